@@ -83,6 +83,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "separated by zero bytes, and @<type> -> since when, us, by whom and why",
     ),
     "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
+    "events": ("stream", "actions of operators, 500 at most: time, us, number, ids, key, record"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }
 """Keys of a queue. All are structural: they have no time to live."""
@@ -251,6 +252,11 @@ class GlobalKeys:
     def schedule_queues(self) -> str:
         """Key of the hash of queues with stored schedules; a changed number: look at them."""
         return f"{self.prefix}:schedule_queues"
+
+    @property
+    def events(self) -> str:
+        """Key of the stream of operators' actions that belong to no queue."""
+        return f"{self.prefix}:events"
 
     def server(self, server_id: str) -> str:
         """Return the key of the hash that describes a server; it has a time to live."""

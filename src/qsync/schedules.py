@@ -17,6 +17,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
+from qsync.broker.event_ops import recorded
 from qsync.broker.schedule_records import read_record
 from qsync.broker.stored_schedules import (
     NEVER_US,
@@ -71,7 +72,9 @@ class _AnySchedules:
     def _keys(self, queue: str) -> QueueKeys:
         return queue_keys(self._globals.prefix, queue)
 
-    def _put(self, name: str, queue: str, content: Content) -> Trips[StoredSchedule]:
+    def _put(
+        self, name: str, queue: str, content: Content, event: bytes = b""
+    ) -> Trips[StoredSchedule]:
         keys, given = self._keys(queue), content.schedule
         [queues, (now_us, [before])] = yield [
             schedule_ops.schedule_queues(self._globals),
@@ -87,7 +90,7 @@ class _AnySchedules:
         if queue not in queues:
             yield [announce, registry_ops.register(self._globals, [queue])]
         record = encode_record(*content)
-        [put] = yield [schedule_ops.put_schedule(keys, name, next_us, record)]
+        [put] = yield [recorded(schedule_ops.put_schedule(keys, name, next_us, record), event)]
         if put.of_program is not None:
             raise _of_program(name, queue, content, put.of_program)
         yield [
@@ -247,8 +250,11 @@ class AsyncSchedules(_AnySchedules):
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
         return await self.put_content(name, task.queue, content)
 
-    async def put_content(self, name: str, queue: str, content: Content) -> StoredSchedule:
-        return await self._do(self._put(name, queue, content))
+    async def put_content(
+        self, name: str, queue: str, content: Content, *, event: bytes = b""
+    ) -> StoredSchedule:
+        """Put a checked schedule, and record this action of an operator if there is one."""
+        return await self._do(self._put(name, queue, content, event))
 
     async def get(self, name: str) -> StoredSchedule | None:
         """Return a schedule; None when there is none of this name."""

@@ -360,8 +360,9 @@ def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_script_is_run_in_some_role() -> None:
     ours = {*acl.scripts_of("server"), *acl.scripts_of("reader")}
     assert set(acl.scripts()) - ours == {
-        "delete", "delete_queue", "forget_schedule", "pause", "pause_schedule", "pause_type",
-        "purge", "recount_bytes", "repair", "run", "set_weight", "unregister",
+        "delete", "delete_queue", "edit", "forget_schedule", "pause", "pause_schedule",
+        "pause_type", "purge", "record_event", "recount_bytes", "repair", "run", "set_weight",
+        "unregister",
     }  # fmt: skip
     assert set(acl.scripts_of("admin")) == set(acl.scripts()) == set(calls())
     reads = VIEWS

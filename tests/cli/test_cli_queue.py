@@ -41,6 +41,17 @@ def test_a_queue_is_paused_emptied_and_resumed(live: Live) -> None:
     assert queue_of(live)["paused"] is None
     assert "default" in live.ok("stats").out
     assert live.ok("stats", "--json").json
+    found = live.ok("events", "--queue", "default", "--json").json
+    assert [(e["action"], e["number"], e["detail"]) for e in found] == [
+        ("queue.resume", 1, ""),
+        ("queue.purge", 2, "pending"),
+        ("queue.pause", 1, "the provider is down"),
+    ]
+    assert all("@" in event["by"] for event in found)
+    assert live.ok("events", "--action", "queue.purge", "-o", "csv").out.count("\n") == 2
+    assert "the provider is down" in live.ok("events", "--action", "queue").out
+    assert "No actions" in live.ok("events", "--task", "none", "--since", "1h").out
+    assert "did you mean 'queue.purge'" in live.refused("events", "--action", "queue.purg", code=2)
 
 
 def test_servers_are_listed_and_stopped(live: Live) -> None:

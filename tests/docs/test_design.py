@@ -129,7 +129,8 @@ def test_every_key_of_a_queue_is_described_with_its_type() -> None:
 def test_every_key_outside_the_queues_is_described() -> None:
     keys = GlobalKeys("PREFIX")
     expected = [
-        keys.queues, keys.schedule_queues, keys.servers, keys.server("<id>"), keys.inbox("<id>"),
+        keys.queues, keys.schedule_queues, keys.events, keys.servers, keys.server("<id>"),
+        keys.inbox("<id>"),
     ]  # fmt: skip
     described = [names(row[0])[0] for row in table(DATA_MODEL, "global keys")]
     assert described == [name.replace("PREFIX", "<prefix>") for name in expected]

@@ -761,6 +761,7 @@ def test_forget(store: Store, prefix: str) -> None:
         assert set(client.keys(f"*{prefix}*")) <= {
             f"{prefix}:server:live".encode(),
             f"{prefix}:servers".encode(),
+            f"{prefix}:events".encode(),
         }
 
 

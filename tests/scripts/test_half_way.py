@@ -20,7 +20,7 @@ from qsync.broker.op_values import Completion, FetchPolicy, HandedBack, Killed, 
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import QUEUE_KEYS
 from qsync.limit import LimitRule
-from tests.scripts.test_ops_twice import ALL, Make, queue
+from tests.scripts.test_ops_twice import ALL, Make, queue, recording
 from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, DAY, FAILURE, LEASE, Dump, Rig, S
 
@@ -148,7 +148,7 @@ def in_flow(make: Make) -> Make:
     """The call in its flow variant, if its script has one."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
-        call = make(rig, held)
+        call = recording(make)(rig, held)
         return call.in_flow() if call.script.is_plain else call
 
     return made
@@ -169,6 +169,7 @@ EVERY = (
 
 BESIDE = {
     "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
+    "events",
 }  # fmt: skip
 """Keys that decide nothing about a task: what is written to them may be missing."""
 

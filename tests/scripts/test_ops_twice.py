@@ -17,16 +17,23 @@ from qsync.broker import (
     schedule_ops,
     type_ops,
 )
+from qsync.broker.acl import scripts
 from qsync.broker.call import Call
 from qsync.broker.edit_op import edit
+from qsync.broker.event_ops import EventRecord, event_bytes, record_event, recorded
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
+from qsync.broker.script import read
 from qsync.broker.stored_schedules import StoredRow
 from qsync.message import decode_message
 from tests.scripts.test_ops_locks import LOCK, NAME
 from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, START, Rig, S
 
+RECORDING = {
+    name for name in scripts() if "ARGV[2] event" in read(f"{name}.lua") and name != "record_event"
+}
+EVENT = event_bytes(EventRecord("task.delete", "ann"), b"12345678", grows=False)
 STAMP = START.to_bytes(8, "big")
 
 Make = Callable[[Rig, list[LeaseRef]], Call[Any]]
@@ -233,6 +240,7 @@ OTHER: dict[str, Make] = {
     "describe an end": lambda rig, held: registry_ops.set_server_info(
         rig.globals, "s", {}, ttl_ms=0
     ),
+    "record": lambda rig, held: record_event(rig.keys, EVENT, ids=["a"], now_us=rig.now),
     "send": lambda rig, held: registry_ops.send_order(rig.globals, "s", b"quiet", ttl_ms=60_000),
 }
 
@@ -247,7 +255,18 @@ def tick_stored(rig: Rig) -> Call[Any]:
     return schedule_ops.tick_schedules(rig.keys, rows, now_us=rig.now)
 
 
-ALL = SETTLE | HOLD | OTHER
+def recording(make: Make) -> Make:
+    """The call with a record of an operator's action, if its script takes one."""
+
+    def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
+        call = make(rig, held)
+        takes_event = "events" in call.script.keys and call.script.name in RECORDING
+        return recorded(call, EVENT) if takes_event else call
+
+    return made
+
+
+ALL = SETTLE | HOLD | {name: recording(make) for name, make in OTHER.items()}
 
 
 def queue(rig: Rig) -> list[LeaseRef]:

@@ -16,6 +16,7 @@ import pytest
 from qsync.bounds import Bounds
 from qsync.broker import (
     bounds_ops,
+    event_ops,
     limit_ops,
     operator_ops,
     ops,
@@ -44,7 +45,7 @@ from tests.support.mutation import planted
 from tests.support.queue_driver import BINARIES, POLICY, shared_store
 from tests.support.stores import Binary
 
-GLOBALS = {"queues", "servers", "server", "inbox", "schedule_queues"}
+GLOBALS = {"queues", "servers", "server", "inbox", "schedule_queues", "events"}
 TYPES = {
     "queues": "set", "servers": "zset", "server": "hash", "inbox": "list",
     "schedule_queues": "hash",
@@ -57,7 +58,7 @@ VIEWS = {
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "get_limit",
     "list_limits",
     "audit_limits", "paused_types",
-    "bounds", "weights",
+    "bounds", "weights", "events",
 }  # fmt: skip
 
 TEXTS = {
@@ -476,6 +477,8 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "recount_bytes": (bounds_ops.recount_bytes(keys), 0),
         "set_weight": (bounds_ops.set_weight(keys, "a", 2), 0),
         "weights": (bounds_ops.weights(keys), 0),
+        "record_event": (event_ops.record_event(keys, b"-", ids=["a", "b"]), 2),
+        "events": (event_ops.events(keys), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),
         "repair": (

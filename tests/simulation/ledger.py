@@ -425,9 +425,9 @@ class Ledger:
         self._open_locks = {lock: id for lock, id in self._open_locks.items() if id != entry.id}
 
     def _see_cancel(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
-        entry = self.entry(queue, args[0])
+        entry = self.entry(queue, args[1])
         if reply[0] in (b"active", b"cancelled"):
-            entry.cancel_retention = args[1]
+            entry.cancel_retention = args[2]
         if reply[0] == b"active" and not entry.cancel_asked:
             entry.cancel_asked, entry.cancel_asked_us = True, now
         elif reply[0] == b"cancelled" and entry.phase not in ("kept", "gone"):

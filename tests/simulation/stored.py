@@ -42,7 +42,7 @@ class StoredBook:
 
     def see_put(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         """Note a put and its reply."""
-        _, name, _, record = args
+        _, _, name, _, record = args
         stamp, of_program = reply
         known = self.versions.setdefault((queue, name), [])
         if of_program:
@@ -55,7 +55,7 @@ class StoredBook:
     def see_delete(self, queue: str, args: Sequence[Any], reply: Any) -> None:
         """Note a delete and its reply."""
         if reply:
-            self.deleted.add((queue, args[0]))
+            self.deleted.add((queue, args[1]))
 
     def see_ticks(
         self, queue: str, now: int, args: Sequence[Any], reply: Any, back_us: int

@@ -271,6 +271,7 @@ local read = {
   zset = function(key) return redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end,
   list = function(key) return redis.call('LRANGE', key, 0, -1) end,
   set = function(key) return redis.call('SMEMBERS', key) end,
+  stream = function(key) return redis.call('XRANGE', key, '-', '+') end,
 }
 local found = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -286,6 +287,7 @@ _SHAPE: Final[dict[bytes, Any]] = {
     b"zset": lambda flat: dict(zip(flat[::2], map(float, flat[1::2]), strict=True)),
     b"list": list,
     b"set": set,
+    b"stream": lambda entries: {id: tuple(fields) for id, fields in entries},
 }
 
 

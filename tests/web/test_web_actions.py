@@ -78,6 +78,17 @@ async def test_a_queue_is_paused_resumed_and_purged(store: Store, prefix: str) -
         assert (await web.queue()).states["pending"] == 3, "nothing is done before one is sure"
         assert said(await web.press(asked, "Delete 3 tasks")) == "3 tasks deleted."
         assert (await web.queue()).states["pending"] == 0
+        for path in ("/queue?queue=default", "/events", "/events?queue=default&action=queue"):
+            text = (await web.client.get(path)).text
+            table = text[text.index("Of what</th>") :]
+            verbs = (">State purged<", ">Queue resumed<", ">Queue paused<")
+            seen = [table.index(verb) for verb in verbs]
+            assert seen == sorted(seen), "the latest first"
+            assert "3 tasks" in table
+            assert "dashboard" in table
+            assert "&lt;b&gt;rest&lt;/b&gt;" in table
+        assert "No action matches" in (await web.client.get("/events?action=task.cancel")).text
+        assert (await web.client.get("/events?action=none")).status_code == 400
 
 
 async def test_a_task_is_run_cancelled_and_deleted(store: Store, prefix: str) -> None:
@@ -95,6 +106,9 @@ async def test_a_task_is_run_cancelled_and_deleted(store: Store, prefix: str) ->
         assert await web.bed.inspector.task("d2")
         assert said(await web.press(asked, "Delete task")) == "Task d2 is deleted."
         assert await web.bed.inspector.task("d2") is None
+        for id, verbs in (("d2", {"Task deleted"}), ("d1", {"Task retried", "Task cancelled"})):
+            text = (await web.client.get(f"/task?id={id}")).text
+            assert set(re.findall(r'<th scope="row">([\w ]+)</th>', text)) == verbs, id
         await web.bed.enqueue(Task("t", id="a1"))
         await web.bed.lease(server="s")
         text = (await web.client.get("/task?id=a1")).text

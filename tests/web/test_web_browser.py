@@ -356,7 +356,8 @@ def test_nothing_is_wider_than_a_phone(
                  "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
                  f"/task?id={long}", f"/edit?id={long}", "/task?id=a", "/servers",
                  f"/server?id={server}",
-                 "/schedules", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
+                 "/schedules", "/events", f"/find?id={long}", f"/find?id={long[1:]}",
+                 "/search?q=age:1",
                  f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}",
                  f"/queue?queue={'q' * 128}"):  # fmt: skip
         web.go(path)

@@ -20,8 +20,8 @@ PAGES = (
     "/tasks?queue=default&state=pending&limit=1e9", "/tasks?queue=default&state=pending&type=none",
     "/tasks?queue=default&state=active", "/dead?queue=default&limit=1e9",
     "/dead?queue=default&error=no+luck", "/dead?queue=default&error=none&age=1d", "/task?id=p5000",
-    "/task?id=d100", "/find?id=p5000", "/servers", "/server?id=w", "/schedules", "/metrics",
-    "/health", "/queue?queue=default&days=1e9",
+    "/task?id=d100", "/find?id=p5000", "/servers", "/server?id=w", "/schedules", "/events",
+    "/metrics", "/health", "/queue?queue=default&days=1e9",
 )  # fmt: skip
 
 FORMS: dict[str, dict[str, object]] = {

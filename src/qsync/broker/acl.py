@@ -38,9 +38,12 @@ CLUSTER: Final = ("cluster|slots", "asking")
 
 SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
-    "schedule_queues": "schedule_queues",
+    "schedule_queues": "schedule_queues", "events": "events",
 }  # fmt: skip
 """Patterns of the keys outside of queues, without the prefix, by the names that scripts use."""
+
+RECORD: Final = frozenset({"xadd", "xdel", "xrevrange"})
+"""Commands of the record of actions, which only operators write."""
 
 CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
 """Commands on the channels of ended tasks; without them clients notice results only by polling."""
@@ -73,6 +76,8 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
     for name in scripts_of(role):
         text = load(name, flow=True).text
         needed |= {_command(*found) for found in _COMMAND.findall(text)}
+    if role in ("client", "server"):
+        needed -= RECORD
     return tuple(sorted(needed - ({"waitaof"} if old else set())))
 
 
@@ -101,6 +106,7 @@ def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
     """
     used = {key for name in scripts_of(role) for key in load(name).keys}
     used |= {"inbox"} if role == "server" else set()  # read without a script
+    used -= {"events"} if role in ("client", "server") else set()
     found = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
     return (*found, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(found)
 

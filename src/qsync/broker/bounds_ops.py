@@ -32,7 +32,7 @@ def _set(
     keys: QueueKeys, field: str, bounds: str, by: str, now_us: int | None = None
 ) -> Call[bool]:
     script = load("set_bounds")
-    args = (now_argument(now_us), field, bounds, by)
+    args = (now_argument(now_us), "", field, bounds, by)
     return Call(script, keys.names(script.keys), args, bool)
 
 
@@ -62,7 +62,7 @@ def recount_bytes(keys: QueueKeys) -> Call[bool]:
 def set_weight(keys: QueueKeys, key: str, weight: float | None) -> Call[bool]:
     """Set the share of a fairness key; None removes it. Return whether this changed something."""
     script = load("set_weight")
-    args = (key, "" if weight is None else f"{weight:g}")
+    args = ("", "", key, "" if weight is None else f"{weight:g}")
     return Call(script, keys.names(script.keys), args, bool)
 
 

@@ -44,7 +44,7 @@ def edit(
     digest = hashlib.sha1(seen, usedforsecurity=False).hexdigest()
     again = rerun or RerunRequest(id)
     args = (
-        now_argument(now_us), id, state, digest, message, due, "" if rerun is None else "1",
+        now_argument(now_us), "", id, state, digest, message, due, "" if rerun is None else "1",
         fairness_member(again.priority, again.fairness_key), again.lock, again.failure,
     )  # fmt: skip
 

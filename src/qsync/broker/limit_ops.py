@@ -101,7 +101,7 @@ def _put_rules(
     keys: QueueKeys, fields: Mapping[str, bytes], by: str, now_us: int | None
 ) -> Call[int]:
     script = load("put_limit_rules")
-    args: list[Argument] = [now_argument(now_us), by]
+    args: list[Argument] = [now_argument(now_us), "", by]
     for name, packed in fields.items():
         args += (name, packed)
     return Call(script, keys.names(script.keys), tuple(args), int)

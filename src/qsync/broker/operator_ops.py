@@ -50,7 +50,7 @@ def run_many(
 ) -> Call[list[RunOutcome]]:
     """Move tasks of one state to pending, in this order; see `run`."""
     script = load("run")
-    args: list[Argument] = [now_argument(now_us), state]
+    args: list[Argument] = [now_argument(now_us), "", state]
     for task in bounded(tasks):
         member = fairness_member(task.priority, task.fairness_key)
         args += (task.id, member, task.lock, task.failure)
@@ -62,7 +62,9 @@ def delete(
 ) -> Call[int]:
     """Delete the tasks that are still in `state` (not `active`); return how many were."""
     script = load("delete")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), state, *bounded(ids)), int)
+    return Call(
+        script, keys.names(script.keys), (now_argument(now_us), "", state, *bounded(ids)), int
+    )
 
 
 class PurgeStep(NamedTuple):
@@ -91,7 +93,7 @@ def purge(
     script = load("purge")
     score, id = last or ("", "")
     args = (
-        now_argument(now_us), state, min(count, MAX_TASKS_PER_CALL),
+        now_argument(now_us), "", state, min(count, MAX_TASKS_PER_CALL),
         score, id.encode(errors="surrogateescape"),
     )  # fmt: skip
 
@@ -143,7 +145,7 @@ def resume(keys: QueueKeys) -> Call[bool]:
 
 def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
     script = load("pause")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), note), bool)
+    return Call(script, keys.names(script.keys), (now_argument(now_us), "", note), bool)
 
 
 def _note(note: bytes) -> bytes:

@@ -286,7 +286,7 @@ def cancel(
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
     """Cancel a task; `active` comes with the token of its lease."""
     script = load("cancel")
-    args = (now_argument(now_us), id, "" if retention_us is None else retention_us)
+    args = (now_argument(now_us), "", id, "" if retention_us is None else retention_us)
     return Call(script, keys.names(script.keys), args, text_tuple)
 
 

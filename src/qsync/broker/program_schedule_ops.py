@@ -91,7 +91,7 @@ def forget_schedule(
     """
     script = load("forget_schedule")
     return Call(
-        script, keys.names(script.keys), (now_argument(now_us), schedule, silence_us), _changed
+        script, keys.names(script.keys), (now_argument(now_us), "", schedule, silence_us), _changed
     )
 
 
@@ -99,7 +99,9 @@ def _pause_schedule(
     keys: QueueKeys, schedule: str, note: bytes, now_us: int | None
 ) -> Call[bool | None]:
     script = load("pause_schedule")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), schedule, note), _changed)
+    return Call(
+        script, keys.names(script.keys), (now_argument(now_us), "", schedule, note), _changed
+    )
 
 
 def _changed(reply: int) -> bool | None:

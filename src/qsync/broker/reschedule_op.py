@@ -26,7 +26,7 @@ def reschedule(
 ) -> Call[Rescheduled]:
     """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
     script = load("reschedule")
-    args = (now_argument(now_us), id, due)
+    args = (now_argument(now_us), "", id, due)
 
     def decode(values: Any) -> Rescheduled:
         reply = script.reply(values)

@@ -61,7 +61,7 @@ def put_schedule(
 ) -> Call[Put]:
     """Store a schedule, replacing one of the same name, unless a program uses the name."""
     script = load("put_schedule")
-    args = (now_argument(now_us), SCHEDULE_SILENCE_US, name, next_us, record)
+    args = (now_argument(now_us), "", SCHEDULE_SILENCE_US, name, next_us, record)
     return Call(
         script, keys.names(script.keys), args, lambda reply: Put(reply[0], reply[1] or None)
     )
@@ -70,7 +70,7 @@ def put_schedule(
 def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
     """Delete a stored schedule, with `stamp` only that version of it; return whether it existed."""
     script = load("delete_schedule")
-    return Call(script, keys.names(script.keys), (name, stamp), bool)
+    return Call(script, keys.names(script.keys), ("", "", name, stamp), bool)
 
 
 def due_schedules(keys: QueueKeys, *, count: int = BATCH, now_us: int | None = None) -> Call[Due]:

@@ -47,7 +47,7 @@ def resume_type(keys: QueueKeys, type: str, *, now_us: int | None = None) -> Cal
 
 def _pause_type(keys: QueueKeys, type: str, note: bytes, now_us: int | None) -> Call[bool | None]:
     script = load("pause_type")
-    args = ("" if now_us is None else now_us, type, note, PAUSED_MOST)
+    args = ("" if now_us is None else now_us, "", type, note, PAUSED_MOST)
     return Call(
         script, keys.names(script.keys), args, lambda reply: None if reply < 0 else bool(reply)
     )

@@ -14,6 +14,7 @@ from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
 from qsync.cli.errors import errors
+from qsync.cli.events import events
 from qsync.cli.fairness import fairness
 from qsync.cli.limit import limit
 from qsync.cli.queue_bounds import queue
@@ -40,6 +41,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "errors",
         "schedule",
         "server",
+        "events",
     ),
     "Check": ("doctor", "acl"),
     "Try": ("demo",),
@@ -93,6 +95,7 @@ for _noun, _plural in (
     (schedule, "schedules"), (servers, "servers"), (errors, "error"),
 ):  # fmt: skip
     app.add_typer(_noun, name=_plural, hidden=True)
+app.command("events", short_help="Show who changed what, and when.")(events)
 app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(
     doctor
 )

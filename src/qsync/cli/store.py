@@ -22,6 +22,7 @@ from qsync.cli.command import (
     exit_with,
 )
 from qsync.cli.options import StoreOptions
+from qsync.cli.prompts import current_user
 from qsync.connections import PREFIX, URL, Connections
 from qsync.errors import (
     ConfigError,
@@ -76,7 +77,7 @@ def open_store(options: StoreOptions) -> Iterator[StoreSession]:
     connections, app = connections_of(options)
     try:
         with contextlib.closing(connections), asyncio.Runner() as runner:
-            inspector = connections.inspector()
+            inspector = connections.inspector().acting(current_user(), as_one=True)
             try:
                 yield StoreSession(inspector, runner, connections, app)
             finally:

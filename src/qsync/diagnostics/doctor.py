@@ -196,13 +196,13 @@ def trials(
         "spublish": (keys.done, "id"), "blpop": (key, 1),
         "hset": (key, "f", "v"), "hincrby": (key, "f", 1), "zadd": (key, 1, "m"),
         "zrangebyscore": (key, 0, 1), "zremrangebyscore": (key, 0, 1), "zrange": (key, 0, 1),
-        "zcount": (key, 0, 1),
+        "zcount": (key, 0, 1), "xadd": (key, "*", "f", "v"), "xrevrange": (key, "+", "-"),
         "ltrim": (key, 0, 0), "hscan": (key, 0), "zscan": (key, 0), "sscan": (key, 0),
         "type": (key,), "zlexcount": (key, "-", "+"), "zrangebylex": (key, "-", "+"),
     }  # fmt: skip
     one_key = {
         "exists", "hgetall", "hkeys", "hlen", "llen", "memory|usage", "pttl", "scard", "unlink",
-        "zcard",
+        "xlen", "zcard",
     }  # fmt: skip
     return [
         (name, *special.get(name, (key,) if name in one_key else (key, number)))

@@ -15,6 +15,8 @@ from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.edits import _EditsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
+from qsync.inspector.event_values import OperatorEvent
+from qsync.inspector.events import _EventsMixin
 from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.explanation import Explanation, Reason
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
@@ -62,6 +64,7 @@ __all__ = [
     "Inspector",
     "LimitInfo",
     "LimitPage",
+    "OperatorEvent",
     "OperatorRule",
     "Overview",
     "Page",
@@ -96,6 +99,7 @@ class Inspector(
     _BoundsMixin,
     _TypesMixin,
     _ExplainMixin,
+    _EventsMixin,
 ):
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
 

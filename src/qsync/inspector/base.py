@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
 from qsync import codec
-from qsync.broker import views
+from qsync.broker import event_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.call import Call
+from qsync.broker.event_ops import KEY_BYTES
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask, QsyncError
+from qsync.inspector.event_values import Actor, new_key
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
@@ -36,15 +39,22 @@ MAX_RATE_WINDOW_S: Final = 60.0
 MIN_RATE_WINDOW_S: Final = 0.2
 """Longest and shortest time between two readings of a queue that give a rate, in seconds."""
 
+RECORD_S: Final = 1.0
+"""Time limit of recording an action, in seconds."""
+
 _SCORE: Final = re.compile(r"-?(inf|\d[\d.e+-]{0,40})")
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """The position where a page ended; bulk changes skip tasks that came after `until_us`."""
+    """The position where a page ended; bulk changes skip tasks that came after `until_us`.
+
+    `action` is the key of the action whose steps a bulk change records.
+    """
 
     score: str
     id: bytes
     until_us: int = 0
+    action: bytes = b""
 
     @property
     def place(self) -> PageKey:
@@ -55,10 +65,10 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
         return base64.urlsafe_b64encode(codec.encode(self)).decode().rstrip("=")
 
 
-def cursor_at(place: PageKey, *, until_us: int = 0) -> str:
+def cursor_at(place: PageKey, *, until_us: int = 0, action: bytes = b"") -> str:
     """Return the cursor of the tasks after a position."""
     score, id = place
-    return str(Cursor(score, id.encode(errors="surrogateescape"), until_us))
+    return str(Cursor(score, id.encode(errors="surrogateescape"), until_us, action))
 
 
 def no_cursor(text: object) -> Phrase:
@@ -74,6 +84,7 @@ def read_cursor(text: str | None) -> Cursor | None:
         data = base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
         cursor: Cursor = codec.decode(data, Cursor)
         good = bool(_SCORE.fullmatch(cursor.score)) and float(cursor.score) is not None
+        good = good and len(cursor.action) in (0, KEY_BYTES)
     except (codec.CodecError, binascii.Error, ValueError, AttributeError):
         good = False
     if not good:
@@ -101,6 +112,17 @@ class Base:
         self._broker = broker
         self._globals = GlobalKeys(prefix)
         self._readings: dict[str, deque[tuple[float, int]]] = {}
+        self._actor = Actor()
+
+    def acting(self, by: str, *, as_one: bool = False) -> Self:
+        """Return this inspector, with the name that the record of actions shows for its changes.
+
+        `as_one`: equal changes of several tasks are recorded as one action, with their number. Both
+        share their connections; closing one closes the other.
+        """
+        other = copy.copy(self)
+        other._actor = Actor(by, new_key() if as_one else b"")
+        return other
 
     @property
     def prefix(self) -> str:
@@ -166,6 +188,25 @@ class Base:
         if not readings or now - readings[-1][0] >= MIN_RATE_WINDOW_S:
             readings.append((now, ended))
         return rate
+
+    async def _record(
+        self,
+        action: str,
+        subject: str = "",
+        *,
+        queue: str | None = None,
+        number: int = 1,
+        ids: Sequence[str] = (),
+    ) -> None:
+        """Record an action that no script of its own records; nothing if `number` is 0.
+
+        An action whose record fails has been made all the same, so the error is ignored.
+        """
+        if number:
+            keys = self._globals if queue is None else self._keys(queue)
+            event = self._actor.event(action, subject)
+            call = event_ops.record_event(keys, event, number=number, ids=ids)
+            await self._broker.run_many([call], ends=ends_in(RECORD_S))
 
     async def ping(self) -> float:
         """Return the seconds that a round trip to the store takes.

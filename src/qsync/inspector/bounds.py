@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qsync.bounds import QueueBounds, WhenFull, bounds_of, check_weight
 from qsync.broker import bounds_ops
+from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.values import Change
@@ -37,12 +38,15 @@ class _BoundsMixin(_LiveServersMixin):
         bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        await self._broker.run(bounds_ops.set_bounds(self._keys(queue), bounds, by=by))
+        call = bounds_ops.set_bounds(self._keys(queue), bounds, by=by or self._actor.by)
+        event = self._actor.event("bounds.set", detail=str(bounds), by=by)
+        await self._broker.run(recorded(call, event))
         return Change(outcome="done")
 
     async def reset_bounds(self, queue: str) -> Change:
         """Remove an operator's bounds, so that those of the program hold; `not_found` without."""
-        changed = await self._broker.run(bounds_ops.set_bounds(self._keys(queue), None))
+        call = bounds_ops.set_bounds(self._keys(queue), None)
+        changed = await self._broker.run(recorded(call, self._actor.event("bounds.reset")))
         return Change(outcome="done" if changed else "not_found")
 
     async def weights(self, queue: str) -> dict[str, float]:
@@ -64,13 +68,17 @@ class _BoundsMixin(_LiveServersMixin):
         checked, name = check_weight(weight), _check_key(key)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        await self._broker.run(bounds_ops.set_weight(self._keys(queue), name, checked))
+        call = bounds_ops.set_weight(self._keys(queue), name, checked)
+        event = self._actor.event("weight.set", name, f"{checked:g}")
+        await self._broker.run(recorded(call, event))
         return Change(outcome="done")
 
     async def reset_weight(self, queue: str, key: str) -> Change:
         """Give a fairness key the weight 1 again; `not_found` if it has no other."""
         call = bounds_ops.set_weight(self._keys(queue), _check_key(key), None)
-        return Change(outcome="done" if await self._broker.run(call) else "not_found")
+        event = self._actor.event("weight.reset", key)
+        changed = await self._broker.run(recorded(call, event))
+        return Change(outcome="done" if changed else "not_found")
 
 
 WEIGHTS = 100_000

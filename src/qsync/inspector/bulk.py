@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
 from qsync.broker import op_values, operator_ops, views
+from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import state_of
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
 from qsync.inspector.error_groups import ErrorPart, group_of, merge_groups
+from qsync.inspector.event_values import describe, new_key
 from qsync.inspector.fingerprint import FAILING
 from qsync.inspector.task_rows import decode_row, is_unread, matches
 from qsync.inspector.tasks import _TasksMixin, rerun_of
@@ -31,12 +33,16 @@ DELETABLE: Final = tuple(state for state in TaskState if state is not TaskState.
 
 
 class _Part(NamedTuple):
-    """The matching tasks of a part of a state; `cursor` None: it was the last part."""
+    """The matching tasks of a part of a state; `cursor` None: it was the last part.
+
+    `action` is the key of the action that the steps are recorded as.
+    """
 
     rows: list[StoredRow]
     scanned: int
     unread: int
     cursor: str | None
+    action: bytes
 
 
 class _BulkMixin(_TasksMixin):
@@ -83,6 +89,7 @@ class _BulkMixin(_TasksMixin):
         self, queue: str, state: TaskState, filter: Filter | None, cursor: str | None
     ) -> Step:
         part = await self._part(queue, state, filter, read_cursor(cursor))
+        event = self._bulk_event("task.retry", state, filter, part)
         outcomes: list[str] = []
         for start in range(0, len(part.rows), op_values.MAINTENANCE_BATCH):
             requests = [
@@ -90,7 +97,8 @@ class _BulkMixin(_TasksMixin):
                 for row in part.rows[start : start + op_values.MAINTENANCE_BATCH]
             ]
             call = operator_ops.run_many(self._keys(queue), requests, state)
-            outcomes += [outcome for outcome, _ in await self._broker.run(call)]
+            replies = await self._broker.run(recorded(call, event))
+            outcomes += [outcome for outcome, _ in replies]
         return Step(
             scanned=part.scanned,
             done=outcomes.count("ok"),
@@ -115,12 +123,13 @@ class _BulkMixin(_TasksMixin):
         """
         known = _one_of(DELETABLE, state, "deleted")
         part = await self._part(queue, known, filter, read_cursor(cursor))
+        event = self._bulk_event("task.delete", known, filter, part)
         ids = [row.id for row in part.rows]
         deleted = 0
         for start in range(0, len(ids), op_values.MAINTENANCE_BATCH):
             batch = ids[start : start + op_values.MAINTENANCE_BATCH]
             call = operator_ops.delete(self._keys(queue), batch, stored_in(known))
-            deleted += await self._broker.run(call)
+            deleted += await self._broker.run(recorded(call, event))
         return Step(
             scanned=part.scanned, done=deleted, too_late=len(ids) - deleted, unread=part.unread,
             cursor=part.cursor,
@@ -135,7 +144,8 @@ class _BulkMixin(_TasksMixin):
         """
         known = _one_of(CANCELLABLE, state, "cancelled")
         part = await self._part(queue, known, filter, read_cursor(cursor))
-        outcomes = [(await self.cancel(row.id, queue=queue)).outcome for row in part.rows]
+        event = self._bulk_event("task.cancel", known, filter, part)
+        outcomes = [(await self._cancel(row.id, queue, event)).outcome for row in part.rows]
         done = sum(outcome in ("done", "told") for outcome in outcomes)
         return Step(
             scanned=part.scanned, done=done, too_late=len(outcomes) - done, unread=part.unread,
@@ -176,7 +186,10 @@ class _BulkMixin(_TasksMixin):
         rows = [row for row in page.rows if _came_us(row, state) <= until_us]
         # Dead tasks are ordered by death, so all after a skipped one are skipped, too.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))
-        end = cursor_at(page.rows[-1].place, until_us=until_us) if more and page.rows else None
+        action = new_key() if cursor is None or not cursor.action else cursor.action
+        end = None
+        if more and page.rows:
+            end = cursor_at(page.rows[-1].place, until_us=until_us, action=action)
         tasks = [decode_row(row) for row in rows]
         return _Part(
             rows=[
@@ -187,7 +200,13 @@ class _BulkMixin(_TasksMixin):
             scanned=len(rows),
             unread=sum(is_unread(filter, task) for task in tasks),
             cursor=end,
+            action=action,
         )
+
+    def _bulk_event(
+        self, action: str, state: TaskState, filter: Filter | None, part: _Part
+    ) -> bytes:
+        return self._actor.event(action, detail=describe(state, filter), key=part.action)
 
     async def steps(
         self, step: Callable[..., Awaitable[Step]], *args: Any, **options: Any

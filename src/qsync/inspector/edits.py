@@ -9,6 +9,7 @@ import msgspec
 
 from qsync import codec
 from qsync.broker import edit_op, ops, registry_ops, views
+from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask, state_of
 from qsync.errors import InvalidTask
 from qsync.inspector.edit_values import check_shape, encoded_payload, with_edit
@@ -60,7 +61,9 @@ class _EditsMixin(_TasksMixin):
         now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
         options = edited_options(shown.message or b"")
         new = codec.encode(
-            with_edit(message, options, data, is_value=is_value, at_us=now_us, by=by)
+            with_edit(
+                message, options, data, is_value=is_value, at_us=now_us, by=by or self._actor.by
+            )
         )
         if new == codec.encode(message):  # only what follows from it is asked for
             new = shown.message or b""
@@ -70,7 +73,8 @@ class _EditsMixin(_TasksMixin):
             self._keys(queue), id, shown.state, seen=shown.message or b"", message=new, due=due,
             rerun=rerun_of(id, shown) if retry else None,
         )  # fmt: skip
-        done = await self._broker.run(call)
+        event = self._actor.event("task.edit", detail="and run now" if retry else "", by=by)
+        done = await self._broker.run(recorded(call, event))
         if done.outcome == "duplicate":
             return Change(outcome="duplicate", state=shown.state, holder=done.holder)
         if done.outcome == "ok":
@@ -123,6 +127,7 @@ class _EditsMixin(_TasksMixin):
             return Change(
                 outcome="refused", why=f"queue {target} refused the copy: {reply.outcome}"
             )
+        await self._record("task.copy", f"{queue}/{id}", queue=target, ids=[task.id])
         return Change(outcome="done", state=state, id=task.id, queue=target)
 
 

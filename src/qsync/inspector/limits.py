@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from qsync.broker import limit_ops
+from qsync.broker.event_ops import recorded
 from qsync.broker.limit_ops import LimitDetail, LimitState
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, no_cursor
@@ -63,13 +64,16 @@ class _LimitsMixin(Base):
         check_limit(limit, "limit")
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        await self._broker.run(limit_ops.set_limit(keys, limit, rule, by[:BY_LENGTH]))
+        by = (by or self._actor.by)[:BY_LENGTH]
+        event = self._actor.event("limit.set", limit, str(rule), by=by)
+        await self._broker.run(recorded(limit_ops.set_limit(keys, limit, rule, by), event))
         return Change(outcome="done")
 
     async def reset_limit(self, limit: str, *, queue: str = "default") -> Change:
         """Remove the rule that an operator has set; `not_found` if there is none."""
         call = limit_ops.set_limit(self._keys(queue), check_limit(limit, "limit"), None, "")
-        changed = await self._broker.run(call)
+        event = self._actor.event("limit.reset", limit)
+        changed = await self._broker.run(recorded(call, event))
         return Change(outcome="done" if changed else "not_found")
 
 

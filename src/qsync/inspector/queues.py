@@ -8,8 +8,10 @@ from typing import Final
 
 from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor
+from qsync.inspector.event_values import new_key
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
 from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
@@ -125,12 +127,15 @@ class _QueuesMixin(_LiveServersMixin):
         keys = self._keys(queue)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        await self._broker.run(operator_ops.pause(keys, note_of(by, why)))
+        event = self._actor.event("queue.pause", detail=why, by=by)
+        call = operator_ops.pause(keys, note_of(by or self._actor.by, why))
+        await self._broker.run(recorded(call, event))
         return Change(outcome="done")
 
     async def resume(self, queue: str) -> Change:
         """Let tasks of the queue start again; `not_found` if it was not paused."""
-        changed = await self._broker.run(operator_ops.resume(self._keys(queue)))
+        call = recorded(operator_ops.resume(self._keys(queue)), self._actor.event("queue.resume"))
+        changed = await self._broker.run(call)
         return Change(outcome="done" if changed else "not_found")
 
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
@@ -153,11 +158,14 @@ class _QueuesMixin(_LiveServersMixin):
                 phrase("state: %(state)s tasks are running; cancel them instead", state=str(state))
             )
         last = None if place is None else place.place
-        purged = await self._broker.run(operator_ops.purge(self._keys(queue), known, last=last))
+        key = place.action if place is not None and place.action else new_key()
+        event = self._actor.event("queue.purge", detail=known, key=key)
+        call = operator_ops.purge(self._keys(queue), known, last=last)
+        purged = await self._broker.run(recorded(call, event))
         return Step(
             scanned=purged.deleted,
             done=purged.deleted,
-            cursor=None if purged.last is None else cursor_at(purged.last),
+            cursor=None if purged.last is None else cursor_at(purged.last, action=key),
         )
 
     async def forget(self, queue: str, *, force: bool = False) -> Forgotten:
@@ -175,10 +183,13 @@ class _QueuesMixin(_LiveServersMixin):
         known = await self._is_queue(queue)
         deleted = await self._purge_any(queue) if force else 0
         left = await self._broker.run(operator_ops.delete_queue(self._keys(queue), force=force))
+        gone = not left and (known or deleted > 0)
+        # The queue's own record goes with it, so these actions belong to none.
+        await self._record("queue.purge", queue, number=deleted)
+        await self._record("queue.delete", queue, number=int(gone))
         if left:
             return await self._not_forgotten(queue, force, deleted, left)
         await self._broker.run(registry_ops.unregister(self._globals, [queue]))
-        gone = known or deleted > 0
         return Forgotten(outcome="done" if gone else "not_found", deleted=deleted)
 
     async def _not_forgotten(self, queue: str, force: bool, deleted: int, left: int) -> Forgotten:

@@ -10,6 +10,7 @@ import msgspec
 from qsync import codec
 from qsync.broker import ops, program_schedule_ops, schedule_ops, views
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.event_ops import recorded
 from qsync.broker.schedule_records import LIVE_US, read_record, task_from
 from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
 from qsync.broker.stored_task import moment_of
@@ -21,7 +22,7 @@ from qsync.inspector.values import Change, ScheduleInfo, refused
 from qsync.new_task import NewTask, new_id
 from qsync.phrase import phrase, phrase_of
 from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
-from qsync.schedules import AsyncSchedules
+from qsync.schedules import AsyncSchedules, checked_content
 from qsync.task import PAYLOAD_LIMIT, Task
 from qsync.times import datetime_us
 
@@ -127,7 +128,12 @@ class _SchedulesMixin(Base):
         missed: Missed = "skip",
     ) -> StoredSchedule:
         """Put a schedule into the store, as `client.schedules.put` does."""
-        return await self._stored.put(name, task, cron=cron, every=every, tz=tz, missed=missed)
+        content = checked_content(name, task, cron, every, tz, missed, PAYLOAD_LIMIT)
+        return await self._put(name, task.queue, content)
+
+    async def _put(self, name: str, queue: str, content: Content) -> StoredSchedule:
+        event = self._actor.event("schedule.put", name, str(content.schedule))
+        return await self._stored.put_content(name, queue, content, event=event)
 
     async def reschedule(
         self,
@@ -149,7 +155,7 @@ class _SchedulesMixin(Base):
             return Change(outcome="not_found")
         try:
             message = decode_record(row.record).message
-            await self._stored.put_content(name, queue, Content(given, missed, message))
+            await self._put(name, queue, Content(given, missed, message))
         except (codec.CodecError, InvalidTask) as error:
             return refused(phrase_of(error))
         return Change(outcome="done")
@@ -160,7 +166,9 @@ class _SchedulesMixin(Base):
 
     async def delete_schedule(self, name: str, *, queue: str) -> Change:
         """Delete a schedule from the store; `not_found` if a queue has none of this name."""
-        deleted = await self._broker.run(schedule_ops.delete_schedule(self._keys(queue), name))
+        call = schedule_ops.delete_schedule(self._keys(queue), name)
+        event = self._actor.event("schedule.delete", name)
+        deleted = await self._broker.run(recorded(call, event))
         return Change(outcome="done" if deleted else "not_found")
 
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
@@ -169,8 +177,10 @@ class _SchedulesMixin(Base):
         The pause survives restarts. The outcome is `done` also for a paused schedule: `by` and
         `why` are replaced, the time is kept.
         """
-        call = program_schedule_ops.pause_schedule(self._keys(queue), name, note_of(by, why))
-        changed = await self._broker.run(call)
+        note = note_of(by or self._actor.by, why)
+        call = program_schedule_ops.pause_schedule(self._keys(queue), name, note)
+        event = self._actor.event("schedule.pause", name, why, by=by)
+        changed = await self._broker.run(recorded(call, event))
         return Change(outcome="not_found" if changed is None else "done")
 
     async def resume_schedule(self, name: str, *, queue: str) -> Change:
@@ -178,9 +188,9 @@ class _SchedulesMixin(Base):
 
         Ticks missed during the pause are not caught up.
         """
-        changed = await self._broker.run(
-            program_schedule_ops.resume_schedule(self._keys(queue), name)
-        )
+        call = program_schedule_ops.resume_schedule(self._keys(queue), name)
+        event = self._actor.event("schedule.resume", name)
+        changed = await self._broker.run(recorded(call, event))
         return Change(outcome="done" if changed else "not_found")
 
     async def trigger(self, name: str, *, queue: str) -> Change:
@@ -202,12 +212,15 @@ class _SchedulesMixin(Base):
             return refused(phrase("no server of this version published its task"))
         [reply] = await self._broker.run(ops.enqueue(keys, [task]))
         created = reply.outcome == "created"
+        ids, number = [reply.id], int(created)
+        await self._record("schedule.trigger", name, queue=queue, number=number, ids=ids)
         return Change(outcome="done" if created else "duplicate", holder=reply.id)
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
         """Remove a schedule of a program that no server publishes; `refused` while one does."""
         call = program_schedule_ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
-        gone = await self._broker.run(call)
+        event = self._actor.event("schedule.delete", name)
+        gone = await self._broker.run(recorded(call, event))
         if gone is None:
             return Change(outcome="not_found")
         if gone:

@@ -104,6 +104,7 @@ class _ServersMixin(_LiveServersMixin):
         await self._broker.run(
             registry_ops.send_order(self._globals, server_id, order, ttl_ms=ORDER_TTL_MS)
         )
+        await self._record(f"server.{verb}", server_id)
         return Change(outcome="told", server=server_id)
 
 

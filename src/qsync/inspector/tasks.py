@@ -16,6 +16,7 @@ from qsync.broker import (
     stored_task,
     views,
 )
+from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
@@ -150,6 +151,7 @@ class _TasksMixin(Base):
             return refused(phrase("the store lost its message"), state=shown.state)
         row = rerun_of(id, shown)
         call = operator_ops.run_many(self._keys(queue), [row], shown.state)
+        call = recorded(call, self._actor.event("task.retry", detail=shown.state))
         [(outcome, holder)] = await self._broker.run(call)
         if outcome == "duplicate":
             return Change(outcome="duplicate", state=shown.state, holder=holder)
@@ -163,12 +165,15 @@ class _TasksMixin(Base):
         The server stops the handler at once if it receives the message, otherwise at its next lease
         renewal, within a third of the lease. `too_late` if the task has ended.
         """
+        return await self._cancel(id, queue, self._actor.event("task.cancel"))
+
+    async def _cancel(self, id: str, queue: str, event: bytes) -> Change:
         shown = await self._show(id, queue)
         if shown is None:
             return Change(outcome="not_found")
         keys = self._keys(queue)
         retention_us = retention_of(shown)
-        call = ops.cancel(keys, id, retention_us=retention_us)
+        call = recorded(ops.cancel(keys, id, retention_us=retention_us), event)
         outcome, token = await self._broker.run(call)
         if outcome == "active":
             server = server_of_token(token)
@@ -196,9 +201,8 @@ class _TasksMixin(Base):
         Give `delay`, a duration from now, or `process_at`. `refused` in any other state.
         """
         due = due_text(delay=delay, process_at=process_at)
-        reply = await self._broker.run(
-            reschedule_op.reschedule(self._keys(queue), check_id(id), due)
-        )
+        call = reschedule_op.reschedule(self._keys(queue), check_id(id), due)
+        reply = await self._broker.run(recorded(call, self._actor.event("task.reschedule")))
         if reply.state is None:
             return Change(outcome="not_found")
         if reply.due_us is None:
@@ -219,7 +223,9 @@ class _TasksMixin(Base):
             return shown
         if shown.state is TaskState.ACTIVE:
             return refused(phrase("it runs: cancel it first"), state=shown.state)
-        if await self._broker.run(operator_ops.delete(self._keys(queue), [id], shown.state)):
+        call = operator_ops.delete(self._keys(queue), [id], shown.state)
+        event = self._actor.event("task.delete", detail=shown.state)
+        if await self._broker.run(recorded(call, event)):
             return Change(outcome="done")
         return await self._where(id, queue)
 

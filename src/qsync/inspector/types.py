@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qsync.broker import type_ops
+from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, pause_of
@@ -34,8 +35,9 @@ class _TypesMixin(Base):
         check_type(type)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        call = type_ops.pause_type(keys, type, note_of(by, why))
-        if await self._broker.run(call) is None:
+        call = type_ops.pause_type(keys, type, note_of(by or self._actor.by, why))
+        event = self._actor.event("type.pause", type, why, by=by)
+        if await self._broker.run(recorded(call, event)) is None:
             raise InvalidTask(
                 f"type: {type!r} is one too many: {type_ops.PAUSED_MOST} types of {queue} are "
                 "paused; resume one, or pause the queue"
@@ -45,7 +47,9 @@ class _TypesMixin(Base):
     async def resume_type(self, type: str, *, queue: str = "default") -> Change:
         """Let the tasks of a type start again, in their old order; `not_found` if not paused."""
         call = type_ops.resume_type(self._keys(queue), check_type(type))
-        return Change(outcome="done" if await self._broker.run(call) else "not_found")
+        event = self._actor.event("type.resume", type)
+        changed = await self._broker.run(recorded(call, event))
+        return Change(outcome="done" if changed else "not_found")
 
 
 def paused_type(paused: type_ops.PausedType) -> PausedType:

@@ -27,14 +27,14 @@ async def run(site: Site, request: Request) -> Response:
     if form.text("scope") != "all" and not form.text("cursor"):
 
         async def rerun(id: str) -> Change:
-            return await site.inspector.run(id, queue=selection.queue, state=TaskState.DEAD)
+            return await site.acting(request).run(id, queue=selection.queue, state=TaskState.DEAD)
 
         return await bulk_actions.apply_to_selected(site, request, "run", selection, rerun, form)
     if form.text("sure") != "yes":
         return await _ask_to_run(site, request, form, selection)
 
     async def step(cursor: str | None) -> bulk_actions.Step:
-        return await site.inspector.run_dead(selection.queue, selection.filter, cursor=cursor)
+        return await site.acting(request).run_dead(selection.queue, selection.filter, cursor=cursor)
 
     return await bulk_actions.run_steps(site, request, "run", selection, step, form)
 
@@ -49,14 +49,18 @@ async def delete(site: Site, request: Request) -> Response:
     if not is_all:
 
         async def remove(id: str) -> Change:
-            return await site.inspector.delete(id, queue=selection.queue, state=TaskState.DEAD)
+            return await site.acting(request).delete(
+                id, queue=selection.queue, state=TaskState.DEAD
+            )
 
         return await bulk_actions.apply_to_selected(
             site, request, "delete", selection, remove, form
         )
 
     async def step(cursor: str | None) -> bulk_actions.Step:
-        return await site.inspector.delete_dead(selection.queue, selection.filter, cursor=cursor)
+        return await site.acting(request).delete_dead(
+            selection.queue, selection.filter, cursor=cursor
+        )
 
     return await bulk_actions.run_steps(site, request, "delete", selection, step, form)
 

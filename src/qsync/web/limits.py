@@ -37,7 +37,7 @@ async def set_rule(site: Site, request: Request) -> Response:
         rule = _rule(check_limit(limit, "limit"), form)
     except InvalidTask as error:
         return site.go(request, "/limits", phrase_of(error), good=False, queue=queue)
-    change = await site.inspector.set_limit(limit, rule, queue=queue, by=site.user(request))
+    change = await site.acting(request).set_limit(limit, rule, queue=queue)
     text = no_queue(queue)
     if change.ok:
         text = _("%(limit)s: %(rule)s.", limit=limit, rule=rule.phrase)
@@ -48,7 +48,7 @@ async def reset(site: Site, request: Request) -> Response:
     """Remove the rule that an operator has set."""
     form = await site.form(request)
     queue, limit = form.text("queue") or "default", form.text("limit")
-    change = await site.inspector.reset_limit(check_limit(limit, "limit"), queue=queue)
+    change = await site.acting(request).reset_limit(check_limit(limit, "limit"), queue=queue)
     text = _("The rule of the program holds again for %(limit)s.", limit=limit)
     if not change.ok:
         text = _("No rule was set for %(limit)s.", limit=limit)

@@ -168,9 +168,13 @@ class Site:
         """Return the fields of the sent form."""
         return parse_form(await request.body())
 
-    def user(self, request: Request) -> str:
-        """Return the name that is recorded as the author of a pause."""
-        return str(request.scope.get("qsync.user") or "") or "dashboard"
+    def acting(self, request: Request) -> Inspector:
+        """Return the inspector that makes the changes of a request, recorded as one action."""
+        found = request.scope.get("qsync.acting")
+        if not isinstance(found, Inspector):
+            user = str(request.scope.get("qsync.user") or "") or "dashboard"
+            found = request.scope["qsync.acting"] = self.inspector.acting(user, as_one=True)
+        return found
 
 
 def _address(request: Request) -> str:

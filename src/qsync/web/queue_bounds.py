@@ -23,9 +23,9 @@ async def set_bounds(site: Site, request: Request) -> Response:
     name, when = form.text("queue"), form.text("when_full")
     when_full: WhenFull = "drop_oldest" if when == get_args(WhenFull)[1] else "raise"
     try:
-        change = await site.inspector.set_bounds(
+        change = await site.acting(request).set_bounds(
             name, max_tasks=_count(form.text("max_tasks")), max_bytes=_size(form.text("max_bytes")),
-            when_full=when_full, by=site.user(request),
+            when_full=when_full,
         )  # fmt: skip
     except InvalidTask as error:
         return site.go(request, "/queue", phrase_of(error), good=False, queue=name)
@@ -36,7 +36,7 @@ async def set_bounds(site: Site, request: Request) -> Response:
 async def reset(site: Site, request: Request) -> Response:
     """Remove an operator's bounds."""
     name = (await site.form(request)).text("queue")
-    change = await site.inspector.reset_bounds(name)
+    change = await site.acting(request).reset_bounds(name)
     text = _("Queue %(queue)s has no such bounds.", queue=name)
     if change.ok:
         text = _("The bounds of the program hold again.")
@@ -53,7 +53,7 @@ async def set_weight(site: Site, request: Request) -> Response:
         wrong = not_number("weight", form.text("weight"))
         return site.go(request, "/queue", wrong, good=False, queue=name)
     try:
-        change = await site.inspector.set_weight(name, key, weight)
+        change = await site.acting(request).set_weight(name, key, weight)
     except InvalidTask as error:
         return site.go(request, "/queue", phrase_of(error), good=False, queue=name)
     text = no_queue(name)
@@ -66,7 +66,7 @@ async def reset_weight(site: Site, request: Request) -> Response:
     """Give a fairness key the weight 1 again."""
     form = await site.form(request)
     name, key = form.text("queue"), form.text("key")
-    change = await site.inspector.reset_weight(name, key)
+    change = await site.acting(request).reset_weight(name, key)
     text = _("Fairness key %(key)s has weight 1 already.", key=key)
     if change.ok:
         text = _("Fairness key %(key)s has weight 1 again.", key=key)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 from qsync.web import bulk_actions
+from qsync.web.events import last_actions
 from qsync.web.forecast import forecast
 from qsync.web.overview import day_charts, minute_charts
 from qsync.web.pages import Site
@@ -46,6 +47,7 @@ async def show(site: Site, request: Request) -> Response:
     has_data = any(line.path for chart in charts for line in chart.lines)
     return site.page(
         request, "queue", info=info, charts=charts, has_data=has_data, days=day_charts(info.days),
+        actions=await last_actions(site, name),
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],
         minutes=site.sampler.minutes,
         forecast=forecast(site.sampler.series(name), info.states[TaskState.PENDING]),
@@ -58,7 +60,7 @@ async def pause(site: Site, request: Request) -> Response:
     """Pause a queue."""
     form = await site.form(request)
     name, why = form.text("queue"), form.text("why")
-    change = await site.inspector.pause(name, by=site.user(request), why=why)
+    change = await site.acting(request).pause(name, why=why)
     text = _("Queue %(queue)s is paused.", queue=name) if change.ok else no_queue(name)
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
@@ -66,7 +68,7 @@ async def pause(site: Site, request: Request) -> Response:
 async def resume(site: Site, request: Request) -> Response:
     """Resume a queue."""
     name = (await site.form(request)).text("queue")
-    change = await site.inspector.resume(name)
+    change = await site.acting(request).resume(name)
     text = _("Queue %(queue)s was not paused.", queue=name)
     if change.ok:
         text = _("Queue %(queue)s is resumed.", queue=name)
@@ -95,7 +97,7 @@ async def purge(site: Site, request: Request) -> Response:
         )
 
     async def step(cursor: str | None) -> bulk_actions.Step:
-        return await site.inspector.purge(selection.queue, selection.state, cursor=cursor)
+        return await site.acting(request).purge(selection.queue, selection.state, cursor=cursor)
 
     return await bulk_actions.run_steps(site, request, "purge", selection, step, form)
 
@@ -113,7 +115,7 @@ async def delete(site: Site, request: Request) -> Response:
             ),
             back=bulk_actions.back_to(request, "/queue", queue=name),
         )  # fmt: skip
-    outcome = await site.inspector.forget(name)
+    outcome = await site.acting(request).forget(name)
     match outcome.outcome:
         case "done":
             return site.go(request, "/queues", _("Queue %(queue)s is deleted.", queue=name))

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.errors import InvalidTask
-from qsync.inspector import Change
+from qsync.inspector import Change, Inspector
 from qsync.inspector.values import refused
 from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.schedule import Missed
@@ -63,7 +63,7 @@ async def put(site: Site, request: Request) -> Response:
     values = {field: form.text(field, PAYLOAD_TEXT).strip() for field in FIELDS}
     is_new = form.text("new") == "yes"
     try:
-        change = await (_create if is_new else _edit)(site, values)
+        change = await (_create if is_new else _edit)(site.acting(request), values)
     except InvalidTask as error:
         return _form(site, request, values, is_new=is_new, problem=phrase_of(error))
     if change.ok or change.outcome == "not_found":
@@ -75,19 +75,19 @@ async def put(site: Site, request: Request) -> Response:
     return _form(site, request, values, is_new=is_new, problem=problem)
 
 
-async def _create(site: Site, values: dict[str, str]) -> Change:
+async def _create(inspector: Inspector, values: dict[str, str]) -> Change:
     name = values["name"]
-    if await site.inspector.stored_schedule(name) is not None:
+    if await inspector.stored_schedule(name) is not None:
         return refused(phrase("name: schedule %(name)s already exists", name=name))
     task: Task[Any] = Task(
         values["type"], _payload(values["payload"]), queue=values["queue"] or DEFAULT
     )
-    await site.inspector.put_schedule(name, task, **_when(values))
+    await inspector.put_schedule(name, task, **_when(values))
     return Change(outcome="done")
 
 
-async def _edit(site: Site, values: dict[str, str]) -> Change:
-    return await site.inspector.reschedule(values["name"], queue=values["queue"], **_when(values))
+async def _edit(inspector: Inspector, values: dict[str, str]) -> Change:
+    return await inspector.reschedule(values["name"], queue=values["queue"], **_when(values))
 
 
 def _when(values: dict[str, str]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ async def delete(site: Site, request: Request) -> Response:
             text=_("It enqueues no further tasks. Tasks that it has enqueued are not affected."),
             back=back_to(request, "/schedules"),
         )  # fmt: skip
-    change = await site.inspector.delete_schedule(name, queue=queue)
+    change = await site.acting(request).delete_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
 
 
@@ -152,16 +152,14 @@ async def pause(site: Site, request: Request) -> Response:
     """Pause a schedule."""
     form = await site.form(request)
     name, queue = _schedule_of(form)
-    change = await site.inspector.pause_schedule(
-        name, queue=queue, by=site.user(request), why=form.text("why")
-    )
+    change = await site.acting(request).pause_schedule(name, queue=queue, why=form.text("why"))
     return _after(site, request, change, _("Schedule %(name)s is paused.", name=name))
 
 
 async def resume(site: Site, request: Request) -> Response:
     """Resume a schedule."""
     name, queue = _schedule_of(await site.form(request))
-    change = await site.inspector.resume_schedule(name, queue=queue)
+    change = await site.acting(request).resume_schedule(name, queue=queue)
     return _after(
         site, request, change, _("Schedule %(name)s resumes with its next run.", name=name)
     )
@@ -170,7 +168,7 @@ async def resume(site: Site, request: Request) -> Response:
 async def trigger(site: Site, request: Request) -> Response:
     """Enqueue the task of a schedule once, now."""
     name, queue = _schedule_of(await site.form(request))
-    change = await site.inspector.trigger(name, queue=queue)
+    change = await site.acting(request).trigger(name, queue=queue)
     if change.outcome != "done":
         return _after(site, request, change, "")
     text = _("Schedule %(name)s was triggered. This is its task.", name=name)
@@ -188,7 +186,7 @@ async def forget(site: Site, request: Request) -> Response:
             text=_("No running server publishes it. A server that does brings it back."),
             back=back_to(request, "/schedules"),
         )  # fmt: skip
-    change = await site.inspector.forget_schedule(name, queue=queue)
+    change = await site.acting(request).forget_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
 
 

@@ -52,9 +52,9 @@ async def _change_selected(
             request, form, title=f"{label}?", text=consequence(verb), button=label,
             items=[id for _queue, id in picked], back=links(request)("/search", q=str(query)),
         )  # fmt: skip
+    inspector = site.acting(request)
     change: Callable[..., Awaitable[Change]] = {
-        "retry": site.inspector.run, "cancel": site.inspector.cancel,
-        "delete": site.inspector.delete,
+        "retry": inspector.run, "cancel": inspector.cancel, "delete": inspector.delete,
     }[verb]  # fmt: skip
     outcomes = Counter([(await change(id, queue=queue)).outcome for queue, id in picked])
     done = outcomes["done"] + outcomes["told"]
@@ -123,7 +123,7 @@ async def _change_all(
     counts = {name: form.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + STEPS_S
     while True:
-        part = await site.inspector.search_step(query, verb, cursor=cursor)
+        part = await site.acting(request).search_step(query, verb, cursor=cursor)
         counts = {name: counts[name] + getattr(part.step, name) for name in COUNTS}
         cursor = part.step.cursor
         if cursor is None:

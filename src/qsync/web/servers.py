@@ -37,7 +37,7 @@ async def show(site: Site, request: Request) -> Response:
 async def quiet(site: Site, request: Request) -> Response:
     """Drain a server: it takes no new tasks."""
     id = (await site.form(request)).text("id")
-    change = await site.inspector.quiet(id)
+    change = await site.acting(request).quiet(id)
     return _after(site, request, change, id, _("The server was told to take no new tasks."))
 
 
@@ -54,7 +54,7 @@ async def stop(site: Site, request: Request) -> Response:
             ),
             back=back_to(request, "/server", id=id),
         )  # fmt: skip
-    change = await site.inspector.stop(id)
+    change = await site.acting(request).stop(id)
     return _after(site, request, change, id, _("The server was told to stop."))
 
 

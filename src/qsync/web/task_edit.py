@@ -97,12 +97,12 @@ async def _change(
     row, delay = task.row, _delay_of(form.text("delay").strip())
     if verb == "copy":
         into = form.text("into").strip() or None
-        return await site.inspector.copy_task(
+        return await site.acting(request).copy_task(
             row.id, payload, queue=row.queue, into=into, delay=delay
         )
-    return await site.inspector.edit_task(
+    return await site.acting(request).edit_task(
         row.id, payload, queue=row.queue, state=form.text("state") or None,
-        retry=verb == "retry", delay=None if verb == "retry" else delay, by=site.user(request),
+        retry=verb == "retry", delay=None if verb == "retry" else delay,
     )  # fmt: skip
 
 

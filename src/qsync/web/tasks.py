@@ -20,6 +20,7 @@ from qsync.phrase import phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.times import MAX_SECONDS
 from qsync.web.bulk_actions import back_to
+from qsync.web.events import last_actions
 from qsync.web.names import state_name
 from qsync.web.pages import Mask, Site, links
 from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields, Selection, selection_of
@@ -102,11 +103,14 @@ async def show(site: Site, request: Request) -> Response:
     task, explanation = await asyncio.gather(
         site.inspector.task(id, queue=queue), site.inspector.explain(id, queue=queue)
     )
+    actions = await last_actions(site, queue, task=id)
     if task is None:
-        return site.page(request, "gone", status=404, id=id, explanation=explanation)
+        return site.page(
+            request, "gone", status=404, id=id, explanation=explanation, actions=actions
+        )
     payload, hidden = await _payload(site, task)
     return site.page(
-        request, "task", task=task, row=task.row, explanation=explanation,
+        request, "task", task=task, row=task.row, explanation=explanation, actions=actions,
         payload=payload, hidden=hidden,
         masked=site.mask is not None, runnable=task.row.state in RUNNABLE,
         cancellable=task.row.state in UNFINISHED, timed=task.row.state in TIMED,
@@ -138,7 +142,7 @@ async def run(site: Site, request: Request) -> Response:
     """Make a task pending now."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
-    change = await site.inspector.run(id, queue=queue, state=form.text("state") or None)
+    change = await site.acting(request).run(id, queue=queue, state=form.text("state") or None)
     return _after(site, request, change, id, queue, _("The task is pending."))  # fmt: skip
 
 
@@ -147,7 +151,7 @@ async def reschedule(site: Site, request: Request) -> Response:
     form = await site.form(request)
     id, queue, text = form.text("id"), form.text("queue"), form.text("delay").strip()
     try:
-        change = await site.inspector.reschedule_task(id, queue=queue, delay=float(text))
+        change = await site.acting(request).reschedule_task(id, queue=queue, delay=float(text))
     except ValueError:  # also InvalidTask
         why = phrase(
             "delay: %(value)s is not a number of seconds from 0 to %(longest)s",
@@ -162,7 +166,7 @@ async def cancel(site: Site, request: Request) -> Response:
     """Cancel a task; the server of a running one is told to stop it."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
-    change = await site.inspector.cancel(id, queue=queue)
+    change = await site.acting(request).cancel(id, queue=queue)
     is_running = change.outcome == "told"
     text = _("The task is cancelled.")
     if is_running:
@@ -180,7 +184,7 @@ async def delete(site: Site, request: Request) -> Response:
             text=_("This deletes its payload, its errors and its history. It cannot be undone."),
             back=back_to(request, "/task", queue=queue, id=id),
         )  # fmt: skip
-    change = await site.inspector.delete(id, queue=queue, state=form.text("state") or None)
+    change = await site.acting(request).delete(id, queue=queue, state=form.text("state") or None)
     if change.outcome != "done":
         return _after(site, request, change, id, queue, "")
     state = form.text("state")

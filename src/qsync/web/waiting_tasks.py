@@ -21,14 +21,14 @@ async def run(site: Site, request: Request) -> Response:
     if form.text("scope") != "all" and not form.text("cursor"):
 
         async def change(id: str) -> Change:
-            return await site.inspector.run(id, queue=selection.queue, state=selection.state)
+            return await site.acting(request).run(id, queue=selection.queue, state=selection.state)
 
         return await bulk_actions.apply_to_selected(site, request, "now", selection, change, form)
     if form.text("sure") != "yes":
         return await _ask_to_run(site, request, form, selection)
 
     async def step(cursor: str | None) -> bulk_actions.Step:
-        return await site.inspector.run_waiting(
+        return await site.acting(request).run_waiting(
             selection.queue, selection.state, selection.filter, cursor=cursor
         )
 
@@ -57,7 +57,7 @@ async def cancel(site: Site, request: Request) -> Response:
         return _ask(site, request, form, selection, "cancel", title, button, text)
 
     async def change(id: str) -> Change:
-        return await site.inspector.cancel(id, queue=selection.queue)
+        return await site.acting(request).cancel(id, queue=selection.queue)
 
     return await bulk_actions.apply_to_selected(site, request, "cancel", selection, change, form)
 
@@ -78,7 +78,7 @@ async def delete(site: Site, request: Request) -> Response:
         return _ask(site, request, form, selection, "remove", title, button, text)
 
     async def change(id: str) -> Change:
-        return await site.inspector.delete(id, queue=selection.queue, state=selection.state)
+        return await site.acting(request).delete(id, queue=selection.queue, state=selection.state)
 
     return await bulk_actions.apply_to_selected(site, request, "remove", selection, change, form)
 

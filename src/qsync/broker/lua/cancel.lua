@@ -3,7 +3,7 @@
 -- reads.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
 -- flow include: message_bytes
--- include: counters unique_locks ended_tasks forget_tasks
+-- include: counters unique_locks ended_tasks forget_tasks record_event
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -31,9 +31,11 @@
 -- KEYS[25] limits    hash    limit -> its state
 -- KEYS[26] limit_rules hash    name -> its rule
 -- KEYS[27] openings  zset    limits by the time at which they open, us
+-- KEYS[28] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] id         text
--- ARGV[3] retention  int us  retention of the task; empty: none
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] id         text
+-- ARGV[4] retention  int us  retention of the task; empty: none
 -- returns cancelled (also when an earlier call did it); or active and its lease token; or finished;
 --   or missing
 check_schema()
@@ -56,6 +58,7 @@ for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.limited })
       wake_server()
     end
     publish_ended()
+    record_event(now, ARGV.event, 1, { id })
     return { 'cancelled', '' }
   end
 end
@@ -64,7 +67,8 @@ if redis.call('ZSCORE', KEYS.active, id) then
   check_hash(KEYS.successors)
   check_rights(KEYS.cancels, { 'HSET', 'HDEL' })
   redis.call('HDEL', KEYS.successors, id)
-  redis.call('HSET', KEYS.cancels, id, ARGV.retention)
+  local added = redis.call('HSET', KEYS.cancels, id, ARGV.retention)
+  record_event(now, ARGV.event, added, { id })
   return { 'active', owner }
 end
 if redis.call('HEXISTS', KEYS.cancels, id) == 1 then

@@ -31,8 +31,9 @@
 -- KEYS[28] limits    hash    limit -> its state
 -- KEYS[29] limit_rules hash    name -> its rule
 -- KEYS[30] successors hash    id -> its next run
--- KEYS[31] stats     hash    counters, in all and per day
--- KEYS[32] meta      hash    schema
+-- KEYS[31] events    stream  actions of operators
+-- KEYS[32] stats     hash    counters, in all and per day
+-- KEYS[33] meta      hash    schema
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
 --   turn; and the number of completed tasks that were cancelled
 check_schema()
@@ -58,5 +59,7 @@ end
 for _, hash_key in ipairs({ KEYS.holds, KEYS.limits, KEYS.limit_rules, KEYS.successors }) do
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
+local length = redis.pcall('XLEN', KEYS.events)
+sizes[#sizes + 1] = type(length) == 'number' and length or 0
 local cancelled = count_cancelled()
 return { sizes, redis.call('HGETALL', KEYS.stats), cancelled }

@@ -2,7 +2,7 @@
 -- delete: delete tasks in a state other than active.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
 -- flow include: message_bytes
--- include: unique_locks ended_tasks forget_tasks
+-- include: unique_locks ended_tasks forget_tasks record_event
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -28,9 +28,11 @@
 -- KEYS[23] limits    hash    limit -> its state
 -- KEYS[24] limit_rules hash    name -> its rule
 -- KEYS[25] openings  zset    limits by the time at which they open, us
+-- KEYS[26] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] state      text    state in which the caller saw them
--- ARGV[3...] ids
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] state      text    state in which the caller saw them
+-- ARGV[4...] ids
 -- returns the number of deleted tasks
 check_schema()
 local set = ({
@@ -41,7 +43,7 @@ local now, gone = clock(ARGV.now), {}
 check_hash(KEYS.tasks)
 check_rights(KEYS.tasks, { 'HDEL', 'HMGET', 'EXISTS' })
 begin_limits(now)
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   if ARGV.state == 'limited' then
     remove_waiters({ ARGV[i] })
   end
@@ -59,4 +61,5 @@ end
 forget_recent_ids(gone)
 note_ended(gone)
 publish_ended()
+record_event(now, ARGV.event, #gone, gone)
 return #gone

@@ -1,15 +1,18 @@
 #!lua flags=allow-oom
 -- delete_schedule: delete a schedule that a client put, with its pause.
--- include: check_schema preconditions
+-- include: check_schema preconditions clock record_event
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] schedules        hash  =<schedule> while servers publish one; !<schedule> while it is paused
 -- KEYS[4] meta             hash  schema
--- ARGV[1] schedule   text    its name
--- ARGV[2] stamp      bytes   first 8 bytes of the record to delete; empty: any
+-- KEYS[5] events    stream  actions of operators
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] schedule   text    its name
+-- ARGV[4] stamp      bytes   first 8 bytes of the record to delete; empty: any
 -- returns 1 when deleted, 0 when there is no such schedule, or another version of it
 check_schema()
-local id = ARGV.schedule
+local now, id = clock(ARGV.now), ARGV.schedule
 local record = redis.call('HGET', KEYS.stored_schedules, id)
 if not record or ARGV.stamp ~= '' and string.sub(record, 1, 8) ~= ARGV.stamp then
   return 0
@@ -22,4 +25,5 @@ redis.call('ZREM', KEYS.next_ticks, id)
 if not of_program then
   redis.call('HDEL', KEYS.schedules, '!' .. id)
 end
+record_event(now, ARGV.event, 1, {})
 return 1

@@ -4,6 +4,7 @@
 -- A repeated call finds its own message and writes it again; after a run it finds the task moved.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks revive_dead schedule_due note_runnable message_bytes
+-- include: record_event
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -24,16 +25,18 @@
 -- KEYS[18] limits    hash    limit -> its state
 -- KEYS[19] limit_rules hash    name -> its rule
 -- KEYS[20] openings  zset    limits by the time at which they open, us
+-- KEYS[21] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] id         text
--- ARGV[3] state      text    state in which the caller saw it: scheduled | retry | dead
--- ARGV[4] seen       text    SHA-1 digest of the message that the caller saw, in hex digits
--- ARGV[5] message    bytes   the new message
--- ARGV[6] due        text    of scheduled and retry: `+<us>` after now; empty: as it was
--- ARGV[7] run        flag    make it pending now
--- ARGV[8] key        text    of a dead task that runs: its member in `keys`
--- ARGV[9] lock       text    of a dead task that runs: its lock; empty: none
--- ARGV[10] record    bytes   of a dead task that runs: the failure record to keep; empty: none
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] id         text
+-- ARGV[4] state      text    state in which the caller saw it: scheduled | retry | dead
+-- ARGV[5] seen       text    SHA-1 digest of the message that the caller saw, in hex digits
+-- ARGV[6] message    bytes   the new message
+-- ARGV[7] due        text    of scheduled and retry: `+<us>` after now; empty: as it was
+-- ARGV[8] run        flag    make it pending now
+-- ARGV[9] key        text    of a dead task that runs: its member in `keys`
+-- ARGV[10] lock       text    of a dead task that runs: its lock; empty: none
+-- ARGV[11] record    bytes   of a dead task that runs: the failure record to keep; empty: none
 -- REPLY[1] outcome   text    ok; duplicate: another task holds the lock; changed: the task is in
 --   another state or has another message
 -- REPLY[2] holder    text    the task that holds the lock
@@ -81,4 +84,5 @@ elseif ARGV.due ~= '' and not is_dead then
   schedule_due(set, { due, id })
   note_since({ due, id })
 end
+record_event(now, ARGV.event, 1, { id })
 return reply({ outcome = 'ok' })

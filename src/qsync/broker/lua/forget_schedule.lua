@@ -1,12 +1,14 @@
 #!lua flags=allow-oom
 -- forget_schedule: delete a schedule that servers no longer publish, with its last tick.
--- include: check_schema preconditions clock
+-- include: check_schema preconditions clock record_event
 -- KEYS[1] schedules  hash    =<schedule>, ><schedule>, @<schedule>, !<schedule>, #<schedule>
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
+-- KEYS[4] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] schedule   text    its name
--- ARGV[3] silence    int us  minimum time since its last publication
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] schedule   text    its name
+-- ARGV[4] silence    int us  minimum time since its last publication
 -- returns 1 when deleted, 0 when it was published since, -1 when there is no such schedule
 check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
@@ -19,4 +21,5 @@ end
 check_hash(KEYS.ticks)
 redis.call('HDEL', KEYS.schedules, '=' .. id, '>' .. id, '@' .. id, '!' .. id, '#' .. id)
 redis.call('HDEL', KEYS.ticks, id)
+record_event(now, ARGV.event, 1, {})
 return 1

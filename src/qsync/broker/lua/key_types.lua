@@ -35,6 +35,7 @@
 -- KEYS[32] limit_rules hash    name -> its rule
 -- KEYS[33] openings  zset    limits by the time at which they open, us
 -- KEYS[34] successors  hash    id -> due us, member and message of its next run
+-- KEYS[35] events    stream  actions of operators
 -- returns the type of each key in this order, `none` for one that does not exist; and the length of
 --   the wake list, 0 if it is not a list
 check_schema()
@@ -45,7 +46,7 @@ for _, any_key in ipairs({
   KEYS.fetches, KEYS.ticks, KEYS.cancels, KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats,
   KEYS.calls, KEYS.schedules, KEYS.recent, KEYS.idle,
   KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
-  KEYS.limit_rules, KEYS.openings, KEYS.successors,
+  KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events,
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

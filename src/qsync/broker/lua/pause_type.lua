@@ -2,17 +2,19 @@
 -- pause_type: pause or resume a type of tasks in a queue. Tasks of a paused type become limited:
 -- new tasks at once, pending ones when a fetch reaches them. After a resume, fetches return them to
 -- pending.
--- include: check_schema preconditions ensure_schema clock wake_server
+-- include: check_schema preconditions ensure_schema clock wake_server record_event
 -- KEYS[1] limit_rules hash  `@` -> paused types, `@<type>` -> pause
 -- KEYS[2] waiters   zset    limit and id of each limited task
 -- KEYS[3] openings  zset    limits by the time at which they open, us
 -- KEYS[4] meta      hash    schema
 -- KEYS[5] wake      list
 -- KEYS[6] idle      zset    ids of servers that a message wakes
+-- KEYS[7] events    stream  actions of operators
 -- ARGV[1] now       int us  empty: the store's clock
--- ARGV[2] type      text
--- ARGV[3] note      bytes   who pauses it and why, opaque to the scripts; empty: resume
--- ARGV[4] most      int     maximum number of paused types
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] type      text
+-- ARGV[4] note      bytes   who pauses it and why, opaque to the scripts; empty: resume
+-- ARGV[5] most      int     maximum number of paused types
 -- returns 1 when it was paused or resumed, 0 when only the note changed or it was not paused, -1 when
 --   `most` types are paused already
 ensure_schema(redis.call('HGET', KEYS.meta, 'schema'))
@@ -49,6 +51,7 @@ end
 if ARGV.note == '' then
   if is_paused then
     resume_type()
+    record_event(now, ARGV.event, 1, {})
   end
   return is_paused and 1 or 0
 end
@@ -66,4 +69,5 @@ redis.call(
   'HSET', KEYS.limit_rules, '@', table.concat(others, '\0'), limit,
   table.concat({ since, ARGV.note }, ' ')
 )
+record_event(now, ARGV.event, 1, {})
 return is_paused and 0 or 1

@@ -4,7 +4,7 @@
 -- or one task.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
 -- flow include: message_bytes
--- include: unique_locks ended_tasks forget_tasks page_position
+-- include: unique_locks ended_tasks forget_tasks page_position record_event
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -32,11 +32,13 @@
 -- KEYS[25] limits    hash    limit -> its state
 -- KEYS[26] limit_rules hash    name -> its rule
 -- KEYS[27] openings  zset    limits by the time at which they open, us
+-- KEYS[28] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] state      text
--- ARGV[3] count      int     maximum number of tasks, 1 to 500
--- ARGV[4] score      number  score of the last task to delete; empty: all that are there now
--- ARGV[5] id         text    id of that task
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] state      text
+-- ARGV[4] count      int     maximum number of tasks, 1 to 500
+-- ARGV[5] score      number  score of the last task to delete; empty: all that are there now
+-- ARGV[6] id         text    id of that task
 -- REPLY[1] deleted   int     number of deleted tasks
 -- REPLY[2] left      int     number left in the state
 -- REPLY[3] more      flag    there are more to delete
@@ -108,6 +110,7 @@ end
 forget_recent_ids(gone)
 note_ended(gone)
 publish_ended()
+record_event(now, ARGV.event, #gone, gone)
 return reply({
   deleted = #gone, left = redis.call('ZCARD', set), more = more, score = last_score, id = last_id,
 })

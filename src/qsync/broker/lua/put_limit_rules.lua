@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
 -- put_limit_rules: store rules of limits, and let limits whose rules changed move their waiters. A
 -- rule stops no running task: a limit with too many tasks in use starts none until its rule is met.
--- include: check_schema preconditions ensure_schema clock wake_server change_rules
+-- include: check_schema preconditions ensure_schema clock wake_server change_rules record_event
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] waiters   zset    limit and id of each limited task
 -- KEYS[3] openings  zset    limits by the time at which they open, us
 -- KEYS[4] meta      hash    schema
 -- KEYS[5] wake      list
 -- KEYS[6] idle      zset    ids of servers that a message wakes
+-- KEYS[7] events    stream  actions of operators
 -- ARGV[1] now       int us  empty: the store's clock
--- ARGV[2] by        text    operator who sets them; empty: they are the program's
--- ARGV[3...] two values per rule: its name, or for an operator also one limit, and the rule; empty:
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] by        text    operator who sets them; empty: they are the program's
+-- ARGV[4...] two values per rule: its name, or for an operator also one limit, and the rule; empty:
 --   remove it
 -- returns the number of rules that changed
 ensure_schema(redis.call('HGET', KEYS.meta, 'schema'))
@@ -18,7 +20,7 @@ check_set(KEYS.waiters)
 check_set(KEYS.openings)
 check_rights(KEYS.limit_rules, { 'HSET', 'HDEL', 'ZADD', 'ZRANGEBYLEX' })
 local now, changed = clock(ARGV.now), 0
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local field, rule = ARGV[i], ARGV[i + 1]
   if ARGV.by ~= '' then
     field = table.concat({ '!', field })
@@ -29,4 +31,5 @@ end
 if changed > 0 then
   wake_server()
 end
+record_event(now, ARGV.event, changed, {})
 return changed

@@ -2,16 +2,18 @@
 -- put_schedule: store a schedule, replacing one of the same name. Its first tick is the first one
 -- after now. A name that servers publish as a periodic task of their program is refused. If the
 -- same record is already stored, nothing changes, and ticks that are due stay due.
--- include: check_schema preconditions ensure_schema clock stored_records
+-- include: check_schema preconditions ensure_schema clock stored_records record_event
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] schedules        hash  =<schedule> -> record, @<schedule> -> time of publication, us
 -- KEYS[4] meta             hash  schema
+-- KEYS[5] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] silence    int us  time after its last publication for which a periodic task is live
--- ARGV[3] schedule   text    its name
--- ARGV[4] next       int us  its next tick
--- ARGV[5] record     bytes   opaque to the scripts
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] silence    int us  time after its last publication for which a periodic task is live
+-- ARGV[4] schedule   text    its name
+-- ARGV[5] next       int us  its next tick
+-- ARGV[6] record     bytes   opaque to the scripts
 -- returns the first 8 bytes of the record; and what servers published under this name, empty when the
 --   schedule was stored
 local layout = redis.call('HGET', KEYS.meta, 'schema')
@@ -31,4 +33,5 @@ ensure_schema(layout)
 local stamp = record_stamp(now, before)
 redis.call('HSET', KEYS.stored_schedules, id, table.concat({ stamp, ARGV.record }))
 redis.call('ZADD', KEYS.next_ticks, ARGV.next, id)
+record_event(now, ARGV.event, 1, {})
 return { stamp, '' }

@@ -2,7 +2,7 @@
 -- reschedule: change the due time of a scheduled or retried task. A task whose time has come is
 -- promoted by the next fetch, so a fetch and this script never both move it. A due time in the past
 -- counts as now.
--- include: check_schema clock wake_server schedule_due note_runnable
+-- include: check_schema clock wake_server schedule_due note_runnable record_event
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -16,9 +16,11 @@
 -- KEYS[11] wake      list
 -- KEYS[12] meta      hash    schema
 -- KEYS[13] idle      zset    ids of servers that a message wakes
+-- KEYS[14] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] id         text
--- ARGV[3] due        text    `+<us>` after now, or `<us>` Unix time
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] id         text
+-- ARGV[4] due        text    `+<us>` after now, or `<us>` Unix time
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
 -- REPLY[2] due       text    its new due time, us; empty: its state has none, it was not changed
 -- returns the fields of REPLY
@@ -48,4 +50,5 @@ end
 due = to_text(math.max(now, due))
 schedule_due(set, { due, id })
 note_since({ due, id })
+record_event(now, ARGV.event, 1, { id })
 return reply({ state = state, due = due })

@@ -3,7 +3,7 @@
 -- lock again and gets all its attempts back. Tasks for which a limit is full or closed become
 -- limited instead.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters priority_bands
--- include: fairness_tags unique_locks revive_dead note_runnable
+-- include: fairness_tags unique_locks revive_dead note_runnable record_event
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -24,9 +24,11 @@
 -- KEYS[18] limits    hash    limit -> its state
 -- KEYS[19] limit_rules hash    name -> its rule
 -- KEYS[20] openings  zset    limits by the time at which they open, us
+-- KEYS[21] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] state      text    state in which the caller saw them: scheduled | retry | dead
--- ARGV[3...] four values per task: id; and for dead tasks fairness key, lock (empty: none), and the
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] state      text    state in which the caller saw them: scheduled | retry | dead
+-- ARGV[4...] four values per task: id; and for dead tasks fairness key, lock (empty: none), and the
 --   failure record to keep (empty: none)
 -- returns a flat list, two values per task: ok and an empty text; or duplicate and the holder of
 --   the lock; or changed and an empty text when the task is not in that state
@@ -43,7 +45,7 @@ check_hash(KEYS.keys)
 check_rights(KEYS.pending, { 'HSET', 'HDEL', 'HMGET', 'ZREM', 'ZADD', 'EXISTS' })
 begin_limits(now, state == 'dead')
 local replies, running = {}, {}
-for i = 3, #ARGV, 4 do
+for i = 4, #ARGV, 4 do
   local id, key, lock, record = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local outcome, holder = 'ok', nil
   if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
@@ -70,4 +72,5 @@ if #running > 0 then
   settle_limits()
   wake_server()
 end
+record_event(now, ARGV.event, #running, running)
 return replies

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- set_bounds: set or remove the bounds that its program or an operator gives to a queue. The first
 -- bound moves the queue to layout 2. The first bound on bytes counts the messages.
--- include: check_schema preconditions ensure_schema clock queue_bounds
+-- include: check_schema preconditions ensure_schema clock queue_bounds record_event
 -- KEYS[1] meta       hash    bounds, !bounds, bytes
 -- KEYS[2] tasks      hash    id -> message
 -- KEYS[3] pending    zset    ids by order tag
@@ -11,23 +11,25 @@
 -- KEYS[7] active     zset    ids by lease expiry
 -- KEYS[8] completed  zset    ids by end of retention
 -- KEYS[9] dead       zset    ids by time of death
+-- KEYS[10] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] field      text    bounds: the program's; !bounds: the operator's
--- ARGV[3] bounds     text    `<max tasks> <max bytes> <when full>`; each number may be empty;
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] field      text    bounds: the program's; !bounds: the operator's
+-- ARGV[4] bounds     text    `<max tasks> <max bytes> <when full>`; each number may be empty;
 --   empty: remove
--- ARGV[4] by         text    name of the operator; empty for a program
+-- ARGV[5] by         text    name of the operator; empty for a program
 -- returns 1 when this changed something
 check_schema()
 check_hash(KEYS.tasks)
 check_rights(KEYS.meta, { 'HSET', 'HDEL', 'HSTRLEN', 'ZRANGE' })
-local before = redis.call('HGET', KEYS.meta, ARGV.field)
+local now, before = clock(ARGV.now), redis.call('HGET', KEYS.meta, ARGV.field)
 local changed = 0
 if ARGV.bounds == '' then
   changed = redis.call('HDEL', KEYS.meta, ARGV.field)
 else
   local value = ARGV.bounds
   if ARGV.field == '!bounds' then
-    value = table.concat({ value, to_text(clock(ARGV.now)), ARGV.by }, ' ')
+    value = table.concat({ value, to_text(now), ARGV.by }, ' ')
   end
   if value ~= before then
     lift_schema()
@@ -42,4 +44,5 @@ if most_bytes == math.huge then
 elseif not known[3] then
   redis.call('HSET', KEYS.meta, 'bytes', to_text(count_bytes()))
 end
+record_event(now, ARGV.event, changed, {})
 return changed

@@ -1,16 +1,22 @@
 #!lua flags=allow-oom
 -- set_weight: set the share of a fairness key, or reset it to 1. It applies to tasks that become
 -- pending from now on.
--- include: check_schema
+-- include: check_schema clock record_event
 -- KEYS[1] meta       hash    weight:<fairness key>
--- ARGV[1] key        text
--- ARGV[2] weight     text    0.001 to 1000; empty: remove
+-- KEYS[2] events    stream  actions of operators
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] key        text
+-- ARGV[4] weight     text    0.001 to 1000; empty: remove
 -- returns 1 when this changed something
 check_schema()
-local name = 'weight:' .. ARGV.key
+local now, name = clock(ARGV.now), 'weight:' .. ARGV.key
+local before, changed = redis.call('HGET', KEYS.meta, name), 0
 if ARGV.weight == '' then
-  return redis.call('HDEL', KEYS.meta, name)
+  changed = redis.call('HDEL', KEYS.meta, name)
+else
+  redis.call('HSET', KEYS.meta, name, ARGV.weight)
+  changed = before == ARGV.weight and 0 or 1
 end
-local before = redis.call('HGET', KEYS.meta, name)
-redis.call('HSET', KEYS.meta, name, ARGV.weight)
-return before == ARGV.weight and 0 or 1
+record_event(now, ARGV.event, changed, {})
+return changed

@@ -1,0 +1,117 @@
+"""The record of operators' actions: calls that write and read it. See `qsync.broker.ops`.
+
+`lua/include/record_event.lua` says how entries are made and merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from qsync import codec
+from qsync.broker.call import Call
+from qsync.broker.script import load
+from qsync.keys import GlobalKeys, QueueKeys
+
+T = TypeVar("T")
+
+MOST_EVENTS: Final = 500
+"""Number of actions that a stream keeps; the scripts have it, too."""
+
+KEY_BYTES: Final = 8
+
+_TEXT_BYTES: Final = {"by": 128, "subject": 256, "detail": 512}
+"""Longest texts of a record, in bytes; the rest is cut."""
+
+
+class EventRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What a caller tells of an action. The scripts do not read it."""
+
+    action: str
+    by: str = ""
+    subject: str = ""
+    detail: str = ""
+
+
+class StoredEvent(NamedTuple):
+    """An entry of the record. `record` None: it cannot be read."""
+
+    at_us: int
+    number: int
+    ids: list[str]
+    key: bytes
+    record: EventRecord | None
+
+
+def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
+    """Return an action as the scripts take it.
+
+    `key` is random, of KEY_BYTES. `grows`: calls with this key and record are steps of one action,
+    whose numbers are added; otherwise they are one call that was repeated.
+    """
+    cut = {name: _cut(getattr(record, name), most) for name, most in _TEXT_BYTES.items()}
+    return (b"+" if grows else b"-") + key + codec.encode(replace(record, **cut))
+
+
+def recorded(call: Call[T], event: bytes) -> Call[T]:
+    """Return the call of a script that records this action when it changes something."""
+    if "events" not in call.script.keys:
+        raise ValueError(f"{call.script.name} records no actions")
+    return replace(call, args=(call.args[0], event, *call.args[2:]))
+
+
+def record_event(
+    keys: QueueKeys | GlobalKeys,
+    event: bytes,
+    *,
+    number: int = 1,
+    ids: Sequence[str] = (),
+    now_us: int | None = None,
+) -> Call[int]:
+    """Record an action that no other script records: of a queue, or one that belongs to none."""
+    args = ("" if now_us is None else now_us, event, number, *ids)
+    return Call(load("record_event"), (_stream(keys),), args, int)
+
+
+def events(
+    keys: QueueKeys | GlobalKeys, *, count: int = MOST_EVENTS, since_us: int | None = None
+) -> Call[list[StoredEvent]]:
+    """Read the last actions, the latest first; with `since_us` those recorded since then."""
+    since = "-" if since_us is None else str(max(0, since_us) // 1000)
+
+    def decode(reply: Any) -> list[StoredEvent]:
+        rows = zip(*(reply[index::5] for index in range(5)), strict=True)
+        return [
+            StoredEvent(_number(at), _number(number), _ids(ids), key, _record(record))
+            for at, number, ids, key, record in rows
+        ]
+
+    return Call(load("events"), (_stream(keys),), (count, since), decode)
+
+
+def _stream(keys: QueueKeys | GlobalKeys) -> str:
+    return keys.events if isinstance(keys, GlobalKeys) else keys.key("events")
+
+
+def _number(text: bytes) -> int:
+    return int(text) if text.isdigit() and len(text) <= 16 else 0
+
+
+def _ids(text: bytes) -> list[str]:
+    return text.decode(errors="backslashreplace").split(" ") if text else []
+
+
+def _record(data: bytes) -> EventRecord | None:
+    try:
+        record: EventRecord = codec.decode(data, EventRecord)
+    except codec.CodecError:
+        return None
+    return record
+
+
+def _cut(text: str, most: int) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= most else data[: most - 3].decode(errors="ignore") + "…"

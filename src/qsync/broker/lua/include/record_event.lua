@@ -1,0 +1,41 @@
+-- record_event: the record of operators' actions. Nothing depends on it: a command that fails, for
+-- want of a right say, is ignored.
+
+-- Return the id and the fields of a recent entry with this key and record; nil without one.
+local function recent_event(key, record)
+  for _, entry in ipairs(redis.pcall('XREVRANGE', KEYS.events, '+', '-', 'COUNT', 8)) do
+    local fields = {}
+    for i = 1, #entry[2], 2 do
+      fields[entry[2][i]] = entry[2][i + 1]
+    end
+    if fields.key == key and fields.record == record then
+      return entry[1], fields
+    end
+  end
+end
+
+-- Record an action on `number` things, 0: none. `event` is empty, or `+` or `-`, a key of 8 bytes,
+-- and a record that is opaque to the scripts. A repeated call with `-` is recorded once; calls with
+-- `+` and the same key are steps of one action, whose numbers are added. `ids` are those of the
+-- tasks; they are kept only while all of them fit.
+local function record_event(now, event, number, ids)
+  if event == '' or number == 0 then
+    return
+  end
+  local key, record = string.sub(event, 2, 9), string.sub(event, 10)
+  local entry, before = recent_event(key, record)
+  local at, names = to_text(now), table.concat(ids, ' ')
+  if before and string.sub(event, 1, 1) == '-' then
+    return
+  elseif before then
+    at, number = before.at, number + parse_int(before.number, 0)
+    names = before.ids == '' and '' or table.concat({ before.ids, names }, ' ')
+  end
+  local added = redis.pcall(
+    'XADD', KEYS.events, 'MAXLEN', 500, '*', 'at', at, 'number', to_text(number), 'ids',
+    #names <= 1024 and names or '', 'key', key, 'record', record
+  )
+  if entry and type(added) == 'string' then
+    redis.pcall('XDEL', KEYS.events, entry)
+  end
+end

@@ -1,0 +1,92 @@
+"""`qsync events`: the record of operators' actions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+import typer
+
+from qsync.broker.event_ops import MOST_EVENTS
+from qsync.cli.listing import OutputOptions
+from qsync.cli.options import OnlyQueue, StoreOptions, duration_of
+from qsync.cli.output import Column, print_line, print_table
+from qsync.cli.store import check_queue, open_store
+from qsync.formatting import local_time
+from qsync.inspector import OperatorEvent
+from qsync.inspector.event_values import ACTIONS
+
+SHOWN: Final = 50
+
+
+def events(
+    *,
+    queue: OnlyQueue = None,
+    action: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACTION", show_default=False,
+            help="Only this action, e.g. queue.pause, or all of a kind, e.g. queue.",
+            autocompletion=lambda: list(ACTIONS),
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only actions on this task.", show_default=False),
+    ] = None,
+    since: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration_of, metavar="AGE", show_default=False,
+            help="Only actions less than AGE ago, e.g. 90s, 15m, 2h.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", "-n", metavar="N", min=1, max=MOST_EVENTS, help="Show at most N actions."
+        ),
+    ] = SHOWN,
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:  # fmt: skip
+    """Show the last actions of operators: who changed what, when, and how many.
+
+    For example: qsync events --queue mail --action task --since 2h
+
+    The store keeps 500 actions of each queue, and 500 that belong to none. Steps of one change of
+    many tasks are one action.
+    """
+    with open_store(store) as session:
+        if queue is not None:
+            session.run(check_queue(session.inspector, queue))
+
+        def show() -> None:
+            from_time = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
+            found = session.run(
+                session.inspector.events(
+                    queue=queue, action=action, task=task, since=from_time, limit=limit
+                )
+            )
+            output.print_rows(found, lambda whole: _print(found, whole=whole))
+
+        output.repeat(show)
+
+
+def _print(found: Sequence[OperatorEvent], *, whole: bool) -> None:
+    if not found:
+        print_line("No actions are recorded that match.")
+        return
+    columns = [
+        Column("TIME"), Column("BY", shrink=True), Column("ACTION"), Column("QUEUE", shrink=True),
+        Column("NUMBER", right=True), Column("TARGET", shrink=True), Column("DETAIL", shrink=True),
+    ]  # fmt: skip
+    rows = [
+        [
+            local_time(event.at), event.by or "-", event.action, event.queue or "-",
+            f"{event.number:,}", event.target, event.detail,
+        ]
+        for event in found
+    ]  # fmt: skip
+    print_table(columns, rows, whole=whole)

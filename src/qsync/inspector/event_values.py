@@ -1,0 +1,129 @@
+"""Actions of operators: who makes them, and how the inspector shows them."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import msgspec
+
+from qsync.broker.event_ops import KEY_BYTES, EventRecord, StoredEvent, event_bytes
+from qsync.formatting import plural
+from qsync.inspector.values import Filter
+from qsync.times import from_us
+
+ACTIONS: Final = (
+    "task.retry",
+    "task.cancel",
+    "task.delete",
+    "task.reschedule",
+    "task.edit",
+    "task.copy",
+    "queue.pause",
+    "queue.resume",
+    "queue.purge",
+    "queue.delete",
+    "type.pause",
+    "type.resume",
+    "bounds.set",
+    "bounds.reset",
+    "weight.set",
+    "weight.reset",
+    "limit.set",
+    "limit.reset",
+    "schedule.put",
+    "schedule.delete",
+    "schedule.pause",
+    "schedule.resume",
+    "schedule.trigger",
+    "server.quiet",
+    "server.stop",
+)
+"""Recorded actions."""
+
+
+class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An action of an operator.
+
+    at       when it was made, by the store's clock; of several steps, the first
+    action   as in ACTIONS, e.g. `queue.pause`
+    by       name of the operator; empty if the program that made it gave none
+    queue    None: it belongs to no queue
+    subject  name of the schedule, limit, fairness key, server or deleted queue; empty for others
+    number   number of tasks or things that it changed
+    ids      ids of the tasks; empty if they are too many to be kept
+    detail   reason of a pause, filter of a bulk change, new rule or bounds
+    """
+
+    at: datetime
+    action: str
+    by: str
+    queue: str | None
+    subject: str
+    number: int
+    ids: list[str]
+    detail: str
+
+    @property
+    def target(self) -> str:
+        """What it was done to, for people."""
+        if self.subject or len(self.ids) == 1:
+            return self.subject or self.ids[0]
+        return plural(self.number, "task") if self.of_tasks else self.queue or ""
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether `number` counts tasks."""
+        return self.action.startswith("task.") or self.action == "queue.purge"
+
+
+class Actor(NamedTuple):
+    """In whose name an inspector acts."""
+
+    by: str = ""
+    key: bytes = b""
+    """Key of the one action whose steps all changes are; empty: each is an action of its own."""
+
+    def event(
+        self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""
+    ) -> bytes:
+        """Return an action as the scripts take it; with a `key` it is a step of that action."""
+        record = EventRecord(action, by or self.by, subject, detail)
+        key = key or self.key
+        return event_bytes(record, key or new_key(), grows=bool(key))
+
+
+def new_key() -> bytes:
+    """Return a random key of an action."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def operator_event(queue: str | None, stored: StoredEvent) -> OperatorEvent | None:
+    """Return an entry of the record for callers; None for one that cannot be read."""
+    record = stored.record
+    if record is None:
+        return None
+    return OperatorEvent(
+        at=from_us(stored.at_us), action=record.action, by=record.by, queue=queue,
+        subject=record.subject, number=stored.number, ids=stored.ids, detail=record.detail,
+    )  # fmt: skip
+
+
+def describe(state: str, filter: Filter | None) -> str:
+    """Return which tasks a bulk change selects, e.g. `dead, error: Timeout`.
+
+    Of arguments only the names: a dashboard may mask their values.
+    """
+    given = {} if filter is None else msgspec.structs.asdict(filter)
+    given |= {"args": [path for path, _ in given.get("args", ())]}
+    fields = [
+        f"{name.replace('_', ' ')}: {_written(value)}" for name, value in given.items() if value
+    ]
+    return ", ".join([state, *fields])
+
+
+def _written(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:g} s" if isinstance(value, float | int) else str(value)

@@ -1,0 +1,89 @@
+"""Reading the record of operators' actions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from qsync.broker import event_ops
+from qsync.broker.event_ops import MOST_EVENTS
+from qsync.errors import InvalidTask
+from qsync.inspector.base import Base
+from qsync.inspector.event_values import ACTIONS, OperatorEvent, operator_event
+from qsync.keys import did_you_mean, shorten
+from qsync.times import datetime_us
+
+READ_PER_QUEUE: Final = 100
+"""Number of actions read of each queue when those of all queues are asked for without a filter."""
+
+
+class _EventsMixin(Base):
+    """Operations on the record of actions."""
+
+    async def events(
+        self,
+        *,
+        queue: str | None = None,
+        action: str | None = None,
+        subject: str | None = None,
+        task: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+    ) -> list[OperatorEvent]:
+        """Return the last actions of operators that match, the latest first.
+
+        queue    only this queue; None: all queues, and the actions that belong to none
+        action   `queue.pause`, or all of a kind: `queue`
+        subject  only of the schedule, limit, fairness key or server of this name
+        task     only of the task of this id
+        since    only of this time or later
+        limit    1 to 500
+
+        The store keeps the last 500 actions of each queue, and 500 that belong to none, e.g. those
+        on servers. InvalidTask if an argument is invalid.
+        """
+        if type(limit) is not int or not 1 <= limit <= MOST_EVENTS:
+            text = f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}"
+            raise InvalidTask(text)
+        since_us = None if since is None else datetime_us("since", since)
+        names: list[str | None] = [queue]
+        if queue is None:
+            names = [None, *await self.queue_names()]
+        picks = (_check_action(action), subject, task)
+        count = MOST_EVENTS if any(picks) else min(limit, READ_PER_QUEUE) if not queue else limit
+        calls = [
+            event_ops.events(
+                self._globals if name is None else self._keys(name), count=count, since_us=since_us
+            )
+            for name in names
+        ]
+        found = [
+            event
+            for name, entries in zip(names, await self._run_all(calls), strict=True)
+            for stored in entries
+            if (event := operator_event(name, stored)) is not None
+            and _matches(event, *picks)
+            and (since is None or event.at >= since)
+        ]
+        return sorted(found, key=lambda event: event.at, reverse=True)[:limit]
+
+
+def _check_action(action: str | None) -> str | None:
+    """Return the action or kind of actions. Raise InvalidTask if there is none of this name."""
+    known = [*ACTIONS, *dict.fromkeys(name.partition(".")[0] for name in ACTIONS)]
+    if action is None or action in known:
+        return action
+    raise InvalidTask(
+        f"action: {shorten(action)} is not recorded{did_you_mean(action, known)}; there are "
+        f"{', '.join(ACTIONS)}, and kinds such as 'queue'"
+    )
+
+
+def _matches(
+    event: OperatorEvent, action: str | None, subject: str | None, task: str | None
+) -> bool:
+    return (
+        (action is None or event.action == action or event.action.startswith(f"{action}."))
+        and (subject is None or event.subject == subject)
+        and (task is None or task in event.ids)
+    )

@@ -1,0 +1,40 @@
+"""Names of the recorded actions for people."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qsync.web.translation import _, marked
+
+NAMES: Final = {
+    "task.retry": marked("Task retried"),
+    "task.cancel": marked("Task cancelled"),
+    "task.delete": marked("Task deleted"),
+    "task.reschedule": marked("Task rescheduled"),
+    "task.edit": marked("Payload edited"),
+    "task.copy": marked("Task copied"),
+    "queue.pause": marked("Queue paused"),
+    "queue.resume": marked("Queue resumed"),
+    "queue.purge": marked("State purged"),
+    "queue.delete": marked("Queue deleted"),
+    "type.pause": marked("Type paused"),
+    "type.resume": marked("Type resumed"),
+    "bounds.set": marked("Bounds set"),
+    "bounds.reset": marked("Bounds reset"),
+    "weight.set": marked("Weight set"),
+    "weight.reset": marked("Weight reset"),
+    "limit.set": marked("Limit set"),
+    "limit.reset": marked("Limit reset"),
+    "schedule.put": marked("Schedule put"),
+    "schedule.delete": marked("Schedule deleted"),
+    "schedule.pause": marked("Schedule paused"),
+    "schedule.resume": marked("Schedule resumed"),
+    "schedule.trigger": marked("Schedule run now"),
+    "server.quiet": marked("Server drained"),
+    "server.stop": marked("Server stopped"),
+}
+
+
+def action_name(action: str) -> str:
+    """Return the name of an action; one that this version does not know stays as it is."""
+    return _(NAMES[action]) if action in NAMES else action

@@ -1,0 +1,41 @@
+"""The record of operators' actions: its page, and the last actions that other pages show."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qsync.errors import ConfigError
+from qsync.inspector import OperatorEvent
+from qsync.inspector.event_values import ACTIONS
+from qsync.web.pages import Site
+from qsync.web.query import Fields, sheet_of
+
+READ: Final = 500
+SHOWN: Final = 5
+"""Number of actions that pages of queues, tasks and schedules show."""
+
+QUEUE_CHOICES: Final = 500
+
+
+async def list_all(site: Site, request: Request) -> Response:
+    """List the last actions, of all queues or of one."""
+    fields = Fields(request.query_params.multi_items())
+    queue, action = fields.text("queue"), fields.text("action", 40)
+    found = await site.inspector.events(queue=queue or None, action=action or None, limit=READ)
+    events, sheet = sheet_of(found, fields)
+    names = await site.inspector.queue_names()
+    return site.page(
+        request, "events", events=events, sheet=sheet, queue=queue, action=action,
+        queues=sorted({*names[:QUEUE_CHOICES], *([queue] if queue else [])}), actions=ACTIONS,
+    )  # fmt: skip
+
+
+async def last_actions(site: Site, queue: str, **which: Any) -> list[OperatorEvent]:
+    """Return the last actions for another page; none if the store user may not read them."""
+    try:
+        return await site.inspector.events(queue=queue, limit=SHOWN, **which)
+    except ConfigError:
+        return []
