@@ -180,7 +180,7 @@ def found_by_the_checks() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("changes", "code", "text"),
     [
-        ({"URL": ""}, "qsync.E001", "QSYNC: there is no URL"),
+        ({"URL": ""}, "qsync.E001", "QSYNC: the URL is missing"),
         ({"COLOUR": 1, "Prefix": 2}, "qsync.E002", "no such option: 'COLOUR', 'Prefix'"),
         ({"ENQUEUE": "later"}, "qsync.E003", "ENQUEUE: 'later' is neither 'on_commit', 'now' nor"),
         ({"DATABASE": "third"}, "qsync.E004", "DATABASE: 'third' is not in DATABASES, which has"),

@@ -442,7 +442,7 @@ def test_pauses_grow_while_the_store_is_away() -> None:
         (lambda app: Outbox(app, table="a b"), "table: 'a b' is not the name of a table"),
         (
             lambda app: Outbox(Qsync("redis://localhost", remember_ids=0)),
-            "remember_ids=0, so that a row sent twice would run twice",
+            "remember_ids=0, so a row that is sent twice would run twice",
         ),
         (lambda app: Outbox(app).relay(7), "relay: 7 is neither an engine of SQLAlchemy nor"),
     ],

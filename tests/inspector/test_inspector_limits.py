@@ -217,7 +217,7 @@ def test_doctor_names_limits_without_a_rule_and_tasks_that_wait_for_long(
             [queue] = await read_limits(made.broker, keys)
             assert problems_of([queue]) == []
             [text] = problems_of([queue._replace(waited_s=7200.0)])
-            assert "has done so for long in default (2 h" in text
+            assert "has waited too long in default (2 h" in text
             [found] = limit_findings([text])
             assert found.level == "warning"
 

@@ -98,7 +98,7 @@ def test_doctor_does_not_take_a_paused_type_for_a_limit_that_is_too_low(
             assert await examine_limits(made.broker, GlobalKeys(prefix)) == []
             await made.inspector.resume_type("mail")
             [problem] = await examine_limits(made.broker, GlobalKeys(prefix)) or []
-            assert "has done so for long in default (2 h" in problem
+            assert "has waited too long in default (2 h" in problem
 
     run(main())
 

@@ -114,7 +114,7 @@ def test_enqueued_tasks_are_found_with_their_arguments(shop: Shop, qsync: Kit) -
         "of send there are:",
         "  send(invoice=Invoice(number=7, to='ann'), copies=1) on queue mail, pending",
     ]
-    with pytest.raises(AssertionError, match="none of it that waits or runs"):
+    with pytest.raises(AssertionError, match="no task of it is waiting or running"):
         qsync.assert_enqueued(shop.decide)
     with pytest.raises(InvalidTask, match="no parameter 'copy', only invoice, copies"):
         qsync.assert_enqueued(shop.send, copy=2)
@@ -340,12 +340,12 @@ def test_crash_refuses_what_it_does_not_know_and_tells_that_nothing_happened(
     ):
         pass
     with (
-        pytest.raises(AssertionError, match="no drain in the block came to the point"),
+        pytest.raises(AssertionError, match="no drain in the block reached the point"),
         qsync.crash("before complete"),
     ):
         asyncio.run(qsync.drain())
     with (
-        pytest.raises(ConfigError, match="one within another"),
+        pytest.raises(ConfigError, match="cannot be nested"),
         qsync.crash("before complete"),
         qsync.crash("before handler"),
     ):
@@ -354,11 +354,11 @@ def test_crash_refuses_what_it_does_not_know_and_tells_that_nothing_happened(
 
 def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
     for wrong, message in (
-        ({"days": -1}, "not over 0"),
-        ({"days": 0}, "not over 0"),
+        ({"days": -1}, "not positive"),
+        ({"days": 0}, "not positive"),
         ({"day": 1}, "no unit 'day'; give days=1$"),
         ({"fortnights": 1}, "no unit 'fortnights'; give "),
-        ({"days": "x"}, "no time to move by"),
+        ({"days": "x"}, "not a valid time"),
     ):
         with pytest.raises(ConfigError, match=message):
             asyncio.run(qsync.advance(**wrong))  # type: ignore[arg-type]

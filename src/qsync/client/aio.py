@@ -36,8 +36,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 QUEUES_AT_ONCE: Final = 16
-"""Queues to which `enqueue_many` of an AsyncClient sends at the same time. It has eight connections
-per node; the other queues wait for one, within the client's patience."""
+"""Number of queues to which `enqueue_many` of an AsyncClient sends at the same time. The client has
+eight connections per node; the other queues wait for one, within the client's patience."""
 
 
 class AsyncClient(ClientBase):
@@ -253,7 +253,7 @@ class AsyncClient(ClientBase):
         answers: list[Enqueued | Exception] = []
         for chunk, reply in zip(chunks, replies, strict=True):
             if isinstance(reply, QueueFull) and 0 < reply.room < len(chunk):
-                # Each caller has its own task: those that the queue has room for are stored.
+                # Callers have separate tasks, so store those that the queue has room for.
                 answers += await self._enqueue(keys, wait, chunk[: reply.room], left)
                 answers += [copy_for_caller(reply) for _ in chunk[reply.room :]]
             elif isinstance(reply, QsyncError):

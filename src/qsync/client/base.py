@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
-"""Calls in one round trip to a store of one node, without and with a wait for confirmation. Eight
-calls let client and store work at the same time; a wait takes far longer, so more calls share it.
+"""Number of calls in one round trip to a store of one node, without and with a wait for
+confirmation. With eight calls, client and store work at the same time; a wait takes far longer, so
+more calls share it.
 """
 
 
@@ -72,7 +73,7 @@ class ClientBase:
         self.borrowed = False
         """True while the client belongs to a server, which closes it; `close` then does nothing."""
         self.declared: DeclaredLimits | None = None
-        """The limits of the client's app, which say in which queue each counts."""
+        """The limits that the client's app declares, each with the queue in which it counts."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
@@ -85,18 +86,19 @@ class ClientBase:
         return queue_keys(self._global_keys.prefix, queue)
 
     def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
-        """Return what an enqueue to the queue waits for; None without durability."""
+        """Return the durability wait of an enqueue to the queue; None without durability."""
         if durability is None:
             return None
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
     def _allowance(self, wait: Wait | None) -> float:
-        """Return the longest wait of a caller, for its call and the one before it, in seconds."""
+        """Return the longest time that a caller waits for its call and the one before it, in
+        seconds."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout
 
     def _calls(self, wait: Wait | None) -> int:
-        """Return how many calls go in one round trip."""
+        """Return the number of calls per round trip."""
         if self._address.kind == "cluster":
             return 1
         return CALLS_AT_ONCE if wait is None else CALLS_A_WAIT
@@ -145,7 +147,8 @@ class ClientBase:
         return None
 
     def _note_registered(self, queue: str, reply: Any) -> None:
-        """Note a registration; a failed one is retried later, and the enqueue itself goes on."""
+        """Record the reply to a registration; a failed one is retried later and does not fail the
+        enqueue."""
         if isinstance(reply, QsyncError):
             self._announcer.failed(queue)
         else:
@@ -153,6 +156,6 @@ class ClientBase:
 
     def _search(self, id: str, listed: QueueNames) -> Search:
         """Return a search of the queues that the store lists, and of those that this client has
-        used and that are not registered yet: in a cluster that takes a moment."""
+        used but that are not registered yet, which takes a moment in a cluster."""
         names = {*listed.names, *self._announcer.unconfirmed}
         return Search(check_id(id), self._global_keys.prefix, names, total=listed.more)

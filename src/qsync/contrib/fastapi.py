@@ -42,7 +42,7 @@ async def _client(connection: HTTPConnection) -> AsyncClient:
 
 
 QueueClient: TypeAlias = Annotated[AsyncClient, Depends(_client)]
-"""Type of a parameter that gets the client that `lifespan(app)` opened."""
+"""Type of a parameter that receives the client opened by `lifespan(app)`."""
 
 
 def mount_dashboard(
@@ -90,7 +90,7 @@ def mount_dashboard(
 
 
 class _FromDashboard(Response):
-    """A response that the dashboard writes."""
+    """A response that the dashboard sends itself."""
 
     def __init__(self, dashboard: MountedDashboard, request: Request, rest: str) -> None:
         super().__init__()

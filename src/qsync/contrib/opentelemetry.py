@@ -60,9 +60,9 @@ def instrument(
     it, only the exception's type and traceback lines are recorded, since its text may contain parts
     of the payload.
 
-    The run's span is the current span of handlers in threads. For handlers with executor="process"
-    this holds if the handler's module instruments the app that it enqueues with. ConfigError if the
-    app has enqueued or is instrumented already.
+    In threads, the run's span is the current span of the handler. So it is with executor="process"
+    if the handler's module instruments the app that it enqueues with. Raises ConfigError if the app
+    has already enqueued or is instrumented.
     """
     tracer = trace.get_tracer("qsync", __version__, tracer_provider)
     tracing = Tracing(tracer, run, error_text)
@@ -184,7 +184,7 @@ class _Sending:
         self.tasks = [_with_headers(task, carrier) for task in tasks] if carrier else list(tasks)
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
-        """Note the id of a task that was sent alone, and is in the store now."""
+        """Record the id of a task that was sent alone and is now in the store."""
         if len(handles) == 1:
             self._span.set_attribute("messaging.message.id", handles[0].id)
 
@@ -200,7 +200,7 @@ def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
 
 
 def _carrying_context(task: TaskInfo) -> TaskInfo:
-    """Return the task for the handler; its headers hold the run's context, to be passed on."""
+    """Return the task for the handler, with the run's context in its headers to pass on."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return structs.replace(task, headers={**task.headers, **carrier}) if carrier else task

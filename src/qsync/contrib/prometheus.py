@@ -2,7 +2,7 @@
 
     from qsync.contrib import prometheus
     prometheus.instrument(app)                    the servers of this process
-    REGISTRY.register(StoreCollector(app))        all queues, from the store: in one process only
+    REGISTRY.register(StoreCollector(app))        all queues, from the store; in one process only
 
 `qsync worker --health-port` serves the metrics of servers at /metrics without any code. Labels are
 queues, types that have a handler, states and outcomes, never ids or payloads.
@@ -50,7 +50,7 @@ __all__ = [
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 LABELLED_QUEUES: Final = 500
-"""Number of queues with a label of their own; all others share one."""
+"""Number of queues with their own label; all others share one."""
 
 CACHE_S: Final = 5.0
 """Time for which a reading of the store is reused."""
@@ -67,7 +67,7 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
     "cancelled": "Tasks cancelled.",
     "trimmed": "Dead tasks deleted because of their number or age.",
     "lost": "Tasks whose message the store lost.",
-    "dropped": "Tasks dropped from a full queue, as its bounds say.",
+    "dropped": "Tasks dropped from a full queue because of its bounds.",
     "bytes": "Bytes of the enqueued messages.",
 }
 
@@ -203,7 +203,7 @@ class StoreCollector(Collector):
     """Collects the metrics of all queues of an app, for a registry.
 
     Every process would report the same, so register it in one process, for example beside the
-    dashboard. It reads in a thread, over a connection that is closed again; scrapes within
+    dashboard. It reads in a thread, over a connection that it closes afterwards; scrapes within
     `fresh_s` seconds share a reading.
     """
 

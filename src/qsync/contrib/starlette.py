@@ -29,7 +29,7 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "web") from None
 
 if TYPE_CHECKING:
-    from qsync.web import Dashboard  # imported when the site starts: it needs more of the extra
+    from qsync.web import Dashboard  # imported when the site starts, since it needs the whole extra
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
 
@@ -68,7 +68,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     Raises ConfigError when no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
-    if client is None:  # a test or a server without lifespan state has entered the lifespan
+    if client is None:  # a test, or a server without lifespan state, entered the lifespan
         client = getattr(connection.app.state, CLIENT, None)
     if client is None:
         raise ConfigError(

@@ -61,10 +61,10 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
     "no tick": ("a stored schedule has no next run, so it never runs", "run from now on"),
     "wrong bytes": ("the size of all messages of a bounded queue is wrong", "counted again"),
-    "not announced": ("servers do not look at the stored schedules of a queue", "announced"),
+    "not announced": ("servers do not check the stored schedules of a queue", "announced"),
     "not registered": ("a queue is not in the set of queues", "added"),
     "wrong type": ("a key has the wrong type: another program wrote it", ""),
-    "stray key": ("a key that is not qsync's, or that should expire and does not", ""),
+    "stray key": ("a key is not qsync's, or should expire but does not", ""),
 }
 
 SOURCES: Final = (
@@ -117,11 +117,11 @@ class Report:
     """Number of ended tasks whose message was lost earlier; they do not count as damage."""
     truncated: bool = False
     unknown: list[str] = field(default_factory=list)
-    """What could not be read because the store denies the permission."""
+    """Data that could not be read because the store denied permission."""
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:
-    """Return what is wrong with a task, from a reading of one moment."""
+    """Return what is wrong with a task, from data read at one moment."""
     if not row.id:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
@@ -188,9 +188,9 @@ class Auditor:
         return report
 
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
-        """Repair what is repairable; return the number of repairs by kind.
+        """Repair what can be repaired; return the number of repairs by kind.
 
-        It is lower than the number of damages if some have changed since the audit.
+        It is lower than the number of damages if some of them have changed since the audit.
         """
         repairs: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}
@@ -246,7 +246,7 @@ class Auditor:
         report.damages += await self._schedules(keys, report)
 
     async def _limits(self, keys: QueueKeys, report: Report) -> list[Damage]:
-        """Return what is wrong with the limits of a queue and with who waits for them."""
+        """Return what is wrong with the limits of a queue and their waiters."""
         found: list[Damage] = []
         first, more = 0, True
         while more and len(found) < MAX_DAMAGES:

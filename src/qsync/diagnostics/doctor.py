@@ -33,10 +33,10 @@ SKEW_WARNING_S: Final = 1.0
 SKEW_PROBLEM_S: Final = 60.0
 MEMORY_WARNING: Final = 0.8
 MEMORY_PROBLEM: Final = 0.95
-"""Limits above which a finding is a warning or a problem; memory is a share of the limit."""
+"""Thresholds above which a finding is a warning or a problem; memory is a share of the limit."""
 
 QUEUES_READ: Final = 1000
-"""Number of queues whose bounds are read."""
+"""Maximum number of queues whose bounds are checked."""
 
 NO_INFO: Final = "the store denies INFO"
 
@@ -281,7 +281,7 @@ def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
     if used >= MEMORY_WARNING * limit:
         level: Level = "problem" if used >= MEMORY_PROBLEM * limit else "warning"
         return Finding(
-            "memory", level, f"{text}: raise maxmemory, or add servers to work off the queues"
+            "memory", level, f"{text}: raise maxmemory, or add servers to drain the queues"
         )
     return Finding("memory", "ok", text)
 

@@ -1,4 +1,4 @@
-"""Checks the limits of the queues: those without a rule, and tasks that wait for long."""
+"""Checks the limits of the queues: limits without a rule, and tasks that have waited too long."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qsync.limit import limit_name
 from qsync.state import TaskState
 
 QUEUES: Final = 100
-"""Number of queues whose limits are read."""
+"""Maximum number of queues whose limits are checked."""
 
 LIMITS: Final = 500
 """Approximate number of limits read per queue."""
 
 LONG_S: Final = 3600.0
-"""Time from which on tasks wait for long, in seconds."""
+"""Waiting time above which a limit is reported, in seconds."""
 
 NAMED: Final = 5
-"""Number of limits that a finding names."""
+"""Maximum number of limits that a finding names."""
 
 
 class QueueLimits(NamedTuple):
@@ -38,7 +38,7 @@ class QueueLimits(NamedTuple):
 
 
 async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits]:
-    """Return the limits of the queues that use some; QsyncError if the store denies them."""
+    """Return the limits of the queues that use any; raise QsyncError if the store denies access."""
     names = (await broker.run(views.queues(keys))).names[:QUEUES]
     queues = [QueueKeys(keys.prefix, name) for name in sorted(names)]
     found = []
@@ -68,7 +68,7 @@ def _waited_s(tasks: views.TaskPage, paused: Collection[str]) -> float:
 
 
 def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
-    """Return what is wrong with the limits, a sentence for each kind. Pure."""
+    """Return what is wrong with the limits, one sentence per kind of problem. Without I/O."""
     without, stuck, long = [], [], []
     for queue, page, waited_s in limits:
         without += [f"{one.limit} of {queue}" for one in page.states if not _has_rule(page, one)]
@@ -85,7 +85,7 @@ def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
         texts.append(f"tasks wait for {_named(stuck)}, and nothing will start them: --audit")
     if long:
         texts.append(
-            f"the first task that waits for a limit has done so for long in {_named(long)}: "
+            f"the first task that waits for a limit has waited too long in {_named(long)}: "
             "raise the limit (qsync limit list), or enqueue less"
         )
     return texts
@@ -108,7 +108,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 async def examine_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[str] | None:
-    """Return what is wrong with the limits; None if no queue uses any, or it is not known."""
+    """Return what is wrong with the limits; None if no queue uses any, or if that is unknown."""
     try:
         limits = await read_limits(broker, keys)
     except QsyncError:

@@ -1,4 +1,4 @@
-"""For the tests of programs that use qsync: docs/testing.md.
+"""Helpers for testing programs that use qsync; see docs/testing.md.
 
 The fixtures `qsync` and `qsync_sync` of pytest are in the module `pytest_qsync`.
 """

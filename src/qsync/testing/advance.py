@@ -1,4 +1,4 @@
-"""Moves the time of a test's store, and does what becomes due on the way."""
+"""Moves the clock of a test's store forward, and does what becomes due on the way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS: Final = 100
 """Number of calls in one round trip."""
 
 TICKS: Final = 100_000
-"""Maximum number of ticks in one move."""
+"""Maximum number of ticks in one move of the clock."""
 
 
 class Tick(NamedTuple):
@@ -32,11 +32,11 @@ class Tick(NamedTuple):
 
     at_us: int
     number: int
-    """Place of the schedule among those of the app."""
+    """Index of the schedule among those of the app."""
 
 
 class Advance:
-    """One move of the time."""
+    """One move of the clock."""
 
     def __init__(self, app: Qsync, clock: Clock, by_us: int, *, schedules: bool = True) -> None:
         self._app = app
@@ -49,7 +49,7 @@ class Advance:
         self._number = 0
 
     async def run(self) -> None:
-        """Move the time, enqueue the ticks of schedules, and do the upkeep of all queues."""
+        """Move the clock, enqueue the ticks of schedules, and do the upkeep of all queues."""
         broker = AsyncBroker(self._app._connections.address)
         try:
             ticks = await self._ticks(broker)
@@ -75,10 +75,11 @@ class Advance:
     # Leases.
 
     async def _expire_leases(self, broker: AsyncBroker) -> int:
-        """Let the leases of servers that are gone expire on the way; return by how much the time
-        has moved for that.
+        """Let the leases of dead servers expire on the way; return by how much this moved the
+        clock.
 
-        In one step it would look as if the store had been away, and then leases get more time.
+        In a single step it would look like an outage of the store, after which leases get more
+        time.
         """
         queues = []
         for queue in await self._queues(broker):
@@ -95,7 +96,7 @@ class Advance:
         return moved
 
     async def _upkeep(self, broker: AsyncBroker, queue: str) -> None:
-        """Promote what is due, recover tasks with expired leases, and remove what has expired."""
+        """Promote due tasks, recover tasks with expired leases, and delete expired data."""
         more = True
         while more:
             self._number += 1
@@ -145,7 +146,7 @@ class Advance:
                 now_us = next_us
                 ticked = await tick_due(broker, keys, now_us=now_us)
                 next_us = ticked.next_us
-                stuck = ticked.rows == len(ticked.refused)  # a program has schedules of these names
+                stuck = ticked.rows == len(ticked.refused)  # a program uses these names
                 if next_us is not None and next_us <= now_us and stuck:
                     break
 

@@ -1,4 +1,4 @@
-"""The task that an assertion asks for: a function, a task of django.tasks, or a type."""
+"""Describes the task that an assertion asks for: a function, a task of django.tasks, or a type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsync.task_function import TaskFunction
 
 @runtime_checkable
 class DjangoTask(Protocol):
-    """A task of django.tasks, whose package a test without Django does not have."""
+    """Protocol of a task of django.tasks, since a test without Django lacks that package."""
 
     @property
     def module_path(self) -> str:
@@ -48,7 +48,7 @@ class AskedTask:
     """Returns the arguments of a task by name."""
 
     def check(self, arguments: Mapping[str, Any], queue: str | None) -> None:
-        """Raise InvalidTask if the task has no argument of such a name."""
+        """Raise InvalidTask if the task has no arguments with these names."""
         if "queue" in self.parameters and queue is not None:
             msg = (
                 f"task {self.name!r} has a parameter 'queue', which assert_enqueued does not look "

@@ -1,7 +1,7 @@
 """Runs coroutines on an event loop in a thread, and `def` handlers in the thread that waits.
 
-So a plain test sees what handlers do, and they what it has done, also where it belongs to the
-thread, such as the transaction of a database connection.
+So a plain test and the handlers see each other's work even if it belongs to a thread, such as the
+transaction of a database connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Call = Callable[[], None]
 
 
 class CallingThread:
-    """The thread that waits for a coroutine, as the place where `def` handlers run.
+    """Runs `def` handlers in the thread that waits for a coroutine.
 
     It takes the place of a server's ThreadPool, and runs one handler after another.
     """
@@ -39,7 +39,7 @@ class CallingThread:
         kwargs: Mapping[str, Any],
         claim: Claim | None = None,
     ) -> asyncio.Future[Any]:
-        """Have the waiting thread call the function; return a future of its result."""
+        """Let the waiting thread call the function; return a future of its result."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
@@ -60,11 +60,12 @@ class CallingThread:
         return future.cancel()
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - as ThreadPool.close
-        """Do nothing: the thread is not the pool's."""
+        """Do nothing, since the thread does not belong to a pool."""
         return True
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine on the event loop of the session, and calls here; return its value."""
+        """Run the coroutine on the session's event loop, and submitted calls here; return its
+        value."""
         done = run_on_loop(coroutine)
         done.add_done_callback(lambda _: self._calls.put(None))
         while (call := self._calls.get()) is not None:

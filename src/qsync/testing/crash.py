@@ -1,4 +1,4 @@
-"""Crashes of the server of a drain, at a chosen point."""
+"""Crashes the server of a drain at a chosen point."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ POINTS: Final = (
     "before handler", "during handler", "before complete", "after complete", "before failure",
     "after failure",
 )  # fmt: skip
-"""Points at which the server of a drain can crash."""
+"""Points at which a drain's server can crash."""
 
 POLL_S: Final = 0.001
-"""Interval at which a handler is asked whether it has begun, in seconds."""
+"""Interval at which to check whether a handler has begun, in seconds."""
 
 SETTLING: Final = {"complete": "complete", "retry": "failure", "kill": "failure"}
-"""Ends of the names of points, by the scripts that tell the store of an outcome."""
+"""Last word of a crash point's name, by the script that records the outcome."""
 
 
 class CrashPlan:
@@ -41,7 +41,7 @@ class CrashPlan:
         self.happened: bool = False
 
     def arm(self, server: Server) -> None:
-        """Have this server, which has not started, crash at the point."""
+        """Let this server, which has not started, crash at the point."""
         server.replaced.broker = self._broker
         if self.point.endswith(" handler"):
             server.add_outer_middleware(self._around)
@@ -52,7 +52,7 @@ class CrashPlan:
         return broker
 
     async def crash(self) -> None:
-        """Crash here; what runs here never goes on."""
+        """Crash here; the caller never continues."""
         self.happened = True
         await asyncio.get_running_loop().create_future()
 
@@ -71,14 +71,14 @@ class CrashPlan:
 
 
 async def _begun() -> None:
-    """Wait until a handler that waits for a thread or a process has it."""
+    """Wait until a handler has the thread or process that it waits for."""
     leased = getattr(running.get(None), "_leased", None)
     while leased is not None and leased.waits:  # noqa: ASYNC110 - a thread changes it, without an event
         await asyncio.sleep(POLL_S)
 
 
 def _end(handler: Any) -> None:
-    """End the coroutine of a handler as a cancellation does."""
+    """End a handler's coroutine as a cancellation does."""
     if not isinstance(handler, Coroutine):
         return
     with contextlib.suppress(BaseException):
@@ -103,7 +103,7 @@ class _FirstStep:
 
 
 class CrashingBroker(AsyncBroker):
-    """A broker whose server crashes before or after it tells the store of an outcome."""
+    """A broker whose server crashes before or after the store records an outcome."""
 
     plan: CrashPlan | None = None
 

@@ -20,14 +20,15 @@ from qsync.task import TaskInfo
 from qsync.testing.crash import CrashPlan
 
 POLL_S = 0.001
-"""Interval at which a server is asked whether it has ended its tasks, in seconds."""
+"""Interval at which to check whether a server has ended its tasks, in seconds."""
 
 
 BATCH_WAIT_S = 0.05
-"""Longest wait of a batch for more tasks, in seconds: a test does not wait for other clients."""
+"""Longest wait of a batch for more tasks, in seconds; it is short, since no other clients
+enqueue."""
 
 LEASES = 250
-"""Number of leases that are read at once."""
+"""Number of leases to read at once."""
 
 
 class Drain:
@@ -41,7 +42,7 @@ class Drain:
         self._unknown: dict[tuple[str, str], None] = {}
 
     async def run(self) -> None:
-        """Run what is pending, and what is enqueued meanwhile; raise the errors of handlers."""
+        """Run the pending tasks, and those enqueued meanwhile; raise the errors of handlers."""
         address = self._app._connections.address
         broker = AsyncBroker(address)
         try:

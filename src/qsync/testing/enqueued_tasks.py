@@ -1,4 +1,4 @@
-"""The tasks that a test finds in the store."""
+"""Reads the tasks of a test from the store."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def _ids(broker: Broker, keys: QueueKeys, state: TaskState) -> Iterator[str]:
 def matching(
     tasks: Sequence[EnqueuedTask], asked: AskedTask, queue: str | None, arguments: Mapping[str, Any]
 ) -> list[EnqueuedTask]:
-    """Return the tasks that have this queue and these arguments; InvalidTask for an unknown one."""
+    """Return the tasks with this queue and these arguments; raise InvalidTask for an unknown
+    argument."""
     asked.check(arguments, queue)
     return [
         one

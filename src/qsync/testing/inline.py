@@ -39,17 +39,17 @@ NOWHERE = Address("node", settings={"path": "/nowhere/qsync.testing.inline"})
 
 @contextlib.contextmanager
 def inline(app: Qsync) -> Iterator[None]:
-    """Run tasks of the app in place within the block, when they are enqueued; no store is used.
+    """Run the app's tasks in place when they are enqueued inside the block; no store is used.
 
         with inline(app):
             handle = send.enqueue_sync(7)     # send has run when this returns
 
     A task goes through the same encoding, checks of arguments and middleware as on a server. A
     blocking enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another
-    one. Tasks run at once, also with a `delay`; there are no retries: the error of the handler, a
-    Snooze too, is raised by the enqueue. Unique locks, timeouts, schedules and the lifespan have no
-    effect, `executor="process"` runs in a thread, and a batch handler gets a list of each task
-    alone. The handle has a result if the task has a retention. `current().state` is that of
+    one. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the error
+    of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan have no
+    effect, handlers with `executor="process"` run in a thread, and a batch handler gets one task
+    per call. The handle has a result if the task has a retention. `current().state` is that of
     `qsync.testing.context` around the block.
     """
     runs = _Runs(app)
@@ -71,7 +71,7 @@ class _Runs:
     def __init__(self, app: Qsync) -> None:
         self._app = app
         self.ended: dict[tuple[str, str], StoredTask] = {}
-        """Tasks with a retention by queue and id."""
+        """Ended tasks with a retention, by queue and id."""
 
     def queue_of(self, id: str) -> str:
         """Return the queue of a task that has run; TaskNotFound without a retention."""
@@ -123,7 +123,7 @@ class _Runs:
 
 
 def _in_threads(mux: Mux) -> Mux:
-    """Return the handlers, with those for processes in threads."""
+    """Return the handlers; those for processes run in threads."""
     other = Mux()
     for handler in mux.handlers:
         place = "thread" if handler.place == "process" else handler.place

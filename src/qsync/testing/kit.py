@@ -30,7 +30,7 @@ SHOWN = 10
 class _AnyKit:
     """The part that Kit and SyncKit share.
 
-    Within `with`, the app uses a store for tests, with a prefix of its own.
+    Inside the `with` block, the app uses a test store and a unique prefix.
     """
 
     def __init__(self, app: Qsync, *, url: str = "") -> None:
@@ -66,7 +66,7 @@ class _AnyKit:
         return self._store
 
     def enqueued(self, task: AnyTask) -> list[EnqueuedTask]:
-        """Return the tasks of this function, or type, that wait or run, in order of enqueue.
+        """Return the waiting and running tasks of this function or type, in order of enqueue.
 
         The function may be a task of django.tasks.
         """
@@ -78,7 +78,7 @@ class _AnyKit:
     ) -> EnqueuedTask:
         """Fail unless a task of this function waits or runs; return the first one.
 
-        Only the arguments that are given here are compared, as the handler gets them. For a type of
+        Only the arguments given here are compared, in the form that the handler gets. For a type of
         a Mux, the payload is the argument `payload`.
         """
         tasks, asked = self.enqueued(task), asked_task(task)
@@ -94,7 +94,7 @@ class _AnyKit:
             lines += [f"  {one!r}" for one in tasks[:SHOWN]]
             lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
         else:
-            lines.append("there is none of it that waits or runs")
+            lines.append("no task of it is waiting or running")
         sender = self.app._connections.sender
         if sender is not None and (waiting := sender.waiting()):
             lines.append(waiting)
@@ -102,27 +102,28 @@ class _AnyKit:
 
     @contextlib.contextmanager
     def crash(self, point: str) -> Iterator[None]:
-        """Have the server of a drain in the block die at this point; its tasks run again later.
+        """Let the server of a drain in the block crash at this point; its tasks run again later.
 
         before handler    it has leased the task
         during handler    the handler waits for something for the first time, or ends
-        before complete   the handler has returned; the store does not know it
-        after complete    the store knows it; the task does not run again
-        before failure    the handler has raised; the store does not know it
-        after failure     the store knows it
+        before complete   the handler has returned; the store has not recorded it
+        after complete    the store has recorded it; the task does not run again
+        before failure    the handler has raised; the store has not recorded it
+        after failure     the store has recorded it
 
         The drain returns when the server is dead, and the next one runs the tasks that it held.
-        ConfigError for another point; AssertionError if no drain of the block reached the point.
+        Raises ConfigError for another point, AssertionError if no drain in the block reached the
+        point.
         """
         if self._plan is not None:
-            raise ConfigError("crash: one within another; a server dies once")
+            raise ConfigError("crash: blocks cannot be nested, since a server crashes once")
         plan = self._plan = CrashPlan(point)
         try:
             yield
         finally:
             self._plan = None
         if not plan.happened:
-            raise AssertionError(f"crash: no drain in the block came to the point {point!r}")
+            raise AssertionError(f"crash: no drain in the block reached the point {point!r}")
 
     def _drain(self, threads: CallingThread | None = None) -> Drain:
         _ = self._opened
@@ -148,16 +149,16 @@ class _AnyKit:
             by_us = delta // timedelta(microseconds=1)
         except (TypeError, OverflowError) as error:
             given = units if by is None else shorten(by)
-            msg = f"advance: {given} is no time to move by ({error}); give days=1 or minutes=5 say"
+            msg = f"advance: {given} is not a valid time ({error}); give e.g. days=1 or minutes=5"
             raise ConfigError(msg) from None
         if by_us <= 0:
-            raise ConfigError(f"advance: {delta} is not over 0; the time moves only forward")
+            raise ConfigError(f"advance: {delta} is not positive; the clock moves only forward")
         store.session.check_is_for_tests()
         return Advance(self.app, store.clock, by_us, schedules=schedules)
 
 
 class Kit(_AnyKit):
-    """The fixture `qsync`: the app of an async test, and what it has enqueued.
+    """The fixture `qsync`: the app of an async test, and the tasks that it has enqueued.
 
     Without the fixture, use it with `async with`, or `with` outside of the event loop.
     """
@@ -170,7 +171,7 @@ class Kit(_AnyKit):
         self.__exit__()
 
     async def drain(self) -> None:
-        """Run the tasks that are pending, and those that they enqueue, until none is left.
+        """Run the pending tasks, and those that they enqueue, until none are left.
 
         A real server runs them, with the app's options, middleware and lifespan. Afterwards the
         errors of failed attempts are raised: a single one itself, several as an ExceptionGroup. A
@@ -181,25 +182,25 @@ class Kit(_AnyKit):
     async def advance(
         self, by: timedelta | None = None, /, *, schedules: bool = True, **units: float
     ) -> None:
-        """Move the time of the store, e.g. `advance(days=1)`, and do what becomes due on the way.
+        """Move the store's clock, e.g. `advance(days=1)`, and do what becomes due on the way.
 
         Delayed tasks and retries become pending, schedules enqueue a task for each tick, unique
-        locks, leases, results and dead tasks expire. No handler runs: that is for `drain`. Only the
-        store's time moves, not that of this process. With `schedules=False` no schedule ticks; the
-        next move with schedules makes up for these ticks.
+        locks, leases, results and dead tasks expire. No handler runs; use `drain` for that. Only
+        the store's clock moves, not that of this process. With `schedules=False` no schedule ticks;
+        the next move with schedules enqueues the missed ticks.
         """
         await self._advance(by, units, schedules=schedules).run()
 
 
 class SyncKit(_AnyKit):
-    """The fixture `qsync_sync`: as Kit, for plain tests.
+    """The fixture `qsync_sync`: like Kit, for plain tests.
 
     Handlers that are `def` run in the thread of the test, one after another; `async def` handlers
     run on an event loop in another thread.
     """
 
     def drain(self) -> None:
-        """As `Kit.drain`; blocks."""
+        """Do what `Kit.drain` does; blocks."""
         _check_plain("drain")
         threads = CallingThread()
         threads.run(self._drain(threads).run())
@@ -207,7 +208,7 @@ class SyncKit(_AnyKit):
     def advance(
         self, by: timedelta | None = None, /, *, schedules: bool = True, **units: float
     ) -> None:
-        """As `Kit.advance`; blocks."""
+        """Do what `Kit.advance` does; blocks."""
         _check_plain("advance")
         run_on_loop(self._advance(by, units, schedules=schedules).run()).result()
 

@@ -1,4 +1,4 @@
-"""Closes the clients that an app has shared with a test."""
+"""Closes the shared clients of an app after a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from qsync.app import Qsync
 
 CLOSE_S = 10.0
-"""Time for a client of a loop in another thread to close, in seconds."""
+"""Time limit for closing a client of an event loop in another thread, in seconds."""
 
 
 def close_clients(app: Qsync) -> None:

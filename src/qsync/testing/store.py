@@ -28,17 +28,17 @@ PREFIX: Final = "qsync-test-"
 """Start of the prefixes of tests."""
 
 START_S: Final = 30.0
-"""Time that a store has to start, in seconds."""
+"""Time limit for the start of a store, in seconds."""
 
 WATCHED: Final = '"$0" "$@" & store=$!; read -r _; kill $store; wait $store'
-"""Program of a shell that runs a store until its own input ends: then this process is gone."""
+"""Shell program that runs a store until its input ends, which is when this process has ended."""
 
 LOOKED_AT: Final = 100_000
-"""Number of keys of a given store that are searched for queues that no test made."""
+"""Number of keys of a given store that are searched for queues from outside tests."""
 
 
 class Clock:
-    """The time that scripts get: the real time, and what tests have added to it."""
+    """The time for scripts: the real time plus the time that tests have added."""
 
     def __init__(self) -> None:
         self.ahead_us = 0
@@ -49,7 +49,7 @@ class Clock:
 
 
 class SessionStore:
-    """A store that the tests of this process share; each test has a prefix of its own."""
+    """A store that the tests of this process share; each test has a unique prefix."""
 
     def __init__(self, address: Address, *, private: bool) -> None:
         self._address = address
@@ -59,11 +59,11 @@ class SessionStore:
         self._session = secrets.token_hex(4)
 
     def of_test(self) -> TestStore:
-        """Return the part of the store for one test."""
+        """Return one test's view of the store."""
         return TestStore(self._address, f"{PREFIX}{self._session}-{next(self._numbers)}", self)
 
     def check_is_for_tests(self) -> None:
-        """Raise ConfigError when a queue of another prefix is in the store."""
+        """Raise ConfigError if the store has a queue with another prefix."""
         if self._private:
             return
         for key in self._keys(f"*:{GlobalKeys('x').queues.partition(':')[2]}"):
@@ -110,7 +110,7 @@ class SessionStore:
 class TestStore:
     """The prefix and the clock of one test."""
 
-    __test__ = False  # not a test of pytest
+    __test__ = False  # not a pytest test
 
     def __init__(self, address: Address, prefix: str, session: SessionStore) -> None:
         self.clock: Clock = Clock()
@@ -120,7 +120,7 @@ class TestStore:
         self.broker: Broker = Broker(self.address)
 
     def close(self) -> None:
-        """Delete what the test left."""
+        """Delete the test's data."""
         self.broker.close()
         self.session.delete(self.prefix)
 
@@ -133,7 +133,7 @@ def _session_store(url: str, pid: int) -> SessionStore:
 
 
 def session_store(url: str = "") -> SessionStore:
-    """Return the store of this process at this URL; without one, a private store, which starts."""
+    """Return this process's store at this URL; without one, start a private store."""
     if url.startswith("embedded://"):
         raise ConfigError(
             "QSYNC_TEST_URL: tests have a private store without any URL; give none, or redis://..."

@@ -26,7 +26,7 @@ class QsyncMixin(_Base):
                 buy(7)
                 self.qsync.assert_enqueued(send, invoice=7)
 
-    It is a SyncKit, and in a `unittest.IsolatedAsyncioTestCase` a Kit. `QSYNC_TEST_URL` names
+    It is a SyncKit, or a Kit in a `unittest.IsolatedAsyncioTestCase`. `QSYNC_TEST_URL` names
     another store than the private one.
     """
 

@@ -1,4 +1,4 @@
-"""Computes how many workers are needed to start every task within a target time. Pure.
+"""Computes how many workers are needed to start every task within a target time. Without I/O.
 
 A worker is one `qsync worker` with all its processes: the unit that an autoscaler adds and removes.
 """
@@ -50,7 +50,7 @@ class ScaleSample(msgspec.Struct, frozen=True):
 
     @property
     def arrived(self) -> int:
-        """Total number of tasks that came so far and may start."""
+        """Total number of tasks so far that arrived and may start."""
         return self.enqueued - self.limited
 
 

@@ -79,7 +79,7 @@ class Parent:
         self._send_metrics()
 
     def _send_metrics(self, **report: Any) -> None:
-        """Send the metrics; under a lock, so that no thread sends older ones after newer ones."""
+        """Send the metrics under a lock, so that no thread sends older ones after newer ones."""
         with self._counting:
             tally = None if self.server is None else self.server.tally
             rows = [] if tally is None else msgspec.to_builtins(tally.rows())
@@ -115,7 +115,7 @@ class Parent:
             self.send(files=sorted(new))
 
     def keep_comparing(self, limits: Limits) -> None:
-        """Compare the process with its limits from a thread; tell the parent which it reaches."""
+        """Check the limits of the process in a thread; report a reached limit to the parent."""
 
         def work() -> None:
             while True:
@@ -140,7 +140,8 @@ class Parent:
 
 
 def main() -> None:
-    """Serve until told to stop. Exit codes: 0 clean stop, 1 failure, 2 failure to start."""
+    """Serve until the parent or a signal stops it. Exit codes: 0 clean stop, 1 failure, 2 failure
+    to start."""
     parent = Parent(int(sys.argv[1]))
     order = parent.order()
     if order is None:  # the parent died at once

@@ -14,7 +14,7 @@ from qsync.errors import ConfigError
 from qsync.phrase import phrase
 
 LOOK_S: Final = 0.25
-"""Interval at which a child compares itself with its limits, in seconds."""
+"""Interval at which a child checks its limits, in seconds."""
 
 AGAIN_S: Final = 10.0
 """Interval at which a child over a limit reports it again, in seconds."""
@@ -37,7 +37,7 @@ class Limits:
         return self.max_tasks is not None or self.max_memory is not None
 
     def exceeded(self, tasks: int, memory: int) -> str | None:
-        """Return which limit a process has reached, as text; None if it has reached none."""
+        """Return the limit that a process has reached, as text; None if it has reached none."""
         if self.max_tasks is not None and tasks >= self.max_tasks:
             return f"it has run {tasks} tasks, and --max-tasks is {self.max_tasks}"
         if self.max_memory is not None and memory >= self.max_memory:

@@ -39,7 +39,7 @@ SCALE_FRESH_S: Final = 1.0
 """Time for which /scale reuses a reading of the store, in seconds."""
 
 LISTS: Final = 8
-"""Number of lists of queues, besides the worker's own, whose measurements are kept."""
+"""Number of queue lists, besides the worker's own, whose samples are kept."""
 
 log: Final = logging.getLogger("qsync.worker")
 
@@ -93,7 +93,8 @@ class HealthPort:
         return self._http.port
 
     def start(self, supervisor: Supervisor) -> None:
-        """Start to answer for this supervisor's processes; call it on its event loop."""
+        """Start answering for this supervisor's processes; call it on the supervisor's event
+        loop."""
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._http.start()
@@ -194,7 +195,7 @@ class _Backlog:
         if self._inspector is None:
             self._inspector = self._app.inspector()
         measured = self._scalers.pop(queues, None) or _Measured(self._processes)
-        self._scalers[queues] = measured  # the last one requested stands at the end
+        self._scalers[queues] = measured  # the last one requested is at the end
         others = [one for one in self._scalers if one != self._queues]
         if len(others) > LISTS:  # evict the least recently requested list, never the worker's own
             del self._scalers[others[0]]
@@ -232,8 +233,8 @@ def sample(
 ) -> autoscale.ScaleSample:
     """Return the sample of these queues; `slots` holds the concurrency of each server.
 
-    Tasks in paused queues need no workers. The counters include paused queues all the same:
-    otherwise a pause and its end would look like a burst of tasks.
+    Tasks in paused queues need no workers. The counters still include paused queues: otherwise a
+    pause and its end would look like a burst of tasks.
     """
     all_infos = [one for one in overview.queues if one.name in queues]
     infos = [one for one in all_infos if one.paused is None]

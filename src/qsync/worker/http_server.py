@@ -1,4 +1,4 @@
-"""A minimal HTTP server with its own thread and event loop, so that it answers while others block.
+"""A minimal HTTP server in its own thread and event loop, so that it answers while others block.
 
 It serves GET and HEAD, one request per connection, with limits on size, time and connections.
 """
@@ -94,7 +94,7 @@ class HealthServer:
         return port
 
     def start(self) -> None:
-        """Start to serve."""
+        """Start serving."""
         self._thread.start()
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class HealthServer:
         return len(hosts) == 1 and (name in self._names or _is_private(name))
 
     async def _answer(self, head: bytes) -> tuple[Response, bool]:
-        """Return the response to a request, and whether the request wants its body."""
+        """Return the response to a request, and whether to send its body."""
         line = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(line) != 3 or not line[2].startswith("HTTP/1."):
             return _plain(400), True

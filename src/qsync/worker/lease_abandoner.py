@@ -73,7 +73,7 @@ class LeaseAbandoner:
         self._thread: threading.Thread | None = None
 
     def add(self, server_id: str, queues: Iterable[str], *, again: bool = True) -> None:
-        """Expire the server's leases and remove its record as soon as the store answers.
+        """Expire the server's leases and delete its record as soon as the store answers.
 
         Returns at once. With `again`, each job runs a second time after RECHECK_S.
         """

@@ -32,7 +32,7 @@ def load(target: str) -> Qsync:
         msg = f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app"
         raise TargetError(msg)
     if name.endswith(".py") or "/" in name:
-        msg = f"{target}: give the name of the module, not its file: {_module_of(name)}:{attribute}"
+        msg = f"{target}: give the module name, not its file: {_module_of(name)}:{attribute}"
         raise TargetError(f"{msg} say{_where(_module_of(name))}")
     here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if here not in sys.path:
@@ -42,7 +42,7 @@ def load(target: str) -> Qsync:
     if isinstance(found, Qsync):
         return found
     if not callable(found) or inspect.isclass(found):
-        msg = f"{target} is {_kind(found)}, neither a Qsync nor a function that makes one"
+        msg = f"{target} is {_kind(found)}, neither a Qsync nor a function that returns one"
         if isinstance(found, Mux):
             msg += f"; write app = Qsync(mux={attribute}), and name {name}:app"
         raise TargetError(msg)

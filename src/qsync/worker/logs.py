@@ -1,8 +1,8 @@
 """Logging of the commands: one line per event, as text for people or as JSON for machines.
 
 A record made within a handler has the task's id, queue, type and attempt, whichever logger made it.
-A failing standard error does not affect the code that logs: a thread writes the lines, and if the
-reader is too slow, lines are dropped and counted.
+If standard error fails or blocks, the code that logs is not affected: a thread writes the lines,
+and if the reader is too slow, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
-    """Log to standard error, from `level` on (default: info); `tag` names the process.
+    """Log records of at least `level` (default: info) to standard error; `tag` names the process.
 
-    If the app has set up logging itself, its setup stays, and only an explicit `level` has an
+    If the app has set up logging itself, its setup is kept, and only an explicit `level` has an
     effect.
     """
     root = logging.getLogger()
@@ -53,7 +53,7 @@ def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
         level = level or "info"
     elif form is not None:
         logging.getLogger("qsync").warning(
-            "--log-format %s: the app has set up logging itself, and keeps it", form
+            "--log-format %s: ignored, since the app has set up logging itself", form
         )
     if level is not None:
         root.setLevel(level.upper())
@@ -79,7 +79,7 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Any
 
 
 def is_set_up() -> bool:
-    """Return whether this module's handler writes the records, and not the app's own."""
+    """Return whether this module's handler writes the records, rather than the app's own."""
     return any(isinstance(handler, Lines) for handler in logging.getLogger().handlers)
 
 
@@ -133,7 +133,7 @@ class Lines(logging.Handler):
             if dropped:
                 line = f"{dropped} lines of the log were dropped here\n{line}"
             if self._descriptor is not None:
-                with contextlib.suppress(OSError):  # a full disk, say: it cannot be logged
+                with contextlib.suppress(OSError):  # e.g. a full disk, which cannot be logged
                     _write_all(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
             self._lines.task_done()
 
@@ -150,8 +150,8 @@ def _unshowable(record: logging.LogRecord, error: Exception) -> logging.LogRecor
 def hold_standard_files() -> None:
     """Open descriptors 0 to 2 on /dev/null where they are closed.
 
-    Otherwise the next file or socket would get such a number, and output for standard error would
-    go there.
+    Otherwise the next file or socket would get one of these numbers, and receive output for
+    standard error.
     """
     for descriptor in range(3):
         try:

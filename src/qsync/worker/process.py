@@ -119,7 +119,7 @@ class Child:
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+                start_new_session=True,  # Ctrl-C goes to the parent, which passes it on
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
         order = {**plan.order, "number": self.number, "server_id": self.server_id}
@@ -127,12 +127,13 @@ class Child:
         return reader
 
     def _is_ready(self) -> None:
-        """Note that the child serves its queues."""
+        """Record that the child serves its queues."""
         self._ready_at = time.monotonic()
         self.changed.set()
 
     async def ask(self, patience: float) -> ProcessHealth:
-        """Return the child's health, without a condition if no answer comes in `patience` s."""
+        """Return the child's health, without a condition if it does not answer within `patience`
+        seconds."""
         number = next(self._questions)
         self._asking[number] = answer = asyncio.get_running_loop().create_future()
         condition = None
@@ -179,7 +180,7 @@ class Child:
         return self.code
 
     def has_ended(self, code: int) -> None:
-        """Note that the child has ended and that its leases and output are taken care of."""
+        """Record that the child has ended, its leases are released and its output is read."""
         self.code = code
         self.ended.set()
         self.changed.set()
@@ -187,7 +188,7 @@ class Child:
     def stop(self, patience: float) -> None:
         """Send SIGTERM; kill the child if it still runs after `patience` seconds.
 
-        The child counts the signals: with each call it stops more urgently.
+        The child counts the signals, and stops more urgently with each call.
         """
         self.stop_requests += 1
         self._signal(signal.SIGTERM)

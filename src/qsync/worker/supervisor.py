@@ -33,11 +33,11 @@ TRIES: Final = 5
 """Number of failures to start in a row after which the worker gives up."""
 
 RETRY_START_S: Final = 0.2
-"""Delay before the second attempt to start a child, in seconds; it doubles after each one."""
+"""Delay before the second attempt to start a child, in seconds; it doubles with each attempt."""
 
 STEADY_S: Final = 2.0
 """Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
-crash costs the other tasks little. The delay doubles each time a child lives for less."""
+crash costs the other tasks little. The delay doubles each time a child ends earlier than that."""
 
 START_S: Final = 60.0
 """Time that a replacement child has to load the app, in seconds."""
@@ -97,7 +97,7 @@ async def _report(slot: _Slot, child: Child | None, patience: float) -> ProcessH
 
 
 class Supervisor:
-    """Keeps `plan.processes` children running until the worker is told to stop."""
+    """Keeps `plan.processes` children running until the worker is stopped."""
 
     def __init__(self, plan: Plan, abandoner: LeaseAbandoner) -> None:
         self._plan = plan
@@ -117,7 +117,7 @@ class Supervisor:
         self._was_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     async def run(self) -> int:
-        """Run until told to stop or until children fail to start; return the exit code."""
+        """Run until the worker is stopped or children fail to start; return the exit code."""
         reaping = None
         if os.getpid() == 1:
             reaping = asyncio.create_task(keep_reaping(self._pids))
@@ -143,7 +143,7 @@ class Supervisor:
         return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
 
     def rows(self) -> list[MetricRow]:
-        """Return the sums of what the processes counted, up to their last reports.
+        """Return the sums of the processes' metrics, as of their last reports.
 
         Thread-safe.
         """
@@ -151,7 +151,7 @@ class Supervisor:
 
     @property
     def restarts(self) -> int:
-        """Number of processes that ended without being told to."""
+        """Number of processes that ended without an order to stop."""
         return self._restarts
 
     def _pids(self) -> set[int] | None:
@@ -369,7 +369,7 @@ class Supervisor:
 
     def _on_sighup(self) -> None:
         if self._was_terminal and not os.isatty(sys.stdin.fileno()):
-            self._stop()  # the terminal was closed, so this is no request to restart
+            self._stop()  # the terminal was closed: not a request to restart
         elif not self._stopping.is_set():
             log.info("SIGHUP: replacing the processes one after another")
             self._tasks.create_task(self._rolling_restart())

@@ -1,8 +1,7 @@
 """The admin of schedules: those in the store, and the periodic tasks of programs.
 
-Django's own form, confirmation and history pages show a `Schedule`, which has no table: what they
-read and write goes to the store. Only the list has a template of its own, since Django's needs a
-query set.
+Django's own form, confirmation and history pages show a `Schedule`, which has no table: they read
+from and write to the store. Only the list has its own template, since Django's needs a query set.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ACTIONS: Final = {
 DONE: Final = {
     "run": "enqueued its task", "pause": "paused", "resume": "resumed", "delete": "deleted",
 }  # fmt: skip
-"""Text that is logged and shown for a schedule after each action."""
+"""Text to log and show for a schedule after each action."""
 
 NOT_FOUND: Final = {"resume": "it is not paused", "delete": "it is not in the store"}
 """Reason why an action changed nothing, by action."""
@@ -125,7 +124,7 @@ class ScheduleAdmin(_ModelAdmin):
 
     @_answered
     def history_view(self, *args: Any, **kwargs: Any) -> Any:
-        """Show what users of the admin did to a schedule."""
+        """Show the changes that admin users made to a schedule."""
         return super().history_view(*args, **kwargs)
 
     @_answered
@@ -209,7 +208,7 @@ def _is_stored(obj: Any) -> bool:
 
 
 def _failed(name: str, change: Any, action: str = "") -> str:
-    """Return why nothing was changed."""
+    """Return the reason why nothing was changed."""
     match change.outcome:
         case "duplicate":
             why = f"task {change.holder} holds its unique lock"

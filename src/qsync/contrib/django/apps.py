@@ -30,7 +30,8 @@ class QsyncConfig(AppConfig):
         checks.register_checks()
         if fresh_connections not in process_pool_child.around:
             process_pool_child.around.append(fresh_connections)
-        # A child process cannot load settings that a program configured in code: they have no name.
+        # A child process cannot load settings that a program configured in code, which have no
+        # name.
         named = ENVIRONMENT_VARIABLE in os.environ
         if named and handler_process.set_up not in process_pool_child.at_start:
             process_pool_child.at_start.append(handler_process.set_up)

@@ -10,8 +10,8 @@ from django.db import transaction
 class AtCommit:
     """A call that waits for the commit of a transaction.
 
-    Django keeps it in its list after `captureOnCommitCallbacks` has made the call, so it notes that
-    itself.
+    Django keeps it in its list after `captureOnCommitCallbacks` has made the call, so the object
+    records that itself.
     """
 
     def __init__(self, send: Callable[[], None]) -> None:
@@ -31,6 +31,6 @@ def at_commit(database: str, send: Callable[[], None]) -> None:
 
 def waiting(database: str) -> int:
     """Return the number of calls that wait for this thread's transaction to commit."""
-    # Not documented by Django, but as old as on_commit; its own test case reads it.
+    # Undocumented, but as old as on_commit, and Django's own TestCase reads it.
     calls = [entry[1] for entry in transaction.get_connection(database).run_on_commit]
     return sum(isinstance(call, AtCommit) and not call.called for call in calls)

@@ -4,11 +4,11 @@
         "default": {
             "BACKEND": "qsync.contrib.django.QsyncBackend",
             "QUEUES": ["default", "mail"],
-            "OPTIONS": {"retry": 5, "timeout": 60},      # of all tasks that do not say
+            "OPTIONS": {"retry": 5, "timeout": 60},      # defaults of all tasks
         }
     }
 
-The tasks are in the store of the setting QSYNC, and its ENQUEUE says when they are sent.
+The setting QSYNC names the store, and its ENQUEUE says when tasks are sent.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from qsync.new_task import new_id
 class QsyncBackend(tasks_api.BaseTaskBackend):
     """Runs the tasks of django.tasks on the servers of `manage.py qsync_worker`.
 
-    Its OPTIONS are options of Task that hold for all tasks which do not say: `retry`,
-    `retry_delay`, `timeout`, `retention` (default: a day) and so on. `@task(retry=5, timeout=60)`
-    takes them as well.
+    Its OPTIONS are the defaults of its tasks' options: `retry`, `retry_delay`, `timeout`,
+    `retention` (default: a day) and the other options of Task. `@task(retry=5, timeout=60)`
+    overrides them for a task.
     """
 
     task_class: type = tasks.QsyncTask
@@ -97,7 +97,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
 
         Raises TaskResultDoesNotExist if the store does not have it.
 
-        A result is kept for its retention, by default a day; a failed task as long as other dead
+        A result is kept for its retention, by default a day; a failed task is kept like other dead
         tasks.
         """
         try:
@@ -127,11 +127,11 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
         @task(queue_name="mail", retry=5, timeout=60)
         def send(address: str) -> None: ...
 
-    The decorators of Django 6.1 and of django-tasks accept these options as well; that of Django
-    6.0 does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
-    `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`, `debounce` and
-    `debounce_max`, as for `qsync.Task`, beside `priority` (-100 to 100), `queue_name` and
-    `takes_context`. InvalidTask of Django when one is wrong.
+    The decorators of Django 6.1 and of django-tasks accept these options too; Django 6.0's does
+    not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
+    `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`, `debounce` and `debounce_max`,
+    as for `qsync.Task`, beside `priority` (-100 to 100), `queue_name` and `takes_context`. Raises
+    Django's InvalidTask if one is invalid.
     """
 
     fields = {"priority": 0, "queue_name": "default", "run_after": None, **options}

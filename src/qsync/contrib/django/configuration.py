@@ -83,7 +83,7 @@ def configuration() -> Configuration:
     url = given.get("URL") or os.environ.get(URL)
     if not url:
         raise SettingError(
-            f'QSYNC: there is no URL; give QSYNC = {{"URL": "redis://localhost:6379"}}, or set '
+            f'QSYNC: the URL is missing; give QSYNC = {{"URL": "redis://localhost:6379"}}, or set '
             f"{URL} in the environment", "qsync.E001",
         )  # fmt: skip
     dashboard = _dashboard(given.get("DASHBOARD", {}))

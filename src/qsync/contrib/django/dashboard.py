@@ -1,8 +1,8 @@
 """The dashboard in a Django site, under WSGI and ASGI. Needs the extra `web` as well.
 
 The dashboard is an ASGI app whose connections belong to one event loop, while Django runs views on
-many threads. So each process has one thread with a loop for the dashboard, from the first request
-on, and the view waits for its answer.
+many threads. So each process starts one thread with an event loop for the dashboard at the first
+request, and views wait for its answers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _User:
 
 
 class DashboardThread:
-    """Runs the dashboard of the project on an event loop in a thread of its own."""
+    """Runs the dashboard of the project on an event loop in a separate thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -87,7 +87,7 @@ class DashboardThread:
 
 
 class _Answer:
-    """Gives the dashboard the body of a request, and collects its response."""
+    """Passes the body of a request to the dashboard, and collects its response."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body

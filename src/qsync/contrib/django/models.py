@@ -19,7 +19,7 @@ class OutboxRow(models.Model):
     created_at: models.DateTimeField[datetime, datetime] = models.DateTimeField(db_index=True)
 
     class Meta:
-        """The name of the table."""
+        """The table's name."""
 
         db_table = "qsync_outbox"
         verbose_name = "row of the outbox"
@@ -30,7 +30,7 @@ class OutboxRow(models.Model):
 
 
 class _NoRows(models.Manager[Any]):
-    """Finds nothing, so that commands such as dumpdata do not look for a table."""
+    """A manager without rows, so that commands such as dumpdata do not look for a table."""
 
     def get_queryset(self) -> Any:
         """Return an empty query set."""
@@ -38,10 +38,10 @@ class _NoRows(models.Manager[Any]):
 
 
 class Schedule(models.Model):
-    """A schedule in the store, as the admin shows it. It has permissions, and no table.
+    """A schedule in the store, as the admin shows it. It has permissions but no table.
 
-    The id is the queue and the name, `mail:report-42`: programs may have periodic tasks of one name
-    in several queues.
+    The id is queue and name, e.g. `mail:report-42`, since programs may have periodic tasks of the
+    same name in several queues.
     """
 
     id: models.CharField[str, str] = models.CharField(

@@ -65,7 +65,7 @@ def _make() -> tuple[Qsync, ProjectSender]:
             options["queues"] = _queues()
         app = Qsync(given.url, mux=handlers, **options)
         if given.enqueue == "outbox" and not app._connections.nested["remember_ids"]:
-            raise ConfigError("REMEMBER_IDS: 0 would let a row of the outbox run twice")
+            raise ConfigError("REMEMBER_IDS: 0 would let an outbox row run twice")
     except ConfigError as error:
         raise SettingError(f"QSYNC: {error}", "qsync.E004") from error
     sender = ProjectSender(app._connections)

@@ -1,4 +1,4 @@
-"""The schedules of the project, read from the store and changed there, for the admin."""
+"""Reads and changes the schedules of the project in the store, for the admin."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def is_taken(name: str) -> bool:
 
 
 def create(name: str, task: Task[Any], when: dict[str, Any]) -> None:
-    """Put a schedule into the store. InvalidTask if a program has its name for this queue."""
+    """Put a schedule into the store. Raise InvalidTask if a program uses its name for this
+    queue."""
     _ask(lambda inspector: inspector.put_schedule(name, task, **when))
 
 
@@ -80,7 +81,7 @@ def delete(id: str) -> Change:
 
 
 def pause(id: str, by: str, why: str) -> Change:
-    """Pause a schedule: its ticks pass without a task."""
+    """Pause a schedule: its ticks are skipped."""
     queue, name = _parts(id)
     return _ask(lambda inspector: inspector.pause_schedule(name, queue=queue, by=by, why=why))
 

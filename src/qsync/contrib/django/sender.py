@@ -30,7 +30,7 @@ def _nothing() -> None:
 
 
 class ProjectSender:
-    """Sends by the setting ENQUEUE, which is read at each enqueue.
+    """Sends tasks as the setting ENQUEUE says, which is read at each enqueue.
 
     A task of an open transaction gets its id at once. `created` of its handle is False, since the
     store does not have it yet.
@@ -73,7 +73,8 @@ class ProjectSender:
         return later
 
     def waiting(self) -> str:
-        """Tell a test which tasks wait for a commit and how to send them; "" if none does."""
+        """Return, for a failed test, which tasks wait for a commit and how to send them; "" if none
+        wait."""
         count = waiting(configuration().database)
         if not count:
             return ""

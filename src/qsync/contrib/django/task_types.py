@@ -55,8 +55,8 @@ class QsyncTask(tasks_api.Task):
     fairness_key: str | None = None
     headers: Mapping[str, str] | None = None
     executor: None = None
-    """Only so that an executor is refused by name: a handler in a process is imported by its path,
-    which is that of the task here."""
+    """Exists only so that an executor is refused by name: a process would import the handler by its
+    path, which is that of the task here."""
     on_duplicate: OnDuplicate | None = None
     debounce: Duration | None = None
     debounce_max: Duration | None = None
@@ -79,7 +79,7 @@ _known: dict[str, Any] = {}
 
 
 def register(task: Any) -> None:
-    """Let servers of this process run the task, and let callers read its results."""
+    """Register the task, so that servers of this process run it and callers read its results."""
     path = task.module_path
     known = _known.get(path)
     if known is None:
@@ -132,7 +132,7 @@ def _options_of(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def priority_of(task: Any) -> int:
-    """Return the priority in qsync: 1 to 9 for -100 to 100 of Django, whose default 0 is 5."""
+    """Convert Django's priority (-100 to 100, default 0) to qsync's (1 to 9, default 5)."""
     return NORMAL_PRIORITY + round(task.priority / 25)
 
 
@@ -236,7 +236,7 @@ class _Attempt:
         return {"return_value": normal, "worker_id": self.result.worker_ids[-1]}
 
     def fail(self, error: BaseException) -> None:
-        """Send the signal of the end, unless the task runs again."""
+        """Send the signal that the task ended, unless it runs again."""
         final = isinstance(error, SkipRetry | UnsupportedResult)
         if isinstance(error, Snooze) or not (final or self._info.last_attempt):
             return

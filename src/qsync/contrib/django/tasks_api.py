@@ -45,7 +45,7 @@ TaskResultDoesNotExist: Any = exceptions.TaskResultDoesNotExist
 
 
 def _exception(name: str) -> Any:
-    """Return an exception; django-tasks 0.12 and older have some by longer names."""
+    """Return an exception class; django-tasks 0.12 and older use longer names for some."""
     return getattr(exceptions, name, None) or getattr(exceptions, f"{name}Error")
 
 

@@ -8,8 +8,8 @@
 
     async with app.server(), outbox.relay(engine): ...
 
-The process that wrote a row sends it after the commit. Relays send what is left. docs/outbox.md has
-the whole; Django has it by ENQUEUE = "outbox" (docs/django.md).
+The process that wrote a row sends it after the commit. Relays send the remaining rows. See
+docs/outbox.md; for Django, set ENQUEUE = "outbox" (docs/django.md).
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class Outbox:
     metadata  MetaData of SQLAlchemy in which the table is, e.g. `Base.metadata`, so that its
               migrations include the table; by default one of its own
 
-    A row sent twice does not run twice: the store refuses an id for `remember_ids` of the app, also
-    after the task has ended. So an app with `remember_ids=0` is a ConfigError.
+    A row that is sent twice does not run twice: the store refuses a known id for the app's
+    `remember_ids`, even after the task has ended. So an app with `remember_ids=0` raises
+    ConfigError.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Outbox:
         connections = app._connections
         if not connections.nested["remember_ids"]:
             raise ConfigError(
-                "outbox: the app has remember_ids=0, so that a row sent twice would run twice"
+                "outbox: the app has remember_ids=0, so a row that is sent twice would run twice"
             )
         self._connections = connections
         self._name = table
@@ -107,8 +108,8 @@ class Outbox:
     def row(self, task: Task[Any]) -> Any:
         """Return the row of a task, for `session.add`; its `id` is the id of the task.
 
-        The session sends the task after its commit, and an async session in the background.
-        InvalidTask when the task is wrong.
+        The session sends the task after its commit, and an async session in the background. Raises
+        InvalidTask if the task is invalid.
         """
         made = self._make_row(task)
         entity = self._entity()
@@ -132,8 +133,8 @@ class Outbox:
     def transaction(self, connection: Any) -> Any:
         """Open the outermost transaction of a connection of psycopg, in which tasks can be added.
 
-        After the commit the block sends them; a rollback drops them. ConfigError when the
-        connection is in a transaction already.
+        After the commit, the block sends them; a rollback discards them. Raises ConfigError if the
+        connection is already in a transaction.
         """
         from psycopg import AsyncConnection
 
@@ -150,7 +151,7 @@ class Outbox:
     def relay(self, database: AsyncEngine) -> AsyncRelay: ...
 
     def relay(self, database: Any) -> Relay | AsyncRelay:
-        """Return a relay, to be entered: it sends the rows that are older than 2 s.
+        """Return a relay, a context manager that sends the rows that are older than 2 s.
 
         `database` is an engine of SQLAlchemy, or a connection string for psycopg. Any number of
         relays may run. On SQLite, which cannot lock rows, two relays send each row twice, and the

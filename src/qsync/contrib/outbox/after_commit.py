@@ -17,7 +17,7 @@ from qsync.contrib.outbox.sending import send, send_async, tell, tell_async
 log: Final = logging.getLogger("qsync.outbox")
 
 PATIENCE_S: Final = 1.0
-"""Time limit for the store after a commit, in seconds; later a relay sends the row."""
+"""Time limit for the store after a commit, in seconds; after that a relay sends the row."""
 
 AWAY_S: Final = 5.0
 """Time during which relays send all rows after the store was unavailable, in seconds."""
@@ -42,7 +42,7 @@ class AfterCommit:
 
     @property
     def _quick(self) -> Connections:
-        """Connections with a short patience to the app's store, which tests may exchange."""
+        """Connections with a short patience to the app's store, which tests may replace."""
         if self._made is None or not self._made.is_alike(self._app):
             self.close()
             self._made = self._app.copy(prefix=self._app.prefix, patience=PATIENCE_S)
@@ -64,7 +64,7 @@ class AfterCommit:
             self._leave(error)
 
     def begin(self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]) -> None:
-        """Start to send the rows on the running event loop."""
+        """Start sending the rows on the running event loop."""
         if not rows or time.monotonic() < self._away_until:
             return
         task = asyncio.get_running_loop().create_task(self.send_async(rows, delete))
@@ -96,6 +96,6 @@ class AfterCommit:
     def _leave(self, error: Exception) -> None:
         self._away_until = time.monotonic() + AWAY_S
         log.warning(
-            "rows of the outbox are left to the relays for %g s: %s: %s",
+            "for %g s only relays send rows of the outbox: %s: %s",
             AWAY_S, type(error).__name__, error,
         )  # fmt: skip

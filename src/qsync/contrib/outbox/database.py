@@ -22,7 +22,7 @@ COUNTED: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """The rows that wait: their number, at most 10,000, and the age of the oldest, in seconds."""
+    """The number of waiting rows, at most 10,000, and the age of the oldest in seconds."""
 
     rows: int
     oldest_s: float
@@ -42,7 +42,7 @@ class Database(Protocol):
         """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
 
     def backlog(self) -> Backlog:
-        """Return how many rows wait, and for how long."""
+        """Return the number of waiting rows and the age of the oldest."""
 
     def close(self) -> None:
         """Close the connections that the relay has opened."""
@@ -66,7 +66,7 @@ class AsyncDatabase(Protocol):
         """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
 
     async def backlog(self) -> Backlog:
-        """Return how many rows wait, and for how long."""
+        """Return the number of waiting rows and the age of the oldest."""
 
     async def close(self) -> None:
         """Close the connections that the relay has opened."""

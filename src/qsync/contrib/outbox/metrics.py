@@ -21,10 +21,10 @@ __all__ = ["OutboxCollector"]
 
 
 class OutboxCollector(Collector):
-    """The rows that wait in the outbox of a relay, as the relay last counted them.
+    """Metrics of the rows that wait in a relay's outbox, as the relay last counted them.
 
-    The relay counts every 5 s, up to 10,000 rows. Alert when the oldest row is older than a minute:
-    then the store is away, or no relay runs.
+    The relay counts every 5 s, up to 10,000 rows. Alert if the oldest row is older than a minute:
+    the store is unreachable, or no relay is running.
     """
 
     def __init__(self, relay: Relay | AsyncRelay) -> None:

@@ -26,8 +26,8 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "psycopg") from None
 
 CONNECT_S: Final = 10
-"""Time that the database has to accept the connection of a relay, unless its address says, seconds.
-Without it, psycopg waits for over two minutes for a server that has just died."""
+"""Timeout of a relay's connection to the database, in seconds, unless its address sets one. Without
+a timeout, psycopg waits for over two minutes for a server that has just died."""
 
 MakeRow = Callable[[Task[Any]], Row]
 
@@ -70,7 +70,7 @@ class _Batch:
 
 
 class ConnectionDatabase:
-    """The database of a connection string; the relay has a connection of its own."""
+    """The database of a connection string; the relay has a separate connection."""
 
     def __init__(self, address: str, statements: Statements) -> None:
         self._address = address

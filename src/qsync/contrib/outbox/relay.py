@@ -1,6 +1,6 @@
-"""Relays: they send the rows that the processes which wrote them have not sent.
+"""Relays, which send the rows that the processes that wrote them have not sent.
 
-A relay takes rows in batches, sends them, and deletes those that the store has answered for. If it
+A relay takes rows in batches, sends them, and deletes those that the store has acknowledged. If it
 dies in between, the rows are sent again: the store remembers their ids, so that none runs twice.
 """
 
@@ -66,7 +66,7 @@ class _Progress:
         for id in sent.unreadable:
             if len(self.unreadable) < UNREADABLE:
                 self.unreadable[id] = None
-            log.error("row %s of the outbox cannot be read by this version, and stays", id)
+            log.error("this version cannot read row %s of the outbox and leaves it there", id)
         if sent.error is not None:
             return self.pause_after_error(sent.error)
         self._pause_s = PAUSE_S
@@ -76,7 +76,7 @@ class _Progress:
         """Return how long to wait after an error, in seconds; each wait doubles."""
         pause, self._pause_s = self._pause_s, min(self._pause_s * 2, LONGEST_PAUSE_S)
         if pause == PAUSE_S:
-            log.warning("the outbox waits: %s: %s", type(error).__name__, error)
+            log.warning("the relay of the outbox is retrying: %s: %s", type(error).__name__, error)
         return pause
 
     def is_due(self) -> bool:
@@ -99,7 +99,7 @@ class _Progress:
 
 
 class Relay(_Progress):
-    """A relay in a thread of its own: `with relay:` or `async with relay:`."""
+    """A relay in a separate thread: `with relay:` or `async with relay:`."""
 
     def __init__(self, connections: Connections, database: Database) -> None:
         super().__init__()

@@ -34,15 +34,15 @@ class Sent:
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """Error of a call; its rows stay, and all later ones unless only its queue is full."""
+    """Error of a call; its rows are left, as are all later ones unless only its queue is full."""
 
     full: set[str] = field(default_factory=set)
-    """Queues that have reached a bound; their rows stay."""
+    """Queues that have reached a bound; their rows are left."""
 
     _full: QueueFull | None = None
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
-        """Note the reply to a call."""
+        """Record the reply to a call."""
         for task, outcome in zip(tasks, reply, strict=True):
             self.ids.append(task.id)
             if outcome.outcome == "created":
@@ -54,7 +54,7 @@ class Sent:
                 )  # fmt: skip
 
     def refused(self, queue: str, tasks: Sequence[NewTask], error: QsyncError) -> Sequence[NewTask]:
-        """Note the error of a call; return those of its tasks that a full queue has room for."""
+        """Record the error of a call; return those of its tasks that a full queue has room for."""
         if not isinstance(error, QueueFull) or error.bound is None:
             self.error = error
             return ()

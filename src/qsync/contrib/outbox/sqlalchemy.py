@@ -38,7 +38,7 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "sqlalchemy") from None
 
 WITHOUT_LOCKS: Final = "sqlite"
-"""Dialect without row locks: a relay sends outside of a transaction."""
+"""Dialect without row locks, for which a relay sends outside of a transaction."""
 
 
 def make_table(name: str, metadata: MetaData) -> Table:
@@ -86,7 +86,7 @@ def delete(connection: Connection, table: Table, ids: list[str]) -> None:
 
 
 def backlog(connection: Connection, table: Table) -> Backlog:
-    """Return how many rows wait, and for how long."""
+    """Return the number of waiting rows and the age of the oldest."""
     some = select(literal(1)).select_from(table).limit(COUNTED).subquery()
     count = connection.execute(select(func.count()).select_from(some)).scalar_one()
     oldest = connection.execute(select(func.min(table.c.created_at))).scalar_one()
@@ -117,7 +117,7 @@ class EngineDatabase:
         yield _Batch(rows, self.delete)
 
     def delete(self, ids: list[str]) -> None:
-        """Delete rows in a transaction of its own."""
+        """Delete rows in a separate transaction."""
         with self._engine.begin() as connection:
             delete(connection, self._table, ids)
 
@@ -158,7 +158,7 @@ class AsyncEngineDatabase:
         yield _AsyncBatch(rows, self.delete)
 
     async def delete(self, ids: list[str]) -> None:
-        """Delete rows in a transaction of its own."""
+        """Delete rows in a separate transaction."""
         async with self._engine.begin() as connection:
             await connection.run_sync(delete, self._table, ids)
 
@@ -180,8 +180,8 @@ def _row_of(entity: Any) -> Row:
 class SessionHooks:
     """Sends the rows that sessions have committed.
 
-    Rows of a savepoint that was rolled back are not persistent any more when the whole commits. A
-    session on a Connection does not know when that commits, so that its rows are left to a relay.
+    Rows of a savepoint that was rolled back are no longer persistent when the transaction commits.
+    A session on a Connection does not know when that commits, so a relay sends its rows.
     """
 
     def __init__(self, entity: type[Any], table: Table, after_commit: AfterCommit) -> None:

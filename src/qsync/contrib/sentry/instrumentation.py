@@ -1,4 +1,5 @@
-"""What `instrument` adds to an app: a span around each enqueue and run, and reports of errors."""
+"""The extension that `instrument` adds to an app: spans around enqueues and runs, and error
+reports."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
               Snooze are never reported
     monitors  whether the periodic tasks of the app are monitors of Sentry
 
-    Errors are grouped by task type and class of the error, and have the task's id, type, queue and
+    Errors are grouped by task type and error class. They include the task's id, type, queue and
     attempt, and the server; the payload only if `send_default_pii` is set. A trace continues from
     the enqueue to the handler. Records of the servers' logger are ignored, so that no error is
     reported twice. Raises ConfigError if the app has enqueued or is instrumented already, or an
@@ -87,7 +88,7 @@ class _Sentry:
             self._monitors.watch(server)
 
     async def around(self, task: TaskInfo, call_next: CallNext) -> Any:
-        """Run the task in a scope and a transaction of its own; this is the middleware."""
+        """Run the task in a separate scope and transaction; this is the middleware."""
         with sentry_sdk.isolation_scope() as scope:
             scope.clear_breadcrumbs()
             _describe(scope, task)
@@ -129,7 +130,7 @@ class _Sending:
         self.tasks = [_with_headers(task, headers) for task in tasks] if headers else list(tasks)
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
-        """Note the id of a task that was sent alone, and is in the store now."""
+        """Record the id of a task that was sent alone and is now in the store."""
         if len(handles) == 1:
             self._span.set_data(SPANDATA.MESSAGING_MESSAGE_ID, handles[0].id)
 

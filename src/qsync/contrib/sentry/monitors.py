@@ -14,7 +14,7 @@ from qsync.server.server import Server
 from qsync.task import TaskInfo
 
 NAMESPACE: Final = uuid.UUID("6f1f5b38-6f0e-4f8e-9d39-0a5c3f0b7f51")
-"""Namespace of the ids of check-ins, which are made of the ids of tasks."""
+"""Namespace for the ids of check-ins, which are derived from task ids."""
 
 SLUG_LENGTH: Final = 50
 
@@ -24,9 +24,9 @@ UNITS: Final = (("day", 1440), ("hour", 60), ("minute", 1))
 
 
 class Monitors:
-    """Checks in at Sentry when the task of a tick begins, and when it is done or dead.
+    """Checks in at Sentry when a tick's task starts, and when it is completed or dead.
 
-    All attempts of a tick are one check-in, so a retry that succeeds makes no alarm.
+    All attempts of a tick share one check-in, so a retry that succeeds raises no alarm.
     """
 
     def __init__(self) -> None:
@@ -65,14 +65,14 @@ class Monitors:
 
 
 def slug_of(name: str) -> str:
-    """Return the name of a monitor for a schedule: small letters, digits, - and _."""
+    """Return a monitor's name for a schedule: lower-case letters, digits, - and _."""
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:SLUG_LENGTH] or "schedule"
 
 
 def config_of(schedule: Schedule) -> Any:
     """Return a schedule as Sentry describes it; None if it has no such schedule.
 
-    Sentry knows cron expressions of five fields, and whole minutes.
+    Sentry supports only cron expressions of five fields, and whole minutes.
     """
     if isinstance(schedule, Cron):
         if len(schedule.expression.split()) != 5:

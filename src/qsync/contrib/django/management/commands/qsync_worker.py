@@ -39,7 +39,7 @@ class Command(BaseCommand):
     help = "Runs the tasks of the project until told to stop."
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run the command line: options of Django first, all others are those of `qsync worker`."""
+        """Run the command line: Django's options first, then those of `qsync worker`."""
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in ("--settings", "--pythonpath"):
             parser.add_argument(name)
@@ -59,7 +59,7 @@ class Command(BaseCommand):
         command(args=rest, prog_name=f"{os.path.basename(argv[0])} {argv[1]}")  # noqa: PTH119
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Refuse a call from Python: the worker takes the process over."""
+        """Refuse a call from Python, since the worker takes over the process."""
         raise CommandError("qsync_worker: run it as manage.py qsync_worker, not by call_command")
 
     @staticmethod
