@@ -117,7 +117,7 @@ def test_mistakes_of_an_operator_are_named(store: Store, prefix: str) -> None:
             for wrong in ("a b", "customer:", "x" * 300):
                 with pytest.raises(InvalidTask, match="limit: "):
                     await made.inspector.limit(wrong)
-            with pytest.raises(InvalidTask, match="cursor: 'x' is not one"):
+            with pytest.raises(InvalidTask, match="cursor: 'x' is not a cursor"):
                 await made.inspector.limits(cursor="x")
 
     run(main())

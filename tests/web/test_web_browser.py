@@ -308,6 +308,12 @@ def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.page.locator("a.tile.completed").click()
     web.click("d1", "link")
     web.says("delivered")
+    web.click("Русский")
+    web.says("Хронология")
+    web.says("delivered")
+    web.click("Очереди", "link")
+    assert web.page.title() == f"Очереди · {system.prefix}"
+    web.click("English")
     web.page.goto("about:blank")  # nothing to check there: it ran no script
 
 
@@ -351,17 +357,22 @@ def test_nothing_is_wider_than_a_phone(
     until(system, "a", "active")
     system.inspect(lambda i: i.pause("default", by="b" * 200, why="w" * 300))
     server = system.inspect(lambda i: i.servers())[0].id
-    web = visit(context={"viewport": {"width": width, "height": 800}})
-    for path in ("/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=scheduled",
-                 "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
-                 f"/task?id={long}", f"/edit?id={long}", "/task?id=a", "/servers",
-                 f"/server?id={server}",
-                 "/schedules", "/events", f"/find?id={long}", f"/find?id={long[1:]}",
-                 "/search?q=age:1",
-                 f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}",
-                 f"/queue?queue={'q' * 128}"):  # fmt: skip
-        web.go(path)
-        assert has_no_sideways_scroll(web.page), path
+    error = system.inspect(lambda i: i.errors("default", "dead")).groups[0].id
+    system.inspect(lambda i: i.put_schedule("nightly", Task("order"), cron="0 3 * * *"))
+    paths = ("/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=scheduled",
+             "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
+             f"/task?id={long}", f"/edit?id={long}", "/task?id=a", "/servers",
+             f"/server?id={server}", "/schedules", "/schedule", "/limits", "/errors", "/events",
+             f"/error?id={error}", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
+             f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}",
+             f"/queue?queue={'q' * 128}")  # fmt: skip
+    for language in ("en", "ru") if width == 320 else ("ru",):
+        shape = {"width": width, "height": 800}
+        web = visit(context={"viewport": shape, "locale": language})
+        for path in paths:
+            web.go(path)
+            assert web.page.evaluate("document.documentElement.lang") == language
+            assert has_no_sideways_scroll(web.page), (path, language)
 
 
 def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from typing import Any
 
 import httpx
 import pytest
 from starlette.requests import Request
 
-from qsync import ConfigError, Qsync
+from qsync import ConfigError, Qsync, Task
 from qsync.phrase import Ordinal, joined, phrase, plural_phrase
+from qsync.state import TaskState
 from qsync.web import create_app, translation
 from qsync.web.language import ENGLISH, LANGUAGES, check_language, language_of, preferred, use
 from qsync.web.template_filters import escape_invisible, gettext, ngettext
 from tests.support.dashboard import SAME, visiting
+from tests.support.stores import Store
+from tests.web.test_web_pages import filled, pages
 from tools import messages
 
 RUSSIAN = LANGUAGES["ru"]
@@ -88,6 +92,69 @@ async def test_refusals_in_plain_text_are_in_the_language_of_the_browser() -> No
         refused = await client.get("/")
         assert "Все запросы отклоняются" in refused.text
         assert (await client.post("/language", data={"language": "en"})).status_code == 403
+
+
+ENGLISH_WORD = re.compile(r"[A-Za-z]{3,}")
+
+SAME_IN_RUSSIAN = {
+    "qsync", "UTC", "default", "mail", "msgpack", "JSON", "CSV", "GiB", "Debounce", "pid", "Pid",
+    "Python", "skip", "once", "all", "raise", "drop", "oldest", "cron", "max", "tasks", "true",
+    "type", "state", "dead", "lines", "ValueError", "order", "has", "address",
+}  # fmt: skip
+"""Names, formats and values of forms."""
+
+
+SEARCH_WORDS = {*TaskState, "queue", "error", "key", "age", "args", "acme", "customer"}
+"""Words of a search."""
+
+
+class EnglishWords(HTMLParser):
+    """Collects the English words that a page shows, outside of code, names and data of tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._skipped: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        classes = set((given.get("class") or "").split())
+        is_code = tag in ("code", "pre", "script") or classes & {"mono", "id"}
+        is_empty = tag in ("input", "meta", "link", "br", "path", "circle", "rect")
+        if not is_empty and (self._skipped or is_code or given.get("lang") == "en"):
+            self._skipped.append(tag)
+        for name in ("title", "aria-label", "data-label", "data-counted"):
+            self.handle_data(given.get(name) or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._skipped and self._skipped[-1] == tag:
+            self._skipped.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self._skipped:
+            self.found |= set(ENGLISH_WORD.findall(data)) - SAME_IN_RUSSIAN
+
+
+async def test_pages_in_russian_have_no_english_and_no_escaped_spaces(
+    valkey: Store, prefix: str
+) -> None:
+    async with filled(valkey, prefix, language="ru") as (client, bed):
+        await bed.enqueue(*[Task("t", id=f"p{n}") for n in range(1200)])
+        for path in [*pages(), "/task?id=p1", "/task?id=s1", "/task?id=a1", "/task?id=no", "/no",
+                     "/schedule", "/limits?limit=t", "/tasks?queue=default&type=no"]:  # fmt: skip
+            answer = await client.get(path)
+            if answer.headers.get("content-type", "").startswith("text/html"):
+                page = EnglishWords()
+                page.feed(answer.text.replace(prefix, ""))
+                known = SEARCH_WORDS if path.startswith("/search") else set()
+                assert page.found <= known, path
+                assert "\\xa0" not in answer.text, path
+        form = await client.post("/queue/weight", headers=SAME, data={
+            "queue": "default", "key": "k", "weight": "heavy"})  # fmt: skip
+        assert (
+            "weight: &#39;heavy&#39; — не число" in (await client.get("/queue?queue=default")).text
+        )
+        assert form.status_code == 303
 
 
 def in_russian(write: Any, *args: Any, **values: Any) -> str:

@@ -24,6 +24,7 @@ from qsync.inspector.explain_texts import (
     due_phrase,
     ended_sentence,
     later_call_sentences,
+    lease_sentence,
     limited_sentence,
     priority_sentences,
     running_sentence,
@@ -226,18 +227,8 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     if shown.score <= located.now_us:
         reasons = ["lapsed"]
         sentences.append(DIED if shown.score < 0 else EXPIRED)
-    elif any(record.id == server for record in facts.servers):
-        sentences.append(
-            phrase("Its lease expires in %(length)s unless the server renews it.", length=left)
-        )
     else:
-        sentences.append(
-            phrase(
-                "The server stopped responding. The task is recovered when its lease expires, in "
-                "%(length)s.",
-                length=left,
-            )
-        )
+        sentences.append(lease_sentence(left, any(row.id == server for row in facts.servers)))
     if shown.cancel is not None:
         reasons.append("cancelled")
         sentences.append(phrase("Its cancellation was requested."))

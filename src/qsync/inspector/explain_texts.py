@@ -127,6 +127,17 @@ def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | 
     return phrase("%(text)s.", text=text)
 
 
+def lease_sentence(left: timedelta, is_alive: bool) -> Phrase:
+    """Return when the lease of a running task expires, whose server is alive or not."""
+    if is_alive:
+        return phrase("Its lease expires in %(length)s unless the server renews it.", length=left)
+    return phrase(
+        "The server stopped responding. The task is recovered when its lease expires, in "
+        "%(length)s.",
+        length=left,
+    )
+
+
 def ended_sentence(is_cancelled: bool, at: datetime | None, kept_until: datetime) -> Phrase:
     """Return when a task ended, and until when it is kept."""
     if at is None and is_cancelled:

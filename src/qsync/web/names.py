@@ -53,16 +53,16 @@ EVENTS: Final = {
 """Name of an event by its label."""
 
 COUNTERS: Final = {
-    "enqueued": marked("Enqueued"),
-    "completed": marked("Completed"),
+    "enqueued": marked("Tasks enqueued"),
+    "completed": marked("Tasks completed"),
     "failed": marked("Failed attempts"),
-    "retried": marked("Retried"),
-    "crashed": marked("Crashed"),
-    "dead": marked("Dead"),
-    "cancelled": marked("Cancelled"),
-    "trimmed": marked("Trimmed"),
-    "lost": marked("Lost"),
-    "dropped": marked("Dropped"),
+    "retried": marked("Retries"),
+    "crashed": marked("Crashes"),
+    "dead": marked("Tasks that died"),
+    "cancelled": marked("Tasks cancelled"),
+    "trimmed": marked("Dead tasks trimmed"),
+    "lost": marked("Tasks lost"),
+    "dropped": marked("Tasks dropped"),
     "bytes": marked("Size of messages"),
 }
 """Name of a counter of a queue."""

@@ -19,6 +19,9 @@ from qsync.web.translation import _, coarse, day_and_month
 
 BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 
+DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
+"""Counters in the table of days."""
+
 
 async def show(site: Site, request: Request) -> Response:
     """Show the overview."""
@@ -98,4 +101,5 @@ def day_charts(days: Sequence[Day]) -> dict[str, Any]:
         ],
         "table": [day for day in reversed(each) if any(day.counters.values())],
         "count": DAYS,
+        "counters": DAY_COUNTERS,
     }
