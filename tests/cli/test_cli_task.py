@@ -175,6 +175,8 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     wait_until(lambda: "30%" in live.ok("task", "list", "-s", "active").out)
     assert "Running for " in live.ok("task", "explain", id).out
     assert f"server         {server.id}" in live.ok("task", "show", id).out
+    assert ", in hold\n" in live.ok("task", "show", id, "--stack").out
+    assert "no task none" in live.refused("task", "show", "none", "--stack").lower()
     assert "it runs: cancel it first" in live.refused("task", "delete", id, "--yes")
     cancelled = live.ok("task", "cancel", id).out
     assert cancelled == f"h: server {server.id} has been told\n"

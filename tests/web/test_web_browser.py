@@ -200,7 +200,7 @@ def test_a_task_is_found_by_its_id_in_whatever_queue(
     web.page.get_by_label("Search tasks").fill("odd/id?&#%41")
     web.page.keyboard.press("Enter")
     web.says("Scheduled for")
-    assert web.page.locator("h1 .id").inner_text() == "odd/id?&#%41"
+    assert web.page.locator("#task-id").inner_text() == "odd/id?&#%41"
     web.click("Run now")
     web.says("No running server takes tasks from queue elsewhere")
     web.click("Cancel")
@@ -217,6 +217,14 @@ def test_a_running_task_is_watched_and_cancelled(system: Live, visit: Callable[.
     web.page.locator("tbody th a").first.click()
     web.click("slow", "link")
     web.says("30%")
+    web.says("Running since")
+    web.click("Show stack")
+    web.says("The server sent the stack of the handler.")
+    assert "await asyncio.sleep(0.02)" in web.page.locator("pre.trace").inner_text()
+    web.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    web.click("Copy id")
+    web.page.get_by_role("button", name="Copied").wait_for()
+    assert web.page.evaluate("navigator.clipboard.readText()") == "slow"
     web.click("Cancel")
     web.says("The server was told to stop the task.")
     web.says("Cancelled at")

@@ -106,6 +106,14 @@ def dashboard(
             "browser's]",
         ),
     ] = None,
+    trace_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", show_default=False,
+            help="Link each task to its trace: an address with {trace_id} in it, e.g. "
+            "https://traces.example.com/trace/{trace_id}.",
+        ),
+    ] = None,
     store: StoreOptions,
 ) -> None:  # fmt: skip
     """Serve the dashboard until stopped.
@@ -132,7 +140,9 @@ def dashboard(
     mask_function = None if mask is None else _load(mask)
     others = _others(also or (), connections)
     opened = [connections, *others.values()]
-    app = _make(connections, others, token, not allow_actions, mask_function, hosts, language)
+    app = _make(
+        connections, others, token, not allow_actions, mask_function, hosts, language, trace_url
+    )
     listener = _listen(host, port)
     try:
         name = f"[{host}]" if ":" in host else host
@@ -179,6 +189,7 @@ def _make(
     mask: Any,
     hosts: Sequence[str] | None,
     language: str | None,
+    trace_url: str | None,
 ) -> Dashboard:
     from qsync.web.app import make_dashboard
 
@@ -188,6 +199,7 @@ def _make(
         return make_dashboard(
             first.inspector(), others={name: each.inspector() for name, each in others.items()},
             token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts, language=language,
+            trace_url=trace_url,
             allowed_by="qsync dashboard --allow-actions", hosts_by="--allow-host",
         )  # fmt: skip
     except QsyncError as error:

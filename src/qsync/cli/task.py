@@ -36,6 +36,7 @@ from qsync.cli.output import escaped_lines, print_json, print_line, print_raw
 from qsync.cli.store import open_store, queue_of, task_missing
 from qsync.cli.task_detail import print_task
 from qsync.cli.task_list import ORDER, TaskQuery, list_matching
+from qsync.cli.task_stack import print_stack
 from qsync.formatting import local_time
 from qsync.inspector import Change, Explanation, Inspector, TaskDetail
 from qsync.state import UNFINISHED
@@ -91,6 +92,10 @@ def show(
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the bytes of the payload, and nothing else.")
     ] = False,
+    stack: Annotated[
+        bool,
+        typer.Option("--stack", help="Print the stack of the running handler, and nothing else."),
+    ] = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +103,11 @@ def show(
 
     A payload that is a Python value is shown as JSON; its bytes are msgpack.
     """
+    if stack:
+        if raw:
+            exit_with("--stack and --raw exclude each other", USAGE)
+        print_stack(id, queue, store, as_json=as_json)
+        return
     if raw and as_json:
         exit_with("--raw and --json exclude each other: --json has the payload as base64", USAGE)
     with open_store(store) as session:

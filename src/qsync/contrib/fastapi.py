@@ -56,6 +56,7 @@ def mount_dashboard(
     read_only: bool = True,
     mask: Mask | None = None,
     language: str | None = None,
+    trace_url: str | None = None,
     hosts: Collection[str] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
@@ -74,7 +75,7 @@ def mount_dashboard(
         auth = "host"
     options = {
         "token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts,
-        "language": language,
+        "language": language, "trace_url": trace_url,
     }  # fmt: skip
     dashboard = MountedDashboard(api, app, options)
     router = APIRouter(dependencies=list(dependencies), include_in_schema=False)

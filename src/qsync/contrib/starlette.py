@@ -88,6 +88,7 @@ def mount_dashboard(
     read_only: bool = True,
     mask: Mask | None = None,
     language: str | None = None,
+    trace_url: str | None = None,
     hosts: Collection[str] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
@@ -99,7 +100,7 @@ def mount_dashboard(
         raise ConfigError("mount_dashboard: all requests would be refused; give auth= or token=")
     options = {
         "token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts,
-        "language": language,
+        "language": language, "trace_url": trace_url,
     }  # fmt: skip
     site.mount(check_path(path), MountedDashboard(site, app, options))
 

@@ -21,6 +21,7 @@ from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.explanation import Explanation, Reason
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
 from qsync.inspector.limits import _LimitsMixin
+from qsync.inspector.live_servers import HandlerStack
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.queues import _QueuesMixin
 from qsync.inspector.schedules import _SchedulesMixin
@@ -61,6 +62,7 @@ __all__ = [
     "Explanation",
     "Filter",
     "Forgotten",
+    "HandlerStack",
     "Inspector",
     "LimitInfo",
     "LimitPage",

@@ -217,10 +217,9 @@ def _waiting(
 def _active(facts: Facts, blank: Explanation) -> Explanation:
     shown, located = facts.task.shown, facts.located
     server, until = server_of(shown), lease_until(shown)
-    number = (shown.owner or "").rpartition("/")[2]
-    is_known = number.isdigit() and int(number) == located.fetch_number and located.fetched_at_us
-    since = moment_of(located.fetched_at_us) if is_known else None
-    ran = timedelta(microseconds=located.now_us - located.fetched_at_us) if since else None
+    since_us = _started_us(facts)
+    since = moment_of(since_us) if since_us else None
+    ran = timedelta(microseconds=max(0, located.now_us - since_us)) if since_us else None
     sentences = [running_sentence(server, ran, facts.task.options.timeout_us)]
     reasons: list[Reason] = ["active"]
     left = timedelta(microseconds=max(0.0, shown.score - located.now_us))
@@ -232,9 +231,8 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     if shown.cancel is not None:
         reasons.append("cancelled")
         sentences.append(phrase("Its cancellation was requested."))
-    again = None
-    if located.next_run_us is not None:
-        again = moment_of(located.next_run_us)
+    again = None if located.next_run_us is None else moment_of(located.next_run_us)
+    if again is not None:
         reasons.append("replaced")
         sentences.append(
             phrase(
@@ -246,6 +244,18 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     return _explained(
         blank, sentences, reasons, at=again, server=server, since=since, lease_until=until
     )
+
+
+def _started_us(facts: Facts) -> int | None:
+    """Return when a running task started: as its server says, else when its fetch was sent."""
+    shown, located = facts.task.shown, facts.located
+    server = server_of(shown)
+    for record in facts.servers:
+        if record.id == server and (us := record.started_us(facts.queue, facts.task.id)):
+            return us
+    number = (shown.owner or "").rpartition("/")[2]
+    is_last = number.isdigit() and int(number) == located.fetch_number
+    return located.fetched_at_us if is_last and located.fetched_at_us else None
 
 
 def _completed(facts: Facts, blank: Explanation) -> Explanation:

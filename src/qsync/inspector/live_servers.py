@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+import msgspec
 
 from qsync import codec
 from qsync.broker import stored_task, views
@@ -33,6 +35,14 @@ class Record:
     """Queue and type of tasks that it received but has no handler for."""
     waiting: int = 0
     """Number of its running tasks that wait for results of tasks on its own queues."""
+    since: list[tuple[str, str, int]] = field(default_factory=list)
+    """Queue, id and start in us of the tasks that run longest."""
+    stacks: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Number of the request, queue, id and stack of the last tasks that were asked for."""
+
+    def started_us(self, queue: str, id: str) -> int | None:
+        """Return when a task started, by the store's clock; None if the server has not said."""
+        return next((us for *key, us in self.since if key == [queue, id]), None)
 
     def takes(self, queue: str) -> bool:
         """Return whether it takes tasks from a queue (unless it is quiet)."""
@@ -73,6 +83,8 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
         types=_decoded(fields.get("types"), list[str], []),
         unknown=_decoded(fields.get("unknown"), list[tuple[str, str]], []),
         waiting=number("waiting"),
+        since=_decoded(fields.get("since"), list[tuple[str, str, int]], []),
+        stacks=_decoded(fields.get("stacks"), list[tuple[str, str, str, str]], []),
     )
 
 
@@ -82,6 +94,17 @@ def _decoded(data: bytes | None, type: type[T], other: T) -> T:
     except codec.CodecError:
         return other
     return value
+
+
+class HandlerStack(msgspec.Struct, frozen=True, kw_only=True):
+    """The stack of a running handler, as its server answered.
+
+    stack   lines of the program, the innermost last, at most 4 KiB; empty: the task does not run
+    server  the server that runs the task
+    """
+
+    stack: str
+    server: str
 
 
 class _LiveServersMixin(Base):

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import secrets
+import time
 from typing import Final
 
 from qsync import codec
 from qsync.broker import registry_ops, views
 from qsync.broker.stored_task import moment_of
 from qsync.broker.views import PageKey
-from qsync.inspector.live_servers import Record, _LiveServersMixin
+from qsync.inspector.live_servers import HandlerStack, Record, _LiveServersMixin, record_of
 from qsync.inspector.task_rows import decode_row, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
+from qsync.keys import server_of_token
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
 
 PAGE: Final = 250
 PAGES: Final = 20
 """Number of pages of a queue's active tasks that are read for one server."""
+
+
+STACK_WAIT_S: Final = 3.0
+"""Longest time to wait for the stack of a handler, in seconds."""
+
+STACK_POLL_S: Final = 0.05
 
 
 class _ServersMixin(_LiveServersMixin):
@@ -95,6 +105,39 @@ class _ServersMixin(_LiveServersMixin):
         A process of `qsync worker` is not started again; when the last one stops, the worker ends.
         """
         return await self._order(server_id, "stop")
+
+    async def stack(self, id: str, *, queue: str = "default") -> HandlerStack | None:
+        """Ask the server of a running task for the stack of its handler.
+
+        None if the task does not run, or if the server does not answer within STACK_WAIT_S: its
+        event loop is blocked then, or its version is older.
+        """
+        [shown] = await self._broker.run(views.get_tasks(self._keys(queue), [id], messages=False))
+        if shown is None or not shown.owner:
+            return None
+        server, number = server_of_token(shown.owner), secrets.token_hex(8)
+        order = codec.encode(["stack", number, queue, id])
+        await self._broker.run(
+            registry_ops.send_order(self._globals, server, order, ttl_ms=ORDER_TTL_MS)
+        )
+        ends = time.monotonic() + STACK_WAIT_S
+        while time.monotonic() < ends:
+            record = await self._read_record(server)
+            for asked, _queue, _id, text in record.stacks:
+                if asked == number:
+                    return HandlerStack(stack=text, server=server)
+            await asyncio.sleep(STACK_POLL_S)
+        return None
+
+    async def stack_seen(self, server: str, id: str, *, queue: str = "default") -> str | None:
+        """Return the last stack of a task that its server's record has; None without one."""
+        record = await self._read_record(server)
+        texts = [text for _, *key, text in record.stacks if key == [queue, id]]
+        return texts[-1] if texts else None
+
+    async def _read_record(self, server: str) -> Record:
+        fields = await self._broker.run(views.server_info(self._globals, server))
+        return record_of(server, 0, fields)
 
     async def _order(self, server_id: str, verb: str) -> Change:
         _, live = await self._broker.run(views.servers(self._globals))

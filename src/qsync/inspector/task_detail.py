@@ -61,6 +61,7 @@ def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDe
         unknown_since=moment_of(failure.unknown_since_us) if failure.unknown_since_us else None,
         unknown_times=failure.unknown_times,
         message_error=_message_error(shown.message),
+        begun_at=_begun_at(task),
         edits=[_edit_of(edit) for edit in edited_options(shown.message or b"").edits],
     )
 
@@ -96,7 +97,13 @@ def attempt_of(attempt: FailedAttempt) -> Attempt:
         at=moment_of(attempt.at_us),
         server=attempt.server,
         error=attempt.error,
+        begun_at=moment_of(attempt.begun_us) if attempt.begun_us else None,
     )
+
+
+def _begun_at(task: DecodedTask) -> datetime | None:
+    record = result_of(task.shown) if task.shown.state is TaskState.COMPLETED else None
+    return moment_of(record.begun_us) if record and record.begun_us else None
 
 
 def _edit_of(edit: StoredEdit) -> Edit:

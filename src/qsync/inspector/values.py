@@ -166,6 +166,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """A failed attempt: its number, when and on which server it failed, and the error's first line.
 
+    `begun_at` is the time at which the handler began, by the clock of the server; None if unknown.
     Numbers start at 1 again when a dead task is run again.
     """
 
@@ -173,6 +174,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     server: str
     error: str
+    begun_at: datetime | None = None
 
 
 _EVENT_LABELS: Final = {
@@ -242,6 +244,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
     edits         edits of the payload, the latest last; the last five at most
+    begun_at      of completed: when the handler began, by the clock of its server
     """
 
     row: TaskRow
@@ -274,6 +277,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     message_error: str | None
     retry_phrase: Phrase | None = None
     edits: list[Edit] = []
+    begun_at: datetime | None = None
 
     def value(self) -> Any:
         """Return the decoded payload, or its bytes if they are not a value. Raises CodecError."""

@@ -105,6 +105,11 @@ def _without_ours(stack: list[FrameSummary]) -> list[FrameSummary]:
     return [frame for frame in stack if not frame.filename.startswith(_OURS)]
 
 
+def stack_text(stack: list[FrameSummary], limit: int) -> str:
+    """Return a stack as text of at most `limit` bytes, without the frames of the server."""
+    return cut("".join(traceback.format_list(_without_ours(stack))), limit)
+
+
 def _own(stack: list[FrameSummary]) -> list[FrameSummary]:
     """Return the frames of the program; if there are none, those of libraries, else of Python."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]

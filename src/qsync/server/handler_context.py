@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -83,6 +84,7 @@ class HandlerContext(msgspec.Struct, eq=False):
         """
         leased = self._leased
         leased.turn = time.monotonic()
+        leased.thread = threading.get_ident()
         leased.waits = False  # first: a stopping server reads `waits`, and then sets `stop`
         return leased.stop is None and leased.begins() and not leased.past_deadline()
 

@@ -105,6 +105,8 @@ class LeasedTask(msgspec.Struct, eq=False):
     turn: float = 0.0
     """Time at which the task got its thread or process, by time.monotonic; 0: not yet, or it needs
     none."""
+    thread: int = 0
+    """Identifier of the thread that runs the handler; 0: not yet, or it is on the event loop."""
     begun_s: float = 0.0
     """Time at which the handler started, by boot_s; 0: not yet."""
     began: float = 0.0

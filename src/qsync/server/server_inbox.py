@@ -24,6 +24,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.deadlock_detection import Waits
+from qsync.server.handler_stacks import HandlerStacks
 from qsync.server.leases import LeaseKeeper
 from qsync.server.loop_watchdog import STALE_S
 from qsync.server.outage_log import Outage
@@ -73,6 +74,7 @@ class ServerInbox:
         self._on_stop = on_stop
         self._outage = outage
         self._waits = waits
+        self._stacks = HandlerStacks(lanes)
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
@@ -138,6 +140,7 @@ class ServerInbox:
             "queues": codec.encode(self._config.weights),
             "types": codec.encode(list(self._types)),
             "unknown": codec.encode(self._runner.unknown_types),
+            **self._stacks.fields(),
         }
 
     async def withdraw(self) -> None:
@@ -190,6 +193,9 @@ class ServerInbox:
             return
         if verb == "cancel" and len(rest) == 2:
             await self._cancel(*rest)
+        elif verb == "stack" and len(rest) == 3:
+            self._stacks.answer(*rest)
+            self.announce_now()
         elif verb == "quiet":
             log.info("draining as requested: no more tasks are fetched")
             self.quiet = True

@@ -45,6 +45,7 @@ from qsync.web import (
     tasks,
     waiting_tasks,
 )
+from qsync.web.attempts import check_trace_url
 from qsync.web.auth import Auth, DenyAll, SignIn, access_of
 from qsync.web.error_scan import ErrorScanner
 from qsync.web.language import check_language
@@ -97,6 +98,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/task/run": tasks.run,
     "/task/reschedule": tasks.reschedule,
     "/task/edit": task_edit.act,
+    "/task/stack": tasks.stack,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
     "/tasks/run": waiting_tasks.run,
@@ -172,6 +174,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     timeout: float = TIMEOUT_S,
     language: str | None = None,
+    trace_url: str | None = None,
 ) -> Dashboard:
     """Return the dashboard of the inspector's queues as an ASGI app.
 
@@ -187,12 +190,14 @@ def create_app(
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; None: the one that the browser prefers. Users
                can choose another one on each page.
+    trace_url  address of a trace, with {trace_id} in it: pages of tasks link to the trace of their
+               header `traceparent`
 
     The caller closes the inspector. ConfigError if an option is invalid.
     """
     return make_dashboard(
         inspector, others=others, token=token, auth=auth, read_only=read_only, mask=mask,
-        hosts=hosts, timeout=timeout, language=language,
+        hosts=hosts, timeout=timeout, language=language, trace_url=trace_url,
         allowed_by="create_app(..., read_only=False)",
     )  # fmt: skip
 
@@ -208,6 +213,7 @@ def make_dashboard(
     hosts: Collection[str] | None = None,
     timeout: float = TIMEOUT_S,
     language: str | None = None,
+    trace_url: str | None = None,
     allowed_by: str,
     hosts_by: str = "hosts=",
 ) -> Dashboard:
@@ -227,7 +233,7 @@ def make_dashboard(
     if isinstance(access, DenyAll):
         log.warning("the dashboard refuses all requests: give create_app() token= or auth=")
     names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
-    environment = make_environment()
+    environment, traces = make_environment(), check_trace_url(trace_url)
     titles = {title: path for path, (title, each) in inspectors.items()} if others else {}
     sites = [
         Site(
@@ -239,6 +245,7 @@ def make_dashboard(
             allowed_by=allowed_by,
             signs_in=token is not None,
             mask=mask,
+            trace_url=traces,
             path=path,
             others=titles,
         )

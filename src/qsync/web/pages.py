@@ -86,6 +86,9 @@ class Site:
     path: str = ""
     """Path of the site below the dashboard; empty for the first one."""
 
+    trace_url: str | None = None
+    """Address of traces, with {trace_id}."""
+
     others: Mapping[str, str] = field(default_factory=dict)
     """All sites of the dashboard if there are several: their names and paths."""
 

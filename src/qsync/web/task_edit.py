@@ -12,6 +12,7 @@ from qsync.inspector import Change, TaskDetail
 from qsync.inspector.edit_values import payload_as_json, payload_from_json
 from qsync.inspector.tasks import RUNNABLE, TIMED
 from qsync.phrase import Phrase, phrase, phrase_of
+from qsync.web.events import last_actions
 from qsync.web.pages import Site
 from qsync.web.query import Fields
 from qsync.web.tasks import failed
@@ -28,7 +29,10 @@ async def show(site: Site, request: Request) -> Response:
     task = await site.inspector.task(id, queue=queue)
     if task is None:
         explanation = await site.inspector.explain(id, queue=queue)
-        return site.page(request, "gone", status=404, id=id, explanation=explanation)
+        actions = await last_actions(site, queue, task=id)
+        return site.page(
+            request, "gone", status=404, id=id, explanation=explanation, actions=actions
+        )
     try:
         text = _text_of(site, task)
     except InvalidTask as error:

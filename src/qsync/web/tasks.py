@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, QueueInfo, Shown, TaskDetail
+from qsync.inspector.edits import COPY_HEADER
 from qsync.inspector.payload_preview import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE, TIMED
 from qsync.inspector.values import refused
@@ -19,6 +20,7 @@ from qsync.keys import shorten
 from qsync.phrase import phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.times import MAX_SECONDS
+from qsync.web.attempts import bars_of, outcomes, trace_link
 from qsync.web.bulk_actions import back_to
 from qsync.web.events import last_actions
 from qsync.web.names import state_name
@@ -109,8 +111,15 @@ async def show(site: Site, request: Request) -> Response:
             request, "gone", status=404, id=id, explanation=explanation, actions=actions
         )
     payload, hidden = await _payload(site, task)
+    stack = None
+    if task.row.server is not None:
+        stack = await site.inspector.stack_seen(task.row.server, id, queue=queue)
+    origin = task.headers.get(COPY_HEADER, "")
     return site.page(
-        request, "task", task=task, row=task.row, explanation=explanation, actions=actions,
+        request, "task", task=task, stack=stack, bars=bars_of(task, explanation),
+        outcomes=outcomes(), trace=trace_link(site.trace_url, task),
+        copy_of=origin.partition("/")[::2] if "/" in origin else None,
+        row=task.row, explanation=explanation, actions=actions,
         payload=payload, hidden=hidden,
         masked=site.mask is not None, runnable=task.row.state in RUNNABLE,
         cancellable=task.row.state in UNFINISHED, timed=task.row.state in TIMED,
@@ -160,6 +169,17 @@ async def reschedule(site: Site, request: Request) -> Response:
         change = refused(why)
     good = _("The task is due at %(time)s.", time=utc(change.at))
     return _after(site, request, change, id, queue, good)
+
+
+async def stack(site: Site, request: Request) -> Response:
+    """Ask the server of a running task for the stack of its handler, and go to the task."""
+    form = await site.form(request)
+    id, queue = form.text("id"), form.text("queue")
+    found = await site.inspector.stack(id, queue=queue)
+    text, good = _("The server sent the stack of the handler."), found is not None
+    if found is None:
+        text = _("The server did not answer: the task has ended, or the server's loop is blocked.")
+    return site.go(request, "/task", text, good=good, queue=queue, id=id)
 
 
 async def cancel(site: Site, request: Request) -> Response:

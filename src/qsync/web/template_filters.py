@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from qsync.inspector.msgpack_json import TEXT_LIMIT
 from qsync.phrase import Phrase, filled
 from qsync.web import names, translation
+from qsync.web.attempts import short_server
 from qsync.web.event_names import action_name
 from qsync.web.language import current
 from qsync.web.names import state_name, state_title
@@ -97,6 +98,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "day_and_month": translation.day_and_month,
     "action_name": action_name,
     "state_name": state_name,
+    "short_server": short_server,
     "state_title": state_title,
     "event_name": names.event_name,
     "counter_name": names.counter_name,

@@ -32,7 +32,7 @@ IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
 DASHBOARD_LANGUAGES: Final = ("en", "ru")
 """Languages of the dashboard, as in `qsync.web.language`, which needs the extra `web`."""
 
-DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE")
+DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE", "TRACE_URL")
 
 
 class SettingError(ImproperlyConfigured):
@@ -58,6 +58,7 @@ class Configuration:
     read_only: bool
     mask: Any
     language: str | None
+    trace_url: str | None
 
 
 @cache
@@ -95,6 +96,7 @@ def configuration() -> Configuration:
         dashboard.get("READ_ONLY", True),
         _imported("MASK", dashboard.get("MASK")),
         dashboard.get("LANGUAGE"),
+        dashboard.get("TRACE_URL"),
     )
 
 
@@ -131,6 +133,12 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
     if value.get("LANGUAGE") not in (None, *DASHBOARD_LANGUAGES):
         shown, known = shorten(value["LANGUAGE"]), " or ".join(map(repr, DASHBOARD_LANGUAGES))
         raise SettingError(f"QSYNC: DASHBOARD: LANGUAGE: {shown} is not {known}", "qsync.E004")
+    traces = value.get("TRACE_URL")
+    if traces is not None and not (isinstance(traces, str) and "{trace_id}" in traces):
+        raise SettingError(
+            f"QSYNC: DASHBOARD: TRACE_URL: {shorten(traces)} is not an address with {{trace_id}}",
+            "qsync.E004",
+        )
     return value
 
 

@@ -71,7 +71,7 @@ class DashboardThread:
         inspector = project_app().inspector()
         dashboard = make_dashboard(
             inspector, auth="host", read_only=given.read_only, mask=given.mask,
-            language=given.language,
+            language=given.language, trace_url=given.trace_url,
             allowed_by='QSYNC["DASHBOARD"] = {"READ_ONLY": False}',
         )  # fmt: skip
         self._dashboard = dashboard

@@ -119,6 +119,12 @@ function addAll(form) {
   return all;
 }
 
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest?.("[data-copy]");
+  if (!button) return;
+  await navigator.clipboard?.writeText(document.getElementById(button.dataset.copy).textContent);
+  button.textContent = button.dataset.copied;
+});
 document.addEventListener("change", count);
 document.addEventListener("visibilitychange", () => !document.hidden && refresh().finally(again));
 count();

@@ -1,0 +1,102 @@
+"""What running handlers are doing: since when they run, and the lines at which they are."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from traceback import FrameSummary
+from types import FrameType
+from typing import Any, Final
+
+from qsync import codec
+from qsync.server.clock import boot_s
+from qsync.server.error_text import stack_text
+from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
+
+STACK_LIMIT: Final = 4096
+"""Maximum size of a stack, in bytes."""
+
+STACKS_KEPT: Final = 5
+"""Number of answers that a server's record has."""
+
+LONGEST: Final = 100
+"""Number of tasks whose start a server's record has: those that run longest."""
+
+DEPTH_LIMIT: Final = 200
+
+ELSEWHERE: Final = "The handler runs in another process of this server, whose stack is not read."
+
+WAITING: Final = "The handler waits for a free thread or process."
+
+
+class HandlerStacks:
+    """Reads what the tasks of a server's queues are doing; used on the event loop."""
+
+    def __init__(self, lanes: Sequence[QueueState]) -> None:
+        self._lanes = {lane.queue: lane for lane in lanes}
+        self._answers: deque[tuple[str, str, str, str]] = deque(maxlen=STACKS_KEPT)
+        """Number of the request, queue, id and stack."""
+
+    def answer(self, number: str, queue: str, id: str) -> None:
+        """Read the stack of a task for the request of this number."""
+        lane = self._lanes.get(queue)
+        leased = None if lane is None else lane.held.get(id)
+        text = "" if leased is None else stack_of(leased)
+        self._answers.append((number[:40], queue, id, text))
+
+    def fields(self) -> dict[str, bytes]:
+        """Return the fields of the server's record."""
+        return {
+            "since": codec.encode(self._longest()),
+            "stacks": codec.encode(list(self._answers)),
+        }
+
+    def _longest(self) -> list[tuple[str, str, int]]:
+        """Return queue, id and start by the store's clock, in us, of the tasks that run longest."""
+        running = [
+            (leased.begun_s, lane.queue, leased.id)
+            for lane in self._lanes.values()
+            for leased in list(lane.held.values())
+            if leased.phase is RUNNING and leased.begun_s
+        ]
+        now = boot_s()
+        return [
+            (queue, id, self._lanes[queue].store_time_us() - int((now - begun) * 1_000_000))
+            for begun, queue, id in heapq.nsmallest(LONGEST, running)
+        ]
+
+
+def stack_of(leased: LeasedTask) -> str:
+    """Return the stack of a task's handler; empty if it has not started or has ended."""
+    if leased.phase is not RUNNING:
+        return ""
+    if leased.waits:
+        return WAITING
+    if leased.thread and leased.thread != threading.get_ident():
+        frame = sys._current_frames().get(leased.thread)
+        frames = [] if frame is None else list(traceback.extract_stack(frame, DEPTH_LIMIT))
+    else:
+        frames = _awaiting(leased.task.get_coro()) if leased.task is not None else []
+    return stack_text(frames, STACK_LIMIT) or (ELSEWHERE if leased.turn else "")
+
+
+def _awaiting(coroutine: Any) -> list[FrameSummary]:
+    """Return the frames of a suspended coroutine and of what it awaits, the outermost first."""
+    frames: list[FrameSummary] = []
+    while coroutine is not None and len(frames) < DEPTH_LIMIT:
+        frame: FrameType | None = None
+        for prefix in ("cr", "gi", "ag"):
+            frame = getattr(coroutine, f"{prefix}_frame", None) or frame
+        if frame is None:
+            break
+        frames += traceback.StackSummary.extract([(frame, frame.f_lineno)])
+        # The inline starter drives a run without awaiting it.
+        inner = frame.f_locals.get("run") if frame.f_code.co_name == "_resume" else None
+        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+            inner = inner or getattr(coroutine, name, None)
+        coroutine = inner
+    return frames

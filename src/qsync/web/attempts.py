@@ -1,0 +1,114 @@
+"""The attempts of a task as bars, and the link to its trace. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from qsync.errors import ConfigError
+from qsync.inspector import Explanation, TaskDetail
+from qsync.state import TaskState
+from qsync.web.translation import _
+
+WIDTH: Final = 100.0
+"""Width of the longest bar, in units of its drawing."""
+
+_PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_PLACE: Final = "{trace_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """An attempt: how long it waited and ran, in seconds and as widths; None: unknown."""
+
+    number: int
+    outcome: str
+    at: datetime | None
+    server: str
+    error: str
+    waited: float | None
+    ran: float | None
+    waited_width: float = 0.0
+    ran_width: float = 0.0
+
+
+def bars_of(task: TaskDetail, explanation: Explanation) -> list[Bar]:
+    """Return the attempts of a task that have begun, the latest first."""
+    ready = max(
+        (event.at for event in task.events if event.at and event.what in ("enqueued", "due")),
+        default=None,
+    ) if not task.history else _enqueued(task)  # fmt: skip
+    bars: list[Bar] = []
+    for attempt in task.history:
+        bars.append(
+            Bar(attempt.number, "failed", attempt.at, attempt.server, attempt.error,
+                _between(ready, attempt.begun_at), _between(attempt.begun_at, attempt.at))
+        )  # fmt: skip
+        ready = attempt.at
+    if (last := _last(task, explanation, ready)) is not None:
+        bars.append(last)
+    longest = max(((bar.waited or 0.0) + (bar.ran or 0.0) for bar in bars), default=0.0)
+    return [_drawn(bar, longest) for bar in reversed(bars)]
+
+
+def outcomes() -> dict[str, str]:
+    """Return how an attempt ended, in words."""
+    return {"failed": _("failed"), "running": _("running"), "completed": _("completed")}
+
+
+def _enqueued(task: TaskDetail) -> datetime | None:
+    return task.row.enqueued_at
+
+
+def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) -> Bar | None:
+    """Return the attempt that runs, or the one that completed; None without one."""
+    row = task.row
+    if row.state is TaskState.ACTIVE and explanation.since is not None:
+        begun, now = explanation.since, datetime.now(UTC)
+        return Bar(task.attempt, "running", begun, row.server or "", "",
+                   _between(ready, begun), _between(begun, now))  # fmt: skip
+    if row.state is TaskState.COMPLETED and task.begun_at is not None:
+        waited, ran = _between(ready, task.begun_at), _between(task.begun_at, row.ended_at)
+        return Bar(row.ended_attempts, "completed", row.ended_at, "", "", waited, ran)
+    return None
+
+
+def _between(start: datetime | None, end: datetime | None) -> float | None:
+    """Return the seconds between two times, which two clocks may have told; None if unknown."""
+    if start is None or end is None:
+        return None
+    return max(0.0, (end - start).total_seconds())
+
+
+def _drawn(bar: Bar, longest: float) -> Bar:
+    scale = WIDTH / longest if longest else 0.0
+    return Bar(
+        bar.number, bar.outcome, bar.at, bar.server, bar.error, bar.waited, bar.ran,
+        round((bar.waited or 0.0) * scale, 2), max(0.6, round((bar.ran or 0.0) * scale, 2)),
+    )  # fmt: skip
+
+
+def check_trace_url(url: str | None) -> str | None:
+    """Return the address of traces. Raise ConfigError if it is invalid."""
+    if url is None:
+        return None
+    if not isinstance(url, str) or not re.match("https?://", url) or _PLACE not in url:
+        raise ConfigError(
+            f"trace_url: {url!r:.80} is not an address with {_PLACE}; write "
+            "https://traces.example.com/trace/{trace_id}"
+        )
+    return url
+
+
+def trace_link(url: str | None, task: TaskDetail) -> str | None:
+    """Return the address of the trace in which the task was enqueued; None if it has none."""
+    found = _PARENT.fullmatch(task.headers.get("traceparent", ""))
+    return None if url is None or found is None else url.replace(_PLACE, found[1])
+
+
+def short_server(id: str) -> str:
+    """Return the id of a server, cut within its random end."""
+    found = re.fullmatch(r"(.*?)([0-9a-f]{6})[0-9a-f]{18}(~.*)?", id)
+    return id if found is None else f"{found[1]}{found[2]}…"

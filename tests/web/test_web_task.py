@@ -1,0 +1,58 @@
+"""The page of a task: its type first, its attempts as bars, its trace, and its copy."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+
+from qsync import ConfigError, Task, codec
+from qsync.broker import ops
+from qsync.broker.op_values import Retried
+from qsync.message import FailedAttempt, Failure, Result
+from qsync.web import create_app
+from tests.support.dashboard import visiting
+from tests.support.inspector_driver import S, bed
+from tests.support.stores import Store
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SERVER = "vm-8b5a210123456789abcdef01"
+AT = 1_700_000_000 * S
+
+
+def attempt(number: int, begun: float, ended: float) -> FailedAttempt:
+    begun_us, ended_us = AT + int(begun * S), AT + int(ended * S)
+    return FailedAttempt(number, ended_us, SERVER, f"boom {number}", begun_us)
+
+
+async def test_attempts_are_bars_and_the_trace_is_linked(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        parent = f"00-{TRACE}-00f067aa0ba902b7-01"
+        await made.enqueue(
+            Task("mail.send", id="d", headers={"traceparent": parent}),
+            Task("plain", id="p", retention=900),
+        )
+        held = {one.id: one for one in await made.lease()}
+        history = (attempt(1, 0, 3), attempt(2, 13, 33))
+        record = codec.encode(Failure(2, "boom 2", AT + 33 * S, history=history))
+        await made.broker.run(ops.retry(made.keys(), [Retried(*held["d"], 60 * S, record)]))
+        await made.complete([held["p"]], 900, codec.encode(Result(value=b"", begun_us=AT)))
+        url = "https://traces.test/{trace_id}?from=queue"
+        app = create_app(made.inspector, auth="host", trace_url=url)
+        async with app, visiting(app) as client:
+            text = html.unescape((await client.get("/task?id=d")).text)
+            head = text.index("<h1>")
+            assert head < text.index("mail.send", head) < text.index('id="task-id">d<')
+            assert f'href="https://traces.test/{TRACE}?from=queue"' in text
+            assert "waited 10 s, ran 20 s" in text
+            assert 'title="vm-8b5a210123456789abcdef01">vm-8b5a21…<' in text
+            widths = re.findall(r'class="ran" x="([\d.]+)" width="([\d.]+)"', text)
+            assert widths == [("33.33", "66.67"), ("0.0", "10.0")], "the latest first"
+            assert text.count("boom 1") == 1, "said once"
+            plain = html.unescape((await client.get("/task?id=p")).text)
+            assert "traces.test" not in plain
+            assert 'class="bar-line completed"' in plain
+        for wrong in ("https://traces.test/", "javascript:{trace_id}", 5):
+            with pytest.raises(ConfigError, match="trace_url"):
+                create_app(made.inspector, auth="host", trace_url=wrong)  # type: ignore[arg-type]
