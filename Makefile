@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo docs test test-most test-chaos test-alone test-redis test-lowest test-stores release-check test-again soak bench bench-peers check messages format clean
+.PHONY: help demo docs test test-most test-chaos test-alone collect redis-envs test-redis test-lowest test-stores release-check test-again soak bench bench-peers check messages format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -36,6 +36,11 @@ ALONE := $(addprefix tests/guarantees/test_, blocked_loop.py capacity.py ratio.p
 SEEDS := tests/simulation/test_sim.py::test_no_fault_loses_a_task
 QUICK := $(BIN)/pytest -m "not slow"
 test: test-most test-chaos test-alone
+
+# The modules of the tests as pytest compiles them, once and not by each of its processes.
+collect: $(VENV)/installed-dev
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --collect-only -qq >/dev/null
+
 test-most: $(VENV)/installed-dev
 	$(QUICK) -n 4 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
 test-chaos: $(VENV)/installed-dev
@@ -47,11 +52,16 @@ test-alone: $(VENV)/installed-dev
 # allows, each in an environment of its own.
 REDIS_TESTS := $(addprefix tests/broker/test_, protocol.py brokers.py sentinel.py client_objects.py credentials.py internals.py)
 REDIS_ENVS := $(VENV)-redis-lowest $(VENV)-redis-highest
-test-redis: $(REDIS_ENVS:%=%/installed)
+# Both at a time, since each uses one core; what each says is shown when it has ended.
+redis-envs: $(REDIS_ENVS:%=%/installed)
+test-redis: redis-envs
 	for env in $(REDIS_ENVS); do \
-		$$env/bin/python -c 'import redis; print("redis-py", redis.__version__)' && \
-		$$env/bin/python -m pytest -m "not slow" -p no:cacheprovider $(REDIS_TESTS) || exit 1; \
-	done
+		( $$env/bin/python -c 'import redis; print("redis-py", redis.__version__)' && \
+		$$env/bin/python -m pytest -m "not slow" -p no:cacheprovider $(REDIS_TESTS) ) >$$env/report 2>&1 & \
+		runs="$$runs $$!"; \
+	done; \
+	for run in $$runs; do wait $$run || failed=1; done; \
+	cat $(REDIS_ENVS:%=%/report); test -z "$$failed"
 
 $(VENV)-redis-lowest/installed: REDIS := redis[hiredis]==6.0.0
 $(VENV)-redis-highest/installed: REDIS := redis[hiredis]<9
