@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import AsyncClient, Client, override_settings
 from django.urls import reverse
 
@@ -62,6 +63,39 @@ def test_staff_sees_the_queues(project: Qsync, staff: Client) -> None:
     assert staff.get(f"{PAGE}queue?queue=parcels").status_code == 200
     assert staff.get(f"{PAGE}no-such-page").status_code == 404
     assert reverse("qsync:dashboard", args=[""]) == PAGE
+
+
+def language_of(client: Client, accepted: str) -> str:
+    page = client.get(PAGE, headers={"accept-language": accepted}).content.decode()
+    return page.partition('<html lang="')[2][:2]
+
+
+def test_language_is_of_the_browser_the_setting_the_site_or_the_choice(
+    project: Qsync, valkey: Store, users: dict[str, Any], staff: Client
+) -> None:
+    from qsync.contrib.django.dashboard import close_dashboard
+
+    assert [language_of(staff, code) for code in ("ru", "en", "fr")] == ["ru", "en", "en"]
+    english = [*settings.MIDDLEWARE, "django.middleware.locale.LocaleMiddleware"]
+    with override_settings(
+        MIDDLEWARE=english, USE_I18N=True, LANGUAGE_CODE="en", LANGUAGES=[("en", "English")]
+    ):
+        of_site = Client()  # it reads the middleware with its first request
+        of_site.force_login(users["staff"])
+        assert language_of(of_site, "ru") == "en"
+    close_dashboard()
+    setting = django_project.options(valkey.url, DASHBOARD={"LANGUAGE": "ru"})
+    with override_settings(QSYNC=setting):
+        assert language_of(staff, "en") == "ru"
+        chosen = staff.post(
+            f"{PAGE}language", f"language=en&next={PAGE}queues",
+            content_type="application/x-www-form-urlencoded", headers=SAME,
+        )  # fmt: skip
+        assert (chosen.status_code, chosen["Location"]) == (303, f"{PAGE}queues")
+        assert chosen["Set-Cookie"].startswith("qsync_language=en; HttpOnly;")
+        staff.cookies["qsync_language"] = "en"
+        assert language_of(staff, "ru") == "en", "read-only pages have the switch, too"
+    close_dashboard()
 
 
 def test_visitor_signs_in_and_others_are_refused(users: dict[str, Any]) -> None:

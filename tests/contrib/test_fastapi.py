@@ -171,6 +171,8 @@ def test_dependencies_guard_every_path_of_the_dashboard(app: Qsync) -> None:
         web.headers["x-user"] = "ann"
         page = web.get("/ops")
         assert page.url.path == "/ops/"
+        assert '<html lang="en">' in page.text
+        assert '<html lang="ru">' in web.get("/ops/", headers={"Accept-Language": "ru"}).text
         assert 'href="/ops/static/style.css"' in page.text
         assert web.get("/ops/static/style.css").headers["content-type"].startswith("text/css")
         assert web.get("/ops/none").status_code == 404
@@ -279,12 +281,15 @@ def test_starlette_has_the_same_client_and_dashboard(app: Qsync) -> None:
         routes=[Mount("/shop", routes=[Route("/buy", buy, methods=["POST"])])],
         lifespan=for_starlette.lifespan(app),
     )
-    for_starlette.mount_dashboard(site, "/ops", app, token="a-token-of-24-characters")
+    for_starlette.mount_dashboard(
+        site, "/ops", app, token="a-token-of-24-characters", language="ru"
+    )
     with TestClient(site) as web:
         task = web.post("/shop/buy").text
         assert web.get("/ops/").status_code == 401
         web.headers["authorization"] = "Bearer a-token-of-24-characters"
         assert task in web.get("/ops/tasks?queue=default&state=pending").text
+        assert '<html lang="ru">' in web.get("/ops/").text
 
 
 def test_annotated_alias_is_the_type_of_the_client() -> None:
