@@ -144,6 +144,6 @@ def head(elements: int) -> bytes:
     return bytes((0x90 | elements, VERSION, 0xCF))
 
 
-def encode_tail(envelope: msgspec.Struct) -> bytes:
-    """Encode an array-like struct of at most 13 fields without its array header."""
+def encode_tail(envelope: msgspec.Struct | tuple[Any, ...]) -> bytes:
+    """Encode an array-like struct, or a tuple, of at most 13 fields without its array header."""
     return _encoder.encode(envelope)[1:]

@@ -30,6 +30,20 @@ class CallSequences:
         self._free: list[CallId] = []
         self._pid = os.getpid()
 
+    def take(self) -> CallId:
+        """Return the id of a new call; `give_back` it when the call is no longer repeated."""
+        if self._pid != (pid := os.getpid()):
+            self._free, self._pid = [], pid
+        try:
+            sender, number = self._free.pop()
+        except IndexError:
+            sender, number = new_id(), 0
+        return CallId(sender, number + 1)
+
+    def give_back(self, call_id: CallId) -> None:
+        """Free the sender of a call for the next one."""
+        self._free.append(call_id)
+
     def acquire(self, count: int) -> SequenceLease:
         """Lease call ids for `count` calls; no call may be repeated after the `with` block."""
         if self._pid != (pid := os.getpid()):

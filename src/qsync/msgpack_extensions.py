@@ -90,11 +90,19 @@ class NotCarried(TypeError):
         return f"{self.place}: {self.why}" if self.place else self.why
 
 
-def is_plain(value: object) -> bool:
+def is_plain(value: Any) -> bool:
     """Return whether msgpack carries the value and its content with their types.
 
     Raises NotCarried when lists and dicts are nested deeper than MAX_DEPTH.
     """
+    cls = type(value)
+    if cls in LEAVES:
+        return True
+    if cls is dict:  # most payloads are flat
+        if LEAVES.issuperset(map(type, value.values())) and _KEYS.issuperset(map(type, value)):
+            return True
+    elif cls is not list:
+        return False
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
         types = {*map(type, level)} - LEAVES

@@ -187,7 +187,7 @@ def encode_plain_task(
     given, id = task.payload, task.id
     is_value = not isinstance(given, _BYTES)
     decode = given.decode if is_value and isinstance(given, Arguments) else None
-    message = encode_tail(_ClientFields(nonce, task.type, payload, is_value, task.retry, None))
+    message = encode_tail((nonce, task.type, payload, is_value, task.retry, None))
     if id is None:
         return NewTask(new_id(), queue, message, "", "", "", 0, None, decode)
     return NewTask(id, queue, message, "", "", "", 0, None, decode, remember_us)

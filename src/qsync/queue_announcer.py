@@ -34,6 +34,11 @@ class QueueAnnouncer:
         self.unconfirmed: set[str] = set()
         """Queues that the store may not list yet."""
 
+    def is_due(self, queue: str) -> bool:
+        """Return whether `due` would return True now."""
+        now = self._clock()
+        return now >= self._next.get(queue, now)
+
     def due(self, queue: str) -> bool:
         """Return whether to register the queue now; True for one of several concurrent callers."""
         now = self._clock()

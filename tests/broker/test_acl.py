@@ -207,7 +207,7 @@ def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
         "wait", "waitaof",  # durability=
         "ping",  # Qsync.ping
         "hgetall",  # a result() that no server would end
-        "hkeys", "zremrangebyscore", "unlink", "hscan", "lindex",
+        "hkeys", "zremrangebyscore", "unlink", "hscan", "lindex", "lpop",
     }  # fmt: skip
 
 

@@ -335,6 +335,7 @@ def test_an_id_that_a_lock_kept_out_is_free_for_the_next_task(colour: Colour, cl
 
 def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: Store) -> None:
     colour.do(client.enqueue(Task("t")))
+    colour.do(client.enqueue_many([Task("t"), Task("t")]))
     for tasks, calls in [
         ([Task("t") for _ in range(250)], 1),
         ([Task("t") for _ in range(2501)], 11),

@@ -11,6 +11,7 @@ import pytest
 from qsync.broker import redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
+from qsync.broker.script import load
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
 from qsync.idempotency import CallId, CallSequences
@@ -31,6 +32,8 @@ def proxy(valkey: Store) -> Iterator[Proxy]:
 @pytest.fixture
 def hand(valkey: Store, prefix: str) -> Iterator[Hand]:
     with Hand(valkey.url, prefix) as hand:
+        # Else the first reply that is lost is the one that the store does not know the script.
+        hand.broker.client_at(None).script_load(load("enqueue").text)
         yield hand
 
 

@@ -13,7 +13,7 @@ from tests.scripts.test_ops_twice import ALL, queue
 from tests.support.queue_driver import BINARIES, Rig, S
 
 REFUSED = {
-    "enqueue", "enqueue of priorities", "replace waiting", "replace active", "tick",
+    "enqueue", "enqueue one", "enqueue of priorities", "replace waiting", "replace active", "tick",
     "complete and keep", "complete and keep replaced", "put schedule", "put new schedule",
     "tick schedules", "edit scheduled", "edit retry and run", "edit dead", "edit dead and run",
 }  # fmt: skip

@@ -227,6 +227,9 @@ OTHER: dict[str, Make] = {
     "enqueue": lambda rig, held: ops.enqueue(
         rig.keys, rig.tasks("x", "y", delay=3, fairness_key="k", **LOCK), now_us=rig.now
     ),
+    "enqueue one": lambda rig, held: ops.enqueue(
+        rig.keys, rig.tasks("x"), sender="s", number=1, now_us=rig.now
+    ),
     "register": lambda rig, held: registry_ops.register(rig.globals, ["a", "b"]),
     "announce": lambda rig, held: registry_ops.server_heartbeat(
         rig.globals, "s", ttl_us=S, now_us=rig.now

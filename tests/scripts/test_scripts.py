@@ -50,7 +50,7 @@ TYPES = {
     "queues": "set", "servers": "zset", "server": "hash", "inbox": "list",
     "schedule_queues": "hash",
 }  # fmt: skip
-CAN_BE_REFUSED = {"edit", "enqueue", "tick", "put_schedule", "tick_schedules"}
+CAN_BE_REFUSED = {"edit", "enqueue", "enqueue_one", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "check_for_work", "overview", "list_tasks",
     "pending_position",
@@ -400,6 +400,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
     row = StoredRow("hourly", b"12345678record", 1)
     return {
         "enqueue": (ops.enqueue(keys, tasks), 2),
+        "enqueue_one": (ops.enqueue(keys, tasks[:1], sender="s", number=1), 1),
         "tick": (program_schedule_ops.tick(keys, "hourly", 1, tasks[0]), 1),
         "begin_ticks": (program_schedule_ops.begin_ticks(keys, ["hourly", "daily"]), 2),
         "fetch": (fetch, 0),

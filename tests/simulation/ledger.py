@@ -160,6 +160,9 @@ class Ledger:
             elif outcome == b"repeated" and now >= self.entry(queue, id).remembered_until_us:
                 self.find(f"{id} is said to be repeated, and was not enqueued lately")
 
+    def _see_enqueue_one(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        self._see_enqueue(queue, now, [*args[:3], 2, *args[3:]], reply)
+
     def _created(self, queue: str, now: int, id: str, packed: bytes) -> None:
         entry = self.entry(queue, id)
         there = entry.phase in ("waiting", "active", "dead")

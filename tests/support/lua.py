@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Final
 
-from qsync.broker.script import has_variants, variant
+from qsync.broker.script import has_variants, plain_of, variant
 
 FOLDER: Final = files("qsync.broker") / "lua"
 SCRIPTS: Final = tuple(
@@ -162,9 +162,8 @@ def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
 
 def script(name: str) -> Source:
     """The text of a script: of its flow variant for `<name>/flow`, or if it has only that one."""
-    name, _, flow = name.partition("/")
-    text = (FOLDER / f"{name}.lua").read_text("utf-8")
-    return Source(variant(text, flow=bool(flow) or not has_variants(name)))
+    text = (FOLDER / f"{name.partition('/')[0]}.lua").read_text("utf-8")
+    return Source(variant(text, flow=is_flow(name)))
 
 
 def piece(name: str, *, flow: bool) -> Source:
@@ -174,4 +173,4 @@ def piece(name: str, *, flow: bool) -> Source:
 
 def is_flow(name: str) -> bool:
     """Whether a script of VARIANTS has the lines of the flow variant."""
-    return name.endswith("/flow") or not has_variants(name)
+    return name.endswith("/flow") or not (has_variants(name) or plain_of(name))

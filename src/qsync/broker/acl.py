@@ -14,9 +14,9 @@ from qsync.keys import DONE_CHANNEL, WAKE_CHANNELS, check_name
 Role = Literal["client", "server", "reader", "admin"]
 
 CLIENT: Final = (
-    "enqueue", "register", "wait_marker", "get_tasks", "cancel", "reschedule", "send_order",
-    "queues", "servers", "server_info", "put_schedule", "delete_schedule", "stored_schedules",
-    "stored_page", "announce_schedules", "schedule_queues",
+    "enqueue", "enqueue_one", "register", "wait_marker", "get_tasks", "cancel", "reschedule",
+    "send_order", "queues", "servers", "server_info", "put_schedule", "delete_schedule",
+    "stored_schedules", "stored_page", "announce_schedules", "schedule_queues",
 )  # fmt: skip
 SERVER: Final = (
     *CLIENT, "permissions", "check_for_work", "mark_idle", "fetch", "complete", "retry", "kill",

@@ -35,7 +35,14 @@ from qsync.broker.error_mapping import (
     mapped_errors,
     unavailable,
 )
-from qsync.broker.exchanges import Exchanges, in_cluster, probe_durability, send_calls
+from qsync.broker.exchanges import (
+    Exchanges,
+    after_lone,
+    in_cluster,
+    lone_command,
+    probe_durability,
+    send_calls,
+)
 from qsync.broker.listeners import AsyncSubscription, BlockingPop
 from qsync.broker.protocol import noop
 from qsync.broker.slot_map import ASK_MAP, Node, SlotMap, is_silence
@@ -89,6 +96,10 @@ class AsyncBroker(BaseBroker[AioPool]):
         overlap: Callable[[], None] = noop,
     ) -> list[T | QsyncError]:
         return self._decode(await self._try(calls, ends, overlap) if calls else [], calls)
+
+    async def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
+        [reply] = await self._try([call], ends)
+        return self._decode_one(reply, call)
 
     def too_late(self) -> QsyncError:
         """Return the error for a caller whose patience ended while its call was in flight."""
@@ -215,9 +226,15 @@ class AsyncBroker(BaseBroker[AioPool]):
         if (slots := self._slots) is not None:
             tries = [self._try_in_cluster(slots, call, ends) for call in calls]
             return list(await asyncio.gather(*tries))
-        replies: list[Any] = await self._run_exchanges(
-            self._pool_for(None), send_calls(calls, self.flow_queues), ends, overlap
-        )
+        pool = self._pool_for(None)
+        if (command := lone_command(calls, self.flow_queues)) is None:
+            exchanges = send_calls(calls, self.flow_queues)
+            answers: list[Any] = await self._run_exchanges(pool, exchanges, ends, overlap)
+            return answers
+        replies = await self._exchange(pool, (command,), ends, overlap)
+        if isinstance(replies[0], failures.ResponseError):
+            exchanges = after_lone(calls, replies, self.flow_queues)
+            return list(await self._run_exchanges(pool, exchanges, ends))
         return replies
 
     async def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:

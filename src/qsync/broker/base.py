@@ -106,15 +106,17 @@ class BaseBroker(Generic[PoolT]):
 
     def _decode(self, replies: Sequence[Any], calls: Sequence[Call[T]]) -> list[T | QsyncError]:
         """Decode the replies and translate the store's errors into qsync's."""
-        decoded: list[T | QsyncError] = []
-        for reply, call in zip(replies, calls, strict=True):
-            if isinstance(reply, BaseException):
-                error = translate(reply, call, self.address)
-                error.__cause__ = reply
-                decoded.append(error)
-            else:
-                decoded.append(call.decode(reply))
+        decoded: list[Any] = [
+            self._decode_one(reply, call) for reply, call in zip(replies, calls, strict=True)
+        ]
         return decoded
+
+    def _decode_one(self, reply: Any, call: Call[T]) -> T | QsyncError:
+        if not isinstance(reply, BaseException):
+            return call.decode(reply)
+        error = translate(reply, call, self.address)
+        error.__cause__ = reply
+        return error
 
 
 def ends_in(patience: float | None) -> float:

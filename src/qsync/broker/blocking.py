@@ -17,7 +17,7 @@ import redis.exceptions as failures
 from qsync.backoff import Backoff
 from qsync.broker import redis_clients
 from qsync.broker.base import DEFAULT, MAP_S, BaseBroker, Patience, ends_in, exchange_end
-from qsync.broker.blocking_pool import Pool, limit_socket
+from qsync.broker.blocking_pool import Pool
 from qsync.broker.call import Call, Durability
 from qsync.broker.error_mapping import (
     LIBRARY_ERRORS,
@@ -27,9 +27,16 @@ from qsync.broker.error_mapping import (
     mapped_errors,
     unavailable,
 )
-from qsync.broker.exchanges import Exchanges, in_cluster, probe_durability, send_calls
+from qsync.broker.exchanges import (
+    Exchanges,
+    after_lone,
+    in_cluster,
+    lone_command,
+    probe_durability,
+    send_calls,
+)
 from qsync.broker.listeners import Subscription
-from qsync.broker.protocol import noop, pack_commands
+from qsync.broker.protocol import noop
 from qsync.broker.slot_map import ASK_MAP, Node, SlotMap, is_silence
 from qsync.errors import QsyncError
 
@@ -68,6 +75,11 @@ class Broker(BaseBroker[Pool]):
         works on the calls; it is not called in a cluster.
         """
         return self._decode(self._try(calls, ends, overlap) if calls else [], calls)
+
+    def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
+        """Try a call once, until `ends`; return its result or the error."""
+        [reply] = self._try([call], ends)
+        return self._decode_one(reply, call)
 
     def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
         """Return whether the node that holds a key can confirm this durability; False: unknown.
@@ -155,9 +167,15 @@ class Broker(BaseBroker[Pool]):
         calls = self._timed(calls)
         if (slots := self._slots) is not None:
             return [self._try_in_cluster(slots, call, ends) for call in calls]
-        replies: list[Any] = self._run_exchanges(
-            self._pool_for(None), send_calls(calls, self.flow_queues), ends, overlap
-        )
+        pool = self._pool_for(None)
+        if (command := lone_command(calls, self.flow_queues)) is None:
+            exchanges = send_calls(calls, self.flow_queues)
+            answers: list[Any] = self._run_exchanges(pool, exchanges, ends, overlap)
+            return answers
+        replies = self._exchange(pool, (command,), ends, overlap)
+        if isinstance(replies[0], failures.ResponseError):
+            exchanges = after_lone(calls, replies, self.flow_queues)
+            return list(self._run_exchanges(pool, exchanges, ends))
         return replies
 
     def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
@@ -229,35 +247,17 @@ class Broker(BaseBroker[Pool]):
         ends: float,
         overlap: Callable[[], None] = noop,
     ) -> list[Any]:
-        replies: list[Any] = []
-        connection = None
         try:
-            connection, used = pool.acquire(ends)
-            until = exchange_end(ends, self._read_timeout, used=used)
-            if until is not None:
-                limit_socket(connection, until - time.monotonic())
-            connection.send_packed_command(pack_commands(commands), check_health=False)
-            if overlap is not noop:
-                overlap()
-            for _ in commands:
-                if until is not None:
-                    limit_socket(connection, until - time.monotonic())
-                try:
-                    replies.append(connection.read_response())
-                except failures.ResponseError as error:
-                    replies.append(error)
-            if until is not None:
-                limit_socket(connection, self._read_timeout)
+            connection = pool.acquire(ends)
         except LIBRARY_ERRORS as error:
-            replies += [error] * (len(commands) - len(replies))
-            if connection is not None:
-                pool.discard(connection)
-            return replies
+            return [error] * len(commands)
+        until = exchange_end(ends, self._read_timeout, used=connection.used)
+        try:
+            replies = connection.request(commands, until, overlap)
         except BaseException:
-            if connection is not None:
-                pool.discard(connection)
+            pool.discard(connection)
             raise
-        if is_demoted(replies):
+        if connection.error is not None or is_demoted(replies):
             pool.discard(connection)
         else:
             pool.release(connection)

@@ -15,10 +15,13 @@ from weakref import WeakSet
 import redis
 import redis.exceptions as failures
 
-from qsync.broker import redis_clients, redis_internals
-
-MIN_TIMEOUT_S: Final = 0.001
-"""Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
+from qsync.broker import redis_clients
+from qsync.broker.blocking_connection import (
+    MIN_TIMEOUT_S,
+    LibraryConnection,
+    SocketConnection,
+    wrap_connection,
+)
 
 
 class Pool:
@@ -31,51 +34,89 @@ class Pool:
         self._forget()
         _POOLS.add(self)
 
-    def acquire(self, ends: float) -> tuple[Any, bool]:
-        """Return a connection for one exchange, and whether it has served others before.
+    def acquire(self, ends: float) -> SocketConnection | LibraryConnection:
+        """Return a connection for one exchange.
 
         Raises redis-py's error if it cannot connect, and TimeoutError if no connection becomes free
         by `ends` or within the read timeout.
         """
-        left = min(self._read_timeout, ends - time.monotonic())
-        if not self._slots.acquire(timeout=max(left, 0.0)):
-            raise failures.TimeoutError("all connections to the store are in use")
-        try:
-            while self._free:
+        while True:
+            try:
                 connection = self._free.pop()
-                if _is_usable(connection):
-                    return connection, True
-                connection.disconnect()
-            return self._connect(ends), False
-        except BaseException:
-            self._slots.release()
-            raise
+            except IndexError:
+                connection = self._wait_for_free(ends)
+            try:
+                if connection is None:
+                    return self._connect(ends)
+                if connection.is_usable():
+                    return connection
+            except BaseException:
+                self._put_back()
+                raise
+            self._close(connection)
 
-    def release(self, connection: Any) -> None:
+    def release(self, connection: SocketConnection | LibraryConnection) -> None:
         """Return a connection to the pool; all its replies must have been read."""
         self._free.append(connection)
-        self._slots.release()
+        if self._waiting:
+            self._call_next()
 
-    def discard(self, connection: Any) -> None:
+    def discard(self, connection: SocketConnection | LibraryConnection) -> None:
         """Close a broken connection, and the idle ones, which may be broken as well."""
-        connection.disconnect()
-        self._slots.release()
+        self._close(connection)
         self.discard_idle()
 
     def discard_idle(self) -> None:
         """Close the idle connections."""
-        while self._free:
+        for _ in range(self._connections):
             try:
-                self._free.pop().disconnect()
-            except IndexError:  # another thread took the last one
-                break
+                connection = self._free.pop()
+            except IndexError:
+                break  # other threads use the rest
+            if connection is None:
+                self._put_back()
+            else:
+                self._close(connection)
 
     def close(self) -> None:
         """Close the idle connections. The next exchange connects again."""
         self.discard_idle()
         redis_clients.close(self._client)
 
-    def _connect(self, ends: float) -> Any:
+    def _wait_for_free(self, ends: float) -> SocketConnection | LibraryConnection | None:
+        """Wait until another thread returns a connection; None: the place of one."""
+        until = min(ends, time.monotonic() + self._read_timeout)
+        in_time = True
+        with self._freed:
+            # From here on, a thread that returns a connection calls the next one that waits.
+            self._waiting += 1
+            try:
+                while True:
+                    try:
+                        return self._free.pop()
+                    except IndexError:
+                        if not in_time:
+                            break
+                    in_time = self._freed.wait(max(until - time.monotonic(), 0.0))
+            finally:
+                self._waiting -= 1
+        raise failures.TimeoutError("all connections to the store are in use")
+
+    def _close(self, connection: SocketConnection | LibraryConnection) -> None:
+        connection.raw.disconnect()
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Return the place of a closed connection to the pool: below those that are open."""
+        self._free.insert(0, None)
+        if self._waiting:
+            self._call_next()
+
+    def _call_next(self) -> None:
+        with self._freed:
+            self._freed.notify()
+
+    def _connect(self, ends: float) -> SocketConnection | LibraryConnection:
         left = max(ends - time.monotonic(), MIN_TIMEOUT_S)
         pool: Any = self._client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
@@ -89,26 +130,16 @@ class Pool:
             connection.disconnect()
             raise
         connection.socket_timeout = usual
-        limit_socket(connection, usual)
-        return connection
+        return wrap_connection(connection, usual)
 
     def _forget(self) -> None:
         """Start empty; after a fork the parent's connections and locks must not be used."""
-        self._free: list[Any] = []
-        self._slots = threading.Semaphore(self._connections)
-
-
-def limit_socket(connection: Any, seconds: float) -> None:
-    """Limit each write and read of a connection to `seconds`."""
-    redis_internals.limit_socket(connection, max(seconds, MIN_TIMEOUT_S))
-
-
-def _is_usable(connection: Any) -> bool:
-    """Return whether an idle connection is open and has received no unexpected data."""
-    try:
-        return not connection.can_read()
-    except (failures.ConnectionError, failures.TimeoutError, OSError):
-        return False
+        self._free: list[SocketConnection | LibraryConnection | None] = [None] * self._connections
+        """Idle connections, the one used last at the end, and above them a None for each further
+        connection that may be made. Threads take and return them without a lock."""
+        self._freed = threading.Condition()
+        self._waiting = 0
+        """Number of threads that wait for a connection; changed under the condition."""
 
 
 def _forget_all() -> None:

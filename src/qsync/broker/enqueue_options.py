@@ -39,12 +39,13 @@ def need_flow(tasks: Iterable[NewTask]) -> bool:
 
 def enqueue_options(task: NewTask) -> bytes:
     """Return the packed options of a task; empty without any."""
-    plain = (task.due, task.fairness_key, task.lock, task.window_us, task.remember_us)
-    if (flow := task.flow) is not None:
-        return codec.encode(_FlowEnqueueOptions(*plain, *msgspec.structs.astuple(flow)))
-    if not (task.due or task.fairness_key or task.lock or task.remember_us):
+    flow = task.flow
+    if flow is None and not (task.due or task.fairness_key or task.lock or task.remember_us):
         return b""
-    return codec.encode(_EnqueueOptions(*plain))
+    plain = (task.due, task.fairness_key, task.lock, task.window_us, task.remember_us)
+    if flow is None:
+        return codec.encode(_EnqueueOptions(*plain))
+    return codec.encode(_FlowEnqueueOptions(*plain, *msgspec.structs.astuple(flow)))
 
 
 def fairness_member(priority: int, fairness_key: str) -> bytes:

@@ -49,6 +49,13 @@ def send_calls(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Exchanges:
     if flow_queues:
         calls = [_adapted(call, flow_queues) for call in calls]
     replies = yield from _send(calls)
+    return (yield from _repeat_refused(calls, replies, flow_queues))
+
+
+def _repeat_refused(
+    calls: Sequence[Call[Any]], replies: list[Any], flow_queues: set[str]
+) -> Exchanges:
+    """Repeat calls whose plain variant was refused; return one reply per call."""
     refused = [index for index, reply in enumerate(replies) if _needs_flow(calls[index], reply)]
     if refused:
         flow_queues.update(hash_tag(calls[index].keys[0]) for index in refused)
@@ -56,6 +63,22 @@ def send_calls(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Exchanges:
         for index, reply in zip(refused, again, strict=True):
             replies[index] = reply
     return replies
+
+
+def lone_command(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Command | None:
+    """Return the command that `send_calls` sends first for one call without a wait.
+
+    None for other calls. `after_lone` takes the reply, if it is an error of the store.
+    """
+    if len(calls) > 1 or flow_queues or calls[0].wait is not None:
+        return None
+    return evalsha(calls[0])
+
+
+def after_lone(calls: Sequence[Call[Any]], replies: list[Any], flow_queues: set[str]) -> Exchanges:
+    """Go on with a call whose `lone_command` got this reply; return its reply, in a list."""
+    replies = yield from _repeat_unknown(calls, replies)
+    return (yield from _repeat_refused(calls, replies, flow_queues))
 
 
 def _adapted(call: Call[Any], flow_queues: set[str]) -> Call[Any]:
@@ -80,6 +103,11 @@ def _send(calls: Sequence[Call[Any]]) -> Exchanges:
     if (wait := calls[-1].wait) is not None:
         return (yield from with_confirmation(calls, wait))
     replies = yield [evalsha(call) for call in calls]
+    return (yield from _repeat_unknown(calls, replies))
+
+
+def _repeat_unknown(calls: Sequence[Call[Any]], replies: list[Any]) -> Exchanges:
+    """Repeat calls whose script the store does not know, as EVAL; return one reply per call."""
     missing = [
         index for index, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
     ]

@@ -70,6 +70,8 @@ def enqueue(
     reply as the first, even if the tasks have left the queue by then. A call with a lower number
     than the last one of its sender does nothing and returns no outcomes.
     """
+    if sender and len(tasks) == 1 and not enqueue_options(tasks[0]):
+        return _enqueue_one(keys, tasks[0], sender, number, wait, now_argument(now_us))
     options = [enqueue_options(task) for task in bounded(tasks)]
     script = load("enqueue", flow=need_flow(tasks))
     args: list[Argument] = [now_argument(now_us), ENVELOPE_HEAD, sender, number]
@@ -89,6 +91,28 @@ def enqueue(
         return _enqueued(answer, confirmed)
 
     return Call(script, keys.names(script.keys), tuple(args), decode, wait)
+
+
+def _enqueue_one(
+    keys: QueueKeys,
+    task: NewTask,
+    sender: str,
+    number: int,
+    wait: Wait | None,
+    now: Argument,
+) -> Call[list[Enqueued]]:
+    """Store a new task without options: like `enqueue`, which costs the store twice as much."""
+    script, id, message = load("enqueue_one"), task.id, task.message
+
+    def decode(reply: Any) -> list[Enqueued]:
+        answer, confirmed = (reply, None) if wait is None else reply
+        if answer == b"created":
+            return [Enqueued("created", id, confirmed)]
+        return _enqueued(answer, confirmed)
+
+    args = (now, ENVELOPE_HEAD, sender, number, id, message)
+    flow_args = (now, ENVELOPE_HEAD, sender, number, 2, id, message)
+    return Call(script, keys.names(script.keys), args, decode, wait, flow_args)
 
 
 def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:

@@ -36,6 +36,21 @@ def streams(
     return transport, protocol, parse_error
 
 
+def socket_and_parser(connection: Any) -> tuple[socket.socket, Callable[[Any], Exception]] | None:
+    """Return the socket of an open blocking connection, and its parser of error replies.
+
+    None: this release of redis-py has other internals.
+    """
+    sock = getattr(connection, "_sock", None)
+    if not isinstance(sock, socket.socket):
+        return None  # limit_socket logs it
+    try:
+        return sock, connection._parser.parse_error
+    except AttributeError:
+        warn_once("its connections' streams are not found, exchanges take longer")
+        return None
+
+
 def forced_host(sentinel: Any) -> str | None:
     """Return the host that a Sentinel object was set to give for every primary, or None."""
     return getattr(sentinel, "_force_master_ip", None)

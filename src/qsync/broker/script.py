@@ -25,7 +25,8 @@ variant has are marked, in scripts and includes:
     -- end flow
 
 The flow variant has the keys and arguments of the plain one, followed by more. A script with one
-variant is loaded with the lines of the flow variant.
+variant is loaded with the lines of the flow variant, or with those of the plain one if its header
+has the line `-- plain variant of: enqueue`: queues with flow control run the flow variant of that.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _CALLED: Final = re.compile(r"(?<!function )(?<![\w.])(\w+)[({]")
 _FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
 
 _VARIANTS: Final = "-- variants: plain flow\n"
+_PLAIN_OF: Final = re.compile(r"^-- plain variant of: (\w+)$", re.MULTILINE)
 _BLOCK: Final = re.compile(
     r"^ *-- flow:\n(.*?)(?:^ *-- plain:\n(.*?))?^ *-- end flow\n", re.MULTILINE | re.DOTALL
 )
@@ -73,12 +75,14 @@ class Script:
     """Whether the first argument is the time, empty for the store's clock."""
     reply_fields: tuple[str, ...] = ()
     is_plain: bool = False
-    """Whether the script has a flow variant, and this is the plain one."""
+    """Whether there is a flow variant, and this is a plain one."""
     allow_oom: bool | None = None
+    flow_name: str = ""
+    """Script that has the flow variant; empty: this one."""
 
     def flow(self) -> Script:
         """Return the flow variant of a plain script."""
-        return load(self.name, allow_oom=self.allow_oom, flow=True)
+        return load(self.flow_name or self.name, allow_oom=self.allow_oom, flow=True)
 
     def reply(self, values: list[Any]) -> dict[str, Any]:
         """Name the values of a reply."""
@@ -105,13 +109,20 @@ def has_variants(name: str) -> bool:
     return _VARIANTS in read(f"{name}.lua")
 
 
+def plain_of(name: str) -> str:
+    """Return the script whose flow variant stands in for this one; empty: it has none such."""
+    found = _PLAIN_OF.search(read(f"{name}.lua"))
+    return found[1] if found else ""
+
+
 @cache
 def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Script:
     """Read a script, in its flow variant if `flow` is true or it has only that one.
 
     `allow_oom` overrides that flag of the file.
     """
-    is_plain = not flow and has_variants(name)
+    flow_name = plain_of(name)
+    is_plain = not flow and (has_variants(name) or bool(flow_name))
     shebang, body = variant(read(f"{name}.lua"), flow=not is_plain).split("\n", 1)
     if allow_oom is not None:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
@@ -123,7 +134,9 @@ def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Scr
     text = f"{shebang}\n{_numbered(name, _used(code), slots)}"
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     keys, args, reply = map(tuple, slots.values())
-    return Script(name, text, sha, keys, args[:1] == ("now",), reply, is_plain, allow_oom)
+    return Script(
+        name, text, sha, keys, args[:1] == ("now",), reply, is_plain, allow_oom, flow_name
+    )
 
 
 def _slots(name: str, body: str) -> dict[str, dict[str, str]]:

@@ -206,9 +206,12 @@ class Client(ClientBase):
         """Send tasks of a queue in one call; raise its error."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        with self._call_sequences.acquire(1) as [(sender, number)]:
+        sender, number = call_id = self._call_sequences.take()
+        try:
             call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
-            [reply] = self._send(keys, [call])
+            reply = self._send_one(keys, call)
+        finally:
+            self._call_sequences.give_back(call_id)
         if isinstance(reply, QsyncError):
             raise reply
         return reply
@@ -230,6 +233,17 @@ class Client(ClientBase):
                         with contextlib.suppress(QueueFull):
                             bulk.note(rest, self._send_call(queue, rest.tasks, durability))
                     raise
+
+    def _send_one(self, keys: QueueKeys, call: Call[list[Enqueued]]) -> list[Enqueued] | QsyncError:
+        """Send one call; retry it with StoreUnavailable."""
+        if call.wait is not None or self._announcer.is_due(keys.queue):
+            [reply] = self._send(keys, [call])
+            return reply
+        ends = ends_in(self._allowance(None))
+        reply = self._broker.run_once(call, ends=ends)
+        if isinstance(reply, StoreUnavailable):
+            reply = self._broker.run(call, ends=ends)
+        return reply or duplicate_client_error(keys)
 
     def _send(
         self,

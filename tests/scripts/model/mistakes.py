@@ -49,10 +49,15 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
     return planted("include/insert_tasks.lua", right, "if old or holder or repeated then")
 
 
-def enqueue_not_kept() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def enqueue_not_kept() -> Iterator[None]:
     """A client's enqueue that is repeated after a lost reply is made once more."""
     right = "if sender ~= '' and #others < 3 * #tasks.ids then"
-    return planted("enqueue.lua", right, "if false then")
+    with (
+        planted("enqueue.lua", right, "if false then"),
+        planted("enqueue_one.lua", "keep_call(sender, number, now, {})\n", ""),
+    ):
+        yield
 
 
 def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:

@@ -23,6 +23,12 @@ local function refused_of(last)
   return others
 end
 
+-- Return the reply to a call with one task, from the record of the call.
+local function first_reply(last, id)
+  local outcome, holder = string.match(last, ' %d+ (%a+) (%S+)')
+  return { outcome or 'created', holder or id }
+end
+
 -- Store a call as the last one of its sender; `others` is as others_of returns it.
 local function keep_call(sender, number, now, others)
   local kept = { to_text(number), to_text(now), unpack(others) }

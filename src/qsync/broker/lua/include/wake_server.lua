@@ -22,13 +22,16 @@ local function message_idle_server()
   end
 end
 
--- Wake one server. The length of the list is not read before the push: while servers block it is
--- empty, and a command that the store has not run for a while takes 10 us.
+-- Wake one server. An element that is in the list already wakes the next server that blocks on it.
 local function wake_server()
   if message_idle_server() then
     return
   end
-  local length = redis.pcall('LPUSH', KEYS.wake, '1')
+  local length = redis.pcall('LLEN', KEYS.wake)
+  if type(length) == 'number' and length > 0 then
+    return
+  end
+  length = redis.pcall('LPUSH', KEYS.wake, '1')
   if type(length) == 'number' and length > 1 then
     redis.pcall('LPOP', KEYS.wake)
   end

@@ -1,0 +1,195 @@
+"""Connections of a blocking broker: one exchange at a time, with a time limit each.
+
+redis-py opens and closes the connection, which includes TLS, credentials and the database. In
+between, a `SocketConnection` uses its socket and a parser of its own: redis-py's reading and
+writing take more processor time than the rest of an enqueue.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import hiredis
+import redis.exceptions as failures
+
+from qsync.broker import redis_internals
+from qsync.broker.error_mapping import LIBRARY_ERRORS
+from qsync.broker.protocol import noop, pack_commands
+
+MIN_TIMEOUT_S: Final = 0.001
+"""Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
+
+_READ_SIZE: Final = 64 * 1024
+_MORE: Final = object()
+"""Value that the parser returns while a reply is incomplete."""
+
+
+def wrap_connection(connection: Any, timeout: float) -> SocketConnection | LibraryConnection:
+    """Wrap an open connection of redis-py in the fastest class that its release supports.
+
+    `timeout` limits each write and read, in seconds.
+    """
+    internals = redis_internals.socket_and_parser(connection)
+    if internals is None:
+        return LibraryConnection(connection, timeout)
+    return SocketConnection(connection, timeout, *internals)
+
+
+class SocketConnection:
+    """A connection on the socket of one of redis-py."""
+
+    def __init__(
+        self, connection: Any, timeout: float, sock: Any, parse_error: Callable[[Any], Exception]
+    ) -> None:
+        self.raw = connection
+        self.error: Exception | None = None
+        """Error that made the connection unusable; None while it works. Close it when set."""
+        self.used: bool = False
+        """Whether it has served an exchange, and so may have died while idle."""
+        self._timeout = self._current_timeout = timeout
+        self._socket = sock
+        sock.settimeout(timeout)
+        self._parser = hiredis.Reader(
+            protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
+        )
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
+        """Returns the number of decrypted bytes; None without TLS."""
+        self._has_input = _poll_of(sock)
+
+    def is_usable(self) -> bool:
+        """Return whether the idle connection is open and has received no unexpected data."""
+        try:
+            return not self._has_input() and not (self._pending is not None and self._pending())
+        except (OSError, ValueError):
+            return False
+
+    def request(
+        self,
+        commands: Sequence[tuple[Any, ...]],
+        until: float | None,
+        overlap: Callable[[], None] = noop,
+    ) -> list[Any]:
+        """Send the commands; return one reply per command, the store's error replies included.
+
+        `overlap` is called once the commands are sent. If the connection breaks or the exchange
+        takes until `until`, that error replaces each missing reply and `error` is set. None: each
+        write and read has the timeout of the connection.
+        """
+        self.used = True
+        replies: list[Any] = []
+        try:
+            self._limit(until)
+            send = self._socket.sendall
+            for packet in pack_commands(commands):
+                send(packet)
+            if overlap is not noop:
+                overlap()
+            self._read(len(commands), until, replies)
+        except LIBRARY_ERRORS as error:
+            self.error = _described(error)
+            replies += [self.error] * (len(commands) - len(replies))
+        return replies
+
+    def _read(self, count: int, until: float | None, replies: list[Any]) -> None:
+        """Append this number of replies; raises the error that breaks the connection."""
+        receive, parser = self._socket.recv, self._parser
+        while True:
+            if until is not None:
+                self._limit(until)
+            data = receive(_READ_SIZE)
+            if not data:
+                raise failures.ConnectionError("Connection closed by server.")
+            parser.feed(data)
+            while (reply := parser.gets()) is not _MORE:
+                if isinstance(reply, failures.ConnectionError):  # e.g. the store is loading
+                    raise reply
+                replies.append(reply)
+            if len(replies) >= count:
+                break
+        if len(replies) > count:  # replies cannot be matched to commands any more
+            replies.clear()
+            raise failures.InvalidResponse("an unexpected reply")
+
+    def _limit(self, until: float | None) -> None:
+        """Let the next write and read end by `until`; None: after the connection's timeout."""
+        timeout = self._timeout
+        if until is not None:
+            timeout = max(until - time.monotonic(), MIN_TIMEOUT_S)
+        if timeout != self._current_timeout:
+            self._socket.settimeout(timeout)
+            self._current_timeout = timeout
+
+
+class LibraryConnection:
+    """A `SocketConnection` on redis-py's public methods, for releases with other internals."""
+
+    def __init__(self, connection: Any, timeout: float) -> None:
+        self.raw = connection
+        self.error: Exception | None = None
+        """Error that made the connection unusable; None while it works. Close it when set."""
+        self.used: bool = False
+        """Whether it has served an exchange, and so may have died while idle."""
+        self._timeout = timeout
+        _limit_socket(connection, timeout)
+
+    def is_usable(self) -> bool:
+        """Return whether the idle connection is open and has received no unexpected data."""
+        try:
+            return not self.raw.can_read()
+        except (failures.ConnectionError, failures.TimeoutError, OSError):
+            return False
+
+    def request(
+        self,
+        commands: Sequence[tuple[Any, ...]],
+        until: float | None,
+        overlap: Callable[[], None] = noop,
+    ) -> list[Any]:
+        """Send the commands; return one reply per command, the store's error replies included."""
+        self.used = True
+        replies: list[Any] = []
+        try:
+            if until is not None:
+                _limit_socket(self.raw, until - time.monotonic())
+            self.raw.send_packed_command(pack_commands(commands), check_health=False)
+            overlap()
+            for _ in commands:
+                if until is not None:
+                    _limit_socket(self.raw, until - time.monotonic())
+                try:
+                    replies.append(self.raw.read_response())
+                except failures.ResponseError as error:
+                    replies.append(error)
+            if until is not None:
+                _limit_socket(self.raw, self._timeout)
+        except LIBRARY_ERRORS as error:
+            self.error = error
+            replies += [error] * (len(commands) - len(replies))
+        return replies
+
+
+def _limit_socket(connection: Any, seconds: float) -> None:
+    """Limit each write and read of a connection to `seconds`."""
+    redis_internals.limit_socket(connection, max(seconds, MIN_TIMEOUT_S))
+
+
+def _poll_of(sock: Any) -> Callable[[], Any]:
+    """Return a function that tells whether a socket has received data or was closed."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: select.select([sock], [], [], 0)[0]
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return partial(poller.poll, 0)
+
+
+def _described(error: Exception) -> Exception:
+    """Return an error of a socket as redis-py would raise it."""
+    if isinstance(error, TimeoutError):
+        return failures.TimeoutError("no answer in time")
+    if isinstance(error, OSError):
+        return failures.ConnectionError(f"Connection closed: {error}")
+    return error
