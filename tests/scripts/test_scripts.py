@@ -58,7 +58,7 @@ VIEWS = {
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "get_limit",
     "list_limits",
     "audit_limits", "paused_types",
-    "bounds", "weights", "events",
+    "bounds", "weights", "events", "sample_keys",
 }  # fmt: skip
 
 TEXTS = {
@@ -480,6 +480,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "weights": (bounds_ops.weights(keys), 0),
         "record_event": (event_ops.record_event(keys, b"-", ids=["a", "b"]), 2),
         "events": (event_ops.events(keys), 0),
+        "sample_keys": (bounds_ops.sample_keys(keys, count=1), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),
         "repair": (

@@ -82,3 +82,22 @@ def weights(
         return after.decode(), found
 
     return Call(script, keys.names(script.keys), (cursor, count), decode)
+
+
+def sample_keys(keys: QueueKeys, *, count: int) -> Call[tuple[int, list[str]]]:
+    """Read the number of pending tasks, and the fairness keys of `count` evenly spaced ones.
+
+    A task without a fairness key has the key "".
+    """
+    script = load("sample_keys")
+
+    def decode(reply: Any) -> tuple[int, list[str]]:
+        pending, members = reply
+        return int(pending), [_key_in(member) for member in members]
+
+    return Call(script, keys.names(script.keys), (count,), decode)
+
+
+def _key_in(member: bytes) -> str:
+    key = member[2:] if member.startswith(b"\xff") else member
+    return key.decode(errors="backslashreplace")

@@ -11,6 +11,7 @@ from qsync.bounds import Bounds, QueueBounds, WhenFull
 from qsync.cli.command import exit_with
 from qsync.cli.options import By, Json, QueueName, StoreOptions
 from qsync.cli.output import print_json, print_line
+from qsync.cli.problems import print_service
 from qsync.cli.prompts import current_user
 from qsync.cli.queue import queue as queue
 from qsync.cli.queue_tables import print_queues
@@ -81,6 +82,7 @@ def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None
             return
         print_queues([info])
         _print_bounds(info.bounds)
+        print_service(name, session.run(session.inspector.fleet()))
 
 
 @queue.command("set")

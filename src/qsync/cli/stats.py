@@ -10,6 +10,7 @@ from qsync.cli import completion
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import print_line
+from qsync.cli.problems import print_problems
 from qsync.cli.queue_tables import (
     SortQueues,
     print_counters,
@@ -63,6 +64,7 @@ def stats(
                 print_queues(queues, whole=whole)
                 if not names:
                     print_more(overview)
+                print_problems(queues, session.run(session.inspector.fleet()))
                 _print_counters(queues, days)
 
             document = {"at": overview.at, "servers": overview.servers, "queues": queues}

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from qsync.broker.aio import AsyncBroker
+from qsync.inspector.backlog import KeyShares, _BacklogMixin
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.edits import _EditsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
@@ -19,6 +20,7 @@ from qsync.inspector.event_values import OperatorEvent
 from qsync.inspector.events import _EventsMixin
 from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.explanation import Explanation, Reason
+from qsync.inspector.fleet import Fleet, LongRun, _FleetMixin
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
 from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.live_servers import HandlerStack
@@ -61,11 +63,14 @@ __all__ = [
     "Event",
     "Explanation",
     "Filter",
+    "Fleet",
     "Forgotten",
     "HandlerStack",
     "Inspector",
+    "KeyShares",
     "LimitInfo",
     "LimitPage",
+    "LongRun",
     "OperatorEvent",
     "OperatorRule",
     "Overview",
@@ -99,6 +104,8 @@ class Inspector(
     _SchedulesMixin,
     _LimitsMixin,
     _BoundsMixin,
+    _BacklogMixin,
+    _FleetMixin,
     _TypesMixin,
     _ExplainMixin,
     _EventsMixin,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from qsync import codec
@@ -48,7 +49,7 @@ class _ServersMixin(_LiveServersMixin):
             if page.more:
                 cut.add(queue)
         return [
-            _info(
+            server_info_of(
                 record,
                 running.get(record.id, []),
                 complete=tasks and not cut & set(record.queues),
@@ -62,14 +63,7 @@ class _ServersMixin(_LiveServersMixin):
         Each server reports at most a hundred types, within half a lease time.
         """
         _, records = await self._live()
-        handled = {
-            (queue, type) for record in records for queue in record.queues for type in record.types
-        }
-        missing = {pair for record in records for pair in record.unknown} - handled
-        types: dict[str, list[str]] = {}
-        for queue, type in sorted(missing):
-            types.setdefault(queue, []).append(type)
-        return types
+        return unknown_types_of(records)
 
     async def server(self, id: str) -> ServerInfo | None:
         """Return a live server; its tasks are from the first 5,000 active ones of each queue."""
@@ -80,7 +74,7 @@ class _ServersMixin(_LiveServersMixin):
         complete = True
         for queue in sorted(record.queues):
             complete = await self._running(queue, running) and complete
-        return _info(record, running.get(id, []), complete=complete)
+        return server_info_of(record, running.get(id, []), complete=complete)
 
     async def _running(self, queue: str, running: dict[str, list[RunningTask]]) -> bool:
         """Collect a queue's active tasks by server; return False if there are too many."""
@@ -151,6 +145,18 @@ class _ServersMixin(_LiveServersMixin):
         return Change(outcome="told", server=server_id)
 
 
+def unknown_types_of(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Return, by queue, the types that a server received but none of them handles. Pure."""
+    handled = {
+        (queue, type) for record in records for queue in record.queues for type in record.types
+    }
+    missing = {pair for record in records for pair in record.unknown} - handled
+    types: dict[str, list[str]] = {}
+    for queue, type in sorted(missing):
+        types.setdefault(queue, []).append(type)
+    return types
+
+
 def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
     if row.server is None or row.lease_until is None:
         return
@@ -167,7 +173,7 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
         tasks.append(task)
 
 
-def _info(record: Record, tasks: list[RunningTask], *, complete: bool) -> ServerInfo:
+def server_info_of(record: Record, tasks: list[RunningTask], *, complete: bool) -> ServerInfo:
     return ServerInfo(
         id=record.id,
         expires_at=moment_of(record.expires_us),

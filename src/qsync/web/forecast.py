@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from qsync.inspector import QueueInfo
@@ -33,6 +33,9 @@ class Problem(NamedTuple):
     queue: str
     text: str
     path: str
+    query: Mapping[str, str] = {}
+    part: str = ""
+    """Part of that page, by its id."""
 
 
 def growth_of(steps: Steps) -> float | None:
@@ -73,12 +76,16 @@ def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
             "servers died %(num)s times in the last %(window)s while running its tasks.",
             crashed, window=window,
         )  # fmt: skip
-        found.append(Problem(info.name, text, "/queue"))
+        found.append(Problem(info.name, text, "/errors") if died else _on_queue(info, text))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))
-        found.append(Problem(info.name, text, "/queue"))
+        found.append(_on_queue(info, text))
     return found
+
+
+def _on_queue(info: QueueInfo, text: str) -> Problem:
+    return Problem(info.name, text, "/queue", {"queue": info.name})
 
 
 def _recent(steps: Steps) -> list[tuple[float, Figures]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,8 +12,8 @@ from starlette.responses import Response
 from qsync.inspector import Day, QueueInfo
 from qsync.state import TaskState
 from qsync.web.charts import PER_SECOND, SECONDS, BarChart, LineChart, bar_chart, line_chart
-from qsync.web.forecast import problems_of
 from qsync.web.pages import Site
+from qsync.web.problems import all_problems
 from qsync.web.query import Fields, sheet_of
 from qsync.web.sampler import CHARTED_QUEUES, DAYS, SAMPLES, Sampler, filled
 from qsync.web.translation import _, coarse, day_and_month
@@ -25,7 +26,7 @@ DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
 
 async def show(site: Site, request: Request) -> Response:
     """Show the overview."""
-    overview = await site.inspector.overview()
+    overview, fleet = await asyncio.gather(site.inspector.overview(), site.inspector.fleet())
     queues, sheet = sheet_of(
         busiest_first(overview.queues), Fields(request.query_params.multi_items())
     )
@@ -38,12 +39,8 @@ async def show(site: Site, request: Request) -> Response:
         sheet=sheet,
         totals=states,
         latency=max((info.latency for info in overview.queues), default=0.0),
-        unknown=await site.inspector.unknown_types() if overview.servers else {},
-        problems=[
-            problem
-            for info in overview.queues[:CHARTED_QUEUES]
-            for problem in problems_of(info, site.sampler.series(info.name))
-        ],
+        unknown=fleet.unknown_types,
+        problems=await all_problems(site, overview, fleet),
         paused=[info for info in overview.queues if info.paused],
         full=[info for info in overview.queues if info.bounds.note],
         minutes=site.sampler.minutes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import islice
 from typing import Final
 
@@ -15,11 +16,13 @@ from qsync.web.events import last_actions
 from qsync.web.forecast import forecast
 from qsync.web.overview import day_charts, minute_charts
 from qsync.web.pages import Site
+from qsync.web.problems import floods
 from qsync.web.query import Fields, selection_of, sheet_of
 from qsync.web.sampler import DAYS
 from qsync.web.translation import _, ngettext
 
 WEIGHTS_SHOWN: Final = 100
+KEYS_SHOWN: Final = 10
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -42,7 +45,10 @@ async def show(site: Site, request: Request) -> Response:
             request, "error", status=404, title=_("Queue “%(queue)s” does not exist", queue=name),
             text=_("A queue appears with its first task and disappears when deleted."),
         )  # fmt: skip
-    weights = await site.inspector.weights(name)
+    weights, shares, fleet = await asyncio.gather(
+        site.inspector.weights(name), site.inspector.key_shares(name), site.inspector.fleet()
+    )
+    servers = fleet.of_queue(name)
     charts = minute_charts(site.sampler, name)
     has_data = any(line.path for chart in charts for line in chart.lines)
     return site.page(
@@ -51,9 +57,18 @@ async def show(site: Site, request: Request) -> Response:
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],
         minutes=site.sampler.minutes,
         forecast=forecast(site.sampler.series(name), info.states[TaskState.PENDING]),
+        servers=servers, slots=sum(server.concurrency for server in servers),
+        busy=sum(server.running for server in servers),
+        shares=shares, flooding=next(iter(shares.keys), "") if floods({name: shares}) else "",
+        keys=[(key, search_for(name, key)) for key in islice(shares.keys, KEYS_SHOWN)],
         weights=dict(islice(weights.items(), WEIGHTS_SHOWN)),
         weights_left=max(0, len(weights) - WEIGHTS_SHOWN),
     )  # fmt: skip
+
+
+def search_for(queue: str, key: str) -> str:
+    """Return the search for the pending tasks of a fairness key; empty if none can be written."""
+    return "" if '"' in key else f'queue:{queue} state:pending key:"{key}"'
 
 
 async def pause(site: Site, request: Request) -> Response:

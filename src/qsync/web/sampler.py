@@ -180,4 +180,8 @@ def _sum(each: Sequence[Figures]) -> Figures:
 
 
 def _of(sample: Sample, queue: str | None) -> Figures | None:
-    return sample.total if queue is None else sample.queues.get(queue)
+    if queue is None or sample.total is None:
+        return sample.total
+    # A queue that a sample does not have was not there yet, unless only the first were kept.
+    is_whole = len(sample.queues) < CHARTED_QUEUES
+    return sample.queues.get(queue, _sum([]) if is_whole else None)

@@ -66,13 +66,21 @@ async def listing(
         result = await site.inspector.tasks(
             selection.queue, selection.state, limit=limit, cursor=cursor, filter=selection.filter
         )
+    is_unknown = bool(selection.type) and await _is_unknown(site, selection)
     infos = [info] if selection.queue else queues
     counts = {state: sum(queue.states[state] for queue in infos if queue) for state in TaskState}
     return site.page(
         request, page, selection=selection, listing=result, counts=counts, cursor=cursor,
+        is_unknown=is_unknown,
         searched=fields.number("searched", 0, 0, MAX_SEARCHED) + (result.scanned if result else 0),
         queues=_queue_choices(queues, selection), limit=limit if limit != DEFAULT_LIMIT else None,
     )  # fmt: skip
+
+
+async def _is_unknown(site: Site, selection: Selection) -> bool:
+    """Return whether no running server has a handler for the type that is listed."""
+    unknown = (await site.inspector.fleet()).unknown_types
+    return selection.type in unknown.get(selection.queue, ())
 
 
 def _queue_choices(queues: list[QueueInfo], selection: Selection) -> list[tuple[str, int]]:

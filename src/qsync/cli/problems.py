@@ -1,0 +1,70 @@
+"""What needs somebody, as `qsync stats` prints it below the queues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from shlex import quote
+from typing import Final
+
+from qsync.cli.output import print_line
+from qsync.formatting import coarse_duration, plural
+from qsync.inspector import Fleet, QueueInfo
+from qsync.state import TaskState
+
+MOST: Final = 10
+"""Largest number of lines."""
+
+
+def print_problems(queues: Sequence[QueueInfo], fleet: Fleet) -> None:
+    """Print a line for each problem, with the command that shows more."""
+    lines = problems_of(queues, fleet)
+    if lines:
+        print_line("")
+    for line in lines[:MOST]:
+        print_line(line)
+    if len(lines) > MOST:
+        print_line(f"And {plural(len(lines) - MOST, 'more problem')}.")
+
+
+def problems_of(queues: Sequence[QueueInfo], fleet: Fleet) -> list[str]:
+    """Return what needs somebody in these queues. Pure."""
+    names = {info.name for info in queues}
+    lines = [
+        f"{info.name}: no running server takes its tasks; start one: qsync worker MODULE:APP "
+        f"--queues {info.name}=1"
+        for info in queues
+        if info.states[TaskState.PENDING] and not info.paused and not fleet.of_queue(info.name)
+    ]
+    lines += [
+        f"{queue}: no running server has a handler for {type}; its tasks: qsync task list "
+        f"--queue {queue} --state scheduled --type {quote(type)}"
+        for queue, types in fleet.unknown_types.items()
+        for type in types
+        if queue in names
+    ]
+    lines += [
+        f"{run.queue}: task {run.id} has run for "
+        f"{coarse_duration(run.seconds)}; qsync task explain {quote(run.id)} --queue {run.queue}"
+        for run in fleet.long_runs
+        if run.queue in names
+    ]
+    lines += [
+        f"{info.name}: {plural(info.states[TaskState.DEAD], 'dead task')}; by error: qsync errors "
+        f"--queue {info.name}"
+        for info in queues
+        if info.states[TaskState.DEAD]
+    ]
+    return lines
+
+
+def print_service(queue: str, fleet: Fleet) -> None:
+    """Print how many servers take the tasks of a queue, and how busy they are."""
+    servers = fleet.of_queue(queue)
+    if not servers:
+        print_line("no running server takes its tasks")
+        return
+    slots = sum(server.concurrency for server in servers)
+    busy = sum(server.running for server in servers)
+    line = f"{plural(len(servers), 'server')} for it: {busy:,} of {plural(slots, 'slot')} busy"
+    full = "; start more servers, or give them more slots, to empty it sooner"
+    print_line(f"{line}{full if busy >= slots else ''}")

@@ -1,0 +1,83 @@
+"""Says what needs somebody: the sentences that the overview opens with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from qsync.inspector import Fleet, KeyShares, Overview, QueueInfo
+from qsync.state import TaskState
+from qsync.web.forecast import LARGE, Problem, problems_of
+from qsync.web.pages import Site
+from qsync.web.sampler import CHARTED_QUEUES
+from qsync.web.translation import _, coarse, count
+
+FLOOD_SHARE: Final = 0.5
+"""Share of a backlog from which on a fairness key is called the cause of it."""
+
+SAMPLED_QUEUES: Final = 3
+"""Number of queues, those with the most pending tasks, whose fairness keys are read."""
+
+
+async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
+    """Return what needs somebody, the most urgent first."""
+    queues = overview.queues
+    of_queues = [
+        problem
+        for info in queues[:CHARTED_QUEUES]
+        for problem in problems_of(info, site.sampler.series(info.name))
+    ]
+    return [
+        *of_queues,
+        *unserved(queues, fleet),
+        *floods(await key_shares_of(site, queues)),
+        *stuck(fleet),
+    ]
+
+
+async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, KeyShares]:
+    """Read the fairness keys of the queues with the largest backlogs."""
+    large = [info for info in queues if info.states[TaskState.PENDING] >= LARGE]
+    largest = sorted(large, key=lambda info: -info.states[TaskState.PENDING])[:SAMPLED_QUEUES]
+    shares = await asyncio.gather(*[site.inspector.key_shares(info.name) for info in largest])
+    return {info.name: share for info, share in zip(largest, shares, strict=True)}
+
+
+def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
+    """Return the queues with a backlog that none of the servers takes. Pure, but for texts."""
+    if not fleet.servers:
+        return []  # the overview says so, once for all queues
+    text = _("no running server takes its tasks.")
+    return [
+        Problem(info.name, text, "/queue", {"queue": info.name})
+        for info in queues
+        if info.states[TaskState.PENDING] and not info.paused and not fleet.of_queue(info.name)
+    ]
+
+
+def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
+    """Return the queues most of whose backlog has one fairness key. Pure, but for texts."""
+    found = []
+    for queue, share in shares.items():
+        key = next(iter(share.keys), "")
+        if share.pending >= LARGE and share.share(key) >= FLOOD_SHARE:
+            text = _(
+                "about %(part)s of %(all)s pending tasks have the fairness key %(key)s.",
+                part=count(share.estimate(key)), all=count(share.pending), key=key,
+            )  # fmt: skip
+            found.append(Problem(queue, text, "/queue", {"queue": queue}, "keys"))
+    return found
+
+
+def stuck(fleet: Fleet) -> list[Problem]:
+    """Return the tasks that have run for long. Pure, but for texts."""
+    return [
+        Problem(
+            run.queue,
+            _("task %(id)s has run for %(length)s.", id=run.id, length=coarse(run.seconds)),
+            "/task",
+            {"queue": run.queue, "id": run.id},
+        )
+        for run in fleet.long_runs
+    ]  # fmt: skip

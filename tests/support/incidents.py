@@ -1,0 +1,37 @@
+"""Incidents for drills of the dashboard and of the command line, made in the store by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qsync import Task
+from qsync.broker import ops
+from qsync.broker.op_values import LeaseRef
+from tests.support.inspector_driver import POLICY, bed
+
+REFUSED = """ConnectionError: api.bank.example refused the connection
+
+Traceback (most recent call last):
+  File "/srv/shop/payments.py", line 42, in charge
+    raise ConnectionError("api.bank.example refused the connection")
+ConnectionError: api.bank.example refused the connection"""
+
+
+async def outage(url: str, prefix: str, *, queue: str, type: str, count: int) -> None:
+    """Let tasks die because an API refuses them; `count` is a multiple of 500."""
+    async with bed(url, prefix) as made:
+        for _ in range(count // 500):
+            await made.dead(*[Task(type)] * 500, error=REFUSED, queue=queue)
+
+
+async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
+    """Let a task kill three servers, of which it dies."""
+    async with bed(url, prefix) as made:
+        await made.enqueue(task, queue=queue)
+        keys, policy = made.keys(queue), replace(POLICY, lease_us=1)
+        for number in range(1, 5):
+            fetch = ops.fetch(keys, server=f"s{number}", number=number, wanted=1, policy=policy)
+            found = await made.broker.run(fetch)
+            held = [LeaseRef(id, f"s{number}/{number}") for id in found.ids]
+            if held:
+                await made.broker.run(ops.mark_started(keys, held))
