@@ -1,6 +1,6 @@
-"""Plugin of pytest with the fixtures `qsync` and `qsync_sync`: docs/testing.md.
+"""Pytest plugin with the fixtures `qsync` and `qsync_sync`; see docs/testing.md.
 
-It is a module of its own, so that pytest does not import qsync for tests that do not use it.
+It is a separate module, so that pytest does not import qsync for tests that do not use it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the ini file."""
+    """Add the ini options."""
     parser.addini("qsync_app", "app under test, e.g. shop.tasks:app")
     parser.addini("qsync_test_url", "store for tests; without one, a private one is started")
 
 
 @pytest.fixture
 def qsync_app(request: pytest.FixtureRequest) -> Qsync:
-    """The app under test: that of the ini option qsync_app. Override it to give another."""
+    """The app under test, from the ini option qsync_app. Override this fixture to use another
+    app."""
     target = request.config.getini("qsync_app")
     if not target:
         raise pytest.UsageError(
@@ -49,7 +50,7 @@ def qsync(request: pytest.FixtureRequest, qsync_app: Qsync) -> Iterator[Kit]:
 
 @pytest.fixture
 def qsync_sync(request: pytest.FixtureRequest, qsync_app: Qsync) -> Iterator[SyncKit]:
-    """As the fixture `qsync`, for plain tests."""
+    """Like the fixture `qsync`, for plain tests."""
     from qsync.testing import SyncKit
 
     yield from _opened(SyncKit, request, qsync_app)

@@ -50,7 +50,7 @@ class Qsync(Registry):
     payload_limit   largest encoded payload, bytes; also largest encoded result, unless
                     `result_limit` is given
     patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`:
-                    without end
+                    without limit
     durability      what enqueues wait for by default: "fsync", "replica" or None (no wait); see
                     `Client.enqueue`
     confirm_timeout longest wait for that, seconds; after it the handle's `confirmed` is False
@@ -160,8 +160,8 @@ class Qsync(Registry):
     def extend(self, extension: Extension) -> None:
         """Add an extension to all clients and servers that the app makes from now on.
 
-        Raises ConfigError when an extension that acts on enqueues comes after the first enqueue, or
-        the app has one of this name, or with a sender, already.
+        Raises ConfigError if an extension that acts on enqueues comes after the first enqueue, or
+        if the app already has an extension of this name or with a sender.
         """
         self._connections.extend(extension)
 
@@ -176,15 +176,15 @@ class Qsync(Registry):
                                   True if no retry follows
         dead       (task, error)  the task is dead; it will not run again
 
-        A Retry with attempts left and a SkipRetry are no failures. `async def` functions
+        A Retry with attempts left and a SkipRetry do not count as failures. `async def` functions
         run on the event loop of the client or server. `def` functions of "enqueued" run in the
         thread that enqueues; of the other events, in a thread of the pool if the handler runs in
-        one, else on the event loop. An error of the function is logged, and changes nothing.
+        one, else on the event loop. An error of the function is logged and has no other effect.
         Servers that already exist do not call it. Raises ConfigError for an unknown event, and for
         "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:
-            raise ConfigError("on: the app enqueues already; add hooks where it is made")
+            raise ConfigError("on: the app has already enqueued; add hooks where it is created")
         return partial(self._connections.hooks.add, event)
 
     def inspector(self) -> Inspector:
@@ -202,13 +202,14 @@ class Qsync(Registry):
     def close(self) -> None:
         """Close the shared blocking client of this process, and stop using an embedded:// store.
 
-        The shared client of an event loop closes when the loop ends. Clients, inspectors and
-        servers that the app returned are for the caller to close.
+        The shared client of an event loop closes when the loop ends. The caller closes the clients,
+        inspectors and servers that the app returned.
         """
         self._connections.close()
 
     async def aclose(self) -> None:
-        """Close what `close` does, and the app's shared client of the running event loop."""
+        """Do what `close` does, and also close the app's shared client of the running event
+        loop."""
         await self._connections.aclose()
 
     def __enter__(self) -> Self:

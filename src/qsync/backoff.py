@@ -1,4 +1,4 @@
-"""Delays before retries. Pure, except for random numbers and warnings in the log.
+"""Delays before retries. Without I/O, except for random numbers and log warnings.
 
 By default a task waits 1 to 2 s after its first failure, since most failures are transient, and
 much longer after each further one. Each delay is drawn uniformly from a window, so that tasks that
@@ -25,8 +25,8 @@ WINDOWS_S: Final = ((1, 2), (15, 30), (180, 300), (600, 1200), (1800, 3600))
 """Shortest and longest delay after the first, second, ... failure, seconds; the last repeats."""
 
 AWAY_CAP_S: Final = 0.5
-"""Longest delay of a server between tries while the store is down, seconds. It is short, so that
-work goes on soon after the store is back; the broker limits how often it reconnects."""
+"""Longest delay of a server between attempts while the store is down, seconds. It is short, so that
+work resumes soon after the store is back; the broker limits how often it reconnects."""
 
 LONGEST_LIST: Final = 100
 """Maximum number of delays in a list."""
@@ -40,7 +40,7 @@ class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
     first    delay after the first failure, seconds
     factor   ratio of each further delay to the one before, 1 to 1000
     longest  longest delay, seconds
-    jitter   largest share of a delay that is taken off at random, 0 to 1
+    jitter   largest share of a delay that is subtracted at random, 0 to 1
 
     Raises ConfigError when a value is out of range.
     """
@@ -80,7 +80,7 @@ RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
 
 
 def spread(least: float, most: float) -> float:
-    """Return a random number between these, so that servers do not act at the same moment."""
+    """Return a random number in this range, so that servers do not act at the same moment."""
     return least + _chance() * (most - least)  # noqa: S311 - not a secret
 
 

@@ -24,7 +24,7 @@ V = TypeVar("V")
 
 
 class BatchFunction(Generic[V]):
-    """A function of a list of tasks, whose tasks can be enqueued; the list is made by a server.
+    """A function of a list of tasks. Callers enqueue single tasks; a server builds the list.
 
     V is what a call of the function returns.
     """
@@ -77,7 +77,7 @@ class BatchFunction(Generic[V]):
         return self._function(tasks)
 
     def options(self, /, **options: Unpack[TaskOptions]) -> BatchFunction[V]:
-        """Return the same with other options. Raise InvalidTask if one is unknown or wrong."""
+        """Return a copy with other options. Raise InvalidTask if one is unknown or invalid."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._options = overridden(self.name, self._options, options)
@@ -91,13 +91,14 @@ class BatchFunction(Generic[V]):
 
     @property
     def limits(self) -> LimitTemplates:
-        """Limits of the tasks. Raise InvalidTask for a placeholder, which nothing could fill."""
+        """Limits of the tasks. Raise InvalidTask for a placeholder, since batch tasks have no
+        arguments."""
         return LimitTemplates(self._options.get("limits") or (), ())
 
     def build(self, payload: Any = b"", /) -> Task[Any]:
         """Return a Task with this payload, e.g. for `client.enqueue_many`.
 
-        The payload is bytes, or any value that msgpack can carry; the function reads it by
+        The payload is bytes, or any value that msgpack can carry; the function reads it with
         `task.value()`.
         """
         return Task(self.name, payload, **cast("dict[str, Any]", self._options))

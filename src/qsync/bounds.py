@@ -1,4 +1,5 @@
-"""Bounds of a queue: how many tasks may wait in it, and how large its messages may be. Pure."""
+"""Bounds of a queue: how many tasks may wait in it, and how large its messages may be. Without
+I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ MAX_BOUND: Final = 1_000_000_000_000_000
 """Largest bound."""
 
 NEAR: Final = 0.9
-"""Share of a bound from which a queue counts as nearly full."""
+"""Share of a bound above which a queue counts as nearly full."""
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,12 +141,11 @@ class OperatorBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of a queue, and how full it is.
+    """The bounds of a queue, and how close it is to them.
 
-    program   bounds that the program gives by `app.queue`; None without
-    operator  bounds that stand above these; None without
-    waiting   number of tasks that wait
-    bytes     size of all messages; None while no bound needs it
+    program   bounds that the program gives by `app.queue`; None without operator  bounds that
+    override these; None without waiting   number of tasks that wait bytes     size of all messages;
+    None while no bound needs it
     """
 
     program: Bounds | None = None
@@ -155,12 +155,12 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def in_force(self) -> Bounds:
-        """The bounds that hold: the operator's, else the program's."""
+        """The bounds in force: the operator's, else the program's."""
         return self.operator.bounds if self.operator is not None else self.program or NO_BOUNDS
 
     @property
     def fullest(self) -> tuple[str, int, int] | None:
-        """The bound that is nearest, its value and what is there; None without a bound."""
+        """The nearest bound, its value and the current amount; None without a bound."""
         bounds = self.in_force
         rows = [
             (name, most, there)
@@ -179,7 +179,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def note(self) -> str:
-        """What to say of a queue that is full or nearly full; else an empty text."""
+        """A note about a queue that is full or nearly full; empty otherwise."""
         return "" if self.phrase is None else str(self.phrase)
 
     @property

@@ -24,8 +24,8 @@ CALL_BYTES: Final = 1024 * 1024
 """Largest size of a call, bytes, unless one task is larger; the store takes 2 to 5 ms for it."""
 
 _COSTLY: Final = 2 * CALL_BYTES // op_values.BATCH_SIZE
-"""Least size that a task with a lock, a fairness key, a due time or a chosen id counts as, bytes.
-Such a task takes the store as long as two plain tasks."""
+"""Minimum size, in bytes, to assume for a task with a lock, a fairness key, a due time or a chosen
+id. The store needs as long for it as for two plain tasks."""
 
 _BESIDE: Final = 128
 """Maximum size of a task's options and framing in a call, without the fairness key; bytes."""
@@ -147,7 +147,7 @@ class BulkEnqueue(Generic[T]):
                 yield RoundTrip(chunks, _calls(keys, chunks, leased.next(len(chunks)), wait))
 
     def record(self, trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
-        """Take the replies of a round trip; raise the first error among them."""
+        """Process the replies of a round trip; raise the first error among them."""
         failed: QsyncError | None = None
         for chunk, reply in zip(trip.chunks, replies, strict=True):
             if isinstance(reply, QsyncError):
@@ -158,7 +158,7 @@ class BulkEnqueue(Generic[T]):
             raise failed
 
     def note(self, chunk: Chunk, reply: list[Enqueued]) -> None:
-        """Take the reply for tasks that were sent again."""
+        """Process the reply for tasks that were sent again."""
         self._answered.append((chunk, reply))
 
     def handles(self) -> list[T]:
@@ -199,7 +199,7 @@ def fitting(trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> 
 
 
 def _cut(sizes: Sequence[int], calls: int) -> Iterator[Sequence[range]]:
-    """Cut tasks of these sizes, in bytes, into calls, and the calls into round trips."""
+    """Split tasks of these sizes, in bytes, into calls, and the calls into round trips."""
     runs = list(ops.batches(range(len(sizes)), sizes.__getitem__, CALL_BYTES))
     for fitting in ops.batches(runs, lambda run: sum(sizes[run.start : run.stop])):
         for index in range(0, len(fitting), calls):
@@ -223,7 +223,7 @@ class Lookahead(Generic[T]):
         self._prepared: list[T] = []
 
     def prepare(self) -> None:
-        """Make the next item, unless it is made already."""
+        """Make the next item, unless it exists already."""
         if not self._prepared:
             self._prepared.extend(itertools.islice(self._items, 1))
 

@@ -46,7 +46,7 @@ URL = "QSYNC_URL"
 PREFIX = "QSYNC_PREFIX"
 
 _NO_URL = (
-    "url: there is none. Give Qsync a URL (redis://host:6379, rediss://, unix://, "
+    "url: missing. Give Qsync a URL (redis://host:6379, rediss://, unix://, "
     "redis+cluster://h1:p,h2:p, redis+sentinel://h1:p,h2:p/service, or embedded:// for a private "
     f"store in a folder) or a client of redis-py, or set {URL}"
 )
@@ -62,7 +62,7 @@ class Connections:
     """Makes the clients of one store and keeps the shared ones. The constructor does no I/O."""
 
     declared: DeclaredLimits | None = None
-    """The limits of the app, which its clients check tasks against."""
+    """The limits that the app declares; its clients check tasks against them."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Connections:
             self._where = self._with_provider(credential_provider)
         self.extensions: list[Extension] = []
         self.around_enqueue: list[AroundEnqueue] = []
-        """What extensions do around each enqueue, the first one outermost."""
+        """Contexts of extensions around each enqueue, the first one outermost."""
         self.hooks: Hooks = Hooks()
         self.client_types: ClientTypes | None = None
         """Classes of clients that run tasks in place, in tests; None: the usual ones."""
@@ -138,8 +138,8 @@ class Connections:
     def pointed_at(
         self, address: Address, prefix: str, client_types: ClientTypes | None = None
     ) -> Iterator[None]:
-        """Use another store and prefix within the block; the caller closes the shared clients of
-        the block before its end."""
+        """Use another store and prefix inside the block; the caller closes the block's shared
+        clients before it ends."""
         before = {name: vars(self)[name] for name in _OF_STORE}
         self._where, self.prefix, self.client_types = address, prefix, client_types
         self._options = {**self._options, "prefix": prefix}
@@ -178,12 +178,12 @@ class Connections:
     def extend(self, extension: Extension) -> None:
         """Add an extension. Raise ConfigError as for `Qsync.extend`."""
         if extension.name and any(extension.name == other.name for other in self.extensions):
-            raise ConfigError(f"extend: the app has the extension {extension.name!r} already")
+            raise ConfigError(f"extend: the app already has the extension {extension.name!r}")
         if extension.around_enqueue is not None and self.in_use:
-            raise ConfigError("extend: the app enqueues already; extend it where it is made")
+            raise ConfigError("extend: the app has already enqueued; extend it where it is created")
         if extension.sender is not None:
             if self.sender is not None:
-                raise ConfigError("extend: there is an extension with a sender already")
+                raise ConfigError("extend: the app already has an extension with a sender")
             self.sender = extension.sender
         if extension.around_enqueue is not None:
             self.around_enqueue.append(extension.around_enqueue)
@@ -259,7 +259,7 @@ class Connections:
         return await self.here().enqueue(task)
 
     def check(self, task: Task[Any]) -> None:
-        """Check and encode a task that is sent later. Raise InvalidTask if it is wrong."""
+        """Check and encode a task that is sent later. Raise InvalidTask if it is invalid."""
         new_task(task, b"", payload_limit=self._options["payload_limit"])
 
     def ping(self) -> float:
@@ -290,7 +290,8 @@ class Connections:
             self._where.close()
 
     async def aclose(self) -> None:
-        """Close what `close` does and the running loop's client; other loops close their own."""
+        """Do what `close` does, and close the running loop's client; other loops close their
+        own."""
         kept = self._by_loop.get(asyncio.get_running_loop())
         if kept is not None:
             await kept.aclose()
@@ -305,8 +306,8 @@ class Connections:
 class LoopClient:
     """A client that is closed when its event loop shuts down.
 
-    The only hook for the end of an event loop is that it closes asynchronous generators that have
-    started and not finished. So this class starts one, whose `finally` closes the client.
+    The only hook at the end of an event loop is that it closes unfinished asynchronous generators.
+    So this class starts one, whose `finally` closes the client.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ from qsync.errors import ConfigError
 Convert = Callable[[bytes | msgspec.Raw], Any]
 """A function that converts msgpack to a value of its type.
 
-It raises one of MISFITS when the bytes are no value of the type; `misfit` makes a message of that.
+It raises one of MISFITS if the bytes are not a value of the type; `misfit` turns that into a
+message.
 """
 
 MISFITS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
@@ -56,7 +57,7 @@ def nodes(annotation: Any) -> Iterator[Any]:
 
 
 def leaves(annotation: Any) -> frozenset[type]:
-    """Return the types of the annotation if msgpack carries all unchanged, else none.
+    """Return the types of the annotation if msgpack carries all of them unchanged, else none.
 
     With `float` the result also has `int`, which `float` parameters accept.
     """
@@ -67,7 +68,7 @@ def leaves(annotation: Any) -> frozenset[type]:
 
 
 def is_steady(annotation: Any) -> bool:
-    """Return whether a plain value either arrives unchanged or is rejected by the server."""
+    """Return whether every plain value either arrives unchanged or is rejected by the server."""
     if annotation is Any or annotation is object or leaves(annotation):
         return True
     if (origin := get_origin(annotation)) in (Union, UnionType, list, dict):
@@ -99,7 +100,7 @@ def converter(annotation: Any) -> Convert:
             return decode(data)
         except msgspec.ValidationError as error:
             failed = error
-        try:  # again, for extensions where the annotation expects text
+        try:  # once more, for extensions where the annotation expects text
             return msgspec.convert(as_it_is(data), known, dec_hook=_revive)
         except msgspec.ValidationError:
             raise failed from None
@@ -202,7 +203,7 @@ def _check_info(info: Any, seen: set[Any]) -> None:
 
 
 def _no_type(cls: type) -> str:
-    text = f"{cls.__qualname__} is no type that can be made from a payload"
+    text = f"{cls.__qualname__} is not a type that can be made from a payload"
     bases: Iterator[type] = (one for one in cls.__mro__ if one in msgpack_extensions.CARRIED)
     for base in bases:
         if base is not object:

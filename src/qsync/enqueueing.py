@@ -59,8 +59,8 @@ def validated(
     remember_us: int,
     declared: DeclaredLimits | None = None,
 ) -> NewTask:
-    """Encode a task to send. Raise InvalidTask if it is wrong, or a limit of it counts in another
-    queue by what its app declares; LeaseLost as in `check_lease`."""
+    """Encode a task to send. Raise InvalidTask if it is invalid, or if the app declares one of its
+    limits for another queue; LeaseLost as in `check_lease`."""
     if running.get(None) is not None:
         check_lease()
     checked = task if type(task) is Task else checked_task(task)

@@ -5,7 +5,7 @@ QsyncError
 ├── InvalidTask          the task or an option of it cannot be accepted: fix the call
 ├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
 ├── TaskNotFound         the queue does not have the task (any more)
-├── TaskNotWaiting       the task waits for no time: it is pending, runs or has ended
+├── TaskNotWaiting       the task has no due time to change: it is pending, runs or has ended
 ├── QueueFull            the queue has reached a bound, or the store is full: try again later
 ├── SchemaMismatch       another version of qsync wrote the queue's data: use that version
 ├── StoreUnavailable     the store did not answer in time: try again later
@@ -16,7 +16,7 @@ QsyncError
 ├── Retry                raised by a handler to have the task run again
 ├── SkipRetry            raised by a handler to have the task end as dead
 └── Snooze               raised by a handler to have the task run later, without an attempt
-    └── RateLimited      the same, and no task of one of its limits starts before then
+    └── RateLimited      Snooze that also stops other tasks of one of its limits until then
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class TaskNotWaiting(QsyncError):
 
 
 class QueueFull(QsyncError):
-    """The queue has reached a bound, or the store has no memory; nothing was written. Try later.
+    """The queue has reached a bound, or the store is out of memory; nothing was written.
 
-    `queue`, `bound` ("max_tasks" or "max_bytes"), `limit` (its value) and `count` (what is there)
-    say which bound; they are None when the store has no memory. `room` is the number of the first
-    tasks of the refused call that would fit.
+    `queue`, `bound` ("max_tasks" or "max_bytes"), `limit` (its value) and `count` (the current
+    amount) describe the bound; they are None if the store is out of memory. `room` is how many of
+    the first tasks of the refused call would fit.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class LeaseLost(QsyncError):
     """The server's lease of the task has ended, and another server may be running the task.
 
     In a handler, `current().progress()` and every enqueue raise it from then on. That ends a
-    handler in a thread, which cannot be stopped from outside: let the exception propagate. The
-    outcome of this run is dropped.
+    handler in a thread, which cannot be stopped from outside, so let the exception propagate. The
+    outcome of this run is discarded.
     """
 
 
@@ -174,11 +174,12 @@ class Snooze(QsyncError):
 
 
 class RateLimited(Snooze):
-    """Raise it in a handler when an API has had enough: the task runs again after `retry_after`.
+    """Raise it in a handler when an API refuses further requests: the task runs again after
+    `retry_after`.
 
-    As with Snooze, no attempt is counted. And no other task of the limit starts before then.
-    `limit` is one of the task's limits, e.g. "customer:42", or its name; None: the first one. For a
-    task without limits this is a Snooze.
+    As with Snooze, no attempt is counted. No other task of the limit starts before then. `limit` is
+    one of the task's limits, e.g. "customer:42", or its name; None: the first one. For a task
+    without limits this is a Snooze.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ def _seconds(delay: float | timedelta) -> float:
 
 @contextlib.contextmanager
 def at_definition() -> Iterator[None]:
-    """Turn InvalidTask into ConfigError: at definition time the mistake is in the program."""
+    """Turn InvalidTask into ConfigError, since a mistake at definition time is in the program."""
     try:
         yield
     except InvalidTask as error:

@@ -1,7 +1,7 @@
-"""Formats numbers, durations, sizes, times and commands for people. Pure.
+"""Formats numbers, durations, sizes, times and commands for people. Without I/O.
 
-The texts come from numbers, clocks and our own names only, so they need no escaping. `printable`
-and `csv_cell` escape the texts of others.
+These texts come only from numbers, clocks and our own names, so they need no escaping. `printable`
+and `csv_cell` escape other texts.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def short_count(number: float) -> str:
 
 
 def short_count_parts(number: float) -> tuple[str, str]:
-    """Return a number in few characters, and the letter of its size, which may be empty."""
+    """Return a number in few characters, and its unit letter, which may be empty."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * (10 if unit == "k" else 1):
             return f"{number / size:.3g}", unit
@@ -131,7 +131,7 @@ def percent(progress: tuple[float, float] | None) -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return how to install an extra, as the README says it."""
+    """Return the command that installs an extra, as in the README."""
     return f"pip install '.[{extra}]' in a clone of qsync"
 
 
@@ -143,11 +143,11 @@ def printable(text: str) -> str:
 
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of what a spreadsheet would run as a formula."""
+"""First characters of texts that a spreadsheet would run as a formula."""
 
 
 def csv_cell(value: Any) -> str:
-    """Return a cell that controls neither a terminal nor a spreadsheet."""
+    """Return text for a CSV cell that is safe in a terminal and in a spreadsheet."""
     if value is None:
         return ""
     if not isinstance(value, str):

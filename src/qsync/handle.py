@@ -52,7 +52,8 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 
     @property
     def _known(self) -> bool:
-        """True when a result will be kept, as is known without reading the task's message."""
+        """True if the handle knows, without reading the task's message, that a result will be
+        kept."""
         return self._retention_us not in (None, RETENTION_UNKNOWN)
 
     def _seconds(self, timeout: Duration | None) -> float | None:

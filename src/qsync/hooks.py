@@ -56,7 +56,7 @@ class Hooks:
 
 
 def check_event(event: object) -> Event:
-    """Return the event. Raise ConfigError if there is none of this name."""
+    """Return the event. Raise ConfigError if no event has this name."""
     for known in EVENTS:
         if event == known:
             return known

@@ -1,4 +1,4 @@
-"""Gives each enqueue call an identity, by which the store recognizes a repeated one."""
+"""Gives each enqueue call an identity, by which the store recognizes repeated calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qsync.new_task import new_id
 
 
 class CallId(NamedTuple):
-    """The identity of a call, by which the store recognizes a repeated one."""
+    """The identity of a call, by which the store recognizes its repetitions."""
 
     sender: str
     number: int
@@ -21,9 +21,9 @@ class CallSequences:
     """Gives each enqueue call of a client a sender and a sequence number while it is in flight.
 
     A sender has one call in flight, so the store keeps only its last number. A client has as many
-    senders as concurrent calls. The sender that was freed last is used first, so that the store
-    soon forgets the senders of a burst. Threads may share this object. A forked child makes new
-    senders, since its parent goes on with the old ones.
+    senders as concurrent calls. The most recently released sender is used first, so that the store
+    soon forgets the senders of a burst. Threads may share this object. A forked child creates new
+    senders, since its parent keeps using the old ones.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class SequenceLease:
         self._free += reversed(self._call_ids)
 
     def next(self, count: int) -> list[CallId]:
-        """Return `count` new call ids; all calls with the ones before must have been answered."""
+        """Return `count` new call ids; all calls with earlier ids must have been answered."""
         self._call_ids = [CallId(sender, number + 1) for sender, number in self._call_ids]
         self._draw(count)
         return self._call_ids[:count]
@@ -84,7 +84,7 @@ class SequenceLease:
 
 
 def duplicate_client_error(keys: QueueKeys) -> QsyncError:
-    """Return the error for a call that the store refused since its sender made a later one.
+    """Return the error for a call that the store refused because its sender made a later call.
 
     The later call came from a copy of this process, e.g. of a restored snapshot.
     """

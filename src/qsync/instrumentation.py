@@ -1,4 +1,4 @@
-"""The interface by which qsync.contrib extends an app, and the error for a missing extra."""
+"""The interface through which qsync.contrib extends an app, and the error for a missing extra."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Sender(Protocol):
         """Send the task now or later, and return its handle."""
 
     def waiting(self) -> str:
-        """Tell a test which tasks wait for a commit and how to send them; "" if none does."""
+        """Return, for a failed test, which tasks wait for a commit and how to send them; "" if none
+        wait."""
 
 
 def _nothing(server: Server) -> None:
@@ -34,8 +35,8 @@ def _nothing(server: Server) -> None:
 class Extension:
     """A context around each enqueue, a hook for each new server, and a sender.
 
-    `sender` gets the tasks of `fn.enqueue` and `fn.enqueue_sync`. An app has only one extension of
-    each name, but any number without one.
+    `sender` gets the tasks of `fn.enqueue` and `fn.enqueue_sync`. An app has at most one extension
+    of each name, but any number of extensions without a name.
     """
 
     name: str = ""

@@ -31,19 +31,22 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),
     "limited": ("zset", "ids by order tag: tasks that wait for a limit, or whose type is paused"),
-    "active": ("zset", "ids by lease expiry, us; 2**52 less once abandoned"),
+    "active": ("zset", "ids by lease expiry, us; 2**52 us less once abandoned"),
     "retry": ("zset", "ids by due time, us"),
     "completed": ("zset", "ids by the time until which they are kept, us"),
     "dead": ("zset", "ids by time of death, us"),
     "owner": ("hash", "id -> lease token, <server id>[~<life>]/<fetch number>"),
-    "crashes": ("hash", "id -> <n>, <n>+ while it runs marked, <n>! when it died of it"),
+    "crashes": (
+        "hash",
+        "id -> crash count: <n>, <n>+ while a crash counts, <n>! when it died of it",
+    ),
     "failures": ("hash", "id -> failure record, opaque to the scripts"),
     "results": ("hash", "id -> result record of a completed task"),
     "unique": ("hash", "=<lock> -> <end of window, us>:<id>, and @<id> -> lock while unfinished"),
     "keys": ("hash", "id -> fairness key, only for tasks that have one"),
     "fairness": ("zset", "fairness key by its last order tag"),
     "fetches": ("hash", "<server id>[~<life>] -> last fetch: number, time, ids"),
-    "calls": ("hash", "sender -> its last enqueue: number, time, what was not created"),
+    "calls": ("hash", "sender -> its last enqueue: number, time, tasks not created"),
     "recent": ("zset", "ids that callers chose, by the time until which they are refused, us"),
     "ticks": ("hash", "schedule -> last tick enqueued, us"),
     "schedules": (
@@ -61,7 +64,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total>, or @<us> since when it is runnable"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
-    "idle": ("zset", "ids of servers that a message wakes, by when they asked for it, us"),
+    "idle": ("zset", "ids of idle servers that a message wakes, by the time of registration, us"),
     "meta": (
         "hash",
         "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: which layout "
@@ -157,7 +160,7 @@ def class_name(value: object) -> str:
 
 
 def class_path(value: object, limit: int = 256) -> str:
-    """Return module and qualified class name of a value; "" if they are no text within `limit`."""
+    """Return module and qualified class name of a value; "" if they are not text within `limit`."""
     kind = type(value)
     module: object = type.__dict__["__module__"].__get__(kind)
     name: str = type.__dict__["__qualname__"].__get__(kind)
@@ -250,7 +253,7 @@ class GlobalKeys:
 
     @property
     def schedule_queues(self) -> str:
-        """Key of the hash of queues with stored schedules; a changed number: look at them."""
+        """Key of the hash of queues with stored schedules; a new number tells servers to check."""
         return f"{self.prefix}:schedule_queues"
 
     @property

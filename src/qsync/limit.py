@@ -1,7 +1,7 @@
-"""Limits: how many tasks that name one may run or start at a time. Pure.
+"""Limits: how many tasks that name one may run or start at a time. Without I/O.
 
-A limit is named by its tasks: `stripe`, or `customer:42`, whose name is `customer` and whose value
-is `42`. The rule of a name holds for each of its values on its own.
+Tasks name their limits: `stripe`, or `customer:42`, whose name is `customer` and whose value is
+`42`. The rule of a name applies to each of its values separately.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
     """What a limit allows. `limit_rule` checks one.
 
     rate         starts in each `per_us` microseconds; None: any number
-    burst        starts at once after a time without any
+    burst        number of starts allowed at once after an idle time
     concurrency  tasks that run at the same time; None: any number
     """
 
@@ -116,7 +116,7 @@ def _count(field: Phrase, value: object) -> int:
 
 
 def limit_name(limit: str) -> str:
-    """Return the name of a limit: what stands before its first colon."""
+    """Return the name of a limit: the part before its first colon."""
     return limit.partition(":")[0]
 
 
@@ -199,10 +199,10 @@ class _Template(NamedTuple):
 
 
 class LimitTemplates:
-    """The limits of a task function, which its arguments complete."""
+    """The limits of a task function, whose placeholders are filled from its arguments."""
 
     def __init__(self, texts: Sequence[str], parameters: Iterable[str]) -> None:
-        """Raise InvalidTask for a placeholder that is no parameter, or no plain one."""
+        """Raise InvalidTask for a placeholder that does not name a plain parameter."""
         check_limits(texts)
         known = list(parameters)
         self._templates = [_Template(text, _parts(text, known)) for text in texts]
@@ -211,11 +211,11 @@ class LimitTemplates:
 
     @property
     def are_filled(self) -> bool:
-        """Whether a limit has a placeholder."""
+        """Whether any limit has a placeholder."""
         return any(name for template in self._templates for _, name in template.parts)
 
     def fill(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the limits for these arguments. Raise InvalidTask if a value cannot be used."""
+        """Return the limits for these arguments. Raise InvalidTask if a value is unsuitable."""
         return [
             "".join(
                 literal + ("" if name is None else _text(template.text, name, arguments))

@@ -14,7 +14,7 @@ NORMAL_PRIORITY: Final = 5
 
 
 class StoredEdit(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A payload that an operator replaced: when, who, and its bytes.
+    """A payload that an operator replaced: the time, the operator, and its bytes.
 
     They are text, since the scripts of the store cannot read options with bytes in them.
     """
@@ -58,8 +58,8 @@ NO_OPTIONS: Final = StoredOptions()
 class EditedOptions(StoredOptions, frozen=True, omit_defaults=True, gc=False):
     """The options of a message whose payload was edited.
 
-    A class of its own, since msgspec writes the options of a class of more than 15 fields with a
-    longer header.
+    It is a separate class, since msgspec writes a class of more than 15 fields with a longer
+    header.
     """
 
     edits: tuple[StoredEdit, ...] = msgspec.field(default=(), name="ed")
@@ -121,7 +121,7 @@ def edited_options(data: bytes) -> EditedOptions:
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A failed attempt, as the history of a task has it."""
+    """A failed attempt in the history of a task."""
 
     number: int = 0
     at_us: int = 0
@@ -152,7 +152,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     snoozes: int = 0
     """Number of times that a handler asked to run later."""
     snoozed_at_us: int = 0
-    """Time of the last of these, us; 0: none since the last failed attempt."""
+    """Time of the last snooze, us; 0: none since the last failed attempt."""
 
     def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
         """Return the history with one more attempt."""

@@ -1,8 +1,8 @@
-"""Msgpack extensions for values that msgpack has no type for. Pure.
+"""Msgpack extensions for values that msgpack has no type for. Without I/O.
 
 An extension with code CODE contains the msgpack array `[name, data]`; `FORMS` defines the data of
-each name. It keeps the type of a value where no annotation names it: in a parameter without
-annotation, the payload of a `Task`, a result.
+each name. It preserves the type of a value where no annotation gives it: in a parameter without
+annotation, the payload of a `Task`, or a result.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def _dict(value: dict[Any, Any], sort: bool, depth: int) -> Any:
 
 
 def _record(value: Any) -> Any:
-    """Return an instance of a class as a map of its fields or a builtin value; NotCarried."""
+    """Return an instance of a class as a map of its fields or a builtin value; or raise
+    NotCarried."""
     cls = type(value)
     if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
         return model_fields(value)
@@ -229,7 +230,7 @@ _AS_BASE: Final[dict[type, str]] = {
 
 
 def no_way(value: object) -> str:
-    """Return why a value cannot be carried, and what to give instead."""
+    """Return why msgpack cannot carry a value, and what to give instead."""
     cls = type(value)
     name = cls.__qualname__
     for base in _BASES:

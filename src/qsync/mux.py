@@ -18,7 +18,7 @@ from qsync.times import Duration, duration_us
 F = TypeVar("F", bound=Callable[..., Any])
 
 Executor = Literal["loop", "thread", "process"]
-"""Place where a handler runs: the event loop, a thread of the pool, or a process of a pool."""
+"""Where a handler runs: on the event loop, in a thread of the pool, or in a process of a pool."""
 
 
 class CallNext(Protocol):
@@ -63,7 +63,7 @@ BATCH_SIZE: Final = 100
 BATCH_SIZE_LIMIT: Final = 10_000
 
 BATCH_WAIT_S: Final = 0.5
-"""Default for the longest wait of a batch for more tasks, in seconds."""
+"""Default of the longest time that a batch waits for more tasks, in seconds."""
 
 BATCH_WAIT_LIMIT_S: Final = 3600.0
 
@@ -81,7 +81,7 @@ def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 
 def _tasks_of_call(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Return the tasks of the running batch; the first is as the middleware passed it on."""
+    """Return the tasks of the running batch, the first one as the middleware passed it on."""
     _, *others = running.get().tasks
     return ([task, *others],), {}
 
@@ -128,9 +128,9 @@ class Mux:
     ) -> Callable[[F], F]:
         """Register the decorated function as the handler of a type; return it unchanged.
 
-        `executor="process"` runs a `def` function in a process of its own, for work that needs the
-        CPU. The process gets only the import path and bytes, and a timeout really ends the work.
-        Each process begins by importing the program. A program that starts a server itself, without
+        `executor="process"` runs a `def` function in a separate process, for CPU-bound work. The
+        process gets only the import path and bytes, and a timeout really ends the work. Each
+        process begins by importing the program. A program that starts a server itself, without
         `qsync worker`, must do so under `if __name__ == "__main__":`.
 
         `retry_for` limits retries to errors of these classes. An error of a class in
@@ -233,7 +233,7 @@ def make_handler(
     around = check_middlewares(middleware)
     place: Executor = "loop" if _is_async(function) else "thread"
     if (executor or place) != "thread" and any(map(in_thread, around)):
-        msg = f"handler of {type!r}: a `def` middleware is for `def` handlers in threads alone"
+        msg = f"handler of {type!r}: a `def` middleware works only with `def` handlers in threads"
         raise ConfigError(f"{msg}; make it `async def`")
     if executor is None:
         return Handler(type, function, place, around, arguments, "", carry_result, rules)
@@ -271,7 +271,7 @@ def make_batch_handler(
     around = check_middlewares(middleware)
     place: Executor = "loop" if _is_async(function) else "thread"
     if place != "thread" and any(map(in_thread, around)):
-        msg = f"batch handler of {type!r}: a `def` middleware is for `def` handlers alone"
+        msg = f"batch handler of {type!r}: a `def` middleware works only with `def` handlers"
         raise ConfigError(f"{msg}; make it `async def`")
     return Handler(
         type, function, place, around, _tasks_of_call, rules=rules,
@@ -316,7 +316,7 @@ def _check_type(type: object) -> None:
 
 
 def _unfit(function: object, *, takes_task: bool) -> str | None:
-    """Return why the function cannot be a handler; None when it can."""
+    """Return why the function cannot be a handler; None if it can."""
     if not callable(function):
         return "is not callable"
     if inspect.isclass(function):

@@ -62,16 +62,16 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     remember_us: int = 0
     """Time for which the store refuses this id, even when the task has left the queue, us."""
     flow: FlowOptions | None = None
-    """Options of flow control; None for a task that uses none of it."""
+    """Options of flow control; None for a task without any."""
     skips: bool = False
-    """Whether it is no error for the client when another task holds the unique lock."""
+    """Whether the client accepts, without an error, that another task holds the unique lock."""
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 
 _nonces: Final[list[bytes]] = []
 _ids: Final[list[str]] = []
-"""Unused random values, drawn ahead: the system returns 4 KiB as fast as 8 bytes."""
+"""Random values generated ahead of use: the system returns 4 KiB as fast as 8 bytes."""
 
 
 def new_nonce() -> bytes:
@@ -100,7 +100,7 @@ def new_id() -> str:
 
 
 def _forget_drawn() -> None:
-    """Drop the values drawn ahead: a forked child must not use those of its parent."""
+    """Discard the values generated ahead: a forked child must not use those of its parent."""
     _nonces.clear()
     _ids.clear()
 
@@ -128,7 +128,7 @@ def new_task(
 
 
 def info_of(task: NewTask, now_us: int) -> TaskInfo:
-    """Return a task as hooks see it that was enqueued at this moment."""
+    """Return a task that was enqueued at this moment, as hooks see it."""
     message = decode_message(ENVELOPE_HEAD + now_us.to_bytes(8, "big") + task.message)
     options = message.options or NO_OPTIONS
     return TaskInfo(

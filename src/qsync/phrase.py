@@ -1,4 +1,4 @@
-"""Texts for people that stay translatable: an English template and the values in it. Pure.
+"""Translatable texts for people: an English template and its values. Without I/O.
 
     text = phrase("Queue %(queue)s is paused.", queue="mail")
     str(text)                         # the English text: for the command line, logs and exceptions
@@ -60,7 +60,7 @@ def joined(parts: Iterable[str | Phrase], separator: str = " ") -> Phrase:
 
 
 def within(where: str | Phrase, text: str | Phrase) -> Phrase:
-    """Return a text about a part: `limit stripe: rate: ...`."""
+    """Return a text with a prefix that names a part: `limit stripe: rate: ...`."""
     return joined([where, text], ": ")
 
 
@@ -71,12 +71,12 @@ def phrase_of(error: BaseException) -> Phrase | str:
 
 
 def filled(template: str, values: Mapping[str, Any], write: Callable[[Any], str]) -> str:
-    """Return the template with its values as `write` writes them."""
+    """Return the template filled with its values as `write` formats them."""
     return template % {name: write(value) for name, value in values.items()}
 
 
 def english(value: Any) -> str:
-    """Write a value in English."""
+    """Format a value in English."""
     match value:
         case bool() | str():
             return str(value)

@@ -1,7 +1,7 @@
 """Checks that folders, files and sockets belong to this user alone.
 
 In a folder that another user owns or may write to, that user could replace a file by a link to
-another file, or listen on the socket. Each function raises ConfigError, which says what to do.
+another file, or listen on the socket. Each function raises a ConfigError that says what to do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> None:
     for parent in folder.parents:
         mode = parent.stat().st_mode
         if mode & 0o002 and not mode & stat.S_ISVTX:
-            msg = f"{folder}: anybody may write to {parent} and put another folder in its place"
+            msg = f"{folder}: any user may write to {parent} and put another folder in its place"
             raise ConfigError(msg)
 
 

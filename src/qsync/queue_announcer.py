@@ -1,6 +1,6 @@
 """Registers the queues in use in the store, so that operators can list them.
 
-No enqueue waits for that: in a cluster the set of queues may be on another node than the queue.
+Enqueues do not wait for it, since in a cluster the set of queues may be on another node.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ REGISTER_AGAIN: Final = 1.0
 """Delay before a failed registration is retried, seconds."""
 
 REGISTER_S: Final = 1.0
-"""Longest time of a try in the background, seconds; closing a client waits at most twice that."""
+"""Time limit of an attempt in the background, seconds; closing a client waits at most twice
+that."""
 
 
 class QueueAnnouncer:
@@ -49,7 +50,7 @@ class QueueAnnouncer:
         return True
 
     def registered(self, queue: str) -> None:
-        """Note that the store lists the queue."""
+        """Record that the store lists the queue."""
         self.unconfirmed.discard(queue)
 
     def failed(self, queue: str) -> None:
@@ -58,7 +59,7 @@ class QueueAnnouncer:
 
 
 Note = Callable[[str, Any], None]
-"""A function that takes the name of a queue and the reply to its registration."""
+"""A function that gets the name of a queue and the reply to its registration."""
 
 
 class Registrations:
@@ -76,7 +77,7 @@ class Registrations:
         """Register a queue in the background."""
         self._waiting[queue] = call
         thread = self._thread
-        if thread is None or not thread.is_alive():  # in a forked child, the parent's is not
+        if thread is None or not thread.is_alive():  # or forked
             self._thread = thread = threading.Thread(target=self._work, name="qsync-register")
             with suppress(RuntimeError):  # the interpreter is shutting down
                 thread.start()

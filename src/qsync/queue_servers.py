@@ -1,4 +1,4 @@
-"""Which live servers serve a queue: the calls to the store, and how to read the replies. Pure."""
+"""Finds the live servers of a queue: makes the calls, and reads the replies. Without I/O."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def knows(record: Mapping[str, bytes], type: str) -> bool:
 
 
 def unserved(id: str, queue: str, prefix: str) -> str:
-    """Return the warning for a caller that may wait forever."""
+    """Return the warning for a caller that might wait forever."""
     return (
         f"result() of task {id} waits without a timeout, and no live server serves queue "
         f"{queue!r} of prefix {prefix!r}; start one, or give result(timeout=seconds)"

@@ -1,4 +1,4 @@
-"""The tasks and the periodic tasks of an app: what its decorators make of functions."""
+"""The tasks and periodic tasks of an app, which its decorators create from functions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 class Registry:
-    """The decorators of an app, and what they have registered."""
+    """The decorators of an app, and the objects that they have registered."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -119,7 +119,7 @@ class Registry:
         dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> BatchDecorator:
-        """Have servers call the decorated function for several tasks at once.
+        """Let servers call the decorated function for several tasks at once.
 
         The function takes a list of TaskInfo, and reads each payload by `task.value()` or
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
@@ -168,24 +168,24 @@ class Registry:
     ) -> None:
         """Give a queue bounds. The servers of the app store them when they start.
 
-        max_tasks  most tasks that may wait: pending, limited, scheduled or to be retried; active
-                   ones do not count
-        max_bytes  most bytes of all messages that the queue holds, also of active, completed and
-                   dead tasks
+        max_tasks  maximum number of waiting tasks: pending, limited, scheduled or to be retried;
+                   active ones do not count
+        max_bytes  maximum size of all messages in the queue, including those of active, completed
+                   and dead tasks
         when_full  "raise": an enqueue beyond a bound raises QueueFull, and stores nothing;
                    "drop_oldest": it drops the oldest waiting tasks, of the lowest priority first
 
-        Tasks that return (a retry, a recovered or a handed back task) are never refused. Without
-        any bound, the servers remove the one that an earlier version of the program gave. Bounds
-        that an operator sets (`qsync queue set`) stand above these. The queue then has layout 2,
-        which servers of versions without flow control leave alone. Raises ConfigError when the
-        queue was given bounds before, or a value is wrong.
+        Tasks that return to the queue (retried, recovered or handed back) are never refused. If no
+        bound is given, servers remove the bounds of an earlier version of the program. Bounds that
+        an operator sets (`qsync queue set`) override these. A queue with bounds has layout 2, which
+        servers of versions without flow control do not touch. Raises ConfigError if the queue
+        already has bounds, or a value is invalid.
         """
         with at_definition():
             check_name("queue", name)
             bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if name in self.bounds:
-            raise ConfigError(f"queue {name!r}: it was given bounds before: {self.bounds[name]}")
+            raise ConfigError(f"queue {name!r}: it already has bounds: {self.bounds[name]}")
         self.bounds[name] = bounds
 
     @overload
@@ -237,7 +237,7 @@ class Registry:
         dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> Any:
-        """Have the app's servers enqueue the decorated function, or task, once at each tick.
+        """Let the app's servers enqueue the decorated function or task once at each tick.
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
@@ -300,18 +300,19 @@ class Registry:
 
         rate         starts in each time `per`, of all servers together
         per          that time, in seconds or as a timedelta
-        burst        starts at once after a time without any; default: a tenth of `rate`, at least 1
+        burst        number of starts allowed at once after an idle time; default: a tenth of
+                     `rate`, at least 1
         concurrency  tasks of all servers that run at the same time
         per_queue    allow tasks of several queues to name the limit; it counts in each queue on its
                      own
 
-        Each value of a name, such as `customer:42`, has the rule for itself. A task that its limits
-        do not allow to start waits in the state `limited`, in its place in the queue, and takes no
-        slot. Servers publish the rules when they start; a rule that an operator has set with
-        `qsync limit set` stands above that of the program.
+        The rule applies separately to each value of a name, such as `customer:42`. A task that may
+        not start because of its limits waits in the state `limited`, keeps its place in the queue,
+        and takes no slot. Servers publish the rules when they start; a rule that an operator has
+        set with `qsync limit set` overrides that of the program.
 
-        Raises ConfigError when a value is wrong, the name is taken, or tasks of two queues name the
-        limit. `server()` raises it for a task that names a limit that is not declared.
+        Raises ConfigError if a value is invalid, the name is taken, or tasks of two queues name the
+        limit. `server()` raises it if a task names an undeclared limit.
         """
         with at_definition():
             rule = limit_rule(
@@ -372,5 +373,5 @@ class Registry:
                 msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
                 raise ConfigError(msg)
         if periodic.name in self._periodics:
-            raise ConfigError(f"periodic {periodic.name!r}: there is one already; give a name=")
+            raise ConfigError(f"periodic {periodic.name!r}: the name is taken; give another name=")
         return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)

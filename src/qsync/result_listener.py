@@ -32,7 +32,7 @@ _TICK: Final = 0.25
 
 
 READS: Final = 64
-"""Messages that a thread reads in a row before it checks whether its channels have changed."""
+"""Number of messages that a thread reads before it checks whether its channels have changed."""
 
 
 class _Event(Protocol):
@@ -69,7 +69,7 @@ class _Waits(Placement, Generic[E]):
             self._left[channel] = time.monotonic()
 
     def _expire(self) -> None:
-        """Forget the channels that have had no waiting callers for LINGER seconds."""
+        """Drop the channels that have had no waiting callers for LINGER seconds."""
         now = time.monotonic()
         for channel in [name for name, since in self._left.items() if now - since > LINGER]:
             del self._left[channel]
@@ -259,6 +259,6 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
 def _tell(place: str, error: Exception) -> None:
     """Log that listening has failed; callers still get results, by polling."""
     log.info(
-        "listening on %s: %s; results are looked for every 1 to 5 s until it works again",
+        "listening on %s: %s; results are polled every 1 to 5 s until it works again",
         place, error, exc_info=None if isinstance(error, QsyncError) else error,
     )  # fmt: skip

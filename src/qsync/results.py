@@ -1,4 +1,4 @@
-"""How a caller that waits for a result reads the end of a task, and how often it polls.
+"""Reads the outcome of a task for a caller that waits, and sets how often to poll.
 
 The end is published on a channel of the queue (see result_listener.py). Such a message may be lost,
 so callers also poll: they read the task at the start, when a message comes, and every 1 to 5 s.

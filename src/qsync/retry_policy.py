@@ -1,4 +1,4 @@
-"""Which failures of a handler are retried, and after what delay. Pure."""
+"""Which failures of a handler are retried, and after what delay. Without I/O."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _classes(option: str, value: Any) -> tuple[type[BaseException], ...]:
     classes = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
     for one in classes:
         if not (isinstance(one, type) and issubclass(one, BaseException)):
-            msg = f"{option}: {shorten(one)} is no exception class, like ConnectionError"
+            msg = f"{option}: {shorten(one)} is not an exception class such as ConnectionError"
             raise ConfigError(msg)
     return classes
 

@@ -1,4 +1,4 @@
-"""Compares a value with its decoded copy, types included. Pure."""
+"""Compares a value with its decoded copy, types included. Without I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def difference(sent: Any, got: Any) -> str | None:
     cls = type(sent)
     if cls is not type(got):
         if cls in (int, bool) and type(got) is float and got == sent:
-            return None  # int for float: type checkers accept it, and the number is the same
+            return None  # int for float: type checkers accept it, and the number does not change
         return f": {cls.__qualname__} would arrive as {type(got).__qualname__}"
     if cls is list or cls is tuple:
         return _items(sent, got)

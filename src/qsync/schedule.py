@@ -1,4 +1,4 @@
-"""When a periodic task is due: cron and interval schedules, time zones, missed ticks. Pure.
+"""When a periodic task is due: cron and interval schedules, time zones, missed ticks. Without I/O.
 
 A time is an int, microseconds since the Unix epoch, and a tick is such a time. Ticks depend only on
 the values of the schedule, so all servers agree on every tick.
@@ -107,7 +107,7 @@ class Cron:
         # kinds occur in these 50 years.
         try:
             first_us = self.next_after(_YEAR_2000_US)
-        except StopIteration:  # cronsim found nothing
+        except StopIteration:  # cronsim found no match
             first_us = None
         if first_us is None:
             why = phrase("never due in %(zone)s", zone=self.tz)
@@ -342,7 +342,7 @@ def _wrong(field: str, value: object, why: Phrase) -> Phrase:
 
 
 def _cron_problem(fields: list[str], error: str) -> Phrase:
-    """Return what is wrong with the fields of an expression, given the error of cronsim."""
+    """Return what is wrong with the fields of an expression, given cronsim's error."""
     if len(fields) not in (5, 6):
         return plural_phrase(
             "%(num)s field; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "

@@ -1,4 +1,4 @@
-"""The schedules in the store, which clients put, read and delete while servers run.
+"""The schedules in the store, which clients put, read and delete while servers are running.
 
 Each method is a generator of round trips, without I/O, which both colours drive. `Schedules` and
 `AsyncSchedules` have the same methods and docstrings; change them together.
@@ -41,8 +41,8 @@ Trips = Generator[Sequence[Call[Any]], list[Any], T]
 """Round trips of calls; each is answered by the replies, in order."""
 
 LOOK_US: Final = 120_000_000
-"""A schedule that is due within this time is announced to the servers, which look at all stored
-schedules every minute; microseconds."""
+"""A schedule that is due within this time, in microseconds, is announced to the servers, which
+otherwise check all stored schedules once a minute."""
 
 PAGE: Final = 1000
 """Schedules per call that lists them."""
@@ -149,46 +149,46 @@ class Schedules(_AnySchedules):
         tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
     ) -> StoredSchedule:
-        """Have servers enqueue the task at each tick, from now on; replaces a schedule's old form.
+        """Let servers enqueue the task at each tick; replaces a schedule of the same name.
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
+        missed     what to enqueue for ticks that are over 30 s late because no server was running:
                    nothing ("skip"), one task for all of them ("once") or one for each ("all")
 
-        Any server of the prefix enqueues the ticks, also for queues that it does not take from;
-        each tick is one task. Once the call has returned, there is no tick of the old form, also
-        not in another queue. A new schedule owes no tick from before the call. A call that changes
-        nothing leaves what is owed; a paused schedule stays paused.
+        Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
+        tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
+        even in another queue. Ticks from before the call are not enqueued for a new schedule. A
+        call that changes nothing keeps ticks that are due; a paused schedule stays paused.
 
-        Two calls at the same time for one name and two queues may leave both; the next call for
-        this name leaves one.
+        Two concurrent calls for one name and two queues may leave a schedule in both; the next call
+        for this name leaves one.
 
-        Raises InvalidTask when a value is wrong, when the task has an option that would be the same
-        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), and when a program has a
-        periodic task of this name for this queue; and StoreUnavailable: then the call may be
-        repeated.
+        Raises InvalidTask if a value is invalid, if the task has an option that would be the same
+        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or if a program has a
+        periodic task of this name for this queue. Raises StoreUnavailable, after which the call can
+        be repeated.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
         return self._do(self._put(name, task.queue, content))
 
     def get(self, name: str) -> StoredSchedule | None:
-        """Return a schedule; None when there is none of this name."""
+        """Return a schedule; None if there is none of this name."""
         self._check_open()
         return self._do(self._get(check_schedule_name(name)))
 
     def list(self, prefix: str = "") -> list[StoredSchedule]:
         """Return the schedules whose names begin with `prefix`, by name.
 
-        Takes a round trip per 1,000 schedules of all queues with schedules.
+        Takes one round trip per 1,000 schedules in all queues.
         """
         self._check_open()
         return self._do(self._list(_checked_prefix(prefix)))
 
     def delete(self, name: str) -> bool:
-        """Delete a schedule; return whether it was there. Afterwards it has no tick.
+        """Delete a schedule; return whether it existed. It has no more ticks.
 
         Tasks of earlier ticks stay in their queue.
         """
@@ -225,26 +225,26 @@ class AsyncSchedules(_AnySchedules):
         tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
     ) -> StoredSchedule:
-        """Have servers enqueue the task at each tick, from now on; replaces a schedule's old form.
+        """Let servers enqueue the task at each tick; replaces a schedule of the same name.
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
+        missed     what to enqueue for ticks that are over 30 s late because no server was running:
                    nothing ("skip"), one task for all of them ("once") or one for each ("all")
 
-        Any server of the prefix enqueues the ticks, also for queues that it does not take from;
-        each tick is one task. Once the call has returned, there is no tick of the old form, also
-        not in another queue. A new schedule owes no tick from before the call. A call that changes
-        nothing leaves what is owed; a paused schedule stays paused.
+        Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
+        tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
+        even in another queue. Ticks from before the call are not enqueued for a new schedule. A
+        call that changes nothing keeps ticks that are due; a paused schedule stays paused.
 
-        Two calls at the same time for one name and two queues may leave both; the next call for
-        this name leaves one.
+        Two concurrent calls for one name and two queues may leave a schedule in both; the next call
+        for this name leaves one.
 
-        Raises InvalidTask when a value is wrong, when the task has an option that would be the same
-        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), and when a program has a
-        periodic task of this name for this queue; and StoreUnavailable: then the call may be
-        repeated.
+        Raises InvalidTask if a value is invalid, if the task has an option that would be the same
+        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or if a program has a
+        periodic task of this name for this queue. Raises StoreUnavailable, after which the call can
+        be repeated.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
@@ -257,20 +257,20 @@ class AsyncSchedules(_AnySchedules):
         return await self._do(self._put(name, queue, content, event))
 
     async def get(self, name: str) -> StoredSchedule | None:
-        """Return a schedule; None when there is none of this name."""
+        """Return a schedule; None if there is none of this name."""
         self._check_open()
         return await self._do(self._get(check_schedule_name(name)))
 
     async def list(self, prefix: str = "") -> list[StoredSchedule]:
         """Return the schedules whose names begin with `prefix`, by name.
 
-        Takes a round trip per 1,000 schedules of all queues with schedules.
+        Takes one round trip per 1,000 schedules in all queues.
         """
         self._check_open()
         return await self._do(self._list(_checked_prefix(prefix)))
 
     async def delete(self, name: str) -> bool:
-        """Delete a schedule; return whether it was there. Afterwards it has no tick.
+        """Delete a schedule; return whether it existed. It has no more ticks.
 
         Tasks of earlier ticks stay in their queue.
         """

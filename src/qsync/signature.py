@@ -1,12 +1,12 @@
-"""Encodes the arguments of a function as a payload, and makes them from it. Pure.
+"""Encodes the arguments of a function as a payload, and decodes them. Without I/O.
 
 The payload is a map of parameter names to values. `*args` is a list under its name; the arguments
-in `**kwargs` stand beside the others. Defaults are left out: the server uses those of its version
-of the function. The server checks values against the annotations, by msgspec, or by pydantic where
-an annotation contains one of its types.
+in `**kwargs` are keys beside the others. Defaults are left out: the server uses those of its
+version of the function. The server checks values against the annotations, by msgspec, or by
+pydantic where an annotation contains one of its types.
 
-A value arrives unchanged, including its type, or `bind` rejects it: `bind` encodes and decodes a
-value that could change on the way, and compares the two.
+A value either arrives unchanged, including its type, or `bind` rejects it: `bind` encodes and
+decodes a value that could change on the way, and compares the copy with the original.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _decode_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Slot(NamedTuple):
-    """A parameter that is filled from the payload."""
+    """A parameter whose value comes from the payload."""
 
     name: str
     kind: Any
@@ -194,7 +194,7 @@ class Signature:
             return False
         try:
             default = self._carry(name, slot.default, sort=True)
-        except InvalidTask:  # the default cannot be carried, so no argument equals it
+        except InvalidTask:  # msgpack cannot carry the default, so no argument equals it
             return False
         return codec.encode(default) == codec.encode(carried)
 

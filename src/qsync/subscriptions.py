@@ -22,7 +22,7 @@ from qsync.broker.slot_map import Node, name_of
 from qsync.errors import QsyncError
 
 REFUSED_S: Final = 1.0
-"""Time after which a refused channel is tried again, seconds."""
+"""Time after which to retry a refused channel, in seconds."""
 
 
 class Listener:
@@ -37,7 +37,7 @@ class Listener:
         """True while the connection is down and that has been logged."""
         self.subscription: Any = None
         self.runs: Any = None
-        """Thread or asyncio task that listens."""
+        """Thread or asyncio task of the listener."""
         self.changed: asyncio.Event | None = None
         """Event that is set when `channels` changes; None for a thread."""
 
@@ -71,7 +71,7 @@ class Placement:
     # Hooks for subclasses.
 
     def _start(self, listener: Listener) -> None:
-        """Start to listen at the listener's node."""
+        """Start listening at the listener's node."""
         raise NotImplementedError
 
     def _changed(self, listener: Listener) -> None:
@@ -79,19 +79,19 @@ class Placement:
         raise NotImplementedError
 
     def _on_message(self, channel: str, text: str) -> None:
-        """Act on a message."""
+        """Handle a message."""
         raise NotImplementedError
 
     def _on_subscribed(self, channel: str) -> None:
-        """Act on a new subscription; messages sent before it are lost."""
+        """Handle a new subscription; messages sent before it are lost."""
         raise NotImplementedError
 
     def _on_refused(self, channel: str, error: Exception) -> None:
-        """Act on the first of several refusals in a row by the node that holds the channel."""
+        """Handle the first of several consecutive refusals by the node that holds the channel."""
         raise NotImplementedError
 
     def _on_broken(self, node: str, error: Exception) -> None:
-        """Act on the first of several connection errors in a row."""
+        """Handle the first of several consecutive connection errors."""
         raise NotImplementedError
 
     # Nodes.
@@ -115,7 +115,7 @@ class Placement:
         self._changed(listener)
 
     def _drop(self, channel: str) -> None:
-        """Forget a channel."""
+        """Stop listening to a channel."""
         self._remove(channel, self._by_channel.pop(channel))
         self._moved.pop(channel, None)
         self._told.discard(channel)
@@ -130,7 +130,7 @@ class Placement:
         return True
 
     def _retry(self, listener: Listener) -> bool:
-        """Try refused channels again whose REFUSED_S is over; return whether there were any."""
+        """Retry channels that were refused over REFUSED_S ago; return whether there were any."""
         now = time.monotonic()
         due = [channel for channel, at in listener.refused.items() if now >= at]
         for channel in due:
@@ -139,7 +139,7 @@ class Placement:
         return bool(due)
 
     def _heed(self, listener: Listener, heard: Heard) -> None:
-        """Act on what a connection received."""
+        """Handle an event that a connection received."""
         channel = heard.channel
         if heard.kind == "ended":
             self._on_message(channel, heard.id)
@@ -207,7 +207,7 @@ class AsyncPlacement(Placement):
 
     def _changed(self, listener: Listener) -> None:
         if not listener.channels:
-            # Forget it before it has ended, so that a new listener of the node can start.
+            # Remove it before it has ended, so that a new listener of the node can start.
             self._forget(listener)
             self._cancel(listener.runs)
         elif listener.changed is not None:

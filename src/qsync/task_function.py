@@ -3,8 +3,8 @@
 Producers and servers must agree on the name of a task. The default is the function's module and
 qualified name. A module that runs as a program is `__main__` in that process, but has its own name
 in a server that imports it. So a function of `__main__` gets the module name that `python -m` was
-given, or else the name of the file and of the packages around it: `folder.tasks` for
-`folder/tasks.py` next to `folder/__init__.py`. A function of an interactive session needs a name.
+given, or else the name of the file and of its packages: `folder.tasks` for `folder/tasks.py` next
+to `folder/__init__.py`. A function of an interactive session needs a name.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class TaskFunction(Generic[P, R, Q, V]):
             running.reset(token)
         if isinstance(value, CoroutineType):
             within: Any = awaited_within(context, value)
-            within.__name__ = self.__name__  # for messages about the coroutine
+            within.__name__ = self.__name__  # for error messages about the coroutine
             return cast("V", within)
         return value
 
@@ -307,7 +307,7 @@ def task_name(function: Callable[..., Any]) -> str:
         module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
     if module is None or module == "__main__":
         msg = (
-            f"name: {function.__qualname__} is of no module that a server could import"
+            f"name: {function.__qualname__} is not in a module that a server could import"
             f"{_FROM_INPUT if sys.argv[0] not in ('-c', '-m') else ''}; give it a name, "
             "@app.task(name=...)"
         )

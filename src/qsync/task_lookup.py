@@ -1,4 +1,4 @@
-"""Finds the queue of a task by its id. Pure: it makes calls and takes replies."""
+"""Finds the queue of a task by its id. Without I/O: it makes calls and reads replies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Search:
             ]
 
     def note(self, replies: Sequence[list[StoredTask | None]]) -> None:
-        """Take the replies to the last calls, in the same order."""
+        """Process the replies to the last calls, in the same order."""
         for name, [shown] in zip(self._asked, replies, strict=True):
             if shown is not None:
                 self._found.append((name, shown))

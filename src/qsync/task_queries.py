@@ -1,4 +1,4 @@
-"""What handles ask the store: the status of a task, its end, and its cancellation."""
+"""The queries behind handles: the status of a task, its result, and its cancellation."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from qsync.results import Deadline, poll_intervals, result_if_finished, retentio
 log: Final = logging.getLogger("qsync.client")
 
 GRACE: Final = 1.0
-"""Time beyond its timeout that `result` may take when the store does not answer, seconds."""
+"""Time beyond its timeout that `result` may take if the store does not answer, in seconds."""
 
 ORDER_TTL_MS: Final = 60_000
-"""Lifetime of an order in the inbox of a server, which may be dead, milliseconds."""
+"""Lifetime of an order in the inbox of a server, which may be dead, in milliseconds."""
 
 ORDER_S: Final = 0.5
 """Longest time that `cancel` spends on sending the order, seconds. Without the order, the server
@@ -47,7 +47,7 @@ MESSAGE_ROOM: Final = 512 * 1024
 """Estimated size of a task with its message in a reply, bytes; it limits the size of a batch."""
 
 RESULT_ROOM: Final = 64 * 1024
-"""Estimated size of a task without its message, but maybe with a result, in a reply, bytes."""
+"""Estimated size in a reply, in bytes, of a task without its message but possibly with a result."""
 
 
 class _Unknown(Enum):
@@ -55,7 +55,7 @@ class _Unknown(Enum):
 
 
 RETENTION_UNKNOWN: Final = _Unknown.RETENTION
-"""Retention of a task that this client did not enqueue; only the store knows it."""
+"""Retention of a task that this client did not enqueue, which only the store knows."""
 
 Retention = int | None | Literal[_Unknown.RETENTION]
 """Retention in microseconds; None: the task has none."""
@@ -71,12 +71,12 @@ class _TaskQueriesBase:
         self._unserved: set[str] = set()
         """Queues for which the warning that no server serves them was logged."""
         self._checking: set[str] = set()
-        """Queues whose servers one caller is reading, for all callers that wait."""
+        """Queues whose servers one caller is reading on behalf of all waiting callers."""
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed."""
         if self._closed:
-            msg = "the client is closed; make another"
+            msg = "the client is closed; create another one"
             raise QsyncError(msg)
 
     @contextmanager
@@ -317,7 +317,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
         self._closed = True
 
     async def aclose(self) -> None:
-        """Complete the calls in flight, wake waiting callers to an error, and stop listening."""
+        """Complete the calls in flight, wake waiting callers with an error, and stop listening."""
         self.close()
         for reader in self._readers.values():
             await reader.drain()

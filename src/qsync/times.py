@@ -1,4 +1,4 @@
-"""Durations and times of users, in microseconds."""
+"""Converts durations and times from users to microseconds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def datetime_us(field: str, value: datetime) -> int:
 
 
 def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
-    """Return a due time as scripts take it: `+<us>` after now, or `<us>` Unix time.
+    """Return a due time in the form for scripts: `+<us>` after now, or `<us>` Unix time.
 
     Raises InvalidTask unless exactly one of both is given and valid.
     """

@@ -1,4 +1,4 @@
-"""Checks the options of a task that say what becomes of a second task with the same unique lock."""
+"""Checks the options for what happens to a second task with the same unique lock."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CHOICES: Final = ("raise", "skip", "replace")
 
 
 class Uniqueness(NamedTuple):
-    """The checked options; None is for an option that is not given."""
+    """The checked options; None for an option that is not given."""
 
     window_us: int | None = None
-    """Time for which the lock is held at least; 0: until the task has ended; None: no lock."""
+    """Minimum time for which the lock is held; 0: until the task has ended; None: no lock."""
     replaces: bool = False
     """Whether the task takes the place of a holder of the lock."""
     debounce_us: int | None = None
@@ -73,7 +73,7 @@ def _debounce(
         return None, None
     debounce_us = duration_us("debounce", debounce)
     if debounce_us == 0:
-        raise InvalidTask("debounce: 0 is no time to wait for; leave it out, or use on_duplicate")
+        raise InvalidTask("debounce: 0 is not a time to wait; leave it out, or use on_duplicate")
     if debounce_max is None:
         return debounce_us, None
     longest_us = duration_us("debounce_max", debounce_max)
@@ -115,6 +115,6 @@ def _window_us(unique: bool | Duration | None, unique_key: str | None) -> int | 
         return 0
     window = duration_us("unique", unique)
     if window == 0:
-        msg = "unique: 0 is no time; True is for as long as the task is not finished"
+        msg = "unique: 0 is not a time; True holds the lock until the task is finished"
         raise InvalidTask(msg)
     return window

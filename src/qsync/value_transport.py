@@ -1,4 +1,4 @@
-"""Prepares values of an annotated type for encoding, so that they arrive unchanged. Pure."""
+"""Prepares values of an annotated type for encoding, so that they arrive unchanged. Without I/O."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class Passage:
         return f"{found.removeprefix(': ')}{hint}"
 
     def _refusal(self, value: Any, why: str) -> str:
-        """Return why the decoder refuses a value, by the names of the types if that is all."""
+        """Return why the decoder refuses a value, with only the type names if these are the
+        reason."""
         given = "None" if value is None else type(value).__qualname__
         if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
             return f"{given} does not fit the annotation: {why}"

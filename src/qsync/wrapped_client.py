@@ -1,4 +1,4 @@
-"""Clients with code around each enqueue: that of extensions, and the hooks of "enqueued"."""
+"""Clients that run code around each enqueue: extensions, and the "enqueued" hooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Outgoing(Protocol):
         """The tasks to send in place of those of the caller."""
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
-        """Note the handles of the tasks, which are in the store now."""
+        """Record the handles of the tasks, which are now in the store."""
 
 
 AroundEnqueue = Callable[[Sequence[Any], str | None], AbstractContextManager[Outgoing]]
@@ -36,7 +36,7 @@ AroundEnqueue = Callable[[Sequence[Any], str | None], AbstractContextManager[Out
 
 
 class WrappedClient(Client):
-    """A Client that enters `around` for each enqueue, and then calls the hooks."""
+    """A Client that enters `around` for each enqueue and then calls the hooks."""
 
     def __init__(
         self, around: Sequence[AroundEnqueue], hooks: Hooks, *args: Any, **options: Any
@@ -65,7 +65,7 @@ class WrappedClient(Client):
         return handles
 
     def tell(self, created: Iterable[TaskInfo]) -> None:
-        """Call the hooks of "enqueued" for new tasks."""
+        """Call the "enqueued" hooks for new tasks."""
         for hook, info in _due(self._hooks, created):
             try:
                 told = hook(info)
@@ -105,7 +105,7 @@ class WrappedAsyncClient(AsyncClient):
         return handles
 
     async def tell(self, created: Iterable[TaskInfo]) -> None:
-        """Call the hooks of "enqueued" for new tasks."""
+        """Call the "enqueued" hooks for new tasks."""
         for hook, info in _due(self._hooks, created):
             try:
                 told = hook(info)
@@ -142,7 +142,7 @@ def entered(
 
 
 def _due(hooks: Hooks, created: Iterable[TaskInfo]) -> Iterator[tuple[Hook, TaskInfo]]:
-    """Yield each hook of "enqueued" with each task; without hooks, `created` is not read."""
+    """Yield each "enqueued" hook with each task; without hooks, `created` is not read."""
     if enqueued := hooks.of("enqueued"):
         for info in created:
             yield from ((hook, info) for hook in enqueued)

@@ -702,7 +702,8 @@ print(app.task("named")(add).name)
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
-        "name: add is of no module that a server could import; give it a name, @app.task(name=...)",
+        "name: add is not in a module that a server could import; "
+        "give it a name, @app.task(name=...)",
         "named",
     ]
 
@@ -983,7 +984,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
         ({"every": 5, "process_at": datetime(2100, 1, 1, tzinfo=UTC)}, "process_at would be"),
         ({"every": 5, "retires": 1}, "There are name, cron, every, tz, "),
         ({"every": 5, "executor": "thread"}, "executor: 'thread'"),
-        ({"every": 5, "name": "taken"}, "periodic 'taken': there is one already"),
+        ({"every": 5, "name": "taken"}, "periodic 'taken': the name is taken"),
     ],
 )
 def test_wrong_schedules_are_refused(settings: dict[str, Any], says: str) -> None:

@@ -51,7 +51,7 @@ def test_wrong_bounds_are_refused_at_the_declaration(options: Any, message: str)
 def test_a_queue_is_given_bounds_once() -> None:
     app = Qsync("redis://localhost:1")
     app.queue("mail", max_tasks=5)
-    with pytest.raises(ConfigError, match="'mail': it was given bounds before: 5 waiting tasks"):
+    with pytest.raises(ConfigError, match="'mail': it already has bounds: 5 waiting tasks"):
         app.queue("mail", max_bytes=5)
     with pytest.raises(ConfigError, match="queue: 'a b'"):
         app.queue("a b")

@@ -439,7 +439,7 @@ def test_a_closed_client_says_so(colour: Colour, client: Any) -> None:
         handle.result,
         handle.cancel,
     ):
-        with pytest.raises(QsyncError, match=r"^the client is closed; make another$"):
+        with pytest.raises(QsyncError, match=r"^the client is closed; create another one$"):
             colour.do(call())
     colour.close_client(client)
 

@@ -123,7 +123,7 @@ def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
     [
         (Model, "n: Input should be a valid integer"),
         (Data, r"Expected `int`, got `str` - at `\$\.n`"),
-        (threading.Lock().__class__, "no type that can be made from a payload"),
+        (threading.Lock().__class__, "not a type that can be made from a payload"),
         (5, "Type '5' is not supported"),
     ],
 )

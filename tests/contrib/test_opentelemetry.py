@@ -466,7 +466,7 @@ def test_an_app_in_use_is_not_instrumented_and_none_twice(valkey: Store, prefix:
         pass
 
     noted.enqueue_sync()
-    with pytest.raises(ConfigError, match="enqueues already"):
+    with pytest.raises(ConfigError, match="has already enqueued"):
         opentelemetry.instrument(app)
     app.close()
     opentelemetry.instrument(app)

@@ -65,7 +65,7 @@ def test_a_link_of_another_user_to_a_folder_is_refused(folder: Path, tmp_path: P
 
 def test_a_folder_that_anybody_may_swap_is_refused(folder: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(ConfigError, match=f"anybody may write to {tmp_path}"):
+    with pytest.raises(ConfigError, match=f"any user may write to {tmp_path}"):
         Embedded(folder).start()
 
 

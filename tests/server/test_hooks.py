@@ -307,6 +307,6 @@ def test_wrong_hooks_are_refused(app: Qsync) -> None:
 
     with app:
         used.enqueue_sync()
-        with pytest.raises(ConfigError, match="enqueues already"):
+        with pytest.raises(ConfigError, match="has already enqueued"):
             app.on("enqueued")
         app.on("started")(lambda task: None)

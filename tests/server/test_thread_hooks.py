@@ -109,9 +109,13 @@ def test_def_middleware_of_another_handler_is_refused() -> None:
     async def on_loop(task: TaskInfo) -> None: ...
 
     mux = Mux()
-    with pytest.raises(ConfigError, match="`def` middleware is for `def` handlers in threads"):
+    with pytest.raises(
+        ConfigError, match="`def` middleware works only with `def` handlers in threads"
+    ):
         mux.handle("t", middleware=[around])(on_loop)
-    with pytest.raises(ConfigError, match="`def` middleware is for `def` handlers in threads"):
+    with pytest.raises(
+        ConfigError, match="`def` middleware works only with `def` handlers in threads"
+    ):
         mux.handle("u", executor="process", middleware=[around])(look)
 
 

@@ -69,7 +69,7 @@ def test_wrong_name_of_a_limit_is_refused(app: Qsync, name: Any) -> None:
 
 def test_limit_is_declared_once(app: Qsync) -> None:
     app.limit("x", concurrency=1)
-    with pytest.raises(ConfigError, match="limit 'x': the app has a limit of this name already"):
+    with pytest.raises(ConfigError, match="limit 'x': the app already has a limit of this name"):
         app.limit("x", concurrency=2)
 
 

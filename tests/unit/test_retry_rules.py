@@ -42,8 +42,11 @@ def test_rules_say_which_errors_are_final(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"retry_for": "ValueError"}, "retry_for: 'ValueError' is no exception class"),
-        ({"dont_retry_for": [ValueError()]}, "dont_retry_for: ValueError() is no exception class"),
+        ({"retry_for": "ValueError"}, "retry_for: 'ValueError' is not an exception class"),
+        (
+            {"dont_retry_for": [ValueError()]},
+            "dont_retry_for: ValueError() is not an exception class",
+        ),
         ({"retry_for": int}, "retry_for: <class 'int'>"),
         ({"retry_delay": lambda: 1}, "retry_delay: "),
     ],

@@ -32,7 +32,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({**KEY}, "unique_key: 'doc:7' needs unique=True"),
     ({"debounce": 5}, "debounce: 5 needs a unique_key"),
     ({"debounce": 5, "unique": True}, "debounce: 5 needs a unique_key"),
-    ({**KEY, "debounce": 0}, "debounce: 0 is no time"),
+    ({**KEY, "debounce": 0}, "debounce: 0 is not a time"),
     ({**KEY, "debounce": -1}, "debounce: -1 is not between 0"),
     ({**KEY, "debounce": True}, "debounce: True is neither a number"),
     ({**KEY, "debounce": 5, "debounce_max": 4}, "debounce_max: 4 is less than debounce: 5"),

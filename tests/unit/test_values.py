@@ -394,7 +394,7 @@ def test_value_that_would_change_is_refused_where_it_is_given(
     [
         ({"n": 2**64}, "['n']: an integer of 65 bits does not fit into 64; give it as text"),
         ([1, -(2**63) - 1], "[1]: an integer of 64 bits does not fit into 64"),
-        ({"a": ["x\ud800"]}, "['a'][0]: a text with lone surrogates is no Unicode"),
+        ({"a": ["x\ud800"]}, "['a'][0]: a text with lone surrogates is not valid Unicode"),
         ({"a": Shouting("x")}, "['a']: Shouting is a subclass of str"),
         ({"a": Scalar()}, "['a']: a value of type Scalar cannot be carried; give value.item()"),
     ],

@@ -605,7 +605,7 @@ def test_without_a_url_the_line_names_the_choices(mistaken: Path) -> None:
     done = run(mistaken, "worker", "shop:app")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert "importing shop: url: there is none" in done.stderr
+    assert "importing shop: url: missing" in done.stderr
     assert "QSYNC_URL" in done.stderr
 
 
