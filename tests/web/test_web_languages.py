@@ -13,9 +13,13 @@ import pytest
 from starlette.requests import Request
 
 from qsync import ConfigError, Qsync, Task
+from qsync.bounds import Bounds
+from qsync.limit import LimitRule
 from qsync.phrase import Ordinal, joined, phrase, plural_phrase
+from qsync.schedule import Every, every_phrase
 from qsync.state import TaskState
 from qsync.web import create_app, translation
+from qsync.web.event_details import event_detail
 from qsync.web.language import ENGLISH, LANGUAGES, check_language, language_of, preferred, use
 from qsync.web.template_filters import escape_invisible, gettext, ngettext
 from tests.support.dashboard import SAME, visiting
@@ -207,6 +211,23 @@ def test_phrase_of_a_lower_layer_is_english_as_text_and_translated_on_pages() ->
     )
     assert str(many) == "1,200 of all 2 d"
     assert str(plural_phrase("one", "%(num)s", 1)) == "one"
+
+
+def test_details_of_recorded_actions_are_read_from_their_english_text() -> None:
+    phrases = [
+        Every(90), Every(86_400), LimitRule(concurrency=2), Bounds(max_tasks=1),
+        LimitRule(rate=10, per_us=1_500_000, burst=1, concurrency=2),
+        LimitRule(rate=10, per_us=60_000_000, burst=2),
+        Bounds(max_tasks=1234, max_bytes=2**30, when_full="drop_oldest"), Bounds(max_bytes=7),
+    ]  # fmt: skip
+    for value in phrases:
+        told = every_phrase(value.period_us / 1e6) if isinstance(value, Every) else value.phrase
+        assert event_detail(str(value)) == str(value)
+        assert in_russian(event_detail, str(value)) == in_russian(translation.translated, told)
+        assert not re.search("[a-z]{4}", in_russian(event_detail, str(value)).split(",")[0])
+    assert in_russian(event_detail, "dead") == "мёртвая"
+    for own in ("", "moved to another host", "0 3 * * * (Europe/Moscow)", "2.5"):
+        assert in_russian(event_detail, own) == own
 
 
 def test_values_in_texts_are_escaped_but_not_the_digits_of_a_language() -> None:

@@ -55,7 +55,7 @@ def bars_of(task: TaskDetail, explanation: Explanation) -> list[Bar]:
 
 def outcomes() -> dict[str, str]:
     """Return how an attempt ended, in words."""
-    return {"failed": _("failed"), "running": _("running"), "completed": _("completed")}
+    return {"failed": _("failed"), "completed": _("completed")}
 
 
 def _enqueued(task: TaskDetail) -> datetime | None:

@@ -16,6 +16,7 @@ from qsync.inspector.msgpack_json import TEXT_LIMIT
 from qsync.phrase import Phrase, filled
 from qsync.web import names, translation
 from qsync.web.attempts import short_server
+from qsync.web.event_details import event_detail
 from qsync.web.event_names import action_name
 from qsync.web.language import current
 from qsync.web.names import state_name, state_title
@@ -100,6 +101,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "state_name": state_name,
     "short_server": short_server,
     "state_title": state_title,
+    "event_detail": event_detail,
     "event_name": names.event_name,
     "counter_name": names.counter_name,
     "kind_name": names.kind_name,
