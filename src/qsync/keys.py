@@ -88,6 +88,12 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
     "events": ("stream", "actions of operators, 500 at most: time, us, number, ids, key, record"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
+    "type_reports": ("hash", "<minute>:<server> -> what it counted in that minute, by type"),
+    "type_stats": (
+        "hash",
+        "# -> directory of types, m<hour>:<type> -> its minutes for 48 h, h<day>:<type> -> its "
+        "hours for 90 days",
+    ),
 }
 """Keys of a queue. All are structural: they have no time to live."""
 

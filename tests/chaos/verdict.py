@@ -13,7 +13,9 @@ NO_ROOM = "the store had no memory for the result"
 KEPT = {"tasks", "dead", "crashes", "failures", "completed", "results"}
 """Parts of a queue that hold ended tasks."""
 
-STRUCTURE = {"meta", "stats", "fetches", "calls", "recent", "wake", "idle"}
+STRUCTURE = {
+    "meta", "stats", "fetches", "calls", "recent", "wake", "idle", "type_reports", "type_stats",
+}  # fmt: skip
 """What may live for ever, beside the sets of queues and servers."""
 
 

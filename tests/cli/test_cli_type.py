@@ -37,3 +37,34 @@ def test_type_is_paused_and_resumed_while_servers_run(live: Live) -> None:
     wait_until(lambda: sorted(live.began) == sorted([running, other, *waiting]))
     for id in (running, *waiting):
         live.ok("task", "cancel", id)
+
+
+def test_types_are_listed_and_shown_with_their_figures(live: Live) -> None:
+    assert live.ok("types", "-o", "json").json == []
+    live.enqueue(*[Task("note")] * 3, Task("bill", b"nobody", retry=0))
+    server = live.serve()
+    wait_until(lambda: len(live.began) == 3)
+    wait_until(lambda: live.do(live.inspector.queue("default")).states["dead"] == 1)
+    live.do(server.stop())
+    rows = {row["type"]: row for row in live.ok("types", "--json").json}
+    assert rows["note"]["stats"]["completed"] == 3
+    assert rows["bill"]["stats"]["failure_share"] == 1.0
+    assert rows["bill"]["dead"] == 1
+    live.ok("type", "pause", "bill", "--by", "ann", "--why", "broken")
+    table = live.ok("type", "list", "--sort", "failed").out
+    lines = table.splitlines()
+    assert lines[0].split() == [
+        "TYPE", "STARTED", "FAILED", "SHARE", "WAIT", "RUN", "PENDING", "DEAD",
+    ]  # fmt: skip
+    assert lines[1].split()[:4] == ["bill", "1", "1", "100.0%"]
+    assert "bill is paused by ann" in table
+    assert "broken; 0 tasks set aside" in table
+    csv = live.ok("types", "-o", "csv", "--period", "24h").out
+    assert "stats.completed" in csv.splitlines()[0]
+    shown = live.ok("type", "show", "note", "--period", "7d").out
+    assert shown.startswith("Type note of queue default, last 7d")
+    assert shown.splitlines()[-1].split()[:2] == ["all", "3"]
+    stats = live.ok("type", "show", "note", "--json").json
+    assert len(stats["points"]) == len(stats["before"]) == 60
+    assert "'1y' is not one of 1h, 24h, 7d, 90d" in live.run("types", "--period", "1y").err
+    assert "1h, 24h, 7d" in live.refused("types", "--period", "90d", code=2)

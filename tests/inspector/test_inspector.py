@@ -686,7 +686,8 @@ async def left(bed: Bed, *kept: str) -> dict[str, Any]:
     found = {}
     for name, (kind, _) in QUEUE_KEYS.items():
         waits = {"wake", "idle", "fetches"}
-        if name not in {"meta", "stats", "ticks", "calls", "fairness", *waits, *kept}:
+        figures = {"stats", "type_reports", "type_stats"}
+        if name not in {"meta", "ticks", "calls", "fairness", *figures, *waits, *kept}:
             size = await bed.broker.ask("ZCARD" if kind == "zset" else "HLEN", bed.keys().key(name),
                                         key=bed.keys().base)  # fmt: skip
             if size:

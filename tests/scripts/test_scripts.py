@@ -25,6 +25,7 @@ from qsync.broker import (
     registry_ops,
     schedule_ops,
     type_ops,
+    type_stats_ops,
     views,
 )
 from qsync.broker.call import Call
@@ -50,14 +51,17 @@ TYPES = {
     "queues": "set", "servers": "zset", "server": "hash", "inbox": "list",
     "schedule_queues": "hash",
 }  # fmt: skip
-CAN_BE_REFUSED = {"edit", "enqueue", "enqueue_one", "tick", "put_schedule", "tick_schedules"}
+CAN_BE_REFUSED = {
+    "edit", "enqueue", "enqueue_one", "tick", "put_schedule", "tick_schedules", "report_types",
+    "roll_types",
+}  # fmt: skip
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "check_for_work", "overview", "list_tasks",
     "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "get_limit",
     "list_limits",
-    "audit_limits", "paused_types",
+    "audit_limits", "paused_types", "type_stats",
     "bounds", "weights", "events", "sample_keys",
 }  # fmt: skip
 
@@ -456,6 +460,9 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
             2,
         ),
         "list_limits": (limit_ops.list_limits(keys), 0),
+        "report_types": (type_stats_ops.report_types(keys, {"1:s": b"a", "2:s": b"b"}), 2),
+        "roll_types": (type_stats_ops.roll_types(keys, b"", ["1:s"], {"#": b"d"}), 3),
+        "type_stats": (type_stats_ops.type_stats(keys, ["#", "m1:t"], reports=1), 2),
         "pause_type": (type_ops.pause_type(keys, "t", b"me"), 0),
         "paused_types": (type_ops.paused_types(keys), 0),
         "audit_limits": (limit_ops.audit_limits(keys), 0),

@@ -40,7 +40,18 @@ SETS: Final = (
 )  # fmt: skip
 
 FOREVER: Final = frozenset(
-    {"meta", "stats", "fetches", "ticks", "wake", "idle", "recent", "limit_rules"}
+    {
+        "meta",
+        "stats",
+        "fetches",
+        "ticks",
+        "wake",
+        "idle",
+        "recent",
+        "limit_rules",
+        "type_reports",
+        "type_stats",
+    }
 )
 """What a queue may hold that has no tasks any more."""
 

@@ -16,6 +16,12 @@ from qsync.server.server import Server
 from tests.support.acl import unlimited
 from tests.support.stores import wait_until_async
 
+KEPT = (
+    "meta", "stats", "fetches", "wake", "idle", "ticks", "calls", "recent", "type_reports",
+    "type_stats",
+)  # fmt: skip
+"""Keys that a queue keeps when its tasks are gone."""
+
 STATES = ("scheduled", "pending", "active", "retry", "completed", "dead")
 
 
@@ -74,7 +80,7 @@ def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]
     base = QueueKeys(prefix, queue).base
     sizes = {}
     for name, (kind, _) in QUEUE_KEYS.items():
-        if name in ("meta", "stats", "fetches", "wake", "idle", "ticks", "calls", "recent"):
+        if name in KEPT:
             continue
         if name == "schedules":
             continue

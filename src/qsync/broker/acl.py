@@ -23,6 +23,7 @@ SERVER: Final = (
     "hand_back", "end_cancelled", "renew", "mark_started", "progress", "abandon", "list_tasks",
     "tick", "begin_ticks", "publish_schedules", "server_heartbeat", "set_server_info",
     "due_schedules", "tick_schedules", "put_limit_rules", "set_bounds",
+    "report_types", "roll_types", "type_stats",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {

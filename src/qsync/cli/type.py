@@ -1,20 +1,64 @@
-"""`qsync type`: pause, resume."""
+"""`qsync type`: list, show, pause, resume."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import Group, exit_with
-from qsync.cli.options import By, Json, StoreOptions, Why
-from qsync.cli.output import print_json, print_line
+from qsync.cli.command import EXIT_CODES, Group, exit_with, runs_alone, with_options
+from qsync.cli.listing import OutputOptions
+from qsync.cli.options import By, Json, StoreOptions, Why, column_of
+from qsync.cli.output import Cell, Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
+from qsync.cli.queue_tables import pause_note
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
-from qsync.formatting import plural
+from qsync.formatting import duration, local_time, plural
+from qsync.inspector import Period, RunStats, TypeInfo, TypeList, TypeStats
+from qsync.inspector.type_values import PERIODS
+from qsync.inspector.types import LISTED
 
-type_: Final = Group(name="type", help="Pause and resume one type of tasks.", no_args_is_help=True)
+HELP: Final = "Types of tasks: list, show, pause, resume. Without a command: list."
+
+type_: Final = Group(name="type", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
+
+SORTS: Final = ("name", "started", "failed", "share", "wait", "run", "pending", "dead")
+
+
+def period_of(text: str) -> Period:
+    """Return a period; BadParameter for another one."""
+    for period in PERIODS:
+        if period == text:
+            return period
+    raise typer.BadParameter(f"{text!r} is not one of {', '.join(PERIODS)}")
+
+
+SortTypes = Annotated[
+    str,
+    typer.Option(
+        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
+        autocompletion=lambda: list(SORTS),
+        help=f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
+    ),
+]  # fmt: skip
+
+ListPeriod = Annotated[
+    Period,
+    typer.Option(
+        "--period", metavar="TIME", parser=period_of, show_default=False,
+        autocompletion=lambda: list(LISTED), help=f"{', '.join(LISTED)}.  [default: 1h]",
+    ),
+]  # fmt: skip
+
+ShowPeriod = Annotated[
+    Period,
+    typer.Option(
+        "--period", metavar="TIME", parser=period_of, show_default=False,
+        autocompletion=lambda: list(PERIODS), help=f"{', '.join(PERIODS)}.  [default: 1h]",
+    ),
+]  # fmt: skip
 
 TypeName = Annotated[
     str, typer.Argument(metavar="TYPE", help="Type of the tasks.", show_default=False)
@@ -27,6 +71,165 @@ TypeQueue = Annotated[
         autocompletion=completion.queues,
     ),
 ]  # fmt: skip
+
+
+@type_.callback(help=HELP)
+@with_options
+def types_alone(
+    *,
+    ctx: typer.Context,
+    queue: TypeQueue = "default",
+    period: ListPeriod = "1h",
+    sort: SortTypes = "name",
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:
+    """List the types if no command is given."""
+    if runs_alone(ctx):
+        _list(queue, period, sort, store, output)
+
+
+@type_.command("list")
+def list_types(
+    *,
+    queue: TypeQueue = "default",
+    period: ListPeriod = "1h",
+    sort: SortTypes = "name",
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:
+    """List the types of a queue: runs, failures, times and backlog of each.
+
+    For example: qsync types --queue mail --period 24h --sort failed
+
+    WAIT and RUN are the median and the 95th percentile. PENDING and DEAD count among the first
+    1,000 tasks; a + says that there are more.
+    """
+    _list(queue, period, sort, store, output)
+
+
+def _list(
+    queue: str, period: Period, sort: str, store: StoreOptions, output: OutputOptions
+) -> None:
+    with open_store(store) as session:
+
+        def show() -> None:
+            found = session.run(session.inspector.types(queue, period=period))
+            types = sorted_types(found.types, sort)
+
+            def print_types(whole: bool) -> None:
+                if types:
+                    _print_table(found, types, whole=whole)
+                else:
+                    session.run(check_queue(session.inspector, queue))
+                    print_line(f"Queue {queue} has no statistics of types yet.")
+
+            output.print_rows(types, print_types)
+
+        output.repeat(show)
+
+
+def sorted_types(types: Sequence[TypeInfo], by: str) -> list[TypeInfo]:
+    """Return the types by name, or with the largest value of a column first."""
+    named = sorted(types, key=lambda info: info.type)
+    values = {
+        "started": lambda info: info.stats.started, "failed": lambda info: info.stats.failed,
+        "share": lambda info: info.stats.failure_share, "wait": lambda info: info.stats.wait_p95,
+        "run": lambda info: info.stats.run_p95, "pending": lambda info: info.pending + info.waiting,
+        "dead": lambda info: info.dead,
+    }  # fmt: skip
+    if by not in values:
+        return named
+    return sorted(named, key=lambda info: values[by](info) or 0, reverse=True)
+
+
+def _print_table(found: TypeList, types: Sequence[TypeInfo], *, whole: bool) -> None:
+    columns = [
+        Column("TYPE", shrink=True),
+        *(
+            Column(name, right=True)
+            for name in ("STARTED", "FAILED", "SHARE", "WAIT", "RUN", "PENDING", "DEAD")
+        ),
+    ]
+    rows: list[Row] = [
+        [
+            Cell(info.type, "yellow" if info.paused else ""),
+            count_cell(info.stats.started, ""),
+            count_cell(info.stats.failed, "red"),
+            _share(info.stats),
+            _times(info.stats.wait_p50, info.stats.wait_p95),
+            _times(info.stats.run_p50, info.stats.run_p95),
+            _count(info.pending + info.waiting, found.pending.whole),
+            _count(info.dead, found.dead.whole),
+        ]
+        for info in types
+    ]
+    print_table(columns, rows, whole=whole)
+    for info in types:
+        if info.paused is not None:
+            waiting = f"; {plural(info.waiting, 'task')} set aside"
+            print_line(f"{info.type} is {pause_note(info.paused)}{waiting}", "yellow")
+
+
+def _share(stats: RunStats) -> str:
+    return "" if stats.failure_share is None else f"{stats.failure_share:.1%}"
+
+
+def _times(median: float | None, high: float | None) -> str:
+    if median is None or high is None:
+        return ""
+    return f"{duration(median)} / {duration(high)}"
+
+
+def _count(count: int, is_whole: bool) -> str:
+    return f"{count:,}{'' if is_whole else '+'}" if count or not is_whole else ""
+
+
+@type_.command()
+def show(
+    *,
+    name: TypeName,
+    queue: TypeQueue = "default",
+    period: ShowPeriod = "1h",
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Show a type: its runs over a period, step by step.
+
+    For example: qsync type show send_mail --queue mail --period 24h
+    """
+    with open_store(store) as session:
+        stats = session.run(session.inspector.type_stats(name, queue=queue, period=period))
+        session.run(check_queue(session.inspector, queue))
+    if as_json:
+        print_json(stats)
+    else:
+        _print_stats(stats)
+
+
+def _print_stats(stats: TypeStats) -> None:
+    print_line(f"Type {stats.type} of queue {stats.queue}, last {stats.period}", "bold")
+    if stats.paused is not None:
+        waiting = f"; {plural(stats.waiting, 'task')} set aside"
+        print_line(f"{pause_note(stats.paused)}{waiting}", "yellow")
+    columns = [
+        Column("FROM"),
+        *(Column(name, right=True) for name in ("STARTED", "FAILED", "SHARE", "WAIT", "RUN")),
+    ]
+    lines = [(local_time(point.at), point.stats) for point in stats.points if point.stats]
+    lines.append(("all", stats.stats))
+    rows: list[Row] = [
+        [
+            when,
+            count_cell(one.started, ""),
+            count_cell(one.failed, "red"),
+            _share(one),
+            _times(one.wait_p50, one.wait_p95),
+            _times(one.run_p50, one.run_p95),
+        ]
+        for when, one in lines
+    ]
+    print_table(columns, rows)
 
 
 @type_.command()

@@ -126,11 +126,6 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
     runs = CounterMetricFamily(
         "qsync_task_runs", "Finished runs, by outcome.", labels=[*by_type, "outcome"]
     )
-    unknown = CounterMetricFamily(
-        "qsync_tasks_without_handler",
-        "Tasks returned to the queue because the server has no handler for the type.",
-        labels=["queue"],
-    )
     running = GaugeMetricFamily("qsync_tasks_running", "Running tasks.", labels=by_type)
     for row in rows:
         labels = [row.queue, row.type]
@@ -139,18 +134,34 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
         running.add_metric(labels, row.running)
         for outcome, count in zip(OUTCOMES, row.outcomes, strict=True):
             runs.add_metric([*labels, outcome], count)
-    for queue in {row.queue: None for row in rows}:
-        unknown.add_metric([queue], sum(row.unknown for row in rows if row.queue == queue))
     started = [server for server in conditions if server.started]
     slots = sum(server.concurrency for server in started)
     blocked_s = max((server.blocked_s for server in started), default=0.0)
     blocked_help = "Seconds the event loop has currently been blocked."
     return [
-        wait, run, runs, running, unknown,
+        wait, run, runs, running, *_by_queue(rows),
         _gauge("qsync_servers_running", "Worker processes started (per worker).", len(started)),
         _gauge("qsync_slots", "Tasks that can run concurrently.", slots),
         _gauge("qsync_event_loop_blocked_seconds", blocked_help, blocked_s),
     ]  # fmt: skip
+
+
+def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
+    unknown = CounterMetricFamily(
+        "qsync_tasks_without_handler",
+        "Tasks returned to the queue because the server has no handler for the type.",
+        labels=["queue"],
+    )
+    dropped = CounterMetricFamily(
+        "qsync_type_statistics_dropped",
+        "Runs whose statistics by type the store did not take.",
+        labels=["queue"],
+    )
+    for queue in {row.queue: None for row in rows}:
+        of_queue = [row for row in rows if row.queue == queue]
+        unknown.add_metric([queue], sum(row.unknown for row in of_queue))
+        dropped.add_metric([queue], sum(row.dropped for row in of_queue))
+    return [unknown, dropped]
 
 
 def worker_metrics(restarts: int) -> list[Metric]:

@@ -30,7 +30,16 @@ from qsync.inspector.schedules import _SchedulesMixin
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
 from qsync.inspector.search_query import SearchQuery, Term, parse_search
 from qsync.inspector.servers import _ServersMixin
-from qsync.inspector.type_values import PausedType
+from qsync.inspector.type_values import (
+    PausedType,
+    Period,
+    RunStats,
+    Sample,
+    TypeInfo,
+    TypeList,
+    TypePoint,
+    TypeStats,
+)
 from qsync.inspector.types import _TypesMixin
 from qsync.inspector.values import (
     Attempt,
@@ -77,9 +86,12 @@ __all__ = [
     "Page",
     "Pause",
     "PausedType",
+    "Period",
     "QueueInfo",
     "Reason",
+    "RunStats",
     "RunningTask",
+    "Sample",
     "ScheduleInfo",
     "SearchPage",
     "SearchQuery",
@@ -90,6 +102,10 @@ __all__ = [
     "TaskDetail",
     "TaskRow",
     "Term",
+    "TypeInfo",
+    "TypeList",
+    "TypePoint",
+    "TypeStats",
     "merge_groups",
     "parse_search",
 ]

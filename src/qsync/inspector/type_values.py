@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Final, Literal, get_args
+
 import msgspec
 
 from qsync.inspector.values import Pause
+from qsync.type_counts import OUTCOMES, TypeCounts, quantile
+
+Period = Literal["1h", "24h", "7d", "90d"]
+
+PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 
 
 class PausedType(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,3 +25,118 @@ class PausedType(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     pause: Pause
     waiting: int
+
+
+class RunStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What servers counted of a type's runs in some time.
+
+    started        runs that began, retries too
+    completed      runs that succeeded
+    failed         runs that failed: `retried` of them are followed by another, `dead` are not
+    failure_share  failed runs of those that completed or failed; None without any
+    wait_p50       median time from when a task could start to its first start, in seconds; retries
+                   do not count
+    wait_p95       95th percentile of it
+    run_p50        median duration of a run, in seconds
+    run_p95        95th percentile of it
+    """
+
+    started: int
+    completed: int
+    failed: int
+    retried: int
+    dead: int
+    failure_share: float | None
+    wait_p50: float | None
+    wait_p95: float | None
+    run_p50: float | None
+    run_p95: float | None
+
+
+class TypePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of a type from `at` on, for one step of the period; None: nothing was counted."""
+
+    at: datetime
+    stats: RunStats | None
+
+
+class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A type of tasks of a queue, and its runs in a period.
+
+    rate     runs started a second, on average over the period
+    pending  pending tasks of the type among those that were read, see TypeList
+    dead     dead tasks of the type among those that were read
+    waiting  tasks that are set aside because the type is paused
+    """
+
+    queue: str
+    type: str
+    stats: RunStats
+    rate: float
+    pending: int = 0
+    dead: int = 0
+    paused: Pause | None = None
+    waiting: int = 0
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of a state were read to count them by type, and how many there are."""
+
+    read: int
+    total: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether all tasks were read, so that the counts are exact."""
+        return self.read >= self.total
+
+
+class TypeList(msgspec.Struct, frozen=True, kw_only=True):
+    """The types of a queue. `pending` and `dead` say how many tasks were read to count them."""
+
+    queue: str
+    period: Period
+    at: datetime
+    types: list[TypeInfo]
+    pending: Sample
+    dead: Sample
+
+
+class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of one type over a period.
+
+    step_s  length of a point, in seconds
+    points  the period, oldest first; the last point is not over
+    before  the same points one day earlier (of `7d`: one week); empty for `90d`
+    stats   the whole period
+    """
+
+    queue: str
+    type: str
+    period: Period
+    at: datetime
+    step_s: int
+    points: list[TypePoint]
+    before: list[TypePoint]
+    stats: RunStats
+    paused: Pause | None = None
+    waiting: int = 0
+
+
+def run_stats(counts: TypeCounts) -> RunStats:
+    """Return counts as the inspector shows them."""
+    by_outcome = dict(zip(OUTCOMES, counts.outcomes, strict=True))
+    completed = by_outcome["completed"]
+    failed = by_outcome["retried"] + by_outcome["dead"]
+    return RunStats(
+        started=counts.started,
+        completed=completed,
+        failed=failed,
+        retried=by_outcome["retried"],
+        dead=by_outcome["dead"],
+        failure_share=failed / (completed + failed) if completed + failed else None,
+        wait_p50=quantile(counts.waits, 0.5),
+        wait_p95=quantile(counts.waits, 0.95),
+        run_p50=quantile(counts.runs, 0.5),
+        run_p95=quantile(counts.runs, 0.95),
+    )

@@ -1,19 +1,161 @@
-"""Types of tasks in a queue: which are paused, pause and resume."""
+"""Types of tasks in a queue: statistics, backlog, pause and resume."""
 
 from __future__ import annotations
 
-from qsync.broker import type_ops
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from qsync import codec
+from qsync.broker import type_ops, type_stats_ops, views
 from qsync.broker.event_ops import recorded
+from qsync.broker.truncated import decode_cut
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, pause_of
-from qsync.inspector.type_values import PausedType
+from qsync.inspector.type_history import History, Steps, fields_of, steps_of
+from qsync.inspector.type_values import (
+    PERIODS,
+    PausedType,
+    Period,
+    Sample,
+    TypeInfo,
+    TypeList,
+    TypeStats,
+    run_stats,
+)
 from qsync.inspector.values import Change, Pause
+from qsync.keys import shorten
+from qsync.state import TaskState
 from qsync.task import check_type
+from qsync.times import from_us
+from qsync.type_counts import sum_of
+from qsync.type_rolls import DIRECTORY, decode_directory
+
+LISTED: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
+"""Periods of lists of types; 90 days of each type would be too much to read."""
+
+SAMPLE: Final = 500
+SAMPLES: Final = 2
+"""To count tasks of a state by type, SAMPLE tasks are read at a time, up to SAMPLES times."""
+
+REPORTS: Final = 1000
+"""Maximum number of servers' reports that are read."""
 
 
 class _TypesMixin(Base):
     """Operations on types of tasks."""
+
+    async def types(self, queue: str = "default", *, period: Period = "1h") -> TypeList:
+        """Return the types of a queue with their runs of the last `1h`, `24h` or `7d`.
+
+        At most about 100 types of a queue have statistics of their own; the others share `other`.
+        Pending and dead tasks are counted among the first 1,000 of each; `TypeList.pending` and
+        `dead` say whether these are all. InvalidTask for another period.
+        """
+        _check_period(period, LISTED)
+        keys = self._keys(queue)
+        paused = {one.type: one for one in await self.paused_types(queue)}
+        pending, pending_of = await self._sample(queue, TaskState.PENDING)
+        dead, dead_of = await self._sample(queue, TaskState.DEAD)
+        directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
+        known = decode_directory(directory.blocks[DIRECTORY]).types
+        steps = steps_of(period, directory.now_us)
+        fields = [field for type in known for field in fields_of(type, steps)]
+        history = await self._history(queue, fields, known)
+        names = sorted({*known, *history.fresh_types, *paused, *pending_of, *dead_of})
+        seconds = steps.span.minutes * 60 * steps.span.number
+
+        def infos() -> list[TypeInfo]:
+            found = []
+            for name in names:
+                stats = run_stats(sum_of(history.counts(name, steps).values()))
+                pause = paused.get(name)
+                found.append(
+                    TypeInfo(
+                        queue=queue, type=name, stats=stats, rate=stats.started / seconds,
+                        pending=pending_of[name], dead=dead_of[name],
+                        paused=pause.pause if pause else None,
+                        waiting=pause.waiting if pause else 0,
+                    )
+                )  # fmt: skip
+            return found
+
+        return TypeList(
+            queue=queue, period=period, at=from_us(directory.now_us),
+            types=await asyncio.to_thread(infos), pending=pending, dead=dead,
+        )  # fmt: skip
+
+    async def type_stats(
+        self, type: str, *, queue: str = "default", period: Period = "1h"
+    ) -> TypeStats:
+        """Return the runs of a type in the last `1h`, `24h`, `7d` or `90d`, with one point a step.
+
+        Servers report every 15 seconds. Minutes are kept for 48 hours, hours for 90 days. All
+        points are without counts for a type that no server has reported.
+        """
+        _check_period(period, PERIODS)
+        check_type(type)
+        keys = self._keys(queue)
+        paused = next((one for one in await self.paused_types(queue) if one.type == type), None)
+        directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
+        known = decode_directory(directory.blocks[DIRECTORY]).types
+        steps = steps_of(period, directory.now_us)
+        before = steps.earlier()
+        wanted: list[Steps] = [steps, *([before] if before else [])]
+        fields = [field for one in wanted for field in fields_of(type, one)]
+        history = await self._history(queue, fields, known)
+        counts = history.counts(type, steps)
+        return TypeStats(
+            queue=queue,
+            type=type,
+            period=period,
+            at=from_us(directory.now_us),
+            step_s=steps.span.minutes * 60,
+            points=history.points(type, steps),
+            before=history.points(type, before) if before else [],
+            stats=run_stats(sum_of(counts.values())),
+            paused=paused.pause if paused else None,
+            waiting=paused.waiting if paused else 0,
+        )
+
+    async def _history(self, queue: str, fields: Sequence[str], known: dict[str, int]) -> History:
+        """Read fields of the statistics, and the reports that are not in them yet."""
+        keys, at_once = self._keys(queue), type_stats_ops.FIELDS_READ
+        unique = list(dict.fromkeys(fields))
+        calls = [
+            type_stats_ops.type_stats(keys, unique[first : first + at_once])
+            for first in range(0, len(unique), at_once)
+        ]
+        calls += [
+            type_stats_ops.type_stats(keys, [], reports=type_stats_ops.REPORTS_READ, offset=offset)
+            for offset in range(0, REPORTS, type_stats_ops.REPORTS_READ)
+        ]
+        parts: list[type_stats_ops.TypeStats] = await self._run_all(calls)
+        blocks = {field: data for part in parts for field, data in part.blocks.items()}
+        reports = {field: data for part in parts for field, data in part.reports.items()}
+        # In a thread: a hundred types take tens of milliseconds.
+        return await asyncio.to_thread(History, blocks, reports, known)
+
+    async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
+        """Count the first tasks of a state by type."""
+        found, place = Counter[str](), None
+        read = total = 0
+        for _ in range(SAMPLES):
+            call = views.list_tasks(self._keys(queue), state, count=SAMPLE, after=place)
+            page = await self._broker.run(call)
+            total = page.total
+            for row in page.rows:
+                read, place = read + 1, row.place
+                try:
+                    message = decode_cut(row.shown.message or b"", row.length)
+                except codec.CodecError:
+                    continue
+                found[message.type] += 1
+            if not page.more:
+                break
+        return Sample(read=read, total=total), found
 
     async def paused_types(self, queue: str = "default") -> list[PausedType]:
         """Return the paused types of a queue, sorted by name; at most 100 can be paused."""
@@ -58,3 +200,8 @@ def paused_type(paused: type_ops.PausedType) -> PausedType:
     return PausedType(
         type=paused.type, pause=pause or Pause(by="", why="", at=None), waiting=paused.waiting
     )
+
+
+def _check_period(period: str, known: Sequence[str]) -> None:
+    if period not in known:
+        raise InvalidTask(f"period: {shorten(period)} is not one of {', '.join(known)}")

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
-OTHER: Final = "other"
-
-BOUNDS: Final = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-    300.0, 1800.0,
-)  # fmt: skip
-"""Upper bounds of the buckets of both histograms, in seconds; one more bucket is above the last."""
-
-OUTCOMES: Final = ("completed", "retried", "dead", "cancelled", "handed_back", "snoozed", "lost")
-"""Outcomes of a run; `lost` means that the server lost the task's lease."""
+from qsync.type_counts import BOUNDS as BOUNDS
+from qsync.type_counts import OUTCOMES as OUTCOMES
+from qsync.type_rolls import OTHER as OTHER
 
 
 def _buckets() -> list[int]:
@@ -40,6 +33,10 @@ class MetricRow(msgspec.Struct, array_like=True):
     """Sum of these times, in seconds."""
     unknown: int = 0
     """Number of times that a task went back because the server has no handler for its type."""
+    started: int = 0
+    """Number of runs that began."""
+    dropped: int = 0
+    """Number of runs whose statistics the store did not take."""
 
     def add(self, other: MetricRow) -> None:
         """Add the counts of another row to this one."""
@@ -47,6 +44,8 @@ class MetricRow(msgspec.Struct, array_like=True):
         self.wait_s += other.wait_s
         self.run_s += other.run_s
         self.unknown += other.unknown
+        self.started += other.started
+        self.dropped += other.dropped
         for mine, theirs in (
             (self.outcomes, other.outcomes), (self.waits, other.waits), (self.runs, other.runs),
         ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Counts the runs of a server by queue and type, if metrics are enabled.
+"""Counts the runs of a server by queue and type, for metrics and for statistics of types.
 
 The labels are bounded: a type without a handler, or beyond the limit, counts as "other".
 """
@@ -14,9 +14,7 @@ from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Ret
 from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, merged
 from qsync.server.outcome import Snoozed
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
-
-TYPES: Final = 100
-"""Maximum number of types with rows of their own; the other types share one row."""
+from qsync.type_rolls import TYPES
 
 _OUTCOME: Final[dict[type, int]] = {
     kind: OUTCOMES.index(name)
@@ -31,13 +29,14 @@ class _Queue:
     """The metrics of one queue; `ahead_s` is the store's clock minus `monotonic` at the last fetch,
     in seconds."""
 
-    __slots__ = ("ahead_s", "by_type", "lane", "seen", "unknown")
+    __slots__ = ("ahead_s", "by_type", "dropped", "lane", "seen", "unknown")
 
     def __init__(self, lane: QueueState) -> None:
         self.lane = lane
         self.by_type: dict[str, MetricRow] = {}
         self.seen = -1.0
         self.unknown = 0
+        self.dropped = 0
         self.ahead_s = 0.0
 
 
@@ -58,6 +57,7 @@ class RunMetrics:
         queue = self._queues.get(lane.queue) or self._queue(lane)
         leased.row = row = queue.by_type.get(message.type) or self._row(queue, message.type)
         leased.began = now = monotonic()
+        row.started += 1
         if leased.failure.attempts or leased.crashes:
             return
         if queue.seen != lane.store_now_read_at:
@@ -77,6 +77,10 @@ class RunMetrics:
         """Count a task that goes back because the server has no handler for its type."""
         self._queue(leased.lane).unknown += 1
 
+    def dropped(self, lane: QueueState, runs: int) -> None:
+        """Count runs whose statistics the store did not take."""
+        self._queue(lane).dropped += runs
+
     def finished(self, leased: LeasedTask) -> None:
         """Count the end of a handler."""
         if (row := leased.row) is not None:
@@ -95,9 +99,9 @@ class RunMetrics:
         for queue in list(self._queues.values()):
             of_queue = list({id(row): row for row in list(queue.by_type.values())}.values())
             rows += of_queue
-            if queue.unknown:  # under an existing type if possible, to avoid another series
-                type = of_queue[0].type if of_queue else OTHER
-                rows.append(MetricRow(queue.lane.queue, type, unknown=queue.unknown))
+            if queue.unknown or queue.dropped:  # under an existing type, to avoid another series
+                name, type = queue.lane.queue, of_queue[0].type if of_queue else OTHER
+                rows.append(MetricRow(name, type, unknown=queue.unknown, dropped=queue.dropped))
             for leased in queue.lane.held.copy().values():
                 if leased.phase is RUNNING and leased.row is not None:
                     rows.append(MetricRow(queue.lane.queue, leased.row.type, running=1))

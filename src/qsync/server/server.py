@@ -55,6 +55,7 @@ from qsync.server.signals import signals
 from qsync.server.stopping import HungHandlers
 from qsync.server.store_check import check_store, read_store_info
 from qsync.server.stored_ticks import StoredTicks
+from qsync.server.type_reports import TypeReports
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -98,12 +99,11 @@ class Server:
         self.overloaded_by_hung: bool = False
         """True once more handlers hang than `max_hung` allows; the server then stops."""
         self.told_to_stop: bool = False
-        """True once an operator has stopped the server, e.g. from the dashboard. A supervisor must
-        not start another server in its place."""
+        """True once an operator has stopped the server; a supervisor then starts no other one."""
         self.wait_for_store = False
         """If true, the start retries an unreachable store without limit, until a signal arrives."""
         self.tally: RunMetrics | None = None
-        """Collector of run metrics, or None; set it before the start."""
+        """Counts of the runs by queue and type; there from the start of the server on."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
@@ -286,6 +286,7 @@ class Server:
         settlers, and settlers before what ends tasks. Fetches come last: then there may be leases.
         """
         config, outage = self.config, self._outage
+        metrics = self.tally = self.tally or RunMetrics(self.mux.types)
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung, self.replaced.threads, self.child_setup)
         rivals = Rivals(self._broker, self.prefix, self.id)
@@ -310,6 +311,7 @@ class Server:
             AtStop(runner.aclose, closes=True),
             AtStop(fetcher.aclose, closes=True),
             AtStop(control.withdraw),
+            TypeReports(self.id, self._broker, self._lanes, metrics, outage),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),

@@ -31,9 +31,11 @@
 -- KEYS[28] limits    hash    limit -> its state
 -- KEYS[29] limit_rules hash    name -> its rule
 -- KEYS[30] successors hash    id -> its next run
--- KEYS[31] events    stream  actions of operators
--- KEYS[32] stats     hash    counters, in all and per day
--- KEYS[33] meta      hash    schema
+-- KEYS[31] type_reports hash  <minute>:<server> -> counts by type
+-- KEYS[32] type_stats hash   statistics of types
+-- KEYS[33] events    stream  actions of operators
+-- KEYS[34] stats     hash    counters, in all and per day
+-- KEYS[35] meta      hash    schema
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
 --   turn; and the number of completed tasks that were cancelled
 check_schema()
@@ -56,7 +58,9 @@ sizes[#sizes + 1] = redis.call('HLEN', KEYS.stored_schedules)
 for _, set_key in ipairs({ KEYS.waiters, KEYS.openings }) do
   sizes[#sizes + 1] = redis.call('ZCARD', set_key)
 end
-for _, hash_key in ipairs({ KEYS.holds, KEYS.limits, KEYS.limit_rules, KEYS.successors }) do
+for _, hash_key in ipairs({
+  KEYS.holds, KEYS.limits, KEYS.limit_rules, KEYS.successors, KEYS.type_reports, KEYS.type_stats,
+}) do
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
 local length = redis.pcall('XLEN', KEYS.events)

@@ -36,6 +36,8 @@
 -- KEYS[33] openings  zset    limits by the time at which they open, us
 -- KEYS[34] successors  hash    id -> due us, member and message of its next run
 -- KEYS[35] events    stream  actions of operators
+-- KEYS[36] type_reports hash  <minute>:<server> -> counts by type
+-- KEYS[37] type_stats hash   statistics of types
 -- ARGV[1] force      int     1: delete its stored schedules too
 -- returns the number of tasks and of such schedules that it holds; 0: the queue was deleted
 check_schema()
@@ -56,7 +58,8 @@ if held == 0 then
     KEYS.fairness, KEYS.fetches, KEYS.calls, KEYS.ticks, KEYS.schedules, KEYS.cancels,
     KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats, KEYS.recent, KEYS.idle,
     KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
-    KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events
+    KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events, KEYS.type_reports,
+    KEYS.type_stats
   )
 end
 return held

@@ -36,6 +36,8 @@
 -- KEYS[33] openings  zset    limits by the time at which they open, us
 -- KEYS[34] successors  hash    id -> due us, member and message of its next run
 -- KEYS[35] events    stream  actions of operators
+-- KEYS[36] type_reports hash  <minute>:<server> -> counts by type
+-- KEYS[37] type_stats hash   statistics of types
 -- returns the type of each key in this order, `none` for one that does not exist; and the length of
 --   the wake list, 0 if it is not a list
 check_schema()
@@ -46,7 +48,8 @@ for _, any_key in ipairs({
   KEYS.fetches, KEYS.ticks, KEYS.cancels, KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats,
   KEYS.calls, KEYS.schedules, KEYS.recent, KEYS.idle,
   KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
-  KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events,
+  KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events, KEYS.type_reports,
+  KEYS.type_stats,
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

@@ -26,6 +26,7 @@
 -- KEYS[23] limits    hash    limit -> its state
 -- KEYS[24] limit_rules hash    name -> its rule
 -- KEYS[25] openings  zset    limits by the time at which they open, us
+-- KEYS[26] type_stats hash   statistics of types
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] days       int     number of days to return counters of, including today; 1 to 90
 -- ARGV[3...] names of counters
@@ -49,7 +50,7 @@ for _, any_key in ipairs({
   KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.tasks,
   KEYS.failures, KEYS.owner, KEYS.crashes, KEYS.results, KEYS.unique, KEYS.keys, KEYS.fairness,
   KEYS.fetches, KEYS.meta, KEYS.stats, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
-  KEYS.limit_rules, KEYS.openings,
+  KEYS.limit_rules, KEYS.openings, KEYS.type_stats,
 }) do
   local usage = redis.pcall('MEMORY', 'USAGE', any_key)
   if type(usage) == 'table' then

@@ -1,0 +1,12 @@
+#!lua
+-- report_types: store what a server counted of the types of tasks, in place of what it reported of
+-- the same minutes before. A full store refuses it: then there are no statistics of these minutes.
+-- include: check_schema
+-- KEYS[1] type_reports hash  <minute>:<server> -> counts by type
+-- KEYS[2] meta         hash  schema
+-- ARGV[1...] two values per minute: field, counts
+-- returns the fields of the reports that were there before, up to 1000
+check_schema()
+local fields = redis.call('HKEYS', KEYS.type_reports)
+redis.call('HSET', KEYS.type_reports, unpack(ARGV))
+return { unpack(fields, 1, math.min(#fields, 1000)) }

@@ -1,0 +1,73 @@
+"""The operations on statistics of types: servers report, roll reports into blocks, and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qsync.broker.call import Argument, Call
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+
+REPORTS_READ: Final = 200
+"""Maximum number of reports that one call reads."""
+
+FIELDS_READ: Final = 500
+"""Maximum number of fields that one call reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeStats:
+    """What the store holds of the statistics of a queue's types."""
+
+    now_us: int
+    blocks: dict[str, bytes | None]
+    reports: dict[str, bytes]
+
+
+def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str]]:
+    """Store reports by their field; return the fields of those that were there before."""
+    script = load("report_types")
+    args: list[Argument] = []
+    for field, report in reports.items():
+        args += (field, report)
+    return Call(script, keys.names(script.keys), tuple(args), _texts)
+
+
+def roll_types(
+    keys: QueueKeys, directory: bytes, reports: Sequence[str], fields: Mapping[str, bytes | None]
+) -> Call[bool]:
+    """Replace reports by fields of the statistics; False: the directory has changed meanwhile."""
+    script = load("roll_types")
+    args: list[Argument] = [directory, len(reports), *reports]
+    for field, block in fields.items():
+        args += (field, block or b"")
+    return Call(script, keys.names(script.keys), tuple(args), bool)
+
+
+def type_stats(
+    keys: QueueKeys,
+    fields: Sequence[str],
+    *,
+    reports: int = 0,
+    offset: int = 0,
+    now_us: int | None = None,
+) -> Call[TypeStats]:
+    """Read fields of the statistics, up to FIELDS_READ, and a part of the reports."""
+    script = load("type_stats")
+    args = ("" if now_us is None else now_us, reports, offset, *fields)
+
+    def decode(reply: Any) -> TypeStats:
+        found = script.reply(reply)
+        flat = found["reports"]
+        blocks = dict(zip(fields, found["blocks"], strict=True))
+        names = _texts(flat[::2])
+        held = {name: data for name, data in zip(names, flat[1::2], strict=True) if data}
+        return TypeStats(int(found["now"]), blocks, held)
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def _texts(raw: Sequence[bytes]) -> list[str]:
+    return [text.decode(errors="replace") for text in raw]

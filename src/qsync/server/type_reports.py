@@ -1,0 +1,217 @@
+"""Reports what a server counted of each type of tasks, by minute, and rolls ended minutes up.
+
+A report replaces the server's earlier one of the same minute, so it can be sent twice. When a
+minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
+What the store does not take is dropped and counted: statistics never hold up a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from qsync.broker import type_stats_ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
+from qsync.errors import QsyncError
+from qsync.keys import QueueKeys
+from qsync.server.metrics import MetricRow
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import QueueState
+from qsync.server.run_metrics import RunMetrics
+from qsync.server.server_parts import cancel
+from qsync.type_counts import TypeCounts, encode_report
+from qsync.type_rolls import (
+    DIRECTORY,
+    decode_directory,
+    merged_reports,
+    minute_of,
+    needed_fields,
+    report_field,
+    roll,
+)
+
+log: Final = logging.getLogger("qsync.server")
+
+REPORT_S: Final = 15.0
+"""Time between two reports of the running minute, in seconds."""
+
+STORE_S: Final = 1.0
+"""Longest time that a report waits for the store, in seconds."""
+
+MINUTE_US: Final = 60_000_000
+
+ROLL_AFTER_S: Final = 20
+"""Longest time after a minute after which a server rolls it up, in seconds."""
+
+INLINE_TYPES: Final = 10
+"""Number of types up to which a roll runs on the event loop; it takes about 0.5 ms a type."""
+
+Counts = dict[str, TypeCounts]
+
+
+class TypeReports:
+    """Reports the counts of `metrics`, whose rows only grow, to the store."""
+
+    def __init__(
+        self,
+        server_id: str,
+        broker: AsyncBroker,
+        lanes: Sequence[QueueState],
+        metrics: RunMetrics,
+        outage: Outage,
+    ) -> None:
+        self._server_id = server_id
+        self._broker = broker
+        self._lanes = {lane.queue: lane for lane in lanes}
+        self._metrics = metrics
+        self._outage = outage
+        self._failing = False
+        self._base: dict[tuple[str, str], TypeCounts] = {}
+        """Counts at the beginning of the running minute, by queue and type."""
+        self._minute = 0
+        self._sent: dict[str, int] = {}
+        """Number of runs in the last report of the running minute, by queue."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._roll_after_s = zlib.crc32(server_id.encode()) % ROLL_AFTER_S
+        """Differs from server to server, so that they do not do the same work at the same time."""
+
+    async def start(self) -> None:
+        """Begin to report."""
+        self._tasks = [asyncio.get_running_loop().create_task(self._run())]
+
+    async def stop(self) -> None:
+        """Report for the last time."""
+        await cancel(self._tasks)
+        await self.report(last=True)
+
+    async def _run(self) -> None:
+        rolls: dict[str, int] = {}
+        while True:
+            left_s = (MINUTE_US - self._now_us() % MINUTE_US) / 1e6
+            await asyncio.sleep(min(REPORT_S, left_s))
+            try:
+                rolls |= await self.report()
+                for queue, minute in list(rolls.items()):
+                    if self._now_us() > minute * MINUTE_US + self._roll_after_s * 1_000_000:
+                        del rolls[queue]
+                        await self._roll(queue)
+            except Exception:
+                log.exception("reports of types continue after an unexpected error")
+
+    def _now_us(self) -> int:
+        """Return the time of the store; 0 before the first fetch."""
+        return max((lane.store_time_us() for lane in self._lanes.values()), default=0)
+
+    async def report(self, *, last: bool = False) -> dict[str, int]:
+        """Report the running minute, or the one that has just ended; `last`: for the last time.
+
+        Returns the minute before which reports of a queue can be rolled up, by queue; only queues
+        that have such reports.
+        """
+        now_us = self._now_us()
+        if not now_us:
+            return {}
+        minute, counts = now_us // MINUTE_US, self._counts()
+        reported = self._minute or minute
+        is_over, due = minute != reported, dict[str, int]()
+        for queue, rows in self._since_base(counts).items():
+            fields = await self._send(queue, reported, rows, final=last or is_over)
+            if is_over or any((minute_of(field) or minute) < minute for field in fields):
+                due[queue] = minute
+        if is_over:
+            self._base, self._sent = counts, {}
+        self._minute = minute
+        return due
+
+    async def _send(self, queue: str, minute: int, rows: Counts, *, final: bool) -> list[str]:
+        """Send a report unless it says the same as the last one; return the fields of
+        the reports that were there before.
+
+        `final`: no other report of this minute follows.
+        """
+        runs = sum(row.started + row.ended for row in rows.values())
+        if runs == self._sent.get(queue):
+            return []
+        lane = self._lanes[queue]
+        report = {report_field(minute, self._server_id): encode_report(rows)}
+        call = type_stats_ops.report_types(lane.keys, report)
+        [reply] = await self._broker.run_many([call], ends=ends_in(STORE_S))
+        if not isinstance(reply, QsyncError):
+            self._failing, self._sent[queue] = False, runs
+            fields: list[str] = reply
+            return fields
+        if final:
+            self._metrics.dropped(lane, sum(row.started for row in rows.values()))
+        if not self._failing:
+            self._outage.note(f"store the statistics of types of queue {queue}", reply)
+        self._failing = True
+        return []
+
+    def _counts(self) -> dict[tuple[str, str], TypeCounts]:
+        return {(row.queue, row.type): _counts_of(row) for row in self._metrics.rows()}
+
+    def _since_base(self, counts: Mapping[tuple[str, str], TypeCounts]) -> dict[str, Counts]:
+        """Return what was counted in the running minute, by queue and type."""
+        found: dict[str, Counts] = {}
+        for (queue, type), row in counts.items():
+            since = _difference(row, self._base.get((queue, type)))
+            if since.started or since.ended:
+                found.setdefault(queue, {})[type] = since
+        return found
+
+    async def _roll(self, queue: str) -> None:
+        """Put the reports of ended minutes of a queue into blocks."""
+        try:
+            await roll_up(self._broker, self._lanes[queue].keys, self._now_us())
+        except QsyncError as error:
+            self._outage.note(f"roll up the statistics of types of queue {queue}", error)
+
+
+async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
+    """Put the reports of ended minutes of a queue into blocks; False if there was nothing to do.
+
+    If another server does so at the same time, one of them changes nothing.
+    """
+    minute = now_us // MINUTE_US
+    call = type_stats_ops.type_stats(keys, [DIRECTORY], reports=type_stats_ops.REPORTS_READ)
+    read = await broker.run(call)
+    ended = {
+        field: data
+        for field, data in read.reports.items()
+        if (at := minute_of(field)) is not None and at < minute
+    }
+    if not ended:
+        return False
+    raw = read.blocks[DIRECTORY]
+    directory = decode_directory(raw)
+    merged = merged_reports(ended, directory.types)
+    fields, blocks = needed_fields(merged), dict[str, bytes | None]()
+    for first in range(0, len(fields), type_stats_ops.FIELDS_READ):
+        part = fields[first : first + type_stats_ops.FIELDS_READ]
+        blocks |= (await broker.run(type_stats_ops.type_stats(keys, part))).blocks
+    work = partial(roll, directory, merged, blocks, minute)
+    change = work() if len(merged) <= INLINE_TYPES else await asyncio.to_thread(work)
+    call_roll = type_stats_ops.roll_types(keys, raw or b"", list(ended), change.fields)
+    return await broker.run(call_roll)
+
+
+def _counts_of(row: MetricRow) -> TypeCounts:
+    return TypeCounts(
+        row.started, list(row.outcomes), list(map(float, row.waits)), list(map(float, row.runs))
+    )
+
+
+def _difference(row: TypeCounts, base: TypeCounts | None) -> TypeCounts:
+    if base is None:
+        return row
+    return TypeCounts(
+        row.started - base.started,
+        [now - before for now, before in zip(row.outcomes, base.outcomes, strict=True)],
+        [now - before for now, before in zip(row.waits, base.waits, strict=True)],
+        [now - before for now, before in zip(row.runs, base.runs, strict=True)],
+    )

@@ -1,0 +1,180 @@
+"""Servers report what they counted of each type, and roll ended minutes up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from bisect import bisect_left
+from typing import Any
+
+import pytest
+
+from qsync import InvalidTask, Mux, Task, TaskInfo
+from qsync.inspector import Inspector
+from qsync.keys import QueueKeys
+from qsync.server.type_reports import TypeReports, roll_up
+from qsync.type_counts import BOUNDS, TypeCounts, encode_block
+from qsync.type_rolls import DIRECTORY, decode_directory, hours_of, minutes_of
+from tests.support.server import Bench, bench, run, until
+from tests.support.stores import Store
+
+MIB = 1024 * 1024
+
+
+def handlers() -> Mux:
+    mux = Mux()
+
+    @mux.handle("good")
+    async def good(task: TaskInfo) -> None:
+        pass
+
+    @mux.handle("bad")
+    async def bad(task: TaskInfo) -> None:
+        raise ValueError("no")
+
+    return mux
+
+
+async def run_some(made: Bench) -> Any:
+    """Run tasks of two types on a server that then stops."""
+    server = made.server(handlers())
+    await server.start()
+    await made.client.enqueue_many([Task("good")] * 5 + [Task("bad", retry=0)] * 3)
+    await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 8)
+    await server.stop()
+    return server
+
+
+def _ended(rows: Any) -> int:
+    return sum(sum(row.outcomes) for row in rows)
+
+
+async def figures(inspector: Inspector, period: Any = "1h") -> dict[str, tuple[int, int, int]]:
+    found = await inspector.types(period=period)
+    return {
+        one.type: (one.stats.started, one.stats.completed, one.stats.dead) for one in found.types
+    }
+
+
+def test_statistics_are_reported_rolled_up_and_shown(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as made:
+            await run_some(made)
+            inspector = Inspector(made.broker, prefix=prefix)
+            expected = {"good": (5, 5, 0), "bad": (3, 0, 3)}
+            assert await figures(inspector) == expected
+            keys = made.keys()
+            [now_us] = {(await inspector.overview()).at.timestamp() * 1e6}
+            assert not await roll_up(made.broker, keys, int(now_us)), "the minute is not over"
+            later = int(now_us) + 61_000_000
+            assert await roll_up(made.broker, keys, later)
+            assert not await roll_up(made.broker, keys, later), "nothing is left"
+            assert await made.broker.ask("EXISTS", keys.key("type_reports")) == 0
+            assert await figures(inspector) == expected
+            assert await figures(inspector, "24h") == expected
+            await run_some(made)
+            twice = {"good": (10, 10, 0), "bad": (6, 0, 6)}
+            assert await figures(inspector) == twice
+            assert await roll_up(made.broker, keys, later)
+            for period in ("1h", "24h", "7d", "90d"):
+                stats = await inspector.type_stats("bad", period=period)
+                points = [point.stats for point in stats.points if point.stats]
+                assert sum(point.started for point in points) == 6
+                assert (stats.stats.failed, stats.stats.failure_share) == (6, 1.0)
+                assert stats.stats.run_p95 is not None
+                assert stats.stats.wait_p50 is not None
+            listed = await inspector.types()
+            assert [(one.type, one.dead) for one in listed.types] == [("bad", 6), ("good", 0)]
+            assert (listed.dead.read, listed.dead.whole) == (6, True)
+            with pytest.raises(InvalidTask, match="period: '90d' is not one of 1h, 24h, 7d"):
+                await inspector.types(period="90d")
+            assert (await inspector.type_stats("unknown")).stats.started == 0
+
+    run(main())
+
+
+def test_statistics_that_a_full_store_refuses_are_counted_and_stop_nothing(
+    own_store: Store, prefix: str
+) -> None:
+    async def main(client: Any) -> None:
+        async with bench(own_store.url, prefix) as made:
+            server = made.server(handlers())
+            await server.start()
+            await made.client.enqueue_many([Task("good")] * 5)
+            await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 5)
+            client.config_set("maxmemory", 1)
+            await server.stop()
+            client.config_set("maxmemory", 0)
+            assert server.tally is not None
+            assert sum(row.dropped for row in server.tally.rows()) == 5
+            assert not client.exists(made.keys().key("type_reports"))
+
+    with own_store.client() as client:
+        run(main(client))
+
+
+def test_idle_server_reports_nothing(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as made:
+            server = made.server(handlers())
+            async with server:
+                reports = next(part for part in server._parts if isinstance(part, TypeReports))
+                await made.client.enqueue(Task("good"))
+                await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 1)
+                await reports.report()
+                key = made.keys().key("type_reports")
+                await made.broker.ask("DEL", key)
+                assert await reports.report() == {}
+                assert await made.broker.ask("EXISTS", key) == 0
+
+    run(main())
+
+
+def busy(rng: random.Random, rate: int) -> TypeCounts:
+    """A minute or hour of a type whose tasks take times of a wide distribution."""
+    row = TypeCounts(rate, [rate - rate // 20, rate // 25, rate // 100, 0, 0, 0, 0])
+    for _ in range(min(rate, 300)):
+        row.waits[bisect_left(BOUNDS, rng.lognormvariate(-3, 1))] += 1
+        row.runs[bisect_left(BOUNDS, rng.lognormvariate(-1, 1))] += 1
+    return row
+
+
+def test_a_hundred_types_over_90_days_take_less_than_10_mib(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as made:
+            rng, key = random.Random(1), made.keys().key("type_stats")
+            rates = [rng.randrange(5, 2000) for _ in range(8)]
+            minutes = [
+                encode_block({at: busy(rng, rate + rng.randrange(rate)) for at in range(60)})
+                for rate in rates
+            ]
+            hours = [
+                encode_block({at: busy(rng, 60 * rate + rng.randrange(rate)) for at in range(24)})
+                for rate in rates
+            ]
+            for number in range(100):
+                type, fields = f"reports.tasks.type_{number:03}", list[Any]()
+                for hour in range(490_000, 490_049):
+                    fields += (minutes_of(hour, type), minutes[number % 8])
+                for day in range(20_000, 20_091):
+                    fields += (hours_of(day, type), hours[number % 8])
+                await made.broker.ask("HSET", key, *fields)
+            used = await made.broker.ask("MEMORY", "USAGE", key, "SAMPLES", 0)
+            assert used < 10 * MIB, f"{used / MIB:.2f} MiB"
+
+    run(main())
+
+
+def test_two_servers_that_roll_at_the_same_time_count_once(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as made:
+            await run_some(made)
+            inspector, keys = Inspector(made.broker, prefix=prefix), QueueKeys(prefix, "default")
+            now_us = int((await inspector.overview()).at.timestamp() * 1e6) + 61_000_000
+            done = await asyncio.gather(*[roll_up(made.broker, keys, now_us) for _ in range(4)])
+            assert sum(done) == 1
+            assert await figures(inspector) == {"good": (5, 5, 0), "bad": (3, 0, 3)}
+            data = await made.broker.ask("HGET", keys.key("type_stats"), DIRECTORY)
+            assert set(decode_directory(data).types) == {"good", "bad"}
+
+    run(main())
