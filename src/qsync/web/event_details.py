@@ -13,9 +13,11 @@ from qsync.bounds import Bounds, WhenFull
 from qsync.limit import LimitRule
 from qsync.phrase import Phrase
 from qsync.schedule import every_phrase
+from qsync.state import TaskState
 from qsync.web.translation import STATES, _, marked, translated
 
-TEXTS: Final = {"and run now": marked("and run now"), **STATES}
+TEXTS: Final = {"and run now": marked("and run now")}
+"""Whole details."""
 
 _EVERY: Final = re.compile(r"every ([0-9.]+) (d|h|min|s)")
 _SECONDS: Final = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
@@ -33,6 +35,8 @@ def event_detail(detail: str) -> str:
     """Return a detail in the language of the request."""
     if detail in TEXTS:
         return _(TEXTS[detail])
+    if detail in STATES:
+        return _(STATES[TaskState(detail)])
     known = _every(detail) or _rule(detail) or _bounds(detail)
     return detail if known is None else translated(known)
 
