@@ -121,7 +121,7 @@ HEADERS = {
     "Vary", "Content-Language", "Retry-After", "Authorization", "Origin", "Host",
 }  # fmt: skip
 
-CODE_LIKE = re.compile(r"charset=|filename=|src 'self'")
+CODE_LIKE = re.compile(r"charset=|filename=|src 'self'|^queue:")
 
 KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "English"}
 """Values of headers, and the name of a language in itself."""
