@@ -59,7 +59,8 @@ def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
 
 @pytest.fixture
 def own_store() -> Iterator[Store]:
-    """A Valkey of the test's own, to be killed, paused or filled; its data outlive a kill."""
+    """A Valkey for this test alone, which may be killed, paused or filled; its data survive a
+    kill."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Store("valkey", aof=True) as store:
@@ -68,7 +69,7 @@ def own_store() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Three primaries for the whole session. Other tests use it too: have a prefix of your own."""
+    """Three primaries for the whole session. Other tests use it too, so use your own prefix."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Cluster(replicas=0) as cluster:
@@ -124,13 +125,13 @@ class Colour:
         return client
 
     def do(self, value: Any) -> Any:
-        """The value itself, or what comes of it when it is to be awaited."""
+        """Return the value, or the result of awaiting it."""
         if not inspect.isawaitable(value):
             return value
         return asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
 
     def begin(self, function: Callable[[], Any]) -> Future[Any]:
-        """What the function returns, at some time."""
+        """Call the function in another thread; return a future of its result."""
         return self._threads.submit(lambda: self.do(function()))
 
     def close_client(self, client: Any) -> None:

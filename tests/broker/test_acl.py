@@ -1,4 +1,4 @@
-"""Users with the published rights, and no more, can do all that they are for."""
+"""Users with exactly the published rights can do everything that their role needs."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Guarded:
         return self.store.url.replace("//", f"//{role}:secret@")
 
     def refused(self) -> set[str]:
-        """What somebody tried and might not do since this was last asked."""
+        """The commands that the store denied since the last call."""
         entries = self.store.command("ACL", "LOG")
         self.store.command("ACL", "LOG", "RESET")
         return {_text(entry, "object") for entry in entries}
 
     def used(self) -> set[str]:
-        """The commands that were run since this was last asked."""
+        """The commands that were run since the last call."""
         with self.store.client() as client:
             stats = client.info("commandstats")
         self.store.command("CONFIG", "RESETSTAT")
@@ -177,7 +177,7 @@ async def active(handle: AsyncHandle[Any]) -> None:
 
 
 async def abandon_nobody(url: str) -> None:
-    """What the parent of a dead server does."""
+    """Do what the parent of a dead server does."""
     broker = AsyncBroker(redis_clients.parse(url), connections=1)
     try:
         keys = QueueKeys(PREFIX, "default")
@@ -265,7 +265,7 @@ async def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
 
 
 def test_a_reader_changes_nothing(guarded: Guarded) -> None:
-    """Of all that can be asked for, it may look."""
+    """A reader may read everything and change nothing."""
     key = QueueKeys(PREFIX, "default").key("meta")
     guarded.store.command("HSET", key, "f", 1)
     with guarded.store.client(username="reader", password="secret") as reader:
@@ -287,7 +287,7 @@ def test_a_reader_cannot_send_orders_to_servers(guarded: Guarded) -> None:
 
 
 def test_the_docs_say_what_each_role_can_do() -> None:
-    """A word of each power that a role has, as its rules give it."""
+    """The docs name each power that a role's rules give."""
     text = " ".join(DOCS.read_text("utf-8").split())
     assert "none of them dangerous" not in text
     for words in ("endless script", "every payload", "stop servers", "version of qsync"):
@@ -295,7 +295,7 @@ def test_the_docs_say_what_each_role_can_do() -> None:
 
 
 def denied(client: Any, *command: str | bytes | int) -> bool:
-    """Whether the store refuses that, for want of rights."""
+    """Whether the store refuses the command because the user lacks the right."""
     try:
         client.execute_command(*command)
     except Exception as error:

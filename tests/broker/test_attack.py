@@ -1,4 +1,4 @@
-"""Who may write to the store can have registered tasks run, and nothing else done."""
+"""An attacker who can write to the store can only make registered tasks run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TYPES = (
 
 
 class Bomb:
-    """Whoever unpickles it leaves a mark."""
+    """An object that leaves a mark when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self._mark = mark
@@ -60,7 +60,7 @@ def deep(levels: int) -> bytes:
 
 
 def hostile(chance: random.Random, mark: Path) -> bytes:
-    """A message that does no good, well-formed or not."""
+    """A harmful message, well-formed or not."""
     bomb = pickle.dumps(Bomb(mark))
     bodies = (
         bomb, b"c" + bomb, deep(3_000), b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff\xc0",
@@ -112,7 +112,8 @@ async def still_works(url: str, prefix: str) -> None:
 def test_ten_thousand_hostile_records_make_a_server_do_nothing(
     binary: Binary, prefix: str, tmp_path: Path
 ) -> None:
-    """It imports nothing, calls nothing that is not registered, stays small, and works on."""
+    """The server imports nothing, calls only registered handlers, stays small, and keeps
+    working."""
     mark, keys = tmp_path / "mark", QueueKeys(prefix, "default")
     with Store(binary) as store, store.client() as client:
         command = [sys.executable, "-m", "tests.support.attacked_server", store.url, prefix]

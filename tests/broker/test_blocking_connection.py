@@ -33,7 +33,7 @@ TIMEOUT_S = 10
 
 @contextmanager
 def connected(answer: Answer, kind: Kind = SocketConnection) -> Iterator[SocketConnection]:
-    """A connection to a server that does this for each command that is no part of the handshake."""
+    """A connection to a server that runs this function for each command after the handshake."""
 
     def serve() -> None:
         sock, _ = listener.accept()
@@ -216,7 +216,7 @@ def test_threads_wait_for_one_of_few_connections(store: Store) -> None:
         wait_until(lambda: pool._waiting == 2)
         pool.release(held[0])
         wait_until(lambda: pool._waiting == 1)
-        pool.discard(held[1])  # its place goes to the other
+        pool.discard(held[1])  # its slot goes to the other caller
         taken = [future.result(20) for future in waiting]
         assert held[0] in taken
         assert held[1] not in taken

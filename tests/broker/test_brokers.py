@@ -127,7 +127,7 @@ def test_errors_of_the_store_are_sorted(error: Exception, fault: Fault) -> None:
 def test_a_store_of_another_kind_than_the_url_says_is_told_at_once(
     store: Store, prefix: str, scheme: str
 ) -> None:
-    """Whoever asks first: a blocking client, an asyncio one, or a server when it starts."""
+    """The first call may come from a blocking client, an asyncio client, or a starting server."""
     url = store.url.replace("redis", scheme) + "/main" * (scheme == "redis+sentinel")
     app = Qsync(url, prefix=prefix)
     says = f"the store at {re.escape(url)} is not what the URL says"
@@ -197,7 +197,7 @@ async def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str)
 def test_while_the_store_works_the_caller_may_too(
     store: Store, prefix: str, loop: Callable[[], asyncio.AbstractEventLoop] | None
 ) -> None:
-    """What is to be done meanwhile is done when the calls are on their way, and once."""
+    """`overlap` runs once, after the calls have been sent."""
     keys = GlobalKeys(prefix)
     calls = [registry_ops.register(keys, [f"q{number}"]) for number in range(20)]
     known = registry_ops.register(keys, ["known"])
@@ -348,7 +348,7 @@ def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_
         return took
 
     took = asyncio.run(main())
-    # The first of each come together, before one has failed.
+    # The first calls start together, before one of them has failed.
     assert 50 <= attempts <= 50 + 10 * took + 1
 
 
@@ -393,7 +393,7 @@ def test_callers_get_a_connection_in_the_order_in_which_they_came(store: Store) 
 async def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(
     cluster: Cluster, prefix: str
 ) -> None:
-    """However many are made at once: none fails for want of one."""
+    """No call fails for lack of a connection, however many are made at once."""
 
     broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
     replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)

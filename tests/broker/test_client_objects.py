@@ -32,7 +32,7 @@ def test_where_and_who_are_copied(make: Any) -> None:
     address = redis_clients.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
     assert str(address) == "redis://h:7/3"
     settings = {**address.settings}
-    settings.pop("socket_keepalive", None)  # of which not all releases have a default
+    settings.pop("socket_keepalive", None)  # for which not all releases have a default
     assert settings == {**given, "socket_connect_timeout": 2.0}
 
 
@@ -93,7 +93,7 @@ def test_credentials_from_a_provider_are_kept(prefix: str) -> None:
 
 
 class OwnConnection(redis.connection.Connection):
-    """Such as fakeredis has: a connection that leads elsewhere."""
+    """A connection class that does not connect to a real store, as in fakeredis."""
 
 
 class OwnAsyncConnection(redis.asyncio.Connection):
@@ -124,7 +124,7 @@ def moved(address: tuple[str, int]) -> tuple[str, int]:
 def test_a_client_of_a_cluster_is_taken(
     cluster: Cluster, library: str, colour: str, prefix: str
 ) -> None:
-    """With the function by which it translates the addresses of nodes."""
+    """A cluster client with an address_remap function."""
     blocking: Any = {"redis": redis.cluster.RedisCluster, "valkey": valkey.ValkeyCluster}
     awaited: Any = {
         "redis": redis.asyncio.cluster.RedisCluster,

@@ -1,4 +1,4 @@
-"""A node of a cluster is away: whatever does not need it goes on, and starts."""
+"""An unreachable cluster node stops nothing that does not need it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def partial() -> Iterator[Cluster]:
 
 @pytest.fixture(params=["gone", "still"])
 def queue(request: pytest.FixtureRequest, partial: Cluster, prefix: str) -> Iterator[str]:
-    """A queue whose node is there, while that which lists the queues is not."""
+    """The node of the queue is reachable, but the node with the set of queues is not."""
     with lists_away(partial, prefix, gone=request.param == "gone") as found:
         yield found
 
@@ -218,7 +218,7 @@ def test_a_subscription_follows_its_slot(colour: Colour, partial: Cluster, prefi
 
 
 def move_slot(cluster: Cluster, key: str) -> None:
-    """Move the slot of a key, with all that is in it, to another node."""
+    """Move the slot of a key, with all its keys, to another node."""
     source = cluster.holder(key)
     target = next(node for node in cluster.nodes if node is not source)
     slot = source.command("CLUSTER", "KEYSLOT", key)
@@ -286,7 +286,7 @@ def test_a_map_that_is_an_error_or_empty_is_none() -> None:
 def test_stop_of_an_idle_server_does_not_wait_for_a_node_that_stands_still(
     partial: Cluster, prefix: str
 ) -> None:
-    """Its queue on another node is handed over at once."""
+    """The server hands back the tasks of its queue on another node at once."""
     names = [f"q{at}" for at in range(30)]
     by_node = {partial.holder(QueueKeys(prefix, name).base): name for name in names}
     away = partial.holder(QueueKeys(prefix, names[0]).base)

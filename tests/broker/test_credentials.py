@@ -43,7 +43,7 @@ class Tokens:
 
 
 class AwaitedTokens(Tokens):
-    """One that asyncio connections await."""
+    """A provider whose method asyncio connections await."""
 
     awaited = 0
 

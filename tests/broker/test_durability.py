@@ -28,7 +28,7 @@ from tests.support.stores import (
 )
 
 SHORT = 0.1
-"""A wait that is expected to be in vain, seconds."""
+"""Duration of a wait that is expected to fail, in seconds."""
 
 needs_valkey = pytest.mark.skipif(not available("valkey"), reason=NEEDS["valkey"])
 
@@ -79,7 +79,7 @@ def pair() -> Iterator[Pair]:
 
 
 def stored(store: Store, prefix: str, queue: str = "default") -> int:
-    """How many messages the queue holds."""
+    """The number of messages in the queue."""
     return int(store.command("HLEN", QueueKeys(prefix, queue).key("tasks")))
 
 
@@ -142,7 +142,7 @@ def test_a_connection_lost_while_it_waits_leaves_the_task_unconfirmed(
 def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
     pair: Pair, prefix: str, colour_of: type
 ) -> None:
-    """Its first reply was lost; the second connection writes nothing that could be waited for."""
+    """The first reply was lost, and the repeated call writes nothing that WAIT could wait for."""
     keys = QueueKeys(prefix, "default")
     tasks = [new_task(Task("t"), new_nonce())]
     call = ops.enqueue(keys, tasks, wait=ops.wait(keys, "replica", timeout_ms=100))
@@ -214,7 +214,7 @@ def test_the_app_says_it_for_its_tasks_and_clients(own_store: Store, prefix: str
 
 @needs_valkey
 def test_what_a_replica_lacks_was_not_confirmed(prefix: str, colour: Colour) -> None:
-    """The replica is cut off amid enqueues and then promoted: it has all that was confirmed."""
+    """A replica that is cut off during enqueues and then promoted has all confirmed tasks."""
     with Pair() as pair:
         client = colour.client(
             pair.primary.url, prefix, durability="replica", confirm_timeout=SHORT
@@ -267,7 +267,7 @@ def test_what_was_confirmed_outlives_the_primary(prefix: str) -> None:
 
 
 def refused(colour: Colour, store: Store, prefix: str, durability: Any) -> str:
-    """What is said when a task is to be durable; nothing was written."""
+    """The error of a durable enqueue, which has written nothing."""
     client = colour.client(store.url, prefix)
     with pytest.raises(ConfigError, match=r"^durability") as caught:
         colour.do(client.enqueue(Task("t"), durability=durability))

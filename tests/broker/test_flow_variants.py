@@ -34,7 +34,7 @@ class Sent:
             self.exchanges.append(digests)
 
     def take(self) -> list[list[str]]:
-        """What was sent since this was last asked."""
+        """The commands that were sent since the last call."""
         taken, self.exchanges = self.exchanges, []
         return taken
 

@@ -1,4 +1,4 @@
-"""Connections that died while nothing was sent: the other end is gone and nobody says so."""
+"""Connections that died while idle, without either end being told."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def idle(broker: Broker) -> list[Any]:
 
 
 def silence(proxy: Proxy, *, streaming: bool = False) -> int:
-    """Nothing passes any more on connections that there are, or on those that listen; new ones
-    work. Returns how many."""
+    """Block existing connections, including listening ones, while new ones work; return their
+    number."""
 
     def cut() -> int:
         links = [link for link in proxy._links if link.streaming or not streaming]
@@ -50,7 +50,7 @@ def test_a_new_connection_is_tried_when_an_idle_one_is_dead(
 ) -> None:
     with Proxy(store.port) as proxy:
         client = colour.client(proxy.url, prefix, patience=patience)
-        proxy.down.delay = 0.2  # so that each has a connection of its own
+        proxy.down.delay = 0.2  # so that each call has a separate connection
         begun = [
             colour.begin(lambda at=at: client.enqueue(Task("t", queue=f"q{at}")))  # type: ignore[misc]
             for at in range(IDLE)
@@ -116,7 +116,7 @@ def test_a_subscription_that_is_silent_is_replaced(
 def test_a_subscription_that_has_nothing_to_tell_stays(
     colour: Colour, store: Store, prefix: str
 ) -> None:
-    """It answers when it is asked whether it is there, again and again."""
+    """The store answers each ping of an idle subscription."""
     with Proxy(store.port) as proxy:
         client = colour.client(proxy.url, prefix)
         handle = colour.do(client.enqueue(Task("t", retention=60)))
@@ -137,7 +137,7 @@ def test_a_subscription_that_has_nothing_to_tell_stays(
 @pytest.mark.faults(38)
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
 async def test_the_system_looks_after_idle_connections(store: Store) -> None:
-    """Whatever redis-py does by itself, and whatever a client of the user's was made with."""
+    """Keepalive is set whatever redis-py's defaults and the options of a given client are."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
     address = redis_clients.parse(store.url)
     own = redis.Redis(host="127.0.0.1", port=store.port, socket_keepalive=False)

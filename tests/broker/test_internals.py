@@ -49,7 +49,8 @@ ANSWER = "1275\nTrue\n"
 
 
 def run(program: str, *arguments: str, path: Path | None = None) -> tuple[str, str]:
-    """What a program prints, and what it logs; it has another redis-py when `path` holds one."""
+    """Return the output and the log of a program, which uses the redis-py in `path` if there is
+    one."""
     sources = SOURCES.parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, (path, sources))))}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""However many callers wait, and for whatever: each is answered when its own patience ends."""
+"""Each caller gets an answer when its own patience ends, however many callers wait."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.support.stores import Store, wait_until
 
 PATIENCE_S = 1.0
 MARGIN_S = 1.0
-"""A busy machine is late by so much; what adds up is late by far more."""
+"""Tolerance for a busy machine; waits that add up are late by far more."""
 
 KEPT = Task("t", retention=60)
 
 
 @pytest.fixture(params=["gone", "still"])
 def away(request: pytest.FixtureRequest, own_store: Store) -> Callable[[], None]:
-    """Makes the store refuse connections, or stand still; it is as before afterwards."""
+    """Make the store refuse connections or hang; restore it afterwards."""
     return own_store.kill if request.param == "gone" else own_store.pause
 
 
@@ -191,7 +191,7 @@ async def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_
 
 
 def test_no_call_with_patience_left_is_given_up_while_the_store_answers_others() -> None:
-    """In a line that moves the last has waited far longer than its patience when its turn comes."""
+    """In a moving queue of callers, the last one's turn comes long after its patience has ended."""
     turns: list[float] = []
 
     async def slow(items: list[int], left: float) -> list[int]:

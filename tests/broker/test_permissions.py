@@ -51,7 +51,7 @@ def kept(store: Store, id: str) -> bool:
 
 @pytest.mark.faults(47, 84)
 async def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
-    """Every script that publishes an end makes the whole transition all the same."""
+    """Each script that publishes an end still makes the whole transition."""
 
     broker = AsyncBroker(redis_clients.parse(without_channels(store)))
     client = Qsync(without_channels(store), prefix=PREFIX).async_client()
@@ -132,7 +132,7 @@ def test_server_does_not_start_without_a_command_that_it_needs(store: Store, com
 
 @pytest.mark.parametrize("more", [(), ("-acl",)])
 def test_doctor_names_the_channels_that_a_user_lacks(store: Store, more: tuple[str, ...]) -> None:
-    """Whether or not the user may ask for its rights by ACL DRYRUN."""
+    """The check works with and without the right to run ACL DRYRUN."""
     url = url_of(store, "~*", "+@all", *more)
     doctor = Doctor(redis_clients.parse(url), prefix=PREFIX, role="server")
     [found] = [one for one in asyncio.run(doctor.examine()) if one.name == "rights"]

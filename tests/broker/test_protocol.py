@@ -23,7 +23,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def connected(answer: Answer) -> AsyncIterator[RedisConnection]:
-    """A wire to a server that does this for each command that is no part of the handshake."""
+    """A connection to a server that runs this function for each command after the handshake."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = hiredis.Reader()

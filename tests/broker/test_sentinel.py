@@ -41,7 +41,7 @@ def guarded() -> Iterator[tuple[Store, Store]]:
 def test_callers_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, colour: Colour, prefix: str
 ) -> None:
-    """However many come at once: redis-py's own pool refuses all but the first few."""
+    """Any number of callers get a connection, whereas redis-py's own pool refuses all but a few."""
     options = {"connections": 2, "patience": 0}
     client = colour.client(sentinel.url, prefix, **options)
     waiting = [

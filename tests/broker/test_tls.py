@@ -62,7 +62,7 @@ def tls_config(port: int, certificate: Path) -> dict[str, Value]:
 
 @pytest.fixture(scope="module")
 def address(certificate: Path) -> Iterator[str]:
-    """Where a store answers to those who speak TLS."""
+    """The address of a store that accepts TLS."""
     port = free_port()
     with Store("redis", config=tls_config(port, certificate)):
         yield f"rediss://{HOST}:{port}"
@@ -96,7 +96,7 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_certificate_that_is_not_trusted_is_told_at_once(
     address: str, other_authority: Path, colour: Colour, prefix: str, query: str
 ) -> None:
-    """However patient the caller is, and with what to do."""
+    """The error comes at once, whatever the caller's patience, and says what to do."""
     client = colour.client(address + query.format(other=other_authority), prefix, patience=60)
     with pytest.raises(ConfigError, match=r"(?i)certificate verify failed.*ssl_ca_certs="):
         colour.do(client.enqueue(Task("add", [1, 2])))
@@ -180,7 +180,7 @@ def test_a_store_that_asks_for_a_certificate_gets_it(
 
 @pytest.fixture(scope="module")
 def guarded(certificate: Path) -> Iterator[str]:
-    """A primary and its Sentinel, which both speak TLS alone; the URL without options."""
+    """A primary and its Sentinel that accept only TLS, and the URL without options."""
     port, watcher_port = free_port(), free_port()
     with Store("redis", config=tls_config(port, certificate)):
         config = {

@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Chaotic(Qsync):
-    """Its servers are quick to look after their queues."""
+    """Its servers do the upkeep of their queues often."""
 
     def server(self, mux: Mux | None = None, **config: Any) -> Any:
         return super().server(mux, sweep=0.2, **config)

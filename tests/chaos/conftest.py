@@ -1,4 +1,4 @@
-"""What the tests of chaos share."""
+"""Fixtures of the chaos tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["history", "launch", "measured"]
 
 @pytest.fixture(scope="module")
 def durable() -> Iterator[Store]:
-    """A Valkey of the module's own that loses nothing when it is killed."""
+    """A Valkey for this module that loses nothing when it is killed."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Store("valkey", aof=True) as store:

@@ -1,4 +1,4 @@
-"""Small things that the tests of chaos do."""
+"""Helpers of the chaos tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def damages(store: Store, prefix: str) -> list[Damage]:
 
 
 def pass_time(seconds: float) -> None:
-    """Let something last for so long."""
+    """Enter a context for some seconds."""
     ends = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() >= ends, timeout=seconds + 5)
 

@@ -1,4 +1,4 @@
-"""What is known of a run of chaos: plain data, from which the verdict is made."""
+"""The evidence of a chaos run: plain data, from which the verdict is made."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something that was done to servers, or to the store, and from when to when."""
+    """A fault of servers or of the store, with its begin and end."""
 
     kind: str
     begin: float

@@ -1,4 +1,4 @@
-"""What is done to workers, store and network, by a plan that a seed gives."""
+"""Faults of workers, store and network, from a seeded plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS: Final = (
 
 
 class Step(NamedTuple):
-    """A fault to come: when, which, for how long; and chance for the rest of it."""
+    """A planned fault: its time, kind, duration, and random numbers for the rest."""
 
     at: float
     kind: str
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 def plan(seed: int, seconds: float, lease: float) -> list[Step]:
-    """The faults of a seed: every kind in turn, in an order of its own, some at the same time."""
+    """The faults of a seed: every kind in a random order, some at the same time."""
     chance = random.Random(f"plan {seed}")
     steps: list[Step] = []
     at = 0.0
@@ -79,7 +79,7 @@ class Faults:
         self.done: dict[str, int] = {}
 
     def run(self) -> None:
-        """All faults have been, one after the other and some at once, and nothing is broken."""
+        """Cause all faults of the plan, and repair what they broke."""
         began = time.monotonic()
         under_way: list[Future[None]] = []
         with ThreadPoolExecutor(16) as threads:
@@ -114,7 +114,7 @@ class Faults:
 
     @contextlib.contextmanager
     def _worker(self, chance: random.Random) -> Iterator[int]:
-        """A worker that nothing else befalls meanwhile."""
+        """Pick a worker that no other fault affects during the block."""
         at = chance.randrange(len(self.workers))
         with self._locks[at]:
             yield at
@@ -181,7 +181,7 @@ class Faults:
         self._storm(seconds, 0.1, "CLIENT", "KILL", "TYPE", "pubsub")
 
     def _squeeze(self, chance: random.Random, seconds: float) -> None:
-        """The memory ends now, and later there is some again."""
+        """Let the store run out of memory now, and have memory again later."""
         with (
             self._store_lock,
             self._trouble("squeeze"),

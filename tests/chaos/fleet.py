@@ -39,7 +39,7 @@ class Worker:
         return self
 
     def wait_ready(self, count: int = 1) -> Self:
-        """So many servers of it have begun to fetch, over all."""
+        """Wait until this many servers have begun to fetch in total."""
 
         def ready() -> bool:
             assert self.running, self.log()
@@ -61,7 +61,7 @@ class Worker:
         return [pid for pid in found if _lives(pid, self.process.pid)]
 
     def kill(self) -> list[int]:
-        """Kill all at once, as the loss of a machine does; the children that were killed."""
+        """Kill all processes at once, as the loss of a machine does; return the killed children."""
         children = self.children()
         if self.running:
             self.process.kill()

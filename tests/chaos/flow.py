@@ -1,4 +1,4 @@
-"""A client in a thread that enqueues one task after the other, and keeps account of it."""
+"""A client in a thread that enqueues one task after the other, and records the outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain(number: int) -> Task:
 
 
 class Flow:
-    """Tasks come, about every so many seconds, for as long as the block lasts."""
+    """A client in threads that enqueues a task about every `every` seconds until the block ends."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class Flow:
         return {id for _, id in self.accepted}
 
     def since(self, at: float) -> list[str]:
-        """Those that were accepted later, the first of them first."""
+        """The tasks that were accepted after this time, in order."""
         return [id for accepted_at, id in self.accepted if accepted_at > at]
 
     def longest_gap(self, since: float) -> float:
-        """The longest time without one that was accepted, from then to the last."""
+        """The longest time between two accepted tasks from then on."""
         times = [since, *(at for at, _ in self.accepted if at > since)]
         return max(b - a for a, b in zip(times, [*times[1:], times[-1]], strict=True))
 

@@ -29,7 +29,7 @@ STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC
 
 @dataclass
 class Direction:
-    """What befalls what goes one way. Chances are per command or reply.
+    """The faults of one direction. Chances are per command or reply.
 
     delay, jitter  seconds that it takes, and up to so much more
     hole           nothing passes; see Proxy.forget for what becomes of it afterwards
@@ -76,7 +76,7 @@ class Proxy:
         self.port = free_port()
         self.up, self.down = Direction(), Direction()
         self.forget = True
-        """A connection that was in a black hole stays dead; else what was held passes late."""
+        """A connection that was in a black hole stays dead; otherwise the held data passes late."""
         self.accepted = 0
         self.commands = 0
         self._answers: list[Answer] = []
@@ -114,7 +114,7 @@ class Proxy:
         return int(self._do(self._reset))
 
     def half_close(self) -> int:
-        """Clients are told that the store will say no more, while it still hears them."""
+        """Close the store's side of the connections, while it still receives commands."""
         return int(self._do(self._half_close))
 
     def answer(
@@ -139,7 +139,7 @@ class Proxy:
             self._forbidden[name.encode()] = b"-" + text.format(name).encode() + b"\r\n"
 
     def heal(self) -> None:
-        """Everything passes again; what is dead stays so, until its owner gives it up."""
+        """Let everything pass again; dead connections stay dead until their owner closes them."""
         self._answers.clear()
         self._forbidden.clear()
         self.up, self.down = Direction(), Direction()
@@ -260,7 +260,7 @@ class Proxy:
             await asyncio.sleep(0.02)
 
     def _happens(self, way: str, link: Link) -> bool:
-        """Whether this command or reply is lost, and all after it."""
+        """Whether this command or reply, and everything after it, is lost."""
         direction: Direction = getattr(self, way)
         if direction.cut and self._chance.random() < direction.cut:
             link.silent |= {"up", "down"}
@@ -324,6 +324,6 @@ class Proxy:
 
 
 async def _turns(count: int) -> None:
-    """The loop goes round so many times."""
+    """Let the loop run this many times."""
     for _ in range(count):
         await asyncio.sleep(0)

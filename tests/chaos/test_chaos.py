@@ -1,4 +1,4 @@
-"""Everything at once: workers, store and network fail by a seeded plan, and no guarantee does.
+"""Workers, store and network fail at the same time by a seeded plan, and every guarantee holds.
 
 CHAOS_SEED replays a seed, CHAOS_SECONDS says for how long; what processes did differs from run to
 run, what was done to them does not.
@@ -106,7 +106,7 @@ class Chaos:
             )
 
     def _look(self) -> None:
-        """What the store holds when all is over."""
+        """The contents of the store at the end."""
         evidence, key = self.evidence, self.keys.key
         evidence.notes = read_notes(self.folder / "history")
         with self.store.client() as client:
@@ -133,7 +133,7 @@ class Chaos:
             for log in sorted(self.folder.glob("worker-*.log"))
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
-            and " is dead: " not in line  # deaths are looked at by themselves
+            and " is dead: " not in line  # deaths are checked separately
             and not killed_at_start(line, evidence)
         ]
         audit = subprocess.run(
@@ -146,7 +146,7 @@ class Chaos:
 
 
 def killed_at_start(line: str, evidence: Evidence) -> bool:
-    """Whether a worker says of a process that the test killed that it failed to start."""
+    """Whether a worker logs that a process failed to start although the test killed it."""
     said = re.search(r"\(pid (\d+)\) failed to start: killed by SIGKILL; try 1 ", line)
     kills = {trouble.pid for trouble in evidence.troubles if trouble.kind == "kill"}
     return said is not None and int(said[1]) in kills

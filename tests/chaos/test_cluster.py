@@ -41,7 +41,7 @@ class Mover:
         self._taker = next(node for node in self.primaries if node is not self._giver)
 
     def move(self, *, pause: float) -> None:
-        """The slot and all its keys have moved; between two keys nothing happens for a while."""
+        """Move the slot and all its keys, with a pause between two keys."""
         giver, taker = self._giver, self._taker
         ids = {node: node.command("CLUSTER", "MYID") for node in (giver, taker)}
         taker.command("CLUSTER", "SETSLOT", self.slot, "IMPORTING", ids[giver])
@@ -65,7 +65,7 @@ def tried_again(cluster: Cluster) -> int:
 
 
 def operations_a_second(*flows: Flow) -> float:
-    """How many enqueues the callers get through, over half a second."""
+    """The enqueues per second that callers complete, measured over half a second."""
     began = time.monotonic()
     pass_time(0.5)
     return sum(len(flow.since(began)) for flow in flows) / (time.monotonic() - began)
@@ -87,7 +87,8 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     measured: Measured,
     moves: int,
 ) -> None:
-    """While its keys lie on two nodes no script can run; nobody hears of it but by a delay."""
+    """No script can run while the keys of its queue are on two nodes; callers notice only a
+    delay."""
     launch(replicated.url, **CONFIG)
     mover, gaps, lasted, before = Mover(replicated, prefix), [], [], tried_again(replicated)
     with (
@@ -120,7 +121,7 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
 
 
 def wait_for(*flows: Flow) -> None:
-    """Wait until each has had some more accepted."""
+    """Wait until each client has had more tasks accepted."""
     since = time.monotonic()
     for flow in flows:
         wait_until(lambda flow=flow: len(flow.since(since)) > 30, timeout=30)  # type: ignore[misc]
@@ -135,7 +136,8 @@ BY_FORCE = [pytest.param(how, marks=pytest.mark.slow) for how in ("FORCE", "TAKE
 def test_a_replica_takes_over_while_its_primary_lives(
     replicated: Cluster, prefix: str, launch: Launch, history: History, measured: Measured, how: str
 ) -> None:
-    """In good order nothing is lost and nothing runs twice; by force, a moment's writes may be."""
+    """After an orderly failover nothing is lost or run twice; a forced one may lose recent
+    writes."""
     server = launch(replicated.url, **CONFIG)
     holder = replicated.holder(QueueKeys(prefix, QUEUE).key("tasks"))
     at = replicated.nodes.index(holder)

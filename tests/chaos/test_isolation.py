@@ -1,4 +1,4 @@
-"""Processes that are killed from outside: what they ran starts again soon, however long it runs."""
+"""Tasks of processes that are killed from outside start again soon, however long they run."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ REFUSALS: dict[str, type[QsyncError]] = {
     "WRONGPASS invalid username-password pair or user is disabled.": ConfigError,
     "ERR wrong number of arguments for 'evalsha' command": QsyncError,
 }
-"""Errors of which the caller hears, and as what."""
+"""Errors that reach the caller, with the exception for each."""
 
 
 def digests() -> list[tuple[str, bytes]]:
@@ -295,7 +295,7 @@ def test_replies_that_are_lost_repeat_nothing(
     measured: Measured,
     seconds: float,
 ) -> None:
-    """The store does what it is told, and often the answer never comes: to any call of anybody."""
+    """The store executes commands, but often the reply is lost, for any call of any process."""
     lease = 20.0
     server = launch(proxy.url, lease=lease, concurrency=20)
     before = proxy.accepted
@@ -317,7 +317,7 @@ def test_replies_that_are_lost_repeat_nothing(
     assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
     assert "was lost" not in server.log()
     assert damages(durable, prefix) == []
-    # What nobody knows to be leased is had back by the next try, not when the lease lapses.
+    # Tasks of a lost fetch reply come with the repeated fetch, not when the lease expires.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     waits = [event.at - accepted[event.id] for event in history.of("start")]
     measured("replies lost, longest wait for a start, s", max(waits))
@@ -338,7 +338,7 @@ def test_after_a_black_hole_tasks_are_fetched_again(
     measured: Measured,
     holes: int,
 ) -> None:
-    """No connection that was in it is ever heard of again, and nobody says so."""
+    """Connections in the black hole stay silent for good, without an error."""
     chance = random.Random(holes)
     server = launch(proxy.url, lease=3.0)
     delays = []
@@ -370,7 +370,8 @@ def test_a_connection_that_says_nothing_is_given_up_soon(
     measured: Measured,
     block: float,
 ) -> None:
-    """An idle server only waits on its connections, and finds out by that: it closes them."""
+    """An idle server that only waits on its connections detects that they are dead, and closes
+    them."""
     server = launch(proxy.url, lease=60.0, sweep=block)
     wait_until(lambda: proxy.open >= 3)
     pass_time(2 * block)
@@ -425,8 +426,8 @@ def test_a_link_that_is_reset_all_the_time_is_no_busy_loop(
 def test_resets_are_known_for_what_they_are_on_any_loop(
     proxy: Proxy, prefix: str, measured: Measured, loop: str
 ) -> None:
-    """A connection may be reset between the look at it and the write, and each loop says so in
-    its own way.
+    """A connection may be reset between its check and the write, which each event loop reports
+    differently.
     """
     factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
     call = registry_ops.register(GlobalKeys(prefix), ["default"])
@@ -481,7 +482,7 @@ def test_a_slow_network_has_no_effect_but_slowness(
 def test_what_is_only_a_hint_may_be_lost(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Orders to servers and news of results never come; both are found out all the same."""
+    """Orders to servers and messages about results are lost, and both are still noticed."""
     lease = 1.5
     launch(proxy.url, lease=lease)
     news = proxy.answer("NOPERM no permissions to access a channel", only=b"SSUBSCRIBE")

@@ -1,4 +1,5 @@
-"""Each committed row of an outbox runs once, whatever is killed; `make soak` has 1,000 rounds."""
+"""Each committed row of an outbox runs once, whichever part is killed; `make soak` runs 1,000
+rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that kills every process that runs it costs the others at most half of what they get."""
+"""A task that kills each process that runs it halves the throughput of other tasks at most."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_others_keep_half_of_their_throughput_while_processes_are_killed(
 def test_a_worker_outlives_one_poison_after_the_other(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
-    """Its only process dies again and again as soon as it is ready, and that is no failure to
+    """A process that dies repeatedly as soon as it is ready does not count as a failure to
     start."""
     worker = Worker(valkey.url, prefix, tmp_path, "--lease", "5").start()
     try:
@@ -85,7 +85,7 @@ def test_a_worker_outlives_one_poison_after_the_other(
         wait_until(lambda: valkey.command("HLEN", queue.key("tasks")) == 2, timeout=60, every=0.1)
         wait_until(lambda: valkey.command("ZCARD", queue.key("dead")) == 2, timeout=60, every=0.1)
         notes = read_notes(tmp_path / "history")
-        for id in ids[:2]:  # of a crash all are suspected at first
+        for id in ids[:2]:  # at first, all tasks of a crash are suspects
             starts = [note.crashes for note in notes if note.id == id]
             assert starts == sorted(set(starts))
             assert starts[-1] == 2

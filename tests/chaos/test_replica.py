@@ -53,7 +53,7 @@ class Pair:
         return self.stores[1]
 
     def follow(self) -> None:
-        """The replica hears the primary, and has all that it holds."""
+        """Wait until the replica is connected and has all data of the primary."""
         self.link.heal()
         self.link.target = self.primary.port
         self.replica.command("REPLICAOF", HOST, self.link.port)
@@ -68,7 +68,7 @@ class Pair:
             assert client.wait(1, 5000) == 1
 
     def cut(self) -> None:
-        """The replica hears nothing any more, and the primary does not know."""
+        """Cut off the replica without the primary noticing."""
         self.link.up.hole = self.link.down.hole = True
 
     def lose(self) -> None:
@@ -81,7 +81,7 @@ class Pair:
         self.stores.reverse()
 
     def demote(self) -> None:
-        """They change places in good order; connections to the old primary stay as they are."""
+        """Switch the roles in an orderly way; connections to the old primary stay open."""
         old, new = self.stores
         old.command("FAILOVER")
         wait_until(lambda: new.command("INFO", "replication")["role"] == "master")
@@ -89,7 +89,7 @@ class Pair:
         self.stores.reverse()
 
     def revive(self) -> None:
-        """The one that was killed comes back, empty, and follows."""
+        """Start the killed node again, empty, as a replica."""
         self.replica.start()
         self.follow()
 
@@ -103,7 +103,7 @@ def pair() -> Iterator[Pair]:
 
 
 def more_than(count: int, flow: Flow, since: float) -> None:
-    """Wait until so many were accepted since then."""
+    """Wait until this many tasks were accepted since then."""
     wait_until(lambda: len(flow.since(since)) > count, timeout=20)
 
 
@@ -221,7 +221,8 @@ def test_a_primary_that_became_a_replica_is_left_within_five_seconds(
     measured: Measured,
     demotions: int,
 ) -> None:
-    """Connections to it stay open, and every write on them is refused: they have to be given up."""
+    """Connections to the old primary stay open but refuse every write, so clients must drop
+    them."""
     server = launch(pair.address.url, concurrency=20)
     gaps, work = [], []
     with (

@@ -1,4 +1,4 @@
-"""One fault of the store at a time: it dies, forgets, is full, stands still, or hangs up."""
+"""One fault of the store at a time: it dies, loses data, is full, hangs, or closes connections."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_whatever_end_of_the_file_is_lost_the_rest_is_sound(
     measured: Measured,
     cuts: int,
 ) -> None:
-    """Power fails: the file ends anywhere, in the middle of a command too."""
+    """After a power failure the file ends anywhere, even in the middle of a command."""
     chance = random.Random(cuts)
     config = {"auto-aof-rewrite-percentage": 0}
     with Store("valkey", aof=True, config=config) as store:
@@ -130,7 +130,8 @@ def test_whatever_end_of_the_file_is_lost_the_rest_is_sound(
 def test_an_old_copy_of_the_store_is_worked_off(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The store travels back in time: leases of then have lapsed, and acks of now find nothing."""
+    """The store is restored to an earlier state: old leases have expired, and settlements find no
+    task."""
     with Store("valkey", config={"save": '""'}) as store:
         server = launch(store.url, concurrency=20)
         first = enqueue(store.url, prefix, [task(sleep=0.5, retention=60) for _ in range(40)])
@@ -308,7 +309,7 @@ def test_a_store_that_stands_still_for_less_than_a_lease(
 def test_a_store_that_stands_still_for_longer_than_a_lease(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Who is late to renew has lost its tasks, is told so, and changes nothing."""
+    """A server that renews too late has lost its tasks, learns that, and changes nothing."""
     config = {"lease": 1.0, "concurrency": 20}
     loser = launch(proxy.url, server_id="loser", **config)
     sleeps = {"loser": 600.0}
@@ -373,7 +374,7 @@ def test_due_tasks_survive_that_whoever_moves_them_is_killed(
     measured: Measured,
     kills: int,
 ) -> None:
-    """Tasks fall due all the time, and all the time a server dies that was moving them."""
+    """Tasks become due continuously, while servers that promote them keep dying."""
     chance = random.Random(kills)
     config = {"concurrency": 10, "max_crashes": 100}  # of so many kills some hit a task often
 

@@ -1,4 +1,4 @@
-"""The verdict finds nothing wrong with a sound run, and each mistake that is planted."""
+"""The verdict accepts a sound run, and finds each planted mistake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ran(id: str, at: float, token: str, *, end: str = "end", attempt: int = 1, c
 
 
 def sound() -> Evidence:
-    """A run with one task of each fate."""
+    """A run with one task per possible outcome."""
     evidence = Evidence(lease=1.0, max_crashes=3)
     for id, retry, fail, retention in (
         ("plain", 0, 0, False), ("kept", 0, 0, True), ("flaky", 1, 1, False),

@@ -1,4 +1,4 @@
-"""Two clients that enqueue amid chaos, a blocking and an async one, and keep account of it."""
+"""A blocking and an async client that enqueue during the chaos, and record the outcomes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Users:
         if isinstance(error, DuplicateTask):
             self._evidence.refused[wanted.id] = error.id
         elif isinstance(error, StoreUnavailable | QueueFull):
-            # Full it may have become between two tries, of which the first was heard.
+            # The queue may have become full between two attempts of which the first succeeded.
             self.unavailable += 1
             self._evidence.perhaps[wanted.id] = wanted
         else:

@@ -1,4 +1,4 @@
-"""What is wrong with a run of chaos, by the evidence: nothing, when the guarantees held."""
+"""Finds violations of the guarantees in the evidence of a chaos run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STRUCTURE = {
 
 
 def judge(evidence: Evidence) -> list[str]:
-    """Everything that is wrong."""
+    """All violations."""
     return list(_Judge(evidence).findings())
 
 
@@ -204,7 +204,7 @@ def reasons_of(evidence: Evidence) -> dict[str, int]:
 
 
 def sequence(notes: Sequence[Note], id: str) -> str:
-    """What happened to a task, to be read."""
+    """The events of a task as text."""
     return "\n".join(
         f"{note.at:.3f} {note.kind} attempt {note.attempt} crashes {note.crashes} {note.token}"
         for note in sorted(notes)

@@ -69,7 +69,7 @@ def test_every_command_takes_store_and_prefix_from_the_app(
             assert ran.code == 1  # it was cancelled the first time
             assert "no task a in any queue" in ran.err or "not there" in ran.err + ran.out
             continue
-        if words == ["doctor"]:  # it has its own opinion of the store
+        if words == ["doctor"]:  # it sets its own store
             assert "Valkey" in ran.out
         else:
             assert ran.code == 0, ran.err

@@ -24,7 +24,7 @@ QUEUES = ("default", "mail", "lower")
 def test_a_worker_on_a_cluster_is_watched_scaled_and_worked_with(
     tmp_path: Path, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its child dies, and what that ran starts again; all by what people on call have."""
+    """A worker process dies and its task runs again, as the operator's commands show."""
     shop = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     options = ("--processes", "2", "--health-port", "0", "--queues", ",".join(QUEUES))
     monkeypatch.setenv("QSYNC_PREFIX", prefix)

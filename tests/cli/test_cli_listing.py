@@ -125,7 +125,7 @@ def test_tasks_of_a_state_are_changed_by_filter(live: Live) -> None:
     cancelled = live.ok("task", "cancel", "--state", "scheduled", "--all", "--yes")
     assert cancelled.out == "2 of 2 scheduled tasks cancelled\n"
     assert [row["state"] for row in live.ok("task", "list", "--json").json["tasks"]] == ["pending"]
-    # Without a terminal nobody can confirm, so nothing is destroyed.
+    # Without a terminal there is no confirmation, so nothing is deleted.
     live.refused("task", "delete", "--state", "pending", "--all", code=2)
     assert live.ok("task", "delete", "--state", "pending", "--all", "--yes").out == (
         "1 of 1 pending tasks deleted\n"

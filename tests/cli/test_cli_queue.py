@@ -31,7 +31,7 @@ def test_a_queue_is_paused_emptied_and_resumed(live: Live) -> None:
     listed = live.ok("queue", "list").out
     assert "paused" in listed
     assert "the provider is down" in listed
-    # Without a terminal nobody can confirm, so nothing is destroyed.
+    # Without a terminal there is no confirmation, so nothing is deleted.
     live.refused("queue", "purge", "default", "--state", "pending", code=2)
     assert sum(queue_of(live)["states"].values()) == 5
     live.ok("queue", "purge", "default", "--state", "pending", "--yes")

@@ -67,7 +67,7 @@ class Terminal:
         os.write(self._main, keys.encode())
 
     def interrupt(self) -> None:
-        """What Ctrl-C does."""
+        """Press Ctrl-C."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def interrupted(self) -> int:
@@ -85,7 +85,7 @@ class Terminal:
         return self.ends()
 
     def ends(self) -> int:
-        """The exit code, once all that it wrote has been read."""
+        """Read the rest of the output, and return the exit code."""
         end = time.monotonic() + 20
         while self.process.poll() is None:
             assert time.monotonic() < end, self.seen
@@ -216,9 +216,7 @@ def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
 
 
 def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        completion, "STORE_TIMEOUT_S", 20.0
-    )  # a busy machine is not to leave it out
+    monkeypatch.setattr(completion, "STORE_TIMEOUT_S", 20.0)  # also on a busy machine
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")
     live.app.periodic(cron="0 3 * * *", name="night")(_night)
     live.serve(server_id="other-2")

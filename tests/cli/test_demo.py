@@ -1,4 +1,4 @@
-"""`qsync demo`: it runs to a clean account, leaves nothing behind, and its account can fail."""
+"""`qsync demo` ends with a clean account, leaves nothing behind, and its account can fail."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ needs_embedded = pytest.mark.skipif(not available("valkey"), reason="needs valke
 
 @contextmanager
 def demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """The demo in a process of its own, whose temporary files are in the folder."""
+    """The demo in a separate process, with its temporary files in the folder."""
     with (
         (folder / "out").open("w") as out,
         (folder / "err").open("w") as err,
@@ -57,7 +57,7 @@ def demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def family(folder: Path) -> list[str]:
-    """The processes that were started by a demo of this folder, however far removed."""
+    """All descendant processes of a demo in this folder."""
     marker = b"TMPDIR=" + os.fsencode(folder) + b"\0"
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -70,7 +70,7 @@ def family(folder: Path) -> list[str]:
 
 
 def nothing_runs(folder: Path) -> None:
-    """Nothing of it runs any more; those that have ended may take a moment to vanish."""
+    """Wait until no process of the demo is left."""
     wait_until(lambda: not family(folder), timeout=1, message="something is left running")
 
 
@@ -244,7 +244,7 @@ def test_task_in_a_dead_server_keeps_running_there_while_it_runs_again(tmp_path:
 
 @dataclass
 class Answer:
-    """What `enqueue_many` returns for a task, as far as the ledger looks at it."""
+    """The part of the result of `enqueue_many` that the ledger reads."""
 
     id: str
     created: bool = True
@@ -261,7 +261,7 @@ def test_ledger_records_accepted_and_refused_tasks(tmp_path: Path) -> None:
     assert ledger.blocks == {"a": 64}
 
 
-# The account: a small run in which all is well, and what it says of each mistake.
+# The account of a small correct run, and of each mistake in it.
 
 
 class World:
@@ -358,7 +358,7 @@ class World:
             self.run("tick", f"tick@2026-01-01T00:00:0{second}Z")
 
     def forget(self, part: str) -> None:
-        """Lose the notes that hold a text."""
+        """Drop the notes that contain a text."""
         self.lines[2] = [line for line in self.lines[2] if part not in line]
 
     def summary(self) -> Summary:

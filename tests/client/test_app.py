@@ -1,4 +1,4 @@
-"""The app: where its store comes from, what it makes, and functions that are tasks."""
+"""The app: its store, the clients and servers that it makes, and task functions."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_without_a_url_the_choices_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_url_and_prefix_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given explicitly comes first; an empty variable counts as none."""
+    """Explicit options take precedence; an empty variable counts as unset."""
     monkeypatch.setenv("QSYNC_URL", "redis://env:1")
     monkeypatch.setenv("QSYNC_PREFIX", "env")
     assert repr(Qsync()) == "<Qsync env at redis://env:1>"
@@ -275,7 +275,7 @@ def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: 
             await until(lambda: bool(seen))
         await queue.aclose()
         if isinstance(theirs, redis.asyncio.Redis):
-            # It is still theirs: it works, and nobody used its pool before.
+            # The client still belongs to the caller: it works, and its pool was not used.
             assert not theirs.connection_pool._available_connections
             assert await theirs.ping()
             await theirs.aclose()
@@ -344,7 +344,7 @@ def test_an_embedded_store_runs_from_first_use_until_close(tmp_path: Path) -> No
         assert app.ping() > 0
         asyncio.run(serve())
         assert square.enqueue_sync(8).info().state is TaskState.PENDING
-    # It may be used again, and has what was in it.
+    # It can be used again, and still has its data.
     with app, app.client() as client:
         assert [client.enqueue(square.build(1)).info().state] == [TaskState.PENDING]
 
@@ -489,7 +489,7 @@ async def test_a_task_runs_in_a_process(
 
 
 def test_a_task_stays_the_function_that_it_was() -> None:
-    """Called in place it does what it did; its name, docs and signature are its own."""
+    """Called in place, the function works as before, with its own name, docs and signature."""
     app = Qsync(URL)
 
     @app.task(queue="critical")
@@ -567,7 +567,7 @@ def test_options_are_checked_at_once() -> None:
 
 
 def test_task_options_are_those_of_task() -> None:
-    """What Task learns, `@app.task` knows too; there, a function may compute the delays."""
+    """`@app.task` accepts all options of Task; its `retry_delay` may also be a function."""
     fields = get_type_hints(Task)
     del fields["type"], fields["payload"]
     options = get_type_hints(TaskOptions)
@@ -709,7 +709,7 @@ print(app.task("named")(add).name)
 
 
 def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str) -> None:
-    """However they are passed, and in whatever order a set or a dict is."""
+    """Equal arguments make the same task, however they are passed and however sets are ordered."""
     with Qsync(store.url, prefix=prefix) as app:
 
         @app.task(unique=True)
@@ -727,7 +727,7 @@ def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str)
 
 
 def test_each_colour_names_the_other_where_it_cannot_be() -> None:
-    """At the call, and not when somebody forgets to await: a task lost silently is the worst."""
+    """The error comes at the call, not at the await: a silently lost task would be worst."""
     app = Qsync(URL)
 
     @app.task("t")
@@ -784,7 +784,7 @@ def runners() -> list[Callable[[Any], Any]]:
 def test_each_loop_has_a_client_that_ends_with_it(
     store: Store, prefix: str, runners: list[Callable[[Any], Any]]
 ) -> None:
-    """One for all calls on a loop; closed when the loop is, without anybody's doing or warning."""
+    """All calls on a loop share one client, which closes with the loop without a warning."""
     app = named(store, prefix)
 
     @app.task
@@ -866,7 +866,7 @@ def test_threads_share_one_blocking_client(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(12)
 def test_a_forked_child_enqueues_on_connections_of_its_own(store: Store, prefix: str) -> None:
-    """Parent and child go on at the same time, and no reply reaches the wrong one."""
+    """Parent and child continue at the same time, and each gets its own replies."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task
@@ -988,7 +988,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
     ],
 )
 def test_wrong_schedules_are_refused(settings: dict[str, Any], says: str) -> None:
-    """At decoration, and then neither the schedule nor the task is there."""
+    """Errors come at decoration, which then registers neither schedule nor task."""
     app = Qsync(URL)
     app.periodic(every=5, name="taken")(app.task("known")(nothing))
     with pytest.raises(ConfigError, match=re.escape(says)):

@@ -60,7 +60,7 @@ def ids_in(store: Store, hand: Hand, state: str = "pending") -> list[str]:
 
 
 def scripts_run(store: Store) -> int:
-    """How often a script was run since the last CONFIG RESETSTAT."""
+    """The number of script runs since the last CONFIG RESETSTAT."""
     stats = store.command("INFO", "commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
@@ -370,7 +370,7 @@ def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -
 
 
 def fill(store: Store, *, room: int) -> None:
-    """The store has memory for about so many bytes more."""
+    """Limit the store's memory to about this many more bytes."""
     used = store.command("INFO", "memory")["used_memory"]
     store.command("CONFIG", "SET", "maxmemory", used + room)
 
@@ -463,7 +463,7 @@ def test_clients_are_context_managers(store: Store, prefix: str) -> None:
 
 
 def test_an_async_client_says_that_it_belongs_to_another_loop(store: Store, prefix: str) -> None:
-    """Whether the loop that it was used in first is still there or not."""
+    """The error comes whether or not the client's first loop still exists."""
     client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
 
     async def enqueue() -> AsyncHandle[Any]:
@@ -591,7 +591,7 @@ def test_many_callers_go_in_two_halves_by_turns(store: Store, prefix: str) -> No
 
 
 def test_an_idle_client_sends_at_once(store: Store, prefix: str) -> None:
-    """No timer: many calls one after the other take no longer than as many round trips."""
+    """No timer delays calls: sequential calls take one round trip each."""
 
     async def main(client: AsyncClient) -> float:
         began = time.monotonic()
@@ -617,12 +617,12 @@ def test_each_of_those_who_share_has_an_outcome_of_its_own(store: Store, prefix:
 
 
 def test_one_who_is_cancelled_disturbs_no_other(own_store: Store, prefix: str) -> None:
-    """Before its batch is taken, and while that is under way."""
+    """A caller is cancelled before its batch is sent, and while it is in flight."""
 
     async def main(client: AsyncClient) -> None:
         own_store.pause()
         early = [asyncio.create_task(client.enqueue(Task("t"))) for _ in range(3)]
-        await asyncio.sleep(0.01)  # the first batch is under way
+        await asyncio.sleep(0.01)  # the first batch is in flight
         late = [asyncio.create_task(client.enqueue(Task("t"))) for _ in range(3)]
         await asyncio.sleep(0)
         early[1].cancel()

@@ -1,4 +1,4 @@
-"""What becomes of a second task with the same unique key, and of priorities, at a client."""
+"""Duplicates of a unique key, and priorities, as clients see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task of which only the id is known, and waits that nobody would end."""
+"""Finding a task by its id, and waits that no server would end."""
 
 from __future__ import annotations
 

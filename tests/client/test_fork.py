@@ -1,4 +1,4 @@
-"""Handlers that fork: a child that comes back to the server ends, and runs nobody else's task."""
+"""Handlers that fork: a child that returns to the server exits, and runs no other task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of a task: handles of both colours, the server's side done by hand."""
+"""Handles of both clients; the test plays the server."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiters look only when they are woken: what is seen was told by a message."""
+    """Callers poll only when they are woken, so that only messages bring results."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def subscribers(store: Store, hand: Hand) -> int:
-    """How many connections listen for the ends of the queue's tasks."""
+    """The number of connections subscribed to the queue's ended tasks."""
     return int(store.command("PUBSUB", "SHARDNUMSUB", hand.keys.done)[1])
 
 
@@ -68,7 +68,7 @@ def _listened(store: Store, hand: Hand) -> bool:
 
 
 def scripts_run(store: Store) -> int:
-    """How often a script was run since the last CONFIG RESETSTAT."""
+    """The number of script runs since the last CONFIG RESETSTAT."""
     stats = store.command("INFO", "commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
@@ -177,7 +177,7 @@ def test_the_result_of_a_task_that_left_is_task_not_found(
 def test_a_task_without_retention_has_no_result(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
-    """The handle reads the task once; a dead task tells its error all the same."""
+    """The handle reads the task once, and still raises the error of a dead task."""
     handle = colour.do(client.enqueue(Task("t", id="a")))
     store.command("CONFIG", "RESETSTAT")
     with pytest.raises(InvalidTask, match=r"retention: task 'a' in queue 'default' has none"):
@@ -286,7 +286,7 @@ def test_a_waiter_is_told_that_the_task_was_deleted(
 def test_a_subscription_that_is_killed_is_made_again(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
-    """Both a task that ends while nobody listens, and one that ends afterwards, are noticed."""
+    """A task that ends without a subscriber, and one that ends later, are both noticed."""
     handles = colour.do(client.enqueue_many([KEPT, KEPT]))
     first, second = hand.take(2)
     waiting = [colour.begin(one.result) for one in handles]
@@ -594,7 +594,7 @@ def test_in_a_cluster_results_and_cancels_reach_their_node(
 
 
 async def test_many_who_wait_do_not_read_the_payloads(store: Store, prefix: str) -> None:
-    """Else five hundred of them would ask for half a gigabyte at once."""
+    """Otherwise five hundred callers would request half a gigabyte at once."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))
     async with AsyncClient(broker, prefix=prefix) as client:

@@ -1,4 +1,4 @@
-"""An enqueue that is repeated with the same id runs nothing twice, also when the task has left."""
+"""A repeated enqueue with the same id runs nothing twice, even when the task has left the queue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.stores import Store
 
 HOUR = 3600 * S
 MOST = 250_000
-"""How many ids are remembered in a queue."""
+"""The number of remembered ids of a queue."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -33,7 +33,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def chosen(*ids: str, time_us: int = HOUR, **options: Any) -> list[NewTask]:
-    """Tasks of these ids as clients send them, of another call each time."""
+    """Encoded tasks with these ids, with a new nonce for each call."""
     nonce = new_nonce()
     return [new_task(Task("t", id=id, **options), nonce, remember_us=time_us) for id in ids]
 

@@ -1,4 +1,4 @@
-"""A result that cannot be kept is a failure that `result()`, the log and the listings show."""
+"""A result that cannot be stored is a failure, which `result()`, the log and listings show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client does whose replies get lost: its enqueues are made again, and take effect once."""
+"""Enqueues whose replies are lost are repeated, and take effect once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def hand(valkey: Store, prefix: str) -> Iterator[Hand]:
 
 
 def ends_all(hand: Hand, count: int) -> None:
-    """A server takes so many tasks, as they come, and ends them."""
+    """Fetch and complete this many tasks, as a server does."""
     key = hand.keys.key("pending")
     client = hand.broker.client_at(None)
     wait_until(lambda: client.zcard(key) == count)

@@ -1,4 +1,4 @@
-"""A client that waits for results takes one thread or connection a node, not one a queue."""
+"""A client that waits for results uses one thread or connection per node, not per queue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def partial() -> Iterator[Cluster]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiters look only when they are woken: what is seen was told by a message."""
+    """Callers poll only when they are woken, so that only messages bring results."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
@@ -42,13 +42,13 @@ def threads() -> int:
 
 
 def listening(nodes: list[Store]) -> int:
-    """The connections that are subscribed to something."""
+    """The number of connections that have a subscription."""
     lists = [node.command("CLIENT", "LIST", "TYPE", "pubsub") for node in nodes]
     return sum(len(lines.splitlines()) for lines in lists)
 
 
 def subscribed(nodes: list[Store], channels: list[str]) -> int:
-    """The channels that somebody is subscribed to."""
+    """The number of these channels that have subscribers."""
     found = [node.command("PUBSUB", "SHARDCHANNELS") for node in nodes]
     return len({name.decode() for names in found for name in names} & set(channels))
 
@@ -74,7 +74,7 @@ def check_bound(colour: Colour, url: str, nodes: list[Store], prefix: str, most:
     assert listening(nodes) - before[1] == most
     assert threads() - before[0] <= most
     assert_cancelled(colour, handles[1:], waits[1:])
-    # Nobody waits for the other queues any more.
+    # No caller waits for the other queues any longer.
     wait_until(lambda: subscribed(nodes, channels) == 1, 10)
     assert_cancelled(colour, handles[:1], waits[:1])
     wait_until(lambda: listening(nodes) == before[1], 10)

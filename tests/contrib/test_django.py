@@ -1,4 +1,4 @@
-"""qsync.contrib.django: the app of a project, and enqueues that wait for the commit."""
+"""qsync.contrib.django: the project's app, and enqueues that wait for the commit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def enqueue_sync(product: str) -> Any:
 
 
 def enqueue_async(product: str) -> Any:
-    """As `sync` code of Django calls `async` code: on a loop in another thread."""
+    """Enqueue as Django's sync code calls async code: on an event loop in another thread."""
     from tests.support.django_shop.tasks import pack
 
     async def send() -> Any:

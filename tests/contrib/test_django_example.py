@@ -1,4 +1,4 @@
-"""examples/django_shop, run by the commands of its README, from a request to the seen result."""
+"""examples/django_shop, run by the commands of its README, from a request to its result."""
 
 from __future__ import annotations
 

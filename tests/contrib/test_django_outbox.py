@@ -35,7 +35,7 @@ def rows(project: Qsync, valkey: Store) -> Iterator[Any]:
 
 @pytest.fixture
 def held(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent after a commit, as if the process had died there."""
+    """Send nothing after a commit, as if the process had died."""
     from qsync.contrib.django.project import project_sender
 
     monkeypatch.setattr(project_sender().outbox._after_commit, "_away_until", float("inf"))

@@ -1,4 +1,4 @@
-"""Traces: whatever an enqueue leads to, in whichever process, is one connected trace."""
+"""Tracing: an enqueue and all its consequences, in any process, form one connected trace."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 @contextlib.contextmanager
 def request(traced: Traced) -> Iterator[None]:
-    """What a web framework's instrumentation does around a request."""
+    """Do what a web framework's instrumentation does around a request."""
     with traced.tracer.start_as_current_span("request"):
         yield
 
@@ -538,7 +538,7 @@ def test_a_handler_in_a_process_goes_on_with_the_trace(
 
 
 def test_an_app_that_is_not_traced_has_plain_clients(valkey: Store, prefix: str) -> None:
-    """What is off costs nothing: no span, no header, no other class."""
+    """Without tracing there is no span, no header and no other class."""
     app = Qsync(valkey.url, prefix=prefix)
     with app.client() as client:
         assert type(client) is Client

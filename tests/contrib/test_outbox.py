@@ -1,4 +1,5 @@
-"""qsync.contrib.outbox with SQLAlchemy and psycopg: what commits is sent once, and nothing else."""
+"""qsync.contrib.outbox with SQLAlchemy and psycopg: each committed task, and no other, is sent
+once."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def engine(request: pytest.FixtureRequest, outbox: Outbox, tmp_path: Path) -> It
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch, outbox: Outbox) -> Callable[[], None]:
-    """Nothing is sent after a commit, as if the process had died there, until this is called."""
+    """Send nothing after a commit, as if the process had died, until the returned function is
+    called."""
     outbox.after_commit._away_until = float("inf")
 
     def release() -> None:
@@ -72,7 +74,7 @@ def count(engine: Engine, outbox: Outbox) -> int:
 
 
 def make_old(engine: Engine, outbox: Outbox) -> None:
-    """Let all rows be older than a relay leaves alone."""
+    """Make all rows old enough for a relay."""
     before = datetime.now(UTC) - timedelta(minutes=2)
     with engine.begin() as connection:
         connection.execute(update(outbox.table).values(created_at=before))

@@ -1,4 +1,4 @@
-"""Metrics: what they count is what happened, and their number is bounded whatever happens."""
+"""Metrics count what happened, and the number of series is bounded."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _info(name: str) -> Any:
 
 
 def test_what_a_server_did_counts_on_when_it_is_no_more(valkey: Store, prefix: str) -> None:
-    """A counter that goes back would look like a restart."""
+    """Counters never decrease, which would look like a restart."""
     app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
     prometheus.instrument(app, registry=registry)
     labels = {"queue": "default", "type": "good", "outcome": "completed"}

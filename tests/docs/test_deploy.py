@@ -1,4 +1,4 @@
-"""The files in deploy/: they can be read, and say nothing that the commands do not know."""
+"""The files in deploy/ are valid, and use only options that the commands have."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_command_line_with_an_unknown_option_would_be_found() -> None:
 
 
 def test_there_is_time_to_stop_before_the_kill() -> None:
-    """What supervises the worker waits for longer than the worker waits for its tasks."""
+    """Supervisors wait longer for the worker than the worker waits for its tasks."""
     patience = {
         "kubernetes": float(pod()["terminationGracePeriodSeconds"]),
         "systemd": float(unit("TimeoutStopSec")[0]),

@@ -1,4 +1,4 @@
-"""What a new user sees first: the README's program, the demo's advice, the worker."""
+"""A new user's first steps: the README's program, the demo's advice, the worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(*command: str, folder: Path, **environment: str) -> subprocess.Popen[s
 def test_program_of_the_readme_prints_its_task_at_once(
     name: str, tmp_path: Path, valkey: Store
 ) -> None:
-    """Nothing in it waits for a time to pass."""
+    """The demo never waits for time to pass."""
     text = program_of(name).replace("redis://localhost:6379", valkey.url)
     assert not re.search(r"delay|sleep|process_at", text)
     (tmp_path / "tasks.py").write_text(text)
@@ -132,7 +132,7 @@ def test_mux_in_place_of_an_app_says_how_to_make_one(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """So many processes that take all they can get of the machine."""
+    """Run this many processes that use all the CPU time they can get."""
     with contextlib.ExitStack() as stack:
         for _ in range(number):
             process = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -1,4 +1,4 @@
-"""The alerts, the Grafana dashboard and the monitoring of deploy/: they ask for what there is."""
+"""The alerts, the Grafana dashboard and the monitors of deploy/ use only existing metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="ne
 
 
 def promtool(*words: str | Path, text: str | None = None) -> str:
-    """What promtool says; it must succeed."""
+    """Run promtool, which must succeed, and return its output."""
     ended = subprocess.run(
         ["promtool", *words], input=text, capture_output=True, text=True, check=False, timeout=60
     )

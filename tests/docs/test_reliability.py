@@ -1,4 +1,4 @@
-"""docs/reliability.md says what the tests show, and no test claims what nobody knows."""
+"""docs/reliability.md matches the tests, and no test claims an unknown guarantee or fault."""
 
 from __future__ import annotations
 
@@ -82,4 +82,4 @@ ESSENTIAL = {
     "fetch without number", "all that is due at once", "crash not counted",
     "recovery reads messages", "connection kept after a cancel", "tick id without time",
 }  # fmt: skip
-"""Mistakes of which each one has to be found, by whatever search."""
+"""Planted mistakes, each of which some search must find."""

@@ -41,12 +41,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def idle(folder: Path) -> bool:
-    """Whether neither a guardian nor a Valkey of this folder lives."""
+    """Whether no guardian and no Valkey of this folder is running."""
     return not any(locked(folder / name) for name in ("guardian.lock", "valkey.lock"))
 
 
 def locked(path: Path, kind: int = fcntl.LOCK_SH) -> bool:
-    """Whether somebody's lock keeps us from one of this kind."""
+    """Whether another process holds a conflicting lock."""
     if not path.exists():
         return False
     with path.open() as file:
@@ -255,7 +255,7 @@ def test_the_next_start_mends_a_store_without_a_guardian(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next guardian stops it")
 def test_a_killed_guardian_takes_valkey_along(folder: Path) -> None:
-    """And as long as Valkey lives, its lock keeps another from its data."""
+    """While Valkey is running, its lock keeps another Valkey from its data."""
     with user(folder):
         valkey, guardian = valkey_pid(folder), guardian_pid(folder)
         os.kill(valkey, signal.SIGSTOP)
@@ -283,7 +283,7 @@ def test_a_stale_socket_is_no_obstacle(folder: Path) -> None:
 
 
 def test_a_copied_folder_is_a_store_of_its_own(folder: Path, tmp_path: Path) -> None:
-    """The copy of the files that name the socket leads nobody to the first store."""
+    """A copied folder, whose files name the socket, does not lead to the first store."""
     with Embedded(folder):
         pid = valkey_pid(folder)
         copy = tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""embedded:// in a folder that somebody else may have prepared: nothing of theirs is used."""
+"""embedded:// in a folder that another user may have prepared uses nothing of theirs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_file_of_another_user_is_refused(folder: Path, name: str) -> None:
 
 
 def test_a_socket_elsewhere_gets_no_tasks(folder: Path, tmp_path: Path) -> None:
-    """A guardian that is none holds the lock, and names a socket on which it listens."""
+    """A fake guardian holds the lock, and names a socket on which it listens."""
     with socket.socket(socket.AF_UNIX) as planted, (folder / "guardian.lock").open("w") as lock:
         planted.bind(str(tmp_path / "planted"))
         planted.listen()

@@ -1,4 +1,4 @@
-"""What the tests of the guarantees share."""
+"""Fixtures of the tests of the guarantees."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def launch(prefix: str, history: History) -> Iterator[Launch]:
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Measured:
-    """Tell a figure: it is printed, and kept in the report."""
+    """Print a figure, and keep it in the report."""
 
     def tell(name: str, value: object) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)

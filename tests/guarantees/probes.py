@@ -1,4 +1,4 @@
-"""Looks at a store while it works: how long others wait, and which scripts took long."""
+"""Measures a store under load: how long other calls wait, and which scripts were slow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stores import Store
 
 @contextlib.contextmanager
 def pinging(store: Store) -> Iterator[list[float]]:
-    """Ping a store meanwhile; afterwards the list holds the milliseconds of each round trip."""
+    """Ping a store during the block; the list then has each round trip in milliseconds."""
     taken: list[float] = []
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.ping_probe", str(store.port)],
@@ -34,7 +34,7 @@ def pinging(store: Store) -> Iterator[list[float]]:
 
 
 def slow_scripts(store: Store) -> dict[float, str]:
-    """The milliseconds of the scripts that took over 10, and which they were."""
+    """The names and durations of the scripts that took over 10 ms."""
     names = {
         load(file.name.removesuffix(".lua"), allow_oom=allow_oom).sha: file.name
         for file in (files("qsync.broker") / "lua").iterdir()

@@ -1,4 +1,4 @@
-"""Whatever is killed, every accepted task runs, and nothing of it is left behind."""
+"""Every accepted task runs whatever is killed, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store can bear: more primaries bear more, and ten million tasks are no trouble."""
+"""Capacity of a store: more primaries handle more, and it can hold ten million tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clocks of servers are wrong and leap; only the store's clock says what is due, leased or over."""
+"""Server clocks may be wrong and jump; only the store's clock decides what is due or expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that lost its lease changes nothing, however late it wakes up."""
+"""A server that lost its lease changes nothing, however late it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tasks that wait for a limit cost: memory for each, and nothing for the tasks of others."""
+"""Cost of tasks that wait for a limit: memory for each, and nothing for other tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that kills its process is dead after three; those beside it end well."""
+"""A task that kills its process is dead after three crashes; tasks beside it succeed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ async def private_harness() -> AsyncIterator[Harness]:
 
 
 def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float], bool]) -> float:
-    """The first good value of a few, else the last."""
+    """Return the first good value of several rounds, else the last."""
 
     async def look() -> float:
         async with private_harness() as harness:

@@ -102,7 +102,7 @@ BURST = 200
 def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
     valkey: Store, prefix: str, measured: Measured
 ) -> None:
-    """Upkeep finds it before anybody is woken, and knows by a full batch that there is more."""
+    """Upkeep finds due tasks without a wake, and a full batch tells it that there are more."""
     chance, mux, ran = random.Random(7), Mux(), list[str]()
 
     @mux.handle("note")

@@ -1,4 +1,4 @@
-"""With a million tasks waiting and a million to come, no script holds up the store."""
+"""No script blocks the store, even with a million pending and a million scheduled tasks."""
 
 from __future__ import annotations
 

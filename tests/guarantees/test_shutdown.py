@@ -1,4 +1,4 @@
-"""A server that is told to stop loses nothing, charges nothing, and does not take long."""
+"""A graceful shutdown loses no task, charges no attempt, and does not take long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.stores import Store, wait_until
 TASKS = 100
 GRACE_S = 1.0
 LEASE_S = 30.0
-"""So long that nothing here can be owed to a lease that lapsed."""
+"""A lease so long that none expires in these tests."""
 
 KINDS = [
     pytest.param("work", False, id="async"),

@@ -1,4 +1,4 @@
-"""A guard against getting slow: what a task costs beside what any server in Python must spend."""
+"""Guards against slowdowns: the cost of a task relative to the minimum of any server in Python."""
 
 from __future__ import annotations
 

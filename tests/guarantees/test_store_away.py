@@ -1,4 +1,4 @@
-"""The store may go away for a while: servers wait quietly, and settle everything on its return."""
+"""During an outage of the store, servers wait quietly; they settle everything afterwards."""
 
 from __future__ import annotations
 

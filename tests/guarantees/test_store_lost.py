@@ -1,4 +1,4 @@
-"""The store may come back empty: servers say so once, let go of what is gone, and go on."""
+"""If the store comes back empty, servers log that once, drop the lost tasks, and continue."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def scripts_run(client: Any) -> int:
 def test_an_older_state_of_the_same_generation_is_no_loss(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a fail-over rolls back is the same queue: its running tasks go on."""
+    """After a failover that loses writes the queue is the same, and its running tasks continue."""
     caplog.set_level(logging.ERROR, logger="qsync")
 
     async def main() -> int:

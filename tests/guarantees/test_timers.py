@@ -1,4 +1,4 @@
-"""A task never starts before its time, starts soon after it, and many due at once block nobody."""
+"""A task starts soon after its due time and never before; many due tasks block no other work."""
 
 from __future__ import annotations
 

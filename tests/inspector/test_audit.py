@@ -1,4 +1,4 @@
-"""What is wrong with a store is found and mended, one damage at a time; what is right is left."""
+"""The audit finds and repairs each kind of damage, and leaves sound data alone."""
 
 from __future__ import annotations
 
@@ -390,7 +390,7 @@ def test_each_kind_of_damage_is_planted() -> None:
 
 
 def test_a_repair_comes_too_late_for_what_has_changed(rig: Rig) -> None:
-    """What an audit found may be over by the time; then a repair does nothing."""
+    """If the damage is gone when the repair runs, it does nothing."""
     fill(rig)
     before = rig.dump()
     stale = [

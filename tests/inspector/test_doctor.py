@@ -1,4 +1,5 @@
-"""What the doctor says of a store: of each fitness, of real stores, and of those that are shy."""
+"""Findings of the doctor: for each state of a store, for real stores, and for those that deny
+access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of failed tasks: what has the same error is in one group, whatever the text says."""
+"""Groups of failed tasks: tasks with the same error share a group, whatever the error's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of actions: who did what, when, to how many."""
+"""The log of operators' actions."""
 
 from __future__ import annotations
 

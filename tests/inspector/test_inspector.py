@@ -1,4 +1,4 @@
-"""The inspector on a queue that is filled by hand: what it shows, and what it changes."""
+"""The inspector on a queue that tests fill by hand."""
 
 from __future__ import annotations
 
@@ -606,7 +606,7 @@ def test_what_dies_again_is_not_run_twice(store: Store, prefix: str) -> None:
 
 
 def test_what_waits_is_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
-    """What fails again meanwhile is left alone, or it would go round for ever."""
+    """Tasks that fail again meanwhile are skipped, or the steps would never end."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
@@ -636,7 +636,7 @@ def test_what_waits_is_run_by_a_filter_in_steps(store: Store, prefix: str) -> No
 
 @pytest.mark.faults(76)
 def test_who_is_faster_is_counted(store: Store, prefix: str) -> None:
-    """Between the look and the change of a step somebody else deletes a task."""
+    """Another operator deletes a task between the read and the change of a step."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks("a", "b", "c"))

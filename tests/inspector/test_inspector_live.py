@@ -1,4 +1,4 @@
-"""The inspector beside servers that run: what it shows of them, and what they do when told."""
+"""The inspector beside running servers: what it shows of them, and how they obey orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The inspector beside a million tasks: each call makes a few short scripts, and others go on."""
+"""The inspector on a million tasks: each call runs a few short scripts, and other work
+continues."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ async def test_each_call_makes_few_scripts_however_much_there_is(store: Store, p
 @pytest.mark.faults(29, 30)
 @pytest.mark.timeout(900)
 def test_with_a_million_pending_and_100_000_dead(prefix: str) -> None:
-    """No call takes long, no script over 10 ms; and nobody waits for a purge of the million."""
+    """No call is slow, no script takes over 10 ms, and a purge of the million delays no other
+    call."""
 
     async def look(store: Store) -> dict[str, float]:
         took = {}

@@ -1,4 +1,4 @@
-"""Lists of several queues, and what is said before work on many tasks."""
+"""Lists of several queues, and the preview of changes of many tasks."""
 
 from __future__ import annotations
 
