@@ -361,8 +361,8 @@ def test_each_script_is_run_in_some_role() -> None:
     ours = {*acl.scripts_of("server"), *acl.scripts_of("reader")}
     assert set(acl.scripts()) - ours == {
         "delete", "delete_queue", "edit", "forget_schedule", "pause", "pause_schedule",
-        "pause_type", "purge", "record_event", "recount_bytes", "repair", "run", "set_weight",
-        "unregister",
+        "pause_type", "purge", "record_event", "recount_bytes", "repair", "run",
+        "set_latency_target", "set_weight", "unregister",
     }  # fmt: skip
     assert set(acl.scripts_of("admin")) == set(acl.scripts()) == set(calls())
     reads = VIEWS

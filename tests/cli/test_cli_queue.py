@@ -99,6 +99,11 @@ def test_bounds_are_set_shown_and_reset(live: Live) -> None:
     assert found["bounds"]["operator"]["bounds"] == {
         "max_tasks": 2, "max_bytes": None, "when_full": "drop_oldest",
     }  # fmt: skip
+    target = live.ok("queue", "set", "default", "--latency-target", "30s").out
+    assert target == "default: latency target 30 s\n"
+    assert live.ok("queue", "show", "default", "--json").json["latency_target"] == 30
+    none = live.ok("queue", "set", "default", "--latency-target", "none").out
+    assert none == "default: no latency target\n"
     assert "give --max-tasks" in live.refused("queue", "set", "default", code=2)
     wrong = live.run("queue", "set", "default", "--max-tasks", "many")
     assert (wrong.code, "is not a number of tasks" in wrong.err) == (2, True)

@@ -13,7 +13,7 @@ from qsync.state import TaskState
 from qsync.web import create_app
 from qsync.web.forecast import Steps, forecast, problems_of
 from qsync.web.sampler import Figures
-from tests.support.dashboard import TRACE, visiting
+from tests.support.dashboard import SAME, TRACE, visiting
 from tests.support.inspector_driver import bed
 from tests.support.stores import Store
 
@@ -103,3 +103,39 @@ async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str)
             assert "4 tasks died in the last 5 min." in text
             assert 'href="/errors">Open' in text
             assert "Nothing needs attention." not in text
+
+
+async def test_latency_target_and_what_floods_a_queue_are_shown(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        flood = [Task("mail", id=f"m{n}", fairness_key="big one") for n in range(600)]
+        await made.enqueue(*flood, Task("sms", id="s", fairness_key="small"), queue="mail")
+        await made.enqueue(Task("t"))
+        await made.serve("w", queues=("mail",), types=["mail"])
+        app = create_app(made.inspector, auth="host", read_only=False)
+        async with app, visiting(app) as client:
+
+            async def say(target: str) -> str:
+                form = {"queue": "mail", "target": target}
+                done = await client.post("/queue/target", data=form, headers=SAME)
+                return (await client.get(done.headers["location"])).text
+
+            assert "Latency target saved." in await say("3600")
+            page = (await client.get("/queue?queue=mail")).text
+            assert "target 1 h" in page
+            assert "sample of 500" in page
+            assert "q=type%3Amail+queue%3Amail+state%3Apending" in page
+            assert ">100%<" in page
+            assert ">h-1</a>" in page
+            assert "the target is" not in (await client.get("/")).text
+            await say("0.001")
+            assert "target missed:" in (await client.get("/queues")).text
+            assert "the oldest pending task has waited" in (await client.get("/")).text
+            assert "is not a number of seconds" in await say("soon")
+            assert "is not a number of seconds" in await say("-1")
+            await say("")
+            assert "target missed" not in (await client.get("/queues")).text
+        composition = await made.inspector.composition("mail")
+        assert (composition.pending, composition.sampled) == (601, 500)
+        assert composition.types == {"mail": 499, "sms": 1}
+        assert (await made.inspector.composition("none")).sampled == 0
+        assert (await made.inspector.set_latency_target("none", 5)).outcome == "not_found"

@@ -66,6 +66,13 @@ def set_weight(keys: QueueKeys, key: str, weight: float | None) -> Call[bool]:
     return Call(script, keys.names(script.keys), args, bool)
 
 
+def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
+    """Set how long pending tasks should wait; None removes it. Return whether this changed it."""
+    script = load("set_latency_target")
+    args = ("", "", "" if target_us is None else target_us)
+    return Call(script, keys.names(script.keys), args, bool)
+
+
 def weights(
     keys: QueueKeys, *, cursor: str = "0", count: int = 1000
 ) -> Call[tuple[str, dict[str, float]]]:

@@ -99,6 +99,7 @@ class QueueSnapshot:
     since_us: int | None
     stats: dict[str, int]
     bounds: QueueBounds
+    latency_target_us: int | None
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
@@ -110,7 +111,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     now = now_argument(now_us)
 
     def decode(reply: Any) -> QueueSnapshot:
-        at, sizes, size, note, paused_at, first, stats, cancelled, since, bounds = reply
+        at, sizes, size, note, paused_at, first, stats, cancelled, since, bounds, target = reply
         stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
         return QueueSnapshot(
             now_us=int(at),
@@ -122,6 +123,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
             since_us=int(since) if since else None,
             stats=counters_of(stats),
             bounds=bounds_in(stored, bounds),
+            latency_target_us=None if target < 0 else target,
         )
 
     return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)

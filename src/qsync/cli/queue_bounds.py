@@ -9,16 +9,20 @@ import typer
 
 from qsync.bounds import Bounds, QueueBounds, WhenFull
 from qsync.cli.command import exit_with
-from qsync.cli.options import By, Json, QueueName, StoreOptions
+from qsync.cli.options import By, Json, QueueName, StoreOptions, duration_of
 from qsync.cli.output import print_json, print_line
 from qsync.cli.problems import print_service
 from qsync.cli.prompts import current_user
 from qsync.cli.queue import queue as queue
 from qsync.cli.queue_tables import print_queues
-from qsync.cli.store import exit_unknown_queue, open_store
+from qsync.cli.store import StoreSession, exit_unknown_queue, open_store
 from qsync.errors import InvalidTask
-from qsync.formatting import relative
+from qsync.formatting import duration, relative
+from qsync.inspector import Composition
 from qsync.worker.child_limits import size_of
+
+TOP = 5
+"""Number of types that are printed."""
 
 NONE = "none"
 """Value of an option that takes a bound away."""
@@ -70,6 +74,21 @@ Full = Annotated[
 ]  # fmt: skip
 
 
+def target_of(text: str) -> float:
+    """Return the seconds of a latency target; 0 for `none`."""
+    return 0.0 if text == NONE else duration_of(text)
+
+
+Target = Annotated[
+    float | None,
+    typer.Option(
+        "--latency-target", parser=target_of, metavar="DURATION", show_default=False,
+        help="How long the oldest pending task should wait at most, e.g. 30s; none: remove the "
+        "target. The dashboard shows a queue that misses it.  [default: as now]",
+    ),
+]  # fmt: skip
+
+
 @queue.command()
 def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
     """Show a queue: its tasks by state, its bounds, and how full it is."""
@@ -80,9 +99,11 @@ def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None
         if as_json:
             print_json(info)
             return
+        composition = session.run(session.inspector.composition(name))
         print_queues([info])
         _print_bounds(info.bounds)
         print_service(name, session.run(session.inspector.fleet()))
+        _print_composition(composition)
 
 
 @queue.command("set")
@@ -92,20 +113,26 @@ def set_bounds(
     max_tasks: MaxTasks = None,
     max_bytes: MaxBytes = None,
     when_full: Full = None,
+    latency_target: Target = None,
     by: By = None,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set bounds of a queue, which stand above those of the program until `reset`.
+    """Set bounds of a queue, which stand above those of the program until `reset`, or its target.
 
-    For example: qsync queue set mail --max-tasks 100000 --max-bytes 1GiB
+    For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 
     Options that are left out keep their values. A queue that is over a new bound loses no tasks.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:
-        if max_tasks is None and max_bytes is None and when_full is None:
-            raise InvalidTask("give --max-tasks, --max-bytes or --when-full")
+        with_bounds = max_tasks is not None or max_bytes is not None or when_full is not None
+        if not with_bounds and latency_target is None:
+            raise InvalidTask("give --max-tasks, --max-bytes, --when-full or --latency-target")
+        if latency_target is not None:
+            _set_target(session, name, latency_target, author, is_last=not with_bounds)
+        if not with_bounds:
+            return
         now = session.run(session.inspector.bounds(name)).in_force
         wanted = Bounds(
             max_tasks=now.max_tasks if max_tasks is None else max_tasks or None,
@@ -118,6 +145,16 @@ def set_bounds(
         if not change.ok:
             session.run(exit_unknown_queue(session.inspector, name))
         _report(name, session.run(session.inspector.bounds(name)), as_json)
+
+
+def _set_target(session: StoreSession, name: str, target: float, by: str, *, is_last: bool) -> None:
+    """Set or remove the latency target; print it if nothing else is set."""
+    change = session.run(session.inspector.set_latency_target(name, target or None, by=by))
+    if not change.ok:
+        session.run(exit_unknown_queue(session.inspector, name))
+    if is_last:
+        text = f"latency target {duration(target)}" if target else "no latency target"
+        print_line(f"{name}: {text}")
 
 
 @queue.command()
@@ -135,6 +172,16 @@ def _report(name: str, bounds: QueueBounds, as_json: bool) -> None:
         print_json({"queue": name, "bounds": bounds, "in_force": bounds.in_force})
     else:
         print_line(f"{name}: {bounds.in_force}")
+
+
+def _print_composition(composition: Composition) -> None:
+    """Print of which types the pending tasks are."""
+    most = list(composition.types.items())[:TOP]
+    if most:
+        parts = [f"{name} {number:,}" for name, number in most]
+        left = len(composition.types) - TOP
+        more = f", {left:,} more" if left > 0 else ""
+        print_line(f"types of {composition.sampled:,} pending: {', '.join(parts)}{more}")
 
 
 def _print_bounds(bounds: QueueBounds) -> None:

@@ -65,6 +65,9 @@ def print_queues(queues: Sequence[QueueInfo], *, whole: bool = False) -> None:
     for queue in queues:
         if queue.paused is not None:
             print_line(f"{queue.name} is {pause_note(queue.paused)}", "yellow")
+        if queue.is_late and queue.latency_target is not None:
+            target = duration(queue.latency_target)
+            print_line(f"{queue.name} misses its latency target of {target}", "yellow")
         if queue.bounds.note:
             print_line(f"{queue.name} is {queue.bounds.note}", "yellow")
 

@@ -14,6 +14,7 @@ from typing import Self
 from qsync.broker.aio import AsyncBroker
 from qsync.inspector.backlog import KeyShares, _BacklogMixin
 from qsync.inspector.bounds import _BoundsMixin
+from qsync.inspector.composition import Composition, _CompositionMixin
 from qsync.inspector.edits import _EditsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.event_values import OperatorEvent
@@ -65,6 +66,7 @@ from qsync.inspector.values import (
 __all__ = [
     "Attempt",
     "Change",
+    "Composition",
     "Day",
     "Edit",
     "ErrorGroup",
@@ -122,6 +124,7 @@ class Inspector(
     _BoundsMixin,
     _BacklogMixin,
     _FleetMixin,
+    _CompositionMixin,
     _TypesMixin,
     _ExplainMixin,
     _EventsMixin,

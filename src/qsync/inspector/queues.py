@@ -115,6 +115,9 @@ class _QueuesMixin(_LiveServersMixin):
             days=_days(shown.stats, today, days),
             rate=self._note_rate(name, counters["completed"] + counters["failed"]),
             bounds=shown.bounds,
+            latency_target=(
+                None if shown.latency_target_us is None else shown.latency_target_us / 1_000_000
+            ),
         )
 
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:

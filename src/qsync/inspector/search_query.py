@@ -66,6 +66,12 @@ class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(term.text for at, term in enumerate(self.terms) if at != index)
 
 
+def term_of(key: str, value: str) -> str:
+    """Return the term that finds this value; in quotation marks if it has spaces."""
+    text = value.replace('"', "?")
+    return f'{key}:"{text}"' if any(char.isspace() for char in text) else f"{key}:{text}"
+
+
 def duration_in(text: str) -> float | None:
     """Return the seconds of `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m`; None if invalid."""
     parts = _PART.findall(text)

@@ -40,6 +40,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     days      one entry per requested day, latest first; days without activity are left out
     rate      attempts ended per second since this inspector's earlier reading; None at first
     bounds    bounds of the program and of an operator, and how full the queue is
+    latency_target   how long the oldest pending task should wait at most, in seconds
     """
 
     name: str
@@ -52,6 +53,12 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     days: list[Day]
     rate: float | None
     bounds: QueueBounds = QueueBounds()
+    latency_target: float | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the oldest pending task waits longer than the latency target."""
+        return self.latency_target is not None and self.latency > self.latency_target
 
     @property
     def total(self) -> int:

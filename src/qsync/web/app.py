@@ -91,6 +91,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/queue/delete": queues.delete,
     "/limit/set": limits.set_rule,
     "/limit/reset": limits.reset,
+    "/queue/target": queues.set_target,
     "/queue/bounds": queue_bounds.set_bounds,
     "/queue/bounds/reset": queue_bounds.reset,
     "/queue/weight": queue_bounds.set_weight,

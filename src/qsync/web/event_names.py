@@ -21,6 +21,7 @@ NAMES: Final = {
     "type.resume": marked("Type resumed"),
     "bounds.set": marked("Bounds set"),
     "bounds.reset": marked("Bounds reset"),
+    "target.set": marked("Latency target set"),
     "weight.set": marked("Weight set"),
     "weight.reset": marked("Weight reset"),
     "limit.set": marked("Limit set"),

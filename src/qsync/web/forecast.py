@@ -77,6 +77,12 @@ def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
             crashed, window=window,
         )  # fmt: skip
         found.append(Problem(info.name, text, "/errors") if died else _on_queue(info, text))
+    if info.is_late and info.latency_target is not None:
+        text = _(
+            "the oldest pending task has waited %(latency)s; the target is %(target)s.",
+            latency=coarse(info.latency), target=coarse(info.latency_target),
+        )  # fmt: skip
+        found.append(_on_queue(info, text))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.inspector.queues import PURGED, purged_with
+from qsync.inspector.search_query import term_of
 from qsync.state import TaskState
 from qsync.web import bulk_actions
 from qsync.web.events import last_actions
@@ -23,6 +24,9 @@ from qsync.web.translation import _, ngettext
 
 WEIGHTS_SHOWN: Final = 100
 KEYS_SHOWN: Final = 10
+
+SHARES: Final = 10
+"""Number of types and servers that the page of a queue shows."""
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -45,14 +49,16 @@ async def show(site: Site, request: Request) -> Response:
             request, "error", status=404, title=_("Queue “%(queue)s” does not exist", queue=name),
             text=_("A queue appears with its first task and disappears when deleted."),
         )  # fmt: skip
-    weights, shares, fleet = await asyncio.gather(
-        site.inspector.weights(name), site.inspector.key_shares(name), site.inspector.fleet()
-    )
+    weights, shares, fleet, inside = await asyncio.gather(
+        site.inspector.weights(name), site.inspector.key_shares(name), site.inspector.fleet(),
+        site.inspector.composition(name),
+    )  # fmt: skip
     servers = fleet.of_queue(name)
     charts = minute_charts(site.sampler, name)
     has_data = any(line.path for chart in charts for line in chart.lines)
     return site.page(
         request, "queue", info=info, charts=charts, has_data=has_data, days=day_charts(info.days),
+        inside=inside, most=SHARES, term=term_of,
         actions=await last_actions(site, name),
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],
         minutes=site.sampler.minutes,
@@ -64,6 +70,22 @@ async def show(site: Site, request: Request) -> Response:
         weights=dict(islice(weights.items(), WEIGHTS_SHOWN)),
         weights_left=max(0, len(weights) - WEIGHTS_SHOWN),
     )  # fmt: skip
+
+
+async def set_target(site: Site, request: Request) -> Response:
+    """Set or remove the latency target of a queue."""
+    form = await site.form(request)
+    name, text = form.text("queue"), form.text("target").strip()
+    try:
+        target = float(text) if text else None
+        change = await site.acting(request).set_latency_target(name, target or None)
+    except ValueError:  # also InvalidTask
+        told = _("Latency target “%(text)s” is not a number of seconds.", text=text[:40])
+        return site.go(request, "/queue", told, good=False, queue=name)
+    told = _("Latency target saved.")
+    if not change.ok:
+        told = _("Queue “%(queue)s” does not exist", queue=name)
+    return site.go(request, "/queue", told, good=change.ok, queue=name)
 
 
 def search_for(queue: str, key: str) -> str:

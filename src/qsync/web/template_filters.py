@@ -86,6 +86,12 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "ngettext": ngettext,
 }
 
+
+def plain_number(value: float | None) -> str:
+    """Return a number as a form takes it; empty for None."""
+    return "" if value is None else f"{value:g}"
+
+
 FILTERS: Final[dict[str, Callable[..., str]]] = {
     "coarse": translation.coarse,
     "count": translation.count,
@@ -100,6 +106,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "action_name": action_name,
     "state_name": state_name,
     "short_server": short_server,
+    "plain_number": plain_number,
     "state_title": state_title,
     "event_detail": event_detail,
     "event_name": names.event_name,

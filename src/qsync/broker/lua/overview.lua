@@ -36,7 +36,8 @@
 --   (truncated when long), length of the message and failure record; the counters, name and value
 --   in turn; the number of completed tasks that were cancelled; the earliest stored time, us, at
 --   which a pending task became runnable, empty when none is stored; the bounds of the program and
---   of an operator, and the size of all messages, -1 when the queue does not record it
+--   of an operator, and the size of all messages, -1 when the queue does not record it; the
+--   latency target, us, -1 without one
 -- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
 check_schema()
 local now = clock(ARGV.now)
@@ -91,9 +92,10 @@ for i = 3, #ARGV do
     end
   end
 end
-local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes')
+local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
+  'latency_target')
 return {
   to_text(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters,
   count_cancelled(), earliest < math.huge and to_text(earliest) or '',
-  { paused[3] or '', paused[4] or '', parse_int(paused[5], -1) },
+  { paused[3] or '', paused[4] or '', parse_int(paused[5], -1) }, parse_int(paused[6], -1),
 }

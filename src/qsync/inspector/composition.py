@@ -1,0 +1,69 @@
+"""What the pending tasks of a queue are, by a bounded sample, and how long they should wait."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from qsync.broker import bounds_ops, views
+from qsync.broker.event_ops import recorded
+from qsync.formatting import duration
+from qsync.inspector.live_servers import _LiveServersMixin
+from qsync.inspector.task_rows import decode_row
+from qsync.inspector.values import Change
+from qsync.state import TaskState
+from qsync.times import Duration, duration_us
+
+SAMPLE: int = 250
+"""Number of tasks that are read at each end of the pending tasks."""
+
+
+class Composition(msgspec.Struct, frozen=True, kw_only=True):
+    """The pending tasks of a queue by type, the most frequent first; KeyShares has their keys.
+
+    pending  number of pending tasks
+    sampled  number of tasks that were counted: the first and the last 250 at most
+    types    number of sampled tasks by type
+    """
+
+    pending: int
+    sampled: int
+    types: dict[str, int]
+
+
+class _CompositionMixin(_LiveServersMixin):
+    """Operations on what a queue holds, and on its latency target."""
+
+    async def composition(self, queue: str) -> Composition:
+        """Return what the pending tasks of a queue are, from a sample of up to 500 of them."""
+        keys, state = self._keys(queue), TaskState.PENDING
+        first, last = await self._run_all(
+            [
+                views.list_tasks(keys, state, count=SAMPLE),
+                views.list_tasks(keys, state, count=SAMPLE, backwards=True),
+            ]
+        )
+        tasks = {row.id: decode_row(row) for row in (*first.rows, *last.rows)}
+        types = Counter(task.message.type for task in tasks.values() if task.message)
+        return Composition(
+            pending=first.total,
+            sampled=len(tasks),
+            types=dict(types.most_common()),
+        )
+
+    async def set_latency_target(
+        self, queue: str, target: Duration | None, *, by: str = ""
+    ) -> Change:
+        """Set how long the oldest pending task should wait at most; None removes the target.
+
+        The overview and lists of queues show a queue that misses it. `not_found` without the queue.
+        """
+        target_us = None if target is None else duration_us("latency target", target)
+        if not await self._is_queue(queue):
+            return Change(outcome="not_found")
+        call = bounds_ops.set_latency_target(self._keys(queue), target_us)
+        detail = "" if target_us is None else duration(target_us / 1_000_000)
+        event = self._actor.event("target.set", detail=detail, by=by)
+        await self._broker.run(recorded(call, event))
+        return Change(outcome="done")
