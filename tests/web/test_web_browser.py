@@ -55,10 +55,6 @@ def until(system: Live, id: str, state: str, queue: str = "default") -> None:
     wait_until(lambda: state_of(system, id, queue) == state, 20, message=f"{id} is not {state}")
 
 
-def has_no_sideways_scroll(page: Any) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
-
-
 def test_a_dead_task_is_found_by_its_error_read_and_run_again_in_five_clicks(
     system: Live, visit: Callable[..., Visit]
 ) -> None:
@@ -349,38 +345,6 @@ def test_search_goes_on_by_itself_and_changes_all_that_match(
     web.says("3 tasks cancelled.")
     web.click("Remove args.n:*999", "link")
     web.says("Matches on this page: 50.")
-
-
-@pytest.mark.parametrize("width", [320, 400])
-def test_nothing_is_wider_than_a_phone(
-    system: Live, visit: Callable[..., Visit], width: int
-) -> None:
-    system.serve()
-    long = "x" * 128
-    system.enqueue(Task(long + long, {"k" * 300: "v" * 300}, id=long, delay=60,
-                        headers={"h" * 200: "w" * 200}))  # fmt: skip
-    system.enqueue(Task("order", id="d", retry=0), Task("long", id="a"))
-    system.enqueue(Task("order", id=long, queue="q" * 128))
-    until(system, "d", "dead")
-    until(system, "a", "active")
-    system.inspect(lambda i: i.pause("default", by="b" * 200, why="w" * 300))
-    server = system.inspect(lambda i: i.servers())[0].id
-    error = system.inspect(lambda i: i.errors("default", "dead")).groups[0].id
-    system.inspect(lambda i: i.put_schedule("nightly", Task("order"), cron="0 3 * * *"))
-    paths = ("/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=scheduled",
-             "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
-             f"/task?id={long}", f"/edit?id={long}", "/task?id=a", "/servers",
-             f"/server?id={server}", "/schedules", "/schedule", "/limits", "/errors", "/events",
-             f"/error?id={error}", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
-             f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}",
-             f"/queue?queue={'q' * 128}")  # fmt: skip
-    for language in ("en", "ru") if width == 320 else ("ru",):
-        shape = {"width": width, "height": 800}
-        web = visit(context={"viewport": shape, "locale": language})
-        for path in paths:
-            web.go(path)
-            assert web.page.evaluate("document.documentElement.lang") == language
-            assert has_no_sideways_scroll(web.page), (path, language)
 
 
 def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> None:
