@@ -22,6 +22,7 @@ from qsync.message import (
     StoredOptions,
     decode_message,
 )
+from qsync.phrase import phrase
 from qsync.task import PAYLOAD_LIMIT, Arguments, Task, TaskInfo, has_options, options_of
 
 
@@ -147,7 +148,12 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
     if type(payload) is not bytes:
         payload = bytes(payload) if isinstance(payload, _BYTES) else _encode(payload, task.type)
     if len(payload) > limit:
-        raise InvalidTask(f"payload: {len(payload)} bytes are over the limit of {limit}")
+        raise InvalidTask(
+            phrase(
+                "payload: %(size)s bytes are over the limit of %(limit)s",
+                size=str(len(payload)), limit=str(limit),
+            )
+        )  # fmt: skip
     return payload
 
 

@@ -32,6 +32,7 @@ from qsync.enqueueing import validated
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
 from qsync.new_task import new_nonce
+from qsync.phrase import phrase
 from qsync.schedule import Missed, Periodic, check_schedule_name, schedule_of
 from qsync.task import Task
 
@@ -82,7 +83,12 @@ class _AnySchedules:
         ]
         next_us = next_tick(given, now_us)
         if next_us == NEVER_US:
-            raise InvalidTask(f"schedule {name!r}: {given} is never due again")
+            raise InvalidTask(
+                phrase(
+                    "schedule %(name)s: %(schedule)s is never due again",
+                    name=repr(name), schedule=str(given),
+                )
+            )  # fmt: skip
         number = int.from_bytes(new_nonce()[:6], "big")
         announce = schedule_ops.announce_schedules(self._globals, queue, number)
         others = [self._keys(other) for other in queues if other != queue]
@@ -331,7 +337,11 @@ def _shown(row: StoredRow, queue: str) -> StoredSchedule:
 def _of_program(name: str, queue: str, content: Content, published: bytes) -> InvalidTask:
     theirs = read_record(published)
     return InvalidTask(
-        f"name={name!r}: a program has a periodic task of this name for queue {queue!r} "
-        f"({theirs.text}, task {theirs.type!r}), so {content.schedule}, task "
-        f"{content.details().type!r}, cannot be stored under it; give another name"
-    )
+        phrase(
+            "name=%(name)s: a program has a periodic task of this name for queue %(queue)s "
+            "(%(theirs)s, task %(their_type)s), so %(schedule)s, task %(type)s, cannot be stored "
+            "under it; give another name",
+            name=repr(name), queue=repr(queue), theirs=theirs.text, their_type=repr(theirs.type),
+            schedule=str(content.schedule), type=repr(content.details().type),
+        )
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from qsync import codec, schedule
 from qsync.errors import InvalidTask
 from qsync.message import ENVELOPE_HEAD, Message, decode_message
 from qsync.new_task import NewTask, flow_of
+from qsync.phrase import phrase
 from qsync.schedule import Cron, Every, Missed
 from qsync.times import from_us
 
@@ -134,7 +135,12 @@ def encode_record(given: Cron | Every, missed: Missed, message: bytes) -> bytes:
     if rest.endswith(DEFAULTS):
         head, rest = head | 4, rest[: -len(DEFAULTS)]
     if len(when) > LONGEST:
-        raise InvalidTask(f"cron={text!r:.80}: {len(when)} characters are over {LONGEST}")
+        raise InvalidTask(
+            phrase(
+                "cron=%(value)s: %(number)s characters are over %(most)s",
+                value=f"{text!r:.80}", number=str(len(when)), most=str(LONGEST),
+            )
+        )  # fmt: skip
     return struct.pack(">BH", head, len(when)) + when + rest
 
 

@@ -229,12 +229,21 @@ def stored_in(state: TaskState) -> TaskState:
     return TaskState.COMPLETED if state is TaskState.CANCELLED else state
 
 
+_REFUSALS: Final = {
+    "retried": phrase("state: %(state)s tasks cannot be retried; use %(states)s"),
+    "deleted": phrase("state: %(state)s tasks cannot be deleted; use %(states)s"),
+    "cancelled": phrase("state: %(state)s tasks cannot be cancelled; use %(states)s"),
+    "grouped by error": phrase("state: %(state)s tasks cannot be grouped by error; use %(states)s"),
+}
+
+
 def _one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
     """Return the state; raise InvalidTask if its tasks cannot be changed in this way."""
     known = check_state(state)
     if known not in states:
-        others = f"{', '.join(states[:-1])} or {states[-1]}"
-        raise InvalidTask(f"state: {known} tasks cannot be {verb}; use {others}")
+        others = phrase("%(some)s or %(last)s", some=", ".join(states[:-1]), last=str(states[-1]))
+        template = _REFUSALS[verb].template
+        raise InvalidTask(phrase(template, state=str(known), states=others))
     return known
 
 

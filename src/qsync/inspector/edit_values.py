@@ -77,7 +77,7 @@ def encoded_payload(payload: Any) -> tuple[bytes, bool]:
         try:
             data, is_value = codec.encode_value(payload), True
         except codec.CodecError as error:
-            raise InvalidTask(f"payload: {error}") from None
+            raise InvalidTask(phrase("payload: %(error)s", error=str(error))) from None
     if len(data) > PAYLOAD_LIMIT:
         told = phrase(
             "The payload has %(size)s bytes; %(limit)s are allowed.",

@@ -11,6 +11,7 @@ from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.event_values import ACTIONS, OperatorEvent, operator_event
 from qsync.keys import did_you_mean, shorten
+from qsync.phrase import phrase
 from qsync.times import datetime_us
 
 READ_PER_QUEUE: Final = 100
@@ -74,9 +75,12 @@ def _check_action(action: str | None) -> str | None:
     if action is None or action in known:
         return action
     raise InvalidTask(
-        f"action: {shorten(action)} is not recorded{did_you_mean(action, known)}; there are "
-        f"{', '.join(ACTIONS)}, and kinds such as 'queue'"
-    )
+        phrase(
+            "action: %(value)s is not recorded%(hint)s; there are %(actions)s, and kinds such as "
+            "'queue'",
+            value=shorten(action), hint=did_you_mean(action, known), actions=", ".join(ACTIONS),
+        )
+    )  # fmt: skip
 
 
 def _matches(

@@ -9,13 +9,12 @@ import msgspec
 
 from qsync.broker import views
 from qsync.errors import InvalidTask
-from qsync.inspector.base import cursor_at
+from qsync.inspector.base import cursor_at, no_cursor
 from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, _BulkMixin
 from qsync.inspector.search_query import SearchQuery
 from qsync.inspector.task_rows import fits
 from qsync.inspector.tasks import FIND_PAGES, SCAN, SCANS
 from qsync.inspector.values import Step, TaskRow
-from qsync.keys import shorten
 from qsync.phrase import phrase
 from qsync.state import TaskState
 
@@ -219,7 +218,7 @@ def _resume(targets: list[_Target], cursor: str | None) -> list[tuple[_Target, s
     state, _, rest = cursor.partition("/")
     queue, slash, inner = rest.partition("/")
     if not slash or state not in ORDER:
-        raise InvalidTask(f"cursor: {shorten(cursor)} is not a cursor of an earlier page")
+        raise InvalidTask(no_cursor(cursor))
     place = ORDER.index(TaskState(state)), queue
     left: list[tuple[_Target, str]] = []
     for target in targets:

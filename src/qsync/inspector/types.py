@@ -27,6 +27,7 @@ from qsync.inspector.type_values import (
 )
 from qsync.inspector.values import Change, Pause
 from qsync.keys import shorten
+from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.task import check_type
 from qsync.times import from_us
@@ -181,9 +182,12 @@ class _TypesMixin(Base):
         event = self._actor.event("type.pause", type, why, by=by)
         if await self._broker.run(recorded(call, event)) is None:
             raise InvalidTask(
-                f"type: {type!r} is one too many: {type_ops.PAUSED_MOST} types of {queue} are "
-                "paused; resume one, or pause the queue"
-            )
+                phrase(
+                    "type: %(type)s is one too many: %(number)s types of %(queue)s are paused; "
+                    "resume one, or pause the queue",
+                    type=repr(type), number=type_ops.PAUSED_MOST, queue=queue,
+                )
+            )  # fmt: skip
         return Change(outcome="done")
 
     async def resume_type(self, type: str, *, queue: str = "default") -> Change:
@@ -204,4 +208,9 @@ def paused_type(paused: type_ops.PausedType) -> PausedType:
 
 def _check_period(period: str, known: Sequence[str]) -> None:
     if period not in known:
-        raise InvalidTask(f"period: {shorten(period)} is not one of {', '.join(known)}")
+        raise InvalidTask(
+            phrase(
+                "period: %(value)s is not one of %(known)s",
+                value=shorten(period), known=", ".join(known),
+            )
+        )  # fmt: skip
