@@ -1,4 +1,4 @@
-"""Limits as operators see them: in lists, in explanations, and how they change a rule."""
+"""Limits for operators: lists, explanations, and changes of rules."""
 
 from __future__ import annotations
 

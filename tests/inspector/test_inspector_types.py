@@ -1,4 +1,4 @@
-"""Paused types as operators see them: lists, explanations, doctor and audit."""
+"""Paused types in lists, explanations, the doctor and the audit."""
 
 from __future__ import annotations
 

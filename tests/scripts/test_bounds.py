@@ -1,4 +1,4 @@
-"""Bounded queues: what an enqueue refuses or drops, and that the bytes of messages stay exact."""
+"""Bounded queues: refused and dropped tasks, and the exact count of message bytes."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_repair_counts_the_bytes_again(rig: Rig) -> None:
 
 
 def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
-    """Do one thing of all that can happen to a queue."""
+    """Do one random action on a queue."""
     names = [f"t{chance.randrange(40)}" for _ in range(chance.randrange(1, 8))]
     one = [held.pop(chance.randrange(len(held)))] if held else []
     match chance.randrange(13):

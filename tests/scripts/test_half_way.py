@@ -171,7 +171,7 @@ BESIDE = {
     "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
     "events",
 }  # fmt: skip
-"""Keys that decide nothing about a task: what is written to them may be missing."""
+"""Keys without influence on tasks: writes to them may be missing."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -194,7 +194,7 @@ def shape(dump: Dump) -> dict[str, set[Any]]:
 
 
 def lacking(rig: Rig, command: str) -> Broker:
-    """The store as a user who may do everything but this."""
+    """The store as a user who may do everything but these commands."""
     rules = ["reset", "on", ">secret", "~*", "&*", "+@all", f"-{command.lower()}"]
     rig.client.execute_command("ACL", "SETUSER", "lacking", *rules)
     return Broker(redis_clients.parse(f"unix://lacking:secret@{rig.socket}"))

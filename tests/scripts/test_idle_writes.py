@@ -1,4 +1,4 @@
-"""What an idle queue costs: nothing is written for it, and a late copy of a fetch does no harm."""
+"""The cost of an idle queue: no writes; and a late copy of a fetch does no harm."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Queue:
         return int(info["aof_current_size"])
 
     def hour(self, servers: int = 10) -> int:
-        """An hour in which so many servers look twice a minute; what was written in it."""
+        """Simulate an hour of idle servers that check twice a minute; return the bytes written."""
         for server in range(servers):
             self.fetch(f"s{server}")
         before = self.written()
@@ -113,7 +113,7 @@ def test_paused_queue_costs_no_writes_for_what_waits(queue: Queue) -> None:
 @pytest.mark.faults(99)
 @pytest.mark.parametrize("queues", [1, 3])
 def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> None:
-    """They announce themselves all the time, which is of no use after a restart of the store."""
+    """Server records are not written to the AOF, since servers announce themselves all the time."""
     names = [f"q{at}" for at in range(queues)]
 
     def announced() -> list[float]:

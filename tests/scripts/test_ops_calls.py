@@ -1,4 +1,4 @@
-"""An enqueue that is made again, since its reply was lost, is answered as at first."""
+"""An enqueue that is repeated after a lost reply gets the first answer again."""
 
 from __future__ import annotations
 

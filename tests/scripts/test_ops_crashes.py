@@ -1,4 +1,4 @@
-"""Leases that lapse: whose tasks come back, in which order, and what is charged for it."""
+"""Expired leases: which tasks come back, in which order, and the crashes that are charged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
-    """One server takes all there is, marks it or not, and dies; another finds its leases lapsed."""
+    """A server leases all tasks, perhaps marks them, and dies; another server recovers them."""
     held = rig.lease(server=server)
     if mark:
         rig.mark_started(*held)

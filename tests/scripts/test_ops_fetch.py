@@ -1,4 +1,4 @@
-"""What a fetch does: it leases in order, once, and keeps the queue in order on the way."""
+"""A fetch leases tasks in order and once, and does the upkeep of the queue."""
 
 from __future__ import annotations
 

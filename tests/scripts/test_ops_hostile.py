@@ -1,4 +1,5 @@
-"""Whatever somebody wrote into a field: the scripts go on, and tasks beside it run as ever."""
+"""Whatever another program wrote into a field, the scripts continue and other tasks run as
+usual."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def work(rig: Rig) -> None:
 
 
 def settled(rig: Rig) -> None:
-    """After a while all that is left can be fetched and completed, and nothing stays behind."""
+    """After a while all remaining tasks can be fetched and completed, and nothing is left
+    behind."""
     for _ in range(5):
         rig.now += LAPSE
         rig.be_seen()

@@ -1,4 +1,4 @@
-"""Every operation keeps to the keys that it names: before a store that looks, and in a cluster."""
+"""Every operation uses only the keys that it declares, as a restricted store and a cluster show."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, na
 
 
 def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
-    """So that the test above is known to look, and that scripts are looked into."""
+    """Prove that the test above detects undeclared keys inside scripts."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
     less = [f"~{key}" for key in call.keys[1:]]
     with pytest.raises(redis.ResponseError):

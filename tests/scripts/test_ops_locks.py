@@ -1,4 +1,4 @@
-"""Unique locks: taken at enqueue, freed by every way in which a task can end, and by no other."""
+"""Unique locks: taken at enqueue, and freed only by the end of the task, in any way."""
 
 from __future__ import annotations
 

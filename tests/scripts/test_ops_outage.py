@@ -1,4 +1,4 @@
-"""Leases that lapsed while the store was away are spared for a while: their servers renew them."""
+"""After an outage, expired leases get a grace period, in which their servers renew them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def leased(rig: Rig) -> list[LeaseRef]:
 
 
 def fetch(rig: Rig, number: int, *, server: str = "t") -> op_values.FetchResult:
-    """As Rig.fetch, without anybody having been there before."""
+    """Fetch as `Rig.fetch` does, but without earlier signs of a server."""
     call = ops.fetch(
         rig.keys, server=server, number=number, wanted=5, policy=POLICY, now_us=rig.now
     )
@@ -79,7 +79,7 @@ def test_while_servers_are_there_nothing_is_spared(rig: Rig) -> None:
 
 
 def test_a_gap_that_no_lease_can_lapse_in_is_none(rig: Rig) -> None:
-    """Who renews every third of a lease loses none in half a lease without the store."""
+    """A server that renews every third of a lease loses no lease in an outage of half a lease."""
     leased(rig)
     rig.now += LEASE // 2
     assert fetch(rig, 1).ids == []

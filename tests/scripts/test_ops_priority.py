@@ -1,4 +1,4 @@
-"""Priorities: strict within a queue, fair within a priority, kept by all that moves a task."""
+"""Priorities: strict within a queue, fair within a priority, and kept by every transition."""
 
 from __future__ import annotations
 

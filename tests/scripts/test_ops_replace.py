@@ -205,7 +205,7 @@ def test_last_of_a_batch_counts(rig: Rig) -> None:
 
 
 def test_window_of_an_ended_holder_is_kept(rig: Rig) -> None:
-    """Its unique=seconds was promised by another call: the caller gets an error, no silence."""
+    """Another call holds the lock by unique=seconds, so the caller gets an error."""
     rig.enqueue("a", unique=400, unique_key="doc")
     rig.complete(*rig.lease())
     assert replace(rig, "b", "new") == ("duplicate", "a")

@@ -1,4 +1,4 @@
-"""When a waiting task is due can be changed; in any other state nothing changes."""
+"""The due time of a waiting task can be changed; in any other state nothing changes."""
 
 from __future__ import annotations
 

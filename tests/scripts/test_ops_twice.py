@@ -1,4 +1,4 @@
-"""A call may be run twice, and a call whose lease is gone changes nothing."""
+"""A call may run twice, and a call without its lease changes nothing."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_twice_is_as_once(rig: Rig, name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
-    """So that the tests beside this one do not hold for a script that does nothing."""
+    """Prove that each call changes something, so that the other tests mean something."""
     call = (SETTLE | HOLD)[name](rig, queue(rig))
     before = rig.dump()
     assert set(rig.run(call)) <= {"ok", "cancelled"}

@@ -1,4 +1,4 @@
-"""Paused types in the scripts: what the model check comes upon too rarely, said case by case."""
+"""Paused types in the scripts: cases that the model check meets too rarely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data whose layout another version of qsync has made: one clear error, and nothing is done."""
+"""Data with the layout of another qsync version cause one clear error and no change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OF_QUEUES = [
     for name, (call, _) in sorted(calls().items())
     if call.keys[0].startswith(QueueKeys("p", "q").base) and name != "permissions"
 ]
-"""Scripts of one queue's data; the others keep to what lies beside the queues."""
+"""Scripts on the data of a queue; the others use only keys outside of queues."""
 
 pytestmark = pytest.mark.faults(58)
 

@@ -1,4 +1,4 @@
-"""The scripts are what their headers say, and keep the rules that all scripts share."""
+"""Scripts match their headers, and follow the rules for all scripts."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def operand_after(tokens: list[str], at: int) -> list[str]:
 @pytest.mark.faults(54)
 @every_source
 def test_every_command_is_on_a_declared_key(source: Source) -> None:
-    """Keys come from KEYS or as parameters; none is built.
+    """Keys come from KEYS or as parameters; no script builds one.
 
     The channels that wake servers are, of the name of a key: so they are in its slot.
     """

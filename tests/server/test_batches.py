@@ -1,4 +1,4 @@
-"""Batch handlers: what is gathered, and how each task of a call keeps an outcome of its own."""
+"""Batch handlers: gathering tasks, and a separate outcome for each task of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cancelled task that is kept is not a completed one, wherever somebody looks."""
+"""A retained cancelled task never shows as a completed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where handlers run that are not coroutines: threads that may hang, and processes that may die."""
+"""Executors of `def` handlers: threads that may hang, and processes that may die."""
 
 from __future__ import annotations
 
@@ -260,7 +260,8 @@ def test_a_finished_call_is_not_kept_alive() -> None:
 
 
 def test_threads_are_quick() -> None:
-    """A floor far below what a quiet machine does, so that only a real loss of speed trips it."""
+    """A minimum far below the rate of an idle machine, so that only a real slowdown fails the
+    test."""
 
     async def main() -> float:
         pool = ThreadPool(10)

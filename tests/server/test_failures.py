@@ -1,4 +1,4 @@
-"""What the log and `on_error` say of attempts that fail: how much, and whether they are final."""
+"""Failed attempts in the log and in `on_error`: the detail, and whether they are final."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def about(caplog: pytest.LogCaptureFixture, type: str) -> list[logging.LogRecord
 def run(
     url: str, prefix: str, caplog: pytest.LogCaptureFixture, task: Task, **config: Any
 ) -> tuple[Told, list[logging.LogRecord]]:
-    """Run a task to its death, and say what was told of it."""
+    """Run a task until it is dead; return what the log and `on_error` got."""
     told = Told()
 
     async def main() -> None:
@@ -180,7 +180,7 @@ def test_failure_after_which_the_deadline_passes_is_final(
 def test_death_by_deadline_is_an_error(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task that its deadline keeps from starting is told of, too."""
+    """A task that its deadline keeps from starting is reported, too."""
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:

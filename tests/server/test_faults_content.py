@@ -1,4 +1,4 @@
-"""Whatever lies in a message, a result or an exception: one task at most is the worse for it."""
+"""Harmful contents of a message, a result or an exception affect at most one task."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
 
 @pytest.mark.faults(57)
 async def test_messages_of_other_versions(store: Store, prefix: str) -> None:
-    """A later minor version appends elements, an earlier one lacks some; a later major one waits
-    among the dead, as it is, for a server that knows it."""
+    """Messages of later and earlier minor versions, with more or fewer elements, run; a message of
+    a later major version is dead with its bytes kept."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -288,7 +288,7 @@ def test_any_value_is_carried_or_refused_at_once(value: Any, depth: int) -> None
 
 
 class Hostile(type):
-    """A class of exceptions that will not say its name."""
+    """An exception class whose name cannot be read."""
 
     @property
     def __name__(cls) -> str:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Processes that fork, and processes that cannot say anything: the queue goes on."""
+"""The queue keeps working with processes that fork, and with broken output."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ app = Qsync(mux=mux)
 
 @contextlib.contextmanager
 def broken_pipe() -> Iterator[int]:
-    """A pipe that nobody reads any more."""
+    """A pipe without a reader."""
     read, write = os.pipe()
     os.close(read)
     try:

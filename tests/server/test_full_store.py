@@ -1,4 +1,4 @@
-"""A server whose store is out of memory, or refuses settlements: tasks end, and none is charged."""
+"""If the store is full or refuses settlements, tasks still end, and none is charged."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_server_fetches_nothing_while_the_store_refuses_settlements(
 
 
 def said(caplog: pytest.LogCaptureFixture) -> int:
-    """How often the log says that a settlement was refused."""
+    """The number of log lines about refused settlements."""
     return sum("cannot settle" in one.getMessage() for one in caplog.records)
 
 

@@ -1,4 +1,4 @@
-"""A server says since when its tasks run, and at which line their handlers are."""
+"""Servers report the start time of running tasks and the stack of their handlers."""
 
 from __future__ import annotations
 

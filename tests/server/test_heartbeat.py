@@ -1,4 +1,4 @@
-"""What the heartbeat thread does about a fetch whose answer a blocked loop cannot read."""
+"""The heartbeat thread handles a fetch whose answer a blocked loop cannot read."""
 
 from __future__ import annotations
 

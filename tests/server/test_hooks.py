@@ -1,4 +1,4 @@
-"""Hooks: what `app.on` calls, with what, where, and what their errors do."""
+"""Hooks of `app.on`: their calls, arguments, threads and errors."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_task_that_killed_its_servers_is_dead(app: Qsync, valkey: Store, prefi
 
 
 def crash(broker: Broker, keys: QueueKeys, server: str) -> None:
-    """Have a server fetch the task, start it and die."""
+    """Let a server fetch the task, start it and die."""
     policy = op_values.FetchPolicy(
         lease_us=30_000_000, max_crashes=3, dead_limit=100, dead_age_us=10**12
     )

@@ -1,4 +1,4 @@
-"""Handlers that go on when they are told to stop: their tasks end, and their slots are used."""
+"""Handlers that ignore an order to stop: their tasks end, and their slots are used again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the isolation of suspects costs the others, and whom it still protects, on real stores."""
+"""The cost of isolating suspects for other tasks, and its protection, on real stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler gets to know when its server has lost the lease."""
+"""Handlers notice that their server has lost the lease."""
 
 from __future__ import annotations
 

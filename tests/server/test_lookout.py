@@ -1,4 +1,4 @@
-"""Servers of many queues: what is idle costs next to nothing, and what waits is found."""
+"""Servers of many queues: idle queues cost almost nothing, and waiting tasks are found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEASE_US = 30 * S
 
 
 def fetches(server: Server) -> int:
-    """How often a server has fetched, from all its queues."""
+    """The number of fetches of a server from all its queues."""
     return sum(lane.number for lane in server._lanes)
 
 
@@ -40,7 +40,7 @@ class Counting:
 
 
 async def looked(server: Server, times: int) -> None:
-    """Wait until a server has looked at its queues so often."""
+    """Wait until a server has checked its queues this many times."""
     await wait_until_async(lambda: min(lane.answered for lane in server._lanes) > 0)
     for _ in range(times):
         before = max(lane.answered for lane in server._lanes)
@@ -99,7 +99,7 @@ async def test_task_in_one_of_many_queues_is_found(
 
 
 async def add_unheard(store: Store, using: Bench, queue: str) -> None:
-    """Have a task wait of which no server hears: its queue was paused when it came."""
+    """Enqueue a task without a wake, since its queue was paused."""
     keys = using.keys(queue)
     await using.broker.run(operator_ops.pause(keys, b"test"))
     await using.client.enqueue(Task("a", queue=queue))

@@ -1,4 +1,4 @@
-"""What the log of a server says while its store is away."""
+"""The log of a server during an outage of its store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Periodic tasks on a real store: each tick once, whoever enqueues it, whatever goes wrong."""
+"""Periodic tasks on a real store: each tick is enqueued once, whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def periodic(
 
 
 class Far(AsyncBroker):
-    """A broker on a long line: its calls arrive so many seconds later than they are made."""
+    """A broker with latency: its calls arrive some seconds after they are made."""
 
     lag = 0.0
 

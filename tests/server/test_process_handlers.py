@@ -1,4 +1,4 @@
-"""Handlers in processes of their own: their errors, their output, and the programs they start."""
+"""Handlers in separate processes: their errors, their output, and the programs that they start."""
 
 from __future__ import annotations
 

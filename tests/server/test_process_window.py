@@ -1,4 +1,4 @@
-"""Tasks that wait in a process behind a running one: taken back, they never begin there."""
+"""Tasks that wait in a process behind a running one never start there once they are taken back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.stores import wait_until_async
 
 
 class Claim:
-    """Says whether the task may begin, and notes what it was told."""
+    """A claim that decides whether the task may begin, and records calls."""
 
     def __init__(self) -> None:
         self.given = True

@@ -1,4 +1,4 @@
-"""Runs that share one asyncio task: no handler can tell, and none disturbs another."""
+"""Runs that share one asyncio task do not affect each other, and handlers cannot notice it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A schedule that was changed, or comes back: it owes no tick from before."""
+"""Ticks from before a change of a schedule, or before its return, are not enqueued."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Book:
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """What a server that begins now is told, which publishes then."""
+        """Start a server that asks for its schedules now, and publishes them later."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(

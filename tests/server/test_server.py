@@ -1,4 +1,4 @@
-"""What a server does with tasks: every outcome, option and hook, on real stores."""
+"""Servers on real stores: every outcome, option and hook."""
 
 from __future__ import annotations
 
@@ -489,7 +489,7 @@ async def test_handlers_that_close_the_client_close_it_for_nobody(
 async def test_run_ends_when_somebody_stops_the_server(
     store: Store, prefix: str, times: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Both return when all is done, what runs is handed back, and nobody trips over the other."""
+    """Both calls return when the stop is complete, and running tasks are handed back."""
 
     mux, started = Mux(), asyncio.Event()
 

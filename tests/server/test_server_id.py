@@ -1,4 +1,4 @@
-"""A server id that is used again: by the next life of a process, or by two at a time."""
+"""Reused server ids: by a restarted process, or by two servers at once."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ async def test_two_servers_of_one_id_both_work(store: Store, prefix: str) -> Non
 
 @pytest.mark.faults(89)
 async def test_crash_of_the_life_before_is_counted(store: Store, prefix: str) -> None:
-    """What a dead life leased is no business of the next one: else a task that kills its server
-    would go back uncharged for ever."""
+    """A restarted server does not take over its predecessor's leases, or a task that kills its
+    server would never be charged."""
 
     mux = Mux()
     crashes: asyncio.Queue[int] = asyncio.Queue()

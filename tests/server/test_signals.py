@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: every server of a loop hears of them, and so does the program around it."""
+"""SIGTERM and SIGINT reach every server of a loop, and the program around it."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_inside_of_uvicorn_both_stop_at_the_first_sigterm(
 
 @pytest.fixture
 def at_sigterm() -> Iterator[list[str]]:
-    """What hears of a SIGTERM, in the order in which it does."""
+    """The handlers that a SIGTERM reaches, in order."""
     heard: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("program"))
     yield heard

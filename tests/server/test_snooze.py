@@ -1,4 +1,4 @@
-"""Snooze: a handler that asks to run later is charged nothing, wherever it runs."""
+"""Snooze: a handler that asks to run later is charged no attempt, wherever it runs."""
 
 from __future__ import annotations
 

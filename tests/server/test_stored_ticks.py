@@ -1,4 +1,4 @@
-"""Stored schedules on a real store: each tick is one task, whoever enqueues it."""
+"""Stored schedules on a real store: each tick is one task, whichever server enqueues it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def put(
     payload: object = None,
     **options: Any,
 ) -> schedule_ops.Put:
-    """Put a schedule now."""
+    """Put a schedule at the current time."""
     message = new_task(Task("t", payload, **options), new_nonce()).message
     record = encode_record(schedule, missed, message)
     next_us = schedule.next_after(rig.now) or NEVER_US
@@ -62,7 +62,7 @@ def put(
 
 
 def due(rig: Rig) -> list[TickRow]:
-    """What a server that looks now sends to the store."""
+    """The calls of a server that checks now."""
     rows = []
     for row in rig.run(schedule_ops.due_schedules(rig.keys, now_us=rig.now)).rows:
         content = decode_record(row.record)
@@ -77,7 +77,7 @@ def send(rig: Rig, rows: Sequence[TickRow]) -> list[str]:
 
 
 def tick(rig: Rig) -> list[str]:
-    """One look of a server."""
+    """Let a server check once."""
     return send(rig, due(rig))
 
 

@@ -1,4 +1,4 @@
-"""In a cluster a server takes threads by the number of nodes, whatever that of its queues."""
+"""In a cluster, a server has one thread per node, however many queues it has."""
 
 from __future__ import annotations
 

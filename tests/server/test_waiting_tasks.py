@@ -1,4 +1,4 @@
-"""Tasks that have a slot and wait for a thread or a process: given up, they never begin."""
+"""Tasks that wait for a thread or a process never start once they are stopped."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_a_deadline_that_passes_while_a_task_waits_for_a_thread_is_kept(
 
 
 class Claim:
-    """The right of a task to begin, taken away by the test."""
+    """A claim that the test can withdraw."""
 
     def __init__(self) -> None:
         self.given = True

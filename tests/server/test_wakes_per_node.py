@@ -1,4 +1,4 @@
-"""A server of many queues of a cluster waits on one connection a node, not one a queue."""
+"""A server of many queues of a cluster waits on one connection per node, not per queue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.stores import Cluster, Store, available, wait_until, wait_unt
 S = 1_000_000
 NAMES = [f"q{at}" for at in range(66)]
 NEVER_S = 60.0
-"""A sweep in which no look finds what a message should have told."""
+"""A sweep so long that only messages, and no checks, find tasks."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ class Ran:
 
 
 def idle_in(cluster: Cluster, prefix: str, server: Server, names: list[str] = NAMES) -> int:
-    """In how many queues a server counts as idle."""
+    """The number of queues in which a server is registered as idle."""
     with cluster.client() as client:
         keys = [QueueKeys(prefix, name).key("idle") for name in names]
         return sum(client.zscore(key, server.holder) is not None for key in keys)

@@ -1,4 +1,4 @@
-"""Weights hold for large payloads too, of which a fetch brings fewer than it wants."""
+"""Weights also hold for large payloads, of which a fetch brings fewer tasks than requested."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def entry(limit: str, tag: float, id: str) -> bytes:
 
 @dataclass
 class Limits:
-    """All that there is to know of the limits of a queue."""
+    """The state of the limits of a queue."""
 
     rules: dict[str, str] = field(default_factory=dict)
     """The rules as they are stored."""
@@ -68,7 +68,7 @@ class Limits:
     waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     """Entry of each waiter -> limit and id."""
     type_moves: int = TYPE_MOVES_MOST
-    """How many more waiters of types this call moves."""
+    """Number of waiters of types that this call may still move."""
     _live: dict[str, Use] = field(default_factory=dict)
     _touched: dict[str, None] = field(default_factory=dict)
 
@@ -136,7 +136,7 @@ class Limits:
                 use.tat = math.ceil(max(use.tat, now) + rate.interval)
 
     def refund(self, limits: Iterable[str]) -> None:
-        """A start that was none is given back."""
+        """Give back the start of a task that never began."""
         for limit in limits:
             self.touch(limit).tat = max(
                 0, math.floor(self.touch(limit).tat - self.rate(limit).interval)
@@ -174,7 +174,7 @@ class Limits:
         return bool(self._touched)
 
     def sweep(self, now: int) -> int:
-        """Forget limits that nothing uses any more; how many they were."""
+        """Delete limits that nothing uses; return their number."""
         gone = [
             limit
             for limit, use in self.stored.items()
@@ -213,7 +213,7 @@ class Limits:
         return True
 
     def contents(self) -> dict[str, dict[Any, Any]]:
-        """As the store holds it."""
+        """The value in the form of the store."""
         return {
             "limit_rules": self.rules
             | self.pauses

@@ -1,4 +1,4 @@
-"""Calls of every operation in any order, on the real scripts and on the model beside them.
+"""Calls every operation in random order on the real scripts and on the model, and compares them.
 
 Each call is made twice, since clients repeat what they got no answer to, and any earlier call may
 come once more later. Time jumps, also back, and by choice to when something is due. The store runs
@@ -93,7 +93,7 @@ class Scripts(RuleBasedStateMachine):
     def begin(
         self, kinds: list[dict[str, Any]], wanted: int, crashed: bool, flow: str, many: bool
     ) -> None:
-        """Some tasks of all kinds, some of them under way, for the second time perhaps.
+        """Some tasks of all kinds, some of them active, perhaps for the second time.
 
         `flow`: which variants of the scripts are called, and whether tasks have limits.
         """
@@ -142,7 +142,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("enqueue", sent, sender=sender, number=self.number)
 
     def replace_active(self, delay: int | None) -> None:
-        """A task replaces one that runs, if one with a lock does."""
+        """Replace a running task, if one has a lock."""
         for task in list(self.model.tasks.values()):
             for key in ("l", "m"):
                 options = {"unique_key": key, "on_duplicate": "replace", "delay": delay}
@@ -157,7 +157,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("put_schedule", name, self.rig.now + later, record)
 
     def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
-        """A server ticks what is there, or what it read before a change, or what was lost."""
+        """A server ticks current schedules, outdated versions of them, or lost ones."""
         sent = []
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
@@ -196,7 +196,8 @@ class Scripts(RuleBasedStateMachine):
         self.held += [one for one in fresh if one not in self.held]
 
     def crash(self, marked: bool, server: str, wanted: int) -> None:
-        """All is held when its servers die; when leases have lapsed this one takes over."""
+        """All servers die while they hold tasks; after their leases expire, this server takes
+        over."""
         if marked:
             self.mark_started()
         for part in (LEASE // 2, LEASE // 2 + S):  # the store was there all the time
@@ -297,7 +298,8 @@ class Scripts(RuleBasedStateMachine):
         self.do("resume")
 
     def repeat(self, back: int) -> None:
-        """A call of before comes once more: its first answer was lost, and time has passed."""
+        """An earlier call is repeated, since its first reply was lost; time has passed
+        meanwhile."""
         if self.calls:
             name, args, options = self.calls[-1 - back % len(self.calls)]
             self.do(name, *args, **options)
@@ -316,7 +318,7 @@ class Scripts(RuleBasedStateMachine):
         self.rig.dump()  # so that in `look_and_repeat` no call waits for another to be loaded
 
     def fill(self) -> None:
-        """From now on the store is out of memory."""
+        """Let the store run out of memory."""
         self.full = True
         self.rig.client.config_set("maxmemory", 1)
 
@@ -349,7 +351,7 @@ class Scripts(RuleBasedStateMachine):
         check_other_keys(self.rig.client, self.rig.keys, globals_)
 
     def later_version(self, back: int) -> None:
-        """Somebody else has changed the layout of the data: a call of before is refused, whole."""
+        """Another version has changed the data layout: an earlier call is refused as a whole."""
         if not self.calls:
             return
         self.make_room()
@@ -367,7 +369,8 @@ class Scripts(RuleBasedStateMachine):
         return with_limits(made(id, options), *limits)
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
-        """Something gets lost: nothing fails, it is mended, and all ends. Then it begins anew."""
+        """Some data is lost: no call fails, the audit repairs it, and all tasks end. Then start
+        again."""
         self.make_room()
         for name in list(self.model.stored):  # what is lost of them is for the tests of the audit
             self.delete_schedule(name, False)
@@ -437,7 +440,7 @@ class Scripts(RuleBasedStateMachine):
         return make(self.rig.keys, *args, **options, **now)
 
     def refused(self, call: Call[Any], error: type[QsyncError]) -> None:
-        """The call is refused, whole."""
+        """Assert that the call is refused as a whole."""
         try:
             self.rig.run(call)
         except error:
@@ -447,8 +450,8 @@ class Scripts(RuleBasedStateMachine):
         assert self.rig.dump() == self.dump, "it was refused, and something was written"
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
-        """In one round trip: what the store holds; the call once more; what the store holds, and
-        what it counts."""
+        """In one round trip: dump the store, repeat the call, and dump the store and its counts
+        again."""
         look, count = self.rig.dumping(), views.counts(self.rig.keys)
         replies: list[Any] = self.rig.broker.run_many([look, call, look, count])
         for reply in replies:
@@ -499,7 +502,7 @@ def run_machine(
     phases: Sequence[Phase] = tuple(Phase),
     machine: type[Scripts] = Scripts,
 ) -> None:
-    """Raise what the machine finds. `fixed`: the same runs each time."""
+    """Run the machine; raise the first failure. `fixed`: use the same runs each time."""
     machine = type("Scripts", (machine,), {"rig": rig})
     run_state_machine_as_test(
         machine,

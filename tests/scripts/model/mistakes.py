@@ -19,7 +19,7 @@ Plant = Callable[[], contextlib.AbstractContextManager[None]]
 
 @contextlib.contextmanager
 def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside, the owner has this value under the name."""
+    """Set an attribute of the owner inside the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -29,12 +29,12 @@ def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def named(*plants: Plant) -> dict[str, Plant]:
-    """The mistakes, by what they are called in the tables."""
+    """The mistakes, by their names in the tables."""
     return {plant.__name__.replace("_", " "): plant for plant in plants}
 
 
 def settle_without_token() -> contextlib.AbstractContextManager[None]:
-    """A settlement is taken from whoever sends it, whatever its token."""
+    """Any server may settle a task, whatever its token."""
     right = "elseif owner == args[first + stride * (i - 1) + 1] then"
     return planted("include/check_leases.lua", right, "elseif true then")
 
@@ -61,13 +61,13 @@ def enqueue_not_kept() -> Iterator[None]:
 
 
 def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
-    """What is due leaves its set and gets into no other."""
+    """Due tasks leave their set without entering pending."""
     right = "      to_pending(due)\n"
     return planted("include/promote_due.lua", right, "")
 
 
 def crash_not_counted() -> contextlib.AbstractContextManager[None]:
-    """A lapsed lease is no crash."""
+    """An expired lease does not count as a crash."""
     return planted("include/recover_expired.lua", "      crashes = crashes + 1\n", "")
 
 
@@ -103,7 +103,7 @@ end
 
 
 def retry_without_token() -> contextlib.AbstractContextManager[None]:
-    """A retry is taken from whoever sends it, whatever its token."""
+    """Any server may retry a task, whatever its token."""
     right = "local held, held_ids, replies, lost = check_leases(ARGV, 2, 4)\n"
     return planted("retry.lua", right, f"{_ANYBODYS}{right}")
 
@@ -159,7 +159,7 @@ def all_that_is_due_at_once() -> contextlib.AbstractContextManager[None]:
 
 
 def recovery_reads_messages() -> contextlib.AbstractContextManager[None]:
-    """Who recovers lapsed tasks reads their messages."""
+    """Recovery reads the messages of the recovered tasks."""
     right = "  local owners = redis.call('HMGET', KEYS.owner, unpack(lapsed))\n"
     reads = """  for _, message in ipairs(redis.call('HMGET', KEYS.tasks, unpack(lapsed))) do
     if message then
@@ -171,7 +171,7 @@ def recovery_reads_messages() -> contextlib.AbstractContextManager[None]:
 
 
 def second_answer_to_an_enqueue() -> contextlib.AbstractContextManager[None]:
-    """A task that is enqueued once more begins anew."""
+    """A repeated enqueue restarts the task."""
     right = "local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]"
     return planted("include/insert_tasks.lua", right, "local old = here[id]")
 
@@ -196,7 +196,7 @@ def publish_aborts_half_way() -> Iterator[None]:
 
 
 def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
-    """A script that did all it should answers an error when its user may not publish."""
+    """A script returns an error after a complete transition if its user may not publish."""
     return planted("include/ended_tasks.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
 
 
@@ -219,14 +219,14 @@ def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
 
 
 def priority_that_is_not_fair() -> contextlib.AbstractContextManager[None]:
-    """A fairness key of another priority starts again at the virtual time, however much it had."""
+    """A fairness key of another priority restarts at the virtual time, whatever its last tag."""
     right = "      tag = math.max(band_time(priority), before)\n"
     wrong = "      tag = priority == normal_priority and math.max(band_time(5), before)\n"
     return planted("include/fairness_tags.lua", right, f"{wrong}        or band_time(priority)\n")
 
 
 def head_of_another_priority() -> contextlib.AbstractContextManager[None]:
-    """What is handed back or recovered leads the whole queue."""
+    """Tasks that are handed back or recovered go to the head of the whole queue."""
     right = "    local base = #band > 0 and head_of_band(priority) - #band - 1\n"
     wrong = """    local first = redis.call('ZRANGE', KEYS.pending, 0, 0, 'WITHSCORES')
     local base = (tonumber(first[2] or '') or band_time(priority)) - #band - 1
@@ -241,20 +241,20 @@ def head_of_another_priority() -> contextlib.AbstractContextManager[None]:
 
 
 def priority_lost_on_promotion() -> contextlib.AbstractContextManager[None]:
-    """What was scheduled has the normal priority when it is due."""
+    """Scheduled tasks get the normal priority when they become due."""
     right = "    args[2 * i - 1] = next_tag(keys[i] or '')\n"
     wrong = "    args[2 * i - 1] = next_tag(string.match(keys[i] or '', '^[^\\255]*'))\n"
     return planted("include/fairness_tags.lua", right, wrong)
 
 
 def replaced_task_runs_the_old_payload() -> contextlib.AbstractContextManager[None]:
-    """A call that replaces a waiting task changes when it runs, and not what."""
+    """A call that replaces a waiting task changes its due time, but not its payload."""
     right = "  redis.call('HSET', KEYS.tasks, holder, new_message)\n"
     return planted("include/replace_holder.lua", right, "")
 
 
 def successor_with_the_old_payload() -> contextlib.AbstractContextManager[None]:
-    """A task that was replaced while it ran starts anew with the payload that it had."""
+    """A task that was replaced while it ran restarts with its old payload."""
     right = "  redis.call('HSET', KEYS.tasks, unpack(bodies))\n"
     return planted("include/start_successors.lua", right, "")
 
@@ -273,7 +273,7 @@ def debounce_without_an_end() -> contextlib.AbstractContextManager[None]:
 
 
 def repeated_replacement_counts_again() -> contextlib.AbstractContextManager[None]:
-    """A call that comes again replaces a later one."""
+    """A repeated call replaces a later one."""
     right = "if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then"
     return planted("enqueue.lua", right, "if sender ~= '' and #others == 0 then")
 
@@ -309,7 +309,7 @@ def slot_kept_by_a_failed_task() -> contextlib.AbstractContextManager[None]:
 
 
 def rate_taken_by_a_repeated_fetch() -> contextlib.AbstractContextManager[None]:
-    """A fetch that is repeated takes the rates of its tasks once more."""
+    """A repeated fetch counts the starts of its tasks again."""
     right = "  local ids, messages = replay_fetch(batch, token)\n"
     again = """  begin_limits(now)
   read_holds(ids)
@@ -322,7 +322,7 @@ def rate_taken_by_a_repeated_fetch() -> contextlib.AbstractContextManager[None]:
 
 
 def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
-    """Who gives a slot back moves no waiter."""
+    """Returning a slot moves no waiter."""
     right = "  local opened = open_waiters()\n  save_limits()\n"
     return planted("include/limit_waiters.lua", right, "  local opened = 0\n  save_limits()\n")
 
@@ -334,12 +334,12 @@ def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
 
 
 def start_not_refunded() -> contextlib.AbstractContextManager[None]:
-    """A hand-back of what never started keeps its start."""
+    """Handing back a task that never started does not give back its start."""
     return planted("hand_back.lua", "refund_starts(unstarted)\n", "")
 
 
 def lapsed_start_refunded() -> contextlib.AbstractContextManager[None]:
-    """A lapsed lease gives its start back, though the handler may have begun."""
+    """An expired lease gives back its start, although the handler may have begun."""
     right = "  release_leases(taken)\n"
     refund = in_flow("  refund_starts(taken)\n")
     return planted("include/recover_expired.lua", right, f"{refund}{right}")
@@ -369,7 +369,7 @@ def limited_leased_ahead() -> contextlib.AbstractContextManager[None]:
 
 
 def raised_rule_opens_nothing() -> contextlib.AbstractContextManager[None]:
-    """A rule is raised, and the waiters learn nothing of it."""
+    """A raised rule does not move the waiters."""
     right = "    redis.call('ZADD', KEYS.openings, to_text(now), limit)\n"
     return planted("include/change_rules.lua", right, "")
 
@@ -429,7 +429,7 @@ IN_SCRIPTS: Final = named(
     raised_rule_opens_nothing,
     fairness_begins_anew_beside_waiters,
 )
-"""Those that the check by the model has to find."""
+"""Mistakes that the model check must find."""
 
 IN_SCHEDULES: Final = named(tick_of_a_schedule_that_was_changed, pause_outlives_its_schedule)
-"""Those in the scripts of schedules, which it has to find as well."""
+"""Mistakes in the scripts of schedules that the model check must find."""

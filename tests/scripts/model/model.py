@@ -1,4 +1,4 @@
-"""What the scripts should do, said once more in plain Python: one method an operation.
+"""The specification of the scripts in plain Python, with one method per operation.
 
 It is written from the design, not from the scripts, and `contents` says what the store should
 hold after each call.
@@ -45,7 +45,7 @@ def packed(rule: LimitRule) -> str:
     return " ".join(str(number or 0) for number in numbers)
 
 
-"""How much of each kind of upkeep a fetch does."""
+"""The limit of each kind of upkeep per fetch."""
 
 
 class Model(Schedules):
@@ -205,7 +205,7 @@ class Model(Schedules):
         )  # fmt: skip
 
     def _open_due(self, now: int) -> None:
-        """Limits whose time has come let their waiters pass."""
+        """Open the limits that are due, and move their waiters."""
         due = sorted((at, limit) for limit, at in self.limits.openings.items() if at <= now)
         for _, limit in due:
             self.limits.touch(limit)
@@ -215,8 +215,8 @@ class Model(Schedules):
     def _pick(
         self, now: int, wanted: int, free: int | None
     ) -> tuple[list[str], int, dict[str, str]]:
-        """The pending tasks to lease, how many are left for want of free slots, and which limit
-        refuses others."""
+        """The pending tasks to lease, the number left for lack of free slots, and the limits that
+        refuse others."""
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}
@@ -450,7 +450,7 @@ class Model(Schedules):
         )
 
     def not_replaced(self, now: int, rows: Sequence[Any]) -> list[Any]:
-        """Start tasks anew that were replaced; the rows of the others."""
+        """Restart replaced tasks; return the rows of the others."""
         ended = set(self.start_anew(now, [row.id for row in rows]))
         return [row for row in rows if row.id in ended]
 

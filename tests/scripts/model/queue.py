@@ -54,7 +54,7 @@ def type_of(sent: NewTask) -> str:
 
 
 def member_of(sent: NewTask) -> bytes:
-    """What stands for a task among the fairness keys."""
+    """The member of a task among the fairness keys."""
     priority, key = priority_of(sent), sent.fairness_key.encode()
     return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)
 
@@ -81,7 +81,7 @@ class Known:
 
     @property
     def type_limit(self) -> str:
-        """What it waits for while its type is paused."""
+        """The limit that it waits for while its type is paused."""
         return f"@{type_of(self.sent)}"
 
     @property
@@ -103,7 +103,7 @@ class Known:
 
     @property
     def since(self) -> int | None:
-        """Since when it is runnable, where that is kept: at the place of its progress."""
+        """Time at which it became runnable, if the progress hash holds it."""
         kept = self.progress is not None and self.progress.startswith(b"@")
         return int(self.progress[1:]) if self.progress and kept else None
 
@@ -119,7 +119,7 @@ class Known:
 
 @dataclass
 class Queue:
-    """All that there is to know of a queue, nothing of it twice."""
+    """The state of a queue, without redundancy."""
 
     tasks: dict[str, Known] = field(default_factory=dict)
     locks: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -133,11 +133,11 @@ class Queue:
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     replacing: dict[str, list[int]] = field(default_factory=dict)
-    """The places in the last call of a sender of tasks that were to replace others."""
+    """By sender: indexes of the tasks in its last call that replace others."""
     flow: bool = False
     """A task of the queue has used flow control."""
     recent: dict[str, int] = field(default_factory=dict)
-    """Until when no other task is taken under an id that a caller chose."""
+    """By chosen id: time until which no other task with it is accepted."""
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
@@ -246,7 +246,7 @@ class Queue:
                     self.limits.touch(limit).use -= 1
 
     def unready(self, ids: Iterable[str]) -> None:
-        """Tasks leave pending, or the waiters, otherwise than by a lease."""
+        """Remove tasks from pending, or from the waiters, other than by a lease."""
         for id in ids:
             task = self.tasks[id]
             for limit in task.limits:
@@ -256,7 +256,7 @@ class Queue:
                     self.limits.touch(limit)
 
     def open_waiters(self, now: int) -> bool:
-        """Waiters of the limits that this call has to do with move on while these are open."""
+        """Move the waiters of the limits that this call touched, while these are open."""
         moves, opened = MOVES_MOST, False
         while moves > 0 and (firsts := self.limits.first_of_each(now, moves)):
             for limit, first in firsts:
@@ -380,7 +380,7 @@ class Queue:
                 task.crashes = str(task.crash_count)
 
     def runnable_from(self, at: dict[str, int]) -> None:
-        """Keep since when, or from when on, tasks can run."""
+        """Store the time at which tasks became or become runnable."""
         for id, us in at.items():
             self.tasks[id].progress = f"@{us}".encode()
 

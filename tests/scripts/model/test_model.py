@@ -1,4 +1,4 @@
-"""The heart of the suite: whatever is called in whatever order, the scripts do what the model says.
+"""The core of the suite: the scripts behave like the model, whatever is called in whatever order.
 
 QSYNC_MODEL_EXAMPLES sets how many runs of STEPS calls are made, which are then other ones each
 time. A failure prints the steps that lead to it.
