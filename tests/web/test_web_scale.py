@@ -21,6 +21,7 @@ PAGES = (
     "/tasks?queue=default&state=active", "/dead?queue=default&limit=1e9",
     "/dead?queue=default&error=no+luck", "/dead?queue=default&error=none&age=1d", "/task?id=p5000",
     "/task?id=d100", "/find?id=p5000", "/servers", "/server?id=w", "/schedules", "/events",
+    "/types", "/types?period=7d", "/type?type=t&period=90d",
     "/metrics", "/health", "/queue?queue=default&days=1e9",
 )  # fmt: skip
 

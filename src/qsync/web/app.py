@@ -43,6 +43,7 @@ from qsync.web import (
     servers,
     task_edit,
     tasks,
+    types,
     waiting_tasks,
 )
 from qsync.web.attempts import check_trace_url
@@ -65,6 +66,8 @@ VIEWS: Final[dict[str, View]] = {
     "/queues": queues.list_all,
     "/queue": queues.show,
     "/limits": limits.list_some,
+    "/types": types.list_all,
+    "/type": types.show,
     "/tasks": tasks.list_some,
     "/dead": dead.list_some,
     "/errors": errors.list_all,
@@ -89,6 +92,8 @@ ACTIONS: Final[dict[str, View]] = {
     "/queue/resume": queues.resume,
     "/queue/purge": queues.purge,
     "/queue/delete": queues.delete,
+    "/type/pause": types.pause,
+    "/type/resume": types.resume,
     "/limit/set": limits.set_rule,
     "/limit/reset": limits.reset,
     "/queue/target": queues.set_target,

@@ -86,7 +86,7 @@ def line_chart(
     for name, css, values in series:
         latest = next((value for value in reversed(values) if value is not None), None)
         now = _("no data yet") if latest is None else _(unit, number=short_count(latest))
-        lines.append(Line(name, css, _path(values, top, room), now))
+        lines.append(Line(name, css, path_of(values, top, room), now))
     latest_values = ", ".join(f"{line.name} {line.now}" for line in lines)
     scale_end = _(unit, number=short_count(top))
     label = _(
@@ -96,7 +96,9 @@ def line_chart(
     return LineChart(title, scale_end, lines, begins, label)
 
 
-def _path(values: Values, top: float, room: int) -> str:
+def path_of(values: Values, top: float, room: int = 0) -> str:
+    """Return the SVG path of values with the latest at the right; `room` is how many fit."""
+    room = room or len(values)
     step = WIDTH / max(1, room - 1)
     first = WIDTH - step * (len(values) - 1)
     parts, pen = [], "M"

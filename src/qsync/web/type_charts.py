@@ -1,0 +1,116 @@
+"""The charts of a type: runs, and the times that tasks wait and run, with a value at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from qsync.inspector import RunStats, TypePoint, TypeStats
+from qsync.web.charts import Line, Values, ceiling, path_of
+from qsync.web.translation import _, count, day_and_month, marked, seconds
+
+DAYS: Final = ("7d", "90d")
+"""Periods whose axis shows days."""
+
+DAY_S: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class StepChart:
+    """A chart with a step for each point of a period. `steps` has the values of each as text."""
+
+    title: str
+    top: str
+    half: str
+    lines: list[Line]
+    before: list[str]
+    """SVG paths of the same lines some time earlier."""
+    steps: list[str]
+    ticks: list[str]
+    label: str
+
+
+Reading = Callable[[RunStats], float | None]
+
+RUNS: Final[tuple[tuple[str, str, Reading], ...]] = (
+    (marked("completed"), "completed", lambda stats: stats.completed),
+    (marked("failed"), "dead", lambda stats: stats.failed),
+)
+WAITS: Final[tuple[tuple[str, str, Reading], ...]] = (
+    (marked("median"), "pending", lambda stats: stats.wait_p50),
+    (marked("95th percentile"), "retry", lambda stats: stats.wait_p95),
+)
+DURATIONS: Final[tuple[tuple[str, str, Reading], ...]] = (
+    (marked("median"), "active", lambda stats: stats.run_p50),
+    (marked("95th percentile"), "retry", lambda stats: stats.run_p95),
+)
+
+
+def type_charts(stats: TypeStats) -> list[StepChart]:
+    """Return the charts of a type."""
+    return [
+        _chart(_("Runs per step"), stats, RUNS, count, empty=0.0),
+        _chart(_("Time waited"), stats, WAITS, seconds),
+        _chart(_("Duration of a run"), stats, DURATIONS, seconds),
+    ]
+
+
+def when(stats: TypeStats, at: datetime) -> str:
+    """Return the time of a step: to the minute, or the day."""
+    if stats.step_s >= DAY_S:
+        return day_and_month(at.date())
+    clock = f"{at:%H:%M}"
+    return f"{day_and_month(at.date())} {clock}" if stats.period in DAYS else clock
+
+
+def _chart(
+    title: str,
+    stats: TypeStats,
+    readings: Sequence[tuple[str, str, Reading]],
+    text: Callable[[float | None], str],
+    *,
+    empty: float | None = None,
+) -> StepChart:
+    rows = [[_value(point, read, empty) for point in stats.points] for *_names, read in readings]
+    earlier = [[_value(point, read, empty) for point in stats.before] for *_n, read in readings]
+    known = [value for row in (*rows, *earlier) for value in row if value is not None]
+    top = ceiling(max(known, default=0.0))
+    lines = [
+        Line(_(name), css, path_of(row, top), _latest(row, text))
+        for (name, css, _read), row in zip(readings, rows, strict=True)
+    ]
+    steps = [
+        _step(
+            stats, at, [(line.name, row[at]) for line, row in zip(lines, rows, strict=True)], text
+        )
+        for at in range(len(stats.points))
+    ]
+    half = text(top / 2)
+    first, middle = stats.points[0].at, stats.points[len(stats.points) // 2].at
+    ticks = [when(stats, first), when(stats, middle), _("now")]
+    latest = ", ".join(f"{line.name} {line.now}" for line in lines)
+    label = _("%(title)s: now %(values)s; the scale ends at %(top)s", title=title, values=latest,
+              top=text(top))  # fmt: skip
+    before = [path_of(row, top) for row in earlier if row]
+    return StepChart(title, text(top), half, lines, before, steps, ticks, label)
+
+
+def _value(point: TypePoint, read: Reading, empty: float | None) -> float | None:
+    return empty if point.stats is None else read(point.stats)
+
+
+def _latest(row: Values, text: Callable[[float | None], str]) -> str:
+    known = [value for value in row if value is not None]
+    return text(known[-1]) if known else _("no data yet")
+
+
+def _step(
+    stats: TypeStats,
+    at: int,
+    values: Sequence[tuple[str, float | None]],
+    text: Callable[[float | None], str],
+) -> str:
+    known = ", ".join(f"{name} {text(value)}" for name, value in values if value is not None)
+    return f"{when(stats, stats.points[at].at)}: {known or _('no data')}"

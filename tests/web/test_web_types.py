@@ -1,0 +1,90 @@
+"""The pages of types: the list, one type with charts, and pausing one, without a browser."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+
+from qsync import Task
+from qsync.broker import type_stats_ops
+from qsync.type_counts import TypeCounts, encode_report
+from qsync.type_rolls import report_field
+from tests.support.stores import Store
+from tests.web.test_web_actions import Visitor, said, visitor
+
+
+async def page(web: Visitor, path: str, **query: str) -> str:
+    answer = await web.client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", answer.text)))
+
+
+async def report(web: Visitor, **rows: TypeCounts) -> None:
+    """Report rows as a server does, of this minute and of the one a day ago."""
+    now = int((await web.bed.inspector.overview()).at.timestamp()) // 60
+    for minute in (now, now - 1440):
+        reports = {report_field(minute, "s"): encode_report(rows)}
+        await web.bed.broker.run(type_stats_ops.report_types(web.bed.keys(), reports))
+
+
+def counts(started: int, completed: int, dead: int) -> TypeCounts:
+    row = TypeCounts(started)
+    row.outcomes[0], row.outcomes[2] = completed, dead
+    row.waits[6], row.runs[10] = started, completed + dead
+    return row
+
+
+async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        assert "No types yet" in await page(web, "/types")
+        await web.bed.enqueue(Task("mail", b"1"), Task("mail", b"2"), Task("<b>new</b>"))
+        await report(web, mail=counts(1200, 900, 300), bill=counts(60, 60, 0))
+        text = await page(web, "/types", queue="default")
+        assert "<b>new</b> 0 – 0 – – – 1 0" in text
+        assert "mail 1,200 0.33/s 300 25% 0.075 s / 0.098 s 1.8 s / 2.4 s 2 0" in text
+        assert text.index("bill") < text.index("mail")
+        assert "3 types" in text
+        text = await page(web, "/types", sort="failed", period="24h")
+        assert text.index("mail 1,200") < text.index("bill 60")
+        answer = await web.client.get("/type", params={"queue": "default", "type": "mail"})
+        plain = html.unescape(answer.text)
+        assert plain.count("<figure") == 3
+        assert "yesterday at this time" in plain
+        assert len(re.findall(r'class="line earlier" d="M', plain)) == 6
+        assert re.search(r"<li><span>\d\d:\d\d: completed 900, failed 300</span></li>", plain)
+        assert re.search(r"<li><span>\d\d:\d\d: completed 0, failed 0</span></li>", plain)
+        assert "the scale ends at 1,000" in plain
+        assert plain.count("<tr>") == 2, "the head of the table, and the step with runs"
+        for period in ("24h", "7d", "90d"):
+            assert "1,200" in await page(web, "/type", type="mail", period=period)
+        assert "No runs in this period." in await page(web, "/type", type="unknown")
+        assert "Types of this queue" in await page(web, "/queue", queue="default")
+
+
+@pytest.mark.parametrize("name", ["mail", "<b>&'\" ж"])
+async def test_type_is_paused_and_resumed_after_a_question(
+    store: Store, prefix: str, name: str
+) -> None:
+    async with visitor(store, prefix) as web:
+        await web.bed.enqueue(Task(name))
+        asked = await web.send("/type/pause", queue="default", type=name, why="provider is down")
+        assert html.escape(f"Pause type {name}?") in asked.replace("&#34;", "&quot;").replace(
+            "&#39;", "&#x27;"
+        )
+        assert await web.bed.inspector.paused_types() == []
+        text = await web.press(asked, "Pause type")
+        assert html.unescape(said(text)) == f"Type {name} is paused."
+        [paused] = await web.bed.inspector.paused_types()
+        assert (paused.pause.why, paused.pause.by) == ("provider is down", "dashboard")
+        await web.bed.enqueue(Task(name), Task(name))
+        assert "2 tasks are set aside." in await page(web, "/type", type=name)
+        assert "paused" in await page(web, "/types")
+        asked = await web.press(text, "Resume…")
+        assert "2 tasks were set aside: they return to their places" in asked
+        text = await web.press(asked, "Resume type")
+        assert html.unescape(said(text)) == f"Type {name} is resumed."
+        assert await web.bed.inspector.paused_types() == []
+        text = await web.send("/type/pause", queue="nope", type=name, why="", sure="yes")
+        assert "There is no queue nope." in text
