@@ -86,7 +86,8 @@ class Book:
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """Start a server that asks for its schedules now, and publishes them later."""
+        """Begin ticks as a server that starts now, and publish at another time; return the
+        answer."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(

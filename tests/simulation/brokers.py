@@ -29,11 +29,11 @@ from tests.simulation.threads import SimEvent, Turns, current_thread
 T = TypeVar("T")
 
 INFO: Final = b"redis_version:7.2.4\r\nvalkey_version:9.0.0\r\nmaxmemory_policy:noeviction\r\n"
-"""What the store says of itself when a server starts."""
+"""The store's version and settings, which a server reads at its start."""
 
 network: Network = cast("Network", None)
 turns: Turns = cast("Turns", None)
-"""Of the history that is under way."""
+"""The network of the current history."""
 
 
 def _process() -> Proc:
@@ -43,7 +43,7 @@ def _process() -> Proc:
 
 
 def _answer(future: asyncio.Future[Any], reply: Any) -> None:
-    """Hand over what came, if anybody still waits for it."""
+    """Deliver a reply, if its caller still waits for it."""
     if future.done():
         return
     if isinstance(reply, Exception):
@@ -53,7 +53,7 @@ def _answer(future: asyncio.Future[Any], reply: Any) -> None:
 
 
 def _finish(replies: list[Any]) -> list[Any]:
-    """As redis-py reads them: after an error of the connection there is nothing more to read."""
+    """Return replies as redis-py reads them: none follow an error of the connection."""
     for at, reply in enumerate(replies):
         if isinstance(reply, Exception) and not isinstance(reply, failures.ResponseError):
             return replies[:at] + [reply] * (len(replies) - at)
@@ -136,7 +136,7 @@ class SimBroker(blocking.Broker):
 
 
 class SimBlockingPop:
-    """In the place of listeners.BlockingPop."""
+    """Replaces listeners.BlockingPop."""
 
     def __init__(self, broker: Any, keys: tuple[str, ...]) -> None:
         self.keys = keys
@@ -169,7 +169,8 @@ class SimBlockingPop:
 
 
 class _Channels:
-    """What a subscription listens to. `hear` gets what is heard; None: the connection is gone."""
+    """The channels of a subscription. `hear` gets each message, or None when the connection is
+    gone."""
 
     def __init__(self, hear: Callable[[Heard | None], None]) -> None:
         self.confirmed: dict[str, Listener] = {}
@@ -198,7 +199,7 @@ class _Channels:
 
 
 class SimAsyncSubscription:
-    """In the place of listeners.AsyncSubscription."""
+    """Replaces listeners.AsyncSubscription."""
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
@@ -224,7 +225,7 @@ class SimAsyncSubscription:
 
 
 class SimSubscription:
-    """In the place of listeners.Subscription."""
+    """Replaces listeners.Subscription."""
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker

@@ -1,4 +1,4 @@
-"""What clients ask for, and what they are told."""
+"""Clients of a history: their requests, and checks of the answers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Maker:
 
 
 class AsyncUser:
-    """A process that enqueues, cancels and waits for results, much of it at the same time."""
+    """A process that enqueues, cancels and waits for results concurrently."""
 
     def __init__(self, books: Books, rng: random.Random, maker: Maker) -> None:
         self._books = books
@@ -106,7 +106,7 @@ class AsyncUser:
         self._maker = maker
 
     async def run(self, client: AsyncClient, count: int, seconds: float) -> None:
-        """Enqueue so many tasks in so many seconds."""
+        """Enqueue this many tasks within some seconds."""
         async with client:
             under_way = []
             while count > 0:
@@ -170,7 +170,7 @@ class AsyncUser:
 
 
 class BlockingUser:
-    """A process that does the same by a blocking client, one thing after the other."""
+    """A process that does the same with a blocking client, sequentially."""
 
     def __init__(self, books: Books, rng: random.Random, maker: Maker) -> None:
         self._books = books
@@ -178,7 +178,7 @@ class BlockingUser:
         self._maker = maker
 
     def run(self, client: Client, count: int, seconds: float) -> None:
-        """Enqueue so many tasks in so many seconds."""
+        """Enqueue this many tasks within some seconds."""
         with client:
             for _ in range(count):
                 current_thread().park(self._random.uniform(0, 2 * seconds / count))
@@ -209,14 +209,14 @@ def refused(books: Books, task: Task, error: QsyncError, began: float) -> None:
 
 
 def right_result(books: Books, wanted: Wanted, value: Any) -> None:
-    """Check what a client was given as a result."""
+    """Check a result that a client got."""
     books.results += 1
     if value != wanted.plan["n"]:
         books.ledger.find(f"{wanted.id} has the result {value}, not {wanted.plan['n']}")
 
 
 def no_result(books: Books, wanted: Wanted, error: Exception) -> None:
-    """Check that there is a reason for a result not to come."""
+    """Check that a missing result has a reason."""
     known = (ResultTimeout, TaskFailed, TaskNotFound, StoreUnavailable, TaskCancelled)
     memory = "no memory for the result" in str(error)
     if not isinstance(error, known) and not memory:

@@ -1,4 +1,4 @@
-"""What the code under test gets in the place of clocks, threads and chance, for one history."""
+"""Replaces clocks, threads and randomness in the code under test, for one history."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TIMED: Final = (
     inline_start, batch_call, lease_abandoner, aio, base, blocking, results, result_listener,
     subscriptions, wake_channel,
 )  # fmt: skip
-"""Modules that look at a clock."""
+"""Modules that read a clock."""
 
 REAL_BOOT_S: Final = lease_clock.boot_s
 
@@ -64,7 +64,7 @@ UNUSED: Final = {
     "qsync.server.clock",
     "qsync.server.process_pool",
 }
-"""Modules whose look at the machine's clock is no part of a history."""
+"""Modules whose reads of the machine's clock do not affect a history."""
 
 
 def this_process() -> Proc:
@@ -75,7 +75,7 @@ def this_process() -> Proc:
 
 
 class VirtualTime:
-    """In the place of the module `time`: the clocks of the process that asks."""
+    """Replaces the module `time`: the clocks of the process that asks."""
 
     CLOCK_MONOTONIC = 1
     CLOCK_BOOTTIME = 7
@@ -132,7 +132,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
 
 @contextlib.contextmanager
 def replaced(loop: SimLoop, turns: Turns, seed: str) -> Iterator[None]:
-    """Inside, the code under test lives in the simulation."""
+    """Run the code under test in the simulation inside the block."""
     before = []
     chance = random.getstate()
     random.seed(seed)  # of the delays between tries

@@ -15,7 +15,7 @@ from qsync.errors import QueueFull, StoreUnavailable
 from qsync.task import Task
 
 EDIT: Final = "edit-"
-"""What the ids of these tasks begin with."""
+"""Prefix of the ids of these tasks."""
 
 DEBOUNCE_S: Final = 0.4
 DEBOUNCE_MAX_S: Final = 1.5
@@ -24,7 +24,7 @@ VERSIONS: Final = 14
 
 @dataclass(slots=True)
 class Documents:
-    """The versions of each document: what was accepted, and what handlers have seen."""
+    """The accepted versions of each document, and those that handlers have seen."""
 
     accepted: dict[int, int] = field(default_factory=dict)
     ran: dict[int, int] = field(default_factory=dict)

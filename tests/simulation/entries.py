@@ -1,4 +1,4 @@
-"""What there is to know of one task: its state, and every lease of it that there was."""
+"""The known facts of one task: its state, and all of its leases."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Delivery:
     ended: str | None = None
     started: bool = False
     recovered: bool = False
-    """The store has taken it back from a dead server."""
+    """True once the store has recovered it from a dead server."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """A task that the store has, or had."""
+    """A task that is or was in the store."""
 
     id: str
     queue: str
@@ -49,9 +49,9 @@ class Entry:
     cancel_retention: Any = ""
     cancel_asked_us: int = 0
     unsure: bool = False
-    """It may have been made again after an end that nobody saw."""
+    """It may have been created again after an unobserved end."""
     ran_on_us: int = 0
-    """How long it ran after its cancel was asked for, when that was too long."""
+    """Time for which it ran after its cancel request, if that was too long."""
     priority: int = NORMAL_PRIORITY
     created: int = 0
     finished: list[str] = field(default_factory=list)

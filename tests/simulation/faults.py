@@ -1,4 +1,4 @@
-"""What befalls the processes and the store of a history, one fault after the other."""
+"""The faults of the processes and the store of a history, one after the other."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.simulation.store import Snapshot
 from tests.simulation.work import QUEUES
 
 OUTAGE_S: Final = (1.5 * DEFAULT_PATIENCE_S, 2.0 * DEFAULT_PATIENCE_S)
-"""How long an outage lasts: all who ask at its beginning give up before its end."""
+"""Duration of an outage: longer than the patience of callers at its begin."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0
-"""By how much the clocks jump: the store's by seconds, or an hour ahead; others by an hour."""
+"""Sizes of clock jumps: seconds or an hour ahead for the store's clock, an hour for others."""
 
 
 class Plague:
-    """Brings the faults that the profile allows."""
+    """Causes the faults that the profile allows."""
 
     def __init__(self, world: World, population: Population) -> None:
         self.world = world
@@ -36,7 +36,7 @@ class Plague:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """One fault after the other, until it is enough."""
+        """Cause one fault after the other, until the end of the faults."""
         world = self.world
         kinds = [kind for kind, chance in world.profile.faults.items() if chance]
         while world.faulty and kinds:
@@ -109,7 +109,7 @@ class Plague:
         self._be_away(self.world.rng.uniform(0.1, 2.0 * LEASE))
 
     def _outage(self) -> None:
-        """The store is away for longer than any client is patient."""
+        """Make the store unreachable for longer than the patience of any client."""
         seconds = self.world.rng.uniform(*OUTAGE_S)
         self.world.prolong(seconds)
         self._be_away(seconds)
@@ -121,7 +121,7 @@ class Plague:
         self._trouble_all(seconds + LEASE / 3)
 
     def _trouble_all(self, seconds: float) -> None:
-        """Whatever the servers hold may lapse within that time."""
+        """Record that all leases may expire within that time."""
         for process in self.population.servers:
             process.trouble(seconds)
 
@@ -141,7 +141,7 @@ class Plague:
         self._later(down_s + loading_s + RESUME_S, self._check_resumed, killed_at)
 
     def _check_resumed(self, killed_at: float) -> None:
-        """A server that lived through it, and that nothing else befell, fetches again."""
+        """Check that an otherwise unaffected server fetches again."""
         world, now = self.world, self.world.loop.now
         network = world.network
         if network.fetched_at >= max(network.down_until, network.loading_until) > 0:
@@ -182,7 +182,7 @@ class Plague:
         self.store_jump(HOUR_S if rng.random() < 0.1 else rng.choice(STEPS_S))
 
     def store_jump(self, seconds: float) -> None:
-        """The store's clock jumps by so much."""
+        """Let the store's clock jump."""
         store, ledger = self.world.network.store, self.world.ledger
         self._note("store", "has another time", seconds)
         store.jump(seconds)
@@ -200,10 +200,10 @@ class Plague:
         self._call(operator_ops.resume(QueueKeys(PREFIX, queue)))
 
     def _quiet(self) -> None:
-        """Nothing happens for a while."""
+        """Wait without a fault."""
 
     def _call(self, call: Call[Any]) -> None:
-        """Make a call that nothing befalls."""
+        """Make a call without a fault."""
         execute = self.world.network.store.execute
         command = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
         [reply] = execute(None, [command])

@@ -1,4 +1,4 @@
-"""One history: processes, clients, faults, then peace, and what is left when all is done."""
+"""One history: processes, clients and faults, then a quiet period, and the final check."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.simulation.work import QUEUES, Books
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a seed."""
+    """The outcome of a seed."""
 
     seed: int
     wrong: tuple[str, ...]
@@ -44,20 +44,20 @@ class Outcome:
     seconds: float
     """Virtual ones."""
     recovery_s: float
-    """The longest that a task waited after the end of a dead server's lease."""
+    """Longest time that a task waited after a dead server's lease expired."""
     resume_s: float
     """The longest from a return of the store until a server fetched, whatever else befell those."""
     drained_s: float
     """From the end of the faults until all had ended."""
     faults: Counter[str]
-    """What befell processes, the store and calls, and how often."""
+    """Counts of the faults of processes, the store and calls."""
     refusals: Counter[tuple[str, str]]
     """The errors that the store answered, by code and script."""
     events: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
 
 
 class History:
-    """A seed, from its first call to its verdict."""
+    """Runs a seed from its first call to its verdict."""
 
     def __init__(self, seed: int, store: redis.Redis) -> None:
         self.seed = seed
@@ -72,7 +72,7 @@ class History:
         self.books = Books(self.ledger, self.network.store)
         self.faulty = True
         self.faults_end = 0.0
-        """When peace comes."""
+        """Time at which the faults end."""
         self.peace_at = self.drained_at = 0.0
         self.population = Population(self)
         self.plague = Plague(self, self.population)
@@ -105,11 +105,11 @@ class History:
         verdict.final()
 
     def prolong(self, seconds: float) -> None:
-        """Let peace come so much later."""
+        """Postpone the end of the faults."""
         self.faults_end += seconds
 
     def _make_peace(self) -> None:
-        """From now on nothing goes wrong any more."""
+        """End all faults."""
         self.network.note("peace")
         self.faulty = False
         self.peace_at = self.loop.now

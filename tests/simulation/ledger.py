@@ -1,4 +1,4 @@
-"""What the store answered, and what that means for each task: who may run it, and until when.
+"""Records the store's replies, and derives which server may run each task, and until when.
 
 It sees each call as it is made, so it knows of calls whose answer got lost too.
 """
@@ -25,7 +25,7 @@ MOST: Final = 40
 """How often a task is given to servers, in histories as short as these."""
 
 CALL_KEPT_US: Final = 600 * US
-"""The store remembers the last enqueue of a sender for so long."""
+"""Time for which the store remembers the last enqueue of a sender."""
 
 EARLY_US: Final = 10_000
 """A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
@@ -33,14 +33,14 @@ store's is looked at once a minute."""
 
 
 class Ledger:
-    """All tasks of a history, and what was found wrong."""
+    """All tasks of a history, and the problems found."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.entries: dict[tuple[str, str], Entry] = {}
         self.servers: dict[str, Proc] = {}
         self.changed_us: int | None = None
-        """When the first server started that has another expression of a schedule."""
+        """Time at which the first server with a different expression of a schedule started."""
         self.wrong: list[str] = []
         self.counts: dict[str, int] = {}
         self.ticks: dict[tuple[str, str], list[int]] = {}
@@ -56,12 +56,12 @@ class Ledger:
         self.forgetful = False
         """The store's clock has gone so far that it forgets the calls of its senders."""
         self.losses = 0
-        """How often the store has lost data."""
+        """Number of times that the store has lost data."""
         self.lost: set[tuple[str, str]] = set()
         """Tasks that the store lost with its data."""
         self.lost_ticks: set[tuple[str, str, int]] = set()
         self.void: set[tuple[str, str, str]] = set()
-        """Leases that it does not know of any more: queue, id and token."""
+        """Leases that the store has lost: queue, id and token."""
         self._starts: dict[tuple[str, str], int] = {}
         """How often a task was started before the store last lost data."""
         self.upkept_us: dict[str, int] = {}
@@ -112,7 +112,7 @@ class Ledger:
         return self._clock()
 
     def find(self, text: str) -> None:
-        """Note that something is wrong."""
+        """Record a problem."""
         self.wrong.append(f"{self._clock():.4f} {text}")
 
     def entry(self, queue: str, id: str) -> Entry:
@@ -129,7 +129,7 @@ class Ledger:
     def observe(
         self, name: str, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> list[str]:
-        """Take a call and its reply; returns the ids of tasks that ended by it."""
+        """Process a call and its reply; return the ids of tasks that it ended."""
         self._latest_us = max(self._latest_us, now)
         look = getattr(self, f"_see_{name}", None)
         return [] if look is None else list(look(queue, now, args, reply) or ())
@@ -299,8 +299,8 @@ class Ledger:
             self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
-        """A lease lapses only where its server could not renew it, at a third of it or later, or
-        could not hand its task back before it ended, since it was told to."""
+        """Check that a lease expires only if its server could not renew it, or could not hand its
+        task back during a shutdown."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3

@@ -1,4 +1,4 @@
-"""The limits of histories: their rules, and which of them tasks have."""
+"""The limits of histories: their rules, and the tasks that have them."""
 
 from __future__ import annotations
 

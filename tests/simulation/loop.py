@@ -46,7 +46,7 @@ class Handle:
 
 
 class Process(Protocol):
-    """A simulated process, as far as the loop has to know it."""
+    """A simulated process, as the loop sees it."""
 
     alive: bool
     context: contextvars.Context
@@ -64,9 +64,9 @@ class Strand:
         self.process = process
         self.kind = kind
         self.held: list[Handle] = []
-        """What is ready and has to wait until the strand goes on."""
+        """Ready callbacks that wait until the strand continues."""
         self.line: deque[Handle] = deque()
-        """What is ready and comes next."""
+        """Ready callbacks, the next one first."""
 
 
 STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
@@ -82,7 +82,7 @@ MAX_STEPS: Final = 200_000
 
 
 class Stuck(Exception):
-    """Nothing is ready and nothing will be; or things go round in circles."""
+    """Raised if no callback will ever be ready, or if the simulation makes no progress."""
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -102,7 +102,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._numbers = itertools.count()
         self._signals: dict[tuple[Process, int], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._graveyard: list[Handle] = []
-        """What the dead had to do: kept, so that nothing of theirs is cleaned up meanwhile."""
+        """Callbacks of dead processes, kept so that nothing of these is cleaned up meanwhile."""
         self.executor: Callable[[Callable[[], Any]], asyncio.Future[Any]] | None = None
 
     def time(self) -> float:
@@ -150,7 +150,7 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> Handle:
-        """What a thread asks for is done by the event loop of its process."""
+        """Let the event loop of the thread's process run the callback."""
         strand = STRAND.get()
         if context is None and strand is not None and strand.kind == "thread":
             context = strand.process.context.copy()
@@ -190,7 +190,7 @@ class SimLoop(asyncio.BaseEventLoop):
             self._line_up(handle)
 
     def bury(self) -> None:
-        """Forget all that was still to be done."""
+        """Discard all remaining callbacks."""
         self._lines.clear()
         self._timers.clear()
         self._graveyard.clear()

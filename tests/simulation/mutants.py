@@ -1,4 +1,4 @@
-"""Planted mistakes, each of which the simulation has to find: or else it proves nothing.
+"""Planted mistakes, each of which the simulation must find to prove its worth.
 
 A mistake is planted for one history, by exchanging a piece of the code under test.
 """
@@ -74,12 +74,12 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
 
 
 def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
-    """A server whose name is used again takes what the one before it leased for its own."""
+    """A server with a reused name takes its predecessor's leases for its own."""
     return exchanged(server, "holder_of", lambda given, server_id: server_id)
 
 
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
-    """Where the store does not have a script it is not sent."""
+    """A script that the store does not have is not sent."""
 
     async def attempt(self: Any, calls: Any, ends: float, overlap: Any = noop) -> list[Any]:
         return list(await self._exchange(None, [evalsha(call) for call in calls], ends))
@@ -88,7 +88,7 @@ def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
 
 
 def transient_not_retried() -> contextlib.AbstractContextManager[None]:
-    """An error that will pass is given to the caller."""
+    """A transient error reaches the caller."""
 
     def classify(error: BaseException) -> Fault:
         found = error_mapping.classify(error)
@@ -220,7 +220,7 @@ def unread_left_alone() -> Iterator[None]:
 
 
 def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
-    """A lease is taken to run from when the reply came, and a late one is not renewed."""
+    """A lease is counted from the arrival of the reply, and a late one is not renewed."""
     real = Fetcher._handle_result
 
     async def landed(
@@ -245,7 +245,7 @@ def fetches_left_open_at_shutdown() -> Iterator[None]:
 
 
 def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
-    """Periodic tasks come when the server's own clock says so."""
+    """The server's own clock decides when periodic tasks are due."""
 
     async def learn(self: Any) -> float:
         until = await real(self)
@@ -257,7 +257,7 @@ def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
 
 
 def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
-    """When a lease ends is told by the server's own clock."""
+    """The server's own clock decides when a lease ends."""
     real = Fetcher._call
 
     def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
@@ -354,7 +354,7 @@ def patience_begins_again() -> Iterator[None]:
 
 
 BROKE: Final = "a part of the server failed"
-"""What a server ends with that meets an error which is a mistake of ours."""
+"""The exception that ends a server after a mistake in its code."""
 
 MUTANTS: Final[dict[str, Plant]] = named(
     settle_without_token, heartbeat_on_the_loop, fetch_not_repeated_nor_mended,

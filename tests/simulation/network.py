@@ -1,4 +1,4 @@
-"""The way to the store and back.
+"""The simulated network between processes and the store.
 
 A request that is on its way arrives whether or not its sender still waits, or lives. What can
 befall it is drawn by the seed: lost before or after, late, twice, refused, cut off in the middle.
@@ -47,10 +47,10 @@ CODES: Final = (
     "NOSCRIPT No matching script.",
     "OOM command not allowed when used memory > 'maxmemory'.",
 )
-"""What a store may answer in the place of making a call."""
+"""Errors that a store may return instead of making a call."""
 
 SILENCE_S: Final = 5.0
-"""How long somebody waits at most for an answer that does not come."""
+"""Longest wait for a lost reply."""
 
 RESUME_S: Final = 2.0
 """Tasks are fetched again so soon after the store has come back."""
@@ -79,7 +79,7 @@ class Listener:
 
 @dataclass(slots=True)
 class Tally:
-    """What befell how many calls."""
+    """Number of calls by fault."""
 
     calls: int = 0
     fates: Counter[str] = field(default_factory=Counter)
@@ -162,7 +162,7 @@ class Network:
                 self._after(there, arrive, True, self._random.randrange(len(commands)))
 
     def _arrive(self, process: Proc, commands: Sequence[Command], count: int | None) -> Replies:
-        """What the store makes of commands of which `count` have come."""
+        """Run the first `count` commands; return the store's replies."""
         if self.unreachable(process):
             process.trouble()
             return [refused()] * len(commands)
@@ -193,7 +193,7 @@ class Network:
         return "well"
 
     def unreachable(self, process: Proc) -> bool:
-        """Whether nothing of this process gets through now."""
+        """Whether this process is cut off now."""
         return process.link.away or self.loop.now < max(self.away_until, self.down_until)
 
     def _latency(self) -> float:
@@ -318,7 +318,7 @@ class Network:
         self.loading_until = max(self.loading_until, self.down_until + loading_s)
 
     def heal(self) -> None:
-        """The store is there, from now on."""
+        """Make the store reachable again."""
         self.away_until = self.down_until = self.loading_until = 0.0
 
     def listen(self, listener: Listener) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a history: servers, clients and supervisors, and how they come and go."""
+"""The processes of a history: servers, clients and supervisors, and their starts and ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SWEEP: Final = 1.0
 SCHEDULES: Final[dict[str, tuple[float, Missed]]] = {
     "tick": (2.0, "skip"), "once": (600.0, "once"), "all": (600.0, "all"),
 }  # fmt: skip
-"""Seconds between the ticks of each schedule, and what becomes of missed ones. Some ticks of the
+"""Seconds between the ticks of each schedule, and its option for missed ticks. Some ticks of the
 last two are missed only when the store's clock jumps."""
 
 OLD: Final = ("work", "work-thread")
@@ -44,7 +44,7 @@ NEW: Final = (*OLD, "new")
 
 
 class World(Protocol):
-    """The history, as its processes need it."""
+    """The part of the history that its processes use."""
 
     seed: int
     loop: SimLoop
@@ -56,7 +56,7 @@ class World(Protocol):
     faulty: bool
 
     def prolong(self, seconds: float) -> None:
-        """Let peace come so much later."""
+        """Postpone the end of the faults."""
 
 
 class Population:
@@ -77,7 +77,7 @@ class Population:
         return [*self.others, *self.servers]
 
     def victim(self) -> Proc | None:
-        """A server that lives."""
+        """A live server."""
         live = [one for one in self.servers if one.alive]
         return self.world.rng.choice(live) if live else None
 
@@ -205,7 +205,7 @@ class Population:
     # Clients
 
     def start_clients(self) -> None:
-        """Start those who enqueue."""
+        """Start the enqueueing clients."""
         world = self.world
         for blocking in (False, True) if world.profile.blocking else (False,):
             process = self._process("client")
@@ -268,7 +268,7 @@ class Population:
     # The end
 
     async def stop(self) -> None:
-        """Tell all servers to stop, and see them do it."""
+        """Stop all servers, and wait until they have ended."""
         self.stopping = True
         for process in self.servers:
             if process.alive:

@@ -15,19 +15,19 @@ WALL: Final = 4_000_000_000.0
 
 
 FATES: Final = ("before", "after", "late", "twice", "refused", "cut")
-"""What may befall a call: lost before or after it is made, late, made twice, answered with an error
-of the store, cut off in the middle of a batch."""
+"""Faults of a call: lost before or after it is made, late, made twice, answered with an error, or
+cut off in the middle of a batch."""
 
 
 class Link:
-    """How calls of a process fare: the chance of each fate, and whether any gets through."""
+    """The faults of a process's calls: the chance of each, and whether any call gets through."""
 
     def __init__(self) -> None:
         self.fates: tuple[tuple[str, float], ...] = ()
         self.away = False
 
     def heal(self) -> None:
-        """From now on all is well."""
+        """End the faults."""
         self.fates = ()
         self.away = False
 
@@ -43,7 +43,7 @@ class Proc:
         self.died_at: float | None = None
         self.types: tuple[str, ...] = ()
         self.poisoned_by: str | None = None
-        """The task of which it died."""
+        """The task that killed it."""
         self.frozen = 0
         self.stalled = 0
         self.link = Link()
@@ -84,7 +84,7 @@ class Proc:
         return task
 
     def crash(self) -> None:
-        """It is gone at once; nothing is cleaned up and nothing is sent."""
+        """Kill the process at once, without cleanup and without sending anything."""
         self.alive = False
         self.died_at = self.loop.now
 
@@ -109,14 +109,14 @@ class Proc:
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in pauses)
 
     def freeze(self, seconds: float) -> None:
-        """All of it stands still, as by SIGSTOP, or with its virtual machine."""
+        """Freeze the process, as SIGSTOP or a paused virtual machine does."""
         self.trouble(seconds)
         self.freezes.append((self.loop.now, self.loop.now + seconds))
         self.frozen += 1
         self.loop.call_later(seconds, self._thaw, context=contextvars.Context())
 
     def stall(self, seconds: float) -> None:
-        """A handler blocks the event loop; threads go on."""
+        """Block the event loop, as a handler may; threads continue."""
         self.stalled += 1
         self.stalls.append((self.loop.now, self.loop.now + seconds))
         self.loop.call_later(seconds, self._go_on, context=contextvars.Context())

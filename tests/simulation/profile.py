@@ -1,4 +1,4 @@
-"""How hard a history is: what may happen in it, and how often. Drawn by the seed."""
+"""The difficulty of a history: its possible faults and their rates, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTAGES: Final = ("outage",)
 
 
 class Profile:
-    """How hard a seed is: what may happen, and how often."""
+    """The difficulty of a seed: its possible faults and their rates."""
 
     def __init__(self, rng: random.Random) -> None:
         hard = rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))

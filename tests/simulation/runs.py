@@ -27,7 +27,7 @@ SHOWN: Final = 8
 
 @dataclass(slots=True)
 class Summary:
-    """What came of many seeds."""
+    """The outcomes of many seeds."""
 
     seeds: int = 0
     bad: dict[int, list[str]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Summary:
     """By code, as in `LOADING`, and script: `LOADING fetch`."""
 
     def add(self, outcome: Outcome) -> None:
-        """Take in one more seed."""
+        """Add the outcome of a seed."""
         self.seeds += 1
         if outcome.wrong:
             self.bad[outcome.seed] = list(outcome.wrong[:SHOWN])
@@ -58,7 +58,7 @@ class Summary:
             self.refusals[f"{code.split()[0]} {script}"] += count
 
     def merge(self, other: Summary) -> None:
-        """Take in what another process did."""
+        """Add the outcomes of another process."""
         self.bad |= other.bad
         for name in ("seeds", "calls", "tasks", "lapsed", "recreated", "lost", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))

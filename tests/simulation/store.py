@@ -1,4 +1,4 @@
-"""The store of a history: a real Valkey, whose time is virtual, and whoever waits at it.
+"""The store of a history: a real Valkey on virtual time, and its waiting callers.
 
 Each call is made at one instant of virtual time. The store restarts, forgets what came last, is
 flushed, and its clock jumps.
@@ -63,7 +63,7 @@ def _known(name: str, text: str) -> Known:
 
 
 def _scripts() -> dict[str, Known]:
-    """All that may be asked for, by digest."""
+    """All scripts by digest."""
     found = {}
     for name in NAMES:
         for allow_oom in (None, True, False):
@@ -127,7 +127,7 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that the store holds, and what the ledger knows of it."""
+    """A copy of the store's data and of the ledger's knowledge."""
 
     values: tuple[tuple[bytes, int, bytes], ...]
     """Key, remaining milliseconds to live or 0, and what DUMP says."""
@@ -142,11 +142,11 @@ class SimStore:
     ) -> None:
         self.loop = loop
         self.skew_us = 0
-        """By how much its clock has jumped."""
+        """Total jump of its clock."""
         self.latest_us = 0
         """The latest that its clock has ever shown."""
         self.jumps: list[tuple[float, int]] = []
-        """When its clock jumped, and by how much."""
+        """Times and sizes of its clock jumps."""
         self._line = line_to(store)
         self._ledger = ledger
         self._seen, self._wake = seen, wake
@@ -183,7 +183,7 @@ class SimStore:
     # Calls
 
     def execute(self, process: Proc | None, commands: Iterable[Command]) -> Replies:
-        """Make calls now. Whoever blocks on a list that gets an element, gets it at once."""
+        """Make calls now. A caller that blocks on a list gets a new element at once."""
         sent: list[Command] = []
         roles: list[str | None] = []
         for command in map(self._timed, commands):
@@ -257,7 +257,7 @@ class SimStore:
         return None
 
     def leave(self, blocked: Blocked) -> None:
-        """It does not wait any more."""
+        """Stop waiting."""
         blocked.open = False
         for key in blocked.keys:
             waiting = self._blocked.get(key, [])
@@ -265,7 +265,7 @@ class SimStore:
                 waiting.remove(blocked)
 
     def waiting(self) -> list[Blocked]:
-        """Who waits, each of them once."""
+        """The waiting callers, each once."""
         return list(dict.fromkeys(one for waiting in self._blocked.values() for one in waiting))
 
     def _serve(self, key: str, element: bytes) -> None:
@@ -298,7 +298,7 @@ class SimStore:
         return Snapshot(values, self._ledger.copy())
 
     def roll_back(self, snapshot: Snapshot) -> None:
-        """All that came after the snapshot is gone."""
+        """Restore a snapshot."""
         gone: list[Command] = [("UNLINK", key) for key in self.plain("KEYS", "*")]
         back = [("RESTORE", key, ttl, value) for key, ttl, value in snapshot.values]
         self.read([*gone, *back])
@@ -307,7 +307,7 @@ class SimStore:
 
 
 def refused() -> Exception:
-    """Nobody listens at the other end."""
+    """The error of a refused connection."""
     return failures.ConnectionError("connection refused")
 
 

@@ -1,4 +1,4 @@
-"""Schedules in the store: a client that puts and changes them, and what is to be seen of that."""
+"""Schedules in the store: a client that puts and changes them, and checks of their ticks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real clients and servers on virtual time, with every fault: no task is lost, none is run early.
+"""Real clients and servers on virtual time with every fault: no task is lost or runs early.
 
 Each seed is one history. QSYNC_SIM_SEEDS sets how many are lived through, QSYNC_SIM_SECONDS for how
 long at most; QSYNC_SIM_SEED=n lives through that one alone, and exactly as before.
@@ -122,7 +122,7 @@ def test_no_clock_of_the_machine_is_looked_at_in_a_history() -> None:
 
 
 def only(history: History, *kinds: str, hard: bool = True) -> None:
-    """Of all faults let only these happen, and nothing befall the calls."""
+    """Allow only these faults, and none of calls."""
     profile = history.profile
     profile.faults = dict.fromkeys(kinds, 1.0)
     profile.link = dict.fromkeys(FATES, 0.0)
@@ -258,7 +258,7 @@ def stalls_without_scripts(history: History) -> None:
 
 
 ARRANGED: Final = {"settling not renewed": stalls_without_scripts}
-"""What lets mistakes show early that are seldom seen among all faults."""
+"""Options that reveal rare mistakes early."""
 
 
 @pytest.mark.parametrize(

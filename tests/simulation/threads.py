@@ -76,7 +76,7 @@ def current_thread() -> SimThread:
 
 
 class SimThread:
-    """In the place of threading.Thread."""
+    """Replaces threading.Thread."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class SimThread:
             self._ended.wait(timeout)
 
     def park(self, timeout: float | None) -> None:
-        """Let the others go on; returns after so many seconds, or when woken."""
+        """Let other threads continue; return after some seconds or when woken."""
         if self._killed:
             raise Killed
         self._ticket += 1
@@ -175,7 +175,7 @@ class SimThread:
 
 
 class SimEvent:
-    """In the place of threading.Event."""
+    """Replaces threading.Event."""
 
     def __init__(self, turns: Turns) -> None:
         self._set = False
@@ -204,7 +204,7 @@ class SimEvent:
 
 
 class SimQueue:
-    """In the place of queue.SimpleQueue."""
+    """Replaces queue.SimpleQueue."""
 
     def __init__(self, turns: Turns) -> None:
         self._items: deque[Any] = deque()

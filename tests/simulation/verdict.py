@@ -1,4 +1,4 @@
-"""The end of a history: every task is accounted for, and nothing is left lying about."""
+"""The final check of a history: every task is accounted for, and no data is left over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BAR_LEASES: Final = 10
 SLACK_S: Final = 1.0
 
 STUBBORN_S: Final = DEAF_S + 1.0
-"""How long a handler that does not heed its timeout may hold its slot, the timeout included."""
+"""Longest time that a handler that ignores its timeout may hold its slot, timeout included."""
 
 POLL_S: Final = 0.5
 
@@ -65,7 +65,7 @@ class Verdict:
         return _pairs(self.plain(*self._command(queue, name)))
 
     def _read_all(self) -> None:
-        """Read at once whatever will be looked at: from now on nothing changes any more."""
+        """Read all data at once; nothing changes from now on."""
         names = [
             (queue, name)
             for queue in QUEUES
@@ -142,7 +142,7 @@ class Verdict:
     # All is over
 
     def final(self) -> None:
-        """Look at everything once more, when all servers have stopped."""
+        """Check everything again after all servers have stopped."""
         self._read_all()
         for queue in QUEUES:
             self._check_left(queue)

@@ -1,4 +1,4 @@
-"""What handlers do with tasks: with well-behaved ones, and with all the others."""
+"""The handlers of the simulation, for well-behaved and for misbehaving tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS: Final = {
 }  # fmt: skip
 
 CHARGED: Final = (ValueError, Retry, SkipRetry, TimeoutError, RuntimeError)
-"""What handlers here fail with."""
+"""The exception of failing handlers."""
 
 QUEUES: Final = ("main", "side")
 MAX_CRASHES: Final = 3
@@ -67,7 +67,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Books:
-    """What clients and handlers know, kept outside of the store."""
+    """Records of clients and handlers, kept outside of the store."""
 
     ledger: Ledger
     store: SimStore
@@ -180,7 +180,7 @@ class Handlers:
             find(f"poison {task.id} is started for the {entry.starts}th time")
 
     def _check_alone(self, entry: Entry) -> None:
-        """Nobody else runs under the same lock, by a lease that holds."""
+        """Check that no other task with a valid lease runs under the same lock."""
         books = self._books
         for other in books.ledger.entries.values() if entry.lock else ():
             lease = other.lease

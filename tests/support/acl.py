@@ -32,10 +32,10 @@ ROLES: Final[dict[str, Role]] = {
 """Files whose code under test does with a role; the others are tested with all rights."""
 
 OPTIONAL: Final = {"info", "client|setinfo", "config|get"}
-"""What may be refused without anybody's missing it."""
+"""Commands whose denial has no effect."""
 
 LOOKING: Final = ("keys", "type", "lrange", "smembers", "hgetall", "zrange")
-"""What a dump of a store takes."""
+"""Commands that a dump of a store needs."""
 
 _CREDENTIALS: Final = re.compile(r"//[^@/]*@")
 

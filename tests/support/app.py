@@ -20,7 +20,7 @@ class Sum(pydantic.BaseModel):
 
 @app.task(executor="process")
 def add(task: TaskInfo, a: int, *, b: int = 2) -> Sum:
-    """Say what the sum is, and where it was made."""
+    """Return the sum, and the process that computed it."""
     assert task.type == "tests.support.app.add"
     return Sum(total=a + b, pid=os.getpid())
 

@@ -1,4 +1,4 @@
-"""A server in a process that tells what it was made to do. Run as a script:
+"""A server in a process that reports its side effects. Run as a script:
 
     python -m tests.support.attacked_server URL PREFIX
 

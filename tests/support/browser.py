@@ -22,7 +22,7 @@ for (const name of ["alert", "confirm", "prompt", "print"]) window[name] = () =>
 document.addEventListener("securitypolicyviolation", (event) =>
   window.hit("CSP " + event.violatedDirective + " " + event.blockedURI + " " + event.sample));
 """
-"""Notes what ran that should not have, and what the policy stopped."""
+"""Records scripts that ran, and violations of the content security policy."""
 
 
 @contextmanager
@@ -66,7 +66,7 @@ class Visit:
         self.page.get_by_role(role, name=name, exact=True, **options).click()
 
     def refresh(self) -> None:
-        """The page asks for its fresh copy, now and not in 2 s."""
+        """Let the page refresh now instead of in 2 s."""
         with self.page.expect_response(lambda answer: answer.request.resource_type == "fetch"):
             self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         self.page.wait_for_function("() => document.getElementById('live').textContent === 'live'")
@@ -76,7 +76,7 @@ class Visit:
         self.page.get_by_text(text).first.wait_for()
 
     def check(self) -> None:
-        """Nothing ran that should not have, and nothing was asked of other places."""
+        """Assert that no unexpected script ran, and that no other host was contacted."""
         hits = self.page.evaluate("window.hits || []")
         assert (hits, self.wrong) == ([], [])
         assert {url for url in self.asked if not url.startswith((self.url, "data:,"))} == set()

@@ -1,4 +1,4 @@
-"""Calls that are cancelled at any moment, on a real store: no reply reaches another call."""
+"""Calls on a real store that are cancelled at any moment: no reply reaches another call."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Live:
         self._servers: list[Server] = []
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """What comes of a coroutine that runs beside."""
+        """Run a coroutine on the background loop; return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     def serve(self, **config: Any) -> Server:
@@ -91,7 +91,7 @@ class Live:
         return ran
 
     def refused(self, *words: str, code: int = 1) -> str:
-        """What a command says that ends with this code: one line."""
+        """Return the one line of a command that fails with this exit code."""
         ran = self.run(*words)
         assert ran.code == code, (ran.code, ran.out, ran.err)
         assert ran.err.endswith("\n")

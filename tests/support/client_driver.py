@@ -1,4 +1,4 @@
-"""The server's side of a queue, done by hand, for tests of clients."""
+"""Plays the server of a queue, for tests of clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator, an eviction or a bad disk may do to a queue, and how it gets well again.
+"""Damage of a queue by an operator, an eviction or a bad disk, and its repair.
 
 A damaged queue is no matter for the model: what is left of it must stop no script, an audit mends
 it, and then it runs empty like any other.
@@ -53,7 +53,7 @@ FOREVER: Final = frozenset(
         "type_stats",
     }
 )
-"""What a queue may hold that has no tasks any more."""
+"""Keys that a queue without tasks may have."""
 
 ROUNDS: Final = 40
 
@@ -68,7 +68,7 @@ class Damage(NamedTuple):
 
 
 class Patient:
-    """A queue that is damaged, and all that is done with it from then on."""
+    """A damaged queue, and the calls on it from then on."""
 
     def __init__(self, rig: Rig, policy: FetchPolicy, number: int) -> None:
         self.rig = rig
@@ -76,7 +76,7 @@ class Patient:
         self._number = number
 
     def inflict(self, damage: Damage) -> None:
-        """The damage is done, if there is anything in the key."""
+        """Inflict the damage, if the key has data."""
         client, key = self.rig.client, self.rig.keys.key(damage.key)
         if damage.how == "evicted":
             client.unlink(key)
@@ -92,7 +92,7 @@ class Patient:
             (client.zrem if is_set else client.hdel)(key, field)
 
     def treat(self, verbs: list[str], held: list[LeaseRef], ids: tuple[str, ...]) -> None:
-        """Calls as they come, by those who know nothing of the damage: none fails."""
+        """Make normal calls on the damaged queue, none of which may fail."""
         for verb in verbs:
             self.rig.now += LEASE if verb == "fetch" else 1
             self.rig.run(self._call(verb, held or [LeaseRef(ids[0], "s/0")], ids))
@@ -137,7 +137,7 @@ class Patient:
         )  # fmt: skip
 
     def heal(self) -> None:
-        """What is damaged is mended; only a lock that another task has by now stays as it is."""
+        """Repair the damage; only a lock that another task has taken meanwhile stays as it is."""
         auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
         for _ in range(3):
             report: Report = _finished(auditor.audit(self.rig.keys.queue))
@@ -148,7 +148,7 @@ class Patient:
         raise AssertionError(f"not mended: {left}")
 
     def drain(self) -> None:
-        """All tasks run to an end in so many rounds, and after a year nothing is left of them."""
+        """Run all tasks to their end; after a year, none of their data is left."""
         self._resume()
         self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
         for at in range(ROUNDS):

@@ -59,7 +59,7 @@ class Live:
         self._thread.start()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """What comes of the work, done in the loop."""
+        """Run a coroutine on the loop; return its result."""
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         return future.result(60)
 
@@ -78,7 +78,7 @@ class Live:
         return await self._stack.enter_async_context(context)
 
     def inspect(self, ask: Callable[[Inspector], Coroutine[Any, Any, T]]) -> T:
-        """What an inspector answers."""
+        """Call an inspector."""
 
         async def work() -> T:
             async with self.app.inspector() as inspector:

@@ -1,4 +1,4 @@
-"""A server whose store is full, or refuses settlements: what goes wrong then, if anything."""
+"""Returns the problems of a server whose store is full or refuses settlements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that would do something in a page that does not take care, to be put into every field."""
+"""Hostile texts for every field, which would act in a page that does not escape them."""
 
 from __future__ import annotations
 

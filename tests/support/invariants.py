@@ -1,4 +1,4 @@
-"""What holds after every call, whoever made it: said of dumps of the store, without the model."""
+"""Invariants after every call, checked on dumps of the store without the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test needs to know of the text of a script: its header, its tokens, its calls."""
+"""Parses the text of a script for tests: its header, tokens and calls."""
 
 from __future__ import annotations
 

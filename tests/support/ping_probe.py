@@ -1,4 +1,4 @@
-"""Pings a store from a process of its own and tells how long that took. Run as a script:
+"""Pings a store from a separate process and reports the round trip times. Run as a script:
 
     python -m tests.support.ping_probe PORT
 

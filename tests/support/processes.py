@@ -1,4 +1,4 @@
-"""Servers in processes of their own, and what they wrote down."""
+"""Servers in separate processes, and their histories."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class History:
 
 
 class ServerProcess:
-    """A server in a process: started again, it is another server of the same settings."""
+    """A server in a process; a restart creates another server with the same settings."""
 
     _numbers = itertools.count(1)
 

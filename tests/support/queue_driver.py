@@ -1,4 +1,4 @@
-"""A queue on a real store for tests of the scripts: short calls, a clock that stands, dumps."""
+"""A queue on a real store for tests of the scripts, with short calls, a fixed clock and dumps."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Rig:
         )
 
     def be_seen(self) -> None:
-        """However far the clock leapt, some server was there up to now: so no lease is spared."""
+        """Record that a server was present until now, so that no grace period begins."""
         if self.field("meta", "seen") is not None:
             self.set("meta", "seen", self.now)
 
@@ -234,7 +234,7 @@ class Rig:
         return {name.decode(): int(value) for name, value in stored.items() if not name.count(b":")}
 
     def woken(self) -> bool:
-        """Whether somebody was woken since this was last asked; never twice for one."""
+        """Whether a server was woken since the last call; counts each wake once."""
         elements = self.client.lrange(self.keys.key("wake"), 0, -1)
         assert len(elements) <= 1
         self.client.delete(self.keys.key("wake"))

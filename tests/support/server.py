@@ -76,7 +76,7 @@ async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
 
 
 def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]:
-    """What a queue holds beside what every queue has: empty when all its tasks are gone."""
+    """Data of a queue that depend on tasks; empty when all tasks are gone."""
     base = QueueKeys(prefix, queue).base
     sizes = {}
     for name, (kind, _) in QUEUE_KEYS.items():

@@ -1,4 +1,4 @@
-"""A cluster of which one node stands still: what waits for that node without need, if anything."""
+"""Returns the calls that needlessly wait for a hanging cluster node."""
 
 from __future__ import annotations
 
