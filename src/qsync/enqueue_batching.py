@@ -13,6 +13,7 @@ from qsync.broker import op_values, ops
 from qsync.broker.aio_pool import LINE_S
 from qsync.broker.protocol import LATE_S
 from qsync.errors import QsyncError, StoreUnavailable
+from qsync.loop_internals import is_quiet
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class Batcher(Generic[T, U]):
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
     first: from then on the store works on one half while the callers of the other half continue.
     All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster.
+    faster, and at once if nobody else in the loop is ready to run.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` makes. Callers do not expire while the store answers: only after it has been silent
@@ -99,7 +100,8 @@ class Batcher(Generic[T, U]):
     async def _submit_first(self, future: asyncio.Future[U]) -> U:
         """Send the waiting items, the first of which is this future's; return its reply."""
         try:
-            await asyncio.sleep(0)  # let other callers that are ready now join the batch
+            if not is_quiet(asyncio.get_running_loop()):
+                await asyncio.sleep(0)  # let other callers that are ready now join the batch
             if len(self._items) == 1:
                 return await self._send_single()
         except BaseException:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylit
 
 SOURCES = Path(qsync.__file__).parent
 OWNERS = {
+    "loop_internals.py": r"\._ready\b|\"_ready\"",
     "broker/redis_internals.py": r"\._writer\b|\._parser\b|_sock\b|_force_master_ip|nodes_manager",
     "server/asyncio_internals.py": r"asyncio\._\w+|_log_destroy_pending|_signal_handlers",
 }

@@ -193,5 +193,25 @@ def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
     run(main())
 
 
+def test_each_exchange_has_its_own_timeout_whatever_the_one_before_had(
+    run: Callable[[Any], None], store: Store
+) -> None:
+    async def main() -> None:
+        connection = Connection(host=HOST, port=store.port, protocol=2)
+        await connection.connect()
+        one = RedisConnection(connection)
+        assert await one.request([("PING",)], 0.1) == [b"PONG"]
+        assert await one.request([("BLPOP", "no-list", "0.3")], 5) == [None]
+        assert await one.request([("PING",)], 60) == [b"PONG"]
+        began = time.monotonic()
+        [reply] = await one.request([("BLPOP", "no-list", "5")], 0.2)
+        assert isinstance(reply, TimeoutError)
+        assert 0.15 < time.monotonic() - began < 3
+        assert not one.is_open
+        await connection.disconnect(nowait=True)
+
+    run(main())
+
+
 def block_until(moment: float) -> None:
     wait_until(lambda: time.monotonic() >= moment)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import uvloop
 
 from qsync import queue_announcer
 from qsync.broker import redis_clients, views
@@ -704,6 +705,43 @@ def test_an_answer_that_is_too_short_leaves_nobody_waiting() -> None:
         return [*alone, *both]
 
     assert [type(error) for error in asyncio.run(main())] == [QsyncError] * 3
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_lone_caller_is_sent_at_once_and_callers_that_are_ready_share_a_batch(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    batches: list[list[int]] = []
+    steps: list[int] = []
+
+    async def run(items: list[int], left: float) -> list[int]:
+        batches.append(items)
+        steps.append(step)
+        await asyncio.sleep(0)
+        return items
+
+    step = 0
+
+    def count() -> None:
+        nonlocal step
+        step += 1
+
+    async def main() -> None:
+        batcher: Batcher[int, int] = Batcher(run, lambda item: 1, patience=5, too_late=TimeoutError)
+
+        async def one(item: int) -> int:
+            return await batcher.submit(item)
+
+        for item in (1, 2):
+            assert await batcher.submit(item) == item
+        assert await asyncio.gather(*map(one, (3, 4, 5))) == [3, 4, 5]
+        asyncio.get_running_loop().call_soon(count)
+        assert await batcher.submit(6) == 6, "after what was ready before it"
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert batches == [[1], [2], [3, 4, 5], [6]]
+    assert steps == [0, 0, 0, 1]
 
 
 def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:

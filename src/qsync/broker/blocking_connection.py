@@ -82,10 +82,13 @@ class SocketConnection:
         self.used = True
         replies: list[Any] = []
         try:
-            self._limit(until)
-            send = self._socket.sendall
-            for packet in pack_commands(commands):
-                send(packet)
+            if until is not None or self._current_timeout != self._timeout:
+                self._limit(until)
+            if len(commands) == 1:
+                self._socket.sendall(hiredis.pack_command(commands[0]))
+            else:
+                for packet in pack_commands(commands):
+                    self._socket.sendall(packet)
             if overlap is not noop:
                 overlap()
             self._read(len(commands), until, replies)

@@ -22,6 +22,9 @@ _MORE: Final = object()
 LATE_S: Final = 0.1
 """Delay of a timer, in seconds, that shows that the event loop was blocked."""
 
+TIMER_S: Final = 0.001
+"""Time by which a timer may be early, in seconds: loops round times to milliseconds."""
+
 PACKET: Final = 16 * 1024
 """Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
 
@@ -80,8 +83,13 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._expected = 0
         self._answer: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle
-        """Timeout of the exchange in flight."""
+        self._due = 0.0
+        """Time at which the exchange in flight times out, by the loop's clock."""
+        self._is_late = False
+        """Whether that time was put off since the loop was blocked."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Timer that is due no later than the exchange in flight. It may be that of an earlier one:
+        making and cancelling a timer for each costs more than a look in vain every few seconds."""
         self._transport.set_protocol(self)
 
     @property
@@ -104,8 +112,7 @@ class RedisConnection(asyncio.Protocol):
         self._replies, self._expected = [], len(commands)
         if self.is_open:
             self._answer = self._loop.create_future()
-            due = self._loop.time() + seconds
-            self._timer = self._loop.call_at(due, self._time_out, due)
+            self._limit(seconds)
             try:
                 for packet in pack_commands(commands):
                     self._transport.write(packet)
@@ -119,7 +126,6 @@ class RedisConnection(asyncio.Protocol):
                 self._break(failures.ConnectionError("abandoned during an exchange"))
                 raise
             finally:
-                self._timer.cancel()
                 self._answer = None
         replies, missing = self._replies, self._expected - len(self._replies)
         if missing:
@@ -168,16 +174,36 @@ class RedisConnection(asyncio.Protocol):
         """Pass the event on."""
         self._streams.resume_writing()
 
-    def _time_out(self, due: float) -> None:
+    def _limit(self, seconds: float) -> None:
+        """Let the exchange that begins time out after `seconds`."""
+        due = self._due = self._loop.time() + seconds
+        self._is_late = False
+        if self._timer is None or self._timer.when() > due:
+            self._set_timer(due)
+
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._time_out)
+
+    def _time_out(self) -> None:
         """Time the exchange out; if the loop was blocked, first let it read what has arrived."""
+        self._timer = None
         if self._answer is None or self._answer.done():
             return
-        if self._loop.time() - due > LATE_S:
-            self._timer = self._loop.call_later(LATE_S / 2, self._break, TimeoutError())
+        now = self._loop.time()
+        if self._due - now > TIMER_S:  # the timer was that of an earlier exchange
+            self._set_timer(self._due)
+        elif now - self._due > LATE_S and not self._is_late:
+            self._is_late, self._due = True, now + LATE_S / 2
+            self._set_timer(self._due)
         else:
             self._break(TimeoutError())
 
     def _break(self, error: Exception) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.error is None:
             self.error = error
         self._wake()

@@ -47,7 +47,7 @@ def socket_and_parser(connection: Any) -> tuple[socket.socket, Callable[[Any], E
     try:
         return sock, connection._parser.parse_error
     except AttributeError:
-        warn_once("its connections' streams are not found, exchanges take longer")
+        warn_once("the streams of its connections were not found, so exchanges take longer")
         return None
 
 

@@ -243,13 +243,13 @@ class AsyncClient(ClientBase):
     async def _enqueue(
         self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[NewTask], left: float
     ) -> list[Enqueued | Exception]:
-        chunks = [tasks] if wait is None else list(ops.batches(tasks, size_of, CALL_BYTES))
-        with self._call_sequences.acquire(len(chunks)) as call_ids:
-            calls = [
-                ops.enqueue(keys, chunk, sender=sender, number=number, wait=wait)
-                for chunk, (sender, number) in zip(chunks, call_ids, strict=True)
-            ]
-            replies = await self._send(keys, calls, ends_in(left))
+        chunks = [tasks]
+        replies: list[list[Enqueued] | QsyncError] = []
+        if wait is None:
+            replies.append(await self._reply_to(keys, tasks, wait, ends_in(left)))
+        else:
+            chunks = list(ops.batches(tasks, size_of, CALL_BYTES))
+            replies += await self._replies_to(keys, chunks, wait, ends_in(left))
         answers: list[Enqueued | Exception] = []
         for chunk, reply in zip(chunks, replies, strict=True):
             if isinstance(reply, QueueFull) and 0 < reply.room < len(chunk):
@@ -261,6 +261,37 @@ class AsyncClient(ClientBase):
             else:
                 answers += reply
         return answers
+
+    async def _replies_to(
+        self, keys: QueueKeys, chunks: Sequence[Sequence[NewTask]], wait: Wait | None, ends: float
+    ) -> list[list[Enqueued] | QsyncError]:
+        """Send each chunk in one call, all in one round trip."""
+        with self._call_sequences.acquire(len(chunks)) as call_ids:
+            calls = [
+                ops.enqueue(keys, chunk, sender=sender, number=number, wait=wait)
+                for chunk, (sender, number) in zip(chunks, call_ids, strict=True)
+            ]
+            return await self._send(keys, calls, ends)
+
+    async def _reply_to(
+        self, keys: QueueKeys, tasks: Sequence[NewTask], wait: Wait | None, ends: float
+    ) -> list[Enqueued] | QsyncError:
+        """Send tasks of a queue in one call."""
+        sender, number = call_id = self._call_sequences.take()
+        try:
+            call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+            if wait is not None or self._announcer.is_due(keys.queue):
+                [reply] = await self._send(keys, [call], ends)
+                return reply
+            reply = await self._broker.run_once(call, ends=ends)
+            if isinstance(reply, StoreUnavailable):
+                try:
+                    reply = await self._broker.run(call, ends=ends)
+                except QsyncError as error:
+                    reply = error
+            return reply or duplicate_client_error(keys)
+        finally:
+            self._call_sequences.give_back(call_id)
 
     async def _send_queues(
         self,
@@ -282,9 +313,7 @@ class AsyncClient(ClientBase):
         """Send tasks of a queue in one call; raise its error."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        with self._call_sequences.acquire(1) as [(sender, number)]:
-            call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
-            [reply] = await self._send(keys, [call], ends_in(self._allowance(wait)))
+        reply = await self._reply_to(keys, tasks, wait, ends_in(self._allowance(wait)))
         if isinstance(reply, QsyncError):
             raise reply
         return reply

@@ -28,7 +28,7 @@ if number <= before then
   return number == before and first_reply(last, ARGV.id) or {}
 end
 local stamped = ARGV.head .. struct.pack('>I8', now)
-local stored = redis.call('HMGET', KEYS.tasks, ARGV.id)[1]
+local stored = redis.call('HGET', KEYS.tasks, ARGV.id)
 if not stored then
   local tag = math.max(read_tag(known[2]), read_tag(redis.call('ZSCORE', KEYS.fairness, ''))) + 1
   check_rights(KEYS.tasks, { 'HSET' })
@@ -41,5 +41,5 @@ if not stored then
 elseif string.sub(stored, #stamped + 1) ~= ARGV.message then
   return { 'exists', ARGV.id }
 end
-keep_call(sender, number, now, {})
+redis.call('HSET', KEYS.calls, sender, table.concat({ ARGV.number, to_text(now) }, ' '))
 return 'created'

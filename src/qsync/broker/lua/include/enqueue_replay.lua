@@ -5,7 +5,7 @@
 
 -- Return the number of a sender's last call, -1 when none is known, and the record of it.
 local function last_call(sender)
-  local last = redis.call('HMGET', KEYS.calls, sender)[1]
+  local last = redis.call('HGET', KEYS.calls, sender)
   if not last then
     return -1
   end

@@ -1,0 +1,17 @@
+"""All uses of undocumented names of event loops below the server, with their fallbacks.
+
+Those of the server stand in server/asyncio_internals.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def is_quiet(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether no callback but the running one is ready to run; False: not known.
+
+    The loops of asyncio know, uvloop does not tell.
+    """
+    ready = getattr(loop, "_ready", None)
+    return ready is not None and not ready
