@@ -60,6 +60,11 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "hash",
         "schedule that a client put -> time of its put, us, 8 bytes, and its record",
     ),
+    "schedule_runs": (
+        "hash",
+        "schedule -> its last 20 runs: tick, how it was made, what came of it, ms; and ! -> the "
+        "last schedules that missed a tick",
+    ),
     "next_ticks": ("zset", "stored schedules by their next tick, us"),
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total>, or @<us> since when it is runnable"),

@@ -124,3 +124,24 @@ def test_weights_of_fairness_keys_are_set_listed_and_reset(live: Live) -> None:
     live.refused("fairness", "set", "acme", "--weight", "3", "--queue", "nowhere", code=1)
     live.ok("fairness", "reset", "acme")
     live.refused("fairness", "reset", "acme", code=1)
+
+
+def test_runs_of_a_schedule_are_listed_and_made_up_for(live: Live) -> None:
+    live.ok("schedule", "put", "nightly", "note", "--cron", "0 3 * * *", "--tz", "Asia/Tokyo")
+    assert "No runs are noted" in live.ok("schedule", "history", "nightly").out
+    words = ["schedule", "backfill", "nightly", "--from", "2026-01-01T00:00+09:00"]
+    words += ["--to", "2026-01-08T00:00+09:00"]
+    assert live.ok(*words, "--dry-run").out == "7 tasks would be enqueued\n"
+    assert "enqueues tasks" in live.refused(*words, code=2)
+    assert live.ok(*words, "--yes", "--json").json == {
+        "ticks": 7, "enqueued": 7, "skipped": 0, "refused": None,
+    }  # fmt: skip
+    again = live.ok(*words, "--yes").out
+    assert again == "0 tasks enqueued; 7 skipped, as they ran before\n"
+    assert queue_of(live)["states"]["pending"] == 7
+    runs = live.ok("schedule", "history", "nightly", "--json").json
+    assert [(run["made"], run["outcome"]) for run in runs] == [("backfill", "pending")] * 7
+    shown = live.ok("schedule", "show", "nightly").out
+    assert "03:00:00 JST" in shown
+    assert shown.count("backfill") == 5, "the last runs"
+    assert "--from and --to" in live.refused("schedule", "backfill", "nightly", code=2)

@@ -46,6 +46,8 @@ async def every_action(made: Bed, ann: Inspector) -> None:
     await ann.pause_schedule("nightly", queue="default", why="holidays")
     await ann.resume_schedule("nightly", queue="default")
     await ann.trigger("nightly", queue="default")
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    await ann.backfill("nightly", queue="default", start=day, end=day + timedelta(days=1))
     await ann.delete_schedule("nightly", queue="default")
     await ann.quiet("one")
     await ann.stop("one")
@@ -82,12 +84,12 @@ async def test_each_action_is_recorded_once_with_its_operator(store: Store, pref
         # Filters.
         some = await made.inspector.events(action="schedule")
         assert {event.action.partition(".")[0] for event in some} == {"schedule"}
-        assert len(some) == 5
+        assert len(some) == 6
         assert [e.action for e in await made.inspector.events(task="c")] == [
             "task.edit",
             "task.reschedule",
         ]
-        assert len(await made.inspector.events(queue="default", subject="nightly")) == 5
+        assert len(await made.inspector.events(queue="default", subject="nightly")) == 6
         assert len(await made.inspector.events(limit=2)) == 2
         assert await made.inspector.events(since=datetime.now(UTC) + timedelta(hours=1)) == []
         assert len(await made.inspector.events(since=began)) == len(found)

@@ -49,7 +49,7 @@ def test_every_state_and_every_other_key_is_counted(rig: Rig) -> None:
         "unique": 2, "keys": 3, "fetches": 1, "ticks": 0, "schedules": 0, "cancels": 0,
         "progress": 0, "calls": 0, "recent": 0, "next_ticks": 0, "stored_schedules": 0,
         "waiters": 0, "openings": 0, "holds": 0, "limits": 0, "limit_rules": 0, "successors": 0,
-        "events": 0, "type_reports": 0, "type_stats": 0,
+        "events": 0, "type_reports": 0, "type_stats": 0, "schedule_runs": 0,
     }  # fmt: skip
 
 

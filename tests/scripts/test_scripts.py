@@ -24,6 +24,7 @@ from qsync.broker import (
     program_schedule_ops,
     registry_ops,
     schedule_ops,
+    schedule_run_ops,
     type_ops,
     type_stats_ops,
     views,
@@ -33,6 +34,7 @@ from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
+from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import Script, has_variants, load, variant
 from qsync.broker.stored_schedules import StoredRow
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
@@ -53,7 +55,7 @@ TYPES = {
 }  # fmt: skip
 CAN_BE_REFUSED = {
     "edit", "enqueue", "enqueue_one", "tick", "put_schedule", "tick_schedules", "report_types",
-    "roll_types",
+    "roll_types", "note_runs",
 }  # fmt: skip
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "check_for_work", "overview", "list_tasks",
@@ -62,7 +64,7 @@ VIEWS = {
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "get_limit",
     "list_limits",
     "audit_limits", "paused_types", "type_stats",
-    "bounds", "weights", "events", "sample_keys",
+    "bounds", "weights", "events", "sample_keys", "schedule_runs",
 }  # fmt: skip
 
 TEXTS = {
@@ -489,6 +491,11 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "record_event": (event_ops.record_event(keys, b"-", ids=["a", "b"]), 2),
         "events": (event_ops.events(keys), 0),
         "sample_keys": (bounds_ops.sample_keys(keys, count=1), 0),
+        "note_runs": (
+            schedule_run_ops.note_runs(keys, [Note("a", 1), Note("b", 2, "M")]),
+            10,
+        ),
+        "schedule_runs": (schedule_run_ops.schedule_runs(keys, ["a", "b"]), 2),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),
         "repair": (

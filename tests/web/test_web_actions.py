@@ -6,11 +6,13 @@ import html
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 
 from qsync import Task
+from qsync.broker.schedule_run_ops import Note, missed, note_runs
 from qsync.codec import decode
 from qsync.inspector import QueueInfo
 from qsync.web import bulk_actions, create_app
@@ -270,6 +272,43 @@ async def test_form_of_a_schedule_says_what_was_wrong_and_keeps_the_rest(
         assert "<b>" not in answer.text
         found = await web.bed.inspector.schedules()
         assert [one.name for one in found] == ["taken"]
+
+
+async def test_page_of_a_schedule_has_runs_and_backfill(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        inspector = web.bed.inspector
+        await inspector.put_schedule("daily", Task("t"), cron="0 3 * * *", tz="Europe/Moscow")
+        page = "/schedule/runs?name=daily&queue=default"
+        assert "No runs are noted yet." in (await web.client.get(page)).text
+        listed = (await web.client.get("/schedules")).text
+        assert html.escape(page) in listed
+        form = {"name": "daily", "queue": "default", "from": "2026-01-01T00:00"}
+        asked = await web.send("/schedule/backfill", to="2026-01-08T00:00", **form)
+        assert "This enqueues 7 tasks" in asked
+        assert (await web.queue()).states["pending"] == 0
+        text = await web.press(asked, "Enqueue 7 tasks")
+        assert said(text) == "7 tasks enqueued."
+        assert (await web.queue()).states["pending"] == 7
+        assert "2026-01-07 03:00:00" in text, "in the zone of the schedule"
+        assert "Schedule backfilled" in text
+        again = await web.send("/schedule/backfill", to="2026-01-08T00:00", **form)
+        assert said(again) == "0 tasks enqueued."
+        wrong = await web.send("/schedule/backfill", to="soon", **form)
+        assert said(wrong).endswith("to: “soon” is not a time.")
+        keys, now = web.bed.keys(), datetime.now(UTC)
+        tick = int((now - timedelta(hours=2)).timestamp()) * 1_000_000
+        ended = Note("daily", tick // 1000 - 5, "", "f100,5000")
+        late = missed("daily", tick, tick)
+        await web.bed.broker.run(note_runs(keys, [ended, late]))
+        text = (await web.client.get(page)).text
+        assert re.search(r'class="badge dead">failed</span>.*?5 s', text, re.S)
+        assert ">missed</span>" in text
+        overview = (await web.client.get("/")).text
+        assert "Schedule daily missed its run of" in overview
+        assert "Nothing needs attention" not in overview
+        await web.bed.broker.run(note_runs(keys, [Note("daily", tick // 1000 + 9, "", "c1,1")]))
+        assert "missed its run" not in (await web.client.get("/")).text
+        assert (await web.client.get("/schedule/runs?name=none")).status_code == 404
 
 
 async def test_list_of_schedules_is_filtered_by_name(store: Store, prefix: str) -> None:

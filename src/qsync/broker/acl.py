@@ -22,7 +22,7 @@ SERVER: Final = (
     *CLIENT, "permissions", "check_for_work", "mark_idle", "fetch", "complete", "retry", "kill",
     "hand_back", "end_cancelled", "renew", "mark_started", "progress", "abandon", "list_tasks",
     "tick", "begin_ticks", "publish_schedules", "server_heartbeat", "set_server_info",
-    "due_schedules", "tick_schedules", "put_limit_rules", "set_bounds",
+    "due_schedules", "tick_schedules", "put_limit_rules", "set_bounds", "note_runs",
     "report_types", "roll_types", "type_stats",
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from qsync.broker.call import Argument, Call
 from qsync.broker.call_values import bounded, now_argument
 from qsync.broker.enqueue_options import enqueue_options
 from qsync.broker.operator_ops import _note
+from qsync.broker.schedule_run_ops import run_field
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.message import ENVELOPE_HEAD
@@ -90,9 +91,8 @@ def forget_schedule(
     Returns False when a server published it since, None when it is not found.
     """
     script = load("forget_schedule")
-    return Call(
-        script, keys.names(script.keys), (now_argument(now_us), "", schedule, silence_us), _changed
-    )
+    args = (now_argument(now_us), "", schedule, silence_us, run_field(schedule))
+    return Call(script, keys.names(script.keys), args, _changed)
 
 
 def _pause_schedule(

@@ -9,6 +9,7 @@ from qsync.broker.call import Argument, Call
 from qsync.broker.call_values import now_argument
 from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.program_schedule_ops import SCHEDULE_SILENCE_US
+from qsync.broker.schedule_run_ops import run_field
 from qsync.broker.script import load
 from qsync.broker.stored_schedules import StoredRow, row_of
 from qsync.keys import NAME, GlobalKeys, QueueKeys
@@ -70,7 +71,7 @@ def put_schedule(
 def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
     """Delete a stored schedule, with `stamp` only that version of it; return whether it existed."""
     script = load("delete_schedule")
-    return Call(script, keys.names(script.keys), ("", "", name, stamp), bool)
+    return Call(script, keys.names(script.keys), ("", "", name, stamp, run_field(name)), bool)
 
 
 def due_schedules(keys: QueueKeys, *, count: int = BATCH, now_us: int | None = None) -> Call[Due]:

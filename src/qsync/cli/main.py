@@ -18,7 +18,7 @@ from qsync.cli.events import events
 from qsync.cli.fairness import fairness
 from qsync.cli.limit import limit
 from qsync.cli.queue_bounds import queue
-from qsync.cli.schedule import schedule
+from qsync.cli.schedule_backfill import schedule
 from qsync.cli.servers import servers
 from qsync.cli.stats import stats
 from qsync.cli.task import task

@@ -1,4 +1,4 @@
-"""`qsync schedule`: list, show, put, pause, resume, trigger, delete."""
+"""`qsync schedule`: list, show, put, pause, resume, trigger, delete. `schedule_runs` has more."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from qsync.cli.options import (
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import confirm, current_user
 from qsync.cli.queue_tables import pause_note
+from qsync.cli.schedule_runs import SHOWN_RUNS, in_zone, print_runs
 from qsync.cli.store import StoreSession, check_queue, open_store, unknown_name
 from qsync.formatting import local_time, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
@@ -115,16 +116,20 @@ def _notes(info: ScheduleInfo) -> list[str]:
 def show(
     *, name: Name, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False
 ) -> None:
-    """Show a schedule: its task, its next runs and its last task."""
+    """Show a schedule: its task, its next runs and its last ones."""
     with open_store(store) as session:
-        owner = _queue_of(session, name, queue)
+        owner = queue_of_schedule(session, name, queue)
         found = session.run(session.inspector.schedules(prefix=name))
+        runs = session.run(session.inspector.schedule_history(name, queue=owner))
     infos = [info for info in found if (info.name, info.queue) == (name, owner)]
     if as_json:
         print_json(infos)
         return
     for info in infos:
         _print_one(info)
+    if runs:
+        print_line("")
+        print_runs(runs[:SHOWN_RUNS], whole=False)
 
 
 def _print_one(info: ScheduleInfo) -> None:
@@ -136,7 +141,11 @@ def _print_one(info: ScheduleInfo) -> None:
     rows = [
         ("schedule", f"{info.schedule}, {origin}"), ("queue", info.queue), ("type", info.type),
         ("missed", info.missed), ("last task", info.last_task), ("state", info.last_state),
-        *((field, f"{local_time(at)} ({relative(at)})") for field, at in times if at is not None),
+        *(
+            (field, f"{in_zone(at, info.tz)} ({relative(at)})")
+            for field, at in times
+            if at is not None
+        ),
     ]  # fmt: skip
     print_line(f"Schedule {info.name}", "bold")
     for field, text in rows:
@@ -224,7 +233,7 @@ def pause(
     """
     author = current_user() if by is None else by
     with open_store(store) as session:
-        owner, inspector = _queue_of(session, name, queue), session.inspector
+        owner, inspector = queue_of_schedule(session, name, queue), session.inspector
         work = inspector.pause_schedule(name, queue=owner, by=author, why=why)
         _finish(session, name, owner, work, "paused", as_json)
 
@@ -235,7 +244,7 @@ def resume(
 ) -> None:
     """Resume a schedule with its next run; missed runs are not caught up."""
     with open_store(store) as session:
-        owner = _queue_of(session, name, queue)
+        owner = queue_of_schedule(session, name, queue)
         work = _resume(session.inspector, name, owner)
         _finish(session, name, owner, work, "resumed", as_json)
 
@@ -254,7 +263,7 @@ def trigger(
     This does not count as a tick: `qsync schedule list` still shows the last tick.
     """
     with open_store(store) as session:
-        owner = _queue_of(session, name, queue)
+        owner = queue_of_schedule(session, name, queue)
         work = _trigger(session.inspector, name, owner)
         _finish(session, name, owner, work, "enqueued as", as_json)
 
@@ -278,7 +287,7 @@ def delete(
 ) -> None:
     """Delete a stored schedule, or a program's schedule that no running server publishes."""
     with open_store(store) as session:
-        owner = _queue_of(session, name, queue)
+        owner = queue_of_schedule(session, name, queue)
         confirm(f"Delete schedule {name} of queue {owner}?", yes=yes)
         work = _delete(session.inspector, name, owner)
         _finish(session, name, owner, work, "deleted", as_json)
@@ -289,7 +298,7 @@ async def _delete(inspector: Inspector, name: str, queue: str) -> Change:
     return change if change.ok else await inspector.forget_schedule(name, queue=queue)
 
 
-def _queue_of(session: StoreSession, name: str, queue: str | None) -> str:
+def queue_of_schedule(session: StoreSession, name: str, queue: str | None) -> str:
     """Return the queue of the schedule; exit if there is none, or more than one."""
     if queue is not None:
         session.run(check_queue(session.inspector, queue))

@@ -27,7 +27,7 @@ from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.live_servers import HandlerStack
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.queues import _QueuesMixin
-from qsync.inspector.schedules import _SchedulesMixin
+from qsync.inspector.schedule_runs import Backfill, MissedRun, ScheduleRun, _ScheduleRunsMixin
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
 from qsync.inspector.search_query import SearchQuery, Term, parse_search
 from qsync.inspector.servers import _ServersMixin
@@ -65,6 +65,7 @@ from qsync.inspector.values import (
 
 __all__ = [
     "Attempt",
+    "Backfill",
     "Change",
     "Composition",
     "Day",
@@ -82,6 +83,7 @@ __all__ = [
     "LimitInfo",
     "LimitPage",
     "LongRun",
+    "MissedRun",
     "OperatorEvent",
     "OperatorRule",
     "Overview",
@@ -95,6 +97,7 @@ __all__ = [
     "RunningTask",
     "Sample",
     "ScheduleInfo",
+    "ScheduleRun",
     "SearchPage",
     "SearchQuery",
     "SearchStep",
@@ -119,7 +122,7 @@ class Inspector(
     _SearchMixin,
     _EditsMixin,
     _ServersMixin,
-    _SchedulesMixin,
+    _ScheduleRunsMixin,
     _LimitsMixin,
     _BoundsMixin,
     _BacklogMixin,

@@ -37,6 +37,7 @@ ACTIONS: Final = (
     "schedule.pause",
     "schedule.resume",
     "schedule.trigger",
+    "schedule.backfill",
     "server.quiet",
     "server.stop",
 )

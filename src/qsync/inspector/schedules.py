@@ -8,18 +8,20 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import ops, program_schedule_ops, schedule_ops, views
+from qsync.broker import ops, program_schedule_ops, schedule_ops, schedule_run_ops, views
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
 from qsync.broker.event_ops import recorded
 from qsync.broker.schedule_records import LIVE_US, read_record, task_from
+from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
 from qsync.broker.stored_task import moment_of
 from qsync.broker.views import Published
 from qsync.errors import InvalidTask
-from qsync.inspector.base import Base
+from qsync.inspector.base import RECORD_S, Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo, refused
-from qsync.new_task import NewTask, new_id
+from qsync.new_task import NewTask
 from qsync.phrase import phrase, phrase_of
 from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
 from qsync.schedules import AsyncSchedules, checked_content
@@ -201,19 +203,29 @@ class _SchedulesMixin(Base):
         stored schedule cannot be read.
         """
         keys = self._keys(queue)
-        _, published = await self._broker.run(views.schedules(keys, name))
+        now_us, published = await self._broker.run(views.schedules(keys, name))
         row = None if published else await self._stored_row(name, queue)
         if not published and row is None:
             return Change(outcome="not_found")
-        task = (
-            task_from(published[0].task, new_id(), queue) if row is None else _task_of(row, queue)
-        )
+        given = published[0].task if row is None else row
+        tick_ms = now_us // 1000
+        # The id is like that of a tick, so that servers note how the run ends.
+        task = task_of_schedule(given, tick_id(name, tick_ms * 1000), queue)
         if task is None:
             return refused(phrase("no server of this version published its task"))
         [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        while reply.outcome == "exists":  # another one was made in the same millisecond
+            tick_ms += 1
+            task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
+            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
         created = reply.outcome == "created"
         ids, number = [reply.id], int(created)
         await self._record("schedule.trigger", name, queue=queue, number=number, ids=ids)
+        if created:
+            note = Note(run_field(name), tick_ms, "M")
+            await self._broker.run_many(
+                [schedule_run_ops.note_runs(keys, [note])], ends=ends_in(RECORD_S)
+            )
         return Change(outcome="done" if created else "duplicate", holder=reply.id)
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
@@ -295,10 +307,12 @@ def stored_info(
     )
 
 
-def _task_of(row: StoredRow, queue: str) -> NewTask | None:
-    """Return the task of a stored schedule under a new id; None for a damaged record."""
+def task_of_schedule(given: bytes | StoredRow | None, id: str, queue: str) -> NewTask | None:
+    """Return the task of a schedule, as published or stored, under an id; None if it is damaged."""
+    if not isinstance(given, StoredRow):
+        return task_from(given, id, queue)
     try:
-        return decode_record(row.record).task(new_id(), queue)
+        return decode_record(given.record).task(id, queue)
     except (codec.CodecError, InvalidTask):
         return None
 

@@ -19,6 +19,7 @@ from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import op_values, ops, program_schedule_ops, registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_records import digest_of, record_of, template_of
+from qsync.broker.schedule_run_ops import missed
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
 from qsync.new_task import NewTask, new_nonce, new_task
@@ -28,6 +29,7 @@ from qsync.server.clock import boot_s
 from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
 from qsync.server.schedule_heap import Agenda, Entry
+from qsync.server.schedule_notes import send_notes
 from qsync.task import Task
 
 log: Final = logging.getLogger("qsync.server")
@@ -186,6 +188,10 @@ class _Queue:
             self._register()
             now_us = _boot_us() + self._ahead_us
             due = self._agenda.pop(now_us, TURN)
+            if self._agenda.missed:
+                skipped, self._agenda.missed = self._agenda.missed, []
+                notes = [missed(entry.name, last_us, first) for entry, last_us, first in skipped]
+                await send_notes(self._broker, self._keys, notes)
             if due:
                 await self._enqueue(due)
             next_us = self._agenda.next_us()

@@ -28,6 +28,16 @@ class Entry:
         """The name of the schedule."""
         return self.periodic.name
 
+    def missed(self, tick_us: int | None, now_us: int) -> tuple[int, int] | None:
+        """Return the last and the first tick before `tick_us`, the due one, that are skipped."""
+        given = self.periodic.schedule
+        if self.periodic.missed != "skip" or self.after_us is None:
+            return None
+        last_us = given.previous(now_us if tick_us is None else tick_us - 1)
+        if last_us is None or last_us <= self.after_us:
+            return None
+        return last_us, given.next_after(self.after_us) or last_us
+
     def due(self, now_us: int, grace_us: int) -> int | None:
         """Return the first tick to enqueue now, in microseconds; None if none is due."""
         ticks = schedule.due_ticks(
@@ -44,6 +54,8 @@ class Agenda:
         self._grace_us = grace_us
         self._heap: list[tuple[int, int, Entry]] = []
         self._order = itertools.count()
+        self.missed: list[tuple[Entry, int, int]] = []
+        """Entries with the last and the first tick that they skipped, until somebody notes them."""
 
     def plan(self, entry: Entry, at_us: int | None) -> None:
         """Set the time of an entry's next check; None: never again."""
@@ -76,6 +88,8 @@ class Agenda:
                 break
             entry = heapq.heappop(self._heap)[2]
             tick_us = entry.due(now_us, self._grace_us)
+            if (ticks := entry.missed(tick_us, now_us)) is not None:
+                self.missed.append((entry, *ticks))
             if tick_us is None:
                 self.plan(entry, entry.periodic.schedule.next_after(now_us))
             else:

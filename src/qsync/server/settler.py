@@ -26,6 +26,7 @@ from qsync.server.outcome import Snoozed
 from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
+from qsync.server.schedule_notes import ScheduleNotes
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -87,6 +88,7 @@ class Settler:
         self._on_accepted = on_accepted
         self._metrics = metrics
         self._hooks = hooks
+        self._schedule_notes = ScheduleNotes(broker, lane.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
         self._wake = asyncio.Event()
@@ -127,6 +129,7 @@ class Settler:
             self._in_flight = entries
             failed = await self._settle(entries)
             self._in_flight = ()
+            await self._schedule_notes.send()
             self._waiting[:0] = failed
             self._note(refused=bool(failed))
             if failed:
@@ -229,6 +232,9 @@ class Settler:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
                     self._hooks.settled(leased, record if outcome != "lost" else None)
+        for (leased, record), outcome in zip(part, outcomes, strict=True):
+            if leased is not None and "@" in record.id and outcome != "lost":
+                self._schedule_notes.settled(leased, record)
         self.lane.drop([leased for leased, _ in part if leased is not None])
         if lost := outcomes.count("lost"):
             self._note_lost(verb, part, outcomes)

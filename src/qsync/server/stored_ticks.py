@@ -20,6 +20,7 @@ from qsync.backoff import AWAY_CAP_S, Backoff, spread
 from qsync.broker import schedule_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_ops import BATCH, TickRow
+from qsync.broker.schedule_run_ops import Note, missed, tick_of
 from qsync.broker.stored_schedules import StoredRow, decode_record, ticks_of
 from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, shorten
@@ -27,6 +28,7 @@ from qsync.new_task import NewTask
 from qsync.schedule import tick_id
 from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
+from qsync.server.schedule_notes import send_notes
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -63,10 +65,12 @@ class Ticked(NamedTuple):
 async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None = None) -> Ticked:
     """Enqueue the due ticks of up to BATCH stored schedules of a queue."""
     due = await broker.run(schedule_ops.due_schedules(keys, now_us=now_us))
-    rows, unread = [], []
+    rows, unread, skipped = [], [], dict[str, Note]()
     for row in due.rows:
         try:
             rows.append(_ticks(row, keys.queue, due.now_us))
+            if (note := _missed(row, rows[-1], due.now_us)) is not None:
+                skipped[row.name] = note
         except (codec.CodecError, InvalidTask) as error:
             unread.append((row.name, str(error)))
     outcomes = []
@@ -80,6 +84,12 @@ async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None =
     ]
     ticked = zip(rows, outcomes, strict=True)
     tasks = [task for tick, outcome in ticked if outcome == "ticked" for task in tick.tasks]
+    notes = [
+        skipped[tick.row.name]
+        for tick, outcome in zip(rows, outcomes, strict=True)
+        if outcome == "ticked" and tick.row.name in skipped
+    ]
+    await send_notes(broker, keys, notes)
     return Ticked(due.now_us, min(nexts, default=None), len(rows), refused, unread, tasks)
 
 
@@ -94,6 +104,22 @@ def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
     ticks = ticks_of(row, content, now_us)
     tasks = [content.task(tick_id(row.name, tick), queue) for tick in ticks.due]
     return TickRow(row, ticks.next_us, tasks)
+
+
+def _missed(row: StoredRow, ticks: TickRow, now_us: int) -> Note | None:
+    """Return the note of the ticks that nothing is enqueued for, because they are too late."""
+    if not row.record or row.next_us is None:
+        return None
+    first = ticks.tasks[0].id if ticks.tasks else None
+    if first == tick_id(row.name, row.next_us):  # by far the most frequent case
+        return None
+    tick = None if first is None else tick_of(first)
+    until_us = now_us if tick is None else tick[1] - 1
+    content, first_us = decode_record(row.record), max(row.next_us, row.since_us + 1)
+    if content.missed != "skip" or until_us < first_us:
+        return None
+    last_us = content.schedule.previous(until_us)
+    return None if last_us is None or last_us < first_us else missed(row.name, last_us, first_us)
 
 
 class StoredTicks:

@@ -37,6 +37,7 @@ from qsync.web import (
     overview,
     queue_bounds,
     queues,
+    schedule_runs,
     schedules,
     search,
     search_changes,
@@ -82,6 +83,7 @@ VIEWS: Final[dict[str, View]] = {
     "/events": events.list_all,
     "/schedules": schedules.list_all,
     "/schedule": schedules.show,
+    "/schedule/runs": schedule_runs.show,
     "/more": bulk_actions.continue_page,
     "/metrics": monitoring.metrics,
     "/health": monitoring.health,
@@ -121,6 +123,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/schedule/resume": schedules.resume,
     "/schedule/trigger": schedules.trigger,
     "/schedule/forget": schedules.forget,
+    "/schedule/backfill": schedule_runs.backfill,
 }
 
 STATIC: Final = {

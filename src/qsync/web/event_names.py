@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from qsync.web.names import state_name
 from qsync.web.translation import _, marked
 
 NAMES: Final = {
@@ -31,9 +32,33 @@ NAMES: Final = {
     "schedule.pause": marked("Schedule paused"),
     "schedule.resume": marked("Schedule resumed"),
     "schedule.trigger": marked("Schedule run now"),
+    "schedule.backfill": marked("Schedule backfilled"),
     "server.quiet": marked("Server drained"),
     "server.stop": marked("Server stopped"),
 }
+
+MADE: Final = {
+    "tick": marked("tick"),
+    "manual": marked("by hand"),
+    "backfill": marked("backfill"),
+}
+OUTCOMES: Final = {
+    "completed": marked("completed"),
+    "failed": marked("failed"),
+    "cancelled": marked("cancelled"),
+    "missed": marked("missed"),
+    "unknown": marked("not known"),
+}
+
+
+def run_made(made: str) -> str:
+    """Return how a run of a schedule was made."""
+    return _(MADE[made])
+
+
+def run_outcome(outcome: str) -> str:
+    """Return what came of a run of a schedule, or the state of its task."""
+    return _(OUTCOMES[outcome]) if outcome in OUTCOMES else state_name(outcome)
 
 
 def action_name(action: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.inspector import Day, QueueInfo
+from qsync.inspector import Day, MissedRun, QueueInfo
 from qsync.state import TaskState
 from qsync.web.charts import PER_SECOND, SECONDS, BarChart, LineChart, bar_chart, line_chart
 from qsync.web.pages import Site
@@ -22,6 +23,9 @@ BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 
 DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
 """Counters in the table of days."""
+
+MISSED_FOR: Final = timedelta(days=1)
+"""Time for which a missed run of a schedule is shown, unless a later one succeeds."""
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -41,6 +45,7 @@ async def show(site: Site, request: Request) -> Response:
         latency=max((info.latency for info in overview.queues), default=0.0),
         unknown=fleet.unknown_types,
         problems=await all_problems(site, overview, fleet),
+        missed=await _missed(site, overview.queues[:CHARTED_QUEUES]),
         paused=[info for info in overview.queues if info.paused],
         full=[info for info in overview.queues if info.bounds.note],
         minutes=site.sampler.minutes,
@@ -49,6 +54,13 @@ async def show(site: Site, request: Request) -> Response:
         is_cut=len(overview.queues) > CHARTED_QUEUES,
         limit=CHARTED_QUEUES,
     )
+
+
+async def _missed(site: Site, queues: Sequence[QueueInfo]) -> list[MissedRun]:
+    """Return the schedules that missed their last tick within a day."""
+    found = await site.inspector.missed_runs([info.name for info in queues])
+    since = datetime.now(UTC) - MISSED_FOR
+    return [run for run in found if run.tick > since]
 
 
 def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:

@@ -17,7 +17,7 @@ from qsync.phrase import Phrase, filled
 from qsync.web import names, translation
 from qsync.web.attempts import short_server
 from qsync.web.event_details import event_detail
-from qsync.web.event_names import action_name
+from qsync.web.event_names import action_name, run_made, run_outcome
 from qsync.web.language import current
 from qsync.web.names import state_name, state_title
 
@@ -104,6 +104,8 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "number": translation.written,
     "day_and_month": translation.day_and_month,
     "action_name": action_name,
+    "run_made": run_made,
+    "run_outcome": run_outcome,
     "state_name": state_name,
     "short_server": short_server,
     "plain_number": plain_number,

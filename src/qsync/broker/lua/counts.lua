@@ -34,8 +34,9 @@
 -- KEYS[31] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[32] type_stats hash   statistics of types
 -- KEYS[33] events    stream  actions of operators
--- KEYS[34] stats     hash    counters, in all and per day
--- KEYS[35] meta      hash    schema
+-- KEYS[34] schedule_runs hash  schedule -> its last runs
+-- KEYS[35] stats     hash    counters, in all and per day
+-- KEYS[36] meta      hash    schema
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
 --   turn; and the number of completed tasks that were cancelled
 check_schema()
@@ -65,5 +66,6 @@ for _, hash_key in ipairs({
 end
 local length = redis.pcall('XLEN', KEYS.events)
 sizes[#sizes + 1] = type(length) == 'number' and length or 0
+sizes[#sizes + 1] = redis.call('HLEN', KEYS.schedule_runs)
 local cancelled = count_cancelled()
 return { sizes, redis.call('HGETALL', KEYS.stats), cancelled }

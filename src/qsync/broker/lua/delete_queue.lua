@@ -38,6 +38,7 @@
 -- KEYS[35] events    stream  actions of operators
 -- KEYS[36] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[37] type_stats hash   statistics of types
+-- KEYS[38] schedule_runs hash  schedule -> its last runs
 -- ARGV[1] force      int     1: delete its stored schedules too
 -- returns the number of tasks and of such schedules that it holds; 0: the queue was deleted
 check_schema()
@@ -59,7 +60,7 @@ if held == 0 then
     KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats, KEYS.recent, KEYS.idle,
     KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
     KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events, KEYS.type_reports,
-    KEYS.type_stats
+    KEYS.type_stats, KEYS.schedule_runs
   )
 end
 return held

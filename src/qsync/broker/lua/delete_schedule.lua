@@ -6,10 +6,12 @@
 -- KEYS[3] schedules        hash  =<schedule> while servers publish one; !<schedule> while it is paused
 -- KEYS[4] meta             hash  schema
 -- KEYS[5] events    stream  actions of operators
+-- KEYS[6] schedule_runs hash  schedule -> its last runs
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] stamp      bytes   first 8 bytes of the record to delete; empty: any
+-- ARGV[5] runs     text    its field in schedule_runs
 -- returns 1 when deleted, 0 when there is no such schedule, or another version of it
 check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
@@ -25,5 +27,6 @@ redis.call('ZREM', KEYS.next_ticks, id)
 if not of_program then
   redis.call('HDEL', KEYS.schedules, '!' .. id)
 end
+redis.pcall('HDEL', KEYS.schedule_runs, ARGV.runs)
 record_event(now, ARGV.event, 1, {})
 return 1

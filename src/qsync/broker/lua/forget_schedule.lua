@@ -5,10 +5,12 @@
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
 -- KEYS[4] events    stream  actions of operators
+-- KEYS[5] schedule_runs hash  schedule -> its last runs
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] silence    int us  minimum time since its last publication
+-- ARGV[5] runs     text    its field in schedule_runs
 -- returns 1 when deleted, 0 when it was published since, -1 when there is no such schedule
 check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
@@ -21,5 +23,6 @@ end
 check_hash(KEYS.ticks)
 redis.call('HDEL', KEYS.schedules, '=' .. id, '>' .. id, '@' .. id, '!' .. id, '#' .. id)
 redis.call('HDEL', KEYS.ticks, id)
+redis.pcall('HDEL', KEYS.schedule_runs, ARGV.runs)
 record_event(now, ARGV.event, 1, {})
 return 1

@@ -38,6 +38,7 @@
 -- KEYS[35] events    stream  actions of operators
 -- KEYS[36] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[37] type_stats hash   statistics of types
+-- KEYS[38] schedule_runs hash  schedule -> its last runs
 -- returns the type of each key in this order, `none` for one that does not exist; and the length of
 --   the wake list, 0 if it is not a list
 check_schema()
@@ -49,7 +50,7 @@ for _, any_key in ipairs({
   KEYS.calls, KEYS.schedules, KEYS.recent, KEYS.idle,
   KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
   KEYS.limit_rules, KEYS.openings, KEYS.successors, KEYS.events, KEYS.type_reports,
-  KEYS.type_stats,
+  KEYS.type_stats, KEYS.schedule_runs,
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

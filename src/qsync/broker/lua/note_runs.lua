@@ -1,0 +1,64 @@
+#!lua
+-- note_runs: note runs of schedules: that they were asked for, how they ended, or that they were
+-- missed. A later note about a tick replaces the earlier one, and says nothing of how it was made.
+-- The last 20 noted ticks of a schedule are kept, and the last 5 of the queue that were missed.
+-- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
+-- KEYS[2] schedules  hash    !<schedule> while it is paused
+-- ARGV[1...] five values per run: field of the schedule; its tick, ms; how it was made: T tick, M by
+--   hand, B backfill, empty: as noted before; what came of it; and, of a missed one, the schedule
+-- returns the number of noted runs
+
+-- Keep the last `most` entries of a field, with this one in place of the entry that `is_same` finds.
+local function keep(field, entry, most, is_same)
+  local kept = {}
+  for other in string.gmatch(redis.call('HGET', KEYS.schedule_runs, field) or '', '[^ ]+') do
+    if not is_same(other) then
+      kept[#kept + 1] = other
+    end
+  end
+  if entry then
+    kept[#kept + 1] = entry
+  end
+  while #kept > most do
+    table.remove(kept, 1)
+  end
+  if #kept > 0 then
+    redis.call('HSET', KEYS.schedule_runs, field, table.concat(kept, ' '))
+  else
+    redis.call('HDEL', KEYS.schedule_runs, field)
+  end
+end
+
+-- Note whether a schedule has missed its last tick.
+local function note_missed(field, tick, was_missed)
+  local prefix = table.concat({ field, '@' })
+  keep('!', was_missed and table.concat({ prefix, tick }), 5, function(other)
+    return string.sub(other, 1, #prefix) == prefix
+  end)
+end
+
+local noted = 0
+for i = 1, #ARGV, 5 do
+  local field, tick, how, what = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local schedule = ARGV[i + 4]
+  local was_missed = schedule ~= ''
+  if not was_missed or redis.call('HEXISTS', KEYS.schedules, table.concat({ '!', schedule })) == 0 then
+    local before = string.match(
+      table.concat({ ' ', redis.call('HGET', KEYS.schedule_runs, field) or '' }), table.concat({ ' ', tick, '(%u[^ ]*)' })
+    )
+    local known = before and string.sub(before, 2) or '-'
+    if how == '' then
+      how = before and string.sub(before, 1, 1) or 'T'
+    end
+    if known ~= '-' and (what == '-' or was_missed) then
+      what = known
+      was_missed = was_missed and string.sub(known, 1, 1) == 'm'
+    end
+    keep(field, table.concat({ tick, how, what }), 20, function(other)
+      return string.match(other, '^%d+') == tick
+    end)
+    note_missed(field, tick, was_missed)
+    noted = noted + 1
+  end
+end
+return noted

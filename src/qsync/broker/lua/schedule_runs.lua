@@ -1,0 +1,10 @@
+#!lua flags=no-writes
+-- schedule_runs: read the noted runs of schedules.
+-- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
+-- ARGV[1...] fields of schedules, or `!`
+-- returns what is noted of each; empty: nothing
+local values = redis.call('HMGET', KEYS.schedule_runs, unpack(ARGV))
+for i = 1, #ARGV do
+  values[i] = values[i] or ''
+end
+return values

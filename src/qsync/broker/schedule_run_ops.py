@@ -1,0 +1,132 @@
+"""The last runs of schedules: calls that note and read them. See `qsync.broker.ops`.
+
+A run is noted by how it was made and what came of it: `<tick, ms><how><what>`, where what is `-`
+(not known), `m` and the first missed tick, or `c`, `f` or `x` (completed, failed, cancelled) with
+start and duration after a tick, `<lag, ms>,<duration, ms>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple
+
+from qsync.broker.call import Argument, Call
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+from qsync.schedule import tick_id
+from qsync.times import datetime_us
+
+Made = Literal["tick", "manual", "backfill"]
+Outcome = Literal["completed", "failed", "cancelled", "missed"]
+
+MADE: Final[dict[str, Made]] = {"T": "tick", "M": "manual", "B": "backfill"}
+OUTCOMES: Final[dict[str, Outcome]] = {
+    "c": "completed", "f": "failed", "x": "cancelled", "m": "missed",
+}  # fmt: skip
+
+MISSED: Final = "!"
+"""Field of the ticks of a queue that were missed."""
+
+_TICK_ID: Final = re.compile(r"(.{1,110})@(\d{4}-\d\d-\d\dT[\d:.]{8,15})Z")
+_ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,15})")
+
+
+class Note(NamedTuple):
+    """A run to note. `made` empty: as noted before; `schedule`: its name if it was missed."""
+
+    field: str
+    tick_ms: int
+    made: str = ""
+    what: str = "-"
+    schedule: str = ""
+
+
+class StoredRun(NamedTuple):
+    """A noted run. Of a missed one, `first_ms` is the first tick that was missed with it."""
+
+    tick_ms: int
+    made: Made
+    outcome: Outcome | None = None
+    lag_ms: int = 0
+    took_ms: int = 0
+    first_ms: int | None = None
+
+
+def run_field(name: str) -> str:
+    """Return the field of a schedule: what the ids of its tasks begin with."""
+    return tick_id(name, 0).partition("@")[0]
+
+
+def tick_of(id: str) -> tuple[str, int] | None:
+    """Return field and tick in us of the task of a schedule; None for another task."""
+    found = _TICK_ID.fullmatch(id)
+    if found is None:
+        return None
+    try:
+        return found[1], datetime_us("time", datetime.fromisoformat(f"{found[2]}+00:00"))
+    except ValueError:
+        return None
+
+
+def ended(field: str, tick_us: int, outcome: str, *, begun_us: int, took_ms: int) -> Note:
+    """Return the note of a run that ended."""
+    lag_ms = (begun_us - tick_us) // 1000
+    return Note(field, tick_us // 1000, "", f"{outcome}{lag_ms},{max(0, took_ms)}")
+
+
+def missed(name: str, tick_us: int, first_us: int) -> Note:
+    """Return the note of ticks that no server enqueued; `tick_us` is the last of them."""
+    return Note(run_field(name), tick_us // 1000, "", f"m{first_us // 1000}", name)
+
+
+def note_runs(keys: QueueKeys, notes: Sequence[Note]) -> Call[int]:
+    """Note runs, at most 100; return how many were noted.
+
+    Missed ones of a paused schedule are not.
+    """
+    script = load("note_runs")
+    args: list[Argument] = []
+    for note in notes:
+        args += (note.field, note.tick_ms, note.made, note.what, note.schedule)
+    return Call(script, keys.names(script.keys), tuple(args), int)
+
+
+def schedule_runs(keys: QueueKeys, names: Sequence[str]) -> Call[list[list[StoredRun]]]:
+    """Read the noted runs of schedules, in the order in which they were noted."""
+    script = load("schedule_runs")
+
+    def decode(reply: Any) -> list[list[StoredRun]]:
+        return [_runs(text.decode(errors="replace")) for text in reply]
+
+    fields = tuple(run_field(name) for name in names)
+    return Call(script, keys.names(script.keys), fields, decode)
+
+
+def missed_runs(keys: QueueKeys) -> Call[list[tuple[str, int]]]:
+    """Read which schedules of a queue missed their last tick, and that tick in us."""
+    script = load("schedule_runs")
+
+    def decode(reply: Any) -> list[tuple[str, int]]:
+        pairs = [entry.rpartition("@") for entry in reply[0].decode(errors="replace").split()]
+        return [(field, int(ms) * 1000) for field, _, ms in pairs if ms.isdecimal() and field]
+
+    return Call(script, keys.names(script.keys), (MISSED,), decode)
+
+
+def _runs(text: str) -> list[StoredRun]:
+    runs = []
+    for entry in text.split():
+        found = _ENTRY.fullmatch(entry)
+        if found is None:
+            continue
+        tick_ms, made, what = int(found[1]), MADE[found[2]], found[3]
+        if what == "-":
+            runs.append(StoredRun(tick_ms, made))
+        elif what[0] == "m":
+            runs.append(StoredRun(tick_ms, made, "missed", first_ms=int(what[1:])))
+        else:
+            lag, took = map(int, what[1:].split(","))
+            runs.append(StoredRun(tick_ms, made, OUTCOMES[what[0]], lag, took))
+    return runs

@@ -1,0 +1,101 @@
+"""`qsync schedule history` and `backfill`: the last runs, and ticks of a past interval."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from qsync.cli.command import USAGE, exit_with
+from qsync.cli.listing import OutputOptions
+from qsync.cli.options import Json, OnlyQueue, StoreOptions, Yes, moment_of
+from qsync.cli.output import print_json, print_line
+from qsync.cli.prompts import confirm
+from qsync.cli.schedule import Name, queue_of_schedule
+from qsync.cli.schedule import schedule as schedule
+from qsync.cli.schedule_runs import print_runs
+from qsync.cli.store import open_store
+from qsync.formatting import plural
+from qsync.inspector import Backfill
+
+
+@schedule.command()
+def history(
+    *, name: Name, queue: OnlyQueue = None, store: StoreOptions, output: OutputOptions
+) -> None:
+    """Show the last 20 runs of a schedule: when, how they were made and ended, and missed ticks.
+
+    For example: qsync schedule history nightly_report
+    """
+    with open_store(store) as session:
+        owner = queue_of_schedule(session, name, queue)
+
+        def show() -> None:
+            runs = session.run(session.inspector.schedule_history(name, queue=owner))
+            output.print_rows(runs, lambda whole: print_runs(runs, whole=whole))
+
+        output.repeat(show)
+
+
+@schedule.command()
+def backfill(
+    *,
+    name: Name,
+    start: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", parser=moment_of, metavar="TIME", show_default=False,
+            help="First tick, e.g. 2026-11-01T00:00 in the local time zone, or with +03:00. "
+            "Required.",
+        ),
+    ] = None,
+    end: Annotated[
+        datetime | None,
+        typer.Option(
+            "--to", parser=moment_of, metavar="TIME", show_default=False,
+            help="End of the interval: ticks before this time. Required.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count the ticks; enqueue nothing.")
+    ] = False,
+    queue: OnlyQueue = None,
+    yes: Yes = False,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Enqueue the task of a schedule for each tick of a past interval, 1,000 at most.
+
+    For example: qsync schedule backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run
+
+    Ticks that ran, as far as the store knows, are skipped.
+    """
+    if start is None or end is None:
+        exit_with("give the interval with --from and --to", USAGE)
+    with open_store(store) as session:
+        owner, inspector = queue_of_schedule(session, name, queue), session.inspector
+        found = session.run(
+            inspector.backfill(name, queue=owner, start=start, end=end, dry_run=True)
+        )
+        if found is not None and not found.refused and found.enqueued and not dry_run:
+            confirm(
+                f"Enqueue {plural(found.enqueued, 'task')} of schedule {name}?",
+                yes=yes,
+                what="enqueues tasks",
+            )
+            found = session.run(inspector.backfill(name, queue=owner, start=start, end=end))
+    if found is None:
+        exit_with(f"schedule {name} was deleted meanwhile")
+    if found.refused:
+        exit_with(f"schedule {name}: {found.refused}")
+    if as_json:
+        print_json(found)
+        return
+    _print(found, dry_run=dry_run)
+
+
+def _print(found: Backfill, *, dry_run: bool) -> None:
+    would = " would be" if dry_run else ""
+    skipped = f"; {found.skipped:,} skipped, as they ran before" if found.skipped else ""
+    print_line(f"{plural(found.enqueued, 'task')}{would} enqueued{skipped}")

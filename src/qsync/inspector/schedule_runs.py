@@ -1,0 +1,229 @@
+"""The last runs of schedules, and backfill: enqueueing the ticks of a past interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from qsync import codec
+from qsync.broker import ops, schedule_run_ops, views
+from qsync.broker.base import ends_in
+from qsync.broker.schedule_records import read_record
+from qsync.broker.schedule_run_ops import Made, Note, StoredRun, run_field
+from qsync.broker.stored_schedules import StoredRow, decode_record
+from qsync.broker.stored_task import state_of
+from qsync.errors import InvalidTask
+from qsync.inspector.base import RECORD_S
+from qsync.inspector.schedules import _SchedulesMixin, task_of_schedule
+from qsync.new_task import NewTask
+from qsync.schedule import Schedule, tick_id
+from qsync.times import datetime_us, from_us
+
+MOST_BACKFILLED: Final = 1000
+"""Largest number of ticks of a backfill."""
+
+REMEMBERED_US: Final = 7 * 86_400_000_000
+"""Time for which the id of a backfilled tick is refused after its task has left, us."""
+
+NOTED: Final = 100
+
+
+class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of a schedule.
+
+    tick      the time that it is for; of one made by hand, when it was asked for
+    made      tick | manual | backfill
+    outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
+              `missed_from` is the first tick that was missed with it; or the state of its task; or
+              unknown: the task has left and no server noted how
+    started_at, duration   of the last attempt; seconds
+    task      id of its task
+    """
+
+    tick: datetime
+    made: Made
+    outcome: str
+    started_at: datetime | None = None
+    duration: float | None = None
+    missed_from: datetime | None = None
+    task: str
+
+
+class MissedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule whose last tick was missed, because no server was running at that time."""
+
+    queue: str
+    schedule: str
+    tick: datetime
+
+
+class Backfill(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a backfill, or of its dry run.
+
+    ticks     number of ticks in the interval
+    enqueued  tasks enqueued, or of a dry run those that would be
+    skipped   ticks that ran before, as far as the store knows, or whose task is in the queue
+    refused   why nothing was enqueued
+    """
+
+    ticks: int
+    enqueued: int
+    skipped: int
+    refused: str | None = None
+
+
+class _ScheduleRunsMixin(_SchedulesMixin):
+    """Operations on the runs of schedules."""
+
+    async def schedule_history(self, name: str, *, queue: str = "default") -> list[ScheduleRun]:
+        """Return the last 20 noted runs of a schedule, and its last tick, the latest first.
+
+        Servers note how a run ended. Ticks whose unique lock another task held are not noted.
+        """
+        keys = self._keys(queue)
+        [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
+        info = await self.schedule(name, queue=queue)
+        if info is not None and info.last_tick is not None:
+            last_ms = datetime_us("tick", info.last_tick) // 1000
+            if all(run.tick_ms != last_ms for run in noted):
+                noted.append(StoredRun(last_ms, "tick"))
+        noted.sort(key=lambda run: run.tick_ms, reverse=True)
+        open_ids = [_id(name, run) for run in noted if run.outcome is None]
+        states: dict[str, str] = {}
+        if open_ids:
+            shown = await self._broker.run(views.get_tasks(keys, open_ids, messages=False))
+            states = {
+                id: "unknown" if task is None else str(state_of(task))
+                for id, task in zip(open_ids, shown, strict=True)
+            }
+        return [_run(name, run, states) for run in noted]
+
+    async def missed_runs(self, queues: Sequence[str]) -> list[MissedRun]:
+        """Return the schedules of some queues whose last tick was missed, at most 5 per queue."""
+        replies = await self._run_all(
+            [schedule_run_ops.missed_runs(self._keys(queue)) for queue in queues]
+        )
+        return [
+            MissedRun(queue=queue, schedule=name, tick=from_us(tick_us))
+            for queue, missed in zip(queues, replies, strict=True)
+            for name, tick_us in missed
+        ]
+
+    async def backfill(
+        self, name: str, *, queue: str, start: datetime, end: datetime, dry_run: bool = False
+    ) -> Backfill | None:
+        """Enqueue the task of a schedule for each of its ticks from `start` on and before `end`.
+
+        At most 1,000 ticks, which are in the past. A tick that ran is not enqueued again: its id is
+        that of the tick, and is refused for a week after its task has left. With `dry_run` nothing
+        is enqueued. None if there is no such schedule; InvalidTask if the interval is wrong.
+        """
+        keys = self._keys(queue)
+        now_us, published = await self._broker.run(views.schedules(keys, name))
+        row = None if published else await self._stored_row(name, queue)
+        if not published and row is None:
+            return None
+        try:
+            given = _given(published[0].record if row is None else row)
+        except (codec.CodecError, InvalidTask) as error:
+            return Backfill(ticks=0, enqueued=0, skipped=0, refused=str(error))
+        if given is None:
+            why = "a custom schedule: only its server can compute its ticks"
+            return Backfill(ticks=0, enqueued=0, skipped=0, refused=why)
+        ticks = _ticks(given, start, end, now_us)
+        source = published[0].task if row is None else row
+        tasks = [task_of_schedule(source, tick_id(name, at_us), queue) for at_us in ticks]
+        if any(task is None for task in tasks):
+            why = "no server of this version published its task"
+            return Backfill(ticks=len(ticks), enqueued=0, skipped=0, refused=why)
+        left = await self._not_run(name, queue, [task for task in tasks if task is not None])
+        if dry_run:
+            return Backfill(ticks=len(ticks), enqueued=len(left), skipped=len(ticks) - len(left))
+        done = await self._enqueue_ticks(name, queue, left)
+        return Backfill(ticks=len(ticks), enqueued=done, skipped=len(ticks) - done)
+
+    async def _not_run(self, name: str, queue: str, tasks: Sequence[NewTask]) -> list[NewTask]:
+        """Return the tasks of ticks that neither ran, as far as is noted, nor are in the queue."""
+        keys = self._keys(queue)
+        [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
+        ran = {_id(name, run) for run in noted if run.outcome != "missed"}
+        left = [task for task in tasks if task.id not in ran]
+        kept: list[NewTask] = []
+        for at in range(0, len(left), NOTED):
+            part = left[at : at + NOTED]
+            call = views.get_tasks(keys, [task.id for task in part], messages=False)
+            shown = await self._broker.run(call)
+            kept += [task for task, found in zip(part, shown, strict=True) if found is None]
+        return kept
+
+    async def _enqueue_ticks(self, name: str, queue: str, tasks: Sequence[NewTask]) -> int:
+        keys, field = self._keys(queue), run_field(name)
+        remembered = [msgspec.structs.replace(task, remember_us=REMEMBERED_US) for task in tasks]
+        created: list[str] = []
+        for at in range(0, len(remembered), NOTED):
+            part = remembered[at : at + NOTED]
+            replies = await self._broker.run(ops.enqueue(keys, part))
+            ids = [reply.id for reply in replies if reply.outcome == "created"]
+            found = [schedule_run_ops.tick_of(id) for id in ids]
+            notes = [Note(field, one[1] // 1000, "B") for one in found if one is not None]
+            await self._broker.run_many(
+                [schedule_run_ops.note_runs(keys, notes)], ends=ends_in(RECORD_S)
+            )
+            created += ids
+        await self._record(
+            "schedule.backfill", name, queue=queue, number=len(created), ids=created[:NOTED]
+        )
+        return len(created)
+
+
+def _ticks(given: Schedule, start: datetime, end: datetime, now_us: int) -> list[int]:
+    """Return the ticks of an interval. Raise InvalidTask if it is wrong."""
+    start_us, end_us = datetime_us("start", start), datetime_us("end", end)
+    if end_us <= start_us:
+        raise InvalidTask(f"end: {end.isoformat()} is not after the start, {start.isoformat()}")
+    if end_us > now_us:
+        raise InvalidTask(f"end: {end.isoformat()} is in the future; give a past time")
+    ticks = list(islice(_between(given, start_us, end_us), MOST_BACKFILLED + 1))
+    if len(ticks) > MOST_BACKFILLED:
+        raise InvalidTask(
+            f"end: over {MOST_BACKFILLED:,} ticks lie between {start.isoformat()} and "
+            f"{end.isoformat()}; choose a shorter interval"
+        )
+    return ticks
+
+
+def _given(source: bytes | StoredRow) -> Schedule | None:
+    """Return when a schedule ticks, as published or stored; None for a custom one."""
+    if isinstance(source, StoredRow):
+        return decode_record(source.record).schedule
+    return read_record(source).schedule()
+
+
+def _between(given: Schedule, start_us: int, end_us: int) -> Iterator[int]:
+    tick_us = given.next_after(start_us - 1)
+    while tick_us is not None and tick_us < end_us:
+        yield tick_us
+        tick_us = given.next_after(tick_us)
+
+
+def _id(name: str, run: StoredRun) -> str:
+    return tick_id(name, run.tick_ms * 1000)
+
+
+def _run(name: str, run: StoredRun, states: dict[str, str]) -> ScheduleRun:
+    id = _id(name, run)
+    ended = run.outcome is not None and run.outcome != "missed"
+    started_ms = run.tick_ms + run.lag_ms
+    return ScheduleRun(
+        tick=from_us(run.tick_ms * 1000),
+        made=run.made,
+        outcome=run.outcome or states.get(id, "unknown"),
+        started_at=from_us(started_ms * 1000) if ended else None,
+        duration=run.took_ms / 1000 if ended else None,
+        missed_from=None if run.first_ms is None else from_us(run.first_ms * 1000),
+        task=id,
+    )
