@@ -70,7 +70,7 @@ def filled(system: Live) -> list[str]:
         "/task?id=d", f"/task?id={long}", "/task?id=a", f"/edit?id={long}", "/servers",
         f"/server?id={server}", "/schedules", "/schedule", "/limits", "/errors", "/events",
         f"/error?id={error}", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
-        f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}", "/nowhere",
+        f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}", "/keys", "/nowhere",
     ]  # fmt: skip
 
 

@@ -284,7 +284,7 @@ def test_one_signs_in_looks_and_can_change_nothing(
     web.click("d", "link")
     web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()
-    assert buttons == ["Search", "Русский", "Sign out"]
+    assert buttons == ["Search", "Copy id", "Русский", "Sign out"]
     assert web.page.evaluate("document.cookie") == "", "scripts do not see it"
     web.click("Sign out")
     web.says("Enter the dashboard token.")
@@ -348,7 +348,7 @@ def test_search_goes_on_by_itself_and_changes_all_that_match(
 
 
 def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> None:
-    system.enqueue(Task("order", id="a", delay=60))
+    system.enqueue(Task("order", id="a", delay=60), Task("order", id="b", delay=90))
     web = visit()
     web.go("/tasks?queue=default&state=scheduled")
     press = web.page.keyboard.press
@@ -364,6 +364,26 @@ def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> No
     assert outline == "solid", "one sees where one is"
     press("Enter")
     web.says("Scheduled for")
+    when = web.page.locator("time[data-local]").first
+    assert when.get_attribute("title").endswith(" UTC")
+    assert " UTC" not in when.inner_text()
+    web.go("/tasks?queue=default&state=scheduled")
+    for key, focused in (("j", "a"), ("j", "b"), ("j", "b"), ("k", "a")):
+        press(key)
+        assert web.page.evaluate("document.activeElement.textContent") == focused
+    press("x")
+    assert web.page.get_by_label("Task a").is_checked()
+    press("?")
+    web.page.get_by_role("dialog", name="Keyboard").wait_for()
+    press("j")
+    press("Escape")
+    assert web.page.get_by_role("dialog").count() == 0
+    press("/")
+    web.page.keyboard.type("j?x")
+    assert web.page.get_by_label("Search tasks").input_value() == "j?x"
+    web.go("/keys")
+    web.says("Next and previous row")
+    web.go("/task?id=a")
     unnamed = web.page.evaluate(
         "[...document.querySelectorAll('input:not([type=hidden]), select, button')]"
         ".filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent).length"

@@ -76,6 +76,7 @@ VIEWS: Final[dict[str, View]] = {
     "/task": tasks.show,
     "/edit": task_edit.show,
     "/find": tasks.find,
+    "/keys": search.show_keys,
     "/search": search.show,
     "/search/export": export.tasks,
     "/servers": servers.list_all,

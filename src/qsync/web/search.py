@@ -74,6 +74,11 @@ async def show(site: Site, request: Request) -> Response:
     return _page(site, request, fields, text, query, found)
 
 
+async def show_keys(site: Site, request: Request) -> Response:
+    """Show the keys of the keyboard."""
+    return site.page(request, "keys")
+
+
 def parse_for(site: Site, text: str) -> SearchQuery:
     """Parse a search. Raise InvalidTask if it looks for what the dashboard hides."""
     query = parse_search(text)

@@ -77,6 +77,7 @@ async function refresh() {
     if (answer.status >= 500 || !found.some(Boolean)) throw new Error("no such part");
     parts.forEach((part, at) => found[at] && alike(part, found[at]) && !part.isEqualNode(found[at]) && morph(part, found[at]));
     count();
+    localize();
     since = null;
     say(texts.upToDate);
   } catch {
@@ -131,6 +132,43 @@ count();
 if (document.querySelector("[data-live]")) again();
 const onward = document.querySelector("form[data-continue]");
 if (onward) setTimeout(() => onward.requestSubmit(), 300);
+
+// Full times are those of the reader, with UTC on hover.
+function localize() {
+  for (const time of document.querySelectorAll("time[data-local]")) {
+    const at = new Date(time.dateTime);
+    if (!isNaN(at)) time.textContent = at.toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "medium" });
+  }
+}
+localize();
+
+// Keys: / j k x ?
+const typing = (node) => node.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(node.nodeName);
+function step(by) {
+  const links = [...document.querySelectorAll("main tbody tr")].map((row) => row.querySelector("a")).filter(Boolean);
+  const here = links.findIndex((link) => link.closest("tr").contains(document.activeElement));
+  const next = links[here < 0 ? (by > 0 ? 0 : links.length - 1) : here + by];
+  if (next) next.focus();
+}
+const keys = {
+  "/": () => document.getElementById("q")?.focus(),
+  j: () => step(1),
+  k: () => step(-1),
+  x: () => document.activeElement.closest("tr")?.querySelector("input[type=checkbox]")?.click(),
+  "?": () => document.getElementById("keys")?.showModal(),
+};
+document.addEventListener("keydown", (event) => {
+  const box = event.target.type === "checkbox";
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || (typing(event.target) && !box)) return;
+  if (document.querySelector("dialog[open]") || !Object.hasOwn(keys, event.key)) return;
+  event.preventDefault();
+  keys[event.key]();
+});
+document.querySelector("[data-keys]")?.addEventListener("click", (event) => {
+  if (!document.getElementById("keys")) return;
+  event.preventDefault();
+  keys["?"]();
+});
 
 // A search goes on by itself, and adds what it finds, until the page is full or it is stopped.
 async function scan(link) {
