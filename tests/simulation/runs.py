@@ -125,7 +125,7 @@ def spread(
     within_s: float | None = None,
     at_least: int = 0,
 ) -> Summary:
-    """The same, by some processes that each have a store and take every so manieth seed."""
+    """Run the seeds in several processes with a store each; each process takes every n-th seed."""
     number = processes or max(1, os.cpu_count() or 1)
     with ExitStack() as stack:
         children = [

@@ -150,6 +150,6 @@ def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
 
 def _note(note: bytes) -> bytes:
     if not note:
-        msg = "note: a pause without one would be a resume"
+        msg = "note: empty; a pause needs a note, since an empty one means resume"
         raise ValueError(msg)
     return note

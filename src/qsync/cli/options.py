@@ -378,7 +378,7 @@ DebounceMax = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnqueueOptions:
-    """The options of a new task that concern its turn and its duplicates."""
+    """The options of a new task for its priority and its duplicates."""
 
     priority: Priority = None
     unique_key: UniqueKey = None

@@ -113,7 +113,8 @@ def escaped_lines(text: str) -> list[str]:
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool = False) -> None:
     """Print the rows, one line each; nothing without rows.
 
-    A table fits the width of the terminal. If it is `whole`, and elsewhere, nothing is cut.
+    A table fits the width of the terminal. Nothing is cut if it is `whole`, or outside of a
+    terminal.
     """
     if not rows:
         return

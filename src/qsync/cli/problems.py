@@ -1,4 +1,4 @@
-"""What needs somebody, as `qsync stats` prints it below the queues."""
+"""The problems that `qsync stats` prints below the queues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_problems(queues: Sequence[QueueInfo], fleet: Fleet) -> None:
 
 
 def problems_of(queues: Sequence[QueueInfo], fleet: Fleet) -> list[str]:
-    """Return what needs somebody in these queues. Pure."""
+    """Return the problems of these queues that need attention. Without I/O."""
     names = {info.name for info in queues}
     lines = [
         f"{info.name}: no running server takes its tasks; start one: qsync worker MODULE:APP "

@@ -1,4 +1,4 @@
-"""What keeps all tasks of a queue or of a type from running. Pure."""
+"""Reasons why no task of a queue or of a type runs. Without I/O."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ class _BoundsMixin(_LiveServersMixin):
     """Operations on bounds and weights."""
 
     async def bounds(self, queue: str) -> QueueBounds:
-        """Return the bounds of a queue, and how full it is; without bounds if it has none."""
+        """Return the bounds of a queue and how close it is to them; without bounds if it has
+        none."""
         return await self._broker.run(bounds_ops.queue_bounds(self._keys(queue)))
 
     async def set_bounds(
@@ -28,12 +29,12 @@ class _BoundsMixin(_LiveServersMixin):
         when_full: WhenFull = "raise",
         by: str = "",
     ) -> Change:
-        """Set the bounds of a queue; they stand above those of the program until `reset_bounds`.
+        """Set the bounds of a queue, which override those of the program until `reset_bounds`.
 
-        None means that there is no such bound. Nothing is removed from a queue that has more. The
-        first bound of bytes reads the size of each message, about a second for a million. The
-        queue has layout 2 from then on, and servers of versions without flow control stop.
-        InvalidTask for a bound that is not valid.
+        None means no such bound. Nothing is removed from a queue that exceeds a bound. The first
+        bound on bytes reads the size of each message, which takes about a second for a million.
+        From then on the queue has layout 2, and servers of versions without flow control stop.
+        Raises InvalidTask for an invalid bound.
         """
         bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if not await self._is_queue(queue):
@@ -44,7 +45,8 @@ class _BoundsMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def reset_bounds(self, queue: str) -> Change:
-        """Remove an operator's bounds, so that those of the program hold; `not_found` without."""
+        """Remove an operator's bounds, so that those of the program apply; `not_found` if there are
+        none."""
         call = bounds_ops.set_bounds(self._keys(queue), None)
         changed = await self._broker.run(recorded(call, self._actor.event("bounds.reset")))
         return Change(outcome="done" if changed else "not_found")
@@ -62,8 +64,8 @@ class _BoundsMixin(_LiveServersMixin):
     async def set_weight(self, queue: str, key: str, weight: float) -> Change:
         """Give a fairness key another share of the throughput, 0.001 to 1000; others have 1.
 
-        It holds for tasks that are enqueued or come due from now on. InvalidTask for a weight or a
-        key that is not valid.
+        It applies to tasks that are enqueued or become due from now on. Raises InvalidTask for an
+        invalid weight or key.
         """
         checked, name = check_weight(weight), _check_key(key)
         if not await self._is_queue(queue):
@@ -82,7 +84,7 @@ class _BoundsMixin(_LiveServersMixin):
 
 
 WEIGHTS = 100_000
-"""Most weights that are read."""
+"""Maximum number of weights that are read."""
 
 
 def _check_key(key: object) -> str:

@@ -140,7 +140,7 @@ class _BulkMixin(_TasksMixin):
     ) -> Step:
         """Cancel the matching tasks among up to 250 of a state; steps as in `run_dead`.
 
-        The servers of running tasks are told to stop them, which counts as done.
+        For running tasks, their servers are ordered to stop them, which counts as done.
         """
         known = _one_of(CANCELLABLE, state, "cancelled")
         part = await self._part(queue, known, filter, read_cursor(cursor))

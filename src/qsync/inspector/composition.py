@@ -1,4 +1,4 @@
-"""What the pending tasks of a queue are, by a bounded sample, and how long they should wait."""
+"""The types of a queue's pending tasks, from a bounded sample, and the queue's latency target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _CompositionMixin(_LiveServersMixin):
     """Operations on what a queue holds, and on its latency target."""
 
     async def composition(self, queue: str) -> Composition:
-        """Return what the pending tasks of a queue are, from a sample of up to 500 of them."""
+        """Return the types of a queue's pending tasks, from a sample of up to 500 of them."""
         keys, state = self._keys(queue), TaskState.PENDING
         first, last = await self._run_all(
             [

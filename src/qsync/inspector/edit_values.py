@@ -1,4 +1,4 @@
-"""Payloads as JSON to edit, and what the store keeps of an edited one. Pure."""
+"""Payloads as JSON to edit, and the records of edited payloads. Without I/O."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def encoded_payload(payload: Any) -> tuple[bytes, bool]:
 
 
 def check_shape(message: Message, payload: Any) -> None:
-    """Raise InvalidTask if a payload is of another kind than that of the task."""
+    """Raise InvalidTask if a payload is not of the same kind as that of the task."""
     if isinstance(payload, bytes) == message.is_value:
         raise InvalidTask(
             phrase("The task has a value as payload, not bytes.")

@@ -65,7 +65,7 @@ class _EditsMixin(_TasksMixin):
                 message, options, data, is_value=is_value, at_us=now_us, by=by or self._actor.by
             )
         )
-        if new == codec.encode(message):  # only what follows from it is asked for
+        if new == codec.encode(message):  # only its consequences were requested
             new = shown.message or b""
         if dry_run:
             return Change(outcome="done", state=shown.state)

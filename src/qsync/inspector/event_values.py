@@ -1,4 +1,4 @@
-"""Actions of operators: who makes them, and how the inspector shows them."""
+"""Actions of operators: their authors, and their form in the inspector."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> str:
-        """What it was done to, for people."""
+        """The target of the action, for people."""
         if self.subject or len(self.ids) == 1:
             return self.subject or self.ids[0]
         return plural(self.number, "task") if self.of_tasks else self.queue or ""
@@ -80,7 +80,7 @@ class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Actor(NamedTuple):
-    """In whose name an inspector acts."""
+    """The operator in whose name an inspector acts."""
 
     by: str = ""
     key: bytes = b""

@@ -1,4 +1,4 @@
-"""What the inspector says about a task that is not running yet."""
+"""The inspector's explanation of a task that is not running yet."""
 
 from __future__ import annotations
 

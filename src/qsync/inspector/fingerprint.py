@@ -23,7 +23,8 @@ FAILING: Final = (TaskState.DEAD, TaskState.RETRY)
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """What tasks with the same error share: the fields are those of an ErrorGroup."""
+    """The properties that tasks with the same error share; the fields are those of an
+    ErrorGroup."""
 
     id: str
     type: str

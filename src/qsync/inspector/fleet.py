@@ -1,4 +1,4 @@
-"""What the live servers report of their work: tasks that have run for long, unknown types."""
+"""The reports of live servers about their work: long-running tasks, and unknown types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG_S: Final = 600.0
 
 
 class LongRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that its server has run for long; `seconds` is how long."""
+    """A long-running task; `seconds` is its duration so far."""
 
     queue: str
     id: str

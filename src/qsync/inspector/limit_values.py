@@ -1,4 +1,4 @@
-"""What the inspector returns about limits."""
+"""The values that the inspector returns about limits."""
 
 from __future__ import annotations
 

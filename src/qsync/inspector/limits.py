@@ -56,9 +56,10 @@ class _LimitsMixin(Base):
     async def set_limit(
         self, limit: str, rule: LimitRule, *, queue: str = "default", by: str = ""
     ) -> Change:
-        """Set the rule of a limit, or of a name, above that of the program, until `reset_limit`.
+        """Set the rule of a limit or of a name; it overrides that of the program until
+        `reset_limit`.
 
-        A lowered rule stops no task that runs. Make the rule with `qsync.limit.limit_rule`.
+        A lowered rule stops no running task. Make the rule with `qsync.limit.limit_rule`.
         """
         keys = self._keys(queue)
         check_limit(limit, "limit")

@@ -174,7 +174,7 @@ class _SchedulesMixin(Base):
         return Change(outcome="done" if deleted else "not_found")
 
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
-        """Let the ticks of a schedule pass without a task until `resume_schedule`.
+        """Skip the ticks of a schedule until `resume_schedule`.
 
         The pause survives restarts. The outcome is `done` also for a paused schedule: `by` and
         `why` are replaced, the time is kept.

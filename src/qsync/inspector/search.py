@@ -1,4 +1,4 @@
-"""Searches over all queues and states, part by part, and bulk changes of what a search finds."""
+"""Searches over all queues and states in parts, and bulk changes of the tasks found."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a bulk change of what a search finds: the state of its tasks, and their number.
+    """One step of a bulk change of the tasks found: their state and number.
 
     The cursor of `step` continues with the next part, queue or state.
     """

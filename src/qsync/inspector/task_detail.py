@@ -1,4 +1,4 @@
-"""Builds the full description of a task from what the store holds. Pure."""
+"""Builds the full description of a task from its data in the store. Without I/O."""
 
 from __future__ import annotations
 

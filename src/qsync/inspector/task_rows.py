@@ -82,7 +82,7 @@ def message_in(cut: Cut) -> Message | None:
 
 
 def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
-    """Return the time since which a pending task waits for a server; None if unknown."""
+    """Return the time at which a pending task began to wait for a server; None if unknown."""
     return None if message is None else max(message.due_us, failure.due_us)
 
 

@@ -160,7 +160,7 @@ class _TasksMixin(Base):
         return Change(outcome="done", state=TaskState.PENDING)
 
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
-        """Cancel a waiting task; for a running task, tell its server (outcome `told`).
+        """Cancel a waiting task; for a running task, order its server to stop it (outcome `told`).
 
         The server stops the handler at once if it receives the message, otherwise at its next lease
         renewal, within a third of the lease. `too_late` if the task has ended.

@@ -1,4 +1,4 @@
-"""The statistics of types over a period, from what the store holds of them. Pure."""
+"""The statistics of types over a period, from their records in the store. Without I/O."""
 
 from __future__ import annotations
 

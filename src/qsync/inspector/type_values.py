@@ -1,4 +1,4 @@
-"""What the inspector returns about types of tasks."""
+"""The values that the inspector returns about types of tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PausedType(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What servers counted of a type's runs in some time.
+    """The runs of a type in a period, as servers counted them.
 
     started        runs that began, retries too
     completed      runs that succeeded

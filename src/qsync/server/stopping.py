@@ -115,7 +115,7 @@ class Stopping:
     def lose(self, leased: LeasedTask) -> None:
         """Stop a task whose lease this server no longer holds, as the store says.
 
-        Ignore a task that is being settled: the answer to its settlement says what became of it.
+        Ignore a task that is being settled: the answer to its settlement gives its outcome.
         """
         if leased.call is not None and leased.stop == "lost":
             return  # known already; the call goes on for other tasks

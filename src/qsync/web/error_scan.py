@@ -1,4 +1,4 @@
-"""Groups the failed tasks of all queues by error in the background, while somebody looks."""
+"""Groups the failed tasks of all queues by error in the background, while the page is open."""
 
 from __future__ import annotations
 

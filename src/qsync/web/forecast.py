@@ -1,4 +1,4 @@
-"""Says where the backlog of a queue goes, and what needs somebody. Pure, but for texts."""
+"""Forecasts the backlog of a queue, and finds its problems. Without I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE: Final = 100
 
 
 class Problem(NamedTuple):
-    """Something that needs somebody: a sentence about a queue, and the page that shows more."""
+    """A problem that needs attention: a sentence about a queue, and the page that shows more."""
 
     queue: str
     text: str
@@ -59,7 +59,7 @@ def forecast(steps: Steps, pending: int) -> str:
 
 
 def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
-    """Return what needs somebody in a queue."""
+    """Return the problems of a queue that need attention."""
     found = []
     recent = [figures for _, figures in _recent(steps)]
     window = coarse(WINDOW_S)

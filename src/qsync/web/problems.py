@@ -1,4 +1,4 @@
-"""Says what needs somebody: the sentences that the overview opens with."""
+"""The problems that need attention, as sentences at the top of the overview."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLED_QUEUES: Final = 3
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
-    """Return what needs somebody, the most urgent first."""
+    """Return the problems that need attention, the most urgent first."""
     queues = overview.queues
     of_queues = [
         problem

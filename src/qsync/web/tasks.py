@@ -191,7 +191,7 @@ async def stack(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel a task; the server of a running one is told to stop it."""
+    """Cancel a task; for a running one, order its server to stop it."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.acting(request).cancel(id, queue=queue)

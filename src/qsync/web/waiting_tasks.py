@@ -36,7 +36,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel the selected tasks, after a confirmation; running ones are told to stop."""
+    """Cancel the selected tasks after a confirmation; order servers to stop running ones."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):

@@ -32,7 +32,7 @@ local stored = redis.call('HGET', KEYS.tasks, ARGV.id)
 if not stored then
   local tag = math.max(read_tag(known[2]), read_tag(redis.call('ZSCORE', KEYS.fairness, ''))) + 1
   check_rights(KEYS.tasks, { 'HSET' })
-  -- Of the other keys it is known what they are, so no write can fail once this one is made.
+  -- The types of the other keys are known, so no later write can fail once this one has succeeded.
   redis.call('ZADD', KEYS.pending, tag, ARGV.id)
   redis.call('HSET', KEYS.tasks, ARGV.id, stamped .. ARGV.message)
   redis.call('ZADD', KEYS.fairness, tag, '')

@@ -79,7 +79,7 @@ def _folder(*, keep: bool) -> Iterator[Path]:
 
 
 def _run(console: Console, folder: Path, tasks: int, *, clean_up: bool) -> Summary:
-    """Run the demo and show it; exit with one line if it cannot continue or is told to stop."""
+    """Run the demo and show it; exit with one line if it cannot continue or is stopped."""
     from qsync.cli.demo.screen import DemoError
 
     async def play() -> Summary:

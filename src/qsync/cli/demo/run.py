@@ -177,7 +177,7 @@ class Run:
         """Run `qsync worker` in a process of its own; raise DemoError if it ends by itself."""
         self._screen.tell(f"$ qsync {' '.join(WORKER)}")
         log = self._folder / "worker.log"
-        # PR_SET_PDEATHSIG: the system ends the worker if somebody kills the demo.
+        # PR_SET_PDEATHSIG: the system ends the worker if the demo is killed.
         end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -302,7 +302,7 @@ class Run:
         ledger.digests = dict(zip(offsets, digests, strict=True))
 
     async def _clean_up(self) -> None:
-        """Delete what the demo put into somebody's store."""
+        """Delete the demo's data from a store that the user gave."""
         inspector = self._inspector
         for queue in QUEUES:
             for state in set(STORED) - {TaskState.ACTIVE}:
