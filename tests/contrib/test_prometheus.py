@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,12 +15,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+import qsync
 from qsync import Mux, Qsync, Retry, SkipRetry, Task, TaskInfo
-from qsync.broker.op_values import Completion
+from qsync.broker import limit_ops, ops, redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.op_values import Completion, FetchPolicy
 from qsync.contrib import prometheus
 from qsync.contrib.prometheus import StoreCollector, StoreMetrics
-from qsync.inspector import Overview, QueueInfo
+from qsync.inspector import LimitInfo, Overview, QueueInfo
 from qsync.keys import COUNTERS, QueueKeys
+from qsync.limit import LimitRule
 from qsync.message import NO_FAILURE, Message
 from qsync.server.health import ServerHealth
 from qsync.server.metrics import OUTCOMES, MetricRow, merged
@@ -245,6 +251,13 @@ def test_the_store_s_metrics_say_what_is_in_the_queues(valkey: Store, prefix: st
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
         async with app, app.async_client() as client, app.inspector() as inspector:
             await client.enqueue_many([Task("good", b"12") for _ in range(3)])
+            keys, policy = QueueKeys(prefix, "limited"), FetchPolicy(60 * 10**6, 3, 10, 10**12)
+            async with contextlib.aclosing(AsyncBroker(redis_clients.parse(valkey.url))) as broker:
+                rules = {"customer": LimitRule(concurrency=1), "quiet": LimitRule(concurrency=1)}
+                await broker.run(limit_ops.put_limit_rules(keys, rules))
+                for limit in ("customer:1", "customer:1", "customer:2"):
+                    await client.enqueue(Task("good", queue="limited", limits=[limit]))
+                await broker.run(ops.fetch(keys, server="s", number=1, wanted=9, policy=policy))
             await client.enqueue(Task("good", b"", delay=3600))
             await client.enqueue(Task("hopeless", b"", queue="sad"))
             async with app.server(queues=["sad"], **SERVER):
@@ -274,6 +287,11 @@ def test_the_store_s_metrics_say_what_is_in_the_queues(valkey: Store, prefix: st
     assert first["qsync_queue_paused", "sad"] == 1
     assert first["qsync_queue_paused", "default"] == 0
     assert first["qsync_queue_oldest_pending_seconds", "default"] > 0
+    assert first["qsync_queue_memory_bytes", "default"] > 0
+    assert 0 < first["qsync_store_latency_seconds",] < 5
+    used = {key[1:]: value for key, value in first.items() if key[0] == "qsync_limit_in_use"}
+    assert used == {("customer", "limited"): 2, ("quiet", "limited"): 0}
+    assert first["qsync_limit_waiting", "customer", "limited"] == 1
     assert again == first, "what was read a moment ago is said again"
     assert fresh["qsync_queue_enqueued_total", "default"] == 5
     assert fresh["qsync_servers",] == 0
@@ -319,6 +337,31 @@ def test_names_are_those_that_prometheus_asks_for() -> None:
     assert all(metric.documentation.endswith(".") for metric in metrics)
     text = prometheus.render(metrics).decode()
     assert all(f"{m.name}_total" in text for m in metrics if m.type == "counter" and m.samples)
+
+
+def test_limits_beyond_the_bound_share_a_label_and_a_build_is_named() -> None:
+    many = prometheus.LABELLED_LIMITS + 50
+    infos = [
+        LimitInfo(
+            queue="q",
+            limit=f"name{at}:{value}",
+            rule=None,
+            source=None,
+            program=None,
+            operator=None,
+            in_use=1,
+            waiting=2,
+        )
+        for at in range(many)
+        for value in range(2)
+    ]
+    found = series(prometheus.store_metrics(None, infos))
+    of_limits = [key for key in found if key[0] == "qsync_limit_in_use"]
+    assert len(of_limits) == prometheus.LABELLED_LIMITS + 1
+    assert found["qsync_limit_in_use", "name7", "q"] == 2
+    assert found["qsync_limit_waiting", "other", "other"] == 50 * 2 * 2
+    build = series(prometheus.server_metrics([], []))
+    assert build["qsync_build_info", platform.python_version(), qsync.__version__] == 1
 
 
 def test_histograms_are_cumulative_and_add_up() -> None:

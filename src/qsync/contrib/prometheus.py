@@ -11,6 +11,7 @@ queues, types that have a handler, states and outcomes, never ids or payloads.
 from __future__ import annotations
 
 import asyncio
+import platform
 import threading
 import time
 import weakref
@@ -21,14 +22,16 @@ from typing import Any, Final
 
 from qsync.app import Qsync
 from qsync.errors import QsyncError
-from qsync.inspector import Inspector, Overview, QueueInfo
+from qsync.inspector import Inspector, LimitInfo, Overview, QueueInfo
 from qsync.instrumentation import Extension, missing
 from qsync.keys import COUNTERS
+from qsync.limit import limit_name
 from qsync.server.health import ServerHealth
 from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, closed, merged
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
 from qsync.state import TaskState
+from qsync.version import __version__
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -51,6 +54,12 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 LABELLED_QUEUES: Final = 500
 """Number of queues with their own label; all others share one."""
+
+LABELLED_LIMITS: Final = 500
+"""Number of pairs of a queue and the name of a limit with their own label."""
+
+LIMITS_READ: Final = 1000
+"""Approximate number of limits in use that are read of a queue; a name may have many values."""
 
 CACHE_S: Final = 5.0
 """Time for which a reading of the store is reused."""
@@ -143,6 +152,7 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
         _gauge("qsync_servers_running", "Worker processes started (per worker).", len(started)),
         _gauge("qsync_slots", "Tasks that can run concurrently.", slots),
         _gauge("qsync_event_loop_blocked_seconds", blocked_help, blocked_s),
+        _build(),
     ]  # fmt: skip
 
 
@@ -182,6 +192,20 @@ def _cumulated(buckets: Sequence[int]) -> list[tuple[str, int]]:
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _optional_gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
+    """Return a gauge that has no sample if the value is not known."""
+    return GaugeMetricFamily(name, text) if value is None else _gauge(name, text, value)
+
+
+def _build() -> GaugeMetricFamily:
+    build = GaugeMetricFamily(
+        "qsync_build_info", "1; the labels are the versions of qsync and of Python.",
+        labels=["version", "python"],
+    )  # fmt: skip
+    build.add_metric([__version__, platform.python_version()], 1)
+    return build
 
 
 # The store.
@@ -247,23 +271,29 @@ class StoreCollector(Collector):
 async def _read(inspector: Inspector) -> list[Metric]:
     try:
         async with asyncio.timeout(STORE_TIMEOUT_S):
-            return store_metrics(await inspector.overview())
+            latency = await inspector.ping()
+            overview = await inspector.overview()
+            names = [info.name for info in overview.queues[:LABELLED_QUEUES]]
+            pages = await inspector.limits_of(names, count=LIMITS_READ)
+            limits = [info for page in pages for info in page.limits]
+            return store_metrics(overview, limits, latency)
     except (QsyncError, TimeoutError):
         return store_metrics(None)
 
 
-def store_metrics(overview: Overview | None) -> list[Metric]:
+def store_metrics(
+    overview: Overview | None, limits: Sequence[LimitInfo] = (), latency: float | None = None
+) -> list[Metric]:
     """Return the metrics of all queues; None: the store does not answer."""
     tasks = GaugeMetricFamily(
         "qsync_queue_tasks", "Tasks in the queue, by state.", labels=["queue", "state"]
     )
-    oldest = GaugeMetricFamily(
-        "qsync_queue_oldest_pending_seconds",
-        "Age of the oldest runnable task since it last became runnable.",
-        labels=["queue"],
+    oldest = _queue_gauge(
+        "oldest_pending_seconds", "Age of the oldest runnable task since it last became runnable."
     )
-    paused = GaugeMetricFamily(
-        "qsync_queue_paused", "1 while the queue is paused.", labels=["queue"]
+    paused = _queue_gauge("paused", "1 while the queue is paused.")
+    memory = _queue_gauge(
+        "memory_bytes", "Approximate memory of the queue in the store, where the store tells it."
     )
     counters = {
         name: CounterMetricFamily(f"qsync_queue_{name}", COUNTER_HELP[name], labels=["queue"])
@@ -274,6 +304,9 @@ def store_metrics(overview: Overview | None) -> list[Metric]:
             tasks.add_metric([name, state], sum(info.states.get(state, 0) for info in infos))
         oldest.add_metric([name], max(info.latency for info in infos))
         paused.add_metric([name], int(any(info.paused for info in infos)))
+        sizes = [info.bytes for info in infos if info.bytes is not None]
+        if sizes:
+            memory.add_metric([name], sum(sizes))
         for counter, family in counters.items():
             family.add_metric([name], sum(info.counters.get(counter, 0) for info in infos))
     return [
@@ -282,8 +315,40 @@ def store_metrics(overview: Overview | None) -> list[Metric]:
             "qsync_servers", "Live worker processes (per store).",
             len(overview.servers) if overview else 0,
         ),
-        tasks, oldest, paused, *counters.values(),
+        _optional_gauge(
+            "qsync_store_latency_seconds", "Duration of a round trip to the store.", latency
+        ),
+        tasks, oldest, paused, memory, *_limit_metrics(limits), *counters.values(),
     ]  # fmt: skip
+
+
+def _queue_gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"qsync_queue_{name}", text, labels=["queue"])
+
+
+def _limit_metrics(limits: Sequence[LimitInfo]) -> list[Metric]:
+    """Return the use of limits: all values of a name have one label, and labels are bounded."""
+    labels = ["queue", "limit"]
+    in_use = GaugeMetricFamily(
+        "qsync_limit_in_use", "Active tasks that hold the limit, over all its values.",
+        labels=labels,
+    )  # fmt: skip
+    waiting = GaugeMetricFamily(
+        "qsync_limit_waiting", "Tasks that wait for the limit, over all its values.",
+        labels=labels,
+    )  # fmt: skip
+    sums: dict[tuple[str, str], list[int]] = {}
+    for info in limits:
+        label = (info.queue, limit_name(info.limit))
+        if label not in sums and len(sums) >= LABELLED_LIMITS:
+            label = (OTHER, OTHER)
+        counts = sums.setdefault(label, [0, 0])
+        counts[0] += info.in_use
+        counts[1] += info.waiting
+    for label, (used, waits) in sums.items():
+        in_use.add_metric(label, used)
+        waiting.add_metric(label, waits)
+    return [in_use, waiting]
 
 
 def _by_label(queues: Sequence[QueueInfo]) -> list[tuple[str, list[QueueInfo]]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from qsync.broker import limit_ops
 from qsync.broker.event_ops import recorded
-from qsync.broker.limit_ops import LimitDetail, LimitState
+from qsync.broker.limit_ops import LimitDetail, LimitsPage, LimitState
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, no_cursor
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
@@ -36,17 +36,19 @@ class _LimitsMixin(Base):
             raise InvalidTask(no_cursor(cursor))
         keys = self._keys(queue)
         page = await self._broker.run(limit_ops.list_limits(keys, cursor=start, count=PAGE))
-        states, rules = {state.limit: state for state in page.states}, page
         if start == "0":
-            for limit in (*page.rules, *page.operator_rules):
-                states.setdefault(limit, LimitState(limit, 0, 0, 0, None, None))
-        else:
-            rules = await self._broker.run(limit_ops.list_limits(keys, count=1))
-        infos = [
-            _info(queue, state, rules.rules, rules.operator_rules) for state in states.values()
-        ]
-        infos.sort(key=lambda info: (-info.waiting, -info.taken, info.limit))
-        return LimitPage(limits=infos, cursor=None if page.cursor == "0" else page.cursor)
+            return _first_page(queue, page)
+        rules = await self._broker.run(limit_ops.list_limits(keys, count=1))
+        return _page(queue, page, page.states, rules)
+
+    async def limits_of(self, queues: Sequence[str], *, count: int = PAGE) -> list[LimitPage]:
+        """Return the first page of the limits of several queues, in one round trip.
+
+        A page has about `count` limits in use, and all rules besides.
+        """
+        calls = [limit_ops.list_limits(self._keys(name), count=count) for name in queues]
+        pages = await self._run_all(calls)
+        return [_first_page(name, page) for name, page in zip(queues, pages, strict=True)]
 
     async def limit(self, limit: str, *, queue: str = "default") -> LimitInfo:
         """Return a limit of a queue, with tasks that hold it. A limit that no task has is empty."""
@@ -76,6 +78,24 @@ class _LimitsMixin(Base):
         event = self._actor.event("limit.reset", limit)
         changed = await self._broker.run(recorded(call, event))
         return Change(outcome="done" if changed else "not_found")
+
+
+def _first_page(queue: str, page: LimitsPage) -> LimitPage:
+    states = {state.limit: state for state in page.states}
+    for limit in (*page.rules, *page.operator_rules):
+        states.setdefault(limit, LimitState(limit, 0, 0, 0, None, None))
+    return _page(queue, page, states.values(), page)
+
+
+def _page(
+    queue: str,
+    page: LimitsPage,
+    states: Iterable[LimitState],
+    rules: LimitsPage,
+) -> LimitPage:
+    infos = [_info(queue, state, rules.rules, rules.operator_rules) for state in states]
+    infos.sort(key=lambda info: (-info.waiting, -info.taken, info.limit))
+    return LimitPage(limits=infos, cursor=None if page.cursor == "0" else page.cursor)
 
 
 def info_of(queue: str, detail: LimitDetail) -> LimitInfo:

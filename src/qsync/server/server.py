@@ -281,9 +281,8 @@ class Server:
     def _make_parts(self, context: ServerContext) -> list[Part]:
         """Make the parts of the server, in the order of their start; they stop in reverse.
 
-        Operators see the server, and can cancel its tasks, until all of them have ended. A lease is
-        renewed from the fetch until the store has settled the task, so heartbeats come before
-        settlers, and settlers before what ends tasks. Fetches come last: then there may be leases.
+        Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
+        until the store has settled the tasks, so heartbeats come before settlers. Fetches are last.
         """
         config, outage = self.config, self._outage
         metrics = self.tally = self.tally or RunMetrics(self.mux.types)
