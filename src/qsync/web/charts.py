@@ -97,7 +97,10 @@ def line_chart(
 
 
 def path_of(values: Values, top: float, room: int = 0) -> str:
-    """Return the SVG path of values with the latest at the right; `room` is how many fit."""
+    """Return the SVG path of values with the latest at the right; `room` is how many fit.
+
+    A value between two gaps is a short dash: a line of one point would be invisible.
+    """
     room = room or len(values)
     step = WIDTH / max(1, room - 1)
     first = WIDTH - step * (len(values) - 1)
@@ -106,7 +109,9 @@ def path_of(values: Values, top: float, room: int = 0) -> str:
         if value is None:
             pen = "M"
             continue
-        parts.append(f"{pen}{first + index * step:.1f} {_y(value, top):.1f}")
+        x, y = first + index * step, _y(value, top)
+        is_alone = pen == "M" and (index + 1 == len(values) or values[index + 1] is None)
+        parts.append(f"M{x - 1.5:.1f} {y:.1f}h3" if is_alone else f"{pen}{x:.1f} {y:.1f}")
         pen = "L"
     return "".join(parts)
 
