@@ -279,6 +279,15 @@ mux = Mux()
 async def noisy(task: TaskInfo) -> None:
     raise ValueError
 
+@mux.handle("prints")
+async def prints(task: TaskInfo) -> None:
+    print("a handler writes too", flush=True)
+    raise ValueError("boom")
+
+@mux.handle("good")
+async def good(task: TaskInfo) -> bytes:
+    return b"well"
+
 app = Qsync(mux=mux)
 """
 
@@ -286,7 +295,8 @@ NOISY_TASKS = 1500
 """Whose warnings are more than a pipe holds."""
 
 
-def _close_standard_error() -> None:
+def _close_output() -> None:
+    os.close(1)
     os.close(2)
 
 
@@ -303,21 +313,25 @@ def test_a_worker_works_on_whatever_becomes_of_its_standard_error(
     reading, writing = os.pipe()
     full = os.open("/dev/full", os.O_WRONLY)
     popen: dict[str, Any] = {
-        "closed": {"preexec_fn": _close_standard_error},
+        "closed": {"preexec_fn": _close_output},
         "limited": {"preexec_fn": _limit_files},
-        "full disk": {"stderr": full},
-        "reader gone": {"stderr": writing},
+        "full disk": {"stdout": full, "stderr": full},
+        "reader gone": {"stdout": writing, "stderr": writing},
         "reader asleep": {"stderr": writing},
     }[way]
     if way == "reader gone":
         os.close(reading)
     with Qsync(valkey.url) as app, app.client() as client:
         client.enqueue_many(Task("noisy", b"", retry=0) for _ in range(NOISY_TASKS))
+        client.enqueue_many(Task("prints", b"", retry=1, retry_delay=0) for _ in range(20))
+    dead = NOISY_TASKS + 20
+    debug = ("--log-level", "debug")
     try:
-        with worker(tmp_path, valkey.url, app=NOISY, **popen) as process:
-            wait_until(
-                lambda: counters(valkey.url).get("dead") == NOISY_TASKS, timeout=30, every=0.1
-            )
+        with worker(tmp_path, valkey.url, *debug, app=NOISY, **popen) as process:
+            wait_until(lambda: counters(valkey.url).get("dead") == dead, timeout=30, every=0.1)
+            with Qsync(valkey.url) as app, app.client() as client:
+                assert client.enqueue(Task("good", retention=60)).result(10) == b"well"
+            assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 0
     finally:
