@@ -68,7 +68,9 @@ def filled(system: Live) -> list[str]:
         "/tasks?queue=default&state=scheduled&type=none", "/tasks?queue=default&state=active",
         f"/tasks?queue=default&state=scheduled&type={long}{long}", "/dead?queue=default",
         "/task?id=d", f"/task?id={long}", "/task?id=a", f"/edit?id={long}", "/servers",
-        f"/server?id={server}", "/schedules", "/schedule", "/limits", "/errors", "/events",
+        f"/server?id={server}", "/schedules", "/schedule",
+        "/schedule/runs?name=nightly&queue=default", "/types", "/type?type=order&queue=default",
+        "/limits", "/errors", "/events",
         f"/error?id={error}", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
         f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}", "/keys", "/nowhere",
     ]  # fmt: skip
