@@ -77,7 +77,7 @@ def set_weight(
 
     For example: qsync fairness set acme --weight 3
 
-    It holds for tasks that are enqueued or come due from now on.
+    It applies to tasks that are enqueued or become due from now on.
     """
     with open_store(store) as session:
         change = session.run(session.inspector.set_weight(queue, key, weight))

@@ -42,19 +42,19 @@ LimitName = Annotated[
 
 Rate = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Starts in each time --per.", show_default=False),
+    typer.Option(metavar="N", help="Number of starts per --per.", show_default=False),
 ]
 Per = Annotated[
     float | None,
     typer.Option(
-        parser=duration_of, metavar="TIME", help="Time that --rate counts in, e.g. 1s, 1m, 1h.",
+        parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
         show_default=False,
     ),
 ]  # fmt: skip
 Burst = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Starts at once after a quiet time.  [default: a tenth of --rate]",
+        metavar="N", help="Starts allowed at once after an idle time.  [default: a tenth of --rate]",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -136,12 +136,12 @@ def set_rule(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set the rule of a limit, or of one value of it, above that of the program.
+    """Set the rule of a limit, or of one value of it; it overrides the program's rule.
 
     For example: qsync limit set customer:42 --concurrency 10
 
     The rule replaces the program's as a whole, on all servers at once, until it is reset. It stops
-    no task that runs.
+    no running task.
     """
     _check(name)
     try:
@@ -168,7 +168,7 @@ def reset(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Remove the rule that an operator has set; the program's holds again.
+    """Remove the rule that an operator has set; the program's rule applies again.
 
     For example: qsync limit reset customer:42
     """

@@ -25,7 +25,7 @@ TOP = 5
 """Number of types that are printed."""
 
 NONE = "none"
-"""Value of an option that takes a bound away."""
+"""Value of an option that removes a bound."""
 
 
 def bound_of(text: str) -> int:
@@ -91,7 +91,7 @@ Target = Annotated[
 
 @queue.command()
 def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
-    """Show a queue: its tasks by state, its bounds, and how full it is."""
+    """Show a queue: its tasks by state, its bounds, and how close it is to them."""
     with open_store(store) as session:
         info = session.run(session.inspector.queue(name))
         if info is None:
@@ -118,7 +118,7 @@ def set_bounds(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set bounds of a queue, which stand above those of the program until `reset`, or its target.
+    """Set the bounds of a queue, which override the program's until `reset`, or its latency target.
 
     For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 
@@ -159,7 +159,7 @@ def _set_target(session: StoreSession, name: str, target: float, by: str, *, is_
 
 @queue.command()
 def reset(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
-    """Remove the bounds that an operator set, so that those of the program hold again."""
+    """Remove the bounds that an operator set, so that those of the program apply again."""
     with open_store(store) as session:
         change = session.run(session.inspector.reset_bounds(name))
         if not change.ok:

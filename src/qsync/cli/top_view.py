@@ -1,4 +1,4 @@
-"""What `qsync top` has read so far, and the frame that shows it."""
+"""The data that `qsync top` has read so far, and the frame that shows them."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def pause(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Start no further tasks of a type until it is resumed; other types go on.
+    """Start no further tasks of a type until it is resumed; other types continue.
 
     For example: qsync type pause send_mail --queue mail --reason "provider is down"
 

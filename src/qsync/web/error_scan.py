@@ -38,7 +38,7 @@ NOTHING: Final = ErrorScan([], 0, 0, False)
 
 
 class ErrorScanner:
-    """Runs one scan at a time, for all pages; half of its time it rests."""
+    """Runs one scan at a time for all pages, and pauses half of the time."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
@@ -50,7 +50,7 @@ class ErrorScanner:
         self._asked_at = 0.0
 
     async def read(self) -> ErrorScan:
-        """Return the last scan, or the first one as far as it is; begin a new one if it is old."""
+        """Return the last scan, or the unfinished first one; begin a new one if it is old."""
         self._asked_at = now = time.monotonic()
         running = self._task is not None and not self._task.done()
         age = now - self._ended_at

@@ -57,7 +57,7 @@ def run_made(made: str) -> str:
 
 
 def run_outcome(outcome: str) -> str:
-    """Return what came of a run of a schedule, or the state of its task."""
+    """Return the outcome of a run of a schedule, or the state of its task."""
     return _(OUTCOMES[outcome]) if outcome in OUTCOMES else state_name(outcome)
 
 

@@ -1,4 +1,4 @@
-"""What is said of a field of a form that is not what it should be."""
+"""Messages about invalid fields of forms."""
 
 from __future__ import annotations
 

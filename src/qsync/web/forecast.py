@@ -15,16 +15,16 @@ Steps = Sequence[tuple[float, Figures] | None]
 """Intervals between samples, the latest last, as `Sampler.series` returns them."""
 
 WINDOW_S: Final = 300.0
-"""Time that is looked at, in seconds."""
+"""Length of the window of samples, in seconds."""
 
 LEAST_S: Final = 30.0
-"""Time without which there is no forecast, in seconds."""
+"""Minimum time of samples for a forecast, in seconds."""
 
 FAR_S: Final = 7 * 86_400.0
 """A queue that takes longer than this is called steady."""
 
 LARGE: Final = 100
-"""Backlog from which on a growing queue is a problem."""
+"""Backlog above which a growing queue is a problem."""
 
 
 class Problem(NamedTuple):

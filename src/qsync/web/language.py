@@ -23,7 +23,7 @@ COOKIE: Final = "qsync_language"
 COOKIE_S: Final = 365 * 86_400
 
 VARY: Final = "Accept-Language, Cookie"
-"""What a page depends on, besides its address."""
+"""Request headers that a page depends on."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from qsync.state import TaskState
 from qsync.web.translation import STATES, _, marked, seconds, translated
 
 COMPLETED_AND_CANCELLED: Final = marked("completed and cancelled")
-"""What `purged_with` says of tasks that are kept together."""
+"""Text of `purged_with` for tasks that are stored together."""
 
 TITLES: Final = {
     TaskState.SCHEDULED: marked("Scheduled"),

@@ -14,7 +14,7 @@ from qsync.web.sampler import CHARTED_QUEUES
 from qsync.web.translation import _, coarse, count
 
 FLOOD_SHARE: Final = 0.5
-"""Share of a backlog from which on a fairness key is called the cause of it."""
+"""Share of a backlog above which a fairness key counts as its cause."""
 
 SAMPLED_QUEUES: Final = 3
 """Number of queues, those with the most pending tasks, whose fairness keys are read."""
@@ -71,7 +71,7 @@ def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
 
 
 def stuck(fleet: Fleet) -> list[Problem]:
-    """Return the tasks that have run for long. Pure, but for texts."""
+    """Return the long-running tasks. Without I/O."""
     return [
         Problem(
             run.queue,

@@ -43,7 +43,7 @@ _NEWEST_FIRST: Final = {"newest": True, "oldest": False}
 
 @dataclass
 class Found:
-    """What a search has found so far."""
+    """The tasks that a search has found so far."""
 
     rows: list[TaskRow] = field(default_factory=list)
     cursor: str | None = None
@@ -53,7 +53,7 @@ class Found:
 
 
 async def show(site: Site, request: Request) -> Response:
-    """Show what a search finds; a single id that a task has leads to its page."""
+    """Show the tasks that a search finds; a search for the id of a task leads to its page."""
     fields = Fields(request.query_params.multi_items())
     text = fields.text("q", MAX_QUERY + 1).strip()
     try:
@@ -75,7 +75,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def show_keys(site: Site, request: Request) -> Response:
-    """Show the keys of the keyboard."""
+    """Show the keyboard shortcuts."""
     return site.page(request, "keys")
 
 
@@ -127,7 +127,7 @@ def _lone_word(query: SearchQuery) -> str:
 async def _with_id(site: Site, id: str) -> list[TaskRow]:
     try:
         return await site.inspector.find(id)
-    except InvalidTask:  # no id: look for it as a word
+    except InvalidTask:  # not an id: search for it as a word
         return []
 
 

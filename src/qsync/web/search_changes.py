@@ -68,7 +68,7 @@ async def _change_selected(
 async def _count_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
-    """Count for a while; then show how far it is, or ask for a confirmation with the number."""
+    """Count for a while; then show the progress, or ask for a confirmation with the number."""
     numbers = {state: form.number(f"n-{state}", 0, 0, MAX_COUNT) for state in TaskState}
     scanned, unread = (form.number(name, 0, 0, MAX_COUNT) for name in ("scanned", "unread"))
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + STEPS_S
@@ -119,7 +119,7 @@ def _confirm_all(
 async def _change_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
-    """Change for a while; then show how far it is, or the summary."""
+    """Change for a while; then show the progress, or the summary."""
     counts = {name: form.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + STEPS_S
     while True:

@@ -1,4 +1,4 @@
-"""What the pages of a search say about its changes."""
+"""Texts about changes on the pages of a search."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def button(verb: Verb, number: int) -> str:
 
 
 def consequence(verb: Verb) -> str:
-    """Return what a change does beside its name."""
+    """Return the consequence of a change."""
     match verb:
         case "retry":
             return _("They become pending; dead tasks get a fresh set of attempts.")

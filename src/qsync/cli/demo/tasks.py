@@ -93,7 +93,7 @@ async def parent(task: TaskInfo, offsets: list[int]) -> None:
 
 @app.task("child", queue="critical", middleware=[recorded], retention=3600)
 async def child(offset: int) -> str:
-    """Kept for an hour, so that its id stays taken while its parent might run again."""
+    """Kept for an hour, so that its id stays in use while its parent might run again."""
     return digest_of(offset)
 
 
