@@ -285,7 +285,7 @@ class World:
     def run(
         self, kind: str, id: str, *, end: str = "done", attempt: int = 1, digest: str = ""
     ) -> None:
-        """Add a run of a task, as its server notes it; times rise from 2 s on."""
+        """Add a run of a task as its server would note it; times increase from 2 s."""
         self._at += 1_000_000
         at = 2_000_000_000 + self._at
         self.lines[2].append(f"start {at} {id} {kind}")

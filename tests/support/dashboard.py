@@ -99,7 +99,7 @@ class Live:
         return await self.enter(serving(app))
 
     def close(self) -> None:
-        """All of it has ended."""
+        """End everything."""
         self.gate.set()
         try:
             self.do(self._stack.aclose())

@@ -113,7 +113,7 @@ class SocketConnection:
                 replies.append(reply)
             if len(replies) >= count:
                 break
-        if len(replies) > count:  # replies cannot be matched to commands any more
+        if len(replies) > count:  # replies can no longer be matched to commands
             replies.clear()
             raise failures.InvalidResponse("an unexpected reply")
 

@@ -26,7 +26,7 @@ from qsync.task import PAYLOAD_LIMIT
 from qsync.worker import logs
 
 if TYPE_CHECKING:
-    from qsync.web import Dashboard  # needs the extra, and is imported when it is there
+    from qsync.web import Dashboard  # imported only if the extra is installed
 
 TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 ALSO: Final = "QSYNC_DASHBOARD_ALSO"

@@ -54,7 +54,7 @@ Per = Annotated[
 Burst = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Starts allowed at once after an idle time.  [default: a tenth of --rate]",
+        metavar="N", help="Starts allowed at once after idling.  [default: a tenth of --rate]",
         show_default=False,
     ),
 ]  # fmt: skip

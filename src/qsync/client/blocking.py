@@ -71,7 +71,7 @@ class Client(ClientBase):
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
         or on at least one replica ("replica"); None means the client's own setting. The wait ends
         after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
-        confirmed in time; if it did not, the task is in the store all the same.
+        confirmed in time; if it did not, the task is in the store anyway.
 
         Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
         call may have enqueued its task.

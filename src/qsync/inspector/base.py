@@ -200,7 +200,7 @@ class Base:
     ) -> None:
         """Record an action that no script of its own records; nothing if `number` is 0.
 
-        An action whose record fails has been made all the same, so the error is ignored.
+        The action itself has succeeded even if recording it fails, so the error is ignored.
         """
         if number:
             keys = self._globals if queue is None else self._keys(queue)

@@ -57,7 +57,8 @@ class _CompositionMixin(_LiveServersMixin):
     ) -> Change:
         """Set how long the oldest pending task should wait at most; None removes the target.
 
-        The overview and lists of queues show a queue that misses it. `not_found` without the queue.
+        The overview and lists of queues show a queue that misses it. `not_found` if the queue does
+        not exist.
         """
         target_us = None if target is None else duration_us("latency target", target)
         if not await self._is_queue(queue):

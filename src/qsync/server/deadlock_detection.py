@@ -21,7 +21,7 @@ run the awaited tasks soon."""
 class Waits:
     """The running tasks that wait for tasks on their own server's queues. Thread-safe.
 
-    `on_stuck` is called when no task can start any more.
+    `on_stuck` is called when no further task can start.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class InlineStarter:
             self._task = self._loop.create_task(self._work())
 
     def spawn(self, run: Run, name: str) -> None:
-        """Start a run in an asyncio task and a copy of the server's context of its own."""
+        """Start a run in a separate asyncio task with a separate copy of the server's context."""
         self._loop.create_task(run, name=name, context=self._context.copy())
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class Outage:
             log.warning("cannot %s, for %s now: %s", part, lasts, error)
 
     def worked(self, part: str) -> None:
-        """Record that a part works; log the recovery once no part fails any more."""
+        """Record that a part works; log the recovery once all parts work."""
         if part not in self.parts:
             return
         with self._lock:

@@ -251,7 +251,7 @@ class Run:
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait until something holds, on any machine.
 
-        Raises DemoError if nothing happens any more.
+        Raises DemoError if there is no more progress.
         """
         events, changed_at = -1, time.monotonic()
         while not holds():
