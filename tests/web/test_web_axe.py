@@ -61,6 +61,7 @@ def filled(system: Live) -> list[str]:
     system.inspect(lambda i: i.pause("default", by="b" * 200, why="w" * 300))
     system.inspect(lambda i: i.put_schedule("nightly", Task("order"), cron="0 3 * * *"))
     system.inspect(lambda i: i.set_weight("flood", "acme", 2.5))
+    system.inspect(lambda i: i.pause_type("long", queue="default", by="b", why="w" * 300))
     server = system.inspect(lambda i: i.servers())[0].id
     error = system.inspect(lambda i: i.errors("default", "dead")).groups[0].id
     return [
@@ -69,7 +70,7 @@ def filled(system: Live) -> list[str]:
         f"/tasks?queue=default&state=scheduled&type={long}{long}", "/dead?queue=default",
         "/task?id=d", f"/task?id={long}", "/task?id=a", f"/edit?id={long}", "/servers",
         f"/server?id={server}", "/schedules", "/schedule",
-        "/schedule/runs?name=nightly&queue=default", "/types", "/type?type=order&queue=default",
+        "/schedule/runs?name=nightly&queue=default", "/types", "/type?type=long&queue=default",
         "/limits", "/errors", "/events",
         f"/error?id={error}", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
         f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}", "/keys", "/nowhere",

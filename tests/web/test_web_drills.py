@@ -156,3 +156,26 @@ def test_a_stuck_task(system: Live, web: Visit) -> None:
     web.click("Cancel")
     web.says("Cancelled at")
     mended(web)
+
+
+def test_one_type_is_paused(system: Live, web: Visit) -> None:
+    server = system.serve(queues={"mail": 1}, concurrency=1)
+    system.enqueue(*[Task("long", queue="mail", fairness_key="a") for _ in range(3)])
+    wait_until(lambda: number(system, "mail", TaskState.ACTIVE), 20)
+    web.page.locator("tbody th").get_by_role("link", name="mail").click()
+    web.page.locator("tbody th").get_by_role("link", name="long").first.click()
+    web.clicks += 2
+    web.page.get_by_label("Reason").fill("the provider is down")
+    web.click("Pause…")
+    web.click("Pause type")
+    web.says("Type long is paused.")
+    system.gate.set()
+    system.fixed = True
+    system.enqueue(Task("order", id="other", queue="mail", retention=60))
+    wait_until(lambda: number(system, "mail", TaskState.COMPLETED) == 1, 20)
+    assert number(system, "mail", TaskState.LIMITED) == 2
+    mended(web)
+    web.go("/")
+    web.says("of queue mail is paused")
+    web.says("the provider is down. 2 tasks are set aside.")
+    assert server.condition().stopping is False

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from qsync.inspector import Fleet, KeyShares, Overview, QueueInfo
+from qsync.inspector import Fleet, KeyShares, Overview, PausedType, QueueInfo
 from qsync.state import TaskState
 from qsync.web.forecast import LARGE, Problem, problems_of
 from qsync.web.pages import Site
@@ -42,6 +42,13 @@ async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, Ke
     largest = sorted(large, key=lambda info: -info.states[TaskState.PENDING])[:SAMPLED_QUEUES]
     shares = await asyncio.gather(*[site.inspector.key_shares(info.name) for info in largest])
     return {info.name: share for info, share in zip(largest, shares, strict=True)}
+
+
+async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple[str, PausedType]]:
+    """Return queue and type of what is paused, of the first queues that have limited tasks."""
+    names = [info.name for info in queues if info.states[TaskState.LIMITED]][:SAMPLED_QUEUES]
+    found = await asyncio.gather(*[site.inspector.paused_types(name) for name in names])
+    return [(name, one) for name, types in zip(names, found, strict=True) for one in types]
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:

@@ -122,7 +122,7 @@ class Sampler:
         intervals: list[tuple[float, Figures] | None] = []
         samples = list(self._samples)
         for before, after in pairwise(samples):
-            first, second = _of(before, queue), _of(after, queue)
+            first, second = _of(before, queue, is_first=True), _of(after, queue)
             if first is None or second is None or after.time <= before.time:
                 intervals.append(None)
                 continue
@@ -179,9 +179,12 @@ def _sum(each: Sequence[Figures]) -> Figures:
     )
 
 
-def _of(sample: Sample, queue: str | None) -> Figures | None:
+def _of(sample: Sample, queue: str | None, *, is_first: bool = False) -> Figures | None:
+    """Return the figures of a queue, or of all; None if the sample has none.
+
+    is_first   a queue that the sample does not have was not there yet, so its figures are 0
+    """
     if queue is None or sample.total is None:
         return sample.total
-    # A queue that a sample does not have was not there yet, unless only the first were kept.
     is_whole = len(sample.queues) < CHARTED_QUEUES
-    return sample.queues.get(queue, _sum([]) if is_whole else None)
+    return sample.queues.get(queue, _sum([]) if is_first and is_whole else None)
