@@ -227,6 +227,15 @@ def test_every_action_beside_running_servers(system: Live) -> None:
             "/schedule/put",
             "/schedule/delete",
             "/queue/delete",
+            # In test_web_search.py, test_web_edit.py, test_web_browser.py and test_web_forecast.py.
+            "/search/act",
+            "/task/edit",
+            "/task/stack",
+            "/queue/target",
+            # In tests of types and of schedules.
+            "/type/pause",
+            "/type/resume",
+            "/schedule/backfill",
             # In test_web_limits.py and test_web_actions.py.
             "/limit/set",
             "/limit/reset",
@@ -251,7 +260,7 @@ def test_a_queue_is_deleted_once_it_is_empty_and_nobody_takes_from_it(system: Li
 
         assert delete() == f"Server {server.id} takes tasks from it: stop it first."
         system.do(server.stop())
-        assert delete() == "It holds 1 task: purge or cancel them first."
+        assert delete() == "It holds 1 task: purge or cancel it first."
         web.open("/task?id=later&queue=default")
         web.press("Cancel")
         assert delete() == "Queue default is deleted."
@@ -270,7 +279,7 @@ def test_a_schedule_that_nobody_has_is_forgotten(system: Live) -> None:
     with visiting(system) as web:
         web.open("/schedules")
         web.press("Delete…")
-        assert "deleted" in web.press("Delete schedule")
+        assert "deleted" in web.press("Delete the schedule")
     assert system.inspect(lambda i: i.schedules()) == []
 
 

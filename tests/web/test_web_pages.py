@@ -264,7 +264,9 @@ async def test_charts_are_made_of_what_it_saw(valkey: Store, prefix: str) -> Non
         took, grown = steps[-1]
         assert (grown.enqueued, grown.completed, took > 0) == (10, 0, True)
         assert sampler.series("default")[-1] == steps[-1]
-        assert sampler.series("none")[-1] is None
+        none = sampler.series("none")[-1]
+        assert none is not None, "a queue that a sample does not have is empty"
+        assert not any(none[1])
         text = (await client.get("/")).text
         assert text.count("<svg") == 7, "the brand, three of minutes, three of days"
         for _ in range(400):
@@ -277,7 +279,8 @@ async def test_it_looks_at_a_cluster_as_well(cluster: Cluster, prefix: str) -> N
         await made.enqueue(Task("t", id="other"), queue="elsewhere")
         for path in pages():
             answer = await client.get(path)
-            assert answer.status_code in (200, 303), (path, answer.text)
+            known = (404,) if path == "/schedule/runs" else (200, 303)  # there is no schedule
+            assert answer.status_code in known, (path, answer.text)
         form = {"id": "d1", "queue": "default", "state": "dead"}
         await client.post("/task/run", data=form, headers=same())
         assert (await made.inspector.find("d1"))[0].state == "pending"
