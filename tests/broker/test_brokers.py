@@ -24,7 +24,7 @@ from qsync.task import Task
 from tests.support.stores import Cluster, Store, free_port, wait_until
 
 
-async def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
+async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
     store: Store, prefix: str
 ) -> None:
     """asyncio.wait_for, by which redis-py sends, may forget one on Python 3.11."""
@@ -124,9 +124,7 @@ def test_errors_of_the_store_are_sorted(error: Exception, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
-def test_a_store_of_another_kind_than_the_url_says_is_told_at_once(
-    store: Store, prefix: str, scheme: str
-) -> None:
+def test_store_of_wrong_kind_is_an_error_at_once(store: Store, prefix: str, scheme: str) -> None:
     """The first call may come from a blocking client, an asyncio client, or a starting server."""
     url = store.url.replace("redis", scheme) + "/main" * (scheme == "redis+sentinel")
     app = Qsync(url, prefix=prefix)
@@ -148,7 +146,7 @@ def test_a_store_of_another_kind_than_the_url_says_is_told_at_once(
     asyncio.run(main())
 
 
-def test_a_database_that_the_store_does_not_have_is_told_at_once(store: Store, prefix: str) -> None:
+def test_missing_database_is_an_error_at_once(store: Store, prefix: str) -> None:
     app = Qsync(f"{store.url}/9999", prefix=prefix)
     with app.client() as client, pytest.raises(ConfigError, match="DB index is out of range"):
         client.enqueue(Task("t"))
@@ -158,7 +156,7 @@ def test_a_database_that_the_store_does_not_have_is_told_at_once(store: Store, p
         asyncio.run(app.server().start())
 
 
-def test_a_node_of_a_cluster_is_told_from_a_store(cluster: Cluster, prefix: str) -> None:
+def test_cluster_node_is_distinguished_from_single_store(cluster: Cluster, prefix: str) -> None:
     """A server would see only some of its queues there; a client says what scheme to use."""
     [url, *_] = (node.url for node in cluster.nodes)
     app = Qsync(url, prefix=prefix, patience=0)
@@ -287,7 +285,7 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
         ("", "url: give e.g. redis://localhost:6379; '' does not begin"),
     ],
 )
-def test_a_wrong_url_is_told_without_its_password(url: str, said: str) -> None:
+def test_wrong_url_error_hides_password(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as raised:
         redis_clients.parse(url)
     assert "s3cr3t" not in str(raised.value)
@@ -310,7 +308,7 @@ def test_an_address_shows_hosts_and_no_credentials() -> None:
         assert "pw" not in repr(address)
 
 
-def test_a_wrong_password_is_told_at_once(prefix: str) -> None:
+def test_wrong_password_is_an_error_at_once(prefix: str) -> None:
     with Store("valkey", config={"requirepass": "right"}) as store:
         wrong = store.url.replace("redis://", "redis://:wrong@")
         broker = Broker(redis_clients.parse(wrong))

@@ -268,14 +268,14 @@ def test_a_map_is_learned_corrected_and_doubted() -> None:
     assert slots.holder(at_a) == A
 
 
-def test_a_node_without_a_host_is_where_it_was_asked() -> None:
+def test_node_without_host_is_on_the_asked_host() -> None:
     slots = SlotMap([A])
     slots.learn([[0, 16383, [b"", 7, b"id"]]], A)
     assert slots.holder("k") == ("a", 7)
     assert slots.redirect(failures.MovedError("5 :9"), A) == ("a", 9)
 
 
-def test_a_map_that_is_an_error_or_empty_is_none() -> None:
+def test_invalid_or_empty_slot_map_is_rejected() -> None:
     slots = SlotMap([A])
     for reply in (failures.ConnectionError("x"), failures.ResponseError("y"), []):
         assert isinstance(slots.learn(reply, A), failures.ConnectionError | failures.ResponseError)

@@ -99,7 +99,7 @@ def test_only_what_is_said_about_servers_has_a_time_to_live(store: Store, prefix
         assert of_a_server or ttl == -1, f"{key!r} would be deleted"
 
 
-def test_a_worker_is_told_to_start_on_any_policy(
+def test_worker_option_allows_any_eviction_policy(
     tmp_path: Path, own_store: Store, prefix: str
 ) -> None:
     own_store.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")

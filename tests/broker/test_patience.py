@@ -212,7 +212,7 @@ def test_no_call_with_patience_left_is_given_up_while_the_store_answers_others()
     assert min(turns) > 0
 
 
-def test_a_blocked_loop_lets_nobodys_time_run_out_who_has_been_answered() -> None:
+def test_blocked_loop_does_not_expire_answered_callers() -> None:
     async def main() -> int:
         answered = asyncio.Event()
 

@@ -128,7 +128,7 @@ def test_what_comes_too_late_or_not_at_all_is_told_in_its_place(
     ],
     ids=["no reply", "a reply too many", "loading"],
 )
-def test_after_what_makes_no_sense_it_is_of_no_more_use(
+def test_connection_is_unusable_after_invalid_data(
     run: Callable[[Any], None], says: bytes, error: type[Exception]
 ) -> None:
     async def wrong(word: bytes, writer: asyncio.StreamWriter) -> None:
@@ -158,7 +158,7 @@ def test_one_that_the_other_side_closed_meanwhile_is_not_open(run: Callable[[Any
     run(main())
 
 
-def test_an_exchange_that_is_cancelled_leaves_a_connection_that_nobody_uses(
+def test_connection_of_cancelled_exchange_is_not_reused(
     run: Callable[[Any], None],
 ) -> None:
     async def silence(word: bytes, writer: asyncio.StreamWriter) -> None:

@@ -125,7 +125,7 @@ def test_a_sentinel_that_refuses_the_password_is_told_at_once(
     assert "wr0ng" not in str(raised.value)
 
 
-def test_a_service_that_the_sentinels_do_not_watch_is_told_at_once(
+def test_unwatched_service_is_an_error_at_once(
     sentinel: Sentinel, colour: Colour, prefix: str
 ) -> None:
     url = sentinel.url.replace(sentinel.name, "mymister")
@@ -133,7 +133,7 @@ def test_a_service_that_the_sentinels_do_not_watch_is_told_at_once(
         colour.do(colour.client(url, prefix).enqueue(Task("t")))
 
 
-def test_a_wrong_password_of_the_primary_is_told_as_such(
+def test_wrong_password_of_primary_is_named_in_error(
     guarded: tuple[Store, Store], colour: Colour, prefix: str
 ) -> None:
     _, watcher = guarded

@@ -61,7 +61,7 @@ def test_a_store_takes_settings(binary: Binary) -> None:
 
 
 @binaries
-def test_a_paused_store_answers_nothing_until_it_goes_on(binary: Binary) -> None:
+def test_paused_store_answers_only_after_resume(binary: Binary) -> None:
     with Store(binary) as store:
         store.pause()
         with store.client(socket_timeout=0.05, retry=None) as client:

@@ -93,7 +93,7 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("query", ["", "?ssl_ca_certs={other}"])
-def test_a_certificate_that_is_not_trusted_is_told_at_once(
+def test_untrusted_certificate_is_an_error_at_once(
     address: str, other_authority: Path, colour: Colour, prefix: str, query: str
 ) -> None:
     """The error comes at once, whatever the caller's patience, and says what to do."""
@@ -102,7 +102,7 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once(
         colour.do(client.enqueue(Task("add", [1, 2])))
 
 
-def test_a_certificate_of_another_host_is_told_at_once(
+def test_certificate_of_another_host_is_an_error_at_once(
     address: str, certificate: Path, colour: Colour, prefix: str
 ) -> None:
     url = f"{address.replace(HOST, 'localhost')}?ssl_ca_certs={certificate}"
@@ -112,7 +112,7 @@ def test_a_certificate_of_another_host_is_told_at_once(
     assert colour.do(unchecked.enqueue(Task("add", [1, 2]))).created
 
 
-def test_a_port_that_answers_without_tls_is_told_at_once(colour: Colour, prefix: str) -> None:
+def test_port_without_tls_is_an_error_at_once(colour: Colour, prefix: str) -> None:
     def answer(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -138,19 +138,19 @@ def test_a_port_that_waits_for_more_is_doubted(store: Store, colour: Colour, pre
         colour.do(client.enqueue(Task("add", [1, 2])))
 
 
-async def test_a_server_says_at_its_start_what_is_wrong_with_tls(address: str, prefix: str) -> None:
+async def test_server_logs_tls_error_at_start(address: str, prefix: str) -> None:
     with pytest.raises(ConfigError, match="ssl_ca_certs="):
         await Qsync(address, prefix=prefix).server().start()
 
 
-def test_a_command_says_what_is_wrong_with_tls_and_no_more(address: str) -> None:
+def test_command_reports_tls_error_in_one_line(address: str) -> None:
     words = [sys.executable, "-m", "qsync", "stats", "--url", address]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.rstrip().endswith("name the file of its CA by ssl_ca_certs=")
 
 
-def test_a_cluster_whose_certificate_is_not_trusted_is_told_at_once(
+def test_cluster_with_untrusted_certificate_is_an_error_at_once(
     certificate: Path, other_authority: Path, colour: Colour, prefix: str
 ) -> None:
     port = free_port()

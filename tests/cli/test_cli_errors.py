@@ -17,7 +17,7 @@ def live(valkey: Store, prefix: str) -> Iterator[Live]:
         yield live
 
 
-def test_an_outage_is_mended_by_three_commands(live: Live) -> None:
+def test_outage_is_resolved_by_three_commands(live: Live) -> None:
     live.serve()
     ids = live.enqueue(*[Task("bill", f"{n}".encode(), retry=0) for n in range(30)])
     live.enqueue(Task("bill", b"later", retry=3, retry_delay=600))

@@ -144,7 +144,7 @@ def _takes(live: Live, id: str) -> bool:
     return found is not None and not found.quiet
 
 
-def test_a_list_goes_on_where_it_ended(live: Live) -> None:
+def test_list_continues_at_cursor(live: Live) -> None:
     ids = live.enqueue(
         *(Task("note", id=f"a{n:02}") for n in range(30)),
         *(Task("note", id=f"b{n:02}", queue="other", delay=60) for n in range(30)),

@@ -164,7 +164,7 @@ def test_nothing_outlives_a_demo_that_is_killed(tmp_path: Path) -> None:
         wait_until(lambda: not family(tmp_path), timeout=20)
 
 
-def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+def test_unreachable_store_is_reported_in_one_line(tmp_path: Path) -> None:
     with demo(tmp_path, "--url", "redis://127.0.0.1:1") as process:
         assert process.wait(timeout=60) == 1
     [line] = (tmp_path / "out").read_text().splitlines()

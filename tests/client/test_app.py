@@ -112,9 +112,7 @@ def test_importing_qsync_imports_no_optional_part() -> None:
         ("qsync.contrib.outbox.metrics", "prometheus_client", "prometheus"),
     ],
 )
-def test_a_part_whose_extra_is_missing_says_what_to_install(
-    module: str, needs: str, extra: str
-) -> None:
+def test_missing_extra_error_says_what_to_install(module: str, needs: str, extra: str) -> None:
     code = f"""
 import importlib.abc, sys
 class Hidden(importlib.abc.MetaPathFinder):
@@ -804,7 +802,7 @@ def test_each_loop_has_a_client_that_ends_with_it(
     app.close()
 
 
-def test_a_closed_loop_that_told_nobody_is_forgotten(store: Store, prefix: str) -> None:
+def test_client_of_loop_closed_without_notice_is_forgotten(store: Store, prefix: str) -> None:
     """One that was closed without shutdown_asyncgens; connections are then its user's affair."""
     app = named(store, prefix)
 

@@ -196,7 +196,7 @@ def test_what_is_wrong_with_a_payload_or_a_queue_is_said_at_once(
 
 
 @pytest.mark.parametrize(("kind", "make"), [(Client, "client"), (AsyncClient, "async_client")])
-def test_a_client_of_a_url_is_refused_with_what_makes_one(kind: Any, make: str) -> None:
+def test_client_given_a_url_names_the_way_to_create_one(kind: Any, make: str) -> None:
     with pytest.raises(ConfigError, match=rf"^broker: 'redis://x' is not a broker; .*\.{make}\(\)"):
         kind("redis://x", prefix="p")
 
@@ -639,9 +639,7 @@ def test_one_who_is_cancelled_disturbs_no_other(own_store: Store, prefix: str) -
     assert own_store.command("HLEN", f"{{{prefix}:default}}:tasks") == 6
 
 
-def test_a_failure_goes_to_all_who_share_as_an_error_of_their_own(
-    own_store: Store, prefix: str
-) -> None:
+def test_failure_gives_each_sharing_caller_a_separate_error(own_store: Store, prefix: str) -> None:
     async def main(client: AsyncClient) -> list[Any]:
         fill(own_store, room=-100_000)
         calls = [client.enqueue(Task("t")) for _ in range(5)]
@@ -657,7 +655,7 @@ def test_a_failure_goes_to_all_who_share_as_an_error_of_their_own(
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_aclose_waits_for_what_is_under_way(
+def test_aclose_waits_for_calls_in_flight(
     store: Store, prefix: str, hand: Hand, at_once: bool
 ) -> None:
     async def main(client: AsyncClient) -> None:
@@ -674,7 +672,7 @@ def test_aclose_waits_for_what_is_under_way(
     run_async(store, prefix, main)
 
 
-def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
+def test_ended_loop_leaves_no_caller_waiting() -> None:
     async def never(items: list[int], left: float) -> list[int]:
         await asyncio.Event().wait()
         return items
@@ -692,7 +690,7 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
     assert all(future.cancelled() for future in asyncio.run(main()))
 
 
-def test_an_answer_that_is_too_short_leaves_nobody_waiting() -> None:
+def test_short_reply_leaves_no_caller_waiting() -> None:
     async def short(items: list[int], left: float) -> list[int]:
         return items[1:]
 

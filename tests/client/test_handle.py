@@ -251,7 +251,7 @@ END: dict[str, tuple[Callable[[Hand, Any], None], Any]] = {
 
 @pytest.mark.usefixtures("no_looking")
 @pytest.mark.parametrize("end", END)
-def test_a_waiter_is_told_of_the_end(
+def test_waiting_caller_is_woken_by_end(
     colour: Colour, client: Any, hand: Hand, store: Store, end: str
 ) -> None:
     ends, outcome = END[end]
@@ -270,7 +270,7 @@ def test_a_waiter_is_told_of_the_end(
 
 
 @pytest.mark.usefixtures("no_looking")
-def test_a_waiter_is_told_that_the_task_was_deleted(
+def test_waiting_caller_learns_of_deletion(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
     handle = colour.do(client.enqueue(KEPT))
@@ -353,7 +353,7 @@ def test_many_coroutines_that_wait_share_round_trips(store: Store, prefix: str) 
 
 
 @pytest.mark.usefixtures("no_looking")
-def test_closing_the_client_wakes_who_waits(
+def test_closing_client_wakes_waiting_callers(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
     handle = colour.do(client.enqueue(KEPT))
@@ -470,7 +470,9 @@ def test_cancel_of_a_running_task_tells_its_server(
 
 
 @pytest.mark.parametrize("end", ["success", "death", "left", "never there"])
-def test_cancel_of_what_is_over_is_false(colour: Colour, client: Any, hand: Hand, end: str) -> None:
+def test_cancel_of_ended_task_returns_false(
+    colour: Colour, client: Any, hand: Hand, end: str
+) -> None:
     handle = client.handle("a")
     if end != "never there":
         handle = colour.do(client.enqueue(Task("t", id="a", retention=60)))

@@ -242,7 +242,7 @@ def test_a_deleted_queue_forgets_its_ids(rig: Rig) -> None:
     assert rig.send(chosen("a")) == [("created", "a")]
 
 
-def test_a_tick_has_an_id_that_nobody_remembers(rig: Rig) -> None:
+def test_tick_id_is_not_remembered(rig: Rig) -> None:
     """A schedule keeps its last tick; a task of the same id does not stop it."""
     [task] = rig.tasks("hourly@1")
     rig.send(chosen("hourly@1"))

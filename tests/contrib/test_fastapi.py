@@ -180,7 +180,7 @@ def test_dependencies_guard_every_path_of_the_dashboard(app: Qsync) -> None:
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_dashboard_changes_things_only_where_it_may(app: Qsync) -> None:
+def test_dashboard_changes_things_only_if_allowed(app: Qsync) -> None:
     api = operated(app, read_only=False)
     mount_dashboard(api, "/look", app, dependencies=[Depends(staff)])
     with TestClient(api, base_url="http://localhost", headers={"x-user": "ann"}) as web:
@@ -247,7 +247,7 @@ def test_yielding_dependency_and_background_task_end_after_the_page(app: Qsync) 
     assert sorted(events) == ["background", "closed"]
 
 
-def test_dashboard_that_lets_nobody_in_is_refused(app: Qsync) -> None:
+def test_dashboard_without_access_is_refused(app: Qsync) -> None:
     with pytest.raises(ConfigError, match="all requests would be refused; give dependencies="):
         mount_dashboard(FastAPI(), "/ops", app)
     with pytest.raises(ConfigError, match="all requests would be refused; give auth="):

@@ -155,7 +155,7 @@ def test_nothing_is_left_of_the_private_store(run: Run) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["charts", "figures.json"]
 
 
-def test_a_store_of_somebodys_is_as_it_was(own_store: Store, tmp_path: Path) -> None:
+def test_given_store_is_left_unchanged(own_store: Store, tmp_path: Path) -> None:
     own_store.command("SET", "somebody's", "own")
     done = bench(
         "--url", own_store.url, "--only", "bulk,latency", "--only", "store", "--json", "-",
@@ -274,7 +274,7 @@ def test_a_histogram_holds_every_time_once() -> None:
         (48123.7, "48,124"),
     ],
 )  # fmt: skip
-def test_a_value_is_shown_as_far_as_it_says_something(value: float | None, text: str) -> None:
+def test_truncated_value_shows_readable_part(value: float | None, text: str) -> None:
     assert format_value(value) == text
 
 

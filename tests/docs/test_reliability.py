@@ -56,7 +56,7 @@ def test_marks_of_a_test_and_of_its_module_are_read(tmp_path: Path) -> None:
     assert 5 not in missing(set())
 
 
-def test_a_page_without_a_place_is_told() -> None:
+def test_page_without_marker_is_an_error() -> None:
     with pytest.raises(ValueError, match="has no place for faults"):
         filled("no marks", {"faults": "x"})
 

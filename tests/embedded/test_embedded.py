@@ -198,7 +198,7 @@ def test_a_killed_last_user_leaves_no_process(folder: Path) -> None:
         wait_until(lambda: not any(map(alive, pids)))
 
 
-def test_ctrl_c_stops_nobody_elses_store(folder: Path) -> None:
+def test_ctrl_c_does_not_stop_store_of_others(folder: Path) -> None:
     with user(folder) as first, user(folder) as second:
         pid = valkey_pid(folder)
         assert os.getsid(pid) not in (os.getsid(first.pid), os.getsid(second.pid))

@@ -52,7 +52,7 @@ def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float],
     return asyncio.run(look())
 
 
-def test_a_drain_is_not_far_above_what_an_event_loop_takes(measured: Measured) -> None:
+def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> None:
     """By processor time of the server process, its threads included."""
 
     async def share(harness: Harness) -> float:

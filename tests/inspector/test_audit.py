@@ -372,7 +372,7 @@ def test_a_damage_is_found_and_mended(rig: Rig, plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
-def test_a_damage_is_mended_in_a_bounded_queue(rig: Rig, plant: Plant) -> None:
+def test_damage_in_bounded_queue_is_repaired(rig: Rig, plant: Plant) -> None:
     """The size of all messages may be wrong by it too, and is right afterwards."""
     fill(rig)
     _bound(rig)
@@ -389,7 +389,7 @@ def test_each_kind_of_damage_is_planted() -> None:
     assert planted == {kind for kind, (_, cure) in MEANINGS.items() if cure}
 
 
-def test_a_repair_comes_too_late_for_what_has_changed(rig: Rig) -> None:
+def test_repair_skips_changed_data(rig: Rig) -> None:
     """If the damage is gone when the repair runs, it does nothing."""
     fill(rig)
     before = rig.dump()

@@ -153,7 +153,7 @@ def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) ->
     run(store, prefix, work)
 
 
-def test_a_rate_is_told_at_the_second_look(store: Store, prefix: str) -> None:
+def test_rate_is_known_after_second_reading(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks(*map(str, range(100))))
         assert (await bed.inspector.overview()).queues[0].rate is None
@@ -695,7 +695,7 @@ async def left(bed: Bed, *kept: str) -> dict[str, Any]:
     return found
 
 
-def test_a_purge_ends_with_what_was_there(store: Store, prefix: str) -> None:
+def test_purge_ends_with_tasks_present_at_its_start(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks(*map(str, range(150))))
         first = await bed.inspector.purge("default", "pending")

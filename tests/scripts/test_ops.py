@@ -468,7 +468,7 @@ def test_queues_are_registered_once(rig: Rig) -> None:
     assert rig.client.smembers(rig.globals.queues) == {b"a", b"b", b"c"}
 
 
-def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
+def test_server_is_live_for_its_announced_time(rig: Rig) -> None:
     def announce(server: str, ttl_us: int) -> int:
         return rig.run(
             registry_ops.server_heartbeat(rig.globals, server, ttl_us=ttl_us, now_us=rig.now)

@@ -162,7 +162,7 @@ def test_the_limit_is_the_callers(rig: Rig) -> None:
     assert rig.state("a") == "dead"
 
 
-def test_a_death_by_crashes_comes_before_an_older_failure_in_what_is_told(rig: Rig) -> None:
+def test_death_by_crashes_is_shown_before_older_failure(rig: Rig) -> None:
     rig.enqueue("a")
     rig.retry(*rig.lease(), delay_us=0, failure=FAILURE)
     for _ in range(3):
@@ -204,7 +204,7 @@ def test_a_success_forgets_the_crashes(rig: Rig) -> None:
     assert "crashes" not in rig.dump()
 
 
-def test_a_dead_task_that_is_run_again_begins_anew(rig: Rig) -> None:
+def test_rerun_dead_task_starts_fresh(rig: Rig) -> None:
     rig.enqueue("a")
     for _ in range(3):
         crash(rig, mark=True)

@@ -207,7 +207,7 @@ def test_a_repeated_fetch_changes_nothing_and_does_no_upkeep(rig: Rig) -> None:
     assert rig.dump() == before
 
 
-def test_a_repeated_fetch_leaves_out_what_was_leased_anew(rig: Rig) -> None:
+def test_repeated_fetch_omits_tasks_leased_again(rig: Rig) -> None:
     rig.enqueue("a")
     rig.fetch(number=1)
     rig.now += LAPSE
@@ -447,7 +447,7 @@ def test_a_fetch_with_nothing_to_do_asks_little(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("rest", ["later", "dead", "completed", "a lock"])
-def test_a_fetch_does_the_upkeep_of_what_is_left(rig: Rig, rest: str) -> None:
+def test_fetch_does_upkeep_of_remaining_tasks(rig: Rig, rest: str) -> None:
     rig.fetch(0)
     rig.enqueue("a", unique=5 if rest == "a lock" else None)
     if rest == "later":
@@ -475,7 +475,7 @@ def test_a_fetch_wakes_the_next_server_while_something_is_left(rig: Rig) -> None
     assert not rig.woken()
 
 
-def test_a_fetch_wakes_for_what_it_promoted_or_recovered(rig: Rig) -> None:
+def test_fetch_wakes_server_for_promoted_and_recovered_tasks(rig: Rig) -> None:
     rig.enqueue("a", delay=1)
     rig.enqueue("b")
     rig.fetch(1)
@@ -486,7 +486,7 @@ def test_a_fetch_wakes_for_what_it_promoted_or_recovered(rig: Rig) -> None:
     assert rig.woken()
 
 
-def test_a_fetch_from_a_paused_queue_wakes_nobody(rig: Rig) -> None:
+def test_fetch_from_paused_queue_wakes_no_server(rig: Rig) -> None:
     rig.enqueue("a")
     rig.woken()
     rig.run(operator_ops.pause(rig.keys, b"me"))

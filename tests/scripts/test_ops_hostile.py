@@ -178,7 +178,7 @@ def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
 
 
 @pytest.mark.parametrize("tag", ["inf", "-inf", "1e300", "9007199254740992"])
-def test_an_absurd_tag_does_not_spoil_the_order_of_what_comes_later(rig: Rig, tag: str) -> None:
+def test_absurd_tag_does_not_affect_order_of_later_tasks(rig: Rig, tag: str) -> None:
     rig.enqueue("first")
     rig.client.zadd(rig.keys.key("pending"), {"first": tag})
     rig.client.zadd(rig.keys.key("fairness"), {"": tag, "k": tag})
@@ -228,7 +228,7 @@ def test_a_crash_count_that_is_none_counts_as_0(rig: Rig, value: bytes) -> None:
 
 
 @every_garbage
-def test_a_failure_record_that_is_none_counts_as_none(rig: Rig, value: bytes) -> None:
+def test_invalid_failure_record_counts_as_missing(rig: Rig, value: bytes) -> None:
     rig.enqueue("a")
     rig.kill(*rig.lease())
     rig.set("failures", "a", value)

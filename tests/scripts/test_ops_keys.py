@@ -66,7 +66,7 @@ def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, na
     as_user(rig, call, *[f"~{key}" for key in call.keys], *channels)
 
 
-def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
+def test_user_with_fewer_rights_is_refused(rig: Rig) -> None:
     """Prove that the test above detects undeclared keys inside scripts."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
     less = [f"~{key}" for key in call.keys[1:]]

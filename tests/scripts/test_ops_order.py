@@ -164,7 +164,7 @@ def test_v_never_moves_back(rig: Rig) -> None:
     assert virtual(rig) > before
 
 
-def test_a_new_task_after_a_hand_back_goes_behind_what_waits(rig: Rig) -> None:
+def test_new_task_after_hand_back_goes_behind_waiting_tasks(rig: Rig) -> None:
     rig.enqueue(*"abc")
     rig.hand_back(*rig.lease())
     rig.enqueue("d")

@@ -343,7 +343,7 @@ def test_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTLE | HOLD)
-def test_a_task_that_nobody_holds_is_done_with(rig: Rig, name: str) -> None:
+def test_unowned_task_settles_as_done(rig: Rig, name: str) -> None:
     queue(rig)
     unheld = [LeaseRef(id, "s/1") for id in ("p", "s", "c", "d", "r", "unknown")]
     call = (SETTLE | HOLD)[name](rig, unheld)

@@ -418,7 +418,7 @@ def test_the_shortest_timeout_stops_the_call(valkey: Store, prefix: str) -> None
     asyncio.run(main())
 
 
-def test_a_call_goes_on_when_one_lease_is_lost(valkey: Store, prefix: str) -> None:
+def test_call_continues_when_one_lease_is_lost(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
             begun, gate = asyncio.Event(), asyncio.Event()

@@ -225,7 +225,7 @@ def test_closing_takes_no_more_and_waits_only_so_long() -> None:
     assert raised == []
 
 
-async def test_closing_waits_for_what_runs() -> None:
+async def test_closing_waits_for_running_calls() -> None:
     pool = ThreadPool(2)
     running = submit(pool, lambda: (time.sleep(0.1), "done")[1])
     await wait_until_async(lambda: pool._queue.empty())
@@ -493,7 +493,7 @@ async def test_no_more_than_so_many_run_at_once(tmp_path: Path) -> None:
     await pool.close(0)
 
 
-def test_closing_kills_what_does_not_end_in_time(tmp_path: Path) -> None:
+def test_closing_kills_processes_that_do_not_end_in_time(tmp_path: Path) -> None:
     async def main() -> int:
         pool = ProcessPool(1)
         call = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))

@@ -190,7 +190,7 @@ def test_a_crash_alone_counts_whatever_was_spared_before(rig: Rig) -> None:
     assert rig.state("a") == "dead"
 
 
-def test_a_server_is_told_how_often_a_task_was_spared(rig: Rig) -> None:
+def test_fetch_reports_number_of_spared_crashes(rig: Rig) -> None:
     suspect(rig)
     die(rig, together=True)
     fetched = rig.fetch(server="next")

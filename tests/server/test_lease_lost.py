@@ -17,7 +17,7 @@ from tests.support.server import bench, until
 from tests.support.stores import Store
 
 
-def test_a_handler_in_a_thread_is_told_by_progress_and_by_enqueues(
+def test_handler_in_thread_learns_of_lost_lease_by_progress_and_enqueues(
     valkey: Store, prefix: str
 ) -> None:
     mux, raised, begun = Mux(), list[str](), threading.Event()
@@ -55,7 +55,7 @@ def test_a_handler_in_a_thread_is_told_by_progress_and_by_enqueues(
     app.close()
 
 
-async def test_a_handler_on_the_loop_is_told_after_its_cancellation(
+async def test_handler_on_loop_learns_of_lost_lease_after_cancellation(
     valkey: Store, prefix: str
 ) -> None:
     mux, raised, begun = Mux(), list[LeaseLost](), asyncio.Event()

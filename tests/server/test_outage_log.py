@@ -77,7 +77,7 @@ async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
     assert re.fullmatch(r"the store is back after \d.*s", last)
 
 
-def test_a_long_outage_is_one_line_a_minute(
+def test_long_outage_logs_one_line_per_minute(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = StoreUnavailable("the store at x is not available: refused")

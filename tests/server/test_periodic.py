@@ -277,7 +277,7 @@ def test_a_dead_tick_does_not_bar_the_next(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_a_task_that_cannot_be_built_stops_nobody(
+def test_task_that_cannot_be_built_stops_no_other_schedule(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its ticks are skipped with an error in the log, which does not quote the exception."""

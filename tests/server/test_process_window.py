@@ -114,7 +114,7 @@ async def test_a_task_given_up_behind_another_never_begins(tmp_path: Path) -> No
         assert not (tmp_path / "given_up" / "pid").exists()
 
 
-async def test_a_task_behind_a_long_one_comes_back_and_is_asked_again(
+async def test_task_behind_long_one_is_taken_back_and_claimed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with warm_pool(tmp_path) as (pool, pid):
@@ -150,7 +150,7 @@ async def test_a_task_behind_another_no_longer_waits_once_it_begins(tmp_path: Pa
         await second
 
 
-async def test_closing_keeps_what_waits_in_a_process_from_beginning(tmp_path: Path) -> None:
+async def test_closing_stops_calls_waiting_in_process(tmp_path: Path) -> None:
     async with warm_pool(tmp_path) as (pool, _):
         long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
         behind = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"))

@@ -208,7 +208,7 @@ async def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, p
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "soon", timedelta(days=-1)])
 @pytest.mark.parametrize("place", ["loop", "thread", "process"])
-async def test_a_retry_after_what_is_no_delay_is_one_after_the_usual(
+async def test_retry_with_invalid_delay_uses_default_delay(
     store: Store, prefix: str, place: str, delay: Any
 ) -> None:
     """The handler has ended: its task must not stay active for that."""

@@ -92,7 +92,7 @@ def test_bodies_that_wait_for_a_thread_do_not_begin_at_shutdown(
     assert len(bodies.begun) == 2
 
 
-def test_at_shutdown_what_waits_goes_back_at_once_and_what_runs_may_end(
+def test_shutdown_hands_back_waiting_tasks_and_lets_running_ones_end(
     valkey: Store, prefix: str
 ) -> None:
     bodies = Bodies()
@@ -138,9 +138,7 @@ def test_bodies_that_wait_for_a_thread_do_not_begin_at_their_timeout(
     assert len(bodies.begun) == threads
 
 
-def test_bodies_whose_cancel_was_asked_for_while_they_wait_do_not_begin(
-    valkey: Store, prefix: str
-) -> None:
+def test_handlers_cancelled_while_waiting_do_not_begin(valkey: Store, prefix: str) -> None:
     bodies = Bodies()
 
     async def main() -> None:

@@ -68,7 +68,7 @@ def test_far_schedules_are_not_looked_at() -> None:
     assert agenda.next_us() == 3600 * S
 
 
-def test_all_missed_ticks_come_one_after_the_other() -> None:
+def test_all_missed_ticks_are_enqueued_in_order() -> None:
     agenda, [entry] = agenda_of(1, "all")
     ticks = []
     while due := agenda.pop(5 * S, 50):

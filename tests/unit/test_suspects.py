@@ -27,7 +27,7 @@ def test_nothing_is_held_up_while_nobody_waits() -> None:
     assert not CrashIsolation().blocks_others(100.0)
 
 
-def test_a_suspect_holds_others_up_and_waits_for_what_runs_but_not_for_ever() -> None:
+def test_suspect_delays_others_for_bounded_time() -> None:
     suspects = waiting("a")
     assert suspects.blocks_others(100.0)
     assert waited(suspects, 100.0) == PATIENCE_S
@@ -47,7 +47,7 @@ def test_while_the_loop_is_blocked_nothing_can_end_and_that_is_no_patience() -> 
     assert waited(suspects, 100.0 + LOOK_S + blocked) == PATIENCE_S - LOOK_S
 
 
-def test_after_a_suspect_the_others_have_as_much_time_as_it_took() -> None:
+def test_other_tasks_get_as_much_time_as_a_suspect_took() -> None:
     suspects = waiting("a", "b")
     assert suspects.blocks_others(100.0)
     suspects.alone = suspects.waiting.popleft()

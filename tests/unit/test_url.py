@@ -118,7 +118,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("url", "says"), WRONG, ids=[url[:60] for url, _ in WRONG])
-def test_a_wrong_url_is_told_at_once_and_names_the_option(url: str, says: str) -> None:
+def test_wrong_url_error_names_the_option(url: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Qsync(url)
 
@@ -147,7 +147,7 @@ def test_a_certificate_and_its_key_are_looked_at(tmp_path: Path) -> None:
     redis_clients.parse(f"rediss://h?ssl_certfile={both}")
 
 
-def test_a_key_that_its_password_does_not_open_is_told(tmp_path: Path) -> None:
+def test_wrong_password_of_tls_key_is_an_error(tmp_path: Path) -> None:
     import subprocess
 
     from tests.broker.test_tls import OPENSSL, make_certificate

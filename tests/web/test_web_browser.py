@@ -143,7 +143,7 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
     wait_until(lambda: system.inspect(lambda i: i.queue("default")).states["dead"] == 0, 20)  # type: ignore[union-attr]
 
 
-def test_all_of_a_page_are_ticked_with_one_click(system: Live, visit: Callable[..., Visit]) -> None:
+def test_one_click_selects_the_whole_page(system: Live, visit: Callable[..., Visit]) -> None:
     system.serve()
     system.enqueue(*[Task("order", id=f"d{n}", retry=0) for n in range(3)])
     for n in range(3):
@@ -290,7 +290,7 @@ def test_one_signs_in_looks_and_can_change_nothing(
     web.says("Enter the dashboard token.")
 
 
-def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visit]) -> None:
+def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visit]) -> None:
     system.serve()
     system.enqueue(*[Task("order", id=f"d{n}", retry=0, retention=60) for n in range(3)])
     for n in range(3):
@@ -459,9 +459,7 @@ const tries = [
 </script>"""  # fmt: skip
 
 
-def test_another_site_can_do_nothing_with_the_browser_of_who_is_signed_in(
-    system: Live, browser: Any
-) -> None:
+def test_other_site_cannot_use_signed_in_browser(system: Live, browser: Any) -> None:
     """Twenty ways, none of which changes anything, shows it in a frame, or reads it."""
     system.enqueue(Task("order", id="a"))
     for options in ({"auth": "host"}, {"token": TOKEN}):

@@ -98,7 +98,7 @@ def test_it_shows_on_this_machine_alone_and_changes_nothing(
         assert it.process.returncode == 0
 
 
-def test_beyond_this_machine_it_takes_a_token_which_is_never_printed(
+def test_remote_dashboard_requires_token_and_never_prints_it(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     code, said = refused("--host", "0.0.0.0", folder=tmp_path, QSYNC_URL=valkey.url)  # noqa: S104 - it refuses
@@ -166,7 +166,7 @@ def test_dashboard_shows_several_prefixes_behind_one_token(
         assert (code, said in text) == (2, True), text
 
 
-def test_a_proxy_may_have_it_at_a_path_and_under_a_name(
+def test_dashboard_behind_proxy_works_at_path_and_host_name(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix}

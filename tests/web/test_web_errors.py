@@ -92,7 +92,7 @@ async def test_pages_share_one_scan(failed: Bed) -> None:
     await scanner.stop()
 
 
-async def test_a_long_scan_shows_how_far_it_is(valkey: Store, prefix: str) -> None:
+async def test_long_scan_shows_progress(valkey: Store, prefix: str) -> None:
     async with bed(valkey.url, prefix) as made:
         for _ in range(40):
             await made.dead(*[Task("mail")] * 250, error=TRACE)
@@ -126,7 +126,7 @@ def system(valkey: Store, prefix: str) -> Iterator[Live]:
         yield made
 
 
-def test_an_outage_is_mended_in_four_clicks(browser: Any, system: Live) -> None:
+def test_outage_is_resolved_in_four_clicks(browser: Any, system: Live) -> None:
     system.serve()
     system.enqueue(*[Task("order", {"order": n}, retry=0) for n in range(300)])
 

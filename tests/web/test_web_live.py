@@ -248,7 +248,7 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         )
 
 
-def test_a_queue_is_deleted_once_it_is_empty_and_nobody_takes_from_it(system: Live) -> None:
+def test_queue_is_deleted_once_empty_and_unserved(system: Live) -> None:
     server = system.serve()
     system.enqueue(Task("order", id="later", delay=600), Task("order", queue="other"))
     with visiting(system) as web:
@@ -267,7 +267,7 @@ def test_a_queue_is_deleted_once_it_is_empty_and_nobody_takes_from_it(system: Li
         assert [one.name for one in system.inspect(lambda i: i.overview()).queues] == ["other"]
 
 
-def test_a_schedule_that_nobody_has_is_forgotten(system: Live) -> None:
+def test_unpublished_schedule_is_forgotten(system: Live) -> None:
     async def yearly() -> None: ...
 
     system.app.periodic(cron="0 0 1 1 *", name="yearly")(yearly)

@@ -252,7 +252,7 @@ async def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: st
         await wait_until_async(is_back)
 
 
-async def test_charts_are_made_of_what_it_saw(valkey: Store, prefix: str) -> None:
+async def test_charts_show_sampled_values(valkey: Store, prefix: str) -> None:
     async with filled(valkey, prefix) as (client, made):
         app = client._transport.app  # type: ignore[attr-defined]
         sampler = app.site.sampler

@@ -301,7 +301,7 @@ def test_what_ended_processes_counted_is_there_once_at_every_moment() -> None:
     assert seen == {300}
 
 
-def test_an_autoscaler_is_told_what_it_takes(tmp_path: Path, store: Store) -> None:
+def test_scale_endpoint_returns_desired_workers(tmp_path: Path, store: Store) -> None:
     options = ("--health-port", "0", "--concurrency", "4")
     with Probed(tmp_path, store.url, *options) as worker:
         worker.wait_for("ready", 200)
@@ -354,7 +354,7 @@ def test_a_port_that_is_taken_is_refused_in_one_line(tmp_path: Path, store: Stor
             assert ended.stderr.count("\n") == 1
 
 
-def test_a_server_of_one_s_own_tells_its_condition(valkey: Store, prefix: str) -> None:
+def test_programs_own_server_reports_its_condition(valkey: Store, prefix: str) -> None:
     mux, go = Mux(), asyncio.Event()
 
     @mux.handle("wait")
@@ -576,7 +576,7 @@ def test_rates_are_those_of_the_last_two_minutes() -> None:
     assert made.advise(ScaleTarget()).enqueued_per_second == 0
 
 
-def test_a_paused_queue_asks_for_nobody() -> None:
+def test_paused_queue_wakes_no_server() -> None:
     def queue(name: str, pause: Pause | None) -> QueueInfo:
         return QueueInfo(
             name=name, states={TaskState.PENDING: 5, TaskState.ACTIVE: 1}, latency=3.0,
@@ -658,7 +658,7 @@ def test_requests_are_answered_or_refused(
         assert answer.endswith(b"\r\n\r\n")
 
 
-def test_an_error_is_told_to_the_log_and_not_to_who_asks(
+def test_error_goes_to_log_and_not_to_client(
     served: HealthServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = ask(served, b"GET /broken HTTP/1.1\r\n\r\n")

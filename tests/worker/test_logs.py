@@ -460,7 +460,7 @@ def test_records_about_tasks_have_fields(
     assert fields == [("one", "default", "bad", 1), ("one", "default", "bad", 2)]
 
 
-def test_a_lost_lease_is_told_with_the_task(
+def test_lost_lease_is_logged_with_its_task(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mux, going = Mux(), asyncio.Event()

@@ -590,9 +590,7 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_answered_by_one_line_and_exit_code_2(
-    case: str, invoke: Callable[..., Result]
-) -> None:
+def test_usage_error_is_one_line_and_exit_code_2(case: str, invoke: Callable[..., Result]) -> None:
     arguments, expected = MISTAKES[case]
     done = invoke("worker", *arguments, QSYNC_URL="redis://127.0.0.1:1")
     assert expected in done.stderr
@@ -719,7 +717,7 @@ def test_restarts_back_off_and_begin_anew_after_a_while(store: Store) -> None:
     assert slot.delay(child) == 0.1
 
 
-def test_a_child_that_served_for_a_while_or_is_killed_at_it_does_not_count_as_failed() -> None:
+def test_child_that_has_served_does_not_count_as_failed_start() -> None:
     slot = supervisor._Slot(1)
     child = supervisor.Child(1, plan(""))
     for lived, error, failures in [
