@@ -58,6 +58,7 @@ def filled(system: Live) -> list[str]:
     wait_until(lambda: system.inspect(lambda i: i.find("d"))[0].state == "dead", 20)
     wait_until(lambda: system.inspect(lambda i: i.find("a"))[0].state == "active", 20)
     wait_until(lambda: system.inspect(lambda i: i.unknown_types()), 20)
+    system.inspect(lambda i: i.pause_type("order", by="b" * 200, why="w" * 300))
     system.inspect(lambda i: i.pause("default", by="b" * 200, why="w" * 300))
     system.inspect(lambda i: i.put_schedule("nightly", Task("order"), cron="0 3 * * *"))
     system.inspect(lambda i: i.set_weight("flood", "acme", 2.5))
@@ -74,6 +75,8 @@ def filled(system: Live) -> list[str]:
         "/limits", "/errors", "/events",
         f"/error?id={error}", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
         f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}", "/keys", "/nowhere",
+        "/types?queue=default", f"/types?queue={'q' * 128}&period=7d&sort=failed",
+        "/type?queue=default&type=order", f"/type?queue=default&period=90d&type={long}{long}",
     ]  # fmt: skip
 
 
