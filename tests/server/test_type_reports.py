@@ -12,6 +12,7 @@ import pytest
 from qsync import InvalidTask, Mux, Task, TaskInfo
 from qsync.inspector import Inspector
 from qsync.keys import QueueKeys
+from qsync.server.run_metrics import RunMetrics
 from qsync.server.type_reports import TypeReports, roll_up
 from qsync.type_counts import BOUNDS, TypeCounts, encode_block
 from qsync.type_rolls import DIRECTORY, decode_directory, hours_of, minutes_of
@@ -38,6 +39,7 @@ def handlers() -> Mux:
 async def run_some(made: Bench) -> Any:
     """Run tasks of two types on a server that then stops."""
     server = made.server(handlers())
+    server.tally = RunMetrics(server.mux.types)
     await server.start()
     await made.client.enqueue_many([Task("good")] * 5 + [Task("bad", retry=0)] * 3)
     await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 8)
@@ -99,6 +101,7 @@ def test_statistics_that_a_full_store_refuses_are_counted_and_stop_nothing(
     async def main(client: Any) -> None:
         async with bench(own_store.url, prefix) as made:
             server = made.server(handlers())
+            server.tally = RunMetrics(server.mux.types)
             await server.start()
             await made.client.enqueue_many([Task("good")] * 5)
             await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 5)
@@ -117,6 +120,7 @@ def test_idle_server_reports_nothing(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(store.url, prefix) as made:
             server = made.server(handlers())
+            server.tally = RunMetrics(server.mux.types)
             async with server:
                 reports = next(part for part in server._parts if isinstance(part, TypeReports))
                 await made.client.enqueue(Task("good"))

@@ -33,8 +33,6 @@ class MetricRow(msgspec.Struct, array_like=True):
     """Sum of these times, in seconds."""
     unknown: int = 0
     """Number of times that a task went back because the server has no handler for its type."""
-    started: int = 0
-    """Number of runs that began."""
     dropped: int = 0
     """Number of runs whose statistics the store did not take."""
 
@@ -44,7 +42,6 @@ class MetricRow(msgspec.Struct, array_like=True):
         self.wait_s += other.wait_s
         self.run_s += other.run_s
         self.unknown += other.unknown
-        self.started += other.started
         self.dropped += other.dropped
         for mine, theirs in (
             (self.outcomes, other.outcomes), (self.waits, other.waits), (self.runs, other.runs),

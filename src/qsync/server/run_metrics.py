@@ -1,4 +1,4 @@
-"""Counts the runs of a server by queue and type, for metrics and for statistics of types.
+"""Counts the runs of a server by queue and type, if metrics are enabled.
 
 The labels are bounded: a type without a handler, or beyond the limit, counts as "other".
 """
@@ -57,7 +57,6 @@ class RunMetrics:
         queue = self._queues.get(lane.queue) or self._queue(lane)
         leased.row = row = queue.by_type.get(message.type) or self._row(queue, message.type)
         leased.began = now = monotonic()
-        row.started += 1
         if leased.failure.attempts or leased.crashes:
             return
         if queue.seen != lane.store_now_read_at:

@@ -56,6 +56,7 @@ from qsync.server.stopping import HungHandlers
 from qsync.server.store_check import check_store, read_store_info
 from qsync.server.stored_ticks import StoredTicks
 from qsync.server.type_reports import TypeReports
+from qsync.server.type_tally import TypeTally
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -103,7 +104,7 @@ class Server:
         self.wait_for_store = False
         """If true, the start retries an unreachable store without limit, until a signal arrives."""
         self.tally: RunMetrics | None = None
-        """Counts of the runs by queue and type; there from the start of the server on."""
+        """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
@@ -116,6 +117,7 @@ class Server:
         self._health: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
+        self._types = TypeTally()
         self._stopping = asyncio.Event()
         self._force = asyncio.Event()
         self._stop_once = asyncio.Lock()
@@ -285,7 +287,6 @@ class Server:
         until the store has settled the tasks, so heartbeats come before settlers. Fetches are last.
         """
         config, outage = self.config, self._outage
-        metrics = self.tally = self.tally or RunMetrics(self.mux.types)
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung, self.replaced.threads, self.child_setup)
         rivals = Rivals(self._broker, self.prefix, self.id)
@@ -310,7 +311,7 @@ class Server:
             AtStop(runner.aclose, closes=True),
             AtStop(fetcher.aclose, closes=True),
             AtStop(control.withdraw),
-            TypeReports(self.id, self._broker, self._lanes, metrics, outage),
+            TypeReports(self.id, self._broker, self._lanes, self._types, outage, self.tally),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
@@ -338,7 +339,7 @@ class Server:
                 on_settled=lambda: self._runner.see_settled(),
                 on_accepted=capacity.room_made.set,
                 metrics=self.tally,
-                hooks=hooks,
+                hooks=hooks, tally=self._types,
             )
             for lane in self._lanes
         }  # fmt: skip

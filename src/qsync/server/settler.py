@@ -20,6 +20,7 @@ from qsync.broker.call import Call
 from qsync.broker.op_values import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull
 from qsync.message import Result
+from qsync.server.clock import boot_s
 from qsync.server.hook_calls import HookCalls
 from qsync.server.outage_log import Outage
 from qsync.server.outcome import Snoozed
@@ -27,6 +28,7 @@ from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.schedule_notes import ScheduleNotes
+from qsync.server.type_tally import TypeTally
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -50,6 +52,9 @@ class Part(NamedTuple):
     entries: Sequence[Entry]
     records: Sequence[Record]
 
+
+TIMED: Final = 8
+"""Of this many tasks that end in a row, one is timed for the statistics of types."""
 
 _VERBS: Final[dict[type, tuple[str, Operation]]] = {
     Retried: ("retry", ops.retry),
@@ -78,6 +83,7 @@ class Settler:
         on_accepted: Callable[[], None],
         metrics: RunMetrics | None,
         hooks: HookCalls | None,
+        tally: TypeTally,
     ) -> None:
         self._broker = broker
         self.lane = lane
@@ -88,6 +94,9 @@ class Settler:
         self._on_accepted = on_accepted
         self._metrics = metrics
         self._hooks = hooks
+        self._tally = tally
+        self._timed: list[tuple[LeasedTask, float]] = []
+        """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
         self._schedule_notes = ScheduleNotes(broker, lane.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
@@ -99,6 +108,8 @@ class Settler:
         """Queue a task for settlement; its lease is renewed until the store has answered."""
         if leased is not None:
             leased.phase = SETTLING
+            if not len(self._waiting) % TIMED:
+                self._timed.append((leased, boot_s()))
         if not self._waiting:
             self._wake.set()
             self._idle.clear()
@@ -108,6 +119,7 @@ class Settler:
         """Queue several tasks for settlement, as `add` does."""
         for leased, _ in entries:
             leased.phase = SETTLING
+        self._timed += [(leased, boot_s()) for leased, _ in entries[:1]]
         if not self._waiting:
             self._wake.set()
             self._idle.clear()
@@ -224,6 +236,10 @@ class Settler:
     def _settled(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
     ) -> None:
+        self._tally.settled(self.lane.queue, verb, part, outcomes)
+        if self._timed:
+            self._tally.timed(self.lane, self._timed)
+            self._timed = []
         if self._metrics is not None:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:

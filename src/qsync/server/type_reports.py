@@ -19,11 +19,11 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.errors import QsyncError
 from qsync.keys import QueueKeys
-from qsync.server.metrics import MetricRow
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server_parts import cancel
+from qsync.server.type_tally import TypeTally
 from qsync.type_counts import TypeCounts, encode_report
 from qsync.type_rolls import (
     DIRECTORY,
@@ -55,19 +55,21 @@ Counts = dict[str, TypeCounts]
 
 
 class TypeReports:
-    """Reports the counts of `metrics`, whose rows only grow, to the store."""
+    """Reports the counts of a server to the store; `metrics` count what it does not take."""
 
     def __init__(
         self,
         server_id: str,
         broker: AsyncBroker,
         lanes: Sequence[QueueState],
-        metrics: RunMetrics,
+        tally: TypeTally,
         outage: Outage,
+        metrics: RunMetrics | None = None,
     ) -> None:
         self._server_id = server_id
         self._broker = broker
         self._lanes = {lane.queue: lane for lane in lanes}
+        self._tally = tally
         self._metrics = metrics
         self._outage = outage
         self._failing = False
@@ -116,7 +118,7 @@ class TypeReports:
         now_us = self._now_us()
         if not now_us:
             return {}
-        minute, counts = now_us // MINUTE_US, self._counts()
+        minute, counts = now_us // MINUTE_US, self._tally.counts(self._lanes.values())
         reported = self._minute or minute
         is_over, due = minute != reported, dict[str, int]()
         for queue, rows in self._since_base(counts).items():
@@ -145,15 +147,12 @@ class TypeReports:
             self._failing, self._sent[queue] = False, runs
             fields: list[str] = reply
             return fields
-        if final:
+        if final and self._metrics is not None:
             self._metrics.dropped(lane, sum(row.started for row in rows.values()))
         if not self._failing:
             self._outage.note(f"store the statistics of types of queue {queue}", reply)
         self._failing = True
         return []
-
-    def _counts(self) -> dict[tuple[str, str], TypeCounts]:
-        return {(row.queue, row.type): _counts_of(row) for row in self._metrics.rows()}
 
     def _since_base(self, counts: Mapping[tuple[str, str], TypeCounts]) -> dict[str, Counts]:
         """Return what was counted in the running minute, by queue and type."""
@@ -198,12 +197,6 @@ async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
     change = work() if len(merged) <= INLINE_TYPES else await asyncio.to_thread(work)
     call_roll = type_stats_ops.roll_types(keys, raw or b"", list(ended), change.fields)
     return await broker.run(call_roll)
-
-
-def _counts_of(row: MetricRow) -> TypeCounts:
-    return TypeCounts(
-        row.started, list(row.outcomes), list(map(float, row.waits)), list(map(float, row.runs))
-    )
 
 
 def _difference(row: TypeCounts, base: TypeCounts | None) -> TypeCounts:

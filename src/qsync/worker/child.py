@@ -28,6 +28,7 @@ from qsync.server import process_pool_child
 from qsync.server.error_log import log_trace
 from qsync.server.error_text import message_of, program_trace
 from qsync.server.health import ServerHealth
+from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
 from qsync.worker import logs
 from qsync.worker.child_limits import AGAIN_S, Limits, memory_used
@@ -51,8 +52,6 @@ class Parent:
         self._counting = threading.Lock()
         self._told: set[str] = set()
         self.server: Server | None = None
-        self.sends_rows = False
-        """Whether the parent serves metrics."""
         """The server whose health and metrics are reported; None until it is created."""
 
     def order(self) -> dict[str, Any]:
@@ -82,7 +81,7 @@ class Parent:
     def _send_metrics(self, **report: Any) -> None:
         """Send the metrics under a lock, so that no thread sends older ones after newer ones."""
         with self._counting:
-            tally = self.server.tally if self.server is not None and self.sends_rows else None
+            tally = None if self.server is None else self.server.tally
             rows = [] if tally is None else msgspec.to_builtins(tally.rows())
             self.send(**report, rows=rows)
 
@@ -170,7 +169,8 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     if logs.is_set_up():
         # Log this way in the processes of handlers too.
         process_pool_child.at_start.append(set_up_logs)
-    parent.sends_rows = order["tally"]
+    if order["tally"]:
+        server.tally = server.tally or RunMetrics(server.mux.types)
     # Wait for an unreachable store: starting another process would not bring it back sooner.
     server.wait_for_store = True
     parent.server = server
