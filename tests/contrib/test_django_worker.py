@@ -36,7 +36,7 @@ def environment(valkey: Store, database: Postgres | None, **more: str) -> dict[s
 
 @contextmanager
 def working(environment: dict[str, str], *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A worker of the project; it has ended well at the end of the block."""
+    """Run a worker of the project, which must exit with code 0 at the end of the block."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "django", "qsync_worker", *options],
         cwd=ROOT,

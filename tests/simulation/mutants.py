@@ -182,7 +182,7 @@ def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None
 
 
 def cancel_ignored() -> contextlib.AbstractContextManager[None]:
-    """A running task goes on though its cancel was asked for."""
+    """A running task continues despite a cancel request."""
     real = Stopping.stop
 
     def stop(self: Stopping, leased: LeasedTask, why: Any) -> None:
