@@ -8,7 +8,7 @@ import pytest
 
 from qsync import Mux, Qsync, Task, TaskInfo
 from tests.support.cli import Live, Ran, living
-from tests.support.incidents import outage, poison
+from tests.support.incidents import missed_cron, outage, poison
 from tests.support.stores import Store, wait_until
 
 MOST_COMMANDS = 3
@@ -83,6 +83,15 @@ def test_a_flooding_tenant(live: Live, operator: Operator) -> None:
     assert first.split() == ["acme", "900", "1"]
     operator.types("task cancel --state pending --queue mail --query key:acme --yes")
     assert count(live, "mail", "pending") == 100
+
+
+def test_a_cron_that_did_not_run(live: Live, operator: Operator) -> None:
+    live.do(missed_cron(live.url, live.prefix, "nightly", Task("note")))
+    live.serve()
+    assert "nightly" in operator.types("schedule list").out
+    assert "missed" in operator.types("schedule history nightly").out
+    operator.types("schedule trigger nightly")
+    wait_until(lambda: len(live.began) == 1, 20)
 
 
 def test_tasks_of_an_unknown_type_after_a_deploy(live: Live, operator: Operator) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from qsync import Task
 from qsync.broker import ops
 from qsync.broker.op_values import LeaseRef
+from qsync.broker.schedule_run_ops import missed, note_runs
 from tests.support.inspector_driver import POLICY, bed
 
 REFUSED = """ConnectionError: api.bank.example refused the connection
@@ -35,3 +37,12 @@ async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
             held = [LeaseRef(id, f"s{number}/{number}") for id in found.ids]
             if held:
                 await made.broker.run(ops.mark_started(keys, held))
+
+
+async def missed_cron(url: str, prefix: str, name: str, task: Task) -> None:
+    """Let a schedule miss its run of an hour ago, as servers note when they come back."""
+    async with bed(url, prefix) as made:
+        await made.inspector.put_schedule(name, task, every=86_400)
+        tick_us = (int(time.time()) - 3600) * 1_000_000
+        note = missed(name, tick_us, tick_us)
+        await made.broker.run(note_runs(made.keys(task.queue or "default"), [note]))

@@ -12,7 +12,7 @@ from qsync import Mux, Qsync, Task, TaskInfo
 from qsync.state import TaskState
 from tests.support.browser import Visit, chromium
 from tests.support.dashboard import Live, live
-from tests.support.incidents import outage, poison
+from tests.support.incidents import missed_cron, outage, poison
 from tests.support.stores import Store, wait_until
 
 MOST_CLICKS = 4
@@ -125,6 +125,18 @@ def test_a_flooding_tenant(system: Live, web: Visit) -> None:
     web.click("Cancel 900 tasks")
     web.says("900 tasks cancelled.")
     assert number(system, "mail", TaskState.PENDING) == 100
+    mended(web)
+
+
+def test_a_cron_that_did_not_run(system: Live, web: Visit) -> None:
+    report = Task("order", queue="mail", retention=60)
+    system.fixed = True
+    system.do(missed_cron(system.url, system.prefix, "nightly", report))
+    system.serve(queues={"mail": 1})
+    opened(web, "Schedule nightly missed its run")
+    web.says("missed")
+    web.click("Run now")
+    web.page.locator(".badge.completed").first.wait_for()
     mended(web)
 
 
