@@ -15,7 +15,7 @@ from qsync.web.bulk_actions import back_to
 from qsync.web.events import last_actions
 from qsync.web.pages import Site
 from qsync.web.query import Fields
-from qsync.web.translation import _, ngettext
+from qsync.web.translation import _, date_and_time, ngettext
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -81,7 +81,7 @@ def _zone(tz: str | None) -> tzinfo:
 
 
 def _local(time: datetime, zone: tzinfo) -> str:
-    return f"{time.astimezone(zone):%Y-%m-%d %H:%M:%S}"
+    return date_and_time(time.astimezone(zone))
 
 
 def _moment(field: str, form: Fields, zone: tzinfo) -> datetime:

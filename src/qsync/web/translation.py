@@ -151,8 +151,13 @@ def utc(time: datetime | None) -> str:
     """Return a time in UTC, to the second; empty if unknown."""
     if time is None:
         return ""
+    return f"{date_and_time(time)} UTC"
+
+
+def date_and_time(time: datetime) -> str:
+    """Return a time in its own zone, to the second."""
     year, month, day, clock = f"{time:%Y %m %d %H:%M:%S}".split(" ")
-    return _("%(year)s-%(month)s-%(day)s %(time)s UTC", year=year, month=month, day=day, time=clock)
+    return _("%(year)s-%(month)s-%(day)s %(time)s", year=year, month=month, day=day, time=clock)
 
 
 def day_and_month(day: date) -> str:

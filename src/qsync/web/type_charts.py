@@ -35,8 +35,8 @@ class StepChart:
 Reading = Callable[[RunStats], float | None]
 
 RUNS: Final[tuple[tuple[str, str, Reading], ...]] = (
-    (marked("completed"), "completed", lambda stats: stats.completed),
-    (marked("failed"), "dead", lambda stats: stats.failed),
+    (marked("tasks completed"), "completed", lambda stats: stats.completed),
+    (marked("failed attempts"), "dead", lambda stats: stats.failed),
 )
 WAITS: Final[tuple[tuple[str, str, Reading], ...]] = (
     (marked("median"), "pending", lambda stats: stats.wait_p50),
