@@ -53,8 +53,12 @@ async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefi
         assert plain.count("<figure") == 3
         assert "yesterday at this time" in plain
         assert len(re.findall(r'class="line earlier" d="M', plain)) == 6
-        assert re.search(r"<li><span>\d\d:\d\d: tasks completed 900, failed attempts 300</span></li>", plain)
-        assert re.search(r"<li><span>\d\d:\d\d: completed 0, failed 0</span></li>", plain)
+        assert re.search(
+            r"<li><span>\d\d:\d\d: tasks completed 900, failed attempts 300</span></li>", plain
+        )
+        assert re.search(
+            r"<li><span>\d\d:\d\d: tasks completed 0, failed attempts 0</span></li>", plain
+        )
         assert "the scale ends at 1,000" in plain
         assert plain.count("<tr>") == 2, "the head of the table, and the step with runs"
         for period in ("24h", "7d", "90d"):
