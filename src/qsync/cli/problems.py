@@ -7,17 +7,22 @@ from shlex import quote
 from typing import Final
 
 from qsync.cli.output import print_line
-from qsync.formatting import coarse_duration, plural
-from qsync.inspector import Fleet, QueueInfo
+from qsync.formatting import coarse_duration, plural, utc_time
+from qsync.inspector import Fleet, MissedRun, QueueInfo
 from qsync.state import TaskState
 
 MOST: Final = 10
 """Largest number of lines."""
 
 
-def print_problems(queues: Sequence[QueueInfo], fleet: Fleet) -> None:
+def print_problems(queues: Sequence[QueueInfo], fleet: Fleet, missed: Sequence[MissedRun]) -> None:
     """Print a line for each problem, with the command that shows more."""
     lines = problems_of(queues, fleet)
+    lines += [
+        f"{run.queue}: schedule {run.schedule} missed its run of {utc_time(run.tick)}; "
+        f"qsync schedule history {quote(run.schedule)} --queue {run.queue}"
+        for run in missed
+    ]
     if lines:
         print_line("")
     for line in lines[:MOST]:

@@ -64,7 +64,10 @@ def stats(
                 print_queues(queues, whole=whole)
                 if not names:
                     print_more(overview)
-                print_problems(queues, session.run(session.inspector.fleet()))
+                names_shown = [info.name for info in queues]
+                fleet = session.run(session.inspector.fleet())
+                missed = session.run(session.inspector.missed_runs(names_shown))
+                print_problems(queues, fleet, missed)
                 _print_counters(queues, days)
 
             document = {"at": overview.at, "servers": overview.servers, "queues": queues}
