@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 ALSO: Final = "QSYNC_DASHBOARD_ALSO"
+VIEW_TOKEN: Final = "QSYNC_DASHBOARD_VIEW_TOKEN"  # noqa: S105 - the name of a variable
 SHUTDOWN_S: Final = 3
 """Time that running requests get after a stop, in seconds."""
 
@@ -53,6 +54,14 @@ def dashboard(
             metavar="TOKEN", envvar=TOKEN, show_envvar=False, show_default=False,
             help=f"Require this token (min. 16 characters). Prefer {TOKEN}: options are visible in "
             "`ps`.",
+        ),
+    ] = None,
+    view_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN", envvar=VIEW_TOKEN, show_envvar=False, show_default=False,
+            help="Also let in who has this token (min. 16 characters), to look and change nothing. "
+            f"Prefer {VIEW_TOKEN}. Needs --token.",
         ),
     ] = None,
     allow_actions: Annotated[
@@ -141,7 +150,15 @@ def dashboard(
     others = _others(also or (), connections)
     opened = [connections, *others.values()]
     app = _make(
-        connections, others, token, not allow_actions, mask_function, hosts, language, trace_url
+        connections,
+        others,
+        token,
+        view_token or None,
+        not allow_actions,
+        mask_function,
+        hosts,
+        language,
+        trace_url,
     )
     listener = _listen(host, port)
     try:
@@ -185,6 +202,7 @@ def _make(
     first: Connections,
     others: Mapping[str, Connections],
     token: str | None,
+    view_token: str | None,
     read_only: bool,
     mask: Any,
     hosts: Sequence[str] | None,
@@ -198,8 +216,8 @@ def _make(
     try:
         return make_dashboard(
             first.inspector(), others={name: each.inspector() for name, each in others.items()},
-            token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts, language=language,
-            trace_url=trace_url,
+            token=token, view_token=view_token, auth=auth, read_only=read_only, mask=mask,
+            hosts=hosts, language=language, trace_url=trace_url,
             allowed_by="qsync dashboard --allow-actions", hosts_by="--allow-host",
         )  # fmt: skip
     except QsyncError as error:

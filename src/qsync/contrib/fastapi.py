@@ -33,6 +33,7 @@ from qsync.contrib.starlette import MountedDashboard, check_path, client_of, lif
 if TYPE_CHECKING:
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
+    from qsync.web.roles import Role, RoleOf
 
 __all__ = ["QueueClient", "lifespan", "mount_dashboard"]
 
@@ -52,11 +53,13 @@ def mount_dashboard(
     *,
     dependencies: Sequence[Any] = (),
     token: str | None = None,
+    view_token: str | None = None,
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
     mask: Mask | None = None,
     language: str | None = None,
     trace_url: str | None = None,
+    role: RoleOf | Role | None = None,
     hosts: Collection[str] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
@@ -74,8 +77,8 @@ def mount_dashboard(
     if token is None and auth is None:
         auth = "host"
     options = {
-        "token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts,
-        "language": language, "trace_url": trace_url,
+        "token": token, "view_token": view_token, "auth": auth, "read_only": read_only,
+        "mask": mask, "hosts": hosts, "language": language, "trace_url": trace_url, "role": role,
     }  # fmt: skip
     dashboard = MountedDashboard(api, app, options)
     router = APIRouter(dependencies=list(dependencies), include_in_schema=False)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qsync.web import Dashboard  # imported when the site starts, since it needs the whole extra
     from qsync.web.auth import Auth
     from qsync.web.pages import Mask
+    from qsync.web.roles import Role, RoleOf
 
 __all__ = ["client_of", "lifespan", "mount_dashboard"]
 
@@ -84,11 +85,13 @@ def mount_dashboard(
     app: Qsync,
     *,
     token: str | None = None,
+    view_token: str | None = None,
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
     mask: Mask | None = None,
     language: str | None = None,
     trace_url: str | None = None,
+    role: RoleOf | Role | None = None,
     hosts: Collection[str] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
@@ -99,8 +102,8 @@ def mount_dashboard(
     if token is None and auth is None:
         raise ConfigError("mount_dashboard: all requests would be refused; give auth= or token=")
     options = {
-        "token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts,
-        "language": language, "trace_url": trace_url,
+        "token": token, "view_token": view_token, "auth": auth, "read_only": read_only,
+        "mask": mask, "hosts": hosts, "language": language, "trace_url": trace_url, "role": role,
     }  # fmt: skip
     site.mount(check_path(path), MountedDashboard(site, app, options))
 

@@ -52,6 +52,7 @@ from qsync.web.auth import Auth, DenyAll, SignIn, access_of
 from qsync.web.error_scan import ErrorScanner
 from qsync.web.language import check_language
 from qsync.web.pages import Mask, Site, make_environment
+from qsync.web.roles import Role, RoleOf, check_role
 from qsync.web.sampler import Sampler
 from qsync.web.security import Guard, Rules, sign_in_of
 from qsync.web.translation import _, written
@@ -178,6 +179,7 @@ def create_app(
     *,
     others: Mapping[str, Inspector] | None = None,
     token: str | None = None,
+    view_token: str | None = None,
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
     mask: Mask | None = None,
@@ -185,11 +187,13 @@ def create_app(
     timeout: float = TIMEOUT_S,
     language: str | None = None,
     trace_url: str | None = None,
+    role: RoleOf | Role | None = None,
 ) -> Dashboard:
     """Return the dashboard of the inspector's queues as an ASGI app.
 
     others     more stores or prefixes by the name to show: their pages are below /store/<name>
     token      lets in requests with `Authorization: Bearer` or, after a sign-in form, a cookie
+    view_token lets in requests in the same way, whose users change nothing
     auth       a function of the request, sync or async: True or the user's name lets the request
                in; a Response is sent instead, for example a redirect to a sign-in page. "host": the
                outer app has already checked. Without token and auth, all requests are refused.
@@ -202,13 +206,16 @@ def create_app(
                can choose another one on each page.
     trace_url  address of a trace, with {trace_id} in it: pages of tasks link to the trace of their
                header `traceparent`
+    role       what users may do: `view`, `operate` or `delete`, or a function of the request, sync
+               or async, that returns one of these; None: everything. A page has only the buttons
+               that the role allows, and a change that it does not allow is refused with 403.
 
     The caller closes the inspector. ConfigError if an option is invalid.
     """
     return make_dashboard(
-        inspector, others=others, token=token, auth=auth, read_only=read_only, mask=mask,
-        hosts=hosts, timeout=timeout, language=language, trace_url=trace_url,
-        allowed_by="create_app(..., read_only=False)",
+        inspector, others=others, token=token, view_token=view_token, auth=auth,
+        read_only=read_only, mask=mask, hosts=hosts, timeout=timeout, language=language,
+        trace_url=trace_url, role=role, allowed_by="create_app(..., read_only=False)",
     )  # fmt: skip
 
 
@@ -217,6 +224,7 @@ def make_dashboard(
     *,
     others: Mapping[str, Inspector] | None = None,
     token: str | None = None,
+    view_token: str | None = None,
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
     mask: Mask | None = None,
@@ -224,6 +232,7 @@ def make_dashboard(
     timeout: float = TIMEOUT_S,
     language: str | None = None,
     trace_url: str | None = None,
+    role: RoleOf | Role | None = None,
     allowed_by: str,
     hosts_by: str = "hosts=",
 ) -> Dashboard:
@@ -239,7 +248,7 @@ def make_dashboard(
         raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds above 0")
     if isinstance(hosts, str):
         raise ConfigError("hosts: give a list of names")
-    access = access_of(token, auth)
+    access = access_of(token, auth, view_token)
     if isinstance(access, DenyAll):
         log.warning("the dashboard refuses all requests: give create_app() token= or auth=")
     names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
@@ -261,7 +270,10 @@ def make_dashboard(
         )
         for path, (title, each) in inspectors.items()
     ]
-    rules = Rules(access, read_only, allowed_by, names, hosts_by, timeout, check_language(language))
+    rules = Rules(
+        access, read_only, allowed_by, names, hosts_by, timeout, check_language(language),
+        check_role(role),
+    )  # fmt: skip
     return Dashboard(sites, rules)
 
 

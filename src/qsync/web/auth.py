@@ -37,6 +37,9 @@ MAX_SESSIONS: Final = 10_000
 
 MIN_TOKEN_LENGTH: Final = 16
 
+VIEW_MARK: Final = ".view"
+"""End of the cookie of a session that changes nothing."""
+
 MAX_ATTEMPTS: Final = 5
 ATTEMPTS_WINDOW_S: Final = 60.0
 """Number of wrong tokens that an address may send in this time."""
@@ -60,12 +63,18 @@ class Access(Protocol):
         """Return the user's name (empty if unknown), or the response that refuses the request."""
 
 
-def access_of(token: str | None, auth: Auth | Literal["host"] | None) -> Access:
+def access_of(
+    token: str | None, auth: Auth | Literal["host"] | None, view_token: str | None = None
+) -> Access:
     """Return the access for these options. Raise ConfigError if they are invalid."""
     if token is not None and auth is not None:
         raise ConfigError("auth: give either token= or auth=")
+    if view_token is not None and token is None:
+        raise ConfigError("view_token: give token=, too, for users who may change things")
+    if view_token is not None and view_token == token:
+        raise ConfigError("view_token: it is the same as token=")
     if token is not None:
-        return TokenAccess(token)
+        return TokenAccess(token, view_token=view_token)
     if auth is None:
         return DenyAll()
     if auth == "host":
@@ -116,19 +125,30 @@ class CallbackAuth:
 class TokenAccess:
     """Lets in requests with the token: in a header, or in a cookie that the sign-in form sets."""
 
-    def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        if len(token) < MIN_TOKEN_LENGTH:
-            raise ConfigError(
-                f"token: {len(token)} characters are too few; give at least {MIN_TOKEN_LENGTH}"
-            )
+    def __init__(
+        self,
+        token: str,
+        *,
+        view_token: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for field, text in (("token", token), ("view_token", view_token)):
+            if text is not None and len(text) < MIN_TOKEN_LENGTH:
+                raise ConfigError(
+                    f"{field}: {len(text)} characters are too few; give at least {MIN_TOKEN_LENGTH}"
+                )
         self._hash = _hash(token)
+        self._view_hash = None if view_token is None else _hash(view_token)
         self._sessions: OrderedDict[str, float] = OrderedDict()
         self._throttle = LoginThrottle(clock)
         self._has_warned = False
 
     async def admit(self, request: Request) -> str | Response:
         """Let in a request that has a session, or the token in the Authorization header."""
-        if self._is_session(request.cookies.get(COOKIE, "")):
+        cookie = request.cookies.get(COOKIE, "")
+        if self._is_session(cookie):
+            if cookie.endswith(VIEW_MARK):
+                request.scope["qsync.host_role"] = "view"
             return ""
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
@@ -143,6 +163,9 @@ class TokenAccess:
             text = _("Too many wrong tokens. Try again in %(wait)s.", wait=duration(wait))
             return PlainTextResponse(f"{text}\n", 429, {"Retry-After": f"{wait:.0f}"})
         if hmac.compare_digest(_hash(given), self._hash):
+            return None
+        if self._view_hash is not None and hmac.compare_digest(_hash(given), self._view_hash):
+            request.scope["qsync.host_role"] = "view"
             return None
         self._throttle.failed(address)
         self._warn_of_proxy(request, address)
@@ -159,13 +182,15 @@ class TokenAccess:
                 address, address,
             )  # fmt: skip
 
-    def session(self, *, now: float | None = None) -> str:
+    def session(self, *, now: float | None = None, view: bool = False) -> str:
         """Start a session of a week; return the value of its cookie.
+
+        With `view` it is one of a user who changes nothing.
 
         Sessions are kept in memory, so an ended session stays ended. A restart ends all sessions.
         """
         until = int(time.time() if now is None else now) + SESSION_S
-        value = f"{until}.{secrets.token_urlsafe(32)}"
+        value = f"{until}.{secrets.token_urlsafe(32)}{VIEW_MARK if view else ''}"
         self._sessions[value] = until
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
@@ -290,7 +315,7 @@ class SignIn:
         response = RedirectResponse(local_path(next_path, root), 303)
         response.set_cookie(
             COOKIE,
-            self._access.session(),
+            self._access.session(view=request.scope.get("qsync.host_role") == "view"),
             max_age=SESSION_S,
             path=root or "/",
             secure=is_secure(request),

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from qsync.web.auth import is_secure, root_of
 from qsync.web.error_scan import ErrorScanner
 from qsync.web.language import LANGUAGES, VARY, current
 from qsync.web.query import AGES, Fields, parse_form
+from qsync.web.roles import allows, given_role
 from qsync.web.sampler import Sampler
 from qsync.web.template_filters import FILTERS, FUNCTIONS, escape_invisible
 from qsync.web.translation import translated
@@ -96,8 +97,7 @@ class Site:
     def _base(self) -> Mapping[str, Any]:
         return {
             "prefix": self.inspector.prefix,
-            "read_only": self.read_only,
-            "allowed_by": self.allowed_by,
+            "allowed_by": self.allowed_by if self.read_only else "",
             "signs_in": self.signs_in,
             "sites": self.others,
             "site_path": self.path,
@@ -110,12 +110,18 @@ class Site:
 
         return StoreMetrics(self.inspector)
 
+    def is_read_only(self, request: Request) -> bool:
+        """Return whether the user of a request can change nothing."""
+        return self.read_only or given_role(request) == "view"
+
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> Response:
         """Render a template as a page."""
         is_refresh = request.headers.get("x-qsync-refresh") == "1"
         flash = None if is_refresh else _read_flash(request)
         text = self.environment.get_template(f"{name}.html").render(
             **self._base,
+            read_only=self.is_read_only(request),
+            may=partial(allows, given_role(request)),
             url=links(request),
             base_url=base_links(request, self),
             flash=flash,

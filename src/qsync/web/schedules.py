@@ -123,7 +123,7 @@ def _form(
     is_new: bool,
     problem: str | Phrase = "",
 ) -> Response:
-    if site.read_only:
+    if site.is_read_only(request):
         title = _("This dashboard is read-only.")
         return site.page(request, "error", status=403, title=title, text="")
     given = dict.fromkeys(FIELDS, "") | values

@@ -18,6 +18,7 @@ from qsync.inspector.search_query import KEYS, MAX_QUERY
 from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.web.pages import Site, links
 from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields
+from qsync.web.roles import given_role, lacking
 from qsync.web.search_words import MATCHING, SELECTED, unread_note
 from qsync.web.translation import marked
 
@@ -104,10 +105,18 @@ def _page(
         found=found, problem=problem, help=KEYS, sorts=SORTS, sort=sort, limit=limit,
         given_limit=limit if limit != DEFAULT_LIMIT else None,
         chips=[(term.text, query.without(at)) for at, term in enumerate(query.terms)],
-        verbs=[] if site.read_only else _verbs(query), selected=SELECTED, matching=MATCHING,
+        verbs=_verbs_for(site, request, query), selected=SELECTED, matching=MATCHING,
         unread_note=unread_note,
         searched=min(found.total, fields.number("searched", 0, 0, MAX_SEARCHED) + found.scanned),
     )  # fmt: skip
+
+
+def _verbs_for(site: Site, request: Request, query: SearchQuery) -> list[Verb]:
+    """Return the changes that the user may make of what a search finds."""
+    if site.is_read_only(request):
+        return []
+    deletes = lacking(given_role(request), "delete") is None
+    return [verb for verb in _verbs(query) if deletes or verb != "delete"]
 
 
 def _verbs(query: SearchQuery) -> list[Verb]:

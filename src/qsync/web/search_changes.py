@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from qsync.inspector import Change, SearchQuery
 from qsync.inspector.search import CHANGED, Verb
@@ -17,6 +17,7 @@ from qsync.state import TaskState
 from qsync.web.bulk_actions import COUNTS, MAX_COUNT
 from qsync.web.pages import Site, links
 from qsync.web.query import Fields
+from qsync.web.roles import given_role, lacking
 from qsync.web.search import MAX_CURSOR, parse_for
 from qsync.web.search_words import DOING, button, by_state, consequence, summary, unread_note
 from qsync.web.translation import _
@@ -31,6 +32,8 @@ async def act(site: Site, request: Request) -> Response:
     verb = next((verb for verb in CHANGED if verb == form.text("verb")), None)
     if verb is None:
         return site.page(request, "error", status=404, title=_("Page not found"), text="")
+    if verb == "delete" and (why := lacking(given_role(request), "delete")) is not None:
+        return PlainTextResponse(f"{why}\n", 403)
     query = parse_for(site, form.text("q", MAX_QUERY + 1))
     if form.text("scope") != "all":
         return await _change_selected(site, request, form, verb, query)

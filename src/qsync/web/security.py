@@ -29,6 +29,7 @@ from qsync.web.auth import (
 )
 from qsync.web.language import Language, language_of, use
 from qsync.web.language_switch import LANGUAGE_PATH, choose_language
+from qsync.web.roles import Role, RoleOf, refusal, role_of
 from qsync.web.translation import _, written
 
 log: Final = logging.getLogger("qsync.web")
@@ -61,6 +62,7 @@ class Rules:
 
     hosts     allowed Host headers; None: any
     language  the host application's language; None: the browser's
+    role      role of all users, or a function of the request
     """
 
     access: Access
@@ -70,6 +72,7 @@ class Rules:
     hosts_by: str
     timeout: float
     language: Language | None
+    role: RoleOf | Role
 
 
 class Guard:
@@ -156,7 +159,18 @@ class _Exchange:
         if request.method == "POST" and self._rules.read_only and route != "/logout":
             text = _("Read-only: %(option)s enables changes.", option=self._rules.allowed_by)
             return _text(text, 403)
-        return None
+        return await self._check_role(request)
+
+    async def _check_role(self, request: Request) -> Response | None:
+        """Note the role of the user; return the refusal of a change that it does not allow."""
+        role: Role | None = request.scope.get("qsync.host_role")
+        role = role or await role_of(self._rules.role, request)
+        request.scope["qsync.role"] = role
+        path = site_route(route_of(request.scope))
+        if request.method != "POST" or path == "/logout":
+            return None
+        why = refusal(role, path)
+        return None if why is None else _text(why, 403)
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -194,6 +208,12 @@ def _refuse_post(request: Request) -> Response | None:
     if length.isdigit() and len(length) < 20 and int(length) > BODY_LIMIT:
         return _too_large()
     return None
+
+
+def site_route(route: str) -> str:
+    """Return the path below the site of a store: `/store/<name>` is left out."""
+    parts = route.split("/", 3)
+    return f"/{parts[3]}" if len(parts) == 4 and parts[1] == "store" else route
 
 
 def route_of(scope: Scope) -> str:

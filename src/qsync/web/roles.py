@@ -1,0 +1,92 @@
+"""Roles of users: what each of them may change. `view` changes nothing, `operate` all but deletes.
+
+A request that changes something has a route; ROLES says which role it takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, cast, get_args
+
+from starlette.requests import Request
+
+from qsync.errors import ConfigError
+from qsync.web.translation import _, marked
+
+Role = Literal["view", "operate", "delete"]
+"""What a user may do; each role includes those before it."""
+
+RoleOf = Callable[[Request], Role | Awaitable[Role]]
+"""The host app's function: the role of the user of a request."""
+
+RANK: Final[dict[str, int]] = {role: rank for rank, role in enumerate(get_args(Role))}
+
+NAMES: Final[dict[str, str]] = {
+    "view": marked("view"),
+    "operate": marked("operate"),
+    "delete": marked("delete"),
+}
+
+ROLES: Final[dict[str, Role]] = {
+    "/queue/pause": "operate", "/queue/resume": "operate", "/queue/purge": "delete",
+    "/queue/delete": "delete", "/type/pause": "operate", "/type/resume": "operate",
+    "/limit/set": "operate", "/limit/reset": "operate", "/queue/target": "operate",
+    "/queue/bounds": "operate", "/queue/bounds/reset": "operate", "/queue/weight": "operate",
+    "/queue/weight/reset": "operate", "/task/run": "operate", "/task/reschedule": "operate",
+    "/task/edit": "operate", "/task/stack": "operate", "/task/cancel": "operate",
+    "/task/delete": "delete", "/tasks/run": "operate", "/tasks/cancel": "operate",
+    "/tasks/delete": "delete", "/search/act": "operate", "/dead/run": "operate",
+    "/dead/delete": "delete", "/server/quiet": "operate", "/server/stop": "operate",
+    "/schedule/put": "operate", "/schedule/delete": "delete", "/schedule/pause": "operate",
+    "/schedule/resume": "operate", "/schedule/trigger": "operate", "/schedule/forget": "delete",
+    "/schedule/backfill": "operate",
+}  # fmt: skip
+"""Role that each route takes. The search deletes only for `delete`, too."""
+
+
+def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
+    """Return the option `role`; None: everybody may do everything. Raise ConfigError if wrong."""
+    if role is None:
+        return "delete"
+    if callable(role) or role in RANK:
+        return role
+    raise ConfigError(
+        f"role: {role!r:.80} is neither a function of the request nor one of {', '.join(RANK)}"
+    )
+
+
+async def role_of(role: RoleOf | Role, request: Request) -> Role:
+    """Return the role of a user; what the function does not name right is `view`."""
+    if not callable(role):
+        return role
+    answer: Any = role(request)
+    if inspect.isawaitable(answer):
+        answer = await answer
+    known = isinstance(answer, str) and answer in RANK
+    return cast("Role", answer) if known else "view"
+
+
+def given_role(request: Request) -> Role:
+    """Return the role that the guard has noted for a request."""
+    return cast("Role", request.scope.get("qsync.role", "view"))
+
+
+def allows(role: Role, path: str) -> bool:
+    """Return whether a role may send the form of a path; what is no change, everybody may."""
+    return path not in ROLES or RANK[role] >= RANK[ROLES[path]]
+
+
+def refusal(role: Role, route: str) -> str | None:
+    """Return why a role may not change what a route changes; None if it may."""
+    return lacking(role, ROLES.get(route, "delete"))
+
+
+def lacking(role: Role, needed: Role) -> str | None:
+    """Return that a role lacks the rights of another one; None if it has them."""
+    if RANK[role] >= RANK[needed]:
+        return None
+    return _(
+        "Your role, %(role)s, does not allow this change: it takes the role %(needed)s.",
+        role=_(NAMES[role]), needed=_(NAMES[needed]),
+    )  # fmt: skip
