@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from pathlib import Path
 
+import httpx
 import pytest
 
+from qsync import Task
 from qsync.web import create_app
 from tests.guarantees.probes import slow_scripts
 from tests.inspector.test_inspector_scale import fill
 from tests.support.dashboard import SAME, visiting
 from tests.support.inspector_driver import bed
 from tests.support.ping_probe import run_at_once
-from tests.support.stores import Store
+from tests.support.stores import Store, wait_until
+from tests.support.web_process import WebProcess
 
 PAGES = (
     "/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=pending",
@@ -91,3 +96,81 @@ def test_every_page_is_there_at_once_beside_a_million_tasks(prefix: str) -> None
         print(f"a request of a purge took {longest:.2f} s at most")  # noqa: T201 - as above
         assert longest < 2
         assert slow_scripts(store) == {}
+
+
+TABS = 20
+REFRESH_S = 5
+WATCHED_S = 30.0
+ERRORS = 50
+
+
+async def fill_with_errors(url: str, prefix: str, *, pending: int, dead: int) -> None:
+    """Fill a queue, whose dead tasks have 50 errors."""
+    await fill(url, prefix, pending=pending, dead=0)
+    async with bed(url, prefix) as made:
+        for number in range(ERRORS):
+            error = f'ValueError: {"x" * number}\n\n  File "a.py", line {number}, in f'
+            tasks = [Task(f"type-{number}")] * (dead // ERRORS)
+            await made.dead(*tasks, error=error, queue="failed")
+
+
+async def watch(url: str, seconds: float) -> tuple[int, float]:
+    """Refresh 20 tabs of overview and errors; return the requests and the longest, in ms."""
+    numbers: list[float] = []
+
+    async def tab(number: int) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            await asyncio.sleep(REFRESH_S * number / TABS)
+            while time.monotonic() < end:
+                began = time.monotonic()
+                answer = await client.get("/errors" if number % 4 == 0 else "/")
+                numbers.append(1000 * (time.monotonic() - began))
+                assert answer.status_code == 200
+                await asyncio.sleep(REFRESH_S)
+
+    end = time.monotonic() + seconds
+    await asyncio.gather(*[tab(number) for number in range(TABS)])
+    return len(numbers), max(numbers)
+
+
+def seconds_of(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_tabs_cost_little_beside_a_million_tasks(prefix: str, tmp_path: Path) -> None:
+    """1,000,000 pending, 100,000 dead of 50 errors: under 5 % of a core, no script over 10 ms."""
+    tabs_beside(prefix, tmp_path, pending=1_000_000, dead=100_000)
+
+
+def tabs_beside(prefix: str, folder: Path, *, pending: int, dead: int) -> None:
+    """Measure a dashboard in a process of its own, once its scan of errors has ended."""
+    with Store("valkey") as store:
+        run_at_once(store.pid)
+        asyncio.run(fill_with_errors(store.url, prefix, pending=pending, dead=dead))
+        with store.client() as client:
+            client.config_set("slowlog-log-slower-than", 10_000)
+            client.slowlog_reset()
+        words = ("qsync", "dashboard", "--port", "{port}", "--prefix", prefix)
+        with WebProcess(folder, folder / "log", *words, QSYNC_URL=store.url) as web:
+            web.wait_ready()
+
+            def is_scanned() -> bool:
+                answer = web.get("/errors")
+                return answer is not None and "goes on by itself" not in answer.text
+
+            wait_until(is_scanned, 300)
+            before, of_store = seconds_of(web.process.pid), seconds_of(store.pid)
+            requests, longest = asyncio.run(watch(web.url, WATCHED_S))
+            used = (seconds_of(web.process.pid) - before) / WATCHED_S
+            store_used = (seconds_of(store.pid) - of_store) / WATCHED_S
+        print(  # noqa: T201 - shown with -s, and when it fails
+            f"{requests} requests, the longest {longest:.0f} ms; {100 * used:.1f} % of a core, "
+            f"the store {100 * store_used:.1f} %"
+        )
+        assert slow_scripts(store) == {}
+        assert used < 0.05
+        assert longest < 300
