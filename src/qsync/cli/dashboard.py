@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -139,27 +139,16 @@ def dashboard(
     token = token or None
     local = is_loopback(host)
     if token is None and not local:
-        exit_with(
-            f"--host {host} can be reached from other machines: set {TOKEN} to a secret of at "
-            "least 16 characters",
-            USAGE,
-        )
+        _refuse_open(host)
     logs.configure("info", tag="web")
     hosts = [*LOCAL, host, *(allow_host or ())] if local or allow_host else None
     mask_function = None if mask is None else _load(mask)
     others = _others(also or (), connections)
     opened = [connections, *others.values()]
     app = _make(
-        connections,
-        others,
-        token,
-        view_token or None,
-        not allow_actions,
-        mask_function,
-        hosts,
-        language,
-        trace_url,
-    )
+        connections, others, token, view_token or None, not allow_actions, mask_function, hosts,
+        language, trace_url,
+    )  # fmt: skip
     listener = _listen(host, port)
     try:
         name = f"[{host}]" if ":" in host else host
@@ -172,6 +161,14 @@ def dashboard(
         listener.close()
         for each in opened:
             each.close()
+
+
+def _refuse_open(host: str) -> NoReturn:
+    exit_with(
+        f"--host {host} can be reached from other machines: set {TOKEN} to a secret of at "
+        "least 16 characters",
+        USAGE,
+    )
 
 
 def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
