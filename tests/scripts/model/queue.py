@@ -215,10 +215,11 @@ class Queue:
         """
         task = self.tasks[id]
         limits = task.limits
-        limit = self.limits.refusing(now, limits)
         if new and task.type_limit in self.limits.pauses:
-            limit = task.type_limit
-            self.limits.touch(limit)
+            limit: str | None = task.type_limit
+            self.limits.touch(task.type_limit)
+        else:
+            limit = self.limits.refusing(now, limits)
         if limit is not None:
             self.wait_for(now, id, tag, limit)
             return False
@@ -263,10 +264,11 @@ class Queue:
                 _, id = self.limits.waiting[first]
                 task = self.tasks[id]
                 others = [one for one in task.limits if one != limit]
-                shut = next((one for one in others if not self.limits.is_open(now, one)), None)
                 if task.type_limit in self.limits.pauses:
-                    shut = task.type_limit
-                    self.limits.touch(shut)
+                    shut: str | None = task.type_limit
+                    self.limits.touch(task.type_limit)
+                else:
+                    shut = next((one for one in others if not self.limits.is_open(now, one)), None)
                 if not self.limits.is_open(now, limit):
                     continue
                 moves -= 1
