@@ -102,6 +102,7 @@ ENGLISH_WORD = re.compile(r"[A-Za-z]{3,}")
 
 SAME_IN_RUSSIAN = {
     "qsync", "UTC", "default", "mail", "msgpack", "JSON", "CSV", "GiB", "Debounce", "pid", "Pid",
+    "JavaScript",
     "Python", "skip", "once", "all", "raise", "drop", "oldest", "cron", "max", "tasks", "true",
     "type", "state", "dead", "lines", "ValueError", "order", "has", "address",
 }  # fmt: skip

@@ -112,7 +112,7 @@ def test_templates_have_no_text_outside_of_the_catalogue(name: str) -> None:
 
 
 UNSEEN_CALLS = {
-    "debug", "info", "warning", "exception", "error", "ConfigError", "TypeError", "compile",
+    "debug", "info", "warning", "exception", "error", "ConfigError", "TypeError", "compile", "cast",
 }  # fmt: skip
 """What logs, and tells a developer that the program is wrong, is in English; patterns are code."""
 
