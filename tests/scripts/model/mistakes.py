@@ -289,6 +289,11 @@ def in_flow(lines: str) -> str:
     return f"-- flow:\n{lines}-- end flow\n"
 
 
+def paused_type_is_fetched() -> contextlib.AbstractContextManager[None]:
+    """A fetch leases tasks of a paused type."""
+    return planted("include/lease_pending.lua", "limits_used and paused_limit(body)", "false")
+
+
 def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
     """A task that leaves active gives two slots back."""
     right = "      state.use = math.max(0, state.use - 1)\n"
@@ -417,6 +422,7 @@ IN_SCRIPTS: Final = named(
     successor_lost_in_a_crash,
     debounce_without_an_end,
     repeated_replacement_counts_again,
+    paused_type_is_fetched,
     slot_freed_twice,
     slot_kept_by_a_lapsed_lease,
     slot_kept_by_a_failed_task,
