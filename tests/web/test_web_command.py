@@ -80,7 +80,7 @@ def test_it_shows_on_this_machine_alone_and_changes_nothing(
     with running("--port", "0", folder=tmp_path, **env) as it:
         assert it.url.startswith("http://127.0.0.1:")
         assert "read-only" in it.first
-        assert "Next" not in it.get("/").text
+        assert "Next →" not in it.get("/").text
         assert it.get("/health").json()["queues"] == 1
         assert it.get("/task?id=a").status_code == 200
         answer = it.get("/", Host="evil.example")
