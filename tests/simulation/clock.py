@@ -59,6 +59,7 @@ REAL_BOOT_S: Final = lease_clock.boot_s
 
 UNUSED: Final = {
     "qsync.broker.listeners",
+    "qsync.broker.blocking_connection",
     "qsync.broker.blocking_pool",
     "qsync.queue_announcer",
     "qsync.server.clock",

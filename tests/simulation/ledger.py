@@ -317,7 +317,7 @@ class Ledger:
                 lease.expires_us = now + int(args[0])
                 lease.expires_at = self._clock() + int(args[0]) / US
 
-    def _see_start(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+    def _see_mark_started(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         together = args[-1] == "-"
         for _, lease, _ in self._leases(queue, args, 2, reply, ("ok",)):
             if lease is not None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from typing import Final
 
 import pytest
@@ -24,6 +25,7 @@ from tests.simulation import clock
 from tests.simulation.entries import US
 from tests.simulation.faults import HOUR_S
 from tests.simulation.history import History, Outcome, live
+from tests.simulation.ledger import Ledger
 from tests.simulation.mutants import MUTANTS, caught
 from tests.simulation.network import CODES, RESUME_S
 from tests.simulation.population import SCHEDULES, SWEEP
@@ -103,6 +105,13 @@ PARTS: Final = (
     r"|worker\.lease_abandoner"
 )
 """Modules of histories beside those of servers and brokers."""
+
+
+def test_ledger_processes_the_calls_of_scripts_that_exist() -> None:
+    seen = {name.removeprefix("_see_") for name in vars(Ledger) if name.startswith("_see_")}
+    assert "mark_started" in seen
+    scripts = files("qsync.broker") / "lua"
+    assert seen <= {path.name.removesuffix(".lua") for path in scripts.iterdir()}
 
 
 def test_no_clock_of_the_machine_is_looked_at_in_a_history() -> None:
