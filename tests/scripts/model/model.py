@@ -573,7 +573,7 @@ class Model(Schedules):
 
     def resume_type(self, now: int, type: str) -> bool:
         resumed = self.limits.resume_type(now, type)
-        self.awake |= f"@{type}" in self.limits.openings and resumed
+        self.awake |= resumed and self.limits.first_waiter(f"@{type}") is not None
         return resumed
 
     def set_limit(self, now: int, limit: str, rule: LimitRule | None, by: str) -> int:

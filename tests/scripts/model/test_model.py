@@ -12,10 +12,10 @@ from typing import Final
 import pytest
 
 from qsync.state import TRANSITIONS
-from tests.scripts.model.machine import run_machine
+from tests.scripts.model.machine import Scripts, run_machine
 from tests.scripts.model.mistakes import IN_SCHEDULES, IN_SCRIPTS
 from tests.support.invariants import VERBS
-from tests.support.queue_driver import BINARIES, Rig
+from tests.support.queue_driver import BINARIES, Rig, S
 from tests.support.stores import Binary, available
 from tools.mutants import by_model
 
@@ -30,6 +30,30 @@ DEFAULT: Final = {"valkey": 100, "redis": 25}
 def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
     with Rig(binary) as rig:
         run_machine(rig, examples=int(EXAMPLES or DEFAULT[binary]), fixed=EXAMPLES is None)
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+def test_a_paused_type_leaves_its_limits_alone(binary: Binary) -> None:
+    """Calls that the runs above make too rarely, with the same comparison after each."""
+    with Rig(binary) as rig:
+        machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
+        machine._anew()
+        machine.enqueue([("a", {"limits": ("r",)})])
+        machine.fetch("s", 1, 1)
+        machine.hand_back([0], 60 * S, ("r", 30 * S), True)
+        machine.time(40 * S)
+        machine.pause_type("type")
+        machine.enqueue([("b", {"limits": ("r",)})])
+        assert list(machine.model.limits.stored) == ["r"], "its time is over, and nobody swept it"
+        machine.resume_type("type")
+        machine.pause_type("type")
+        machine.wake()
+        machine.delete([0], "limited")
+        assert "@type" in machine.model.limits.openings
+        machine.resume_type("type")
+        machine.wake()  # nobody waited
+        machine.fetch("s", 1, 1)
+        assert machine.model.limits.stored == machine.model.limits.openings == {}
 
 
 QUICK: Final = (
