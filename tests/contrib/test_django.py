@@ -188,6 +188,8 @@ def found_by_the_checks() -> list[tuple[str, str]]:
         ({"DASHBOARD": {"READONLY": 1}}, "qsync.E004", "DASHBOARD: {'READONLY': 1} is not a dict"),
         ({"DASHBOARD": {"LANGUAGE": "de"}}, "qsync.E004", "LANGUAGE: 'de' is not 'en' or 'ru'"),
         ({"DASHBOARD": {"READ_ONLY": 1}}, "qsync.E004", "READ_ONLY: 1 is neither True nor False"),
+        ({"DASHBOARD": {"ROLE": "boss"}}, "qsync.E004", "ROLE: 'boss' is neither a function of"),
+        ({"DASHBOARD": {"ROLE": "no.such"}}, "qsync.E004", "ROLE: No module named 'no'"),
     ],
 )
 def test_wrong_setting_is_named_by_the_system_checks(

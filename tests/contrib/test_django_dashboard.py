@@ -167,3 +167,31 @@ def test_dashboard_only_shows_unless_the_setting_says_otherwise(
     project: Qsync, staff: Client
 ) -> None:
     assert pause(staff).status_code == 403
+
+
+def role_by_permission(request: Any) -> str:
+    """The role of a test's users: the permission to delete schedules stands for that to delete."""
+    return "delete" if request.user.has_perm("qsync.delete_schedule") else "view"
+
+
+def test_role_of_a_user_is_what_the_setting_says(
+    project: Qsync, valkey: Store, users: dict[str, Any], staff: Client
+) -> None:
+    from django.contrib.auth.models import Permission
+
+    with project.client() as client:
+        client.enqueue(Task("pack", [1], queue="parcels"))
+
+    def answers(role: Any) -> tuple[int, bool]:
+        dashboard = {"READ_ONLY": False, "ROLE": role}
+        with override_settings(QSYNC=django_project.options(valkey.url, DASHBOARD=dashboard)):
+            shown = "queue/purge" in staff.get(f"{PAGE}queue?queue=parcels").content.decode()
+            return pause(staff).status_code, shown
+
+    path = f"{__name__}.role_by_permission"
+    assert answers(path) == (403, False)
+    assert answers("view") == (403, False)
+    assert answers(lambda request: "boss") == (403, False)
+    assert answers("operate") == (303, False)
+    users["staff"].user_permissions.add(Permission.objects.get(codename="delete_schedule"))
+    assert answers(path) == (303, True)

@@ -32,7 +32,10 @@ IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
 DASHBOARD_LANGUAGES: Final = ("en", "ru")
 """Languages of the dashboard, as in `qsync.web.language`, which needs the extra `web`."""
 
-DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE", "TRACE_URL")
+DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE", "TRACE_URL", "ROLE")
+
+ROLES: Final = ("view", "operate", "delete")
+"""Roles of the dashboard's users, as in `qsync.web.roles`, which needs the extra `web`."""
 
 
 class SettingError(ImproperlyConfigured):
@@ -59,6 +62,8 @@ class Configuration:
     mask: Any
     language: str | None
     trace_url: str | None
+    role: Any
+    """Role of users of the dashboard, or a function of the request that returns it."""
 
 
 @cache
@@ -97,6 +102,7 @@ def configuration() -> Configuration:
         _imported("MASK", dashboard.get("MASK")),
         dashboard.get("LANGUAGE"),
         dashboard.get("TRACE_URL"),
+        _role(dashboard.get("ROLE", "delete")),
     )
 
 
@@ -140,6 +146,18 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
             "qsync.E004",
         )
     return value
+
+
+def _role(value: Any) -> Any:
+    """Return the role, or the function that a dotted path names."""
+    found = _import("ROLE", value) if isinstance(value, str) and "." in value else value
+    if not callable(found) and found not in ROLES:
+        raise SettingError(
+            f"QSYNC: DASHBOARD: ROLE: {shorten(value)} is neither a function of the request nor "
+            f"one of {', '.join(ROLES)}",
+            "qsync.E004",
+        )
+    return found
 
 
 def _imported(name: str, value: Any) -> Any:

@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.views.decorators.csrf import csrf_exempt
 
-from qsync.contrib.django.configuration import configuration
+from qsync.contrib.django.configuration import ROLES, configuration
 from qsync.contrib.django.project import project_app
 from qsync.instrumentation import missing
 
@@ -150,7 +150,15 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
     if not (user.is_active and user.is_staff):
         raise PermissionDenied
     scope = _scope(request, rest, user.get_username())
+    scope["qsync.host_role"] = _role(request)
     return dashboard_thread().answer(scope, request.body)
+
+
+def _role(request: HttpRequest) -> str:
+    """Return the role of the user; what the function of the setting does not name is `view`."""
+    role = configuration().role
+    answer = role(request) if callable(role) else role
+    return answer if answer in ROLES else "view"
 
 
 def _login() -> str | None:
