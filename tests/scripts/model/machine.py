@@ -283,7 +283,10 @@ class Scripts(RuleBasedStateMachine):
     def delete(self, picks: list[int], state: str) -> None:
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
-        self.do("delete", [id for id, _ in some], state or (task.state if task else "dead"))
+        seen = state or (task.state if task else "dead")
+        if seen == "pending":  # the first call may open a limit, and the second would delete more
+            some = [(id, one) for id, one in some if not one or one.state != "limited"]
+        self.do("delete", [id for id, _ in some], seen)
 
     def purge(self, state: str) -> None:
         self.do("purge", state or "active")
