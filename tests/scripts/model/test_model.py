@@ -7,7 +7,7 @@ time. A failure prints the steps that lead to it.
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -15,7 +15,7 @@ from qsync.state import TRANSITIONS
 from tests.scripts.model.machine import Scripts, run_machine
 from tests.scripts.model.mistakes import IN_SCHEDULES, IN_SCRIPTS
 from tests.support.invariants import VERBS
-from tests.support.queue_driver import BINARIES, Rig, S
+from tests.support.queue_driver import BINARIES, LEASE, Rig, S
 from tests.support.stores import Binary, available
 from tools.mutants import by_model
 
@@ -54,6 +54,37 @@ def test_a_paused_type_leaves_its_limits_alone(binary: Binary) -> None:
         machine.wake()  # nobody waited
         machine.fetch("s", 1, 1)
         assert machine.model.limits.stored == machine.model.limits.openings == {}
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
+    """However the attempt ends that it waits for, and though no other task has limits."""
+    ends: dict[str, tuple[Any, ...]] = {
+        "complete": ([0], None),
+        "retry": ([0], S),
+        "kill": ([0], True),
+        "hand_back": ([0], None, ("", 0), True),
+        "stopped": ([0],),
+        "crash": (False, "t", 0),
+        "cancelled and crash": (False, "t", 0),
+    }
+    with Rig(binary) as rig:
+        machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
+        for end, arguments in ends.items():
+            machine._anew()
+            machine.enqueue([("@b", {"unique_key": "l", "on_duplicate": "replace"})])
+            machine.fetch("s", 1, 1)
+            if end.startswith("cancelled"):
+                machine.cancel(0)
+            machine.enqueue(
+                [("new", {"limits": ("c:1",), "unique_key": "l", "on_duplicate": "replace"})]
+            )
+            getattr(machine, end.removeprefix("cancelled and "))(*arguments)
+            machine.time(LEASE // 2)  # after a crash: servers are trusted to come back first
+            machine.fetch("t", 0, 1)
+            assert rig.field("holds", "@b") == b"c:1", end
+            machine.fetch("t", 1, 1)
+            assert rig.field("limits", "c:1").split()[:2] == [b"1", b"0"], end
 
 
 QUICK: Final = (

@@ -69,7 +69,7 @@ if #held > 0 then
   check_rights(KEYS.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
 end
 -- flow:
-begin_limits(now)
+begin_limits(now, #successors.ids > 0)
 -- end flow
 release_leases(held_ids, true) -- those that stay keep their progress
 -- flow:

@@ -48,7 +48,7 @@ local _, held_ids, replies = check_leases(ARGV, 2, 2)
 check_end_cancelled()
 check_rights(KEYS.tasks, { 'HDEL', 'HGET', 'ZADD' })
 -- flow:
-begin_limits(now)
+begin_limits(now, #successors.ids > 0)
 -- end flow
 release_leases(held_ids)
 -- flow:

@@ -104,7 +104,7 @@ if #held > 0 then
   -- end flow
 end
 -- flow:
-begin_limits(now, #closed > 0)
+begin_limits(now, #closed + #successors.ids > 0)
 refund_starts(unstarted)
 for _, row in ipairs(closed) do
   close_limit(row[1], row[2])

@@ -51,7 +51,7 @@ for at, i in ipairs(held) do
   failed = failed + tonumber(ARGV[4 * i])
 end
 -- flow:
-begin_limits(now)
+begin_limits(now, #successors.ids > 0)
 -- end flow
 if #dying > 0 then
   check_set(KEYS.dead)

@@ -57,7 +57,7 @@ for at, i in ipairs(held) do
   end
 end
 -- flow:
-begin_limits(now)
+begin_limits(now, #successors.ids > 0)
 -- end flow
 if #held > 0 then
   check_hash(KEYS.failures)

@@ -50,7 +50,8 @@ local function paused_limit(message)
   return limit and type_limits[limit] and limit or nil
 end
 
--- Begin with the time `now`; `needed` if this call brings tasks with limits. A queue without any
+-- Begin with the time `now`; `needed` if this call brings tasks with limits, or starts successors,
+-- which hold none before. A queue without any
 -- keys of limits costs one command, and all other functions do nothing. Fails before the first
 -- write if a later one would fail.
 local function begin_limits(now, needed)

@@ -95,6 +95,9 @@ local function recover_expired(now, server, max_crashes, lapsed)
   local replaced, stopped
   stopped, cancelled, cancelled = split_successors(cancelled, cancelled)
   replaced, crashed, crashed = split_successors(crashed, crashed)
+  if not limits_used and #replaced.ids + #stopped.ids > 0 then
+    begin_limits(now, true)
+  end
   -- end flow
   release_leases(taken)
   count(now, 'crashed', count_crashes(crashed, max_crashes, died, back))
