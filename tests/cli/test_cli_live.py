@@ -134,7 +134,9 @@ def test_figures(live: Live) -> None:
         ["other", "0", "0", "0", "0", "0", "0", "1"],
         ["all", "0", "0", "1", "0", "5", "0", "1"],
     ]
-    today = shown[shown.index("") + 6 :]
+    assert shown[6] == ""
+    assert shown[7].startswith("other: 1 dead task"), shown[7:10]
+    today = shown[shown.index("", 7) + 1 :]
     assert today[0].split()[:6] == ["TODAY", "ENQUEUED", "COMPLETED", "FAILED", "RETRIED", "DEAD"]
     assert today[1].split() == ["default", "6", "5", "0", "0", "0"]
     assert "ALL TIME" in live.ok("stats").out

@@ -130,6 +130,7 @@ def test_forged_task_is_found_and_store_is_left_clean(tmp_path: Path, valkey: St
         left = {key.decode().rpartition(":")[2] for key in client.keys("*qsync-demo-*")}
     of_queues = {
         "calls",
+        "events",
         "fetches",
         "meta",
         "recent",

@@ -121,7 +121,7 @@ def test_task_of_django_tasks_runs_from_a_schedule(project: Qsync, staff: Client
     assert schedule is not None
     assert (schedule.type, schedule.queue) == (SEND, "mail")
     text = text_of(act(staff, "run", "mail:report-42"))
-    [(_, id)] = re.findall(r"(enqueued its task) ([^.<]+)\.", text)
+    [(_, id)] = re.findall(r"(enqueued its task) ([^<\s]+)\.", text)
 
     async def serve() -> Any:
         async with project.server(queues=["mail"], sweep=0.2):

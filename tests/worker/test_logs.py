@@ -424,7 +424,7 @@ def test_an_app_that_set_up_logging_keeps_it() -> None:
         logs.configure("error", tag="1", form="json")
         assert root.handlers == [own]
         assert root.level == logging.ERROR
-    assert "--log-format json: the app has set up logging itself" in told.getvalue()
+    assert "--log-format json: ignored, since the app has set up logging itself" in told.getvalue()
 
 
 def test_the_level_is_info_unless_another_is_asked_for() -> None:
