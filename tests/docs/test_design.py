@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -241,10 +242,15 @@ def _scripts_of(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]
 def callers(of: list[str]) -> set[str]:
     """The files that name one of these operations, without the kit for tests of users."""
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}\b" for name in of))
+    return {name for name, text in sources().items() if pattern.search(text)}
+
+
+@cache
+def sources() -> dict[str, str]:
     return {
-        path.relative_to(PACKAGE).as_posix()
+        path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8")
         for path in PACKAGE.rglob("*.py")
-        if path.parent.name != "testing" and pattern.search(path.read_text("utf-8"))
+        if path.parent.name != "testing"
     }
 
 
