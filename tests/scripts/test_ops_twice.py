@@ -15,6 +15,7 @@ from qsync.broker import (
     program_schedule_ops,
     registry_ops,
     schedule_ops,
+    schedule_run_ops,
     type_ops,
     type_stats_ops,
 )
@@ -25,6 +26,7 @@ from qsync.broker.event_ops import EventRecord, event_bytes, record_event, recor
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
+from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import read
 from qsync.broker.stored_schedules import StoredRow
 from qsync.message import decode_message
@@ -215,6 +217,7 @@ OTHER: dict[str, Make] = {
         rig.run(type_stats_ops.report_types(rig.keys, {"1:s": b"x", "2:s": b"y"})),
         type_stats_ops.roll_types(rig.keys, b"", ["1:s"], {"#": b"d", "m0:t": b"z", "m1:t": None}),
     )[-1],
+    "note runs": lambda rig, held: schedule_run_ops.note_runs(rig.keys, [Note("daily", 1, "M")]),
     "pause_type": lambda rig, held: type_ops.pause_type(rig.keys, "t", b"me", now_us=rig.now),
     "resume_type": lambda rig, held: (
         rig.run(type_ops.pause_type(rig.keys, "u", b"me", now_us=rig.now)),

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from qsync import codec
 from qsync.broker.call import Call
-from qsync.broker.script import load
+from qsync.broker.script import Script, load
 from qsync.keys import GlobalKeys, QueueKeys
 
 T = TypeVar("T")
@@ -72,14 +72,16 @@ def record_event(
     now_us: int | None = None,
 ) -> Call[int]:
     """Record an action that no other script records: of a queue, or one that belongs to none."""
+    script = load("record_event")
     args = ("" if now_us is None else now_us, event, number, *ids)
-    return Call(load("record_event"), (_stream(keys),), args, int)
+    return Call(script, _names(keys, script), args, int)
 
 
 def events(
     keys: QueueKeys | GlobalKeys, *, count: int = MOST_EVENTS, since_us: int | None = None
 ) -> Call[list[StoredEvent]]:
     """Read the last actions, the latest first; with `since_us` those recorded since then."""
+    script = load("events")
     since = "-" if since_us is None else str(max(0, since_us) // 1000)
 
     def decode(reply: Any) -> list[StoredEvent]:
@@ -89,11 +91,12 @@ def events(
             for at, number, ids, key, record in rows
         ]
 
-    return Call(load("events"), (_stream(keys),), (count, since), decode)
+    return Call(script, _names(keys, script), (count, since), decode)
 
 
-def _stream(keys: QueueKeys | GlobalKeys) -> str:
-    return keys.events if isinstance(keys, GlobalKeys) else keys.key("events")
+def _names(keys: QueueKeys | GlobalKeys, script: Script) -> tuple[str, ...]:
+    """Return the keys of a script; actions that belong to no queue have no layout to check."""
+    return (keys.events,) if isinstance(keys, GlobalKeys) else keys.names(script.keys)
 
 
 def _number(text: bytes) -> int:

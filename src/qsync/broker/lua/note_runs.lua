@@ -2,11 +2,16 @@
 -- note_runs: note runs of schedules: that they were asked for, how they ended, or that they were
 -- missed. A later note about a tick replaces the earlier one, and says nothing of how it was made.
 -- The last 20 noted ticks of a schedule are kept, and the last 5 of the queue that were missed.
+-- include: check_schema preconditions
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
 -- KEYS[2] schedules  hash    !<schedule> while it is paused
+-- KEYS[3] meta       hash    schema
 -- ARGV[1...] five values per run: field of the schedule; its tick, ms; how it was made: T tick, M by
 --   hand, B backfill, empty: as noted before; what came of it; and, of a missed one, the schedule
 -- returns the number of noted runs
+check_schema()
+check_hash(KEYS.schedules)
+check_rights(KEYS.schedule_runs, { 'HGET', 'HSET', 'HDEL' })
 
 -- Keep the last `most` entries of a field, with this one in place of the entry that `is_same` finds.
 local function keep(field, entry, most, is_same)
