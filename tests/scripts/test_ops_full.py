@@ -16,6 +16,7 @@ REFUSED = {
     "enqueue", "enqueue one", "enqueue of priorities", "replace waiting", "replace active", "tick",
     "complete and keep", "complete and keep replaced", "put schedule", "put new schedule",
     "tick schedules", "edit scheduled", "edit retry and run", "edit dead", "edit dead and run",
+    "report_types", "roll_types", "note runs",
 }  # fmt: skip
 
 
