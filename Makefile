@@ -42,7 +42,7 @@ collect: $(VENV)/installed-dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --collect-only -qq >/dev/null
 
 test-most: $(VENV)/installed-dev
-	$(QUICK) -n 4 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
+	$(QUICK) -n 4 --dist loadscope --no-loadscope-reorder --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
 test-chaos: $(VENV)/installed-dev
 	$(QUICK) -n 2 --dist loadscope tests/chaos tests/guarantees $(ALONE:%=--ignore %)
 test-alone: $(VENV)/installed-dev

@@ -28,6 +28,17 @@ NEEDS: Final[dict[Binary, str]] = {
     "redis": "needs redis-server 7.0 or newer on the path",
 }
 
+LONG_FOLDERS: Final = (
+    "simulation", "model", "worker", "cli", "web", "docs", "contrib", "embedded", "server",
+)  # fmt: skip
+"""Folders with the longest modules, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long modules first: the last of them would keep one core busy while others idle."""
+    ranks = {name: rank for rank, name in enumerate(LONG_FOLDERS)}
+    items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
+
 
 def _started(binary: Binary) -> Iterator[Store]:
     if not available(binary):
