@@ -138,6 +138,8 @@ class Scripts(RuleBasedStateMachine):
     def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
         self.number += 1  # each of the senders makes a part of the calls
         sender = SENDERS[self.number % len(SENDERS)]
+        if any(options.keys() >= REMEMBERED_REPLACEMENT for _, options in tasks):
+            sender = sender or SENDERS[1]
         sent = [self.made(id, options) for id, options in tasks]
         self.do("enqueue", sent, sender=sender, number=self.number)
 
@@ -467,6 +469,10 @@ class Scripts(RuleBasedStateMachine):
 
 OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "r")}
 """Limits of the tasks with these ids, if their options name none."""
+
+REMEMBERED_REPLACEMENT: Final = {"on_duplicate", "remember_us"}
+"""Options of tasks that need a sender: when the call comes once more without one, such a task is
+refused as remembered, and an earlier one of the call replaces the holder instead."""
 
 OTHER_TYPE: Final = ("-1", "XX")
 """Ids of the tasks whose type is `other`."""

@@ -165,9 +165,8 @@ class Model(Schedules):
         for state in ("scheduled", "retry"):
             for id in self.first(self.those(state, until=now)):
                 self.to_pending(now, id)
-        spared = 0
-        if self.those("active") or self.those("pending"):
-            spared = self.note_life(now, policy.lease_us)
+        any_leases = bool(self.those("active"))
+        spared = self.note_life(now, policy.lease_us) if any_leases else 0
         own, recovered, died = self._recover(now, server, policy, 0 if spared else now)
         self._open_due(now)
         taken, stayed, refused = self._pick(now, 0 if self.paused else wanted, free)
@@ -179,6 +178,8 @@ class Model(Schedules):
             self.move(now, id, "active", now + policy.lease_us + at)
             self.tasks[id].token = token
         self._park(now, refused)
+        if not any_leases and (taken or self.those("pending")):
+            self.note_life(now, policy.lease_us)
         if taken or refused or again:
             self.fetches[server] = (number, now, taken)
         self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))

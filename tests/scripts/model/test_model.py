@@ -87,6 +87,33 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
             assert rig.field("limits", "c:1").split()[:2] == [b"1", b"0"], end
 
 
+@pytest.mark.parametrize("binary", BINARIES)
+def test_a_server_is_seen_that_leases_a_waiter(binary: Binary) -> None:
+    """Whether the store was away is told by when a server with tasks was last seen."""
+    with Rig(binary) as rig:
+        machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
+        machine._anew()
+        machine.enqueue([("a", {"limits": ("r",)}), ("b", {"limits": ("r",)})])
+        machine.fetch("s", 1, 1)
+        machine.complete([0], None)
+        machine.time(7 * S)
+        machine.fetch("s", 1, 1)
+        assert machine.model.tasks["b"].state == "active"
+        machine.renew([0], S)
+        machine.fetch("t", 1, 1)
+        assert machine.model.returned is None, "no outage"
+        machine.complete([0], None)
+        machine.enqueue([("-1", {"limits": ("free",)})])
+        machine.pause_type("other")
+        machine.time(7 * S)
+        machine.fetch("s", 1, 1)  # it only sets the task aside
+        assert machine.model.seen == rig.now - 7 * S
+        machine.enqueue([("=l", {})])
+        machine.fetch("s", 1, 1)
+        machine.renew([0], S)
+        machine.fetch("t", 1, 1)
+
+
 QUICK: Final = (
     "settle without token", "lock outlives death", "recovery reads messages",
     "no room for anything", "due tasks moved in two steps",
