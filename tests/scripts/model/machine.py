@@ -291,7 +291,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("delete", [id for id, _ in some], seen)
 
     def purge(self, state: str) -> None:
-        self.do("purge", state or "active")
+        self.do("purge", state or "active", count=500)  # all that there may be
 
     def abandon(self, server: str) -> None:
         self.do("abandon", server)

@@ -552,7 +552,8 @@ class Model(Schedules):
         self.awake |= self.settle(now)
         return len(gone)
 
-    def purge(self, now: int, state: str) -> PurgeStep:
+    def purge(self, now: int, state: str, *, count: int) -> PurgeStep:
+        assert len(self.tasks) <= count
         gone = self.those(state, until=now if state == "active" else math.inf)
         self.unready(gone)
         self.release(gone)
