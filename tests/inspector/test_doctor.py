@@ -158,7 +158,9 @@ def test_the_oldest_version_is_that_of_the_server() -> None:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_a_real_store(binary: Binary) -> None:
-    found = examine(shared_store(binary).url)
+    store = shared_store(binary)
+    store.flush()
+    found = examine(store.url)
     assert [finding.name for finding in found] == NAMES
     expected = dict.fromkeys(NAMES, "ok")
     expected |= {"memory": "warning", "persistence": "problem", "replication": "warning"}

@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar, cast
 
 import redis
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
 from redis.sentinel import Sentinel as SentinelClient
 
 T = TypeVar("T")
@@ -190,6 +192,11 @@ class Store:
         password = self.config.get("requirepass")
         return redis.Redis(**{"host": HOST, "port": self.port, "password": password, **options})
 
+    def ask(self, *commands: tuple[str, ...]) -> Any:
+        """Send commands, and give up after half a second without an answer."""
+        with self.client(socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
+            return tuple(client.execute_command(*words) for words in commands)
+
     def command(self, *words: str | int) -> Any:
         """The answer to one command, over a connection of its own."""
         with self.client() as client:
@@ -286,6 +293,7 @@ class Cluster:
             **(config or {}),
         }
         self.nodes = [Store(binary, config=settings) for _ in range(primaries * (1 + replicas))]
+        self._answering: Store | None = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -315,10 +323,18 @@ class Cluster:
 
     def holder(self, key: str) -> Store:
         """The node that is the primary for this key now."""
-        slot = self.nodes[0].command("CLUSTER", "KEYSLOT", key)
-        shards = self.nodes[0].command("CLUSTER", "SLOTS")
+        slot, shards = self._slot_and_shards(key)
         port = next(shard[2][1] for shard in shards if shard[0] <= slot <= shard[1])
         return next(node for node in self.nodes if node.port == port)
+
+    def _slot_and_shards(self, key: str) -> tuple[int, Any]:
+        """Ask a node that answers, first the one that did last: others may be gone or paused."""
+        for node in sorted(self.nodes, key=lambda node: node is not self._answering):
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+                slot, shards = node.ask(("CLUSTER", "KEYSLOT", key), ("CLUSTER", "SLOTS"))
+                self._answering = node
+                return slot, shards
+        raise AssertionError("no node of the cluster answers")
 
     def settled(self) -> bool:
         """Whether all nodes agree that every slot is served and every node is there."""
