@@ -369,10 +369,9 @@ class Cluster:
         ok = b"cluster_state:ok" in node.command("CLUSTER", "INFO")
         shards = node.command("CLUSTER", "SLOTS")
         link = node.command("INFO", "replication").get("master_link_status", "up")
-        # Each shard is first slot, last slot, and then its nodes.
-        return bool(
-            ok and link == "up" and sum(len(shard) - 2 for shard in shards) == len(self.nodes)
-        )
+        # Each range is first slot, last slot, and then its nodes; a node may have several ranges.
+        seen = {found[1] for shard in shards for found in shard[2:]}
+        return ok and link == "up" and len(seen) == len(self.nodes)
 
 
 class Sentinel:
