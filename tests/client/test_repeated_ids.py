@@ -320,7 +320,7 @@ def test_the_model_tells_an_id_that_is_taken_again(rig: Rig) -> None:
 
     def steps() -> None:
         machine = type("Steps", (Scripts,), {"rig": rig})()
-        machine._anew()
+        machine._restart()
         options = {"remember_us": 100 * S}
         machine.enqueue([("a", options)])
         machine.fetch("s", 1, 1)

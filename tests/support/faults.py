@@ -92,7 +92,7 @@ FAULTS: Final[dict[int, str]] = {
     62: "exceptions whose text raises or is endless",
     63: "a handler enqueues, and then its process dies",
     # time, locks, limits
-    64: "whoever promotes due tasks dies at it",
+    64: "the server that promotes due tasks dies while it does",
     65: "very many tasks are due at one instant",
     66: "a task starts early, or late",
     67: "several schedulers, and a tick fires twice",
@@ -112,7 +112,7 @@ FAULTS: Final[dict[int, str]] = {
     81: "names that collide, or are hostile",
     82: "one tenant fills the store",
     # refusals
-    83: "the store refuses settlements, for want of memory, or for another reason",
+    83: "the store refuses settlements because it is full, or for another reason",
     84: "a command of a script is refused, or a key holds something else, half-way",
     # outages
     85: "very many callers wait for a store that is away",

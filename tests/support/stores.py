@@ -150,7 +150,7 @@ class Store:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """The store answers. A port that was not asked for is chosen anew while it is taken."""
+        """The store answers. A port that was not asked for is chosen again while it is taken."""
         assert not self.running, "the store is running"
         chosen = self.port
         for _ in range(20):

@@ -325,7 +325,7 @@ def test_search_goes_on_by_itself_and_changes_all_that_match(
     system: Live, visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qsync.web.search.SCAN_S", 0)
-    monkeypatch.setattr("qsync.web.search_changes.STEPS_S", 0)
+    monkeypatch.setattr("qsync.web.search_changes.BUDGET_S", 0)
     many = [Task("note", {"n": n}, id=f"n{n}", delay=60, queue="notes") for n in range(3000)]
     system.enqueue(*many)
     web = visit()

@@ -189,7 +189,7 @@ async def test_long_searches_and_changes_go_on_from_page_to_page(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qsync.web.search.SCAN_S", 0)
-    monkeypatch.setattr("qsync.web.search_changes.STEPS_S", 0)
+    monkeypatch.setattr("qsync.web.search_changes.BUDGET_S", 0)
     async with searched(valkey, prefix) as (client, made):
         await made.dead(*[Task("many", {"n": n}, id=f"m{n:04}") for n in range(1200)])
         path, seen, pages = "/search?q=args.n:7&limit=3", [], 0

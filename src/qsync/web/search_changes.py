@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -14,16 +13,13 @@ from qsync.inspector import Change, SearchQuery
 from qsync.inspector.search import CHANGED, Verb
 from qsync.inspector.search_query import MAX_QUERY
 from qsync.state import TaskState
-from qsync.web.bulk_actions import COUNTS, MAX_COUNT
+from qsync.web.bulk_actions import BUDGET_S, COUNTS, MAX_COUNT, summary
 from qsync.web.pages import Site, links
 from qsync.web.query import Fields
 from qsync.web.roles import given_role, lacking
 from qsync.web.search import MAX_CURSOR, parse_for
-from qsync.web.search_words import DOING, button, by_state, consequence, summary, unread_note
+from qsync.web.search_words import DOING, DONE, button, by_state, consequence, unread_note
 from qsync.web.translation import _
-
-STEPS_S: Final = 1.0
-"""Time after which a request starts no further step, in seconds."""
 
 
 async def act(site: Site, request: Request) -> Response:
@@ -65,7 +61,7 @@ async def _change_selected(
         "done": done, "duplicate": outcomes["duplicate"],
         "too_late": len(picked) - done - outcomes["duplicate"],
     }  # fmt: skip
-    return site.go(request, "/search", summary(verb, counts), good=done > 0, q=str(query))
+    return site.go(request, "/search", summary(counts, DONE[verb]), good=done > 0, q=str(query))
 
 
 async def _count_all(
@@ -74,7 +70,7 @@ async def _count_all(
     """Count for a while; then show the progress, or ask for a confirmation with the number."""
     numbers = {state: form.number(f"n-{state}", 0, 0, MAX_COUNT) for state in TaskState}
     scanned, unread = (form.number(name, 0, 0, MAX_COUNT) for name in ("scanned", "unread"))
-    cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + STEPS_S
+    cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
     total = await site.inspector.search_total(query, verb) if cursor is None else None
     if total is not None:
         return _confirm_all(site, request, verb, query, total, 0)
@@ -124,18 +120,18 @@ async def _change_all(
 ) -> Response:
     """Change for a while; then show the progress, or the summary."""
     counts = {name: form.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
-    cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + STEPS_S
+    cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
     while True:
         part = await site.acting(request).search_step(query, verb, cursor=cursor)
         counts = {name: counts[name] + getattr(part.step, name) for name in COUNTS}
         cursor = part.step.cursor
         if cursor is None:
-            text, good = summary(verb, counts), counts["done"] > 0
+            text, good = summary(counts, DONE[verb]), counts["done"] > 0
             return site.go(request, "/search", text, good=good, q=str(query))
         if time.monotonic() > end:
             break
     site.error_scanner.forget()
-    text = f"{summary(verb, counts)} {_('There are more.')}"
+    text = f"{summary(counts, DONE[verb])} {_('There are more.')}"
     kept = {**counts, "cursor": cursor, "sure": "yes"}
     return _continue(site, request, verb, query, _(DOING[verb]), text, kept)
 

@@ -7,8 +7,13 @@ from typing import Final
 
 from qsync.inspector.search import Verb
 from qsync.state import TaskState
+from qsync.web.bulk_actions import CANCELLED, DELETED, RE_QUEUED
 from qsync.web.names import state_title
 from qsync.web.translation import _, count, marked, ngettext
+
+DONE: Final[dict[Verb, tuple[str, str]]] = {
+    "retry": RE_QUEUED, "cancel": CANCELLED, "delete": DELETED,
+}  # fmt: skip
 
 DOING: Final[dict[Verb, str]] = {
     "retry": marked("Retrying tasks"),
@@ -65,33 +70,3 @@ def unread_note(number: int) -> str:
 def by_state(numbers: Mapping[TaskState, int]) -> list[str]:
     """Return the number of tasks in each state, as `Dead: 4,000`."""
     return [f"{state_title(state)}: {count(number)}" for state, number in numbers.items() if number]
-
-
-def summary(verb: Verb, counts: Mapping[str, int]) -> str:
-    """Return a summary such as `3 tasks re-queued. 2 tasks changed state meanwhile.`."""
-    sentences = [_done(verb, counts["done"])]
-    if number := counts["duplicate"]:
-        text = ngettext(
-            "%(num)s task stays dead: another task holds the unique lock.",
-            "%(num)s tasks stay dead: other tasks hold the unique locks.",
-            number,
-        )
-        sentences.append(text)
-    if number := counts["too_late"]:
-        text = ngettext(
-            "%(num)s task changed state meanwhile.",
-            "%(num)s tasks changed state meanwhile.",
-            number,
-        )
-        sentences.append(text)
-    return " ".join(sentences)
-
-
-def _done(verb: Verb, number: int) -> str:
-    match verb:
-        case "retry":
-            return ngettext("%(num)s task re-queued.", "%(num)s tasks re-queued.", number)
-        case "cancel":
-            return ngettext("%(num)s task cancelled.", "%(num)s tasks cancelled.", number)
-        case _:
-            return ngettext("%(num)s task deleted.", "%(num)s tasks deleted.", number)

@@ -98,7 +98,7 @@ class Scripts(RuleBasedStateMachine):
         `flow`: which variants of the scripts are called, and whether tasks have limits.
         """
         self.flow = flow
-        self._anew()
+        self._restart()
         self.enqueue(list(zip(IDS, kinds, strict=True)))
         if many:  # more than one fetch promotes
             self.enqueue([(f"many-{n}", {"delay": 5}) for n in range(120)])
@@ -108,7 +108,7 @@ class Scripts(RuleBasedStateMachine):
             self.crash(False, "s", wanted)
         self.fetch("s", wanted, 1)
 
-    def _anew(self) -> None:
+    def _restart(self) -> None:
         """The store is empty and has room, and its user may do everything."""
         self.make_room()
         self.speak()
@@ -385,7 +385,7 @@ class Scripts(RuleBasedStateMachine):
         patient.treat(verbs, self.current(), IDS)
         patient.heal()
         patient.drain()
-        self._anew()
+        self._restart()
         self.enqueue(list(zip(IDS, OPTIONS, strict=False)))
 
     # Steps

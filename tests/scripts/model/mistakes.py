@@ -382,8 +382,8 @@ def raised_rule_opens_nothing() -> contextlib.AbstractContextManager[None]:
     return planted("include/change_rules.lua", right, "")
 
 
-def fairness_begins_anew_beside_waiters() -> contextlib.AbstractContextManager[None]:
-    """Fairness keys start anew while limited tasks keep their tags, so newcomers overtake them."""
+def fairness_restarts_beside_waiters() -> contextlib.AbstractContextManager[None]:
+    """Fairness keys start again while limited tasks keep their tags, so newcomers overtake them."""
     right = "  if not left and redis.call('EXISTS', KEYS.limited) == 1 then\n"
     return planted("include/wake_next.lua", right, "  if false then\n")
 
@@ -436,7 +436,7 @@ IN_SCRIPTS: Final = named(
     newcomer_before_waiters,
     limited_leased_ahead,
     raised_rule_opens_nothing,
-    fairness_begins_anew_beside_waiters,
+    fairness_restarts_beside_waiters,
 )
 """Mistakes that the model check must find."""
 

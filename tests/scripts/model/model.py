@@ -309,17 +309,17 @@ class Model(Schedules):
         replaced = [id for id in (*back, *died) if self.tasks[id].successor]
         for id in replaced:
             self.tasks[id].crashes = (self.tasks[id].crashes or "").rstrip("!")
-        anew = any(self.tasks[id].successor for id in (*back, *died, *cancelled))
-        back = self.start_anew(now, back, crashed=True)
-        died = self.start_anew(now, died, crashed=True)
-        cancelled = self.start_anew(now, cancelled)
+        starts_again = any(self.tasks[id].successor for id in (*back, *died, *cancelled))
+        back = self.start_again(now, back, crashed=True)
+        died = self.start_again(now, died, crashed=True)
+        cancelled = self.start_again(now, cancelled)
         self.to_head(now, back)
         self.runnable_from(dict.fromkeys(back, now))
         for id in died:
             self.move(now, id, "dead", now)
             self.counts["dead"] += 1
         self.end_cancelled(now, cancelled)
-        for state in ("scheduled", "retry") if anew else ():
+        for state in ("scheduled", "retry") if starts_again else ():
             for id in self.first(self.those(state, until=now)):
                 self.to_pending(now, id)
         return own, len(back) + len(replaced), len(died)
@@ -361,7 +361,7 @@ class Model(Schedules):
     def complete(self, now: int, rows: Sequence[Completion]) -> list[Outcome]:
         held, answers = self.owned(rows)
         self.release_all(held)
-        ended = self.start_anew(now, [row.id for row in held])
+        ended = self.start_again(now, [row.id for row in held])
         self.counts["completed"] += len(held) - len(ended)
         self.counts["enqueued"] += len(held) - len(ended)
         for row in held:
@@ -437,7 +437,7 @@ class Model(Schedules):
     def stopped(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
         held, answers = self.owned(rows)
         self.release_all(held)
-        ended = self.start_anew(now, [row.id for row in held])
+        ended = self.start_again(now, [row.id for row in held])
         self.counts["cancelled"] += len(held) - len(ended)
         self.counts["enqueued"] += len(held) - len(ended)
         self.end_cancelled(now, ended)
@@ -445,14 +445,14 @@ class Model(Schedules):
         return answers
 
     def release_all(self, rows: Sequence[Any]) -> None:
-        """Leases end; those of tasks that start anew after the others."""
+        """Leases end; those of tasks that start again after the others."""
         self.release(
             row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
         )
 
     def not_replaced(self, now: int, rows: Sequence[Any]) -> list[Any]:
         """Restart replaced tasks; return the rows of the others."""
-        ended = set(self.start_anew(now, [row.id for row in rows]))
+        ended = set(self.start_again(now, [row.id for row in rows]))
         return [row for row in rows if row.id in ended]
 
     def renew(self, now: int, rows: Sequence[LeaseRef], *, lease_us: int) -> list[str]:

@@ -334,8 +334,8 @@ class Queue:
         latest = first + flow.debounce_max_us if flow.debounce_max_us else math.inf
         return int(max(now, min(now + flow.debounce_us, latest)))
 
-    def start_anew(self, now: int, ids: Iterable[str], *, crashed: bool = False) -> list[str]:
-        """Start those anew that were replaced while they were active; the others."""
+    def start_again(self, now: int, ids: Iterable[str], *, crashed: bool = False) -> list[str]:
+        """Start those again that were replaced while they were active; the others."""
         rest = []
         for id in ids:
             task = self.tasks[id]

@@ -37,7 +37,7 @@ def test_a_paused_type_leaves_its_limits_alone(binary: Binary) -> None:
     """Calls that the runs above make too rarely, with the same comparison after each."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
-        machine._anew()
+        machine._restart()
         machine.enqueue([("a", {"limits": ("r",)})])
         machine.fetch("s", 1, 1)
         machine.hand_back([0], 60 * S, ("r", 30 * S), True)
@@ -71,7 +71,7 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         for end, arguments in ends.items():
-            machine._anew()
+            machine._restart()
             machine.enqueue([("@b", {"unique_key": "l", "on_duplicate": "replace"})])
             machine.fetch("s", 1, 1)
             if end.startswith("cancelled"):
@@ -92,7 +92,7 @@ def test_a_server_is_seen_that_leases_a_waiter(binary: Binary) -> None:
     """Whether the store was away is told by when a server with tasks was last seen."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
-        machine._anew()
+        machine._restart()
         machine.enqueue([("a", {"limits": ("r",)}), ("b", {"limits": ("r",)})])
         machine.fetch("s", 1, 1)
         machine.complete([0], None)

@@ -143,10 +143,10 @@ end
 if #lapsed > 0 then
   check_transitions()
   -- flow:
-  local anew
-  own, recovered, died, anew =
+  local started_again
+  own, recovered, died, started_again =
     recover_expired(now, server, tonumber(ARGV.max_crashes), lapsed)
-  if anew then
+  if started_again then
     local due, rest = promote_due(now, limit)
     next_due, more = math.min(next_due, due), more or rest
   end
