@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Final
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -44,21 +44,19 @@ SortTypes = Annotated[
     ),
 ]  # fmt: skip
 
-ListPeriod = Annotated[
-    Period,
-    typer.Option(
-        "--period", metavar="TIME", parser=period_of, show_default=False,
-        autocompletion=lambda: list(LISTED), help=f"{', '.join(LISTED)}.  [default: 1h]",
-    ),
-]  # fmt: skip
 
-ShowPeriod = Annotated[
-    Period,
-    typer.Option(
+def period_option(names: Iterable[str]) -> Any:
+    """Return the option --period of a command that knows these periods."""
+    known = list(names)
+    return typer.Option(
         "--period", metavar="TIME", parser=period_of, show_default=False,
-        autocompletion=lambda: list(PERIODS), help=f"{', '.join(PERIODS)}.  [default: 1h]",
-    ),
-]  # fmt: skip
+        autocompletion=lambda: known, help=f"{', '.join(known)}.  [default: 1h]",
+    )  # fmt: skip
+
+
+ListPeriod = Annotated[Period, period_option(LISTED)]
+
+ShowPeriod = Annotated[Period, period_option(PERIODS)]
 
 TypeName = Annotated[
     str, typer.Argument(metavar="TYPE", help="Type of the tasks.", show_default=False)
