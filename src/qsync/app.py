@@ -128,9 +128,9 @@ class Qsync(Registry):
         """
         self._declared.check()
         handlers = Mux()
-        for one in (self._mux, self._given_mux, mux):
-            if one is not None:
-                handlers.include(check_mux(one))
+        for given in (self._mux, self._given_mux, mux):
+            if given is not None:
+                handlers.include(check_mux(given))
         server = Server(
             self._connections.address,
             prefix=self.prefix,

@@ -221,7 +221,9 @@ def _read(text: str) -> Bounds:
 
 
 def _read_operator(text: str) -> OperatorBounds:
-    *_, at, by = [*text.split(" ", 4), "", "", "", "", ""][:5]
+    *_, at_us, by = [*text.split(" ", 4), "", "", "", "", ""][:5]
     return OperatorBounds(
-        bounds=_read(text), by=by, at=from_us(int(at)) if at.isdigit() and len(at) < 17 else None
+        bounds=_read(text),
+        by=by,
+        at=from_us(int(at_us)) if at_us.isdigit() and len(at_us) < 17 else None,
     )

@@ -109,11 +109,12 @@ def _misfit(value: object, place: str = "") -> str | None:
         text = "a text with lone surrogates is not valid Unicode; give its bytes instead"
     elif isinstance(value, dict):
         inner = [(key, f"{place}[key]") for key in value]
-        inner += [(one, f"{place}[{key!r}]") for key, one in value.items()]
-        return next(filter(None, (_misfit(*one) for one in inner)), None)
+        inner += [(item, f"{place}[{key!r}]") for key, item in value.items()]
+        return next(filter(None, (_misfit(*item) for item in inner)), None)
     elif isinstance(value, list | tuple | set | frozenset):
         return next(
-            filter(None, (_misfit(one, f"{place}[{at}]") for at, one in enumerate(value))), None
+            filter(None, (_misfit(item, f"{place}[{index}]") for index, item in enumerate(value))),
+            None,
         )
     else:
         return None

@@ -118,11 +118,11 @@ class Connections:
 
     def copy(self, *, prefix: str, patience: float) -> Connections:
         """Return a copy for another prefix and patience (seconds), without the shared clients."""
-        made = copy(self)
-        made.prefix, made._patience = prefix, patience
-        made._options = {**self._options, "prefix": prefix}
-        made._blocking, made._by_loop = {}, {}
-        return made
+        connections = copy(self)
+        connections.prefix, connections._patience = prefix, patience
+        connections._options = {**self._options, "prefix": prefix}
+        connections._blocking, connections._by_loop = {}, {}
+        return connections
 
     def is_alike(self, other: Connections) -> bool:
         """Return whether both have the same store and prefix, and clients of the same kind."""

@@ -62,7 +62,9 @@ def leaves(annotation: Any) -> frozenset[type]:
     With `float` the result also has `int`, which `float` parameters accept.
     """
     members = _members(annotation)
-    if not all(isinstance(one, type) and one in msgpack_extensions.LEAVES for one in members):
+    if not all(
+        isinstance(member, type) and member in msgpack_extensions.LEAVES for member in members
+    ):
         return frozenset()
     return frozenset({*members, int} if float in members else members)
 
@@ -135,7 +137,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the annotation itself; None becomes NoneType."""
     union = get_origin(annotation) in (Union, UnionType)
     members = get_args(annotation) if union else (annotation,)
-    return tuple(type(None) if one is None else one for one in members)
+    return tuple(type(None) if member is None else member for member in members)
 
 
 def _rewritten(annotation: Any) -> Any:
@@ -147,7 +149,7 @@ def _rewritten(annotation: Any) -> Any:
         return int | float
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in _GENERICS and inner:
-        return origin[tuple(one if one is ... else _rewritten(one) for one in inner)]
+        return origin[tuple(item if item is ... else _rewritten(item) for item in inner)]
     return annotation
 
 
@@ -157,8 +159,10 @@ def _union(members: tuple[Any, ...]) -> Any:
     try:
         msgspec.msgpack.Decoder(rewritten, dec_hook=_revive)
     except TypeError:
-        if all(isinstance(one, type) and one in msgpack_extensions.CARRIED for one in members):
-            name = " | ".join(one.__name__ for one in members)
+        if all(
+            isinstance(member, type) and member in msgpack_extensions.CARRIED for member in members
+        ):
+            name = " | ".join(member.__name__ for member in members)
             return _OneOf(name, (), {"members": frozenset(members)})
     return rewritten
 
@@ -196,15 +200,17 @@ def _check_info(info: Any, seen: set[Any]) -> None:
         seen.add(cls)
     for name in getattr(info, "__struct_fields__", ()):
         value = getattr(info, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            inner = one.type if isinstance(one, msgspec.inspect.Field) else one
+        for part in value if isinstance(value, tuple) else (value,):
+            inner = part.type if isinstance(part, msgspec.inspect.Field) else part
             if isinstance(inner, msgspec.inspect.Type):
                 _check_info(inner, seen)
 
 
 def _no_type(cls: type) -> str:
     text = f"{cls.__qualname__} is not a type that can be made from a payload"
-    bases: Iterator[type] = (one for one in cls.__mro__ if one in msgpack_extensions.CARRIED)
+    bases: Iterator[type] = (
+        parent for parent in cls.__mro__ if parent in msgpack_extensions.CARRIED
+    )
     for base in bases:
         if base is not object:
             return f"{text}; annotate {base.__name__}, and make the {cls.__qualname__} in the task"
@@ -269,9 +275,9 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
         try:
             return adapter.validate_python(value, **options)
         except pydantic.ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
         # Outside of `except`: the text of the other error quotes the input.
-        raise ValueError("; ".join(_shown(one, names) for one in found[:5]))
+        raise ValueError("; ".join(_shown(detail, names) for detail in errors[:5]))
 
     return validate
 
@@ -323,5 +329,7 @@ def _shown(error: Any, names: set[str]) -> str:
         "uuid_parsing": "Input should be a valid UUID",
     }
     message = quoting.get(error["type"], error["msg"])
-    steps = [str(one) if isinstance(one, int) or one in names else "..." for one in error["loc"]]
+    steps = [
+        str(step) if isinstance(step, int) or step in names else "..." for step in error["loc"]
+    ]
     return f"{'.'.join(steps)}: {message}" if steps else message

@@ -313,8 +313,8 @@ def _socket_path(folder: Path) -> Path:
     private = _temporary_folder() / _private_name(folder)
     with contextlib.suppress(FileExistsError):
         private.mkdir(mode=0o700)
-    found = private.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    info = private.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         sys.exit(f"{private} must be a folder that you own and that other users cannot access")
     check_socket(private / path.name)
     return private / path.name
@@ -327,8 +327,8 @@ def _private_name(folder: Path) -> str:
 
 def _temporary_folder() -> Path:
     """Return the system's folder for temporary files, or /tmp if its path is long."""
-    found = Path(tempfile.gettempdir())
-    return found if len(os.fsencode(found)) <= _SOCKET_LIMIT // 2 else Path("/tmp")  # noqa: S108 - what is made in it is private
+    folder = Path(tempfile.gettempdir())
+    return folder if len(os.fsencode(folder)) <= _SOCKET_LIMIT // 2 else Path("/tmp")  # noqa: S108 - what is made in it is private
 
 
 def _ask(path: str, command: bytes) -> bytes:

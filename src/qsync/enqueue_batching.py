@@ -180,12 +180,12 @@ class Batcher(Generic[T, U]):
         taken = self._items[:count], self._futures[:count], self._arrivals[:count]
         del self._items[:count], self._futures[:count], self._arrivals[:count]
         items, futures, arrivals = taken
-        kept = [at for at, future in enumerate(futures) if not future.done()]
+        kept = [index for index, future in enumerate(futures) if not future.done()]
         if len(kept) < len(futures):
             return (
-                [items[at] for at in kept],
-                [futures[at] for at in kept],
-                [arrivals[at] for at in kept],
+                [items[index] for index in kept],
+                [futures[index] for index in kept],
+                [arrivals[index] for index in kept],
             )
         return taken
 

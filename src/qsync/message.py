@@ -81,11 +81,11 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def due_us(self) -> int:
         """The earliest start, microseconds of Unix time by the store's clock."""
-        at, options = self.enqueued_at_us, self.options
+        enqueued_us, options = self.enqueued_at_us, self.options
         if options is None:
-            return at
+            return enqueued_us
         delay_us = options.delay_us or options.debounce_us or 0
-        return max(at + delay_us, options.process_at_us or 0)
+        return max(enqueued_us + delay_us, options.process_at_us or 0)
 
 
 ENVELOPE_HEAD: Final = codec.head(len(Message.__struct_fields__))

@@ -155,11 +155,11 @@ def _tag(value: Any, sort: bool, depth: int) -> Any:
 
 def _items(values: Any, sort: bool, depth: int) -> list[Any]:
     items = []
-    for at, value in enumerate(values):
+    for index, value in enumerate(values):
         try:
             items.append(_tag(value, sort, depth + 1))
         except NotCarried as error:
-            raise NotCarried(error.why, f"[{at}]{error.place}") from None
+            raise NotCarried(error.why, f"[{index}]{error.place}") from None
     return items
 
 
@@ -190,7 +190,7 @@ def _record(value: Any) -> Any:
     if hasattr(cls, "__dataclass_fields__"):
         return {name: getattr(value, name) for name in cls.__dataclass_fields__}
     if hasattr(cls, "__attrs_attrs__"):
-        return {one.name: getattr(value, one.name) for one in cls.__attrs_attrs__}
+        return {attribute.name: getattr(value, attribute.name) for attribute in cls.__attrs_attrs__}
     if hasattr(cls, "__members__") and hasattr(value, "value"):  # an enum
         return value.value
     if isinstance(value, tuple) and hasattr(cls, "_fields"):

@@ -298,10 +298,10 @@ def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
         msg = f"middleware: {shorten(middleware)} is not a list of `async def (task, call_next)`"
         raise ConfigError(msg)
     around = tuple(middleware)
-    for one in around:
-        if not callable(one) or not _takes(one, 2):
+    for inner in around:
+        if not callable(inner) or not _takes(inner, 2):
             msg = (
-                f"middleware: {shorten(one)} is neither `def (task, call_next)`, for handlers in "
+                f"middleware: {shorten(inner)} is neither `def (task, call_next)`, for handlers in "
                 "threads, nor `async def (task, call_next)`"
             )
             raise ConfigError(msg)

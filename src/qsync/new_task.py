@@ -81,7 +81,7 @@ def new_nonce() -> bytes:
         return _nonces.pop()
     except IndexError:
         drawn = os.urandom(8 * 512)
-        fresh = [drawn[at : at + 8] for at in range(0, len(drawn), 8)]
+        fresh = [drawn[start : start + 8] for start in range(0, len(drawn), 8)]
         nonce = fresh.pop()
         _nonces.extend(fresh)
         return nonce
@@ -94,7 +94,9 @@ def new_id() -> str:
     except IndexError:
         drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
         # Command lines read an argument that begins with a dash as an option.
-        ids = [drawn[at : at + 22] for at in range(0, len(drawn), 22) if drawn[at] != "-"]
+        ids = [
+            drawn[start : start + 22] for start in range(0, len(drawn), 22) if drawn[start] != "-"
+        ]
         id = ids.pop()
         _ids.extend(ids)
         return id

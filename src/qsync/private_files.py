@@ -19,15 +19,13 @@ OPEN: Final = os.O_RDWR | os.O_CREAT
 
 def check_folder(folder: Path) -> None:
     """Raise ConfigError when another user owns the folder, or may write to it or replace it."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode):
         raise ConfigError(f"{folder} is not a folder; remove it, or name another one")
-    if found.st_uid != os.geteuid():
-        msg = (
-            f"{folder} belongs to user {found.st_uid}, this is {os.geteuid()}; name another folder"
-        )
+    if info.st_uid != os.geteuid():
+        msg = f"{folder} belongs to user {info.st_uid}, this is {os.geteuid()}; name another folder"
         raise ConfigError(msg)
-    if found.st_mode & 0o022:
+    if info.st_mode & 0o022:
         raise ConfigError(f"{folder} is writable by other users: chmod go-w {folder}")
     for parent in folder.parents:
         mode = parent.stat().st_mode
@@ -45,13 +43,13 @@ def check_link(path: Path) -> None:
 def check_socket(path: Path) -> None:
     """Raise ConfigError when the path exists and is not a socket of this user."""
     try:
-        found = path.lstat()
+        info = path.lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(info.st_mode):
         raise ConfigError(f"{path} is not a socket; remove it")
-    if found.st_uid != os.geteuid():
-        raise ConfigError(f"{path} is a socket of user {found.st_uid}; remove it")
+    if info.st_uid != os.geteuid():
+        raise ConfigError(f"{path} is a socket of user {info.st_uid}; remove it")
 
 
 def open_file(path: Path, flags: int = OPEN) -> int:
@@ -69,13 +67,13 @@ def open_file(path: Path, flags: int = OPEN) -> int:
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise ConfigError(f"{path} is not a regular file; remove it") from None
         raise
-    found = os.fstat(opened)
+    info = os.fstat(opened)
     wrong = ""
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(info.st_mode):
         wrong = "is not a regular file"
-    elif found.st_uid != os.geteuid():
-        wrong = f"belongs to user {found.st_uid}"
-    elif found.st_nlink != 1:
+    elif info.st_uid != os.geteuid():
+        wrong = f"belongs to user {info.st_uid}"
+    elif info.st_nlink != 1:
         wrong = "has another name as well (a hard link)"
     if wrong:
         os.close(opened)

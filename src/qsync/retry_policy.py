@@ -57,9 +57,9 @@ def retry_rules(
 
 def _classes(option: str, value: Any) -> tuple[type[BaseException], ...]:
     classes = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
-    for one in classes:
-        if not (isinstance(one, type) and issubclass(one, BaseException)):
-            msg = f"{option}: {shorten(one)} is not an exception class such as ConnectionError"
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            msg = f"{option}: {shorten(cls)} is not an exception class such as ConnectionError"
             raise ConfigError(msg)
     return classes
 

@@ -55,9 +55,9 @@ def _mark(value: Any) -> tuple[type, Any]:
 def _items(sent: Any, got: Any) -> str | None:
     if len(sent) != len(got):
         return ": it would arrive with another length"
-    for at, (one, other) in enumerate(zip(sent, got, strict=True)):
-        if (found := difference(one, other)) is not None:
-            return f"[{at}]{found}"
+    for index, (one, other) in enumerate(zip(sent, got, strict=True)):
+        if (problem := difference(one, other)) is not None:
+            return f"[{index}]{problem}"
     return None
 
 
@@ -66,8 +66,8 @@ def _dicts(sent: dict[Any, Any], got: dict[Any, Any]) -> str | None:
     if len(sent) != len(got) or {*map(_mark, sent)} != set(arrived):
         return ": it would arrive with other keys"
     for key, value in sent.items():
-        if (found := difference(value, arrived[_mark(key)])) is not None:
-            return f"[{key!r}]{found}" if type(key) in (int, str) else f"[...]{found}"
+        if (problem := difference(value, arrived[_mark(key)])) is not None:
+            return f"[{key!r}]{problem}" if type(key) in (int, str) else f"[...]{problem}"
     return None
 
 
@@ -75,8 +75,8 @@ def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
     for name, value in sent.items():
         if name not in got:
             return f".{name}: it would be lost"
-        if (found := difference(value, got[name])) is not None:
-            return f".{name}{found}"
+        if (problem := difference(value, got[name])) is not None:
+            return f".{name}{problem}"
     return None
 
 
@@ -92,7 +92,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
     if hasattr(cls, "__dataclass_fields__"):
         return {name: getattr(value, name) for name in cls.__dataclass_fields__}
     if hasattr(cls, "__attrs_attrs__"):
-        return {one.name: getattr(value, one.name) for one in cls.__attrs_attrs__}
+        return {attribute.name: getattr(value, attribute.name) for attribute in cls.__attrs_attrs__}
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return dict(zip(cls._fields, value, strict=True))
     return None

@@ -113,9 +113,14 @@ class _AnySchedules:
 
     def _get(self, name: str) -> Trips[StoredSchedule | None]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
-        found = yield [schedule_ops.stored_schedules(self._keys(one), [name]) for one in queues]
+        replies = yield [
+            schedule_ops.stored_schedules(self._keys(name_of_queue), [name])
+            for name_of_queue in queues
+        ]
         rows = [
-            (row, queue) for queue, (_, [row]) in zip(queues, found, strict=True) if row is not None
+            (row, queue)
+            for queue, (_, [row]) in zip(queues, replies, strict=True)
+            if row is not None
         ]
         if not rows:
             return None
@@ -138,8 +143,8 @@ class _AnySchedules:
 
     def _delete(self, name: str) -> Trips[bool]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
-        found = yield [schedule_ops.delete_schedule(self._keys(one), name) for one in queues]
-        return any(found)
+        deleted = yield [schedule_ops.delete_schedule(self._keys(queue), name) for queue in queues]
+        return any(deleted)
 
 
 class Schedules(_AnySchedules):
@@ -210,8 +215,8 @@ class Schedules(_AnySchedules):
                 result: T = end.value
                 return result
             replies = []
-            for at in range(0, len(calls), TOGETHER):
-                part, ends = calls[at : at + TOGETHER], ends_in(self._broker.patience)
+            for start in range(0, len(calls), TOGETHER):
+                part, ends = calls[start : start + TOGETHER], ends_in(self._broker.patience)
                 answers = self._broker.run_many(part, ends=ends)
                 for call, reply in zip(part, answers, strict=True):
                     again = isinstance(reply, QsyncError)
@@ -292,8 +297,8 @@ class AsyncSchedules(_AnySchedules):
                 result: T = end.value
                 return result
             replies = []
-            for at in range(0, len(calls), TOGETHER):
-                part, ends = calls[at : at + TOGETHER], ends_in(self._broker.patience)
+            for start in range(0, len(calls), TOGETHER):
+                part, ends = calls[start : start + TOGETHER], ends_in(self._broker.patience)
                 answers = await self._broker.run_many(part, ends=ends)
                 for call, reply in zip(part, answers, strict=True):
                     again = isinstance(reply, QsyncError)
@@ -312,14 +317,14 @@ def checked_content(
     """Return the content of a schedule. Raise InvalidTask if a value is wrong."""
     given = schedule_of(cron, every, tz)
     Periodic(name, given, missed)  # checks name and missed
-    made = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
+    new_task = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
     for option in _FIXED:
         value = getattr(task, option)
         if value is not None:
             msg = f"{option}: {shorten(value)} would be the same at every tick of {name!r}"
             raise InvalidTask(f"{msg}; leave it out")
-    encode_record(given, missed, made.message)  # refuses what is too long
-    return Content(given, missed, made.message)
+    encode_record(given, missed, new_task.message)  # refuses what is too long
+    return Content(given, missed, new_task.message)
 
 
 def _checked_prefix(prefix: object) -> str:

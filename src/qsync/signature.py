@@ -261,14 +261,16 @@ class _Resolver:
     def __init__(self, name: str, function: Any) -> None:
         self._name = name
         self._globals = getattr(function, "__globals__", {})
-        self._locals = {one.__name__: one for one in getattr(function, "__type_params__", ())}
+        self._locals = {
+            parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())
+        }
 
     def __call__(self, what: str, annotation: Any) -> Any:
         if annotation is Parameter.empty:
             return Any
         holder = SimpleNamespace(__annotations__={"it": annotation})
         try:
-            found = typing.get_type_hints(holder, self._globals, self._locals, include_extras=True)
+            hints = typing.get_type_hints(holder, self._globals, self._locals, include_extras=True)
         except Exception as error:
             msg = (
                 f"task {self._name!r}: the annotation of {what}, {shorten(annotation)}, cannot be "
@@ -276,7 +278,7 @@ class _Resolver:
                 "under TYPE_CHECKING"
             )
             raise ConfigError(msg) from error
-        return found["it"]
+        return hints["it"]
 
 
 def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]) -> bool:
@@ -304,7 +306,7 @@ def _unpacked(
     for field, hint in resolved.items():
         while typing.get_origin(hint) in (Required, NotRequired):
             [hint] = typing.get_args(hint)
-        if field in {one.name for one in parameters}:
+        if field in {parameter.name for parameter in parameters}:
             raise ConfigError(f"task {name!r}: {field!r} is a parameter and a key of **kwargs")
         default = Parameter.empty if field in fields.__required_keys__ else _NOT_GIVEN
         parameters.append(Parameter(field, Parameter.KEYWORD_ONLY, default=default))

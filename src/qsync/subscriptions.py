@@ -132,7 +132,7 @@ class Placement:
     def _retry(self, listener: Listener) -> bool:
         """Retry channels that were refused over REFUSED_S ago; return whether there were any."""
         now = time.monotonic()
-        due = [channel for channel, at in listener.refused.items() if now >= at]
+        due = [channel for channel, due_at in listener.refused.items() if now >= due_at]
         for channel in due:
             del listener.refused[channel]
             self._follow_slot(channel, listener, self._node_of(channel))

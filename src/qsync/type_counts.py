@@ -51,11 +51,11 @@ class TypeCounts(msgspec.Struct):
     def add(self, other: TypeCounts) -> None:
         """Add the counts of another period to this one."""
         self.started += other.started
-        for at, count in enumerate(other.outcomes):
-            self.outcomes[at] += count
+        for index, count in enumerate(other.outcomes):
+            self.outcomes[index] += count
         for mine, theirs in ((self.waits, other.waits), (self.runs, other.runs)):
-            for at, weight in enumerate(theirs):
-                mine[at] += weight
+            for index, weight in enumerate(theirs):
+                mine[index] += weight
 
     @property
     def ended(self) -> int:
@@ -66,8 +66,8 @@ class TypeCounts(msgspec.Struct):
 def sum_of(counts: Iterable[TypeCounts]) -> TypeCounts:
     """Return the sum of several periods."""
     total = TypeCounts()
-    for one in counts:
-        total.add(one)
+    for count in counts:
+        total.add(count)
     return total
 
 
@@ -80,12 +80,12 @@ def quantile(weights: Sequence[float], share: float) -> float | None:
     total = sum(weights)
     if total <= 0:
         return None
-    wanted, below = share * total, 0.0
-    for at, weight in enumerate(weights):
-        if weight > 0 and below + weight >= wanted:
-            lower = BOUNDS[at - 1] if at else 0.0
-            upper = BOUNDS[at] if at < len(BOUNDS) else lower
-            return lower + (upper - lower) * max(0.0, wanted - below) / weight
+    target, below = share * total, 0.0
+    for index, weight in enumerate(weights):
+        if weight > 0 and below + weight >= target:
+            lower = BOUNDS[index - 1] if index else 0.0
+            upper = BOUNDS[index] if index < len(BOUNDS) else lower
+            return lower + (upper - lower) * max(0.0, target - below) / weight
         below += weight
     return BOUNDS[-1]
 

@@ -86,24 +86,24 @@ def decode_directory(data: bytes | None) -> Directory:
 
 def merged_reports(reports: Reports, known: Iterable[str]) -> dict[str, dict[int, TypeCounts]]:
     """Return the counts in reports, by type and minute; types beyond the limit are `OTHER`."""
-    names, found = {*known}, dict[str, dict[int, TypeCounts]]()
+    names, merged = {*known}, dict[str, dict[int, TypeCounts]]()
     for field, data in sorted(reports.items()):
         minute = minute_of(field)
         for type, counts in decode_report(data).items() if minute is not None else ():
             name = type if type in names or len(names - {OTHER}) < TYPES else OTHER
             names.add(name)
-            found.setdefault(name, {}).setdefault(minute or 0, TypeCounts()).add(counts)
-    return found
+            merged.setdefault(name, {}).setdefault(minute or 0, TypeCounts()).add(counts)
+    return merged
 
 
 def needed_fields(merged: Mapping[str, Mapping[int, TypeCounts]]) -> list[str]:
     """Return the fields that `roll` needs to read."""
-    found: dict[str, None] = {}
+    fields: dict[str, None] = {}
     for type, minutes in merged.items():
         for minute in minutes:
-            found[minutes_of(minute // 60, type)] = None
-            found[hours_of(minute // 1440, type)] = None
-    return list(found)
+            fields[minutes_of(minute // 60, type)] = None
+            fields[hours_of(minute // 1440, type)] = None
+    return list(fields)
 
 
 def roll(
@@ -120,17 +120,17 @@ def roll(
     for type, minutes in merged.items():
         changed = set()
         for minute, counts in minutes.items():
-            hour, at = divmod(minute, 60)
+            hour, index = divmod(minute, 60)
             periods = blocks.setdefault(minutes_of(hour, type), {})
-            periods.setdefault(at, TypeCounts()).add(counts)
+            periods.setdefault(index, TypeCounts()).add(counts)
             types[type] = max(types.get(type, 0), hour)
             changed.add(hour)
         for hour in changed:
             periods = blocks[minutes_of(hour, type)]
             encoded = fields[minutes_of(hour, type)] = encode_block(periods)
-            day, at = divmod(hour, 24)
+            day, index = divmod(hour, 24)
             days = blocks.setdefault(hours_of(day, type), {})
-            days[at] = sum_of(decode_block(encoded).values())
+            days[index] = sum_of(decode_block(encoded).values())
             fields[hours_of(day, type)] = encode_block(days)
     first_hour = min([directory.first_hour or now_minute // 60, *hours])
     first_day = min([directory.first_day or now_minute // 1440, *[hour // 24 for hour in hours]])

@@ -61,16 +61,16 @@ class Passage:
             got = self._convert(msgspec.Raw(data))
         except MISFITS as error:
             return self._refusal(value, misfit(error))
-        found = difference(value, got)
-        if found is None:
+        problem = difference(value, got)
+        if problem is None:
             return None
         hint = ""
         if self._any:
             hint = "; annotate it with its type"
-        elif " would arrive as " in found:
-            found = re.sub(r": (\S+) would arrive as (\S+)\Z", r": expected \2, got \1", found)
+        elif " would arrive as " in problem:
+            problem = re.sub(r": (\S+) would arrive as (\S+)\Z", r": expected \2, got \1", problem)
             hint = "; give a value of exactly the annotated type"
-        return f"{found.removeprefix(': ')}{hint}"
+        return f"{problem.removeprefix(': ')}{hint}"
 
     def _refusal(self, value: Any, why: str) -> str:
         """Return why the decoder refuses a value, with only the type names if these are the

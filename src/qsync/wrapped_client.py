@@ -68,9 +68,9 @@ class WrappedClient(Client):
         """Call the "enqueued" hooks for new tasks."""
         for hook, info in _due(self._hooks, created):
             try:
-                told = hook(info)
-                if inspect.isawaitable(told):
-                    _run(_awaited(told))
+                answer = hook(info)
+                if inspect.isawaitable(answer):
+                    _run(_awaited(answer))
             except Exception as error:
                 log_failure("enqueued", hook, info.id, error)
 
@@ -108,9 +108,9 @@ class WrappedAsyncClient(AsyncClient):
         """Call the "enqueued" hooks for new tasks."""
         for hook, info in _due(self._hooks, created):
             try:
-                told = hook(info)
-                if inspect.isawaitable(told):
-                    await told
+                answer = hook(info)
+                if inspect.isawaitable(answer):
+                    await answer
             except Exception as error:
                 log_failure("enqueued", hook, info.id, error)
 
@@ -134,8 +134,8 @@ def entered(
     """Enter the context of each extension, the first one outermost."""
     every = _All(tasks)
     with contextlib.ExitStack() as stack:
-        for one in around:
-            outgoing = stack.enter_context(one(every.tasks, queue))
+        for enter in around:
+            outgoing = stack.enter_context(enter(every.tasks, queue))
             every.tasks = outgoing.tasks
             every.entered.append(outgoing)
         yield every

@@ -57,8 +57,8 @@ _COMMAND: Final = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 @cache
 def scripts() -> tuple[str, ...]:
     """Return the names of all scripts, sorted."""
-    found = (entry.name for entry in (files("qsync.broker") / "lua").iterdir())
-    return tuple(sorted(name.removesuffix(".lua") for name in found if name.endswith(".lua")))
+    names = (entry.name for entry in (files("qsync.broker") / "lua").iterdir())
+    return tuple(sorted(name.removesuffix(".lua") for name in names if name.endswith(".lua")))
 
 
 def scripts_of(role: Role) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
     needed = {*EVERYBODY, *PLAIN[role]}
     for name in scripts_of(role):
         text = load(name, flow=True).text
-        needed |= {_command(*found) for found in _COMMAND.findall(text)}
+        needed |= {_command(*words) for words in _COMMAND.findall(text)}
     if role in ("client", "server"):
         needed -= RECORD
     return tuple(sorted(needed - ({"waitaof"} if old else set())))
@@ -108,8 +108,8 @@ def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
     used = {key for name in scripts_of(role) for key in load(name).keys}
     used |= {"inbox"} if role == "server" else set()  # read without a script
     used -= {"events"} if role in ("client", "server") else set()
-    found = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
-    return (*found, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(found)
+    patterns = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
+    return (*patterns, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(patterns)
 
 
 def checkable(role: Role) -> tuple[str, ...]:

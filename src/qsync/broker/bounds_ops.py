@@ -81,12 +81,12 @@ def weights(
 
     def decode(reply: Any) -> tuple[str, dict[str, float]]:
         after, flat = reply
-        found = {}
+        weights = {}
         for name, value in zip(flat[::2], flat[1::2], strict=True):
             with contextlib.suppress(ValueError):
                 key = name.decode(errors="replace").removeprefix("weight:")
-                found[key] = float(value)
-        return after.decode(), found
+                weights[key] = float(value)
+        return after.decode(), weights
 
     return Call(script, keys.names(script.keys), (cursor, count), decode)
 

@@ -40,10 +40,10 @@ class CheckedProvider:
     def get_credentials(self) -> tuple[str, ...]:
         """Return what the provider returns."""
         try:
-            found = self.provider.get_credentials()
+            credentials = self.provider.get_credentials()
         except Exception as error:
             raise _failed(error) from error
-        return _checked(found)
+        return _checked(credentials)
 
     async def get_credentials_async(self) -> tuple[str, ...]:
         """Return what the provider returns; await it if the provider can be awaited."""
@@ -53,31 +53,31 @@ class CheckedProvider:
         if ask is None:
             return self.get_credentials()
         try:
-            found = await ask()
+            credentials = await ask()
         except Exception as error:
             raise _failed(error) from error
-        return _checked(found)
+        return _checked(credentials)
 
 
 def _failed(error: Exception) -> Exception:
     return failures.ConnectionError(f"credential_provider: {type(error).__name__}: {error}")
 
 
-def _checked(found: Any) -> tuple[str, ...]:
+def _checked(credentials: Any) -> tuple[str, ...]:
     if (
-        isinstance(found, tuple | list)
-        and 1 <= len(found) <= 2
-        and all(isinstance(part, str | bytes) for part in found)
+        isinstance(credentials, tuple | list)
+        and 1 <= len(credentials) <= 2
+        and all(isinstance(part, str | bytes) for part in credentials)
     ):
-        return tuple(found)
-    return _refuse(found)
+        return tuple(credentials)
+    return _refuse(credentials)
 
 
-def _refuse(found: object) -> tuple[str, ...]:
+def _refuse(returned: object) -> tuple[str, ...]:
     """Raise an error that shows only the type of what the provider returned, which may be
     secret."""
     raise failures.AuthenticationError(
-        f"credential_provider: get_credentials() returned {type(found).__name__}, "
+        f"credential_provider: get_credentials() returned {type(returned).__name__}, "
         "not (password,) or (user, password) as text"
     )
 

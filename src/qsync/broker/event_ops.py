@@ -87,8 +87,8 @@ def events(
     def decode(reply: Any) -> list[StoredEvent]:
         rows = zip(*(reply[index::5] for index in range(5)), strict=True)
         return [
-            StoredEvent(_number(at), _number(number), _ids(ids), key, _record(record))
-            for at, number, ids, key, record in rows
+            StoredEvent(_number(at_ms), _number(number), _ids(ids), key, _record(record))
+            for at_ms, number, ids, key, record in rows
         ]
 
     return Call(script, _names(keys, script), (count, since), decode)

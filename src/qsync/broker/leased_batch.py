@@ -9,11 +9,11 @@ from typing import Any, Final
 
 def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
     """Return the number of crashes that did not count, by id, where a crash count has one."""
-    found = {}
+    counts = {}
     for id, text in zip(ids, crashes, strict=True):
         if text and (match := _SPARED.match(text)):
-            found[id.decode()] = int(match[1])
-    return found
+            counts[id.decode()] = int(match[1])
+    return counts
 
 
 def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
@@ -30,18 +30,18 @@ def only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
 
     Such entries come from outside qsync; recovery deletes them once their lease expires.
     """
-    lists = [ids, *(one or [None] * len(ids) for one in beside)]
+    lists = [ids, *(column or [None] * len(ids) for column in beside)]
     together = b"".join(ids).decode(errors="replace")
     if not (together.isascii() and together.isprintable() and " " not in together and all(ids)):
-        good = [at for at, id in enumerate(ids) if _PRINTABLE.fullmatch(id)]
-        lists = [[one[at] for at in good] for one in lists]
+        good = [index for index, id in enumerate(ids) if _PRINTABLE.fullmatch(id)]
+        lists = [[column[index] for index in good] for column in lists]
     return iter(lists)
 
 
 def crash_count(text: bytes | None) -> int:
     """Return the number that a crash count begins with; 0 without one."""
-    found = _NUMBER.match(text) if text else None
-    return int(found[0]) if found else 0
+    match = _NUMBER.match(text) if text else None
+    return int(match[0]) if match else 0
 
 
 _NUMBER: Final = re.compile(rb"\d{1,16}")

@@ -45,11 +45,11 @@ def batches(
         yield items
         return
     start = total = 0
-    for at, item in enumerate(items):
+    for index, item in enumerate(items):
         amount = size(item)
-        if at > start and (at - start >= BATCH_SIZE or total + amount > most):
-            yield items[start:at]
-            start, total = at, 0
+        if index > start and (index - start >= BATCH_SIZE or total + amount > most):
+            yield items[start:index]
+            start, total = index, 0
         total += amount
     if start < len(items):
         yield items[start:]

@@ -59,8 +59,8 @@ def forced_host(sentinel: Any) -> str | None:
 def start_nodes(cluster: Any) -> list[Any]:
     """Return the startup nodes of a cluster client; as a fallback, all nodes that it knows."""
     manager = getattr(cluster, "nodes_manager", None)
-    found = getattr(manager, "startup_nodes", None)
-    return list(found.values()) if isinstance(found, dict) else list(cluster.get_nodes())
+    nodes = getattr(manager, "startup_nodes", None)
+    return list(nodes.values()) if isinstance(nodes, dict) else list(cluster.get_nodes())
 
 
 def address_remap(cluster: Any) -> Any:

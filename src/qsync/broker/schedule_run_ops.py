@@ -61,11 +61,11 @@ def run_field(name: str) -> str:
 
 def tick_of(id: str) -> tuple[str, int] | None:
     """Return field and tick in us of the task of a schedule; None for another task."""
-    found = _TICK_ID.fullmatch(id)
-    if found is None:
+    match = _TICK_ID.fullmatch(id)
+    if match is None:
         return None
     try:
-        return found[1], datetime_us("time", datetime.fromisoformat(f"{found[2]}+00:00"))
+        return match[1], datetime_us("time", datetime.fromisoformat(f"{match[2]}+00:00"))
     except ValueError:
         return None
 
@@ -118,15 +118,15 @@ def missed_runs(keys: QueueKeys) -> Call[list[tuple[str, int]]]:
 def _runs(text: str) -> list[StoredRun]:
     runs = []
     for entry in text.split():
-        found = _ENTRY.fullmatch(entry)
-        if found is None:
+        match = _ENTRY.fullmatch(entry)
+        if match is None:
             continue
-        tick_ms, made, what = int(found[1]), MADE[found[2]], found[3]
-        if what == "-":
-            runs.append(StoredRun(tick_ms, made))
-        elif what[0] == "m":
-            runs.append(StoredRun(tick_ms, made, "missed", first_ms=int(what[1:])))
+        tick_ms, manner, outcome = int(match[1]), MADE[match[2]], match[3]
+        if outcome == "-":
+            runs.append(StoredRun(tick_ms, manner))
+        elif outcome[0] == "m":
+            runs.append(StoredRun(tick_ms, manner, "missed", first_ms=int(outcome[1:])))
         else:
-            lag, took = map(int, what[1:].split(","))
-            runs.append(StoredRun(tick_ms, made, OUTCOMES[what[0]], lag, took))
+            lag, took = map(int, outcome[1:].split(","))
+            runs.append(StoredRun(tick_ms, manner, OUTCOMES[outcome[0]], lag, took))
     return runs

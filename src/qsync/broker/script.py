@@ -111,8 +111,8 @@ def has_variants(name: str) -> bool:
 
 def plain_of(name: str) -> str:
     """Return the script whose flow variant stands in for this one; empty: it has none such."""
-    found = _PLAIN_OF.search(read(f"{name}.lua"))
-    return found[1] if found else ""
+    match = _PLAIN_OF.search(read(f"{name}.lua"))
+    return match[1] if match else ""
 
 
 @cache
@@ -176,16 +176,16 @@ def _used(code: str) -> str:
 def _numbered(name: str, code: str, slots: dict[str, dict[str, str]]) -> str:
     """Replace the names of keys and arguments by their numbers."""
     numbers = {
-        f"{kind}.{slot}": f"{kind}[{at}]"
+        f"{kind}.{slot}": f"{kind}[{index}]"
         for kind in ("KEYS", "ARGV")
-        for at, slot in enumerate(slots[kind], start=1)
+        for index, slot in enumerate(slots[kind], start=1)
     }
 
-    def number(found: re.Match[str]) -> str:
+    def number(match: re.Match[str]) -> str:
         try:
-            return numbers[found[0]]
+            return numbers[match[0]]
         except KeyError:
-            msg = f"{name}.lua: its header does not name {found[0]}, which it uses"
+            msg = f"{name}.lua: its header does not name {match[0]}, which it uses"
             raise ValueError(msg) from None
 
     return _NAMED.sub(number, code)

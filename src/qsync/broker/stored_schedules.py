@@ -171,8 +171,8 @@ def _schedule(text: str) -> Cron | Every:
 
 @lru_cache(maxsize=4096)
 def _next_after(given: Cron | Every, moment_us: int) -> int:
-    found = given.next_after(moment_us)
-    return NEVER_US if found is None else found
+    next_us = given.next_after(moment_us)
+    return NEVER_US if next_us is None else next_us
 
 
 def next_tick(given: Cron | Every, moment_us: int) -> int:

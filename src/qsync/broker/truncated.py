@@ -42,21 +42,21 @@ def _payload(head: bytes) -> tuple[int, int]:
 
     Raises IndexError if there is none.
     """
-    at = 1 + 1 + 9  # the head that the script puts in front: array, version, time stamp
-    _, at = _run(head, at)  # the nonce
-    _, at = _run(head, at)  # the type
-    begin, end = _run(head, at)
+    offset = 1 + 1 + 9  # the head that the script puts in front: array, version, time stamp
+    _, offset = _run(head, offset)  # the nonce
+    _, offset = _run(head, offset)  # the type
+    begin, end = _run(head, offset)
     return begin, end
 
 
-def _run(head: bytes, at: int) -> tuple[int, int]:
-    """Return start and end of the text or binary data at `at`."""
-    kind = head[at]
+def _run(head: bytes, offset: int) -> tuple[int, int]:
+    """Return start and end of the text or binary data at `offset`."""
+    kind = head[offset]
     if 0xA0 <= kind <= 0xBF:
-        return at, at + 1 + kind - 0xA0
+        return offset, offset + 1 + kind - 0xA0
     if kind not in _LENGTHS:
         raise IndexError
     size = _LENGTHS[kind]
-    if at + 1 + size > len(head):
+    if offset + 1 + size > len(head):
         raise IndexError
-    return at, at + 1 + size + int.from_bytes(head[at + 1 : at + 1 + size])
+    return offset, offset + 1 + size + int.from_bytes(head[offset + 1 : offset + 1 + size])

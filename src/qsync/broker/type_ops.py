@@ -58,15 +58,15 @@ def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[Pau
     script = load("paused_types")
 
     def decode(reply: Any) -> list[PausedType]:
-        found = []
+        types = []
         for name, pause, waiting in script.reply(reply)["types"]:
             at_us, _, note = pause.partition(b" ")
-            found.append(
+            types.append(
                 PausedType(
                     name.decode(errors="replace"), note, int(at_us) if at_us.isdigit() else 0,
                     waiting,
                 )
             )  # fmt: skip
-        return sorted(found, key=lambda paused: paused.type)
+        return sorted(types, key=lambda paused: paused.type)
 
     return Call(script, keys.names(script.keys), ("" if now_us is None else now_us,), decode)

@@ -59,12 +59,12 @@ def type_stats(
     args = ("" if now_us is None else now_us, reports, offset, *fields)
 
     def decode(reply: Any) -> TypeStats:
-        found = script.reply(reply)
-        flat = found["reports"]
-        blocks = dict(zip(fields, found["blocks"], strict=True))
+        answer = script.reply(reply)
+        flat = answer["reports"]
+        blocks = dict(zip(fields, answer["blocks"], strict=True))
         names = _texts(flat[::2])
         held = {name: data for name, data in zip(names, flat[1::2], strict=True) if data}
-        return TypeStats(int(found["now"]), blocks, held)
+        return TypeStats(int(answer["now"]), blocks, held)
 
     return Call(script, keys.names(script.keys), args, decode)
 

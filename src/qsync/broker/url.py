@@ -45,14 +45,14 @@ _INHERITED: Final = (
 
 def parse(url: str) -> Address:
     """Parse the URL of a store; raises ConfigError if it is invalid."""
-    found = _URL.fullmatch(url.strip())
-    scheme = re.sub("^valkey", "redis", found[1].lower()) if found else ""
-    if found is None or scheme not in SCHEMES:
+    match = _URL.fullmatch(url.strip())
+    scheme = re.sub("^valkey", "redis", match[1].lower()) if match else ""
+    if match is None or scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        shown = f"{found[1]}://..." if found else "it" if url else "''"
+        shown = f"{match[1]}://..." if match else "it" if url else "''"
         msg = f"url: give e.g. redis://localhost:6379; {shown} does not begin with one of {known}"
         raise ConfigError(msg)
-    _, authority, path, query, fragment = found.groups(default="")
+    _, authority, path, query, fragment = match.groups(default="")
     try:
         if "@" in path + query + fragment:
             raise ValueError(_ESCAPES)
@@ -88,11 +88,11 @@ def _hosts(text: str, kind: str) -> tuple[tuple[str, int], ...]:
 
 
 def _host(text: str, default_port: int, which: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]*))(?::(.*))?", text, re.DOTALL)
-    if found is None:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]*))(?::(.*))?", text, re.DOTALL)
+    if match is None:
         raise ValueError(f"{which} is not host:port")
-    name, port = found[1] or found[2] or "localhost", found[3]
-    if found[1]:
+    name, port = match[1] or match[2] or "localhost", match[3]
+    if match[1]:
         try:
             ipaddress.IPv6Address(name)
         except ValueError:

@@ -111,10 +111,10 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     now = now_argument(now_us)
 
     def decode(reply: Any) -> QueueSnapshot:
-        at, sizes, size, note, paused_at, first, stats, cancelled, since, bounds, target = reply
+        now_us, sizes, size, note, paused_at, first, stats, cancelled, since, bounds, target = reply
         stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
         return QueueSnapshot(
-            now_us=int(at),
+            now_us=int(now_us),
             states=told_apart(stored, cancelled),
             memory=None if size < 0 else size,
             pause_note=note or None,
@@ -346,7 +346,7 @@ def _audit(keys: QueueKeys, args: tuple[Argument, ...]) -> Call[tuple[str, list[
 
 def _standing(reply: Any) -> tuple[str, list[AuditRow]]:
     cursor, rows = reply
-    found = []
+    standing = []
     for *texts, message in rows:
         id, states, beside, lock, holder, claim = (
             text.decode(errors="surrogateescape") for text in texts
@@ -354,8 +354,8 @@ def _standing(reply: Any) -> tuple[str, list[AuditRow]]:
         row = AuditRow(
             id, tuple(states.split()), tuple(beside.split()), lock, holder, claim, message or None
         )
-        found.append(row)
-    return cursor.decode(), found
+        standing.append(row)
+    return cursor.decode(), standing
 
 
 def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:

@@ -205,14 +205,14 @@ def _facts(group: ErrorGroup) -> list[tuple[str, str]]:
 
 def _one(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:
     """Return the group of this id, or of the only id that begins with it; exit without one."""
-    found = [
+    matches = [
         group for group in _read(session, Selected(queue, None), FAILING) if group.id.startswith(id)
     ]
-    if len(found) > 1:
-        exit_with(f"{id}: {', '.join(group.id for group in found)} begin with it", USAGE)
-    if not found:
+    if len(matches) > 1:
+        exit_with(f"{id}: {', '.join(group.id for group in matches)} begin with it", USAGE)
+    if not matches:
         exit_with(f"no task has the error {id}: see qsync errors list")
-    return found[0]
+    return matches[0]
 
 
 @errors.command("run", hidden=True)

@@ -64,18 +64,18 @@ def events(
 
         def show() -> None:
             from_time = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
-            found = session.run(
+            events = session.run(
                 session.inspector.events(
                     queue=queue, action=action, task=task, since=from_time, limit=limit
                 )
             )
-            output.print_rows(found, lambda whole: _print(found, whole=whole))
+            output.print_rows(events, lambda whole: _print(events, whole=whole))
 
         output.repeat(show)
 
 
-def _print(found: Sequence[OperatorEvent], *, whole: bool) -> None:
-    if not found:
+def _print(events: Sequence[OperatorEvent], *, whole: bool) -> None:
+    if not events:
         print_line("No actions are recorded that match.")
         return
     columns = [
@@ -87,6 +87,6 @@ def _print(found: Sequence[OperatorEvent], *, whole: bool) -> None:
             local_time(event.at), event.by or "-", event.action, event.queue or "-",
             f"{event.number:,}", event.target, event.detail,
         ]
-        for event in found
+        for event in events
     ]  # fmt: skip
     print_table(columns, rows, whole=whole)

@@ -70,8 +70,8 @@ def list_schedules(
             session.run(check_queue(session.inspector, queue))
 
         def show() -> None:
-            found = session.run(session.inspector.schedules(prefix=name))
-            schedules = [info for info in found if queue in (None, info.queue)]
+            infos = session.run(session.inspector.schedules(prefix=name))
+            schedules = [info for info in infos if queue in (None, info.queue)]
             output.print_rows(schedules, lambda whole: _print(schedules, whole=whole))
 
         output.repeat(show)
@@ -119,9 +119,9 @@ def show(
     """Show a schedule: its task, its next runs and its last ones."""
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
-        found = session.run(session.inspector.schedules(prefix=name))
+        schedules = session.run(session.inspector.schedules(prefix=name))
         runs = session.run(session.inspector.schedule_history(name, queue=owner))
-    infos = [info for info in found if (info.name, info.queue) == (name, owner)]
+    infos = [info for info in schedules if (info.name, info.queue) == (name, owner)]
     if as_json:
         print_json(infos)
         return
@@ -142,9 +142,9 @@ def _print_one(info: ScheduleInfo) -> None:
         ("schedule", f"{info.schedule}, {origin}"), ("queue", info.queue), ("type", info.type),
         ("missed", info.missed), ("last task", info.last_task), ("state", info.last_state),
         *(
-            (field, f"{in_zone(at, info.tz)} ({relative(at)})")
-            for field, at in times
-            if at is not None
+            (field, f"{in_zone(moment, info.tz)} ({relative(moment)})")
+            for field, moment in times
+            if moment is not None
         ),
     ]  # fmt: skip
     print_line(f"Schedule {info.name}", "bold")
@@ -208,10 +208,10 @@ def put(
     """
     with open_store(store) as session:
         given = {} if queue is None else {"queue": queue}
-        made = task_of(type, payload_of(arguments), given, session.app)
+        new_task = task_of(type, payload_of(arguments), given, session.app)
         put = session.run(
             session.inspector.put_schedule(
-                name, made, cron=cron, every=every, tz=tz, missed=cast("Missed", missed)
+                name, new_task, cron=cron, every=every, tz=tz, missed=cast("Missed", missed)
             )
         )
         print_line(f"{put.name} in queue {put.queue}: next {relative(put.next_at)}")

@@ -75,27 +75,27 @@ def backfill(
         exit_with("give the interval with --from and --to", USAGE)
     with open_store(store) as session:
         owner, inspector = queue_of_schedule(session, name, queue), session.inspector
-        found = session.run(
+        plan = session.run(
             inspector.backfill(name, queue=owner, start=start, end=end, dry_run=True)
         )
-        if found is not None and not found.refused and found.enqueued and not dry_run:
+        if plan is not None and not plan.refused and plan.enqueued and not dry_run:
             confirm(
-                f"Enqueue {plural(found.enqueued, 'task')} of schedule {name}?",
+                f"Enqueue {plural(plan.enqueued, 'task')} of schedule {name}?",
                 yes=yes,
                 what="enqueues tasks",
             )
-            found = session.run(inspector.backfill(name, queue=owner, start=start, end=end))
-    if found is None:
+            plan = session.run(inspector.backfill(name, queue=owner, start=start, end=end))
+    if plan is None:
         exit_with(f"schedule {name} was deleted meanwhile")
-    if found.refused:
-        exit_with(f"schedule {name}: {found.refused}")
+    if plan.refused:
+        exit_with(f"schedule {name}: {plan.refused}")
     if as_json:
-        print_json(found)
+        print_json(plan)
         return
-    _print(found, dry_run=dry_run)
+    _print(plan, dry_run=dry_run)
 
 
-def _print(found: Backfill, *, dry_run: bool) -> None:
+def _print(plan: Backfill, *, dry_run: bool) -> None:
     would = " would be" if dry_run else ""
-    skipped = f"; {found.skipped:,} skipped, as they ran before" if found.skipped else ""
-    print_line(f"{plural(found.enqueued, 'task')}{would} enqueued{skipped}")
+    skipped = f"; {plan.skipped:,} skipped, as they ran before" if plan.skipped else ""
+    print_line(f"{plural(plan.enqueued, 'task')}{would} enqueued{skipped}")

@@ -81,8 +81,8 @@ def _list(tasks: bool, sort: str, store: StoreOptions, output: OutputOptions) ->
     with open_store(store) as session:
 
         def show() -> None:
-            found = session.run(session.inspector.servers(tasks=with_tasks))
-            running = sorted(found, key=SORTS[sort])
+            servers = session.run(session.inspector.servers(tasks=with_tasks))
+            running = sorted(servers, key=SORTS[sort])
             output.print_rows(running, lambda whole: _print(running, tasks=tasks, whole=whole))
 
         output.repeat(show)

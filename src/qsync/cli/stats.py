@@ -52,8 +52,8 @@ def stats(
         source = f"{session.inspector.prefix} at {session.address}"
 
         def show() -> None:
-            overview, found = session.run(_read(session.inspector, names or [], days))
-            queues = found if names and sort == "name" else sorted_queues(found, sort)
+            overview, infos = session.run(_read(session.inspector, names or [], days))
+            queues = infos if names and sort == "name" else sorted_queues(infos, sort)
 
             def print_table(whole: bool) -> None:
                 print_line(f"{source}: {_summary(overview, queues)}")

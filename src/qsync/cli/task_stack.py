@@ -12,19 +12,19 @@ from qsync.inspector import HandlerStack, Inspector
 def print_stack(id: str, queue: str | None, store: StoreOptions, *, as_json: bool) -> None:
     """Print the stack of the handler of a task; exit if there is none."""
     with open_store(store) as session:
-        found = session.run(_stack(session.inspector, id, queue))
+        answer = session.run(_stack(session.inspector, id, queue))
     if as_json:
-        print_json(found)
+        print_json(answer)
         return
-    for line in escaped_lines(found.stack.rstrip("\n")):
+    for line in escaped_lines(answer.stack.rstrip("\n")):
         print_raw(line)
 
 
 async def _stack(inspector: Inspector, id: str, queue: str | None) -> HandlerStack:
     name = await queue_of(inspector, id, queue)
-    found = await inspector.stack(id, queue=name)
-    if found is None:
+    answer = await inspector.stack(id, queue=name)
+    if answer is None:
         exit_with(f"task {id} is not running, or its server does not answer: its loop is blocked")
-    if not found.stack:
+    if not answer.stack:
         exit_with(f"the handler of task {id} has not started, or has ended")
-    return found
+    return answer

@@ -112,12 +112,12 @@ def _list(
     with open_store(store) as session:
 
         def show() -> None:
-            found = session.run(session.inspector.types(queue, period=period))
-            types = sorted_types(found.types, sort)
+            listing = session.run(session.inspector.types(queue, period=period))
+            types = sorted_types(listing.types, sort)
 
             def print_types(whole: bool) -> None:
                 if types:
-                    _print_table(found, types, whole=whole)
+                    _print_table(listing, types, whole=whole)
                 else:
                     session.run(check_queue(session.inspector, queue))
                     print_line(f"Queue {queue} has no statistics of types yet.")
@@ -141,7 +141,7 @@ def sorted_types(types: Sequence[TypeInfo], by: str) -> list[TypeInfo]:
     return sorted(named, key=lambda info: values[by](info) or 0, reverse=True)
 
 
-def _print_table(found: TypeList, types: Sequence[TypeInfo], *, whole: bool) -> None:
+def _print_table(listing: TypeList, types: Sequence[TypeInfo], *, whole: bool) -> None:
     columns = [
         Column("TYPE", shrink=True),
         *(
@@ -157,8 +157,8 @@ def _print_table(found: TypeList, types: Sequence[TypeInfo], *, whole: bool) -> 
             _share(info.stats),
             _times(info.stats.wait_p50, info.stats.wait_p95),
             _times(info.stats.run_p50, info.stats.run_p95),
-            _count(info.pending + info.waiting, found.pending.whole),
-            _count(info.dead, found.dead.whole),
+            _count(info.pending + info.waiting, listing.pending.whole),
+            _count(info.dead, listing.dead.whole),
         ]
         for info in types
     ]
@@ -219,13 +219,13 @@ def _print_stats(stats: TypeStats) -> None:
     rows: list[Row] = [
         [
             when,
-            count_cell(one.started, ""),
-            count_cell(one.failed, "red"),
-            _share(one),
-            _times(one.wait_p50, one.wait_p95),
-            _times(one.run_p50, one.run_p95),
+            count_cell(run_stats.started, ""),
+            count_cell(run_stats.failed, "red"),
+            _share(run_stats),
+            _times(run_stats.wait_p50, run_stats.wait_p95),
+            _times(run_stats.run_p50, run_stats.run_p95),
         ]
-        for when, one in lines
+        for when, run_stats in lines
     ]
     print_table(columns, rows)
 
@@ -267,11 +267,11 @@ def resume(
     """
     with open_store(store) as session:
         paused = session.run(session.inspector.paused_types(queue))
-        waiting = sum(one.waiting for one in paused if one.type == name)
+        waiting = sum(pause.waiting for pause in paused if pause.type == name)
         change = session.run(session.inspector.resume_type(name, queue=queue))
         if not change.ok:
             session.run(check_queue(session.inspector, queue))
-            others = f"; paused: {', '.join(one.type for one in paused)}" if paused else ""
+            others = f"; paused: {', '.join(pause.type for pause in paused)}" if paused else ""
             exit_with(f"type {name} is not paused in queue {queue}{others}")
     if as_json:
         print_json({"queue": queue, "type": name, "outcome": change.outcome, "waiting": waiting})

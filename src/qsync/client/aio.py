@@ -183,14 +183,14 @@ class AsyncClient(ClientBase):
         which names the queues searched, and StoreUnavailable.
         """
         self._queries.check_open()
-        found = await self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
-        search = self._search(id, found)
+        names = await self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
+        search = self._search(id, names)
         for calls in search.calls():
             ends = ends_in(self._broker.patience)
             replies: list[Any] = await self._broker.run_many(calls, ends=ends)
-            for at, reply in enumerate(replies):
+            for index, reply in enumerate(replies):
                 if isinstance(reply, QsyncError):
-                    replies[at] = await self._broker.run(calls[at], ends=ends)
+                    replies[index] = await self._broker.run(calls[index], ends=ends)
             search.note(replies)
         return self.handle(id, queue=search.queue(), type=type)
 

@@ -247,22 +247,22 @@ class Auditor:
 
     async def _limits(self, keys: QueueKeys, report: Report) -> list[Damage]:
         """Return what is wrong with the limits of a queue and their waiters."""
-        found: list[Damage] = []
+        damages: list[Damage] = []
         first, more = 0, True
-        while more and len(found) < MAX_DAMAGES:
+        while more and len(damages) < MAX_DAMAGES:
             part = await self._broker.run(limit_ops.audit_limits(keys, first=first))
             kinds: tuple[tuple[Kind, list[str]], ...] = (
                 ("not listed", part.unlisted), ("stray waiter", part.strays),
                 ("limit count", part.miscounted), ("limit shut", part.shut),
             )  # fmt: skip
-            found += [Damage(kind, keys.queue, name) for kind, names in kinds for name in names]
+            damages += [Damage(kind, keys.queue, name) for kind, names in kinds for name in names]
             if part.unmarked and not first:
-                found.append(Damage("layout lost", keys.queue, ""))
+                damages.append(Damage("layout lost", keys.queue, ""))
             if part.uncounted:
                 report.unknown.append(f"the counts of limits of queue {keys.queue}: too many tasks")
             first, more = first + 500, part.more
         order = list(MEANINGS).index
-        return sorted(found, key=lambda damage: order(damage.kind))
+        return sorted(damages, key=lambda damage: order(damage.kind))
 
     async def _schedules(self, keys: QueueKeys, report: Report) -> list[Damage]:
         """Return what is wrong with the stored schedules of a queue."""
@@ -274,18 +274,18 @@ class Auditor:
             cursor = page.cursor
             report.ids += len(page.rows)
             names += [row.name for row in page.rows if row.next_us is None]
-        found = []
-        for at in range(0, len(names), PAGE_SIZE):
-            part = names[at : at + PAGE_SIZE]
+        damages = []
+        for start in range(0, len(names), PAGE_SIZE):
+            part = names[start : start + PAGE_SIZE]
             _, rows = await self._broker.run(schedule_ops.stored_schedules(keys, part))
             lost = [row.name for row in rows if row is not None and row.next_us is None]
-            found += [Damage("no tick", keys.queue, name) for name in sorted(set(lost))]
+            damages += [Damage("no tick", keys.queue, name) for name in sorted(set(lost))]
         page = await self._broker.run(schedule_ops.stored_page(keys, count=1))
         if page.rows:
             queues = await self._broker.run(schedule_ops.schedule_queues(self._keys))
             if keys.queue not in queues:
-                found.append(Damage("not announced", keys.queue, self._keys.schedule_queues))
-        return found
+                damages.append(Damage("not announced", keys.queue, self._keys.schedule_queues))
+        return damages
 
     async def _rows(self, keys: QueueKeys) -> AsyncIterator[tuple[str, AuditRow]]:
         for source in SOURCES:

@@ -110,7 +110,9 @@ class Doctor:
         try:
             names = (await broker.run(views.queues(self._keys, count=QUEUES_READ))).names
             keys = [QueueKeys(self._keys.prefix, name) for name in names]
-            answers = await broker.run_many([bounds_ops.queue_bounds(one) for one in keys])
+            answers = await broker.run_many(
+                [bounds_ops.queue_bounds(queue_keys) for queue_keys in keys]
+            )
         except QsyncError as error:
             return Finding("full queues", "unknown", str(error))
         notes = {

@@ -41,14 +41,14 @@ async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits
     """Return the limits of the queues that use any; raise QsyncError if the store denies access."""
     names = (await broker.run(views.queues(keys))).names[:QUEUES]
     queues = [QueueKeys(keys.prefix, name) for name in sorted(names)]
-    found = []
+    limits = []
     for queue in queues:
         page = await broker.run(limit_ops.list_limits(queue, count=LIMITS))
         if page.states:
             tasks = await broker.run(views.list_tasks(queue, TaskState.LIMITED, count=1))
-            paused = {one.type for one in await broker.run(type_ops.paused_types(queue))}
-            found.append(QueueLimits(queue.queue, page, _waited_s(tasks, paused)))
-    return found
+            paused = {pause.type for pause in await broker.run(type_ops.paused_types(queue))}
+            limits.append(QueueLimits(queue.queue, page, _waited_s(tasks, paused)))
+    return limits
 
 
 def _waited_s(tasks: views.TaskPage, paused: Collection[str]) -> float:
@@ -71,8 +71,10 @@ def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
     """Return what is wrong with the limits, one sentence per kind of problem. Without I/O."""
     without, stuck, long = [], [], []
     for queue, page, waited_s in limits:
-        without += [f"{one.limit} of {queue}" for one in page.states if not _has_rule(page, one)]
-        stuck += [f"{one.limit} of {queue}" for one in page.states if _is_stuck(one)]
+        without += [
+            f"{state.limit} of {queue}" for state in page.states if not _has_rule(page, state)
+        ]
+        stuck += [f"{state.limit} of {queue}" for state in page.states if _is_stuck(state)]
         if waited_s > LONG_S:
             long.append(f"{queue} ({duration(waited_s)})")
     texts = []

@@ -53,13 +53,13 @@ class _BoundsMixin(_LiveServersMixin):
 
     async def weights(self, queue: str) -> dict[str, float]:
         """Return the weights of fairness keys that are not 1, by key; at most about 100,000."""
-        found: dict[str, float] = {}
+        weights: dict[str, float] = {}
         cursor = ""
-        while cursor != "0" and len(found) < WEIGHTS:
+        while cursor != "0" and len(weights) < WEIGHTS:
             call = bounds_ops.weights(self._keys(queue), cursor=cursor or "0")
             cursor, part = await self._broker.run(call)
-            found |= part
-        return dict(sorted(found.items()))
+            weights |= part
+        return dict(sorted(weights.items()))
 
     async def set_weight(self, queue: str, key: str, weight: float) -> Change:
         """Give a fairness key another share of the throughput, 0.001 to 1000; others have 1.

@@ -36,20 +36,20 @@ def payload_as_json(payload: bytes, *, is_value: bool) -> str:
     if not is_value:
         text = payload.decode(errors="replace")
         if text.encode() != payload or not all(c.isprintable() or c in "\n\t" for c in text):
-            told = phrase("The payload is binary data, which cannot be edited as text.")
-            raise InvalidTask(told)
+            problem = phrase("The payload is binary data, which cannot be edited as text.")
+            raise InvalidTask(problem)
         return text
     value = codec.decode(payload)
     try:
         data = msgspec.json.encode(value)
-        found = difference(value, msgspec.json.decode(data))
+        place = difference(value, msgspec.json.decode(data))
     except (msgspec.MsgspecError, TypeError, RecursionError) as error:
-        found = f": {error}"
-    if found is not None:
-        told = phrase(
-            "The payload has values that JSON cannot carry: payload%(where)s.", where=found
+        place = f": {error}"
+    if place is not None:
+        problem = phrase(
+            "The payload has values that JSON cannot carry: payload%(where)s.", where=place
         )
-        raise InvalidTask(told)
+        raise InvalidTask(problem)
     text = msgspec.json.format(data, indent=2).decode()
     return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
 
@@ -79,11 +79,11 @@ def encoded_payload(payload: Any) -> tuple[bytes, bool]:
         except codec.CodecError as error:
             raise InvalidTask(phrase("payload: %(error)s", error=str(error))) from None
     if len(data) > PAYLOAD_LIMIT:
-        told = phrase(
+        text = phrase(
             "The payload has %(size)s bytes; %(limit)s are allowed.",
             size=len(data), limit=PAYLOAD_LIMIT,
         )  # fmt: skip
-        raise InvalidTask(told)
+        raise InvalidTask(text)
     return data, is_value
 
 
@@ -97,13 +97,13 @@ def check_shape(message: Message, payload: Any) -> None:
         )
     if not message.is_value:
         return
-    before, after = (_KINDS.get(type(one)) for one in (codec.decode(message.payload), payload))
+    before, after = (_KINDS.get(type(item)) for item in (codec.decode(message.payload), payload))
     if before is not None and before != after:
-        told = phrase(
+        text = phrase(
             "The payload of this task is %(before)s, and the new one is %(after)s.",
             before=before, after=after or type(payload).__name__,
         )  # fmt: skip
-        raise InvalidTask(told)
+        raise InvalidTask(text)
 
 
 def differences(former: bytes, payload: Any, *, is_value: bool) -> list[str]:
@@ -139,12 +139,12 @@ def with_edit(
             break
         edits = edits[1:]
         if not edits:
-            told = phrase(
+            text = phrase(
                 "The former payload of %(size)s bytes is too large to be kept in the task. Make a "
                 "copy with the new payload instead.",
                 size=len(message.payload),
             )
-            raise InvalidTask(told)
+            raise InvalidTask(text)
     return msgspec.structs.replace(message, payload=data, is_value=is_value, options=changed)
 
 

@@ -135,8 +135,8 @@ def _message_of(shown: StoredTask) -> Message:
     try:
         return decode_message(shown.message or b"")
     except codec.CodecError as error:
-        told = phrase("The message of this task cannot be read: %(error)s.", error=str(error))
-        raise InvalidTask(told) from None
+        text = phrase("The message of this task cannot be read: %(error)s.", error=str(error))
+        raise InvalidTask(text) from None
 
 
 def _copied(

@@ -67,7 +67,7 @@ class ErrorPart(msgspec.Struct, frozen=True, kw_only=True):
 def group_of(queue: str, task: DecodedTask) -> ErrorGroup:
     """Return the group of a single failed task."""
     fingerprint = fingerprint_of(task.message.type if task.message else "", task.error or "")
-    at = moment_of(_failed_us(task)) if _failed_us(task) else None
+    failed_at = moment_of(_failed_us(task)) if _failed_us(task) else None
     key = task.options.fairness_key
     return ErrorGroup(
         id=fingerprint.id,
@@ -80,8 +80,8 @@ def group_of(queue: str, task: DecodedTask) -> ErrorGroup:
         states={task.shown.state: 1},
         queues={queue: 1},
         keys={} if key is None else {key: 1},
-        first_at=at,
-        last_at=at,
+        first_at=failed_at,
+        last_at=failed_at,
     )
 
 
@@ -98,9 +98,9 @@ def merge_groups(groups: Iterable[ErrorGroup]) -> list[ErrorGroup]:
     return sorted(merged.values(), key=lambda group: (-group.count, group.id))
 
 
-def _sum(one: ErrorGroup, other: ErrorGroup) -> ErrorGroup:
-    earlier, later = sorted((one, other), key=lambda group: _number(group.last_at))
-    first = min((group for group in (one, other) if group.first_at), default=one,
+def _sum(a: ErrorGroup, b: ErrorGroup) -> ErrorGroup:
+    earlier, later = sorted((a, b), key=lambda group: _number(group.last_at))
+    first = min((group for group in (a, b) if group.first_at), default=a,
                 key=lambda group: _number(group.first_at))  # fmt: skip
     return msgspec.structs.replace(
         later,
@@ -111,12 +111,12 @@ def _sum(one: ErrorGroup, other: ErrorGroup) -> ErrorGroup:
     )
 
 
-def _number(at: datetime | None) -> float:
-    return 0.0 if at is None else at.timestamp()
+def _number(moment: datetime | None) -> float:
+    return 0.0 if moment is None else moment.timestamp()
 
 
-def _added(one: Mapping[K, int], other: Mapping[K, int]) -> dict[K, int]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+def _added(counts: Mapping[K, int], other: Mapping[K, int]) -> dict[K, int]:
+    return {key: counts.get(key, 0) + other.get(key, 0) for key in {**counts, **other}}
 
 
 def _bounded(counts: dict[str, int]) -> dict[str, int]:

@@ -58,7 +58,7 @@ class _EventsMixin(Base):
             )
             for name in names
         ]
-        found = [
+        events = [
             event
             for name, entries in zip(names, await self._run_all(calls), strict=True)
             for stored in entries
@@ -66,7 +66,7 @@ class _EventsMixin(Base):
             and _matches(event, *picks)
             and (since is None or event.at >= since)
         ]
-        return sorted(found, key=lambda event: event.at, reverse=True)[:limit]
+        return sorted(events, key=lambda event: event.at, reverse=True)[:limit]
 
 
 def _check_action(action: str | None) -> str | None:

@@ -81,8 +81,8 @@ def not_found(id: str, queue: str) -> Explanation:
 
 def duplicate_of(holder: Explanation) -> Explanation:
     """Return the explanation for a task that is not enqueued because another holds its lock."""
-    told = holder.phrase or holder.sentence
-    text = joined([phrase("Duplicate of task %(id)s.", id=holder.id), told])
+    reason = holder.phrase or holder.sentence
+    text = joined([phrase("Duplicate of task %(id)s.", id=holder.id), reason])
     return replace(
         holder,
         sentence=str(text),

@@ -138,15 +138,15 @@ def lease_sentence(left: timedelta, is_alive: bool) -> Phrase:
     )
 
 
-def ended_sentence(is_cancelled: bool, at: datetime | None, kept_until: datetime) -> Phrase:
+def ended_sentence(is_cancelled: bool, ended_at: datetime | None, kept_until: datetime) -> Phrase:
     """Return when a task ended, and until when it is kept."""
-    if at is None and is_cancelled:
+    if ended_at is None and is_cancelled:
         return phrase("Cancelled, deleted after %(time)s.", time=kept_until)
-    if at is None:
+    if ended_at is None:
         return phrase("Completed, deleted after %(time)s.", time=kept_until)
     if is_cancelled:
-        return phrase("Cancelled at %(at)s, deleted after %(time)s.", at=at, time=kept_until)
-    return phrase("Completed at %(at)s, deleted after %(time)s.", at=at, time=kept_until)
+        return phrase("Cancelled at %(at)s, deleted after %(time)s.", at=ended_at, time=kept_until)
+    return phrase("Completed at %(at)s, deleted after %(time)s.", at=ended_at, time=kept_until)
 
 
 def crashed_sentence(crashes: int) -> Phrase:

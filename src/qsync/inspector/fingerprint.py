@@ -36,8 +36,8 @@ class Fingerprint(msgspec.Struct, frozen=True):
 def fingerprint_of(type: str, error: str) -> Fingerprint:
     """Return the fingerprint of an error, whose text is as `describe` in server/ writes it."""
     head, _, trace = error.partition("\n")
-    found = _NAME.match(head)
-    name = found[0] if found else ""
+    match = _NAME.match(head)
+    name = match[0] if match else ""
     frame = _innermost(trace)
     place = "" if frame is None else f"{_short(frame[1])} in {frame[3]}"
     where = "" if frame is None else f"{_short(frame[1])}:{frame[2]} in {frame[3]}"

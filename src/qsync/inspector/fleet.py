@@ -64,10 +64,10 @@ class _FleetMixin(_LiveServersMixin):
 
 def long_runs_of(records: Iterable[Record], now_us: int, at_least: float) -> list[LongRun]:
     """Return the tasks that servers reported to run for long, the longest first. Pure."""
-    found = [
+    runs = [
         LongRun(queue=queue, id=id, server=record.id, seconds=(now_us - since_us) / 1e6)
         for record in records
         for queue, id, since_us in record.since
         if now_us - since_us >= at_least * 1e6
     ]
-    return sorted(found, key=lambda run: -run.seconds)
+    return sorted(runs, key=lambda run: -run.seconds)

@@ -117,8 +117,8 @@ def _info(
     program, operator = rules.get(name), None
     set_for = limit if limit in operators else name
     if (given := operators.get(set_for)) is not None:
-        at = from_us(given.at_us) if given.at_us else None
-        operator = OperatorRule(limit=set_for, rule=given.rule, by=given.by, at=at)
+        set_at = from_us(given.at_us) if given.at_us else None
+        operator = OperatorRule(limit=set_for, rule=given.rule, by=given.by, at=set_at)
     closed_us, opens_us = state.closed_until_us, state.opens_at_us
     return LimitInfo(
         queue=queue,

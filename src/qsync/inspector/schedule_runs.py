@@ -153,23 +153,23 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         ran = {_id(name, run) for run in noted if run.outcome != "missed"}
         left = [task for task in tasks if task.id not in ran]
         kept: list[NewTask] = []
-        for at in range(0, len(left), NOTED):
-            part = left[at : at + NOTED]
+        for start in range(0, len(left), NOTED):
+            part = left[start : start + NOTED]
             call = views.get_tasks(keys, [task.id for task in part], messages=False)
             shown = await self._broker.run(call)
-            kept += [task for task, found in zip(part, shown, strict=True) if found is None]
+            kept += [task for task, stored in zip(part, shown, strict=True) if stored is None]
         return kept
 
     async def _enqueue_ticks(self, name: str, queue: str, tasks: Sequence[NewTask]) -> int:
         keys, field = self._keys(queue), run_field(name)
         remembered = [msgspec.structs.replace(task, remember_us=REMEMBERED_US) for task in tasks]
         created: list[str] = []
-        for at in range(0, len(remembered), NOTED):
-            part = remembered[at : at + NOTED]
+        for start in range(0, len(remembered), NOTED):
+            part = remembered[start : start + NOTED]
             replies = await self._broker.run(ops.enqueue(keys, part))
             ids = [reply.id for reply in replies if reply.outcome == "created"]
-            found = [schedule_run_ops.tick_of(id) for id in ids]
-            notes = [Note(field, one[1] // 1000, "B") for one in found if one is not None]
+            ticks = [schedule_run_ops.tick_of(id) for id in ids]
+            notes = [Note(field, tick[1] // 1000, "B") for tick in ticks if tick is not None]
             await self._broker.run_many(
                 [schedule_run_ops.note_runs(keys, notes)], ends=ends_in(RECORD_S)
             )

@@ -199,11 +199,11 @@ def _changed(query: SearchQuery, verb: Verb) -> tuple[TaskState, ...]:
     """Return the states of a search whose tasks can be changed."""
     states = tuple(state for state in CHANGED[verb] if not query.states or state in query.states)
     if not states:
-        told = phrase(
+        problem = phrase(
             "The verb %(verb)s works on the states %(states)s, not on %(given)s.",
             verb=verb, states=", ".join(CHANGED[verb]), given=", ".join(query.states),
         )  # fmt: skip
-        raise InvalidTask(told)
+        raise InvalidTask(problem)
     return states
 
 

@@ -63,7 +63,7 @@ class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     def without(self, index: int) -> str:
         """Return the text of the search without one of its terms."""
-        return " ".join(term.text for at, term in enumerate(self.terms) if at != index)
+        return " ".join(term.text for position, term in enumerate(self.terms) if position != index)
 
 
 def term_of(key: str, value: str) -> str:
@@ -83,18 +83,18 @@ def duration_in(text: str) -> float | None:
 def parse_search(text: str) -> SearchQuery:
     """Parse a search. Raise InvalidTask with a sentence that names the invalid term."""
     if len(text) > MAX_QUERY:
-        told = phrase(
+        problem = phrase(
             "The search has %(number)s characters; %(most)s are allowed.",
             number=len(text), most=MAX_QUERY,
         )  # fmt: skip
-        raise InvalidTask(told)
+        raise InvalidTask(problem)
     texts = _TERM.findall(text)
     if len(texts) > MAX_TERMS:
-        told = phrase(
+        problem = phrase(
             "The search has %(number)s terms; %(most)s are allowed.",
             number=len(texts), most=MAX_TERMS,
         )  # fmt: skip
-        raise InvalidTask(told)
+        raise InvalidTask(problem)
     terms = [_term(part) for part in texts]
     fields: dict[str, Any] = {}
     for term in terms:
@@ -132,11 +132,11 @@ def _term(text: str) -> Term:
     known = bool(path) if name == "args" else name in KEYS and not path
     if not known:
         names = ", ".join(f"{name}:" for name in KEYS)
-        told = phrase(
+        problem = phrase(
             "Unknown key “%(key)s”; use %(names)s, or put the text in quotation marks.",
             key=_short(key), names=names,
         )  # fmt: skip
-        _fail(text, told)
+        _fail(text, problem)
     if not value:
         _fail(text, phrase("Write a value after “%(key)s:”.", key=_short(key)))
     if name == "state":
@@ -147,11 +147,11 @@ def _term(text: str) -> Term:
 def _check_states(text: str, value: str) -> None:
     for name in value.split(","):
         if name not in list(TaskState):
-            told = phrase(
+            problem = phrase(
                 "Unknown state “%(state)s”. Use one of: %(states)s.",
                 state=_short(name), states=", ".join(TaskState),
             )  # fmt: skip
-            _fail(text, told)
+            _fail(text, problem)
 
 
 def _values(terms: Sequence[Term], key: str) -> tuple[str, ...]:
@@ -174,10 +174,10 @@ def _age(term: Term) -> tuple[str, float]:
         _fail(term.text, phrase("Write age:>1h for older or age:<1h for newer tasks."))
     seconds = duration_in(text)
     if seconds is None:
-        told = phrase(
+        problem = phrase(
             "“%(text)s” is not a duration; write 90s, 15m, 2h, 3d or 1w.", text=_short(text)
         )
-        _fail(term.text, told)
+        _fail(term.text, problem)
     return ("older_than" if sign == ">" else "newer_than"), seconds
 
 
@@ -202,10 +202,10 @@ def argument_at(value: Any, path: str) -> list[str]:
     """
     for name in path.split("."):
         step = _STEPS.get(type(value))
-        found = None if step is None else step(value, name)
-        if found is None:
+        matches = None if step is None else step(value, name)
+        if matches is None:
             return []
-        [value] = found
+        [value] = matches
     values = value if isinstance(value, list | tuple) else [value]
     return [_text(item) for item in values]
 

@@ -76,19 +76,19 @@ class History:
 
     def counts(self, type: str, steps: Steps) -> dict[int, TypeCounts]:
         """Return the counts of a type by step; steps without any are left out."""
-        found: dict[int, list[TypeCounts]] = {}
+        parts_of: dict[int, list[TypeCounts]] = {}
         minutes = steps.span.minutes
         for field in fields_of(type, steps):
             base = int(field[1:].partition(":")[0]) * (60 if minutes == 1 else 24)
             per_step = 24 if minutes > 60 else 1
             wanted = range(steps.first * per_step - base, (steps.last + 1) * per_step - base)
-            for at, counts in decode_block(self._blocks.get(field), wanted).items():
-                found.setdefault((base + at) // per_step, []).append(counts)
+            for period, counts in decode_block(self._blocks.get(field), wanted).items():
+                parts_of.setdefault((base + period) // per_step, []).append(counts)
         for minute, counts in self._fresh.get(type, {}).items():
-            found.setdefault(minute // minutes, []).append(counts)
+            parts_of.setdefault(minute // minutes, []).append(counts)
         return {
             number: parts[0] if len(parts) == 1 else sum_of(parts)
-            for number, parts in found.items()
+            for number, parts in parts_of.items()
             if steps.first <= number <= steps.last
         }
 

@@ -57,7 +57,7 @@ class _TypesMixin(Base):
         """
         _check_period(period, LISTED)
         keys = self._keys(queue)
-        paused = {one.type: one for one in await self.paused_types(queue)}
+        paused = {paused_type.type: paused_type for paused_type in await self.paused_types(queue)}
         pending, pending_of = await self._sample(queue, TaskState.PENDING)
         dead, dead_of = await self._sample(queue, TaskState.DEAD)
         directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
@@ -69,11 +69,11 @@ class _TypesMixin(Base):
         seconds = steps.span.minutes * 60 * steps.span.number
 
         def infos() -> list[TypeInfo]:
-            found = []
+            infos = []
             for name in names:
                 stats = run_stats(sum_of(history.counts(name, steps).values()))
                 pause = paused.get(name)
-                found.append(
+                infos.append(
                     TypeInfo(
                         queue=queue, type=name, stats=stats, rate=stats.started / seconds,
                         pending=pending_of[name], dead=dead_of[name],
@@ -81,7 +81,7 @@ class _TypesMixin(Base):
                         waiting=pause.waiting if pause else 0,
                     )
                 )  # fmt: skip
-            return found
+            return infos
 
         return TypeList(
             queue=queue, period=period, at=from_us(directory.now_us),
@@ -99,13 +99,20 @@ class _TypesMixin(Base):
         _check_period(period, PERIODS)
         check_type(type)
         keys = self._keys(queue)
-        paused = next((one for one in await self.paused_types(queue) if one.type == type), None)
+        paused = next(
+            (
+                paused_type
+                for paused_type in await self.paused_types(queue)
+                if paused_type.type == type
+            ),
+            None,
+        )
         directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
         known = decode_directory(directory.blocks[DIRECTORY]).types
         steps = steps_of(period, directory.now_us)
         before = steps.earlier()
         wanted: list[Steps] = [steps, *([before] if before else [])]
-        fields = [field for one in wanted for field in fields_of(type, one)]
+        fields = [field for paused_type in wanted for field in fields_of(type, paused_type)]
         history = await self._history(queue, fields, known)
         counts = history.counts(type, steps)
         return TypeStats(
@@ -141,7 +148,7 @@ class _TypesMixin(Base):
 
     async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
         """Count the first tasks of a state by type."""
-        found, place = Counter[str](), None
+        counts, place = Counter[str](), None
         read = total = 0
         for _ in range(SAMPLES):
             call = views.list_tasks(self._keys(queue), state, count=SAMPLE, after=place)
@@ -153,15 +160,15 @@ class _TypesMixin(Base):
                     message = decode_cut(row.shown.message or b"", row.length)
                 except codec.CodecError:
                     continue
-                found[message.type] += 1
+                counts[message.type] += 1
             if not page.more:
                 break
-        return Sample(read=read, total=total), found
+        return Sample(read=read, total=total), counts
 
     async def paused_types(self, queue: str = "default") -> list[PausedType]:
         """Return the paused types of a queue, sorted by name; at most 100 can be paused."""
-        found = await self._broker.run(type_ops.paused_types(self._keys(queue)))
-        return [paused_type(paused) for paused in found]
+        stored = await self._broker.run(type_ops.paused_types(self._keys(queue)))
+        return [paused_type(paused) for paused in stored]
 
     async def pause_type(
         self, type: str, *, queue: str = "default", by: str = "", why: str = ""

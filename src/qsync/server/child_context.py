@@ -69,10 +69,10 @@ def import_path(function: Any) -> tuple[str, str]:
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", "")
     try:
-        found = attrgetter(name)(sys.modules[module or ""])
+        imported = attrgetter(name)(sys.modules[module or ""])
     except (AttributeError, KeyError):
-        found = None
-    if found is not function:
+        imported = None
+    if imported is not function:
         return "", f"{shorten(function)} is not a function at the top of a module"
     return f"{module}:{name}", ""
 

@@ -83,16 +83,16 @@ class CrashIsolation:
         """Remove from `waiting` up to `free` suspects that may run together, and return them."""
         if self.alone is not None or not self._gathers(now):
             return []
-        taken = [one for one in self.waiting if not one.spared][: max(0, free)]
-        for one in taken:
-            self.waiting.remove(one)
-            self._meet(one, now)
+        taken = [suspect for suspect in self.waiting if not suspect.spared][: max(0, free)]
+        for suspect in taken:
+            self.waiting.remove(suspect)
+            self._meet(suspect, now)
         return taken
 
     def next_alone(self, now: float) -> LeasedTask | None:
         """Return the first waiting suspect that is to run alone, or None."""
         if self._gathers(now):
-            return next((one for one in self.waiting if one.spared), None)
+            return next((suspect for suspect in self.waiting if suspect.spared), None)
         return self.waiting[0] if self.waiting else None
 
     def join(self, now: float) -> None:
@@ -103,7 +103,7 @@ class CrashIsolation:
 
     def drop_ended(self, now: float) -> bool:
         """Remove ended suspects from `together`; return whether there were any."""
-        left = {one for one in self.together if one.phase is not RELEASED}
+        left = {suspect for suspect in self.together if suspect.phase is not RELEASED}
         ended = len(left) < len(self.together)
         self.together = left
         self._add_up(now)
@@ -126,7 +126,7 @@ class CrashIsolation:
         total = self._spent + (0.0 if self._began is None else now - self._began)
         if self.together:
             total += len(self.waiting) * ALONE_S
-        return total >= TOTAL_S and any(not one.spared for one in self.waiting)
+        return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
         """Return whether suspects wait for a slot, or for suspects that others have joined."""

@@ -46,7 +46,9 @@ class CrashLog:
     ) -> None:
         """Log the tasks of dead servers that a fetch moved to pending or to dead."""
         names = {
-            one.id: named(one.id, one.message.type, one.crashes) for one in leased if one.crashes
+            leased_task.id: named(leased_task.id, leased_task.message.type, leased_task.crashes)
+            for leased_task in leased
+            if leased_task.crashes
         }
         task = asyncio.get_running_loop().create_task(self._tell(keys, fetched, names))
         self._telling.add(task)

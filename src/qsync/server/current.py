@@ -79,17 +79,17 @@ def current(state: type[Any] | None = None) -> Current[Any]:
     `qsync.testing.context`.
     """
     try:
-        found: Current[Any] = running.get()
+        context: Current[Any] = running.get()
     except LookupError:
         msg = (
             "qsync.current() is there only inside a handler that a server runs; in a test, give "
             "it a context: `with qsync.testing.context():`"
         )
         raise QsyncError(msg) from None
-    if state is not None and not isinstance(found.state, state):
-        msg = f"current({state.__name__}): the lifespan yielded {type(found.state).__name__}"
+    if state is not None and not isinstance(context.state, state):
+        msg = f"current({state.__name__}): the lifespan yielded {type(context.state).__name__}"
         raise QsyncError(msg)
-    return found
+    return context
 
 
 def fields_of(task: TaskInfo) -> dict[str, object]:

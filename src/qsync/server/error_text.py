@@ -114,7 +114,9 @@ def _own(stack: list[FrameSummary]) -> list[FrameSummary]:
     """Return the frames of the program; if there are none, those of libraries, else of Python."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
-    return own or [one for one in foreign if not _is_of_python(one.filename)] or foreign or stack
+    return (
+        own or [shown for shown in foreign if not _is_of_python(shown.filename)] or foreign or stack
+    )
 
 
 @lru_cache(1024)
@@ -136,8 +138,8 @@ def _own_lines(text: str) -> str:
     """Return the program's own lines of a traceback that is already formatted."""
     kept, keeping = [], True
     for line in text.splitlines():
-        if found := _FILE.match(line):
-            keeping = _is_own(found[1])
+        if match := _FILE.match(line):
+            keeping = _is_own(match[1])
         elif not line.startswith("    "):
             keeping = True
         if keeping:
@@ -148,9 +150,9 @@ def _own_lines(text: str) -> str:
 def _causes(error: BaseException, keep: Keep, most: int = 3) -> Iterator[str]:
     """Yield the text of a group's exceptions and of the causes or contexts: at most 3 of each."""
     if isinstance(error, BaseExceptionGroup):
-        for one in error.exceptions[:3]:
-            yield f"in it {head_of(one)}"
-            yield _trace(one, keep)
+        for inner in error.exceptions[:3]:
+            yield f"in it {head_of(inner)}"
+            yield _trace(inner, keep)
     cause, how = error.__cause__, "raised from"
     if cause is None and not error.__suppress_context__:
         cause, how = error.__context__, "raised while handling"

@@ -131,9 +131,9 @@ class Failures:
         try:
             if self._on_error is None:
                 return
-            told = await self._invoker.call_beside(info.type, self._on_error, error, info)
-            if inspect.isawaitable(told):
-                await told
+            answer = await self._invoker.call_beside(info.type, self._on_error, error, info)
+            if inspect.isawaitable(answer):
+                await answer
         except Exception as broken:
             text = f"on_error raised for task {info.id}"
             log_error(log, logging.ERROR, text, broken, self._detail, fields_of(info))

@@ -92,9 +92,9 @@ class HookCalls:
     async def _call(self, event: Event, info: TaskInfo, *error: BaseException) -> None:
         for hook in self._hooks.of(event):
             try:
-                told = await self._invoker.call_beside(info.type, hook, info, *error)
-                if inspect.isawaitable(told):
-                    await told
+                answer = await self._invoker.call_beside(info.type, hook, info, *error)
+                if inspect.isawaitable(answer):
+                    await answer
             except Exception as broken:
                 log_failure(event, hook, info.id, broken)
 

@@ -114,8 +114,8 @@ class Lookout:
             self._at_its_time(lane, now)
             return
         while self._times and self._times[0][0] <= now:
-            at, queue, lane = heapq.heappop(self._times)
-            if self._timed.get(queue) != at:
+            due, queue, lane = heapq.heappop(self._times)
+            if self._timed.get(queue) != due:
                 continue
             del self._timed[queue]
             if not self._at_its_time(lane, now) and lane.next_due is not None:
@@ -189,8 +189,8 @@ class Lookout:
         """Return the queues that may have pending tasks; if there are many, check them first."""
         if not self.many:
             return lanes
-        for at in range(0, len(lanes), PAGE):
-            await self._look_at(lanes[at : at + PAGE])
+        for start in range(0, len(lanes), PAGE):
+            await self._look_at(lanes[start : start + PAGE])
         return [lane for lane in lanes if not self.rests(lane)]
 
     async def _look(self) -> None:
@@ -201,7 +201,7 @@ class Lookout:
                 self._wakes.follow_slots()
         else:
             parts = range(0, len(self._lanes), PAGE)
-            errors = [await self._look_at(self._lanes[at : at + PAGE]) for at in parts]
+            errors = [await self._look_at(self._lanes[start : start + PAGE]) for start in parts]
         for error in errors:
             if error is not None:
                 raise error

@@ -118,7 +118,7 @@ class LeaseKeeper:
             for leased in tasks:
                 leased.expires = since + self._lease_s
             return tasks
-        lane.drop([one for one, answer in renewal.apply(answers) if answer != "cancelled"])
+        lane.drop([task for task, answer in renewal.apply(answers) if answer != "cancelled"])
         return [leased for leased in tasks if leased.phase is not RELEASED]
 
     async def mend(self, lane: QueueState, ids: Sequence[str]) -> None:

@@ -44,10 +44,13 @@ def _reason(value: Any) -> str | None:
         parameters = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):  # e.g. C code without a signature
         return None
-    for one in parameters:
-        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
             return (
-                f"needs the parameter {one.name!r}, and a server calls it without arguments; "
+                f"needs the parameter {parameter.name!r}, and a server calls it without arguments; "
                 "give a default, or a functools.partial"
             )
     return None

@@ -46,8 +46,8 @@ class MetricRow(msgspec.Struct, array_like=True):
         for mine, theirs in (
             (self.outcomes, other.outcomes), (self.waits, other.waits), (self.runs, other.runs),
         ):  # fmt: skip
-            for at, count in enumerate(theirs):
-                mine[at] += count
+            for index, count in enumerate(theirs):
+                mine[index] += count
 
 
 def merged(rows: Iterable[MetricRow]) -> list[MetricRow]:

@@ -137,11 +137,11 @@ class _Queue:
         """Read the store's time and the last ticks; return when to do so again, by boot_s."""
         self._register()
         before_us = self._ahead_us
-        for at in range(0, len(self._entries), op_values.BATCH_SIZE):
-            entries = self._entries[at : at + op_values.BATCH_SIZE]
+        for start in range(0, len(self._entries), op_values.BATCH_SIZE):
+            entries = self._entries[start : start + op_values.BATCH_SIZE]
             names, digests = (
                 [entry.name for entry in entries],
-                self._digests[at : at + op_values.BATCH_SIZE],
+                self._digests[start : start + op_values.BATCH_SIZE],
             )
             call = program_schedule_ops.begin_ticks(self._keys, names, digests=digests)
             now_us, after = await self._broker.run(call)
@@ -169,8 +169,8 @@ class _Queue:
 
     async def _publish(self) -> None:
         """Store the schedules, and templates of their tasks for triggering by hand."""
-        for at in range(0, len(self._entries), TURN):
-            rows = [self._published(entry) for entry in self._entries[at : at + TURN]]
+        for start in range(0, len(self._entries), TURN):
+            rows = [self._published(entry) for entry in self._entries[start : start + TURN]]
             for part in ops.batches(rows, lambda row: sum(map(len, row))):
                 await self._broker.run(program_schedule_ops.publish_schedules(self._keys, part))
 

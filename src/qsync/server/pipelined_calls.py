@@ -45,18 +45,20 @@ class Together:
 
     async def _send(self) -> None:
         while self._waiting:
-            some: list[Errand] = []
-            while self._waiting and len(some) < MOST:
-                some.append(self._waiting.popleft())
+            errands: list[Errand] = []
+            while self._waiting and len(errands) < MOST:
+                errands.append(self._waiting.popleft())
             try:
-                answers = await self._broker.run_many([call for calls, _ in some for call in calls])
+                answers = await self._broker.run_many(
+                    [call for calls, _ in errands for call in calls]
+                )
             except Exception as error:  # a bug, since store errors are in the answers
-                for _, asked in some:
+                for _, asked in errands:
                     if not asked.done():
                         asked.set_exception(error)
                 continue
-            at = 0
-            for calls, asked in some:
+            start = 0
+            for calls, asked in errands:
                 if not asked.done():
-                    asked.set_result(answers[at : at + len(calls)])
-                at += len(calls)
+                    asked.set_result(answers[start : start + len(calls)])
+                start += len(calls)

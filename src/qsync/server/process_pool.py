@@ -293,7 +293,7 @@ class ProcessPool:
     def _end(self, process: WorkerProcess, *, kill: bool) -> None:
         if process in self._processes:
             self._processes.remove(process)
-        self._reapers = [one for one in self._reapers if one.is_alive()]
+        self._reapers = [reaper for reaper in self._reapers if reaper.is_alive()]
         self._reapers.append(process.end(kill=kill))
         self._changed.set()
         self._feed_soon()

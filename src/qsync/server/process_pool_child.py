@@ -119,8 +119,8 @@ def begin(*first: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # so that a kill does not lose printed lines
             stream.reconfigure(line_buffering=True)
-    for one in first:
-        one()
+    for function in first:
+        function()
 
 
 def serve(
@@ -245,7 +245,7 @@ def _raised(error: BaseException) -> Raised:
     text = _text(error)
     raised = Raised(class_name(error), text, _valid(trace[-TRACEBACK_LIMIT:]))
     with contextlib.suppress(BaseException):
-        raised.classes = [(one.__module__, one.__qualname__) for one in type(error).__mro__]
+        raised.classes = [(cls.__module__, cls.__qualname__) for cls in type(error).__mro__]
         args = list(error.args)
         raised.args = args if all(map(_is_plain, args)) else [text]
         attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}

@@ -28,10 +28,10 @@ def original_of(raised: Raised) -> Exception | None:
 
 
 def _find(module: str, name: str) -> type[Exception] | None:
-    found: Any = sys.modules.get("__main__" if module == "__mp_main__" else module)
+    value: Any = sys.modules.get("__main__" if module == "__mp_main__" else module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None
+        value = getattr(value, part, None)
+    return value if isinstance(value, type) and issubclass(value, Exception) else None
 
 
 def _make(known: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:

@@ -50,7 +50,7 @@ async def send_notes(broker: Any, keys: QueueKeys, notes: Sequence[Note]) -> Non
     """Send notes; errors of the store are ignored."""
     await broker.run_many(
         [
-            schedule_run_ops.note_runs(keys, notes[at : at + BATCH])
-            for at in range(0, len(notes), BATCH)
+            schedule_run_ops.note_runs(keys, notes[start : start + BATCH])
+            for start in range(0, len(notes), BATCH)
         ]
     )

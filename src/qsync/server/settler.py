@@ -298,7 +298,9 @@ def _completing(entries: Sequence[Entry], operation: Operation = ops.complete) -
     if any(record.result for _, record in entries):  # type: ignore[union-attr]
         parts = ops.batches(entries, _size)
     else:
-        parts = (entries[at : at + BATCH_SIZE] for at in range(0, len(entries), BATCH_SIZE))
+        parts = (
+            entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)
+        )
     for part in parts:
         yield Part("complete", operation, part, [record for _, record in part])
 

@@ -58,11 +58,11 @@ class Timeouts:
         self._queues[seconds] = left
         self._room[seconds] = 2 * len(left) + SPARE
 
-    def _set_timer(self, at: float) -> None:
+    def _set_timer(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._next = at
-        self._timer = self._loop.call_at(at, self._look) if math.isfinite(at) else None
+        self._next = due
+        self._timer = self._loop.call_at(due, self._look) if math.isfinite(due) else None
 
     def _look(self) -> None:
         now = self._loop.time()

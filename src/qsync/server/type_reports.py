@@ -156,12 +156,12 @@ class TypeReports:
 
     def _since_base(self, counts: Mapping[tuple[str, str], TypeCounts]) -> dict[str, Counts]:
         """Return what was counted in the running minute, by queue and type."""
-        found: dict[str, Counts] = {}
+        changes: dict[str, Counts] = {}
         for (queue, type), row in counts.items():
             since = _difference(row, self._base.get((queue, type)))
             if since.started or since.ended:
-                found.setdefault(queue, {})[type] = since
-        return found
+                changes.setdefault(queue, {})[type] = since
+        return changes
 
     async def _roll(self, queue: str) -> None:
         """Put the reports of ended minutes of a queue into blocks."""
@@ -182,7 +182,7 @@ async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
     ended = {
         field: data
         for field, data in read.reports.items()
-        if (at := minute_of(field)) is not None and at < minute
+        if (oldest := minute_of(field)) is not None and oldest < minute
     }
     if not ended:
         return False

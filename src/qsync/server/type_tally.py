@@ -81,7 +81,7 @@ class TypeTally:
 
     def counts(self, lanes: Iterable[QueueState]) -> dict[tuple[str, str], TypeCounts]:
         """Return a copy of the counts, by queue and type; runs that go on count as started."""
-        found: dict[tuple[str, str], TypeCounts] = {}
+        counts: dict[tuple[str, str], TypeCounts] = {}
         for lane in lanes:
             rows = self._rows.setdefault(lane.queue, {})
             running = Counter(
@@ -92,10 +92,10 @@ class TypeTally:
             for type, row in rows.items():
                 started = row.ended + running.pop(type, 0)
                 copy = TypeCounts(started, [*row.outcomes], [*row.waits], [*row.runs])
-                found[lane.queue, type] = copy
+                counts[lane.queue, type] = copy
             if running:
-                found[lane.queue, OTHER].started += running.total()
-        return found
+                counts[lane.queue, OTHER].started += running.total()
+        return counts
 
 
 def _new_row(rows: dict[str, TypeCounts], type: str) -> TypeCounts:

@@ -108,9 +108,9 @@ def interleave(runs: Sequence[tuple[Sequence[T], int]]) -> Sequence[T]:
     if len(runs) == 1:
         return runs[0][0]
     placed = [
-        ((at + 0.5) / max(wanted, len(run)), which, at)
+        ((index + 0.5) / max(wanted, len(run)), which, index)
         for which, (run, wanted) in enumerate(runs)
-        for at in range(len(run))
+        for index in range(len(run))
     ]
     placed.sort()
-    return [runs[which][0][at] for _, which, at in placed]
+    return [runs[which][0][index] for _, which, index in placed]

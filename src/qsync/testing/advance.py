@@ -155,10 +155,10 @@ class Advance:
 
     async def _enqueue(self, broker: AsyncBroker, ticks: Sequence[Tick]) -> None:
         keys = self._keys()
-        for at in range(0, len(ticks), CALLS):
+        for start in range(0, len(ticks), CALLS):
             calls = [
                 _call(self._periodics[tick.number], keys[tick.number], tick.at_us)
-                for tick in ticks[at : at + CALLS]
+                for tick in ticks[start : start + CALLS]
             ]
             for answer in await broker.run_many(calls):
                 if isinstance(answer, QsyncError):

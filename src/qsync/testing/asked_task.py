@@ -67,7 +67,10 @@ class AskedTask:
     def keywords(self) -> str | None:
         """Name of the parameter for any keywords, as in **kwargs; None without one."""
         kind = inspect.Parameter.VAR_KEYWORD
-        return next((one.name for one in self.parameters.values() if one.kind is kind), None)
+        return next(
+            (parameter.name for parameter in self.parameters.values() if parameter.kind is kind),
+            None,
+        )
 
 
 def asked_task(task: AnyTask) -> AskedTask:

@@ -53,12 +53,12 @@ class EnqueuedTask:
 
 def enqueued(broker: Broker, prefix: str, asked: AskedTask) -> list[EnqueuedTask]:
     """Return the tasks of this function or type that have not ended, in the order of enqueue."""
-    found = [
+    tasks = [
         EnqueuedTask(asked.arguments(status), status)
         for status in statuses(broker, prefix)
         if status.type == asked.name
     ]
-    return sorted(found, key=lambda one: one.status.enqueued_at_us)
+    return sorted(tasks, key=lambda task: task.status.enqueued_at_us)
 
 
 def statuses(broker: Broker, prefix: str) -> Iterator[TaskStatus]:
@@ -67,10 +67,10 @@ def statuses(broker: Broker, prefix: str) -> Iterator[TaskStatus]:
         keys = QueueKeys(prefix, queue)
         for state in WAITING:
             ids = list(_ids(broker, keys, state))
-            for at in range(0, len(ids), PAGE):
-                some = ids[at : at + PAGE]
-                shown = broker.run(views.get_tasks(keys, some))
-                for id, task in zip(some, shown, strict=True):
+            for start in range(0, len(ids), PAGE):
+                part = ids[start : start + PAGE]
+                shown = broker.run(views.get_tasks(keys, part))
+                for id, task in zip(part, shown, strict=True):
                     if task is not None:
                         yield stored_task.status(id, queue, task)
 
@@ -104,9 +104,9 @@ def matching(
     argument."""
     asked.check(arguments, queue)
     return [
-        one
-        for one in tasks
-        if (queue is None or one.queue == queue) and _has(one, arguments, asked.keywords)
+        task
+        for task in tasks
+        if (queue is None or task.queue == queue) and _has(task, arguments, asked.keywords)
     ]
 
 

@@ -82,16 +82,16 @@ class _AnyKit:
         a Mux, the payload is the argument `payload`.
         """
         tasks, asked = self.enqueued(task), asked_task(task)
-        found = matching(tasks, asked, queue, arguments)
-        if found:
-            return found[0]
+        matches = matching(tasks, asked, queue, arguments)
+        if matches:
+            return matches[0]
         name = asked.name
         wanted = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         where = "" if queue is None else f" on queue {queue}"
         lines = [f"no task {name}({wanted}){where} is enqueued"]
         if tasks:
             lines.append(f"of {name} there are:")
-            lines += [f"  {one!r}" for one in tasks[:SHOWN]]
+            lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:SHOWN]]
             lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
         else:
             lines.append("no task of it is waiting or running")

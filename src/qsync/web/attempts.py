@@ -104,11 +104,11 @@ def check_trace_url(url: str | None) -> str | None:
 
 def trace_link(url: str | None, task: TaskDetail) -> str | None:
     """Return the address of the trace in which the task was enqueued; None if it has none."""
-    found = _PARENT.fullmatch(task.headers.get("traceparent", ""))
-    return None if url is None or found is None else url.replace(_PLACE, found[1])
+    match = _PARENT.fullmatch(task.headers.get("traceparent", ""))
+    return None if url is None or match is None else url.replace(_PLACE, match[1])
 
 
 def short_server(id: str) -> str:
     """Return the id of a server, cut within its random end."""
-    found = re.fullmatch(r"(.*?)([0-9a-f]{6})[0-9a-f]{18}(~.*)?", id)
-    return id if found is None else f"{found[1]}{found[2]}…"
+    match = re.fullmatch(r"(.*?)([0-9a-f]{6})[0-9a-f]{18}(~.*)?", id)
+    return id if match is None else f"{match[1]}{match[2]}…"

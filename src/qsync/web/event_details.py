@@ -42,30 +42,30 @@ def event_detail(detail: str) -> str:
 
 
 def _every(detail: str) -> Phrase | None:
-    found = _EVERY.fullmatch(detail)
-    return None if found is None else every_phrase(float(found[1]) * _SECONDS[found[2]])
+    match = _EVERY.fullmatch(detail)
+    return None if match is None else every_phrase(float(match[1]) * _SECONDS[match[2]])
 
 
 def _rule(detail: str) -> Phrase | None:
-    found = _RULE.fullmatch(detail) if detail else None
-    if found is None:
+    match = _RULE.fullmatch(detail) if detail else None
+    if match is None:
         return None
-    per = found["per"]
+    per = match["per"]
     rule = LimitRule(
-        rate=_number(found["rate"]), burst=_number(found["burst"]),
+        rate=_number(match["rate"]), burst=_number(match["burst"]),
         per_us=None if per is None else round(float(per) * 1_000_000),
-        concurrency=_number(found["concurrency"]),
+        concurrency=_number(match["concurrency"]),
     )  # fmt: skip
     return rule.phrase
 
 
 def _bounds(detail: str) -> Phrase | None:
-    found = _BOUNDS.fullmatch(detail)
-    if found is None:
+    match = _BOUNDS.fullmatch(detail)
+    if match is None:
         return None
-    when_full: WhenFull = "drop_oldest" if found["action"] == "drop_oldest" else "raise"
+    when_full: WhenFull = "drop_oldest" if match["action"] == "drop_oldest" else "raise"
     bounds = Bounds(
-        max_tasks=_number(found["tasks"]), max_bytes=_number(found["bytes"]), when_full=when_full
+        max_tasks=_number(match["tasks"]), max_bytes=_number(match["bytes"]), when_full=when_full
     )
     return bounds.phrase
 

@@ -51,9 +51,9 @@ OUTCOMES: Final = {
 }
 
 
-def run_made(made: str) -> str:
+def run_made(manner: str) -> str:
     """Return how a run of a schedule was made."""
-    return _(MADE[made])
+    return _(MADE[manner])
 
 
 def run_outcome(outcome: str) -> str:

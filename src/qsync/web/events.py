@@ -24,8 +24,8 @@ async def list_all(site: Site, request: Request) -> Response:
     """List the last actions, of all queues or of one."""
     fields = Fields(request.query_params.multi_items())
     queue, action = fields.text("queue"), fields.text("action", 40)
-    found = await site.inspector.events(queue=queue or None, action=action or None, limit=READ)
-    events, sheet = sheet_of(found, fields)
+    listed = await site.inspector.events(queue=queue or None, action=action or None, limit=READ)
+    events, sheet = sheet_of(listed, fields)
     names = await site.inspector.queue_names()
     return site.page(
         request, "events", events=events, sheet=sheet, queue=queue, action=action,

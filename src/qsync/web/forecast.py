@@ -60,7 +60,7 @@ def forecast(steps: Steps, pending: int) -> str:
 
 def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
     """Return the problems of a queue that need attention."""
-    found = []
+    problems = []
     recent = [figures for _, figures in _recent(steps)]
     window = coarse(WINDOW_S)
     if died := sum(figures.dead for figures in recent):
@@ -69,25 +69,25 @@ def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
             "%(num)s tasks died in the last %(window)s.",
             died, window=window,
         )  # fmt: skip
-        found.append(Problem(info.name, text, "/errors"))
+        problems.append(Problem(info.name, text, "/errors"))
     if crashed := sum(figures.crashed for figures in recent):
         text = ngettext(
             "servers died %(num)s time in the last %(window)s while running its tasks.",
             "servers died %(num)s times in the last %(window)s while running its tasks.",
             crashed, window=window,
         )  # fmt: skip
-        found.append(Problem(info.name, text, "/errors") if died else _on_queue(info, text))
+        problems.append(Problem(info.name, text, "/errors") if died else _on_queue(info, text))
     if info.is_late and info.latency_target is not None:
         text = _(
             "the oldest pending task has waited %(latency)s; the target is %(target)s.",
             latency=coarse(info.latency), target=coarse(info.latency_target),
         )  # fmt: skip
-        found.append(_on_queue(info, text))
+        problems.append(_on_queue(info, text))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))
-        found.append(_on_queue(info, text))
-    return found
+        problems.append(_on_queue(info, text))
+    return problems
 
 
 def _on_queue(info: QueueInfo, text: str) -> Problem:

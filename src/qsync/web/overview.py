@@ -59,9 +59,9 @@ async def show(site: Site, request: Request) -> Response:
 
 async def _missed(site: Site, queues: Sequence[QueueInfo]) -> list[MissedRun]:
     """Return the schedules that missed their last tick within a day."""
-    found = await site.inspector.missed_runs([info.name for info in queues])
+    runs = await site.inspector.missed_runs([info.name for info in queues])
     since = datetime.now(UTC) - MISSED_FOR
-    return [run for run in found if run.tick > since]
+    return [run for run in runs if run.tick > since]
 
 
 def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:

@@ -179,11 +179,11 @@ class Site:
 
     def acting(self, request: Request) -> Inspector:
         """Return the inspector that makes the changes of a request, recorded as one action."""
-        found = request.scope.get("qsync.acting")
-        if not isinstance(found, Inspector):
+        inspector = request.scope.get("qsync.acting")
+        if not isinstance(inspector, Inspector):
             user = str(request.scope.get("qsync.user") or "") or "dashboard"
-            found = request.scope["qsync.acting"] = self.inspector.acting(user, as_one=True)
-        return found
+            inspector = request.scope["qsync.acting"] = self.inspector.acting(user, as_one=True)
+        return inspector
 
 
 def _address(request: Request) -> str:

@@ -47,8 +47,12 @@ async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, Ke
 async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple[str, PausedType]]:
     """Return queue and type of what is paused, of the first queues that have limited tasks."""
     names = [info.name for info in queues if info.states[TaskState.LIMITED]][:SAMPLED_QUEUES]
-    found = await asyncio.gather(*[site.inspector.paused_types(name) for name in names])
-    return [(name, one) for name, types in zip(names, found, strict=True) for one in types]
+    replies = await asyncio.gather(*[site.inspector.paused_types(name) for name in names])
+    return [
+        (name, paused_type)
+        for name, types in zip(names, replies, strict=True)
+        for paused_type in types
+    ]
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
@@ -65,7 +69,7 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
 
 def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
     """Return the queues most of whose backlog has one fairness key. Pure, but for texts."""
-    found = []
+    problems = []
     for queue, share in shares.items():
         key = next(iter(share.keys), "")
         if share.pending >= LARGE and share.share(key) >= FLOOD_SHARE:
@@ -73,8 +77,8 @@ def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
                 "about %(part)s of %(all)s pending tasks have the fairness key %(key)s.",
                 part=count(share.estimate(key)), all=count(share.pending), key=key,
             )  # fmt: skip
-            found.append(Problem(queue, text, "/queue", {"queue": queue}, "keys"))
-    return found
+            problems.append(Problem(queue, text, "/queue", {"queue": queue}, "keys"))
+    return problems
 
 
 def stuck(fleet: Fleet) -> list[Problem]:

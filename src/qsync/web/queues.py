@@ -80,12 +80,12 @@ async def set_target(site: Site, request: Request) -> Response:
         target = float(text) if text else None
         change = await site.acting(request).set_latency_target(name, target or None)
     except ValueError:  # also InvalidTask
-        told = _("Latency target “%(text)s” is not a number of seconds.", text=text[:40])
-        return site.go(request, "/queue", told, good=False, queue=name)
-    told = _("Latency target saved.")
+        message = _("Latency target “%(text)s” is not a number of seconds.", text=text[:40])
+        return site.go(request, "/queue", message, good=False, queue=name)
+    message = _("Latency target saved.")
     if not change.ok:
-        told = _("Queue “%(queue)s” does not exist", queue=name)
-    return site.go(request, "/queue", told, good=change.ok, queue=name)
+        message = _("Queue “%(queue)s” does not exist", queue=name)
+    return site.go(request, "/queue", message, good=change.ok, queue=name)
 
 
 def search_for(queue: str, key: str) -> str:

@@ -46,18 +46,18 @@ async def backfill(site: Site, request: Request) -> Response:
         zone = _zone(info.tz if info else None)
         start, end = _moment("from", form, zone), _moment("to", form, zone)
         is_sure = form.text("sure") == "yes"
-        found = await site.acting(request).backfill(
+        plan = await site.acting(request).backfill(
             name, queue=queue, start=start, end=end, dry_run=not is_sure
         )
     except InvalidTask as error:
         return site.go(request, "/schedule/runs", phrase_of(error), good=False, **page)
-    if found is None or found.refused:
-        text = found.refused if found and found.refused else _("There is no such schedule.")
+    if plan is None or plan.refused:
+        text = plan.refused if plan and plan.refused else _("There is no such schedule.")
         return site.go(request, "/schedule/runs", text, good=False, **page)
-    number = ngettext("%(num)s task", "%(num)s tasks", found.enqueued)
-    if is_sure or not found.enqueued:
-        text = ngettext("%(num)s task enqueued.", "%(num)s tasks enqueued.", found.enqueued)
-        return site.go(request, "/schedule/runs", text, good=found.enqueued > 0, **page)
+    number = ngettext("%(num)s task", "%(num)s tasks", plan.enqueued)
+    if is_sure or not plan.enqueued:
+        text = ngettext("%(num)s task enqueued.", "%(num)s tasks enqueued.", plan.enqueued)
+        return site.go(request, "/schedule/runs", text, good=plan.enqueued > 0, **page)
     return site.confirm(
         request, form, title=_("Backfill %(name)s?", name=name),
         text=_(
@@ -90,6 +90,6 @@ def _moment(field: str, form: Fields, zone: tzinfo) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        told = phrase("%(field)s: “%(text)s” is not a time.", field=field, text=text)
-        raise InvalidTask(told) from None
+        problem = phrase("%(field)s: “%(text)s” is not a time.", field=field, text=text)
+        raise InvalidTask(problem) from None
     return time if time.tzinfo is not None else time.replace(tzinfo=zone)

@@ -32,8 +32,8 @@ async def list_all(site: Site, request: Request) -> Response:
     """List the schedules of all queues, or those whose names begin with the text of the filter."""
     fields = Fields(request.query_params.multi_items())
     prefix = fields.text("name").strip()
-    found = await site.inspector.schedules(prefix=prefix)
-    schedules, sheet = sheet_of(found, fields)
+    infos = await site.inspector.schedules(prefix=prefix)
+    schedules, sheet = sheet_of(infos, fields)
     return site.page(request, "schedules", schedules=schedules, sheet=sheet, begins=prefix)
 
 

@@ -50,11 +50,11 @@ def _text_of(site: Site, task: TaskDetail) -> str:
         raise InvalidTask(phrase("The message cannot be read: %(error)s", error=task.message_error))
     text = payload_as_json(task.payload, is_value=task.is_value)
     if len(text) > TEXT_LIMIT:
-        told = phrase(
+        problem = phrase(
             "The payload has more than %(limit)s characters: use `qsync task edit`.",
             limit=TEXT_LIMIT,
         )
-        raise InvalidTask(told)
+        raise InvalidTask(problem)
     return text
 
 
@@ -89,10 +89,10 @@ async def act(site: Site, request: Request) -> Response:
     if not change.ok:
         return site.go(request, "/task", failed(change), good=False, queue=queue, id=id)
     if change.id is not None:
-        told = _("This is the copy of task %(id)s.", id=id)
-        return site.go(request, "/task", told, queue=change.queue, id=change.id)
-    told = _("The task runs with the new payload.") if verb == "retry" else _("Payload saved.")
-    return site.go(request, "/task", told, queue=queue, id=id)
+        message = _("This is the copy of task %(id)s.", id=id)
+        return site.go(request, "/task", message, queue=change.queue, id=change.id)
+    message = _("The task runs with the new payload.") if verb == "retry" else _("Payload saved.")
+    return site.go(request, "/task", message, queue=queue, id=id)
 
 
 async def _change(
@@ -114,5 +114,5 @@ def _delay_of(text: str) -> float | None:
     try:
         return float(text) if text else None
     except ValueError:
-        told = phrase("Delay “%(text)s” is not a number of seconds.", text=text[:40])
-        raise InvalidTask(told) from None
+        problem = phrase("Delay “%(text)s” is not a number of seconds.", text=text[:40])
+        raise InvalidTask(problem) from None

@@ -183,9 +183,9 @@ async def stack(site: Site, request: Request) -> Response:
     """Ask the server of a running task for the stack of its handler, and go to the task."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
-    found = await site.inspector.stack(id, queue=queue)
-    text, good = _("The server sent the stack of the handler."), found is not None
-    if found is None:
+    answer = await site.inspector.stack(id, queue=queue)
+    text, good = _("The server sent the stack of the handler."), answer is not None
+    if answer is None:
         text = _("The server did not answer: the task has ended, or the server's loop is blocked.")
     return site.go(request, "/task", text, good=good, queue=queue, id=id)
 

@@ -57,12 +57,12 @@ def type_charts(stats: TypeStats) -> list[StepChart]:
     ]
 
 
-def when(stats: TypeStats, at: datetime) -> str:
+def when(stats: TypeStats, moment: datetime) -> str:
     """Return the time of a step: to the minute, or the day."""
     if stats.step_s >= DAY_S:
-        return day_and_month(at.date())
-    clock = f"{at:%H:%M}"
-    return f"{day_and_month(at.date())} {clock}" if stats.period in DAYS else clock
+        return day_and_month(moment.date())
+    clock = f"{moment:%H:%M}"
+    return f"{day_and_month(moment.date())} {clock}" if stats.period in DAYS else clock
 
 
 def _chart(
@@ -83,9 +83,12 @@ def _chart(
     ]
     steps = [
         _step(
-            stats, at, [(line.name, row[at]) for line, row in zip(lines, rows, strict=True)], text
+            stats,
+            index,
+            [(line.name, row[index]) for line, row in zip(lines, rows, strict=True)],
+            text,
         )
-        for at in range(len(stats.points))
+        for index in range(len(stats.points))
     ]
     half = text(top / 2)
     first, middle = stats.points[0].at, stats.points[len(stats.points) // 2].at
@@ -108,9 +111,9 @@ def _latest(row: Values, text: Callable[[float | None], str]) -> str:
 
 def _step(
     stats: TypeStats,
-    at: int,
+    index: int,
     values: Sequence[tuple[str, float | None]],
     text: Callable[[float | None], str],
 ) -> str:
     known = ", ".join(f"{name} {text(value)}" for name, value in values if value is not None)
-    return f"{when(stats, stats.points[at].at)}: {known or _('no data')}"
+    return f"{when(stats, stats.points[index].at)}: {known or _('no data')}"

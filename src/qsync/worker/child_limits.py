@@ -68,9 +68,9 @@ def size_of(text: str) -> int:
 
     Raises ValueError if it is not a size over 0.
     """
-    found = _SIZE.fullmatch(text.strip())
-    unit = None if found is None else _UNITS.get(found[2].lower())
-    if found is None or unit is None or (size := int(float(found[1]) * unit)) < 1:
+    match = _SIZE.fullmatch(text.strip())
+    unit = None if match is None else _UNITS.get(match[2].lower())
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
         raise ValueError(
             phrase("%(value)s is not a size; write 500MiB, 1GiB or 2GB", value=repr(text))
         )

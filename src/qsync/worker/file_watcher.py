@@ -33,7 +33,7 @@ class FileWatcher:
 
 def _mark(file: str) -> _Mark:
     try:
-        found = Path(file).stat()
+        info = Path(file).stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return info.st_mtime_ns, info.st_size

@@ -121,7 +121,9 @@ class HealthPort:
             )
         from qsync.contrib import prometheus
 
-        conditions = [one.condition for one in await self._reports() if one.condition is not None]
+        conditions = [
+            report.condition for report in await self._reports() if report.condition is not None
+        ]
         if self._supervisor is None:
             return bad_request("not started yet", 503)
         metrics = prometheus.server_metrics(self._supervisor.rows(), conditions)
@@ -196,7 +198,7 @@ class _Backlog:
             self._inspector = self._app.inspector()
         measured = self._scalers.pop(queues, None) or _Measured(self._processes)
         self._scalers[queues] = measured  # the last one requested is at the end
-        others = [one for one in self._scalers if one != self._queues]
+        others = [key for key in self._scalers if key != self._queues]
         if len(others) > LISTS:  # evict the least recently requested list, never the worker's own
             del self._scalers[others[0]]
         async with measured.lock:
@@ -236,25 +238,25 @@ def sample(
     Tasks in paused queues need no workers. The counters still include paused queues: otherwise a
     pause and its end would look like a burst of tasks.
     """
-    all_infos = [one for one in overview.queues if one.name in queues]
-    infos = [one for one in all_infos if one.paused is None]
+    all_infos = [info for info in overview.queues if info.name in queues]
+    infos = [info for info in all_infos if info.paused is None]
 
     def state(name: str) -> int:
-        return sum(count for one in infos for key, count in one.states.items() if key == name)
+        return sum(count for info in infos for key, count in info.states.items() if key == name)
 
     def counter(*names: str) -> int:
-        return sum(one.counters.get(name, 0) for one in all_infos for name in names)
+        return sum(info.counters.get(name, 0) for info in all_infos for name in names)
 
     return autoscale.ScaleSample(
         at=at,
         pending=state("pending"),
         active=state("active"),
-        oldest_s=max((one.latency for one in infos), default=0.0),
+        oldest_s=max((info.latency for info in infos), default=0.0),
         enqueued=counter("enqueued"),
         finished=counter("completed", "failed", "cancelled"),
         servers=len(slots),
         slots=sum(slots),
-        limited=sum(one.states.get(TaskState.LIMITED, 0) for one in all_infos),
+        limited=sum(info.states.get(TaskState.LIMITED, 0) for info in all_infos),
     )
 
 

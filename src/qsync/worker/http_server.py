@@ -145,12 +145,12 @@ class HealthServer:
 
     def _make_room(self, address: str) -> None:
         """Evict a connection if a new one from this address would exceed a limit."""
-        among = [one for one in self._open if one.address == address]
+        among = [connection for connection in self._open if connection.address == address]
         if len(among) < CONNECTIONS:
             if len(self._open) < ALL_CONNECTIONS:
                 return
             among = list(self._open)
-        oldest = next((one for one in among if not one.asked), among[0])
+        oldest = next((connection for connection in among if not connection.asked), among[0])
         del self._open[oldest]
         oldest.writer.transport.abort()
 

@@ -132,9 +132,9 @@ class LeaseAbandoner:
         """Postpone a job and all jobs of the same node."""
         node = self._node(errand)
         with self._changed:
-            for one in self._errands:
-                if self._node(one) == node:
-                    one.due = max(one.due, due)
+            for other in self._errands:
+                if self._node(other) == node:
+                    other.due = max(other.due, due)
 
     def _node(self, errand: _Job) -> Node | None:
         keys = errand.keys
@@ -151,8 +151,8 @@ class LeaseAbandoner:
         if errand.names is None:
             errand.names = self._read_names(errand, errand.keys)
         call = ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor)
-        errand.cursor, found = self._try(errand, call)
-        errand.found += found
+        errand.cursor, count = self._try(errand, call)
+        errand.found += count
 
     def _try(self, errand: _Job, call: Call[T]) -> T:
         """Make a call once, without retries."""

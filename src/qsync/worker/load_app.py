@@ -38,21 +38,21 @@ def load(target: str) -> Qsync:
     if here not in sys.path:
         sys.path.insert(0, here)
     module = _import(name)
-    found = _attribute(module, target, attribute)
-    if isinstance(found, Qsync):
-        return found
-    if not callable(found) or inspect.isclass(found):
-        msg = f"{target} is {_kind(found)}, neither a Qsync nor a function that returns one"
-        if isinstance(found, Mux):
+    target_value = _attribute(module, target, attribute)
+    if isinstance(target_value, Qsync):
+        return target_value
+    if not callable(target_value) or inspect.isclass(target_value):
+        msg = f"{target} is {_kind(target_value)}, neither a Qsync nor a function that returns one"
+        if isinstance(target_value, Mux):
             msg += f"; write app = Qsync(mux={attribute}), and name {name}:app"
         raise TargetError(msg)
-    made = _make(found, target)
-    if not isinstance(made, Qsync):
-        msg = f"{target}() returned {_kind(made)}, not a Qsync"
-        if isinstance(made, Mux):
+    returned = _make(target_value, target)
+    if not isinstance(returned, Qsync):
+        msg = f"{target}() returned {_kind(returned)}, not a Qsync"
+        if isinstance(returned, Mux):
             msg += "; return Qsync(mux=...)"
         raise TargetError(msg)
-    return made
+    return returned
 
 
 def _module_of(file: str) -> str:
@@ -86,18 +86,18 @@ def _import(name: str) -> ModuleType:
 
 
 def _attribute(module: ModuleType, target: str, path: str) -> Any:
-    found: Any = module
+    target_value: Any = module
     for name in path.split("."):
         try:
-            found = getattr(found, name)
+            target_value = getattr(target_value, name)
         except AttributeError:
             apps = [key for key, value in vars(module).items() if isinstance(value, Qsync)]
             hint = f"; {module.__name__} has {', '.join(apps)}" if apps else _mux_hint(module)
-            msg = f"{target}: {_kind(found)} has no attribute {name!r}{hint}"
+            msg = f"{target}: {_kind(target_value)} has no attribute {name!r}{hint}"
             raise TargetError(msg) from None
         except Exception as error:
             raise TargetError(_failed(f"{target}: reading {name}", error)) from error
-    return found
+    return target_value
 
 
 def _mux_hint(module: ModuleType) -> str:

@@ -187,7 +187,7 @@ class Supervisor:
         if slot.child is not None and slot.child.code:
             _tell_end(slot.child, logging.ERROR)
         log.info("process %d was told to stop and is not restarted", slot.number)
-        if all(one.retired for one in self._slots):
+        if all(other.retired for other in self._slots):
             log.info("all processes were told to stop: the worker exits")
             self._stopping.set()
 

@@ -20,10 +20,10 @@ def reap(ours: Collection[int]) -> int:
     reaped = 0
     with contextlib.suppress(ChildProcessError):  # there are no children
         while True:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is None or found.si_pid in ours:
+            child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if child is None or child.si_pid in ours:
                 break
-            os.waitpid(found.si_pid, os.WNOHANG)
+            os.waitpid(child.si_pid, os.WNOHANG)
             reaped += 1
     return reaped
 

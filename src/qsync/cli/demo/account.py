@@ -128,7 +128,7 @@ class Ledger:
     def restarts(self) -> list[float]:
         """Return when the interrupted tasks started again, of those that did."""
         starts, after = self.history.starts, self.killed_at
-        later = ([at for at in starts[id] if at > after] for id in self.interrupted)
+        later = ([started for started in starts[id] if started > after] for id in self.interrupted)
         return [min(times) for times in later if times]
 
     def end_of(self, kind: str, id: str) -> End:

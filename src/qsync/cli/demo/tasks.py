@@ -87,7 +87,7 @@ async def hash_for_tenant(offset: int) -> str:
 async def parent(task: TaskInfo, offsets: list[int]) -> None:
     """Enqueues a task for each block. Their ids come from its own, so a second run adds none."""
     ids = [f"{task.id}.{number}" for number in range(len(offsets))]
-    children = [child.options(id=id).build(at) for id, at in zip(ids, offsets, strict=True)]
+    children = [child.options(id=id).build(offset) for id, offset in zip(ids, offsets, strict=True)]
     await qsync.current().client.enqueue_many(children)
 
 

@@ -85,8 +85,8 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         stored = tasks.make(task, result, self.options)
 
         def sent() -> None:
-            at = tasks.enqueued_at(stored.headers or {})
-            object.__setattr__(result, "enqueued_at", at)
+            enqueued_at = tasks.enqueued_at(stored.headers or {})
+            object.__setattr__(result, "enqueued_at", enqueued_at)
             signals.task_enqueued.send(type(self), task_result=result)
 
         project_sender().enqueue(stored, sent)
@@ -142,7 +142,7 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
             raise tasks_api.InvalidTask(f"task: no option {shorten(name)}{there}")
 
     def make(given: Any) -> Any:
-        made = tasks_api.task_backends[backend].task_class
-        return made(func=given, backend=backend, **fields)
+        task_class = tasks_api.task_backends[backend].task_class
+        return task_class(func=given, backend=backend, **fields)
 
     return make if function is None else make(function)

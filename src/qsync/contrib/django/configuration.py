@@ -70,7 +70,7 @@ class Configuration:
 def app_options() -> tuple[str, ...]:
     """Return the names of the options of Qsync, as settings."""
     parameters = inspect.signature(Qsync.__init__).parameters.values()
-    own = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     return tuple(name.upper() for name in (*own, *ServerOptions.__annotations__))
 
 
@@ -150,20 +150,20 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
 
 def _role(value: Any) -> Any:
     """Return the role, or the function that a dotted path names."""
-    found = _import("ROLE", value) if isinstance(value, str) and "." in value else value
-    if not callable(found) and found not in ROLES:
+    role = _import("ROLE", value) if isinstance(value, str) and "." in value else value
+    if not callable(role) and role not in ROLES:
         raise SettingError(
             f"QSYNC: DASHBOARD: ROLE: {shorten(value)} is neither a function of the request nor "
             f"one of {', '.join(ROLES)}",
             "qsync.E004",
         )
-    return found
+    return role
 
 
 def _imported(name: str, value: Any) -> Any:
     """Return the object that a dotted path names; return any other value unchanged."""
     if name == "MIDDLEWARE" and isinstance(value, Iterable) and not isinstance(value, str):
-        return [_import(name, one) if isinstance(one, str) else one for one in value]
+        return [_import(name, item) if isinstance(item, str) else item for item in value]
     if name in (*IMPORTED, "MASK") and isinstance(value, str):
         return _import(name, value)
     return value

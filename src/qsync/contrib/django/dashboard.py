@@ -121,19 +121,19 @@ _lock = threading.Lock()
 def dashboard_thread() -> DashboardThread:
     """Return this process's thread; the first call starts it."""
     with _lock:
-        found = _threads.get(os.getpid())
-        if found is None:
+        thread = _threads.get(os.getpid())
+        if thread is None:
             _threads.clear()
-            found = _threads[os.getpid()] = DashboardThread()
-        return found
+            thread = _threads[os.getpid()] = DashboardThread()
+        return thread
 
 
 def close_dashboard() -> None:
     """Close the dashboard of this process; the next request opens another."""
     with _lock:
-        found = _threads.pop(os.getpid(), None)
-    if found is not None:
-        found.close()
+        thread = _threads.pop(os.getpid(), None)
+    if thread is not None:
+        thread.close()
 
 
 @csrf_exempt  # the dashboard checks Sec-Fetch-Site and Origin, and accepts only its own forms

@@ -56,10 +56,10 @@ class DjangoDatabase:
                 query = query.select_for_update(skip_locked=True)
             rows = [
                 Row(
-                    id=one.id, queue=one.queue, message=bytes(one.message),
-                    created_at=one.created_at,
+                    id=entity.id, queue=entity.queue, message=bytes(entity.message),
+                    created_at=entity.created_at,
                 )
-                for one in query.order_by("created_at")[:BATCH]
+                for entity in query.order_by("created_at")[:BATCH]
             ]  # fmt: skip
             if locks:
                 yield _Batch(rows, self.delete)

@@ -86,6 +86,6 @@ def check_limits(app: Qsync) -> None:
 def _queues() -> list[str]:
     """Return the project's queues: "default", and the queues of its django.tasks backends."""
     backends = getattr(settings, "TASKS", {}).values()
-    own = [one for one in backends if one.get("BACKEND") == BACKEND]
-    names = {name: None for one in own for name in one.get("QUEUES", [])}
+    own = [backend for backend in backends if backend.get("BACKEND") == BACKEND]
+    names = {name: None for backend in own for name in backend.get("QUEUES", [])}
     return list({DEFAULT: None, **names})

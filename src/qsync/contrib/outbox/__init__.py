@@ -111,10 +111,10 @@ class Outbox:
         The session sends the task after its commit, and an async session in the background. Raises
         InvalidTask if the task is invalid.
         """
-        made = self._make_row(task)
+        row = self._make_row(task)
         entity = self._entity()
-        entity.id, entity.queue = made.id, made.queue
-        entity.message, entity.created_at = made.message, made.created_at
+        entity.id, entity.queue = row.id, row.queue
+        entity.message, entity.created_at = row.message, row.created_at
         return entity
 
     def _make_row(self, task: Task[Any]) -> Row:

@@ -91,10 +91,10 @@ class ConnectionDatabase:
         """See Database."""
         connection = self._open()
         with connection.transaction():
-            found = connection.execute(self._statements.take, (before, list(without), BATCH))
+            records = connection.execute(self._statements.take, (before, list(without), BATCH))
             rows = [
                 Row(id=id, queue=queue, message=bytes(message), created_at=created)
-                for id, queue, message, created in found
+                for id, queue, message, created in records
             ]
             yield _Batch(rows, partial(self._delete, connection))
 
@@ -103,8 +103,8 @@ class ConnectionDatabase:
 
     def backlog(self) -> Backlog:
         """See Database."""
-        found = self._open().execute(self._statements.backlog, (COUNTED,)).fetchone()
-        count, oldest = found or (0, None)
+        row = self._open().execute(self._statements.backlog, (COUNTED,)).fetchone()
+        count, oldest = row or (0, None)
         return backlog_of(count, oldest)
 
     def close(self) -> None:

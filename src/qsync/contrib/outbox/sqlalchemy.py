@@ -194,7 +194,7 @@ class SessionHooks:
         event.listen(Session, "after_transaction_end", self._on_end)
 
     def _on_flush(self, session: Session, context: Any) -> None:
-        new = [(one, _row_of(one)) for one in session.new if type(one) is self._entity]
+        new = [(entity, _row_of(entity)) for entity in session.new if type(entity) is self._entity]
         if new:
             session.info.setdefault(self._written, []).extend(new)
 

@@ -74,10 +74,10 @@ class Command(BaseCommand):
         app.command()(worker)
         command = typer.main.get_command(app)
         command.help = HELP
-        command.params = [one for one in command.params if one.name != "target"]
-        for one in command.params:
-            if isinstance(one, TyperOption) and one.name == "queues":
-                one.help = QUEUES
+        command.params = [parameter for parameter in command.params if parameter.name != "target"]
+        for parameter in command.params:
+            if isinstance(parameter, TyperOption) and parameter.name == "queues":
+                parameter.help = QUEUES
         command.callback = partial(_required(command.callback), target=TARGET)
         return command
 
