@@ -38,6 +38,7 @@ async def every_action(made: Bed, ann: Inspector) -> None:
     await ann.resume_type("mail.send")
     await ann.set_bounds("default", max_tasks=1000)
     await ann.reset_bounds("default")
+    await ann.set_latency_target("default", 60)
     await ann.set_weight("default", "acme", 2)
     await ann.reset_weight("default", "acme")
     await ann.set_limit("mail", limit_rule("mail", concurrency=3))

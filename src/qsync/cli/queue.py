@@ -23,7 +23,13 @@ from qsync.cli.options import (
 from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import Progress, confirm, current_user
 from qsync.cli.queue_tables import SortQueues, print_more, print_queues, sorted_queues
-from qsync.cli.store import check_queue, exit_unknown_queue, no_queue_yet, open_store
+from qsync.cli.store import (
+    check_queue,
+    exit_unknown_queue,
+    no_queue_yet,
+    note_later,
+    open_store,
+)
 from qsync.errors import InvalidTask
 from qsync.formatting import plural
 from qsync.inspector import Change, Forgotten, Inspector, Step
@@ -48,6 +54,7 @@ def list_queues(*, sort: SortQueues = "name", store: StoreOptions, output: Outpu
 
         def show() -> None:
             overview = session.run(session.inspector.overview())
+            note_later(overview.later)
             queues = sorted_queues(overview.queues, sort)
 
             def print_table(whole: bool) -> None:

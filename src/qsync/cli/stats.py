@@ -18,7 +18,7 @@ from qsync.cli.queue_tables import (
     print_queues,
     sorted_queues,
 )
-from qsync.cli.store import exit_unknown_queue, no_queue_yet, open_store
+from qsync.cli.store import exit_unknown_queue, no_queue_yet, note_later, open_store
 from qsync.formatting import plural, size
 from qsync.inspector import Inspector, Overview, QueueInfo
 
@@ -53,6 +53,7 @@ def stats(
 
         def show() -> None:
             overview, infos = session.run(_read(session.inspector, names or [], days))
+            note_later(overview.later)
             queues = infos if names and sort == "name" else sorted_queues(infos, sort)
 
             def print_table(whole: bool) -> None:

@@ -37,6 +37,7 @@ from qsync.inspector import Inspector, QueueInfo
 from qsync.keys import check_name
 from qsync.task import PAYLOAD_LIMIT
 from qsync.worker.load_app import TargetError, load
+from qsync.worker.logs import escape
 
 T = TypeVar("T")
 
@@ -191,11 +192,22 @@ async def _other_prefixes(inspector: Inspector) -> str:
 async def all_queues(inspector: Inspector) -> list[QueueInfo]:
     """Return all queues, read about a thousand at a time."""
     overview = await inspector.overview()
-    queues = {info.name: info for info in overview.queues}
+    queues, later = {info.name: info for info in overview.queues}, list(overview.later)
     while overview.cursor is not None:
         overview = await inspector.overview(cursor=overview.cursor)
         queues |= {info.name: info for info in overview.queues}
+        later += overview.later
+    note_later(later)
     return list(queues.values())
+
+
+def note_later(queues: Sequence[str]) -> None:
+    """Print on stderr which queues are left out because only a later version can read them."""
+    if queues:
+        more = f" and {len(queues) - NAMES_SHOWN} more" if len(queues) > NAMES_SHOWN else ""
+        names = ", ".join(queues[:NAMES_SHOWN])
+        text = f"left out, since a later version of qsync wrote their data: {names}{more}"
+        typer.echo(escape(text), err=True)
 
 
 async def check_queue(inspector: Inspector, name: str) -> None:

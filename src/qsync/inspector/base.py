@@ -8,8 +8,8 @@ import copy
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, Self
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -20,11 +20,13 @@ from qsync.broker.base import ends_in
 from qsync.broker.call import Call
 from qsync.broker.event_ops import KEY_BYTES
 from qsync.broker.views import PageKey
-from qsync.errors import InvalidTask, QsyncError
+from qsync.errors import InvalidTask, QsyncError, SchemaMismatch
 from qsync.inspector.event_values import Actor, new_key
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
+
+T = TypeVar("T")
 
 CALLS_PER_TRIP: Final = 100
 """Number of calls sent in one round trip."""
@@ -164,6 +166,24 @@ class Base:
 
     async def _run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Run all calls in batches and return the replies; raise the first error that persists."""
+        results = await self._replies(calls)
+        for result in results:
+            if isinstance(result, SchemaMismatch):
+                raise result
+        return results
+
+    async def _read_each(
+        self, queues: Iterable[str], read: Callable[[str], Call[T]]
+    ) -> tuple[dict[str, T], list[str]]:
+        """Run a call for each queue; return the replies by queue, and the queues left out.
+
+        Those have the layout of a later version of qsync, so only that version can read them.
+        """
+        names = list(queues)
+        return readable(names, await self._replies([read(name) for name in names]))
+
+    async def _replies(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Run all calls in batches; in place of a reply may be a SchemaMismatch."""
         results: list[Any] = []
         for start in range(0, len(calls), CALLS_PER_TRIP):
             part = calls[start : start + CALLS_PER_TRIP]
@@ -171,8 +191,8 @@ class Base:
             replies = await self._broker.run_many(part, ends=ends)
             for call, reply in zip(part, replies, strict=True):
                 # Retry failed calls for as long as the broker's patience lasts.
-                failed = isinstance(reply, QsyncError)
-                results.append(await self._broker.run(call, ends=ends) if failed else reply)
+                is_final = isinstance(reply, SchemaMismatch) or not isinstance(reply, QsyncError)
+                results.append(reply if is_final else await self._broker.run(call, ends=ends))
         return results
 
     def _note_rate(self, queue: str, ended: int) -> float | None:
@@ -218,6 +238,13 @@ class Base:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._broker.aclose()
+
+
+def readable(queues: Sequence[str], replies: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the replies by queue, and the queues that only a later version of qsync can read."""
+    pairs = list(zip(queues, replies, strict=True))
+    found = {queue: reply for queue, reply in pairs if not isinstance(reply, SchemaMismatch)}
+    return found, [queue for queue in queues if queue not in found]
 
 
 def _check_page(cursor: str | None) -> str:

@@ -28,6 +28,7 @@ ACTIONS: Final = (
     "type.resume",
     "bounds.set",
     "bounds.reset",
+    "target.set",
     "weight.set",
     "weight.reset",
     "limit.set",

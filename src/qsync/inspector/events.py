@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from qsync.broker import event_ops
-from qsync.broker.event_ops import MOST_EVENTS
+from qsync.broker.event_ops import MOST_EVENTS, StoredEvent
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.event_values import ACTIONS, OperatorEvent, operator_event
@@ -33,7 +33,8 @@ class _EventsMixin(Base):
     ) -> list[OperatorEvent]:
         """Return the last actions of operators that match, the latest first.
 
-        queue    only this queue; None: all queues, and the actions that belong to none
+        queue    only this queue; "": only actions that belong to no queue; None: all. Then queues
+                 whose data a later version of qsync wrote are left out; `overview` names them
         action   `queue.pause`, or all of a kind: `queue`
         subject  only of the schedule, limit, fairness key or server of this name
         task     only of the task of this id
@@ -47,20 +48,24 @@ class _EventsMixin(Base):
             text = f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}"
             raise InvalidTask(text)
         since_us = None if since is None else datetime_us("since", since)
-        names: list[str | None] = [queue]
-        if queue is None:
-            names = [None, *await self.queue_names()]
         picks = (_check_action(action), subject, task)
         count = MOST_EVENTS if any(picks) else min(limit, READ_PER_QUEUE) if not queue else limit
-        calls = [
-            event_ops.events(
-                self._globals if name is None else self._keys(name), count=count, since_us=since_us
+        records: list[tuple[str | None, list[StoredEvent]]] = []
+        if not queue:
+            call = event_ops.events(self._globals, count=count, since_us=since_us)
+            records.append((None, await self._broker.run(call)))
+        if queue is None:
+            of_queues, _ = await self._read_each(
+                await self.queue_names(),
+                lambda name: event_ops.events(self._keys(name), count=count, since_us=since_us),
             )
-            for name in names
-        ]
+            records += of_queues.items()
+        elif queue:
+            call = event_ops.events(self._keys(queue), count=count, since_us=since_us)
+            records.append((queue, await self._broker.run(call)))
         events = [
             event
-            for name, entries in zip(names, await self._run_all(calls), strict=True)
+            for name, entries in records
             for stored in entries
             if (event := operator_event(name, stored)) is not None
             and _matches(event, *picks)

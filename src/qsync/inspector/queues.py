@@ -10,7 +10,7 @@ from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
-from qsync.inspector.base import check_state, cursor_at, read_cursor
+from qsync.inspector.base import check_state, cursor_at, read_cursor, readable
 from qsync.inspector.event_values import new_key
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
@@ -64,13 +64,12 @@ class _QueuesMixin(_LiveServersMixin):
         if names is None:
             names, total, after = await self._queue_page(cursor)
         calls = [views.overview(self._keys(name)) for name in names]
-        (now_us, live), *snapshots = await self._run_all([views.servers(self._globals), *calls])
+        (now_us, live), *replies = await self._replies([views.servers(self._globals), *calls])
+        found, later = readable(names, replies)
         return Overview(
             at=from_us(now_us),
-            queues=[
-                self._queue_info(name, snapshot)
-                for name, snapshot in zip(names, snapshots, strict=True)
-            ],
+            queues=[self._queue_info(name, snapshot) for name, snapshot in found.items()],
+            later=later,
             servers=sorted(live),
             total=max(total, len(names)),
             cursor=after,

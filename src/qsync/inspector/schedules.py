@@ -17,7 +17,7 @@ from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
 from qsync.broker.stored_task import moment_of
 from qsync.broker.views import Published
-from qsync.errors import InvalidTask
+from qsync.errors import InvalidTask, SchemaMismatch
 from qsync.inspector.base import RECORD_S, Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo, refused
@@ -52,10 +52,10 @@ class _SchedulesMixin(Base):
         a prefix, these are the stored schedules that are due first.
         """
         names = await self.queue_names()
-        replies = await self._run_all([views.schedules(self._keys(name)) for name in names])
+        found, _ = await self._read_each(names, lambda name: views.schedules(self._keys(name)))
         infos = [
             schedule_info(queue, now_us, schedule)
-            for queue, (now_us, published) in zip(names, replies, strict=True)
+            for queue, (now_us, published) in found.items()
             for schedule in published
             if schedule.name.startswith(prefix)
         ]
@@ -75,11 +75,12 @@ class _SchedulesMixin(Base):
             rows: dict[str, StoredRow] = {}
             cursor = "0" if prefix else ""
             while len(rows) < LISTED:
-                page = await self._broker.run(
-                    schedule_ops.stored_page(
-                        self._keys(queue), cursor=cursor, count=LISTED, prefix=prefix
-                    )
+                call = schedule_ops.stored_page(
+                    self._keys(queue), cursor=cursor, count=LISTED, prefix=prefix
                 )
+                [page] = await self._replies([call])
+                if isinstance(page, SchemaMismatch):
+                    break
                 rows |= {row.name: row for row in page.rows}
                 cursor = page.cursor
                 if cursor == "0":

@@ -9,7 +9,7 @@ import msgspec
 
 from qsync.broker import views
 from qsync.errors import InvalidTask
-from qsync.inspector.base import cursor_at, no_cursor
+from qsync.inspector.base import cursor_at, no_cursor, readable
 from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, _BulkMixin
 from qsync.inspector.search_query import SearchQuery
 from qsync.inspector.task_rows import fits
@@ -49,6 +49,7 @@ class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
     total    number of tasks in the queues and states of the search, whether they match or not
     scanned  number of tasks read for this page
     unread   number of those whose payload was too large to be searched for arguments
+    later    queues left out because a later version of qsync wrote their data
     """
 
     tasks: list[TaskRow]
@@ -56,6 +57,7 @@ class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     scanned: int
     unread: int
+    later: list[str] = []
 
 
 class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +98,7 @@ class _SearchMixin(_BulkMixin):
         About 1000 tasks are read, of the first 5,000 queues. Parse the query by `parse_search`.
         InvalidTask if the cursor is invalid.
         """
-        _, targets = await self._targets(query, query.states)
+        _, targets, later = await self._targets(query, query.states)
         total, left = sum(target.size for target in targets), _resume(targets, cursor)
         rows: list[TaskRow] = []
         scanned = unread = 0
@@ -118,7 +120,9 @@ class _SearchMixin(_BulkMixin):
                 break
         else:
             end = None
-        return SearchPage(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
+        return SearchPage(
+            tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread, later=later
+        )
 
     async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
         """Return the number of tasks that a change of all would change, by state.
@@ -127,7 +131,7 @@ class _SearchMixin(_BulkMixin):
         """
         if query.filter is not None:
             return None
-        _, targets = await self._targets(query, _changed(query, verb))
+        _, targets, _ = await self._targets(query, _changed(query, verb))
         return {
             state: sum(target.number for target in targets if target.state is state)
             for state in dict.fromkeys(target.state for target in targets if target.number)
@@ -140,7 +144,7 @@ class _SearchMixin(_BulkMixin):
 
         Tasks that came into their state after the first step are left alone, as in `run_dead`.
         """
-        now_us, targets = await self._targets(query, _changed(query, verb))
+        now_us, targets, _ = await self._targets(query, _changed(query, verb))
         left = _resume(targets, cursor)
         if not left:
             return SearchStep(state=None, step=Step(scanned=0, done=0, cursor=None))
@@ -164,21 +168,23 @@ class _SearchMixin(_BulkMixin):
 
     async def _targets(
         self, query: SearchQuery, states: Sequence[TaskState]
-    ) -> tuple[int, list[_Target]]:
-        """Return the store's time, and the queues and states to search, in order."""
+    ) -> tuple[int, list[_Target], list[str]]:
+        """Return the store's time, the queues and states to search in order, and the queues whose
+        data a later version of qsync wrote."""
         names = await self._names(query.queues)
         calls = [views.overview(self._keys(name)) for name in names]
-        (now_us, _), *snapshots = await self._run_all([views.servers(self._globals), *calls])
+        (now_us, _), *replies = await self._replies([views.servers(self._globals), *calls])
+        snapshots, later = readable(names, replies)
         targets: list[_Target] = []
         for state in ORDER:
             if states and state not in states:
                 continue
-            for name, snapshot in zip(names, snapshots, strict=True):
+            for name, snapshot in snapshots.items():
                 kept = sum(snapshot.states[ended] for ended in ENDED)
                 count = snapshot.states[state]
                 if count:
                     targets.append(_Target(state, name, count, kept if state in ENDED else count))
-        return now_us, targets
+        return now_us, targets, later
 
     async def _names(self, patterns: Sequence[str]) -> list[str]:
         if patterns and not any(mark in pattern for pattern in patterns for mark in "*?"):

@@ -12,6 +12,7 @@ from qsync import codec
 from qsync.broker import registry_ops, views
 from qsync.broker.stored_task import moment_of
 from qsync.broker.views import PageKey
+from qsync.errors import SchemaMismatch
 from qsync.inspector.live_servers import HandlerStack, Record, _LiveServersMixin, record_of
 from qsync.inspector.task_rows import decode_row, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
@@ -40,10 +41,12 @@ class _ServersMixin(_LiveServersMixin):
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
-        calls = [views.list_tasks(self._keys(q), TaskState.ACTIVE, count=PAGE) for q in queues]
+        pages, later = await self._read_each(
+            queues, lambda name: views.list_tasks(self._keys(name), TaskState.ACTIVE, count=PAGE)
+        )
         running: dict[str, list[RunningTask]] = {}
-        cut: set[str] = set()
-        for queue, page in zip(queues, await self._run_all(calls), strict=True):
+        cut = set(later)
+        for queue, page in pages.items():
             for row in page.rows:
                 _add(running, row_of(queue, decode_row(row)))
             if page.more:
@@ -77,11 +80,16 @@ class _ServersMixin(_LiveServersMixin):
         return server_info_of(record, running.get(id, []), complete=complete)
 
     async def _running(self, queue: str, running: dict[str, list[RunningTask]]) -> bool:
-        """Collect a queue's active tasks by server; return False if there are too many."""
+        """Collect a queue's active tasks by server.
+
+        Return False if there are too many, or if a later version of qsync wrote them.
+        """
         after: PageKey | None = None
         for _ in range(PAGES):
             call = views.list_tasks(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
-            page = await self._broker.run(call)
+            [page] = await self._replies([call])
+            if isinstance(page, SchemaMismatch):
+                return False
             for row in page.rows:
                 _add(running, row_of(queue, decode_row(row)))
             if not page.more or not page.rows:

@@ -125,10 +125,10 @@ class _TasksMixin(Base):
         rows: dict[str, TaskRow] = {}
         pages = 0
         async for names in self.queue_pages():
-            replies = await self._run_all(
-                [views.get_tasks(self._keys(name), [id]) for name in names]
+            found, _ = await self._read_each(
+                names, lambda name: views.get_tasks(self._keys(name), [id])
             )
-            for queue, [shown] in zip(names, replies, strict=True):
+            for queue, [shown] in found.items():
                 if shown is not None:
                     rows[queue] = row_of(queue, decode_task(id, shown))
             pages += 1

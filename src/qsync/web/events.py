@@ -15,7 +15,7 @@ from qsync.web.query import Fields, sheet_of
 
 READ: Final = 500
 SHOWN: Final = 5
-"""Number of actions that pages of queues, tasks and schedules show."""
+"""Number of actions that pages of queues, tasks, schedules, limits and servers show."""
 
 QUEUE_CHOICES: Final = 500
 
@@ -26,15 +26,20 @@ async def list_all(site: Site, request: Request) -> Response:
     queue, action = fields.text("queue"), fields.text("action", 40)
     listed = await site.inspector.events(queue=queue or None, action=action or None, limit=READ)
     events, sheet = sheet_of(listed, fields)
-    names = await site.inspector.queue_names()
+    overview = await site.inspector.overview()
+    names = [info.name for info in overview.queues]
     return site.page(
         request, "events", events=events, sheet=sheet, queue=queue, action=action,
         queues=sorted({*names[:QUEUE_CHOICES], *([queue] if queue else [])}), actions=ACTIONS,
+        overview=overview,
     )  # fmt: skip
 
 
 async def last_actions(site: Site, queue: str, **which: Any) -> list[OperatorEvent]:
-    """Return the last actions for another page; none if the store user may not read them."""
+    """Return the last actions for another page; none if the store user may not read them.
+
+    An empty `queue` stands for the actions that belong to none.
+    """
     try:
         return await site.inspector.events(queue=queue, limit=SHOWN, **which)
     except ConfigError:

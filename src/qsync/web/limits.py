@@ -8,6 +8,7 @@ from starlette.responses import Response
 from qsync.errors import InvalidTask
 from qsync.limit import LimitRule, check_limit, limit_rule
 from qsync.phrase import phrase, phrase_of
+from qsync.web.events import last_actions
 from qsync.web.field_errors import not_seconds, not_whole
 from qsync.web.pages import Site
 from qsync.web.query import Fields
@@ -24,9 +25,11 @@ async def list_some(site: Site, request: Request) -> Response:
     shown = None
     if chosen:
         shown = await site.inspector.limit(check_limit(chosen, "limit"), queue=queue)
+    which = {"action": "limit", **({"subject": chosen} if chosen else {})}
     return site.page(
-        request, "limits", queue=queue, listing=page, cursor=cursor, shown=shown, chosen=chosen
-    )
+        request, "limits", queue=queue, listing=page, cursor=cursor, shown=shown, chosen=chosen,
+        actions=await last_actions(site, queue, **which),
+    )  # fmt: skip
 
 
 async def set_rule(site: Site, request: Request) -> Response:

@@ -141,9 +141,9 @@ class Sampler:
             return self._days
 
     async def _read_days(self) -> list[Day]:
-        names = (await self._inspector.queue_names())[:CHARTED_QUEUES]
+        queues = (await self._inspector.overview()).queues[:CHARTED_QUEUES]
         totals: dict[date, Counter[str]] = {}
-        for name in names:
+        for name in [queue.name for queue in queues]:
             info = await self._inspector.queue(name, days=DAYS)
             for day in info.days if info else ():
                 totals.setdefault(day.day, Counter()).update(day.counters)

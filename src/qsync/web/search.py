@@ -51,6 +51,7 @@ class Found:
     total: int = 0
     scanned: int = 0
     unread: int = 0
+    later: list[str] = field(default_factory=list)
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -152,7 +153,7 @@ async def _scan(
         )
         found.rows += page.tasks
         found.scanned, found.unread = found.scanned + page.scanned, found.unread + page.unread
-        found.total, found.cursor = page.total, page.cursor
+        found.total, found.cursor, found.later = page.total, page.cursor, page.later
         cursor, now = page.cursor, time.monotonic()
         if cursor is None or len(found.rows) >= limit or now > end:
             return found

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from qsync.inspector import Change
 from qsync.web.bulk_actions import back_to
+from qsync.web.events import last_actions
 from qsync.web.pages import Site
 from qsync.web.query import PAGE_SIZE, Fields, sheet_of
 from qsync.web.translation import _
@@ -31,7 +32,8 @@ async def show(site: Site, request: Request) -> Response:
                 "take over its tasks."
             ),
         )  # fmt: skip
-    return site.page(request, "server", server=server, limit=PAGE_SIZE)
+    actions = await last_actions(site, "", subject=id)
+    return site.page(request, "server", server=server, limit=PAGE_SIZE, actions=actions)
 
 
 async def quiet(site: Site, request: Request) -> Response:
