@@ -2,49 +2,52 @@
 
     python -m tests.chaos.outbox_rounds --rounds 1000
 
-An application writes orders and the tasks for them in transactions of PostgreSQL, and rolls some
-back. In each round one of the application, the relay, the store and the database is killed with
-SIGKILL and started again. The server that runs the tasks lives on: a task whose server dies runs
-again, with or without an outbox.
+An application writes orders and the tasks for them in transactions, and rolls some back. In each
+round one or two of the application, the relay, the store and the database are killed with SIGKILL
+and started again: 1,000 rounds with PostgreSQL, and 1,000 with SQLite, which has no server to kill.
+The server that runs the tasks lives on: a task whose server dies runs again, with or without an
+outbox.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import faulthandler
+import multiprocessing
 import os
 import random
-import secrets
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
+from sqlalchemy import Engine, text
 
-from qsync import Mux, Qsync, Task, TaskInfo
+from qsync import Qsync
 from qsync.contrib.outbox import Outbox
+from tests.chaos.outbox_programs import PREFIX, ROLES, Places, make_engine, run_role
 from tests.support.postgres import Postgres
 from tests.support.stores import Store, wait_until
 
-ROOT: Final = Path(__file__).parents[2]
-PREFIX: Final = "outbox-rounds"
-VICTIMS: Final = ("application", "relay", "store", "database")
+DATABASES: Final = ("postgresql", "sqlite")
 SETTLE_S: Final = 60.0
 PROGRESS_S: Final = 60.0
+TRANSACTIONS: Final = 5
+"""Orders that are committed between two kills, at least."""
 
+LONGEST_MOMENT_S: Final = 0.05
+"""Longest time from those orders to the kill, in seconds."""
 
-class Undo(Exception):
-    """Rolls a transaction back."""
+TABLE: Final = "CREATE TABLE orders (n {}, id varchar(32) NOT NULL UNIQUE)"
+COUNTER: Final = {"postgresql": "bigserial PRIMARY KEY", "sqlite": "integer PRIMARY KEY"}
+SENT_TWICE: Final = "was sent before"
+"""Text of the log for a row that the store knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,198 +55,192 @@ class Outcome:
     """What the rounds have shown."""
 
     committed: int
+    sent_twice: int
     missing: list[str]
     """Orders that were committed and did not run."""
 
     surplus: list[str]
     """Orders that ran and were not committed, or ran more than once."""
 
-
-# The programs that are killed.
-
-
-def application(app: Qsync, address: str) -> None:
-    """Write orders without end."""
-    outbox = Outbox(app)
-    while True:
-        with contextlib.suppress(psycopg.Error), psycopg.connect(address) as connection:
-            while True:
-                write_order(outbox, connection)
-        time.sleep(0.05)  # the database is away
-
-
-def write_order(outbox: Outbox, connection: psycopg.Connection[Any]) -> None:
-    """Write an order with its task; roll one in four back."""
-    order = secrets.token_hex(8)
-    with contextlib.suppress(Undo), outbox.transaction(connection) as rows:
-        connection.execute("INSERT INTO orders (id) VALUES (%s)", (order,))
-        rows.add(Task("pack", order))
-        if random.random() < 0.25:
-            raise Undo
-
-
-def relay(app: Qsync, address: str) -> None:
-    """Run a relay without end."""
-    with Outbox(app).relay(address):
-        threading.Event().wait()
-
-
-def server(app: Qsync, address: str) -> None:
-    """Run the tasks, and note each run in a file by one write."""
-    mux = Mux()
-    ran = os.open(os.environ["ROUNDS_RAN"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    @mux.handle("pack")
-    async def pack(task: TaskInfo) -> None:
-        os.write(ran, f"{task.value(str)}\n".encode())
-
-    asyncio.run(app.server(mux).run())
-
-
-ROLES: Final = {"application": application, "relay": relay, "server": server}
-
-
-# The rounds.
+    kills: Counter[str]
 
 
 class Rounds:
     """The parts, and the rounds on them."""
 
-    def __init__(self, store: Store, database: Postgres, ran: Path) -> None:
-        self._store, self._database, self._ran = store, database, ran
-        self._log = ran.with_name("log")
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+    def __init__(self, store: Store, database: Postgres | None, folder: Path) -> None:
+        self._store, self._database = store, database
+        if database is None:
+            file = folder / "orders.db"
+            addresses = "", f"sqlite:///{file}", f"sqlite+aiosqlite:///{file}"
+        else:
+            addresses = database.dsn, database.address, database.address
+        self._places = Places(store.url, *addresses, folder / "ran", folder / "log")
+        self._engine: Engine = make_engine(self._places)
+        self._starts: Counter[str] = Counter()
+        self._processes: dict[str, BaseProcess] = {}
+        # Forks of a process that has imported everything: a start of an interpreter takes longer
+        # than all the rest of a round.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(
+            ["tests.chaos.outbox_programs", "tests.support.postgres"]
+        )
 
-    def start(self, role: str) -> None:
-        """Start a program."""
-        with self._log.open("ab") as log:
-            self._processes[role] = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.outbox_rounds", "--role", role],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "QSYNC_URL": self._store.url,
-                    "ROUNDS_DATABASE": self._database.dsn,
-                    "ROUNDS_RAN": str(self._ran),
-                },
-                stderr=log,
-            )
-
-    def kill(self, part: str) -> None:
-        """Kill a part and start it again."""
+    def start(self, part: str) -> None:
+        """Start a part again; a program takes the next way to the database."""
         if part == "store":
-            self._store.kill()
             self._store.start()
         elif part == "database":
-            self._database.kill()
+            assert self._database is not None
             self._database.start()
         else:
+            process = self._context.Process(
+                target=run_role, args=(part, self._places, self._starts[part]), daemon=True
+            )
+            process.start()
+            self._starts[part] += 1
+            self._processes[part] = process
+
+    def kill(self, part: str) -> None:
+        """Kill a part with SIGKILL."""
+        if part == "store":
+            self._store.kill()
+        elif part == "database":
+            assert self._database is not None
+            self._database.kill()
+        else:
             self.end(part, signal.SIGKILL)
-            self.start(part)
 
     def end(self, role: str, number: signal.Signals) -> None:
         """End a program."""
         process = self._processes.pop(role, None)
-        if process is not None:
-            process.send_signal(number)
-            process.wait(30)
+        if process is not None and process.pid is not None:
+            if process.is_alive():
+                os.kill(process.pid, number)
+            process.join(30)
 
     def run(self, rounds: int, seed: int) -> Outcome:
         """Run the rounds, wait until everything has settled, and compare."""
-        choice, victims = random.Random(seed), list[str]()
-        with psycopg.connect(self._database.dsn) as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS orders (id text PRIMARY KEY)")
-            with Qsync(self._store.url, prefix=PREFIX) as app:
-                connection.execute(Outbox(app).create_table)
+        choice, kills = random.Random(seed), Counter[str]()
+        self._make_tables()
         for role in ROLES:
             self.start(role)
         try:
-            for _ in range(rounds):
-                if not victims:
-                    victims = choice.sample(VICTIMS, len(VICTIMS))
+            for victims in self._choose(rounds, choice):
                 self._see_orders()
-                time.sleep(choice.uniform(0.0, 0.3))
-                self.kill(victims.pop())
+                time.sleep(choice.uniform(0.0, LONGEST_MOMENT_S))
+                for part in victims:
+                    self.kill(part)
+                for part in victims:
+                    self.start(part)
+                kills.update(victims)
             self._see_orders()
             self.end("application", signal.SIGKILL)
             with contextlib.suppress(AssertionError):  # the outcome says what is missing
                 wait_until(self._is_settled, timeout=SETTLE_S, every=0.1)
-            return self.outcome()
+            return self.outcome(kills)
         finally:
             for role in list(self._processes):
                 self.end(role, signal.SIGTERM if role == "server" else signal.SIGKILL)
+            self._engine.dispose()
+
+    def _choose(self, rounds: int, choice: random.Random) -> Iterator[list[str]]:
+        """Yield the victims of each round: each part in turn, one time in three with another."""
+        parts = ["application", "relay", "store"]
+        if self._database is not None:
+            parts.append("database")
+        turn: list[str] = []
+        for _ in range(rounds):
+            turn = turn or choice.sample(parts, len(parts))
+            victims = [turn.pop()]
+            if choice.random() < 1 / 3:
+                victims.append(choice.choice([part for part in parts if part != victims[0]]))
+            yield victims
+
+    def _make_tables(self) -> None:
+        with self._engine.begin() as connection, Qsync(self._store.url, prefix=PREFIX) as app:
+            connection.execute(text(TABLE.format(COUNTER[self._engine.dialect.name])))
+            Outbox(app).metadata.create_all(connection)
 
     def _see_orders(self) -> None:
-        """Wait until the application has committed another order."""
-        before = len(self.orders())
+        """Wait until the application has committed more orders."""
+        wanted = self._last_order() + TRANSACTIONS
         try:
-            wait_until(lambda: len(self.orders()) > before, timeout=PROGRESS_S)
+            wait_until(lambda: self._last_order() >= wanted, timeout=PROGRESS_S)
         except AssertionError:
             application = self._processes["application"]
-            application.send_signal(signal.SIGUSR1)  # it writes where its threads are
-            time.sleep(1)
-            log = self._log.read_text(errors="replace")
-            log += f"\nthe application: {application.poll()}"
+            if application.pid is not None and application.is_alive():
+                os.kill(application.pid, signal.SIGUSR1)  # it writes where its threads are
+                time.sleep(1)
+            log = self._places.log.read_text(errors="replace")
+            log += f"\nthe application: {application.exitcode}"
             raise AssertionError(
                 f"no order was committed in {PROGRESS_S:g} s:\n{log[-8000:]}"
             ) from None
 
-    def orders(self) -> set[str]:
-        """The orders that are committed."""
-        with psycopg.connect(self._database.dsn) as connection:
-            return {id for (id,) in connection.execute("SELECT id FROM orders")}
+    def _last_order(self) -> int:
+        return int(self._ask("SELECT coalesce(max(n), 0) FROM orders")[0][0])
 
-    def runs(self) -> Counter[str]:
-        """How often each order has run."""
-        return Counter(self._ran.read_text().split()) if self._ran.exists() else Counter()
+    def _ask(self, query: str) -> list[Any]:
+        """Return the rows of a query, on a connection that the database has not ended."""
+        with contextlib.suppress(Exception), self._engine.connect() as connection:
+            return list(connection.execute(text(query)))
+        self._engine.dispose()
+        with self._engine.connect() as connection:
+            return list(connection.execute(text(query)))
 
     def _is_settled(self) -> bool:
-        with psycopg.connect(self._database.dsn) as connection:
-            left = connection.execute("SELECT count(*) FROM qsync_outbox").fetchone()
-        return left == (0,) and not self.outcome().missing
+        [[left]] = self._ask("SELECT count(*) FROM qsync_outbox")
+        return not left and not self.outcome(Counter()).missing
 
-    def outcome(self) -> Outcome:
+    def outcome(self, kills: Counter[str]) -> Outcome:
         """Compare what is committed with what has run."""
-        orders, runs = self.orders(), self.runs()
+        orders = {id for (id,) in self._ask("SELECT id FROM orders")}
+        ran = self._places.ran
+        runs = Counter(ran.read_text().split()) if ran.exists() else Counter[str]()
         return Outcome(
             len(orders),
+            self._places.log.read_text(errors="replace").count(SENT_TWICE),
             sorted(orders - runs.keys()),
             sorted(id for id, times in runs.items() if times > 1 or id not in orders),
+            kills,
         )
 
 
 @contextlib.contextmanager
-def parts() -> Iterator[Rounds]:
+def parts(database: str) -> Iterator[Rounds]:
     """A store that loses nothing when it is killed, a database, and the rounds on them."""
     with (
         tempfile.TemporaryDirectory(prefix="qsync-rounds-") as folder,
         Store("valkey", aof=True) as store,
-        Postgres() as database,
+        Postgres() if database == "postgresql" else contextlib.nullcontext() as postgres,
     ):
-        yield Rounds(store, database, Path(folder, "ran"))
+        yield Rounds(store, postgres, Path(folder))
 
 
 def main() -> int:
-    """Run a role, or the rounds."""
+    """Run the rounds on each database."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--role", choices=ROLES)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--database", choices=DATABASES, help="one of them only")
     options = parser.parse_args()
-    if options.role is not None:
-        faulthandler.register(signal.SIGUSR1)
-        app = Qsync(prefix=PREFIX)
-        ROLES[options.role](app, os.environ["ROUNDS_DATABASE"])
-        return 0
-    with parts() as rounds:
+    failed = False
+    for database in [options.database] if options.database else DATABASES:
         began = time.monotonic()
-        outcome = rounds.run(options.rounds, options.seed)
-    sys.stdout.write(
-        f"seed {options.seed}: {options.rounds} rounds in {time.monotonic() - began:.0f} s, "
-        f"{outcome.committed} orders committed, {len(outcome.missing)} did not run, "
-        f"{len(outcome.surplus)} ran without a commit or twice\n"
-    )
-    return 1 if outcome.missing or outcome.surplus else 0
+        with parts(database) as rounds:
+            outcome = rounds.run(options.rounds, options.seed)
+        kills = ", ".join(f"{part} {times}" for part, times in sorted(outcome.kills.items()))
+        sys.stdout.write(
+            f"{database}, seed {options.seed}: {options.rounds} rounds in "
+            f"{time.monotonic() - began:.0f} s, killed: {kills}; "
+            f"{outcome.committed} orders committed, {outcome.sent_twice} sent twice, "
+            f"{len(outcome.missing)} did not run, "
+            f"{len(outcome.surplus)} ran without a commit or twice\n"
+        )
+        sys.stdout.flush()
+        failed = failed or bool(outcome.missing or outcome.surplus)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Each committed row of an outbox runs once, whichever part is killed; `make soak` runs 1,000
-rounds."""
+rounds on each database."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from tests.support.stores import available
 
 
 @pytest.mark.timeout(300)
-@needs_postgres
-def test_committed_rows_run_once_while_parts_are_killed() -> None:
+@pytest.mark.parametrize("database", [pytest.param("postgresql", marks=needs_postgres), "sqlite"])
+def test_committed_rows_run_once_while_parts_are_killed(database: str) -> None:
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
-    with parts() as rounds:
-        outcome = rounds.run(4, seed=7)  # each part once
-    assert outcome.committed >= 4
+    with parts(database) as rounds:
+        outcome = rounds.run(8, seed=7)  # each part twice
+    assert outcome.committed >= 8
+    assert len(outcome.kills) == (4 if database == "postgresql" else 3)
     assert (outcome.missing, outcome.surplus) == ([], [])

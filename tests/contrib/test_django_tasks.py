@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -161,6 +161,25 @@ def test_unique_task_is_refused_while_another_waits(project: Qsync, shop: Any) -
     assert refused.value.id == first.id
 
 
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_result_is_that_of_the_task_which_takes_the_place_of_the_new_one(
+    project: Qsync, shop: Any, api: Any, in_transaction: bool
+) -> None:
+    def twice(task: Any) -> list[Any]:
+        with transaction.atomic() if in_transaction else nullcontext():
+            return [task.enqueue("lamp"), task.enqueue("desk")]
+
+    with receiving(api.signals.task_enqueued) as enqueued:
+        skipped, replaced = twice(shop.restock), twice(shop.index)
+    for results in (skipped, replaced):
+        assert results[0].id == results[1].id
+        assert results[1].enqueued_at is not None
+        results[1].refresh()
+    stored = shop.restock.get_result(skipped[1].id), shop.index.get_result(replaced[1].id)
+    assert [result.args for result in stored] == [["lamp"], ["desk"]]
+    assert [id for id, *_ in enqueued] == [skipped[0].id, replaced[0].id]
+
+
 def test_enqueue_in_a_transaction_is_sent_at_the_commit(
     project: Qsync, shop: Any, api: Any
 ) -> None:
@@ -206,6 +225,8 @@ def test_priority_of_django_is_one_of_qsync(
     [
         (lambda shop: shop.send.using(queue_name="lower"), "Queue 'lower' is not valid"),
         (lambda shop: shop.send.using(priority=101), "priority must be a whole number"),
+        (lambda shop: shop.send.using(priority="high"), "priority: 'high' is not a whole number"),
+        (lambda shop: shop.send.using(run_after=5), "run_after: 5 is not a datetime"),
         (lambda shop: _copy(shop.send, debounce=5), "debounce: 5 needs a unique_key"),
         (lambda shop: _copy(shop.send, retry=-1), "retry: -1 is not a whole number"),
         (lambda shop: _copy(shop.send, timeout="soon"), "timeout: "),

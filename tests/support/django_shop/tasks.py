@@ -81,3 +81,13 @@ def return_object() -> object:
 @task(unique=True)
 def tidy() -> None:
     pass
+
+
+@task(unique_key="restock", unique=True, on_duplicate="skip")
+def restock(product: str) -> None:
+    pass
+
+
+@task(unique_key="index", debounce=5)
+def index(product: str) -> None:
+    pass

@@ -54,6 +54,10 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
 
     def validate_task(self, task: Any) -> None:
         """Check a task. Raise Django's InvalidTask if it or an option is wrong."""
+        try:
+            tasks.check_types(task)
+        except InvalidTask as error:
+            raise tasks_api.InvalidTask(str(error)) from error
         super().validate_task(task)
         try:
             tasks.check(task, self.options)
@@ -65,7 +69,8 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         """Send the task as the setting ENQUEUE says, and return its TaskResult.
 
         Its `enqueued_at` is None until the transaction has committed. Raises DuplicateTask of qsync
-        when another task holds the unique lock.
+        when another task holds the unique lock; with `on_duplicate` or `debounce` the result is
+        that of the other task.
         """
         self.validate_task(task)
         result = tasks_api.TaskResult(
@@ -84,10 +89,12 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         )
         stored = tasks.make(task, result, self.options)
 
-        def sent() -> None:
+        def sent(id: str, created: bool) -> None:
             enqueued_at = tasks.enqueued_at(stored.headers or {})
             object.__setattr__(result, "enqueued_at", enqueued_at)
-            signals.task_enqueued.send(type(self), task_result=result)
+            object.__setattr__(result, "id", id)
+            if created:
+                signals.task_enqueued.send(type(self), task_result=result)
 
         project_sender().enqueue(stored, sent)
         return result

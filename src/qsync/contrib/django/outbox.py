@@ -99,7 +99,7 @@ class DjangoOutbox:
 
     def _send(self, database: str, row: Row, sent: Sent) -> None:
         def note(ids: list[str]) -> None:
-            sent()
+            sent(row.id, True)
             DjangoDatabase(database).delete(ids)
 
         self._after_commit.send([row], note)

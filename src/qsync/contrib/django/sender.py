@@ -22,10 +22,12 @@ from qsync.task import Arguments, Task
 
 log: Final = logging.getLogger("qsync.django")
 
-Sent = Callable[[], None]
+Sent = Callable[[str, bool], None]
+"""Gets the id of the task that the store has, and whether it is a new one: with
+`on_duplicate="skip"` or `debounce` another task may take the place of this one."""
 
 
-def _nothing() -> None:
+def _nothing(id: str, created: bool, /) -> None:
     pass
 
 
@@ -47,7 +49,7 @@ class ProjectSender:
         if later is not None:
             return _handle(client, later)
         handle = client.enqueue(task)
-        sent()
+        sent(handle.id, handle.created)
         return handle
 
     async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
@@ -86,13 +88,13 @@ class ProjectSender:
 
     def _send(self, task: Task[Any], sent: Sent) -> None:
         try:
-            self._connections.shared().enqueue(task)
+            handle = self._connections.shared().enqueue(task)
         except DuplicateTask as error:
             log.info(
                 "task %s of type %s was not enqueued at the commit: %s", task.id, task.type, error
             )
         else:
-            sent()
+            sent(handle.id, handle.created)
 
 
 def _in_transaction(database: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from inspect import Parameter, Signature, iscoroutinefunction, signature
 from typing import Any, Final
 
@@ -151,6 +151,19 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
     if options.get("limits"):
         templates = LimitTemplates(options["limits"], _parameters(task))
         limited_tasks.setdefault(task.module_path, (task.queue_name, templates.names))
+
+
+def check_types(task: Any) -> None:
+    """Check what Django compares without a check; qsync.InvalidTask when its type is wrong."""
+    if not isinstance(task.priority, int) or isinstance(task.priority, bool):
+        raise InvalidTask(
+            f"priority: {shorten(task.priority)} is not a whole number from -100 to 100"
+        )
+    if task.run_after is not None and not isinstance(task.run_after, datetime):
+        raise InvalidTask(
+            f"run_after: {shorten(task.run_after)} is not a datetime, e.g. timezone.now() + "
+            "timedelta(hours=1)"
+        )
 
 
 def _parameters(task: Any) -> list[str]:

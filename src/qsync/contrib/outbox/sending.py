@@ -47,6 +47,8 @@ class Sent:
             self.ids.append(task.id)
             if outcome.outcome == "created":
                 self.created.append(task)
+            if outcome.outcome == "repeated":
+                log.debug("row %s was sent before", task.id)
             if outcome.outcome in ("exists", "duplicate"):
                 log.info(
                     "task %s of queue %s was not enqueued: task %s has its id or its unique lock",
