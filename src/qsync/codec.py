@@ -32,7 +32,7 @@ def _known(value: object) -> object:
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
         return msgpack_extensions.model_fields(value)
-    raise TypeError(msgpack_extensions.no_way(value))
+    raise TypeError(msgpack_extensions.unsupported_reason(value))
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_known)

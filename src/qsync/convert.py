@@ -226,7 +226,7 @@ def _revive(cls: type, value: Any) -> Any:
     if isinstance(value, cls):  # object, a _OneOf, or a value from an extension
         return value
     if issubclass(cls, msgpack_extensions.TEXTS) and isinstance(value, str):
-        return _made(cls, value)
+        return _constructed(cls, value)
     if _is_pydantics(cls):  # e.g. in a field of a dataclass
         return _validator(cls)(value)
     name = cls.__qualname__ or cls.__name__
@@ -234,7 +234,7 @@ def _revive(cls: type, value: Any) -> Any:
     raise ValueError(msg)
 
 
-def _made(cls: type, text: str) -> Any:
+def _constructed(cls: type, text: str) -> Any:
     try:
         return cls(text)
     except ValueError:
@@ -277,7 +277,7 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
         except pydantic.ValidationError as error:
             errors = error.errors(include_url=False, include_context=False, include_input=False)
         # Outside of `except`: the text of the other error quotes the input.
-        raise ValueError("; ".join(_shown(detail, names) for detail in errors[:5]))
+        raise ValueError("; ".join(_detail_text(detail, names) for detail in errors[:5]))
 
     return validate
 
@@ -322,7 +322,7 @@ def _is_pydantics_own(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("pydantic.")
 
 
-def _shown(error: Any, names: set[str]) -> str:
+def _detail_text(error: Any, names: set[str]) -> str:
     """Return an error of pydantic as text, without quotes of the value."""
     quoting = {
         "union_tag_invalid": "Input has a tag that is none of the expected ones",

@@ -104,16 +104,16 @@ class Embedded:
                 with _locked(self.folder / "start.lock"):
                     self._socket = self._answering()
             except BaseException:
-                self._leave()
+                self._release()
                 raise
             return self._socket
 
     def close(self) -> None:
         """Stop using the store; it stops unless another process uses it."""
         with self._mutex:
-            self._leave()
+            self._release()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._users is not None:
             # No LOCK_UN: it would release the lock for a parent or child as well.
             os.close(self._users)
@@ -232,15 +232,15 @@ def _keep(program: str, path: Path, users: int, data: int) -> None:
     When the first Valkey answers, the guardian reports that to the user that started it. A Valkey
     that ends after it has answered is restarted; one that ends before ends the guardian.
     """
-    told_to_stop = False
+    stop_requested = False
 
     def stop(*_: object) -> None:
-        nonlocal told_to_stop
-        told_to_stop = True
+        nonlocal stop_requested
+        stop_requested = True
 
     signal.signal(signal.SIGTERM, stop)
     valkey, answered = _launch(program, path, data), False
-    while not told_to_stop and not _try_lock(users, fcntl.LOCK_EX):
+    while not stop_requested and not _try_lock(users, fcntl.LOCK_EX):
         if valkey.poll() is not None:
             if not answered:
                 sys.exit(f"Valkey ended with {valkey.returncode} before it answered")

@@ -115,7 +115,7 @@ class Batcher(Generic[T, U]):
 
     async def _send_single(self) -> U:
         [item], [future] = self._items, self._futures
-        left = self._left(self._arrivals[0])
+        left = self._remaining_s(self._arrivals[0])
         self._items, self._futures, self._arrivals = [], [], []
         [reply] = await self._replies([item], left)
         future.cancel()  # only drain() awaits this future
@@ -132,7 +132,7 @@ class Batcher(Generic[T, U]):
             self._expiry.cancel()
             self._expiry = None
 
-    def _left(self, arrival: float) -> float:
+    def _remaining_s(self, arrival: float) -> float:
         """Return the remaining wait, in seconds, of a caller whose item is being sent."""
         until = max(arrival + self._patience, self._answered + self._line_s)
         return until - asyncio.get_running_loop().time()
@@ -222,7 +222,7 @@ class Batcher(Generic[T, U]):
             self._expire_at(arrivals[0] + self._patience)
         replies: Sequence[U | Exception]
         try:
-            replies = await self._replies(items, self._left(arrivals[-1]))
+            replies = await self._replies(items, self._remaining_s(arrivals[-1]))
             if not isinstance(replies[-1], StoreUnavailable):
                 self._answered = loop.time()
         except StoreUnavailable as error:

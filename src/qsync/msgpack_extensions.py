@@ -195,7 +195,7 @@ def _record(value: Any) -> Any:
         return value.value
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
         return list(value)
-    raise NotCarried(no_way(value))
+    raise NotCarried(unsupported_reason(value))
 
 
 def _struct(value: msgspec.Struct) -> Any:
@@ -229,7 +229,7 @@ _AS_BASE: Final[dict[type, str]] = {
 """Code that converts a value of a subclass to its base class where `base(value)` does not."""
 
 
-def no_way(value: object) -> str:
+def unsupported_reason(value: object) -> str:
     """Return why msgpack cannot carry a value, and what to give instead."""
     cls = type(value)
     name = cls.__qualname__

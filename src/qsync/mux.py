@@ -227,7 +227,7 @@ def make_handler(
 ) -> Handler:
     """Return a Handler for a function. Raise ConfigError if the function cannot be one."""
     _check_type(type)
-    if why := _unfit(function, takes_task=arguments is _task_itself):
+    if why := _handler_problem(function, takes_task=arguments is _task_itself):
         msg = f"handler of {type!r}: {shorten(function)} {why}"
         raise ConfigError(msg)
     around = check_middlewares(middleware)
@@ -263,7 +263,7 @@ def make_batch_handler(
     if wait_s > BATCH_WAIT_LIMIT_S:
         msg = f"max_wait: {shorten(max_wait)} is over the limit of {BATCH_WAIT_LIMIT_S:.0f} seconds"
         raise ConfigError(msg)
-    why = _unfit(function, takes_task=False)
+    why = _handler_problem(function, takes_task=False)
     if why is None and not _takes(function, 1):
         why = "cannot be called with a list of tasks alone; a batch handler is `def (tasks)`"
     if why is not None:
@@ -315,7 +315,7 @@ def _check_type(type: object) -> None:
         raise ConfigError(f'{error}; @mux.handle("reindex-file") say') from None
 
 
-def _unfit(function: object, *, takes_task: bool) -> str | None:
+def _handler_problem(function: object, *, takes_task: bool) -> str | None:
     """Return why the function cannot be a handler; None if it can."""
     if not callable(function):
         return "is not callable"

@@ -191,7 +191,7 @@ class Listeners(_Waits[threading.Event]):
             if (heard := subscription.read(_TICK)) is None:
                 return
             with self._lock:
-                self._heed(listener, heard)
+                self._handle_event(listener, heard)
 
     def _locate(self, listener: Listener) -> None:
         """Move channels to the listeners of the nodes that hold them now."""
@@ -248,9 +248,9 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
 
     def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._left and self._sweep is None and not loop.is_closed():
-            self._sweep = loop.call_later(LINGER, self._sweep_now, loop)
+            self._sweep = loop.call_later(LINGER, self._sweep_in, loop)
 
-    def _sweep_now(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _sweep_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweep = None
         self._expire()
         self._sweep_later(loop)

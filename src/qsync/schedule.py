@@ -111,7 +111,7 @@ class Cron:
             first_us = None
         if first_us is None:
             why = phrase("never due in %(zone)s", zone=self.tz)
-            raise InvalidTask(_wrong("cron", self.expression, why))
+            raise InvalidTask(_field_error("cron", self.expression, why))
 
     def __str__(self) -> str:
         return f"{self.expression} ({self.tz})"
@@ -257,7 +257,7 @@ class Periodic:
             raise InvalidTask(f"schedule={self.schedule!r:.200}: give Cron(...) or Every(...)")
         if self.missed not in get_args(Missed):
             why = phrase("give one of %(choices)s", choices=str(get_args(Missed)))
-            raise InvalidTask(_wrong("missed", self.missed, why))
+            raise InvalidTask(_field_error("missed", self.missed, why))
 
 
 def due_ticks(
@@ -322,7 +322,9 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
     Raises InvalidTask if it is not valid.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
-        raise InvalidTask(_wrong(field_name, name, phrase("give 1 to 128 of A-Z a-z 0-9 _ . : -")))
+        raise InvalidTask(
+            _field_error(field_name, name, phrase("give 1 to 128 of A-Z a-z 0-9 _ . : -"))
+        )
     return name
 
 
@@ -333,11 +335,11 @@ def _cron_fields(expression: object) -> list[str]:
         CronSim(expression, _EPOCH)
     except (CronSimError, ValueError) as error:  # ValueError: a number with thousands of digits
         why = _cron_problem(expression.split(), str(error))
-        raise InvalidTask(_wrong("cron", expression, why)) from error
+        raise InvalidTask(_field_error("cron", expression, why)) from error
     return expression.split()
 
 
-def _wrong(field: str, value: object, why: Phrase) -> Phrase:
+def _field_error(field: str, value: object, why: Phrase) -> Phrase:
     return phrase("%(field)s=%(value)s: %(why)s", field=field, value=f"{value!r:.200}", why=why)
 
 
@@ -389,7 +391,7 @@ def _time_zone(tz: object) -> tzinfo:
         "not in the time zone database (of the system or of tzdata); use a name such as "
         '"Europe/Moscow"'
     )
-    raise InvalidTask(_wrong("tz", tz, why))
+    raise InvalidTask(_field_error("tz", tz, why))
 
 
 def _period_us(seconds: object) -> int:
@@ -401,7 +403,7 @@ def _period_us(seconds: object) -> int:
         or not 0.1 <= seconds <= 36_525 * 86_400  # NaN fails here, too
     ):
         why = phrase("give seconds or a timedelta, 0.1 s to 100 years")
-        raise InvalidTask(_wrong("every", seconds, why))
+        raise InvalidTask(_field_error("every", seconds, why))
     return round(seconds * 1_000_000)
 
 

@@ -27,7 +27,7 @@ from qsync.errors import ConfigError, InvalidTask, QsyncError
 from qsync.keys import did_you_mean, shorten
 from qsync.message import Result
 from qsync.task import Arguments, Task, TaskInfo
-from qsync.value_transport import Passage
+from qsync.value_transport import ValueTransport
 
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -46,7 +46,7 @@ class _Slot(NamedTuple):
     kind: Any
     default: Any
     convert: Convert
-    passage: Passage
+    transport: ValueTransport
 
 
 class Signature:
@@ -100,18 +100,18 @@ class Signature:
 
         Raises CodecError if `result_of` would change it.
         """
-        passage = self._result[1]
-        if type(value) in passage.leaves or type(value) is bytes:
+        transport = self._result[1]
+        if type(value) in transport.leaves or type(value) is bytes:
             return value
-        return passage.carry(value, tagged=True)
+        return transport.carry(value, tagged=True)
 
     @cached_property
-    def _result(self) -> tuple[Convert, Passage]:
+    def _result(self) -> tuple[Convert, ValueTransport]:
         try:
             convert = converter(self._returns)
         except ConfigError:
             convert, self._returns = converter(Any), Any
-        return convert, Passage(self._returns, convert)
+        return convert, ValueTransport(self._returns, convert)
 
     @property
     def required(self) -> list[str]:
@@ -236,11 +236,11 @@ class Signature:
         return args, kwargs
 
     def _carry(self, name: str, value: Any, *, sort: bool = False) -> Any:
-        passage = (self._by_name.get(name) or self._slots[-1]).passage
-        if type(value) in passage.leaves:
+        transport = (self._by_name.get(name) or self._slots[-1]).transport
+        if type(value) in transport.leaves:
             return value
         try:
-            return passage.carry(value, sort=sort)
+            return transport.carry(value, sort=sort)
         except codec.CodecError as error:
             text = f"task {self._name!r}: argument {name!r}: {error}"
         raise InvalidTask(text)
@@ -320,5 +320,5 @@ def _slot(name: str, parameter: Parameter, hint: Any) -> _Slot:
         convert = converter(annotation)
     except ConfigError as error:
         raise ConfigError(f"task {name!r}: parameter {parameter.name!r}: {error}") from error
-    passage = Passage(annotation, convert)
-    return _Slot(parameter.name, parameter.kind, parameter.default, convert, passage)
+    transport = ValueTransport(annotation, convert)
+    return _Slot(parameter.name, parameter.kind, parameter.default, convert, transport)

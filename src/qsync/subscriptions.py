@@ -15,7 +15,7 @@ from typing import Any, Final
 from qsync.backoff import Backoff
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
-from qsync.broker.channels import Heard
+from qsync.broker.channels import ChannelEvent
 from qsync.broker.error_mapping import unavailable
 from qsync.broker.listeners import AsyncSubscription
 from qsync.broker.slot_map import Node, name_of
@@ -65,7 +65,7 @@ class Placement:
         self._by_channel: dict[str, Listener] = {}
         self._moved: dict[str, float] = {}
         """Monotonic time at which a channel last moved to another node."""
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         """Channels whose refusal has been logged."""
 
     # Hooks for subclasses.
@@ -118,7 +118,7 @@ class Placement:
         """Stop listening to a channel."""
         self._remove(channel, self._by_channel.pop(channel))
         self._moved.pop(channel, None)
-        self._told.discard(channel)
+        self._logged.discard(channel)
 
     def _follow_slot(self, channel: str, listener: Listener, node: Node | None) -> bool:
         """Move the channel to the listener of `node`; return False if it need not move."""
@@ -138,18 +138,18 @@ class Placement:
             self._follow_slot(channel, listener, self._node_of(channel))
         return bool(due)
 
-    def _heed(self, listener: Listener, heard: Heard) -> None:
+    def _handle_event(self, listener: Listener, event: ChannelEvent) -> None:
         """Handle an event that a connection received."""
-        channel = heard.channel
-        if heard.kind == "ended":
-            self._on_message(channel, heard.id)
-        elif heard.kind == "on":
-            self._told.discard(channel)
+        channel = event.channel
+        if event.kind == "ended":
+            self._on_message(channel, event.id)
+        elif event.kind == "on":
+            self._logged.discard(channel)
             self._on_subscribed(channel)
-        elif heard.kind == "off":
+        elif event.kind == "off":
             self._changed(listener)
         elif self._by_channel.get(channel) is listener:
-            self._refused(channel, listener, heard.error or TimeoutError())
+            self._refused(channel, listener, event.error or TimeoutError())
 
     def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
         now = time.monotonic()
@@ -160,8 +160,8 @@ class Placement:
             return
         listener.refused[channel] = now + REFUSED_S
         self._changed(listener)
-        if settled and channel not in self._told:
-            self._told.add(channel)
+        if settled and channel not in self._logged:
+            self._logged.add(channel)
             self._on_refused(channel, unavailable(error, self._address))
 
     def _failed(self, listener: Listener, error: Exception) -> None:
@@ -238,7 +238,7 @@ class AsyncPlacement(Placement):
             listener.subscription = subscription
             following = self._begin(self._follow(listener, subscription), "qsync channels")
             while listener.channels:
-                self._heed(listener, await subscription.read())
+                self._handle_event(listener, await subscription.read())
         except Exception as error:
             self._failed(listener, error)
         finally:

@@ -389,14 +389,14 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...
 
 
-class BuiltAlone(Protocol):
+class ArgumentlessTask(Protocol):
     """A task that can be built without arguments."""
 
     def build(self) -> Task[Any]:
         """Return the Task; see TaskFunction."""
 
 
-B = TypeVar("B", bound=BuiltAlone)
+B = TypeVar("B", bound=ArgumentlessTask)
 
 
 class PeriodicDecorator(Protocol):

@@ -145,19 +145,19 @@ class TaskQueries(_TaskQueriesBase):
         deadline = Deadline(seconds)
         looks = 0
 
-        def look(*, messages: bool = False) -> Result | None:
+        def poll(*, messages: bool = False) -> Result | None:
             ends = ends_in(min(self._broker.patience or ONE_TRY_S, deadline.left() + GRACE))
             shown = self.show(id, queue, messages=messages, ends=ends)
             return result_if_finished(id, queue, shown)
 
         try:
-            record = look(messages=not known)
+            record = poll(messages=not known)
             if record is None and deadline.left():
                 with self._listening(queue, id) as woken:
                     for pause in poll_intervals():
                         woken.wait(min(pause, deadline.left()))
                         woken.clear()
-                        record = look()
+                        record = poll()
                         if record is not None or not deadline.left():
                             break
                         if seconds is None and looks % NEXT_LOOK == 0:
@@ -259,19 +259,19 @@ class AsyncTaskQueries(_TaskQueriesBase):
         deadline = Deadline(seconds)
         looks = 0
 
-        async def look(*, messages: bool = False) -> Result | None:
+        async def poll(*, messages: bool = False) -> Result | None:
             return result_if_finished(id, queue, await self.show(id, queue, messages=messages))
 
         record = None
         with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds is None else seconds + GRACE):
-                record = await look(messages=not known)
+                record = await poll(messages=not known)
                 if record is None and deadline.left():
                     with self._listening(queue, id) as woken:
                         for pause in poll_intervals():
                             await _set_within(woken, min(pause, deadline.left()))
                             woken.clear()
-                            record = await look()
+                            record = await poll()
                             if record is not None or not deadline.left():
                                 break
                             if seconds is None and looks % NEXT_LOOK == 0:

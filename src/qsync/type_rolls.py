@@ -45,7 +45,7 @@ class Directory(msgspec.Struct, array_like=True):
     """Day from which on there may be blocks of hours."""
 
 
-class Roll(msgspec.Struct, frozen=True):
+class RollUp(msgspec.Struct, frozen=True):
     """What a roll changes: fields of type_stats, None deletes one; the new directory is in it."""
 
     fields: dict[str, bytes | None]
@@ -111,7 +111,7 @@ def roll(
     merged: Mapping[str, Mapping[int, TypeCounts]],
     stored: Mapping[str, bytes | None],
     now_minute: int,
-) -> Roll:
+) -> RollUp:
     """Return the change that adds ended minutes to the blocks, and deletes what is too old."""
     fields: dict[str, bytes | None] = {}
     blocks = {field: decode_block(data) for field, data in stored.items()}
@@ -137,7 +137,7 @@ def roll(
     after = Directory(directory.number + 1, types, first_hour, first_day)
     _trim(after, fields, now_minute)
     fields[DIRECTORY] = codec.encode(after)
-    return Roll(fields)
+    return RollUp(fields)
 
 
 def _trim(directory: Directory, fields: dict[str, bytes | None], now_minute: int) -> None:

@@ -13,7 +13,7 @@ from qsync.convert import MISFITS, Convert, is_steady, leaves, misfit
 from qsync.round_trip_check import difference
 
 
-class Passage:
+class ValueTransport:
     """Copies values of one annotation into builtin types that arrive unchanged."""
 
     def __init__(self, annotation: Any, convert: Convert) -> None:

@@ -115,7 +115,7 @@ class WrappedAsyncClient(AsyncClient):
                 log_failure("enqueued", hook, info.id, error)
 
 
-class _All:
+class _WrappedTasks:
     """The tasks after all extensions have changed them."""
 
     def __init__(self, tasks: Sequence[Any]) -> None:
@@ -130,9 +130,9 @@ class _All:
 @contextlib.contextmanager
 def entered(
     around: Sequence[AroundEnqueue], tasks: Sequence[Any], queue: str | None
-) -> Iterator[_All]:
+) -> Iterator[_WrappedTasks]:
     """Enter the context of each extension, the first one outermost."""
-    every = _All(tasks)
+    every = _WrappedTasks(tasks)
     with contextlib.ExitStack() as stack:
         for enter in around:
             outgoing = stack.enter_context(enter(every.tasks, queue))

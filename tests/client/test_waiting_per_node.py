@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qsync import Task, task_queries
-from qsync.broker.channels import Channels, Heard
+from qsync.broker.channels import ChannelEvent, Channels
 from qsync.errors import TaskCancelled
 from qsync.keys import QueueKeys
 from tests.broker.test_cluster_away import move_slot
@@ -168,15 +168,15 @@ def test_channels_are_told_apart_by_the_order_of_replies() -> None:
     channels = Channels()
     assert channels.commands("ab") == [("SSUBSCRIBE", "a"), ("SSUBSCRIBE", "b")]
     error = ValueError("no")
-    assert channels.hear(error) == Heard("refused", "a", error=error)
-    assert channels.hear([b"ssubscribe", b"b", 1]) == Heard("on", "b")
+    assert channels.hear(error) == ChannelEvent("refused", "a", error=error)
+    assert channels.hear([b"ssubscribe", b"b", 1]) == ChannelEvent("on", "b")
     assert channels.confirmed == {"b"}
-    assert channels.hear([b"smessage", b"b", b"id"]) == Heard("ended", "b", "id")
+    assert channels.hear([b"smessage", b"b", b"id"]) == ChannelEvent("ended", "b", "id")
     assert channels.ping() == ("PING",)
     assert channels.commands("a") == [("SUNSUBSCRIBE", "b"), ("SSUBSCRIBE", "a")]
     assert channels.hear([b"pong", b""]) is None
     assert channels.hear([b"sunsubscribe", b"b", 0]) is None
-    assert channels.hear([b"ssubscribe", b"a", 1]) == Heard("on", "a")
-    assert channels.hear([b"sunsubscribe", b"a", 0]) == Heard("off", "a")
+    assert channels.hear([b"ssubscribe", b"a", 1]) == ChannelEvent("on", "a")
+    assert channels.hear([b"sunsubscribe", b"a", 0]) == ChannelEvent("off", "a")
     assert channels.confirmed == set()
     assert channels.commands("a") == [("SSUBSCRIBE", "a")]

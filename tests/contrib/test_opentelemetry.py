@@ -544,4 +544,4 @@ def test_an_app_that_is_not_traced_has_plain_clients(valkey: Store, prefix: str)
         assert type(client) is Client
     server = app.server()
     assert server.config.middleware == ()
-    assert server.tally is None
+    assert server.run_metrics is None

@@ -119,13 +119,13 @@ def test_tasks_in_progress_are_those_that_run(valkey: Store, prefix: str) -> Non
         app = Qsync(valkey.url, prefix=prefix, mux=mux)
         async with app, app.async_client() as client:
             server = app.server(concurrency=3, **SERVER)
-            server.tally = tally = RunMetrics(server.mux.types)
+            server.run_metrics = run_metrics = RunMetrics(server.mux.types)
             async with server:
                 await client.enqueue_many([Task("wait", b"") for _ in range(5)])
-                await until(lambda: [row.running for row in tally.rows()] == [3])
+                await until(lambda: [row.running for row in run_metrics.rows()] == [3])
                 go.set()
-                await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 5)
-                assert [row.running for row in tally.rows()] == [0]
+                await until(lambda: sum(row.outcomes[0] for row in run_metrics.rows()) == 5)
+                assert [row.running for row in run_metrics.rows()] == [0]
 
     asyncio.run(work())
 
@@ -140,10 +140,10 @@ def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
             await client.enqueue(Task("good", b"", delay=3))
             await client.enqueue(Task("good", b"", process_at=soon))
             server = app.server(**SERVER)
-            server.tally = tally = RunMetrics(server.mux.types)
+            server.run_metrics = run_metrics = RunMetrics(server.mux.types)
             async with server:
-                await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 2)
-            return tally.rows()
+                await until(lambda: sum(row.outcomes[0] for row in run_metrics.rows()) == 2)
+            return run_metrics.rows()
 
     [row] = asyncio.run(work())
     assert sum(row.waits) == 2
@@ -158,10 +158,10 @@ def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, p
             enqueued = asyncio.get_running_loop().time()
             await until(lambda: asyncio.get_running_loop().time() > enqueued + 0.6)
             server = app.server(**SERVER)
-            server.tally = tally = RunMetrics(server.mux.types)
+            server.run_metrics = run_metrics = RunMetrics(server.mux.types)
             async with server:
-                await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 1)
-            return tally.rows()
+                await until(lambda: sum(row.outcomes[0] for row in run_metrics.rows()) == 1)
+            return run_metrics.rows()
 
     [row] = asyncio.run(work())
     assert 0.3 <= row.wait_s < 30
@@ -199,14 +199,14 @@ def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: 
 
 def test_types_and_queues_beyond_the_limit_are_one() -> None:
     types = [f"type-{at}" for at in range(1000)]
-    tally, lane = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
+    run_metrics, lane = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
     for type in types:
         message = Message(1, 0, b"", type, b"", False, 3)
         leased = LeasedTask(lane, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
-        tally.started(leased)
-        tally.finished(leased)
-        tally.settled(leased, Completion("id", "token"))
-    counted = {row.type: row.outcomes[0] for row in tally.rows()}
+        run_metrics.started(leased)
+        run_metrics.finished(leased)
+        run_metrics.settled(leased, Completion("id", "token"))
+    counted = {row.type: row.outcomes[0] for row in run_metrics.rows()}
     assert counted == {"type-0": 1, "type-1": 1, "other": 998}
 
     overview = Overview(

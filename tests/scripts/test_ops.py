@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from qsync.broker import operator_ops, ops, program_schedule_ops, registry_ops
-from qsync.broker.channels import Heard
+from qsync.broker.channels import ChannelEvent
 from qsync.broker.op_values import LeaseRef
 from qsync.keys import COUNTERS, QUEUE_KEYS
 from qsync.times import from_us
@@ -144,7 +144,7 @@ def test_every_end_that_somebody_may_wait_for_is_published(rig: Rig) -> None:
     subscription.open()
     try:
         subscription.follow([rig.keys.done])
-        assert subscription.read(5) == Heard("on", rig.keys.done)
+        assert subscription.read(5) == ChannelEvent("on", rig.keys.done)
         rig.enqueue(*"abcdefg")
         held = {one.id: one for one in rig.lease(5)}
         rig.complete(held["a"], retention_us=1, result=b"r")
@@ -160,7 +160,7 @@ def test_every_end_that_somebody_may_wait_for_is_published(rig: Rig) -> None:
         said = [subscription.read(5) for _ in range(7)]
     finally:
         subscription.close()
-    assert said == [Heard("ended", rig.keys.done, id) for id in "abcfgde"]
+    assert said == [ChannelEvent("ended", rig.keys.done, id) for id in "abcfgde"]
 
 
 def test_deaths_in_a_fetch_are_published(rig: Rig) -> None:
@@ -174,13 +174,13 @@ def test_deaths_in_a_fetch_are_published(rig: Rig) -> None:
     subscription.open()
     try:
         subscription.follow([rig.keys.done])
-        assert subscription.read(5) == Heard("on", rig.keys.done)
+        assert subscription.read(5) == ChannelEvent("on", rig.keys.done)
         rig.fetch(server="t")
         said = {subscription.read(5) for _ in range(3)}
     finally:
         subscription.close()
     ids = ("lost", "crashed", "cancelled")
-    assert said == {Heard("ended", rig.keys.done, id) for id in ids}
+    assert said == {ChannelEvent("ended", rig.keys.done, id) for id in ids}
 
 
 # Cancel

@@ -611,11 +611,11 @@ def test_metrics_count_each_task(valkey: Store, prefix: str) -> None:
         async with bench(valkey.url, prefix) as b:
             handles = await b.client.enqueue_many(tasks_of(3))
             server = b.server(mux_of(Calls(), max_wait=0.05))
-            server.tally = RunMetrics(["index"])
+            server.run_metrics = RunMetrics(["index"])
             async with server:
                 await all_gone(b, handles)
                 await until(lambda: server.idle)
-            return render(server_metrics(server.tally.rows(), [])).decode()
+            return render(server_metrics(server.run_metrics.rows(), [])).decode()
 
     text = asyncio.run(main())
     [line] = [one for one in text.splitlines() if 'outcome="completed"' in one]

@@ -223,7 +223,7 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
     async def main() -> str:
         async with bench(valkey.url, prefix) as b, Qsync(valkey.url, prefix=prefix) as app:
             server = b.server(handlers)
-            server.tally = RunMetrics(handlers.types)
+            server.run_metrics = RunMetrics(handlers.types)
             async with server, app.inspector() as inspector:
                 await b.client.enqueue_many(Task("shop.send", b"") for _ in range(3))
 
@@ -236,7 +236,7 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
                     page = (await client.get("/")).text
                 assert "has a handler for" in page
                 assert ">shop.send</a>" in page
-                metrics = render(server_metrics(server.tally.rows(), [])).decode()
+                metrics = render(server_metrics(server.run_metrics.rows(), [])).decode()
                 async with b.server(mux_of("shop.send")):
 
                     async def known() -> bool:

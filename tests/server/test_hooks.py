@@ -17,7 +17,7 @@ from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from tests.support.stores import Store, wait_until_async
 
-Heard = list[tuple[str, Any, Any]]
+ChannelEvent = list[tuple[str, Any, Any]]
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def app(valkey: Store, prefix: str) -> Qsync:
     return Qsync(valkey.url, prefix=prefix, retry_delay=0.02, sweep=0.05)
 
 
-def hear(app: Qsync) -> Heard:
+def hear(app: Qsync) -> ChannelEvent:
     """Return a list of what hooks of all events hear: event, task, error."""
-    heard: Heard = []
+    heard: ChannelEvent = []
     for event in ("enqueued", "started", "completed"):
         app.on(event)(lambda task, event=event: heard.append((event, task, None)))
     for event in ("failed", "dead"):
@@ -35,7 +35,7 @@ def hear(app: Qsync) -> Heard:
     return heard
 
 
-def events(heard: Heard) -> list[str]:
+def events(heard: ChannelEvent) -> list[str]:
     return [event for event, _, _ in heard]
 
 

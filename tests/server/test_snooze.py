@@ -282,12 +282,12 @@ def test_outcome_is_a_metric_of_its_own(valkey: Store, prefix: str) -> None:
     async def main() -> str:
         async with bench(valkey.url, prefix) as b:
             server = b.server(mux)
-            server.tally = tally = RunMetrics(["t"])
+            server.run_metrics = run_metrics = RunMetrics(["t"])
             async with server:
                 handle = await b.client.enqueue(Task("t", b""))
                 await b.reaches(handle.id, "scheduled")
-                await until(lambda: tally.rows()[0].outcomes[OUTCOMES.index("snoozed")] == 1)
-                return render(server_metrics(tally.rows(), [])).decode()
+                await until(lambda: run_metrics.rows()[0].outcomes[OUTCOMES.index("snoozed")] == 1)
+                return render(server_metrics(run_metrics.rows(), [])).decode()
 
     text = asyncio.run(main())
     assert 'outcome="snoozed",queue="default",type="t"} 1' in text

@@ -39,10 +39,10 @@ def handlers() -> Mux:
 async def run_some(made: Bench) -> Any:
     """Run tasks of two types on a server that then stops."""
     server = made.server(handlers())
-    server.tally = RunMetrics(server.mux.types)
+    server.run_metrics = RunMetrics(server.mux.types)
     await server.start()
     await made.client.enqueue_many([Task("good")] * 5 + [Task("bad", retry=0)] * 3)
-    await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 8)
+    await until(lambda: server.run_metrics is not None and _ended(server.run_metrics.rows()) == 8)
     await server.stop()
     return server
 
@@ -101,15 +101,17 @@ def test_statistics_that_a_full_store_refuses_are_counted_and_stop_nothing(
     async def main(client: Any) -> None:
         async with bench(own_store.url, prefix) as made:
             server = made.server(handlers())
-            server.tally = RunMetrics(server.mux.types)
+            server.run_metrics = RunMetrics(server.mux.types)
             await server.start()
             await made.client.enqueue_many([Task("good")] * 5)
-            await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 5)
+            await until(
+                lambda: server.run_metrics is not None and _ended(server.run_metrics.rows()) == 5
+            )
             client.config_set("maxmemory", 1)
             await server.stop()
             client.config_set("maxmemory", 0)
-            assert server.tally is not None
-            assert sum(row.dropped for row in server.tally.rows()) == 5
+            assert server.run_metrics is not None
+            assert sum(row.dropped for row in server.run_metrics.rows()) == 5
             assert not client.exists(made.keys().key("type_reports"))
 
     with own_store.client() as client:
@@ -120,11 +122,15 @@ def test_idle_server_reports_nothing(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(store.url, prefix) as made:
             server = made.server(handlers())
-            server.tally = RunMetrics(server.mux.types)
+            server.run_metrics = RunMetrics(server.mux.types)
             async with server:
                 reports = next(part for part in server._parts if isinstance(part, TypeReports))
                 await made.client.enqueue(Task("good"))
-                await until(lambda: server.tally is not None and _ended(server.tally.rows()) == 1)
+                await until(
+                    lambda: (
+                        server.run_metrics is not None and _ended(server.run_metrics.rows()) == 1
+                    )
+                )
                 await reports.report()
                 key = made.keys().key("type_reports")
                 await made.broker.ask("DEL", key)

@@ -15,7 +15,7 @@ import redis.exceptions as failures
 
 from qsync.broker import aio, base, blocking
 from qsync.broker.call import Call
-from qsync.broker.channels import Heard
+from qsync.broker.channels import ChannelEvent
 from qsync.broker.error_mapping import LIBRARY_ERRORS, unavailable
 from qsync.broker.listeners import GRACE
 from qsync.broker.protocol import noop
@@ -172,7 +172,7 @@ class _Channels:
     """The channels of a subscription. `hear` gets each message, or None when the connection is
     gone."""
 
-    def __init__(self, hear: Callable[[Heard | None], None]) -> None:
+    def __init__(self, hear: Callable[[ChannelEvent | None], None]) -> None:
         self.confirmed: dict[str, Listener] = {}
         self._hear = hear
         self._process = _process()
@@ -185,7 +185,7 @@ class _Channels:
                 self._process, channel, partial(self._ended, channel)
             )
             network.listen(self.confirmed[channel])
-            self._hear(Heard("on", channel))
+            self._hear(ChannelEvent("on", channel))
 
     def reach(self, broker: Any) -> None:
         if network.unreachable(self._process):
@@ -195,7 +195,7 @@ class _Channels:
         self.follow(())
 
     def _ended(self, channel: str, id: str | None) -> None:
-        self._hear(None if id is None else Heard("ended", channel, id))
+        self._hear(None if id is None else ChannelEvent("ended", channel, id))
 
 
 class SimAsyncSubscription:
@@ -203,7 +203,7 @@ class SimAsyncSubscription:
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
-        self._heard: asyncio.Queue[Heard | None] = asyncio.Queue()
+        self._heard: asyncio.Queue[ChannelEvent | None] = asyncio.Queue()
         self._channels = _Channels(self._heard.put_nowait)
         self.confirmed = self._channels.confirmed
 
@@ -214,7 +214,7 @@ class SimAsyncSubscription:
     async def follow(self, wanted: Collection[str]) -> None:
         self._channels.follow(wanted)
 
-    async def read(self) -> Heard:
+    async def read(self) -> ChannelEvent:
         heard = await self._heard.get()
         if heard is None:
             raise unavailable(broken(), self._broker.address)
@@ -229,12 +229,12 @@ class SimSubscription:
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
-        self._heard: list[Heard | None] = []
+        self._heard: list[ChannelEvent | None] = []
         self._event = SimEvent(turns)
         self._channels = _Channels(self._hear)
         self.confirmed = self._channels.confirmed
 
-    def _hear(self, heard: Heard | None) -> None:
+    def _hear(self, heard: ChannelEvent | None) -> None:
         self._heard.append(heard)
         self._event.set()
 
@@ -248,7 +248,7 @@ class SimSubscription:
     def follow(self, wanted: Collection[str]) -> None:
         self._channels.follow(wanted)
 
-    def read(self, seconds: float) -> Heard | None:
+    def read(self, seconds: float) -> ChannelEvent | None:
         if not self._heard:
             self._event.wait(seconds)
         self._event.clear()

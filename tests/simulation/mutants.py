@@ -304,7 +304,7 @@ def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None
             ]
             if left:
                 await broker.run(schedule_ops.tick_schedules(keys, left))
-        return stored_ticks.Ticked(due.now_us, min(nexts, default=None), len(rows), [], [])
+        return stored_ticks.TickCheck(due.now_us, min(nexts, default=None), len(rows), [], [])
 
     return exchanged(stored_ticks, "tick_due", tick_due)
 
@@ -326,7 +326,7 @@ def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[No
 def patience_adds_up() -> Iterator[None]:
     """A caller's patience begins when its batch is sent, not when it asks."""
     with (
-        exchanged(Batcher, "_left", lambda self, arrival: self._patience),
+        exchanged(Batcher, "_remaining_s", lambda self, arrival: self._patience),
         exchanged(Batcher, "_expire_at", lambda self, due: None),
     ):
         yield

@@ -187,9 +187,9 @@ def test_wait_histogram_counts_from_the_hand_back(store: Store, prefix: str) -> 
                 message = client.hget(key, made.id)
                 client.hset(key, made.id, message[:3] + (1).to_bytes(8) + message[11:])
             server = app.server(shutdown_timeout=0.1)
-            server.tally = tally = RunMetrics(server.mux.types)
+            server.run_metrics = run_metrics = RunMetrics(server.mux.types)
             async with server:
                 await made.result(30)
-            return sum(row.wait_s for row in tally.rows())
+            return sum(row.wait_s for row in run_metrics.rows())
 
     assert 0 < asyncio.run(work()) < 60

@@ -186,9 +186,9 @@ class AsyncBroker(BaseBroker[AioPool]):
 
     async def suspect(self, key: str, error: BaseException) -> None:
         """Record an error that broke a connection to the node of a key, or a redirection."""
-        await self.distrust(self.node_of(key), error)
+        await self.record_node_error(self.node_of(key), error)
 
-    async def distrust(self, node: Node | None, error: BaseException) -> None:
+    async def record_node_error(self, node: Node | None, error: BaseException) -> None:
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)
         if (pool := self._pools.get(node)) is not None and is_silence(error):
@@ -285,12 +285,12 @@ class AsyncBroker(BaseBroker[AioPool]):
         """Fetch the slot map, once for all concurrent callers; return the node that replied."""
         if self._learning is None:
             self._learning = asyncio.get_running_loop().create_task(self._ask_nodes(slots))
-            self._learning.add_done_callback(self._learned)
+            self._learning.add_done_callback(self._on_slots_learned)
         left = min(ends - time.monotonic(), self._read_timeout)
         async with asyncio.timeout(max(left, 0.0)):
             return await asyncio.shield(self._learning)
 
-    def _learned(self, learning: asyncio.Task[Node]) -> None:
+    def _on_slots_learned(self, learning: asyncio.Task[Node]) -> None:
         if self._learning is learning:
             self._learning = None
         if not learning.cancelled():
@@ -320,7 +320,7 @@ class AsyncBroker(BaseBroker[AioPool]):
         finally:
             for task, node in asked.items():
                 task.cancel()
-                slots.doubt(node)
+                slots.mark_suspect(node)
             if asked:
                 await asyncio.wait(asked)
 

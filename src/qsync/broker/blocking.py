@@ -141,7 +141,7 @@ class Broker(BaseBroker[Pool]):
             self._address_of(node), connections=1, read_timeout=self._read_timeout
         )
 
-    def distrust(self, node: Node | None, error: BaseException) -> None:
+    def record_node_error(self, node: Node | None, error: BaseException) -> None:
         """Record an error that a node returned or that broke a connection to it."""
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)

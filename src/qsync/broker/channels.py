@@ -11,7 +11,7 @@ UNSUBSCRIBE: Final = "SUNSUBSCRIBE"
 PING: Final = "PING"
 
 
-class Heard(NamedTuple):
+class ChannelEvent(NamedTuple):
     """An event of one channel.
 
     on       the subscription began
@@ -57,7 +57,7 @@ class Channels:
         self._unanswered.append((PING, ""))
         return (PING,)
 
-    def hear(self, reply: Any) -> Heard | None:
+    def parse(self, reply: Any) -> ChannelEvent | None:
         """Process a reply or a message; return None if it is not an event of a channel."""
         if isinstance(reply, Exception):
             return self._refused(reply)
@@ -66,29 +66,29 @@ class Channels:
             return None
         kind, channel = reply[0], bytes(reply[1]).decode()
         if kind == b"smessage":
-            return Heard("ended", channel, bytes(reply[2]).decode())
+            return ChannelEvent("ended", channel, bytes(reply[2]).decode())
         if kind == b"ssubscribe":
             self._answered(SUBSCRIBE, channel)
             if channel not in self._targets:
                 return None
             self.confirmed.add(channel)
-            return Heard("on", channel)
+            return ChannelEvent("on", channel)
         if kind == b"sunsubscribe":
             if self._unanswered and self._unanswered[0] == (UNSUBSCRIBE, channel):
                 self._unanswered.popleft()
                 return None
             self.confirmed.discard(channel)
             self._targets.discard(channel)
-            return Heard("off", channel)
+            return ChannelEvent("off", channel)
         self._answered(PING, "")
         return None
 
-    def _refused(self, error: Exception) -> Heard | None:
+    def _refused(self, error: Exception) -> ChannelEvent | None:
         command, channel = self._unanswered.popleft() if self._unanswered else (PING, "")
         if command != SUBSCRIBE:
             return None
         self._targets.discard(channel)
-        return Heard("refused", channel, error=error)
+        return ChannelEvent("refused", channel, error=error)
 
     def _answered(self, command: str, channel: str) -> None:
         """Remove a command from the unanswered ones, with all before it: they have replies too."""

@@ -13,7 +13,7 @@ from qsync.broker.script import load
 from qsync.keys import QueueKeys
 
 
-class Edited(NamedTuple):
+class EditOutcome(NamedTuple):
     """The outcome of an edit.
 
     ok         the task has the new message
@@ -35,7 +35,7 @@ def edit(
     due: str = "",
     rerun: RerunRequest | None = None,
     now_us: int | None = None,
-) -> Call[Edited]:
+) -> Call[EditOutcome]:
     """Replace the message `seen` of a scheduled, retry or dead task.
 
     With `rerun` the task becomes pending now; else `due`, `+<us>`, changes when it is due.
@@ -48,9 +48,9 @@ def edit(
         fairness_member(again.priority, again.fairness_key), again.lock, again.failure,
     )  # fmt: skip
 
-    def decode(values: Any) -> Edited:
+    def decode(values: Any) -> EditOutcome:
         reply = script.reply(values)
         outcome, holder = reply["outcome"].decode(), reply["holder"].decode()
-        return Edited(cast("Literal['ok', 'duplicate', 'changed']", outcome), holder)
+        return EditOutcome(cast("Literal['ok', 'duplicate', 'changed']", outcome), holder)
 
     return Call(script, keys.names(script.keys), args, decode)

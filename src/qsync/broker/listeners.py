@@ -20,7 +20,7 @@ import redis.exceptions as failures
 from qsync.broker import redis_clients
 from qsync.broker.address import Address
 from qsync.broker.call import Call
-from qsync.broker.channels import Channels, Heard
+from qsync.broker.channels import ChannelEvent, Channels
 from qsync.broker.error_mapping import LIBRARY_ERRORS, mapped_errors, translate, unavailable
 from qsync.broker.exchanges import Command, send_calls
 from qsync.broker.protocol import PlainConnection, RedisConnection, pack_commands, wrap_connection
@@ -47,7 +47,7 @@ class Source(Protocol):
     def client_at(self, node: Node | None) -> Any:
         """Return a client with one connection to a node; None: the only node."""
 
-    def distrust(self, node: Node | None, error: BaseException) -> None:
+    def record_node_error(self, node: Node | None, error: BaseException) -> None:
         """Record an error that a node returned or that broke a connection to it."""
 
 
@@ -69,7 +69,7 @@ class AsyncSource(Protocol):
     async def suspect(self, key: str, error: BaseException) -> None:
         """Record an error that broke a connection to the node of a key, or a redirection."""
 
-    async def distrust(self, node: Node | None, error: BaseException) -> None:
+    async def record_node_error(self, node: Node | None, error: BaseException) -> None:
         """Record an error that a node returned or that broke a connection to it."""
 
 
@@ -86,7 +86,7 @@ class Subscription:
         self._connection: Any = None
         self._heard = 0.0
         self._asked = False
-        self._bell = Bell()
+        self._waker = SocketWaker()
 
     @property
     def confirmed(self) -> Collection[str]:
@@ -95,7 +95,7 @@ class Subscription:
 
     def open(self) -> None:
         """Connect; raises StoreUnavailable if that fails."""
-        with mapped_errors(self._broker.address, self._broke):
+        with mapped_errors(self._broker.address, self._on_broken_connection):
             self._client = self._broker.client_at(self._node)
             self._connection = self._client.connection_pool.get_connection()
             self._heard, self._asked = time.monotonic(), False
@@ -105,7 +105,7 @@ class Subscription:
         if commands := self._channels.commands(wanted):
             self._send(*commands)
 
-    def read(self, seconds: float) -> Heard | None:
+    def read(self, seconds: float) -> ChannelEvent | None:
         """Return the next event; None after `seconds` or a call of `wake`.
 
         Raises StoreUnavailable if the connection broke.
@@ -119,17 +119,17 @@ class Subscription:
             except failures.ResponseError as error:
                 reply = error
         except LIBRARY_ERRORS as error:  # cheaper than mapped_errors: every event passes here
-            self._broke(error)
+            self._on_broken_connection(error)
             raise unavailable(error, self._broker.address) from error
         self._heard, self._asked = time.monotonic(), False
-        heard = self._channels.hear(reply)
-        if heard is not None and heard.error is not None:
-            self._broker.distrust(self._node, heard.error)
-        return heard
+        event = self._channels.parse(reply)
+        if event is not None and event.error is not None:
+            self._broker.record_node_error(self._node, event.error)
+        return event
 
     def wake(self) -> None:
         """End the current `read`, or the next one."""
-        self._bell.ring()
+        self._waker.ring()
 
     def _can_read(self, seconds: float) -> bool:
         sock = socket_of(self._connection)
@@ -137,7 +137,7 @@ class Subscription:
             return bool(self._connection.can_read(timeout=max(seconds, 0.0)))
         if self._connection.can_read(timeout=0):
             return True
-        self._bell.wait(sock, max(seconds, 0.0))
+        self._waker.wait(sock, max(seconds, 0.0))
         return bool(self._connection.can_read(timeout=0))
 
     def _ask_if_idle(self) -> None:
@@ -149,16 +149,16 @@ class Subscription:
             raise failures.TimeoutError(SILENT_TEXT)
 
     def _send(self, *commands: Command) -> None:
-        with mapped_errors(self._broker.address, self._broke):
+        with mapped_errors(self._broker.address, self._on_broken_connection):
             self._connection.send_packed_command(pack_commands(commands), check_health=False)
 
-    def _broke(self, error: BaseException) -> None:
+    def _on_broken_connection(self, error: BaseException) -> None:
         self.close()
-        self._broker.distrust(self._node, error)
+        self._broker.record_node_error(self._node, error)
 
     def close(self) -> None:
         """Close the connection."""
-        self._bell.close()
+        self._waker.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.disconnect()
@@ -167,7 +167,7 @@ class Subscription:
             redis_clients.close(client)
 
 
-class Bell:
+class SocketWaker:
     """Wakes a thread that waits for a socket. Any thread may call `ring`."""
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ class BlockingPop:
 
     async def _open(self) -> RedisConnection | PlainConnection:
         suspect = partial(self._broker.suspect, self.keys[0])
-        async with mapped_errors(self._broker.address, suspect), _opening(self):
+        async with mapped_errors(self._broker.address, suspect), _connecting(self):
             self._client = await self._broker.client_for(self.keys[0])
             raw = await self._client.connection_pool.get_connection()
             connection = self._connection = wrap_connection(raw)
@@ -310,7 +310,10 @@ class AsyncSubscription:
 
     async def open(self) -> None:
         """Connect; raises StoreUnavailable if that fails."""
-        async with mapped_errors(self._broker.address, self._broke), _opening(self):
+        async with (
+            mapped_errors(self._broker.address, self._on_broken_connection),
+            _connecting(self),
+        ):
             self._client = self._broker.client_at(self._node)
             self._connection = await self._client.connection_pool.get_connection()
 
@@ -324,7 +327,7 @@ class AsyncSubscription:
             with contextlib.suppress(*LIBRARY_ERRORS):
                 await self._send(*commands)
 
-    async def read(self) -> Heard:
+    async def read(self) -> ChannelEvent:
         """Wait for the next event, without limit.
 
         Raises StoreUnavailable if the connection broke.
@@ -339,10 +342,10 @@ class AsyncSubscription:
                 except failures.ResponseError as error:
                     reply = error
                 if reply is not None:
-                    if (heard := self._channels.hear(reply)) is not None:
-                        if heard.error is not None:
-                            await self._broker.distrust(self._node, heard.error)
-                        return heard
+                    if (event := self._channels.parse(reply)) is not None:
+                        if event.error is not None:
+                            await self._broker.record_node_error(self._node, event.error)
+                        return event
                     asked = False
                 elif asked:
                     raise failures.TimeoutError(SILENT_TEXT)
@@ -350,15 +353,15 @@ class AsyncSubscription:
                     await self._send(self._channels.ping())
                     asked = True
         except LIBRARY_ERRORS as error:  # cheaper than mapped_errors: every event passes here
-            await self._broke(error)
+            await self._on_broken_connection(error)
             raise unavailable(error, self._broker.address) from error
 
     async def _send(self, *commands: Command) -> None:
         await self._connection.send_packed_command(pack_commands(commands), check_health=False)
 
-    async def _broke(self, error: BaseException) -> None:
+    async def _on_broken_connection(self, error: BaseException) -> None:
         await self.aclose()
-        await self._broker.distrust(self._node, error)
+        await self._broker.record_node_error(self._node, error)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -385,7 +388,7 @@ def heeding_cancellation() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _opening(connection: BlockingPop | AsyncSubscription) -> AsyncIterator[None]:
+async def _connecting(connection: BlockingPop | AsyncSubscription) -> AsyncIterator[None]:
     """Limit the opening of a connection to CONNECT_TIMEOUT; on an error, close it."""
     try:
         with heeding_cancellation():

@@ -24,7 +24,7 @@ TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
 `program`: a program has a periodic task of this name; `lost`: its record is missing."""
 
 
-class Put(NamedTuple):
+class PutOutcome(NamedTuple):
     """The outcome of a put: the stamp of the new record, or the program's schedule that has this
     name."""
 
@@ -32,7 +32,7 @@ class Put(NamedTuple):
     of_program: bytes | None
 
 
-class Due(NamedTuple):
+class DueSchedules(NamedTuple):
     """The due schedules, and the next tick of the others."""
 
     now_us: int
@@ -59,12 +59,12 @@ class StoredPage(NamedTuple):
 
 def put_schedule(
     keys: QueueKeys, name: str, next_us: int, record: bytes, *, now_us: int | None = None
-) -> Call[Put]:
+) -> Call[PutOutcome]:
     """Store a schedule, replacing one of the same name, unless a program uses the name."""
     script = load("put_schedule")
     args = (now_argument(now_us), "", SCHEDULE_SILENCE_US, name, next_us, record)
     return Call(
-        script, keys.names(script.keys), args, lambda reply: Put(reply[0], reply[1] or None)
+        script, keys.names(script.keys), args, lambda reply: PutOutcome(reply[0], reply[1] or None)
     )
 
 
@@ -74,17 +74,19 @@ def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[b
     return Call(script, keys.names(script.keys), ("", "", name, stamp, run_field(name)), bool)
 
 
-def due_schedules(keys: QueueKeys, *, count: int = BATCH, now_us: int | None = None) -> Call[Due]:
+def due_schedules(
+    keys: QueueKeys, *, count: int = BATCH, now_us: int | None = None
+) -> Call[DueSchedules]:
     """Read the stored schedules whose next tick has come."""
     script = load("due_schedules")
 
-    def decode(reply: Any) -> Due:
+    def decode(reply: Any) -> DueSchedules:
         now, later, flat = reply
         rows = [
             row_of((name, record or b"", score, None))
             for name, score, record in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ]
-        return Due(int(now), int(later) if later else None, rows)
+        return DueSchedules(int(now), int(later) if later else None, rows)
 
     return Call(script, keys.names(script.keys), (now_argument(now_us), count), decode)
 

@@ -79,7 +79,7 @@ class SlotMap:
         try:
             self._learn(reply, asked)
         except LIBRARY_ERRORS as error:
-            self.doubt(asked)
+            self.mark_suspect(asked)
             return error
         return None
 
@@ -100,7 +100,7 @@ class SlotMap:
         self.primaries, self._known = tuple(primaries), tuple(known)
         self._holders, self._doubted = holders, frozenset()
 
-    def doubt(self, node: Node) -> None:
+    def mark_suspect(self, node: Node) -> None:
         """Mark a node that did not reply as suspect: its keys may have moved."""
         self._doubted |= {node}
 
@@ -119,7 +119,7 @@ class SlotMap:
         if isinstance(reply, failures.ClusterDownError):
             self._doubted = frozenset(self._known)
         elif is_silence(reply):
-            self.doubt(asked)
+            self.mark_suspect(asked)
         return None
 
     def _node(self, host: bytes | str | None, port: int, asked: Node) -> Node:

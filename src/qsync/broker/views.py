@@ -29,10 +29,10 @@ def get_tasks(
 
 
 def _shown(reply: Any) -> list[StoredTask | None]:
-    return [_one(row) if row else None for row in reply]
+    return [_decode_row(row) if row else None for row in reply]
 
 
-def _one(row: list[Any]) -> StoredTask:
+def _decode_row(row: list[Any]) -> StoredTask:
     state, score, message, owner, crashes, failure, result, cancel, progress = row
     return StoredTask(
         TaskState(state.decode()), int(score), message,
@@ -74,7 +74,7 @@ def counts(keys: QueueKeys) -> Call[Counts]:
     return Call(script, keys.names(script.keys), (), decode)
 
 
-class Cut(NamedTuple):
+class TruncatedMessage(NamedTuple):
     """A message, perhaps truncated, and its full length; `qsync.broker.truncated` decodes it."""
 
     data: bytes
@@ -95,7 +95,7 @@ class QueueSnapshot:
     memory: int | None
     pause_note: bytes | None
     paused_at_us: int
-    first: list[tuple[Cut, bytes]]
+    first: list[tuple[TruncatedMessage, bytes]]
     since_us: int | None
     stats: dict[str, int]
     bounds: QueueBounds
@@ -119,7 +119,9 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
             memory=None if size < 0 else size,
             pause_note=note or None,
             paused_at_us=number(paused_at),
-            first=[(Cut(message, length), failure) for message, length, failure in first],
+            first=[
+                (TruncatedMessage(message, length), failure) for message, length, failure in first
+            ],
             since_us=int(since) if since else None,
             stats=counters_of(stats),
             bounds=bounds_in(stored, bounds),

@@ -176,7 +176,7 @@ def show(
 ) -> None:
     """Show an error: its tasks by queue and key, and the traceback of the latest."""
     with open_store(store) as session:
-        group = _one(session, id, queue)
+        group = _find_group(session, id, queue)
         detail = session.run(session.inspector.task(group.sample, queue=group.queue))
     if as_json:
         print_json({"group": group, "sample": detail})
@@ -203,7 +203,7 @@ def _facts(group: ErrorGroup) -> list[tuple[str, str]]:
     return [(name, text) for name, text in facts if text]
 
 
-def _one(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:
+def _find_group(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:
     """Return the group of this id, or of the only id that begins with it; exit without one."""
     matches = [
         group for group in _read(session, Selected(queue, None), FAILING) if group.id.startswith(id)
@@ -264,5 +264,5 @@ def _job(
     session: StoreSession, id: str, queue: str | None, state: TaskState, verb: str, as_json: bool
 ) -> BulkJob:
     """Return the change of the tasks of a group."""
-    selected = Selected(queue, Filter(group=_one(session, id, queue).id))
+    selected = Selected(queue, Filter(group=_find_group(session, id, queue).id))
     return BulkJob(session, selected, state, verb, as_json)

@@ -60,7 +60,7 @@ def retry(
     if ids:
         _refuse_filters(state, filters, everything)
         verb = _dry(RETRIED) if dry_run else _run
-        change_each(ids, filters.queue, store, as_json, verb, _would("pending now", dry_run))
+        change_each(ids, filters.queue, store, as_json, verb, _conditional("pending now", dry_run))
         return
     known = _checked(state, filters, everything, RETRIED, "retried")
     _change_matching(_retry_step, known, "pending now", filters, store, as_json, dry_run)
@@ -100,7 +100,7 @@ def cancel(
     if ids:
         _refuse_filters(state, filters, everything)
         verb = _dry(CANCELLABLE) if dry_run else _cancel
-        change_each(ids, filters.queue, store, as_json, verb, _would("cancelled", dry_run))
+        change_each(ids, filters.queue, store, as_json, verb, _conditional("cancelled", dry_run))
         return
     known = _checked(state, filters, everything, CANCELLABLE, "cancelled")
     _change_matching(
@@ -130,7 +130,7 @@ def delete(
             what = "task" if len(ids) == 1 else "tasks"
             confirm(f"Delete {what} {', '.join(ids)}?", yes=yes)
         verb = _dry(DELETABLE) if dry_run else _delete
-        change_each(ids, filters.queue, store, as_json, verb, _would("deleted", dry_run))
+        change_each(ids, filters.queue, store, as_json, verb, _conditional("deleted", dry_run))
         return
     known = _checked(state, filters, everything, DELETABLE, "deleted")
     _change_matching(
@@ -179,7 +179,7 @@ def _dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
     return verb
 
 
-def _would(done: str, dry_run: bool) -> str:
+def _conditional(done: str, dry_run: bool) -> str:
     return f"would be {done}" if dry_run else done
 
 

@@ -91,7 +91,7 @@ class Tracing:
         server.add_outer_middleware(self.around)
 
     @contextlib.contextmanager
-    def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_Sending]:
+    def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_EnqueueSpan]:
         """Open a span around an enqueue; the yielded object has the tasks to send."""
         queues = {queue or getattr(task, "queue", "") for task in tasks}
         destination = queues.pop() if len(queues) == 1 else ""
@@ -114,7 +114,7 @@ class Tracing:
             set_status_on_exception=False,
         ) as span:
             try:
-                yield _Sending(span, tasks)
+                yield _EnqueueSpan(span, tasks)
             except DuplicateTask as error:  # an expected outcome, no error
                 span.set_attribute("qsync.duplicate_of", error.id)
                 raise
@@ -176,7 +176,7 @@ class Tracing:
         span.add_event("exception", event)
 
 
-class _Sending:
+class _EnqueueSpan:
     def __init__(self, span: Span, tasks: Sequence[Any]) -> None:
         self._span = span
         carrier: dict[str, str] = {}

@@ -100,9 +100,9 @@ class _Servers(Collector):
         self._past: list[MetricRow] = []
 
     def add(self, server: Server) -> None:
-        server.tally = server.tally or RunMetrics(server.mux.types)
+        server.run_metrics = server.run_metrics or RunMetrics(server.mux.types)
         with self._lock:
-            self._servers.append((weakref.ref(server), server.tally))
+            self._servers.append((weakref.ref(server), server.run_metrics))
 
     def describe(self) -> Iterable[Metric]:
         return server_metrics([], [])
@@ -110,13 +110,13 @@ class _Servers(Collector):
     def collect(self) -> Iterable[Metric]:
         with self._lock:
             rows, conditions, alive = [], [], []
-            for reference, tally in self._servers:
+            for reference, run_metrics in self._servers:
                 server = reference()
                 if server is None:
-                    self._past = merged([*self._past, *closed(tally.rows())])
+                    self._past = merged([*self._past, *closed(run_metrics.rows())])
                     continue
-                alive.append((reference, tally))
-                rows += tally.rows()
+                alive.append((reference, run_metrics))
+                rows += run_metrics.rows()
                 conditions.append(server.condition())
             self._servers = alive
             return server_metrics([*self._past, *rows], conditions)

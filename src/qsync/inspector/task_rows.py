@@ -22,7 +22,7 @@ from qsync.broker.stored_task import (
     state_of,
 )
 from qsync.broker.truncated import decode_cut
-from qsync.broker.views import Cut, StoredRow
+from qsync.broker.views import StoredRow, TruncatedMessage
 from qsync.inspector.fingerprint import FAILING, fingerprint_of
 from qsync.inspector.search_query import argument_at
 from qsync.inspector.values import Filter, Pause, TaskRow
@@ -65,7 +65,9 @@ def decode_task(id: str, shown: StoredTask, length: int | None = None) -> Decode
     """Decode a task from a view; `length` is the full size of a message that may be cut."""
     data = shown.message or b""
     size = len(data) if length is None else length
-    return DecodedTask(id, shown, size, message_in(Cut(data, size)), decode_failure(shown.failure))
+    return DecodedTask(
+        id, shown, size, message_in(TruncatedMessage(data, size)), decode_failure(shown.failure)
+    )
 
 
 def decode_row(row: StoredRow) -> DecodedTask:
@@ -73,7 +75,7 @@ def decode_row(row: StoredRow) -> DecodedTask:
     return decode_task(row.id, row.shown, row.length)
 
 
-def message_in(cut: Cut) -> Message | None:
+def message_in(cut: TruncatedMessage) -> Message | None:
     """Return the message, maybe without its payload; None if it is missing or cannot be read."""
     try:
         return decode_cut(cut.data, cut.length) if cut.length else None
@@ -208,7 +210,7 @@ def pause_of(note: bytes | None, at_us: int) -> Pause | None:
         by, why = codec.decode(note, tuple[str, str])
     except codec.CodecError:  # not written by an inspector
         by, why = "", note.decode(errors="backslashreplace")
-    return Pause(by=by, why=why, at=_at(at_us))
+    return Pause(by=by, why=why, at=_moment_or_none(at_us))
 
 
 def schedule_pause_of(note: bytes | None) -> Pause | None:
@@ -227,5 +229,5 @@ def note_of(by: str, why: str) -> bytes:
 NOTE_LIMIT: Final = 1000
 
 
-def _at(us: int) -> datetime | None:
+def _moment_or_none(us: int) -> datetime | None:
     return moment_of(us) if us else None

@@ -117,12 +117,12 @@ class Config:
         for name, least, most in (
             ("concurrency", 1, 100_000), ("max_crashes", 1, 1000), ("dead_limit", 0, 10**9),
         ):  # fmt: skip
-            _whole(name, getattr(self, name), least, most)
+            _checked_integer(name, getattr(self, name), least, most)
         for name, least in (("threads", 1), ("processes", 1), ("max_hung", 0), ("prefetch", 0)):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least, 100_000)
+                _checked_integer(name, getattr(self, name), least, 100_000)
         if self.result_limit is not None:
-            _whole("result_limit", self.result_limit, 1, RESULT_LIMIT_MOST)
+            _checked_integer("result_limit", self.result_limit, 1, RESULT_LIMIT_MOST)
         for name, least_s in (
             ("lease", 0.3),
             ("sweep", 0.01),
@@ -284,14 +284,14 @@ def _weights(queues: object) -> dict[str, int]:
             check_name("queues", name)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        weights[name] = _whole(f"queues: weight of {name!r}", weight, 1, MAX_WEIGHT)
+        weights[name] = _checked_integer(f"queues: weight of {name!r}", weight, 1, MAX_WEIGHT)
     if not weights:
         msg = "queues: empty; name at least one queue"
         raise ConfigError(msg)
     return weights
 
 
-def _whole(name: str, value: object, least: int, most: int) -> int:
+def _checked_integer(name: str, value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         msg = f"{name}: {shorten(value)} is not a whole number from {least} to {most}"
         raise ConfigError(msg)

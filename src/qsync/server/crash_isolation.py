@@ -86,7 +86,7 @@ class CrashIsolation:
         taken = [suspect for suspect in self.waiting if not suspect.spared][: max(0, free)]
         for suspect in taken:
             self.waiting.remove(suspect)
-            self._meet(suspect, now)
+            self._join_together(suspect, now)
         return taken
 
     def next_alone(self, now: float) -> LeasedTask | None:
@@ -98,7 +98,7 @@ class CrashIsolation:
     def join(self, now: float) -> None:
         """Record that other tasks run beside the suspect that was alone."""
         if self.alone is not None:
-            self._meet(self.alone, now)
+            self._join_together(self.alone, now)
             self.end(now)
 
     def drop_ended(self, now: float) -> bool:
@@ -109,7 +109,7 @@ class CrashIsolation:
         self._add_up(now)
         return ended
 
-    def _meet(self, leased: LeasedTask, now: float) -> None:
+    def _join_together(self, leased: LeasedTask, now: float) -> None:
         if not self.together:
             self._met = now
         self.together.add(leased)

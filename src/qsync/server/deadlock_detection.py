@@ -61,14 +61,14 @@ class Waits:
         with self._lock:
             self._waiting[leased] = (queue, id, threaded)
         if not self._said and self.stuck:
-            self._loop.call_soon_threadsafe(self._loop.call_later, PATIENCE_S, self._look)
+            self._loop.call_soon_threadsafe(self._loop.call_later, PATIENCE_S, self._warn_if_stuck)
         try:
             yield
         finally:
             with self._lock:
                 self._waiting.pop(leased, None)
 
-    def _look(self) -> None:
+    def _warn_if_stuck(self) -> None:
         if self._said or not self.stuck:
             return
         self._said = True

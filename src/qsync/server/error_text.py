@@ -85,7 +85,7 @@ def program_trace(error: BaseException) -> str:
         return ""
     try:
         elsewhere = getattr(error, "traceback", None)  # from a handler in another process
-        parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, _own)
+        parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, _program_frames)
     except Exception:  # the user's class may override any of these attributes
         return ""
     text = cut("\n".join(part.rstrip("\n") for part in parts if part), TRACE_LIMIT)
@@ -110,7 +110,7 @@ def stack_text(stack: list[FrameSummary], limit: int) -> str:
     return cut("".join(traceback.format_list(_without_ours(stack))), limit)
 
 
-def _own(stack: list[FrameSummary]) -> list[FrameSummary]:
+def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
     """Return the frames of the program; if there are none, those of libraries, else of Python."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]

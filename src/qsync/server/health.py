@@ -129,7 +129,7 @@ def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> 
     ok = True
     reasons = []
     for report in reports:
-        who, condition = _who(report), report.condition
+        who, condition = _process_phrase(report), report.condition
         if report.ended:
             reasons.append(f"{who} {report.ended}")
         elif condition is None:
@@ -144,7 +144,7 @@ def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> 
 def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
     """Return whether all processes have begun to take tasks."""
     reasons = [
-        f"{_who(report)} {report.ended or _not_started(report.condition)}"
+        f"{_process_phrase(report)} {report.ended or _not_started(report.condition)}"
         for report in reports
         if report.condition is None or not report.condition.started
     ]
@@ -158,7 +158,7 @@ def ready(reports: Sequence[ProcessHealth]) -> HealthVerdict:
 
 
 def _idle_because(report: ProcessHealth) -> list[str]:
-    who, condition = _who(report), report.condition
+    who, condition = _process_phrase(report), report.condition
     if report.ended:
         return [f"{who} {report.ended}"]
     if condition is None and not report.was_ready:
@@ -182,7 +182,7 @@ def _idle_because(report: ProcessHealth) -> list[str]:
     ]
 
 
-def _who(report: ProcessHealth) -> str:
+def _process_phrase(report: ProcessHealth) -> str:
     return f"process {report.number}"
 
 

@@ -111,17 +111,17 @@ class Lookout:
         """Mark queues as busy whose due time has come; called at the start of a round."""
         if not self.many:
             [lane] = self._lanes
-            self._at_its_time(lane, now)
+            self._mark_if_due(lane, now)
             return
         while self._times and self._times[0][0] <= now:
             due, queue, lane = heapq.heappop(self._times)
             if self._timed.get(queue) != due:
                 continue
             del self._timed[queue]
-            if not self._at_its_time(lane, now) and lane.next_due is not None:
+            if not self._mark_if_due(lane, now) and lane.next_due is not None:
                 self.at(lane, lane.next_due)
 
-    def _at_its_time(self, lane: QueueState, now: float) -> bool:
+    def _mark_if_due(self, lane: QueueState, now: float) -> bool:
         if lane.next_due is None or now < lane.next_due:
             return False
         lane.next_due = None
@@ -176,7 +176,7 @@ class Lookout:
         while True:
             began = boot_s()
             try:
-                await self._look()
+                await self._check_all()
                 self._outage.worked(PART)
             except SchemaMismatch:
                 raise
@@ -190,23 +190,23 @@ class Lookout:
         if not self.many:
             return lanes
         for start in range(0, len(lanes), PAGE):
-            await self._look_at(lanes[start : start + PAGE])
+            await self._check_page(lanes[start : start + PAGE])
         return [lane for lane in lanes if not self.rests(lane)]
 
-    async def _look(self) -> None:
+    async def _check_all(self) -> None:
         """Check every queue once; if some checks fail, raise the first error afterwards."""
         if self._broker.address.kind == "cluster":
-            errors = await asyncio.gather(*map(self._look_and_listen, self._lanes))
+            errors = await asyncio.gather(*map(self._check_and_listen, self._lanes))
             if self._wakes is not None:
                 self._wakes.follow_slots()
         else:
             parts = range(0, len(self._lanes), PAGE)
-            errors = [await self._look_at(self._lanes[start : start + PAGE]) for start in parts]
+            errors = [await self._check_page(self._lanes[start : start + PAGE]) for start in parts]
         for error in errors:
             if error is not None:
                 raise error
 
-    async def _look_at(self, lanes: Sequence[QueueState]) -> QsyncError | None:
+    async def _check_page(self, lanes: Sequence[QueueState]) -> QsyncError | None:
         calls = [views.check_for_work(lane.keys, lease_us=self._lease_us) for lane in lanes]
         failed: QsyncError | None = None
         now = boot_s()
@@ -216,15 +216,15 @@ class Lookout:
                 failed = failed or answer
             else:
                 lane.answered = now
-                self._see(lane, answer, now)
+                self._apply_check(lane, answer, now)
         return failed
 
-    async def _look_and_listen(self, lane: QueueState) -> QsyncError | None:
+    async def _check_and_listen(self, lane: QueueState) -> QsyncError | None:
         """Check a queue of a cluster; if the server is idle there, register it as idle too."""
         wakes = self._wakes
         idle = self.has_room and (self.rests(lane) or lane.exhausted)
         if wakes is None or not idle or not wakes.ready(lane):
-            return await self._look_at([lane])
+            return await self._check_page([lane])
         return await self.listen(wakes, [lane])
 
     async def listen(self, wakes: Wakes, lanes: Sequence[QueueState]) -> QsyncError | None:
@@ -245,16 +245,16 @@ class Lookout:
                 wakes.on_wake(lane)
             if answer.unsent:
                 self._on_unsent(lane)
-            self._see(lane, answer, now)
+            self._apply_check(lane, answer, now)
         return failed
 
-    def _see(self, lane: QueueState, looked: WorkCheck | IdleCheck, now: float) -> None:
-        other = lane.generation is not None and looked.generation != lane.generation
-        if looked.due or other or now >= self._slow_at[lane.queue]:
+    def _apply_check(self, lane: QueueState, check: WorkCheck | IdleCheck, now: float) -> None:
+        other = lane.generation is not None and check.generation != lane.generation
+        if check.due or other or now >= self._slow_at[lane.queue]:
             self.due.add(lane.queue)
-        elif not looked.waits:
+        elif not check.waits:
             return
-        if looked.waits:
+        if check.waits:
             lane.exhausted = False
         self._busy[lane.queue] = lane
         self._on_found()

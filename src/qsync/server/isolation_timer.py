@@ -32,7 +32,7 @@ class Isolation:
     def watch(self, leased: LeasedTask) -> None:
         """Let other tasks join this suspect if it still runs when its time alone is over."""
         seconds = self._suspects.alone_s(leased)
-        self._loop.call_later(seconds, self._look, leased)
+        self._loop.call_later(seconds, self._check, leased)
 
     async def aclose(self) -> None:
         """Stop watching."""
@@ -40,7 +40,7 @@ class Isolation:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _look(self, leased: LeasedTask) -> None:
+    def _check(self, leased: LeasedTask) -> None:
         if self._suspects.alone is leased and leased.phase is RUNNING:
             self._task = self._loop.create_task(self._join(leased))
 
@@ -54,7 +54,7 @@ class Isolation:
                 "cannot let other tasks run beside task %s yet: %s", leased.id, error,
                 extra=leased.fields,
             )  # fmt: skip
-            self._loop.call_later(ALONE_S, self._look, leased)
+            self._loop.call_later(ALONE_S, self._check, leased)
             return
         suspects = self._suspects
         if answer == "ok" and suspects.alone is leased and leased.phase is RUNNING:

@@ -44,7 +44,7 @@ class Outage:
             remind = now - self._said >= REMIND_S
             if news or remind:
                 self._said = now
-            lasts = _shown(now - self._since)
+            lasts = _length_text(now - self._since)
         if not news and not remind:
             log.debug("still cannot %s: %s", part, error)
         elif news:
@@ -63,7 +63,7 @@ class Outage:
             if self.parts or kind is None:
                 return
             self.reason = ""
-            lasted = _shown(time.monotonic() - self._since)
+            lasted = _length_text(time.monotonic() - self._since)
         if kind is StoreUnavailable:
             log.warning("the store is back after %s", lasted)
         else:
@@ -76,7 +76,7 @@ class Outage:
         log.log(logging.DEBUG if known else logging.WARNING, "cannot %s: %s", what, error)
 
 
-def _shown(seconds: float) -> str:
+def _length_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{seconds:.1f} s"

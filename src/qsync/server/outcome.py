@@ -18,7 +18,14 @@ from qsync.keys import class_name, class_path, server_of_token, shorten
 from qsync.limit import limit_name
 from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
 from qsync.retry_policy import NO_RULES, RetryRules
-from qsync.server.error_text import BadPayload, NeverRun, ResultNotKept, cut, describe, first_line
+from qsync.server.error_text import (
+    BadPayload,
+    NeverRun,
+    ResultNotKept,
+    cut,
+    describe,
+    first_line,
+)
 from qsync.server.queue_state import LeasedTask
 
 TOO_LATE: Final = "deadline passed before it could start"

@@ -28,7 +28,7 @@ from qsync.schedule import Periodic
 from qsync.server.clock import boot_s
 from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
-from qsync.server.schedule_heap import Agenda, Entry
+from qsync.server.schedule_heap import Entry, ScheduleHeap
 from qsync.server.schedule_notes import send_notes
 from qsync.task import Task
 
@@ -110,7 +110,7 @@ class _Queue:
         self._registry = QueueAnnouncer(boot_s)
         self._registrations = AsyncRegistrations(broker.run_many, self._registered)
         self._keys = QueueKeys(prefix, queue)
-        self._agenda = Agenda(GRACE_US)
+        self._heap = ScheduleHeap(GRACE_US)
         self._entries = [Entry(task.periodic, task.build) for task in tasks]
         self._digests = [digest_of(task.periodic.schedule) for task in tasks]
         self._ahead_us = 0  # lower bound of the store's clock minus ours
@@ -150,7 +150,7 @@ class _Queue:
             self._ahead_us = now_us - _boot_us()
             went_back = self._ahead_us < before_us - 1_000_000  # so the planned times are too late
             for entry, after_us in zip(entries, after, strict=True):
-                self._agenda.learn(entry, after_us, again=went_back)
+                self._heap.learn(entry, after_us, again=went_back)
         await self._publish()
         self._backoff.reset()
         self._outage.worked(self._part)
@@ -187,14 +187,14 @@ class _Queue:
         while (now := boot_s()) < until:
             self._register()
             now_us = _boot_us() + self._ahead_us
-            due = self._agenda.pop(now_us, TURN)
-            if self._agenda.missed:
-                skipped, self._agenda.missed = self._agenda.missed, []
+            due = self._heap.pop(now_us, TURN)
+            if self._heap.missed:
+                skipped, self._heap.missed = self._heap.missed, []
                 notes = [missed(entry.name, last_us, first) for entry, last_us, first in skipped]
                 await send_notes(self._broker, self._keys, notes)
             if due:
                 await self._enqueue(due)
-            next_us = self._agenda.next_us()
+            next_us = self._heap.next_us()
             pause = RELEARN_S if next_us is None else (next_us - now_us) / 1_000_000
             if pause > 0:
                 pause = max(min(pause, until - now), LEAST_SLEEP_S)
@@ -207,7 +207,7 @@ class _Queue:
         retry of the first.
         """
         for entry, tick_us in due:  # retried unless `_passed` plans the next tick
-            self._agenda.plan(entry, tick_us)
+            self._heap.plan(entry, tick_us)
         tasks = [(entry, tick_us, self._build(entry, tick_us)) for entry, tick_us in due]
         calls = [
             program_schedule_ops.tick(self._keys, entry.name, tick_us, task)
@@ -233,7 +233,7 @@ class _Queue:
 
     def _passed(self, entry: Entry, tick_us: int) -> None:
         entry.after_us = max(tick_us, entry.after_us or tick_us)
-        self._agenda.plan(entry, entry.periodic.schedule.next_after(entry.after_us))
+        self._heap.plan(entry, entry.periodic.schedule.next_after(entry.after_us))
 
     def _build(self, entry: Entry, tick_us: int) -> NewTask | None:
         try:

@@ -20,16 +20,16 @@ FEW: Final = 8
 MOST: Final = 100
 """Maximum number of `run_many` requests in one exchange."""
 
-Errand = tuple[Sequence[Call[Any]], asyncio.Future[list[Any]]]
+Request = tuple[Sequence[Call[Any]], asyncio.Future[list[Any]]]
 
 
-class Together:
+class CallPipeline:
     """Sends calls together with those of other callers."""
 
     def __init__(self, broker: AsyncBroker, queues: int) -> None:
         self._broker = broker
         self._alone = queues <= FEW or broker.address.kind == "cluster"
-        self._waiting: deque[Errand] = deque()
+        self._waiting: deque[Request] = deque()
         self._sender: asyncio.Task[None] | None = None
 
     async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
@@ -45,20 +45,20 @@ class Together:
 
     async def _send(self) -> None:
         while self._waiting:
-            errands: list[Errand] = []
-            while self._waiting and len(errands) < MOST:
-                errands.append(self._waiting.popleft())
+            requests: list[Request] = []
+            while self._waiting and len(requests) < MOST:
+                requests.append(self._waiting.popleft())
             try:
                 answers = await self._broker.run_many(
-                    [call for calls, _ in errands for call in calls]
+                    [call for calls, _ in requests for call in calls]
                 )
             except Exception as error:  # a bug, since store errors are in the answers
-                for _, asked in errands:
+                for _, asked in requests:
                     if not asked.done():
                         asked.set_exception(error)
                 continue
             start = 0
-            for calls, asked in errands:
+            for calls, asked in requests:
                 if not asked.done():
                     asked.set_result(answers[start : start + len(calls)])
                 start += len(calls)

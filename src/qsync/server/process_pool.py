@@ -28,7 +28,7 @@ from qsync.server.process_pool_member import (
     WINDOW,
     Call,
     HandlerError,
-    NeverBegan,
+    ProcessNotStarted,
     WorkerProcess,
     fail,
 )
@@ -183,7 +183,7 @@ class ProcessPool:
         except asyncio.CancelledError:  # by `close`
             fail(call, HandlerError(_CLOSED))
             raise
-        except NeverBegan as error:
+        except ProcessNotStarted as error:
             call.tries += 1
             self._retry([call], error)
             return
@@ -224,7 +224,7 @@ class ProcessPool:
             return
         if process.timer is not None:
             process.timer.cancel()
-        process.timer = self._loop.call_at(due, self._look, process)
+        process.timer = self._loop.call_at(due, self._check_process, process)
 
     def _due(self, process: WorkerProcess) -> float | None:
         """Return the loop time of the next check of a process; None if it needs none."""
@@ -235,7 +235,7 @@ class ProcessPool:
         limit = process.sent[0].limit
         return None if limit is None else process.since + limit
 
-    def _look(self, process: WorkerProcess) -> None:
+    def _check_process(self, process: WorkerProcess) -> None:
         process.timer = None
         process.receive()
         if process.dead or process.preparing:
@@ -345,7 +345,7 @@ def _outcome(reply: Reply) -> Any:
             raise RateLimited(delay_s, limit=limit, message=text)
         case process_pool_child.AskedSnooze(text, delay_s):
             raise Snooze(delay_s, text)
-        case process_pool_child.Unfit(text):
+        case process_pool_child.PayloadMismatch(text):
             raise InvalidTask(text)
         case process_pool_child.Raised(name, text, traceback):
             error = HandlerError(f"{name}: {text}" if text else name, traceback)

@@ -95,13 +95,13 @@ class AskedSnooze(msgspec.Struct, tag=True):
     limit: str | None
 
 
-class Unfit(msgspec.Struct, tag=True):
+class PayloadMismatch(msgspec.Struct, tag=True):
     """The payload does not match the handler's arguments."""
 
     text: str
 
 
-Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | AskedSnooze | Unfit
+Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | AskedSnooze | PayloadMismatch
 
 
 def begin(*first: Callable[[], None]) -> None:
@@ -179,7 +179,7 @@ def run_in_child(path: str, info: bytes, server: ChildServer) -> bytes:
     try:
         reply = _call(path, codec.decode(info, TaskInfo), server)
     except BaseException as error:
-        reply = _told(error)
+        reply = _described(error)
     return codec.encode(reply)
 
 
@@ -196,7 +196,7 @@ def _call(path: str, task: TaskInfo, server: ChildServer) -> Reply:
         try:
             args, kwargs = handler.arguments(task)
         except InvalidTask as error:
-            return Unfit(_text(error))
+            return PayloadMismatch(_text(error))
     else:
         function, args, kwargs = target, (task,), {}
     token = running.set(ChildContext(task, server, connections))
@@ -221,7 +221,7 @@ def _find(path: str) -> Any:
     return attrgetter(name)(import_module(module))
 
 
-def _told(error: BaseException) -> Reply:
+def _described(error: BaseException) -> Reply:
     if isinstance(error, SkipRetry):
         return AskedSkipRetry(_text(error))
     if isinstance(error, Snooze):

@@ -55,7 +55,7 @@ class HandlerError(QsyncError):
             self.add_note(f"In the process of the handler:\n{traceback}")
 
 
-class NeverBegan(Exception):
+class ProcessNotStarted(Exception):
     """The process ended before it began to import the handler."""
 
 
@@ -281,16 +281,16 @@ class WorkerProcess:
         begun, self.sent = self.sent, deque()
         if begun:
             threading.Thread(
-                target=self._tell, args=(begun[0],), name="qsync-reaper", daemon=True
+                target=self._fail_running, args=(begun[0],), name="qsync-reaper", daemon=True
             ).start()
         else:
             for call in recalled:
                 call.tries += 1
                 if not call.info:
-                    fail(call, NeverBegan())
+                    fail(call, ProcessNotStarted())
         self._on_death(self, recalled)
 
-    def _tell(self, call: Call) -> None:
+    def _fail_running(self, call: Call) -> None:
         """Fail the call that ran when the process died, with the cause of the death."""
         self._process.join(EXIT_S)
         code = self._process.exitcode

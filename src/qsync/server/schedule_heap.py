@@ -47,7 +47,7 @@ class Entry:
         return ticks[0] if ticks else None
 
 
-class Agenda:
+class ScheduleHeap:
     """Entries ordered by the time of their next check."""
 
     def __init__(self, grace_us: int) -> None:

@@ -10,7 +10,7 @@ from qsync.broker.op_values import Completion, Killed, LeaseRef
 from qsync.broker.schedule_run_ops import Note, ended, tick_of
 from qsync.keys import QueueKeys
 from qsync.server.clock import boot_s
-from qsync.server.pipelined_calls import Together
+from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_state import LeasedTask
 
 BATCH: Final = 100
@@ -24,7 +24,7 @@ class ScheduleNotes:
     A history is a help for people: what the store refuses is dropped.
     """
 
-    def __init__(self, broker: Together, keys: QueueKeys) -> None:
+    def __init__(self, broker: CallPipeline, keys: QueueKeys) -> None:
         self._broker = broker
         self._keys = keys
         self._notes: list[Note] = []

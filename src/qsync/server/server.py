@@ -41,14 +41,14 @@ from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
-from qsync.server.pipelined_calls import Together
+from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_rules import QueueRules
 from qsync.server.queue_state import QueueState
 from qsync.server.replaced_parts import ReplacedParts
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
 from qsync.server.server_inbox import ServerInbox
-from qsync.server.server_parts import AtStop, Loops, Part
+from qsync.server.server_parts import Loops, Part, StopAction
 from qsync.server.settler import Settler
 from qsync.server.shutdown import Shutdown
 from qsync.server.signals import signals
@@ -99,11 +99,11 @@ class Server:
         self._mismatch: SchemaMismatch | None = None
         self.overloaded_by_hung: bool = False
         """True once more handlers hang than `max_hung` allows; the server then stops."""
-        self.told_to_stop: bool = False
+        self.stop_requested: bool = False
         """True once an operator has stopped the server; a supervisor then starts no other one."""
         self.wait_for_store = False
         """If true, the start retries an unreachable store without limit, until a signal arrives."""
-        self.tally: RunMetrics | None = None
+        self.run_metrics: RunMetrics | None = None
         """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
@@ -211,7 +211,7 @@ class Server:
         self._runner.stopping.stop_accepting()
 
     def _on_order_to_stop(self) -> None:
-        self.told_to_stop = True
+        self.stop_requested = True
         self._stopping.set()
         if self._on_stop_order is not None:
             self._on_stop_order()
@@ -246,7 +246,7 @@ class Server:
     async def _start(self) -> None:
         config = self.config = self.config.fitted(self.mux)
         self._broker: AsyncBroker = self.replaced.broker(self.address)
-        await self._start_part(AtStop(self._broker.aclose, closes=True))
+        await self._start_part(StopAction(self._broker.aclose, closes=True))
         info = await read_store_info(
             self._broker, self._outage, self._stopping, wait=self.wait_for_store
         )
@@ -261,8 +261,8 @@ class Server:
         await self._start_part(self._queue_rules)
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.borrowed = True
-        await self._start_part(AtStop(partial(_take_back, client), closes=True))
-        await self._start_part(AtStop(self._close_blocking_client, closes=True))
+        await self._start_part(StopAction(partial(_take_back, client), closes=True))
+        await self._start_part(StopAction(self._close_blocking_client, closes=True))
         waits = Waits(
             config.weights, config.concurrency, config.thread_count,
             on_stuck=lambda: self._control.announce_now(),
@@ -271,7 +271,7 @@ class Server:
         if config.lifespan is not None:
             exits = contextlib.AsyncExitStack()
             context.state = await exits.enter_async_context(config.lifespan())
-            await self._start_part(AtStop(exits.aclose, closes=True))
+            await self._start_part(StopAction(exits.aclose, closes=True))
         for part in self._make_parts(context):
             await self._start_part(part)
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
@@ -306,18 +306,18 @@ class Server:
         self._health = HealthProbe(config, self._lanes, capacity, control, watchdog)
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
-            AtStop(invoker.aclose, closes=True),
-            AtStop(rivals.aclose, closes=True),
-            AtStop(runner.aclose, closes=True),
-            AtStop(fetcher.aclose, closes=True),
-            AtStop(control.withdraw),
-            TypeReports(self.id, self._broker, self._lanes, self._types, outage, self.tally),
+            StopAction(invoker.aclose, closes=True),
+            StopAction(rivals.aclose, closes=True),
+            StopAction(runner.aclose, closes=True),
+            StopAction(fetcher.aclose, closes=True),
+            StopAction(control.withdraw),
+            TypeReports(self.id, self._broker, self._lanes, self._types, outage, self.run_metrics),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
-            AtStop(shutdown.settle),
-            AtStop(shutdown.end_running),
+            StopAction(shutdown.settle),
+            StopAction(shutdown.end_running),
             Loops(self._on_broken, fetcher.run),
         ]
 
@@ -331,21 +331,21 @@ class Server:
             lambda: self._runner.start_batches(), longest_wait_s=self.replaced.batch_wait_s
         )
         capacity = self._capacity = Capacity(self.config, suspects, gathering)
-        together = Together(self._broker, len(self._lanes))
+        pipeline = CallPipeline(self._broker, len(self._lanes))
         settlers = {
             lane.queue: Settler(
-                together, lane, self._outage,
+                pipeline, lane, self._outage,
                 on_lost=self._count_lost,
                 on_settled=lambda: self._runner.see_settled(),
                 on_accepted=capacity.room_made.set,
-                metrics=self.tally,
-                hooks=hooks, tally=self._types,
+                metrics=self.run_metrics,
+                hooks=hooks, type_tally=self._types,
             )
             for lane in self._lanes
         }  # fmt: skip
         self._runner = Runner(
             self.config, invoker, self._broker, settlers, capacity, suspects, hung, context,
-            self._count_lost, self._outage, rivals, self.tally, hooks,
+            self._count_lost, self._outage, rivals, self.run_metrics, hooks,
         )  # fmt: skip
         return list(settlers.values())
 
@@ -422,7 +422,7 @@ class Server:
             self._runner.stopping.stop_all("lost")
             await self._fetcher.finish(0.0)
             self._parts = [
-                part for part in self._parts if not isinstance(part, AtStop) or part.closes
+                part for part in self._parts if not isinstance(part, StopAction) or part.closes
             ]
             await self._stop()
 

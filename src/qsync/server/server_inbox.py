@@ -86,7 +86,7 @@ class ServerInbox:
         every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
         while True:
             self._again.clear()
-            if (error := await self._say()) is None:
+            if (error := await self._publish_record()) is None:
                 self._outage.worked(ANNOUNCE)
                 backoff.reset()
             else:
@@ -106,7 +106,7 @@ class ServerInbox:
         self._registered = False
         self._again.set()
 
-    async def _say(self) -> QsyncError | None:
+    async def _publish_record(self) -> QsyncError | None:
         """Publish the record, and register the queues if needed; return the first error, or None.
 
         The keys may be on several nodes.

@@ -19,7 +19,7 @@ class Part(Protocol):
         """Stop the part; return once it has ended."""
 
 
-class AtStop:
+class StopAction:
     """A part that acts only when the server stops."""
 
     def __init__(self, work: Work, *, closes: bool = False) -> None:

@@ -24,7 +24,7 @@ from qsync.server.clock import boot_s
 from qsync.server.hook_calls import HookCalls
 from qsync.server.outage_log import Outage
 from qsync.server.outcome import Snoozed
-from qsync.server.pipelined_calls import Together
+from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.schedule_notes import ScheduleNotes
@@ -74,7 +74,7 @@ class Settler:
 
     def __init__(
         self,
-        broker: Together,
+        broker: CallPipeline,
         lane: QueueState,
         outage: Outage,
         *,
@@ -83,7 +83,7 @@ class Settler:
         on_accepted: Callable[[], None],
         metrics: RunMetrics | None,
         hooks: HookCalls | None,
-        tally: TypeTally,
+        type_tally: TypeTally,
     ) -> None:
         self._broker = broker
         self.lane = lane
@@ -94,7 +94,7 @@ class Settler:
         self._on_accepted = on_accepted
         self._metrics = metrics
         self._hooks = hooks
-        self._tally = tally
+        self._type_tally = type_tally
         self._timed: list[tuple[LeasedTask, float]] = []
         """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
         self._schedule_notes = ScheduleNotes(broker, lane.keys)
@@ -165,7 +165,7 @@ class Settler:
 
         Failed attempts still count. A completed task whose outcome is lost in this way runs again.
         """
-        backs = [_back(record) for _, record in (*self._in_flight, *self._waiting)]
+        backs = [_hand_back_record(record) for _, record in (*self._in_flight, *self._waiting)]
         calls = [ops.hand_back(self.lane.keys, part) for part in ops.batches(backs, _back_size)]
         answers = await self._broker.run_many(calls)
         for answer in answers:
@@ -236,9 +236,9 @@ class Settler:
     def _settled(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
     ) -> None:
-        self._tally.settled(self.lane.queue, verb, part, outcomes)
+        self._type_tally.settled(self.lane.queue, verb, part, outcomes)
         if self._timed:
-            self._tally.timed(self.lane, self._timed)
+            self._type_tally.timed(self.lane, self._timed)
             self._timed = []
         if self._metrics is not None:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
@@ -329,7 +329,7 @@ def _some_ids(entries: Sequence[Entry]) -> str:
     return f"{shown} and others" if len(entries) > 5 else shown
 
 
-def _back(record: Record) -> HandedBack:
+def _hand_back_record(record: Record) -> HandedBack:
     """Return the record that hands a task back and keeps its failed attempts."""
     if isinstance(record, HandedBack):
         return record

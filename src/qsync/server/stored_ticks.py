@@ -46,7 +46,7 @@ APART_S: Final = 0.005
 another one has enqueued it."""
 
 
-class Ticked(NamedTuple):
+class TickCheck(NamedTuple):
     """What one check of a queue's schedules did."""
 
     now_us: int
@@ -62,7 +62,7 @@ class Ticked(NamedTuple):
     """Tasks of the ticks; one whose lock is held is not in the store."""
 
 
-async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None = None) -> Ticked:
+async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None = None) -> TickCheck:
     """Enqueue the due ticks of up to BATCH stored schedules of a queue."""
     due = await broker.run(schedule_ops.due_schedules(keys, now_us=now_us))
     rows, unread, skipped = [], [], dict[str, Note]()
@@ -90,7 +90,7 @@ async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None =
         if outcome == "ticked" and tick.row.name in skipped
     ]
     await send_notes(broker, keys, notes)
-    return Ticked(due.now_us, min(nexts, default=None), len(rows), refused, unread, tasks)
+    return TickCheck(due.now_us, min(nexts, default=None), len(rows), refused, unread, tasks)
 
 
 def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
@@ -230,9 +230,9 @@ class _Queue:
         if self._on_created is not None:
             self._on_created(await self._created(ticked.tasks), ticked.now_us)
         for name in ticked.refused:
-            self._say(name, "a periodic task of a program has its name and goes first")
+            self._log_once(name, "a periodic task of a program has its name and goes first")
         for name, why in ticked.unread:
-            self._say(name, f"its record cannot be read: {why}")
+            self._log_once(name, f"its record cannot be read: {why}")
         if ticked.rows == BATCH:
             return 0
         if ticked.next_us is None:
@@ -250,7 +250,7 @@ class _Queue:
         missing = {id for id, task in zip(locked, shown, strict=True) if task is None}
         return [task for task in tasks if task.id not in missing]
 
-    def _say(self, name: str, why: str) -> None:
+    def _log_once(self, name: str, why: str) -> None:
         """Log once why a stored schedule enqueues no tasks."""
         if name not in self._named:
             self._named.add(name)

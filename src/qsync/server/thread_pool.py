@@ -250,13 +250,13 @@ class ThreadPool:
             call = finished.popleft()
             del self._calls[call.future]
             if call.counted_lost:
-                self._found(call)
+                self._count_recovered(call)
             if not call.future.done():
                 _settle(call)
         if self._closed and len(self._calls) <= self.lost:
             self._quiet.set()
 
-    def _found(self, call: _Call) -> None:
+    def _count_recovered(self, call: _Call) -> None:
         """Count a lost thread as usable again; end one thread if there are now too many."""
         self.lost -= 1
         if not call.replaced:

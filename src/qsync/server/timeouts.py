@@ -62,9 +62,9 @@ class Timeouts:
         if self._timer is not None:
             self._timer.cancel()
         self._next = due
-        self._timer = self._loop.call_at(due, self._look) if math.isfinite(due) else None
+        self._timer = self._loop.call_at(due, self._check_expired) if math.isfinite(due) else None
 
-    def _look(self) -> None:
+    def _check_expired(self) -> None:
         now = self._loop.time()
         over: list[tuple[float, LeasedTask]] = []
         for seconds, queue in list(self._queues.items()):

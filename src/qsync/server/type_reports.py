@@ -62,14 +62,14 @@ class TypeReports:
         server_id: str,
         broker: AsyncBroker,
         lanes: Sequence[QueueState],
-        tally: TypeTally,
+        type_tally: TypeTally,
         outage: Outage,
         metrics: RunMetrics | None = None,
     ) -> None:
         self._server_id = server_id
         self._broker = broker
         self._lanes = {lane.queue: lane for lane in lanes}
-        self._tally = tally
+        self._type_tally = type_tally
         self._metrics = metrics
         self._outage = outage
         self._failing = False
@@ -118,7 +118,7 @@ class TypeReports:
         now_us = self._now_us()
         if not now_us:
             return {}
-        minute, counts = now_us // MINUTE_US, self._tally.counts(self._lanes.values())
+        minute, counts = now_us // MINUTE_US, self._type_tally.counts(self._lanes.values())
         reported = self._minute or minute
         is_over, due = minute != reported, dict[str, int]()
         for queue, rows in self._since_base(counts).items():

@@ -62,14 +62,14 @@ def _rule(limit: str, form: Fields) -> LimitRule:
     """Return the rule in a form. Raise InvalidTask if it is wrong."""
     return limit_rule(
         phrase("limit %(limit)s", limit=limit),
-        rate=_whole("rate", form),
+        rate=_int_field("rate", form),
         per=_seconds("per", form),
-        burst=_whole("burst", form),
-        concurrency=_whole("concurrency", form),
+        burst=_int_field("burst", form),
+        concurrency=_int_field("concurrency", form),
     )
 
 
-def _whole(field: str, form: Fields) -> int | None:
+def _int_field(field: str, form: Fields) -> int | None:
     text = form.text(field).strip()
     if not text:
         return None

@@ -82,15 +82,17 @@ async def _create(inspector: Inspector, values: dict[str, str]) -> Change:
     task: Task[Any] = Task(
         values["type"], _payload(values["payload"]), queue=values["queue"] or DEFAULT
     )
-    await inspector.put_schedule(name, task, **_when(values))
+    await inspector.put_schedule(name, task, **_schedule_from(values))
     return Change(outcome="done")
 
 
 async def _edit(inspector: Inspector, values: dict[str, str]) -> Change:
-    return await inspector.reschedule(values["name"], queue=values["queue"], **_when(values))
+    return await inspector.reschedule(
+        values["name"], queue=values["queue"], **_schedule_from(values)
+    )
 
 
-def _when(values: dict[str, str]) -> dict[str, Any]:
+def _schedule_from(values: dict[str, str]) -> dict[str, Any]:
     """Return when a schedule ticks, as its form says.
 
     Raises InvalidTask if the period is not a number.

@@ -50,7 +50,7 @@ class Parent:
         self._lines = self._socket.makefile("rb")
         self._lock = threading.Lock()
         self._counting = threading.Lock()
-        self._told: set[str] = set()
+        self._sent_files: set[str] = set()
         self.server: Server | None = None
         """The server whose health and metrics are reported; None until it is created."""
 
@@ -81,8 +81,8 @@ class Parent:
     def _send_metrics(self, **report: Any) -> None:
         """Send the metrics under a lock, so that no thread sends older ones after newer ones."""
         with self._counting:
-            tally = None if self.server is None else self.server.tally
-            rows = [] if tally is None else msgspec.to_builtins(tally.rows())
+            run_metrics = None if self.server is None else self.server.run_metrics
+            rows = [] if run_metrics is None else msgspec.to_builtins(run_metrics.rows())
             self.send(**report, rows=rows)
 
     def send(self, **report: Any) -> bool:
@@ -109,9 +109,9 @@ class Parent:
         """Send the newly imported source files under the working directory."""
         here = os.path.join(os.getcwd(), "")  # noqa: PTH118, PTH109 - a prefix of texts
         files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-        new = {file for file in files if file and file.startswith(here)} - self._told
+        new = {file for file in files if file and file.startswith(here)} - self._sent_files
         if new:
-            self._told |= new
+            self._sent_files |= new
             self.send(files=sorted(new))
 
     def keep_comparing(self, limits: Limits) -> None:
@@ -170,7 +170,7 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
         # Log this way in the processes of handlers too.
         process_pool_child.at_start.append(set_up_logs)
     if order["tally"]:
-        server.tally = server.tally or RunMetrics(server.mux.types)
+        server.run_metrics = server.run_metrics or RunMetrics(server.mux.types)
     # Wait for an unreachable store: starting another process would not bring it back sooner.
     server.wait_for_store = True
     parent.server = server

@@ -268,8 +268,8 @@ def _goal(query: Query) -> autoscale.ScaleTarget:
     return autoscale.ScaleTarget(
         target_s=_number(query, "target", 30.0),
         per_worker=_number(query, "per_server", 0.0) or None,
-        least=_whole(query, "min", 0),
-        most=_whole(query, "max", autoscale.MOST),
+        least=_int_parameter(query, "min", 0),
+        most=_int_parameter(query, "max", autoscale.MOST),
     )
 
 
@@ -279,7 +279,7 @@ def _number(query: Query, name: str, default: float) -> float:
     return _parsed(query, name, float, lambda value: math.isfinite(value) and 0 < value <= 1e9)
 
 
-def _whole(query: Query, name: str, default: int) -> int:
+def _int_parameter(query: Query, name: str, default: int) -> int:
     return _parsed(query, name, int, lambda value: 0 <= value <= 1e9) if name in query else default
 
 

@@ -68,7 +68,7 @@ class LeaseAbandoner:
         self._broker = broker
         self._prefix = prefix
         self._outage = Outage()
-        self._errands: list[_Job] = []
+        self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -80,11 +80,11 @@ class LeaseAbandoner:
         now = time.monotonic()
         keys = [*(QueueKeys(self._prefix, queue) for queue in queues), None]
         with self._changed:
-            errands = [_Job(one, server_id, now) for one in keys]
+            jobs = [_Job(one, server_id, now) for one in keys]
             if again:
                 later = now + RECHECK_S
-                errands += [_Job(one.keys, server_id, later, one) for one in errands]
-            self._errands += errands
+                jobs += [_Job(one.keys, server_id, later, one) for one in jobs]
+            self._jobs += jobs
             self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -95,91 +95,91 @@ class LeaseAbandoner:
     def wait(self, timeout: float) -> bool:
         """Wait until all jobs are done; return False after `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._errands, timeout)
+            return self._changed.wait_for(lambda: not self._jobs, timeout)
 
     def _work(self) -> None:
         backoff = Backoff()
-        while (errand := self._next()) is not None:
+        while (job := self._next()) is not None:
             try:
-                self._run(errand)
+                self._run(job)
             except SchemaMismatch as error:
-                log.info("cannot abandon server %s: %s", errand.server_id, error)
-                self._remove(errand)
+                log.info("cannot abandon server %s: %s", job.server_id, error)
+                self._remove(job)
                 continue
             except QsyncError as error:
-                self._outage.failed(errand.part, error)
-                errand.failed = True
-                self._postpone(errand, time.monotonic() + backoff.next())
+                self._outage.failed(job.part, error)
+                job.failed = True
+                self._postpone(job, time.monotonic() + backoff.next())
                 continue
             backoff.reset()
-            self._outage.worked(errand.part)
-            if errand.cursor == "0":
-                self._done(errand)
+            self._outage.worked(job.part)
+            if job.cursor == "0":
+                self._done(job)
 
     def _next(self) -> _Job | None:
         """Wait for the job that is due first and return it; return None if there are no jobs."""
         with self._changed:
-            while self._errands:
+            while self._jobs:
                 now = time.monotonic()
-                errand = min(self._errands, key=lambda one: one.due)
-                if errand.due <= now:
-                    return errand
-                self._changed.wait(errand.due - now)
+                job = min(self._jobs, key=lambda one: one.due)
+                if job.due <= now:
+                    return job
+                self._changed.wait(job.due - now)
             self._thread = None
             return None
 
-    def _postpone(self, errand: _Job, due: float) -> None:
+    def _postpone(self, job: _Job, due: float) -> None:
         """Postpone a job and all jobs of the same node."""
-        node = self._node(errand)
+        node = self._node(job)
         with self._changed:
-            for other in self._errands:
+            for other in self._jobs:
                 if self._node(other) == node:
                     other.due = max(other.due, due)
 
-    def _node(self, errand: _Job) -> Node | None:
-        keys = errand.keys
+    def _node(self, job: _Job) -> Node | None:
+        keys = job.keys
         key = GlobalKeys(self._prefix).servers if keys is None else keys.key("active")
         return self._broker.node_of(key)
 
-    def _run(self, errand: _Job) -> None:
+    def _run(self, job: _Job) -> None:
         """Run one step of a job. QsyncError if the store did not carry it out."""
-        if errand.keys is None:
-            keys, id = GlobalKeys(self._prefix), errand.server_id
-            self._try(errand, registry_ops.server_heartbeat(keys, id, ttl_us=0))
-            self._try(errand, registry_ops.set_server_info(keys, id, {}, ttl_ms=0))
+        if job.keys is None:
+            keys, id = GlobalKeys(self._prefix), job.server_id
+            self._try(job, registry_ops.server_heartbeat(keys, id, ttl_us=0))
+            self._try(job, registry_ops.set_server_info(keys, id, {}, ttl_ms=0))
             return
-        if errand.names is None:
-            errand.names = self._read_names(errand, errand.keys)
-        call = ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor)
-        errand.cursor, count = self._try(errand, call)
-        errand.found += count
+        if job.names is None:
+            job.names = self._read_names(job, job.keys)
+        call = ops.abandon(job.keys, job.server_id, cursor=job.cursor)
+        job.cursor, count = self._try(job, call)
+        job.found += count
 
-    def _try(self, errand: _Job, call: Call[T]) -> T:
+    def _try(self, job: _Job, call: Call[T]) -> T:
         """Make a call once, without retries."""
-        return self._broker.run(call, patience=0, ends=ends_in(TRY_S[errand.failed]))
+        return self._broker.run(call, patience=0, ends=ends_in(TRY_S[job.failed]))
 
-    def _read_names(self, errand: _Job, keys: QueueKeys) -> list[str]:
+    def _read_names(self, job: _Job, keys: QueueKeys) -> list[str]:
         """Return names of the server's tasks, from one page, before others recover them."""
         call = views.list_tasks(keys, TaskState.ACTIVE, count=PAGE)
         try:
-            rows = self._try(errand, call).rows
+            rows = self._try(job, call).rows
         except StoreUnavailable:
             raise
         except QsyncError:  # a store user of an older version may lack the right
             return []
-        mine = (f"{errand.server_id}/", f"{errand.server_id}~")
+        mine = (f"{job.server_id}/", f"{job.server_id}~")
         return [name_of(row) for row in rows if (row.shown.owner or "").startswith(mine)]
 
-    def _done(self, errand: _Job) -> None:
-        if errand.keys and errand.found and not (errand.first and errand.first.found):
+    def _done(self, job: _Job) -> None:
+        if job.keys and job.found and not (job.first and job.first.found):
             log.warning(
                 "server %s died; its leases on queue %s are released: %d tasks%s",
-                errand.server_id, errand.keys.queue, errand.found,
-                listed(errand.names or [], errand.found),
+                job.server_id, job.keys.queue, job.found,
+                listed(job.names or [], job.found),
             )  # fmt: skip
-        self._remove(errand)
+        self._remove(job)
 
-    def _remove(self, errand: _Job) -> None:
+    def _remove(self, job: _Job) -> None:
         with self._changed:
-            self._errands.remove(errand)
+            self._jobs.remove(job)
             self._changed.notify_all()

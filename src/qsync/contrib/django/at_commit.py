@@ -7,7 +7,7 @@ from collections.abc import Callable
 from django.db import transaction
 
 
-class AtCommit:
+class CommitCallback:
     """A call that waits for the commit of a transaction.
 
     Django keeps it in its list after `captureOnCommitCallbacks` has made the call, so the object
@@ -26,11 +26,11 @@ class AtCommit:
 
 def at_commit(database: str, send: Callable[[], None]) -> None:
     """Make the call when this thread's transaction commits."""
-    transaction.on_commit(AtCommit(send), using=database)
+    transaction.on_commit(CommitCallback(send), using=database)
 
 
 def waiting(database: str) -> int:
     """Return the number of calls that wait for this thread's transaction to commit."""
     # Undocumented, but as old as on_commit, and Django's own TestCase reads it.
     calls = [entry[1] for entry in transaction.get_connection(database).run_on_commit]
-    return sum(isinstance(call, AtCommit) and not call.called for call in calls)
+    return sum(isinstance(call, CommitCallback) and not call.called for call in calls)

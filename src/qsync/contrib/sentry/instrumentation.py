@@ -65,7 +65,7 @@ class _Sentry:
     # Enqueues.
 
     @contextlib.contextmanager
-    def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_Sending]:
+    def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_TracedEnqueue]:
         """Open a span around an enqueue; the yielded object has the tasks to send."""
         queues = {queue or getattr(task, "queue", "") for task in tasks}
         types = {task.type for task in tasks if isinstance(task, Task)}
@@ -75,7 +75,7 @@ class _Sentry:
             span.set_data(SPANDATA.MESSAGING_SYSTEM, SYSTEM)
             if len(queues) == 1:
                 span.set_data(SPANDATA.MESSAGING_DESTINATION_NAME, queues.pop())
-            yield _Sending(span, tasks)
+            yield _TracedEnqueue(span, tasks)
 
     # Runs.
 
@@ -123,7 +123,7 @@ class _Sentry:
             _capture(task, error)
 
 
-class _Sending:
+class _TracedEnqueue:
     def __init__(self, span: Span, tasks: Sequence[Any]) -> None:
         self._span = span
         headers = dict(sentry_sdk.get_current_scope().iter_trace_propagation_headers(span=span))
