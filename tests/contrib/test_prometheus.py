@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -27,7 +28,7 @@ from qsync.keys import COUNTERS, QueueKeys
 from qsync.limit import LimitRule
 from qsync.message import NO_FAILURE, Message
 from qsync.server.health import ServerHealth
-from qsync.server.metrics import OUTCOMES, MetricRow, merged
+from qsync.server.metrics import OUTCOMES, MetricRow, closed, merged
 from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.state import TaskState
@@ -123,11 +124,23 @@ def test_tasks_in_progress_are_those_that_run(valkey: Store, prefix: str) -> Non
             async with server:
                 await client.enqueue_many([Task("wait", b"") for _ in range(5)])
                 await until(lambda: [row.running for row in run_metrics.rows()] == [3])
+                [row] = run_metrics.rows()
+                oldest = min(leased.began for leased in held(run_metrics))
+                assert row.oldest_began == oldest > 0
+                younger = MetricRow("default", "wait", running=1, oldest_began=oldest + 5)
+                found = series(prometheus.server_metrics([younger, row, younger], []))
+                age = found["qsync_oldest_running_seconds", "default", "wait"]
+                assert 0 <= age <= monotonic() - oldest
                 go.set()
                 await until(lambda: sum(row.outcomes[0] for row in run_metrics.rows()) == 5)
-                assert [row.running for row in run_metrics.rows()] == [0]
+                assert [(row.running, row.oldest_began) for row in run_metrics.rows()] == [(0, 0.0)]
+                assert closed([row])[0].oldest_began == 0.0
 
     asyncio.run(work())
+
+
+def held(tally: RunMetrics) -> list[LeasedTask]:
+    return [one for queue in tally._queues.values() for one in queue.lane.held.values() if one.row]
 
 
 def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:

@@ -65,6 +65,7 @@ VIEWS = {
     "list_limits",
     "audit_limits", "paused_types", "type_stats",
     "bounds", "weights", "events", "sample_keys", "schedule_runs",
+    "sample_types", "last_runs",
 }  # fmt: skip
 
 TEXTS = {
@@ -495,6 +496,8 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
             schedule_run_ops.note_runs(keys, [Note("a", 1), Note("b", 2, "M")]),
             10,
         ),
+        "sample_types": (type_ops.sample_types(keys, count=1), 0),
+        "last_runs": (schedule_run_ops.last_runs(keys, count=1), 0),
         "schedule_runs": (schedule_run_ops.schedule_runs(keys, ["a", "b"]), 2),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),

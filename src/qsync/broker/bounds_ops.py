@@ -92,7 +92,7 @@ def weights(
 
 
 def sample_keys(keys: QueueKeys, *, count: int) -> Call[tuple[int, list[str]]]:
-    """Read the number of pending tasks, and the fairness keys of `count` evenly spaced ones.
+    """Read the number of pending tasks, and the fairness keys of `count` of them.
 
     A task without a fairness key has the key "".
     """

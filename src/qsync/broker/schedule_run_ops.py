@@ -53,6 +53,19 @@ class StoredRun(NamedTuple):
     took_ms: int = 0
     first_ms: int | None = None
 
+    @property
+    def ended_ms(self) -> int:
+        """When it ended; of a missed run, its tick."""
+        return self.tick_ms + self.lag_ms + self.took_ms
+
+
+class LastRuns(NamedTuple):
+    """The last success and the last failed or missed run of a schedule, if they are noted."""
+
+    field: str
+    success: StoredRun | None
+    failure: StoredRun | None
+
 
 def run_field(name: str) -> str:
     """Return the field of a schedule: what the ids of its tasks begin with."""
@@ -102,6 +115,20 @@ def schedule_runs(keys: QueueKeys, names: Sequence[str]) -> Call[list[list[Store
 
     fields = tuple(run_field(name) for name in names)
     return Call(script, keys.names(script.keys), fields, decode)
+
+
+def last_runs(keys: QueueKeys, *, count: int) -> Call[list[LastRuns]]:
+    """Read the last success and failure of up to `count` schedules of a queue."""
+    script = load("last_runs")
+
+    def decode(reply: Any) -> list[LastRuns]:
+        texts = [text.decode(errors="replace") for text in reply]
+        return [
+            LastRuns(field, *(next(iter(_runs(text)), None) for text in both))
+            for field, *both in zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+        ]
+
+    return Call(script, keys.names(script.keys), (count,), decode)
 
 
 def missed_runs(keys: QueueKeys) -> Call[list[tuple[str, int]]]:

@@ -70,3 +70,39 @@ def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[Pau
         return sorted(types, key=lambda paused: paused.type)
 
     return Call(script, keys.names(script.keys), ("" if now_us is None else now_us,), decode)
+
+
+@dataclass(frozen=True, slots=True)
+class StateSample:
+    """The types of `read` tasks from all over a state, which has `total` tasks."""
+
+    total: int
+    read: int
+    types: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSample:
+    """The types of a queue's pending and dead tasks, and its paused types."""
+
+    pending: StateSample
+    dead: StateSample
+    paused: list[str]
+
+
+def sample_types(keys: QueueKeys, *, count: int) -> Call[TypeSample]:
+    """Count the types of up to `count` pending and dead tasks each, from all over the state."""
+    script = load("sample_types")
+
+    def decode(reply: Any) -> TypeSample:
+        found = script.reply(reply)
+        paused = sorted(name.decode(errors="replace") for name in found["paused"])
+        return TypeSample(_sample(found["pending"]), _sample(found["dead"]), paused)
+
+    return Call(script, keys.names(script.keys), (count,), decode)
+
+
+def _sample(row: list[Any]) -> StateSample:
+    total, read, *flat = row
+    names = [name.decode(errors="replace") for name in flat[::2]]
+    return StateSample(total, read, dict(zip(names, flat[1::2], strict=True)))

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from qsync.app import Qsync
 from qsync.errors import QsyncError
-from qsync.inspector import Inspector, LimitInfo, Overview, QueueInfo
+from qsync.inspector import Inspector, LimitInfo, Overview, QueueInfo, QueueSample
 from qsync.instrumentation import Extension, missing
 from qsync.keys import COUNTERS
 from qsync.limit import limit_name
@@ -60,6 +60,12 @@ LABELLED_LIMITS: Final = 500
 
 LIMITS_READ: Final = 1000
 """Approximate number of limits in use that are read of a queue; a name may have many values."""
+
+LABELLED_TYPES: Final = 1000
+"""Number of pairs of a queue and a type with their own label."""
+
+LABELLED_SCHEDULES: Final = 500
+"""Number of schedules whose last runs are shown."""
 
 CACHE_S: Final = 5.0
 """Time for which a reading of the store is reused."""
@@ -136,11 +142,18 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
         "qsync_task_runs", "Finished runs, by outcome.", labels=[*by_type, "outcome"]
     )
     running = GaugeMetricFamily("qsync_tasks_running", "Running tasks.", labels=by_type)
+    oldest = GaugeMetricFamily(
+        "qsync_oldest_running_seconds",
+        "Time since the start of the longest of the current runs; 0: none.",
+        labels=by_type,
+    )
+    now = time.monotonic()
     for row in rows:
         labels = [row.queue, row.type]
         wait.add_metric(labels, _cumulated(row.waits), row.wait_s)
         run.add_metric(labels, _cumulated(row.runs), row.run_s)
         running.add_metric(labels, row.running)
+        oldest.add_metric(labels, max(0.0, now - row.oldest_began) if row.oldest_began else 0.0)
         for outcome, count in zip(OUTCOMES, row.outcomes, strict=True):
             runs.add_metric([*labels, outcome], count)
     started = [server for server in conditions if server.started]
@@ -148,7 +161,7 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
     blocked_s = max((server.blocked_s for server in started), default=0.0)
     blocked_help = "Seconds the event loop has currently been blocked."
     return [
-        wait, run, runs, running, *_by_queue(rows),
+        wait, run, runs, running, oldest, *_by_queue(rows),
         _gauge("qsync_servers_running", "Worker processes started (per worker).", len(started)),
         _gauge("qsync_slots", "Tasks that can run concurrently.", slots),
         _gauge("qsync_event_loop_blocked_seconds", blocked_help, blocked_s),
@@ -276,13 +289,16 @@ async def _read(inspector: Inspector) -> list[Metric]:
             names = [info.name for info in overview.queues[:LABELLED_QUEUES]]
             pages = await inspector.limits_of(names, count=LIMITS_READ)
             limits = [info for page in pages for info in page.limits]
-            return store_metrics(overview, limits, latency)
+            return store_metrics(overview, limits, latency, await inspector.samples(names))
     except (QsyncError, TimeoutError):
         return store_metrics(None)
 
 
 def store_metrics(
-    overview: Overview | None, limits: Sequence[LimitInfo] = (), latency: float | None = None
+    overview: Overview | None,
+    limits: Sequence[LimitInfo] = (),
+    latency: float | None = None,
+    samples: Sequence[QueueSample] = (),
 ) -> list[Metric]:
     """Return the metrics of all queues; None: the store does not answer."""
     tasks = GaugeMetricFamily(
@@ -318,12 +334,66 @@ def store_metrics(
         _optional_gauge(
             "qsync_store_latency_seconds", "Duration of a round trip to the store.", latency
         ),
-        tasks, oldest, paused, memory, *_limit_metrics(limits), *counters.values(),
+        tasks, oldest, paused, memory, *_type_metrics(samples), *_schedule_metrics(samples),
+        *_limit_metrics(limits), *counters.values(),
     ]  # fmt: skip
 
 
 def _queue_gauge(name: str, text: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"qsync_queue_{name}", text, labels=["queue"])
+
+
+def _type_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
+    """Return the tasks by type, the most frequent types with labels of their own."""
+    tasks = GaugeMetricFamily(
+        "qsync_type_tasks",
+        "Pending and dead tasks by type; an estimate where there are over 200 of a state.",
+        labels=["queue", "type", "state"],
+    )
+    paused = GaugeMetricFamily(
+        "qsync_type_paused", "1 while the type is paused.", labels=["queue", "type"]
+    )
+    counts = sorted(
+        ((count, sample.queue, type, state)
+         for sample in samples
+         for state, shares in ((TaskState.PENDING, sample.pending), (TaskState.DEAD, sample.dead))
+         for type, count in shares.types.items()),
+        reverse=True,
+    )  # fmt: skip
+    labelled: set[tuple[str, str]] = set()
+    sums: dict[tuple[str, str, str], int] = {}
+    for count, queue, type, state in counts:
+        if (queue, type) not in labelled and len(labelled) >= LABELLED_TYPES:
+            queue = type = OTHER
+        else:
+            labelled.add((queue, type))
+        sums[queue, type, state] = sums.get((queue, type, state), 0) + count
+    for labels, number in sums.items():
+        tasks.add_metric(labels, number)
+    pauses = [(sample.queue, type) for sample in samples for type in sample.paused_types]
+    for pause in pauses[:LABELLED_TYPES]:
+        paused.add_metric(pause, 1)
+    return [tasks, paused]
+
+
+def _schedule_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
+    """Return when each schedule succeeded and failed last; the number of schedules is bounded."""
+    labels = ["queue", "schedule"]
+    success = GaugeMetricFamily(
+        "qsync_schedule_last_success_timestamp_seconds",
+        "End of the schedule's last completed run, of its last 20 runs.", labels=labels,
+    )  # fmt: skip
+    failure = GaugeMetricFamily(
+        "qsync_schedule_last_failure_timestamp_seconds",
+        "End of the schedule's last failed run, or its last missed tick, of its last 20 runs.",
+        labels=labels,
+    )
+    runs = [(sample.queue, run) for sample in samples for run in sample.schedules]
+    for queue, run in runs[:LABELLED_SCHEDULES]:
+        for family, at in ((success, run.succeeded_at), (failure, run.failed_at)):
+            if at is not None:
+                family.add_metric([queue, run.schedule], at.timestamp())
+    return [success, failure]
 
 
 def _limit_metrics(limits: Sequence[LimitInfo]) -> list[Metric]:

@@ -26,6 +26,7 @@ from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
 from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.live_servers import HandlerStack
 from qsync.inspector.merged_pages import _TaskListsMixin
+from qsync.inspector.monitoring import LastRun, QueueSample, TypeShares, _MonitoringMixin
 from qsync.inspector.queues import _QueuesMixin
 from qsync.inspector.schedule_runs import Backfill, MissedRun, ScheduleRun, _ScheduleRunsMixin
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
@@ -80,6 +81,7 @@ __all__ = [
     "HandlerStack",
     "Inspector",
     "KeyShares",
+    "LastRun",
     "LimitInfo",
     "LimitPage",
     "LongRun",
@@ -92,6 +94,7 @@ __all__ = [
     "PausedType",
     "Period",
     "QueueInfo",
+    "QueueSample",
     "Reason",
     "RunStats",
     "RunningTask",
@@ -110,6 +113,7 @@ __all__ = [
     "TypeInfo",
     "TypeList",
     "TypePoint",
+    "TypeShares",
     "TypeStats",
     "merge_groups",
     "parse_search",
@@ -131,6 +135,7 @@ class Inspector(
     _TypesMixin,
     _ExplainMixin,
     _EventsMixin,
+    _MonitoringMixin,
 ):
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
 

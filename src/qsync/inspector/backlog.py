@@ -15,7 +15,7 @@ SAMPLE: Final = 200
 
 
 class KeyShares(msgspec.Struct, frozen=True, kw_only=True):
-    """The fairness keys of pending tasks, read at evenly spaced positions of the queue.
+    """The fairness keys of pending tasks, read at positions spread over the queue.
 
     pending  number of pending tasks
     read     number of those whose key was read: all of them, or 200

@@ -35,6 +35,9 @@ class MetricRow(msgspec.Struct, array_like=True):
     """Number of times that a task went back because the server has no handler for its type."""
     dropped: int = 0
     """Number of runs whose statistics the store did not take."""
+    oldest_began: float = 0.0
+    """When the oldest running task started, by `time.monotonic`, which all processes of a machine
+    share; 0: none runs."""
 
     def add(self, other: MetricRow) -> None:
         """Add the counts of another row to this one."""
@@ -43,6 +46,8 @@ class MetricRow(msgspec.Struct, array_like=True):
         self.run_s += other.run_s
         self.unknown += other.unknown
         self.dropped += other.dropped
+        if other.oldest_began:
+            self.oldest_began = min(self.oldest_began or other.oldest_began, other.oldest_began)
         for mine, theirs in (
             (self.outcomes, other.outcomes), (self.waits, other.waits), (self.runs, other.runs),
         ):  # fmt: skip
@@ -62,7 +67,7 @@ def closed(rows: Iterable[MetricRow]) -> list[MetricRow]:
     """Return the rows of a server that has ended: the counts stay, and nothing runs."""
     left = merged(rows)
     for row in left:
-        row.running = 0
+        row.running, row.oldest_began = 0, 0.0
     return left
 
 

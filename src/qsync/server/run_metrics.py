@@ -103,7 +103,8 @@ class RunMetrics:
                 rows.append(MetricRow(name, type, unknown=queue.unknown, dropped=queue.dropped))
             for leased in queue.lane.held.copy().values():
                 if leased.phase is RUNNING and leased.row is not None:
-                    rows.append(MetricRow(queue.lane.queue, leased.row.type, running=1))
+                    name, type, began = queue.lane.queue, leased.row.type, leased.began
+                    rows.append(MetricRow(name, type, running=1, oldest_began=began))
         return merged(rows)
 
     def _queue(self, lane: QueueState) -> _Queue:

@@ -1,5 +1,6 @@
 #!lua flags=no-writes
--- sample_keys: read the fairness keys of pending tasks at evenly spaced positions.
+-- sample_keys: read the fairness keys of pending tasks, one at a random position in each of `count`
+-- equal parts. Evenly spaced positions would show only some of the keys that alternate.
 -- include: check_schema
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] keys     hash    id -> member
@@ -11,7 +12,7 @@ local pending = redis.call('ZCARD', KEYS.pending)
 local count = math.min(tonumber(ARGV.count), pending)
 local ids = {}
 for i = 1, count do
-  local rank = math.floor((i - 0.5) * pending / count)
+  local rank = math.floor((i - 1 + math.random()) * pending / count)
   ids[i] = redis.call('ZRANGE', KEYS.pending, rank, rank)[1]
 end
 local members = {}
