@@ -20,6 +20,7 @@ WAIT: Final = "wait-5ms"
 FIRST: Final = "first"
 STAMPED: Final = "stamped"
 DUE: Final = "due"
+SLOT: Final = "slot"
 
 mux = Mux()
 
@@ -28,6 +29,13 @@ first_starts_ns: Final[list[int]] = []
 
 delays_ns: Final[list[int]] = []
 """How long after the time in their payload tasks started."""
+
+
+starts_ns: Final[list[int]] = []
+"""Start times of tasks of type SLOT, by the monotonic clock."""
+
+ends_ns: Final[list[int]] = []
+"""End times of the same."""
 
 
 @mux.handle(LOOP)
@@ -77,3 +85,12 @@ async def stamped(task: TaskInfo) -> None:
 async def due(task: TaskInfo) -> None:
     """Note the delay; the payload is the time that was asked for, in ns since 1970."""
     delays_ns.append(time.time_ns() - int.from_bytes(task.payload))
+
+
+@mux.handle(SLOT)
+async def slot(task: TaskInfo) -> None:
+    """Note the start, and its delay after the end of the last task of this type."""
+    starts_ns.append(time.monotonic_ns())
+    if ends_ns:
+        delays_ns.append(starts_ns[-1] - ends_ns[-1])
+    ends_ns.append(time.monotonic_ns())

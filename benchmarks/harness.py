@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -14,11 +15,12 @@ from benchmarks.scale import Scale
 from benchmarks.server_process import BenchmarkError, ServerProcess
 from benchmarks.store import CommandUsage, read_info, read_script_usage
 from qsync import codec
-from qsync.broker import operator_ops, redis_clients
+from qsync.broker import limit_ops, operator_ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.limit import LimitRule
 from qsync.task import DEFAULT, Task
 
 STALL_TIMEOUT_S: Final = 60.0
@@ -90,11 +92,26 @@ class Harness:
             ]
             yield list(await asyncio.gather(*map(stack.enter_async_context, servers)))
 
-    async def fill(self, type: str, count: int) -> None:
-        """Enqueue tasks of a type, each with a payload of 32 bytes."""
+    async def fill(
+        self, type: str, count: int, *, keys: int | None = None, name: str = "customer"
+    ) -> None:
+        """Enqueue tasks of a type, each with a payload of 32 bytes.
+
+        With `keys` they have the limits `name:0`, `name:1` and so on, in turn.
+        """
+        tasks = [Task(type, PAYLOAD)]
+        if keys is not None:
+            tasks = [Task(type, PAYLOAD, limits=[f"{name}:{key}"]) for key in range(keys)]
+        endless = itertools.cycle(tasks)
         async with self.client() as client:
             for start in range(0, count, FILL_BATCH):
-                await client.enqueue_many([Task(type, PAYLOAD)] * min(FILL_BATCH, count - start))
+                batch = min(FILL_BATCH, count - start)
+                await client.enqueue_many(list(itertools.islice(endless, batch)))
+
+    async def put_rule(self, name: str, rule: LimitRule | None) -> None:
+        """Publish the rule of a limit; None: do nothing."""
+        if rule is not None:
+            await self.broker.run(limit_ops.put_limit_rules(self.keys, {name: rule}))
 
     async def pause(self) -> None:
         """Pause the queue."""

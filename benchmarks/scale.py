@@ -7,7 +7,7 @@ from typing import Final
 
 TASK_COUNTS: Final = (
     "one_by_one", "callers", "bulk", "drain", "drain_threads", "drain_processes", "drain_waiting",
-    "singles", "scheduled", "pending",
+    "singles", "scheduled", "pending", "waiting",
 )  # fmt: skip
 """Fields that `Scale.times` scales."""
 
@@ -40,6 +40,10 @@ class Scale:
     scheduled_s: float
     pending: int
     """Tasks for the memory of a pending task."""
+    waiting: int
+    """Tasks that wait for one limit."""
+    limit_s: float
+    """Time for which tasks start at a rate, in seconds."""
     cycles: int
     """Batches for the store's time."""
     idle_s: float
@@ -69,6 +73,8 @@ FULL: Final = Scale(
     scheduled=2_000,
     scheduled_s=4.0,
     pending=100_000,
+    waiting=1_000_000,
+    limit_s=20.0,
     cycles=60,
     idle_s=20.0,
     backlogs=(1_000, 100_000, 1_000_000),
@@ -92,6 +98,8 @@ QUICK: Final = Scale(
     scheduled=100,
     scheduled_s=0.5,
     pending=10_000,
+    waiting=10_000,
+    limit_s=0.5,
     cycles=6,
     idle_s=1.0,
     backlogs=(1_000, 10_000),

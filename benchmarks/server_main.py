@@ -57,6 +57,9 @@ async def _serve(spec: dict[str, Any]) -> None:
                 case "delays":
                     _answer(handlers.delays_ns)
                     handlers.delays_ns.clear()
+                case "starts":
+                    _answer(handlers.starts_ns)
+                    handlers.starts_ns.clear()
                 case "usage":
                     _answer({"cpu_s": time.process_time(), "rss": _rss(), "peak": _peak_rss()})
                 case "baseline":

@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.figures import Results
 from benchmarks.harness import Harness
-from benchmarks.measures import backlog, enqueue, idle, latency, store_cost, throughput
+from benchmarks.measures import backlog, enqueue, idle, latency, limits, store_cost, throughput
 
 Measure = Callable[[Harness], Awaitable[Results]]
 
@@ -22,6 +22,7 @@ MEASURES: Final[dict[str, Measure]] = {
     "latency": latency.measure_idle,
     "load": latency.measure_steady_load,
     "scheduled": latency.measure_scheduled,
+    "limits": limits.measure_limits,
     "store": store_cost.measure_store,
     "bytes": store_cost.measure_bytes,
     "idle": idle.measure_idle_server,

@@ -87,14 +87,15 @@ async def measure_bytes(harness: Harness) -> Results:
     """Measure the store's memory for a pending task."""
     await harness.clean()
     count = harness.scale.pending
-    before = await _used_bytes(harness)
+    before = await used_bytes(harness)
     await harness.fill(LOOP, count)
-    after = await _used_bytes(harness)
+    after = await used_bytes(harness)
     value = None if before is None or after is None else (after - before) / count
     how = f"growth of the store's used_memory by {count:,} tasks with a 32-byte payload"
     return [Figure("memory of a pending task", "bytes", value, how)]
 
 
-async def _used_bytes(harness: Harness) -> int | None:
+async def used_bytes(harness: Harness) -> int | None:
+    """Return the store's used memory; None if it does not say."""
     info = await harness.info("memory")
     return None if info is None else int(info["used_memory"])

@@ -22,6 +22,7 @@ from benchmarks.handlers import (
 from benchmarks.harness import Harness
 from benchmarks.server_process import ServerProcess
 from benchmarks.store import CommandUsage
+from qsync.limit import LimitRule
 from qsync.task import Task
 
 WARM_UP_TASKS: Final = 200
@@ -59,9 +60,12 @@ class DrainRun:
 
 async def drain(
     harness: Harness, type: str, tasks: int, *, processes: int = 1, uvloop: bool = False,
-    **config: Any,
+    rule: LimitRule | None = None, keys: int | None = None, **config: Any,
 ) -> DrainRun:  # fmt: skip
-    """Have ready servers drain tasks that are already pending."""
+    """Have ready servers drain tasks that are already pending.
+
+    With `rule`, the tasks have limits of so many `keys`, in turn.
+    """
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
         warm_up = WARM_UP_TASKS * processes
@@ -70,7 +74,8 @@ async def drain(
         await harness.pause()
         async with harness.client() as client:
             await client.enqueue(Task(FIRST, PAYLOAD))
-        await harness.fill(type, tasks - 1)
+        await harness.put_rule("customer", rule)
+        await harness.fill(type, tasks - 1, keys=keys)
         cpu_s, before = await _cpu_s(servers), await harness.script_usage()
         await harness.resume()
         end = await harness.until_completed(warm_up + tasks)

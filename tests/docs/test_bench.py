@@ -116,6 +116,10 @@ def test_the_figures_are_of_what_they_say(run: Run) -> None:
     parts = [value(f"store, {verb}") for verb in ("enqueue", "fetch", "complete")]
     assert value("store, all three") == pytest.approx(sum(parts))
     assert 100 < value("memory of a pending task") < 300
+    assert 50 < value("memory of a waiter") < 150
+    assert value("drain, limits") < value("drain, no limits")
+    assert value("rate used") <= 106  # the first start may be late
+    assert value("most starts in a second") <= 21
     assert value("enqueue_many") > value("enqueue, blocking")
     assert 10 < value("idle server, memory") < value("busy server, memory") < 1000
 

@@ -66,6 +66,20 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
     assert rig.fetch().ids == ["b"]
 
 
+def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:
+    send(rig, ("r",), "a", "b", "c", "d")
+    assert rig.fetch().ids == ["a"]
+    rig.now += S + 20_000  # 20 ms after b could start
+    assert rig.fetch().ids == ["b"]
+    assert rig.fetch().next_due_us == S - 20_000
+    rig.now += S - 20_000
+    assert rig.fetch().ids == ["c"]
+    rig.now += 5 * S  # a start that is very late is ahead of its time by 50 ms at most
+    assert rig.fetch().ids == ["d"]
+    assert rig.fetch().ids == []
+    assert rig.field("limits", "r") == b"4 0 %d 0" % (rig.now + S - 50_000)
+
+
 def test_server_without_free_slots_gets_no_limited_task(rig: Rig) -> None:
 
     send(rig, ("c",), "a")

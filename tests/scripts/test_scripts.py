@@ -71,7 +71,7 @@ VIEWS = {
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message", "claim", "schema", "newest_schema", "layout",
+    "message", "claim", "schema", "newest_schema", "layout", "limit_name", "name", "tag_bytes",
 }  # fmt: skip
 
 WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"

@@ -37,6 +37,11 @@ class Rate:
     interval: float = 0
     tolerance: float = 0
 
+    @property
+    def lateness(self) -> float:
+        """How late a task may start without making the next ones later."""
+        return min(self.interval / 2, 50_000)
+
 
 UNLIMITED: Final = Rate()
 PAUSED: Final = Rate(slots=0)
@@ -70,6 +75,8 @@ class Limits:
     type_moves: int = TYPE_MOVES_MOST
     """Number of waiters of types that this call may still move."""
     _live: dict[str, Use] = field(default_factory=dict)
+    _late: dict[str, float] = field(default_factory=dict)
+    """How late this call opens limits."""
     _touched: dict[str, None] = field(default_factory=dict)
 
     def rate(self, limit: str) -> Rate:
@@ -88,6 +95,11 @@ class Limits:
             known = self.stored.get(limit, Use())
             self._live[limit] = Use(known.use, known.ready, known.tat, known.closed)
         return self._live[limit]
+
+    def open_late(self, now: int, limit: str) -> None:
+        """Try a limit whose opening is due."""
+        self.touch(limit)
+        self._late[limit] = min(now - self.openings[limit], self.rate(limit).lateness)
 
     def opens_at(self, now: int, limit: str) -> float:
         """When one more than the ready tasks may start, if there is a slot."""
@@ -133,7 +145,7 @@ class Limits:
             use, rate = self.touch(limit), self.rate(limit)
             use.use, use.ready = use.use + 1, use.ready - 1
             if rate.interval:
-                use.tat = math.ceil(max(use.tat, now) + rate.interval)
+                use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
     def refund(self, limits: Iterable[str]) -> None:
         """Give back the start of a task that never began."""
@@ -167,7 +179,7 @@ class Limits:
                 self.openings[limit] = math.ceil(self.opens_at(now, limit))
             else:
                 self.openings.pop(limit, None)
-        self._live, self._touched, self.type_moves = {}, {}, TYPE_MOVES_MOST
+        self._live, self._touched, self._late, self.type_moves = {}, {}, {}, TYPE_MOVES_MOST
 
     @property
     def is_touched(self) -> bool:

@@ -296,7 +296,7 @@ def paused_type_is_fetched() -> contextlib.AbstractContextManager[None]:
 
 def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
     """A task that leaves active gives two slots back."""
-    right = "      state.use = math.max(0, state.use - 1)\n"
+    right = "    state.use = math.max(0, state.use - 1)\n"
     return planted("include/limit_states.lua", right, right.replace("- 1", "- 2"))
 
 

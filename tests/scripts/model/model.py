@@ -209,7 +209,7 @@ class Model(Schedules):
         """Open the limits that are due, and move their waiters."""
         due = sorted((at, limit) for limit, at in self.limits.openings.items() if at <= now)
         for _, limit in due:
-            self.limits.touch(limit)
+            self.limits.open_late(now, limit)
         if self.limits.is_touched:
             self.open_waiters(now)
 

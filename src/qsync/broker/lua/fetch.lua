@@ -177,7 +177,7 @@ if #lost > 0 then
 end
 if #ids > 0 then
   -- flow:
-  local tags = redis.call('ZMSCORE', KEYS.pending, unpack(ids))
+  local tags = last_tags(ids)
   write_leases(ids, token, now + lease)
   advance_bands(tags)
   -- plain:

@@ -8,6 +8,16 @@ end
 -- Value above which a virtual time restarts as soon as no task waits.
 local far_time = 2 ^ 39
 
+-- Return tags of pending tasks that include the last of each band; `ids` are in their order.
+local function last_tags(ids)
+  local last = redis.call('ZSCORE', KEYS.pending, ids[#ids])
+  local first = #ids > 1 and redis.call('ZSCORE', KEYS.pending, ids[1]) or last
+  if first and last and priority_at(tonumber(first)) == priority_at(tonumber(last)) then
+    return { last }
+  end
+  return redis.call('ZMSCORE', KEYS.pending, unpack(ids))
+end
+
 -- Advance the virtual time of each band to the last of these tags, which were leased, in order.
 local function advance_bands(tags)
   local last, fields = {}, {}

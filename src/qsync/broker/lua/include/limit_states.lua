@@ -75,44 +75,103 @@ local function begin_limits(now, needed)
   })
 end
 
--- Return a rule as a table; false when it is not valid. Many limits have the same rule, which is read
--- once.
-local rules_read = {}
+local unlimited = { slots = math.huge, interval = 0, tolerance = 0, lateness = 0 }
+local no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 }
+
+-- What was read before, by text: rules and the counts in states. Many limits have the same rule, and
+-- many states without a time are alike. `by_field` has stored rules by field of limit_rules, and
+-- `by_name` the rules of names, which many limits share: the operator's, else the program's. `late`
+-- has by limit how late this script opens it, in us.
+local known = { rules = {}, counts = {}, by_field = {}, by_name = {}, late = {}, all_fields = false }
+
+-- Return a rule as a table; false when it is not valid. `lateness` is the longest time by which a task
+-- may start after its limit opened without making the next ones later. It is less than the time between
+-- two starts, so at most rate + burst tasks start in any window.
 local function read_rule(text)
-  if rules_read[text] == nil then
+  local rule = known.rules[text]
+  if rule == nil then
     local slots, rate, per, burst = string.match(text, '^(%d+) (%d+) (%d+) (%d+)')
     slots, rate = tonumber(slots), tonumber(rate)
     local interval = slots and rate > 0 and tonumber(per) / rate or 0
-    rules_read[text] = slots and {
+    rule = slots and {
       slots = slots > 0 and slots or math.huge, interval = interval,
       tolerance = math.max(0, tonumber(burst) - 1) * interval,
+      lateness = math.min(interval / 2, 50000),
     } or false
+    known.rules[text] = rule
   end
-  return rules_read[text]
+  return rule
 end
 
-local unlimited = { slots = math.huge, interval = 0, tolerance = 0 }
-local no_slots = { slots = 0, interval = 0, tolerance = 0 }
-
--- Return the state that is stored in `text`, under a rule.
+-- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the limit;
+-- nil: not known.
 local function new_limit_state(text, rule)
-  local state = {
-    use = 0, ready = 0, tat = 0, closed = 0, stored = text,
-    slots = rule.slots, interval = rule.interval, tolerance = rule.tolerance,
-  }
-  if text then
+  local counts = known.counts[text]
+  if not counts and text then
     local use, ready, tat, closed = string.match(text, '^(%d+) (%d+) (%d+) (%d+)$')
-    state.use, state.ready = tonumber(use or 0), tonumber(ready or 0)
-    state.tat, state.closed = tonumber(tat or 0), tonumber(closed or 0)
+    counts = { tonumber(use or 0), tonumber(ready or 0), tonumber(tat or 0), tonumber(closed or 0) }
+    if counts[3] + counts[4] == 0 then
+      known.counts[text] = counts
+    end
   end
-  return state
+  return {
+    use = counts and counts[1] or 0, ready = counts and counts[2] or 0,
+    tat = counts and counts[3] or 0, closed = counts and counts[4] or 0,
+    stored = text, rule = rule, touched = false, waits = nil,
+  }
 end
 
--- Read the states of limits that were not read before. The rule of an operator for this limit counts
--- first, then that of an operator for its name, then that of the program. The name of `customer:42`
--- is `customer`.
+-- Read the rules in these fields. For many fields one scan may read all rules: the store returns a
+-- small hash as a whole.
+local function read_rule_fields(fields)
+  if #fields > 40 and not known.all_fields then
+    local part = redis.call('HSCAN', KEYS.limit_rules, '0', 'COUNT', 10)
+    known.all_fields = part[1] == '0'
+    for i = 1, known.all_fields and #part[2] or 0, 2 do
+      known.by_field[part[2][i]] = part[2][i + 1]
+    end
+  end
+  if known.all_fields or #fields == 0 then
+    return
+  end
+  for i, text in ipairs(redis.call('HMGET', KEYS.limit_rules, unpack(fields))) do
+    known.by_field[fields[i]] = text
+  end
+end
+
+-- Read the rules of limits. The rule of an operator for this limit counts first, then that of an
+-- operator for its name, then that of the program. The name of `customer:42` is `customer`. Returns
+-- one rule per limit.
+local function read_rules(limits)
+  local fields, names, rules, by_field, by_name = {}, {}, {}, known.by_field, known.by_name
+  local fresh = {}
+  for i, limit_name in ipairs(limits) do
+    local name = string.match(limit_name, '^[^:]*')
+    names[i], fields[i] = name, '!' .. limit_name
+    if by_name[name] == nil then
+      by_name[name] = unlimited
+      fresh[#fresh + 1] = name
+    end
+  end
+  for _, name in ipairs(fresh) do
+    fields[#fields + 1] = '!' .. name
+    fields[#fields + 1] = name
+  end
+  read_rule_fields(fields)
+  for _, name in ipairs(fresh) do
+    local own, program = by_field['!' .. name], by_field[name]
+    by_name[name] = own and read_rule(own) or program and read_rule(program) or unlimited
+  end
+  for i, name in ipairs(names) do
+    local own = by_field[fields[i]]
+    rules[i] = own and read_rule(own) or by_name[name]
+  end
+  return rules
+end
+
+-- Read the states of limits that were not read before.
 local function read_limits(limits)
-  local fresh, fields = {}, {}
+  local fresh = {}
   for _, limit in ipairs(limits) do
     if limit_states[limit] == nil and is_type_limit(limit) then
       limit_states[limit] = new_limit_state(false, paused_limits()[limit] and no_slots or unlimited)
@@ -122,23 +181,10 @@ local function read_limits(limits)
     end
   end
   for first = 1, #fresh, 500 do
-    local last = math.min(first + 499, #fresh)
-    fields = {}
-    for i = first, last do
-      local name = string.match(fresh[i], '^[^:]*')
-      fields[#fields + 1] = table.concat({ '!', fresh[i] })
-      fields[#fields + 1] = table.concat({ '!', name })
-      fields[#fields + 1] = name
-    end
-    local states = redis.call('HMGET', KEYS.limits, unpack(fresh, first, last))
-    local rules = redis.call('HMGET', KEYS.limit_rules, unpack(fields))
-    for i = first, last do
-      local at = 3 * (i - first)
-      local rule = rules[at + 1] and read_rule(rules[at + 1])
-        or rules[at + 2] and read_rule(rules[at + 2])
-        or rules[at + 3] and read_rule(rules[at + 3])
-        or unlimited
-      limit_states[fresh[i]] = new_limit_state(states[i - first + 1], rule)
+    local part = { unpack(fresh, first, math.min(first + 499, #fresh)) }
+    local states, rules = redis.call('HMGET', KEYS.limits, unpack(part)), read_rules(part)
+    for i, limit in ipairs(part) do
+      limit_states[limit] = new_limit_state(states[i], rules[i])
     end
   end
 end
@@ -158,15 +204,16 @@ end
 
 -- Return the time from which one more task than the ready ones may start by rate; 0: at any time.
 local function limit_opens_at(state)
-  if state.interval == 0 then
+  local rule = state.rule
+  if rule.interval == 0 then
     return state.closed
   end
-  local due = math.max(state.tat, limits_now) + state.ready * state.interval - state.tolerance
+  local due = math.max(state.tat, limits_now) + state.ready * rule.interval - rule.tolerance
   return math.max(state.closed, due)
 end
 
 local function is_limit_full(state)
-  return state.use + state.ready >= state.slots
+  return state.use + state.ready >= state.rule.slots
 end
 
 local function is_limit_open(state)
@@ -175,6 +222,9 @@ end
 
 -- Return the limits in a text that separates them by zero bytes.
 local function limits_in(text)
+  if text and text ~= '' and not string.find(text, '\0', 1, true) then
+    return { text }
+  end
   local limits = {}
   for limit in string.gmatch(text or '', '[^%z]+') do
     limits[#limits + 1] = limit
@@ -217,6 +267,21 @@ local function limits_of_message(message)
   return type(limits) == 'table' and limits or {}
 end
 
+-- Return whether the limits in a message are this one alone, if that is seen without decoding it: the
+-- options end with its name. False if it is not sure.
+local function has_only_limit(message, limit)
+  local size = #limit
+  local head = size < 32 and 5 or 6
+  local at = #message - size - head + 1
+  if at < 32 or size > 255 then
+    return false
+  end
+  local a, l, m, count, kind, length = string.byte(message, at, at + head - 1)
+  return a == 0xa2 and l == 0x6c and m == 0x6d and count == 0x91
+    and (kind == 0xa0 + size and head == 5 or kind == 0xd9 and length == size)
+    and string.find(message, limit, at + head, true) == at + head
+end
+
 -- Read what tasks hold, for ids that were not read before, with the states of these limits.
 local function read_holds(ids)
   local fresh, limits = {}, {}
@@ -240,18 +305,38 @@ local function read_holds(ids)
   read_limits(limits)
 end
 
--- Give back the starts of active tasks that never began. Their slots are released separately.
-local function refund_starts(ids)
+-- Change the state of each limit that tasks hold; a limit that several of them hold changes as often.
+local function change_held(ids, change)
   if not limits_used then
     return
   end
   read_holds(ids)
   for _, id in ipairs(ids) do
     for _, limit in ipairs(held_limits[id] or {}) do
-      local state = touch_limit(limit)
-      state.tat = math.max(0, math.floor(state.tat - state.interval))
+      change(touch_limit(limit))
     end
   end
+end
+
+-- Give back the starts of active tasks that never began. Their slots are released separately.
+local function refund_starts(ids)
+  change_held(ids, function(state)
+    state.tat = math.max(0, math.floor(state.tat - state.rule.interval))
+  end)
+end
+
+-- Subtract active tasks from the counts of their limits.
+local function release_slots(ids)
+  change_held(ids, function(state)
+    state.use = math.max(0, state.use - 1)
+  end)
+end
+
+-- Subtract pending tasks from the counts of their limits.
+local function release_ready(ids)
+  change_held(ids, function(state)
+    state.ready = math.max(0, state.ready - 1)
+  end)
 end
 
 -- Let no task that holds the limit start before `moment`.
@@ -264,8 +349,9 @@ end
 local function unstartable_limit(limits)
   for _, limit in ipairs(limits) do
     local state = limit_states[limit]
-    local early = state.interval > 0 and state.tat - state.tolerance > limits_now
-    if state.use >= state.slots or state.closed > limits_now or early then
+    local rule = state.rule
+    local early = rule.interval > 0 and state.tat - rule.tolerance > limits_now
+    if state.use >= rule.slots or state.closed > limits_now or early then
       return limit
     end
   end
@@ -275,37 +361,10 @@ end
 local function take_limits(limits)
   for _, limit in ipairs(limits) do
     local state = touch_limit(limit)
+    local interval = state.rule.interval
     state.use, state.ready = state.use + 1, math.max(0, state.ready - 1)
-    if state.interval > 0 then
-      state.tat = math.ceil(math.max(state.tat, limits_now) + state.interval)
-    end
-  end
-end
-
--- Subtract active tasks from the counts of their limits.
-local function release_slots(ids)
-  if not limits_used then
-    return
-  end
-  read_holds(ids)
-  for _, id in ipairs(ids) do
-    for _, limit in ipairs(held_limits[id] or {}) do
-      local state = touch_limit(limit)
-      state.use = math.max(0, state.use - 1)
-    end
-  end
-end
-
--- Subtract pending tasks from the counts of their limits.
-local function release_ready(ids)
-  if not limits_used then
-    return
-  end
-  read_holds(ids)
-  for _, id in ipairs(ids) do
-    for _, limit in ipairs(held_limits[id] or {}) do
-      local state = touch_limit(limit)
-      state.ready = math.max(0, state.ready - 1)
+    if interval > 0 then
+      state.tat = math.ceil(math.max(state.tat, limits_now - (known.late[limit] or 0)) + interval)
     end
   end
 end

@@ -11,33 +11,42 @@ local TYPE_MOVES_MOST = 150
 
 local moves_left, type_moves_left, opened_waiters = MOVES_MOST, TYPE_MOVES_MOST, 0
 
--- Return an order tag as 8 bytes that are ordered like the number.
-local function tag_bytes(tag)
-  local bytes = struct.pack('>d', tag)
-  local first = string.byte(bytes)
-  if first < 128 then
-    return table.concat({ string.char(first + 128), string.sub(bytes, 2) })
+-- Return the entry of a waiter. Its tag takes 8 bytes that are ordered like the number: a positive one
+-- gets the sign bit, and all bits of a negative one are inverted.
+local function waiter_entry(limit_name, tag, id)
+  tag = tonumber(tag)
+  local tag_bytes = struct.pack('>d', tag < 0 and tag or -tag)
+  if tag < 0 then
+    tag_bytes = string.gsub(tag_bytes, '.', function(byte)
+      return string.char(255 - string.byte(byte))
+    end)
   end
-  return (string.gsub(bytes, '.', function(byte)
-    return string.char(255 - string.byte(byte))
-  end))
+  return limit_name .. '\0' .. tag_bytes .. id
 end
 
-local function waiter_entry(limit, tag, id)
-  return table.concat({ limit, '\0', tag_bytes(tonumber(tag)), id })
+-- Append the entry of a task that begins to wait to arguments of ZADD.
+local function add_waiter(entries, limit, tag, id)
+  entries[#entries + 1] = 0
+  entries[#entries + 1] = waiter_entry(limit, tag, id)
+  touch_limit(limit).waits = true
 end
 
 -- Return the first entries under a limit, up to `most`.
-local function waiters_of(limit, most)
+local function waiters_of(limit_name, most)
   return redis.call(
-    'ZRANGEBYLEX', KEYS.waiters, table.concat({ '[', limit, '\0' }),
-    table.concat({ '(', limit, '\1' }), 'LIMIT', 0, most
+    'ZRANGEBYLEX', KEYS.waiters, '[' .. limit_name .. '\0', '(' .. limit_name .. '\1',
+    'LIMIT', 0, most
   )
 end
 
--- Return the first entry under a limit; nil when no task waits there.
-local function first_waiter(limit)
-  return waiters_of(limit, 1)[1]
+-- Return the first entry under a limit; nil when no task waits there. No entry is between the limit and
+-- its first one.
+local function first_waiter(limit_name)
+  local entry = redis.call('ZRANGEBYLEX', KEYS.waiters, '(' .. limit_name, '+', 'LIMIT', 0, 1)[1]
+  if entry and string.byte(entry, #limit_name + 1) == 0
+    and string.find(entry, limit_name, 1, true) == 1 then
+    return entry
+  end
 end
 
 -- Return whether a task waits for the limit. The answer is kept until a waiter is moved.
@@ -89,9 +98,7 @@ local function admit_tasks(args, new_holds, refused)
     into[#into + 1] = tag
     into[#into + 1] = id
     if limit then
-      waiters[#waiters + 1] = 0
-      waiters[#waiters + 1] = waiter_entry(limit, tag, id)
-      touch_limit(limit).waits = true
+      add_waiter(waiters, limit, tag, id)
       parked[#parked + 1] = id
     elseif limits then
       add_ready(limits)
@@ -163,10 +170,9 @@ end
 local function park_pending(ids, refused)
   local limited, waiters = {}, {}
   for i, tag in ipairs(redis.call('ZMSCORE', KEYS.pending, unpack(ids))) do
-    local id, limit = ids[i], refused[ids[i]]
+    local id = ids[i]
     limited[2 * i - 1], limited[2 * i] = tag, id
-    waiters[2 * i - 1], waiters[2 * i] = 0, waiter_entry(limit, tag, id)
-    touch_limit(limit).waits = true
+    add_waiter(waiters, refused[id], tag, id)
   end
   release_ready(ids)
   redis.call('ZREM', KEYS.pending, unpack(ids))
@@ -205,20 +211,24 @@ end
 local function first_waiters()
   local limits, ids, entries = {}, {}, {}
   for _, limit in ipairs(touched_limits) do
-    local state = limit_states[limit]
-    local room, most = math.min(moves_left, 50) - #ids, 1
-    if is_type_limit(limit) then
+    local state, is_type = limit_states[limit], is_type_limit(limit)
+    local room = math.min(moves_left, 50) - #ids
+    if is_type then
       room = math.min(room, type_moves_left)
-      most = room
     end
     if room > 0 and state.waits ~= false and is_limit_open(state) then
-      local first = waiters_of(limit, most)
-      type_moves_left = type_moves_left - (is_type_limit(limit) and #first or 0)
-      state.waits = #first > 0
-      for _, entry in ipairs(first) do
-        limits[#limits + 1] = limit
-        entries[#entries + 1] = entry
-        ids[#ids + 1] = string.sub(entry, #limit + 10)
+      local before = #entries
+      if is_type then
+        for _, entry in ipairs(waiters_of(limit, room)) do
+          entries[#entries + 1] = entry
+        end
+        type_moves_left = type_moves_left - (#entries - before)
+      else
+        entries[before + 1] = first_waiter(limit)
+      end
+      state.waits = #entries > before
+      for at = before + 1, #entries do
+        limits[at], ids[at] = limit, string.sub(entries[at], #limit + 10)
       end
     end
   end
@@ -232,17 +242,16 @@ local function move_waiters(limits, ids, entries)
   local messages = redis.call('HMGET', KEYS.tasks, unpack(ids))
   local pending, opened, holds, gone, moved = {}, {}, {}, {}, {}
   for i, limit in ipairs(limits) do
-    local id, tag = ids[i], tags[i]
-    local held = limits_of_message(messages[i])
-    local other = tag and (paused_limit(messages[i]) or closed_limit(held, limit))
+    local id, tag, message = ids[i], tags[i], messages[i]
+    local held = message and has_only_limit(message, limit) and { limit }
+      or limits_of_message(message)
+    local other = tag and (paused_limit(message) or closed_limit(held, limit))
     if not tag or is_limit_open(limit_states[limit]) then
       moves_left = moves_left - 1
       limit_states[limit].waits = nil
       gone[#gone + 1] = entries[i]
       if other then
-        moved[#moved + 1] = 0
-        moved[#moved + 1] = waiter_entry(other, tag, id)
-        touch_limit(other).waits = true
+        add_waiter(moved, other, tag, id)
       elseif tag then
         opened[#opened + 1] = id
         pending[#pending + 1] = tag
@@ -288,6 +297,17 @@ local function open_waiters()
   return opened_waiters - before
 end
 
+-- Return a state as it is stored.
+local function state_text(state)
+  if state.tat + state.closed > 0 then
+    return string.format('%.0f %.0f %.0f %.0f', state.use, state.ready, state.tat, state.closed)
+  end
+  local place = state.use * 2 ^ 26 + state.ready
+  known.counts[place] = known.counts[place]
+    or string.format('%.0f %.0f 0 0', state.use, state.ready)
+  return known.counts[place]
+end
+
 -- Write the states of touched limits, and the time at which each limit with waiters opens, unless a
 -- task that leaves will open it.
 local function save_limits()
@@ -297,8 +317,7 @@ local function save_limits()
     local state = limit_states[limit]
     if state.use + state.ready > 0 or math.max(state.tat, state.closed) > limits_now then
       stored[#stored + 1] = limit
-      stored[#stored + 1] =
-        string.format('%.0f %.0f %.0f %.0f', state.use, state.ready, state.tat, state.closed)
+      stored[#stored + 1] = state_text(state)
     elseif state.stored then
       gone[#gone + 1] = limit
     end
@@ -329,11 +348,14 @@ local function open_due_limits(limit)
   if not limits_used then
     return false, false
   end
-  local due = due_ids(KEYS.openings, limits_now, limit)
-  for _, due_limit in ipairs(due) do
-    touch_limit(due_limit)
+  local due = redis.call(
+    'ZRANGEBYSCORE', KEYS.openings, '-inf', to_text(limits_now), 'WITHSCORES', 'LIMIT', 0, limit
+  )
+  for i = 1, #due, 2 do
+    local state = touch_limit(due[i])
+    known.late[due[i]] = math.min(limits_now - tonumber(due[i + 1]), state.rule.lateness)
   end
-  return #touched_limits > 0 and open_waiters() > 0, #due == limit
+  return #touched_limits > 0 and open_waiters() > 0, #due == 2 * limit
 end
 
 -- Move waiters and write states, at the end of a script. Returns whether tasks became pending.
