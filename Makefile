@@ -108,7 +108,7 @@ AS_USERS := $(wildcard tests/scripts/test_ops*.py tests/inspector/test_inspector
 soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow --timeout 1800
 	QSYNC_TEST_ACL=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadscope $(AS_USERS)
-	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/scripts/model/test_model.py -k model_says
+	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/scripts/model/test_model.py -k match_the_model
 	$(BIN)/python -m tests.simulation --seeds 20000
 	$(BIN)/python -m tests.chaos.outbox_rounds --rounds 1000
 	$(BIN)/python -m tools.mutants

@@ -188,7 +188,7 @@ async def abandon_nobody(url: str) -> None:
 
 
 @pytest.mark.faults(47)
-def test_a_client_and_a_server_need_no_more(guarded: Guarded) -> None:
+def test_client_and_server_roles_suffice_for_all_operations(guarded: Guarded) -> None:
     guarded.refused()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
     refused = guarded.refused()
@@ -198,7 +198,7 @@ def test_a_client_and_a_server_need_no_more(guarded: Guarded) -> None:
         assert refused == {"info"}
 
 
-def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
+def test_client_and_server_roles_contain_no_unused_right(guarded: Guarded) -> None:
     """Each command that is allowed is run; what is not is in a branch that is rarely taken."""
     guarded.used()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
@@ -212,7 +212,7 @@ def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
 
 
 @pytest.mark.faults(47)
-def test_a_blocking_client_does_with_the_same(guarded: Guarded) -> None:
+def test_client_role_suffices_for_a_blocking_client(guarded: Guarded) -> None:
     guarded.refused()
     with Qsync(guarded.url("client"), prefix=PREFIX) as made, made.client() as client:
         handle = client.enqueue(Task("t", retention=60))
@@ -225,7 +225,7 @@ def test_a_blocking_client_does_with_the_same(guarded: Guarded) -> None:
 
 
 @pytest.mark.faults(47)
-def test_durability_needs_no_more(guarded: Guarded) -> None:
+def test_client_role_suffices_for_confirmed_writes(guarded: Guarded) -> None:
     if guarded.old:
         pytest.skip("needs WAITAOF")
     guarded.store.command("CONFIG", "SET", "appendonly", "yes")
@@ -234,7 +234,7 @@ def test_durability_needs_no_more(guarded: Guarded) -> None:
 
 
 @pytest.mark.faults(47)
-async def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
+async def test_reader_role_reads_and_admin_role_repairs(guarded: Guarded) -> None:
     keys = QueueKeys(PREFIX, "default")
 
     async with Qsync(guarded.url("client"), prefix=PREFIX).async_client() as client:
@@ -264,7 +264,7 @@ async def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
         await admin.aclose()
 
 
-def test_a_reader_changes_nothing(guarded: Guarded) -> None:
+def test_reader_role_cannot_change_anything(guarded: Guarded) -> None:
     """A reader may read everything and change nothing."""
     key = QueueKeys(PREFIX, "default").key("meta")
     guarded.store.command("HSET", key, "f", 1)
@@ -278,7 +278,7 @@ def test_a_reader_changes_nothing(guarded: Guarded) -> None:
             assert denied(reader, "EVAL", script, 1, key), command
 
 
-def test_a_reader_cannot_send_orders_to_servers(guarded: Guarded) -> None:
+def test_reader_role_cannot_send_orders_to_servers(guarded: Guarded) -> None:
     inbox = GlobalKeys(PREFIX).inbox("s")
     script = "return redis.call('LLEN', KEYS[1])"
     for role in ROLES:
@@ -286,7 +286,7 @@ def test_a_reader_cannot_send_orders_to_servers(guarded: Guarded) -> None:
             assert denied(client, "EVAL", script, 1, inbox) is (role == "reader"), role
 
 
-def test_the_docs_say_what_each_role_can_do() -> None:
+def test_docs_list_what_each_role_can_do() -> None:
     """The docs name each power that a role's rules give."""
     text = " ".join(DOCS.read_text("utf-8").split())
     assert "none of them dangerous" not in text
@@ -328,14 +328,14 @@ FORBIDDEN: list[tuple[str | int, ...]] = [
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_is_forbidden(guarded: Guarded, role: Role) -> None:
+def test_forbidden_commands_are_refused_to_every_role(guarded: Guarded, role: Role) -> None:
     with guarded.store.client(username=role, password="secret") as client:
         allowed = [command for command in FORBIDDEN if not denied(client, *command)]
     assert allowed == []
     assert guarded.store.command("PING"), "and it still runs"
 
 
-def test_the_command_line_of_the_docs_is_that_of_the_rights() -> None:
+def test_acl_line_in_the_docs_matches_the_code() -> None:
     text = " ".join(DOCS.read_text("utf-8").replace("\\\n", " ").split())
     for role in ROLES:
         line = " ".join(acl.rules(role, "qsync"))
@@ -343,7 +343,7 @@ def test_the_command_line_of_the_docs_is_that_of_the_rights() -> None:
     assert " ".join(f"+{command}" for command in acl.CLUSTER) in text
 
 
-def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acl_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QSYNC_PREFIX", "shop")
     runner = CliRunner()
     told = runner.invoke(app, ["acl", "server", "--cluster", "--redis-7.0", "--user", "joe"])
@@ -357,7 +357,7 @@ def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "prefix: '* allkeys' is not" in wrong.stderr
 
 
-def test_each_script_is_run_in_some_role() -> None:
+def test_each_script_belongs_to_some_role() -> None:
     ours = {*acl.scripts_of("server"), *acl.scripts_of("reader")}
     assert set(acl.scripts()) - ours == {
         "delete", "delete_queue", "edit", "forget_schedule", "pause", "pause_schedule",
@@ -371,7 +371,7 @@ def test_each_script_is_run_in_some_role() -> None:
 
 
 @pytest.mark.faults(47)
-def test_in_a_cluster(cluster: Cluster) -> None:
+def test_roles_suffice_in_a_cluster(cluster: Cluster) -> None:
     for node in cluster.nodes:
         for role in ROLES:
             rules = acl.rules(role, PREFIX, cluster=True)

@@ -161,13 +161,13 @@ def nested(levels: int) -> object:
     ],
     ids=["payload of 1 MiB", "64 levels"],
 )
-def test_limits_are_exact(fits: Task, too_large: Task) -> None:
+def test_payload_limits_are_exact(fits: Task, too_large: Task) -> None:
     assert new_task(fits, new_nonce())
     with pytest.raises(InvalidTask, match=r"^payload: "):
         new_task(too_large, new_nonce())
 
 
-def test_headers_of_8_kib_are_taken_and_one_byte_more_is_refused() -> None:
+def test_headers_of_8_kib_are_accepted_and_one_byte_more_is_refused() -> None:
     around = len(msgspec.msgpack.encode({"h": "x" * 300})) - 300
     room = HEADERS_LIMIT - around
     assert HEADERS_LIMIT == 8 * 1024
@@ -176,7 +176,7 @@ def test_headers_of_8_kib_are_taken_and_one_byte_more_is_refused() -> None:
         new_task(Task("t", headers={"h": "x" * (room + 1)}), new_nonce())
 
 
-def test_however_many_ids_a_call_gets_500_at_most(valkey: Store, prefix: str) -> None:
+def test_call_with_many_ids_is_split_into_calls_of_500(valkey: Store, prefix: str) -> None:
     valkey.command("CONFIG", "RESETSTAT")
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = client.enqueue_many([Task("t") for _ in range(10_001)])
@@ -187,7 +187,7 @@ def test_however_many_ids_a_call_gets_500_at_most(valkey: Store, prefix: str) ->
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_a_queue_that_a_user_has_no_right_to_is_refused_and_nothing_is_written(
+def test_queue_without_rights_is_refused_and_nothing_is_written(
     binary: Binary, colour: Colour
 ) -> None:
     with Store(binary) as store:

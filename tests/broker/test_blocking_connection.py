@@ -123,7 +123,7 @@ def test_error_takes_the_place_of_each_missing_reply(kind: Kind) -> None:
         assert one.error is replies[1] is replies[2]
 
 
-def test_timeout_of_one_exchange_is_not_that_of_the_next() -> None:
+def test_each_exchange_has_its_own_timeout() -> None:
     with connected(echo) as one:
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
         assert one.raw._sock.gettimeout() < 1

@@ -56,7 +56,7 @@ async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
 
 @pytest.mark.faults(25)
 @pytest.mark.guarantee(7)
-def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: str) -> None:
+def test_calls_survive_a_flush_of_scripts(store: Store, prefix: str) -> None:
     broker = Broker(redis_clients.parse(store.url))
     keys = QueueKeys(prefix, "default")
     stop = threading.Event()
@@ -119,7 +119,7 @@ def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: 
         (failures.ResponseError("WRONGTYPE Operation against a key"), Fault.UNEXPECTED),
     ],
 )
-def test_errors_of_the_store_are_sorted(error: Exception, fault: Fault) -> None:
+def test_store_errors_are_classified(error: Exception, fault: Fault) -> None:
     assert classify(error) is fault
 
 
@@ -170,7 +170,7 @@ def test_cluster_node_is_distinguished_from_single_store(cluster: Cluster, prefi
             client.enqueue(Task("t"), queue=f"q{number}")
 
 
-async def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
+async def test_unreachable_store_is_retried_and_then_reported(prefix: str) -> None:
     port = free_port()
     call = registry_ops.register(GlobalKeys(prefix), ["default"])
     blocking = Broker(redis_clients.parse(f"redis://user:secret@127.0.0.1:{port}"))
@@ -192,7 +192,7 @@ async def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str)
 
 
 @pytest.mark.parametrize("loop", [None, asyncio.new_event_loop, uvloop.new_event_loop])
-def test_while_the_store_works_the_caller_may_too(
+def test_overlap_runs_while_the_store_is_busy(
     store: Store, prefix: str, loop: Callable[[], asyncio.AbstractEventLoop] | None
 ) -> None:
     """`overlap` runs once, after the calls have been sent."""
@@ -224,7 +224,7 @@ def test_while_the_store_works_the_caller_may_too(
     assert seen == [True]
 
 
-def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: str) -> None:
+def test_call_before_the_store_starts_is_answered_later(prefix: str) -> None:
     with Store("valkey") as early:
         early.stop()
         broker = Broker(redis_clients.parse(early.url))
@@ -240,7 +240,7 @@ def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: 
 
 @pytest.mark.faults(26)
 @pytest.mark.guarantee(7)
-def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, prefix: str) -> None:
+def test_full_store_refuses_tasks_and_accepts_all_other_calls(store: Store, prefix: str) -> None:
     broker = Broker(redis_clients.parse(store.url))
     keys = QueueKeys(prefix, "default")
     policy = op_values.FetchPolicy(30_000_000, 3, 1000, 10**12)
@@ -291,7 +291,7 @@ def test_wrong_url_error_hides_password(url: str, said: str) -> None:
     assert "s3cr3t" not in str(raised.value)
 
 
-def test_an_address_shows_hosts_and_no_credentials() -> None:
+def test_address_text_shows_hosts_without_credentials() -> None:
     shown = {
         "redis://u:pw@h:1/2": "redis://h:1/2",
         "redis://u:pw@h:1/0": "redis://h:1",
@@ -319,7 +319,7 @@ def test_wrong_password_is_an_error_at_once(prefix: str) -> None:
 
 
 @pytest.mark.faults(39)
-def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_it(
+def test_unreachable_store_is_tried_ten_times_a_second_for_any_number_of_callers(
     prefix: str,
 ) -> None:
     """Each connection is reset as soon as it is made; all calls fail by that, and none hangs."""
@@ -350,7 +350,7 @@ def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_
     assert 50 <= attempts <= 50 + 10 * took + 1
 
 
-def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: Store) -> None:
+def test_plain_command_gets_a_connection_when_the_pool_keeps_all(store: Store) -> None:
     call = views.get_tasks(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:
@@ -366,7 +366,7 @@ def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: S
 
 
 @pytest.mark.faults(90)
-def test_callers_get_a_connection_in_the_order_in_which_they_came(store: Store) -> None:
+def test_callers_get_connections_in_order_of_arrival(store: Store) -> None:
     call = views.get_tasks(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:

@@ -27,7 +27,7 @@ node = pytest.mark.parametrize("make", NODES, ids=lambda kind: f"{kind.__module_
 
 
 @node
-def test_where_and_who_are_copied(make: Any) -> None:
+def test_address_and_user_of_the_client_are_copied(make: Any) -> None:
     given: dict[str, Any] = {"username": "u", "password": "p", "db": 3, "client_name": "mine"}
     address = redis_clients.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
     assert str(address) == "redis://h:7/3"
@@ -37,13 +37,13 @@ def test_where_and_who_are_copied(make: Any) -> None:
 
 
 @node
-def test_a_plain_client_is_taken(make: Any, store: Store, prefix: str) -> None:
+def test_plain_client_is_accepted(make: Any, store: Store, prefix: str) -> None:
     with Qsync(make(host=HOST, port=store.port), prefix=prefix) as app, app.client() as client:
         assert client.enqueue(Task("t")).created
 
 
 @node
-def test_tls_is_copied(make: Any) -> None:
+def test_tls_settings_are_copied(make: Any) -> None:
     tls = {"ssl_check_hostname": False, "ssl_cert_reqs": "optional", "ssl_ciphers": "HIGH",
            "ssl_min_version": ssl.TLSVersion.TLSv1_3}  # fmt: skip
     address = redis_clients.address_of(make(host="h", ssl=True, **tls))
@@ -55,7 +55,7 @@ def test_tls_is_copied(make: Any) -> None:
 
 
 @node
-def test_a_certificate_that_is_not_checked_stays_unchecked(make: Any) -> None:
+def test_disabled_certificate_check_stays_disabled(make: Any) -> None:
     client = make(host="h", ssl=True, ssl_cert_reqs=None, ssl_check_hostname=False)
     assert redis_clients.address_of(client).settings["ssl_cert_reqs"] == "none"
 
@@ -77,7 +77,7 @@ def test_a_certificate_that_is_not_checked_stays_unchecked(make: Any) -> None:
         ({"password": ["s3cr3t"]}, "password: must be text"),
     ],
 )
-def test_an_option_that_cannot_be_kept_is_named(options: dict[str, Any], named: str) -> None:
+def test_unsupported_client_option_is_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"url: the client: {named}") as raised:
         Qsync(redis.Redis(**options))
     assert "s3cr3t" not in str(raised.value)
@@ -100,7 +100,7 @@ class OwnAsyncConnection(redis.asyncio.Connection):
     """As above."""
 
 
-def test_a_connection_class_of_its_own_is_refused() -> None:
+def test_custom_connection_class_is_refused() -> None:
     pool = redis.ConnectionPool(connection_class=OwnConnection)
     with pytest.raises(ConfigError, match=r"OwnConnection, and qsync makes its own .*embedded://"):
         Qsync(redis.Redis(connection_pool=pool))
@@ -110,7 +110,7 @@ def test_a_connection_class_of_its_own_is_refused() -> None:
 
 
 @pytest.mark.parametrize("given", [7, b"redis://h", object(), redis.Redis, redis.ConnectionPool()])
-def test_what_is_no_client_is_refused(given: Any) -> None:
+def test_non_client_is_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match="url: give a URL, or a client of redis-py or valkey-py"):
         Qsync(given)
 
@@ -121,7 +121,7 @@ def moved(address: tuple[str, int]) -> tuple[str, int]:
 
 @pytest.mark.parametrize("library", ["redis", "valkey"])
 @pytest.mark.parametrize("colour", ["blocking", "asyncio"])
-def test_a_client_of_a_cluster_is_taken(
+def test_cluster_client_is_accepted(
     cluster: Cluster, library: str, colour: str, prefix: str
 ) -> None:
     """A cluster client with an address_remap function."""
@@ -145,7 +145,7 @@ def test_a_client_of_a_cluster_is_taken(
         assert queue.enqueue(Task("t")).created
 
 
-def test_a_client_of_valkey_made_by_sentinel_is_taken() -> None:
+def test_valkey_client_made_by_sentinel_is_accepted() -> None:
     finder = valkey.sentinel.Sentinel([("h", 7)], sentinel_kwargs={"password": "p"}, db=2)
     address = redis_clients.address_of(finder.master_for("main", password="q"))
     assert str(address) == "redis+sentinel://h:7/main/2"

@@ -105,17 +105,17 @@ def test_a_fresh_server_starts_runs_tasks_and_ticks(
 
 
 @pytest.mark.faults(86)
-def test_nothing_waits_for_a_node_that_stands_still(partial: Cluster, prefix: str) -> None:
+def test_other_nodes_work_while_one_node_is_frozen(partial: Cluster, prefix: str) -> None:
     assert wrong_with_a_node_away(partial, prefix) is None
 
 
-def test_a_planted_mistake_is_found(partial: Cluster, prefix: str) -> None:
+def test_planted_mistake_is_found(partial: Cluster, prefix: str) -> None:
     with registration_awaited_by_clients():
         assert wrong_with_a_node_away(partial, prefix)
 
 
 @pytest.mark.faults(86)
-def test_a_queue_that_nobody_could_register_is_registered_later(
+def test_queue_is_registered_after_failed_attempts(
     colour: Colour, partial: Cluster, prefix: str
 ) -> None:
     client = colour.client(partial.url, prefix)
@@ -157,7 +157,7 @@ def members(cluster: Cluster, key: str) -> set[bytes]:
 
 
 @pytest.mark.faults(85)
-def test_find_ends_with_its_patience_however_many_queues_are_away(
+def test_find_ends_within_its_patience_when_many_queues_are_unreachable(
     colour: Colour, partial: Cluster, prefix: str
 ) -> None:
     client = colour.client(partial.url, prefix, patience=1.0)
@@ -177,7 +177,7 @@ def test_find_ends_with_its_patience_however_many_queues_are_away(
 
 
 @pytest.mark.faults(50)
-def test_an_inbox_whose_slot_moves_is_read_where_it_is(partial: Cluster, prefix: str) -> None:
+def test_inbox_is_read_after_its_slot_moved(partial: Cluster, prefix: str) -> None:
     mux, begun = Mux(), asyncio.Event()
 
     @mux.handle("t")
@@ -202,7 +202,7 @@ def test_an_inbox_whose_slot_moves_is_read_where_it_is(partial: Cluster, prefix:
 
 
 @pytest.mark.faults(50)
-def test_a_subscription_follows_its_slot(colour: Colour, partial: Cluster, prefix: str) -> None:
+def test_subscription_follows_its_slot(colour: Colour, partial: Cluster, prefix: str) -> None:
     channel = QueueKeys(prefix, "default").done
     client = colour.client(partial.url, prefix)
     handle = colour.do(client.enqueue(Task("t", retention=60)))
@@ -243,7 +243,7 @@ def key_of(slots: SlotMap, node: tuple[str, int]) -> str:
     return next(f"k{at}" for at in range(1000) if slots.holder(f"k{at}") == node)
 
 
-def test_a_map_is_learned_corrected_and_doubted() -> None:
+def test_slot_map_is_loaded_corrected_and_suspected() -> None:
     slots = SlotMap([A])
     assert slots.holder("k") is None
     with pytest.raises(failures.SlotNotCoveredError, match="slot of k"):
@@ -283,9 +283,7 @@ def test_invalid_or_empty_slot_map_is_rejected() -> None:
 
 
 @pytest.mark.faults(85)
-def test_stop_of_an_idle_server_does_not_wait_for_a_node_that_stands_still(
-    partial: Cluster, prefix: str
-) -> None:
+def test_idle_server_stops_without_waiting_for_a_frozen_node(partial: Cluster, prefix: str) -> None:
     """The server hands back the tasks of its queue on another node at once."""
     names = [f"q{at}" for at in range(30)]
     by_node = {partial.holder(QueueKeys(prefix, name).base): name for name in names}

@@ -77,7 +77,7 @@ def clients(app: Qsync, colour: Colour) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("kind", ["store", "cluster"])
-def test_each_connection_asks_the_provider(
+def test_each_connection_calls_the_provider(
     kind: str, request: pytest.FixtureRequest, prefix: str, colour: Colour
 ) -> None:
     place: Store | Cluster = request.getfixturevalue("valkey" if kind == "store" else kind)
@@ -102,7 +102,7 @@ def test_each_connection_asks_the_provider(
             assert tokens.asked > first
 
 
-def test_provider_that_can_be_awaited_is_awaited(valkey: Store, prefix: str) -> None:
+def test_async_provider_is_awaited(valkey: Store, prefix: str) -> None:
     with user(valkey, f"user-{prefix}") as name:
         tokens = AwaitedTokens(user=name)
         app = Qsync(valkey.url, prefix=prefix, credential_provider=tokens)
@@ -112,9 +112,7 @@ def test_provider_that_can_be_awaited_is_awaited(valkey: Store, prefix: str) -> 
         assert (tokens.awaited, tokens.asked) == (1, 2)
 
 
-def test_provider_that_fails_for_a_while_is_asked_again(
-    valkey: Store, prefix: str, colour: Colour
-) -> None:
+def test_failing_provider_is_called_again(valkey: Store, prefix: str, colour: Colour) -> None:
     with user(valkey, f"user-{prefix}") as name:
         tokens = Tokens(user=name, fails=2)
         app = Qsync(valkey.url, prefix=prefix, credential_provider=tokens)
@@ -123,7 +121,7 @@ def test_provider_that_fails_for_a_while_is_asked_again(
         assert tokens.asked > 2
 
 
-def test_provider_that_goes_on_failing_is_named(valkey: Store, prefix: str, colour: Colour) -> None:
+def test_provider_that_keeps_failing_is_named(valkey: Store, prefix: str, colour: Colour) -> None:
     tokens = Tokens(user="nobody", fails=1_000_000)
     app = Qsync(valkey.url, prefix=prefix, patience=0.2, credential_provider=tokens)
     says = "credential_provider: OSError: no token now"
@@ -132,7 +130,7 @@ def test_provider_that_goes_on_failing_is_named(valkey: Store, prefix: str, colo
 
 
 @pytest.mark.parametrize("returned", [None, "s3cr3t", ("a", "b", "s3cr3t"), ("s3cr3t", 7)])
-def test_what_is_no_credentials_is_refused_without_being_shown(
+def test_invalid_credentials_are_refused_without_being_shown(
     returned: Any, valkey: Store, prefix: str, colour: Colour
 ) -> None:
     class Wrong:
@@ -155,7 +153,7 @@ def test_what_is_no_credentials_is_refused_without_being_shown(
         ("embedded://", Tokens(user="x"), "an embedded:// store has no users"),
     ],
 )
-def test_provider_that_does_not_go_with_the_url_is_refused(
+def test_provider_beside_credentials_in_the_url_is_refused(
     url: str, provider: Any, says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -184,7 +182,7 @@ with app:
 """
 
 
-def test_worker_asks_the_provider_and_does_without_what_managed_stores_forbid(
+def test_worker_uses_the_provider_and_no_command_that_managed_stores_forbid(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     (tmp_path / "shop.py").write_text(SHOP.format(user=f"user-{prefix}", prefix=prefix))

@@ -104,9 +104,7 @@ def test_a_task_on_a_replica_is_confirmed(pair: Pair, prefix: str, colour: Colou
     assert stored(pair.replica, prefix) == 2
 
 
-def test_what_is_not_confirmed_in_time_has_its_handle(
-    pair: Pair, prefix: str, colour: Colour
-) -> None:
+def test_unconfirmed_enqueue_error_has_the_handle(pair: Pair, prefix: str, colour: Colour) -> None:
     client = colour.client(pair.primary.url, prefix, durability="replica", confirm_timeout=SHORT)
     with pair.silent_replica():
         handle = colour.do(client.enqueue(Task("t", id="a")))
@@ -179,7 +177,7 @@ def test_enqueues_at_the_same_time_share_a_wait(own_store: Store, prefix: str) -
     assert stored(own_store, prefix) == 2002
 
 
-async def test_waiting_holds_up_nobody_else(pair: Pair, prefix: str) -> None:
+async def test_wait_for_confirmation_does_not_delay_other_callers(pair: Pair, prefix: str) -> None:
     broker = AsyncBroker(redis_clients.parse(pair.primary.url), connections=1)
     async with AsyncClient(broker, prefix=prefix, confirm_timeout=60) as client:
         await client.enqueue(Task("t"), durability="replica")
@@ -194,7 +192,9 @@ async def test_waiting_holds_up_nobody_else(pair: Pair, prefix: str) -> None:
         assert (await waiting).confirmed is True
 
 
-def test_the_app_says_it_for_its_tasks_and_clients(own_store: Store, prefix: str) -> None:
+def test_durability_of_the_app_applies_to_its_tasks_and_clients(
+    own_store: Store, prefix: str
+) -> None:
     app = Qsync(own_store.url, prefix=prefix, durability="fsync", confirm_timeout=5)
 
     @app.task(name="add")
@@ -213,7 +213,7 @@ def test_the_app_says_it_for_its_tasks_and_clients(own_store: Store, prefix: str
 
 
 @needs_valkey
-def test_what_a_replica_lacks_was_not_confirmed(prefix: str, colour: Colour) -> None:
+def test_task_missing_on_the_replica_was_not_confirmed(prefix: str, colour: Colour) -> None:
     """A replica that is cut off during enqueues and then promoted has all confirmed tasks."""
     with Pair() as pair:
         client = colour.client(
@@ -230,7 +230,7 @@ def test_what_a_replica_lacks_was_not_confirmed(prefix: str, colour: Colour) -> 
 
 
 @needs_valkey
-def test_what_was_confirmed_outlives_the_primary(prefix: str) -> None:
+def test_confirmed_task_survives_the_primary(prefix: str) -> None:
     """Enqueues go on while the replica is promoted; each that was confirmed is there afterwards."""
     confirmed: list[str] = []
 
@@ -288,14 +288,16 @@ def test_a_store_without_a_replica_cannot_copy(valkey: Store, prefix: str, colou
     assert "has no replica" in refused(colour, valkey, prefix, "replica")
 
 
-def test_an_old_store_cannot_say(redis_store: Store, prefix: str, colour: Colour) -> None:
+def test_old_store_cannot_confirm(redis_store: Store, prefix: str, colour: Colour) -> None:
     version = redis_store.command("INFO", "server")["redis_version"]
     if tuple(map(int, version.split(".")[:2])) >= (7, 2):
         pytest.skip("needs a Redis before 7.2")
     assert "takes Redis 7.2 or Valkey" in refused(colour, redis_store, prefix, "fsync")
 
 
-def test_a_file_that_is_never_synced(own_store: Store, prefix: str, colour: Colour) -> None:
+def test_file_that_is_never_synced_is_refused(
+    own_store: Store, prefix: str, colour: Colour
+) -> None:
     own_store.command("CONFIG", "SET", "appendfsync", "no")
     assert "everysec or always" in refused(colour, own_store, prefix, "fsync")
     own_store.command("CONFIG", "SET", "appendfsync", "always")
@@ -314,7 +316,7 @@ def test_a_store_that_hides_its_settings_is_trusted(
         assert colour.do(client.enqueue(Task("t"))).confirmed is True
 
 
-def test_the_right_to_wait_is_missed_beforehand(
+def test_missing_right_to_wait_is_reported_before_the_write(
     own_store: Store, pair: Pair, prefix: str, colour: Colour
 ) -> None:
     for store, durability in ((own_store, "fsync"), (pair.primary, "replica")):
@@ -326,9 +328,7 @@ def test_the_right_to_wait_is_missed_beforehand(
         assert stored(store, prefix) == 0
 
 
-def test_an_option_that_means_nothing_is_refused(
-    own_store: Store, prefix: str, colour: Colour
-) -> None:
+def test_invalid_durability_is_refused(own_store: Store, prefix: str, colour: Colour) -> None:
     client = colour.client(own_store.url, prefix)
     for wrong in ("disk", True, b"fsync"):
         with pytest.raises(ConfigError, match="neither 'fsync' nor 'replica'"):

@@ -48,7 +48,7 @@ def test_a_full_store_with_a_volatile_policy_keeps_all_tasks(
         asyncio.run(main(store))
 
 
-def test_only_what_is_said_about_servers_has_a_time_to_live(store: Store, prefix: str) -> None:
+def test_only_server_records_have_a_ttl(store: Store, prefix: str) -> None:
     """Tasks in each state, with a result, a lock, a key and a schedule; a live server, an order."""
 
     async def main() -> dict[bytes, int]:

@@ -118,7 +118,7 @@ def flow_task(id: str) -> Any:
     )
 
 
-def test_task_with_flow_options_goes_by_the_flow_variant_at_once(
+def test_task_with_flow_options_uses_the_flow_variant_at_once(
     colour: Colour, store: Store, prefix: str
 ) -> None:
     keys = QueueKeys(prefix, "default")
@@ -165,9 +165,7 @@ def test_confirmed_enqueue_is_repeated_with_its_wait(
     close(colour, broker)
 
 
-async def test_wait_for_an_element_is_followed_by_the_flow_variant(
-    store: Store, prefix: str
-) -> None:
+async def test_blocking_pop_is_followed_by_the_flow_variant(store: Store, prefix: str) -> None:
     flow, _ = queues(store.client(), prefix)
     broker = AsyncBroker(redis_clients.parse(store.url))
     await broker.run(enqueue(flow, "a"))

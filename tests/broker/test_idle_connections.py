@@ -45,7 +45,7 @@ def silence(proxy: Proxy, *, streaming: bool = False) -> int:
 
 @pytest.mark.faults(38, 87)
 @pytest.mark.parametrize("patience", [2.0, 10.0])
-def test_a_new_connection_is_tried_when_an_idle_one_is_dead(
+def test_dead_idle_connection_is_replaced_by_a_new_one(
     colour: Colour, store: Store, prefix: str, patience: float
 ) -> None:
     with Proxy(store.port) as proxy:
@@ -113,9 +113,7 @@ def test_a_subscription_that_is_silent_is_replaced(
 
 
 @pytest.mark.faults(38)
-def test_a_subscription_that_has_nothing_to_tell_stays(
-    colour: Colour, store: Store, prefix: str
-) -> None:
+def test_quiet_subscription_stays_open(colour: Colour, store: Store, prefix: str) -> None:
     """The store answers each ping of an idle subscription."""
     with Proxy(store.port) as proxy:
         client = colour.client(proxy.url, prefix)
@@ -136,7 +134,7 @@ def test_a_subscription_that_has_nothing_to_tell_stays(
 
 @pytest.mark.faults(38)
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
-async def test_the_system_looks_after_idle_connections(store: Store) -> None:
+async def test_idle_connections_use_tcp_keepalive(store: Store) -> None:
     """Keepalive is set whatever redis-py's defaults and the options of a given client are."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
     address = redis_clients.parse(store.url)
@@ -161,9 +159,7 @@ async def test_the_system_looks_after_idle_connections(store: Store) -> None:
     await broker.aclose()
 
 
-def test_threads_share_connections_and_a_broken_one_takes_idle_ones_along(
-    store: Store, prefix: str
-) -> None:
+def test_broken_connection_discards_idle_ones_shared_by_threads(store: Store, prefix: str) -> None:
     with Proxy(store.port) as proxy:
         broker = Broker(redis_clients.parse(proxy.url), connections=4)
         meet = threading.Barrier(4)

@@ -87,7 +87,7 @@ def renamed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     ],
     indirect=["renamed"],
 )
-def test_a_redis_py_with_another_name_inside(renamed: Path, logged: str, prefix: str) -> None:
+def test_renamed_redis_py_internals_are_reported(renamed: Path, logged: str, prefix: str) -> None:
     with Store("valkey") as store:
         out, err = run(PROGRAM.format(breaks=""), store.url, prefix, path=renamed)
     assert out == ANSWER, err
@@ -96,7 +96,7 @@ def test_a_redis_py_with_another_name_inside(renamed: Path, logged: str, prefix:
 
 
 @pytest.mark.parametrize("renamed", ["_writer"], indirect=True)
-def test_other_kinds_of_stores_with_another_name_inside(renamed: Path, prefix: str) -> None:
+def test_renamed_internals_of_other_stores_are_reported(renamed: Path, prefix: str) -> None:
     for store in (Sentinel("valkey"), Cluster("valkey", replicas=0)):
         with store:
             out, err = run(PROGRAM.format(breaks=""), store.url, prefix, path=renamed)
@@ -104,7 +104,7 @@ def test_other_kinds_of_stores_with_another_name_inside(renamed: Path, prefix: s
 
 
 @pytest.mark.parametrize("renamed", ["nodes_manager"], indirect=True)
-def test_a_client_of_a_cluster_with_another_name_inside(
+def test_renamed_internals_of_a_cluster_client_are_reported(
     renamed: Path, cluster: Cluster, prefix: str
 ) -> None:
     program = f"""
@@ -127,7 +127,7 @@ asyncio.run(main())
     assert out == "True\nTrue\n", err
 
 
-def test_an_event_loop_that_keeps_its_protocols(prefix: str) -> None:
+def test_event_loop_that_cannot_swap_protocols_is_supported(prefix: str) -> None:
     breaks = """
 import asyncio.selector_events
 original = asyncio.selector_events._SelectorTransport.set_protocol
@@ -183,7 +183,9 @@ print("ended", flush=True)
     [("", "True", ""), ("del asyncio._unregister_task", "False", "cannot end before handlers")],
     ids=["as it is", "without the name"],
 )
-def test_a_handler_that_ignores_its_end(prefix: str, breaks: str, hears: str, logged: str) -> None:
+def test_handler_that_ignores_its_end_is_supported(
+    prefix: str, breaks: str, hears: str, logged: str
+) -> None:
     with Store("valkey") as store:
         out, err = run(DEAF.format(breaks=breaks, hears=hears), store.url, prefix)
     assert out == "began\nstopped\nended\n", err

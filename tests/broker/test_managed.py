@@ -53,7 +53,7 @@ async def double(task: TaskInfo) -> int:
 
 
 @EACH
-def test_clients_and_servers_do_without(
+def test_clients_and_servers_work_without_forbidden_commands(
     text: str, names: tuple[str, ...], valkey: Store, prefix: str, colour: Colour
 ) -> None:
     with forbidding(valkey, text, *names) as url:
@@ -72,7 +72,7 @@ def test_clients_and_servers_do_without(
 
 
 @EACH
-def test_client_with_a_name_does_without(
+def test_named_client_works_without_forbidden_commands(
     text: str, names: tuple[str, ...], valkey: Store, prefix: str, colour: Colour
 ) -> None:
     with forbidding(valkey, text, *names) as url:
@@ -85,7 +85,7 @@ def test_client_with_a_name_does_without(
 
 
 @EACH
-def test_doctor_says_what_it_cannot_know(
+def test_doctor_reports_what_it_cannot_read(
     text: str, names: tuple[str, ...], valkey: Store, prefix: str
 ) -> None:
     with forbidding(valkey, text, *names) as url:
@@ -104,7 +104,7 @@ def test_doctor_says_what_it_cannot_know(
 
 
 @EACH
-def test_dashboard_and_commands_do_without(
+def test_dashboard_and_commands_work_without_forbidden_commands(
     text: str, names: tuple[str, ...], valkey: Store, prefix: str
 ) -> None:
     with forbidding(valkey, text, *names) as url:
@@ -141,7 +141,7 @@ def test_server_without_scripts_ends_with_one_line(text: str, valkey: Store, pre
     [UNKNOWN, NOPERM, "CROSSSLOT Keys in request don't hash to the same slot"],
     ids=["unknown", "noperm", "crossslot"],
 )
-def test_server_that_cannot_block_looks_at_its_queues(
+def test_server_that_cannot_block_polls_its_queues(
     text: str, valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def serve(url: str) -> None:

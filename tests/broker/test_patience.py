@@ -48,7 +48,7 @@ def did(colour: Colour, call: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.faults(85)
-def test_each_call_ends_with_its_patience(
+def test_each_call_ends_within_its_patience(
     colour: Colour, own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     client = colour.client(own_store.url, prefix, patience=PATIENCE_S)
@@ -115,7 +115,7 @@ async def test_a_steady_stream_of_callers_waits_no_longer_than_one(
 
 
 @pytest.mark.faults(85)
-def test_threads_that_want_more_connections_than_there_are_wait_no_longer(
+def test_threads_beyond_the_pool_size_wait_no_longer_than_their_patience(
     own_store: Store, prefix: str
 ) -> None:
     broker = Broker(redis_clients.parse(own_store.url), connections=3, patience=PATIENCE_S)
@@ -131,7 +131,7 @@ def test_threads_that_want_more_connections_than_there_are_wait_no_longer(
 
 
 @pytest.mark.faults(85)
-async def test_an_inspector_ends_with_its_patience(
+async def test_inspector_call_ends_within_its_patience(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
@@ -145,7 +145,7 @@ async def test_an_inspector_ends_with_its_patience(
 
 
 @pytest.mark.faults(85)
-def test_a_ping_ends_with_the_patience_of_its_app(
+def test_ping_ends_within_the_patience_of_its_app(
     own_store: Store, away: Callable[[], None]
 ) -> None:
     app = Qsync(own_store.url, patience=PATIENCE_S)
@@ -155,7 +155,7 @@ def test_a_ping_ends_with_the_patience_of_its_app(
 
 
 @pytest.mark.faults(85)
-def test_a_store_that_comes_back_in_time_is_no_failure(
+def test_store_that_returns_in_time_causes_no_error(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
     client = colour.client(own_store.url, prefix, patience=20)
@@ -167,7 +167,7 @@ def test_a_store_that_comes_back_in_time_is_no_failure(
 
 
 @pytest.mark.faults(100)
-def test_tasks_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
+def test_bulk_to_thousands_of_queues_continues_while_the_store_answers(
     colour: Colour, valkey: Store, prefix: str
 ) -> None:
     client = colour.client(valkey.url, prefix, patience=PATIENCE_S / 2)
@@ -178,7 +178,7 @@ def test_tasks_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
 
 
 @pytest.mark.faults(100)
-async def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
+async def test_callers_of_thousands_of_queues_continue_while_the_store_answers(
     valkey: Store, prefix: str
 ) -> None:
     broker = AsyncBroker(redis_clients.parse(valkey.url), patience=PATIENCE_S / 2)
@@ -190,7 +190,7 @@ async def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_
         assert time.monotonic() - began > PATIENCE_S / 2, "it shows nothing"
 
 
-def test_no_call_with_patience_left_is_given_up_while_the_store_answers_others() -> None:
+def test_call_within_its_patience_continues_while_the_store_answers_others() -> None:
     """In a moving queue of callers, the last one's turn comes long after its patience has ended."""
     turns: list[float] = []
 

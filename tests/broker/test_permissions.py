@@ -50,7 +50,7 @@ def kept(store: Store, id: str) -> bool:
 
 
 @pytest.mark.faults(47, 84)
-async def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
+async def test_tasks_complete_without_channel_rights(store: Store) -> None:
     """Each script that publishes an end still makes the whole transition."""
 
     broker = AsyncBroker(redis_clients.parse(without_channels(store)))
@@ -98,7 +98,7 @@ def one_task() -> Mux:
 
 
 @pytest.mark.faults(47)
-def test_server_says_in_one_line_that_it_may_not_publish(
+def test_server_logs_one_line_when_it_may_not_publish(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "qsync.server")
@@ -140,7 +140,7 @@ def test_doctor_names_the_channels_that_a_user_lacks(store: Store, more: tuple[s
     assert "spublish, ssubscribe on their channels, which takes &{mine:*}:done" in found.text
 
 
-def test_doctor_names_no_lack_of_a_full_user(store: Store) -> None:
+def test_doctor_reports_no_missing_right_of_a_full_user(store: Store) -> None:
     url: Any = url_of(store, "~*", "&*", "+@all", "-acl")
     doctor = Doctor(redis_clients.parse(url), prefix=PREFIX, role="server")
     [found] = [one for one in asyncio.run(doctor.examine()) if one.name == "rights"]

@@ -83,7 +83,7 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
     run(main())
 
 
-def test_much_goes_both_ways(run: Callable[[Any], None]) -> None:
+def test_large_data_passes_in_both_directions(run: Callable[[Any], None]) -> None:
     async def main() -> None:
         async with connected(echo) as one:
             words = [bytes([at]) * 3_000_000 for at in range(3)]
@@ -92,7 +92,7 @@ def test_much_goes_both_ways(run: Callable[[Any], None]) -> None:
     run(main())
 
 
-def test_what_comes_too_late_or_not_at_all_is_told_in_its_place(
+def test_late_or_missing_reply_becomes_an_error_in_its_place(
     run: Callable[[Any], None],
 ) -> None:
     async def some(word: bytes, writer: asyncio.StreamWriter) -> None:
@@ -143,7 +143,7 @@ def test_connection_is_unusable_after_invalid_data(
     run(main())
 
 
-def test_one_that_the_other_side_closed_meanwhile_is_not_open(run: Callable[[Any], None]) -> None:
+def test_connection_closed_by_the_peer_is_not_open(run: Callable[[Any], None]) -> None:
     async def once(word: bytes, writer: asyncio.StreamWriter) -> None:
         await echo(word, writer)
         writer.close()
@@ -193,9 +193,7 @@ def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
     run(main())
 
 
-def test_each_exchange_has_its_own_timeout_whatever_the_one_before_had(
-    run: Callable[[Any], None], store: Store
-) -> None:
+def test_each_exchange_has_its_own_timeout(run: Callable[[Any], None], store: Store) -> None:
     async def main() -> None:
         connection = Connection(host=HOST, port=store.port, protocol=2)
         await connection.connect()

@@ -64,9 +64,7 @@ async def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
 
 
 @pytest.mark.faults(90)
-def test_connections_in_use_do_not_count_as_a_store_that_refuses(
-    sentinel: Sentinel, prefix: str
-) -> None:
+def test_busy_connections_are_not_a_refusing_store(sentinel: Sentinel, prefix: str) -> None:
     """The next exchange is made as soon as one is free, not refused for a tenth of a second."""
 
     async def main(url: str) -> None:
@@ -97,7 +95,7 @@ def test_connections_follow_a_failover(sentinel: Sentinel, prefix: str) -> None:
 
 
 @pytest.mark.faults(91)
-def test_sentinels_have_credentials_of_their_own(
+def test_sentinels_have_separate_credentials(
     guarded: tuple[Store, Store], colour: Colour, prefix: str
 ) -> None:
     _, watcher = guarded
@@ -115,7 +113,7 @@ def test_sentinels_have_credentials_of_their_own(
         ("?sentinel_username=who&sentinel_password=wr0ng", r"a Sentinel answers "),
     ],
 )
-def test_a_sentinel_that_refuses_the_password_is_told_at_once(
+def test_sentinel_password_error_is_raised_at_once(
     guarded: tuple[Store, Store], colour: Colour, prefix: str, query: str, says: str
 ) -> None:
     _, watcher = guarded
@@ -180,7 +178,7 @@ class Password:
         return ("primary",)
 
 
-def test_provider_of_credentials_is_asked_for_the_primary_alone(
+def test_credential_provider_is_called_for_the_primary_only(
     guarded: tuple[Store, Store], prefix: str
 ) -> None:
     url = f"redis+sentinel://{HOST}:{guarded[1].port}/main?sentinel_password=watcher"

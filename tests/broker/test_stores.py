@@ -72,7 +72,7 @@ def test_paused_store_answers_only_after_resume(binary: Binary) -> None:
 
 
 @binaries
-def test_a_taken_port_is_not_taken_for_ones_own(binary: Binary) -> None:
+def test_port_in_use_by_another_process_is_detected(binary: Binary) -> None:
     with Store(binary) as first, pytest.raises(RuntimeError, match="did not start"):
         Store(binary, port=first.port, folder=first.folder).start()
 
@@ -132,7 +132,7 @@ def test_sentinels_change_the_primary(binary: Binary, sentinels: int) -> None:
         assert client.get("key") == b"value"
 
 
-def test_waiting_returns_the_first_true_answer() -> None:
+def test_wait_returns_the_first_true_value() -> None:
     answers = iter([0, "", "yes"])
     assert wait_until(lambda: next(answers)) == "yes"
     with pytest.raises(AssertionError, match="never"):
@@ -145,7 +145,7 @@ async def unavailable() -> bool:
     return False
 
 
-async def test_waiting_without_blocking_the_loop() -> None:
+async def test_wait_does_not_block_the_loop() -> None:
     assert await wait_until_async(lambda: 1) == 1
     with pytest.raises(AssertionError, match="never"):
         await wait_until_async(unavailable, timeout=0, message="never")

@@ -130,7 +130,9 @@ def test_port_without_tls_is_an_error_at_once(colour: Colour, prefix: str) -> No
         thread.join()
 
 
-def test_a_port_that_waits_for_more_is_doubted(store: Store, colour: Colour, prefix: str) -> None:
+def test_silent_port_is_reported_as_a_possible_tls_port(
+    store: Store, colour: Colour, prefix: str
+) -> None:
     """A store takes the beginning of a TLS handshake for half a command, and says nothing."""
     url = store.url.replace("redis://", "rediss://") + "?socket_connect_timeout=0.3"
     client = colour.client(url, prefix, patience=0, read_timeout=0.3)
@@ -165,7 +167,7 @@ def test_cluster_with_untrusted_certificate_is_an_error_at_once(
         assert colour.do(client.enqueue(Task("add", [1, 2]))).created
 
 
-def test_a_store_that_asks_for_a_certificate_gets_it(
+def test_client_certificate_is_sent_to_a_store_that_requests_it(
     certificate: Path, colour: Colour, prefix: str
 ) -> None:
     port = free_port()
@@ -199,7 +201,7 @@ def test_tls_of_the_url_reaches_the_sentinels_too(
     assert colour.do(client.enqueue(Task("add", [1, 2]))).created
 
 
-def test_sentinels_have_tls_options_of_their_own(
+def test_sentinels_have_separate_tls_options(
     guarded: str, certificate: Path, other_authority: Path, colour: Colour, prefix: str
 ) -> None:
     client = colour.client(

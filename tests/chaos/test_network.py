@@ -137,7 +137,7 @@ async def live_through(error: str, store: Store, prefix: str, given: Counter[str
 
 @pytest.mark.faults(24)
 @pytest.mark.guarantee(5, 7)
-def test_each_error_that_the_store_can_answer_is_survived_at_each_script(
+def test_every_script_survives_every_store_error(
     durable: Store, prefix: str, measured: Measured
 ) -> None:
     given: Counter[str] = Counter()
@@ -189,9 +189,7 @@ class Erring:
 @pytest.mark.faults(24, 31, 32)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("colour", ["blocking", "async"])
-def test_each_script_is_called_again_after_each_error_that_passes(
-    durable: Store, colour: str
-) -> None:
+def test_every_script_is_repeated_after_a_transient_error(durable: Store, colour: str) -> None:
     async def await_all(erring: Erring) -> None:
         broker = AsyncBroker(erring.address)
         await asyncio.gather(*[broker.run(call) for call in erring.calls()])
@@ -217,9 +215,7 @@ def test_each_script_is_called_again_after_each_error_that_passes(
 @pytest.mark.faults(24, 26)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.split()[0])
-def test_who_calls_a_script_hears_at_once_of_an_error_that_stays(
-    durable: Store, error: str
-) -> None:
+def test_permanent_error_is_raised_at_once(durable: Store, error: str) -> None:
     async def main(erring: Erring) -> list[Any]:
         broker = AsyncBroker(erring.address)
         answers = await asyncio.gather(
@@ -240,7 +236,7 @@ def test_who_calls_a_script_hears_at_once_of_an_error_that_stays(
 @pytest.mark.faults(37)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_reply_reaches_another_caller_whoever_gives_up(
+def test_cancelled_caller_leaves_no_reply_to_others(
     durable: Store, proxy: Proxy, prefix: str, measured: Measured, count: int
 ) -> None:
     """Calls through a slow network are cancelled at random moments; the rest have their answers."""
@@ -286,7 +282,7 @@ def test_no_reply_reaches_another_caller_whoever_gives_up(
 @pytest.mark.faults(34, 35, 36)
 @pytest.mark.guarantee(1, 5)
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
-def test_replies_that_are_lost_repeat_nothing(
+def test_lost_replies_repeat_nothing(
     durable: Store,
     proxy: Proxy,
     prefix: str,
@@ -361,7 +357,7 @@ def test_after_a_black_hole_tasks_are_fetched_again(
 @pytest.mark.faults(38)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("block", [0.5, pytest.param(5.0, marks=pytest.mark.slow)])
-def test_a_connection_that_says_nothing_is_given_up_soon(
+def test_silent_connection_is_dropped_soon(
     durable: Store,
     proxy: Proxy,
     prefix: str,
@@ -393,7 +389,7 @@ def test_a_connection_that_says_nothing_is_given_up_soon(
 
 @pytest.mark.faults(39)
 @pytest.mark.guarantee(7)
-def test_a_link_that_is_reset_all_the_time_is_no_busy_loop(
+def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     server = launch(proxy.url, lease=10.0, sweep=5.0)
@@ -423,7 +419,7 @@ def test_a_link_that_is_reset_all_the_time_is_no_busy_loop(
 @pytest.mark.faults(39)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_resets_are_known_for_what_they_are_on_any_loop(
+def test_connection_resets_are_recognised_on_every_loop(
     proxy: Proxy, prefix: str, measured: Measured, loop: str
 ) -> None:
     """A connection may be reset between its check and the write, which each event loop reports
@@ -458,7 +454,7 @@ def test_resets_are_known_for_what_they_are_on_any_loop(
 
 @pytest.mark.faults(41)
 @pytest.mark.guarantee(5)
-def test_a_slow_network_has_no_effect_but_slowness(
+def test_slow_network_only_slows_tasks_down(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """A round trip takes 100 to 500 ms."""
@@ -479,7 +475,7 @@ def test_a_slow_network_has_no_effect_but_slowness(
 
 @pytest.mark.faults(42)
 @pytest.mark.guarantee(7)
-def test_what_is_only_a_hint_may_be_lost(
+def test_lost_hints_lose_no_task(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """Orders to servers and messages about results are lost, and both are still noticed."""
@@ -514,7 +510,7 @@ def test_what_is_only_a_hint_may_be_lost(
 
 @pytest.mark.faults(42)
 @pytest.mark.guarantee(7)
-async def test_subscriptions_that_are_closed_all_the_time(durable: Store, prefix: str) -> None:
+async def test_tasks_complete_while_subscriptions_are_closed(durable: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("slow")
@@ -544,7 +540,7 @@ CLIENTS, SERVERS = 200, 20
 
 @pytest.mark.faults(43)
 @pytest.mark.guarantee(7)
-async def test_many_come_back_at_once_and_idle_quietly(
+async def test_many_clients_reconnect_at_once_and_stay_quiet(
     durable: Store, prefix: str, measured: Measured
 ) -> None:
     mux, started = Mux(), {}

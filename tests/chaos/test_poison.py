@@ -24,7 +24,7 @@ ROUNDS = 3
 @pytest.mark.faults(7)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("poisons", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_the_others_keep_half_of_their_throughput_while_processes_are_killed(
+def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
     valkey: Store, prefix: str, tmp_path: Path, measured: Measured, poisons: int
 ) -> None:
     """Measured from the first poison on, one every three seconds, each of them dead in the end."""

@@ -35,7 +35,7 @@ def connected(proxy: Proxy, **options: Any) -> redis.Redis:
     return redis.Redis(host=HOST, port=proxy.port, **options)
 
 
-def test_a_stream_is_cut_into_frames_wherever_it_is_broken() -> None:
+def test_stream_is_cut_into_frames_at_any_break() -> None:
     frames = [
         b"+OK\r\n", b":1\r\n", b"-ERR no\r\n", b"$-1\r\n", b"$0\r\n\r\n", b"$4\r\n\r\n*3\r\n",
         b"*-1\r\n", b"*0\r\n", b"*2\r\n*1\r\n$1\r\na\r\n:5\r\n", b"*1\r\n$3\r\n$1\r\r\n",
@@ -52,7 +52,7 @@ def test_a_stream_is_cut_into_frames_wherever_it_is_broken() -> None:
         assert cutter.rest() == b""
 
 
-def test_it_passes_on_commands_replies_and_messages(proxy: Proxy, client: redis.Redis) -> None:
+def test_proxy_forwards_commands_replies_and_messages(proxy: Proxy, client: redis.Redis) -> None:
     large = random.Random(2).randbytes(1 << 20)
     client.set("large", large)
     assert client.get("large") == large
@@ -68,9 +68,7 @@ def test_it_passes_on_commands_replies_and_messages(proxy: Proxy, client: redis.
     assert client.blpop(["nothing"], timeout=0.01) is None
 
 
-def test_errors_take_the_places_of_some_replies_and_of_no_others(
-    proxy: Proxy, client: redis.Redis
-) -> None:
+def test_planned_errors_replace_only_their_replies(proxy: Proxy, client: redis.Redis) -> None:
     client.ping()
     answer = proxy.answer("BUSY try later", share=0.3)
     for _ in range(20):
@@ -91,7 +89,7 @@ def test_errors_take_the_places_of_some_replies_and_of_no_others(
     client.set("a", 1)
 
 
-def test_a_lost_reply_is_that_of_a_command_that_was_carried_out(
+def test_command_with_a_lost_reply_was_executed(
     valkey: Store, proxy: Proxy, client: redis.Redis
 ) -> None:
     client.ping()
@@ -113,7 +111,7 @@ def test_a_lost_reply_is_that_of_a_command_that_was_carried_out(
         assert valkey.command("GET", "n") == b"2"
 
 
-def test_a_delay_is_kept_and_can_be_lifted(proxy: Proxy, client: redis.Redis) -> None:
+def test_delay_applies_until_it_is_lifted(proxy: Proxy, client: redis.Redis) -> None:
     client.ping()
     proxy.up.delay = proxy.down.delay = 0.05
     began = time.monotonic()
@@ -151,7 +149,7 @@ def test_a_black_hole_holds_everything(proxy: Proxy, forget: bool) -> None:
         assert before.ping(), "a new connection passes"
 
 
-def test_connections_are_reset_closed_by_half_and_refused(proxy: Proxy) -> None:
+def test_connections_are_reset_half_closed_and_refused(proxy: Proxy) -> None:
     def opened() -> socket.socket:
         connection = socket.create_connection((HOST, proxy.port), timeout=5)
         connection.sendall(b"*1\r\n$4\r\nPING\r\n")

@@ -121,7 +121,7 @@ ROUNDS = [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.mark.faults(21)
 @pytest.mark.guarantee(1, 2)
 @pytest.mark.parametrize("failovers", ROUNDS)
-def test_what_was_confirmed_is_never_lost_in_a_failover(
+def test_confirmed_tasks_survive_a_failover(
     pair: Pair, prefix: str, measured: Measured, failovers: int
 ) -> None:
     """The link is cut, enqueues go on, and then the primary is killed and the replica promoted."""
@@ -170,7 +170,7 @@ def test_what_was_confirmed_is_never_lost_in_a_failover(
 @pytest.mark.faults(22)
 @pytest.mark.guarantee(1, 2, 5)
 @pytest.mark.parametrize("failovers", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_failover_that_forgets_ends_lets_tasks_run_again_under_their_ids(
+def test_failover_that_loses_completions_repeats_tasks_under_their_ids(
     pair: Pair,
     prefix: str,
     launch: Launch,
@@ -213,7 +213,7 @@ def test_a_failover_that_forgets_ends_lets_tasks_run_again_under_their_ids(
 @pytest.mark.faults(23)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("demotions", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_primary_that_became_a_replica_is_left_within_five_seconds(
+def test_clients_leave_a_demoted_primary_within_five_seconds(
     pair: Pair,
     prefix: str,
     launch: Launch,

@@ -30,7 +30,7 @@ LEASE_S, SWEEP_S = 1.0, 0.2
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(1, 7)
 @pytest.mark.parametrize("restarts", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_store_that_comes_back_is_worked_on_within_two_seconds(
+def test_tasks_run_within_two_seconds_of_a_store_restart(
     durable: Store,
     prefix: str,
     launch: Launch,
@@ -71,7 +71,7 @@ def copied(store: Store, folder: Path) -> Path:
 @pytest.mark.faults(19)
 @pytest.mark.guarantee(2)
 @pytest.mark.parametrize("cuts", [25, pytest.param(500, marks=pytest.mark.slow)])
-def test_whatever_end_of_the_file_is_lost_the_rest_is_sound(
+def test_truncated_append_only_file_leaves_sound_data(
     prefix: str,
     tmp_path: Path,
     launch: Launch,
@@ -127,7 +127,7 @@ def test_whatever_end_of_the_file_is_lost_the_rest_is_sound(
 
 @pytest.mark.faults(20)
 @pytest.mark.guarantee(2)
-def test_an_old_copy_of_the_store_is_worked_off(
+def test_old_copy_of_the_store_is_drained(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """The store is restored to an earlier state: old leases have expired, and settlements find no
@@ -189,7 +189,7 @@ FLUSHES_A_S = 50.0
 @pytest.mark.faults(25)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("flushes", [100, pytest.param(1500, marks=pytest.mark.slow)])
-def test_a_store_that_forgets_its_scripts_all_the_time(
+def test_tasks_complete_while_scripts_are_flushed(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
     """Up to 50 times a second, between the calls of clients and of a server of two queues."""
@@ -224,7 +224,7 @@ def test_a_store_that_forgets_its_scripts_all_the_time(
 
 @pytest.mark.faults(31)
 @pytest.mark.guarantee(1, 7)
-def test_connections_that_are_closed_all_the_time(
+def test_tasks_complete_while_connections_are_closed(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     server = launch(durable.url, concurrency=20, lease=10.0)
@@ -248,7 +248,7 @@ def test_connections_that_are_closed_all_the_time(
 
 @pytest.mark.faults(26)
 @pytest.mark.guarantee(7)
-def test_a_full_store_is_worked_off_and_then_takes_tasks_again(
+def test_full_store_drains_and_then_accepts_tasks(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     big = {"big": "x" * 4000}
@@ -285,7 +285,7 @@ def test_a_full_store_is_worked_off_and_then_takes_tasks_again(
 @pytest.mark.faults(28)
 @pytest.mark.guarantee(3)
 @pytest.mark.parametrize("share", [pytest.param(0.6, marks=pytest.mark.slow), 0.9])
-def test_a_store_that_stands_still_for_less_than_a_lease(
+def test_pause_of_the_store_shorter_than_a_lease_repeats_nothing(
     durable: Store, prefix: str, launch: Launch, history: History, share: float
 ) -> None:
     """A lease that was just renewed outlasts 0.9 of its time, and any lease 0.6 of it."""
@@ -306,7 +306,7 @@ def test_a_store_that_stands_still_for_less_than_a_lease(
 
 @pytest.mark.faults(28)
 @pytest.mark.guarantee(3)
-def test_a_store_that_stands_still_for_longer_than_a_lease(
+def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """A server that renews too late has lost its tasks, learns that, and changes nothing."""
@@ -344,7 +344,7 @@ def leases(store: Store, prefix: str) -> dict[bytes, float]:
 
 @pytest.mark.faults(2)
 @pytest.mark.guarantee(4)
-def test_when_all_servers_died_the_next_one_takes_over(
+def test_next_server_takes_over_after_all_died(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     dying = [launch(durable.url, server_id=f"dying-{n}", concurrency=10) for n in range(2)]
@@ -366,7 +366,7 @@ def test_when_all_servers_died_the_next_one_takes_over(
 @pytest.mark.faults(1, 64)
 @pytest.mark.guarantee(1, 5)
 @pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
-def test_due_tasks_survive_that_whoever_moves_them_is_killed(
+def test_due_tasks_survive_a_kill_during_promotion(
     durable: Store,
     prefix: str,
     launch: Launch,

@@ -255,7 +255,7 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
 ]
 
 
-def test_nothing_is_wrong_with_a_sound_run() -> None:
+def test_sound_run_has_no_finding() -> None:
     evidence = sound()
     assert judge(evidence) == []
     assert reasons_of(evidence) == {"failed": 2, "crashed": 4, "handed back": 1}

@@ -75,7 +75,7 @@ def test_every_command_takes_store_and_prefix_from_the_app(
             assert ran.code == 0, ran.err
 
 
-def test_options_outweigh_the_app(live: Live, shop: str, valkey: Store) -> None:
+def test_options_override_the_app(live: Live, shop: str, valkey: Store) -> None:
     live.enqueue(Task("send", id="a", delay=600))
     assert qsync("task", "show", "a", "--app", shop, "--prefix", "other").code == 1
     ran = qsync("stats", "--app", shop, "--url", "redis://127.0.0.1:1")
@@ -88,14 +88,14 @@ def test_options_outweigh_the_app(live: Live, shop: str, valkey: Store) -> None:
     [("nope:app", "module 'nope' was not found"), ("json:dumps", "needs arguments"),
      ("json", "MODULE:APP")],
 )  # fmt: skip
-def test_app_that_cannot_be_had_is_said_in_a_line(target: str, part: str) -> None:
+def test_app_that_cannot_be_loaded_is_reported_in_one_line(target: str, part: str) -> None:
     ran = qsync("stats", "--app", target)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert part in ran.err
     assert f"--app {target}" in ran.err
 
 
-def test_acl_and_dashboard_know_the_app(shop: str, prefix: str) -> None:
+def test_acl_and_dashboard_use_the_app(shop: str, prefix: str) -> None:
     assert f"~{{{prefix}:*}}:*" in qsync("acl", "client", "--app", shop).out
     ran = qsync("dashboard", "--app", shop, "--host", "0.0.0.0")  # noqa: S104 - it is refused
     assert "QSYNC_DASHBOARD_TOKEN" in ran.err
@@ -128,7 +128,7 @@ def test_enqueued_task_runs_as_if_its_function_had_enqueued_it(live: Live) -> No
     wait_until(lambda: got == [(7, True)])
 
 
-def test_with_the_app_arguments_are_checked_and_its_options_hold(live: Live, shop: str) -> None:
+def test_app_checks_arguments_and_applies_its_options(live: Live, shop: str) -> None:
     ran = live.ok("task", "enqueue", "send", "--json", "[7]", "--app", shop, "--id", "a")
     assert ran.out == "a in queue lower\n"
     [row] = live.ok("task", "list", "--json").json["tasks"]
@@ -144,15 +144,13 @@ def test_with_the_app_arguments_are_checked_and_its_options_hold(live: Live, sho
 
 
 @pytest.mark.parametrize("text", ["{invoice: 7}", "{'invoice': 7}", "", "7 8", "[" * 100_000])
-def test_text_that_is_no_json_is_refused(live: Live, text: str) -> None:
+def test_invalid_json_is_refused(live: Live, text: str) -> None:
     said = live.refused("task", "enqueue", "send", "--json", text, code=2)
     assert "--json: not JSON" in said
     assert ("need double quotes: '{\"customer\": 7}'" in said) == text.startswith("{")
 
 
-def test_where_there_is_no_queue_the_prefixes_that_exist_are_named(
-    valkey: Store, prefix: str
-) -> None:
+def test_missing_queue_error_names_existing_prefixes(valkey: Store, prefix: str) -> None:
     with valkey.client() as client:
         client.sadd(GlobalKeys(f"{prefix}-shop").queues, "default")
         client.sadd("not a prefix:queues", "default")

@@ -21,7 +21,7 @@ QUEUES = ("default", "mail", "lower")
 """They lie on more than one node."""
 
 
-def test_a_worker_on_a_cluster_is_watched_scaled_and_worked_with(
+def test_worker_on_a_cluster_is_shown_scaled_and_changed(
     tmp_path: Path, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker process dies and its task runs again, as the operator's commands show."""
@@ -58,7 +58,7 @@ def test_a_worker_on_a_cluster_is_watched_scaled_and_worked_with(
         assert queues["default"]["counters"]["cancelled"] == 1
 
 
-def test_a_dashboard_of_a_cluster(tmp_path: Path, cluster: Cluster, prefix: str) -> None:
+def test_dashboard_shows_a_cluster(tmp_path: Path, cluster: Cluster, prefix: str) -> None:
     environment = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     with running("--port", "0", "--allow-actions", folder=tmp_path, **environment) as it:
         for path in ("/", "/queues", "/tasks", "/dead", "/servers", "/schedules"):
@@ -73,7 +73,7 @@ def test_a_dashboard_of_a_cluster(tmp_path: Path, cluster: Cluster, prefix: str)
         assert it.stop() == ""
 
 
-def test_a_cluster_is_examined_by_the_command(cluster: Cluster) -> None:
+def test_doctor_command_examines_a_cluster(cluster: Cluster) -> None:
     told = qsync("doctor", "--json", env={"QSYNC_URL": cluster.url})
     assert told.code == 1, "nothing is kept on disk by these nodes"
     assert {one["node"] for one in told.json} == {

@@ -58,7 +58,7 @@ def test_limit_is_set_shown_and_reset(live: Live) -> None:
         (["set", "customer", "--concurrency", "1", "--queue", "mial"], 1, "mial"),
     ],
 )
-def test_mistakes_are_told_in_a_line(
+def test_wrong_arguments_are_reported_in_one_line(
     live: Live, arguments: list[str], code: int, message: str
 ) -> None:
     live.enqueue(Task("note", delay=3600))

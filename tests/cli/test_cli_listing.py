@@ -41,7 +41,7 @@ def test_a_list_of_tasks_has_five_formats(live: Live) -> None:
     assert "exclude each other" in live.refused("task", "list", "--json", "-o", "csv", code=2)
 
 
-def test_a_page_of_lines_says_how_to_go_on(live: Live) -> None:
+def test_page_of_lines_prints_the_next_cursor(live: Live) -> None:
     live.enqueue(*[Task("note")] * 3)
     for format in ("jsonl", "csv"):
         page = live.ok("task", "list", "-n", "2", "-o", format)
@@ -51,7 +51,7 @@ def test_a_page_of_lines_says_how_to_go_on(live: Live) -> None:
         assert rest.err == ""
 
 
-def test_cells_of_csv_are_no_formulas_and_control_no_terminal(live: Live) -> None:
+def test_csv_cells_contain_no_formula_and_no_control_character(live: Live) -> None:
     live.serve()
     [dead] = live.enqueue(Task("bill", b"7", retry=0))
     live.reaches(dead, "dead")
@@ -63,7 +63,7 @@ def test_cells_of_csv_are_no_formulas_and_control_no_terminal(live: Live) -> Non
     assert "\x1b" not in out
 
 
-def test_maps_become_columns(live: Live) -> None:
+def test_maps_become_csv_columns(live: Live) -> None:
     live.enqueue(Task("note"), Task("note", delay=60))
     [row] = csv.DictReader(io.StringIO(live.ok("queue", "list", "-o", "csv").out))
     assert (row["name"], row["states.pending"], row["states.scheduled"]) == ("default", "1", "1")
@@ -71,7 +71,7 @@ def test_maps_become_columns(live: Live) -> None:
     assert row["counters.enqueued"] == "2"
 
 
-def test_an_empty_list_prints_nothing_that_a_program_has_to_skip(live: Live) -> None:
+def test_empty_list_prints_no_line_in_machine_formats(live: Live) -> None:
     for words in (["task", "list"], ["queue", "list"], ["server", "list"], ["schedule", "list"]):
         for format in ("jsonl", "csv"):
             assert live.ok(*words, "-o", format).out == ""
@@ -189,11 +189,13 @@ def test_a_dry_run_of_ids_changes_nothing(live: Live) -> None:
         (["cancel", "--state", "dead", "--all"], "such tasks cannot be cancelled"),
     ],
 )
-def test_what_does_not_say_which_tasks_is_refused(live: Live, words: list[str], said: str) -> None:
+def test_bulk_change_without_a_selection_is_refused(
+    live: Live, words: list[str], said: str
+) -> None:
     assert said in live.refused("task", *words, code=2)
 
 
-def test_nouns_have_plurals_and_retry_its_old_name(live: Live) -> None:
+def test_nouns_have_plural_aliases_and_retry_has_its_old_name(live: Live) -> None:
     [id] = live.enqueue(Task("note", delay=60))
     assert live.ok("tasks", "list").out
     assert live.ok("queues", "list").out

@@ -25,7 +25,7 @@ def running(live: Live, *ids: str) -> None:
     wait_until(lambda: sorted(live.began) == sorted(ids))
 
 
-def test_servers_and_what_they_run(live: Live) -> None:
+def test_servers_are_listed_with_their_running_tasks(live: Live) -> None:
     assert "qsync worker MODULE:APP" in live.ok("servers").out
     assert live.ok("servers", "list", "--json").json == []
     one = live.serve(concurrency=7)
@@ -48,7 +48,7 @@ def test_servers_and_what_they_run(live: Live) -> None:
     assert found[two.id]["queues"] == {"more": 1, "other": 3}
 
 
-def test_a_server_is_told_to_be_quiet_and_one_to_stop(live: Live) -> None:
+def test_one_server_is_drained_and_another_stopped(live: Live) -> None:
     one, two = live.serve(), live.serve()
     assert live.ok("servers", "quiet", one.id).out == f"{one.id}: request sent\n"
     wait_until(lambda: "quiet: default" in live.ok("servers").out)
@@ -102,7 +102,7 @@ def test_a_schedule_is_triggered_paused_and_resumed(nightly: Live) -> None:
     assert "it is not paused" in live.refused("schedule", "resume", "night")
 
 
-def test_what_cannot_be_done_with_a_schedule(nightly: Live) -> None:
+def test_impossible_actions_on_a_schedule_are_refused(nightly: Live) -> None:
     live = nightly
     assert "did you mean night?" in live.refused("schedule", "trigger", "nihgt")
     assert "there is no schedule night" in live.refused(
@@ -114,7 +114,7 @@ def test_what_cannot_be_done_with_a_schedule(nightly: Live) -> None:
     assert live.do(live.inspector.schedule("night", queue="other"))
 
 
-def test_figures(live: Live) -> None:
+def test_stats_show_the_figures_of_each_queue(live: Live) -> None:
     assert "There is no queue yet." in live.ok("stats").out
     live.serve(queues={"default": 1, "other": 1})
     done = live.enqueue(*(Task("note", id=f"n{n}", retention=60) for n in range(5)))
@@ -148,7 +148,7 @@ def test_figures(live: Live) -> None:
     assert live.run("stats", "--days", "91").code == 2
 
 
-def test_a_frame_of_top(live: Live) -> None:
+def test_top_draws_a_frame(live: Live) -> None:
     shown = live.ok("top", "--once").out
     assert "no queues yet" in shown
     assert "no servers" in shown
@@ -219,7 +219,7 @@ def test_schedule_in_the_store_is_put_shown_changed_and_deleted(nightly: Live) -
     assert "there is no schedule report-42" in live.refused("schedule", "show", "report-42")
 
 
-def test_schedule_that_cannot_be_put_says_why(nightly: Live) -> None:
+def test_invalid_schedule_is_refused_with_a_reason(nightly: Live) -> None:
     live = nightly
     for options, text in (
         (["--cron", "61 * * * *"], "cron='61 * * * *'"),

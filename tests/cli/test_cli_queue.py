@@ -69,7 +69,7 @@ def test_servers_are_listed_and_stopped(live: Live) -> None:
     live.reaches(id, None)
 
 
-def test_mistakes_are_told_in_a_line(live: Live) -> None:
+def test_wrong_arguments_are_reported_in_one_line(live: Live) -> None:
     live.enqueue(Task("note"))
     assert "default" in live.refused("queue", "pause", "defualt")
     refused = qsync("stats", "--url", "redis://127.0.0.1:1")
@@ -78,7 +78,7 @@ def test_mistakes_are_told_in_a_line(live: Live) -> None:
     assert qsync("stats").code == 2
 
 
-def test_the_reference_is_what_the_commands_are() -> None:
+def test_cli_reference_matches_the_commands() -> None:
     page = cli_reference.PAGE.read_text()
     assert page == cli_reference.generated(page)
 
@@ -126,7 +126,7 @@ def test_weights_of_fairness_keys_are_set_listed_and_reset(live: Live) -> None:
     live.refused("fairness", "reset", "acme", code=1)
 
 
-def test_runs_of_a_schedule_are_listed_and_made_up_for(live: Live) -> None:
+def test_runs_of_a_schedule_are_listed_and_backfilled(live: Live) -> None:
     live.ok("schedule", "put", "nightly", "note", "--cron", "0 3 * * *", "--tz", "Asia/Tokyo")
     assert "No runs are noted" in live.ok("schedule", "history", "nightly").out
     words = ["schedule", "backfill", "nightly", "--from", "2026-01-01T00:00+09:00"]

@@ -62,7 +62,7 @@ def test_three_commands_for_a_dead_task(live: Live) -> None:
     assert [live.state(other) for other in (ids[0], ids[2])] == ["dead", "dead"]
 
 
-def test_many_dead_tasks(live: Live) -> None:
+def test_many_dead_tasks_are_retried_in_batches(live: Live) -> None:
     live.serve()
     ids = live.enqueue(
         *(bill(str(customer)) for customer in range(20)),
@@ -91,7 +91,7 @@ def test_many_dead_tasks(live: Live) -> None:
     assert live.ok("dead", "list").out == "No tasks match (searched 0).\n"
 
 
-def test_all_that_wait_are_run_once_the_provider_is_back(live: Live) -> None:
+def test_all_waiting_tasks_are_run_at_once(live: Live) -> None:
     live.serve()
     ids = live.enqueue(*(bill(str(n), retry=1, retry_delay=600) for n in range(12)))
     [later] = live.enqueue(Task("note", delay=600, retention=600))
@@ -118,7 +118,7 @@ def test_all_that_wait_are_run_once_the_provider_is_back(live: Live) -> None:
     assert "use scheduled or retry" in said
 
 
-def test_a_dead_task_whose_lock_another_has_stays_dead(live: Live) -> None:
+def test_dead_task_stays_dead_while_another_task_holds_its_lock(live: Live) -> None:
     server = live.serve()
     [dead] = live.enqueue(bill("1", unique=True))
     live.reaches(dead, "dead")
@@ -249,7 +249,7 @@ def test_a_payload_is_edited_and_a_task_copied(live: Live) -> None:
         assert said in live.refused("task", "edit", *words, code=2)
 
 
-def test_waiting_tasks(live: Live) -> None:
+def test_waiting_tasks_are_listed(live: Live) -> None:
     live.enqueue(Task("note", id="a"), Task("note", id="b"), Task("note", id="c", delay=600))
     told = live.ok("task", "explain", "b").out
     assert told.startswith("Waiting: 2nd of 2. No running server takes tasks from queue default.")
@@ -267,7 +267,7 @@ def test_waiting_tasks(live: Live) -> None:
     assert "there is no task nothere in any queue" in both.err
 
 
-def test_an_id_in_two_queues(live: Live) -> None:
+def test_id_in_two_queues_needs_the_queue(live: Live) -> None:
     live.enqueue(Task("note", id="x"), Task("note", id="x", queue="other"))
     for words in (["show", "x"], ["explain", "x"]):
         assert "choose one with --queue" in live.refused("task", *words, code=2)
@@ -290,7 +290,7 @@ def test_id_that_begins_with_a_dash_is_accepted_after_two_dashes(live: Live) -> 
     )
 
 
-def test_a_payload(live: Live) -> None:
+def test_payload_is_shown(live: Live) -> None:
     live.enqueue(
         Task("note", {"to": "ann", "n": [1, 2]}, id="value"),
         Task("note", bytes(range(256)), id="bytes"),
@@ -311,7 +311,7 @@ def test_a_payload(live: Live) -> None:
     )
 
 
-def test_more_than_a_step_of_dead_tasks(live: Live) -> None:
+def test_more_dead_tasks_than_one_batch_are_changed(live: Live) -> None:
 
     async def die() -> None:
         async with bed(live.url, live.prefix) as made:

@@ -127,7 +127,7 @@ QUESTIONS: Final = {
 
 
 @pytest.mark.parametrize(("words", "question"), QUESTIONS.values(), ids=QUESTIONS)
-def test_what_destroys_asks_first(
+def test_destructive_command_asks_first(
     valkey: Store, prefix: str, words: list[str], question: str
 ) -> None:
     with living(valkey.url, prefix) as live:
@@ -172,7 +172,7 @@ def test_top_follows_until_q_is_pressed(live: Live) -> None:
         assert "Traceback" not in terminal.seen
 
 
-def test_top_outlives_the_store(own_store: Store, prefix: str) -> None:
+def test_top_continues_after_an_outage_of_the_store(own_store: Store, prefix: str) -> None:
     with living(own_store.url, prefix) as live:
         live.enqueue(*[Task("note")] * 5)
         with Terminal(live, "top", "--interval", "0.2") as terminal:
@@ -186,7 +186,7 @@ def test_top_outlives_the_store(own_store: Store, prefix: str) -> None:
             assert terminal.ends() == 0
 
 
-def test_colours_are_for_terminals_alone(live: Live) -> None:
+def test_colours_are_printed_to_terminals_only(live: Live) -> None:
     dead(live)
     with Terminal(live, "queue", "list") as terminal:
         assert terminal.ends() == 0
@@ -241,13 +241,13 @@ async def _night() -> None: ...
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_is_taught(shell: str) -> None:
+def test_completion_is_installed_for_each_shell(shell: str) -> None:
     asked = {**os.environ, "_QSYNC_COMPLETE": f"source_{shell}"}
     shown = subprocess.run([QSYNC], env=asked, capture_output=True, text=True, check=True).stdout
     assert f"_QSYNC_COMPLETE=complete_{shell}" in shown
 
 
-def test_without_a_store_nothing_is_completed_and_nothing_said(cluster: Cluster) -> None:
+def test_completion_without_a_store_prints_nothing(cluster: Cluster) -> None:
     with living(cluster.url, "none") as live:
         live.url = "redis://127.0.0.1:1"
         started = time.monotonic()

@@ -158,7 +158,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
 
 @on_linux
 @needs_embedded
-def test_nothing_outlives_a_demo_that_is_killed(tmp_path: Path) -> None:
+def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         wait_until(lambda: history_began(tmp_path), timeout=120)
         process.kill()
@@ -208,7 +208,7 @@ def test_worker_serves_the_kinds_and_queues_of_the_tasks(tasks: Any) -> None:
 # The history.
 
 
-def test_history_is_read_as_it_grows_and_by_whole_lines(tmp_path: Path) -> None:
+def test_history_is_read_by_complete_lines_while_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "history-7"
     history = History(tmp_path)
     path.write_text("start 2000000000 a hash\ndone 25")
@@ -382,7 +382,7 @@ def printed(summary: Summary) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def test_account_of_a_run_in_which_all_is_well(tmp_path: Path) -> None:
+def test_account_of_a_sound_run_has_no_finding(tmp_path: Path) -> None:
     summary = World(tmp_path).summary()
     assert wrong(summary) == set()
     assert summary.ok

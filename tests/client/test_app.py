@@ -67,7 +67,7 @@ async def nothing_async() -> None: ...
 # The face.
 
 
-def test_the_face_is_what_it_says() -> None:
+def test_public_names_match_all() -> None:
     """All names of `__all__` are there, in order, and no other public one."""
     assert qsync.__all__ == sorted(qsync.__all__, key=lambda name: (not name.isupper(), name))
     for name in qsync.__all__:
@@ -77,7 +77,7 @@ def test_the_face_is_what_it_says() -> None:
     assert public - modules == set(qsync.__all__) - {"__version__"}
 
 
-def test_all_errors_are_on_the_face() -> None:
+def test_all_errors_are_public() -> None:
     errors = {
         name
         for name, value in vars(qsync.errors).items()
@@ -131,7 +131,7 @@ import {module}
 # Where the store is.
 
 
-def test_without_a_url_the_choices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_url_error_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that lost its variable must not get a store of its own."""
     monkeypatch.delenv("QSYNC_URL", raising=False)
     for value in ("", None):
@@ -157,7 +157,7 @@ def test_url_and_prefix_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("url", ["http://x", "localhost:6379", "redis://h/x?no=1", 5])
-def test_what_is_no_store_is_refused(url: Any) -> None:
+def test_invalid_store_is_refused(url: Any) -> None:
     with pytest.raises(ConfigError, match="url"):
         Qsync(url)
 
@@ -180,7 +180,7 @@ def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], says: str)
         Qsync(URL, **settings)
 
 
-def test_the_options_of_a_server_are_typed_as_its_config() -> None:
+def test_server_options_have_the_types_of_config() -> None:
     """`app.server(...)` names each option for type checkers, with the type that Config has."""
     fields, options = get_type_hints(Config), get_type_hints(ServerOptions)
     assert list(options) == list(Config.__dataclass_fields__)
@@ -190,12 +190,12 @@ def test_the_options_of_a_server_are_typed_as_its_config() -> None:
     assert options == fields
 
 
-def test_no_password_is_shown() -> None:
+def test_password_is_never_shown() -> None:
     app = Qsync("redis+sentinel://me:hunter2@h:1/name")
     assert "hunter2" not in repr(app) + repr(app.client()) + repr(app.server())
 
 
-def test_making_things_does_no_io() -> None:
+def test_constructors_do_no_io() -> None:
     """An app, its tasks and its clients are made without a store."""
     with Qsync(f"redis://127.0.0.1:{free_port()}", patience=0) as app:
 
@@ -207,7 +207,7 @@ def test_making_things_does_no_io() -> None:
         app.server()
 
 
-def test_patience_is_how_long_an_unreachable_store_is_tried() -> None:
+def test_unreachable_store_is_tried_for_the_patience() -> None:
     url = f"redis://127.0.0.1:{free_port()}"
     began = time.monotonic()
     with Qsync(url, patience=0) as app, app.client() as client:
@@ -287,7 +287,7 @@ def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: 
 
 @needs_valkey
 @pytest.mark.parametrize("kind", [Cluster, Sentinel])
-def test_an_app_on_other_kinds_of_stores(kind: Callable[[], Any], prefix: str) -> None:
+def test_app_works_on_cluster_and_sentinel(kind: Callable[[], Any], prefix: str) -> None:
     """A cluster and Sentinels: by URL and by a client that was made for them."""
     with kind() as stores:
 
@@ -434,7 +434,7 @@ async def test_a_payload_that_does_not_fit_is_dead_at_once(store: Store, prefix:
         assert (await handle.info()).attempt == 1
 
 
-def test_middleware_of_a_task_is_around_it(store: Store, prefix: str) -> None:
+def test_middleware_of_a_task_wraps_its_run(store: Store, prefix: str) -> None:
     app = Qsync(store.url, prefix=prefix)
     seen = []
 
@@ -606,12 +606,12 @@ class Callable_:
         (5, "is not a plain function"),
     ],
 )
-def test_what_is_no_plain_function_is_refused(thing: Any, says: str) -> None:
+def test_non_function_is_refused_as_a_task(thing: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         Qsync(URL).task()(thing)
 
 
-def test_a_name_is_taken_once() -> None:
+def test_task_name_can_be_registered_once() -> None:
     app = Qsync(URL)
     app.task("one")(nothing)
     with pytest.raises(ConfigError, match="'one' already has a handler: nothing"):
@@ -724,7 +724,7 @@ def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str)
 # Two colours.
 
 
-def test_each_colour_names_the_other_where_it_cannot_be() -> None:
+def test_sync_and_async_errors_name_each_other() -> None:
     """The error comes at the call, not at the await: a silently lost task would be worst."""
     app = Qsync(URL)
 
@@ -886,7 +886,7 @@ def test_a_forked_child_enqueues_on_connections_of_its_own(store: Store, prefix:
             assert client.hlen(f"{{{prefix}:default}}:tasks") == 401
 
 
-def test_clients_are_new_ones(store: Store, prefix: str) -> None:
+def test_app_creates_a_new_client_per_call(store: Store, prefix: str) -> None:
     with Qsync(store.url, prefix=prefix) as app:
         with app.client() as one, app.client() as two:
             assert isinstance(one, Client)
@@ -1007,7 +1007,7 @@ def test_a_periodic_function_needs_no_arguments() -> None:
         Qsync(URL).periodic(every=5)(task)
 
 
-def test_option_of_no_app_is_refused_before_the_url_is_missed() -> None:
+def test_unknown_option_is_refused_before_a_missing_url() -> None:
     make: Any = Qsync
     with pytest.raises(
         ConfigError, match=r"^retention: an option of tasks; .*@app.task\(retention="

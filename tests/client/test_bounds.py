@@ -119,7 +119,7 @@ def test_a_blocking_bulk_goes_up_to_the_bound(valkey: Store, prefix: str) -> Non
             client.enqueue(Task("x"))
 
 
-def test_callers_that_share_a_call_get_what_fits(valkey: Store, prefix: str) -> None:
+def test_callers_that_share_a_call_share_the_room(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with desk(valkey.url, prefix) as made:
             await bounded(made, max_tasks=8)
@@ -170,7 +170,7 @@ def test_a_tick_waits_for_room_and_is_not_lost(
     asyncio.run(main())
 
 
-def test_an_operator_stands_above_the_program(valkey: Store, prefix: str) -> None:
+def test_bounds_of_an_operator_override_the_program(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with desk(valkey.url, prefix) as made:
             inspector = made.inspector
@@ -202,7 +202,7 @@ def test_explain_says_that_the_queue_is_full(valkey: Store, prefix: str) -> None
     asyncio.run(main())
 
 
-def test_an_audit_finds_wrong_bytes_and_a_repair_counts_again(valkey: Store, prefix: str) -> None:
+def test_audit_finds_wrong_bytes_and_repair_recounts(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with desk(valkey.url, prefix) as made:
             await bounded(made, max_bytes=10_000)

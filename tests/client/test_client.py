@@ -75,7 +75,7 @@ def now_us(store: Store) -> int:
 
 
 @pytest.mark.parametrize(("blocking", "awaited"), [(Client, AsyncClient), (Handle, AsyncHandle)])
-def test_the_two_colours_have_the_same_names_signatures_and_docstrings(
+def test_both_clients_have_the_same_names_signatures_and_docstrings(
     blocking: type, awaited: type
 ) -> None:
     renamed = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
@@ -117,18 +117,14 @@ def test_an_enqueued_task_is_in_the_store(
         assert redis.smembers(hand.globals.queues) == {b"default"}
 
 
-def test_a_queue_given_to_enqueue_takes_the_place_of_the_tasks_own(
-    colour: Colour, client: Any
-) -> None:
+def test_queue_of_enqueue_overrides_the_queue_of_the_task(colour: Colour, client: Any) -> None:
     handle = colour.do(client.enqueue(Task("t", queue="low"), queue="high"))
     assert handle.queue == "high"
     assert colour.do(handle.info()).queue == "high"
 
 
 @pytest.mark.parametrize("thing", ["t", b"secret", None, {"type": "t"}])
-def test_what_is_no_task_is_refused_by_its_type_alone(
-    colour: Colour, client: Any, thing: Any
-) -> None:
+def test_non_task_is_refused_by_its_type(colour: Colour, client: Any, thing: Any) -> None:
     kind = type(thing).__name__
     with pytest.raises(InvalidTask, match=rf"^task: {kind} is not a Task; give Task\(type") as one:
         colour.do(client.enqueue(thing))
@@ -173,7 +169,7 @@ def test_a_wrong_option_is_refused_when_the_task_is_made(
 
 @pytest.mark.faults(59, 60)
 @pytest.mark.guarantee(8)
-def test_what_is_wrong_with_a_payload_or_a_queue_is_said_at_once(
+def test_wrong_payload_or_queue_is_reported_at_once(
     colour: Colour, store: Store, prefix: str
 ) -> None:
     client = colour.client(store.url, prefix, payload_limit=10)
@@ -216,7 +212,7 @@ def test_a_wrong_prefix_is_refused(colour: Colour, store: Store) -> None:
 # duplicates
 
 
-def test_an_id_is_taken_once_in_a_queue(colour: Colour, client: Any) -> None:
+def test_id_can_be_used_once_in_a_queue(colour: Colour, client: Any) -> None:
     task = Task("t", id="a")
     colour.do(client.enqueue(task))
     with pytest.raises(DuplicateTask, match=r"^id 'a' is taken .* in queue 'default'$") as caught:
@@ -249,7 +245,7 @@ def test_a_unique_key_takes_the_place_of_type_and_payload(colour: Colour, client
 @pytest.mark.faults(72)
 @pytest.mark.guarantee(6)
 @pytest.mark.parametrize(("age", "held"), [(59, True), (61, False)])
-def test_a_lock_for_seconds_is_held_for_so_long_though_its_task_is_done(
+def test_lock_window_outlives_a_completed_task(
     colour: Colour, client: Any, hand: Hand, store: Store, age: int, held: bool
 ) -> None:
     task = Task("t", unique=60)
@@ -264,7 +260,7 @@ def test_a_lock_for_seconds_is_held_for_so_long_though_its_task_is_done(
 
 @pytest.mark.faults(72)
 @pytest.mark.guarantee(6)
-def test_a_lock_for_seconds_outlasts_them_while_its_task_is_not_done(
+def test_lock_is_held_after_its_window_while_the_task_runs(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
     task = Task("t", unique=60)
@@ -292,7 +288,7 @@ def test_the_order_in_a_queue_is_that_of_the_tasks(
     assert ids_in(store, hand) == [one.id for one in handles]
 
 
-def test_one_wrong_task_and_none_is_sent(colour: Colour, client: Any, store: Store) -> None:
+def test_one_wrong_task_prevents_the_whole_call(colour: Colour, client: Any, store: Store) -> None:
     tasks = [Task("t") for _ in range(600)] + [Task("t", object())]
     with pytest.raises(InvalidTask, match=r"^tasks\[600\]: payload: "):
         colour.do(client.enqueue_many(tasks))
@@ -312,7 +308,7 @@ def test_duplicates_among_many_have_the_handle_of_the_holder(
 
 
 @pytest.mark.parametrize("between", [0, 700])
-def test_an_id_that_comes_twice_in_one_call_is_created_once(
+def test_id_repeated_in_one_call_is_created_once(
     colour: Colour, client: Any, store: Store, hand: Hand, between: int
 ) -> None:
     """Though both are the same to the byte, and in one call of the script or in two."""
@@ -324,7 +320,7 @@ def test_an_id_that_comes_twice_in_one_call_is_created_once(
     assert len(ids_in(store, hand)) == between + 1
 
 
-def test_an_id_that_a_lock_kept_out_is_free_for_the_next_task(colour: Colour, client: Any) -> None:
+def test_id_refused_by_a_lock_is_free_for_the_next_task(colour: Colour, client: Any) -> None:
     holder = colour.do(client.enqueue(Task("t", unique=True)))
     first, second, third = colour.do(
         client.enqueue_many([Task("t", id="a", unique=True), Task("u", id="a"), Task("u", id="a")])
@@ -377,7 +373,7 @@ def fill(store: Store, *, room: int) -> None:
 
 
 @pytest.mark.faults(26)
-def test_a_full_store_is_queue_full_and_nothing_is_written(
+def test_full_store_raises_queue_full_and_writes_nothing(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
     client = colour.client(own_store.url, prefix)
@@ -430,7 +426,7 @@ def test_enqueueing_survives_a_restart_of_the_store(
     assert colour.do(client.handle("before").info()).id == "before"
 
 
-def test_a_closed_client_says_so(colour: Colour, client: Any) -> None:
+def test_closed_client_raises_an_error(colour: Colour, client: Any) -> None:
     handle = colour.do(client.enqueue(Task("t", retention=60)))
     colour.close_client(client)
     for call in (
@@ -463,7 +459,7 @@ def test_clients_are_context_managers(store: Store, prefix: str) -> None:
         client.enqueue(Task("t"))
 
 
-def test_an_async_client_says_that_it_belongs_to_another_loop(store: Store, prefix: str) -> None:
+def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str) -> None:
     """The error comes whether or not the client's first loop still exists."""
     client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
 
@@ -492,7 +488,7 @@ def test_an_async_client_says_that_it_belongs_to_another_loop(store: Store, pref
 
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
-def test_what_is_like_bytes_is_a_payload_as_it_is(
+def test_bytes_like_payload_is_sent_unchanged(
     colour: Colour, client: Any, make: Callable[[bytes], Any]
 ) -> None:
     """Not the msgpack of a value: handlers get the very bytes."""
@@ -503,7 +499,7 @@ def test_what_is_like_bytes_is_a_payload_as_it_is(
 # the set of queues
 
 
-def test_a_queue_is_registered_once_and_a_minute_later_again() -> None:
+def test_queue_is_registered_once_a_minute() -> None:
     now = [0.0]
     registry = QueueAnnouncer(lambda: now[0])
     assert [registry.due("a"), registry.due("a"), registry.due("b")] == [True, False, True]
@@ -527,7 +523,7 @@ def test_registering_takes_no_round_trip_of_its_own(
     assert scripts_run(store) == 6, "four, and one for each new queue"
 
 
-def test_a_store_that_was_emptied_learns_of_the_queue_again(
+def test_queue_is_registered_again_after_a_flush(
     colour: Colour, client: Any, store: Store, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue_announcer, "REGISTER_EVERY", 0.0)
@@ -576,7 +572,7 @@ def test_concurrent_calls_share_round_trips_and_keep_their_order(
     assert ids_in(store, hand) == ["first", *[one.id for one in handles]]
 
 
-def test_many_callers_go_in_two_halves_by_turns(store: Store, prefix: str) -> None:
+def test_many_callers_alternate_between_two_batches(store: Store, prefix: str) -> None:
     """While the store works for one half, the other goes on to ask again."""
 
     async def main(client: AsyncClient) -> None:
@@ -603,7 +599,7 @@ def test_an_idle_client_sends_at_once(store: Store, prefix: str) -> None:
     assert run_async(store, prefix, main) < 2
 
 
-def test_each_of_those_who_share_has_an_outcome_of_its_own(store: Store, prefix: str) -> None:
+def test_callers_that_share_a_call_have_separate_outcomes(store: Store, prefix: str) -> None:
     async def main(client: AsyncClient) -> list[Any]:
         tasks = [Task("t"), Task("t", id="first"), Task("t", id="a"), Task("t", id="a"), "no task"]
         calls: list[Any] = [client.enqueue(task) for task in tasks]  # type: ignore[arg-type]
@@ -617,7 +613,7 @@ def test_each_of_those_who_share_has_an_outcome_of_its_own(store: Store, prefix:
     assert type(wrong) is InvalidTask
 
 
-def test_one_who_is_cancelled_disturbs_no_other(own_store: Store, prefix: str) -> None:
+def test_cancelled_caller_does_not_affect_others(own_store: Store, prefix: str) -> None:
     """A caller is cancelled before its batch is sent, and while it is in flight."""
 
     async def main(client: AsyncClient) -> None:
@@ -742,7 +738,7 @@ def test_lone_caller_is_sent_at_once_and_callers_that_are_ready_share_a_batch(
     assert steps == [0, 0, 0, 1]
 
 
-def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
+def test_cancelled_lone_caller_does_not_affect_later_callers() -> None:
     batches: list[list[int]] = []
 
     async def main() -> None:
@@ -826,7 +822,7 @@ def ended_well(child: int) -> bool:
 
 
 @pytest.mark.faults(12)
-def test_a_client_works_on_in_200_forked_children(valkey: Store, prefix: str) -> None:
+def test_client_works_in_200_forked_children(valkey: Store, prefix: str) -> None:
     """Parent and children enqueue at the same time, and no reply reaches the wrong one."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t"))]
@@ -844,7 +840,7 @@ def test_a_client_works_on_in_200_forked_children(valkey: Store, prefix: str) ->
 
 
 @pytest.mark.faults(12)
-def test_a_child_draws_other_ids_than_its_parent() -> None:
+def test_forked_child_draws_other_ids_than_its_parent() -> None:
     new_id(), new_nonce()
     read, write = os.pipe()
     child = forked(lambda: os.write(write, (new_id() + new_nonce().hex()).encode()))
@@ -858,9 +854,7 @@ def test_a_child_draws_other_ids_than_its_parent() -> None:
 
 
 @pytest.mark.faults(12)
-def test_a_child_of_a_process_that_waits_for_a_result_waits_for_its_own(
-    blocking: Client, hand: Hand
-) -> None:
+def test_forked_child_waits_for_its_own_result(blocking: Client, hand: Hand) -> None:
     theirs, ours = blocking.enqueue_many([Task("t", retention=60)] * 2)
     held = hand.take(2)
     with ThreadPoolExecutor(1) as threads:
@@ -879,7 +873,7 @@ def test_a_child_of_a_process_that_waits_for_a_result_waits_for_its_own(
 # clusters
 
 
-def test_in_a_cluster_tasks_reach_the_nodes_of_their_queues(
+def test_cluster_client_sends_tasks_to_the_nodes_of_their_queues(
     colour: Colour, cluster: Cluster, prefix: str
 ) -> None:
     client = colour.client(cluster.url, prefix)

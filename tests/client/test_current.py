@@ -42,7 +42,7 @@ async def months_async(task: TaskInfo, count: int) -> str:
     return current().task.type
 
 
-def test_help_shows_what_there_is() -> None:
+def test_help_lists_the_members_of_current() -> None:
     text = pydoc.render_doc(qsync.current)
     for name in ("task", "progress", "cancelled", "client", "state"):
         assert f"current().{name}" in text
@@ -63,7 +63,7 @@ def test_task_is_called_in_place_with_a_plain_context() -> None:
     assert asyncio.run(use()) == "months-async"
 
 
-def test_context_of_a_test_gives_and_records() -> None:
+def test_test_context_provides_and_records_values() -> None:
     with context(state=State(), client="client") as given:
         assert months(2) == 2
         assert current().state.mail == "mail"

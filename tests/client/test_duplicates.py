@@ -29,7 +29,7 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
         yield hand
 
 
-def test_higher_priority_is_taken_first(colour: Colour, client: Any, hand: Hand) -> None:
+def test_higher_priority_starts_first(colour: Colour, client: Any, hand: Hand) -> None:
     colour.do(client.enqueue(Task("t", id="normal")))
     tasks = [Task("t", id="low", priority=2), Task("t", id="high", priority=9), Task("t", id="n")]
     colour.do(client.enqueue_many(tasks))
@@ -88,7 +88,7 @@ def test_debounced_calls_make_one_task(colour: Colour, client: Any, hand: Hand) 
     assert hand.one().id == handles[0].id
 
 
-def test_message_says_what_its_task_asked_for(
+def test_message_contains_the_options_of_its_task(
     colour: Colour, client: Any, store: Store, hand: Hand
 ) -> None:
     task = Task("t", 1, id="a", **KEY, priority=8, debounce=5, debounce_max=60)

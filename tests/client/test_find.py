@@ -39,7 +39,7 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
         yield hand
 
 
-def test_find_looks_through_all_queues(client: Any, colour: Colour) -> None:
+def test_find_searches_all_queues(client: Any, colour: Colour) -> None:
     for number in range(130):
         colour.do(client.enqueue(Task("t", queue=f"queue-{number:03}")))
     sent = colour.do(client.enqueue(Task("t", id="wanted", queue="queue-125")))
@@ -49,9 +49,7 @@ def test_find_looks_through_all_queues(client: Any, colour: Colour) -> None:
     assert colour.do(found.info()).id == "wanted"
 
 
-def test_find_that_finds_nothing_says_where_it_looked(
-    client: Any, colour: Colour, prefix: str
-) -> None:
+def test_failed_find_names_the_searched_queues(client: Any, colour: Colour, prefix: str) -> None:
     with pytest.raises(TaskNotFound) as caught:
         colour.do(client.find("missing"))
     assert f"no queue, since there is none with the prefix {prefix!r}" in str(caught.value)
@@ -75,7 +73,7 @@ def test_find_prefers_the_task_that_has_not_ended(client: Any, colour: Colour, h
     assert colour.do(client.find("twice")).queue == "later"
 
 
-def test_search_is_bounded() -> None:
+def test_find_reads_a_bounded_number_of_queues() -> None:
     search = Search("id", "p", [f"q{number}" for number in range(QUEUES_LIMIT + 50)])
     asked = 0
     for calls in search.calls():
@@ -86,7 +84,7 @@ def test_search_is_bounded() -> None:
         search.queue()
 
 
-def test_find_in_a_cluster(
+def test_find_works_in_a_cluster(
     colour: Colour, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in queues that the store does not list yet, since no enqueue waits for that."""
@@ -100,7 +98,7 @@ def test_find_in_a_cluster(
     assert colour.do(client.find("id4")).queue == "q4"
 
 
-def test_handle_that_finds_nothing_names_queue_and_find(client: Any, colour: Colour) -> None:
+def test_handle_of_a_missing_task_names_the_queue_and_find(client: Any, colour: Colour) -> None:
     colour.do(client.enqueue(Task("t", id="elsewhere", queue="lower")))
     with pytest.raises(TaskNotFound, match=r"not in queue 'default'.*client\.find\(id\)"):
         colour.do(client.handle("elsewhere").info())

@@ -94,7 +94,7 @@ def run(store: Store, prefix: str, folder: Path, kind: str, how: str = "returns"
     ("kind", "how"),
     [*product(["thread", "loop"], ["returns", "fails"]), ("awaits", "returns")],
 )
-def test_a_forked_child_that_comes_back_ends_and_runs_nothing(
+def test_forked_child_that_returns_from_the_handler_exits(
     valkey: Store, prefix: str, tmp_path: Path, kind: str, how: str
 ) -> None:
     lines = run(valkey, prefix, tmp_path, kind, how)

@@ -76,7 +76,7 @@ def scripts_run(store: Store) -> int:
 # info
 
 
-def test_info_is_the_task_as_it_stands(colour: Colour, client: Any, hand: Hand) -> None:
+def test_info_returns_the_current_task(colour: Colour, client: Any, hand: Hand) -> None:
     handle = colour.do(client.enqueue(Task("t", {"n": 1}, id="a", retry=2, retention=60)))
     status = colour.do(handle.info())
     assert (status.id, status.queue, status.type) == ("a", "default", "t")
@@ -203,7 +203,7 @@ def test_a_task_without_retention_has_no_result(
         codec.encode(Result(b"\xc1")),
     ],
 )
-def test_a_result_that_could_not_be_kept_is_an_error_that_says_so(
+def test_unkept_result_raises_an_error(
     colour: Colour, client: Any, hand: Hand, record: bytes
 ) -> None:
     handle = colour.do(client.enqueue(KEPT))
@@ -213,9 +213,7 @@ def test_a_result_that_could_not_be_kept_is_an_error_that_says_so(
     assert type(caught.value) is QsyncError
 
 
-def test_with_decoder_makes_something_else_of_the_record(
-    colour: Colour, client: Any, hand: Hand
-) -> None:
+def test_custom_decoder_converts_the_record(colour: Colour, client: Any, hand: Hand) -> None:
     handle = colour.do(client.enqueue(KEPT))
     hand.succeed(hand.one(), value=b"raw")
     other = handle.with_decoder(lambda record: (record.value, record.is_value))
@@ -234,7 +232,7 @@ def test_a_task_that_does_not_end_in_time_is_a_result_timeout_and_goes_on(
 
 
 @pytest.mark.parametrize("timeout", [-1, "1", float("nan"), True])
-def test_a_timeout_that_is_none_is_refused(colour: Colour, client: Any, timeout: Any) -> None:
+def test_invalid_timeout_is_refused(colour: Colour, client: Any, timeout: Any) -> None:
     with pytest.raises(InvalidTask, match=r"^timeout: "):
         colour.do(client.handle("a").result(timeout=timeout))
 
@@ -283,7 +281,7 @@ def test_waiting_caller_learns_of_deletion(
 
 @pytest.mark.faults(42)
 @pytest.mark.usefixtures("no_looking")
-def test_a_subscription_that_is_killed_is_made_again(
+def test_killed_subscription_is_opened_again(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
     """A task that ends without a subscriber, and one that ends later, are both noticed."""
@@ -300,7 +298,7 @@ def test_a_subscription_that_is_killed_is_made_again(
 
 
 @pytest.mark.faults(42)
-def test_without_a_right_to_subscribe_results_are_looked_for(
+def test_results_are_polled_without_the_right_to_subscribe(
     colour: Colour, store: Store, prefix: str, hand: Hand
 ) -> None:
     store.command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "+@all", "resetchannels")
@@ -318,7 +316,7 @@ def test_without_a_right_to_subscribe_results_are_looked_for(
         store.command("ACL", "DELUSER", "limited")
 
 
-def test_one_subscription_serves_all_who_wait_and_ends_with_them(
+def test_one_subscription_serves_all_waiting_callers(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
     for _ in range(2):
@@ -365,7 +363,7 @@ def test_closing_client_wakes_waiting_callers(
     wait_until(lambda: subscribers(store, hand) == 0)
 
 
-def test_a_coroutine_that_waits_may_be_cancelled(store: Store, prefix: str) -> None:
+def test_waiting_coroutine_can_be_cancelled(store: Store, prefix: str) -> None:
     async def main(hand: Hand) -> None:
         async with AsyncClient(
             AsyncBroker(redis_clients.parse(store.url)), prefix=prefix
@@ -401,7 +399,7 @@ def test_waiting_survives_a_restart_of_the_store(
         assert waiting.result(20) == 1
 
 
-def test_a_store_that_does_not_answer_does_not_hold_up_a_timeout(
+def test_silent_store_does_not_delay_a_timeout(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
     client = colour.client(own_store.url, prefix, read_timeout=0.2, patience=60.0)
@@ -413,7 +411,7 @@ def test_a_store_that_does_not_answer_does_not_hold_up_a_timeout(
     colour.close_client(client)
 
 
-def test_a_store_that_is_gone_is_store_unavailable(
+def test_stopped_store_raises_store_unavailable(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
     client = colour.client(own_store.url, prefix, patience=0.1)
@@ -430,7 +428,7 @@ def test_a_store_that_is_gone_is_store_unavailable(
 @pytest.mark.parametrize("rebuilt", [False, True])
 @pytest.mark.parametrize("retention", [None, 60])
 @pytest.mark.parametrize("state", ["scheduled", "pending", "retry"])
-def test_cancel_ends_a_task_that_waits(
+def test_cancel_ends_a_waiting_task(
     colour: Colour, client: Any, hand: Hand, state: str, retention: int | None, rebuilt: bool
 ) -> None:
     """With retention it is kept, and its result says so; without it leaves."""
@@ -551,7 +549,7 @@ def test_reschedule_to_a_wrong_time_is_refused(
     assert colour.do(handle.info()).due_at == before
 
 
-def test_reschedule_of_a_task_that_is_not_there_is_an_error(colour: Colour, client: Any) -> None:
+def test_reschedule_of_a_missing_task_is_an_error(colour: Colour, client: Any) -> None:
     with pytest.raises(TaskNotFound, match="'a'"):
         colour.do(client.handle("a").reschedule(delay=5))
 
@@ -574,12 +572,14 @@ def test_handles_are_equal_when_id_and_queue_are(colour: Colour, client: Any) ->
     ("id", "queue", "field"),
     [("", "q", "id"), ("a b", "q", "id"), (None, "q", "id"), ("a", "{q}", "queue")],
 )
-def test_a_handle_of_a_wrong_name_is_refused(client: Any, id: Any, queue: str, field: str) -> None:
+def test_handle_with_an_invalid_name_is_refused(
+    client: Any, id: Any, queue: str, field: str
+) -> None:
     with pytest.raises(InvalidTask, match=rf"^{field}: "):
         client.handle(id, queue=queue)
 
 
-def test_in_a_cluster_results_and_cancels_reach_their_node(
+def test_cluster_handle_reads_results_and_cancels_on_the_right_node(
     colour: Colour, cluster: Cluster, prefix: str
 ) -> None:
     client = colour.client(cluster.url, prefix)
@@ -595,7 +595,7 @@ def test_in_a_cluster_results_and_cancels_reach_their_node(
             assert colour.do(stopped.cancel())
 
 
-async def test_many_who_wait_do_not_read_the_payloads(store: Store, prefix: str) -> None:
+async def test_waiting_callers_do_not_read_payloads(store: Store, prefix: str) -> None:
     """Otherwise five hundred callers would request half a gigabyte at once."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))

@@ -58,7 +58,7 @@ async def test_a_second_attempt_gets_the_handles_of_its_children(
         assert counts.states[TaskState.PENDING] == 2
 
 
-def test_another_message_or_another_parent_is_a_duplicate(valkey: Store, prefix: str) -> None:
+def test_child_with_another_message_or_parent_is_a_duplicate(valkey: Store, prefix: str) -> None:
     mux, outcomes = Mux(), list[str]()
 
     @mux.handle("parent")
@@ -85,7 +85,7 @@ def test_another_message_or_another_parent_is_a_duplicate(valkey: Store, prefix:
 
 
 @pytest.mark.parametrize("colour", ["async", "thread"])
-async def test_parents_that_take_all_slots_are_told_of_and_explained(
+async def test_parents_that_fill_all_slots_are_logged_and_explained(
     valkey: Store, prefix: str, colour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mux, children, release = Mux(), list[str](), threading.Event()
@@ -139,7 +139,7 @@ async def test_parents_that_take_all_slots_are_told_of_and_explained(
     await broker.aclose()
 
 
-def test_parents_that_leave_a_slot_are_not_told_of(
+def test_parents_that_leave_a_slot_are_not_logged(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mux = Mux()

@@ -110,7 +110,7 @@ def test_wrong_time_to_remember_ids_is_refused(value: Any) -> None:
         Qsync("redis://localhost", remember_ids=value)
 
 
-def test_tasks_without_an_id_of_their_own_cost_nothing(valkey: Store, prefix: str) -> None:
+def test_tasks_without_a_chosen_id_cost_nothing(valkey: Store, prefix: str) -> None:
     """One Task object that is sent twice is two tasks."""
     with Qsync(valkey.url, prefix=prefix).client() as client:
         task = Task("t")
@@ -194,7 +194,7 @@ def test_an_id_is_refused_for_exactly_its_time(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("state", ["completed", "dead"])
-def test_an_id_is_refused_however_its_task_ended(rig: Rig, state: str) -> None:
+def test_id_is_refused_after_every_kind_of_end(rig: Rig, state: str) -> None:
     rig.send(chosen("a"))
     if state == "dead":
         rig.kill(*rig.lease())
@@ -218,7 +218,7 @@ def test_a_repeated_call_of_a_sender_is_answered_as_at_first(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("way", ["cancel", "cancel running", "delete", "purge"])
-def test_a_task_that_somebody_removed_may_be_enqueued_again(rig: Rig, way: str) -> None:
+def test_deleted_task_may_be_enqueued_again(rig: Rig, way: str) -> None:
     rig.send(chosen("a"))
     match way:
         case "cancel":
@@ -258,7 +258,7 @@ def test_a_remembered_id_is_refused_only_to_tasks_that_ask_for_it(rig: Rig) -> N
 
 
 @pytest.mark.faults(79)
-def test_an_id_is_forgotten_in_a_queue_that_holds_nothing_else(rig: Rig) -> None:
+def test_id_is_forgotten_in_an_otherwise_empty_queue(rig: Rig) -> None:
     rig.run(ops.enqueue(rig.keys, chosen("a"), sender="x", number=1, now_us=rig.now))
     rig.complete(*rig.lease())
     rig.now += 700 * S
@@ -270,7 +270,7 @@ def test_an_id_is_forgotten_in_a_queue_that_holds_nothing_else(rig: Rig) -> None
     assert "recent" not in rig.dump()
 
 
-def test_ids_leave_in_bounded_steps(rig: Rig) -> None:
+def test_ids_are_removed_in_bounded_steps(rig: Rig) -> None:
     for part in range(3):
         rig.send(chosen(*[f"{part}-{n}" for n in range(400)]))
         rig.complete(*rig.lease())
@@ -284,7 +284,7 @@ def test_ids_leave_in_bounded_steps(rig: Rig) -> None:
     assert rig.client.exists(key) == 0
 
 
-def test_the_oldest_ids_leave_when_there_are_too_many(rig: Rig) -> None:
+def test_oldest_ids_are_removed_beyond_the_limit(rig: Rig) -> None:
     key = rig.keys.key("recent")
     rig.send(chosen("a"))
     ids = [f"id{n}" for n in range(MOST + 300)]
@@ -298,7 +298,7 @@ def test_the_oldest_ids_leave_when_there_are_too_many(rig: Rig) -> None:
     assert rig.score("recent", "a") is None
 
 
-def test_a_client_of_another_kind_has_the_default(valkey: Store, prefix: str) -> None:
+def test_client_in_another_language_has_the_default(valkey: Store, prefix: str) -> None:
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         client.enqueue(Task("t", id="x"))
     with valkey.client() as redis:
@@ -307,7 +307,7 @@ def test_a_client_of_another_kind_has_the_default(valkey: Store, prefix: str) ->
         assert 3590 < ends / S - seconds - micro / S <= 3600
 
 
-def test_a_task_that_a_lock_kept_out_may_come_later(rig: Rig) -> None:
+def test_task_refused_by_a_lock_may_be_enqueued_later(rig: Rig) -> None:
     """Its id is not remembered, since nothing was enqueued."""
     assert rig.send(chosen("a", unique=True, unique_key="l")) == [("created", "a")]
     assert rig.send(chosen("b", unique=True, unique_key="l")) == [("duplicate", "a")]
@@ -315,7 +315,7 @@ def test_a_task_that_a_lock_kept_out_may_come_later(rig: Rig) -> None:
     assert rig.send(chosen("b", unique=True, unique_key="l")) == [("created", "b")]
 
 
-def test_the_model_tells_an_id_that_is_taken_again(rig: Rig) -> None:
+def test_model_detects_a_reused_id(rig: Rig) -> None:
     """The check by the model sees the planted mistake in four steps."""
 
     def steps() -> None:

@@ -60,7 +60,7 @@ def test_list_has_all_names_with_the_prefix_in_order(colour: Colour, client: Any
     assert len(names) < PAGE
 
 
-def test_put_of_a_paused_schedule_says_so(
+def test_put_of_a_paused_schedule_returns_its_pause(
     colour: Colour, client: Any, store: Store, prefix: str
 ) -> None:
     colour.do(client.schedules.put("a", Task("t"), every=60))
@@ -144,7 +144,7 @@ def test_name_of_a_program_is_refused_with_both_named(
     colour.do(client.schedules.put("nightly", Task("t", queue="other"), every=60))
 
 
-def test_data_of_a_later_version_are_left_alone(
+def test_data_of_a_later_version_is_left_unchanged(
     colour: Colour, client: Any, store: Store, prefix: str
 ) -> None:
     colour.do(client.schedules.put("a", Task("t"), every=60))
@@ -159,9 +159,7 @@ def test_data_of_a_later_version_are_left_alone(
             colour.do(call())
 
 
-def test_record_that_cannot_be_read_is_named(
-    colour: Colour, client: Any, store: Store, prefix: str
-) -> None:
+def test_unreadable_record_is_named(colour: Colour, client: Any, store: Store, prefix: str) -> None:
     colour.do(client.schedules.put("a", Task("t"), every=60))
     key = QueueKeys(prefix, "default").key("stored_schedules")
     for record in (b"", b"x", b"12345678", b"12345678\x10\xff\xff", b"12345678\xf0\0\0"):
@@ -171,7 +169,7 @@ def test_record_that_cannot_be_read_is_named(
     assert colour.do(client.schedules.delete("a"))
 
 
-def test_closed_client_says_so(colour: Colour, store: Store, prefix: str) -> None:
+def test_closed_client_raises_an_error(colour: Colour, store: Store, prefix: str) -> None:
     client = colour.client(store.url, prefix)
     colour.do(client.aclose() if colour.name == "async" else client.close())
     with pytest.raises(QsyncError, match="closed"):
@@ -190,7 +188,7 @@ def test_schedules_work_in_a_cluster(colour: Colour, cluster: Cluster, prefix: s
 
 
 @pytest.mark.parametrize("method", ["put", "get", "list", "delete"])
-def test_both_colours_have_the_same_methods(method: str) -> None:
+def test_sync_and_async_schedules_have_the_same_methods(method: str) -> None:
     import inspect
 
     one: Callable[..., Any] = getattr(Schedules, method)

@@ -68,7 +68,9 @@ def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
     assert empty(hand)
 
 
-def test_the_same_of_callers_that_share_round_trips(proxy: Proxy, hand: Hand, prefix: str) -> None:
+def test_task_of_a_shared_round_trip_runs_once_after_a_lost_reply(
+    proxy: Proxy, hand: Hand, prefix: str
+) -> None:
     async def enqueue() -> bool:
         broker = AsyncBroker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
         async with AsyncClient(broker, prefix=prefix) as client:
@@ -86,7 +88,7 @@ def test_the_same_of_callers_that_share_round_trips(proxy: Proxy, hand: Hand, pr
 
 
 @pytest.mark.faults(72)
-def test_a_window_that_its_own_repetition_meets_is_no_duplicate(
+def test_repeated_call_is_not_a_duplicate_of_its_own_window(
     proxy: Proxy, hand: Hand, prefix: str
 ) -> None:
     broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
@@ -101,9 +103,7 @@ def test_a_window_that_its_own_repetition_meets_is_no_duplicate(
     assert empty(hand)
 
 
-def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
-    valkey: Store, hand: Hand, prefix: str
-) -> None:
+def test_client_has_one_sender_per_concurrent_call(valkey: Store, hand: Hand, prefix: str) -> None:
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         for _ in range(20):
             client.enqueue(Task("t"))
@@ -111,7 +111,7 @@ def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
         assert hand.broker.client_at(None).hlen(hand.keys.key("calls")) == 3
 
 
-def test_numbers_rise_and_no_two_calls_under_way_share_a_sender() -> None:
+def test_numbers_rise_and_concurrent_calls_have_separate_senders() -> None:
     senders = CallSequences()
     with senders.acquire(2) as first:
         assert len({one.sender for one in first}) == 2
@@ -138,9 +138,7 @@ def test_threads_share_senders_and_no_number_comes_twice() -> None:
 
 
 @pytest.mark.faults(12)
-def test_who_went_on_with_a_copy_of_the_memory_is_told(
-    valkey: Store, hand: Hand, prefix: str
-) -> None:
+def test_copied_process_memory_raises_an_error(valkey: Store, hand: Hand, prefix: str) -> None:
     """A machine that was restored twice from one snapshot has two clients of one identity."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         with client._call_sequences.acquire(1) as [snapshot]:

@@ -94,7 +94,7 @@ def test_waits_on_many_queues_of_one_node_take_one_connection(
 
 
 @pytest.mark.usefixtures("no_looking")
-def test_node_that_stands_still_does_not_delay_waits_on_other_nodes(
+def test_frozen_node_does_not_delay_waits_on_other_nodes(
     colour: Colour, partial: Cluster, prefix: str
 ) -> None:
     client = colour.client(partial.url, prefix)
@@ -123,7 +123,7 @@ def test_node_that_stands_still_does_not_delay_waits_on_other_nodes(
 
 
 @pytest.mark.usefixtures("no_looking")
-def test_channel_that_is_refused_does_not_delay_waits_on_other_queues(
+def test_refused_channel_does_not_delay_waits_on_other_queues(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
     own_store.command(
@@ -164,7 +164,7 @@ def test_moved_slot_leaves_the_other_queues_of_its_node_subscribed(
     assert time.monotonic() - began < 10
 
 
-def test_channels_are_told_apart_by_the_order_of_replies() -> None:
+def test_channels_are_identified_by_the_order_of_replies() -> None:
     channels = Channels()
     assert channels.commands("ab") == [("SSUBSCRIBE", "a"), ("SSUBSCRIBE", "b")]
     error = ValueError("no")

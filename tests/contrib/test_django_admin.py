@@ -304,7 +304,7 @@ def test_unknown_schedule_leads_back_with_a_message(project: Qsync, staff: Clien
     assert act(staff, "pause", "no such name").status_code == 409
 
 
-def test_store_that_does_not_answer_is_a_page_that_says_so(
+def test_unreachable_store_shows_an_error_page(
     project: Qsync, staff: Client, valkey: Store
 ) -> None:
     valkey.stop()
@@ -316,7 +316,7 @@ def test_store_that_does_not_answer_is_a_page_that_says_so(
         valkey.start()
 
 
-def test_commands_of_django_do_not_look_for_a_table(project: Qsync) -> None:
+def test_django_commands_query_no_table(project: Qsync) -> None:
     call_command("dumpdata", "qsync", stdout=io.StringIO())
     call_command("dumpdata", "qsync", use_base_manager=True, stdout=io.StringIO())
     call_command("makemigrations", "qsync", check_changes=True, dry_run=True, verbosity=0)

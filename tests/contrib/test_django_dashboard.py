@@ -47,7 +47,7 @@ def writable(project: Qsync, valkey: Store) -> Iterator[None]:
         yield
 
 
-def test_staff_sees_the_queues(project: Qsync, staff: Client) -> None:
+def test_staff_user_sees_the_queues(project: Qsync, staff: Client) -> None:
     with project.client() as client:
         client.enqueue(Task("pack", [1], queue="parcels"))
     page = staff.get(PAGE)
@@ -70,7 +70,7 @@ def language_of(client: Client, accepted: str) -> str:
     return page.partition('<html lang="')[2][:2]
 
 
-def test_language_is_of_the_browser_the_setting_the_site_or_the_choice(
+def test_language_comes_from_browser_setting_site_or_choice(
     project: Qsync, valkey: Store, users: dict[str, Any], staff: Client
 ) -> None:
     from qsync.contrib.django.dashboard import close_dashboard
@@ -109,7 +109,7 @@ def test_visitor_signs_in_and_others_are_refused(users: dict[str, Any]) -> None:
         assert client.post(f"{PAGE}queue/pause").status_code in (302, 403)
 
 
-def test_same_page_under_asgi(project: Qsync, users: dict[str, Any], staff: Client) -> None:
+def test_dashboard_works_under_asgi(project: Qsync, users: dict[str, Any], staff: Client) -> None:
     async def get() -> Any:
         client = AsyncClient()
         await client.aforce_login(users["staff"])
@@ -163,9 +163,7 @@ def test_form_of_another_site_is_refused(
     assert not paused(project)
 
 
-def test_dashboard_only_shows_unless_the_setting_says_otherwise(
-    project: Qsync, staff: Client
-) -> None:
+def test_dashboard_is_read_only_by_default(project: Qsync, staff: Client) -> None:
     assert pause(staff).status_code == 403
 
 
@@ -174,7 +172,7 @@ def role_by_permission(request: Any) -> str:
     return "delete" if request.user.has_perm("qsync.delete_schedule") else "view"
 
 
-def test_role_of_a_user_is_what_the_setting_says(
+def test_role_of_a_user_comes_from_the_setting(
     project: Qsync, valkey: Store, users: dict[str, Any], staff: Client
 ) -> None:
     from django.contrib.auth.models import Permission

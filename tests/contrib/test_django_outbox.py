@@ -65,7 +65,7 @@ def test_wrong_task_is_refused_and_leaves_no_row(project: Qsync, rows: Any) -> N
     assert rows.count() == 0
 
 
-def test_relay_of_a_server_sends_what_was_left(project: Qsync, rows: Any, held: None) -> None:
+def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held: None) -> None:
     from tests.support.django_shop.tasks import weigh
 
     with transaction.atomic():
@@ -134,7 +134,7 @@ def test_task_of_django_tasks_goes_through_the_outbox(project: Qsync, rows: Any)
     assert pending(project, "mail") == [result.id]
 
 
-def test_tasks_in_place_use_no_outbox(project: Qsync, rows: Any) -> None:
+def test_inline_tasks_use_no_outbox(project: Qsync, rows: Any) -> None:
     from tests.support.django_shop.tasks import weigh
 
     with inline(project):

@@ -145,7 +145,7 @@ def test_options_of_the_decorator_go_with_the_task(project: Qsync, shop: Any) ->
     assert info.type == "tests.support.django_shop.tasks.send"
 
 
-def test_options_of_the_backend_hold_for_tasks_that_do_not_say(project: Qsync, shop: Any) -> None:
+def test_backend_options_are_defaults_of_tasks(project: Qsync, shop: Any) -> None:
     changed = {**django_project.TASKS["default"], "OPTIONS": {"retry": 7, "retention": 9}}
     with override_settings(TASKS={"default": changed}):
         results = [shop.describe.enqueue(), shop.send.enqueue("ann")]
@@ -195,7 +195,7 @@ def test_enqueue_in_a_transaction_is_sent_at_the_commit(
     result.refresh()
 
 
-def test_async_calls(project: Qsync, shop: Any, api: Any) -> None:
+def test_async_methods_work(project: Qsync, shop: Any, api: Any) -> None:
     async def use() -> Any:
         result = await shop.send.aenqueue("ann")
         assert await shop.send.aget_result(result.id) == result

@@ -44,7 +44,7 @@ def test_tasks_of_django_are_found_with_their_arguments(
 
 
 @pytest.mark.parametrize("enqueue", ["on_commit", "outbox"])
-def test_failed_assertion_tells_of_enqueues_that_wait_for_the_commit(
+def test_failed_assertion_lists_enqueues_waiting_for_the_commit(
     project: Qsync, shop: Any, valkey: Store, enqueue: str
 ) -> None:
     changed = django_project.options(valkey.url, ENQUEUE=enqueue)
@@ -67,7 +67,7 @@ def test_failed_assertion_tells_of_enqueues_that_wait_for_the_commit(
     assert "commit" not in str(other.value)
 
 
-def test_result_of_a_task_that_ran_in_place_is_read_by_its_id(project: Qsync, shop: Any) -> None:
+def test_result_of_an_inline_task_is_read_by_its_id(project: Qsync, shop: Any) -> None:
     with inline(project):
         result = shop.send.enqueue("ann", copies=2)
         read = shop.send.get_result(result.id)

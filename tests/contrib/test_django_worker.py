@@ -86,7 +86,7 @@ def _others(connection: psycopg.Connection[Any]) -> int:
 
 @needs_postgres
 @pytest.mark.parametrize("persistent", ["", "1"], ids=["closed at the end", "persistent"])
-def test_handlers_go_on_after_the_database_has_ended_their_connections(
+def test_handlers_continue_after_the_database_closed_their_connections(
     valkey: Store, database: Postgres, client: Client, persistent: str
 ) -> None:
     place = environment(valkey, database, SHOP_PERSISTENT=persistent)
@@ -101,7 +101,7 @@ def test_handlers_go_on_after_the_database_has_ended_their_connections(
 
 
 @needs_postgres
-def test_worker_sends_rows_of_the_outbox_that_a_crash_has_left(
+def test_worker_sends_outbox_rows_left_by_a_crash(
     valkey: Store, database: Postgres, client: Client
 ) -> None:
     place = environment(valkey, database, SHOP_ENQUEUE="outbox")
@@ -183,7 +183,7 @@ def manage(valkey: Store, *words: str, **more: str) -> subprocess.CompletedProce
         ([], {"SHOP_ENQUEUE": "later"}, 1, "QSYNC: ENQUEUE: 'later' is neither"),
     ],
 )
-def test_command_line(
+def test_worker_command_accepts_its_options(
     valkey: Store, options: list[str], more: dict[str, str], code: int, text: str
 ) -> None:
     done = command(valkey, *options, **more)

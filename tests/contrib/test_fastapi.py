@@ -260,7 +260,7 @@ def test_path_of_the_dashboard_is_checked(app: Qsync, path: Any) -> None:
         mount_dashboard(FastAPI(), path, app, auth="host")
 
 
-def test_dashboard_of_an_application_without_lifespan_says_so(app: Qsync) -> None:
+def test_dashboard_without_lifespan_raises_an_error(app: Qsync) -> None:
     inner = FastAPI()
     mount_dashboard(inner, "/ops", app, auth="host")
     outer = FastAPI()

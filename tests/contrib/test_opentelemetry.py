@@ -262,7 +262,7 @@ def test_a_server_started_within_a_span_does_not_adopt_its_tasks(
     assert run.parent is None
 
 
-def test_with_links_a_run_is_a_trace_of_its_own(valkey: Store, prefix: str) -> None:
+def test_run_with_links_starts_a_new_trace(valkey: Store, prefix: str) -> None:
     traced = Traced(valkey.url, prefix, nested(), run="link")
 
     async def work() -> None:
@@ -325,7 +325,7 @@ def test_a_task_without_room_for_the_context_is_sent_without_it(valkey: Store, p
     assert seen == [{"full"}]
 
 
-def test_what_is_not_recorded_is_marked_so_in_the_header(valkey: Store, prefix: str) -> None:
+def test_unsampled_trace_is_marked_in_the_header(valkey: Store, prefix: str) -> None:
     mux, seen = Mux(), []
 
     @mux.handle("look")
@@ -344,7 +344,7 @@ def test_what_is_not_recorded_is_marked_so_in_the_header(valkey: Store, prefix: 
     assert int(seen[0].rpartition("-")[2], 16) & 1 == 0  # the bit that says: sampled
 
 
-def test_errors_are_recorded_without_what_they_say(valkey: Store, prefix: str) -> None:
+def test_errors_are_recorded_without_their_text(valkey: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("plain")
@@ -386,7 +386,7 @@ def test_errors_are_recorded_without_what_they_say(valkey: Store, prefix: str) -
     assert CANARY not in "".join(span.to_json() for span in traced.spans)
 
 
-def test_poll_that_runs_again_is_no_error(valkey: Store, prefix: str) -> None:
+def test_snoozed_poll_is_not_an_error(valkey: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("poll")
@@ -416,7 +416,7 @@ def test_poll_that_runs_again_is_no_error(valkey: Store, prefix: str) -> None:
     assert last.status.status_code is StatusCode.ERROR
 
 
-def test_error_texts_are_recorded_as_far_as_the_user_lets_them(valkey: Store, prefix: str) -> None:
+def test_error_texts_are_recorded_on_request(valkey: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("plain")
@@ -436,7 +436,7 @@ def test_error_texts_are_recorded_as_far_as_the_user_lets_them(valkey: Store, pr
     assert run.events[0].attributes["exception.message"] == "A TEXT"
 
 
-def test_a_duplicate_is_no_error_and_a_mistake_is_one(
+def test_duplicate_is_not_an_error_and_invalid_task_is(
     colour: Any, valkey: Store, prefix: str
 ) -> None:
     traced = Traced(valkey.url, prefix, nested())
@@ -458,7 +458,7 @@ def test_a_duplicate_is_no_error_and_a_mistake_is_one(
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-def test_an_app_in_use_is_not_instrumented_and_none_twice(valkey: Store, prefix: str) -> None:
+def test_used_or_instrumented_app_cannot_be_instrumented(valkey: Store, prefix: str) -> None:
     app = Qsync(valkey.url, prefix=prefix)
 
     @app.task("noted")
@@ -495,7 +495,7 @@ def outer() -> None:
 """
 
 
-def test_a_handler_in_a_process_goes_on_with_the_trace(
+def test_process_handler_continues_the_trace(
     valkey: Store, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "traced_process_app.py").write_text(PROCESS_APP)

@@ -190,7 +190,7 @@ def test_async_session_and_relay(
     assert pending(app) == heard == ["first", "second"]
 
 
-def test_relay_sends_what_the_writer_has_not(
+def test_relay_sends_rows_that_the_writer_has_not_sent(
     app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
 ) -> None:
     with Session(engine) as session:
@@ -204,9 +204,7 @@ def test_relay_sends_what_the_writer_has_not(
     assert len(pending(app)) > 0
 
 
-def test_hooks_hear_of_a_row_when_it_is_sent_and_not_of_a_rollback(
-    app: Qsync, outbox: Outbox, engine: Engine
-) -> None:
+def test_hooks_are_called_when_a_row_is_sent(app: Qsync, outbox: Outbox, engine: Engine) -> None:
     heard: list[TaskInfo] = []
     app.on("enqueued")(heard.append)
     with Session(engine) as session:
@@ -241,7 +239,7 @@ def test_relay_leaves_young_rows_to_their_writer(
     assert (pending(app), count(engine, outbox)) == (["old"], 1)
 
 
-def test_rows_of_a_full_queue_wait_and_hold_up_no_other_queue(
+def test_rows_of_a_full_queue_wait_without_delaying_other_queues(
     app: Qsync, client: Client, outbox: Outbox, engine: Engine, held: Callable[[], None]
 ) -> None:
     app.queue("mail", max_tasks=3)
@@ -405,7 +403,7 @@ def test_transaction_of_psycopg(app: Qsync, outbox: Outbox, database: Postgres) 
         assert found == (0,)
 
 
-def test_row_that_cannot_be_read_stays_and_stops_no_other(
+def test_unreadable_row_stays_without_stopping_others(
     app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
 ) -> None:
     with Session(engine) as session:
@@ -449,7 +447,7 @@ def test_pauses_grow_while_the_store_is_away() -> None:
         (lambda app: Outbox(app).relay(7), "relay: 7 is neither an engine of SQLAlchemy nor"),
     ],
 )
-def test_wrong_use_is_named(app: Qsync, make: Callable[[Qsync], Any], text: str) -> None:
+def test_wrong_use_is_reported(app: Qsync, make: Callable[[Qsync], Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         make(app)
     with pytest.raises(InvalidTask, match="task: int is not a Task"):

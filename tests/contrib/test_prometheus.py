@@ -109,7 +109,7 @@ def test_runs_are_counted_by_queue_type_and_outcome(valkey: Store, prefix: str) 
     assert value("qsync_tasks_running", **bad) == 0
 
 
-def test_tasks_in_progress_are_those_that_run(valkey: Store, prefix: str) -> None:
+def test_tasks_in_progress_counts_running_tasks(valkey: Store, prefix: str) -> None:
     mux, go = Mux(), asyncio.Event()
 
     @mux.handle("wait")
@@ -210,7 +210,7 @@ def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: 
     assert before == after
 
 
-def test_types_and_queues_beyond_the_limit_are_one() -> None:
+def test_types_and_queues_beyond_the_limit_share_one_label() -> None:
     types = [f"type-{at}" for at in range(1000)]
     run_metrics, lane = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
     for type in types:
@@ -238,7 +238,7 @@ def _info(name: str) -> Any:
     )  # fmt: skip
 
 
-def test_what_a_server_did_counts_on_when_it_is_no_more(valkey: Store, prefix: str) -> None:
+def test_counts_of_a_server_remain_after_its_end(valkey: Store, prefix: str) -> None:
     """Counters never decrease, which would look like a restart."""
     app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
     prometheus.instrument(app, registry=registry)
@@ -259,7 +259,7 @@ def test_what_a_server_did_counts_on_when_it_is_no_more(valkey: Store, prefix: s
     assert registry.get_sample_value("qsync_servers_running") == 0
 
 
-def test_the_store_s_metrics_say_what_is_in_the_queues(valkey: Store, prefix: str) -> None:
+def test_store_metrics_report_the_queues(valkey: Store, prefix: str) -> None:
     async def work() -> tuple[dict[tuple[str, ...], float], ...]:
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
         async with app, app.async_client() as client, app.inspector() as inspector:
@@ -326,7 +326,7 @@ def test_a_registry_reads_the_store_when_it_is_scraped_also_on_a_loop(
     app.close()
 
 
-def test_a_store_that_is_away_is_said_to_be(prefix: str) -> None:
+def test_unreachable_store_is_reported_as_a_metric(prefix: str) -> None:
     app, registry = Qsync("redis://127.0.0.1:1", prefix=prefix, patience=0.1), CollectorRegistry()
     registry.register(StoreCollector(app))
     assert registry.get_sample_value("qsync_store_up") == 0
@@ -337,7 +337,7 @@ def test_every_counter_of_the_store_has_a_metric_that_is_explained() -> None:
     assert set(prometheus.COUNTER_HELP) == set(COUNTERS)
 
 
-def test_names_are_those_that_prometheus_asks_for() -> None:
+def test_metric_names_follow_the_prometheus_conventions() -> None:
     """Units are in the names, counters end in _total, and no two metrics have one name."""
     metrics = [
         *prometheus.server_metrics([MetricRow("q", "t")], [ServerHealth(started=True)]),
@@ -391,7 +391,7 @@ def test_histograms_are_cumulative_and_add_up() -> None:
     assert merged([row])[0] is not row
 
 
-def test_the_list_in_the_docs_is_that_of_the_metrics() -> None:
+def test_docs_list_every_metric() -> None:
     metrics: list[Any] = [
         *prometheus.server_metrics([], []),
         *prometheus.worker_metrics(0),

@@ -241,7 +241,7 @@ async def test_periodic_tasks_are_monitors(app: Qsync, collected: Collector) -> 
     }  # fmt: skip
 
 
-def test_schedules_as_sentry_describes_them() -> None:
+def test_schedules_are_described_as_sentry_expects() -> None:
     tokyo = config_of(Cron("0 9 * * *", tz="Asia/Tokyo"))
     assert tokyo["timezone"] == "Asia/Tokyo"
     for seconds, value, unit in ((60, 1, "minute"), (7200, 2, "hour"), (86_400, 1, "day")):

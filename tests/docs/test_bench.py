@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder, done.stdout, json.loads((folder / "figures.json").read_text()))
 
 
-def test_some_measures_are_taken_and_shown(tmp_path: Path) -> None:
+def test_selected_measures_are_taken_and_shown(tmp_path: Path) -> None:
     done = bench("--only", "enqueue,latency", "--json", "-", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)["figures"]
@@ -94,7 +94,7 @@ def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
 
 
 @pytest.mark.slow  # the whole benchmark runs
-def test_the_figures_are_of_what_they_say(run: Run) -> None:
+def test_figures_measure_what_their_names_say(run: Run) -> None:
     may_be_zero = {
         "scheduled tasks started early", "idle server, commands",
         "idle server, commands in scripts", "idle server, CPU",
@@ -125,7 +125,7 @@ def test_the_figures_are_of_what_they_say(run: Run) -> None:
 
 
 @pytest.mark.slow  # the whole benchmark runs
-def test_the_run_says_on_what_it_was(run: Run) -> None:
+def test_run_describes_its_machine_and_store(run: Run) -> None:
     machine = run.written["machine"]
     assert machine["command"] == (
         "python -m benchmarks --quick --json figures.json --plot charts/new"
@@ -188,7 +188,7 @@ def test_cluster_is_measured_and_left_as_it_was(cluster: Cluster, tmp_path: Path
     assert count_keys() == before
 
 
-def test_what_the_store_does_not_tell_is_left_open(own_store: Store, tmp_path: Path) -> None:
+def test_unreported_store_values_are_left_empty(own_store: Store, tmp_path: Path) -> None:
     own_store.command("ACL", "SETUSER", "shy", "on", ">secret-1", "~*", "&*", "+@all", "-info")
     url = own_store.url.replace("://", "://shy:secret-1@")
     done = bench("--url", url, "--only", "store,bytes,idle", "--json", "f.json", folder=tmp_path)
@@ -214,7 +214,7 @@ def test_what_the_store_does_not_tell_is_left_open(own_store: Store, tmp_path: P
         (["--plot", "/proc/none/x"], 2, "/proc/none"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(
+def test_impossible_options_are_reported_in_one_line(
     arguments: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
     done = bench(*arguments, folder=tmp_path)
@@ -289,7 +289,7 @@ def test_share_of_a_scale_has_that_share_of_the_tasks_and_the_same_times() -> No
     assert FULL.times(1) == FULL
 
 
-def test_there_is_no_chart_of_what_was_not_measured(tmp_path: Path) -> None:
+def test_unmeasured_values_have_no_chart(tmp_path: Path) -> None:
     report = Report({}, {"store": [Figure("store, fetch", "us/task", None, "so")]})
     assert draw(report, tmp_path) == []
     report.results["backlog"] = [Curve("throughput against backlog", "tasks/s", ((1, 2.0),), "so")]

@@ -104,7 +104,7 @@ def test_a_command_line_with_an_unknown_option_would_be_found() -> None:
         parsed(["qsync", "worker", "shop:app", "--no-such-option"])
 
 
-def test_there_is_time_to_stop_before_the_kill() -> None:
+def test_grace_period_exceeds_the_shutdown_timeout() -> None:
     """Supervisors wait longer for the worker than the worker waits for its tasks."""
     patience = {
         "kubernetes": float(pod()["terminationGracePeriodSeconds"]),
@@ -116,7 +116,7 @@ def test_there_is_time_to_stop_before_the_kill() -> None:
         assert seconds > timeout + LATE_S + 5, where
 
 
-def test_probes_ask_what_there_is() -> None:
+def test_probes_use_existing_endpoints() -> None:
     [port] = container()["ports"]
     assert port == {"name": "health", "containerPort": 8090}
     paths = {}
@@ -149,7 +149,7 @@ def test_labels_and_names_fit_together() -> None:
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
 
 
-def test_the_autoscaler_asks_what_is_understood() -> None:
+def test_autoscaler_uses_existing_endpoints() -> None:
     spec = kubernetes("autoscale.yaml")["ScaledObject"]["spec"]
     [trigger] = spec["triggers"]
     asked = urlsplit(trigger["metadata"]["url"])
@@ -166,7 +166,7 @@ def test_the_autoscaler_asks_what_is_understood() -> None:
     assert trigger["metadata"]["targetValue"] == "1"
 
 
-def test_nothing_runs_as_root_or_may_become_it() -> None:
+def test_containers_cannot_run_as_root() -> None:
     assert pod()["securityContext"]["runAsNonRoot"] is True
     security = container()["securityContext"]
     assert security["allowPrivilegeEscalation"] is False
@@ -184,7 +184,7 @@ def test_the_store_of_the_compose_file_keeps_tasks() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     text = UNIT.read_text().replace("/opt/%i/.venv/bin/qsync", sys.executable)
     copy = tmp_path / "qsync-worker@shop.service"
     copy.write_text(text)

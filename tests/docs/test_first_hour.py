@@ -122,7 +122,7 @@ def test_advice_at_the_end_of_the_demo_works_as_printed(tmp_path: Path) -> None:
         worker.communicate(timeout=60)
 
 
-def test_mux_in_place_of_an_app_says_how_to_make_one(tmp_path: Path) -> None:
+def test_mux_instead_of_an_app_explains_how_to_create_one(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text("from qsync import Mux\nmux = Mux()\n")
     worker = start("-m", "qsync", "worker", "shop:mux", folder=tmp_path)
     said, _ = worker.communicate(timeout=60)
@@ -144,7 +144,7 @@ def busy(number: int) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @needs_embedded
-def test_demo_says_the_same_beside_six_busy_processes(tmp_path: Path) -> None:
+def test_demo_output_is_the_same_beside_six_busy_processes(tmp_path: Path) -> None:
     with busy(6):
         done = subprocess.run(
             [sys.executable, "-m", "qsync", "demo", "--tasks", "500", "--json"],

@@ -85,7 +85,7 @@ def test_the_test_of_the_guide_passes(guide: Any) -> None:
     assert "1 passed" in done.stdout
 
 
-def test_the_guide_tells_of_every_error() -> None:
+def test_guide_describes_every_error() -> None:
     errors = {
         name
         for name in qsync.__all__

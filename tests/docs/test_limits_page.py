@@ -26,7 +26,7 @@ def program(number: int, store: Store, prefix: str) -> Any:
     return module
 
 
-async def test_api_that_has_had_enough_gets_no_more_calls(valkey: Store, prefix: str) -> None:
+async def test_rate_limited_api_gets_no_more_calls(valkey: Store, prefix: str) -> None:
     page = program(0, valkey, prefix)
     calls: list[float] = []
     page.TooManyRequests.retry_after = 0.3

@@ -107,19 +107,19 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 @needs_promtool
-async def test_promtool_finds_nothing_to_say_about_the_metrics(valkey: Store, prefix: str) -> None:
+async def test_promtool_accepts_the_metrics(valkey: Store, prefix: str) -> None:
     text = await exposition(valkey.url, prefix)
     assert promtool("check", "metrics", text=text).strip() == ""
 
 
 @needs_promtool
-def test_promtool_takes_the_alerts_and_their_tests() -> None:
+def test_promtool_accepts_the_alerts_and_their_tests() -> None:
     assert "14 rules found" in promtool("check", "rules", RULES)
     assert "SUCCESS" in promtool("test", "rules", RULES.with_name("rules_test.yaml"))
 
 
 @needs_promtool
-def test_an_alert_that_never_fires_would_be_found(tmp_path: Path) -> None:
+def test_alert_that_never_fires_is_found(tmp_path: Path) -> None:
     planted = RULES.read_text().replace("qsync_store_up == 0", "qsync_store_up == 2")
     (tmp_path / "rules.yaml").write_text(planted)
     tests = RULES.with_name("rules_test.yaml")
@@ -171,7 +171,7 @@ def test_kubernetes_knows_every_field(name: str) -> None:
         kubernetes_validate.validate(found, "1.30", strict=True)
 
 
-def test_an_unknown_field_would_be_found() -> None:
+def test_unknown_field_is_found() -> None:
     [budget] = objects("disruption.yaml")
     budget["spec"]["maxUnavailible"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -198,7 +198,7 @@ def test_monitors_and_budget_select_pods_that_exist() -> None:
     assert budget["spec"]["selector"]["matchLabels"]["app"] in pods()
 
 
-def test_the_dashboard_is_started_as_it_can_be() -> None:
+def test_dashboard_container_starts_with_valid_options() -> None:
     [container] = pods()["qsync-dashboard"]["spec"]["containers"]
     options = parsed([*container["command"], *container["args"]])
     [port] = container["ports"]

@@ -42,7 +42,7 @@ def test_every_peer_has_a_file_and_every_file_a_peer() -> None:
     assert set(BY_NAME) == ASKED_FOR | {"qsync", "qsync_threads"}
 
 
-def test_every_file_has_what_the_producer_calls_in_its_colour() -> None:
+def test_every_file_has_the_functions_that_the_producer_calls() -> None:
     for peer in PEERS:
         names = names_of(ADAPTERS / f"{peer.name}.py")
         assert names.keys() >= AGREED | {"COLOUR", "noop"}, peer.name
@@ -145,7 +145,7 @@ def test_a_section_without_its_end_is_refused(tmp_path: Path) -> None:
     assert document.read_text() == f"{BEGIN}\nand what somebody wrote\n"
 
 
-def test_a_stamped_payload_is_as_long_as_the_others_and_is_told_apart() -> None:
+def test_stamped_payload_has_the_same_length_and_is_recognised() -> None:
     assert len(PAYLOAD) == len(stamp(123)) == 32
     assert stamp(123)[:1] in STAMPS
     assert PAYLOAD[:1] not in STAMPS

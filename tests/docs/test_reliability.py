@@ -13,7 +13,7 @@ from tools.mutants import ENOUGH, PLANTED, TABLE
 from tools.reliability import PAGE, filled, generated, marked, missing, wrong
 
 
-def test_the_page_is_what_the_marks_say() -> None:
+def test_page_matches_the_marks() -> None:
     page = PAGE.read_text("utf-8")
     assert generated(page) == page, "run python -m tools.reliability"
 

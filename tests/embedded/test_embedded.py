@@ -118,20 +118,20 @@ def test_another_url_is_refused(url: str) -> None:
         folder_of(url)
 
 
-def test_the_folder_is_made_for_its_owner_alone(folder: Path) -> None:
+def test_folder_is_created_for_its_owner_only(folder: Path) -> None:
     with Embedded(folder) as store:
         assert folder.stat().st_mode & 0o777 == 0o700
         assert Path(store.socket).stat().st_mode & 0o077 == 0
         assert (folder / ".gitignore").read_text() == "*\n"
 
 
-def test_the_store_keeps_what_it_is_given(folder: Path) -> None:
+def test_store_keeps_its_data(folder: Path) -> None:
     with Embedded(folder), client(folder) as store:
         expected = {"appendonly": "yes", "maxmemory-policy": "noeviction", "port": "0", "save": ""}
         assert store.config_get(*expected) == expected
 
 
-def test_starting_twice_is_starting_once(folder: Path) -> None:
+def test_second_start_uses_the_running_store(folder: Path) -> None:
     store = Embedded(folder)
     with pytest.raises(QsyncError, match="not been started"):
         _ = store.socket
@@ -151,7 +151,7 @@ def test_processes_share_the_store(folder: Path) -> None:
             assert second.info("server")["process_id"] == pid
 
 
-def test_eight_that_start_at_once_get_one_valkey(folder: Path) -> None:
+def test_eight_concurrent_starts_share_one_valkey(folder: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         users = [user(folder) for _ in range(8)]
         processes = list(threads.map(lambda one: one.__enter__(), users))
@@ -172,7 +172,7 @@ def test_data_outlives_the_users(folder: Path) -> None:
         assert store.get("key") == b"value"
 
 
-def test_users_that_come_and_go_lose_nothing(folder: Path) -> None:
+def test_changing_users_lose_no_data(folder: Path) -> None:
     """Each stop of the store races with the next user's start."""
     program = """
 import os, sys, redis
@@ -207,7 +207,7 @@ def test_ctrl_c_does_not_stop_store_of_others(folder: Path) -> None:
         assert valkey_pid(folder) == pid
 
 
-def test_the_guardian_heeds_neither_ctrl_c_nor_a_closed_terminal(folder: Path) -> None:
+def test_guardian_survives_ctrl_c_and_a_closed_terminal(folder: Path) -> None:
     with user(folder):
         pid = valkey_pid(folder)
         guardian = guardian_pid(folder)
@@ -217,7 +217,7 @@ def test_the_guardian_heeds_neither_ctrl_c_nor_a_closed_terminal(folder: Path) -
         assert alive(guardian)
 
 
-def test_a_killed_valkey_comes_back_with_its_data(folder: Path) -> None:
+def test_killed_valkey_restarts_with_its_data(folder: Path) -> None:
     with user(folder):
         with client(folder) as store:
             store.set("key", "value")
@@ -228,7 +228,7 @@ def test_a_killed_valkey_comes_back_with_its_data(folder: Path) -> None:
         assert valkey_pid(folder) != pid
 
 
-def test_a_killed_valkey_comes_back_by_itself(folder: Path) -> None:
+def test_killed_valkey_restarts_without_a_user(folder: Path) -> None:
     with user(folder):
         pid = valkey_pid(folder)
         os.kill(pid, signal.SIGKILL)
@@ -238,7 +238,7 @@ def test_a_killed_valkey_comes_back_by_itself(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_next_start_mends_a_store_without_a_guardian(
+def test_next_start_repairs_a_store_without_a_guardian(
     folder: Path, number: signal.Signals
 ) -> None:
     with Embedded(folder) as own:
@@ -254,7 +254,7 @@ def test_the_next_start_mends_a_store_without_a_guardian(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next guardian stops it")
-def test_a_killed_guardian_takes_valkey_along(folder: Path) -> None:
+def test_killed_guardian_stops_valkey(folder: Path) -> None:
     """While Valkey is running, its lock keeps another Valkey from its data."""
     with user(folder):
         valkey, guardian = valkey_pid(folder), guardian_pid(folder)
@@ -266,7 +266,7 @@ def test_a_killed_guardian_takes_valkey_along(folder: Path) -> None:
         wait_until(lambda: not alive(valkey))
 
 
-def test_a_socket_that_was_cleared_away_comes_back(folder: Path) -> None:
+def test_deleted_socket_is_created_again(folder: Path) -> None:
     with Embedded(folder) as store:
         Path(store.socket).unlink()
         store.start()
@@ -274,7 +274,7 @@ def test_a_socket_that_was_cleared_away_comes_back(folder: Path) -> None:
             assert connection.ping()
 
 
-def test_a_stale_socket_is_no_obstacle(folder: Path) -> None:
+def test_stale_socket_is_replaced(folder: Path) -> None:
     folder.mkdir()
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(folder / "valkey.sock"))
@@ -282,7 +282,7 @@ def test_a_stale_socket_is_no_obstacle(folder: Path) -> None:
         assert store.ping()
 
 
-def test_a_copied_folder_is_a_store_of_its_own(folder: Path, tmp_path: Path) -> None:
+def test_copied_folder_is_a_separate_store(folder: Path, tmp_path: Path) -> None:
     """A copied folder, whose files name the socket, does not lead to the first store."""
     with Embedded(folder):
         pid = valkey_pid(folder)
@@ -335,7 +335,7 @@ def test_a_long_name_puts_the_socket_elsewhere(folder: Path) -> None:
     private.rmdir()
 
 
-def test_a_long_name_of_the_folder_for_temporary_files_does_no_harm(
+def test_long_temporary_folder_name_is_supported(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = folder / ("temporary" * 12)

@@ -63,7 +63,7 @@ def test_a_link_of_another_user_to_a_folder_is_refused(folder: Path, tmp_path: P
         Embedded(link).start()
 
 
-def test_a_folder_that_anybody_may_swap_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_folder_below_a_writable_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(ConfigError, match=f"any user may write to {tmp_path}"):
         Embedded(folder).start()
@@ -101,7 +101,7 @@ def test_a_file_of_another_user_is_refused(folder: Path, name: str) -> None:
         Embedded(folder).start()
 
 
-def test_a_socket_elsewhere_gets_no_tasks(folder: Path, tmp_path: Path) -> None:
+def test_forged_socket_path_gets_no_tasks(folder: Path, tmp_path: Path) -> None:
     """A fake guardian holds the lock, and names a socket on which it listens."""
     with socket.socket(socket.AF_UNIX) as planted, (folder / "guardian.lock").open("w") as lock:
         planted.bind(str(tmp_path / "planted"))
@@ -114,9 +114,7 @@ def test_a_socket_elsewhere_gets_no_tasks(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_what_stands_in_the_place_of_the_socket_is_refused(
-    folder: Path, victim: Path, kind: str
-) -> None:
+def test_non_socket_at_the_socket_path_is_refused(folder: Path, victim: Path, kind: str) -> None:
     place = folder / "valkey.sock"
     place.symlink_to(victim) if kind == "link" else place.touch()
     with pytest.raises(ConfigError, match=r"valkey\.sock is not a socket; remove it"):
@@ -153,7 +151,7 @@ def test_a_private_folder_that_others_may_write_to_is_not_read(
 @pytest.mark.parametrize(
     "url", ["embedded:///x?password=s3cr3t", "embedded:///x#s3cr3t", "embedded://u:s3cr3t@host/x"]
 )
-def test_what_is_no_folder_is_refused_and_not_shown(url: str) -> None:
+def test_non_folder_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="embedded://") as raised:
         folder_of(url)
     assert "s3cr3t" not in str(raised.value)

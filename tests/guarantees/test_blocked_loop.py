@@ -18,7 +18,7 @@ LEASE_S = 0.6
 
 
 @pytest.mark.faults(4)
-def test_a_blocked_loop_keeps_its_leases_and_says_once_who_blocks_it(
+def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     blocked = launch(valkey.url, server_id="blocked", lease=LEASE_S, concurrency=30)
@@ -52,7 +52,7 @@ def test_a_blocked_loop_keeps_its_leases_and_says_once_who_blocks_it(
 
 
 @pytest.mark.faults(4)
-def test_what_was_being_fetched_when_the_loop_blocks_is_not_charged(
+def test_tasks_in_a_fetch_of_a_blocked_loop_are_not_charged(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     config = {"lease": 0.3, "concurrency": 10}
@@ -76,7 +76,7 @@ def test_what_was_being_fetched_when_the_loop_blocks_is_not_charged(
 
 
 @pytest.mark.faults(4)
-def test_what_the_store_gave_a_blocked_server_is_run_by_another(
+def test_tasks_leased_by_a_blocked_server_run_elsewhere(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """A server with a free slot has asked for tasks before it is woken, and cannot take them."""
@@ -101,7 +101,7 @@ def test_what_the_store_gave_a_blocked_server_is_run_by_another(
 
 @pytest.mark.faults(5)
 @pytest.mark.guarantee(3)
-def test_who_holds_the_interpreter_for_longer_than_a_lease_loses_its_tasks_and_nothing_else(
+def test_server_with_a_held_interpreter_loses_only_its_leases(
     valkey: Store, prefix: str, launch: Launch, history: History
 ) -> None:
     """Not even the heartbeat runs meanwhile: another server runs the tasks, whose results count."""

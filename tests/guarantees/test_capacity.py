@@ -60,7 +60,7 @@ async def work(cluster: Cluster, prefix: str, queues: Sequence[str]) -> float:
     return max(spent)
 
 
-def test_three_primaries_bear_over_twice_what_one_does(
+def test_three_primaries_have_over_twice_the_throughput_of_one(
     cluster: Cluster, prefix: str, measured: Measured
 ) -> None:
     """By the processor time of the busiest, since here all of them share two cores."""

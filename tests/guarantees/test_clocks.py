@@ -24,7 +24,7 @@ LEASE_S = 1.0
 
 @pytest.mark.faults(45)
 @pytest.mark.guarantee(5)
-def test_servers_whose_clocks_are_an_hour_wrong_and_leap_are_as_good_as_any(
+def test_servers_with_wrong_and_jumping_clocks_run_every_task_once(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """No timer is early, no lease or deadline lapses before or after its time, nothing is lost."""

@@ -43,7 +43,7 @@ def queues_on_each(cluster: Cluster, prefix: str) -> list[str]:
 
 
 @pytest.mark.faults(48, 49)
-async def test_tasks_live_their_lives_on_a_cluster(replicated: Cluster, prefix: str) -> None:
+async def test_tasks_pass_all_states_on_a_cluster(replicated: Cluster, prefix: str) -> None:
     queues = queues_on_each(replicated, prefix)
     mux = Mux()
 
@@ -185,7 +185,7 @@ async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> 
 @pytest.mark.faults(51, 52)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("how", ["killed", pytest.param("standing", marks=pytest.mark.slow)])
-def test_a_primary_is_gone_and_the_other_queues_go_on(
+def test_other_queues_continue_while_a_primary_is_down(
     replicated: Cluster, prefix: str, measured: Measured, how: str
 ) -> None:
     queues = queues_on_each(replicated, prefix)
@@ -228,7 +228,7 @@ def test_a_primary_is_gone_and_the_other_queues_go_on(
 
 
 @pytest.mark.faults(52)
-def test_a_fetch_that_gets_no_answer_keeps_no_slot_from_other_queues(
+def test_unanswered_fetch_blocks_no_slot_of_other_queues(
     replicated: Cluster, prefix: str, measured: Measured
 ) -> None:
     """Not even the only slot there is, for which it was sent."""
@@ -280,7 +280,9 @@ def change_primary(sentinel: Sentinel, how: str) -> None:
 @pytest.mark.faults(21)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("how", ["killed", pytest.param("told", marks=pytest.mark.slow)])
-def test_the_primary_of_a_sentinel_changes(prefix: str, measured: Measured, how: str) -> None:
+def test_tasks_continue_after_sentinel_changes_the_primary(
+    prefix: str, measured: Measured, how: str
+) -> None:
     with Sentinel() as sentinel:
 
         async def main() -> None:

@@ -60,7 +60,7 @@ async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerPro
         *[pytest.param(4 + n, (100, 10, 3)[n % 3], marks=pytest.mark.slow) for n in range(21)],
     ],
 )
-def test_poison_starts_three_times_and_takes_nobody_along(
+def test_poison_task_starts_three_times_and_harms_no_other_task(
     valkey: Store,
     prefix: str,
     launch: Launch,

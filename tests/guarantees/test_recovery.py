@@ -68,7 +68,7 @@ def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
 @pytest.mark.faults(1)
 @pytest.mark.guarantee(4)
 @pytest.mark.slow
-def test_with_the_defaults_they_start_again_within_35_seconds(
+def test_tasks_start_again_within_35_seconds_with_the_defaults(
     valkey: Store, prefix: str, launch: Launch, measured: Measured
 ) -> None:
     victim = launch(valkey.url, lease=30.0, sweep=5.0)

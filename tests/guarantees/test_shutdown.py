@@ -39,7 +39,7 @@ def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
 @pytest.mark.faults(9)
 @pytest.mark.guarantee(5)
 @pytest.mark.parametrize(("type", "deaf"), KINDS)
-def test_what_runs_after_the_grace_is_handed_back_and_starts_elsewhere_at_once(
+def test_task_running_after_the_grace_is_handed_back_and_starts_elsewhere(
     valkey: Store,
     prefix: str,
     launch: Launch,
@@ -113,7 +113,7 @@ def test_a_second_signal_hands_back_at_once(
 
 
 @pytest.mark.faults(10)
-def test_a_third_signal_ends_the_process_as_it_is_and_leases_cover_the_rest(
+def test_third_signal_ends_the_process_and_leases_recover_its_tasks(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """The store is away, so nothing can be handed back; nobody has to wait for that."""
@@ -142,7 +142,7 @@ def test_a_third_signal_ends_the_process_as_it_is_and_leases_cover_the_rest(
 
 @pytest.mark.faults(9, 11)
 @pytest.mark.guarantee(5)
-def test_servers_that_come_and_go_neither_lose_nor_repeat_a_task(
+def test_restarting_servers_neither_lose_nor_repeat_a_task(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     chance = random.Random(9)

@@ -32,7 +32,7 @@ def completed(store: Store, prefix: str) -> int:
         pytest.param("killed", 2, 30.0, marks=pytest.mark.slow),
     ],
 )
-def test_the_store_goes_away_while_tasks_run(
+def test_tasks_survive_an_outage_of_the_store(
     own_store: Store,
     prefix: str,
     launch: Launch,
@@ -90,7 +90,7 @@ def test_the_store_goes_away_while_tasks_run(
 @pytest.mark.faults(17, 28)
 @pytest.mark.guarantee(5)
 @pytest.mark.slow
-def test_two_servers_whose_leases_lapsed_repeat_nothing(
+def test_two_servers_with_expired_leases_repeat_nothing(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """Leases lapse while the store is away; on its return each server gets to renew its own."""

@@ -123,7 +123,7 @@ def scripts_run(client: Any) -> int:
 
 
 @pytest.mark.faults(18)
-def test_an_older_state_of_the_same_generation_is_no_loss(
+def test_older_state_of_the_same_generation_is_not_a_loss(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After a failover that loses writes the queue is the same, and its running tasks continue."""

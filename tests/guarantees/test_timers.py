@@ -61,7 +61,7 @@ def lateness_of_round(
 
 @pytest.mark.faults(66)
 @pytest.mark.guarantee(5)
-def test_timers_are_never_early_and_soon_on_time(
+def test_timers_are_never_early_and_rarely_late(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     server = launch(own_store.url)
@@ -84,7 +84,7 @@ def test_timers_are_never_early_and_soon_on_time(
 @pytest.mark.faults(29, 65)
 @pytest.mark.guarantee(5)
 @pytest.mark.slow
-def test_very_many_due_at_once_block_nobody(
+def test_many_simultaneously_due_tasks_block_no_other_task(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     best = float("inf")

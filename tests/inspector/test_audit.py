@@ -76,7 +76,7 @@ def fill(rig: Rig) -> None:
     rig.run(schedule_ops.announce_schedules(rig.globals, "queue", 1))
 
 
-def test_a_sound_store_is_sound(rig: Rig) -> None:
+def test_sound_store_has_no_damage(rig: Rig) -> None:
     fill(rig)
     report = auditing(rig)
     assert report.damages == []
@@ -87,7 +87,7 @@ def test_a_sound_store_is_sound(rig: Rig) -> None:
     assert (report.lost_payloads, report.truncated, report.unknown) == (0, False, [])
 
 
-def test_an_empty_store_is_sound(rig: Rig) -> None:
+def test_empty_store_has_no_damage(rig: Rig) -> None:
     assert auditing(rig) == Report()
     assert auditing(rig, queue="none") == Report(queues=["none"])
 
@@ -360,7 +360,7 @@ PLANTS = [
 
 @pytest.mark.faults(20, 80)
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
-def test_a_damage_is_found_and_mended(rig: Rig, plant: Plant) -> None:
+def test_each_damage_is_found_and_repaired(rig: Rig, plant: Plant) -> None:
     fill(rig)
     plant.plant(rig)
     found = auditing(rig, repair=True).damages
@@ -411,7 +411,7 @@ def test_repair_skips_changed_data(rig: Rig) -> None:
     assert rig.dump() == before
 
 
-def test_what_ended_without_its_message_is_counted(rig: Rig) -> None:
+def test_task_that_ended_without_its_message_is_counted(rig: Rig) -> None:
     fill(rig)
     rig.client.hdel(_key(rig, "tasks"), "dead", "kept")
     report = auditing(rig, repair=True)
@@ -419,7 +419,7 @@ def test_what_ended_without_its_message_is_counted(rig: Rig) -> None:
     assert (rig.state("dead"), rig.state("kept")) == ("dead", "completed")
 
 
-def test_a_lock_that_another_has_is_left_to_a_person(rig: Rig) -> None:
+def test_lock_of_another_task_is_not_repaired(rig: Rig) -> None:
     fill(rig)
     lock = _lock_of(rig, "later")
     rig.client.hset(_key(rig, "unique"), mapping={f"={lock}": "0:other", "@other": lock})
@@ -428,7 +428,7 @@ def test_a_lock_that_another_has_is_left_to_a_person(rig: Rig) -> None:
         assert [(damage.kind, damage.id) for damage in damages] == [("lock lost", "later")]
 
 
-def test_a_window_of_an_earlier_task_of_the_id_is_no_damage(rig: Rig) -> None:
+def test_lock_window_of_an_earlier_task_is_not_damage(rig: Rig) -> None:
     fill(rig)
     rig.delete("dead", "window")
     assert any(value.endswith(":window") for value in rig.locks().values())
@@ -436,7 +436,7 @@ def test_a_window_of_an_earlier_task_of_the_id_is_no_damage(rig: Rig) -> None:
     assert auditing(rig).damages == []
 
 
-def test_keys_that_are_not_ours_are_named(rig: Rig) -> None:
+def test_foreign_keys_are_named(rig: Rig) -> None:
     fill(rig)
     rig.client.mset({"test:foo": 1, "{test:queue}:foo": 1, "{test:!}:tasks": 1, "tester:foo": 1})
     rig.client.set("{test:queue}:passing", 1, ex=1000)
@@ -449,14 +449,14 @@ def test_keys_that_are_not_ours_are_named(rig: Rig) -> None:
     assert rig.client.exists(*strays) == 4
 
 
-def test_a_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
+def test_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
     fill(rig)
     rig.client.set(_key(rig, "ticks"), "x")
     [damage] = auditing(rig, repair=True).damages
     assert (damage.kind, damage.id, damage.repairable) == ("wrong type", _key(rig, "ticks"), False)
 
 
-def test_a_part_that_is_larger_than_asked_for(rig: Rig) -> None:
+def test_audit_accepts_larger_scan_pages(rig: Rig) -> None:
     """What is stored compactly is scanned as a whole, however large it is."""
     setting = "zset-max-listpack-entries"
     before = rig.client.config_get(setting)[setting]
@@ -471,7 +471,7 @@ def test_a_part_that_is_larger_than_asked_for(rig: Rig) -> None:
         rig.client.config_set(setting, before)
 
 
-def test_many_damages_are_all_mended(rig: Rig) -> None:
+def test_many_damages_are_all_repaired(rig: Rig) -> None:
     rig.enqueue(*[f"t{number}" for number in range(450)])
     rig.client.delete(_key(rig, "pending"))
     report = auditing(rig, repair=True)
@@ -482,7 +482,7 @@ def test_many_damages_are_all_mended(rig: Rig) -> None:
 
 @pytest.mark.faults(80)
 @pytest.mark.guarantee(2)
-def test_a_store_in_use_is_sound(own_store: Store, prefix: str) -> None:
+def test_store_in_use_has_no_damage(own_store: Store, prefix: str) -> None:
     """Audits beside servers that run, fail, retry, cancel and recover find nothing."""
     mux = Mux()
 
@@ -554,7 +554,7 @@ def test_a_cluster_is_audited_node_by_node(cluster: Cluster, prefix: str) -> Non
 
 
 @pytest.mark.faults(47)
-def test_where_the_store_refuses_it_goes_on(own_store: Store, prefix: str) -> None:
+def test_audit_continues_after_a_refused_command(own_store: Store, prefix: str) -> None:
     rules = ("on", ">x", "~*", "&*", "+@all", "-scan", "-sscan")
     own_store.command("ACL", "SETUSER", "blind", *rules)
 
@@ -576,7 +576,7 @@ def test_where_the_store_refuses_it_goes_on(own_store: Store, prefix: str) -> No
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_the_command_audits_and_mends(binary: Binary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_command_reports_and_repairs(binary: Binary, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = CliRunner()
     with Rig(binary) as rig:
         monkeypatch.setenv("QSYNC_URL", shared_store(binary).url)
@@ -612,7 +612,7 @@ def test_the_command_audits_and_mends(binary: Binary, monkeypatch: pytest.Monkey
         (["--url", "http://x"], "does not begin with"),
     ],
 )
-def test_a_command_that_is_asked_wrongly(
+def test_audit_command_refuses_wrong_arguments(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QSYNC_URL", "redis://127.0.0.1:1")

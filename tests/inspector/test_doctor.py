@@ -141,23 +141,23 @@ def levels(found: list[Finding]) -> dict[str, str]:
         ),
     ],
 )  # fmt: skip
-def test_what_is_said(finding: Finding, level: str, said: str) -> None:
+def test_findings_describe_each_setting(finding: Finding, level: str, said: str) -> None:
     assert (finding.level, said in finding.text) == (level, True), finding
 
 
-def test_info_is_read_as_it_comes() -> None:
+def test_store_info_is_parsed() -> None:
     text = b"# Server\r\nredis_version:7.0\r\n\r\nslave0:ip=::1,port=1\r\nodd\xff:x\r\n"
     assert parse_info(text) == {
         "redis_version": "7.0", "slave0": "ip=::1,port=1", "odd\ufffd": "x"
     }  # fmt: skip
 
 
-def test_the_oldest_version_is_that_of_the_server() -> None:
+def test_oldest_supported_version_is_that_of_the_server() -> None:
     assert store_check.MIN_VERSION == store_info.MIN_VERSION
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_a_real_store(binary: Binary) -> None:
+def test_doctor_examines_a_real_store(binary: Binary) -> None:
     store = shared_store(binary)
     store.flush()
     found = examine(store.url)
@@ -167,7 +167,7 @@ def test_a_real_store(binary: Binary) -> None:
     assert levels(found) == expected
 
 
-def test_settings_are_seen(own_store: Store) -> None:
+def test_store_settings_are_reported(own_store: Store) -> None:
     assert levels(examine(own_store.url))["persistence"] == "ok"
     own_store.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lfu")
     found = levels(examine(own_store.url))
@@ -180,7 +180,7 @@ def test_settings_are_seen(own_store: Store) -> None:
 
 @pytest.mark.faults(27, 47)
 @pytest.mark.parametrize("binary", BINARIES)
-def test_what_is_forbidden_is_unknown_and_the_rest_goes_on(binary: Binary) -> None:
+def test_forbidden_settings_are_unknown_and_the_others_reported(binary: Binary) -> None:
     store = shared_store(binary)
     hidden = ("-info", "-config", "-acl", "-script", "-time", "-client", "-command")
     store.command("ACL", "SETUSER", "shy", "on", ">x", "~*", "&*", "+@all", *hidden)
@@ -219,7 +219,7 @@ def test_each_right_that_is_missing_is_named(binary: Binary, role: acl.Role) -> 
     assert found("resetkeys", "~other:*").level == "problem"
 
 
-def test_a_store_that_is_not_there() -> None:
+def test_unreachable_store_is_reported() -> None:
     [finding] = examine(f"redis://{HOST}:{free_port()}")
     assert (finding.name, finding.level) == ("connection", "problem")
     assert "is not available" in finding.text
@@ -246,7 +246,7 @@ def test_the_docs_name_each_line_and_each_repair() -> None:
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_the_command_says_it(binary: Binary, own_store: Store) -> None:
+def test_doctor_command_prints_the_findings(binary: Binary, own_store: Store) -> None:
     runner = CliRunner()
     bad = runner.invoke(app, ["doctor", "--url", shared_store(binary).url, "--prefix", "test"])
     assert bad.exit_code == 1
@@ -263,7 +263,7 @@ def test_the_command_says_it(binary: Binary, own_store: Store) -> None:
     ) == (0, True)
 
 
-def test_no_password_is_shown(own_store: Store) -> None:
+def test_password_is_never_shown(own_store: Store) -> None:
     url = f"redis://joe:hunter2@{HOST}:{own_store.port}"
     result = CliRunner().invoke(app, ["doctor", "--url", url])
     assert result.exit_code == 2

@@ -41,11 +41,11 @@ def group(type: str, raise_it: Callable[[], object]) -> str:
     return fingerprint_of(type, described(raise_it)).id
 
 
-def test_text_and_line_make_no_difference() -> None:
+def test_text_and_line_do_not_change_the_group() -> None:
     assert group("t", lambda: one_way(1)) == group("t", lambda: one_way(9))
 
 
-def test_type_class_and_function_make_one() -> None:
+def test_type_class_and_function_define_a_group() -> None:
     groups = {
         group("t", lambda: one_way(1)), group("u", lambda: one_way(1)),
         group("t", lambda: another_way(1)), group("t", lambda: int("x" * 3)),
@@ -64,7 +64,7 @@ def test_the_place_is_the_innermost_function_of_the_program() -> None:
     assert fingerprint_of("t", text).where == "lib/a.py:3 in get"
 
 
-def test_causes_do_not_hide_where_it_was_raised() -> None:
+def test_causes_do_not_hide_the_raising_function() -> None:
     def wrapped() -> None:
         try:
             another_way(1)
@@ -81,7 +81,7 @@ def test_a_release_in_another_folder_has_the_same_groups() -> None:
 
 
 @pytest.mark.parametrize("error", ["", "\n", ":", "crashed 3 times", "é: \n\n\n", "x" * 9000])
-def test_any_text_has_a_group(error: str) -> None:
+def test_every_text_has_a_group(error: str) -> None:
     found = fingerprint_of("t", error)
     assert len(found.id) == 8
     assert found.where == ""
@@ -161,7 +161,7 @@ async def groups_of(inspector: Inspector, queue: str, state: str) -> list[ErrorG
             return groups
 
 
-async def test_the_groups_of_a_store(inspector: Inspector) -> None:
+async def test_groups_of_a_store_are_listed(inspector: Inspector) -> None:
     [many] = await groups_of(inspector, "default", "dead")
     assert (many.count, many.type, many.error) == (300, "one", "ValueError")
     assert many.where.endswith(" in one_way")

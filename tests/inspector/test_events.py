@@ -185,7 +185,7 @@ async def test_the_record_never_prevents_an_action(store: Store, prefix: str) ->
             assert len(await made.inspector.events(queue="default")) == 1
 
 
-async def test_streams_lie_with_their_queue(store: Store, prefix: str) -> None:
+async def test_streams_are_in_the_slot_of_their_queue(store: Store, prefix: str) -> None:
     keys = QueueKeys(prefix, "mail")
     assert keys.key("events").startswith(f"{{{prefix}:mail}}:")
     async with bed(store.url, prefix) as made:
@@ -201,7 +201,7 @@ async def test_streams_lie_with_their_queue(store: Store, prefix: str) -> None:
     assert (gone.action, gone.queue, gone.target) == ("queue.delete", None, "mail")
 
 
-async def test_a_full_cluster_node_is_no_matter(cluster: Any, prefix: str) -> None:
+async def test_full_cluster_node_does_not_prevent_events(cluster: Any, prefix: str) -> None:
     broker = AsyncBroker(redis_clients.parse(cluster.url))
     async with contextlib.aclosing(broker):
         made = Bed(broker, prefix)

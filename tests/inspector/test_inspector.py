@@ -55,7 +55,7 @@ BY_STATE = {"scheduled": "s", "pending": "p", "active": "a", "retry": "r", "comp
 # Queues
 
 
-def test_an_overview_tells_of_every_queue(store: Store, prefix: str) -> None:
+def test_overview_lists_every_queue(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         empty = await bed.inspector.overview()
         assert (empty.queues, empty.servers) == ([], [])
@@ -80,7 +80,7 @@ def test_an_overview_tells_of_every_queue(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_what_is_not_there_is_not_made_up(store: Store, prefix: str) -> None:
+def test_missing_queues_and_tasks_are_reported_missing(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
         assert await inspector.queue("none") is None
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_not_made_up(store: Store, prefix: str) -> None:
         assert client.keys(f"*{prefix}*") == [], "looking writes nothing"
 
 
-def test_counters_of_days(store: Store, prefix: str) -> None:
+def test_counters_are_kept_by_day(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks("a", "b"))
         now = (await bed.inspector.overview()).at
@@ -170,7 +170,7 @@ def test_rate_is_known_after_second_reading(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_pause_and_resume(store: Store, prefix: str) -> None:
+def test_queue_is_paused_and_resumed(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks("a"))
         before = (await bed.inspector.overview()).at
@@ -195,7 +195,7 @@ def test_pause_and_resume(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_a_pause_that_somebody_else_wrote_is_shown(store: Store, prefix: str) -> None:
+def test_pause_written_by_another_program_is_shown(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks("a"))
         await bed.broker.run(operator_ops.pause(bed.keys(), b"\xffby hand"))
@@ -248,7 +248,7 @@ def ids(found: list[Page]) -> list[str]:
 
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("state", ["pending", "scheduled"])
-def test_pages_hold_each_task_once_in_order(
+def test_pages_contain_each_task_once_in_order(
     store: Store, prefix: str, state: str, newest_first: bool
 ) -> None:
     """Also those of one score, whose order is that of the bytes of their ids."""
@@ -266,7 +266,7 @@ def test_pages_hold_each_task_once_in_order(
     run(store, prefix, work)
 
 
-def test_a_cursor_holds_when_tasks_come_and_go(store: Store, prefix: str) -> None:
+def test_cursor_stays_valid_while_tasks_change(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks(*[f"{n:02}" for n in range(30)]))
         first = await bed.inspector.tasks("default", "pending", limit=10)
@@ -292,7 +292,7 @@ def test_a_page_of_large_tasks_is_short(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_filters(store: Store, prefix: str) -> None:
+def test_filters_select_tasks(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.dead(*[Task("mail.send", id=f"m{n}") for n in range(5)], error="Timeout: slow")
         await bed.dead(*[Task("mail", id=f"n{n}") for n in range(5)], error="KeyError: 'x'\n  line")
@@ -319,7 +319,7 @@ def test_filters(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_a_filter_that_nothing_fits_looks_at_a_part_a_call(store: Store, prefix: str) -> None:
+def test_filter_without_matches_scans_a_bounded_part_per_call(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks(*map(str, range(2500))))
         found = await pages(bed.inspector, "pending", filter=Filter(type="none"))
@@ -331,7 +331,7 @@ def test_a_filter_that_nothing_fits_looks_at_a_part_a_call(store: Store, prefix:
     run(store, prefix, work)
 
 
-def test_age_of_tasks_that_wait_is_that_since_their_enqueue(store: Store, prefix: str) -> None:
+def test_age_of_a_waiting_task_counts_from_its_enqueue(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks("a"))
         for filter, expected in (
@@ -353,7 +353,7 @@ BAD_CURSORS = [
 
 
 @pytest.mark.parametrize("cursor", BAD_CURSORS)
-def test_a_cursor_of_somebody_else_is_refused(valkey: Store, prefix: str, cursor: str) -> None:
+def test_cursor_of_another_listing_is_refused(valkey: Store, prefix: str, cursor: str) -> None:
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
         await bed.dead(*tasks("d"))
@@ -370,7 +370,7 @@ def test_a_cursor_of_somebody_else_is_refused(valkey: Store, prefix: str, cursor
     run(valkey, prefix, work)
 
 
-def test_arguments_that_are_none_are_refused(valkey: Store, prefix: str) -> None:
+def test_invalid_arguments_are_refused(valkey: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
         for call, match in (
@@ -393,7 +393,7 @@ def test_arguments_that_are_none_are_refused(valkey: Store, prefix: str) -> None
 # One task
 
 
-def test_a_task_whole(store: Store, prefix: str) -> None:
+def test_task_detail_has_every_field(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await each_state(bed)
         active = await bed.inspector.task("a")
@@ -424,7 +424,7 @@ def test_a_task_whole(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_a_message_that_cannot_be_read_is_shown_as_it_is(store: Store, prefix: str) -> None:
+def test_unreadable_message_is_shown_as_bytes(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks("a", "b"))
         with store.client() as client:
@@ -445,7 +445,7 @@ def test_a_message_that_cannot_be_read_is_shown_as_it_is(store: Store, prefix: s
 
 
 @pytest.mark.faults(76)
-def test_run_now(store: Store, prefix: str) -> None:
+def test_waiting_task_is_run_now(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await each_state(bed)
         inspector = bed.inspector
@@ -464,9 +464,7 @@ def test_run_now(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_a_dead_task_that_runs_again_has_all_attempts_and_its_history(
-    store: Store, prefix: str
-) -> None:
+def test_retried_dead_task_has_all_attempts_and_its_history(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.dead(Task("t", id="d", retry=0), error="first")
         assert (await bed.inspector.run("d")).ok
@@ -478,7 +476,7 @@ def test_a_dead_task_that_runs_again_has_all_attempts_and_its_history(
     run(store, prefix, work)
 
 
-def test_a_lock_that_was_taken_meanwhile_is_a_duplicate(store: Store, prefix: str) -> None:
+def test_retry_of_a_task_whose_lock_was_taken_is_a_duplicate(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.dead(Task("t", id="old", unique=True))
         await bed.enqueue(Task("t", id="new", unique=True))
@@ -501,7 +499,7 @@ def test_a_lock_that_was_taken_meanwhile_is_a_duplicate(store: Store, prefix: st
 
 
 @pytest.mark.faults(76)
-def test_cancel_and_delete(store: Store, prefix: str) -> None:
+def test_tasks_are_cancelled_and_deleted(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await each_state(bed)
         inspector = bed.inspector
@@ -555,7 +553,7 @@ async def all_steps(bed: Bed, step: Any, *args: Any, **options: Any) -> Step:
     return total
 
 
-def test_dead_tasks_are_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
+def test_dead_tasks_are_retried_by_a_filter_in_steps(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
         await bed.dead(*[Task("a", id=f"a{n}") for n in range(700)], error="x")
@@ -591,7 +589,7 @@ def test_two_dead_of_one_lock_do_not_both_run(store: Store, prefix: str) -> None
     run(store, prefix, work)
 
 
-def test_what_dies_again_is_not_run_twice(store: Store, prefix: str) -> None:
+def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) -> None:
     """Else a task that fails at once would go round for ever."""
 
     async def work(bed: Bed) -> None:
@@ -605,7 +603,7 @@ def test_what_dies_again_is_not_run_twice(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_what_waits_is_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
+def test_waiting_tasks_are_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
     """Tasks that fail again meanwhile are skipped, or the steps would never end."""
 
     async def work(bed: Bed) -> None:
@@ -635,7 +633,7 @@ def test_what_waits_is_run_by_a_filter_in_steps(store: Store, prefix: str) -> No
 
 
 @pytest.mark.faults(76)
-def test_who_is_faster_is_counted(store: Store, prefix: str) -> None:
+def test_changes_of_a_concurrent_caller_are_counted(store: Store, prefix: str) -> None:
     """Another operator deletes a task between the read and the change of a step."""
 
     async def work(bed: Bed) -> None:
@@ -656,7 +654,7 @@ def test_who_is_faster_is_counted(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["pending", "scheduled", "dead", "completed", "retry"])
-def test_purge(store: Store, prefix: str, state: str) -> None:
+def test_purge_deletes_the_tasks_of_a_state(store: Store, prefix: str, state: str) -> None:
     async def work(bed: Bed) -> None:
         names = [f"{n:04}" for n in range(1200)]
         options = {"delay": 100} if state == "scheduled" else {}
@@ -708,7 +706,7 @@ def test_purge_ends_with_tasks_present_at_its_start(store: Store, prefix: str) -
     run(store, prefix, work)
 
 
-def test_a_purge_of_large_tasks_takes_few_a_step(store: Store, prefix: str) -> None:
+def test_purge_of_large_tasks_takes_few_per_step(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*[Task("t", b"x" * 1_000_000, id=str(n)) for n in range(40)])
         first = await bed.inspector.purge("default", "pending")
@@ -719,7 +717,7 @@ def test_a_purge_of_large_tasks_takes_few_a_step(store: Store, prefix: str) -> N
     run(store, prefix, work)
 
 
-def test_who_waits_for_a_purged_task_is_told(store: Store, prefix: str) -> None:
+def test_caller_waiting_for_a_purged_task_is_woken(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="a", retention=60))
         with store.client() as client, client.pubsub() as listener:
@@ -735,7 +733,7 @@ def test_who_waits_for_a_purged_task_is_told(store: Store, prefix: str) -> None:
 # Forget
 
 
-def test_forget(store: Store, prefix: str) -> None:
+def test_forget_deletes_an_empty_queue(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
         await each_state(bed)
@@ -780,7 +778,7 @@ def test_a_forgotten_queue_can_be_used_again(store: Store, prefix: str) -> None:
 # Everywhere
 
 
-def test_everything_works_in_a_cluster(cluster: Cluster, prefix: str) -> None:
+def test_inspector_works_in_a_cluster(cluster: Cluster, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
         await each_state(bed)
@@ -814,7 +812,7 @@ def test_everything_works_in_a_cluster(cluster: Cluster, prefix: str) -> None:
 
 
 @pytest.mark.faults(47)
-def test_who_may_only_look_looks_and_changes_nothing(store: Store, prefix: str) -> None:
+def test_reader_role_can_use_all_reading_methods(store: Store, prefix: str) -> None:
     from qsync.broker import acl
     from tests.broker.test_acl import is_old
     from tests.support.acl import unlimited
@@ -859,7 +857,7 @@ def test_who_may_only_look_looks_and_changes_nothing(store: Store, prefix: str) 
         store.command("ACL", "DELUSER", "looker")
 
 
-def test_an_old_failure_record_is_read(store: Store, prefix: str) -> None:
+def test_failure_record_of_an_old_version_is_read(store: Store, prefix: str) -> None:
     """Written before attempts were kept."""
 
     async def work(bed: Bed) -> None:
@@ -875,7 +873,7 @@ def test_an_old_failure_record_is_read(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-async def test_an_app_makes_one(store: Store, prefix: str) -> None:
+async def test_app_creates_an_inspector(store: Store, prefix: str) -> None:
     app = Qsync(store.url, prefix=prefix)
     async with app.inspector() as inspector, app.async_client() as client:
         await client.enqueue(Task("t", id="a"))
@@ -893,7 +891,7 @@ HOSTILE = [
 
 @pytest.mark.faults(55)
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
-def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: bytes) -> None:
+def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: bytes) -> None:
     """Each hash holds the same garbage for each task, and each set an id that is none."""
 
     async def work(bed: Bed) -> None:
@@ -940,5 +938,5 @@ def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: 
 
 
 @pytest.mark.parametrize("name", ["delete_queue", "key_types"])
-def test_no_key_of_a_queue_is_left_out(name: str) -> None:
+def test_every_key_of_a_queue_is_counted(name: str) -> None:
     assert set(load(name).keys) == set(QUEUE_KEYS)

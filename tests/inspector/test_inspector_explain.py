@@ -39,7 +39,7 @@ async def why(bed: Bed, id: str, **options: Any) -> Explanation:
     return told
 
 
-def test_its_place_in_pending(store: Store, prefix: str) -> None:
+def test_pending_task_has_a_position(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         await bed.enqueue(*[Task("t", id=f"t{n}") for n in range(1, 413)])
@@ -53,7 +53,7 @@ def test_its_place_in_pending(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_how_long_it_will_take_at_the_present_rate(store: Store, prefix: str) -> None:
+def test_pending_task_has_an_estimated_wait(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         await bed.enqueue(*[Task("t", id=f"t{n}") for n in range(1000)])
@@ -72,7 +72,7 @@ def test_how_long_it_will_take_at_the_present_rate(store: Store, prefix: str) ->
     run(store, prefix, work)
 
 
-def test_what_keeps_all_of_a_queue_from_running(store: Store, prefix: str) -> None:
+def test_reason_that_blocks_a_whole_queue_is_named(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="a"), Task("t", id="later", delay=1000))
         told = await why(bed, "a")
@@ -106,7 +106,7 @@ def test_what_keeps_all_of_a_queue_from_running(store: Store, prefix: str) -> No
     run(store, prefix, work)
 
 
-def test_it_is_scheduled(store: Store, prefix: str) -> None:
+def test_scheduled_task_names_its_due_time(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=3, minutes=5)
@@ -121,7 +121,7 @@ def test_it_is_scheduled(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_it_failed_before(store: Store, prefix: str) -> None:
+def test_failed_task_names_its_next_attempt(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         await bed.enqueue(Task("t", id="a", retry=5))
@@ -137,7 +137,7 @@ def test_it_failed_before(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_servers_do_not_know_its_type(store: Store, prefix: str) -> None:
+def test_task_without_a_handler_is_explained(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w", types=["u"])
         await bed.enqueue(Task("t", id="a"))
@@ -154,7 +154,7 @@ def test_servers_do_not_know_its_type(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_it_runs(store: Store, prefix: str) -> None:
+def test_running_task_names_its_server(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="a"))
         before = (await bed.inspector.overview()).at
@@ -184,7 +184,7 @@ def test_it_runs(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_it_crashed_twice(store: Store, prefix: str) -> None:
+def test_crashed_task_names_its_crashes(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         await bed.enqueue(Task("t", id="a"))
@@ -199,7 +199,7 @@ def test_it_crashed_twice(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_it_has_ended(store: Store, prefix: str) -> None:
+def test_ended_task_names_its_end(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="c", retention=60))
         await bed.complete(await bed.lease(), 60, b"")
@@ -220,7 +220,7 @@ def test_it_has_ended(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_its_deadline_is_past(store: Store, prefix: str) -> None:
+def test_task_past_its_deadline_is_explained(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         await bed.enqueue(Task("t", id="a", deadline=datetime.now(UTC) + timedelta(seconds=0.05)))
@@ -233,7 +233,7 @@ def test_its_deadline_is_past(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_its_priority_and_what_is_above_it(store: Store, prefix: str) -> None:
+def test_task_behind_higher_priorities_is_explained(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         await bed.enqueue(Task("t", id="n"), Task("t", id="low", priority=2))
@@ -256,7 +256,7 @@ def test_its_priority_and_what_is_above_it(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_later_calls_replace_it(store: Store, prefix: str) -> None:
+def test_debounced_task_is_explained(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.serve("w")
         key = {"unique_key": "doc"}
@@ -286,7 +286,7 @@ def test_later_calls_replace_it(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_thousands_of_servers_are_more_than_it_looks_at(valkey: Store, prefix: str) -> None:
+def test_explanation_reads_a_bounded_number_of_servers(valkey: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="a"))
         keys = GlobalKeys(prefix)

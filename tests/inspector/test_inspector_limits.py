@@ -108,7 +108,7 @@ def test_operator_sets_a_rule_above_that_of_the_program_until_it_is_reset(
     run(main())
 
 
-def test_mistakes_of_an_operator_are_named(store: Store, prefix: str) -> None:
+def test_invalid_operator_rules_are_named(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bed(store.url, prefix) as made:
             change = await made.inspector.set_limit("customer", TWO, queue="nowhere")
@@ -197,9 +197,7 @@ def test_limited_tasks_are_listed_found_cancelled_and_purged(store: Store, prefi
     run(main())
 
 
-def test_doctor_names_limits_without_a_rule_and_tasks_that_wait_for_long(
-    store: Store, prefix: str
-) -> None:
+def test_doctor_names_limits_without_a_rule_and_long_waits(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bed(store.url, prefix) as made:
             keys = GlobalKeys(prefix)

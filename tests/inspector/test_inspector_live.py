@@ -59,7 +59,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str) ->
         assert (await inspector.explain("a")).reason == "cancelled"
 
 
-async def test_a_cancel_whose_order_is_lost_is_heeded_within_a_third_of_the_lease(
+async def test_cancel_with_a_lost_order_takes_effect_within_a_third_of_the_lease(
     store: Store, prefix: str
 ) -> None:
     mux, began, stopped = sleeping()
@@ -136,7 +136,7 @@ async def test_the_last_attempts_are_kept(store: Store, prefix: str) -> None:
     assert decode_failure(record).attempts == 15
 
 
-async def test_servers_and_what_they_run(store: Store, prefix: str) -> None:
+async def test_servers_are_listed_with_their_running_tasks(store: Store, prefix: str) -> None:
     mux, began, _ = sleeping()
     async with (
         inspecting(store.url, prefix) as (made, inspector),
@@ -170,7 +170,7 @@ async def test_servers_and_what_they_run(store: Store, prefix: str) -> None:
         assert (await inspector.overview()).servers == ["one", "two"]
 
 
-async def test_quiet_and_stop(store: Store, prefix: str) -> None:
+async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("t")
@@ -285,7 +285,7 @@ def serve(app: Qsync, **options: Any) -> Server:
     return app.server(queues={"default": 1, "other": 1}, lease=1.0, sweep=0.2, **options)
 
 
-async def test_schedules_are_seen_by_others(store: Store, prefix: str) -> None:
+async def test_published_schedules_are_listed(store: Store, prefix: str) -> None:
     ticked: list[str] = []
     app = ticking(store.url, prefix, ticked)
     async with inspecting(store.url, prefix) as (_, inspector), serve(app):
@@ -304,9 +304,7 @@ async def test_schedules_are_seen_by_others(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("missed", ["skip", "all"])
-async def test_a_paused_schedule_does_not_tick_and_owes_nothing(
-    store: Store, prefix: str, missed: str
-) -> None:
+async def test_paused_schedule_skips_its_ticks(store: Store, prefix: str, missed: str) -> None:
     ticked: list[str] = []
     app = ticking(store.url, prefix, ticked, missed=missed)
     async with inspecting(store.url, prefix) as (_, inspector):
@@ -337,7 +335,7 @@ async def test_a_paused_schedule_does_not_tick_and_owes_nothing(
             assert again.outcome == "not_found"
 
 
-async def test_trigger(store: Store, prefix: str) -> None:
+async def test_trigger_enqueues_the_task_of_a_schedule(store: Store, prefix: str) -> None:
     ticked: list[str] = []
     app = ticking(store.url, prefix, ticked)
     async with inspecting(store.url, prefix) as (made, inspector):
@@ -380,7 +378,7 @@ async def test_a_schedule_that_no_server_has_is_forgotten(store: Store, prefix: 
             assert client.hexists(keys.key("ticks"), "night") is False
 
 
-async def test_a_task_that_cannot_be_made_is_not_triggered(store: Store, prefix: str) -> None:
+async def test_schedule_with_an_invalid_task_is_not_triggered(store: Store, prefix: str) -> None:
     app = ticking(store.url, prefix, [])
     async with inspecting(store.url, prefix) as (_, inspector), serve(app):
 
@@ -398,7 +396,7 @@ async def test_a_task_that_cannot_be_made_is_not_triggered(store: Store, prefix:
         assert (night.schedule, night.problem is not None) == ("", True)
 
 
-async def test_in_a_cluster(cluster: Cluster, prefix: str) -> None:
+async def test_live_servers_work_in_a_cluster(cluster: Cluster, prefix: str) -> None:
     ticked: list[str] = []
     app = ticking(cluster.url, prefix, ticked)
     mux, began, stopped = sleeping()

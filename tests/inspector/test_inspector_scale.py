@@ -91,7 +91,7 @@ async def looking(url: str, prefix: str) -> AsyncIterator[tuple[Inspector, Count
         yield inspector, broker
 
 
-async def test_each_call_makes_few_scripts_however_much_there_is(store: Store, prefix: str) -> None:
+async def test_each_call_runs_few_scripts_in_a_large_store(store: Store, prefix: str) -> None:
     await fill(store.url, prefix, pending=10_000, dead=5000)
     async with looking(store.url, prefix) as (inspector, broker):
         counts = {}
@@ -107,7 +107,7 @@ async def test_each_call_makes_few_scripts_however_much_there_is(store: Store, p
 @pytest.mark.slow
 @pytest.mark.faults(29, 30)
 @pytest.mark.timeout(900)
-def test_with_a_million_pending_and_100_000_dead(prefix: str) -> None:
+def test_calls_are_fast_with_a_million_pending_and_100_000_dead(prefix: str) -> None:
     """No call is slow, no script takes over 10 ms, and a purge of the million delays no other
     call."""
 

@@ -81,9 +81,7 @@ def test_lost_pause_is_found_by_an_audit_and_its_tasks_return(store: Store, pref
     run(main())
 
 
-def test_doctor_does_not_take_a_paused_type_for_a_limit_that_is_too_low(
-    store: Store, prefix: str
-) -> None:
+def test_doctor_does_not_report_a_paused_type_as_a_low_limit(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bed(store.url, prefix) as made:
             await made.enqueue(Task("x", id="1", limits=["c"]))

@@ -240,7 +240,7 @@ def check(rig: Rig, seed: int, when_full: Any) -> None:
 
 
 @pytest.mark.parametrize("when_full", ["raise", "drop_oldest"])
-def test_bytes_are_exact_and_bounds_hold_whatever_happens(rig: Rig, when_full: str) -> None:
+def test_bytes_are_exact_and_bounds_hold_in_random_histories(rig: Rig, when_full: str) -> None:
     for seed in range(3):
         check(rig, seed, when_full)
 

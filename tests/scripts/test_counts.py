@@ -18,7 +18,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield rig
 
 
-def test_a_queue_that_is_not_there_holds_nothing(rig: Rig) -> None:
+def test_missing_queue_has_zero_counts(rig: Rig) -> None:
     counts = rig.run(views.counts(rig.keys))
     assert counts.states == dict.fromkeys(TaskState, 0)
     assert set(counts.others) == set(QUEUE_KEYS) - set(STORED) - {"wake", "idle", "meta", "stats"}
@@ -53,7 +53,7 @@ def test_every_state_and_every_other_key_is_counted(rig: Rig) -> None:
     }  # fmt: skip
 
 
-def test_counters_are_there_in_all_and_by_day(rig: Rig) -> None:
+def test_counters_are_kept_in_total_and_by_day(rig: Rig) -> None:
     rig.enqueue("a", "b")
     rig.now += DAY
     rig.enqueue("c")
@@ -67,7 +67,7 @@ def test_counters_are_there_in_all_and_by_day(rig: Rig) -> None:
     assert f"completed:{day}" not in stats
 
 
-def test_a_counter_that_somebody_spoilt_is_left_out(rig: Rig) -> None:
+def test_damaged_counter_is_left_out(rig: Rig) -> None:
     rig.enqueue("a")
     rig.set("stats", "completed", "many")
     stats = rig.run(views.counts(rig.keys)).stats

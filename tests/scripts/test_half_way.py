@@ -220,7 +220,7 @@ def assert_whole(name: str, found: Dump) -> None:
 @pytest.mark.faults(84)
 @pytest.mark.guarantee(2)
 @pytest.mark.parametrize("name", EVERY)
-def test_command_without_rights_leaves_no_half_of_a_transition(rig: Rig, name: str) -> None:
+def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> None:
     call = EVERY[name](rig, queue(rig))
     rig.run(call)
     whole = shape(rig.dump(lost=True))
@@ -250,7 +250,7 @@ def test_command_without_rights_leaves_no_half_of_a_transition(rig: Rig, name: s
 @pytest.mark.faults(84)
 @pytest.mark.guarantee(2)
 @pytest.mark.parametrize("name", EVERY)
-def test_key_of_another_type_leaves_no_half_of_a_transition(rig: Rig, name: str) -> None:
+def test_key_of_another_type_leaves_no_partial_transition(rig: Rig, name: str) -> None:
     spoilt_keys = [key for key in EVERY[name](rig, queue(rig)).script.keys if key in QUEUE_KEYS]
     for key in spoilt_keys:
         rig.reset()

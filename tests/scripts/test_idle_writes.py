@@ -105,7 +105,7 @@ def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
     assert queue.hour() == 0
 
 
-def test_paused_queue_costs_no_writes_for_what_waits(queue: Queue) -> None:
+def test_paused_queue_with_waiting_tasks_costs_no_writes(queue: Queue) -> None:
     queue.run(operator_ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
     assert queue.hour() == 0
 
@@ -162,7 +162,7 @@ async def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, pre
         assert known.id == server.id
 
 
-def test_late_copy_of_a_fetch_that_was_made_again_takes_nothing(queue: Queue) -> None:
+def test_late_copy_of_a_repeated_fetch_leases_nothing(queue: Queue) -> None:
     """The first copy hung on a dead connection while the second one was answered."""
     assert queue.repeat("s", 7, again=True).ids == []
     sent = queue.enqueue(Task("a"))
@@ -170,14 +170,14 @@ def test_late_copy_of_a_fetch_that_was_made_again_takes_nothing(queue: Queue) ->
     assert queue.repeat("s", 8).ids == [sent.id]
 
 
-def test_fetch_made_again_brings_what_came_meanwhile(queue: Queue) -> None:
+def test_repeated_fetch_includes_new_tasks(queue: Queue) -> None:
     assert queue.repeat("s", 7).ids == []
     sent = queue.enqueue(Task("a"))
     assert queue.repeat("s", 7, again=True).ids == [sent.id]
     assert queue.repeat("s", 7, again=True).ids == [sent.id]
 
 
-def test_fetch_says_whether_more_wait(queue: Queue) -> None:
+def test_fetch_reports_whether_more_tasks_wait(queue: Queue) -> None:
     for _ in range(3):
         queue.enqueue(Task("a"))
     assert [queue.fetch(wanted=wanted).left for wanted in (0, 2, 1, 1)] == [

@@ -66,7 +66,7 @@ def test_times_keep_all_their_digits(rig: Rig) -> None:
     assert rig.score("retry", "a") == rig.now + 1
 
 
-def test_without_a_time_the_clock_of_the_store_decides(rig: Rig) -> None:
+def test_operations_without_a_time_use_the_store_clock(rig: Rig) -> None:
     task = rig.tasks("a", delay=3600)
     rig.run(ops.enqueue(rig.keys, task))
     seconds, micros = rig.client.time()
@@ -78,7 +78,7 @@ def test_without_a_time_the_clock_of_the_store_decides(rig: Rig) -> None:
 # Settling
 
 
-def test_a_completed_task_is_gone_or_kept(rig: Rig) -> None:
+def test_completed_task_is_deleted_or_kept(rig: Rig) -> None:
     rig.enqueue("gone", "kept", fairness_key="k")
     gone, kept = rig.lease()
     rig.complete(gone, result=b"dropped")
@@ -101,7 +101,7 @@ def test_no_retention_and_a_retention_of_0_differ(rig: Rig) -> None:
     assert rig.state("zero") is None
 
 
-def test_a_failed_task_waits_with_its_record(rig: Rig) -> None:
+def test_failed_task_is_stored_with_its_record(rig: Rig) -> None:
     rig.enqueue("a", fairness_key="k")
     rig.retry(*rig.lease(), delay_us=5)
     assert rig.score("retry", "a") == START + 5
@@ -139,7 +139,7 @@ def test_progress_is_kept_while_the_task_runs(rig: Rig) -> None:
     assert "progress" not in rig.dump()
 
 
-def test_every_end_that_somebody_may_wait_for_is_published(rig: Rig) -> None:
+def test_every_end_with_waiting_callers_is_published(rig: Rig) -> None:
     subscription = rig.broker.subscribe(None)
     subscription.open()
     try:
@@ -210,7 +210,7 @@ def test_a_cancelled_task_with_retention_is_kept(rig: Rig) -> None:
     assert rig.counters()["cancelled"] == 1
 
 
-def test_the_cancel_of_a_running_task_is_told_to_its_server(rig: Rig) -> None:
+def test_cancel_of_a_running_task_reaches_its_server(rig: Rig) -> None:
     rig.enqueue("a", "b")
     a, b = rig.lease()
     assert rig.renew(a, b) == ["ok", "ok"]
@@ -222,7 +222,7 @@ def test_the_cancel_of_a_running_task_is_told_to_its_server(rig: Rig) -> None:
 
 
 @pytest.mark.faults(76)
-def test_a_cancel_that_came_too_late_leaves_a_success_a_success(rig: Rig) -> None:
+def test_late_cancel_does_not_change_a_success(rig: Rig) -> None:
     rig.enqueue("a")
     held = rig.lease()
     rig.cancel("a", retention_us=7)
@@ -259,7 +259,7 @@ def test_a_cancelled_task_that_fails_for_good_is_dead(rig: Rig) -> None:
     assert rig.cancel("a") == ("finished", "")
 
 
-def test_what_is_not_there_cannot_be_cancelled(rig: Rig) -> None:
+def test_missing_task_cannot_be_cancelled(rig: Rig) -> None:
     assert rig.cancel("a") == ("missing", "")
     assert rig.dump() == {}
 
@@ -286,7 +286,7 @@ def test_a_task_can_be_run_at_once(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "state", ["scheduled", "retry", "dead", "pending", "active", "completed", ""]
 )
-def test_a_task_that_is_not_as_it_was_seen_is_not_run(rig: Rig, state: str) -> None:
+def test_changed_task_is_not_run(rig: Rig, state: str) -> None:
     rig.enqueue("pending", "active")
     rig.hand_back(rig.lease()[0])
     before = rig.dump()
@@ -304,7 +304,7 @@ def test_a_dead_task_without_its_message_is_not_run(rig: Rig) -> None:
 
 
 @pytest.mark.faults(76)
-def test_tasks_are_deleted_from_the_state_that_they_were_seen_in(rig: Rig) -> None:
+def test_tasks_are_deleted_only_from_the_given_state(rig: Rig) -> None:
     rig.enqueue("pending")
     rig.enqueue("scheduled", delay=1)
     before = rig.dump()
@@ -328,7 +328,7 @@ def test_a_running_task_is_not_deleted(rig: Rig) -> None:
 # Pause
 
 
-def test_pause_and_resume_say_whether_they_changed_something(rig: Rig) -> None:
+def test_pause_and_resume_report_whether_they_changed_something(rig: Rig) -> None:
     assert rig.run(operator_ops.resume(rig.keys)) is False
     assert rig.run(operator_ops.pause(rig.keys, b"me")) is True
     assert rig.run(operator_ops.pause(rig.keys, b"you")) is False
@@ -346,7 +346,7 @@ def test_a_pause_without_a_note_is_refused(rig: Rig) -> None:
 # Wake
 
 
-def test_who_must_be_woken_is_woken(rig: Rig) -> None:
+def test_operation_that_adds_work_wakes_a_server(rig: Rig) -> None:
     assert rig.enqueue("a")
     assert rig.woken()
     rig.enqueue("scheduled", delay=9)
@@ -372,7 +372,7 @@ def test_who_must_be_woken_is_woken(rig: Rig) -> None:
     assert rig.woken()
 
 
-def test_who_need_not_be_woken_is_not(rig: Rig) -> None:
+def test_operation_without_new_work_wakes_no_server(rig: Rig) -> None:
     rig.enqueue("first", delay=5)
     rig.enqueue(*"abcdef")
     held = {one.id: one for one in rig.lease()}
@@ -394,7 +394,7 @@ def test_who_need_not_be_woken_is_not(rig: Rig) -> None:
     assert not rig.woken()
 
 
-def test_one_element_wakes_one_server_however_much_there_is(rig: Rig) -> None:
+def test_one_wake_element_is_pushed_for_any_number_of_tasks(rig: Rig) -> None:
     for id in "abc":
         rig.enqueue(id)
         rig.fetch(0)
@@ -420,7 +420,7 @@ def test_a_tick_is_enqueued_once(rig: Rig) -> None:
     assert rig.field("ticks", "hourly") == str(START + 1).encode()
 
 
-def test_a_tick_whose_lock_is_taken_is_passed(rig: Rig) -> None:
+def test_tick_whose_lock_is_held_is_skipped(rig: Rig) -> None:
     rig.enqueue("a", unique=True, unique_key="k")
     task = rig.tasks("b", unique=True, unique_key="k")[0]
     assert (
@@ -436,7 +436,7 @@ def test_a_tick_whose_lock_is_taken_is_passed(rig: Rig) -> None:
     )
 
 
-def test_a_tick_that_the_store_refused_can_be_made_again(rig: Rig) -> None:
+def test_refused_tick_can_be_repeated(rig: Rig) -> None:
     rig.client.set(rig.keys.key("tasks"), "of the wrong type")
     call = program_schedule_ops.tick(rig.keys, "hourly", START, rig.tasks("a")[0], now_us=rig.now)
     with pytest.raises(Exception, match="WRONGTYPE"):
@@ -446,7 +446,7 @@ def test_a_tick_that_the_store_refused_can_be_made_again(rig: Rig) -> None:
     assert rig.ids("pending") == ["a"]
 
 
-def test_a_new_schedule_begins_now_and_an_old_one_where_it_was(rig: Rig) -> None:
+def test_new_schedule_starts_now_and_a_known_one_continues(rig: Rig) -> None:
     assert rig.run(program_schedule_ops.begin_ticks(rig.keys, ["a"], now_us=START)) == (
         START,
         [START],
@@ -511,7 +511,7 @@ def test_orders_are_read_in_order_and_end(rig: Rig) -> None:
 # Counters
 
 
-def test_what_happens_is_counted_in_all_and_by_day(rig: Rig) -> None:
+def test_outcomes_are_counted_in_total_and_by_day(rig: Rig) -> None:
     rig.enqueue(*"abcdefgh")
     size = len(rig.client.hget(rig.keys.key("tasks"), "a"))
     held = rig.lease()
@@ -551,7 +551,7 @@ def test_days_are_kept_for_90_days(rig: Rig) -> None:
 
 
 @pytest.mark.faults(79)
-def test_only_known_keys_are_made(rig: Rig) -> None:
+def test_operations_create_only_known_keys(rig: Rig) -> None:
     rig.enqueue("a", "b", "c", fairness_key="k", unique=True, retention=5)
     held = rig.lease()
     rig.run(ops.progress(rig.keys, [(*held[0], 1, 2)]))

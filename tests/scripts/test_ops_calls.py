@@ -26,7 +26,7 @@ def created(*ids: str) -> list[Enqueued]:
     return [Enqueued("created", id) for id in ids]
 
 
-def test_a_task_that_ended_is_not_made_again(rig: Rig) -> None:
+def test_repeated_call_does_not_recreate_an_ended_task(rig: Rig) -> None:
     call = ops.enqueue(rig.keys, rig.tasks("a", "b"), sender="x", number=1, now_us=rig.now)
     assert rig.run(call) == created("a", "b")
     rig.complete(*rig.lease())
@@ -35,7 +35,7 @@ def test_a_task_that_ended_is_not_made_again(rig: Rig) -> None:
     assert rig.dump() == before
 
 
-def test_without_a_sender_it_is_made_again(rig: Rig) -> None:
+def test_repeated_call_without_a_sender_recreates_an_ended_task(rig: Rig) -> None:
     """So it is the sender that makes the difference."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
     rig.run(call)
@@ -45,7 +45,7 @@ def test_without_a_sender_it_is_made_again(rig: Rig) -> None:
 
 
 @pytest.mark.faults(72)
-def test_a_window_that_outlives_its_task_answers_its_own_call_as_at_first(rig: Rig) -> None:
+def test_repeated_call_gets_its_first_reply_while_its_window_lasts(rig: Rig) -> None:
     [task] = rig.tasks("a", unique=60)
     call = ops.enqueue(rig.keys, [task], sender="x", number=1, now_us=rig.now)
     assert rig.run(call) == created("a")
@@ -54,7 +54,7 @@ def test_a_window_that_outlives_its_task_answers_its_own_call_as_at_first(rig: R
     assert rig.send(rig.tasks("b", unique=60, payload=b"a")) == [("duplicate", "a")]
 
 
-def test_what_was_not_created_is_answered_as_at_first_too(rig: Rig) -> None:
+def test_repeated_call_gets_its_first_reply_for_refused_tasks(rig: Rig) -> None:
     rig.enqueue("a")
     rig.enqueue("l", unique=True, unique_key="k")
     tasks = [
@@ -93,7 +93,7 @@ def test_a_call_that_created_nothing_leaves_no_trace(rig: Rig) -> None:
     assert rig.dump() == before
 
 
-def test_a_call_that_comes_after_a_later_one_does_nothing(rig: Rig) -> None:
+def test_call_older_than_the_last_one_does_nothing(rig: Rig) -> None:
     late = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
     later = ops.enqueue(rig.keys, rig.tasks("b"), sender="x", number=2, now_us=rig.now)
     assert rig.run(later) == created("b")
@@ -102,7 +102,7 @@ def test_a_call_that_comes_after_a_later_one_does_nothing(rig: Rig) -> None:
     assert rig.dump() == before
 
 
-def test_senders_do_not_disturb_each_other(rig: Rig) -> None:
+def test_senders_are_independent(rig: Rig) -> None:
     for sender, number in (("x", 5), ("y", 1), ("x", 6), ("y", 2)):
         id = f"{sender}{number}"
         call = ops.enqueue(rig.keys, rig.tasks(id), sender=sender, number=number, now_us=rig.now)
@@ -123,7 +123,7 @@ def test_a_sender_is_forgotten_after_ten_minutes_and_not_before(rig: Rig) -> Non
     assert rig.field("calls", "y")
 
 
-def test_however_many_senders_there_were_all_are_forgotten_at_the_rate_of_the_fetches(
+def test_many_senders_are_all_forgotten_by_fetches(
     rig: Rig,
 ) -> None:
     """More than a hundred a second: each fetch that finds much to forget has the next go on."""

@@ -32,7 +32,7 @@ def crashes(rig: Rig, id: str) -> bytes | None:
 
 @pytest.mark.faults(1)
 @pytest.mark.guarantee(4)
-def test_lapsed_tasks_go_to_the_head_of_pending_in_the_order_of_their_leases(rig: Rig) -> None:
+def test_tasks_with_expired_leases_lead_pending_in_lease_order(rig: Rig) -> None:
     rig.enqueue("a", "b", "c")
     rig.lease(2)
     rig.now += 1
@@ -44,7 +44,7 @@ def test_lapsed_tasks_go_to_the_head_of_pending_in_the_order_of_their_leases(rig
     assert found.recovered == 3
 
 
-def test_a_lease_lapses_at_its_end_and_not_before(rig: Rig) -> None:
+def test_lease_expires_exactly_at_its_end(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
     rig.now += LEASE - 1
@@ -66,7 +66,7 @@ def test_a_renewed_lease_lasts_from_then_on(rig: Rig) -> None:
     assert rig.fetch(server="t").recovered == 1
 
 
-def test_ones_own_lapsed_leases_are_only_reported(rig: Rig) -> None:
+def test_own_expired_leases_are_only_reported(rig: Rig) -> None:
     rig.enqueue("a", "b")
     held = rig.lease()
     rig.now += LAPSE
@@ -80,7 +80,7 @@ def test_ones_own_lapsed_leases_are_only_reported(rig: Rig) -> None:
     assert rig.fetch().own_lapsed == []
 
 
-def test_a_server_whose_name_begins_another_is_another(rig: Rig) -> None:
+def test_server_name_that_prefixes_another_is_a_different_server(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease(server="s1")
     rig.now += LAPSE
@@ -88,7 +88,7 @@ def test_a_server_whose_name_begins_another_is_another(rig: Rig) -> None:
     assert (found.own_lapsed, found.ids) == ([], ["a"])
 
 
-def test_100_lapsed_leases_are_recovered_a_fetch(rig: Rig) -> None:
+def test_100_expired_leases_are_recovered_per_fetch(rig: Rig) -> None:
     ids = [str(n) for n in range(150)]
     rig.enqueue(*ids)
     rig.lease()
@@ -104,7 +104,7 @@ def test_100_lapsed_leases_are_recovered_a_fetch(rig: Rig) -> None:
 
 
 @pytest.mark.faults(8)
-def test_the_first_lapse_counts_for_all_that_the_server_held(rig: Rig) -> None:
+def test_first_expiry_counts_for_all_tasks_of_the_server(rig: Rig) -> None:
     rig.enqueue("a", "b")
     crash(rig)
     assert (crashes(rig, "a"), crashes(rig, "b")) == (b"1", b"1")
@@ -112,7 +112,7 @@ def test_the_first_lapse_counts_for_all_that_the_server_held(rig: Rig) -> None:
 
 
 @pytest.mark.faults(8)
-def test_later_lapses_count_only_for_what_was_marked(rig: Rig) -> None:
+def test_later_expiries_count_only_for_marked_tasks(rig: Rig) -> None:
     rig.enqueue("guilty", "innocent")
     crash(rig)
     for n in range(2, 4):
@@ -137,7 +137,7 @@ def test_a_task_that_never_crashed_is_not_marked(rig: Rig) -> None:
 
 @pytest.mark.faults(7)
 @pytest.mark.guarantee(5)
-def test_at_the_limit_it_is_dead_and_says_why(rig: Rig) -> None:
+def test_task_at_the_crash_limit_is_dead_with_a_reason(rig: Rig) -> None:
     rig.enqueue("a", unique=True, fairness_key="k")
     for _ in range(3):
         assert rig.state("a") == "pending"
@@ -153,7 +153,7 @@ def test_at_the_limit_it_is_dead_and_says_why(rig: Rig) -> None:
     assert not {"keys", "owner", "active"} & set(rig.dump())
 
 
-def test_the_limit_is_the_callers(rig: Rig) -> None:
+def test_crash_limit_is_an_argument_of_the_fetch(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
     rig.now += LAPSE
@@ -174,7 +174,7 @@ def test_death_by_crashes_is_shown_before_older_failure(rig: Rig) -> None:
 
 
 @pytest.mark.faults(1)
-def test_no_failure_is_charged_for_a_crash(rig: Rig) -> None:
+def test_crash_does_not_count_as_a_failed_attempt(rig: Rig) -> None:
     rig.enqueue("a")
     crash(rig)
     assert rig.field("failures", "a") is None
@@ -182,7 +182,7 @@ def test_no_failure_is_charged_for_a_crash(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("how", ["hand_back", "retry"])
-def test_who_lived_to_tell_takes_its_mark_off(rig: Rig, how: str) -> None:
+def test_surviving_task_loses_its_crash_mark(rig: Rig, how: str) -> None:
     rig.enqueue("a")
     crash(rig)
     held = rig.lease()
@@ -197,7 +197,7 @@ def test_who_lived_to_tell_takes_its_mark_off(rig: Rig, how: str) -> None:
     assert crashes(rig, "a") == b"1"  # it was not running
 
 
-def test_a_success_forgets_the_crashes(rig: Rig) -> None:
+def test_success_resets_the_crash_count(rig: Rig) -> None:
     rig.enqueue("a")
     crash(rig)
     rig.complete(*rig.lease())
@@ -256,7 +256,7 @@ def test_abandon_goes_through_many_owners_in_parts(rig: Rig) -> None:
     assert rig.client.zcount(active, -(2**52), 0) == 1500
 
 
-def test_to_abandon_a_server_that_holds_nothing_changes_nothing(rig: Rig) -> None:
+def test_abandon_of_a_server_without_leases_changes_nothing(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
     rig.woken()
@@ -265,7 +265,7 @@ def test_to_abandon_a_server_that_holds_nothing_changes_nothing(rig: Rig) -> Non
     assert rig.dump() == before
 
 
-def test_an_abandoned_server_that_lives_is_fenced_once_its_task_is_taken(rig: Rig) -> None:
+def test_live_abandoned_server_is_fenced_after_its_task_is_taken(rig: Rig) -> None:
     rig.enqueue("a")
     [zombie] = rig.lease()
     rig.abandon("s")
@@ -278,7 +278,7 @@ def test_an_abandoned_server_that_lives_is_fenced_once_its_task_is_taken(rig: Ri
     assert rig.complete(zombie) == ["done"]
 
 
-def test_a_lease_of_a_task_that_went_is_not_made_by_renewing(rig: Rig) -> None:
+def test_renewal_of_a_deleted_task_creates_no_lease(rig: Rig) -> None:
     rig.enqueue("a")
     held = rig.lease()
     rig.complete(*held)

@@ -88,14 +88,14 @@ def test_a_batch_is_bounded_in_bytes(rig: Rig) -> None:
     assert rig.fetch().ids == ["e"]
 
 
-def test_one_task_is_taken_however_large(rig: Rig) -> None:
+def test_one_task_of_any_size_is_leased(rig: Rig) -> None:
     rig.enqueue("a", "b")
     tight = replace(POLICY, max_bytes=1)
     assert rig.fetch(policy=tight).ids == ["a"]
     assert rig.fetch(policy=tight).ids == ["b"]
 
 
-def test_the_bytes_of_a_batch_may_be_exactly_the_limit(rig: Rig) -> None:
+def test_batch_may_reach_the_byte_limit_exactly(rig: Rig) -> None:
     rig.enqueue("a", "b", "c")
     size = len(rig.client.hget(rig.keys.key("tasks"), "a"))
     assert rig.fetch(policy=replace(POLICY, max_bytes=2 * size)).ids == ["a", "b"]
@@ -144,7 +144,7 @@ def test_a_failed_task_is_promoted_when_due(rig: Rig) -> None:
     assert rig.fetch().ids == ["a"]
 
 
-def test_due_tasks_come_in_the_order_of_their_times_behind_what_waits(rig: Rig) -> None:
+def test_due_tasks_are_promoted_in_time_order_behind_pending_ones(rig: Rig) -> None:
     rig.enqueue("b", delay=2)
     rig.enqueue("a", delay=1)
     rig.enqueue("first")
@@ -153,7 +153,7 @@ def test_due_tasks_come_in_the_order_of_their_times_behind_what_waits(rig: Rig) 
     assert rig.fetch().ids == ["first", "before", "a", "b"]
 
 
-def test_promotion_takes_100_a_fetch_from_each_set_and_says_that_there_is_more(rig: Rig) -> None:
+def test_promotion_moves_100_per_set_and_reports_more(rig: Rig) -> None:
     rig.enqueue(*[f"r{n}" for n in range(130)])
     rig.retry(*rig.lease(), delay_us=S)
     rig.enqueue(*[f"s{n}" for n in range(130)], delay=1)
@@ -166,7 +166,7 @@ def test_promotion_takes_100_a_fetch_from_each_set_and_says_that_there_is_more(r
     assert len(rig.ids("pending")) == 260
 
 
-def test_the_time_until_the_next_is_of_any_kind(rig: Rig) -> None:
+def test_fetch_returns_the_next_due_time_of_any_kind(rig: Rig) -> None:
     assert rig.fetch().next_due_us is None
     rig.enqueue("s", delay=1000)
     assert rig.fetch().next_due_us == 1000 * S
@@ -181,7 +181,7 @@ def test_the_time_until_the_next_is_of_any_kind(rig: Rig) -> None:
 
 
 @pytest.mark.faults(35)
-def test_the_same_number_again_is_the_same_batch_less_what_was_settled(rig: Rig) -> None:
+def test_repeated_number_returns_the_unsettled_tasks_of_its_batch(rig: Rig) -> None:
     rig.enqueue(*"abcdef")
     first = rig.fetch(5, number=3)
     held = {id: LeaseRef(id, "s/3") for id in first.ids}
@@ -220,7 +220,7 @@ def test_repeated_fetch_omits_tasks_leased_again(rig: Rig) -> None:
     assert rig.fetch(number=2).ids == ["a"]
 
 
-def test_a_repeated_fetch_brings_failures_and_crash_counts_too(rig: Rig) -> None:
+def test_repeated_fetch_includes_failures_and_crash_counts(rig: Rig) -> None:
     rig.enqueue("a", "b")
     [a, _] = rig.lease()
     rig.retry(a, delay_us=0)
@@ -257,7 +257,7 @@ ODD_IDS = ("-1", "+inf", "XX", "NX", "0", "1e3", "a/b", "=l", "@a", "{x}:y", "%d
 
 
 @pytest.mark.parametrize("id", ODD_IDS)
-def test_ids_that_look_like_something_else_are_ids(rig: Rig, id: str) -> None:
+def test_unusual_ids_are_ids(rig: Rig, id: str) -> None:
     rig.enqueue(id, unique=True)
     assert rig.fetch(server="t", number=1).ids == [id]
     assert rig.fetch(server="t", number=1).ids == [id]
@@ -272,7 +272,7 @@ def test_ids_that_look_like_something_else_are_ids(rig: Rig, id: str) -> None:
 
 
 @pytest.mark.faults(27)
-def test_a_task_without_its_message_is_dead_and_stops_nobody(rig: Rig) -> None:
+def test_task_without_its_message_is_dead_and_stops_no_other(rig: Rig) -> None:
     rig.enqueue("a", unique=True)
     rig.enqueue("b")
     rig.client.hdel(rig.keys.key("tasks"), "a")
@@ -304,7 +304,7 @@ def test_a_queue_that_lost_all_its_messages_is_cleared_in_parts(rig: Rig) -> Non
 # Sweep
 
 
-def test_completed_tasks_go_when_their_retention_is_over(rig: Rig) -> None:
+def test_completed_tasks_are_deleted_after_their_retention(rig: Rig) -> None:
     rig.enqueue("a", "b", fairness_key="k", unique=True)
     a, b = rig.lease()
     rig.complete(a, retention_us=S, result=b"one")
@@ -321,7 +321,7 @@ def test_completed_tasks_go_when_their_retention_is_over(rig: Rig) -> None:
     assert set(rig.dump()) == {"fetches", "meta", "stats"}
 
 
-def test_dead_tasks_go_by_age_and_are_counted(rig: Rig) -> None:
+def test_dead_tasks_are_trimmed_by_age_and_counted(rig: Rig) -> None:
     policy = replace(POLICY, dead_age_us=10 * S)
     for id in "ab":
         rig.enqueue(id)
@@ -337,7 +337,7 @@ def test_dead_tasks_go_by_age_and_are_counted(rig: Rig) -> None:
 
 
 @pytest.mark.faults(79)
-def test_dead_tasks_go_by_number_the_oldest_first(rig: Rig) -> None:
+def test_dead_tasks_are_trimmed_by_number_oldest_first(rig: Rig) -> None:
     for id in "abcd":
         rig.enqueue(id)
         rig.kill(*rig.lease())
@@ -353,7 +353,7 @@ def test_dead_tasks_go_by_number_the_oldest_first(rig: Rig) -> None:
     assert rig.counters()["trimmed"] == 4
 
 
-def test_age_and_number_together_trim_no_more_than_they_must(rig: Rig) -> None:
+def test_age_and_number_together_trim_the_minimum(rig: Rig) -> None:
     for id in "abcdef":
         rig.enqueue(id)
         rig.kill(*rig.lease())
@@ -365,7 +365,7 @@ def test_age_and_number_together_trim_no_more_than_they_must(rig: Rig) -> None:
 
 
 @pytest.mark.faults(79)
-def test_the_next_fetch_trims_those_that_just_died(rig: Rig) -> None:
+def test_next_fetch_trims_newly_dead_tasks(rig: Rig) -> None:
     rig.fetch(0)
     for id in "abc":
         rig.enqueue(id)
@@ -375,7 +375,7 @@ def test_the_next_fetch_trims_those_that_just_died(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("kind", ["completed", "dead"])
-def test_a_sweep_is_bounded_and_says_that_there_is_more(rig: Rig, kind: str) -> None:
+def test_sweep_is_bounded_and_reports_more(rig: Rig, kind: str) -> None:
     rig.enqueue(*[str(n) for n in range(250)])
     held = rig.lease()
     if kind == "completed":
@@ -391,7 +391,7 @@ def test_a_sweep_is_bounded_and_says_that_there_is_more(rig: Rig, kind: str) -> 
     assert rig.ids(kind) == []
 
 
-def test_the_sweep_keeps_up_with_what_is_fetched(rig: Rig) -> None:
+def test_sweep_keeps_up_with_fetches(rig: Rig) -> None:
     rig.enqueue(*[f"old{n}" for n in range(450)])
     rig.complete(*rig.lease(), retention_us=S)
     rig.enqueue(*[f"new{n}" for n in range(400)])
@@ -417,7 +417,7 @@ def test_last_fetches_of_servers_that_are_gone_are_dropped(rig: Rig) -> None:
 
 
 @pytest.mark.faults(46)
-def test_the_sweep_of_hashes_goes_on_after_the_clock_was_set_back(rig: Rig) -> None:
+def test_sweep_of_hashes_continues_after_a_clock_jump_back(rig: Rig) -> None:
     rig.enqueue("a", unique=5)
     rig.fetch(0)
     rig.complete(*rig.lease())
@@ -435,7 +435,7 @@ def processed(rig: Rig) -> int:
     return number
 
 
-def test_a_fetch_with_nothing_to_do_asks_little(rig: Rig) -> None:
+def test_fetch_without_work_runs_few_commands(rig: Rig) -> None:
     rig.fetch(5, number=1)
     before = rig.dump()
     commands = processed(rig)
@@ -464,7 +464,7 @@ def test_fetch_does_upkeep_of_remaining_tasks(rig: Rig, rest: str) -> None:
 # Waking others
 
 
-def test_a_fetch_wakes_the_next_server_while_something_is_left(rig: Rig) -> None:
+def test_fetch_wakes_the_next_server_while_tasks_remain(rig: Rig) -> None:
     rig.enqueue("a", "b")
     assert rig.woken()
     rig.fetch(1)
@@ -495,7 +495,7 @@ def test_fetch_from_paused_queue_wakes_no_server(rig: Rig) -> None:
 
 
 @pytest.mark.faults(57)
-def test_a_message_of_a_later_version_is_kept_as_it_is(rig: Rig) -> None:
+def test_message_of_a_later_version_is_kept_unchanged(rig: Rig) -> None:
     rig.enqueue("a")
     [message] = rig.fetch().messages
     assert message.startswith(ENVELOPE_HEAD)

@@ -31,7 +31,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 @pytest.mark.faults(26)
 @pytest.mark.parametrize("name", ALL)
-def test_only_what_brings_something_in_is_refused(rig: Rig, name: str) -> None:
+def test_full_store_refuses_only_operations_that_add_data(rig: Rig, name: str) -> None:
     call = ALL[name](rig, queue(rig))
     before = rig.dump()
     rig.client.config_set("maxmemory", 1)
@@ -52,7 +52,7 @@ def test_the_next_run_of_a_replaced_task_is_not_lost(rig: Rig, name: str) -> Non
     assert rig.field("successors", "a") is None
 
 
-def test_a_task_can_be_looked_at(rig: Rig) -> None:
+def test_task_can_be_read_in_a_full_store(rig: Rig) -> None:
     queue(rig)
     rig.client.config_set("maxmemory", 1)
     shown = rig.run(views.get_tasks(rig.keys, ["a", "p", "s", "r", "c", "d"]))
@@ -60,7 +60,7 @@ def test_a_task_can_be_looked_at(rig: Rig) -> None:
 
 
 @pytest.mark.faults(26, 61)
-def test_a_batch_with_one_result_is_refused_whole_and_passes_without_room(rig: Rig) -> None:
+def test_batch_with_a_result_is_refused_and_passes_without_it(rig: Rig) -> None:
     a, b = queue(rig)
     rig.client.config_set("maxmemory", 1)
     tasks = [Completion(*a), Completion(*b, S, b"result")]

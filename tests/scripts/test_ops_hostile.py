@@ -120,7 +120,7 @@ def settled(rig: Rig) -> None:
 @pytest.mark.faults(55)
 @every_garbage
 @pytest.mark.parametrize("name", HASHES)
-def test_a_spoilt_field_stops_nothing(rig: Rig, name: str, value: bytes) -> None:
+def test_damaged_field_stops_nothing(rig: Rig, name: str, value: bytes) -> None:
     rig.enqueue("a", **LOCK)
     rig.enqueue("b", fairness_key="k")
     spoil(rig, name, value)
@@ -131,7 +131,7 @@ def test_a_spoilt_field_stops_nothing(rig: Rig, name: str, value: bytes) -> None
 
 
 @every_garbage
-def test_all_fields_of_an_active_task_may_be_spoilt(rig: Rig, value: bytes) -> None:
+def test_active_task_with_all_fields_damaged_stops_nothing(rig: Rig, value: bytes) -> None:
     rig.enqueue("a", "b", unique=True)
     rig.lease()
     for name in HASHES:
@@ -160,7 +160,7 @@ def test_an_absurd_score_stops_nothing(rig: Rig, state: str, score: str) -> None
 
 @pytest.mark.parametrize("state", ["scheduled", "pending", "retry", "active"])
 @pytest.mark.parametrize("member", [b"", b"two words", b"\xff\xfe", b"new\nline", b"\x7f"])
-def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
+def test_invalid_id_is_not_run_and_is_removed_with_its_lease(
     rig: Rig, state: str, member: bytes
 ) -> None:
     rig.enqueue("a", "b")
@@ -192,14 +192,14 @@ def test_absurd_tag_does_not_affect_order_of_later_tasks(rig: Rig, tag: str) -> 
     assert [id for id in order if id not in later] == ["k1", "k2"]
 
 
-def test_a_holder_that_is_no_text_is_shown_escaped(rig: Rig) -> None:
+def test_binary_holder_is_shown_escaped(rig: Rig) -> None:
     rig.set("unique", f"={NAME}", b"%d:\xff" % (rig.now + DAY))
     assert rig.enqueue("a", **LOCK) == [("duplicate", "\\xff")]
 
 
 @pytest.mark.faults(55)
 @every_garbage
-def test_a_message_that_is_none_is_fetched_shown_and_killed(rig: Rig, value: bytes) -> None:
+def test_invalid_message_is_fetched_shown_and_killed(rig: Rig, value: bytes) -> None:
     rig.enqueue("a", "b")
     rig.set("tasks", "a", value)
     fetched = rig.fetch(server="t", number=1)
@@ -214,7 +214,7 @@ def test_a_message_that_is_none_is_fetched_shown_and_killed(rig: Rig, value: byt
 
 
 @every_garbage
-def test_a_crash_count_that_is_none_counts_as_0(rig: Rig, value: bytes) -> None:
+def test_invalid_crash_count_counts_as_0(rig: Rig, value: bytes) -> None:
     rig.enqueue("a")
     rig.lease()
     rig.set("crashes", "a", value)

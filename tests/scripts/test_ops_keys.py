@@ -60,7 +60,7 @@ def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
 
 @pytest.mark.faults(47, 54)
 @pytest.mark.parametrize("name", ALL | LOOK)
-def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, name: str) -> None:
+def test_user_with_access_to_the_declared_keys_can_make_each_call(rig: Rig, name: str) -> None:
     call = (ALL | LOOK)[name](rig, queue(rig))
     channels = [f"&{key}" for key in call.keys if key == rig.keys.done]
     as_user(rig, call, *[f"~{key}" for key in call.keys], *channels)

@@ -107,7 +107,7 @@ def test_an_end_frees_the_lock(rig: Rig, how: str) -> None:
 @pytest.mark.faults(72)
 @pytest.mark.guarantee(6)
 @pytest.mark.parametrize("how", STAYS)
-def test_what_is_no_end_keeps_the_lock(rig: Rig, how: str) -> None:
+def test_non_final_transition_keeps_the_lock(rig: Rig, how: str) -> None:
     rig.enqueue("a", **LOCK)
     STAYS[how](rig)
     assert rig.locks() == {f"={NAME}": "0:a", "@a": NAME}
@@ -149,7 +149,7 @@ def test_a_task_outlives_its_window(rig: Rig) -> None:
     assert rig.locks() == {}
 
 
-def test_a_window_is_from_the_enqueue_of_its_holder(rig: Rig) -> None:
+def test_lock_window_starts_at_the_enqueue_of_its_holder(rig: Rig) -> None:
     rig.enqueue("a", **WINDOW)
     rig.complete(*rig.lease())
     rig.now += 60 * S - 1
@@ -194,7 +194,7 @@ def test_the_same_call_again_is_not_a_duplicate_of_itself(rig: Rig) -> None:
     assert rig.send(tasks) == [("created", "a")]
 
 
-def test_locks_of_other_keys_are_others(rig: Rig) -> None:
+def test_locks_of_different_keys_are_independent(rig: Rig) -> None:
     rig.enqueue("a", **LOCK)
     assert rig.enqueue("b", unique=True, unique_key="other") == [("created", "b")]
     assert rig.enqueue("c", unique=True, payload=b"p") == [("created", "c")]
@@ -227,7 +227,7 @@ def test_a_dead_task_whose_lock_is_taken_stays_dead(rig: Rig) -> None:
     assert rig.rerun("a", "dead", lock=NAME) == ("ok", "")
 
 
-def test_a_window_of_another_that_still_runs_refuses_a_dead_task(rig: Rig) -> None:
+def test_open_window_of_another_task_refuses_a_dead_task(rig: Rig) -> None:
     rig.enqueue("a", **LOCK)
     rig.kill(*rig.lease())
     rig.enqueue("b", **WINDOW)
@@ -272,7 +272,7 @@ def test_many_ended_windows_are_swept_in_parts(rig: Rig) -> None:
 
 @pytest.mark.faults(71)
 @pytest.mark.guarantee(6)
-def test_the_lock_of_a_task_that_is_not_there_is_swept(rig: Rig) -> None:
+def test_lock_of_a_missing_task_is_swept(rig: Rig) -> None:
     rig.set("unique", f"={NAME}", "0:nobody")
     rig.set("unique", "@nobody", NAME)
     assert rig.enqueue("b", **LOCK) == [("duplicate", "nobody")]

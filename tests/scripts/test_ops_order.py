@@ -39,7 +39,7 @@ def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(rig: Rig) -> No
     assert order[-1] == "big399"
 
 
-def test_who_comes_later_is_not_paid_for_the_time_before(rig: Rig) -> None:
+def test_late_key_gets_no_credit_for_earlier_time(rig: Rig) -> None:
     fill(rig, "old", 100)
     rig.complete(*rig.lease(60))
     fill(rig, "new", 40)
@@ -56,7 +56,7 @@ def test_weights_share_the_queue(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "", "nan", "much"])
-def test_a_weight_that_is_none_counts_as_1(rig: Rig, weight: str) -> None:
+def test_invalid_weight_counts_as_1(rig: Rig, weight: str) -> None:
     rig.set("meta", "weight:a", weight)
     fill(rig, "a", 10)
     fill(rig, "b", 10)
@@ -112,7 +112,7 @@ def test_the_last_tags_are_dropped_when_pending_is_empty(rig: Rig) -> None:
     rig.fetch(5)
 
 
-def test_last_tags_that_v_has_passed_are_dropped(rig: Rig) -> None:
+def test_last_tags_behind_the_virtual_time_are_dropped(rig: Rig) -> None:
     fill(rig, "once", 1)
     fill(rig, "often", 5)
     rig.fetch(2)  # once0 and often0 have the same tag
@@ -149,7 +149,7 @@ def test_handed_back_tasks_of_an_empty_queue_come_before_new_ones(rig: Rig) -> N
     assert rig.fetch().ids == ["a", "b", "c"]
 
 
-def test_v_never_moves_back(rig: Rig) -> None:
+def test_virtual_time_never_moves_back(rig: Rig) -> None:
     rig.enqueue(*"abcdef")
     held = rig.lease(5)
     before = virtual(rig)
@@ -172,7 +172,7 @@ def test_new_task_after_hand_back_goes_behind_waiting_tasks(rig: Rig) -> None:
     assert rig.fetch().ids[:3] == ["a", "b", "c"]
 
 
-def test_recovered_and_handed_back_tasks_keep_out_of_each_others_way(rig: Rig) -> None:
+def test_recovered_and_handed_back_tasks_get_distinct_tags(rig: Rig) -> None:
     rig.enqueue(*"abcdef")
     rig.lease(3, server="dead")
     held = rig.lease(2)

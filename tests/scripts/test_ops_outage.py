@@ -48,7 +48,7 @@ def test_after_an_outage_leases_are_spared_for_a_third_of_a_lease(rig: Rig) -> N
     assert rig.counters()["crashed"] == 2
 
 
-def test_what_its_server_renews_meanwhile_is_charged_to_nobody(rig: Rig) -> None:
+def test_leases_renewed_after_an_outage_charge_no_crash(rig: Rig) -> None:
     held = leased(rig)
     rig.now += 10 * LEASE
     assert fetch(rig, 1).ids == []
@@ -69,7 +69,7 @@ def test_a_renewal_that_comes_first_spares_the_leases_of_others(rig: Rig) -> Non
     assert fetch(rig, 1).ids == []
 
 
-def test_while_servers_are_there_nothing_is_spared(rig: Rig) -> None:
+def test_leases_are_not_spared_while_servers_are_live(rig: Rig) -> None:
     leased(rig)
     for number, step in enumerate((LEASE // 3, LEASE // 3, LEASE // 3 - 1)):
         rig.now += step
@@ -78,7 +78,7 @@ def test_while_servers_are_there_nothing_is_spared(rig: Rig) -> None:
     assert fetch(rig, 4).ids == ["b", "a"]
 
 
-def test_a_gap_that_no_lease_can_lapse_in_is_none(rig: Rig) -> None:
+def test_short_clock_gap_does_not_expire_leases(rig: Rig) -> None:
     """A server that renews every third of a lease loses no lease in an outage of half a lease."""
     leased(rig)
     rig.now += LEASE // 2
@@ -88,7 +88,7 @@ def test_a_gap_that_no_lease_can_lapse_in_is_none(rig: Rig) -> None:
 
 
 @pytest.mark.faults(46)
-def test_a_leap_of_the_clock_is_an_outage_too(rig: Rig) -> None:
+def test_clock_jump_counts_as_an_outage(rig: Rig) -> None:
     held = leased(rig)
     rig.now += 3600 * S
     assert fetch(rig, 1).ids == []
@@ -101,7 +101,7 @@ def test_a_leap_of_the_clock_is_an_outage_too(rig: Rig) -> None:
 
 
 @pytest.mark.faults(7)
-def test_what_was_abandoned_is_not_spared(rig: Rig) -> None:
+def test_abandoned_leases_are_not_spared(rig: Rig) -> None:
     """Its server is known to be dead."""
     leased(rig)
     rig.enqueue("c")

@@ -18,7 +18,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield rig
 
 
-def test_higher_priority_starts_first_whenever_it_comes(rig: Rig) -> None:
+def test_higher_priority_starts_first_at_any_enqueue_order(rig: Rig) -> None:
     rig.enqueue("a", "b")
     rig.enqueue("low", priority=1)
     rig.enqueue("high", priority=9)
@@ -31,7 +31,7 @@ def test_higher_priority_starts_first_whenever_it_comes(rig: Rig) -> None:
     assert rig.fetch().ids == ["high3", "above", "a", "b", "c", "low"]
 
 
-def test_normal_priority_writes_what_an_earlier_version_reads(rig: Rig) -> None:
+def test_normal_priority_is_readable_by_an_earlier_version(rig: Rig) -> None:
     rig.enqueue("a", priority=5, fairness_key="k")
     rig.fetch()
     dump = rig.dump()
@@ -121,7 +121,7 @@ def test_tags_never_leave_their_band(rig: Rig) -> None:
     assert rig.ids("pending")[-2:] == ["n", "n2"]
 
 
-def test_far_virtual_time_starts_anew_when_nothing_waits(rig: Rig) -> None:
+def test_large_virtual_time_restarts_in_an_empty_queue(rig: Rig) -> None:
     rig.enqueue("a", priority=6)
     rig.fetch()
     rig.set("meta", "virtual:6", str(-BAND + FAR + 10))

@@ -90,7 +90,7 @@ def test_pending_holder_with_a_later_due_time_is_scheduled(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "end", ["complete", "keep", "retry", "kill", "hand back", "hand back later", "cancel", "crash"]
 )
-def test_active_holder_runs_again_however_its_attempt_ends(rig: Rig, end: str) -> None:
+def test_active_holder_runs_again_after_any_outcome(rig: Rig, end: str) -> None:
     """With the last payload, all attempts, and its lock: the payload is never lost."""
     replace(rig, "a", "old", retention=60)
     held, ran = run_next(rig)
@@ -245,7 +245,7 @@ def test_debounce_counts_from_the_first_call_that_has_not_run(rig: Rig) -> None:
     assert run_next(rig)[1] == "b3"
 
 
-def test_debounced_task_that_nobody_took_waits_again(rig: Rig) -> None:
+def test_debounced_task_that_was_not_started_waits_again(rig: Rig) -> None:
     debounce(rig, "a", "1")
     rig.now += 5 * S
     rig.fetch(0)

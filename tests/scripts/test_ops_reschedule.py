@@ -84,7 +84,7 @@ def test_only_an_earlier_time_wakes_a_server(rig: Rig) -> None:
     assert rig.dump()["wake"] == [b"1"]
 
 
-def test_lock_and_records_stay(rig: Rig) -> None:
+def test_reschedule_keeps_lock_and_records(rig: Rig) -> None:
     rig.enqueue("a", delay=60, unique=True, unique_key="k", fairness_key="f")
     before = rig.dump()
     move(rig, "a", "+1000000")

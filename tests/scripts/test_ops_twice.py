@@ -307,7 +307,7 @@ def queue(rig: Rig) -> list[LeaseRef]:
 
 @pytest.mark.faults(34, 35, 36)
 @pytest.mark.parametrize("name", ALL)
-def test_twice_is_as_once(rig: Rig, name: str) -> None:
+def test_repeated_operation_has_no_further_effect(rig: Rig, name: str) -> None:
     call = ALL[name](rig, queue(rig))
     rig.run(call)
     once = rig.dump()
@@ -435,7 +435,7 @@ def test_the_same_enqueue_again_is_created_wherever_the_task_is(
 
 
 @pytest.mark.faults(34)
-def test_another_enqueue_of_the_same_id_is_told_so(rig: Rig) -> None:
+def test_another_enqueue_of_the_same_id_is_a_duplicate(rig: Rig) -> None:
     rig.enqueue("a")
     before = rig.dump()
     assert rig.enqueue("a", delay=3, fairness_key="k", **LOCK) == [("exists", "a")]
@@ -444,7 +444,7 @@ def test_another_enqueue_of_the_same_id_is_told_so(rig: Rig) -> None:
     assert rig.enqueue("a") == [("created", "a")]
 
 
-def test_an_id_twice_in_one_call(rig: Rig) -> None:
+def test_id_repeated_in_one_call_is_created_once(rig: Rig) -> None:
     same, other = rig.tasks("a"), rig.tasks("a", payload=b"other")
     assert rig.send(same + same) == [("created", "a"), ("created", "a")]
     assert rig.send(same + other) == [("created", "a"), ("exists", "a")]

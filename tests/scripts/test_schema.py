@@ -64,13 +64,13 @@ def test_no_script_reads_or_writes_data_of_a_later_version(rig: Rig, name: str) 
     assert rig.dump(lost=True) == before
 
 
-def test_every_script_of_a_queue_is_one_of_them() -> None:
+def test_every_script_of_a_queue_checks_the_schema() -> None:
     some = {"enqueue", "fetch", "complete", "get_tasks", "audit", "repair", "wait_marker"}
     assert some <= set(OF_QUEUES)
     assert len(OF_QUEUES) == len(lua.SCRIPTS) - 12
 
 
-def test_what_brings_a_queue_into_being_says_its_layout(rig: Rig) -> None:
+def test_script_that_creates_a_queue_stamps_its_schema(rig: Rig) -> None:
     for make in (
         lambda: rig.enqueue("a"),
         lambda: rig.run(
@@ -84,7 +84,7 @@ def test_what_brings_a_queue_into_being_says_its_layout(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\xc1 this is none"])
-def test_a_number_that_is_lost_or_spoilt_stops_nothing(rig: Rig, text: str) -> None:
+def test_missing_or_damaged_schema_number_stops_nothing(rig: Rig, text: str) -> None:
     """Data without one have the first layout."""
     rig.enqueue("a", "b")
     if text:
@@ -96,7 +96,7 @@ def test_a_number_that_is_lost_or_spoilt_stops_nothing(rig: Rig, text: str) -> N
     assert rig.field("meta", "schema") == b"1"
 
 
-def test_a_client_is_told_at_once(colour: Colour, store: Store, prefix: str) -> None:
+def test_client_gets_schema_mismatch_at_once(colour: Colour, store: Store, prefix: str) -> None:
     client = colour.client(store.url, prefix)
     handle = colour.do(client.enqueue(Task("x", retention=60)))
     bump(store.client(), QueueKeys(prefix, "default"))
@@ -113,7 +113,7 @@ def test_a_client_is_told_at_once(colour: Colour, store: Store, prefix: str) -> 
     assert colour.do(client.enqueue(Task("x", queue="other"))).created
 
 
-def test_a_server_ends_and_says_why(
+def test_server_ends_with_schema_mismatch(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -140,7 +140,7 @@ def test_a_server_ends_and_says_why(
     assert line.exc_info is None
 
 
-def test_who_makes_ticks_lets_that_queue_be(
+def test_periodic_loop_skips_a_queue_of_a_later_schema(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def entry(queue: str) -> PeriodicTask:
@@ -163,7 +163,7 @@ def test_who_makes_ticks_lets_that_queue_be(
     assert line.getMessage().startswith("no more periodic tasks of queue new: begin_ticks: ")
 
 
-def test_who_tells_of_dead_servers_lets_that_queue_be(
+def test_lease_abandoner_skips_a_queue_of_a_later_schema(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.client().hset(QueueKeys(prefix, "new").key("meta"), "schema", 3)

@@ -205,7 +205,7 @@ def test_what_is_included_is_used_and_what_is_used_is_included(name: str) -> Non
 
 
 @every_script
-def test_a_piece_is_included_after_what_it_needs(name: str) -> None:
+def test_include_follows_the_includes_it_needs(name: str) -> None:
     source, shared = lua.script(name), functions_of(name)
     place = {piece: at for at, piece in enumerate(source.includes)}
     for caller, function in reached(name).items():
@@ -226,7 +226,7 @@ def test_shared_functions_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("piece", INCLUDES)
-def test_a_piece_says_what_it_is_and_is_used(piece: str) -> None:
+def test_include_is_described_and_used(piece: str) -> None:
     assert lua.piece(piece, flow=True).text.startswith(f"-- {piece}: ")
     assert any(piece in lua.script(name).includes for name in VARIANTS)
 
@@ -236,7 +236,7 @@ def test_a_piece_says_what_it_is_and_is_used(piece: str) -> None:
 
 @pytest.mark.faults(26)
 @every_script
-def test_flags(name: str) -> None:
+def test_scripts_have_the_expected_flags(name: str) -> None:
     line = lua.script(name).text.splitlines()[0]
     name = name.partition("/")[0]
     if name in CAN_BE_REFUSED:
@@ -283,7 +283,7 @@ every_source = pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s
 
 
 @every_source
-def test_only_texts_are_joined(source: Source) -> None:
+def test_scripts_concatenate_only_text(source: Source) -> None:
     """`..` makes 1.79e+15 of microseconds, so what it joins is text by its form or its name."""
     tokens = source.tokens
     for at, part in enumerate(tokens):
@@ -392,7 +392,7 @@ def test_the_rule_on_keys_catches_a_key_that_is_built_or_not_declared() -> None:
 def test_the_rule_on_texts_catches_a_number() -> None:
     for wrong in ("now .. ':'", "':' .. now", "'a' .. tonumber(id)", "#ids .. ''", "'' .. row.day"):
         with pytest.raises(AssertionError):
-            test_only_texts_are_joined(Source(f"local x = {wrong}\n"))
+            test_scripts_concatenate_only_text(Source(f"local x = {wrong}\n"))
 
 
 # What Python sends
@@ -534,7 +534,7 @@ def test_a_script_is_read_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_the_store_takes_every_script_and_names_it_by_our_digest(binary: Binary) -> None:
+def test_store_accepts_every_script_under_our_digest(binary: Binary) -> None:
     variants = [loaded(name) for name in VARIANTS] + [load("complete", allow_oom=False)]
     with shared_store(binary).client() as client:
         for script in variants:
@@ -546,7 +546,7 @@ def test_the_store_takes_every_script_and_names_it_by_our_digest(binary: Binary)
     assert len({script.sha for script in variants}) == len(variants)
 
 
-def test_what_is_sent_has_no_comments() -> None:
+def test_sent_scripts_have_no_comments() -> None:
     for name in VARIANTS:
         lines = loaded(name).text.splitlines()
         assert lines[0].startswith("#!lua")
@@ -594,7 +594,7 @@ def test_fields_of_a_reply_are_those_of_the_header(name: str) -> None:
 FLOW_KEYS = {"limited", "waiters", "holds", "limits", "limit_rules", "openings"}
 
 
-def test_plain_variants_know_nothing_of_flow_control() -> None:
+def test_plain_variants_contain_no_flow_control() -> None:
     """A queue that does not use it pays for none of it: no key, no argument, no line."""
     plain = [load(name) for name in SCRIPTS if has_variants(name)]
     assert {script.name for script in plain} >= {
@@ -649,7 +649,7 @@ def test_slot_with_a_wrong_number_fails_the_loader() -> None:
         load("renew")
 
 
-def test_a_flag_can_be_set_otherwise_than_the_file_does() -> None:
+def test_flag_of_a_script_can_be_overridden() -> None:
     assert load("enqueue", allow_oom=True).text.startswith("#!lua flags=allow-oom\n")
     assert load("kill", allow_oom=False).text.startswith("#!lua\n")
 

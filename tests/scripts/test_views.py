@@ -30,7 +30,7 @@ def status(rig: Rig, id: str = "a") -> TaskStatus:
     return found
 
 
-def test_all_that_was_asked_for_is_shown(rig: Rig) -> None:
+def test_every_requested_field_is_returned(rig: Rig) -> None:
     rig.enqueue(
         "a",
         payload={"n": 1},
@@ -52,20 +52,20 @@ def test_all_that_was_asked_for_is_shown(rig: Rig) -> None:
     assert not shown.cancelled
 
 
-def test_pending(rig: Rig) -> None:
+def test_pending_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     assert status(rig).state is TaskState.PENDING
     assert status(rig).payload == b"a"
     assert status(rig).due_at is None
 
 
-def test_scheduled(rig: Rig) -> None:
+def test_scheduled_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a", delay=1.5)
     assert status(rig).state is TaskState.SCHEDULED
     assert status(rig).due_at == from_us(START + 1_500_000)
 
 
-def test_active(rig: Rig) -> None:
+def test_active_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     [held] = rig.lease()
     rig.run(ops.progress(rig.keys, [(*held, 1, 4)]))
@@ -78,7 +78,7 @@ def test_active(rig: Rig) -> None:
     assert status(rig).cancelled
 
 
-def test_retry(rig: Rig) -> None:
+def test_retried_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.retry(*rig.lease(), delay_us=7)
     shown = status(rig)
@@ -88,7 +88,7 @@ def test_retry(rig: Rig) -> None:
     assert shown.attempt == 2
 
 
-def test_completed(rig: Rig) -> None:
+def test_completed_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.complete(*rig.lease(), retention_us=9, result=codec.encode(Result(b"r", False)))
     assert status(rig).state is TaskState.COMPLETED
@@ -98,7 +98,7 @@ def test_completed(rig: Rig) -> None:
     assert stored_task.result_of(shown) == Result(b"r", False)
 
 
-def test_cancelled_and_kept(rig: Rig) -> None:
+def test_kept_cancelled_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.cancel("a", retention_us=9)
     assert status(rig).state is TaskState.CANCELLED
@@ -108,7 +108,7 @@ def test_cancelled_and_kept(rig: Rig) -> None:
     assert stored_task.result_of(shown) is None
 
 
-def test_dead_of_failures(rig: Rig) -> None:
+def test_task_dead_after_failures_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.kill(*rig.lease(), failure=codec.encode(Failure(4, "no luck", START)))
     shown = status(rig)
@@ -117,14 +117,14 @@ def test_dead_of_failures(rig: Rig) -> None:
     assert shown.attempt == 4
 
 
-def test_dead_before_its_first_attempt(rig: Rig) -> None:
+def test_task_dead_before_its_first_attempt_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.kill(*rig.lease(), failed=False, failure=codec.encode(Failure(error="deadline")))
     assert status(rig).attempt == 1
     assert status(rig).last_error == "deadline"
 
 
-def test_dead_of_crashes(rig: Rig) -> None:
+def test_task_dead_after_crashes_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     for _ in range(3):
         rig.mark_started(*rig.lease())
@@ -147,7 +147,7 @@ def test_killed_after_a_crash_shows_its_failure(rig: Rig) -> None:
     assert status(rig).crashes == 1
 
 
-def test_dead_for_want_of_its_message(rig: Rig) -> None:
+def test_task_dead_without_its_message_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.client.hdel(rig.keys.key("tasks"), "a")
     rig.fetch()
@@ -171,7 +171,7 @@ def test_500_tasks_are_shown_at_once(rig: Rig) -> None:
     assert [one.message for one in shown if one] == [stored[id.encode()] for id in ids]
 
 
-def test_to_look_changes_nothing(rig: Rig) -> None:
+def test_views_change_nothing(rig: Rig) -> None:
     rig.enqueue("a", unique=True)
     rig.lease()
     before = rig.dump()

@@ -70,7 +70,7 @@ def test_a_call_gets_its_arguments_and_context_and_gives_back_its_value() -> Non
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
-async def test_whatever_a_function_raises_comes_to_who_waits(kind: type[BaseException]) -> None:
+async def test_every_exception_of_a_function_reaches_the_caller(kind: type[BaseException]) -> None:
     def function() -> None:
         raise kind("mine")
 
@@ -81,7 +81,7 @@ async def test_whatever_a_function_raises_comes_to_who_waits(kind: type[BaseExce
     await pool.close(1)
 
 
-async def test_stop_iteration_comes_as_a_runtime_error() -> None:
+async def test_stop_iteration_becomes_a_runtime_error() -> None:
     pool = ThreadPool(1)
     with pytest.raises(RuntimeError, match="StopIteration") as caught:
         await submit(pool, next, iter(()))
@@ -89,7 +89,7 @@ async def test_stop_iteration_comes_as_a_runtime_error() -> None:
     await pool.close(1)
 
 
-async def test_threads_are_started_on_demand_up_to_the_limit() -> None:
+async def test_threads_start_on_demand_up_to_the_limit() -> None:
     pool = ThreadPool(3)
     for _ in range(5):
         await submit(pool, time.sleep, 0)
@@ -154,7 +154,7 @@ def test_an_abandoned_call_loses_its_thread_until_it_returns_and_another_takes_i
     wait_until(lambda: not own_threads())
 
 
-async def test_an_abandoned_call_that_waits_is_never_made() -> None:
+async def test_abandoned_waiting_call_never_starts() -> None:
     pool = ThreadPool(1)
     gate, inside, called = threading.Event(), threading.Event(), []
 
@@ -175,7 +175,7 @@ async def test_an_abandoned_call_that_waits_is_never_made() -> None:
 
 
 @pytest.mark.faults(74)
-def test_calls_abandoned_at_any_moment_leave_no_thread_lost_or_over() -> None:
+def test_abandoned_calls_leave_no_lost_or_surplus_thread() -> None:
     async def main() -> None:
         pool = ThreadPool(4)
         for round in range(300):
@@ -195,7 +195,7 @@ def test_calls_abandoned_at_any_moment_leave_no_thread_lost_or_over() -> None:
     wait_until(lambda: not own_threads())
 
 
-def test_closing_takes_no_more_and_waits_only_so_long() -> None:
+def test_closing_pool_refuses_calls_and_waits_a_bounded_time() -> None:
     gate, inside = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -233,7 +233,7 @@ async def test_closing_waits_for_running_calls() -> None:
     assert running.result() == "done"
 
 
-def test_a_finished_call_is_not_kept_alive() -> None:
+def test_finished_call_is_released() -> None:
     class Thing:
         pass
 
@@ -259,7 +259,7 @@ def test_a_finished_call_is_not_kept_alive() -> None:
         gc.enable()
 
 
-def test_threads_are_quick() -> None:
+def test_thread_call_has_little_overhead() -> None:
     """A minimum far below the rate of an idle machine, so that only a real slowdown fails the
     test."""
 
@@ -331,7 +331,7 @@ async def test_the_arguments_of_an_app_task_are_made_in_the_process() -> None:
     await pool.close(0)
 
 
-def test_exceptions_cross_by_name_text_and_traceback() -> None:
+def test_exceptions_are_transferred_with_name_text_and_traceback() -> None:
     with pytest.raises(HandlerError, match=r"^OddError: it broke\n") as caught:
         run(handlers.fail)
     assert "in fail" in caught.value.traceback
@@ -352,7 +352,7 @@ async def one_path(path: str) -> None:
         await pool.close(0)
 
 
-def test_retry_skip_retry_and_snooze_cross_as_they_are() -> None:
+def test_retry_skip_retry_and_snooze_are_transferred_unchanged() -> None:
     with pytest.raises(Retry, match="later") as caught:
         run(handlers.retry)
     assert caught.value.delay == 90
@@ -473,7 +473,7 @@ async def test_processes_are_used_again_and_recycled(monkeypatch: pytest.MonkeyP
     await pool.close(0)
 
 
-async def test_no_more_than_so_many_run_at_once(tmp_path: Path) -> None:
+async def test_process_pool_runs_at_most_its_limit_at_once(tmp_path: Path) -> None:
     folders = [tmp_path / str(n) for n in range(3)]
     for folder in folders:
         folder.mkdir()
@@ -509,7 +509,7 @@ def test_closing_kills_processes_that_do_not_end_in_time(tmp_path: Path) -> None
     assert gone(asyncio.run(main()))
 
 
-async def test_signals_to_the_group_are_the_parents_business(tmp_path: Path) -> None:
+async def test_child_processes_ignore_signals_to_the_group(tmp_path: Path) -> None:
     pool = ProcessPool(1)
     call = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
     await wait_until_async((tmp_path / "pid").exists)

@@ -149,7 +149,7 @@ def test_traceback_without_frames_of_the_program_has_those_there_are() -> None:
         assert "json" in program_trace(error)
 
 
-def test_poll_is_no_failure_until_its_attempts_are_used_up(
+def test_poll_is_not_a_failure_until_its_attempts_are_used_up(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     told, records = run(valkey.url, prefix, caplog, Task("poll", b"", retry=2))
@@ -158,7 +158,7 @@ def test_poll_is_no_failure_until_its_attempts_are_used_up(
     assert told.calls == [("poll", "Retry", 3, True)]
 
 
-def test_death_that_the_handler_asks_for_is_no_failure(
+def test_skip_retry_is_not_logged_as_a_failure(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     told, [record] = run(valkey.url, prefix, caplog, Task("skip", b""))
@@ -196,7 +196,7 @@ def test_death_by_deadline_is_an_error(
     assert "is dead: deadline passed before it could start" in record.getMessage()
 
 
-def test_type_without_a_handler_is_told_of_once(
+def test_type_without_a_handler_is_logged_once(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:

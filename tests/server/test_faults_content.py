@@ -45,7 +45,7 @@ def counters(store: Store, b: Bench) -> dict[str, int]:
 
 
 @pytest.mark.faults(55)
-async def test_one_bad_message_of_a_thousand_is_dead_and_the_others_are_done(
+async def test_one_bad_message_in_a_thousand_is_dead_and_the_others_complete(
     store: Store, prefix: str
 ) -> None:
     ran: list[str] = []
@@ -85,7 +85,7 @@ def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
 
 
 @pytest.mark.faults(57)
-async def test_messages_of_other_versions(store: Store, prefix: str) -> None:
+async def test_messages_of_other_versions_are_handled(store: Store, prefix: str) -> None:
     """Messages of later and earlier minor versions, with more or fewer elements, run; a message of
     a later major version is dead with its bytes kept."""
 
@@ -109,7 +109,7 @@ async def test_messages_of_other_versions(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.faults(56)
-def test_a_deploy_of_a_new_type_there_and_back_loses_and_charges_nothing(
+def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
     store: Store, prefix: str
 ) -> None:
     """Old servers, then both, then new ones, then old ones again, and new ones in the end."""
@@ -156,7 +156,7 @@ def test_a_deploy_of_a_new_type_there_and_back_loses_and_charges_nothing(
 
 
 @pytest.mark.faults(56)
-async def test_a_type_that_nobody_knew_for_an_hour_is_dead(store: Store, prefix: str) -> None:
+async def test_type_without_a_handler_for_an_hour_is_dead(store: Store, prefix: str) -> None:
     async with bench(store.url, prefix) as b, b.server(Mux()):
         early, late = await b.client.enqueue_many([Task("nobodys") for _ in range(2)])
         client, keys = store.client(), b.keys()
@@ -197,7 +197,7 @@ async def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_with
 
 
 @pytest.mark.faults(59)
-def test_a_payload_of_a_megabyte_is_taken_and_one_byte_more_is_refused() -> None:
+def test_payload_of_a_megabyte_is_accepted_and_one_byte_more_is_refused() -> None:
     assert new_task(Task("x", b"x" * PAYLOAD_LIMIT), new_nonce())
     with pytest.raises(InvalidTask, match="over the limit"):
         new_task(Task("x", b"x" * (PAYLOAD_LIMIT + 1)), new_nonce())
@@ -395,7 +395,7 @@ async def test_a_hostile_exception_fails_its_task_alone(
 
 
 @pytest.mark.faults(62)
-async def test_who_is_told_of_errors_may_be_hostile_too(valkey: Store, prefix: str) -> None:
+async def test_hostile_error_hook_does_not_affect_the_server(valkey: Store, prefix: str) -> None:
     mux = echoing([])
 
     @mux.handle("bad")

@@ -51,7 +51,7 @@ def test_calls_that_are_cancelled_mix_up_no_reply(valkey: Store, prefix: str, se
     assert {seed: wrong for seed, wrong in answers.items() if wrong} == {}
 
 
-def test_a_connection_kept_after_a_cancel_would_be_found(valkey: Store, prefix: str) -> None:
+def test_connection_kept_after_a_cancel_is_detected(valkey: Store, prefix: str) -> None:
     with connection_kept_after_a_cancel(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of the connections that are kept
         assert any(mixed_up(valkey.url, prefix, seed) for seed in range(20))

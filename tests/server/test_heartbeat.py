@@ -39,7 +39,7 @@ def blocked(
 
 
 @pytest.mark.faults(4)
-def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
+def test_heartbeat_hands_back_fetched_tasks_of_a_blocked_loop(store: Store, prefix: str) -> None:
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue_many([Task("a", id=str(n)) for n in range(3)])
 
@@ -56,7 +56,7 @@ def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.faults(4)
-def test_it_takes_nothing_more_when_the_store_loses_its_data(store: Store, prefix: str) -> None:
+def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, prefix: str) -> None:
     """The store has forgotten the fetch by then, and would take it for a new one."""
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
@@ -75,7 +75,7 @@ def test_it_takes_nothing_more_when_the_store_loses_its_data(store: Store, prefi
 
 
 @pytest.mark.faults(4)
-def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
+def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
     """After a loss of data these are other tasks than the loop is about to read of."""
     client = Qsync(store.url, prefix=prefix).client()
 

@@ -63,7 +63,7 @@ def test_a_task_that_completes_is_enqueued_started_completed(app: Qsync) -> None
     asyncio.run(main())
 
 
-def test_each_failed_attempt_is_told_and_then_the_death(app: Qsync) -> None:
+def test_failed_hook_runs_for_each_attempt_and_dead_hook_at_the_end(app: Qsync) -> None:
     heard = hear(app)
 
     @app.task(name="break", retry=1)
@@ -92,7 +92,7 @@ def test_each_failed_attempt_is_told_and_then_the_death(app: Qsync) -> None:
         (SkipRetry("never"), ["started", "dead"]),
     ],
 )
-def test_what_a_handler_asks_for_is_no_failure(
+def test_requested_outcome_is_not_a_failure(
     app: Qsync, error: Exception, expected: list[str]
 ) -> None:
     heard = hear(app)
@@ -193,7 +193,7 @@ def test_an_error_of_a_hook_is_logged_and_changes_nothing(
         assert "secret" not in text
 
 
-def test_threads_of_hooks(app: Qsync) -> None:
+def test_hooks_run_in_the_documented_threads(app: Qsync) -> None:
     where: dict[str, str] = {}
 
     @app.on("started")
@@ -222,7 +222,7 @@ def test_threads_of_hooks(app: Qsync) -> None:
     assert {where[name] for name in where if name != "plain thread"} == {here}
 
 
-def test_enqueued_is_told_by_every_client_once_for_each_new_task(app: Qsync) -> None:
+def test_enqueued_hook_runs_once_per_new_task_of_every_client(app: Qsync) -> None:
     heard: list[str] = []
 
     @app.on("enqueued")
@@ -251,7 +251,7 @@ def test_enqueued_is_told_by_every_client_once_for_each_new_task(app: Qsync) -> 
     assert heard == [f"{kind} {id}" for id in "adbc" for kind in ("plain", "async")]
 
 
-def test_nested_enqueues_of_handlers_are_told(app: Qsync) -> None:
+def test_enqueued_hook_runs_for_enqueues_of_handlers(app: Qsync) -> None:
     heard: list[str] = []
     app.on("enqueued")(lambda task: heard.append(task.type))
 
@@ -270,7 +270,7 @@ def test_nested_enqueues_of_handlers_are_told(app: Qsync) -> None:
     asyncio.run(main())
 
 
-def test_hooks_hear_of_ticks_that_are_enqueued(app: Qsync) -> None:
+def test_enqueued_hook_runs_for_ticks(app: Qsync) -> None:
     heard: list[tuple[str, str]] = []
 
     @app.on("enqueued")

@@ -118,7 +118,7 @@ async def test_run_raises_when_too_many_hang(store: Store, prefix: str, type: st
 
 
 @pytest.mark.faults(6)
-def test_an_embedded_server_says_it_once_and_takes_no_more(
+def test_embedded_server_logs_too_many_hung_handlers_once_and_stops_fetching(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -144,7 +144,7 @@ def test_an_embedded_server_says_it_once_and_takes_no_more(
     ]
 
 
-def test_a_mistake_of_ours_in_marking_a_task_is_not_charged_to_it(
+def test_internal_error_while_marking_a_task_is_not_charged_to_it(
     store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:

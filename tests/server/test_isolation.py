@@ -65,7 +65,7 @@ class Recorder:
 
 
 @pytest.mark.faults(92)
-async def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str) -> None:
+async def test_long_suspect_delays_others_for_a_second(valkey: Store, prefix: str) -> None:
     recorder = Recorder()
     async with bench(valkey.url, prefix) as b:
         [suspect] = await make_suspects(b, [Task("stay")])
@@ -197,7 +197,7 @@ def test_fetch_reports_number_of_spared_crashes(rig: Rig) -> None:
     assert (fetched.crashes, fetched.spared) == ([2], {"a": 1})
 
 
-def test_the_mark_comes_off_and_what_was_spared_stays(rig: Rig) -> None:
+def test_success_removes_the_mark_and_keeps_spared_crashes(rig: Rig) -> None:
     suspect(rig)
     die(rig, together=True)
     held = rig.lease()

@@ -102,7 +102,7 @@ def test_long_outage_logs_one_line_per_minute(
     assert lines(caplog)[3] == f"cannot store progress: {error}"
 
 
-def test_a_refusal_beside_an_outage_is_a_line_of_its_own(
+def test_refusal_during_an_outage_has_a_separate_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = Outage()
@@ -122,5 +122,5 @@ def test_a_refusal_beside_an_outage_is_a_line_of_its_own(
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.04, "0.0 s"), (42.04, "42.0 s"), (60, "1 min"), (130, "2 min 10 s")]
 )
-def test_how_long_it_lasts_is_shown(seconds: float, shown: str) -> None:
+def test_duration_of_an_outage_is_shown(seconds: float, shown: str) -> None:
     assert outage_log._shown(seconds) == shown

@@ -159,7 +159,7 @@ def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.faults(68)
-def test_a_new_schedule_owes_nothing(store: Store, prefix: str) -> None:
+def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
     """Its first tick is the first one after a server has seen it, whatever it does about missed."""
 
     async def work(place: Place) -> None:
@@ -263,7 +263,7 @@ def test_a_tick_whose_lock_is_held_is_skipped(store: Store, prefix: str) -> None
 
 
 @pytest.mark.faults(70)
-def test_a_dead_tick_does_not_bar_the_next(store: Store, prefix: str) -> None:
+def test_dead_tick_does_not_prevent_the_next(store: Store, prefix: str) -> None:
     async def work(place: Place) -> None:
         async with place.running(periodic("one", Every(0.1))):
             await wait_until_async(place.ids)
@@ -347,7 +347,7 @@ def test_a_full_store_is_survived(
     run(store, prefix, work)
 
 
-def test_nothing_is_written_once_it_is_cancelled(store: Store, prefix: str) -> None:
+def test_cancelled_loop_writes_nothing(store: Store, prefix: str) -> None:
     async def work(place: Place) -> None:
         async with place.running(periodic("often", Every(0.1))):
             await wait_until_async(place.ids)

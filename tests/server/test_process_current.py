@@ -132,7 +132,7 @@ async def test_a_state_that_a_process_cannot_make_is_an_error_that_says_why(
     assert re.match(message, state), state
 
 
-async def test_a_run_that_is_to_stop_ends_with_its_process(
+async def test_stopped_run_ends_with_its_process(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     mux = Mux()
@@ -145,7 +145,7 @@ async def test_a_run_that_is_to_stop_ends_with_its_process(
             await handle.result(60)
 
 
-def test_without_a_server_the_error_says_so() -> None:
+def test_current_without_a_server_raises_an_error() -> None:
     alone = ChildServer(None, lambda report: None, lambda path: None)
     with pytest.raises(QsyncError, match=r"current\(\).client: no server runs this process"):
         alone.client(None)

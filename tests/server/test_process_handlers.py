@@ -103,7 +103,7 @@ async def test_a_timeout_kills_the_programs_that_the_handler_started(tmp_path: P
 
 @pytest.mark.faults(96)
 @pytest.mark.parametrize("how", ["timeout", "crash"])
-def test_what_was_printed_before_a_kill_is_not_lost(tmp_path: Path, how: str) -> None:
+def test_output_before_a_kill_is_not_lost(tmp_path: Path, how: str) -> None:
     program = f"""
 import asyncio, sys
 from pathlib import Path
@@ -139,7 +139,7 @@ async def test_a_process_that_forks_runs_the_next_task_once() -> None:
     await pool.close(0)
 
 
-async def test_large_arguments_and_values_cross() -> None:
+async def test_large_arguments_and_values_are_transferred() -> None:
     pool = ProcessPool(1)
     fields: dict[str, Any] = {name: getattr(INFO, name) for name in INFO.__struct_fields__}
     info = TaskInfo(**{**fields, "payload": bytes(5_000_000)})
@@ -147,7 +147,7 @@ async def test_large_arguments_and_values_cross() -> None:
     await pool.close(0)
 
 
-def test_a_call_costs_little() -> None:
+def test_process_call_has_little_overhead() -> None:
     """CPU time of the server, which other work on the machine does not lengthen much."""
 
     async def main() -> float:

@@ -165,7 +165,7 @@ async def test_closing_stops_calls_waiting_in_process(tmp_path: Path) -> None:
         assert not (tmp_path / "2" / "pid").exists()
 
 
-async def test_values_come_to_their_own_calls_whatever_is_taken_back(tmp_path: Path) -> None:
+async def test_values_reach_their_own_calls_after_withdrawals(tmp_path: Path) -> None:
     async with warm_pool(tmp_path) as (pool, pid):
         for _ in range(10):
             runs = [start(pool, handlers.echo, waiting_in(tmp_path / "0"))]

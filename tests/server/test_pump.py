@@ -124,7 +124,7 @@ def test_a_handler_that_waits_after_quick_ones_is_stopped_at_its_limit(
     assert sorted(how) == ["its own"] * 3 + ["the task's"] * 3
 
 
-def test_the_loop_has_its_turn_while_quick_handlers_run(valkey: Store, prefix: str) -> None:
+def test_quick_handlers_do_not_starve_the_loop(valkey: Store, prefix: str) -> None:
     mux, turns, at_end = Mux(), 0, 0
 
     @mux.handle("busy")
@@ -177,7 +177,7 @@ async def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: st
     assert overtaken <= 100  # as many run at once
 
 
-async def test_limits_forget_what_has_ended_and_tell_what_has_not() -> None:
+async def test_timeouts_drop_ended_runs_and_report_the_others() -> None:
     over: list[str] = []
     limits = Timeouts(lambda one: over.append(one.id))
     lane = QueueState(QueueKeys("p", "q"))

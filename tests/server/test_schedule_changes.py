@@ -109,7 +109,7 @@ def book(store: Store, prefix: str) -> Book:
 
 
 @pytest.mark.faults(94)
-def test_servers_of_both_sides_of_a_deploy_keep_their_moments(book: Book) -> None:
+def test_old_and_new_servers_keep_their_tick_times_during_a_deploy(book: Book) -> None:
     """They publish in turn: no tick of either is lost by that."""
     assert book.ask(("a", Every(60))) == [START]
     for _ in range(10):
@@ -181,7 +181,7 @@ class Own:
         return moment_us
 
 
-def test_digest_tells_what_ticks_differ_and_nothing_else() -> None:
+def test_digest_depends_only_on_the_tick_times() -> None:
     different: list[Schedule] = [
         Cron("0 * * * *"), Cron("0 * * * *", tz="Asia/Tokyo"), Cron("1 * * * *"), Every(60),
         Every(61), Own(),

@@ -91,7 +91,7 @@ async def test_a_task_without_attempts_left_is_dead_and_kept(store: Store, prefi
         assert "test_server.py" in info.last_error  # the traceback
 
 
-async def test_a_body_that_did_not_run_is_no_success(store: Store, prefix: str) -> None:
+async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, prefix: str) -> None:
     """A handler whose decorator hides that it is async, or a middleware that does not await."""
 
     async def forgets(task: TaskInfo, call_next: CallNext) -> Any:
@@ -236,7 +236,7 @@ async def test_retry_with_invalid_delay_uses_default_delay(
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
 @pytest.mark.parametrize("colour", ["async", "thread"])
-async def test_whatever_a_handler_raises_is_a_failure_of_that_task_alone(
+async def test_every_exception_of_a_handler_fails_only_its_task(
     store: Store, prefix: str, kind: type[BaseException], colour: str
 ) -> None:
     mux = Mux()
@@ -306,9 +306,7 @@ async def test_a_task_past_its_deadline_never_starts(store: Store, prefix: str) 
 
 @pytest.mark.faults(75)
 @pytest.mark.guarantee(5)
-async def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(
-    store: Store, prefix: str
-) -> None:
+async def test_retry_after_the_deadline_is_not_scheduled(store: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("bad")
@@ -325,7 +323,7 @@ async def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(
 
 
 @pytest.mark.faults(56)
-def test_an_unknown_type_is_handed_back_uncharged_to_who_knows_it(
+def test_unknown_type_is_handed_back_uncharged_to_a_server_with_a_handler(
     store: Store, prefix: str
 ) -> None:
     async def main() -> None:
@@ -401,9 +399,7 @@ async def test_middleware_wraps_in_order_and_may_change_task_and_value(
     assert calls == ["outer in", "inner in", "handler", "inner out", "outer out"]
 
 
-async def test_on_error_is_told_of_each_failure_and_may_itself_fail(
-    store: Store, prefix: str
-) -> None:
+async def test_on_error_is_called_for_each_failure_and_may_fail(store: Store, prefix: str) -> None:
     mux, told = Mux(), list[tuple[str, int]]()
 
     @mux.handle("bad")
@@ -458,9 +454,7 @@ async def test_current_gives_state_client_and_progress(store: Store, prefix: str
         assert await b.client.handle(child_id).result(timeout=5) == 42
 
 
-async def test_handlers_that_close_the_client_close_it_for_nobody(
-    store: Store, prefix: str
-) -> None:
+async def test_close_of_the_client_by_a_handler_has_no_effect(store: Store, prefix: str) -> None:
     """`with current().client as client` looks right; the client is the server's."""
 
     mux = Mux()
@@ -486,7 +480,7 @@ async def test_handlers_that_close_the_client_close_it_for_nobody(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_run_ends_when_somebody_stops_the_server(
+async def test_run_ends_after_stop(
     store: Store, prefix: str, times: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both calls return when the stop is complete, and running tasks are handed back."""
@@ -534,7 +528,7 @@ def test_a_server_runs_in_another_thread_without_signals(store: Store, prefix: s
     assert not thread.is_alive()
 
 
-def test_current_outside_of_a_handler_says_so() -> None:
+def test_current_outside_of_a_handler_raises_an_error() -> None:
     with pytest.raises(qsync.errors.QsyncError, match="only inside a handler"):
         current()
 
@@ -634,9 +628,7 @@ def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:
 
 @pytest.mark.faults(27)
 @pytest.mark.skipif(LIMITED, reason="a server may not ask for the policy, and goes on")
-async def test_a_store_that_evicts_is_refused_unless_told_otherwise(
-    store: Store, prefix: str
-) -> None:
+async def test_evicting_store_is_refused_by_default(store: Store, prefix: str) -> None:
     client = store.client()
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:

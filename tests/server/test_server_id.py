@@ -25,7 +25,7 @@ async def _dead_server(using: Bench, number: int) -> list[str]:
 
 
 @pytest.mark.faults(89)
-async def test_next_life_of_a_server_id_fetches_at_once(store: Store, prefix: str) -> None:
+async def test_restarted_server_with_the_same_id_fetches_at_once(store: Store, prefix: str) -> None:
     """The life before made a thousand fetches; the new one begins to count again."""
 
     ran: asyncio.Queue[str] = asyncio.Queue()
@@ -45,7 +45,7 @@ async def test_next_life_of_a_server_id_fetches_at_once(store: Store, prefix: st
 
 
 @pytest.mark.faults(89)
-async def test_two_servers_of_one_id_both_work(store: Store, prefix: str) -> None:
+async def test_two_servers_with_one_id_both_work(store: Store, prefix: str) -> None:
     ran: list[Server] = []
     gate = asyncio.Event()
 
@@ -70,7 +70,7 @@ async def test_two_servers_of_one_id_both_work(store: Store, prefix: str) -> Non
 
 
 @pytest.mark.faults(89)
-async def test_crash_of_the_life_before_is_counted(store: Store, prefix: str) -> None:
+async def test_crash_of_the_previous_run_is_counted(store: Store, prefix: str) -> None:
     """A restarted server does not take over its predecessor's leases, or a task that kills its
     server would never be charged."""
 
@@ -89,7 +89,7 @@ async def test_crash_of_the_life_before_is_counted(store: Store, prefix: str) ->
 
 
 @pytest.mark.faults(89)
-async def test_order_to_the_life_before_is_not_for_the_next(store: Store, prefix: str) -> None:
+async def test_order_to_the_previous_run_does_not_reach_the_next(store: Store, prefix: str) -> None:
     ran = asyncio.Event()
     mux = Mux()
 
@@ -113,7 +113,7 @@ async def test_order_to_the_life_before_is_not_for_the_next(store: Store, prefix
             assert not server.condition().stopping
 
 
-async def test_token_names_the_server_and_not_its_life(store: Store, prefix: str) -> None:
+async def test_token_names_the_server_without_the_run(store: Store, prefix: str) -> None:
     """In views, in the history of failures, and in orders to the server."""
 
     mux = Mux()
@@ -139,7 +139,7 @@ async def test_token_names_the_server_and_not_its_life(store: Store, prefix: str
 
 
 @pytest.mark.faults(89)
-async def test_abandon_takes_the_leases_of_every_life(store: Store, prefix: str) -> None:
+async def test_abandon_ends_the_leases_of_every_run(store: Store, prefix: str) -> None:
     async with bench(store.url, prefix) as using:
         handle = await using.client.enqueue(Task("a"))
         holder = "worker-0~0123abcd"

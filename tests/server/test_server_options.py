@@ -55,7 +55,7 @@ def test_app_gives_each_option_to_its_servers_unless_they_are_given_another() ->
     assert (other.weights, other.dead_limit) == ({"a": 1}, 10)
 
 
-def test_defaults_that_can_be_read_once_are_there_for_each_server() -> None:
+def test_iterable_defaults_apply_to_each_server() -> None:
     app = Qsync(URL, middleware=iter([around]), queues=iter(["a", "b"]))
     for server in (app.server(), app.server()):
         assert server.config.middleware == (around,)
@@ -112,7 +112,7 @@ app.server = server
 """
 
 
-def test_worker_runs_with_what_the_app_says(tmp_path: Any, valkey: Store) -> None:
+def test_worker_uses_the_options_of_the_app(tmp_path: Any, valkey: Store) -> None:
     valkey.flush()
     (tmp_path / "shop.py").write_text(SHOP)
     with Worker(tmp_path, valkey.url) as worker:
@@ -181,7 +181,7 @@ async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
                 release.set()
 
 
-def test_time_spent_waiting_for_a_default_thread_is_not_the_tasks(
+def test_wait_for_a_default_thread_does_not_count_as_run_time(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six tasks of 0.4 s each for one thread, none of which may take longer than 1 s."""

@@ -117,7 +117,7 @@ def test_a_server_that_ends_first_leaves_the_others_their_handler(
 
 
 @pytest.mark.parametrize("run", LOOPS, ids=["asyncio", "uvloop"])
-def test_a_handler_of_the_program_hears_of_the_signal_too_and_comes_back(
+def test_signal_handler_of_the_program_is_called_and_restored(
     valkey: Store, prefix: str, tmp_path: Path, run: str
 ) -> None:
     if "uvloop" in run:
@@ -151,7 +151,7 @@ uvicorn.run(Starlette(lifespan=lifespan), port=int(sys.argv[3]), loop="asyncio")
 
 
 @pytest.mark.faults(102)
-def test_inside_of_uvicorn_both_stop_at_the_first_sigterm(
+def test_server_and_uvicorn_stop_at_the_first_sigterm(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("uvicorn")
@@ -178,7 +178,7 @@ def send() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def test_a_handler_of_the_loop_hears_of_the_signal_too_and_comes_back(
+async def test_signal_handler_of_the_loop_is_called_and_restored(
     at_sigterm: list[str],
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -193,7 +193,7 @@ async def test_a_handler_of_the_loop_hears_of_the_signal_too_and_comes_back(
     loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def test_a_handler_that_came_later_stays(at_sigterm: list[str]) -> None:
+async def test_signal_handler_installed_later_stays(at_sigterm: list[str]) -> None:
     def later(*_: Any) -> None:
         at_sigterm.append("later")
 

@@ -54,7 +54,7 @@ def app(valkey: Store, prefix: str) -> Qsync:
         (None, "Snooze: delay: None is neither"),
     ],
 )
-def test_delay_that_is_none_is_refused_where_it_is_given(delay: Any, message: str) -> None:
+def test_invalid_delay_is_refused_where_it_is_given(delay: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Snooze(delay)
 
@@ -275,7 +275,7 @@ async def test_middleware_sees_a_snooze_and_may_raise_one(app: Qsync) -> None:
     assert seen == [Snooze]
 
 
-def test_outcome_is_a_metric_of_its_own(valkey: Store, prefix: str) -> None:
+def test_snooze_has_a_separate_metric(valkey: Store, prefix: str) -> None:
     mux = Mux()
     on_loop(mux)
 

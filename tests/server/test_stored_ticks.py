@@ -154,7 +154,7 @@ def test_put_that_arrives_after_the_tick_that_its_client_computed_owes_the_next(
     assert ticks(rig, "a") == [rig.now]
 
 
-def test_put_of_the_same_leaves_what_is_owed(rig: Rig) -> None:
+def test_unchanged_put_keeps_missed_ticks(rig: Rig) -> None:
     first = put(rig, "a", Every(60), "all", payload=1)
     rig.now += 130 * S
     assert put(rig, "a", Every(60), "all", payload=1) == first
@@ -205,7 +205,7 @@ def test_clock_that_goes_back_repeats_no_tick(rig: Rig) -> None:
     assert len(ids(rig)) == 1
 
 
-def test_paused_schedule_lets_ticks_pass_and_makes_none_up(rig: Rig) -> None:
+def test_paused_schedule_skips_ticks_without_catching_up(rig: Rig) -> None:
     put(rig, "a", Every(60), "all")
     rig.run(program_schedule_ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
     rig.now += 63 * S
@@ -234,7 +234,7 @@ def test_put_keeps_a_pause_and_delete_ends_it(rig: Rig) -> None:
     assert tick(rig) == ["ticked"]
 
 
-def test_program_with_the_same_name_goes_first(rig: Rig) -> None:
+def test_program_schedule_overrides_a_stored_one(rig: Rig) -> None:
     put(rig, "a", Every(60))
     rig.run(
         program_schedule_ops.publish_schedules(
@@ -401,7 +401,7 @@ def test_tick_due_takes_the_time_of_a_test(app_of: Any, store: Store, prefix: st
     asyncio.run(main())
 
 
-def test_server_with_the_rights_of_an_older_version_says_so_once_and_goes_on(
+def test_server_with_rights_of_an_older_version_logs_once_and_continues(
     app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its user may not read a key that the older version does not know."""

@@ -73,7 +73,7 @@ async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
 
 @pytest.mark.faults(101)
 @pytest.mark.parametrize("grace", [0.0, 0.3])
-def test_bodies_that_wait_for_a_thread_do_not_begin_at_shutdown(
+def test_handlers_waiting_for_a_thread_do_not_begin_at_shutdown(
     valkey: Store, prefix: str, grace: float
 ) -> None:
     bodies = Bodies()
@@ -117,7 +117,7 @@ def test_shutdown_hands_back_waiting_tasks_and_lets_running_ones_end(
 
 @pytest.mark.faults(101)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_bodies_that_wait_for_a_thread_do_not_begin_at_their_timeout(
+def test_handlers_waiting_for_a_thread_do_not_begin_at_their_timeout(
     valkey: Store, prefix: str, threads: int
 ) -> None:
     bodies = Bodies()
@@ -159,7 +159,7 @@ def test_handlers_cancelled_while_waiting_do_not_begin(valkey: Store, prefix: st
 
 
 @pytest.mark.faults(101)
-def test_bodies_that_others_have_run_meanwhile_do_not_begin(valkey: Store, prefix: str) -> None:
+def test_handlers_of_tasks_run_elsewhere_do_not_begin(valkey: Store, prefix: str) -> None:
     bodies = Bodies()
 
     async def main() -> None:
@@ -215,7 +215,7 @@ class Claim:
         return self.given
 
 
-async def test_a_thread_that_becomes_free_looks_whether_the_next_may_still_begin() -> None:
+async def test_free_thread_checks_whether_the_next_task_may_begin() -> None:
     pool, claim = ThreadPool(1), Claim()
     gate, inside, called = threading.Event(), threading.Event(), list[int]()
 
@@ -237,7 +237,7 @@ async def test_a_thread_that_becomes_free_looks_whether_the_next_may_still_begin
 
 
 @pytest.mark.faults(101)
-async def test_a_process_that_becomes_free_looks_whether_the_next_may_still_begin(
+async def test_free_process_checks_whether_the_next_task_may_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
@@ -267,7 +267,7 @@ def waiting_in(folder: Path) -> TaskInfo:
     return TaskInfo(**{**fields, "payload": str(folder).encode()})
 
 
-def test_process_tasks_that_wait_go_back_at_shutdown_without_a_body(
+def test_waiting_process_tasks_are_handed_back_at_shutdown(
     valkey: Store, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])

@@ -166,7 +166,7 @@ async def test_server_that_is_full_wakes_another(cluster: Cluster, prefix: str) 
         await wait_until_async(lambda: len(ran.at) == 3)
 
 
-async def test_server_that_stopped_is_woken_no_more(cluster: Cluster, prefix: str) -> None:
+async def test_stopped_server_is_not_woken(cluster: Cluster, prefix: str) -> None:
     ran = Ran()
     config: dict[str, Any] = {"queues": NAMES[:3], "sweep": NEVER_S, "lease": 60.0}
     async with (
@@ -186,7 +186,7 @@ async def test_server_that_stopped_is_woken_no_more(cluster: Cluster, prefix: st
 
 
 @pytest.mark.faults(42)
-async def test_subscription_that_is_lost_is_made_again(cluster: Cluster, prefix: str) -> None:
+async def test_lost_subscription_is_opened_again(cluster: Cluster, prefix: str) -> None:
     async with serving(cluster, prefix) as (ran, using, server):
         for node in cluster.nodes:
             node.command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -198,7 +198,7 @@ async def test_subscription_that_is_lost_is_made_again(cluster: Cluster, prefix:
 
 
 @pytest.mark.faults(52)
-async def test_node_that_stands_still_does_not_hold_up_queues_of_others(
+async def test_frozen_node_does_not_delay_queues_of_other_nodes(
     partial: Cluster, prefix: str
 ) -> None:
     silent = partial.nodes[0]
@@ -262,7 +262,7 @@ async def test_server_without_channels_blocks_on_each_queue(partial: Cluster, pr
         assert statistics.median([await ran.lag(using.client, n) for n in names]) < 0.05
 
 
-async def test_tasks_of_a_client_that_may_send_no_message_are_blocked_for(
+async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
     partial: Cluster, prefix: str
 ) -> None:
     url = acl_user(partial, "mute", "&{*}:done")
@@ -369,7 +369,7 @@ def test_server_that_waits_longest_is_woken_and_a_dead_one_forgotten(
     assert elements(store, queue, "wake") == [b"1"]
 
 
-def test_ids_that_nobody_says_again_are_forgotten(store: Store, queue: Queue) -> None:
+def test_ids_not_renewed_are_forgotten(store: Store, queue: Queue) -> None:
     listen(queue, "dead")
     listen(queue, "s")
     queue.now_us += 2000 * S
@@ -379,9 +379,7 @@ def test_ids_that_nobody_says_again_are_forgotten(store: Store, queue: Queue) ->
     assert elements(store, queue, "idle") == [b"s", b"other"]
 
 
-def test_element_that_comes_to_an_idle_server_says_that_no_message_was_sent(
-    store: Store, queue: Queue
-) -> None:
+def test_element_for_an_idle_server_shows_an_unsent_message(store: Store, queue: Queue) -> None:
     """As clients of earlier releases do."""
     assert not listen(queue).woken
     with store.client() as client:
@@ -390,7 +388,7 @@ def test_element_that_comes_to_an_idle_server_says_that_no_message_was_sent(
     assert listen(queue)[3:] == (False, False)
 
 
-def test_element_from_before_is_taken_before_a_server_is_idle(store: Store, queue: Queue) -> None:
+def test_old_element_is_removed_before_a_server_is_idle(store: Store, queue: Queue) -> None:
     queue.enqueue(Task("a", id="a", delay=60))
     assert elements(store, queue, "wake") == [b"1"]
     assert listen(queue)[3:] == (True, False)
@@ -408,7 +406,7 @@ def test_listening_to_an_idle_queue_writes_once(store: Store, queue: Queue) -> N
         assert client.info("persistence")["rdb_changes_since_last_save"] == before
 
 
-def test_key_of_another_kind_hinders_no_task(store: Store, queue: Queue) -> None:
+def test_key_of_another_type_stops_no_task(store: Store, queue: Queue) -> None:
     with store.client() as client:
         client.set(queue.keys.key("idle"), "x")
     assert not listen(queue).waits

@@ -93,7 +93,7 @@ def test_no_fault_loses_a_task(client: redis.Redis, record_property: Callable[..
         assert summary.lost
 
 
-def test_a_seed_is_the_same_history_each_time(client: redis.Redis) -> None:
+def test_seed_reproduces_its_history(client: redis.Redis) -> None:
     for seed in (3, 14):
         first, _, again = live(seed, client), live(seed + 1, client), live(seed, client)
         assert first.events == again.events
@@ -114,7 +114,7 @@ def test_ledger_processes_the_calls_of_scripts_that_exist() -> None:
     assert seen <= {path.name.removesuffix(".lua") for path in scripts.iterdir()}
 
 
-def test_no_clock_of_the_machine_is_looked_at_in_a_history() -> None:
+def test_history_reads_no_machine_clock() -> None:
     for layer in ("broker", "server"):
         for entry in pkgutil.iter_modules(importlib.import_module(f"qsync.{layer}").__path__):
             importlib.import_module(f"qsync.{layer}.{entry.name}")
@@ -157,7 +157,7 @@ def only(history: History, *kinds: str, hard: bool = True) -> None:
         pytest.param("crash", 15, marks=[pytest.mark.faults(1, 2), pytest.mark.guarantee(4)]),
     ],
 )
-def test_it_survives_one_fault_after_the_other(client: redis.Redis, kind: str, least: int) -> None:
+def test_tasks_survive_consecutive_faults(client: redis.Redis, kind: str, least: int) -> None:
     faults: Counter[str] = Counter()
     lost, resumed_s = 0, 0.0
     for seed in range(4):
@@ -198,7 +198,7 @@ def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
 
 
 @pytest.mark.faults(67)
-def test_each_tick_comes_once_whatever_becomes_of_the_servers(client: redis.Redis) -> None:
+def test_each_tick_is_enqueued_once_despite_server_faults(client: redis.Redis) -> None:
     ticks = 0
     for seed in range(6):
         histories: list[History] = []
@@ -216,7 +216,7 @@ def test_each_tick_comes_once_whatever_becomes_of_the_servers(client: redis.Redi
 
 
 @pytest.mark.faults(46, 68)
-def test_missed_ticks_are_made_up_for_as_their_schedule_says(client: redis.Redis) -> None:
+def test_missed_ticks_are_caught_up_by_their_policy(client: redis.Redis) -> None:
     history = History(1, client)
     client.flushall()
     only(history)
@@ -274,6 +274,6 @@ ARRANGED: Final = {"settling not renewed": stalls_without_scripts}
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in QUICK],
 )
-def test_a_planted_mistake_is_found(client: redis.Redis, name: str) -> None:
+def test_planted_mistake_is_found(client: redis.Redis, name: str) -> None:
     found = caught(MUTANTS[name], client, range(ENOUGH), arrange=ARRANGED.get(name))
     assert found is not None

@@ -416,7 +416,7 @@ def test_plain_tests_drain_in_their_own_thread(shop: Shop, qsync_sync: SyncKit) 
         qsync_sync.drain()
 
 
-def test_plain_kit_on_an_event_loop_names_the_other(shop: Shop, qsync_sync: SyncKit) -> None:
+def test_plain_kit_on_an_event_loop_names_the_async_kit(shop: Shop, qsync_sync: SyncKit) -> None:
     async def main() -> None:
         with pytest.raises(ConfigError, match="use the fixture qsync"):
             qsync_sync.drain()

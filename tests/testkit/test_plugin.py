@@ -101,7 +101,7 @@ def test_a_session_imports_qsync_only_for_a_fixture_which_needs_an_app(run: Run)
     test = """
 import sys
 
-def test_without():
+def test_plugin_is_not_imported_without_the_fixture():
     assert "qsync" not in sys.modules
 
 def test_with(qsync_sync): ...

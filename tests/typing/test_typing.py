@@ -24,12 +24,12 @@ def mypy(name: str) -> str:
     return done.stdout
 
 
-def test_what_is_right_is_accepted_and_has_the_right_types() -> None:
+def test_correct_program_is_accepted_with_the_right_types() -> None:
     """Arguments, results and in-place calls of tasks have the types of the function."""
     assert mypy("accepted.py") == ""
 
 
-def test_what_is_wrong_is_refused() -> None:
+def test_wrong_program_is_refused() -> None:
     """Each wrong line has just the errors that stand beside it, and no other line has any."""
     lines = (HERE / "refused.py").read_text().splitlines()
     expected = {

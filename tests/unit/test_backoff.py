@@ -28,7 +28,7 @@ def test_default_delay_is_within_the_window_of_its_attempt(attempt: int, chance:
     assert least <= default_delay(attempt, random=lambda: chance) <= most
 
 
-def test_default_windows_begin_small_and_end_at_an_hour() -> None:
+def test_default_windows_grow_from_seconds_to_an_hour() -> None:
     """A blip is retried within seconds, and an outage is left alone for longer and longer."""
     least = [default_delay(attempt, random=lambda: 0.0) for attempt in range(1, 8)]
     most = [default_delay(attempt, random=lambda: 1.0) for attempt in range(1, 8)]
@@ -62,7 +62,7 @@ def test_a_retry_storm_is_spread(seed: int) -> None:
         ((7,), [7, 7]),
     ],
 )
-def test_delays_of_each_attempt(policy: RetryPolicy, seconds: list[float]) -> None:
+def test_delay_of_each_attempt_is_computed(policy: RetryPolicy, seconds: list[float]) -> None:
     found = [retry_delay(policy, attempt, ERROR) for attempt in range(1, len(seconds) + 1)]
     assert found == seconds
     assert retry_delay(policy, 10**6, ERROR) == seconds[-1]
@@ -145,7 +145,7 @@ def test_reconnects_of_many_clients_are_spread() -> None:
         (lambda attempt, error: len(str(error)), 21),
     ],
 )
-def test_a_policy_decides(
+def test_custom_policy_sets_the_delay(
     policy: RetryPolicy, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     delay = retry_delay(policy, 2, ERROR)
@@ -174,7 +174,7 @@ def raises(attempt: int, error: Exception) -> float:
         ("5", "gave str"),
     ],
 )
-def test_a_policy_that_misbehaves_breaks_nothing(
+def test_failing_policy_uses_the_default_delay(
     policy: RetryPolicy, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="qsync.backoff"):

@@ -32,7 +32,9 @@ def cut(data: bytes) -> bytes:
     st.integers(1, 256),
     st.integers(0, 7_000),
 )
-def test_all_but_the_payload_is_read(size: int, name: int, header: int) -> None:
+def test_truncated_message_has_everything_but_the_payload(
+    size: int, name: int, header: int
+) -> None:
     task = Task(
         "t" * name, b"x" * size, retry=7, fairness_key="f" * 256, unique=True, retention=5,
         headers={"h": "v" * header},
@@ -53,19 +55,19 @@ def test_a_value_is_cut_as_bytes_are() -> None:
 
 
 @given(st.binary(max_size=20_000), st.integers(0, 2**40))
-def test_whatever_is_there_gives_a_message_or_an_error(data: bytes, length: int) -> None:
+def test_any_bytes_give_a_message_or_an_error(data: bytes, length: int) -> None:
     with contextlib.suppress(codec.CodecError):
         decode_cut(data, length)
 
 
 @given(st.integers(0, HEAD + TAIL - 1), st.integers(0, 255), st.integers(0, 100_000))
-def test_a_spoilt_byte_gives_a_message_or_an_error(at: int, byte: int, length: int) -> None:
+def test_damaged_byte_gives_a_message_or_an_error(at: int, byte: int, length: int) -> None:
     data = bytearray(cut(stored(Task("t", b"x" * 30_000, headers={"a": "b"}))))
     data[at] = byte
     with contextlib.suppress(codec.CodecError):
         decode_cut(bytes(data), length)
 
 
-def test_nothing_is_no_message() -> None:
+def test_empty_data_is_not_a_message() -> None:
     with pytest.raises(codec.CodecError, match="too large to decode"):
         decode_cut(b"", 5_000_000)

@@ -25,7 +25,7 @@ from tests.support.stores import Store
 
 @pytest.mark.faults(17)
 @pytest.mark.parametrize(("age", "left"), [(0.0, 3.0), (5.0, -2.0)])
-def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
+def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
     own_store: Store, prefix: str, age: float, left: float
 ) -> None:
     """The answer to a fetch that was repeated, and then the store is gone: who was given its tasks

@@ -26,7 +26,7 @@ from qsync.formatting import (
     [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (13, "13th"),
      (21, "21st"), (112, "112th"), (412, "412th"), (1003, "1,003rd")],
 )  # fmt: skip
-def test_ordinals(number: int, text: str) -> None:
+def test_ordinals_have_their_suffix(number: int, text: str) -> None:
     assert ordinal(number) == text
 
 
@@ -36,7 +36,7 @@ def test_ordinals(number: int, text: str) -> None:
      (9.96, "10 s"),     (12.7, "13 s"), (59.6, "1 min"), (250, "4 min 10 s"),
      (10_800, "3 h"), (10_805, "3 h"), (190_800, "2 d 5 h"), (172_800, "2 d")],
 )  # fmt: skip
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_have_up_to_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -58,7 +58,7 @@ def test_coarse_duration_has_one_unit() -> None:
         (-7200.2, "2 h ago"),
     ],
 )
-def test_relative_times(seconds: float, text: str) -> None:
+def test_relative_times_name_past_and_future(seconds: float, text: str) -> None:
     assert relative(datetime.now(UTC) + timedelta(seconds=seconds)) == text
 
 
@@ -74,11 +74,11 @@ def test_times_to_the_second() -> None:
     [(None, ""), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_300_000, "1.2 MiB"),
      (5 * 2**40, "5,120.0 GiB")],
 )  # fmt: skip
-def test_sizes(number: int | None, text: str) -> None:
+def test_sizes_use_binary_units(number: int | None, text: str) -> None:
     assert size(number) == text
 
 
-def test_counts() -> None:
+def test_counts_have_separators() -> None:
     assert count(1_234_567) == "1,234,567"
     assert [plural(number, "task") for number in (0, 1, 1234)] == [
         "0 tasks",
@@ -96,7 +96,7 @@ def test_counts() -> None:
     ]
 
 
-def test_progress() -> None:
+def test_progress_shows_share_and_total() -> None:
     assert [percent(progress) for progress in ((3.0, 10.0), (7.0, 0.0))] == ["30%", "7"]
 
 

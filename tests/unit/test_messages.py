@@ -47,7 +47,7 @@ class Service:
         return number
 
 
-def test_method_is_refused_with_a_way_out() -> None:
+def test_method_is_refused_with_an_alternative() -> None:
     for method in (Service.method, Service().method, Service.of_class):
         with pytest.raises(ConfigError, match=r"is a method.*function at the top of its module"):
             app.task(name="m")(method)
@@ -76,7 +76,7 @@ def test_argument_that_is_called_self_is_an_argument_like_any_other() -> None:
     assert selfish(self=3) == 3
 
 
-def test_function_in_place_of_a_task_says_how_to_make_one() -> None:
+def test_function_instead_of_a_task_explains_how_to_declare_one() -> None:
     @app.task(name="shown")
     def shown(number: int) -> int:
         return number
@@ -105,7 +105,7 @@ print(add.name)
 """
 
 
-def test_task_on_standard_input_says_what_to_do() -> None:
+def test_task_from_standard_input_explains_what_to_do() -> None:
     for command in (["-"], ["/dev/stdin"]):
         done = subprocess.run(
             [sys.executable, *command], input=PROGRAM, capture_output=True, text=True, check=False
@@ -128,7 +128,7 @@ def test_value_that_msgpack_cannot_hold_is_named(value: Any) -> None:
         Task("t", headers={"a": "x\ud800"})
 
 
-def test_module_with_a_mux_and_no_app_says_what_to_write(
+def test_module_with_a_mux_but_no_app_explains_what_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)

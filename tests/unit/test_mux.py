@@ -48,7 +48,7 @@ async def with_anything(*args: Any, **kwargs: Any) -> None: ...
         (print, "thread"),
     ],
 )
-def test_whatever_can_be_called_with_a_task_may_be_a_handler(function: Any, place: str) -> None:
+def test_any_callable_that_takes_a_task_may_be_a_handler(function: Any, place: str) -> None:
     mux = Mux()
     assert mux.handle("t")(function) is function
     assert [handler.place for handler in mux.handlers] == [place]
@@ -73,7 +73,7 @@ async def async_generator(task: TaskInfo) -> AsyncIterator[int]:
         (with_more, "cannot be called with the task alone"),
     ],
 )
-def test_what_could_never_run_a_task_is_refused_at_registration(function: Any, says: str) -> None:
+def test_unusable_handler_is_refused_at_registration(function: Any, says: str) -> None:
     """Otherwise each of its tasks would fail, or end as done though nothing has been done."""
     mux = Mux()
     with pytest.raises(ConfigError, match=f"^handler of 't': .*{re.escape(says)}"):
@@ -82,7 +82,7 @@ def test_what_could_never_run_a_task_is_refused_at_registration(function: Any, s
 
 
 @pytest.mark.parametrize("type", [plain, 5, "", "a\nb"])
-def test_what_is_no_name_of_a_type_is_refused_at_once(type: Any) -> None:
+def test_invalid_type_name_is_refused_at_once(type: Any) -> None:
     """`@mux.handle` without a name would register nothing and say nothing."""
     with pytest.raises(ConfigError, match=r"^type: .*; @mux.handle\(\"reindex-file\"\) say$"):
         Mux().handle(type)
@@ -96,7 +96,7 @@ def test_a_type_has_one_handler() -> None:
 
 
 @pytest.mark.parametrize("middleware", [5, around, [plain], [on_loop], [5]])
-def test_what_is_no_middleware_is_refused_wherever_it_is_given(middleware: Any) -> None:
+def test_invalid_middleware_is_refused_wherever_it_is_given(middleware: Any) -> None:
     app = Qsync("redis://localhost:1")
     for register in (
         lambda: Mux().handle("t", middleware=middleware)(plain),
@@ -114,7 +114,7 @@ def test_the_middleware_of_a_handler_may_be_any_iterable() -> None:
     assert [handler.middleware for handler in mux.handlers] == [(around,)]
 
 
-def test_what_is_no_mux_is_refused() -> None:
+def test_non_mux_is_refused() -> None:
     wrong: Any = {"default": 1}
     for make in (
         lambda: Qsync("redis://localhost:1", mux=wrong),

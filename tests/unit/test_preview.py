@@ -91,7 +91,7 @@ def test_hostile_payload_costs_little(name: str) -> None:
     assert peak < 24 << 20, f"{peak >> 20} MiB"
 
 
-def test_what_follows_a_long_string_or_a_wide_list_is_shown_too() -> None:
+def test_values_after_a_long_string_or_list_are_shown() -> None:
     value = {"body": "x" * 1_000_000, "ids": list(range(2_000)), "raw": bytes(50_000), "to": "ann"}
     text, cut = preview(codec.encode(value))
     assert cut
@@ -101,7 +101,7 @@ def test_what_follows_a_long_string_or_a_wide_list_is_shown_too() -> None:
     assert text.count("x") == STRING_LIMIT
 
 
-def test_what_json_does_not_have_is_shown() -> None:
+def test_values_without_a_json_form_are_shown() -> None:
     at = datetime(2026, 2, 3, tzinfo=UTC)
     extension = msgspec.msgpack.Ext(7, b"abc")
     value = [math.nan, math.inf, -math.inf, at, extension, {b"\xff": 1}]
@@ -113,7 +113,7 @@ def test_what_json_does_not_have_is_shown() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x92\x01", b"\x01\x01", b"\xa5abc", b"\xa1\xff"])
-def test_bytes_that_are_no_value_are_dumped(data: bytes) -> None:
+def test_undecodable_bytes_are_dumped(data: bytes) -> None:
     assert show(data, is_value=True).kind == "binary"
 
 

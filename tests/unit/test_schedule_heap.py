@@ -34,7 +34,7 @@ def heap_of(count: int, missed: Missed = "skip") -> tuple[ScheduleHeap, list[Ent
     return heap, entries
 
 
-def test_one_look_costs_the_same_whatever_the_number_of_schedules() -> None:
+def test_check_cost_is_independent_of_the_number_of_schedules() -> None:
     heap, entries = heap_of(5000)
     asked = []
     for now_us in (S // 2, S // 2, S, 2 * S, 2 * S):
@@ -55,7 +55,7 @@ def test_every_schedule_has_its_turn() -> None:
     assert heap.next_us() is None, "the caller says what comes next"
 
 
-def test_far_schedules_are_not_looked_at() -> None:
+def test_distant_schedules_are_not_checked() -> None:
     heap = ScheduleHeap(GRACE_US)
     far = [Entry(Periodic(f"f{at}", Every(3600)), lambda: Task("a")) for at in range(1000)]
     near = Entry(Periodic("near", Every(1)), lambda: Task("a"))
@@ -80,7 +80,7 @@ def test_all_missed_ticks_are_enqueued_in_order() -> None:
     assert heap.next_us() == 6 * S
 
 
-def test_what_is_learned_late_does_not_come_again() -> None:
+def test_tick_learned_late_is_not_repeated() -> None:
     heap, [entry] = heap_of(1, "all")
     heap.learn(entry, 4 * S)
     assert heap.pop(5 * S, 50) == [(entry, 5 * S)]

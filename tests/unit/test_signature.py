@@ -166,7 +166,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(
     ("annotation", "value"), ROUND_TRIPS, ids=[str(one[0])[:40] for one in ROUND_TRIPS]
 )
-def test_values_come_back_as_they_were(annotation: Any, value: Any) -> None:
+def test_arguments_round_trip_unchanged(annotation: Any, value: Any) -> None:
     """A value of an annotated type is equal and of the same type on the server, and as a result."""
 
     def function(it):  # type: ignore[no-untyped-def]  # annotated below
@@ -313,7 +313,7 @@ def test_a_payload_that_does_not_fit_names_the_parameter(payload: Any, says: str
 
 
 @pytest.mark.parametrize("raw", [b"\xc1", b"\x81\xa1a", b"text", b"\xdf\xff\xff\xff\xff"])
-def test_bytes_that_are_no_msgpack_do_not_fit(raw: bytes) -> None:
+def test_invalid_msgpack_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidTask, match="not a map of its arguments"):
         Signature("t", checked).arguments(info(raw, is_value=False))
 
@@ -338,7 +338,7 @@ def test_pydantic_does_not_quote_the_input() -> None:
         error = error.__cause__ or error.__context__
 
 
-def test_equal_arguments_can_be_put_in_one_order() -> None:
+def test_equal_arguments_have_one_canonical_encoding() -> None:
     """For unique locks: sets, dicts and extra arguments give the same bytes however they came."""
 
     def function(a: set[str], b: dict[str, int], **more: int) -> None: ...
@@ -389,7 +389,7 @@ def no_annotation(a: 5) -> None: ...  # type: ignore[valid-type]  # the point
         (no_annotation, "parameter 'a': Type '5' is not supported"),
     ],
 )
-def test_what_cannot_be_carried_is_refused_at_once(function: Callable[..., Any], says: str) -> None:
+def test_unsupported_value_is_refused_at_once(function: Callable[..., Any], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         Signature("t", function)
 

@@ -117,7 +117,7 @@ def test_task_of_a_crashed_server_waits_since_its_recovery(rig: Rig) -> None:
     assert rig.fetch(server="t").since == {"a": since}
 
 
-def test_fetch_made_again_says_the_same(rig: Rig) -> None:
+def test_repeated_fetch_returns_the_same_wait_time(rig: Rig) -> None:
     rig.hand_back(aged(rig))
     first = rig.fetch(number=1000)
     again = rig.fetch(number=1000)
@@ -144,7 +144,7 @@ def test_task_that_was_never_handed_back_has_nothing_kept(rig: Rig) -> None:
     assert "progress" not in rig.dump()
 
 
-def test_it_is_no_progress_and_ends_with_the_task(rig: Rig) -> None:
+def test_wait_time_is_separate_from_progress_and_ends_with_the_task(rig: Rig) -> None:
     rig.enqueue("a", "b", "c", retention=60)
     rig.hand_back(*rig.lease())
     shown = rig.status("a")
@@ -158,7 +158,7 @@ def test_it_is_no_progress_and_ends_with_the_task(rig: Rig) -> None:
     assert rig.dump()["progress"] == {b"b": b"1/2"}
 
 
-def test_a_key_of_another_type_stops_nothing(rig: Rig) -> None:
+def test_key_of_another_type_stops_nothing(rig: Rig) -> None:
     held = aged(rig)
     rig.client.set(rig.keys.key("progress"), "no hash")
     assert rig.hand_back(held) == ["ok"]

@@ -57,12 +57,12 @@ def test_nothing_is_unpickled_evaluated_or_imported_by_a_name_from_the_store(pat
             assert not any(word.arg == "shell" for word in node.keywords), f"line {node.lineno}"
 
 
-def test_no_check_is_an_assertion(path: Path) -> None:
+def test_source_has_no_assert_statement(path: Path) -> None:
     """`python -O` leaves assertions out."""
     assert not [node for node in nodes(path) if isinstance(node, ast.Assert)]
 
 
-def test_chance_without_secrets_is_for_jitter_alone(path: Path) -> None:
+def test_random_module_is_used_for_jitter_only(path: Path) -> None:
     for node in nodes(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         module = node.module if isinstance(node, ast.ImportFrom) else None

@@ -23,7 +23,7 @@ def waited(suspects: CrashIsolation, now: float) -> float:
     return now - began
 
 
-def test_nothing_is_held_up_while_nobody_waits() -> None:
+def test_no_task_is_delayed_without_suspects() -> None:
     assert not CrashIsolation().blocks_others(100.0)
 
 
@@ -33,13 +33,13 @@ def test_suspect_delays_others_for_bounded_time() -> None:
     assert waited(suspects, 100.0) == PATIENCE_S
 
 
-def test_it_does_not_wait_where_nothing_runs() -> None:
+def test_suspect_starts_at_once_on_an_idle_server() -> None:
     suspects = waiting("a")
     assert suspects.blocks_others(100.0)
     assert suspects.delay(101.0, running=0, ready=5) == 0
 
 
-def test_while_the_loop_is_blocked_nothing_can_end_and_that_is_no_patience() -> None:
+def test_blocked_loop_does_not_use_up_the_wait_of_a_suspect() -> None:
     suspects = waiting("a")
     assert suspects.blocks_others(100.0)
     assert suspects.delay(100.0, running=3, ready=0) == LOOK_S
@@ -59,7 +59,7 @@ def test_other_tasks_get_as_much_time_as_a_suspect_took() -> None:
     assert suspects.delay(106.0, running=0, ready=9) == 0
 
 
-def test_where_nobody_else_has_come_the_rest_is_short() -> None:
+def test_pause_between_suspects_is_short_without_other_tasks() -> None:
     suspects = waiting("a", "b")
     suspects.blocks_others(100.0)
     suspects.alone = suspects.waiting.popleft()

@@ -41,7 +41,7 @@ CANARY = "s3cr3tX"
         ("rediss://h?ssl_cert_reqs=none", "rediss://h:6379", {"ssl_cert_reqs": "none"}),
     ],
 )  # fmt: skip
-def test_a_url_says_where_the_store_is(url: str, shown: str, settings: dict[str, object]) -> None:
+def test_url_is_parsed_into_an_address(url: str, shown: str, settings: dict[str, object]) -> None:
     address = redis_clients.parse(url)
     assert str(address) == shown
     assert address.settings == settings
@@ -123,7 +123,7 @@ def test_wrong_url_error_names_the_option(url: str, says: str) -> None:
         Qsync(url)
 
 
-def test_a_certificate_and_its_key_are_looked_at(tmp_path: Path) -> None:
+def test_certificate_and_key_files_are_checked(tmp_path: Path) -> None:
     from tests.broker.test_tls import OPENSSL, make_certificate
 
     if OPENSSL is None:
@@ -226,7 +226,7 @@ def test_no_error_about_a_url_shows_what_may_be_a_password(
         "redis://h?sentinel_password={}", "redis://h?username={}&username=x",
     ],
 )  # fmt: skip
-def test_a_misspelt_url_keeps_its_password_to_itself(url: str) -> None:
+def test_misspelt_url_error_hides_the_password(url: str) -> None:
     with pytest.raises(ConfigError) as raised:
         Qsync(url.replace("{}", CANARY))
     told = "".join(traceback.format_exception(raised.value, chain=True))
@@ -244,7 +244,7 @@ def test_a_piece_of_a_password_without_a_digit_is_not_shown(url: str) -> None:
     assert "hunter" not in str(raised.value)
 
 
-def test_a_password_with_brackets_is_one(prefix: str) -> None:
+def test_password_with_brackets_is_accepted(prefix: str) -> None:
     with Store("valkey", config={"requirepass": "a[b]c"}) as locked:
         url = locked.url.replace("redis://", "redis://:a[b]c@")
         with Qsync(url, prefix=prefix) as app:

@@ -648,7 +648,7 @@ def test_explicit_default_is_still_sent() -> None:
     assert Signature("t", sync).bind([7], {"full": False}, sort=True) == {"a": 7, "full": False}
 
 
-def test_sets_and_dicts_give_one_lock_however_they_came() -> None:
+def test_equal_sets_and_dicts_give_one_lock() -> None:
     names = [f"name {n}" for n in range(50)]
     one = {"set": set(names), "ids": {UUID(int=n): n for n in range(9)}}
     two = {"ids": {UUID(int=n): n for n in reversed(range(9))}, "set": {*reversed(names)}}
@@ -659,7 +659,7 @@ def test_sets_and_dicts_give_one_lock_however_they_came() -> None:
     assert locked(function, one) == locked(function, two)
 
 
-def test_arguments_are_taken_when_they_are_given() -> None:
+def test_arguments_are_encoded_at_the_call() -> None:
     """What the caller does to a list afterwards does not change the task."""
     for value, annotation in itertools.product([[[1], {"a": [2]}]], [Any, list[Any]]):
         payload = function_of(annotation).bind([value], {})

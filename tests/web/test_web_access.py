@@ -82,7 +82,7 @@ async def test_every_route_is_denied_to_strangers(
 FORM = {**SAME, "Content-Type": "application/x-www-form-urlencoded"}
 
 
-async def test_the_token_lets_in_by_header_or_by_form(valkey: Store, prefix: str) -> None:
+async def test_token_is_accepted_by_header_and_form(valkey: Store, prefix: str) -> None:
     async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         assert (await client.get("/", headers=bearer)).status_code == 200
@@ -102,7 +102,7 @@ async def test_the_token_lets_in_by_header_or_by_form(valkey: Store, prefix: str
         assert (await client.get("/")).status_code == 401
 
 
-async def test_strangers_get_the_form_and_how_it_looks_and_no_more(
+async def test_unauthenticated_visitor_gets_only_the_form_and_its_assets(
     valkey: Store, prefix: str
 ) -> None:
     async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
@@ -116,7 +116,7 @@ async def test_strangers_get_the_form_and_how_it_looks_and_no_more(
         assert (await client.get("/login.css")).status_code == 403
 
 
-async def test_a_cookie_is_secure_where_the_page_is(valkey: Store, prefix: str) -> None:
+async def test_cookie_is_secure_on_a_secure_page(valkey: Store, prefix: str) -> None:
     options = {"token": TOKEN, "base": "https://q.example"}
     async with dashboard(valkey, prefix, **options) as (client, _, _app):
         headers = {**SAME, "Origin": "https://q.example"}
@@ -178,7 +178,7 @@ ORIGINS = [None, "http://localhost", "https://localhost", "null", "http://localh
            "http://"]  # fmt: skip
 
 
-async def test_nothing_is_changed_by_other_sites(valkey: Store, prefix: str) -> None:
+async def test_cross_site_requests_change_nothing(valkey: Store, prefix: str) -> None:
     """Of 77 kinds of request only those from our own pages do something."""
 
     async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, _):
@@ -193,7 +193,9 @@ async def test_nothing_is_changed_by_other_sites(valkey: Store, prefix: str) -> 
             await made.inspector.resume("default")
 
 
-async def test_in_the_clear_from_afar_the_origin_alone_must_do(valkey: Store, prefix: str) -> None:
+async def test_plain_http_from_remote_hosts_is_checked_by_origin(
+    valkey: Store, prefix: str
+) -> None:
     """Browsers tell the site only where the page is trustworthy."""
 
     options = {"token": TOKEN, "read_only": False, "base": "http://q.example:8080"}
@@ -209,7 +211,7 @@ async def test_in_the_clear_from_afar_the_origin_alone_must_do(valkey: Store, pr
 @pytest.mark.parametrize(
     "kind", ["application/json", "text/plain", "multipart/form-data; boundary=x", ""]
 )
-async def test_only_forms_are_taken(valkey: Store, prefix: str, kind: str) -> None:
+async def test_only_form_bodies_are_accepted(valkey: Store, prefix: str, kind: str) -> None:
     async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, _, _app):
         answer = await client.post(
             "/queue/pause", content=b"queue=default", headers={**SAME, "Content-Type": kind}
@@ -233,7 +235,9 @@ async def test_no_get_changes_anything_and_no_other_method_is_known(
         assert info and (info.states["dead"], info.paused) == (1, None)
 
 
-async def test_read_only_is_the_rule_and_refuses_every_change(valkey: Store, prefix: str) -> None:
+async def test_read_only_is_the_default_and_refuses_every_change(
+    valkey: Store, prefix: str
+) -> None:
     async with dashboard(valkey, prefix, auth="host") as (client, _, _app):
         for path in ACTIONS:
             form = {"queue": "default", "id": "d1", "state": "dead", "sure": "yes"}
@@ -279,7 +283,7 @@ async def test_other_names_than_those_allowed_are_refused(
         assert ("allow it with hosts=." in answer.text) == (status == 421)
 
 
-async def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, prefix: str) -> None:
+async def test_host_app_decides_access_and_user(valkey: Store, prefix: str) -> None:
     async def auth(request: Request) -> Any:
         match request.headers.get("x-user", ""):
             case "":
@@ -305,9 +309,7 @@ async def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, pref
             assert (info.paused.by, info.paused.why) == ("ann", "rest")
 
 
-async def test_what_takes_too_long_or_breaks_is_said_without_details(
-    valkey: Store, prefix: str
-) -> None:
+async def test_slow_or_broken_page_shows_no_details(valkey: Store, prefix: str) -> None:
     async def slow(request: Request) -> bool:
         await asyncio.sleep(60)
         return True
@@ -327,7 +329,7 @@ async def test_what_takes_too_long_or_breaks_is_said_without_details(
     [{"token": "short"}, {"token": TOKEN, "auth": "host"}, {"auth": "hosts"}, {"mask": 3},
      {"timeout": 0}, {"timeout": True}, {"hosts": "localhost"}],
 )  # fmt: skip
-async def test_a_wrong_option_is_said_at_once(
+async def test_wrong_option_is_refused_at_once(
     valkey: Store, prefix: str, options: dict[str, Any]
 ) -> None:
     async with bed(valkey.url, prefix) as made:
@@ -342,11 +344,11 @@ async def test_a_wrong_option_is_said_at_once(
      ("/\\evil", "", "/"), ("https://evil", "", "/"), ("/q/../x", "/q", "/q/"), ("/x", "/q", "/q/"),
      ("/a\r\nb", "", "/"), ("", "", "/"), ("/é", "", "/"), ("//evil", "/", "/")],
 )  # fmt: skip
-def test_one_is_sent_on_within_the_dashboard_alone(wanted: str, root: str, leads: str) -> None:
+def test_redirects_stay_within_the_dashboard(wanted: str, root: str, leads: str) -> None:
     assert local_path(wanted, root.rstrip("/")) == leads
 
 
-def test_loopback_is_told_from_other_addresses() -> None:
+def test_loopback_addresses_are_recognised() -> None:
     for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "a.localhost"):
         assert is_loopback(host), host
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.nip.io", "", "localhost.x"):  # noqa: S104 - not bound to

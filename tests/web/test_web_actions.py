@@ -168,7 +168,7 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 
 
 @pytest.mark.parametrize("verb", ["run", "delete"])
-async def test_all_that_fit_are_done_in_steps_and_counted(
+async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a script one presses "Continue" after each second or so; here after each step."""
@@ -196,9 +196,7 @@ async def test_all_that_fit_are_done_in_steps_and_counted(
         assert info.states["pending"] == (600 if verb == "run" else 0)
 
 
-async def test_servers_and_schedules_that_are_not_there_are_said_so(
-    valkey: Store, prefix: str
-) -> None:
+async def test_missing_servers_and_schedules_are_reported(valkey: Store, prefix: str) -> None:
     async with visitor(valkey, prefix) as web:
         await web.bed.enqueue(Task("t"))
         for path in ("/server/quiet", "/server/stop"):
@@ -259,7 +257,7 @@ async def test_schedule_is_created_changed_and_deleted(store: Store, prefix: str
         ({"every": "60", "name": "taken"}, "schedule taken already exists"),
     ],
 )
-async def test_form_of_a_schedule_says_what_was_wrong_and_keeps_the_rest(
+async def test_form_of_a_schedule_names_the_error_and_keeps_its_fields(
     store: Store, prefix: str, changes: dict[str, str], problem: str
 ) -> None:
     async with visitor(store, prefix) as web:

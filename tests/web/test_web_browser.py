@@ -162,7 +162,7 @@ def test_one_click_selects_the_whole_page(system: Live, visit: Callable[..., Vis
     web.says("3 tasks deleted.")
 
 
-def test_what_is_open_stays_open_and_a_hidden_page_does_not_ask(
+def test_open_details_stay_open_and_a_hidden_page_sends_no_request(
     system: Live, visit: Callable[..., Visit]
 ) -> None:
     system.enqueue(Task("order", id="a"))
@@ -187,9 +187,7 @@ def test_what_is_open_stays_open_and_a_hidden_page_does_not_ask(
     assert len(asked) == 1
 
 
-def test_a_task_is_found_by_its_id_in_whatever_queue(
-    system: Live, visit: Callable[..., Visit]
-) -> None:
+def test_task_is_found_by_its_id_in_any_queue(system: Live, visit: Callable[..., Visit]) -> None:
     system.enqueue(Task("order", b'{"a": [1, 2]}', id="odd/id?&#%41", queue="elsewhere", delay=60))
     web = visit()
     web.go("/servers")
@@ -250,9 +248,7 @@ def test_a_schedule_is_triggered_and_paused(system: Live, visit: Callable[..., V
     web.says("resumes with its next run")
 
 
-def test_a_server_is_told_to_be_quiet_and_to_stop(
-    system: Live, visit: Callable[..., Visit]
-) -> None:
+def test_server_is_drained_and_stopped(system: Live, visit: Callable[..., Visit]) -> None:
     server = system.serve()
     web = visit()
     web.go("/servers")
@@ -266,9 +262,7 @@ def test_a_server_is_told_to_be_quiet_and_to_stop(
     wait_until(lambda: server.condition().stopping, 20)
 
 
-def test_one_signs_in_looks_and_can_change_nothing(
-    system: Live, visit: Callable[..., Visit]
-) -> None:
+def test_signed_in_viewer_can_change_nothing(system: Live, visit: Callable[..., Visit]) -> None:
     system.serve()
     system.enqueue(Task("order", id="d", retry=0))
     until(system, "d", "dead")
@@ -347,7 +341,7 @@ def test_search_goes_on_by_itself_and_changes_all_that_match(
     web.says("Matches on this page: 50.")
 
 
-def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> None:
+def test_dashboard_works_with_the_keyboard(system: Live, visit: Callable[..., Visit]) -> None:
     system.enqueue(Task("order", id="a", delay=60), Task("order", id="b", delay=90))
     web = visit()
     web.go("/tasks?queue=default&state=scheduled")
@@ -391,7 +385,7 @@ def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> No
     assert unnamed == 0
 
 
-def test_a_cluster_is_worked_with_in_the_browser(
+def test_cluster_is_shown_and_changed_in_the_browser(
     browser: Any, cluster: Cluster, prefix: str
 ) -> None:
     with live(cluster.url, prefix) as system:

@@ -71,7 +71,7 @@ def refused(*args: str, folder: Path, **env: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout + ended.stderr
 
 
-def test_it_shows_on_this_machine_alone_and_changes_nothing(
+def test_dashboard_listens_on_loopback_and_is_read_only_by_default(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     with Qsync(valkey.url, prefix=prefix) as app, app.client() as client:
@@ -197,6 +197,8 @@ def test_payloads_are_masked_by_a_function_of_the_working_directory(
      (("--url", "redis://x", "--mask", "nope:f"), "ModuleNotFoundError"),
      (("--url", "redis://x", "--mask", "json:__name__"), "not a function")],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_a_line(args: tuple[str, ...], part: str, tmp_path: Path) -> None:
+def test_wrong_options_are_reported_in_one_line(
+    args: tuple[str, ...], part: str, tmp_path: Path
+) -> None:
     code, said = refused(*args, folder=tmp_path)
     assert (code, part in said, said.count("\n")) == (2, True, 1), said

@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "dashboard.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
-def test_every_option_is_told_of() -> None:
+def test_every_option_is_documented() -> None:
     command: Any = typer.main.get_command(command_line).commands["dashboard"]  # type: ignore[attr-defined]
     options = {name for one in command.params for name in one.opts if name != "--help"}
     assert {name for name in options if f"`{name}`" not in PAGE} == set()
@@ -29,12 +29,12 @@ def test_every_option_is_told_of() -> None:
     assert {name for name in parameters if f"| `{name}` |" not in PAGE} == set()
 
 
-def test_the_images_are_there() -> None:
+def test_images_of_the_page_exist() -> None:
     for name in re.findall(r"\]\((images/[^)]*)\)", PAGE):
         assert (ROOT / "docs" / name).stat().st_size < 200_000, name
 
 
-def test_it_is_mounted_as_the_page_says(valkey: Store, prefix: str) -> None:
+def test_dashboard_is_mounted_as_the_page_describes(valkey: Store, prefix: str) -> None:
     names: dict[str, Any] = {}
     text = (
         PROGRAMS[0].replace("redis://localhost:6379", valkey.url).replace('"shop"', f'"{prefix}"')
@@ -58,7 +58,7 @@ def test_it_is_mounted_as_the_page_says(valkey: Store, prefix: str) -> None:
     queue.close()
 
 
-def test_the_mask_hides_what_the_page_says() -> None:
+def test_mask_hides_what_the_page_describes() -> None:
     names: dict[str, Any] = {}
     exec(PROGRAMS[2], names)  # noqa: S102 - the page's own program
     assert names["hide"]("pay.card", codec.encode({"card": "4111", "sum": 3})) == "sum: 3"

@@ -53,12 +53,12 @@ def queue(pending: int, *, paused: bool = False) -> QueueInfo:
         ([None, 100, None, *[100 - 2 * n for n in range(1, 20)], None], "empty in about 2 min"),
     ],
 )
-def test_forecasts(pending: list[int | None], said: str) -> None:
+def test_forecast_names_when_a_backlog_is_drained(pending: list[int | None], said: str) -> None:
     known = [count for count in pending if count is not None]
     assert forecast(steps(*pending), known[-1] if known else 0) == said
 
 
-def test_what_was_long_ago_does_not_count() -> None:
+def test_old_samples_do_not_count() -> None:
     rose, falls = [10 * n for n in range(120)], [1190 - 5 * n for n in range(70)]
     assert forecast(steps(*rose, *falls), falls[-1]).startswith("empty in about")
 
@@ -105,7 +105,7 @@ async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str)
             assert "Nothing needs attention." not in text
 
 
-async def test_latency_target_and_what_floods_a_queue_are_shown(valkey: Store, prefix: str) -> None:
+async def test_latency_target_and_flooding_keys_are_shown(valkey: Store, prefix: str) -> None:
     async with bed(valkey.url, prefix) as made:
         flood = [Task("mail", id=f"m{n}", fairness_key="big one") for n in range(600)]
         await made.enqueue(*flood, Task("sms", id="s", fairness_key="small"), queue="mail")

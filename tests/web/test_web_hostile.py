@@ -79,7 +79,9 @@ def _schedule(text: str) -> bytes:
     return codec.encode(ScheduleRecord(type=text, text=text, missed=text, tz=text))
 
 
-def test_they_execute_nothing_and_break_no_policy(valkey: Store, prefix: str, browser: Any) -> None:
+def test_hostile_texts_execute_nothing_and_break_no_policy(
+    valkey: Store, prefix: str, browser: Any
+) -> None:
     with live(valkey.url, prefix) as system:
 
         async def work() -> None:
@@ -134,7 +136,7 @@ def pages() -> list[str]:
     ]  # fmt: skip
 
 
-def test_what_nobody_would_see_is_shown() -> None:
+def test_invisible_characters_are_shown() -> None:
     assert escape_invisible("a\u202eb\u2066\u200b\x00\x1b[1m\ufeff\x7f\ud800\u00a0") == (
         "a\\u202eb\\u2066\\u200b\\x00\\x1b[1m\\ufeff\\x7f\\ud800\\xa0"
     )

@@ -30,7 +30,7 @@ async def page(web: Visitor, path: str, **query: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", answer.text)))
 
 
-async def test_page_shows_limits_and_who_waits(store: Store, prefix: str) -> None:
+async def test_page_shows_limits_and_waiting_tasks(store: Store, prefix: str) -> None:
     async with visitor(store, prefix) as web:
         assert "No limits in this queue" in await page(web, "/limits", queue="default")
         await fill(web)
@@ -74,7 +74,7 @@ async def test_rule_is_set_and_reset_without_a_script(store: Store, prefix: str)
         ({"limit": "a b", "concurrency": "1"}, "the name of 'a b' is not"),
     ],
 )
-async def test_mistake_in_the_form_is_told(
+async def test_error_in_the_form_is_shown(
     store: Store, prefix: str, fields: dict[str, str], message: str
 ) -> None:
     async with visitor(store, prefix) as web:

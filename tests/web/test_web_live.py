@@ -105,7 +105,7 @@ def waiting(letter: str) -> tuple[str, ...]:
     return tuple(f"{letter}{n}" for n in range(3))
 
 
-def test_every_action_beside_running_servers(system: Live) -> None:
+def test_every_action_works_beside_running_servers(system: Live) -> None:
     async def yearly() -> None: ...
 
     system.app.periodic(cron="0 0 1 1 *", name="yearly", queue="other", retention=60)(yearly)
@@ -283,7 +283,7 @@ def test_unpublished_schedule_is_forgotten(system: Live) -> None:
     assert system.inspect(lambda i: i.schedules()) == []
 
 
-def test_the_filter_of_tasks_keeps_all_that_was_typed(system: Live) -> None:
+def test_filter_of_tasks_keeps_its_fields(system: Live) -> None:
     system.enqueue(*(Task(f"mail.{n % 2}", id=f"user-{n}", delay=600) for n in range(20)))
     with visiting(system) as web:
         web.open("/tasks?queue=default&state=scheduled&type=mail.1&id=user-1&age=1h")

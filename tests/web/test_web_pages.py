@@ -110,7 +110,7 @@ def ids(text: str) -> list[str]:
     return re.findall(r'data-key="task-([^"]*)"', text)
 
 
-async def test_all_tasks_are_met_by_going_on_from_page_to_page(valkey: Store, prefix: str) -> None:
+async def test_paging_shows_every_task(valkey: Store, prefix: str) -> None:
     async with filled(valkey, prefix) as (client, made):
         await made.enqueue(*[Task("t", id=f"n{n}") for n in range(120)])
         path, seen = "/tasks?queue=default&limit=50", []
@@ -127,9 +127,7 @@ async def test_all_tasks_are_met_by_going_on_from_page_to_page(valkey: Store, pr
     [("limit=1e9", 100), ("limit=-5", 1), ("limit=nan", 50), ("limit=x", 50), ("limit=7", 7),
      ("page=1e99", 50), ("limit=" + "9" * 5000, 100)],
 )  # fmt: skip
-async def test_whatever_is_asked_for_a_page_stays_a_page(
-    valkey: Store, prefix: str, query: str, shown: int
-) -> None:
+async def test_any_query_gets_a_page(valkey: Store, prefix: str, query: str, shown: int) -> None:
     async with filled(valkey, prefix) as (client, made):
         await made.enqueue(*[Task("t", id=f"n{n}") for n in range(150)])
         answer = await client.get(f"/tasks?queue=default&{query}")
@@ -141,13 +139,13 @@ async def test_whatever_is_asked_for_a_page_stays_a_page(
     ["/tasks?state=none", "/tasks?queue=a%00b", "/tasks?queue=default&cursor=zzz",
      "/queue?queue=%2F", "/task?id=a%0ab", "/tasks?queue=default&cursor=" + "A" * 3000],
 )  # fmt: skip
-async def test_what_cannot_be_asked_for_is_said_so(valkey: Store, prefix: str, path: str) -> None:
+async def test_invalid_query_is_explained(valkey: Store, prefix: str, path: str) -> None:
     async with filled(valkey, prefix) as (client, _):
         answer = await client.get(path)
         assert (answer.status_code, "Invalid request" in answer.text) == (400, True)
 
 
-async def test_it_may_be_mounted_anywhere(valkey: Store, prefix: str) -> None:
+async def test_dashboard_works_at_any_mount_path(valkey: Store, prefix: str) -> None:
     """Every link and form of every page stays below the place; the files are there too."""
 
     async with bed(valkey.url, prefix) as made:
@@ -227,7 +225,7 @@ async def test_completed_task_shows_the_attempt_that_completed(valkey: Store, pr
                 assert ">1 / 4<" in (await client.get(path)).text, path
 
 
-async def test_metrics_and_health_are_there_for_other_programs(store: Store, prefix: str) -> None:
+async def test_metrics_and_health_are_served(store: Store, prefix: str) -> None:
     async with filled(store, prefix) as (client, _):
         metrics = await client.get("/metrics")
         assert metrics.headers["content-type"].startswith("text/plain; version=")
@@ -237,7 +235,7 @@ async def test_metrics_and_health_are_there_for_other_programs(store: Store, pre
 
 
 @pytest.mark.faults(17)
-async def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: str) -> None:
+async def test_unreachable_store_is_reported_in_time(own_store: Store, prefix: str) -> None:
     async with filled(own_store, prefix, timeout=1.5) as (client, _):
         own_store.kill()
         answers = await asyncio.gather(
@@ -272,7 +270,7 @@ async def test_charts_show_sampled_values(valkey: Store, prefix: str) -> None:
         assert len(sampler.series()) == 180, "it is bounded"
 
 
-async def test_it_looks_at_a_cluster_as_well(cluster: Cluster, prefix: str) -> None:
+async def test_pages_show_a_cluster(cluster: Cluster, prefix: str) -> None:
     async with filled(cluster, prefix) as (client, made):
         await made.enqueue(Task("t", id="other"), queue="elsewhere")
         for path in pages():
@@ -296,7 +294,7 @@ BANNED = (
 )  # fmt: skip
 
 
-def test_no_template_or_script_can_let_markup_through() -> None:
+def test_templates_and_scripts_escape_all_markup() -> None:
     """Nothing is marked as safe, no script or style is inline, no page asks another site."""
     for path in [*WEB.glob("templates/*"), *WEB.glob("static/*")]:
         text = path.read_text()

@@ -74,7 +74,7 @@ def test_untrusted_forwarded_address_is_ignored_and_named_once_in_the_log(
 
 
 @pytest.mark.parametrize("given", ["*", "proxy.example", "10.0.0.1/8", "", "10.0.0.0/40"])
-def test_trusted_proxy_that_is_no_address_is_refused(given: str, tmp_path: Path) -> None:
+def test_trusted_proxy_without_an_address_is_refused(given: str, tmp_path: Path) -> None:
     code, text = refused("--url", "redis://x", "--trust-proxy", given, folder=tmp_path)
     assert code == 2
     assert f"--trust-proxy {given}" in text

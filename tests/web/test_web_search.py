@@ -140,7 +140,7 @@ async def confirmed(client: httpx.AsyncClient, query: str, verb: str) -> tuple[s
         form = {name: html.unescape(value) for name, value in form.items()}
 
 
-async def test_all_that_match_change_after_a_question_with_the_exact_number(
+async def test_all_matching_tasks_change_after_a_confirmation_with_the_exact_number(
     valkey: Store, prefix: str
 ) -> None:
     async with searched(valkey, prefix) as (client, made):
@@ -185,7 +185,7 @@ async def test_completed_and_cancelled_tasks_are_deleted_apart(valkey: Store, pr
         assert await search(client, "queue:kept") == ["kept/k1"]
 
 
-async def test_long_searches_and_changes_go_on_from_page_to_page(
+async def test_long_searches_and_changes_continue_from_page_to_page(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qsync.web.search.SCAN_S", 0)

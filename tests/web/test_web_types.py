@@ -68,7 +68,7 @@ async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefi
 
 
 @pytest.mark.parametrize("name", ["mail", "<b>&'\" ж"])
-async def test_type_is_paused_and_resumed_after_a_question(
+async def test_type_is_paused_and_resumed_after_a_confirmation(
     store: Store, prefix: str, name: str
 ) -> None:
     async with visitor(store, prefix) as web:

@@ -139,7 +139,7 @@ def inspect(url: str, work: Callable[[Any], Any]) -> Any:
 
 
 @pytest.mark.faults(4)
-def test_probes_of_a_worker_through_its_life(tmp_path: Path, store: Store) -> None:
+def test_probes_follow_the_states_of_a_worker(tmp_path: Path, store: Store) -> None:
     """Starting, ready, quiet, blocked, not alive, free again, stopping."""
     (tmp_path / "hold").touch()
     options = ("--health-port", "0", "--live-limit", "3", "--lease", "3")
@@ -200,9 +200,7 @@ def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
 
 
 @pytest.mark.faults(17)
-def test_a_worker_whose_store_is_away_lives_and_is_not_ready(
-    tmp_path: Path, own_store: Store
-) -> None:
+def test_worker_without_its_store_is_live_but_not_ready(tmp_path: Path, own_store: Store) -> None:
     with Probed(tmp_path, own_store.url, "--health-port", "0", "--lease", "3") as worker:
         worker.wait_for("ready", 200)
         own_store.kill()
@@ -218,7 +216,7 @@ def test_a_worker_whose_store_is_away_lives_and_is_not_ready(
         assert worker.wait_for("live", 200) == []
 
 
-def test_metrics_of_several_processes_add_up_and_never_go_back(
+def test_metrics_of_several_processes_add_up_and_never_decrease(
     tmp_path: Path, store: Store
 ) -> None:
     done = 'qsync_task_runs_total{outcome="completed",queue="default",type="quick"}'
@@ -248,9 +246,7 @@ def test_metrics_of_several_processes_add_up_and_never_go_back(
         assert other not in worker.started()[-2:]
 
 
-def test_a_run_whose_end_the_store_never_heard_of_is_not_counted_twice(
-    tmp_path: Path, own_store: Store
-) -> None:
+def test_run_with_an_unrecorded_end_is_not_counted_twice(tmp_path: Path, own_store: Store) -> None:
     """A server dies between the end of its handlers and the store's answer: they run again."""
     series = '{queue="default",type="wait"}'
     done = 'qsync_task_runs_total{outcome="completed",queue="default",type="wait"}'
@@ -271,7 +267,7 @@ def test_a_run_whose_end_the_store_never_heard_of_is_not_counted_twice(
         assert worker.metric(done) == completed == 5
 
 
-def test_what_ended_processes_counted_is_there_once_at_every_moment() -> None:
+def test_counts_of_ended_processes_are_included_exactly_once() -> None:
     """While one thread sees processes end, another adds up."""
 
     class Process:
@@ -409,7 +405,9 @@ STARTED = ServerHealth(started=True)
         (ProcessHealth(1, 5, None, ended="ended: exit code 1", unheard_s=99), True, False, False),
     ],
 )
-def test_verdicts(report: ProcessHealth, live: bool, ready: bool, started: bool) -> None:
+def test_verdict_follows_the_reports_of_processes(
+    report: ProcessHealth, live: bool, ready: bool, started: bool
+) -> None:
     """One process that is not well is enough; what is wrong is said."""
     reports = [ProcessHealth(2, 6, STARTED), report]
     verdicts = [health.live(reports, limit_s=10.0), health.ready(reports), health.started(reports)]
@@ -476,7 +474,7 @@ def at(second: float, **values: Any) -> ScaleSample:
         ([at(0, finished=900, enqueued=900), at(10, pending=1, active=20)], ScaleTarget(), 3, None),
     ],
 )  # fmt: skip
-def test_advice(
+def test_scale_advice_follows_the_samples(
     samples: list[ScaleSample], goal: ScaleTarget, desired: int, backlog_s: float | None
 ) -> None:
     advice = scaler(*samples).advise(goal)
@@ -515,7 +513,7 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
 @pytest.mark.faults(98)
 @pytest.mark.parametrize("polls_while_idle", [True, False])
 @pytest.mark.parametrize("after_s", [0.5, 6.0, 14.0])
-def test_burst_after_idle_minutes_asks_for_what_it_takes(
+def test_burst_after_idle_minutes_requests_enough_workers(
     after_s: float, polls_while_idle: bool
 ) -> None:
     """2,000 tasks at once, and one worker that does 13.3 a second: 5 of them take 30 s."""
@@ -593,7 +591,7 @@ def test_paused_queue_wakes_no_server() -> None:
     )
 
 
-def test_tasks_that_wait_for_a_limit_ask_for_nobody() -> None:
+def test_tasks_waiting_for_a_limit_request_no_worker() -> None:
     info = QueueInfo(
         name="a", states={TaskState.PENDING: 2, TaskState.LIMITED: 500, TaskState.ACTIVE: 1},
         latency=0.1, bytes=None, paused=None, counters={"enqueued": 503}, today={}, days=[],
@@ -667,7 +665,7 @@ def test_error_goes_to_log_and_not_to_client(
     assert "GET /broken raised ValueError" in caplog.text
 
 
-def test_who_says_nothing_is_cut_off_and_holds_up_nobody(
+def test_silent_connection_is_closed_and_delays_no_other(
     served: HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "HEAD_S", 1.0)
@@ -702,7 +700,7 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_silent_connections_of_one_address_keep_nobody_out(served: HealthServer) -> None:
+def test_silent_connections_of_one_address_do_not_block_others(served: HealthServer) -> None:
     """Neither others nor itself: its own oldest one makes way."""
     opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
@@ -720,7 +718,7 @@ def test_silent_connections_of_one_address_keep_nobody_out(served: HealthServer)
             one.close()
 
 
-def test_silent_connections_of_many_addresses_keep_nobody_out(served: HealthServer) -> None:
+def test_silent_connections_of_many_addresses_do_not_block_others(served: HealthServer) -> None:
     opened = [
         one
         for last in range(2, 10)
@@ -744,7 +742,7 @@ def test_silent_connections_of_many_addresses_keep_nobody_out(served: HealthServ
         ("[", 421), ("localhost.evil.com", 421), ("a\r\nHost: b", 421),
     ],
 )  # fmt: skip
-def test_port_is_asked_by_addresses_and_its_own_names(host: str, status: int) -> None:
+def test_port_accepts_addresses_and_its_own_host_names(host: str, status: int) -> None:
     async def hello(query: Query) -> Response:
         return Response(b"hello")
 
@@ -758,7 +756,7 @@ def test_port_is_asked_by_addresses_and_its_own_names(host: str, status: int) ->
 
 
 @pytest.mark.faults(98)
-async def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alone(
+async def test_foreign_queue_lists_do_not_affect_the_measurement(
     valkey: Store, prefix: str
 ) -> None:
     async with Qsync(valkey.url, prefix=prefix) as app:
@@ -777,7 +775,7 @@ async def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alon
         await backlog._inspector.aclose()
 
 
-def test_it_answers_while_the_main_thread_is_blocked(served: HealthServer) -> None:
+def test_health_port_responds_while_the_main_thread_is_blocked(served: HealthServer) -> None:
     answers: list[bytes] = []
     asking = threading.Thread(
         target=lambda: answers.append(ask(served, b"GET /hello HTTP/1.1\r\n\r\n"))
@@ -793,7 +791,7 @@ def test_it_answers_while_the_main_thread_is_blocked(served: HealthServer) -> No
     assert answers
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+def test_invalid_health_address_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot listen on no-such-host"):
         HealthServer("no-such-host.invalid", 80, {})
 

@@ -119,7 +119,7 @@ def test_wrong_limits_are_named(words: list[str], message: str) -> None:
     assert message in found.output
 
 
-def test_sizes() -> None:
+def test_sizes_are_parsed_with_units() -> None:
     sizes = {
         "1GiB": 2**30, "500MB": 500_000_000, "1.5 kib": 1536, "7": 7, "2GB": 2 * 10**9,
     }  # fmt: skip
@@ -132,7 +132,7 @@ def test_sizes() -> None:
     assert memory_used() - before > 30_000_000, len(held)
 
 
-def test_limits() -> None:
+def test_process_limits_are_checked() -> None:
     assert not Limits()
     assert Limits(max_tasks=5).exceeded(4, 10**12) is None
     assert Limits(max_tasks=5).exceeded(5, 0) is not None

@@ -190,9 +190,7 @@ def plant(store: Store, keys: QueueKeys) -> None:
 
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_no_payload_and_no_password_is_in_any_output(
-    tmp_path: Path, valkey: Store, form: str
-) -> None:
+def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, form: str) -> None:
     """Through all the ways in which a task can fail, with --log-errors class; and each record is
     one line."""
     valkey.flush()
@@ -306,7 +304,7 @@ def _limit_files() -> None:
 
 @pytest.mark.faults(13)
 @pytest.mark.parametrize("way", ["closed", "full disk", "reader gone", "reader asleep", "limited"])
-def test_a_worker_works_on_whatever_becomes_of_its_standard_error(
+def test_worker_continues_after_its_standard_error_fails(
     tmp_path: Path, valkey: Store, way: str
 ) -> None:
     valkey.flush()
@@ -339,7 +337,7 @@ def test_a_worker_works_on_whatever_becomes_of_its_standard_error(
             os.close(descriptor)
 
 
-def test_lines_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_log_lines_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     monkeypatch.setattr(logs, "_descriptor", lambda: writing)
     monkeypatch.setattr(logs, "WAITING", 10)
@@ -371,7 +369,7 @@ def record(message: str = "hello", **fields: Any) -> logging.LogRecord:
     })  # fmt: skip
 
 
-def test_json_has_whatever_is_given_as_extra() -> None:
+def test_json_lines_contain_all_extra_fields() -> None:
     odd = record(task_id="a", number=1.5, nothing=None, inf=float("inf"), thing={1})
     assert json.loads(logs.Json("main").format(odd)) == {
         "time": "1970-01-01T00:00:00.500Z", "level": "info", "process": "main", "logger": "shop",

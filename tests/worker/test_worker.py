@@ -324,7 +324,7 @@ def test_hang_up_replaces_the_processes_one_after_another(tmp_path: Path, store:
         assert worker.end() == 0, worker.out()
 
 
-def test_a_terminal_that_is_gone_stops_the_worker(tmp_path: Path, store: Store) -> None:
+def test_closed_terminal_stops_the_worker(tmp_path: Path, store: Store) -> None:
     ours, theirs = os.openpty()
     with Worker(tmp_path, store.url, stdin=theirs) as worker:
         os.close(theirs)
@@ -365,9 +365,7 @@ def die() -> None:
 
 
 @pytest.mark.faults(6)
-def test_a_process_in_which_too_many_handlers_hang_is_replaced(
-    tmp_path: Path, store: Store
-) -> None:
+def test_process_with_too_many_hung_handlers_is_replaced(tmp_path: Path, store: Store) -> None:
     (tmp_path / "shop.py").write_text(
         SHOP
         + """
@@ -452,9 +450,7 @@ def test_a_child_that_cannot_start_ends_the_parent_with_the_reason(
         assert len(worker.started()) == 5
 
 
-def test_a_store_that_is_refused_ends_the_parent_with_the_reason(
-    tmp_path: Path, store: Store
-) -> None:
+def test_refused_store_ends_the_parent_with_the_reason(tmp_path: Path, store: Store) -> None:
     store.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
         with Worker(tmp_path, store.url) as worker:
@@ -489,7 +485,7 @@ def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Pa
         assert worker.end() == 0, worker.out()
 
 
-def test_credentials_are_not_shown(tmp_path: Path) -> None:
+def test_credentials_are_never_shown(tmp_path: Path) -> None:
     with Store(config={"requirepass": "geheim"}) as store:
         url = store.url.replace("//", "//:geheim@")
         with Worker(tmp_path, url, "--log-level", "debug") as worker:
@@ -599,7 +595,7 @@ def test_usage_error_is_one_line_and_exit_code_2(case: str, invoke: Callable[...
     assert (done.exit_code, done.stdout) == (2, "")
 
 
-def test_without_a_url_the_line_names_the_choices(mistaken: Path) -> None:
+def test_missing_url_error_names_the_choices(mistaken: Path) -> None:
     done = run(mistaken, "worker", "shop:app")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -607,7 +603,7 @@ def test_without_a_url_the_line_names_the_choices(mistaken: Path) -> None:
     assert "QSYNC_URL" in done.stderr
 
 
-def test_app_is_that_of_the_environment_unless_an_argument_names_one(
+def test_app_comes_from_the_environment_or_the_argument(
     invoke: Callable[..., Result],
 ) -> None:
     refused = {"QSYNC_URL": "redis://127.0.0.1:1"}
@@ -621,7 +617,7 @@ def test_app_is_that_of_the_environment_unless_an_argument_names_one(
 
 
 @pytest.mark.parametrize("target", ["shop:app", "shop:make", "shop:Holder.inner"])
-def test_an_app_is_found_where_the_target_says(target: str, invoke: Callable[..., Result]) -> None:
+def test_app_is_loaded_from_its_target(target: str, invoke: Callable[..., Result]) -> None:
     """Found, and then refused for its queues: so nothing starts."""
     done = invoke("worker", target, "--queues", "?", QSYNC_URL="redis://127.0.0.1:1")
     assert "queues: '?' is not 1 to 128 characters" in done.stderr
@@ -707,7 +703,7 @@ time.sleep(60)
     assert one._children == set()
 
 
-def test_restarts_back_off_and_begin_anew_after_a_while(store: Store) -> None:
+def test_restarts_back_off_and_reset_after_a_while(store: Store) -> None:
     slot = supervisor._Slot(1)
     child = supervisor.Child(1, plan(""))
     child.uptime_s = 1.9

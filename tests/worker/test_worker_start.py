@@ -81,7 +81,7 @@ def store(valkey: Store) -> Store:
         ("cancelled", "json"),
     ],
 )
-def test_failing_lifespan_is_one_record_a_try_and_ends_the_worker(
+def test_failing_lifespan_logs_one_record_per_try_and_ends_the_worker(
     tmp_path: Path, store: Store, case: str, form: str
 ) -> None:
     body, message, line = FAILURES[case]
@@ -256,7 +256,7 @@ def test_lifespan_that_can_be_entered_is_accepted(lifespan: Callable[..., Any]) 
 @pytest.mark.parametrize(
     ("options", "level"), [((), "WARNING"), (("--queues", "default"), "INFO"), (MAIL, "")]
 )
-def test_worker_names_the_queues_of_its_tasks_that_it_does_not_serve(
+def test_worker_names_task_queues_that_it_does_not_serve(
     tmp_path: Path, valkey: Store, options: tuple[str, ...], level: str
 ) -> None:
     (tmp_path / "shop.py").write_text(QUEUES)

@@ -27,13 +27,13 @@ DEFAULT: Final = {"valkey": 100, "redis": 25}
 @pytest.mark.guarantee(1, 2, 3, 5, 6)
 @pytest.mark.timeout(0 if EXAMPLES else 300)
 @pytest.mark.parametrize("binary", BINARIES)
-def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
+def test_scripts_match_the_model(binary: Binary) -> None:
     with Rig(binary) as rig:
         run_machine(rig, examples=int(EXAMPLES or DEFAULT[binary]), fixed=EXAMPLES is None)
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_a_paused_type_leaves_its_limits_alone(binary: Binary) -> None:
+def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
     """Calls that the runs above make too rarely, with the same comparison after each."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
@@ -88,7 +88,7 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-def test_a_server_is_seen_that_leases_a_waiter(binary: Binary) -> None:
+def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
     """Whether the store was away is told by when a server with tasks was last seen."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
@@ -123,10 +123,10 @@ QUICK: Final = (
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 @pytest.mark.parametrize("name", [*QUICK, *IN_SCHEDULES])
-def test_the_machine_finds_a_planted_mistake(name: str) -> None:
+def test_model_finds_each_planted_mistake(name: str) -> None:
     assert by_model({**IN_SCRIPTS, **IN_SCHEDULES}[name], 100) is not None
 
 
-def test_every_transition_has_a_verb_that_the_machine_knows() -> None:
+def test_model_covers_every_transition() -> None:
     verbs = {verb for verbs in VERBS.values() for verb in verbs}
     assert {verb for _, verb in TRANSITIONS} == verbs
