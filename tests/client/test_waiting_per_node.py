@@ -168,15 +168,15 @@ def test_channels_are_identified_by_the_order_of_replies() -> None:
     channels = Channels()
     assert channels.commands("ab") == [("SSUBSCRIBE", "a"), ("SSUBSCRIBE", "b")]
     error = ValueError("no")
-    assert channels.hear(error) == ChannelEvent("refused", "a", error=error)
-    assert channels.hear([b"ssubscribe", b"b", 1]) == ChannelEvent("on", "b")
+    assert channels.parse(error) == ChannelEvent("refused", "a", error=error)
+    assert channels.parse([b"ssubscribe", b"b", 1]) == ChannelEvent("on", "b")
     assert channels.confirmed == {"b"}
-    assert channels.hear([b"smessage", b"b", b"id"]) == ChannelEvent("ended", "b", "id")
+    assert channels.parse([b"smessage", b"b", b"id"]) == ChannelEvent("ended", "b", "id")
     assert channels.ping() == ("PING",)
     assert channels.commands("a") == [("SUNSUBSCRIBE", "b"), ("SSUBSCRIBE", "a")]
-    assert channels.hear([b"pong", b""]) is None
-    assert channels.hear([b"sunsubscribe", b"b", 0]) is None
-    assert channels.hear([b"ssubscribe", b"a", 1]) == ChannelEvent("on", "a")
-    assert channels.hear([b"sunsubscribe", b"a", 0]) == ChannelEvent("off", "a")
+    assert channels.parse([b"pong", b""]) is None
+    assert channels.parse([b"sunsubscribe", b"b", 0]) is None
+    assert channels.parse([b"ssubscribe", b"a", 1]) == ChannelEvent("on", "a")
+    assert channels.parse([b"sunsubscribe", b"a", 0]) == ChannelEvent("off", "a")
     assert channels.confirmed == set()
     assert channels.commands("a") == [("SSUBSCRIBE", "a")]

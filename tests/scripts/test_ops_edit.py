@@ -11,7 +11,7 @@ import pytest
 from qsync import codec
 from qsync.bounds import Bounds
 from qsync.broker import bounds_ops, limit_ops
-from qsync.broker.edit_op import Edited, edit
+from qsync.broker.edit_op import EditOutcome, edit
 from qsync.broker.operator_ops import RerunRequest
 from qsync.limit import LimitRule
 from qsync.message import decode_message
@@ -32,7 +32,7 @@ def message_of(rig: Rig, id: str) -> bytes:
     return stored
 
 
-def edited(rig: Rig, id: str, state: str, payload: bytes = b"new", **options: Any) -> Edited:
+def edited(rig: Rig, id: str, state: str, payload: bytes = b"new", **options: Any) -> EditOutcome:
     seen = options.pop("seen", None) or message_of(rig, id)
     new = codec.encode(msgspec.structs.replace(decode_message(seen), payload=payload))
     return rig.run(edit(rig.keys, id, state, seen=seen, message=new, now_us=rig.now, **options))

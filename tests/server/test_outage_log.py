@@ -123,4 +123,4 @@ def test_refusal_during_an_outage_has_a_separate_line(
     ("seconds", "shown"), [(0.04, "0.0 s"), (42.04, "42.0 s"), (60, "1 min"), (130, "2 min 10 s")]
 )
 def test_duration_of_an_outage_is_shown(seconds: float, shown: str) -> None:
-    assert outage_log._shown(seconds) == shown
+    assert outage_log._length_text(seconds) == shown

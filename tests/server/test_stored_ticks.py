@@ -53,7 +53,7 @@ def put(
     missed: Missed = "skip",
     payload: object = None,
     **options: Any,
-) -> schedule_ops.Put:
+) -> schedule_ops.PutOutcome:
     """Put a schedule at the current time."""
     message = new_task(Task("t", payload, **options), new_nonce()).message
     record = encode_record(schedule, missed, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qsync.broker.op_values import Enqueued
-from qsync.broker.schedule_ops import Put, TickOutcome, TickRow
+from qsync.broker.schedule_ops import PutOutcome, TickOutcome, TickRow
 from qsync.broker.stored_schedules import StoredRow
 from qsync.new_task import NewTask
 from tests.scripts.model.queue import Queue
@@ -17,12 +17,12 @@ class Schedules(Queue):
     def _enqueue(self, now: int, tasks: Sequence[NewTask]) -> tuple[list[Enqueued], list[int]]:
         raise NotImplementedError
 
-    def put_schedule(self, now: int, name: str, next_us: int, record: bytes) -> Put:
+    def put_schedule(self, now: int, name: str, next_us: int, record: bytes) -> PutOutcome:
         before = self.stored.get(name)
         if before and before.record[8:] == record:
-            return Put(before.stamp, None)
+            return PutOutcome(before.stamp, None)
         row = self.stored[name] = StoredRow(name, self._stamp(now, before) + record, next_us)
-        return Put(row.stamp, None)
+        return PutOutcome(row.stamp, None)
 
     def delete_schedule(self, now: int, name: str, *, stamp: bytes = b"") -> bool:
         row = self.stored.get(name)
