@@ -28,7 +28,7 @@ from qsync.message import decode_message
 from qsync.new_task import new_nonce, new_task
 from qsync.schedule import Cron, Every, Missed, tick_id
 from qsync.server.outage_log import Outage
-from qsync.server.stored_ticks import StoredTicks, tick_due
+from qsync.server.stored_ticks import StoredTicks, TickCheck, tick_due
 from qsync.task import Task
 from tests.server.test_periodic import all_between
 from tests.server.test_periodic import ticks_of as ticks_in
@@ -399,6 +399,28 @@ def test_tick_due_takes_the_time_of_a_test(app_of: Any, store: Store, prefix: st
         await place.broker.aclose()
 
     asyncio.run(main())
+
+
+def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig) -> None:
+    async def main() -> list[TickCheck]:
+        broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
+        ticks: list[TickCheck] = []
+        while not ticks or ticks[-1].more:
+            unread = len(ticks[-1].unread) if ticks else 0
+            ticks.append(await tick_due(broker, rig.keys, unread=unread, now_us=rig.now))
+        await broker.aclose()
+        return ticks
+
+    for number in range(250):
+        put(rig, f"bad{number}" if number < 120 else f"good{number}", Every(60))
+    records = rig.keys.key("stored_schedules")
+    for name, record in rig.client.hgetall(records).items():
+        if name.startswith(b"bad"):
+            rig.client.hset(records, name, record[:8] + b"\xf0" + record[9:])
+    rig.now += MINUTE
+    ticks = asyncio.run(main())
+    assert sum(len(ticked.tasks) for ticked in ticks) == 130
+    assert len(ticks[-1].unread) == 120
 
 
 def test_server_with_rights_of_an_older_version_logs_once_and_continues(

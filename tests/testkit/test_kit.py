@@ -252,6 +252,23 @@ def test_advance_enqueues_ticks_of_stored_schedules(shop: Shop, qsync: Kit) -> N
     asyncio.run(main())
 
 
+async def test_advance_enqueues_the_ticks_of_many_schedules_that_are_due_at_once(
+    shop: Shop, qsync: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop.app.async_client() as client:
+        for number in range(120):
+            await client.schedules.put(f"r{number}", shop.send.build(Invoice(1)), cron="0 9 * * *")
+        await client.schedules.put("all", shop.send.build(Invoice(2)), every=600, missed="all")
+        await qsync.advance(days=2)
+        assert len(qsync.enqueued(shop.send)) == 240 + 288
+        await qsync.advance(hours=23, schedules=False)
+        await qsync.advance(seconds=1)  # as after an outage: missed="skip" and missed="all"
+        assert len(qsync.enqueued(shop.send)) == 240 + 288 + 138
+        monkeypatch.setattr("qsync.testing.advance.TICKS", 100)
+        with pytest.raises(ConfigError, match="schedules have over 100 ticks in that time"):
+            await qsync.advance(days=1)
+
+
 def test_advance_ends_unique_locks_and_leases(shop: Shop, qsync: Kit) -> None:
     async def main() -> None:
         unique = shop.send.options(unique=600)
@@ -355,8 +372,9 @@ def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
         ({"days": -1}, "not positive"),
         ({"days": 0}, "not positive"),
         ({"day": 1}, "no unit 'day'; give days=1$"),
-        ({"fortnights": 1}, "no unit 'fortnights'; give "),
+        ({"months": 1}, "no unit 'months'; give weeks or days or hours"),
         ({"days": "x"}, "not a valid time"),
+        ({"days": float("nan")}, "not a valid time"),
     ):
         with pytest.raises(ConfigError, match=message):
             asyncio.run(qsync.advance(**wrong))  # type: ignore[arg-type]

@@ -46,6 +46,10 @@ APART_S: Final = 0.005
 another one has enqueued it."""
 
 
+MOST_UNREAD: Final = 10 * BATCH
+"""Maximum number of due schedules that cannot be read and do not keep others from being read."""
+
+
 class TickCheck(NamedTuple):
     """What one check of a queue's schedules did."""
 
@@ -58,21 +62,30 @@ class TickCheck(NamedTuple):
     """Schedules whose name is that of a periodic task of a program; they have no task."""
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
+    more: bool
+    """Whether schedules may be due that this check did not read."""
     tasks: Sequence[NewTask] = ()
     """Tasks of the ticks; one whose lock is held is not in the store."""
 
 
-async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None = None) -> TickCheck:
-    """Enqueue the due ticks of up to BATCH stored schedules of a queue."""
-    due = await broker.run(schedule_ops.due_schedules(keys, now_us=now_us))
-    rows, unread, skipped = [], [], dict[str, Note]()
+async def tick_due(
+    broker: AsyncBroker, keys: QueueKeys, *, unread: int = 0, now_us: int | None = None
+) -> TickCheck:
+    """Enqueue the due ticks of up to BATCH stored schedules of a queue.
+
+    `unread` is the number of those that the last check could not read. They stay due and come
+    first, so the check reads as many more.
+    """
+    count = BATCH + min(unread, MOST_UNREAD)
+    due = await broker.run(schedule_ops.due_schedules(keys, count=count, now_us=now_us))
+    rows, unreadable, skipped = [], [], dict[str, Note]()
     for row in due.rows:
         try:
             rows.append(_ticks(row, keys.queue, due.now_us))
             if (note := _missed(row, rows[-1], due.now_us)) is not None:
                 skipped[row.name] = note
         except (codec.CodecError, InvalidTask) as error:
-            unread.append((row.name, str(error)))
+            unreadable.append((row.name, str(error)))
     outcomes = []
     if rows:
         outcomes = await broker.run(schedule_ops.tick_schedules(keys, rows, now_us=now_us))
@@ -90,7 +103,9 @@ async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None =
         if outcome == "ticked" and tick.row.name in skipped
     ]
     await send_notes(broker, keys, notes)
-    return TickCheck(due.now_us, min(nexts, default=None), len(rows), refused, unread, tasks)
+    more = len(due.rows) == count and (bool(rows) or len(unreadable) > unread)
+    next_us = min(nexts, default=None)
+    return TickCheck(due.now_us, next_us, len(rows), refused, unreadable, more, tasks)
 
 
 def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
@@ -198,6 +213,7 @@ class _Queue:
         self._look = asyncio.Event()
         self._apart_s = spread(0, APART_S)
         self._named: set[str] = set()
+        self._unread = 0
 
     def announced(self, number: bytes) -> None:
         """Check the schedules now if this number, which clients change, has changed."""
@@ -224,7 +240,8 @@ class _Queue:
 
     async def _tick(self) -> float:
         """Enqueue what is due; return the time until the next check, in seconds."""
-        ticked = await tick_due(self._broker, self._keys)
+        ticked = await tick_due(self._broker, self._keys, unread=self._unread)
+        self._unread = len(ticked.unread)
         self._outage.worked(self._part)
         self._backoff.reset()
         if self._on_created is not None:
@@ -233,7 +250,7 @@ class _Queue:
             self._log_once(name, "a periodic task of a program has its name and goes first")
         for name, why in ticked.unread:
             self._log_once(name, f"its record cannot be read: {why}")
-        if ticked.rows == BATCH:
+        if ticked.more:
             return 0
         if ticked.next_us is None:
             return LOOK_S

@@ -130,25 +130,26 @@ class Advance:
             while at_us is not None and at_us <= until_us:
                 ticks.append(Tick(at_us, number))
                 if len(ticks) > TICKS:
-                    raise ConfigError(
-                        f"advance: schedules have over {TICKS} ticks in that time; advance by less"
-                    )
+                    raise _too_many_ticks()
                 at_us = schedule.next_after(at_us)
         return sorted(ticks)
 
     async def _tick_stored(self, broker: AsyncBroker) -> None:
         """Enqueue the ticks of the schedules in the store, in order of time in each queue."""
-        until_us = self._clock.now_us()
+        until_us, left = self._clock.now_us(), TICKS
         for queue in await self._queues(broker):
             keys = QueueKeys(self._app.prefix, queue)
-            next_us: int | None = until_us - self._by_us
-            while next_us is not None and next_us <= until_us:
-                now_us = next_us
-                ticked = await tick_due(broker, keys, now_us=now_us)
-                next_us = ticked.next_us
-                stuck = ticked.rows == len(ticked.refused)  # a program uses these names
-                if next_us is not None and next_us <= now_us and stuck:
+            now_us, unread = until_us - self._by_us, 0
+            while now_us <= until_us:
+                ticked = await tick_due(broker, keys, unread=unread, now_us=now_us)
+                unread, left = len(ticked.unread), left - len(ticked.tasks)
+                if left < 0:
+                    raise _too_many_ticks()
+                if ticked.more:
+                    continue
+                if ticked.next_us is None:
                     break
+                now_us = max(now_us, ticked.next_us)
 
     def _keys(self) -> list[QueueKeys]:
         return [QueueKeys(self._app.prefix, task.build().queue) for task in self._periodics]
@@ -163,6 +164,10 @@ class Advance:
             for answer in await broker.run_many(calls):
                 if isinstance(answer, QsyncError):
                     raise answer
+
+
+def _too_many_ticks() -> ConfigError:
+    return ConfigError(f"advance: schedules have over {TICKS} ticks in that time; advance by less")
 
 
 def _call(task: PeriodicTask, keys: QueueKeys, at_us: int) -> Call[Any]:

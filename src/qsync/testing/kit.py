@@ -137,8 +137,8 @@ class _AnyKit:
             raise ConfigError("advance: give a timedelta or units, not both")
         for unit in units:
             if unit not in _UNITS:
-                close = difflib.get_close_matches(unit, _UNITS, 1)
-                meant = f"{close[0] if close else 'days'}={shorten(units[unit])}"
+                close = difflib.get_close_matches(unit, _UNITS, 1, cutoff=0.75)
+                meant = f"{close[0]}={shorten(units[unit])}" if close else " or ".join(_UNITS[:5])
                 raise ConfigError(f"advance: no unit {unit!r}; give {meant}")
         if by is not None and not isinstance(by, timedelta):
             raise ConfigError(
@@ -147,7 +147,7 @@ class _AnyKit:
         try:
             delta = timedelta(**units) if by is None else by
             by_us = delta // timedelta(microseconds=1)
-        except (TypeError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             given = units if by is None else shorten(by)
             msg = f"advance: {given} is not a valid time ({error}); give e.g. days=1 or minutes=5"
             raise ConfigError(msg) from None
