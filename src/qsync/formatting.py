@@ -127,7 +127,12 @@ def percent(progress: tuple[float, float] | None) -> str:
     if progress is None:
         return ""
     done, total = progress
-    return f"{done / total:.0%}" if total > 0 else f"{done:g}"
+    return f"{done / total:.0%}" if total > 0 else plain_number(done)
+
+
+def plain_number(value: float) -> str:
+    """Return all digits of a number, without grouping."""
+    return f"{value:.15g}"
 
 
 def install_command(extra: str) -> str:

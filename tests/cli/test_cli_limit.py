@@ -49,9 +49,9 @@ def test_limit_is_set_shown_and_reset(live: Live) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["set", "customer"], 2, "give rate and per, concurrency, or all of them"),
+        (["set", "customer"], 2, "give --rate and --per, --concurrency, or all of them"),
         (["set", "customer", "--concurrency", "0"], 2, "concurrency: 0 is not a whole number"),
-        (["set", "customer", "--rate", "5"], 2, "rate: 5 needs per"),
+        (["set", "customer", "--rate", "5"], 2, "rate: 5 needs --per"),
         (["set", "a b", "--concurrency", "1"], 2, "LIMIT: the name of 'a b' is not"),
         (["show", "customer:"], 2, "LIMIT: 'customer:' has no value after its colon"),
         (["reset", "customer"], 1, "no operator has set a rule for customer in queue default"),

@@ -41,6 +41,30 @@ def test_a_list_of_tasks_has_five_formats(live: Live) -> None:
     assert "exclude each other" in live.refused("task", "list", "--json", "-o", "csv", code=2)
 
 
+def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
+    live.enqueue(Task("note"))
+    for words, told in (
+        (["nosuch"], "qsync: No such command 'nosuch'; see qsync --help"),
+        (["resume", "x"], "qsync: No command 'resume'. Did you mean `qsync queue resume`"),
+        (["task", "nosuch"], "qsync task: No such command 'nosuch'; see qsync task --help"),
+        (["task", "list", "--stat", "dead"], "qsync task list: No such option: --stat"),
+        (["task", "show"], "qsync task show: Missing argument 'ID'; see qsync task show --help"),
+        (["task", "list", "-n", "0"], "qsync task list: Invalid value for '--limit'"),
+        (["task", "list", "--watch", "1e15"], "qsync task list: Invalid value for '--watch'"),
+        (["top", "--interval", "inf"], "qsync top: Invalid value for '--interval'"),
+        (["stats", "--sort", "x" * 5000], "qsync stats: Invalid value for '--sort'"),
+        (["acl", "server", "--user", "x on nopass"], "qsync acl: --user: give 1 to 128 of the"),
+        (["dashboard", "--root-path", "ops"], "qsync dashboard: Invalid value for '--root-path'"),
+        (["limit", "set", "x", "--rate", "5"], "rate: 5 needs --per, e.g. --per 1 for a second"),
+        (["limit", "set", "x"], "limit x: give --rate and --per, --concurrency, or all of them"),
+    ):
+        line = live.refused(*words, code=2)
+        assert told in line, words
+        assert len(line) < 2100
+    assert live.ok("events", "--since", "9" * 400).out.startswith("No actions are recorded")
+    assert live.run("task").err.startswith("Usage: qsync task "), "without a command: the help"
+
+
 def test_page_of_lines_prints_the_next_cursor(live: Live) -> None:
     live.enqueue(*[Task("note")] * 3)
     for format in ("jsonl", "csv"):

@@ -198,7 +198,41 @@ async def test_backfill_enqueues_each_tick_of_the_interval_once(store: Store, pr
             ({"start": end}, "is not after the start"),
             ({"end": datetime.now(UTC) + timedelta(days=1)}, "is in the future"),
             ({"start": end - timedelta(days=2000)}, "over 1,000 ticks"),
+            ({"start": datetime(1, 1, 1, tzinfo=UTC)}, "over 1,000 ticks"),
         ]
         for other, why in wrong:
             with pytest.raises(InvalidTask, match=why):
                 await ann.backfill("nightly", **(given | other))
+
+
+async def test_backfill_into_full_queue_reports_enqueued_ticks(store: Store, prefix: str) -> None:
+    async with bed(store.url, prefix) as made:
+        inspector = made.inspector
+        await inspector.put_schedule("hourly", Task("t"), cron="0 * * * *")
+        end = datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelta(days=1)
+        given: dict[str, Any] = {
+            "queue": "default",
+            "start": end - timedelta(hours=150),
+            "end": end,
+        }
+        await made.enqueue(Task("t", id="a"))
+        await inspector.set_bounds("default", max_tasks=121)
+        first = await inspector.backfill("hourly", **given)
+        assert first is not None
+        assert (first.ticks, first.enqueued, first.skipped) == (150, 120, 0)
+        assert "queue default is full" in str(first.refused)
+        assert [event.number for event in await inspector.events(action="schedule.backfill")] == [
+            120
+        ]
+        again = await inspector.backfill("hourly", **given)
+        assert again is not None
+        assert (again.enqueued, again.skipped) == (0, 120)
+        assert "queue default is full" in str(again.refused)
+        for change in (
+            await inspector.trigger("hourly", queue="default"), await inspector.copy_task("a"),
+        ):  # fmt: skip
+            assert change.outcome == "refused"
+            assert "queue default is full" in str(change.why)
+        await inspector.set_bounds("default", max_tasks=1000)
+        rest = await inspector.backfill("hourly", **given)
+        assert rest == Backfill(ticks=150, enqueued=30, skipped=120)

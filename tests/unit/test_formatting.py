@@ -97,7 +97,8 @@ def test_counts_have_separators() -> None:
 
 
 def test_progress_shows_share_and_total() -> None:
-    assert [percent(progress) for progress in ((3.0, 10.0), (7.0, 0.0))] == ["30%", "7"]
+    shown = [percent(progress) for progress in ((3.0, 10.0), (7.0, 0.0), (1_234_567.0, 0.0))]
+    assert shown == ["30%", "7", "1234567"]
 
 
 def test_unknown_values_are_empty() -> None:

@@ -228,6 +228,10 @@ async def test_schedule_is_created_changed_and_deleted(store: Store, prefix: str
         page = (await web.client.get(html.unescape(link[1]))).text
         assert 'value="0 9 * * *"' in page
         assert 'value="Asia/Tokyo"' in page
+        exact = {"name": "report-42", "queue": "default", "every": "1234567.5", "missed": "skip"}
+        await web.send("/schedule/put", **exact)
+        page = (await web.client.get(html.unescape(link[1]))).text
+        assert 'name="every" value="1234567.5"' in page
         changed = {"name": "report-42", "queue": "default", "every": "90", "missed": "skip"}
         assert said(await web.send("/schedule/put", **changed)) == "Schedule report-42 is changed."
         again = await web.bed.inspector.stored_schedule("report-42")

@@ -84,6 +84,41 @@ async def test_payload_is_edited_retried_and_copied(valkey: Store, prefix: str) 
             assert (await post(client, "d", "copy", "{}")).status_code == 400
 
 
+async def test_edit_form_keeps_long_texts_and_refuses_stale_payloads(
+    valkey: Store, prefix: str
+) -> None:
+    async with bed(valkey.url, prefix) as made:
+        letters = "\u044f" * 9000  # six bytes each in a form
+        many = {str(number): number for number in range(1100)}
+        await made.enqueue(
+            Task("t", b"short", id="raw", delay=60), Task("t", many, id="lines", delay=60),
+            Task("t", letters * 2, id="big", delay=60), Task("t", {"n": 1}, id="d", delay=60),
+        )  # fmt: skip
+        app = create_app(made.inspector, auth="host", read_only=False)
+        async with app, visiting(app) as client:
+            assert (await post(client, "raw", "save", "b" * 30_000)).status_code == 303
+            assert (await detail(made, "raw")).payload == b"b" * 30_000
+            assert (await post(client, "raw", "save", letters)).status_code == 303
+            assert "\u044f" * 9000 in (await client.get("/edit?id=raw")).text
+            page = html.unescape((await client.get("/edit?id=lines")).text)
+            lines = re.findall("<textarea[^>]*>\n(.*?)</textarea>", page, re.S)[0]
+            done = await post(client, "lines", "save", lines.replace("\n", "\r\n"))
+            assert done.status_code == 303
+            too_large = await client.get("/edit?id=big")
+            assert (too_large.status_code, "too large" in too_large.text) == (409, True)
+
+            page = (await client.get("/edit?id=d")).text
+            version = re.findall('name="version" value="([0-9a-f]+)"', page)[0]
+            first = await post(client, "d", "save", '{"n": 2}', version=version)
+            assert first.status_code == 303
+            second = await post(client, "d", "retry", '{"n": 3}', version=version)
+            assert (second.status_code, "changed meanwhile" in second.text) == (400, True)
+            assert '{"n": 3}' in html.unescape(second.text)
+            assert (await detail(made, "d")).value() == {"n": 2}
+            assert (await post(client, "d", "delete", '{"n": 4}')).status_code == 404
+            assert (await detail(made, "d")).value() == {"n": 2}
+
+
 async def test_former_payloads_are_kept_within_bounds(valkey: Store, prefix: str) -> None:
     async with bed(valkey.url, prefix) as made:
         await made.enqueue(Task("t", {"n": 0}, id="a", delay=60, headers={"h": "x" * 8000}))

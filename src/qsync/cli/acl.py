@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 import typer
 
 from qsync.broker.acl import Role, rules
-from qsync.cli.command import USAGE
+from qsync.cli.command import USAGE, exit_with
 from qsync.cli.options import App, Prefix
 from qsync.cli.store import load_app
 from qsync.connections import PREFIX
 from qsync.errors import InvalidTask
+
+_USER: Final = re.compile(r"[A-Za-z0-9_.@:+-]{1,128}")
+"""Names that are one word to the store and to a shell."""
 
 
 def acl(
@@ -39,11 +43,12 @@ def acl(
     client: enqueues tasks and reads their results. server: runs tasks. reader: reads everything.
     admin: reads everything; runs and deletes tasks; pauses, deletes and repairs queues.
     """
+    if user is not None and not _USER.fullmatch(user):
+        exit_with("--user: give 1 to 128 of the characters A-Z a-z 0-9 _ . @ : + -", USAGE)
     if app is not None and prefix in (None, os.environ.get(PREFIX)):
         prefix = load_app(app).prefix
     try:
         permissions = rules(role, prefix or "qsync", old=old, cluster=cluster)
     except InvalidTask as error:
-        typer.echo(f"qsync acl: {error}", err=True)
-        raise typer.Exit(USAGE) from None
+        exit_with(str(error), USAGE)
     typer.echo(" ".join(("ACL SETUSER", user or f"qsync-{role}", "on >PASSWORD", *permissions)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn, get_type_hints
 
@@ -24,6 +25,12 @@ EXIT_CODES: Final = (
     "Exit codes: 0 ok, 1 not found or conflict, 2 usage, 3 store down, 4 access denied."
 )
 
+MAX_MESSAGE: Final = 2000
+"""Length at which an error message is cut, in characters."""
+
+UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+"""The parser's base class of errors in arguments, which typer exports by its subclasses alone."""
+
 _path: ContextVar[str] = ContextVar("path", default="qsync")
 
 
@@ -39,8 +46,25 @@ def set_command_path(path: str) -> None:
 
 def exit_with(message: str, code: int = NOT_DONE) -> NoReturn:
     """Print one line that says what went wrong and what to do, and exit."""
-    typer.echo(f"{command_path()}: {escape(message)}", err=True)
+    shown = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+    typer.echo(f"{command_path()}: {escape(shown)}", err=True)
     raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def usage_in_one_line() -> Iterator[None]:
+    """Print what is wrong with the arguments as one line, and exit with USAGE."""
+    try:
+        yield
+    except UsageError as error:
+        context: Any = getattr(error, "ctx", None)
+        message = error.format_message()  # type: ignore[attr-defined]
+        if context is None or not message or message == context.get_help():
+            raise  # a group without a command: its help
+        path = context.command_path
+        set_command_path(path)
+        asks = message.endswith("?")  # what was meant
+        exit_with(message if asks else f"{message.rstrip('.')}; see {path} --help", USAGE)
 
 
 def runs_alone(context: typer.Context) -> bool:

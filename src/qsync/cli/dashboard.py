@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -37,6 +38,15 @@ SHUTDOWN_S: Final = 3
 Network = IPv4Network | IPv6Network
 
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+
+
+_PATH: Final = re.compile(r"(/[A-Za-z0-9_.~%!$&'()*+,;=:@-]+)*/?")
+
+
+def _path_of(text: str) -> str:
+    if _PATH.fullmatch(text) is None:
+        raise typer.BadParameter(f"{text!r} is not the path of an address; write e.g. /qsync")
+    return text
 
 
 def dashboard(
@@ -79,7 +89,7 @@ def dashboard(
     root_path: Annotated[
         str,
         typer.Option(
-            metavar="PATH", show_default=False,
+            metavar="PATH", show_default=False, parser=_path_of,
             help="Path under which a proxy serves the dashboard and which it strips, e.g. /qsync.",
         ),
     ] = "",

@@ -16,6 +16,7 @@ from qsync.cli.store import check_queue, open_store
 from qsync.formatting import local_time
 from qsync.inspector import OperatorEvent
 from qsync.inspector.event_values import ACTIONS
+from qsync.times import MAX_SECONDS
 
 SHOWN: Final = 50
 
@@ -63,7 +64,8 @@ def events(
             session.run(check_queue(session.inspector, queue))
 
         def show() -> None:
-            from_time = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
+            age = None if since is None else timedelta(seconds=min(since, MAX_SECONDS))
+            from_time = None if age is None else datetime.now(UTC) - age
             events = session.run(
                 session.inspector.events(
                     queue=queue, action=action, task=task, since=from_time, limit=limit

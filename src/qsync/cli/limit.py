@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 import typer
@@ -147,7 +148,7 @@ def set_rule(
     try:
         rule = limit_rule(f"limit {name}", rate=rate, per=per, burst=burst, concurrency=concurrency)
     except InvalidTask as error:
-        exit_with(str(error).replace("=", ""), USAGE)
+        exit_with(_with_options(str(error)), USAGE)
     author = current_user() if by is None else by
     with open_store(store) as session:
         change = session.run(session.inspector.set_limit(name, rule, queue=queue, by=author))
@@ -158,6 +159,12 @@ def set_rule(
             exit_with(f"queue {queue} is gone")
         if not as_json:
             print_line(f"{name}: {rule}")
+
+
+def _with_options(message: str) -> str:
+    """Return a message about arguments with the options in place of `per=` and the like."""
+    text = re.sub(r"\b(rate|per|burst|concurrency)=(\d+)", r"--\1 \2", message)
+    return re.sub(r"\b(rate|per|burst|concurrency)=", r"--\1", text)
 
 
 @limit.command()

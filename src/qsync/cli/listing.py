@@ -23,6 +23,10 @@ CLEAR: Final = "\x1b[H\x1b[2J"
 """Clears a terminal."""
 
 
+MAX_PAUSE_S: Final = 86_400
+"""Longest pause of --watch, in seconds."""
+
+
 class Format(StrEnum):
     """How a list is printed."""
 
@@ -51,7 +55,7 @@ class OutputOptions:
     watch: Annotated[
         float | None,
         typer.Option(
-            "--watch", "-w", metavar="SECONDS", min=0.1, show_default=False,
+            "--watch", "-w", metavar="SECONDS", min=0.1, max=MAX_PAUSE_S, show_default=False,
             help="Print it again every SECONDS, until Ctrl-C.",
         ),
     ] = None  # fmt: skip

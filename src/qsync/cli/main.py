@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from qsync.cli.acl import acl
-from qsync.cli.command import Group
+from qsync.cli.command import Group, usage_in_one_line
 from qsync.cli.dashboard import dashboard
 from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
@@ -50,6 +50,16 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
 
 class Sections(TyperGroup):
     """The commands by section; for a verb without its noun, it names the full command."""
+
+    def make_context(self, *words: Any, **more: Any) -> Any:
+        """Parse the options before the command."""
+        with usage_in_one_line():
+            return super().make_context(*words, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the arguments of the command, and run it."""
+        with usage_in_one_line():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands into the help."""

@@ -88,7 +88,8 @@ def backfill(
     if plan is None:
         exit_with(f"schedule {name} was deleted meanwhile")
     if plan.refused:
-        exit_with(f"schedule {name}: {plan.refused}")
+        done = f"{plural(plan.enqueued, 'task')} enqueued, then: " if plan.enqueued else ""
+        exit_with(f"schedule {name}: {done}{plan.refused}")
     if as_json:
         print_json(plan)
         return

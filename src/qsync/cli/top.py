@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from qsync.cli.command import USAGE, exit_with
+from qsync.cli.listing import MAX_PAUSE_S
 from qsync.cli.options import Json, StoreOptions, column_of
 from qsync.cli.output import console, print_json, print_raw, render
 from qsync.cli.store import StoreSession, open_store
@@ -33,7 +34,8 @@ def top(
     interval: Annotated[
         float,
         typer.Option(
-            "--interval", "-i", metavar="SECONDS", min=0.2, help="Time between two refreshes."
+            "--interval", "-i", metavar="SECONDS", min=0.2, max=MAX_PAUSE_S,
+            help="Time between two refreshes.",
         ),
     ] = 2.0,
     sort: Annotated[

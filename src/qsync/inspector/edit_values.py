@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 from typing import Any, Final
@@ -85,6 +86,11 @@ def encoded_payload(payload: Any) -> tuple[bytes, bool]:
         )  # fmt: skip
         raise InvalidTask(text)
     return data, is_value
+
+
+def payload_version(payload: bytes, *, is_value: bool) -> str:
+    """Return a short text that changes with the payload, for edits of what somebody has seen."""
+    return hashlib.sha256(payload + bytes([is_value])).hexdigest()[:32]
 
 
 def check_shape(message: Message, payload: Any) -> None:

@@ -11,10 +11,10 @@ from qsync import codec
 from qsync.broker import edit_op, ops, registry_ops, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask, state_of
-from qsync.errors import InvalidTask
-from qsync.inspector.edit_values import check_shape, encoded_payload, with_edit
+from qsync.errors import InvalidTask, QueueFull
+from qsync.inspector.edit_values import check_shape, encoded_payload, payload_version, with_edit
 from qsync.inspector.tasks import RUNNABLE, TIMED, _TasksMixin, rerun_of
-from qsync.inspector.values import Change
+from qsync.inspector.values import Change, refused
 from qsync.message import Message, StoredOptions, decode_message, edited_options
 from qsync.new_task import NewTask, encode_message, new_id, new_nonce
 from qsync.phrase import phrase
@@ -37,6 +37,7 @@ class _EditsMixin(_TasksMixin):
         state: str | None = None,
         retry: bool = False,
         delay: Duration | None = None,
+        version: str | None = None,
         by: str = "",
         dry_run: bool = False,
     ) -> Change:
@@ -45,7 +46,8 @@ class _EditsMixin(_TasksMixin):
         With `retry` the task becomes pending now, as by `run`; with `delay` a scheduled or retried
         one is due then. The task keeps its id, options, limits and unique lock, and its former
         payload (TaskDetail.edits). `too_late` if it is in another state or was changed meanwhile;
-        InvalidTask if the payload is not of the kind of the former one, or is too large.
+        InvalidTask if the payload is not of the kind of the former one, or is too large, or if the
+        task has another payload than `version`, the `payload_version` of the one that was edited.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)
@@ -57,6 +59,7 @@ class _EditsMixin(_TasksMixin):
         if due and (retry or shown.state not in TIMED):
             raise InvalidTask(phrase("A task that is run now or is dead cannot have a delay."))
         message = _message_of(shown)
+        _check_version(message, version)
         check_shape(message, payload)
         now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
         options = edited_options(shown.message or b"")
@@ -122,7 +125,10 @@ class _EditsMixin(_TasksMixin):
         if dry_run:
             return Change(outcome="done", state=state, queue=target)
         await self._broker.run(registry_ops.register(self._globals, [target]))
-        [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        try:
+            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        except QueueFull as error:
+            return refused(str(error))
         if reply.outcome != "created":
             return Change(
                 outcome="refused", why=f"queue {target} refused the copy: {reply.outcome}"
@@ -137,6 +143,15 @@ def _message_of(shown: StoredTask) -> Message:
     except codec.CodecError as error:
         text = phrase("The message of this task cannot be read: %(error)s.", error=str(error))
         raise InvalidTask(text) from None
+
+
+def _check_version(message: Message, version: str | None) -> None:
+    if version not in (None, payload_version(message.payload, is_value=message.is_value)):
+        told = phrase(
+            "The payload was changed meanwhile, so nothing was saved. Open the task again, and "
+            "make your change in its present payload."
+        )
+        raise InvalidTask(told)
 
 
 def _copied(

@@ -12,13 +12,15 @@ import msgspec
 from qsync import codec
 from qsync.broker import ops, schedule_run_ops, views
 from qsync.broker.base import ends_in
+from qsync.broker.op_values import Enqueued
 from qsync.broker.schedule_records import read_record
 from qsync.broker.schedule_run_ops import Made, Note, StoredRun, run_field
 from qsync.broker.stored_schedules import StoredRow, decode_record
 from qsync.broker.stored_task import state_of
-from qsync.errors import InvalidTask
+from qsync.errors import InvalidTask, QueueFull
 from qsync.inspector.base import RECORD_S
 from qsync.inspector.schedules import _SchedulesMixin, task_of_schedule
+from qsync.keys import QueueKeys
 from qsync.new_task import NewTask
 from qsync.schedule import Schedule, tick_id
 from qsync.times import datetime_us, from_us
@@ -67,7 +69,7 @@ class Backfill(msgspec.Struct, frozen=True, kw_only=True):
     ticks     number of ticks in the interval
     enqueued  tasks enqueued, or of a dry run those that would be
     skipped   ticks that ran before, as far as the store knows, or whose task is in the queue
-    refused   why nothing was enqueued
+    refused   why nothing, or after `enqueued` tasks no more, was enqueued: the queue is full, say
     """
 
     ticks: int
@@ -143,8 +145,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         left = await self._not_run(name, queue, [task for task in tasks if task is not None])
         if dry_run:
             return Backfill(ticks=len(ticks), enqueued=len(left), skipped=len(ticks) - len(left))
-        done = await self._enqueue_ticks(name, queue, left)
-        return Backfill(ticks=len(ticks), enqueued=done, skipped=len(ticks) - done)
+        return await self._enqueue_ticks(name, queue, left, ticks=len(ticks))
 
     async def _not_run(self, name: str, queue: str, tasks: Sequence[NewTask]) -> list[NewTask]:
         """Return the tasks of ticks that neither ran, as far as is noted, nor are in the queue."""
@@ -160,24 +161,45 @@ class _ScheduleRunsMixin(_SchedulesMixin):
             kept += [task for task, stored in zip(part, shown, strict=True) if stored is None]
         return kept
 
-    async def _enqueue_ticks(self, name: str, queue: str, tasks: Sequence[NewTask]) -> int:
+    async def _enqueue_ticks(
+        self, name: str, queue: str, tasks: Sequence[NewTask], *, ticks: int
+    ) -> Backfill:
+        """Enqueue the tasks of ticks until the queue is full; return the outcome of `ticks`."""
         keys, field = self._keys(queue), run_field(name)
         remembered = [msgspec.structs.replace(task, remember_us=REMEMBERED_US) for task in tasks]
         created: list[str] = []
+        full, tried = None, 0
         for start in range(0, len(remembered), NOTED):
-            part = remembered[start : start + NOTED]
-            replies = await self._broker.run(ops.enqueue(keys, part))
+            replies, full = await self._enqueue_what_fits(keys, remembered[start : start + NOTED])
             ids = [reply.id for reply in replies if reply.outcome == "created"]
-            ticks = [schedule_run_ops.tick_of(id) for id in ids]
-            notes = [Note(field, tick[1] // 1000, "B") for tick in ticks if tick is not None]
+            made = [schedule_run_ops.tick_of(id) for id in ids]
+            notes = [Note(field, tick[1] // 1000, "B") for tick in made if tick is not None]
             await self._broker.run_many(
                 [schedule_run_ops.note_runs(keys, notes)], ends=ends_in(RECORD_S)
             )
-            created += ids
+            created, tried = created + ids, tried + len(replies)
+            if full is not None:
+                break
         await self._record(
             "schedule.backfill", name, queue=queue, number=len(created), ids=created[:NOTED]
         )
-        return len(created)
+        skipped = ticks - len(tasks) + tried - len(created)
+        return Backfill(ticks=ticks, enqueued=len(created), skipped=skipped, refused=full)
+
+    async def _enqueue_what_fits(
+        self, keys: QueueKeys, tasks: Sequence[NewTask]
+    ) -> tuple[list[Enqueued], str | None]:
+        """Enqueue as many of the first tasks as a bounded queue has room for.
+
+        Return their replies, and why the others were refused.
+        """
+        full = None
+        while tasks:
+            try:
+                return await self._broker.run(ops.enqueue(keys, tasks)), full
+            except QueueFull as error:
+                full, tasks = str(error), tasks[: min(error.room, len(tasks) - 1)]
+        return [], full
 
 
 def _ticks(given: Schedule, start: datetime, end: datetime, now_us: int) -> list[int]:
@@ -187,7 +209,8 @@ def _ticks(given: Schedule, start: datetime, end: datetime, now_us: int) -> list
         raise InvalidTask(f"end: {end.isoformat()} is not after the start, {start.isoformat()}")
     if end_us > now_us:
         raise InvalidTask(f"end: {end.isoformat()} is in the future; give a past time")
-    ticks = list(islice(_between(given, start_us, end_us), MOST_BACKFILLED + 1))
+    # No schedule ticks before 1970.
+    ticks = list(islice(_between(given, max(0, start_us), end_us), MOST_BACKFILLED + 1))
     if len(ticks) > MOST_BACKFILLED:
         raise InvalidTask(
             f"end: over {MOST_BACKFILLED:,} ticks lie between {start.isoformat()} and "

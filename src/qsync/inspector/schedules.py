@@ -17,7 +17,7 @@ from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
 from qsync.broker.stored_task import moment_of
 from qsync.broker.views import Published
-from qsync.errors import InvalidTask, SchemaMismatch
+from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
 from qsync.inspector.base import RECORD_S, Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo, refused
@@ -201,7 +201,7 @@ class _SchedulesMixin(Base):
 
         `duplicate`: the task `holder` holds the unique lock. `refused`: no usable task was
         published, because creating it failed or another version of qsync published it, or the
-        stored schedule cannot be read.
+        stored schedule cannot be read, or the queue is full.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))
@@ -214,7 +214,10 @@ class _SchedulesMixin(Base):
         task = task_of_schedule(given, tick_id(name, tick_ms * 1000), queue)
         if task is None:
             return refused(phrase("no server of this version published its task"))
-        [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        try:
+            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        except QueueFull as error:
+            return refused(str(error))
         while reply.outcome == "exists":  # another one was made in the same millisecond
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))

@@ -53,6 +53,9 @@ async def backfill(site: Site, request: Request) -> Response:
         return site.go(request, "/schedule/runs", phrase_of(error), good=False, **page)
     if plan is None or plan.refused:
         text = plan.refused if plan and plan.refused else _("There is no such schedule.")
+        if plan and plan.enqueued:
+            enqueued = ngettext("%(num)s task enqueued.", "%(num)s tasks enqueued.", plan.enqueued)
+            text = f"{enqueued} {text}"
         return site.go(request, "/schedule/runs", text, good=False, **page)
     number = ngettext("%(num)s task", "%(num)s tasks", plan.enqueued)
     if is_sure or not plan.enqueued:

@@ -19,6 +19,7 @@ from qsync.web.field_errors import not_seconds
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 from qsync.web.tasks import failed
+from qsync.web.template_filters import form_number
 from qsync.web.translation import _
 
 PAYLOAD_TEXT: Final = 48 * 1024
@@ -49,10 +50,9 @@ async def show(site: Site, request: Request) -> Response:
             request, "error", status=404, title=_("There is no such schedule in the store."),
             text=_("It was deleted, or it is of a program."),
         )  # fmt: skip
-    every = "" if info.every is None else f"{info.every:g}"
     values = {
-        "name": name, "queue": queue, "type": info.type, "cron": info.cron or "", "every": every,
-        "tz": info.tz or "", "missed": info.missed,
+        "name": name, "queue": queue, "type": info.type, "cron": info.cron or "",
+        "every": form_number(info.every), "tz": info.tz or "", "missed": info.missed,
     }  # fmt: skip
     return _form(site, request, values, is_new=False)
 

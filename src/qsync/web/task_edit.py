@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from urllib.parse import quote_plus
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, TaskDetail
-from qsync.inspector.edit_values import payload_as_json, payload_from_json
+from qsync.inspector.edit_values import payload_as_json, payload_from_json, payload_version
 from qsync.inspector.tasks import RUNNABLE, TIMED
 from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.web.events import last_actions
 from qsync.web.pages import Site
 from qsync.web.query import Fields
+from qsync.web.security import BODY_LIMIT
 from qsync.web.tasks import failed
 from qsync.web.translation import _
 
-TEXT_LIMIT: Final = 20_000
-"""Largest number of characters that the form takes: a request has at most 64 KiB."""
+FORM_ROOM: Final = 60 * 1024
+"""Largest payload that the form takes, in bytes as browsers send it: a request has 64 KiB."""
+
+VERBS: Final = ("save", "retry", "copy")
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -49,43 +53,43 @@ def _text_of(site: Site, task: TaskDetail) -> str:
     if task.message_error:
         raise InvalidTask(phrase("The message cannot be read: %(error)s", error=task.message_error))
     text = payload_as_json(task.payload, is_value=task.is_value)
-    if len(text) > TEXT_LIMIT:
-        problem = phrase(
-            "The payload has more than %(limit)s characters: use `qsync task edit`.",
-            limit=TEXT_LIMIT,
-        )
-        raise InvalidTask(problem)
+    if len(quote_plus(text.replace("\n", "\r\n"))) > FORM_ROOM:
+        raise InvalidTask(phrase("The payload is too large for a form: use `qsync task edit`."))
     return text
 
 
 def _form(
     site: Site, request: Request, task: TaskDetail, text: str, *, problem: Phrase | str = "",
-    into: str = "", delay: str = "",
+    into: str = "", delay: str = "", version: str = "",
 ) -> Response:  # fmt: skip
     state = task.row.state
+    seen = version or payload_version(task.payload, is_value=task.is_value)
     return site.page(
         request, "edit", status=400 if problem else 200, task=task, row=task.row, text=text,
-        problem=problem, into=into, delay=delay, editable=state in RUNNABLE, timed=state in TIMED,
+        version=seen, problem=problem, into=into, delay=delay, editable=state in RUNNABLE,
+        timed=state in TIMED,
     )  # fmt: skip
 
 
 async def act(site: Site, request: Request) -> Response:
     """Save the payload, retry the task with it, or enqueue a copy with it."""
     form = await site.form(request)
-    id, queue = form.text("id"), form.text("queue")
+    id, queue, verb = form.text("id"), form.text("queue"), form.text("verb")
+    if verb not in VERBS:
+        return site.page(request, "error", status=404, title=_("Page not found"), text="")
     task = await site.inspector.task(id, queue=queue)
     if task is None:
         return site.go(request, "/task", failed(Change(outcome="not_found")), good=False,
                        queue=queue, id=id)  # fmt: skip
-    text, into, delay = form.text("payload", TEXT_LIMIT), form.text("into"), form.text("delay")
-    text = text.replace("\r\n", "\n")
-    verb = form.text("verb")
+    text, into, delay = form.text("payload", BODY_LIMIT), form.text("into"), form.text("delay")
+    text, version = text.replace("\r\n", "\n"), form.text("version")
     try:
         _text_of(site, task)
         payload = payload_from_json(text, is_value=task.is_value)
         change = await _change(site, request, form, task, verb, payload)
     except InvalidTask as error:
-        return _form(site, request, task, text, problem=phrase_of(error), into=into, delay=delay)
+        return _form(site, request, task, text, problem=phrase_of(error), into=into, delay=delay,
+                     version=version)  # fmt: skip
     if not change.ok:
         return site.go(request, "/task", failed(change), good=False, queue=queue, id=id)
     if change.id is not None:
@@ -107,6 +111,7 @@ async def _change(
     return await site.acting(request).edit_task(
         row.id, payload, queue=row.queue, state=form.text("state") or None,
         retry=verb == "retry", delay=None if verb == "retry" else delay,
+        version=form.text("version") or None,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from qsync.formatting import plain_number
 from qsync.inspector.msgpack_json import TEXT_LIMIT
 from qsync.phrase import Phrase, filled
 from qsync.web import names, translation
@@ -87,9 +88,9 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def plain_number(value: float | None) -> str:
+def form_number(value: float | None) -> str:
     """Return a number as a form takes it; empty for None."""
-    return "" if value is None else f"{value:g}"
+    return "" if value is None else plain_number(value)
 
 
 FILTERS: Final[dict[str, Callable[..., str]]] = {
@@ -108,7 +109,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "run_outcome": run_outcome,
     "state_name": state_name,
     "short_server": short_server,
-    "plain_number": plain_number,
+    "form_number": form_number,
     "state_title": state_title,
     "event_detail": event_detail,
     "event_name": names.event_name,

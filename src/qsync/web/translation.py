@@ -15,6 +15,7 @@ from qsync.formatting import (
     Parts,
     duration_parts,
     ordinal,
+    plain_number,
     short_count_parts,
     size_parts,
     whole_units,
@@ -188,4 +189,4 @@ def percent(progress: tuple[float, float] | None) -> str:
     done, total = progress
     if total > 0:
         return _("%(number)s%%", number=current().digits(f"{100 * done / total:.0f}"))
-    return current().digits(f"{done:g}")
+    return current().digits(plain_number(done))
