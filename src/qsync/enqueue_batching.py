@@ -30,7 +30,7 @@ class Batcher(Generic[T, U]):
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
     first: from then on the store works on one half while the callers of the other half continue.
     All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster, and at once if nobody else in the loop is ready to run.
+    faster, and at once if no other callback of the loop is ready to run.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` makes. Callers do not expire while the store answers: only after it has been silent

@@ -121,7 +121,7 @@ class StoreUnavailable(QsyncError, ConnectionError):
 
 
 class ResultTimeout(QsyncError, TimeoutError):
-    """The task did not end within the `timeout` of `result`; it goes on."""
+    """The task did not end within the `timeout` of `result`; it keeps running."""
 
 
 class TaskFailed(QsyncError):

@@ -112,7 +112,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 
         InvalidTask       the task has no `retention`, so its result is not kept, and it is not
                           dead; raised at once
-        ResultTimeout     the task did not end within `timeout`; it goes on
+        ResultTimeout     the task did not end within `timeout`; it keeps running
         TaskFailed        the task is dead, also when its result was over the size limit; the
                           message is its last error
         TaskCancelled     the task was cancelled
@@ -190,7 +190,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
 
         InvalidTask       the task has no `retention`, so its result is not kept, and it is not
                           dead; raised at once
-        ResultTimeout     the task did not end within `timeout`; it goes on
+        ResultTimeout     the task did not end within `timeout`; it keeps running
         TaskFailed        the task is dead, also when its result was over the size limit; the
                           message is its last error
         TaskCancelled     the task was cancelled

@@ -86,7 +86,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
                   `debounce`
     on_duplicate  what enqueue does when another task holds the unique lock: "raise" DuplicateTask,
                   which is the default; "skip": return a handle of that task; "replace": give that
-                  task this payload, these options and this due time. A holder that runs goes on,
+                  task this payload, these options and this due time. A running holder continues,
                   and then the task runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
                   of the last one; excludes `delay` and `process_at`

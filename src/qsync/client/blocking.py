@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Client(ClientBase):
     """Enqueues tasks and returns handles that give their status and results. Every call blocks.
 
-    Threads may share a client, and a forked child may go on using it. Close it, or use `with`;
+    Threads may share a client, and a forked child may keep using it. Close it, or use `with`;
     closing the client closes its broker.
     """
 

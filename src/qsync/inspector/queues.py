@@ -122,7 +122,7 @@ class _QueuesMixin(_LiveServersMixin):
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:
         """Start no more tasks of the queue until `resume`; the pause survives restarts.
 
-        Running tasks go on, and tasks that a server has already fetched may still start within a
+        Running tasks continue, and tasks that a server has already fetched may still start within a
         second. The outcome is `done` also for a paused queue: `by` and `why` are replaced, the time
         is kept.
         """

@@ -197,7 +197,7 @@ class _SchedulesMixin(Base):
         return Change(outcome="done" if changed else "not_found")
 
     async def trigger(self, name: str, *, queue: str) -> Change:
-        """Enqueue the task of a schedule once, now; its id is `holder`. The ticks go on as before.
+        """Enqueue the task of a schedule once, now; its id is `holder`. Its ticks stay the same.
 
         `duplicate`: the task `holder` holds the unique lock. `refused`: no usable task was
         published, because creating it failed or another version of qsync published it, or the

@@ -2,7 +2,7 @@
 
 A batch is complete when it has `max_size` tasks, `max_wait` after its first task, or before the
 deadline of one of its tasks. Then it is due: it starts as soon as a slot is free. An open batch has
-no slot, so it holds up nothing.
+no slot, so it blocks nothing.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def begin(*first: Callable[[], None]) -> None:
     """Make this process ignore SIGINT and SIGTERM and end with its parent; then call `first`.
 
     Ctrl-C and a service manager's SIGTERM reach the whole process group. Only the parent handles
-    them: it lets handlers go on for a while, and then kills their processes.
+    them: it lets handlers run on for a while, and then kills their processes.
     """
     # Not SIG_IGN: programs that a handler starts would inherit it.
     signal.signal(signal.SIGINT, _do_nothing)

@@ -55,7 +55,7 @@ class ScheduleHeap:
         self._heap: list[tuple[int, int, Entry]] = []
         self._order = itertools.count()
         self.missed: list[tuple[Entry, int, int]] = []
-        """Entries with the last and the first tick that they skipped, until somebody notes them."""
+        """Skipped ticks as (entry, last tick, first tick); the caller clears the list."""
 
     def plan(self, entry: Entry, at_us: int | None) -> None:
         """Set the time of an entry's next check; None: never again."""

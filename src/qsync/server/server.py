@@ -163,7 +163,7 @@ class Server:
         `on_ready` is called once the server fetches tasks, `on_stop_order` when an operator stops
         it.
 
-        The first signal starts a graceful shutdown: running tasks may go on for `shutdown_timeout`.
+        The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
         The second signal hands them back at once. The third exits the process immediately. Each
         signal reaches all servers of the event loop, and the handler that was installed before,
         e.g. uvicorn's. On another thread than the main one, the server runs without signal
@@ -397,7 +397,7 @@ class Server:
         self._stopping.set()
 
     async def stop(self) -> None:
-        """Stop the server; running tasks may go on for `shutdown_timeout`, then are handed back.
+        """Stop the server; running tasks may continue for `shutdown_timeout`, then are handed back.
 
         The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
         running tasks; cancel and hand back the tasks that still run; settle all tasks in the store.

@@ -118,7 +118,7 @@ class Stopping:
         Ignore a task that is being settled: the answer to its settlement gives its outcome.
         """
         if leased.call is not None and leased.stop == "lost":
-            return  # known already; the call goes on for other tasks
+            return  # known already; the call continues for other tasks
         if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(

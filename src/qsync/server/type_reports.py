@@ -2,7 +2,7 @@
 
 A report replaces the server's earlier one of the same minute, so it can be sent twice. When a
 minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
-What the store does not take is dropped and counted: statistics never hold up a server.
+What the store does not take is dropped and counted: statistics never delay a server.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class TypeTally:
             row.waits[bisect_left(BOUNDS, (began_us - due_us) / 1e6)] += 1
 
     def counts(self, lanes: Iterable[QueueState]) -> dict[tuple[str, str], TypeCounts]:
-        """Return a copy of the counts, by queue and type; runs that go on count as started."""
+        """Return a copy of the counts, by queue and type; running tasks count as started."""
         counts: dict[tuple[str, str], TypeCounts] = {}
         for lane in lanes:
             rows = self._rows.setdefault(lane.queue, {})

@@ -56,7 +56,7 @@ class CallingThread:
         return future
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Cancel the future of a call, whose function goes on if it has begun."""
+        """Cancel the future of a call, whose function continues if it has begun."""
         return future.cancel()
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - as ThreadPool.close

@@ -84,7 +84,7 @@ async def pause(site: Site, request: Request) -> Response:
             request, form, title=_("Pause type %(type)s?", type=name), button=_("Pause type"),
             text=_(
                 "No server will start a task of this type in queue %(queue)s until it is resumed. "
-                "Running tasks go on, and tasks of other types are not held up.",
+                "Running tasks continue, and tasks of other types are not delayed.",
                 queue=queue,
             ),
             back=back_to(request, "/type", queue=queue, type=name), danger=False,

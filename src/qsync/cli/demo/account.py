@@ -196,7 +196,7 @@ def _row(ledger: Ledger, kind: str) -> Row:
     ends = Counter(ledger.end_of(kind, id) for id in ids)
     problem = _problem(ledger, kind)
     if strangers := seen - set(ids):
-        problem = f"{len(strangers)} tasks that nobody enqueued"
+        problem = f"{len(strangers)} tasks that were not enqueued"
     elif len(set(ids)) != len(ids):
         problem = "an id was accepted twice"
     elif offered != refused + len(ids):

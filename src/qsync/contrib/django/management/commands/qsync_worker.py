@@ -18,7 +18,7 @@ HELP: Final = """Run the tasks of the project until told to stop.
 
 For example: manage.py qsync_worker --processes 4 --queues mail=3,default=1
 
-Ctrl-C or SIGTERM stops: running tasks may go on for the shutdown timeout; a second one stops at
+Ctrl-C or SIGTERM stops: running tasks may continue for the shutdown timeout; a second one stops at
 once. SIGHUP replaces the processes one after another, by ones that load the current code.
 
 Options override those of the setting QSYNC. --settings, --pythonpath and --skip-checks are those of
