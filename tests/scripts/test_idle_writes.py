@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, TaskInfo
-from qsync.broker import op_values, operator_ops, ops, redis_clients
+from qsync.broker import (
+    op_values,
+    operator_ops,
+    ops,
+    program_schedule_ops,
+    redis_clients,
+    views,
+)
 from qsync.broker.blocking import Broker
 from qsync.broker.op_values import FetchPolicy
 from qsync.keys import GlobalKeys, QueueKeys
@@ -136,11 +143,47 @@ def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> N
             return queue.written() - before
 
     app, mux, servers = Qsync(queue.store.url, prefix=prefix), Mux(), GlobalKeys(prefix).servers
+    app.limit("customer", concurrency=2)
+    with app.client() as client:
+        client.schedules.put("yearly", Task("t"), cron="0 3 1 1 *")
+        client.schedules.put("later", Task("t", queue=names[0]), cron="0 3 1 1 *")
 
     @mux.handle("t")
     async def t(task: TaskInfo) -> None: ...
 
     assert asyncio.run(main()) == 0
+
+
+@pytest.mark.faults(99)
+def test_publications_of_many_servers_write_no_more_than_those_of_one(queue: Queue) -> None:
+    """Each of ten servers publishes every minute; one write in half a minute is enough."""
+
+    def publish(record: bytes = b"record", task: bytes = b"task") -> int:
+        before = queue.written()
+        schedules = [("hourly", record, task)]
+        call = program_schedule_ops.publish_schedules
+        queue.run(call(queue.keys, schedules, now_us=queue.now_us))
+        queue.run(
+            program_schedule_ops.begin_ticks(
+                queue.keys, ["hourly"], digests=["ab"], now_us=queue.now_us
+            )
+        )
+        return queue.written() - before
+
+    assert publish() > 0
+    writes = 0
+    for _ in range(600):  # an hour
+        queue.now_us += 6 * S
+        writes += publish() > 0
+    assert 60 <= writes <= 120
+    assert publish() == 0
+    assert publish(record=b"another") > 0
+    assert publish(record=b"another", task=b"another") > 0
+    queue.now_us -= 10 * S
+    assert publish(record=b"another", task=b"another") > 0, "the clock was set back"
+    [published] = queue.run(views.schedules(queue.keys, "hourly"))[1]
+    assert published.seen_at_us == queue.now_us
+    assert (published.record, published.task) == (b"another", b"another")
 
 
 async def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, prefix: str) -> None:

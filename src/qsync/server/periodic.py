@@ -177,7 +177,8 @@ class _Queue:
     def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:
             task = entry.build()
-            template = template_of(new_task(task, new_nonce(), queue=self._keys.queue))
+            # Equal for all servers, so that the store can tell that nothing has changed.
+            template = template_of(new_task(task, bytes(8), queue=self._keys.queue))
         except Exception:  # logged at the next tick, instead of every minute here
             return entry.name, record_of(entry.periodic, ""), b""
         return entry.name, record_of(entry.periodic, task.type), template

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- publish_schedules: store the schedules that a server has, for views and triggers.
+-- publish_schedules: store the schedules that a server has, for views and triggers. What a server
+-- published a moment ago is not written again, so many servers cost no more than one.
 -- include: check_schema clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> time of
 --                            publication, us; # -> start and last time, us, of the publications
@@ -10,14 +11,26 @@
 -- ARGV[3...] three values per schedule: name, record, and its task as `enqueue` takes one
 -- returns 1
 check_schema()
-local now = to_text(clock(ARGV.now))
+local now, silence = clock(ARGV.now), tonumber(ARGV.silence)
 local since, last = string.match(redis.call('HGET', KEYS.schedules, '#') or '', '^(%d+) (%d+)$')
+
+-- Return whether a time of publication is missing, over 30 s old, or in the future.
+local function is_old(at)
+  local age = now - parse_int(at, -silence)
+  return age > silence / 6 or age < 0
+end
+
 for i = 3, #ARGV, 3 do
-  local id = ARGV[i]
-  redis.call('HSET', KEYS.schedules, '=' .. id, ARGV[i + 1], '>' .. id, ARGV[i + 2], '@' .. id, now)
+  local id, record, task = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local held = redis.call('HMGET', KEYS.schedules, '=' .. id, '>' .. id, '@' .. id)
+  if held[1] ~= record or held[2] ~= task or is_old(held[3]) then
+    redis.call('HSET', KEYS.schedules, '=' .. id, record, '>' .. id, task, '@' .. id, to_text(now))
+  end
 end
-if math.abs(tonumber(now) - parse_int(last, 0)) > tonumber(ARGV.silence) then
-  since = now
+if math.abs(now - parse_int(last, 0)) > silence then
+  since = to_text(now)
 end
-redis.call('HSET', KEYS.schedules, '#', table.concat({ since, now }, ' '))
+if is_old(last) then
+  redis.call('HSET', KEYS.schedules, '#', table.concat({ since, to_text(now) }, ' '))
+end
 return 1

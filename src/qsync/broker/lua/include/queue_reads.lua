@@ -19,20 +19,24 @@ local function fields_of(hash_key, ids)
 end
 
 -- Return whether a queue without pending tasks needs no upkeep. Trimming dead tasks and
--- forgetting the last calls of old senders can wait for some minutes.
+-- forgetting the last calls of old senders can wait for some minutes. One command reads it all.
 local function is_idle(now, swept, dead_age)
-  -- flow:
-  if redis.call('EXISTS', KEYS.limited, KEYS.openings, KEYS.limits) > 0 then
-    return false
+  if math.abs(now - parse_int(swept, 0)) < math.min(300000000, dead_age / 10) then
+    return redis.call(
+      'EXISTS', KEYS.active, KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.unique,
+      -- flow:
+      KEYS.limited, KEYS.openings, KEYS.limits,
+      -- end flow
+      KEYS.fairness
+    ) == 0
   end
-  -- end flow
-  if redis.call(
-    'EXISTS', KEYS.active, KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.unique, KEYS.fairness
-  ) > 0 then
-    return false
-  end
-  local recent = math.abs(now - parse_int(swept, 0)) < math.min(300000000, dead_age / 10)
-  return recent or redis.call('EXISTS', KEYS.dead, KEYS.calls, KEYS.recent) == 0
+  return redis.call(
+    'EXISTS', KEYS.active, KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.unique, KEYS.fairness,
+    -- flow:
+    KEYS.limited, KEYS.openings, KEYS.limits,
+    -- end flow
+    KEYS.dead, KEYS.calls, KEYS.recent
+  ) == 0
 end
 
 -- Return whether the queue has any of the keys that are usually missing: one EXISTS saves reading
