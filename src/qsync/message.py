@@ -137,7 +137,10 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The record of failed attempts; servers write it, the scripts do not read it."""
+    """The record of failed attempts, which servers write.
+
+    Of the scripts, only `count_errors` reads a part of it: the time of the failure, and the mark.
+    """
 
     attempts: int = 0
     error: str = ""
@@ -153,6 +156,8 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Number of times that a handler asked to run later."""
     snoozed_at_us: int = 0
     """Time of the last snooze, us; 0: none since the last failed attempt."""
+    mark: str = ""
+    """What groups failures by error (`fingerprint.mark_of`); a script reads it from the end."""
 
     def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
         """Return the history with one more attempt."""

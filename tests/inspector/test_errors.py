@@ -8,13 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from qsync import Mux, Qsync, Task, TaskInfo
+from qsync import Mux, Qsync, Task, TaskInfo, codec
+from qsync.fingerprint import fingerprint_of, mark_of
 from qsync.inspector import ErrorGroup, Filter, Inspector, merge_groups
 from qsync.inspector.error_groups import KEYS_SHOWN, OTHER_KEYS
-from qsync.inspector.fingerprint import fingerprint_of
+from qsync.message import Failure
 from qsync.server.error_text import describe
 from qsync.state import TaskState
+from tests.support.inspector_driver import Bed, S, bed
 from tests.support.stores import Store, wait_until_async
 
 
@@ -189,3 +192,77 @@ async def test_a_group_is_retried_or_deleted_and_no_other_task(inspector: Inspec
 async def test_states_without_errors_are_refused(inspector: Inspector) -> None:
     with pytest.raises(ValueError, match="pending tasks cannot be grouped by error; use dead or"):
         await inspector.errors("default", "pending")
+
+
+# Counted by the store.
+
+KEYS = (*[f"k{n:02d}" for n in range(12)], "x" * 30, "y" * 250, "z" * 256, "ключ")
+
+
+async def both_ways(made: Bed, queue: str, state: str) -> tuple[list[ErrorGroup], int]:
+    """The groups as the store counts them; they equal those of a scan of all tasks."""
+    scanned, cursor, found = list[ErrorGroup](), None, list[ErrorGroup]()
+    everything = Filter(older_than=-1e9)
+    while True:
+        part = await made.inspector.errors(queue, state, everything, cursor=cursor)
+        scanned, cursor = [*scanned, *part.groups], part.cursor
+        if cursor is None:
+            break
+    parts = 0
+    while True:
+        part = await made.inspector.errors(queue, state, cursor=cursor)
+        found, cursor, parts = [*found, *part.groups], part.cursor, parts + 1
+        if cursor is None:
+            break
+    expected, counted = merge_groups(scanned), merge_groups(found)
+    plain = [replace(group, keys={}, sample="", text="") for group in expected]
+    assert [replace(group, keys={}, sample="", text="") for group in counted] == plain
+    for one, other in zip(expected, counted, strict=True):
+        assert sum(one.keys.values()) == sum(other.keys.values())
+        assert (len(one.keys), bool(other.text)) == (len(other.keys), bool(one.text))
+    return counted, parts
+
+
+async def test_the_store_counts_what_a_scan_finds(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        for number in range(3):
+            for key in KEYS[: 16 - number]:
+                tasks = [Task("t", fairness_key=key)] * (30 + number)
+                await made.dead(*tasks, error=f"ValueError: {key}\n\n  line\n", queue="marked")
+            await made.dead(*[Task("u")] * 100, error=f"KeyError: {number}", queue="marked")
+        counted, parts = await both_ways(made, "marked", "dead")
+        assert parts == 1
+        assert [group.count for group in counted] == [16 * 30 + 15 * 31 + 14 * 32, 300]
+        assert len(counted[0].keys) == KEYS_SHOWN + 1
+        [sample] = [
+            await made.inspector.task(group.sample, queue="marked") for group in counted[1:]
+        ]
+        assert sample is not None
+        assert (sample.error, counted[1].text) == ("KeyError: 2", "KeyError: 2")
+
+        for type, numbers in (("u*", [300]), ("none", []), ("t", [counted[0].count])):
+            part = await made.inspector.errors("marked", "dead", Filter(type=type))
+            assert [group.count for group in part.groups] == numbers
+
+        # Among them records of an older version, of none, and of a server that died.
+        client = valkey.client()
+        ids = client.zrange(made.keys("marked").key("dead"), 0, -1)
+        for number, id in enumerate(ids[5::140]):
+            record = b"\x99" + codec.encode(Failure(1, "OSError: old", 7 * S))[1:-1]
+            if number % 3 == 0:
+                client.hset(made.keys("marked").key("failures"), id, record)
+            elif number % 3 == 1:
+                client.hdel(made.keys("marked").key("failures"), id)
+            else:
+                client.hset(made.keys("marked").key("crashes"), id, "3!")
+        counted, parts = await both_ways(made, "marked", "dead")
+        assert parts > 1
+        assert {group.error for group in counted} >= {"OSError", "crashed", "ValueError"}
+
+        await made.enqueue(*[Task("r", retry=9)] * 520)
+        for delay in (500, 900):
+            held = await made.lease(260)
+            await made.retry(held, "E: x", delay, mark=mark_of("r", "E: x", None))
+        [waiting], parts = await both_ways(made, "default", "retry")
+        assert (waiting.count, parts) == (520, 1)
+        assert waiting.last_at == datetime.fromtimestamp(1_700_000_000, UTC)

@@ -16,6 +16,7 @@ import pytest
 from qsync.bounds import Bounds
 from qsync.broker import (
     bounds_ops,
+    error_ops,
     event_ops,
     limit_ops,
     operator_ops,
@@ -66,6 +67,7 @@ VIEWS = {
     "audit_limits", "paused_types", "type_stats",
     "bounds", "weights", "events", "sample_keys", "schedule_runs",
     "sample_types", "last_runs",
+    "count_errors",
 }  # fmt: skip
 
 TEXTS = {
@@ -492,6 +494,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "record_event": (event_ops.record_event(keys, b"-", ids=["a", "b"]), 2),
         "events": (event_ops.events(keys), 0),
         "sample_keys": (bounds_ops.sample_keys(keys, count=1), 0),
+        "count_errors": (error_ops.count_errors(keys, TaskState.DEAD), 0),
         "note_runs": (
             schedule_run_ops.note_runs(keys, [Note("a", 1), Note("b", 2, "M")]),
             10,

@@ -10,6 +10,7 @@ from qsync import codec
 from qsync.broker import ops, redis_clients, registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.op_values import Completion, FetchPolicy, Killed, LeaseRef, Retried
+from qsync.fingerprint import mark_of
 from qsync.inspector import Inspector
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import FailedAttempt, Failure
@@ -49,21 +50,36 @@ class Bed:
         return [LeaseRef(id, f"{server}/{self._number}") for id in found.ids]
 
     async def kill(
-        self, held: Sequence[LeaseRef], error: str = "boom", *, queue: str = "default"
+        self,
+        held: Sequence[LeaseRef],
+        error: str = "boom",
+        *,
+        queue: str = "default",
+        mark: str = "",
     ) -> None:
-        record = failure(error)
+        record = failure(error, mark=mark)
         rows = [Killed(*one, True, record) for one in held]
         await self.broker.run(ops.kill(self.keys(queue), rows))
 
     async def dead(self, *tasks: Task, error: str = "boom", queue: str = "default") -> None:
-        """Tasks that are dead; the queue has nothing else pending."""
+        """Tasks that are dead; the queue has nothing else pending.
+
+        If all have one type and fairness key, their records have a mark, as servers write it.
+        """
         await self.enqueue(*tasks, queue=queue)
+        kinds = {(task.type, task.fairness_key) for task in tasks}
+        mark = ""
+        if len(kinds) == 1:
+            type, key = kinds.pop()
+            mark = mark_of(type, error, key)
         for _ in range(len(tasks) // 500 + 1):
             if held := await self.lease(queue=queue):
-                await self.kill(held, error, queue=queue)
+                await self.kill(held, error, queue=queue, mark=mark)
 
-    async def retry(self, held: Sequence[LeaseRef], error: str, delay: float) -> None:
-        rows = [Retried(*one, int(delay * S), failure(error)) for one in held]
+    async def retry(
+        self, held: Sequence[LeaseRef], error: str, delay: float, *, mark: str = ""
+    ) -> None:
+        rows = [Retried(*one, int(delay * S), failure(error, mark=mark)) for one in held]
         await self.broker.run(ops.retry(self.keys(), rows))
 
     async def complete(self, held: Sequence[LeaseRef], retention: float, result: bytes) -> None:
@@ -85,9 +101,10 @@ class Bed:
         await self.broker.run(registry_ops.set_server_info(keys, server, record, ttl_ms=60_000))
 
 
-def failure(error: str, attempts: int = 1) -> bytes:
+def failure(error: str, attempts: int = 1, *, mark: str = "") -> bytes:
     history = (FailedAttempt(attempts, 1_700_000_000 * S, "s", error.partition("\n")[0]),)
-    return codec.encode(Failure(attempts, error, 1_700_000_000 * S, history=history))
+    record = Failure(attempts, error, 1_700_000_000 * S, history=history, mark=mark)
+    return codec.encode(record)
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from qsync import Task
-from qsync.inspector.fingerprint import fingerprint_of
+from qsync.fingerprint import fingerprint_of
 from qsync.web import create_app
 from qsync.web.error_scan import ErrorScanner
 from tests.support.browser import Visit, chromium

@@ -15,8 +15,8 @@ import pytest
 from qsync import Task, codec
 from qsync.broker import ops
 from qsync.broker.op_values import Completion
+from qsync.fingerprint import fingerprint_of
 from qsync.formatting import size
-from qsync.inspector.fingerprint import fingerprint_of
 from qsync.limit import limit_rule
 from qsync.message import Failure
 from qsync.state import TaskState

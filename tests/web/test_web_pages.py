@@ -17,7 +17,7 @@ from starlette.routing import Mount
 
 import qsync.web
 from qsync import Task, codec
-from qsync.inspector.fingerprint import fingerprint_of
+from qsync.fingerprint import fingerprint_of
 from qsync.web import create_app
 from qsync.web.app import STATIC, VIEWS
 from qsync.web.security import HEADERS

@@ -16,9 +16,9 @@ from qsync.cli.output import Column, Row, count_cell, print_json, print_line, pr
 from qsync.cli.prompts import Progress
 from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue, open_store
 from qsync.cli.task_detail import print_error
+from qsync.fingerprint import FAILING
 from qsync.formatting import local_time, relative
 from qsync.inspector import ErrorGroup, Filter, Inspector, merge_groups
-from qsync.inspector.fingerprint import FAILING
 from qsync.state import TaskState
 
 HELP: Final = "Failed tasks grouped by error: list, show, retry, delete. Without a command: list."
@@ -94,7 +94,8 @@ def list_errors(
     """List the errors of dead and retried tasks, those of most tasks first.
 
     Tasks have the same error if their type, the class of the exception and the function that raised
-    it are the same. Reads all these tasks: about 20,000 a second.
+    it are the same. About 300,000 tasks a second are counted; with --newer-than, and where an older
+    version of qsync wrote the errors, 20,000.
     """
     _list(Selected(queue, _filter(type, newer_than)), states or FAILING, store, output)
 

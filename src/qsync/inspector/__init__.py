@@ -17,6 +17,7 @@ from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.composition import Composition, _CompositionMixin
 from qsync.inspector.edits import _EditsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
+from qsync.inspector.errors import _ErrorsMixin
 from qsync.inspector.event_values import OperatorEvent
 from qsync.inspector.events import _EventsMixin
 from qsync.inspector.explain import _ExplainMixin
@@ -124,6 +125,7 @@ class Inspector(
     _QueuesMixin,
     _TaskListsMixin,
     _SearchMixin,
+    _ErrorsMixin,
     _EditsMixin,
     _ServersMixin,
     _ScheduleRunsMixin,

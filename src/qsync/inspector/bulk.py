@@ -11,9 +11,7 @@ from qsync.broker.stored_task import state_of
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
-from qsync.inspector.error_groups import ErrorPart, group_of, merge_groups
 from qsync.inspector.event_values import describe, new_key
-from qsync.inspector.fingerprint import FAILING
 from qsync.inspector.task_rows import decode_row, is_unread, matches
 from qsync.inspector.tasks import _TasksMixin, rerun_of
 from qsync.inspector.values import Filter, Step
@@ -83,7 +81,7 @@ class _BulkMixin(_TasksMixin):
 
         The state is dead, retry or scheduled.
         """
-        return await self._run_part(queue, _one_of(RETRIED, state, "retried"), filter, cursor)
+        return await self._run_part(queue, one_of(RETRIED, state, "retried"), filter, cursor)
 
     async def _run_part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: str | None
@@ -121,7 +119,7 @@ class _BulkMixin(_TasksMixin):
 
         Running tasks have to be cancelled first.
         """
-        known = _one_of(DELETABLE, state, "deleted")
+        known = one_of(DELETABLE, state, "deleted")
         part = await self._part(queue, known, filter, read_cursor(cursor))
         event = self._bulk_event("task.delete", known, filter, part)
         ids = [row.id for row in part.rows]
@@ -142,7 +140,7 @@ class _BulkMixin(_TasksMixin):
 
         For running tasks, their servers are ordered to stop them, which counts as done.
         """
-        known = _one_of(CANCELLABLE, state, "cancelled")
+        known = one_of(CANCELLABLE, state, "cancelled")
         part = await self._part(queue, known, filter, read_cursor(cursor))
         event = self._bulk_event("task.cancel", known, filter, part)
         outcomes = [(await self._cancel(row.id, queue, event)).outcome for row in part.rows]
@@ -151,18 +149,6 @@ class _BulkMixin(_TasksMixin):
             scanned=part.scanned, done=done, too_late=len(outcomes) - done, unread=part.unread,
             cursor=part.cursor,
         )  # fmt: skip
-
-    async def errors(
-        self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
-    ) -> ErrorPart:
-        """Group the matching tasks among up to 250 dead or retried ones by error.
-
-        Pass the returned cursor to read the next part, and merge the parts by `merge_groups`.
-        """
-        known = _one_of(FAILING, state, "grouped by error")
-        part = await self._part(queue, known, filter, read_cursor(cursor))
-        groups = merge_groups(group_of(queue, decode_row(row)) for row in part.rows)
-        return ErrorPart(groups=groups, scanned=part.scanned, cursor=part.cursor)
 
     async def count_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
@@ -237,7 +223,7 @@ _REFUSALS: Final = {
 }
 
 
-def _one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
+def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
     """Return the state; raise InvalidTask if its tasks cannot be changed in this way."""
     known = check_state(state)
     if known not in states:

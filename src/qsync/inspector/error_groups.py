@@ -9,7 +9,6 @@ from typing import Final, TypeVar
 import msgspec
 
 from qsync.broker.stored_task import moment_of
-from qsync.inspector.fingerprint import fingerprint_of
 from qsync.inspector.task_rows import DecodedTask
 from qsync.state import TaskState
 
@@ -29,8 +28,8 @@ class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
     error       class of the exception; `crashed` if servers died while they ran the tasks
     where       file, line and function that raised it, e.g. `shop/tasks.py:42 in charge`; empty if
                 the error has no traceback
-    text        first line of the latest error
-    sample      id of the task with the latest error; `queue` is its queue
+    text        first line of the error of `sample`
+    sample      id of the task that died last, or whose retry is due last; `queue` is its queue
     states      number of tasks by state
     queues      number of tasks by queue
     keys        number of tasks by fairness key, up to 10 of them; the empty name: those of others
@@ -66,7 +65,7 @@ class ErrorPart(msgspec.Struct, frozen=True, kw_only=True):
 
 def group_of(queue: str, task: DecodedTask) -> ErrorGroup:
     """Return the group of a single failed task."""
-    fingerprint = fingerprint_of(task.message.type if task.message else "", task.error or "")
+    fingerprint = task.fingerprint
     failed_at = moment_of(_failed_us(task)) if _failed_us(task) else None
     key = task.options.fairness_key
     return ErrorGroup(

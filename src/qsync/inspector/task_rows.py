@@ -23,7 +23,7 @@ from qsync.broker.stored_task import (
 )
 from qsync.broker.truncated import decode_cut
 from qsync.broker.views import StoredRow, TruncatedMessage
-from qsync.inspector.fingerprint import FAILING, fingerprint_of
+from qsync.fingerprint import FAILING, Fingerprint, fingerprint_of
 from qsync.inspector.search_query import argument_at
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
@@ -53,6 +53,14 @@ class DecodedTask:
     def error(self) -> str | None:
         """Full text of the last error."""
         return last_error(self.shown)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of the last error; its id is that in the record's mark, if it has one."""
+        error = self.error or ""
+        fingerprint = fingerprint_of(self.message.type if self.message else "", error)
+        mark = self.failure.mark if error == self.failure.error else ""
+        return msgspec.structs.replace(fingerprint, id=mark[-8:]) if mark else fingerprint
 
     def since_us(self) -> int:
         """Return the time from which the task's age counts: its death if dead, else its enqueue."""
@@ -198,8 +206,7 @@ def _json(data: bytes) -> Any:
 
 
 def _is_in_group(group: str, task: DecodedTask) -> bool:
-    type = task.message.type if task.message else ""
-    return task.shown.state in FAILING and fingerprint_of(type, task.error or "").id == group
+    return task.shown.state in FAILING and task.fingerprint.id == group
 
 
 def pause_of(note: bytes | None, at_us: int) -> Pause | None:

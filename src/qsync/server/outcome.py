@@ -14,6 +14,7 @@ from qsync.backoff import ExponentialBackoff, RetryPolicy, retry_delay
 from qsync.broker.op_values import HandedBack as Back
 from qsync.broker.op_values import Killed, LeaseRef, Retried
 from qsync.errors import ConfigError, RateLimited, Retry, SkipRetry, Snooze
+from qsync.fingerprint import mark_of
 from qsync.keys import class_name, class_path, server_of_token, shorten
 from qsync.limit import limit_name
 from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
@@ -86,7 +87,7 @@ def failed(
         why = cut(f"deadline passes before the next attempt; last error: {text}", ERROR_LIMIT)
         return _kill(leased, replace(record, error=why), failed=True)
     record = replace(record, due_us=now_us + delay_us)
-    return Retried(leased.id, leased.token, delay_us, codec.encode(record))
+    return Retried(leased.id, leased.token, delay_us, _encoded(leased, record))
 
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
@@ -178,7 +179,14 @@ def undecodable(id: str, token: str, why: str, now_us: int) -> Killed:
 
 
 def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
-    return Killed(leased.id, leased.token, failed, codec.encode(record))
+    return Killed(leased.id, leased.token, failed, _encoded(leased, record))
+
+
+def _encoded(leased: LeasedTask, record: Failure) -> bytes:
+    """Return the record with the mark by which failures are counted."""
+    options = leased.message.options
+    key = None if options is None else options.fairness_key
+    return codec.encode(replace(record, mark=mark_of(leased.message.type, record.error, key)))
 
 
 def timed_out(limit: float | None) -> TimeoutError:

@@ -9,17 +9,20 @@ import time
 from typing import Final, NamedTuple
 
 from qsync.errors import QsyncError
+from qsync.fingerprint import FAILING
 from qsync.inspector import ErrorGroup, Inspector, merge_groups
-from qsync.inspector.fingerprint import FAILING
 
 log: Final = logging.getLogger("qsync.web")
 
-WAIT_S: Final = 0.2
+WAIT_S: Final = 0.25
 """Longest time that a page waits for a scan, in seconds."""
 
 MIN_AGE_S: Final = 2.0
 SHARE: Final = 20
 """A new scan begins once the last one is MIN_AGE_S old, and SHARE times as old as it took long."""
+
+UNRESTED: Final = 200_000
+"""Number of tasks that a scan counts before it rests between its parts."""
 
 UNWATCHED_S: Final = 30.0
 """A scan ends if no page has asked for it for this long, in seconds."""
@@ -38,7 +41,7 @@ NOTHING: Final = ErrorScan([], 0, 0, False)
 
 
 class ErrorScanner:
-    """Runs one scan at a time for all pages, and pauses half of the time."""
+    """Runs one scan at a time for all pages, and rests half of the time if there are many tasks."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
@@ -92,7 +95,8 @@ class ErrorScanner:
                 cursor = part.cursor
                 if cursor is None:
                     break
-                await asyncio.sleep(time.monotonic() - step_began)
+                if scanned > UNRESTED:
+                    await asyncio.sleep(time.monotonic() - step_began)
         self._last = ErrorScan(groups, scanned, scanned, True)
         self._ended_at = time.monotonic()
         self._took_s = self._ended_at - began

@@ -1,6 +1,7 @@
 """The fingerprint of an error: the task's type, the exception's class, the function that raised it.
 
-It is made of the text that the store has of an error, so it does not depend on the server.
+It is made of the text that the store has of an error, so it does not depend on the server. Servers
+put it at the end of each failure record, as a mark that a script of the store can count.
 """
 
 from __future__ import annotations
@@ -62,3 +63,9 @@ def _innermost(trace: str) -> re.Match[str] | None:
 def _short(file: str) -> str:
     """Return the file and its folder: what is above may change with each deploy."""
     return "/".join(re.split(r"[/\\]", file)[-2:])
+
+
+def mark_of(type: str, error: str, key: str | None) -> str:
+    """Return the mark of a failure: fairness key, its bytes as 4 hex digits, and fingerprint."""
+    key = key or ""
+    return f"{key}{len(key.encode()):04x}{fingerprint_of(type, error).id}"

@@ -1,0 +1,91 @@
+"""The operation that counts failed tasks by error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from qsync.broker.call import Argument, Call
+from qsync.broker.script import load
+from qsync.broker.stored_task import StoredTask
+from qsync.broker.views import PageKey, StoredRow
+from qsync.keys import QueueKeys
+from qsync.state import TaskState
+
+COUNTED_MOST: Final = 500
+"""Maximum number of tasks that one call counts."""
+
+
+class CountedError(NamedTuple):
+    """The failed tasks of one error: its fingerprint, their number, and times in us."""
+
+    fingerprint: str
+    number: int
+    first_us: int
+    last_us: int
+    keys: dict[str, int]
+    """Number of tasks by fairness key; the empty name: those of others."""
+    sample: StoredRow | None
+    """The last of them; None for a known error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCounts:
+    """A part of the failed tasks of a state, the latest first.
+
+    It may end before a task whose record has no mark: that is the next one if `read` is 0 and
+    `more` is true.
+    """
+
+    more: bool
+    read: int
+    place: PageKey | None
+    """Position of the last task counted."""
+    errors: list[CountedError]
+
+
+def count_errors(
+    keys: QueueKeys, state: TaskState, *, after: PageKey | None = None, known: Iterable[str] = ()
+) -> Call[ErrorCounts]:
+    """Count the dead or retried tasks before `after`, in descending order, by error.
+
+    The last task of errors in `known` is not returned.
+    """
+    script = load("count_errors")
+    score, id = after or ("", "")
+    raw = id.encode(errors="surrogateescape")
+    args: tuple[Argument, ...] = (state.value, COUNTED_MOST, score, raw, " ".join(known))
+
+    def decode(reply: Any) -> ErrorCounts:
+        fields = script.reply(reply)
+        place = None
+        if fields["read"]:
+            last = fields["id"].decode(errors="surrogateescape")
+            place = (fields["score"].decode(), last)
+        return ErrorCounts(
+            bool(fields["more"]),
+            fields["read"],
+            place,
+            [_error(state, row) for row in fields["errors"]],
+        )
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def _error(state: TaskState, row: list[Any]) -> CountedError:
+    fingerprint, number, first, last, keys, sample = row
+    names = [name.decode(errors="replace") for name in keys[::2]]
+    return CountedError(
+        fingerprint.decode(), number, int(first), int(last),
+        dict(zip(names, keys[1::2], strict=True)), _sample(state, int(last), sample),
+    )  # fmt: skip
+
+
+def _sample(state: TaskState, at_us: int, sample: list[Any]) -> StoredRow | None:
+    if not sample:
+        return None
+    id, length, message, failure = sample
+    shown = StoredTask(state, at_us, message or None, None, None, failure, None, None, None)
+    text = id.decode(errors="backslashreplace")
+    return StoredRow(text, (str(at_us), id.decode(errors="surrogateescape")), length, shown)
