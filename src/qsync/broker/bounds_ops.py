@@ -39,7 +39,14 @@ def _set(
 def queue_bounds(keys: QueueKeys) -> Call[QueueBounds]:
     """Read the bounds of a queue, and how close it is to them."""
     script = load("bounds")
-    return Call(script, keys.names(script.keys), (0,), lambda reply: read_bounds(*reply[:4]))
+
+    def decode(reply: Any) -> QueueBounds:
+        fields = script.reply(reply)
+        return read_bounds(
+            fields["program"], fields["operator"], fields["waiting"], fields["recorded"]
+        )
+
+    return Call(script, keys.names(script.keys), (0,), decode)
 
 
 def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
@@ -48,7 +55,8 @@ def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
     script = load("bounds")
 
     def decode(reply: Any) -> tuple[int | None, int]:
-        return None if reply[3] < 0 else int(reply[3]), int(reply[4])
+        fields = script.reply(reply)
+        return None if fields["recorded"] < 0 else fields["recorded"], fields["counted"]
 
     return Call(script, keys.names(script.keys), (1,), decode)
 

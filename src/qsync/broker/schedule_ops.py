@@ -81,12 +81,13 @@ def due_schedules(
     script = load("due_schedules")
 
     def decode(reply: Any) -> DueSchedules:
-        now, later, flat = reply
+        fields = script.reply(reply)
+        flat, later = fields["rows"], fields["later"]
         rows = [
             row_of((name, record or b"", score, None))
             for name, score, record in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ]
-        return DueSchedules(int(now), int(later) if later else None, rows)
+        return DueSchedules(int(fields["now"]), int(later) if later else None, rows)
 
     return Call(script, keys.names(script.keys), (now_argument(now_us), count), decode)
 
@@ -128,8 +129,9 @@ def stored_page(
     script = load("stored_page")
 
     def decode(reply: Any) -> StoredPage:
-        now, after, total, rows = reply
-        return StoredPage(int(now), after.decode(), int(total), [row_of(row) for row in rows])
+        fields = script.reply(reply)
+        rows = [row_of(row) for row in fields["rows"]]
+        return StoredPage(int(fields["now"]), fields["cursor"].decode(), fields["total"], rows)
 
     return Call(script, keys.names(script.keys), ("", cursor, count, prefix), decode)
 

@@ -9,8 +9,8 @@ The header of a script names its includes, its keys, its arguments and the field
     -- REPLY[2] more     flag   whether there is more to do
 
 The code says `KEYS.tasks` and `ARGV.now`, which the loader replaces by `KEYS[1]` and `ARGV[1]`:
-names cost the store nothing. `reply{ ids = ids, more = true }` makes the reply: a list in the order
-of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
+names cost the store nothing. `reply({ ids = ids, more = true })` makes the reply: a list in the
+order of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
 fields for Python.
 
 A script whose header has the line `-- variants: plain flow` has two variants. Queues without flow

@@ -111,21 +111,23 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     now = now_argument(now_us)
 
     def decode(reply: Any) -> QueueSnapshot:
-        now_us, sizes, size, note, paused_at, first, stats, cancelled, since, bounds, target = reply
-        stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
+        fields = script.reply(reply)
+        sizes, since = zip(script.keys, fields["sizes"], strict=False), fields["runnable_since"]
+        stored = {TaskState(name): size for name, size in sizes}
         return QueueSnapshot(
-            now_us=int(now_us),
-            states=told_apart(stored, cancelled),
-            memory=None if size < 0 else size,
-            pause_note=note or None,
-            paused_at_us=number(paused_at),
+            now_us=int(fields["now"]),
+            states=told_apart(stored, fields["cancelled"]),
+            memory=None if fields["memory"] < 0 else fields["memory"],
+            pause_note=fields["pause_note"] or None,
+            paused_at_us=number(fields["paused_at"]),
             first=[
-                (TruncatedMessage(message, length), failure) for message, length, failure in first
+                (TruncatedMessage(message, length), failure)
+                for message, length, failure in fields["first"]
             ],
             since_us=int(since) if since else None,
-            stats=counters_of(stats),
-            bounds=bounds_in(stored, bounds),
-            latency_target_us=None if target < 0 else target,
+            stats=counters_of(fields["counters"]),
+            bounds=bounds_in(stored, fields["bounds"]),
+            latency_target_us=None if fields["target"] < 0 else fields["target"],
         )
 
     return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)
@@ -173,8 +175,9 @@ def list_tasks(
     )  # fmt: skip
 
     def decode(reply: Any) -> TaskPage:
-        now, total, more, rows = reply
-        return TaskPage(int(now), total, bool(more), [_row(state, row) for row in rows])
+        fields = script.reply(reply)
+        rows = [_row(state, row) for row in fields["rows"]]
+        return TaskPage(int(fields["now"]), fields["total"], bool(fields["more"]), rows)
 
     return Call(script, keys.names(script.keys), args, decode)
 

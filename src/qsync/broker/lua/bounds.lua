@@ -11,12 +11,14 @@
 -- KEYS[8] completed  zset    ids by end of retention
 -- KEYS[9] dead       zset    ids by time of death
 -- ARGV[1] counted    flag    whether to count the bytes of all messages
--- returns the bounds of the program and of an operator, as set_bounds stores them, empty without;
---   the number of waiting tasks; the size of all messages, -1 when the queue does not keep it; and
---   the same counted, -1 without `counted`
+-- REPLY[1] program   text  bounds of the program, as set_bounds stores them; empty: none
+-- REPLY[2] operator  text  bounds of an operator; empty: none
+-- REPLY[3] waiting   int   number of waiting tasks
+-- REPLY[4] recorded  int   size of all messages; -1: the queue does not record it
+-- REPLY[5] counted   int   the same, counted now; -1: without `counted`
 check_schema()
 local known = redis.call('HMGET', KEYS.meta, 'bounds', '!bounds', 'bytes')
-return {
-  known[1] or '', known[2] or '', count_waiting(), parse_int(known[3], -1),
-  ARGV.counted == '1' and count_bytes() or -1,
-}
+return reply({
+  program = known[1], operator = known[2], waiting = count_waiting(),
+  recorded = parse_int(known[3], -1), counted = ARGV.counted == '1' and count_bytes() or -1,
+})

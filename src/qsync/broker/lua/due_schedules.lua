@@ -6,8 +6,9 @@
 -- KEYS[3] meta             hash  schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] count      int     maximum number of schedules
--- returns now, us; the next tick of the other schedules, us, empty when there is none; and a flat list
---   with three values per schedule: name, next tick, record (nil when it is lost)
+-- REPLY[1] now    int   us
+-- REPLY[2] later  text  next tick of the other schedules, us; empty: there is none
+-- REPLY[3] rows   list  three values per schedule: name, next tick, record (nil when it is lost)
 check_schema()
 local now = clock(ARGV.now)
 local due = redis.call(
@@ -21,4 +22,4 @@ for i = 1, #due, 2 do
   rows[#rows + 1] = to_text(tonumber(due[i + 1]))
   rows[#rows + 1] = redis.call('HGET', KEYS.stored_schedules, due[i])
 end
-return { to_text(now), later[2] and to_text(tonumber(later[2])) or '', rows }
+return reply({ now = to_text(now), later = later[2] and to_text(tonumber(later[2])), rows = rows })

@@ -40,7 +40,6 @@
 -- REPLY[1] outcome   text    ok; duplicate: another task holds the lock; changed: the task is in
 --   another state or has another message
 -- REPLY[2] holder    text    the task that holds the lock
--- returns the fields of REPLY
 check_schema()
 local now, id, is_dead, runs = clock(ARGV.now), ARGV.id, ARGV.state == 'dead', ARGV.run == '1'
 local set = ({ scheduled = KEYS.scheduled, retry = KEYS.retry, dead = KEYS.dead })[ARGV.state]

@@ -23,9 +23,11 @@
 -- ARGV[4] backwards  flag    from the highest score to the lowest; empty: from the lowest
 -- ARGV[5] score      number  score of the task after which the page begins; empty: at the start
 -- ARGV[6] id         text    id of that task
--- returns now us; number of tasks in the state; 1 when more follow; and one row per task: id,
---   score, length of its message, the message (truncated when long), owner, crash count, failure
---   record, retention in cancels, progress
+-- REPLY[1] now    int   us
+-- REPLY[2] total  int   number of tasks in the state
+-- REPLY[3] more   flag  whether other tasks follow
+-- REPLY[4] rows   list  per task: id, score, length of its message, the message (truncated when long),
+--   owner, crash count, failure record, retention in cancels, progress
 check_schema()
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
@@ -85,4 +87,6 @@ for at, hash_key in ipairs({
     rows[i][at + 4] = fields[i] or false
   end
 end
-return { to_text(clock(ARGV.now)), total, first + #ids < total and 1 or 0, rows }
+return reply({
+  now = to_text(clock(ARGV.now)), total = total, more = first + #ids < total, rows = rows,
+})

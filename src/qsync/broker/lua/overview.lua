@@ -30,14 +30,20 @@
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] days       int     number of days to return counters of, including today; 1 to 90
 -- ARGV[3...] names of counters
--- returns now us; the sizes of the seven states in this order; the approximate size of the keys in
---   bytes, -1 when the store does not report it; who paused the queue and why, empty when it is not
---   paused; time of the pause, us; the first pending tasks, up to 8 and 1 MiB, each as message
---   (truncated when long), length of the message and failure record; the counters, name and value
---   in turn; the number of completed tasks that were cancelled; the earliest stored time, us, at
---   which a pending task became runnable, empty when none is stored; the bounds of the program and
---   of an operator, and the size of all messages, -1 when the queue does not record it; the
---   latency target, us, -1 without one
+-- REPLY[1] now             int   us
+-- REPLY[2] sizes           list  of the seven states in the order of their keys
+-- REPLY[3] memory          int   approximate size of the keys in bytes; -1: not reported by the store
+-- REPLY[4] pause_note      text  who paused the queue and why; empty: it is not paused
+-- REPLY[5] paused_at       text  us
+-- REPLY[6] first           list  the first pending tasks, up to 8 and 1 MiB: message (truncated when
+--   long), length of the message and failure record
+-- REPLY[7] counters        list  name and value in turn
+-- REPLY[8] cancelled       int   number of completed tasks that were cancelled
+-- REPLY[9] runnable_since  text  earliest stored time, us, at which a pending task became runnable;
+--   empty: none is stored
+-- REPLY[10] bounds         list  of the program and of an operator, and the size of all messages,
+--   -1 when the queue does not record it
+-- REPLY[11] target         int   latency target, us; -1: none
 -- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
 check_schema()
 local now = clock(ARGV.now)
@@ -94,8 +100,10 @@ for i = 3, #ARGV do
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
   'latency_target')
-return {
-  to_text(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters,
-  count_cancelled(), earliest < math.huge and to_text(earliest) or '',
-  { paused[3] or '', paused[4] or '', parse_int(paused[5], -1) }, parse_int(paused[6], -1),
-}
+return reply({
+  now = to_text(now), sizes = sizes, memory = bytes, first = first, counters = counters,
+  pause_note = paused[1], paused_at = paused[2], cancelled = count_cancelled(),
+  runnable_since = earliest < math.huge and to_text(earliest),
+  bounds = { paused[3] or '', paused[4] or '', parse_int(paused[5], -1) },
+  target = parse_int(paused[6], -1),
+})

@@ -7,7 +7,6 @@
 -- ARGV[1] now       int us  empty: the store's clock
 -- REPLY[1] now      text    us
 -- REPLY[2] types    list    one row per type: type, pause, number of tasks that wait for its end
--- returns the fields of REPLY
 check_schema()
 local types = {}
 for name in string.gmatch(redis.call('HGET', KEYS.limit_rules, '@') or '', '[^%z]+') do

@@ -23,7 +23,6 @@
 -- REPLY[10] failed       text   counter
 -- REPLY[11] above        int    number of pending tasks of a higher priority than that of this one
 -- REPLY[12] next_run     text   time at which it runs again once its attempt has ended, us
--- returns the fields of REPLY
 check_schema()
 local now = clock(ARGV.now)
 local last_fetch = redis.call('HGET', KEYS.fetches, ARGV.server) or ''

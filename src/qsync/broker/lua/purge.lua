@@ -44,7 +44,6 @@
 -- REPLY[3] more      flag    there are more to delete
 -- REPLY[4] score     text    score of the last task to delete
 -- REPLY[5] id        bytes   id of that task
--- returns the fields of REPLY
 check_schema()
 local now, state, count = clock(ARGV.now), ARGV.state, tonumber(ARGV.count)
 local set = ({

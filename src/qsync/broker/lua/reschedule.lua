@@ -23,7 +23,6 @@
 -- ARGV[4] due        text    `+<us>` after now, or `<us>` Unix time
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
 -- REPLY[2] due       text    its new due time, us; empty: its state has none, it was not changed
--- returns the fields of REPLY
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 

@@ -11,7 +11,6 @@
 -- REPLY[1] paused  list    paused types
 -- REPLY[2] pending list    number of tasks in the state, number of tasks read, type and number in turn
 -- REPLY[3] dead    list    the same of dead tasks
--- returns the fields of REPLY
 check_schema()
 
 -- Return the id at a random position in each of `count` equal parts. At evenly spaced positions, a

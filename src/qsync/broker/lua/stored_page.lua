@@ -11,8 +11,10 @@
 --                            cursor that the last call returned
 -- ARGV[3] count      int     approximate number of schedules
 -- ARGV[4] prefix     text    prefix of the names, without the special characters of patterns
--- returns now, us; the next cursor, '0' after the last part; the number of all schedules; and a row
---   per schedule: name, record, next tick, pause note
+-- REPLY[1] now     int   us
+-- REPLY[2] cursor  text  of the next part; '0' after the last one
+-- REPLY[3] total   int   number of all schedules
+-- REPLY[4] rows    list  per schedule: name, record, next tick, pause note
 check_schema()
 local cursor, found = '0', {}
 if ARGV.cursor == '' then
@@ -33,4 +35,7 @@ for i = 1, #found, 2 do
     }
   end
 end
-return { to_text(clock(ARGV.now)), cursor, redis.call('ZCARD', KEYS.next_ticks), rows }
+return reply({
+  now = to_text(clock(ARGV.now)), cursor = cursor, total = redis.call('ZCARD', KEYS.next_ticks),
+  rows = rows,
+})

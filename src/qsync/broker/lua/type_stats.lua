@@ -11,7 +11,6 @@
 -- REPLY[1] now         text  us
 -- REPLY[2] blocks      list  what each of these fields holds
 -- REPLY[3] reports     list  field and report in turn
--- returns the fields of REPLY
 check_schema()
 local blocks, reports = {}, {}
 if #ARGV > 3 then

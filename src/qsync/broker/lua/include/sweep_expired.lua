@@ -56,8 +56,8 @@ end
 
 -- Scan a part of a hash and delete the entries for which `is_over(field, value)` is true. Hashes
 -- have no order by age, so each call continues where the last one stopped. Returns the next cursor;
--- whether to continue at once, since an eighth or more of this part was deleted and the scan is not at
--- its end; and the number of deleted entries.
+-- whether to continue at once, since an eighth or more of this part was deleted and the scan has not
+-- ended; and the number of deleted entries.
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, to_text(parse_int(cursor, 0)), 'COUNT', size)
   if reply.err then
