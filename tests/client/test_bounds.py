@@ -133,6 +133,29 @@ def test_callers_that_share_a_call_share_the_room(valkey: Store, prefix: str) ->
     asyncio.run(main())
 
 
+def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, prefix: str) -> None:
+    async def go() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await made.client.enqueue(Task("t"))
+            await made.inspector.set_bounds("default", max_tasks=7, when_full="drop_oldest")
+            handles = await asyncio.gather(
+                *[made.client.enqueue(Task("t", id=f"{number}")) for number in range(60)]
+            )
+            assert all(handle.created for handle in handles)
+            rows = (await made.inspector.tasks("default", "pending")).tasks
+            assert [row.id for row in rows] == [f"{number}" for number in range(53, 60)]
+            await made.inspector.set_bounds("default", max_bytes=1000, when_full="drop_oldest")
+            sizes = [20, 20, 2000, 20, 400, 400, 20, 2000]
+            outcomes = await asyncio.gather(
+                *[made.client.enqueue(Task("t", b"x" * size)) for size in sizes],
+                return_exceptions=True,
+            )
+            refused = [isinstance(outcome, QueueFull) for outcome in outcomes]
+            assert refused == [size == 2000 for size in sizes]
+
+    asyncio.run(go())
+
+
 def test_a_tick_waits_for_room_and_is_not_lost(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:

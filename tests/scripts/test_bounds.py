@@ -121,6 +121,20 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
     assert rig.ids("pending") == ["1", "2", "3"]
 
 
+def test_drop_oldest_meets_lowered_bound_in_steps(rig: Rig) -> None:
+    for first in range(0, 2600, 100):
+        rig.send(rig.tasks(*(f"{number:04}" for number in range(first, first + 100))))
+    bound(rig, max_tasks=500, when_full="drop_oldest")
+    rig.send(rig.tasks("a"))
+    assert (len(rig.ids("pending")), rig.ids("pending")[0]) == (1601, "1000")
+    rig.send(rig.tasks("b"))
+    rig.send(rig.tasks("c"))
+    assert len(rig.ids("pending")) == 500
+    bound(rig, max_bytes=2000, when_full="drop_oldest")
+    rig.send(rig.tasks("d"))
+    assert 1 < len(rig.ids("pending")) < 60
+
+
 def test_drop_oldest_takes_pending_before_retried_and_scheduled_tasks(rig: Rig) -> None:
     bound(rig, max_tasks=4, when_full="drop_oldest")
     rig.enqueue("failed")

@@ -66,6 +66,21 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
     assert rig.fetch().ids == ["b"]
 
 
+def test_raised_rate_applies_at_once(rig: Rig) -> None:
+    rule = LimitRule(rate=1, per_us=3600 * S, burst=1)
+    rig.run(limit_ops.set_limit(rig.keys, "r", rule, "me", now_us=rig.now))
+    send(rig, ("r",), *(f"t{number}" for number in range(8)))
+    assert rig.fetch().ids == ["t0"]
+    raised = LimitRule(rate=10, per_us=S, burst=2)
+    rig.run(limit_ops.set_limit(rig.keys, "r", raised, "me", now_us=rig.now))
+    reply = rig.fetch()
+    assert (reply.ids, reply.next_due_us) == ([], S // 10), "as if its burst were used"
+    rig.now += S // 10
+    assert rig.fetch().ids == ["t1"]
+    rig.now += S
+    assert rig.fetch().ids == ["t2", "t3"]
+
+
 def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:
     send(rig, ("r",), "a", "b", "c", "d")
     assert rig.fetch().ids == ["a"]

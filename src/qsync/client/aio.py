@@ -243,23 +243,54 @@ class AsyncClient(ClientBase):
     async def _enqueue(
         self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[NewTask], left: float
     ) -> list[Enqueued | Exception]:
-        chunks = [tasks]
+        ends, chunks = ends_in(left), [tasks]
         replies: list[list[Enqueued] | QsyncError] = []
         if wait is None:
-            replies.append(await self._reply_to(keys, tasks, wait, ends_in(left)))
+            replies.append(await self._reply_to(keys, tasks, wait, ends))
         else:
             chunks = list(ops.batches(tasks, size_of, CALL_BYTES))
-            replies += await self._replies_to(keys, chunks, wait, ends_in(left))
+            replies += await self._replies_to(keys, chunks, wait, ends)
         answers: list[Enqueued | Exception] = []
         for chunk, reply in zip(chunks, replies, strict=True):
-            if isinstance(reply, QueueFull) and 0 < reply.room < len(chunk):
-                # Callers have separate tasks, so store those that the queue has room for.
-                answers += await self._enqueue(keys, wait, chunk[: reply.room], left)
-                answers += [copy_for_caller(reply) for _ in chunk[reply.room :]]
+            if isinstance(reply, QueueFull) and reply.bound is not None and len(chunk) > 1:
+                answers += await self._enqueue_in_parts(keys, wait, chunk, reply, ends)
             elif isinstance(reply, QsyncError):
                 answers += [copy_for_caller(reply) for _ in chunk]
             else:
                 answers += reply
+        return answers
+
+    async def _enqueue_in_parts(
+        self,
+        keys: QueueKeys,
+        wait: Wait | None,
+        tasks: Sequence[NewTask],
+        full: QueueFull,
+        ends: float,
+    ) -> list[Enqueued | Exception]:
+        """Store what a bounded queue has room for, since callers have separate tasks.
+
+        A queue that drops its oldest tasks takes them all, in parts that are within its bound.
+        """
+        answers: list[Enqueued | Exception] = []
+        reply: list[Enqueued] | QsyncError = full
+        part = tasks
+        while tasks and isinstance(reply, QueueFull):
+            if 0 < reply.room < len(part):
+                part = tasks[: reply.room]
+            elif reply.bound == "max_bytes" and size_of(tasks[0]) > (reply.limit or 0):
+                answers.append(copy_for_caller(reply))  # too large for an empty queue, too
+                part = tasks = tasks[1:]
+            else:
+                break
+            while tasks and not isinstance(
+                reply := await self._reply_to(keys, part, wait, ends), QsyncError
+            ):
+                answers += reply
+                tasks = tasks[len(part) :]
+                part = tasks[: len(part)]
+        if isinstance(reply, QsyncError):
+            answers += [copy_for_caller(reply) for _ in tasks]
         return answers
 
     async def _replies_to(

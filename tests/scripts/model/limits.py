@@ -78,6 +78,7 @@ class Limits:
     _late: dict[str, float] = field(default_factory=dict)
     """How late this call opens limits."""
     _touched: dict[str, None] = field(default_factory=dict)
+    _capped: dict[str, bool] = field(default_factory=dict)
 
     def rate(self, limit: str) -> Rate:
         """The rule that counts: of an operator for the limit or its name, then of the program."""
@@ -96,6 +97,14 @@ class Limits:
             self._live[limit] = Use(known.use, known.ready, known.tat, known.closed)
         return self._live[limit]
 
+    def capped(self, now: int, limit: str) -> Use:
+        """The use of a limit; a tat of a lower rate than the present one is cut."""
+        use, rate = self.touch(limit), self.rate(limit)
+        if rate.interval and not self._capped.get(limit):
+            self._capped[limit] = True
+            use.tat = min(use.tat, math.ceil(now + rate.interval + rate.tolerance))
+        return use
+
     def open_late(self, now: int, limit: str) -> None:
         """Try a limit whose opening is due."""
         self.touch(limit)
@@ -103,7 +112,7 @@ class Limits:
 
     def opens_at(self, now: int, limit: str) -> float:
         """When one more than the ready tasks may start, if there is a slot."""
-        use, rate = self.touch(limit), self.rate(limit)
+        use, rate = self.capped(now, limit), self.rate(limit)
         if not rate.interval:
             return use.closed
         due = max(use.tat, now) + use.ready * rate.interval - rate.tolerance
@@ -142,17 +151,16 @@ class Limits:
 
     def start(self, now: int, limits: Iterable[str]) -> None:
         for limit in limits:
-            use, rate = self.touch(limit), self.rate(limit)
+            use, rate = self.capped(now, limit), self.rate(limit)
             use.use, use.ready = use.use + 1, use.ready - 1
             if rate.interval:
                 use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
-    def refund(self, limits: Iterable[str]) -> None:
+    def refund(self, now: int, limits: Iterable[str]) -> None:
         """Give back the start of a task that never began."""
         for limit in limits:
-            self.touch(limit).tat = max(
-                0, math.floor(self.touch(limit).tat - self.rate(limit).interval)
-            )
+            use = self.capped(now, limit)
+            use.tat = max(0, math.floor(use.tat - self.rate(limit).interval))
 
     def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
         """The first waiter of each limit that is open; of a type several."""
@@ -169,7 +177,7 @@ class Limits:
     def save(self, now: int) -> None:
         """At the end of a call: the uses, and when each limit with waiters opens."""
         for limit in list(self._touched):
-            use = self._live[limit]
+            use = self.capped(now, limit)
             if use.use + use.ready > 0 or max(use.tat, use.closed) > now:
                 self.stored[limit] = use
             else:
@@ -180,6 +188,7 @@ class Limits:
             else:
                 self.openings.pop(limit, None)
         self._live, self._touched, self._late, self.type_moves = {}, {}, {}, TYPE_MOVES_MOST
+        self._capped = {}
 
     @property
     def is_touched(self) -> bool:

@@ -412,7 +412,7 @@ class Model(Schedules):
         held, answers = self.owned(rows)
         for row in held:
             if not row.started:
-                self.limits.refund(self.tasks[row.id].limits)
+                self.limits.refund(now, self.tasks[row.id].limits)
         for row in held:
             if row.limit:
                 use = self.limits.touch(row.limit)

@@ -103,6 +103,15 @@ local function read_rule(text)
   return rule
 end
 
+-- Return the tat that is stored, at most that of a limit that has just used its whole burst: it may be
+-- from a lower rate, which was raised since.
+local function known_tat(tat, rule)
+  if tat <= limits_now or rule.interval == 0 then
+    return tat
+  end
+  return math.min(tat, math.ceil(limits_now + rule.interval + rule.tolerance))
+end
+
 -- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the limit;
 -- nil: not known.
 local function new_limit_state(text, rule)
@@ -116,7 +125,7 @@ local function new_limit_state(text, rule)
   end
   return {
     use = counts and counts[1] or 0, ready = counts and counts[2] or 0,
-    tat = counts and counts[3] or 0, closed = counts and counts[4] or 0,
+    tat = counts and known_tat(counts[3], rule) or 0, closed = counts and counts[4] or 0,
     stored = text, rule = rule, touched = false, waits = nil,
   }
 end

@@ -106,17 +106,24 @@ local function drop(now, set_key, ids)
 end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
--- whether that was possible. Otherwise nothing is dropped.
-local function drop_oldest(now, over)
+-- whether that was possible. Otherwise nothing is dropped. A queue that is far above its bound, which
+-- was lowered, need only become smaller by this call of `created` tasks with `new_bytes` bytes.
+local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })
   local pending, limited, retry, scheduled = {}, {}, {}, {}
+  local over_bytes = over.bytes
   first_of(KEYS.pending, over, pending, true)
   first_of(KEYS.limited, over, limited, true)
   first_of(KEYS.retry, over, retry)
   first_of(KEYS.scheduled, over, scheduled)
   if over.tasks + over.bytes > 0 then
-    return false
+    local dropped = #pending + #limited + #retry + #scheduled
+    local fewer = over.tasks == 0 or dropped > created
+    local smaller = over.bytes == 0 or over_bytes - over.bytes > new_bytes
+    if dropped < DROPPED_MOST or not fewer or not smaller then
+      return false
+    end
   end
   drop(now, KEYS.pending, pending)
   drop(now, KEYS.limited, limited)
@@ -147,7 +154,7 @@ local function make_room(now, ids, bodies, created)
         fits = fitting(bodies, created, waiting, there, most_tasks, most_bytes)
       elseif created > most_tasks or new_bytes > most_bytes then
         fits = fitting(bodies, created, 0, 0, most_tasks, most_bytes)
-      elseif not drop_oldest(now, over) then
+      elseif not drop_oldest(now, over, created, new_bytes) then
         fits = 0
       end
       if fits then
