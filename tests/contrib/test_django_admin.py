@@ -16,6 +16,7 @@ from django.test import Client, override_settings
 
 from qsync import Qsync, StoredSchedule
 from qsync.inspector import ScheduleInfo
+from tests.contrib.test_django_tasks import limits_of
 from tests.support import django_project
 from tests.support.stores import Store, wait_until_async
 
@@ -23,6 +24,7 @@ LIST = "/admin/qsync/schedule/"
 ADD = f"{LIST}add/"
 PACK = "tests.support.django_shop.tasks.pack"
 SEND = "tests.support.django_shop.tasks.send"
+BILL = "tests.support.django_shop.tasks.bill"
 NEW = {
     "name": "report-42", "task": PACK, "queue": "", "arguments": '["tea"]', "cron": "0 9 * * 1-5",
     "tz": "Asia/Tokyo", "every": "", "missed": "once",
@@ -134,6 +136,15 @@ def test_task_of_django_tasks_runs_from_a_schedule(project: Qsync, staff: Client
     assert async_to_sync(serve)().return_value == {"to": "bob", "copies": 2}
 
 
+def test_limits_of_a_scheduled_task_of_django_tasks_are_filled(
+    project: Qsync, staff: Client
+) -> None:
+    staff.post(ADD, {**NEW, "task": BILL, "arguments": '{"customer_id": 7}'})
+    text = text_of(act(staff, "run", "default:report-42"))
+    [(_, id)] = re.findall(r"(enqueued its task) ([^<\s]+)\.", text)
+    assert asyncio.run(limits_of(project, id)) == ["customer:7-eu"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -148,6 +159,7 @@ def test_task_of_django_tasks_runs_from_a_schedule(project: Qsync, staff: Client
         ({"arguments": "{"}, "not JSON"),
         ({"arguments": "1"}, "give a JSON list, or an object"),
         ({"arguments": "[1, 2]"}, "pack"),
+        ({"task": SEND, "arguments": '{"adress": "bob"}'}, "send': missing a required argument"),
         ({"task": "shop.none"}, "is not one of the available choices"),
         ({"task": ""}, "This field is required"),
     ],

@@ -106,8 +106,7 @@ def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
         run_after = timezone.make_aware(run_after)
     payload = {"args": result.args, "kwargs": result.kwargs}
     if options.get("limits"):
-        templates = LimitTemplates(options["limits"], _parameters(task))
-        options["limits"] = templates.fill(_arguments(task, result.args, result.kwargs))
+        options["limits"] = _limits(task, options, _arguments(task, result.args, result.kwargs))
     return Task(
         task.module_path, payload,
         id=result.id, queue=task.queue_name, process_at=run_after, **options,
@@ -115,11 +114,22 @@ def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
 
 
 def scheduled(task: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Task[Any]:
-    """Return the task that a schedule in the store enqueues at each tick."""
+    """Return the task that a schedule in the store enqueues at each tick.
+
+    Raises qsync.InvalidTask if the arguments do not match the parameters.
+    """
     options = _options_of(task, task.get_backend().options)
+    arguments = _arguments(task, args, kwargs)
+    if options.get("limits"):
+        options["limits"] = _limits(task, options, arguments)
     options["headers"] = {**(options.get("headers") or {}), BACKEND: task.backend}
     payload = {"args": args, "kwargs": dict(kwargs)}
     return Task(task.module_path, payload, queue=task.queue_name, **options)
+
+
+def _limits(task: Any, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
+    """Return the limits of a task for its arguments."""
+    return LimitTemplates(options["limits"], _parameters(task)).fill(arguments)
 
 
 def _options_of(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
