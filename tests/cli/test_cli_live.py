@@ -135,7 +135,10 @@ def test_stats_show_the_figures_of_each_queue(live: Live) -> None:
         ["all", "0", "0", "1", "0", "5", "0", "1"],
     ]
     assert shown[6] == ""
-    assert shown[7].startswith("other: 1 dead task"), shown[7:10]
+    assert shown[7].startswith("other: 1 task died "), shown[7:10]
+    told = live.ok("errors", "acknowledge", "other").out
+    assert told == "1 dead task of queue other acknowledged\n"
+    assert "died" not in live.ok("stats").out
     today = shown[shown.index("", 7) + 1 :]
     assert today[0].split()[:6] == ["TODAY", "ENQUEUED", "COMPLETED", "FAILED", "RETRIED", "DEAD"]
     assert today[1].split() == ["default", "6", "5", "0", "0", "0"]

@@ -39,6 +39,8 @@ async def every_action(made: Bed, ann: Inspector) -> None:
     await ann.set_bounds("default", max_tasks=1000)
     await ann.reset_bounds("default")
     await ann.set_latency_target("default", 60)
+    await made.dead(Task("t", id="late"), queue="failed")
+    assert await ann.acknowledge_dead("failed") == 1
     await ann.set_weight("default", "acme", 2)
     await ann.reset_weight("default", "acme")
     await ann.set_limit("mail", limit_rule("mail", concurrency=3))

@@ -488,6 +488,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "bounds": (bounds_ops.queue_bounds(keys), 0),
         "set_bounds": (bounds_ops.set_bounds(keys, Bounds(max_tasks=1000)), 0),
         "recount_bytes": (bounds_ops.recount_bytes(keys), 0),
+        "acknowledge_dead": (bounds_ops.acknowledge_dead(keys, None), 0),
         "set_latency_target": (bounds_ops.set_latency_target(keys, 1), 0),
         "set_weight": (bounds_ops.set_weight(keys, "a", 2), 0),
         "weights": (bounds_ops.weights(keys), 0),

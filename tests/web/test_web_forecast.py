@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +16,7 @@ from qsync.web import create_app
 from qsync.web.forecast import Steps, forecast, problems_of
 from qsync.web.sampler import Figures
 from tests.support.dashboard import SAME, TRACE, visiting
-from tests.support.inspector_driver import bed
+from tests.support.inspector_driver import Bed, bed
 from tests.support.stores import Store
 
 
@@ -79,7 +81,6 @@ def test_a_growing_queue_is_a_problem_unless_it_is_small_paused_or_drains() -> N
 def test_deaths_and_crashes_are_problems() -> None:
     given = steps(0, 0, dead=1, crashed=3)
     assert texts(queue(0), given) == [
-        "1 task died in the last 5 min.",
         "servers died 3 times in the last 5 min while running its tasks.",
     ]
     assert texts(queue(0), []) == []
@@ -100,9 +101,44 @@ async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str)
             await made.dead(*[Task("mail")] * 3, error=TRACE)
             await app.site.sampler.sample()
             text = await page(app, "/")
-            assert "4 tasks died in the last 5 min." in text
+            assert re.search(r"4 tasks died, the first .* and the last .*, and were neither", text)
             assert 'href="/errors">Open' in text
             assert "Nothing needs attention." not in text
+            assert "Acknowledge" not in text  # read-only
+        await died_until_acknowledged(made)
+
+
+async def died_until_acknowledged(made: Bed) -> None:
+    """Dead tasks are a problem until an operator has acknowledged them."""
+    options: dict[str, Any] = {"auth": "host", "read_only": False}
+    async with create_app(made.inspector, **options) as app, visiting(app) as client:
+        [until] = re.findall(r'name="until" value="(.*?)"', (await client.get("/")).text)
+        await made.dead(Task("mail"), error=TRACE)  # after the look
+        form = {"queue": "default", "until": html.unescape(until)}
+        for _ in range(2):
+            answer = await client.post("/dead/acknowledge", data=form, headers=SAME)
+            assert answer.headers["location"] == "/"
+        text = (await client.get("/")).text
+        assert re.search(r"1 task died .* and was neither re-run nor acknowledged", text)
+        form["until"] = "x"
+        await client.post("/dead/acknowledge", data=form, headers=SAME)
+        assert "Not a time: x" in (await client.get("/")).text
+        info = await made.inspector.queue("default")
+        assert info is not None
+        assert info.died is not None
+        assert (info.died.number, info.states["dead"]) == (1, 5)
+        assert await made.inspector.acknowledge_dead("default") == 1
+        assert "nor acknowledged" not in (await client.get("/")).text
+        later = await made.inspector.queue("default")
+        assert later is not None
+        assert later.died is None
+        await made.inspector.run_dead("default")
+        await made.kill(await made.lease(), TRACE)  # they die again
+        again = await made.inspector.queue("default")
+        assert again is not None
+        assert again.died is not None
+        actions = [(event.action, event.number) for event in await made.inspector.events()]
+        assert actions.count(("dead.acknowledge", 4)) == 1
 
 
 async def test_latency_target_and_flooding_keys_are_shown(valkey: Store, prefix: str) -> None:

@@ -232,6 +232,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
             "/task/edit",
             "/task/stack",
             "/queue/target",
+            "/dead/acknowledge",
             # In tests of types and of schedules.
             "/type/pause",
             "/type/resume",

@@ -81,6 +81,14 @@ def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
     return Call(script, keys.names(script.keys), args, bool)
 
 
+def acknowledge_dead(keys: QueueKeys, until_us: int | None) -> Call[int]:
+    """Note that operators know of the tasks that died until a time; return how many are new."""
+    script = load("acknowledge_dead")
+    return Call(
+        script, keys.names(script.keys), ("", "", "" if until_us is None else until_us), int
+    )
+
+
 def weights(
     keys: QueueKeys, *, cursor: str = "0", count: int = 1000
 ) -> Call[tuple[str, dict[str, float]]]:

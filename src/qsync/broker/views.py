@@ -100,6 +100,8 @@ class QueueSnapshot:
     stats: dict[str, int]
     bounds: QueueBounds
     latency_target_us: int | None
+    died: tuple[int, int, int]
+    """Dead tasks that no operator has acknowledged: number, first and last death, us."""
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
@@ -113,7 +115,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     def decode(reply: Any) -> QueueSnapshot:
         fields = script.reply(reply)
         sizes, since = zip(script.keys, fields["sizes"], strict=False), fields["runnable_since"]
-        stored = {TaskState(name): size for name, size in sizes}
+        stored, died = {TaskState(name): size for name, size in sizes}, fields["died"]
         return QueueSnapshot(
             now_us=int(fields["now"]),
             states=told_apart(stored, fields["cancelled"]),
@@ -128,6 +130,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
             stats=counters_of(fields["counters"]),
             bounds=bounds_in(stored, fields["bounds"]),
             latency_target_us=None if fields["target"] < 0 else fields["target"],
+            died=(died[0], int(float(died[1] or 0)), int(float(died[2] or 0))),
         )
 
     return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)

@@ -1,4 +1,4 @@
-"""`qsync errors`: list, show, retry, delete: failed tasks, grouped by error."""
+"""`qsync errors`: list, show, retry, delete, acknowledge: failed tasks, grouped by error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qsync.cli.listing import OutputOptions
 from qsync.cli.options import DryRun, Json, NewerThan, OfType, OnlyQueue, StoreOptions, Yes
 from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import Progress
-from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue, open_store
+from qsync.cli.store import StoreSession, all_queues, check_queue, exit_unknown_queue, open_store
 from qsync.cli.task_detail import print_error
 from qsync.fingerprint import FAILING
-from qsync.formatting import local_time, relative
+from qsync.formatting import local_time, plural, relative
 from qsync.inspector import ErrorGroup, Filter, Inspector, merge_groups
 from qsync.state import TaskState
 
@@ -259,6 +259,31 @@ def delete(
         if not yes:
             job.confirm("Delete")
         job.run(session.inspector.delete_matching)
+
+
+@errors.command()
+def acknowledge(
+    *,
+    names: Annotated[
+        list[str], typer.Argument(metavar="QUEUE...", help="Queue names.", show_default=False)
+    ],
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Note that the dead tasks of a queue are known.
+
+    They stay dead, but `qsync stats` and the dashboard no longer name them as a problem. For
+    example: qsync errors acknowledge mail
+    """
+    with open_store(store) as session:
+        for name in names:
+            session.run(check_queue(session.inspector, name))
+        numbers = {name: session.run(session.inspector.acknowledge_dead(name)) for name in names}
+    if as_json:
+        print_json(numbers)
+        return
+    for name, number in numbers.items():
+        print_line(f"{plural(number, 'dead task')} of queue {name} acknowledged")
 
 
 def _job(

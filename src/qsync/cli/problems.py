@@ -7,8 +7,8 @@ from shlex import quote
 from typing import Final
 
 from qsync.cli.output import print_line
-from qsync.formatting import coarse_duration, plural, utc_time
-from qsync.inspector import Fleet, MissedRun, QueueInfo
+from qsync.formatting import coarse_duration, plural, relative, utc_time
+from qsync.inspector import Died, Fleet, MissedRun, QueueInfo
 from qsync.state import TaskState
 
 MOST: Final = 10
@@ -54,12 +54,19 @@ def problems_of(queues: Sequence[QueueInfo], fleet: Fleet) -> list[str]:
         if run.queue in names
     ]
     lines += [
-        f"{info.name}: {plural(info.states[TaskState.DEAD], 'dead task')}; by error: qsync errors "
-        f"--queue {info.name}"
+        f"{info.name}: {_died(info.died)}; by error: qsync errors --queue {info.name}; once known: "
+        f"qsync errors acknowledge {info.name}"
         for info in queues
-        if info.states[TaskState.DEAD]
+        if info.died is not None
     ]
     return lines
+
+
+def _died(died: Died) -> str:
+    if died.number == 1:
+        return f"1 task died {relative(died.last_at)}"
+    first, last = relative(died.first_at), relative(died.last_at)
+    return f"{died.number:,} tasks died, the first {first}, the last {last}"
 
 
 def print_service(queue: str, fleet: Fleet) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from qsync.broker import error_ops, views
+from qsync.broker import bounds_ops, error_ops, views
 from qsync.broker.error_ops import CountedError
+from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import moment_of
 from qsync.broker.views import PageKey
 from qsync.fingerprint import FAILING
@@ -18,6 +20,7 @@ from qsync.inspector.task_rows import decode_row, fits
 from qsync.inspector.tasks import SCAN
 from qsync.inspector.values import Filter
 from qsync.state import TaskState
+from qsync.times import datetime_us
 
 CALLS: Final = 40
 """Largest number of calls of a part, which count 500 tasks each."""
@@ -47,6 +50,17 @@ class _ErrorsMixin(_BulkMixin):
         rest = await self._part(queue, known, filter, read_cursor(cursor))
         groups = merge_groups(group_of(queue, decode_row(row)) for row in rest.rows)
         return ErrorPart(groups=groups, scanned=rest.scanned, cursor=rest.cursor)
+
+    async def acknowledge_dead(self, queue: str, *, until: datetime | None = None) -> int:
+        """Note that operators know of the tasks that died until a time, by default now.
+
+        They stay dead, but the overview and `qsync stats` no longer name them as a problem. Returns
+        how many of them were not acknowledged before; the action is recorded.
+        """
+        until_us = None if until is None else datetime_us("until", until)
+        call = bounds_ops.acknowledge_dead(self._keys(queue), until_us)
+        number: int = await self._broker.run(recorded(call, self._actor.event("dead.acknowledge")))
+        return number
 
     async def _counted_part(self, queue: str, state: TaskState, cursor: str | None) -> ErrorPart:
         """Return a part, counted by the store where the records have marks."""

@@ -24,6 +24,7 @@ ACTIONS: Final = (
     "queue.resume",
     "queue.purge",
     "queue.delete",
+    "dead.acknowledge",
     "type.pause",
     "type.resume",
     "bounds.set",
@@ -77,7 +78,7 @@ class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def of_tasks(self) -> bool:
         """Whether `number` counts tasks."""
-        return self.action.startswith("task.") or self.action == "queue.purge"
+        return self.action.startswith("task.") or self.action in ("queue.purge", "dead.acknowledge")
 
 
 class Actor(NamedTuple):

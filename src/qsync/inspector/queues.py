@@ -14,7 +14,7 @@ from qsync.inspector.base import check_state, cursor_at, read_cursor, readable
 from qsync.inspector.event_values import new_key
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
-from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
+from qsync.inspector.values import Change, Day, Died, Forgotten, Overview, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
 from qsync.message import decode_failure
 from qsync.phrase import phrase
@@ -117,6 +117,7 @@ class _QueuesMixin(_LiveServersMixin):
             latency_target=(
                 None if shown.latency_target_us is None else shown.latency_target_us / 1_000_000
             ),
+            died=_died(shown),
         )
 
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:
@@ -242,6 +243,13 @@ def latency_of(shown: views.QueueSnapshot) -> float:
         if (since := waiting_since_us(message_in(cut), decode_failure(failure))) is not None
     ]
     return max(0, shown.now_us - min(waiting)) / 1_000_000 if waiting else 0.0
+
+
+def _died(shown: views.QueueSnapshot) -> Died | None:
+    number, first_us, last_us = shown.died
+    if not number:
+        return None
+    return Died(number=number, first_at=from_us(first_us), last_at=from_us(last_us))
 
 
 def _of_day(stats: dict[str, int], day: int) -> dict[str, int]:

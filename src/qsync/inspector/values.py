@@ -30,6 +30,14 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class Died(msgspec.Struct, frozen=True, kw_only=True):
+    """The dead tasks of a queue that no operator has acknowledged, and when they died."""
+
+    number: int
+    first_at: datetime
+    last_at: datetime
+
+
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A queue at one moment.
 
@@ -41,6 +49,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     rate      attempts ended per second since this inspector's earlier reading; None at first
     bounds    bounds of the program and of an operator, and how full the queue is
     latency_target   how long the oldest pending task should wait at most, in seconds
+    died      dead tasks that no operator has acknowledged; None without any
     """
 
     name: str
@@ -54,6 +63,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None
     bounds: QueueBounds = QueueBounds()
     latency_target: float | None = None
+    died: Died | None = None
 
     @property
     def is_late(self) -> bool:

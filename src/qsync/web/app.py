@@ -101,6 +101,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/limit/set": limits.set_rule,
     "/limit/reset": limits.reset,
     "/queue/target": queues.set_target,
+    "/dead/acknowledge": dead.acknowledge,
     "/queue/bounds": queue_bounds.set_bounds,
     "/queue/bounds/reset": queue_bounds.reset,
     "/queue/weight": queue_bounds.set_weight,

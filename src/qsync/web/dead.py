@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -63,6 +65,23 @@ async def delete(site: Site, request: Request) -> Response:
         )
 
     return await bulk_actions.run_steps(site, request, "delete", selection, step, form)
+
+
+async def acknowledge(site: Site, request: Request) -> Response:
+    """Note that operators know of the dead tasks of a queue: the overview no longer names them."""
+    form = await site.form(request)
+    queue, text = form.text("queue"), form.text("until", 40)
+    try:
+        until = datetime.fromisoformat(text) if text else None
+        number = await site.acting(request).acknowledge_dead(queue, until=until)
+    except ValueError:  # also InvalidTask
+        return site.go(request, "/", _("Not a time: %(text)s", text=text), good=False)
+    told = ngettext(
+        "%(num)s dead task of queue %(queue)s is acknowledged.",
+        "%(num)s dead tasks of queue %(queue)s are acknowledged.",
+        number, queue=queue,
+    )  # fmt: skip
+    return site.go(request, "/", told)
 
 
 async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Selection) -> Response:

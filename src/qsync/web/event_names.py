@@ -18,6 +18,7 @@ NAMES: Final = {
     "queue.resume": marked("Queue resumed"),
     "queue.purge": marked("State purged"),
     "queue.delete": marked("Queue deleted"),
+    "dead.acknowledge": marked("Dead tasks acknowledged"),
     "type.pause": marked("Type paused"),
     "type.resume": marked("Type resumed"),
     "bounds.set": marked("Bounds set"),

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from qsync.inspector import QueueInfo
 from qsync.state import TaskState
 from qsync.web.sampler import Figures
-from qsync.web.translation import _, coarse, ngettext, short_count
+from qsync.web.translation import _, coarse, ngettext, relative, short_count
 
 Steps = Sequence[tuple[float, Figures] | None]
 """Intervals between samples, the latest last, as `Sampler.series` returns them."""
@@ -36,6 +36,8 @@ class Problem(NamedTuple):
     query: Mapping[str, str] = {}
     part: str = ""
     """Part of that page, by its id."""
+    acknowledged: str = ""
+    """Time of the last death that an operator can acknowledge here, in ISO 8601."""
 
 
 def growth_of(steps: Steps) -> float | None:
@@ -63,13 +65,16 @@ def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
     problems = []
     recent = [figures for _, figures in _recent(steps)]
     window = coarse(WINDOW_S)
-    if died := sum(figures.dead for figures in recent):
+    died = info.died
+    if died is not None:
         text = ngettext(
-            "%(num)s task died in the last %(window)s.",
-            "%(num)s tasks died in the last %(window)s.",
-            died, window=window,
+            "%(num)s task died %(last)s and was neither re-run nor acknowledged.",
+            "%(num)s tasks died, the first %(first)s and the last %(last)s, and were neither "
+            "re-run nor acknowledged.",
+            died.number, first=relative(died.first_at), last=relative(died.last_at),
         )  # fmt: skip
-        problems.append(Problem(info.name, text, "/errors"))
+        until = died.last_at.isoformat()
+        problems.append(Problem(info.name, text, "/errors", acknowledged=until))
     if crashed := sum(figures.crashed for figures in recent):
         text = ngettext(
             "servers died %(num)s time in the last %(window)s while running its tasks.",

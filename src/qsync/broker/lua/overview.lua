@@ -44,6 +44,8 @@
 -- REPLY[10] bounds         list  of the program and of an operator, and the size of all messages,
 --   -1 when the queue does not record it
 -- REPLY[11] target         int   latency target, us; -1: none
+-- REPLY[12] died           list  dead tasks that no operator has acknowledged: number, and times of the
+--   first and the last death, us, empty without any
 -- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
 check_schema()
 local now = clock(ARGV.now)
@@ -99,11 +101,18 @@ for i = 3, #ARGV do
   end
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
-  'latency_target')
+  'latency_target', 'dead_known')
+-- A time in the future is of a clock that was wrong.
+local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
+local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
+if number > 0 then
+  died[1] = redis.call('ZRANGE', KEYS.dead, known, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')[2]
+  died[2] = redis.call('ZRANGE', KEYS.dead, -1, -1, 'WITHSCORES')[2]
+end
 return reply({
   now = to_text(now), sizes = sizes, memory = bytes, first = first, counters = counters,
   pause_note = paused[1], paused_at = paused[2], cancelled = count_cancelled(),
   runnable_since = earliest < math.huge and to_text(earliest),
   bounds = { paused[3] or '', paused[4] or '', parse_int(paused[5], -1) },
-  target = parse_int(paused[6], -1),
+  target = parse_int(paused[6], -1), died = { number, died[1] or '', died[2] or '' },
 })

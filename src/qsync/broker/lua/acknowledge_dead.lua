@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- acknowledge_dead: note until when operators know of the dead tasks of a queue. Only `overview` reads
+-- it.
+-- include: check_schema clock record_event
+-- KEYS[1] meta      hash    dead_known
+-- KEYS[2] events    stream  actions of operators
+-- KEYS[3] dead      zset    ids by time of death
+-- ARGV[1] now       int us  empty: the store's clock
+-- ARGV[2] event     bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[3] through    int us  time until which the tasks died; empty: now
+-- returns the number of dead tasks that were not acknowledged before
+check_schema()
+local now = clock(ARGV.now)
+local until_us = math.min(now, parse_int(ARGV.through, now))
+local known = math.min(now, parse_int(redis.call('HGET', KEYS.meta, 'dead_known'), 0))
+if until_us <= known then
+  return 0
+end
+local after = table.concat({ '(', to_text(known) })
+local number = redis.call('ZCOUNT', KEYS.dead, after, to_text(until_us))
+redis.call('HSET', KEYS.meta, 'dead_known', to_text(until_us))
+record_event(now, ARGV.event, number, {})
+return number
