@@ -28,18 +28,21 @@ def program(name: str) -> str:
 def start() -> subprocess.Popen[bytes]:
     """Start the server, with its data from the last time; return when it answers."""
     user = account()
-    options: dict[str, object] = {"cwd": "/", "user": user, "stdout": subprocess.DEVNULL}
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     if user is not None:
         shutil.chown(FOLDER, user, user)
     data = FOLDER / "data"
     if not data.exists():
-        subprocess.run([program("initdb"), "-D", data, "-A", "trust"], check=True, **options)  # noqa: S603
+        subprocess.run(  # noqa: S603
+            [program("initdb"), "-D", data, "-A", "trust"],
+            cwd="/", user=user, stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
     server = subprocess.Popen(  # noqa: S603
         [program("postgres"), "-D", data, "-k", FOLDER, "-c", "listen_addresses="],
+        cwd="/",
+        user=user,
         stderr=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C is for the site, which stops the server
-        **{name: value for name, value in options.items() if name != "stdout"},
     )
     ready = [program("pg_isready"), "-q", "-h", FOLDER]
     while subprocess.run(ready, check=False).returncode != 0:  # noqa: S603
