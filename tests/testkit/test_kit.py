@@ -444,6 +444,19 @@ def test_plain_kit_on_an_event_loop_names_the_async_kit(shop: Shop, qsync_sync: 
     asyncio.run(main())
 
 
+def test_kit_of_a_wider_scope_waits_while_another_is_open(shop: Shop, qsync_sync: SyncKit) -> None:
+    shop.send.enqueue_sync(Invoice(1))
+    with SyncKit(shop.app) as inner:
+        shop.send.enqueue_sync(Invoice(2))
+        inner.drain()
+        for use in (qsync_sync.drain, lambda: qsync_sync.enqueued(shop.send)):
+            with pytest.raises(ConfigError, match="only one of qsync and qsync_sync in a test"):
+                use()
+    qsync_sync.assert_enqueued(shop.send)
+    qsync_sync.drain()
+    assert shop.ran == [2, 1]
+
+
 # Speed.
 
 

@@ -63,6 +63,11 @@ class _AnyKit:
     def _opened(self) -> TestStore:
         if self._store is None:
             raise QsyncError("the test is over, and its store is gone: the app has its own again")
+        if self.app.prefix != self._store.prefix:
+            raise ConfigError(
+                "qsync: the app uses the store of a fixture or Kit that was opened later; use that "
+                "one, and only one of qsync and qsync_sync in a test"
+            )
         return self._store
 
     def enqueued(self, task: AnyTask) -> list[EnqueuedTask]:
