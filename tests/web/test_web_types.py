@@ -7,10 +7,13 @@ import re
 
 import pytest
 
-from qsync import Task
-from qsync.broker import type_stats_ops
+from qsync import Task, codec
+from qsync.broker import ops, type_stats_ops
+from qsync.broker.op_values import Killed
+from qsync.message import FailedAttempt, Failure
 from qsync.type_counts import TypeCounts, encode_report
 from qsync.type_rolls import report_field
+from tests.support.inspector_driver import S
 from tests.support.stores import Store
 from tests.web.test_web_actions import Visitor, said, visitor
 
@@ -92,3 +95,34 @@ async def test_type_is_paused_and_resumed_after_a_confirmation(
         assert await web.bed.inspector.paused_types() == []
         text = await web.send("/type/pause", queue="nope", type=name, why="", sure="yes")
         assert "There is no queue nope." in text
+
+
+async def test_type_shows_slow_tasks_and_when_its_servers_started(
+    store: Store, prefix: str
+) -> None:
+    async with visitor(store, prefix) as web:
+        bed = web.bed
+        now_us = int((await bed.inspector.overview()).at.timestamp() * S)
+        await bed.enqueue(Task("mail", id="died"), Task("bill", id="other"))
+        attempt = FailedAttempt(1, now_us, "w", "boom", now_us - 90 * S)
+        record = codec.encode(Failure(1, "boom", now_us, history=(attempt,)))
+        dying = [Killed(*lease, True, record) for lease in await bed.lease()]
+        await bed.broker.run(ops.kill(bed.keys(), dying))
+        await bed.enqueue(Task("mail", id="runs"), Task("mail", id="unknown-start"))
+        await bed.lease(server="w")
+        since = codec.encode([["default", "runs", now_us - 400 * S], ["else", "died", 1]])
+        await bed.serve("w", types=["mail"], uptime_s=1200, version="1.2.3", since=since)
+        await bed.serve("v", types=["mail"], uptime_s=10**6, version="1.2.2")
+        slow = await bed.inspector.slow_tasks("mail")
+        assert [(task.id, task.state, task.server) for task in slow] == [
+            ("runs", "active", "w"), ("died", "dead", "w"),
+        ]  # fmt: skip
+        assert slow[1].seconds == 90
+        assert 400 <= slow[0].seconds < 460
+        text = await page(web, "/type", type="mail", queue="default")
+        assert "Slowest tasks, running or dead" in text
+        assert text.index("runs active") < text.index("died dead")
+        assert re.search(r"as after a deploy: \d\d:\d\d \(1 server, qsync 1\.2\.3\)", text)
+        answer = await web.client.get("/type?type=mail")
+        assert answer.text.count('class="grid mark" d="M') == 3
+        assert "as after a deploy" not in await page(web, "/type", type="bill", queue="default")

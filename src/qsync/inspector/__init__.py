@@ -33,6 +33,7 @@ from qsync.inspector.schedule_runs import Backfill, MissedRun, ScheduleRun, _Sch
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
 from qsync.inspector.search_query import SearchQuery, Term, parse_search
 from qsync.inspector.servers import _ServersMixin
+from qsync.inspector.slow_tasks import SlowTask, _SlowTasksMixin
 from qsync.inspector.type_values import (
     PausedType,
     Period,
@@ -109,6 +110,7 @@ __all__ = [
     "SearchStep",
     "ServerInfo",
     "Shown",
+    "SlowTask",
     "Step",
     "TaskDetail",
     "TaskRow",
@@ -137,6 +139,7 @@ class Inspector(
     _FleetMixin,
     _CompositionMixin,
     _TypesMixin,
+    _SlowTasksMixin,
     _ExplainMixin,
     _EventsMixin,
     _MonitoringMixin,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
-from qsync.inspector import RunStats, TypePoint, TypeStats
-from qsync.web.charts import Line, Values, ceiling, path_of
+from qsync.inspector import RunStats, ServerInfo, TypePoint, TypeStats
+from qsync.web.charts import HEIGHT, WIDTH, Line, Values, ceiling, path_of
 from qsync.web.translation import _, count, day_and_month, marked, seconds
 
 DAYS: Final = ("7d", "90d")
@@ -30,6 +31,8 @@ class StepChart:
     steps: list[str]
     ticks: list[str]
     label: str
+    marks: str = ""
+    """SVG path of vertical lines where servers started."""
 
 
 Reading = Callable[[RunStats], float | None]
@@ -48,13 +51,43 @@ DURATIONS: Final[tuple[tuple[str, str, Reading], ...]] = (
 )
 
 
-def type_charts(stats: TypeStats) -> list[StepChart]:
-    """Return the charts of a type."""
+@dataclass(frozen=True, slots=True)
+class StartMark:
+    """Servers of a type that started in one step of a period, and their versions."""
+
+    step: int
+    at: datetime
+    number: int
+    versions: str
+
+
+def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
+    """Return when the running servers of a type started, if within the period. Pure."""
+    first, by_step = stats.points[0].at, dict[int, list[ServerInfo]]()
+    for server in servers:
+        at = stats.at - timedelta(seconds=server.uptime)
+        step = math.floor((at - first).total_seconds() / stats.step_s)
+        if stats.type in server.types and 0 <= step < len(stats.points):
+            by_step.setdefault(step, []).append(server)
     return [
+        StartMark(
+            step, stats.points[step].at, len(started),
+            ", ".join(sorted({server.version for server in started})),
+        )
+        for step, started in sorted(by_step.items())
+    ]  # fmt: skip
+
+
+def type_charts(stats: TypeStats, marks: Sequence[StartMark] = ()) -> list[StepChart]:
+    """Return the charts of a type."""
+    width = WIDTH / max(1, len(stats.points) - 1)
+    lines = "".join(f"M{mark.step * width:.1f} 0v{HEIGHT}" for mark in marks)
+    charts = [
         _chart(_("Runs per step"), stats, RUNS, count, empty=0.0),
         _chart(_("Time waited"), stats, WAITS, seconds),
         _chart(_("Duration of a run"), stats, DURATIONS, seconds),
     ]
+    return [replace(chart, marks=lines) for chart in charts]
 
 
 def when(stats: TypeStats, moment: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from qsync.web.pages import Site, links
 from qsync.web.query import Fields, sheet_of
 from qsync.web.queues import no_queue
 from qsync.web.translation import _, marked, ngettext
-from qsync.web.type_charts import type_charts, when
+from qsync.web.type_charts import start_marks, type_charts, when
 
 PERIOD_NAMES: Final[dict[Period, str]] = {
     "1h": marked("last hour"), "24h": marked("last 24 hours"), "7d": marked("last 7 days"),
@@ -66,9 +67,14 @@ async def show(site: Site, request: Request) -> Response:
     period = _period(fields, PERIODS)
     if not name:
         return RedirectResponse(links(request)("/types", queue=queue), 303)
-    stats = await site.inspector.type_stats(name, queue=queue, period=period)
+    stats, slow, fleet = await asyncio.gather(
+        site.inspector.type_stats(name, queue=queue, period=period),
+        site.inspector.slow_tasks(name, queue=queue), site.inspector.fleet(),
+    )  # fmt: skip
+    marks = start_marks(stats, fleet.of_queue(queue))
     return site.page(
-        request, "type", queue=queue, type=name, stats=stats, charts=type_charts(stats),
+        request, "type", queue=queue, type=name, stats=stats, charts=type_charts(stats, marks),
+        slow=slow, marks=[(when(stats, mark.at), mark) for mark in marks],
         rows=[(when(stats, point.at), point.stats) for point in stats.points if point.stats],
         earlier=EARLIER[period], period=period,
         periods=[(one, PERIOD_NAMES[one]) for one in PERIODS],
