@@ -215,6 +215,20 @@ def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
     return [line for line in found.stdout.splitlines() if line]
 
 
+def test_output_that_cannot_be_written_is_one_line(live: Live) -> None:
+    command = f"{QSYNC} stats >/dev/full; echo $?; {QSYNC} stats >&-; echo $?"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env=environment(live),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == ["1", "0"]
+    line = "qsync stats: cannot write to standard output: No space left on device\n"
+    assert ran.stderr == line
+
+
 def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completion, "STORE_TIMEOUT_S", 20.0)  # also on a busy machine
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")

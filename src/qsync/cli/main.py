@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
 from qsync.cli.acl import acl
-from qsync.cli.command import Group, usage_in_one_line
+from qsync.cli.command import INTERRUPTED, Group, command_path, usage_in_one_line
 from qsync.cli.dashboard import dashboard
 from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
@@ -26,6 +29,10 @@ from qsync.cli.top import top
 from qsync.cli.type import type_
 from qsync.cli.worker import worker
 from qsync.version import __version__
+from qsync.worker.logs import hold_standard_files
+
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""Errors of a standard output that takes no more."""
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),
@@ -133,4 +140,15 @@ def _qsync(
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 failed, 2 usage."""
-    app(prog_name="qsync")
+    if sys.stdout is None:  # closed: as if it were /dev/null
+        hold_standard_files()
+        sys.stdout = open(1, "w")  # noqa: SIM115 - until the end of the process
+    try:
+        app(prog_name="qsync")
+    except KeyboardInterrupt:  # before the command has begun
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        sys.exit(f"{command_path()}: cannot write to standard output: {error.strerror}")
