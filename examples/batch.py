@@ -19,7 +19,8 @@ class Visit:
 
 @app.batch("visit", max_size=100, max_wait=0.5)
 def insert_visits(tasks: list[TaskInfo]) -> list[Any]:
-    rows, outcomes = [], []
+    rows: list[tuple[str, str, float]] = []
+    outcomes: list[SkipRetry | None] = []
     for task in tasks:
         try:
             visit = task.value(Visit)
