@@ -209,11 +209,6 @@ class LimitTemplates:
         self.names: Sequence[str] = [limit_name(text) for text in texts]
         """Names of the limits."""
 
-    @property
-    def are_filled(self) -> bool:
-        """Whether any limit has a placeholder."""
-        return any(name for template in self._templates for _, name in template.parts)
-
     def fill(self, arguments: Mapping[str, Any]) -> list[str]:
         """Return the limits for these arguments. Raise InvalidTask if a value is unsuitable."""
         return [

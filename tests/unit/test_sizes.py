@@ -17,10 +17,7 @@ FUNCTION_LINES: Final = 40
 LONG_FILES: Final[dict[str, int]] = {}
 """Files that are still too long, with their lines; this list only shrinks."""
 
-LONG_FUNCTIONS: Final = {
-    "cli/worker.py: worker": 70,
-    "inspector/tasks.py: _TasksMixin.tasks": 42,
-}
+LONG_FUNCTIONS: Final = {}
 """Functions that are still too long, with their lines; this list only shrinks."""
 
 

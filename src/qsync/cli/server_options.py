@@ -1,14 +1,18 @@
-"""Options of `qsync worker` that configure its servers."""
+"""Options of `qsync worker`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import typer
 
-from qsync.cli.options import duration_of
+from qsync.cli.options import APP, duration_of
 from qsync.server.error_log import LogErrors
+from qsync.worker import logs
 from qsync.worker.child_limits import size_of
+
+Level = Literal["debug", "info", "warning", "error"]
 
 Threads = Annotated[
     int | None,
@@ -155,3 +159,225 @@ LogErrorsOption = Annotated[
         show_default=False,
     ),
 ]
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:APP",
+        envvar=APP,
+        help="The app: module:attribute, e.g. shop.tasks:app. Python searches the working "
+        f"directory first. Or set {APP}.",
+        show_default=False,
+        show_envvar=False,
+    ),
+]
+
+Queues = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=WEIGHT,...",
+        help="Queues to serve, with weights that share the free slots, e.g. "
+        "critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for "
+        "another worker.  [default: those of the app]",
+        show_default=False,
+    ),
+]
+
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Serve a queue only while those of greater weight are empty.  [default: as in the "
+        "app]",
+        show_default=False,
+    ),
+]
+
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        "-n",
+        metavar="N",
+        min=1,
+        help="Number of worker processes (e.g. one per CPU core).",
+    ),
+]
+
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        "-c",
+        metavar="N",
+        help="Tasks that a process runs concurrently.  [default: 100]",
+        show_default=False,
+    ),
+]
+
+Prefetch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Maximum number of tasks to fetch ahead of free slots.  [default: what starts "
+        "within 100 ms]",
+        show_default=False,
+    ),
+]
+
+Lease = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Lease in seconds: tasks of a lost machine restart elsewhere after this.  "
+        "[default: 30]",
+        show_default=False,
+    ),
+]
+
+ShutdownTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Time that running tasks get after a stop; then they restart elsewhere.  "
+        "[default: 30]",
+        show_default=False,
+    ),
+]
+
+AllowEviction = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-eviction/--no-allow-eviction",
+        help="Start even if the store's maxmemory-policy may evict tasks.  [default: as in the "
+        "app]",
+        show_default=False,
+    ),
+]
+
+Uvloop = Annotated[
+    bool | None,
+    typer.Option(
+        "--uvloop/--no-uvloop",
+        help="Use uvloop.  [default: if it is installed]",
+        show_default=False,
+    ),
+]
+
+Reload = Annotated[
+    bool,
+    typer.Option(
+        "--reload",
+        help="For development: restart when a source file in the working directory changes.",
+    ),
+]
+
+LogLevel = Annotated[
+    Level | None,
+    typer.Option(
+        help="Lowest level to log.  [default: info]",
+        show_default=False,
+    ),
+]
+
+LogFormat = Annotated[
+    logs.Form | None,
+    typer.Option(
+        help="Text lines, or JSON objects with the task as fields.  [default: text]",
+        show_default=False,
+    ),
+]
+
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Serve /live, /ready, /startup, /metrics and /scale on this port (0 = pick a free "
+        "one).  [default: no port]",
+        show_default=False,
+    ),
+]
+
+HealthHost = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST",
+        help="Address of the health port; 0.0.0.0 for the probes of a cluster. It shows names "
+        "of queues and task types, and their metrics, without a token.  [default: 127.0.0.1]",
+        show_default=False,
+    ),
+]
+
+HealthName = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Extra Host header that the health port accepts, e.g. workers.example.com. IP "
+        "addresses, localhost and private names are always accepted. Repeatable.",
+        show_default=False,
+    ),
+]
+
+LiveLimit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=1.0,
+        help="Time that the event loop may be blocked before /live fails.  [default: 60]",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The options that override settings of the app's servers; None: as in the app."""
+
+    strict: Strict = None
+    concurrency: Concurrency = None
+    threads: Threads = None
+    task_processes: TaskProcesses = None
+    prefetch: Prefetch = None
+    lease: Lease = None
+    shutdown_timeout: ShutdownTimeout = None
+    timeout: Timeout = None
+    retry_delay: RetryDelay = None
+    max_crashes: MaxCrashes = None
+    max_hung: MaxHung = None
+    result_limit: ResultLimit = None
+    dead_limit: DeadLimit = None
+    dead_age: DeadAge = None
+    sweep: Sweep = None
+    allow_eviction: AllowEviction = None
+    log_errors: LogErrorsOption = None
+
+    def config(self) -> dict[str, Any]:
+        """Return the options that are given, by the names of the settings."""
+        settings = asdict(self)
+        settings["processes"] = settings.pop("task_processes")
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessOptions:
+    """The options of the worker's processes."""
+
+    processes: Processes = 1
+    max_tasks: MaxTasks = None
+    max_memory: MaxMemory = None
+    uvloop: Uvloop = None
+    reload: Reload = False
+    log_level: LogLevel = None
+    log_format: LogFormat = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthOptions:
+    """The options of the health port."""
+
+    health_port: HealthPort = None
+    health_host: HealthHost = None
+    health_name: HealthName = None
+    live_limit: LiveLimit = None

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Any, Final, NoReturn
 
 import typer
 
@@ -16,8 +16,9 @@ from qsync.app import Qsync
 from qsync.broker.blocking import Broker
 from qsync.broker.credentials import without_provider
 from qsync.cli import server_options as options
+from qsync.cli.command import with_options
 from qsync.cli.early_stop import early_stop
-from qsync.cli.options import APP, AppPrefix, AppUrl
+from qsync.cli.options import AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
 from qsync.formatting import install_command, plural
@@ -39,178 +40,17 @@ log: Final = logging.getLogger("qsync.worker")
 SHOWN: Final = 10
 """Maximum number of unserved queues, and of types per queue, that the log names."""
 
-Level = Literal["debug", "info", "warning", "error"]
 
-
+@with_options
 def worker(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:APP",
-            envvar=APP,
-            help="The app: module:attribute, e.g. shop.tasks:app. Python searches the working "
-            f"directory first. Or set {APP}.",
-            show_default=False,
-            show_envvar=False,
-        ),
-    ],
-    queues: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME=WEIGHT,...",
-            help="Queues to serve, with weights that share the free slots, e.g. "
-            "critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for "
-            "another worker.  [default: those of the app]",
-            show_default=False,
-        ),
-    ] = None,
-    strict: Annotated[
-        bool | None,
-        typer.Option(
-            "--strict/--no-strict",
-            help="Serve a queue only while those of greater weight are empty.  [default: as in the "
-            "app]",
-            show_default=False,
-        ),
-    ] = None,
+    *,
+    target: options.Target,
+    queues: options.Queues = None,
     url: AppUrl = None,
     prefix: AppPrefix = None,
-    processes: Annotated[
-        int,
-        typer.Option(
-            "--processes",
-            "-n",
-            metavar="N",
-            min=1,
-            help="Number of worker processes (e.g. one per CPU core).",
-        ),
-    ] = 1,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            "--concurrency",
-            "-c",
-            metavar="N",
-            help="Tasks that a process runs concurrently.  [default: 100]",
-            show_default=False,
-        ),
-    ] = None,
-    threads: options.Threads = None,
-    task_processes: options.TaskProcesses = None,
-    prefetch: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Maximum number of tasks to fetch ahead of free slots.  [default: what starts "
-            "within 100 ms]",
-            show_default=False,
-        ),
-    ] = None,
-    lease: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Lease in seconds: tasks of a lost machine restart elsewhere after this.  "
-            "[default: 30]",
-            show_default=False,
-        ),
-    ] = None,
-    shutdown_timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Time that running tasks get after a stop; then they restart elsewhere.  "
-            "[default: 30]",
-            show_default=False,
-        ),
-    ] = None,
-    timeout: options.Timeout = None,
-    retry_delay: options.RetryDelay = None,
-    max_crashes: options.MaxCrashes = None,
-    max_hung: options.MaxHung = None,
-    max_tasks: options.MaxTasks = None,
-    max_memory: options.MaxMemory = None,
-    result_limit: options.ResultLimit = None,
-    dead_limit: options.DeadLimit = None,
-    dead_age: options.DeadAge = None,
-    sweep: options.Sweep = None,
-    allow_eviction: Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-eviction/--no-allow-eviction",
-            help="Start even if the store's maxmemory-policy may evict tasks.  [default: as in the "
-            "app]",
-            show_default=False,
-        ),
-    ] = None,
-    uvloop: Annotated[
-        bool | None,
-        typer.Option(
-            "--uvloop/--no-uvloop",
-            help="Use uvloop.  [default: if it is installed]",
-            show_default=False,
-        ),
-    ] = None,
-    reload: Annotated[
-        bool,
-        typer.Option(
-            "--reload",
-            help="For development: restart when a source file in the working directory changes.",
-        ),
-    ] = False,
-    log_level: Annotated[
-        Level | None,
-        typer.Option(
-            help="Lowest level to log.  [default: info]",
-            show_default=False,
-        ),
-    ] = None,
-    log_errors: options.LogErrorsOption = None,
-    log_format: Annotated[
-        logs.Form | None,
-        typer.Option(
-            help="Text lines, or JSON objects with the task as fields.  [default: text]",
-            show_default=False,
-        ),
-    ] = None,
-    health_port: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PORT",
-            min=0,
-            max=65535,
-            help="Serve /live, /ready, /startup, /metrics and /scale on this port (0 = pick a free "
-            "one).  [default: no port]",
-            show_default=False,
-        ),
-    ] = None,
-    health_host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST",
-            help="Address of the health port; 0.0.0.0 for the probes of a cluster. It shows names "
-            "of queues and task types, and their metrics, without a token.  [default: 127.0.0.1]",
-            show_default=False,
-        ),
-    ] = None,
-    health_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Extra Host header that the health port accepts, e.g. workers.example.com. IP "
-            "addresses, localhost and private names are always accepted. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    live_limit: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=1.0,
-            help="Time that the event loop may be blocked before /live fails.  [default: 60]",
-            show_default=False,
-        ),
-    ] = None,
+    settings: options.ServerSettings,
+    process: options.ProcessOptions,
+    health: options.HealthOptions,
 ) -> None:
     """Run the tasks of an app until stopped.
 
@@ -226,62 +66,52 @@ def worker(
     Options override the server settings of the app, e.g. `Qsync(timeout=60)`.
     """
     logs.hold_standard_files()
-    given: dict[str, Any] = {
-        "queues": None if queues is None else _weights(queues),
-        "strict": strict,
-        "concurrency": concurrency,
-        "threads": threads,
-        "processes": task_processes,
-        "prefetch": prefetch,
-        "lease": lease,
-        "shutdown_timeout": shutdown_timeout,
-        "timeout": timeout,
-        "retry_delay": None if retry_delay is None else _delays(retry_delay),
-        "max_crashes": max_crashes,
-        "max_hung": max_hung,
-        "result_limit": result_limit,
-        "dead_limit": dead_limit,
-        "dead_age": dead_age,
-        "sweep": sweep,
-        "allow_eviction": allow_eviction,
-        "log_errors": log_errors,
-    }
-    config = {name: value for name, value in given.items() if value is not None}
-    if reload:
+    config = settings.config()
+    if queues is not None:
+        config["queues"] = _weights(queues)
+    if settings.retry_delay is not None:
+        config["retry_delay"] = _delays(settings.retry_delay)
+    if process.reload:
         _write_no_bytecode()
     with early_stop(f"{target} was being imported") as check:
-        app, server = _load(target, config, url, prefix, verbose=log_level == "debug")
+        app, server = _load(target, config, url, prefix, verbose=process.log_level == "debug")
         check()
-        order = {
-            "target": target,
-            "config": config,
-            "log_level": log_level,
-            "reload": reload,
-            "limits": [max_tasks, max_memory],
-            "uvloop": _choose_loop(uvloop),
-            "log_format": log_format,
-            "tally": health_port is not None and counts_tasks(),
-        }
-        queues_served = list(server.config.weights)
-        port = _health_port(
-            app, queues_served, processes, health_host, health_port, live_limit, health_name or []
-        )
-        logs.configure(log_level, tag="main", form=log_format)
+        plan = _plan(target, config, server, process, health)
+        port = _health_port(app, plan, health)
+        logs.configure(process.log_level, tag="main", form=process.log_format)
         logs.catch_uncaught()
-        _banner(target, app, server, processes, chosen=queues is not None)
+        _banner(target, app, server, plan.processes, chosen=queues is not None)
         if port is not None:
             log.info("health: http://%s:%d/ready", port.host, port.port)
-        plan = Plan(
-            processes=processes,
-            command=[sys.executable, "-P", "-m", "qsync.worker.child"],
-            order=order,
-            queues=queues_served,
-            shutdown_timeout=seconds(server.config.shutdown_timeout),
-            reload=reload,
-        )
         with app:  # an embedded store runs as long as the parent does
             code = asyncio.run(_supervise(plan, server, port))
     raise typer.Exit(code)
+
+
+def _plan(
+    target: str,
+    config: dict[str, Any],
+    server: Server,
+    process: options.ProcessOptions,
+    health: options.HealthOptions,
+) -> Plan:
+    return Plan(
+        processes=process.processes,
+        command=[sys.executable, "-P", "-m", "qsync.worker.child"],
+        order={
+            "target": target,
+            "config": config,
+            "log_level": process.log_level,
+            "reload": process.reload,
+            "limits": [process.max_tasks, process.max_memory],
+            "uvloop": _choose_loop(process.uvloop),
+            "log_format": process.log_format,
+            "tally": health.health_port is not None and counts_tasks(),
+        },
+        queues=list(server.config.weights),
+        shutdown_timeout=seconds(server.config.shutdown_timeout),
+        reload=process.reload,
+    )
 
 
 def _write_no_bytecode() -> None:
@@ -302,28 +132,18 @@ async def _supervise(plan: Plan, server: Server, port: HealthPort | None) -> int
         await asyncio.to_thread(port.close)
 
 
-def _health_port(
-    app: Qsync,
-    queues: list[str],
-    processes: int,
-    host: str | None,
-    port: int | None,
-    live_limit: float | None,
-    names: list[str],
-) -> HealthPort | None:
+def _health_port(app: Qsync, plan: Plan, health: options.HealthOptions) -> HealthPort | None:
     """Return the health port, which listens but does not answer yet; None without one."""
-    if port is None:
-        for name, value in (
-            ("--health-host", host), ("--health-name", names or None), ("--live-limit", live_limit),
-        ):  # fmt: skip
-            if value is not None:
-                _refuse(f"{name} needs --health-port")
+    if health.health_port is None:
+        for name in ("health_host", "health_name", "live_limit"):
+            if getattr(health, name) not in (None, []):
+                _refuse(f"--{name.replace('_', '-')} needs --health-port")
         return None
     try:
         return HealthPort(
-            host or "127.0.0.1", port, app,
-            queues=queues, processes=processes, live_limit=live_limit or LIVE_LIMIT_S,
-            names=names,
+            health.health_host or "127.0.0.1", health.health_port, app,
+            queues=plan.queues, processes=plan.processes,
+            live_limit=health.live_limit or LIVE_LIMIT_S, names=health.health_name or [],
         )  # fmt: skip
     except ConfigError as error:
         _refuse(f"--health-port: {error}")

@@ -63,11 +63,9 @@ class _EditsMixin(_TasksMixin):
         check_shape(message, payload)
         now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
         options = edited_options(shown.message or b"")
-        new = codec.encode(
-            with_edit(
-                message, options, data, is_value=is_value, at_us=now_us, by=by or self._actor.by
-            )
-        )
+        by_whom = by or self._actor.by
+        edited = with_edit(message, options, data, is_value=is_value, at_us=now_us, by=by_whom)
+        new = codec.encode(edited)
         if new == codec.encode(message):  # only its consequences were requested
             new = shown.message or b""
         if dry_run:

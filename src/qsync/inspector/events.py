@@ -63,13 +63,11 @@ class _EventsMixin(Base):
         elif queue:
             call = event_ops.events(self._keys(queue), count=count, since_us=since_us)
             records.append((queue, await self._broker.run(call)))
+        every = (operator_event(name, stored) for name, entries in records for stored in entries)
         events = [
             event
-            for name, entries in records
-            for stored in entries
-            if (event := operator_event(name, stored)) is not None
-            and _matches(event, *picks)
-            and (since is None or event.at >= since)
+            for event in every
+            if event and _matches(event, *picks) and (since is None or event.at >= since)
         ]
         return sorted(events, key=lambda event: event.at, reverse=True)[:limit]
 

@@ -74,20 +74,17 @@ class _TasksMixin(Base):
         """
         known, after = check_state(state), read_cursor(cursor)
         _check_limit(limit)
-        if newest_first is None:
-            newest_first = known in (TaskState.DEAD, *ENDED_WELL)
         is_kept = known in ENDED_WELL
+        backwards = is_kept or known is TaskState.DEAD if newest_first is None else newest_first
         stored = TaskState.COMPLETED if is_kept else known
         narrowed = filter is not None or known is TaskState.CANCELLED
-        place = None if after is None else after.place
+        keys, place = self._keys(queue), None if after is None else after.place
         rows: list[TaskRow] = []
         scanned = total = unread = 0
         for _ in range(SCANS if narrowed or is_kept else 1):
             count = SCAN if narrowed else limit
             page = await self._broker.run(
-                views.list_tasks(
-                    self._keys(queue), stored, count=count, after=place, backwards=newest_first
-                )
+                views.list_tasks(keys, stored, count=count, after=place, backwards=backwards)
             )
             total, more = page.total, page.more
             for index, row in enumerate(page.rows):
@@ -103,7 +100,7 @@ class _TasksMixin(Base):
                 break
         end = None if not more or place is None else cursor_at(place)
         if is_kept:  # completed and cancelled tasks are stored in one set
-            total = (await self._broker.run(views.counts(self._keys(queue)))).states[known]
+            total = (await self._broker.run(views.counts(keys))).states[known]
         return Page(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
