@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync import Task
+from qsync import StoreUnavailable, Task
+from qsync.cli.listing import OutputOptions
 from tests.support.cli import Live, living
 from tests.support.stores import Store
 
@@ -63,6 +64,24 @@ def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
         assert len(line) < 2100
     assert live.ok("events", "--since", "9" * 400).out.startswith("No actions are recorded")
     assert live.run("task").err.startswith("Usage: qsync task "), "without a command: the help"
+
+
+def test_watch_goes_on_while_the_store_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+    away = StoreUnavailable("the store is not available")
+    events: list[Exception | None] = [None, away, None]
+
+    def show() -> None:
+        if not events:
+            raise KeyboardInterrupt
+        if (event := events.pop(0)) is not None:
+            raise event
+
+    OutputOptions(watch=0.001).repeat(show)
+    assert not events
+    assert capsys.readouterr().err.endswith(": the store is not available; trying again\n")
+    events[:] = [away]
+    with pytest.raises(StoreUnavailable):  # it has never answered
+        OutputOptions(watch=0.001).repeat(show)
 
 
 def test_page_of_lines_prints_the_next_cursor(live: Live) -> None:

@@ -160,6 +160,19 @@ async def test_the_record_is_bounded_in_entries_and_bytes(store: Store, prefix: 
         assert len(found[0].detail.encode()) <= 512
 
 
+async def test_busy_queue_leaves_no_hole_in_the_events_of_all_queues(
+    store: Store, prefix: str
+) -> None:
+    async with bed(store.url, prefix) as made:
+        await made.enqueue(Task("t"), queue="quiet")
+        await made.inspector.pause("quiet")
+        await made.enqueue(Task("t"), queue="busy")
+        for number in range(150):
+            await made.inspector.set_latency_target("busy", number + 1)
+        found = await made.inspector.events(limit=151)
+        assert [event.queue for event in found] == ["busy"] * 150 + ["quiet"]
+
+
 async def test_the_record_never_prevents_an_action(store: Store, prefix: str) -> None:
     """It is lost when the store is full, the user lacks the right, or the key holds else."""
     async with bed(store.url, prefix) as made:

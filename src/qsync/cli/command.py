@@ -46,9 +46,14 @@ def set_command_path(path: str) -> None:
 
 def exit_with(message: str, code: int = NOT_DONE) -> NoReturn:
     """Print one line that says what went wrong and what to do, and exit."""
+    print_problem(message)
+    raise typer.Exit(code)
+
+
+def print_problem(message: str) -> None:
+    """Print one line that says what went wrong and what to do."""
     shown = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
     typer.echo(f"{command_path()}: {escape(shown)}", err=True)
-    raise typer.Exit(code)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, exit_with, print_problem
 from qsync.cli.output import json_text, print_json, print_raw
+from qsync.errors import StoreUnavailable
 from qsync.formatting import csv_cell
 
 CLEAR: Final = "\x1b[H\x1b[2J"
@@ -70,15 +71,22 @@ class OutputOptions:
         return Format.JSON
 
     def repeat(self, show: Callable[[], None]) -> None:
-        """Call `show` once, or until Ctrl-C with --watch."""
+        """Call `show` once; with --watch until Ctrl-C, also while the store is away."""
         if self.watch is None:
             show()
             return
+        has_shown = False
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 if sys.stdout.isatty():
                     sys.stdout.write(CLEAR)
-                show()
+                try:
+                    show()
+                    has_shown = True
+                except StoreUnavailable as error:
+                    if not has_shown:
+                        raise
+                    print_problem(f"{error}; trying again")
                 sys.stdout.flush()
                 time.sleep(self.watch)
 

@@ -15,7 +15,10 @@ from qsync.phrase import phrase
 from qsync.times import datetime_us
 
 READ_PER_QUEUE: Final = 100
-"""Number of actions read of each queue when those of all queues are asked for without a filter."""
+"""Number of actions read of each of very many queues, if more are asked for without a filter."""
+
+READ_MOST: Final = 50_000
+"""Number of actions of all queues up to which each queue is read as far as is asked for."""
 
 
 class _EventsMixin(Base):
@@ -49,14 +52,17 @@ class _EventsMixin(Base):
             raise InvalidTask(text)
         since_us = None if since is None else datetime_us("since", since)
         picks = (_check_action(action), subject, task)
-        count = MOST_EVENTS if any(picks) else min(limit, READ_PER_QUEUE) if not queue else limit
+        names = [] if queue is not None else await self.queue_names()
+        count = MOST_EVENTS if any(picks) else limit
+        if not any(picks) and len(names) * limit > READ_MOST:
+            count = min(limit, READ_PER_QUEUE)
         records: list[tuple[str | None, list[StoredEvent]]] = []
         if not queue:
             call = event_ops.events(self._globals, count=count, since_us=since_us)
             records.append((None, await self._broker.run(call)))
         if queue is None:
             of_queues, _ = await self._read_each(
-                await self.queue_names(),
+                names,
                 lambda name: event_ops.events(self._keys(name), count=count, since_us=since_us),
             )
             records += of_queues.items()
