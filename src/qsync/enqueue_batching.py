@@ -30,7 +30,9 @@ class Batcher(Generic[T, U]):
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
     first: from then on the store works on one half while the callers of the other half continue.
     All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster, and at once if no other callback of the loop is ready to run.
+    faster, and at once if no other callback of the loop is ready to run. A loop that does not tell,
+    like that of uvloop, counts as quiet if no item came while that of the last lone caller was in
+    flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` makes. Callers do not expire while the store answers: only after it has been silent
@@ -46,6 +48,7 @@ class Batcher(Generic[T, U]):
         too_late: Callable[[], Exception],
         calls: int = 1,
         most: int = op_values.BATCH_BYTES,
+        run_one: Callable[[T, float], Awaitable[U]] | None = None,
     ) -> None:
         """Make a batcher.
 
@@ -55,8 +58,10 @@ class Batcher(Generic[T, U]):
         too_late  makes the error for a caller that waited longer
         calls     maximum number of calls in a batch; together they carry at most BATCH_BYTES
         most      maximum size of one call, in bytes
+        run_one   sends one item, faster than `run`; gets the seconds left to its caller
         """
         self._run = run
+        self._run_one = self._send_single if run_one is None else run_one
         self._size = size
         self._patience = patience
         self._line_s = min(LINE_S, patience / 2)
@@ -77,56 +82,73 @@ class Batcher(Generic[T, U]):
         self._expiry: asyncio.TimerHandle | None = None
         """Timer for the oldest caller; one timer serves all callers."""
         self._sender: asyncio.Task[None] | None = None
-        self._solo: asyncio.Future[U] | None = None
-        """Future of the caller that found the batcher idle, until its item is answered or goes to
-        `_sender`."""
+        self._is_solo = False
+        """Whether a caller that found the batcher idle sends its own item, or waits for others."""
+        self._was_alone = False
+        """Whether nobody else came while the last such caller sent its item."""
+        self._solo_ended: asyncio.Event | None = None
+        """Set when such a caller is done; None: nobody has waited for that."""
 
     def submit(self, item: T) -> Awaitable[U]:
         """Return an awaitable of the reply; the caller must await it at once.
 
         Cancelling it affects no other caller; the item may have been sent.
         """
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[U] = self._loop.create_future()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        if self._sender is None and not self._is_solo:
+            self._is_solo = True
+            return self._submit_first(loop, item)
+        return self._add(loop, item)
+
+    def _add(self, loop: asyncio.AbstractEventLoop, item: T) -> asyncio.Future[U]:
+        future: asyncio.Future[U] = loop.create_future()
         self._items.append(item)
         self._futures.append(future)
-        self._arrivals.append(self._loop.time())
-        if self._sender is not None or self._solo is not None:
-            return future
-        self._solo = future
-        return self._submit_first(future)
+        self._arrivals.append(loop.time())
+        return future
 
-    async def _submit_first(self, future: asyncio.Future[U]) -> U:
-        """Send the waiting items, the first of which is this future's; return its reply."""
+    async def _submit_first(self, loop: asyncio.AbstractEventLoop, item: T) -> U:
+        """Send the item of a caller that found the batcher idle, with others that arrive now."""
         try:
-            if not is_quiet(asyncio.get_running_loop()):
+            quiet = is_quiet(loop)
+            if quiet or (quiet is None and self._was_alone):
+                return await self._run_one(item, self._patience)
+            future = self._add(loop, item)
+            try:
                 await asyncio.sleep(0)  # let other callers that are ready now join the batch
-            if len(self._items) == 1:
-                return await self._send_single()
-        except BaseException:
-            future.cancel()
-            raise
+                if len(self._items) == 1:
+                    left = self._remaining_s(self._arrivals[0])
+                    self._items, self._futures, self._arrivals = [], [], []
+                    return await self._run_one(item, left)
+            except BaseException:
+                future.cancel()
+                raise
         finally:
-            self._solo = None
+            self._is_solo, self._was_alone = False, not self._items
             if self._items:
-                self._sender = asyncio.get_running_loop().create_task(self._send())
+                self._sender = loop.create_task(self._send())
+            if self._solo_ended is not None:
+                self._solo_ended.set()
         return await future
 
-    async def _send_single(self) -> U:
-        [item], [future] = self._items, self._futures
-        left = self._remaining_s(self._arrivals[0])
-        self._items, self._futures, self._arrivals = [], [], []
+    async def _send_single(self, item: T, left: float) -> U:
+        """Send one item as a batch; the default of `run_one`."""
         [reply] = await self._replies([item], left)
-        future.cancel()  # only drain() awaits this future
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
-        while (waits := self._sender or self._solo) is not None:
-            await asyncio.wait([waits])
+        while self._sender is not None or self._is_solo:
+            if self._sender is not None:
+                await asyncio.wait([self._sender])
+            else:
+                self._solo_ended = self._solo_ended or asyncio.Event()
+                self._solo_ended.clear()
+                await self._solo_ended.wait()
             await asyncio.sleep(0)  # let the lone caller start the next batch
         if self._expiry is not None:
             self._expiry.cancel()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 
 
-def is_quiet(loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether no callback but the running one is ready to run; False: not known.
+def is_quiet(loop: asyncio.AbstractEventLoop) -> bool | None:
+    """Return whether no callback but the running one is ready to run; None: not known.
 
     The loops of asyncio know, uvloop does not tell.
     """
     ready = getattr(loop, "_ready", None)
-    return ready is not None and not ready
+    return None if ready is None else not ready

@@ -157,6 +157,7 @@ async def life(client_url: str, server_url: str) -> None:
             longer = asyncio.create_task(other.result(LINGER + 2))
             with pytest.raises(TaskCancelled):
                 await running.result(10)
+            await client.enqueue(Task("plain", queue="another"))  # without flow control
             await client.enqueue(Task("parent"))
             await wait_until_async(lambda: done == ["child"])
             crashed = await client.enqueue(Task("long"))

@@ -13,6 +13,7 @@ from qsync.keys import QueueKeys
 from qsync.task import Task
 from tests.support.server import bench, left_over
 from tests.support.stores import Store, wait_until
+from tests.support.tally import with_tally
 
 
 def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
@@ -46,7 +47,10 @@ def pass_time(seconds: float) -> None:
 
 def counter(store: Store, prefix: str, name: str, queue: str = "default") -> int:
     """A counter of a queue."""
-    return int(store.command("HGET", QueueKeys(prefix, queue).key("stats"), name) or 0)
+    keys = QueueKeys(prefix, queue)
+    with store.client() as client:
+        stats, meta = client.hgetall(keys.key("stats")), client.hgetall(keys.key("meta"))
+    return int(with_tally(stats, meta).get(name.encode(), 0))
 
 
 def wait_empty(store: Store, prefix: str, timeout: float = 20) -> None:

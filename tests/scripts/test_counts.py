@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import views
+from qsync.broker import ops, views
 from qsync.keys import QUEUE_KEYS
 from qsync.state import STORED, TaskState
 from tests.support.queue_driver import BINARIES, DAY, START, Rig, S
@@ -95,3 +95,42 @@ def test_enqueue_succeeds_when_the_counters_have_another_type(rig: Rig) -> None:
     rig.client.set(rig.keys.key("stats"), "text")
     assert rig.enqueue("a") == [("created", "a")]
     assert rig.client.get(rig.keys.key("stats")) == b"text"
+
+
+def enqueue_plain(rig: Rig, count: int, start: int = 0) -> int:
+    """Enqueue plain tasks, each by a call of its own; return the size of each in the store."""
+    for number in range(start, start + count):
+        [task] = rig.tasks(f"one{number:03}")
+        call = ops.enqueue(rig.keys, [task], sender="s", number=number + 1, now_us=rig.now)
+        assert [reply.outcome for reply in rig.run(call)] == ["created"]
+    return int(rig.client.hstrlen(rig.keys.key("tasks"), f"one{start:03}"))
+
+
+def test_plain_tasks_are_counted_at_once_although_their_sum_is_stored_later(rig: Rig) -> None:
+    day, size = START // DAY, enqueue_plain(rig, 3)
+    assert rig.client.exists(rig.keys.key("stats")) == 0
+    rig.enqueue("other")
+    other = int(rig.client.hstrlen(rig.keys.key("tasks"), "other"))
+    enqueue_plain(rig, 67, start=3)
+    assert int(rig.client.hget(rig.keys.key("stats"), "enqueued") or 0) == 65
+    rig.now += DAY
+    enqueue_plain(rig, 2, start=70)
+    assert int(rig.client.hget(rig.keys.key("stats"), "enqueued") or 0) == 71
+    expected = {
+        "enqueued": 73, f"enqueued:{day}": 71, f"enqueued:{day + 1}": 2,
+        "bytes": 72 * size + other, f"bytes:{day}": 70 * size + other, f"bytes:{day + 1}": 2 * size,
+    }  # fmt: skip
+    assert rig.run(views.counts(rig.keys)).stats == expected
+    assert rig.run(views.overview(rig.keys, days=2, now_us=rig.now)).stats == expected
+
+
+@pytest.mark.parametrize("damage", ["text", "1.5", "9223372036854775807", "-9223372036854775808"])
+def test_enqueue_replaces_a_damaged_tally(rig: Rig, damage: str) -> None:
+    enqueue_plain(rig, 1)
+    rig.set("meta", "tally", damage)
+    enqueue_plain(rig, 64, start=1)
+    stats = rig.run(views.counts(rig.keys)).stats
+    assert 63 <= stats["enqueued"] <= 64
+    rig.set("meta", "tally_day", damage)
+    enqueue_plain(rig, 1, start=65)
+    assert rig.run(views.counts(rig.keys)).stats["enqueued"] == stats["enqueued"] + 1

@@ -15,6 +15,7 @@ from tests.simulation.population import LEASE, PREFIX, SCHEDULES, SWEEP
 from tests.simulation.process import WALL
 from tests.simulation.stored import NAMES
 from tests.simulation.work import DEAF_S, MAX_CRASHES, QUEUES, Wanted
+from tests.support.tally import with_tally
 
 if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
     from tests.simulation.history import History
@@ -32,7 +33,7 @@ POLL_S: Final = 0.5
 FINISHED: Final = ("completed", "dead")
 HASHES: Final = (
     "tasks", "owner", "keys", "progress", "crashes", "failures", "results", "cancels", "unique",
-    "stats", "successors", "holds", "limits",
+    "stats", "meta", "successors", "holds", "limits",
 )  # fmt: skip
 UNFINISHED: Final = ("scheduled", "pending", "limited", "active", "retry")
 WAITERS: Final = ("waiters", "openings")
@@ -185,7 +186,11 @@ class Verdict:
                 self.find(f"{lock} in {queue} is held by nobody: {value!r}")
 
     def _check_counters(self, queue: str) -> None:
-        stats = {name: int(v) for name, v in self._fields(queue, "stats").items()}
+        stored, meta = (
+            {name.encode(): value for name, value in self._fields(queue, key).items()}
+            for key in ("stats", "meta")
+        )
+        stats = {name.decode(): int(v) for name, v in with_tally(stored, meta).items()}
         for entry in self.ledger.entries.values():
             if entry.queue == queue:
                 stats["enqueued"] = stats.get("enqueued", 0) - entry.created

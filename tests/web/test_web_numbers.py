@@ -25,6 +25,7 @@ from qsync.web.names import COUNTERS
 from tests.support.dashboard import visiting
 from tests.support.inspector_driver import Bed, bed
 from tests.support.stores import Store
+from tests.support.tally import with_tally
 
 QUEUES = ("alpha", "beta", "gamma")
 SEEDS = (1, 2, 3)
@@ -124,7 +125,8 @@ class Truth:
         return sum((self.states(queue) for queue in QUEUES), Counter())
 
     def counter(self, queue: str, name: str, day: str = "") -> int:
-        return int(self.client.hget(self.key(queue, "stats"), name + day) or 0)
+        stats, meta = (self.client.hgetall(self.key(queue, held)) for held in ("stats", "meta"))
+        return int(with_tally(stats, meta).get((name + day).encode(), 0))
 
     def keys(self, queue: str) -> Counter[str]:
         """Return the number of pending tasks by fairness key."""

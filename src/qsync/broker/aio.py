@@ -333,23 +333,21 @@ class AsyncBroker(BaseBroker[AioPool]):
     ) -> list[Any]:
         if self._refused and (refusal := self._recent_refusal(pool)) is not None:
             return [refusal] * len(commands)
-        limit = self._read_timeout
-        if ends != math.inf:
-            limit = max(min(limit, ends - time.monotonic()), 0.0)
-        queued = not pool.available
-        try:
-            connection = await pool.acquire(limit)
-        except LIBRARY_ERRORS as error:
-            if not isinstance(error, TimeoutError) and not isinstance(
-                error.__cause__, TimeoutError
-            ):
-                # A timeout may only mean that all connections are in use: the store may be well.
-                self._refused[pool] = time.monotonic(), error
-            return [error] * len(commands)
+        if (connection := pool.take()) is None:
+            queued = not pool.available
+            try:
+                connection = await pool.acquire(self._limit(ends))
+            except LIBRARY_ERRORS as error:
+                if not isinstance(error, TimeoutError) and not isinstance(
+                    error.__cause__, TimeoutError
+                ):
+                    # After a timeout the store may be well, and all connections in use.
+                    self._refused[pool] = time.monotonic(), error
+                return [error] * len(commands)
+            if queued and pool.is_served:  # the store replies; the caller waited in line
+                ends = max(ends, time.monotonic() + LINE_S)
         if self._refused:
             self._refused.pop(pool, None)
-        if queued and pool.is_served:  # the store replies; the caller waited in line
-            ends = max(ends, time.monotonic() + LINE_S)
         until = exchange_end(ends, self._read_timeout, used=connection.used)
         limit = self._read_timeout if until is None else max(until - time.monotonic(), 0.0)
         try:
@@ -365,6 +363,10 @@ class AsyncBroker(BaseBroker[AioPool]):
         if is_demoted(replies):
             await pool.discard_all()
         return replies
+
+    def _limit(self, ends: float) -> float:
+        """Return the seconds for which a caller waits for a connection."""
+        return max(min(self._read_timeout, ends - time.monotonic()), 0.0)
 
     def _recent_refusal(self, pool: AioPool) -> Exception | None:
         """Return the error of an attempt to connect that failed within the last RECONNECT_S.

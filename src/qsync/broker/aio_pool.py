@@ -36,6 +36,13 @@ class AioPool:
         """Return whether the store replied within the last LINE_S."""
         return asyncio.get_running_loop().time() - self._answered < LINE_S
 
+    def take(self) -> RedisConnection | PlainConnection | None:
+        """Return an open connection for one exchange, if there is an idle one at once."""
+        if self._free and self.available and self._free[-1].is_open:
+            self.available -= 1
+            return self._free.pop()
+        return None
+
     async def acquire(self, seconds: float) -> RedisConnection | PlainConnection:
         """Return a connection for one exchange.
 

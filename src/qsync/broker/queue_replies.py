@@ -18,14 +18,28 @@ def told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, 
     return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
 
 
-def counters_of(flat: Sequence[bytes]) -> dict[str, int]:
-    """Return the counters by name, without those that are not valid numbers."""
+TALLY_TASK: Final = 1_000_000_000_000
+"""What a task adds to the tally in meta, beside its size in bytes (include/tally.lua)."""
+
+
+def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]:
+    """Return the counters by name, without those that are not valid numbers.
+
+    `tally`: the day and the sum of the tasks that the counters do not have yet.
+    """
     pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {
+    counters = {
         name.decode(errors="backslashreplace"): int(value)
         for name, value in pairs
         if value.isdigit() and len(value) < 20
     }
+    day, summed = tally
+    if day.isdigit() and summed.isdigit() and len(summed) < 17:
+        tasks, size = divmod(int(summed), TALLY_TASK)
+        for name, amount in (("enqueued", tasks), ("bytes", size)):
+            for counter in (name, f"{name}:{int(day)}"):
+                counters[counter] = counters.get(counter, 0) + amount
+    return counters
 
 
 def bounds_in(sizes: dict[TaskState, int], reply: Sequence[Any]) -> QueueBounds:

@@ -69,7 +69,7 @@ def counts(keys: QueueKeys) -> Call[Counts]:
     def decode(reply: Any) -> Counts:
         sizes = dict(zip(script.keys, map(int, reply[0]), strict=False))
         states = told_apart({state: sizes.pop(state.value) for state in STORED}, reply[2])
-        return Counts(states, sizes, counters_of(reply[1]))
+        return Counts(states, sizes, counters_of(reply[1], reply[3]))
 
     return Call(script, keys.names(script.keys), (), decode)
 
@@ -127,7 +127,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
                 for message, length, failure in fields["first"]
             ],
             since_us=int(since) if since else None,
-            stats=counters_of(fields["counters"]),
+            stats=counters_of(fields["counters"], fields["tally"]),
             bounds=bounds_in(stored, fields["bounds"]),
             latency_target_us=None if fields["target"] < 0 else fields["target"],
             died=(died[0], int(float(died[1] or 0)), int(float(died[2] or 0))),

@@ -236,6 +236,7 @@ class AsyncClient(ClientBase):
             partial(self._enqueue, keys, wait), size_of,
             patience=self._allowance(wait), too_late=self._broker.too_late,
             calls=calls, most=CALL_BYTES,
+            run_one=partial(self._enqueue_one, keys) if wait is None else None,
         )  # fmt: skip
         self._outboxes[durability][queue] = outbox
         return outbox
@@ -292,6 +293,13 @@ class AsyncClient(ClientBase):
         if isinstance(reply, QsyncError):
             answers += [copy_for_caller(reply) for _ in tasks]
         return answers
+
+    async def _enqueue_one(self, keys: QueueKeys, task: NewTask, left: float) -> Enqueued:
+        """Send a task in a call of its own; raise its error."""
+        reply = await self._reply_to(keys, (task,), None, ends_in(left))
+        if isinstance(reply, QsyncError):
+            raise reply
+        return reply[0]
 
     async def _replies_to(
         self, keys: QueueKeys, chunks: Sequence[Sequence[NewTask]], wait: Wait | None, ends: float

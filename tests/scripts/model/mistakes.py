@@ -53,9 +53,8 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
 def enqueue_not_kept() -> Iterator[None]:
     """A client's enqueue that is repeated after a lost reply is made once more."""
     right = "if sender ~= '' and #others < 3 * #tasks.ids then"
-    kept = (
-        "redis.call('HSET', KEYS.calls, sender, table.concat({ ARGV.number, to_text(now) }, ' '))"
-    )
+    record = "table.concat({ ARGV.number, now_text }, ' ')"
+    kept = f"redis.call('HSET', KEYS.calls, ARGV.sender, {record})"
     with (
         planted("enqueue.lua", right, "if false then"),
         planted("enqueue_one.lua", kept, ""),

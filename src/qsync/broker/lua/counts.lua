@@ -36,9 +36,9 @@
 -- KEYS[33] events    stream  actions of operators
 -- KEYS[34] schedule_runs hash  schedule -> its last runs
 -- KEYS[35] stats     hash    counters, in all and per day
--- KEYS[36] meta      hash    schema
+-- KEYS[36] meta      hash    schema, tally
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
---   turn; and the number of completed tasks that were cancelled
+--   turn; the number of completed tasks that were cancelled; and the day and sum of the tally
 check_schema()
 local sizes = {}
 for _, set_key in ipairs({
@@ -68,4 +68,7 @@ local length = redis.pcall('XLEN', KEYS.events)
 sizes[#sizes + 1] = type(length) == 'number' and length or 0
 sizes[#sizes + 1] = redis.call('HLEN', KEYS.schedule_runs)
 local cancelled = count_cancelled()
-return { sizes, redis.call('HGETALL', KEYS.stats), cancelled }
+local tally = redis.call('HMGET', KEYS.meta, 'tally_day', 'tally')
+return {
+  sizes, redis.call('HGETALL', KEYS.stats), cancelled, { tally[1] or '', tally[2] or '' },
+}

@@ -17,7 +17,7 @@
 -- KEYS[14] keys      hash    id -> fairness key
 -- KEYS[15] fairness  zset    fairness keys by last tag
 -- KEYS[16] fetches   hash    server id -> last fetch
--- KEYS[17] meta      hash    paused, paused_at
+-- KEYS[17] meta      hash    paused, paused_at, tally
 -- KEYS[18] stats     hash    counters, in all and per day
 -- KEYS[19] cancels   hash    id -> retention us
 -- KEYS[20] progress  hash    id -> done/total, or @<us> at which it became runnable
@@ -46,6 +46,7 @@
 -- REPLY[11] target         int   latency target, us; -1: none
 -- REPLY[12] died           list  dead tasks that no operator has acknowledged: number, and times of the
 --   first and the last death, us, empty without any
+-- REPLY[13] tally          list  its day and its sum, each empty without one
 -- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
 check_schema()
 local now = clock(ARGV.now)
@@ -101,7 +102,7 @@ for i = 3, #ARGV do
   end
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
-  'latency_target', 'dead_known')
+  'latency_target', 'dead_known', 'tally_day', 'tally')
 -- A time in the future is of a clock that was wrong.
 local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
 local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
@@ -115,4 +116,5 @@ return reply({
   runnable_since = earliest < math.huge and to_text(earliest),
   bounds = { paused[3] or '', paused[4] or '', parse_int(paused[5], -1) },
   target = parse_int(paused[6], -1), died = { number, died[1] or '', died[2] or '' },
+  tally = { paused[8] or '', paused[9] or '' },
 })

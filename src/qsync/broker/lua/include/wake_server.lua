@@ -24,14 +24,12 @@ end
 
 -- Wake one server. An element that is in the list already wakes the next server that blocks on it.
 local function wake_server()
-  if message_idle_server() then
+  -- One command for both keys: idle servers count 2, the element 1.
+  local there = redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
+  if there == 1 or there ~= 0 and message_idle_server() or there == 3 then
     return
   end
-  local length = redis.pcall('LLEN', KEYS.wake)
-  if type(length) == 'number' and length > 0 then
-    return
-  end
-  length = redis.pcall('LPUSH', KEYS.wake, '1')
+  local length = redis.pcall('LPUSH', KEYS.wake, '1')
   if type(length) == 'number' and length > 1 then
     redis.pcall('LPOP', KEYS.wake)
   end

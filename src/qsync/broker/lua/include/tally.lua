@@ -1,0 +1,34 @@
+-- tally: count plain tasks that are enqueued one by one. Up to 64 of them wait in one field of meta,
+-- which takes one write for each task; the counters `enqueued` and `bytes`, in all and per day, take
+-- four. Readers add what waits.
+
+-- What a task adds to the tally, beside its size in bytes, which is at most 2^29.
+local tally_task = 1000000000000
+
+-- Add the tally to the counters of its day, and delete it.
+local function settle_tally(day)
+  local sum = tonumber(redis.pcall('HGET', KEYS.meta, 'tally') or '')
+  if redis.pcall('HDEL', KEYS.meta, 'tally') == 1 and sum and sum > 0 and sum < 2 ^ 53 then
+    count_pair(
+      parse_int(day, 0) * 86400000000, 'enqueued', math.floor(sum / tally_task),
+      'bytes', sum % tally_task
+    )
+  end
+end
+
+-- Count a task of this size. `tally_day` is the day of the tally, from meta.
+local function tally(now, tally_day, size)
+  local day = math.floor(now / 86400000000)
+  if tonumber(tally_day or '') ~= day then
+    settle_tally(tally_day)
+    tally_day = to_text(day)
+    redis.pcall('HSET', KEYS.meta, 'tally_day', tally_day)
+  end
+  local sum = redis.pcall('HINCRBY', KEYS.meta, 'tally', tally_task + size)
+  if type(sum) ~= 'number' or sum < tally_task then
+    redis.pcall('HDEL', KEYS.meta, 'tally')
+    count_pair(now, 'enqueued', 1, 'bytes', size)
+  elseif sum >= 64 * tally_task then
+    settle_tally(tally_day)
+  end
+end
