@@ -11,10 +11,12 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor, readable
+from qsync.inspector.died import Died
 from qsync.inspector.event_values import new_key
 from qsync.inspector.live_servers import _LiveServersMixin
+from qsync.inspector.overview import Overview
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
-from qsync.inspector.values import Change, Day, Died, Forgotten, Overview, QueueInfo, Step
+from qsync.inspector.values import Change, Day, Forgotten, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
 from qsync.message import decode_failure
 from qsync.phrase import phrase

@@ -9,6 +9,7 @@ import msgspec
 
 from qsync import codec
 from qsync.bounds import QueueBounds
+from qsync.inspector.died import Died
 from qsync.message import NORMAL_PRIORITY
 from qsync.phrase import Phrase
 from qsync.schedule import every_phrase
@@ -28,14 +29,6 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 
     day: date
     counters: dict[str, int]
-
-
-class Died(msgspec.Struct, frozen=True, kw_only=True):
-    """The dead tasks of a queue that no operator has acknowledged, and when they died."""
-
-    number: int
-    first_at: datetime
-    last_at: datetime
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,27 +67,6 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     def total(self) -> int:
         """Number of tasks in all states."""
         return sum(self.states.values())
-
-
-class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The queues, by name, and the ids of the live servers; `at` is the store's time.
-
-    `total` is the number of queues in use. With more than about a thousand, `queues` holds a part
-    of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out because
-    a later version of qsync wrote their data.
-    """
-
-    at: datetime
-    queues: list[QueueInfo]
-    servers: list[str]
-    total: int = 0
-    cursor: str | None = None
-    later: list[str] = []
-
-    @property
-    def more(self) -> int:
-        """Number of queues in other parts."""
-        return max(0, self.total - len(self.queues) - len(self.later))
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,12 @@ MESSAGE_LIMIT: Final = 1000
 TRACE_LIMIT: Final = 8192
 """Maximum size of a traceback in the log, in bytes."""
 
+STACK_LIMIT: Final = 4096
+"""Maximum size of the stack of a running handler, in bytes."""
+
+DEPTH_LIMIT: Final = 200
+"""Maximum number of frames that are read of it."""
+
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _OURS: Final = (str(Path(__file__).parent), str(Path(_PACKAGE, "contrib")))
 _STANDARD: Final = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})

@@ -88,6 +88,10 @@ class HandlerContext(msgspec.Struct, eq=False):
         leased.waits = False  # first: a stopping server reads `waits`, and then sets `stop`
         return leased.stop is None and leased.begins() and not leased.past_deadline()
 
+    def is_of(self, leased: LeasedTask) -> bool:
+        """Return whether this is the context of a task."""
+        return self._leased is leased
+
     def check_lease(self) -> None:
         """Raise LeaseLost once the lease is known to be lost."""
         leased = self._leased

@@ -7,18 +7,15 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from traceback import FrameSummary
 from types import FrameType
 from typing import Any, Final
 
 from qsync import codec
 from qsync.server.clock import boot_s
-from qsync.server.error_text import stack_text
+from qsync.server.error_text import DEPTH_LIMIT, STACK_LIMIT, stack_text
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
-
-STACK_LIMIT: Final = 4096
-"""Maximum size of a stack, in bytes."""
 
 STACKS_KEPT: Final = 5
 """Number of answers that a server's record has."""
@@ -26,9 +23,7 @@ STACKS_KEPT: Final = 5
 LONGEST: Final = 100
 """Number of tasks whose start a server's record has: those that run longest."""
 
-DEPTH_LIMIT: Final = 200
-
-ELSEWHERE: Final = "The handler runs in another process of this server, whose stack is not read."
+ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
 
 WAITING: Final = "The handler waits for a free thread or process."
 
@@ -36,16 +31,23 @@ WAITING: Final = "The handler waits for a free thread or process."
 class HandlerStacks:
     """Reads what the tasks of a server's queues are doing; used on the event loop."""
 
-    def __init__(self, lanes: Sequence[QueueState]) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[QueueState],
+        process_stack: Callable[[LeasedTask], Awaitable[str]],
+    ) -> None:
         self._lanes = {lane.queue: lane for lane in lanes}
+        self._process_stack = process_stack
         self._answers: deque[tuple[str, str, str, str]] = deque(maxlen=STACKS_KEPT)
         """Number of the request, queue, id and stack."""
 
-    def answer(self, number: str, queue: str, id: str) -> None:
+    async def answer(self, number: str, queue: str, id: str) -> None:
         """Read the stack of a task for the request of this number."""
         lane = self._lanes.get(queue)
         leased = None if lane is None else lane.held.get(id)
         text = "" if leased is None else stack_of(leased)
+        if leased is not None and text == ELSEWHERE:
+            text = await self._process_stack(leased) or ELSEWHERE
         self._answers.append((number[:40], queue, id, text))
 
     def fields(self) -> dict[str, bytes]:

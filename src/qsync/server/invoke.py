@@ -33,7 +33,7 @@ from qsync.server.handler_context import HandlerContext
 from qsync.server.outcome import timed_out
 from qsync.server.process_pool import ProcessPool
 from qsync.server.process_pool_member import HandlerError
-from qsync.server.queue_state import Claim
+from qsync.server.queue_state import Claim, LeasedTask
 from qsync.server.stopping import HungHandlers
 from qsync.server.thread_pool import ThreadPool, Threads
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
@@ -147,6 +147,10 @@ class Invoker:
         except RuntimeError:  # the server has closed the pool
             return hook(*args)
         return await called
+
+    async def process_stack(self, leased: LeasedTask) -> str:
+        """Return the stack of a handler in another process; empty if that does not answer."""
+        return "" if self._processes is None else await self._processes.stack(leased)
 
     async def aclose(self) -> None:
         """Close the pools; handlers that run in threads are not stopped."""

@@ -32,7 +32,7 @@ from qsync.server.process_pool_member import (
     WorkerProcess,
     fail,
 )
-from qsync.server.queue_state import Claim, NotBegun
+from qsync.server.queue_state import Claim, LeasedTask, NotBegun
 from qsync.server.remote_exception import original_of
 from qsync.task import TaskInfo
 
@@ -107,6 +107,14 @@ class ProcessPool:
             self._abandon(call)
             raise
         return _outcome(_reply_decoder.decode(reply))
+
+    async def stack(self, leased: LeasedTask) -> str:
+        """Return the stack of the handler of a task; empty if its process does not answer."""
+        for process in self._processes:
+            call = process.sent[0] if process.sent else None
+            if call is not None and call.claim is not None and call.claim.is_of(leased):
+                return await process.stack()
+        return ""
 
     def _feed_soon(self) -> None:
         """Schedule `_feed`, so that calls made in one turn of the loop are sent together."""

@@ -29,6 +29,7 @@ from qsync.mux import Handler
 from qsync.server import fork_guard
 from qsync.server.child_context import ChildContext, ChildServer, ChildSetup
 from qsync.server.current import running
+from qsync.server.error_text import DEPTH_LIMIT, STACK_LIMIT, stack_text
 from qsync.task import TaskInfo
 
 TRACEBACK_LIMIT: Final = 16 * 1024
@@ -41,6 +42,9 @@ name."""
 
 NOTE: Final = 1 << 31
 """Flag in a message's size: the message is a progress report of the running task, not a reply."""
+
+STACK: Final = 1 << 30
+"""Flag in a message's size: the message is the stack of the running handler, not a reply."""
 
 around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
 """Context managers around every handler call in this process; modules that a handler's module
@@ -104,18 +108,25 @@ class PayloadMismatch(msgspec.Struct, tag=True):
 Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | AskedSnooze | PayloadMismatch
 
 
-def begin(*first: Callable[[], None]) -> None:
+def begin(
+    *first: Callable[[], None],
+    asks: socket.socket | None = None,
+    answer: Callable[[], None] | None = None,
+) -> None:
     """Make this process ignore SIGINT and SIGTERM and end with its parent; then call `first`.
 
     Ctrl-C and a service manager's SIGTERM reach the whole process group. Only the parent handles
-    them: it lets handlers run on for a while, and then kills their processes.
+    them: it lets handlers run on for a while, and then kills their processes. For each byte that
+    arrives at `asks`, a thread calls `answer`.
     """
     # Not SIG_IGN: programs that a handler starts would inherit it.
     signal.signal(signal.SIGINT, _do_nothing)
     signal.signal(signal.SIGTERM, _do_nothing)
     with contextlib.suppress(OSError):
         os.setsid()  # the programs that handlers start can be killed with this process
-    threading.Thread(target=_end_with_parent, name="qsync-parent", daemon=True).start()
+    threading.Thread(
+        target=_watch_parent, args=(asks, answer), name="qsync-parent", daemon=True
+    ).start()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # so that a kill does not lose printed lines
             stream.reconfigure(line_buffering=True)
@@ -126,22 +137,23 @@ def begin(*first: Callable[[], None]) -> None:
 def serve(
     link: socket.socket,
     tickets: socket.socket,
+    asks: socket.socket,
     setup: ChildSetup | None,
     *first: Callable[[], None],
 ) -> None:
     """Run handlers, one request after another, until the server closes the sockets.
 
     A request begins once this process has taken its ticket. The server may take back the tickets of
-    other requests, which are then skipped.
+    other requests, which are then skipped. A byte at `asks` asks for the stack of the handler.
     """
-    begin(*first)
-    generation = fork_guard.generation
-    sending = threading.Lock()
+    sending, main = threading.Lock(), threading.get_ident()
 
     def send(message: bytes, flag: int = 0) -> None:
         with sending:
             link.sendall(struct.pack(">I", flag | len(message)) + message)
 
+    begin(*first, asks=asks, answer=lambda: send(_stack(main).encode(), STACK))
+    generation = fork_guard.generation
     server = ChildServer(setup, lambda report: send(report, NOTE), _find)
     with link, tickets, link.makefile("rb") as requests, contextlib.closing(server):
         while len(ticket := tickets.recv(4)) == 4:
@@ -154,6 +166,15 @@ def serve(
             if fork_guard.generation != generation:
                 fork_guard.end()
             send(reply)
+
+
+def _stack(thread: int) -> str:
+    """Return the stack of the handler that a thread runs; empty between two calls."""
+    frame = sys._current_frames().get(thread)
+    frames = [] if frame is None else list(traceback.extract_stack(frame))
+    ours = [index for index, line in enumerate(frames) if line.filename == __file__]
+    called = frames[max(ours, default=len(frames)) + 1 :]
+    return _valid(stack_text(called[-DEPTH_LIMIT:], STACK_LIMIT))
 
 
 def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
@@ -278,10 +299,17 @@ def _do_nothing(*_: object) -> None:
     pass
 
 
-def _end_with_parent() -> None:
+def _watch_parent(asks: socket.socket | None, answer: Callable[[], None] | None) -> None:
     parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
+    if parent is None:
+        return
+    watched: list[Any] = [parent.sentinel, *([asks] if asks is not None else [])]
+    while parent.sentinel not in (ready := connection.wait(watched)):
         with contextlib.suppress(OSError):
-            os.killpg(os.getpid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+            if ready and asks is not None and asks.recv(1) and answer is not None:
+                answer()
+                continue
+        watched.remove(asks)  # closed: the parent ends this process
+    with contextlib.suppress(OSError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

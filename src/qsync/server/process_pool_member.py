@@ -27,6 +27,9 @@ from qsync.server.queue_state import Claim
 START_S: Final = 60.0
 """Longest time that a process may take to start and to import a handler, in seconds."""
 
+STACK_S: Final = 1.0
+"""Longest time to wait for the stack of a handler, in seconds."""
+
 EXIT_S: Final = 5.0
 """Longest time that a process may take to end, in seconds; then it is killed."""
 
@@ -105,6 +108,10 @@ class WorkerProcess:
         self._socket: socket.socket | None = None
         self._tickets: tuple[socket.socket, socket.socket] | None = None
         """Socket pair for tickets: the end to write to, and the end that both sides read from."""
+        self._asks: tuple[socket.socket, socket.socket] | None = None
+        """Socket pair on which this side asks for the stack of the handler, a byte at a time."""
+        self._asked: deque[asyncio.Future[str]] = deque()
+        """What waits for a stack, in order."""
         self._watched: int | None = None
         """File descriptor that becomes readable when the process ends."""
         self._number = 0
@@ -151,10 +158,12 @@ class WorkerProcess:
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()
         self._tickets = socket.socketpair()
+        self._asks = socket.socketpair()
+        sockets = (theirs, self._tickets[1], self._asks[1])
         with theirs:
             self._process = multiprocessing.get_context("spawn").Process(
                 target=process_pool_child.serve,
-                args=(theirs, self._tickets[1], self._setup, *process_pool_child.at_start),
+                args=(*sockets, self._setup, *process_pool_child.at_start),
                 daemon=True,
             )
             _spawned.add(self)
@@ -203,6 +212,21 @@ class WorkerProcess:
         else:
             self._loop.remove_writer(self._socket)
 
+    async def stack(self) -> str:
+        """Return the stack of the handler that runs; empty if it ends or the process is busy."""
+        call = self.sent[0] if self.sent else None
+        if call is None or self._asks is None or len(self._asked) >= WINDOW:
+            return ""
+        asked: asyncio.Future[str] = self._loop.create_future()
+        self._asked.append(asked)
+        try:
+            self._asks[0].send(b"?")
+            async with asyncio.timeout(STACK_S):
+                text = await asked
+        except (OSError, TimeoutError):
+            return ""
+        return text if self.sent and self.sent[0] is call else ""
+
     def recall(self) -> list[Call]:
         """Take back and return the calls that have not begun; the process will not run them."""
         if self._tickets is None:
@@ -235,13 +259,16 @@ class WorkerProcess:
         while len(received) >= end + 4:
             start = end + 4
             head = int.from_bytes(received[end:start], "big")
-            size = head & ~process_pool_child.NOTE
+            size = head & ~(process_pool_child.NOTE | process_pool_child.STACK)
             if len(received) < start + size:
                 break
             end = start + size
             message = bytes(received[start:end])
             if head & process_pool_child.NOTE:
                 progress = message
+                continue
+            if head & process_pool_child.STACK:
+                self._deliver_stack(message)
                 continue
             self._report(progress)
             progress = b""
@@ -261,6 +288,11 @@ class WorkerProcess:
         if progress and self.sent and (claim := self.sent[0].claim) is not None:
             with contextlib.suppress(LeaseLost):  # the run is stopped anyway
                 claim.progress(*PROGRESS.unpack(progress))
+
+    def _deliver_stack(self, message: bytes) -> None:
+        asked = self._asked.popleft()
+        if not asked.done():
+            asked.set_result(message.decode(errors="replace"))
 
     def _answered(self, reply: bytes) -> None:
         future = self.sent.popleft().future
@@ -329,10 +361,9 @@ class WorkerProcess:
             self._close_tickets()
 
     def _close_tickets(self) -> None:
-        if self._tickets is not None:
-            for end in self._tickets:
-                end.close()
-            self._tickets = None
+        for end in (*(self._tickets or ()), *(self._asks or ())):
+            end.close()
+        self._tickets = self._asks = None
 
     def _reap(self) -> None:
         if self._process is None or self._process.pid is None:

@@ -51,6 +51,9 @@ class Claim(Protocol):
         """Record that a thread or process is free; return False if the task may no longer start.
         Safe to call on any thread."""
 
+    def is_of(self, leased: LeasedTask) -> bool:
+        """Return whether this is the claim of a task."""
+
     def progress(self, done: float, total: float) -> None:
         """Report the task's progress; raise LeaseLost once its lease is known to be lost."""
 

@@ -300,7 +300,7 @@ class Server:
         )  # fmt: skip
         control = self._control = ServerInbox(
             self.id, self.prefix, config, self._broker, self._lanes, runner, capacity, leases,
-            self.mux.types, self._on_order_to_stop, outage, context.waits,
+            self.mux.types, self._on_order_to_stop, outage, context.waits, invoker.process_stack,
         )  # fmt: skip
         watchdog = LoopWatchdog(capacity.ready)
         self._health = HealthProbe(config, self._lanes, capacity, control, watchdog)

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from qsync import codec
@@ -28,7 +28,7 @@ from qsync.server.handler_stacks import HandlerStacks
 from qsync.server.leases import LeaseKeeper
 from qsync.server.loop_watchdog import STALE_S
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import QueueState
+from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.runner import Runner
 from qsync.version import __version__
 
@@ -61,6 +61,7 @@ class ServerInbox:
         on_stop: Callable[[], None],
         outage: Outage,
         waits: Waits,
+        process_stack: Callable[[LeasedTask], Awaitable[str]],
     ) -> None:
         self._server_id = server_id
         self._keys = GlobalKeys(prefix)
@@ -74,7 +75,7 @@ class ServerInbox:
         self._on_stop = on_stop
         self._outage = outage
         self._waits = waits
-        self._stacks = HandlerStacks(lanes)
+        self._stacks = HandlerStacks(lanes, process_stack)
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
@@ -194,7 +195,7 @@ class ServerInbox:
         if verb == "cancel" and len(rest) == 2:
             await self._cancel(*rest)
         elif verb == "stack" and len(rest) == 3:
-            self._stacks.answer(*rest)
+            await self._stacks.answer(*rest)
             self.announce_now()
         elif verb == "quiet":
             log.info("draining as requested: no more tasks are fetched")
