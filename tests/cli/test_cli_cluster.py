@@ -7,10 +7,13 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from redis.crc import key_slot
 
+from qsync import Qsync, Task
 from tests.support.cli import qsync
 from tests.support.dashboard import SAME
 from tests.support.stores import Cluster, wait_until
@@ -81,3 +84,62 @@ def test_doctor_command_examines_a_cluster(cluster: Cluster) -> None:
     }  # fmt: skip
     lines = qsync("acl", "server", "--cluster").out
     assert re.search(r"\+cluster\|slots|\+cluster\b", lines)
+
+
+def test_edit_types_events_search_and_backfill_reach_every_node(
+    cluster: Cluster, prefix: str
+) -> None:
+    env = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
+    app = Qsync(cluster.url, prefix=prefix)
+    slots = {key_slot(f"{prefix}:q{n}".encode()) * 3 // 16384: f"q{n}" for n in range(50)}
+    queues = first, second, third = [slots[part] for part in range(3)]  # a node has each
+    with app.client() as client:
+        for queue in queues:
+            client.enqueue(Task("pay", {"invoice": 7}, queue=queue, id=f"pay-{queue}", delay=3600))
+            client.enqueue(Task("note", queue=queue))
+        client.schedules.put("nightly", Task("note", queue=third), cron="0 3 * * *")
+
+    def run(*words: str) -> Any:
+        told = qsync(*words, env=env)
+        assert told.code == 0, told.out + told.err
+        return told
+
+    def ids(query: str) -> set[str]:
+        return {row["id"] for row in run("task", "list", query, "--json").json["tasks"]}
+
+    edited = ("task", "edit", f"pay-{second}", "--json", '{"invoice": 8}')
+    run(*edited, "--dry-run")
+    assert ids("args.invoice:8") == set()
+    run(*edited)
+    run(*edited[:-1], '{"invoice": 9}', "--copy", "--into", third)
+    assert ids("args.invoice:8") == {f"pay-{second}"}
+    [copy] = ids("args.invoice:9")
+    assert ids("type:pay state:scheduled") == {f"pay-{queue}" for queue in queues}
+    run("task", "edit", f"pay-{first}", "--json", '{"invoice": 8}', "--retry")
+    assert ids("args.invoice:8 state:pending") == {f"pay-{first}"}
+    assert ids(f"type:pay queue:{third}") == {f"pay-{third}", copy}
+
+    for queue in queues:
+        run(
+            "type", "pause", "note", "--queue", queue, "--reason", f"down in {queue}", "--by", "ann"
+        )
+        [note] = [row for row in run("types", "--queue", queue, "--json").json
+                  if row["type"] == "note"]  # fmt: skip
+        assert note["paused"]["why"] == f"down in {queue}"
+    run("type", "resume", "note", "--queue", second)
+
+    past = ("schedule", "backfill", "nightly", "--from", "2026-01-01T00:00Z", "--to",
+            "2026-01-04T00:00Z", "--json")  # fmt: skip
+    assert run(*past, "--dry-run").json["enqueued"] == 3
+    assert run(*past, "--yes").json["enqueued"] == 3
+    assert run(*past, "--yes").json["skipped"] == 3
+    history = run("schedule", "history", "nightly", "--json").json
+    assert [row["made"] for row in history if row["made"] != "tick"] == ["backfill"] * 3
+
+    actions = [row["action"] for row in run("events", "--json").json]
+    assert sorted(actions) == sorted(
+        ["task.edit", "task.edit", "task.copy", *["type.pause"] * 3, "type.resume",
+         "schedule.backfill"]
+    )  # fmt: skip
+    assert run("doctor", "--audit").code == 0
+    app.close()

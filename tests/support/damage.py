@@ -139,7 +139,8 @@ class Patient:
     def heal(self) -> None:
         """Repair the damage; only a lock that another task has taken meanwhile stays as it is."""
         auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
-        for _ in range(3):
+        # A lost message shows a next run that is kept, and that run the limits that it lacks.
+        for _ in range(4):
             report: Report = _finished(auditor.audit(self.rig.keys.queue))
             left = [damage for damage in report.damages if damage.kind != "lock lost"]
             if not left:
@@ -177,9 +178,9 @@ class Patient:
             self.rig.run(type_ops.resume_type(self.rig.keys, paused.type, now_us=self.rig.now))
 
     def _latest(self) -> int:
-        """When the last of what waits, or is leased, comes due."""
+        """When the last of what waits, or is leased, comes due, or the last limit opens."""
         client, key = self.rig.client, self.rig.keys.key
-        names = ("scheduled", "active", "retry")
+        names = ("scheduled", "active", "retry", "openings")
         last = [client.zrange(key(name), -1, -1, withscores=True) for name in names]
         return max([int(due) for found in last for _, due in found], default=0)
 

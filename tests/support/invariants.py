@@ -36,7 +36,7 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-REPLACE: Final = ("run", "enqueue", "tick", "tick_schedules")
+REPLACE: Final = ("run", "edit", "enqueue", "tick", "tick_schedules")
 """Operations after which a task may start before the time for which it was scheduled."""
 
 

@@ -59,7 +59,7 @@ WEIGHTS: Final = {
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "pause_type": 2, "resume_type": 3,
     "set_limit": 2, "put_limit_rules": 1, "renew": 2, "mark_started": 3, "progress": 1,
-    "cancel": 4, "run": 4, "reschedule": 3, "replace_active": 4,
+    "cancel": 4, "run": 4, "edit": 4, "reschedule": 3, "replace_active": 4,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
     "put_schedule": 2, "tick_schedules": 4, "delete_schedule": 1, "pause_schedule": 1,
@@ -150,6 +150,13 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "progress": st.tuples(held, st.integers(0, 9)),
     "cancel": st.tuples(known),
     "run": st.tuples(known, states),
+    "edit": st.tuples(
+        known,
+        st.sampled_from(("", "", "scheduled", "retry")),
+        st.sampled_from(("", "+0", f"+{30 * S}")),
+        st.booleans(),
+        st.sampled_from((0, 0, 0, 20)),
+    ),
     "replace_active": st.tuples(st.sampled_from((None, None, 5))),
     "reschedule": st.tuples(
         known,

@@ -19,7 +19,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec import structs
 
+from qsync import codec
 from qsync.broker import (
     limit_ops,
     operator_ops,
@@ -31,13 +33,14 @@ from qsync.broker import (
     views,
 )
 from qsync.broker.call import Call
+from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import StoredRow
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
 from qsync.limit import LimitRule
-from qsync.message import NORMAL_PRIORITY
+from qsync.message import NORMAL_PRIORITY, decode_message
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.task import Task
 from tests.scripts.model.actions import (
@@ -282,6 +285,23 @@ class Scripts(RuleBasedStateMachine):
         id, _ = self.known(pick, state)
         self.do("reschedule", id, f"+{due}" if later else str(max(0, self.rig.now + due - 5 * S)))
 
+    def edit(self, pick: int, state: str, due: str, runs: bool, longer: int) -> None:
+        """Edit a task that waits or died; some calls saw another message, or another state."""
+        if not state and pick % 4 < 3 and not self.model.those("dead"):
+            self.kill([pick % 9], True)
+        id, task = self.known(pick, state or ("dead" if pick % 4 < 3 else ""))
+        self.number += 1
+        shown = task if task and pick % 5 else Known(self.made(id, {}), self.rig.now)
+        payload = b"edit %d%s" % (self.number, b"x" * longer)
+        message = decode_message(shown.message)
+        edited = codec.encode(structs.replace(message, payload=payload))
+        key, lock = shown.sent.fairness_key, shown.sent.lock
+        again = operator_ops.RerunRequest(id, key, lock, b"history", priority_of(shown.sent))
+        self.do(
+            "edit", id, task.state if task else "dead", seen=shown.message, message=edited,
+            due=due, rerun=again if runs else None,
+        )  # fmt: skip
+
     def delete(self, picks: list[int], state: str) -> None:
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
@@ -481,7 +501,7 @@ MODULES: Final = (ops, operator_ops, program_schedule_ops, schedule_ops, limit_o
 """Modules with operations whose names are those of actions."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
-    "stopped": ops.end_cancelled, "reschedule": reschedule,
+    "stopped": ops.end_cancelled, "reschedule": reschedule, "edit": edit,
 }  # fmt: skip
 """Operations whose name is not that of the action."""
 
@@ -491,9 +511,9 @@ UNTIMED: Final = ("mark_started", "progress", "pause", "resume", "abandon", "del
 
 
 def brings_in(name: str, args: Sequence[Any]) -> bool:
-    """Whether a full store may refuse a call: it brings in tasks, schedules or results."""
+    """Whether a full store may refuse a call: it brings in messages, schedules or results."""
     results = name == "complete" and any(row.result for row in args[0])
-    return results or name in ("enqueue", "tick", "put_schedule", "tick_schedules")
+    return results or name in ("enqueue", "tick", "put_schedule", "tick_schedules", "edit")
 
 
 def made(id: str, options: dict[str, Any]) -> NewTask:

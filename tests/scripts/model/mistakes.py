@@ -387,6 +387,17 @@ def fairness_restarts_beside_waiters() -> contextlib.AbstractContextManager[None
     return planted("include/wake_next.lua", right, "  if false then\n")
 
 
+def edit_of_a_message_that_nobody_saw() -> contextlib.AbstractContextManager[None]:
+    """An edit replaces whatever message the task has, though it was edited or replaced since."""
+    right = "  or digest ~= ARGV.seen and stored ~= ARGV.message then\n"
+    return planted("edit.lua", right, "  then\n")
+
+
+def edited_dead_task_keeps_its_crashes() -> contextlib.AbstractContextManager[None]:
+    """A dead task that is edited and run has used up its attempts already."""
+    return planted("edit.lua", "  revive(id, ARGV.key, ARGV.record)\n", "")
+
+
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
   ARGV[i + 1] = redis.call('HGET', KEYS.owner, ARGV[i]) or ARGV[i + 1]
 end
@@ -436,6 +447,8 @@ IN_SCRIPTS: Final = named(
     limited_leased_ahead,
     raised_rule_opens_nothing,
     fairness_restarts_beside_waiters,
+    edit_of_a_message_that_nobody_saw,
+    edited_dead_task_keeps_its_crashes,
 )
 """Mistakes that the model check must find."""
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from qsync.broker.edit_op import EditOutcome
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import (
     Completion,
@@ -24,10 +25,10 @@ from qsync.broker.op_values import (
     Outcome,
     Retried,
 )
-from qsync.broker.operator_ops import PurgeStep
+from qsync.broker.operator_ops import PurgeStep, RerunRequest
 from qsync.broker.reschedule_op import Rescheduled
 from qsync.limit import LimitRule
-from qsync.message import NORMAL_PRIORITY
+from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED, TaskState
 from tests.scripts.model.queue import BAND, Known, band_of, member_of
@@ -512,20 +513,56 @@ class Model(Schedules):
         task = self.tasks.get(id)
         if task is None or task.state != state or state not in ("scheduled", "retry", "dead"):
             return ("changed", "")
-        if state == "dead":
-            holder = self.holder(now, lock) if lock else None
-            if holder not in (None, id):
-                return ("duplicate", holder or "")
-            if lock:
-                ends, _ = self.locks[lock] if holder else (0, "")
-                self.locks[lock] = (ends, id)
-            task.crashes, task.failure = None, failure or None
-            task.key = fairness_member(priority, fairness_key)
+        again = RerunRequest(id, fairness_key, lock, failure, priority)
+        if state == "dead" and (holder := self.revive(now, task, again)) is not None:
+            return ("duplicate", holder)
         self.to_pending(now, id)
         self.runnable_from({id: now})
         self.awake = True
         self.settle(now)
         return ("ok", "")
+
+    def revive(self, now: int, task: Known, again: RerunRequest) -> str | None:
+        """Let a dead task begin anew, with its lock; the other holder of its lock, if any."""
+        holder = self.holder(now, again.lock) if again.lock else None
+        if holder not in (None, again.id):
+            return holder
+        if again.lock:
+            ends, _ = self.locks[again.lock] if holder else (0, "")
+            self.locks[again.lock] = (ends, again.id)
+        task.crashes, task.failure = None, again.failure or None
+        task.key = fairness_member(again.priority, again.fairness_key)
+        return None
+
+    def edit(
+        self,
+        now: int,
+        id: str,
+        state: str,
+        *,
+        seen: bytes,
+        message: bytes,
+        due: str,
+        rerun: RerunRequest | None,
+    ) -> EditOutcome:
+        task = self.tasks.get(id)
+        if task is None or task.state != state or state not in ("scheduled", "retry", "dead"):
+            return EditOutcome("changed")
+        if task.message not in (seen, message):
+            return EditOutcome("changed")
+        if state == "dead" and rerun and (holder := self.revive(now, task, rerun)) is not None:
+            return EditOutcome("duplicate", holder)
+        task.sent = replace(task.sent, message=message[len(ENVELOPE_HEAD) + 8 :])
+        if rerun:
+            self.to_pending(now, id)
+            self.runnable_from({id: now})
+            self.awake = True
+            self.settle(now)
+        elif due and state != "dead":
+            at = now + int(due)
+            self.to_later(now, state, {id: at})
+            self.runnable_from({id: at})
+        return EditOutcome("ok")
 
     def reschedule(self, now: int, id: str, due: str) -> Rescheduled:
         task = self.tasks.get(id)
