@@ -98,8 +98,10 @@ def write_by_psycopg(outbox: Outbox, places: Places) -> None:
         while True:
             with contextlib.suppress(Undo), outbox.transaction(connection) as rows:
                 for order in new_orders():
-                    connection.execute(INSERT, (order,))
-                    rows.add(pack(order))
+                    with contextlib.suppress(Undo), connection.transaction():
+                        connection.execute(INSERT, (order,))
+                        rows.add(pack(order))
+                        undo_sometimes()
                 undo_sometimes()
 
 

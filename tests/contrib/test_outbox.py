@@ -13,7 +13,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, func, select, update
+from psycopg.rows import dict_row
+from sqlalchemy import Engine, create_engine, func, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -366,6 +368,92 @@ def test_relay_sends_5000_rows_a_second(app: Qsync, outbox: Outbox, database: Po
         wait_until(lambda: relay.sent == count, timeout=60)
     rate = count / (time.monotonic() - began)
     assert rate > 5000
+
+
+@needs_postgres
+def test_transaction_of_psycopg_sends_only_what_the_commit_keeps(
+    app: Qsync, outbox: Outbox, database: Postgres
+) -> None:
+    with psycopg.connect(database.dsn, row_factory=dict_row) as connection:
+        connection.execute(outbox.create_table)
+        connection.commit()
+        with outbox.transaction(connection) as rows:
+            kept = [rows.add(Task("send", 1))]
+            with contextlib.suppress(KeyError), connection.transaction():
+                rows.add(Task("send", 2))
+                raise KeyError
+            with connection.transaction():
+                kept.append(rows.add(Task("send", 3)))
+        with outbox.transaction(connection) as rows:
+            rows.add(Task("send", 4))
+            raise psycopg.Rollback
+        with outbox.transaction(connection) as rows:
+            rows.add(Task("send", 5))
+            with contextlib.suppress(psycopg.errors.DivisionByZero):
+                connection.execute("SELECT 1 / 0")  # PostgreSQL rolls back at the COMMIT
+        with pytest.raises(ConfigError, match="the block has ended"):
+            rows.add(Task("send", 6))
+    assert sorted(pending(app)) == sorted(kept)
+
+    async def use() -> None:
+        async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+            async with outbox.transaction(connection) as rows:
+                kept.append(await rows.add(Task("send", 7)))
+                with contextlib.suppress(KeyError):
+                    async with connection.transaction():
+                        await rows.add(Task("send", 8))
+                        raise KeyError
+            async with outbox.transaction(connection) as rows:
+                await rows.add(Task("send", 9))
+                raise psycopg.Rollback
+        await app.aclose()
+
+    asyncio.run(use())
+    assert sorted(pending(app)) == sorted(kept)
+
+
+@needs_postgres
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_session_sends_only_what_the_commit_keeps(
+    app: Qsync, outbox: Outbox, database: Postgres, colour: str
+) -> None:
+    engine = create_engine(database.address)
+    outbox.metadata.create_all(engine)
+
+    def work(session: Session) -> str:
+        kept = outbox.row(Task("send", 1))
+        session.add(kept)
+        session.flush()
+        savepoint = session.connection().begin_nested()  # the session does not know of it
+        session.add(outbox.row(Task("send", 2)))
+        session.flush()
+        savepoint.rollback()
+        id = str(kept.id)
+        session.commit()
+        session.add(outbox.row(Task("send", 3)))
+        session.flush()
+        with contextlib.suppress(DBAPIError):
+            session.execute(text("SELECT 1 / 0"))  # PostgreSQL rolls back at the COMMIT
+        session.commit()
+        return id
+
+    async def use() -> str:
+        of_async = create_async_engine(database.address)
+        async with AsyncSession(of_async) as session:
+            id = await session.run_sync(work)
+            await outbox.after_commit.drain()
+        await of_async.dispose()
+        await app.aclose()
+        return id
+
+    if colour == "async":
+        kept = asyncio.run(use())
+    else:
+        with Session(engine) as session:
+            kept = work(session)
+    assert pending(app) == [kept]
+    assert count(engine, outbox) == 0
+    engine.dispose()
 
 
 @needs_postgres

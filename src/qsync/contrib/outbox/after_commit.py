@@ -48,13 +48,21 @@ class AfterCommit:
             self._made = self._app.copy(prefix=self._app.prefix, patience=PATIENCE_S)
         return self._made
 
-    def send(self, rows: Sequence[Row], delete: Callable[[list[str]], object]) -> None:
-        """Send the rows and delete those that the store acknowledged; blocks."""
+    def send(
+        self,
+        rows: Sequence[Row],
+        delete: Callable[[list[str]], object],
+        kept: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+    ) -> None:
+        """Send the rows and delete those that the store acknowledged; blocks.
+
+        `kept` returns the rows that the commit has kept, which are those to send.
+        """
         if not rows or time.monotonic() < self._away_until:
             return
         try:
             client: Client = self._quick.shared()
-            sent = send(client, rows[:MOST])
+            sent = send(client, kept(rows[:MOST]))
             if sent.error is not None:
                 self._leave(sent.error)
             if sent.ids:
@@ -63,21 +71,30 @@ class AfterCommit:
         except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
 
-    def begin(self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]) -> None:
+    def begin(
+        self,
+        rows: Sequence[Row],
+        delete: Callable[[list[str]], Awaitable[object]],
+        kept: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]],
+    ) -> None:
         """Start sending the rows on the running event loop."""
         if not rows or time.monotonic() < self._away_until:
             return
-        task = asyncio.get_running_loop().create_task(self.send_async(rows, delete))
+        task = asyncio.get_running_loop().create_task(self.send_async(rows, delete, kept))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def send_async(
-        self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]
+        self,
+        rows: Sequence[Row],
+        delete: Callable[[list[str]], Awaitable[object]],
+        kept: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]] | None = None,
     ) -> None:
         """Send the rows and delete those that the store acknowledged."""
         try:
             client = self._quick.here()
-            sent = await send_async(client, rows[:MOST])
+            rows = rows[:MOST] if kept is None else await kept(rows[:MOST])
+            sent = await send_async(client, rows)
             if sent.error is not None:
                 self._leave(sent.error)
             if sent.ids:

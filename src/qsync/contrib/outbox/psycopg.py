@@ -21,6 +21,7 @@ try:
     from psycopg import AsyncConnection, Connection
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
+    from psycopg.rows import tuple_row
     from psycopg.sql import SQL, Composed, Identifier
 except ModuleNotFoundError as _error:
     raise missing(_error, "psycopg") from None
@@ -52,6 +53,7 @@ class Statements:
             "ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED"
         ).format(name)
         self.delete: Composed = SQL("DELETE FROM {} WHERE id = ANY(%s)").format(name)
+        self.kept: Composed = SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(name)
         self.backlog: Composed = SQL(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM {0} LIMIT %s) AS counted), "
             "(SELECT min(created_at) FROM {0})"
@@ -121,12 +123,14 @@ class OutboxTransaction:
         self._insert = insert
         self._make_row = make_row
         self.rows: list[Row] = []
+        self.open: bool = True
 
     def add(self, task: Task[Any]) -> str:
         """Write the row of a task, and return the id of the task.
 
-        Raises InvalidTask if it is wrong.
+        Raises InvalidTask if it is wrong, and ConfigError after the end of the block.
         """
+        _check_open(self.open)
         row = self._make_row(task)
         self._connection.execute(self._insert, values(row))
         self.rows.append(row)
@@ -143,12 +147,14 @@ class AsyncOutboxTransaction:
         self._insert = insert
         self._make_row = make_row
         self.rows: list[Row] = []
+        self.open: bool = True
 
     async def add(self, task: Task[Any]) -> str:
         """Write the row of a task, and return the id of the task.
 
-        Raises InvalidTask if it is wrong.
+        Raises InvalidTask if it is wrong, and ConfigError after the end of the block.
         """
+        _check_open(self.open)
         row = self._make_row(task)
         await self._connection.execute(self._insert, values(row))
         self.rows.append(row)
@@ -161,15 +167,22 @@ def transaction(
 ) -> Iterator[OutboxTransaction]:
     """Open a transaction, and send its tasks after the commit."""
     _check_idle(connection)
-    with connection.transaction():
-        opened = OutboxTransaction(connection, statements.insert, make_row)
-        yield opened
+    opened, kept = OutboxTransaction(connection, statements.insert, make_row), list[Row]()
+    try:
+        with connection.transaction():
+            yield opened
+            if opened.rows and not _has_failed(connection):
+                with connection.cursor(row_factory=tuple_row) as cursor:
+                    ids = cursor.execute(statements.kept, ([row.id for row in opened.rows],))
+                    kept = _rows_with(opened.rows, ids.fetchall())
+    finally:
+        opened.open = False
 
     def delete(ids: list[str]) -> None:
         with connection.transaction():
             connection.execute(statements.delete, (ids,))
 
-    after.send(opened.rows, delete)
+    after.send(kept, delete)
 
 
 @contextlib.asynccontextmanager
@@ -178,15 +191,40 @@ async def async_transaction(
 ) -> AsyncIterator[AsyncOutboxTransaction]:
     """Open a transaction, and send its tasks after the commit."""
     _check_idle(connection)
-    async with connection.transaction():
-        opened = AsyncOutboxTransaction(connection, statements.insert, make_row)
-        yield opened
+    opened, kept = AsyncOutboxTransaction(connection, statements.insert, make_row), list[Row]()
+    try:
+        async with connection.transaction():
+            yield opened
+            if opened.rows and not _has_failed(connection):
+                async with connection.cursor(row_factory=tuple_row) as cursor:
+                    await cursor.execute(statements.kept, ([row.id for row in opened.rows],))
+                    kept = _rows_with(opened.rows, await cursor.fetchall())
+    finally:
+        opened.open = False
 
     async def delete(ids: list[str]) -> None:
         async with connection.transaction():
             await connection.execute(statements.delete, (ids,))
 
-    await after.send_async(opened.rows, delete)
+    await after.send_async(kept, delete)
+
+
+def _has_failed(connection: Any) -> bool:
+    """Return whether an error has ended the transaction: PostgreSQL then rolls back at a COMMIT."""
+    return bool(connection.info.transaction_status == TransactionStatus.INERROR)
+
+
+def _rows_with(rows: Sequence[Row], ids: Sequence[tuple[str]]) -> list[Row]:
+    """Return the rows that the commit keeps, which those of a savepoint may not be."""
+    found = {id for (id,) in ids}
+    return [row for row in rows if row.id in found]
+
+
+def _check_open(is_open: bool) -> None:
+    if not is_open:
+        raise ConfigError(
+            "outbox.transaction: the block has ended, and its transaction with it; open another one"
+        )
 
 
 def _check_idle(connection: Any) -> None:

@@ -85,6 +85,13 @@ def delete(connection: Connection, table: Table, ids: list[str]) -> None:
     connection.execute(delete_from(table).where(table.c.id.in_(ids)))
 
 
+def kept(connection: Connection, table: Table, rows: Sequence[Row]) -> list[Row]:
+    """Return those of the rows that are in the table."""
+    query = select(table.c.id).where(table.c.id.in_([row.id for row in rows]))
+    found = set(connection.execute(query).scalars())
+    return [row for row in rows if row.id in found]
+
+
 def backlog(connection: Connection, table: Table) -> Backlog:
     """Return the number of waiting rows and the age of the oldest."""
     some = select(literal(1)).select_from(table).limit(COUNTED).subquery()
@@ -120,6 +127,11 @@ class EngineDatabase:
         """Delete rows in a separate transaction."""
         with self._engine.begin() as connection:
             delete(connection, self._table, ids)
+
+    def kept(self, rows: Sequence[Row]) -> list[Row]:
+        """Return those of the rows that a commit has kept."""
+        with self._engine.begin() as connection:
+            return kept(connection, self._table, rows)
 
     def backlog(self) -> Backlog:
         """See Database."""
@@ -162,6 +174,11 @@ class AsyncEngineDatabase:
         async with self._engine.begin() as connection:
             await connection.run_sync(delete, self._table, ids)
 
+    async def kept(self, rows: Sequence[Row]) -> list[Row]:
+        """Return those of the rows that a commit has kept."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(kept, self._table, rows)
+
     async def backlog(self) -> Backlog:
         """See AsyncDatabase."""
         async with self._engine.begin() as connection:
@@ -181,6 +198,8 @@ class SessionHooks:
     """Sends the rows that sessions have committed.
 
     Rows of a savepoint that was rolled back are no longer persistent when the transaction commits.
+    Others are read from the table before they are sent, since the session does not know of all
+    savepoints, and PostgreSQL rolls back at the commit after an error that the caller has caught.
     A session on a Connection does not know when that commits, so a relay sends its rows.
     """
 
@@ -215,6 +234,7 @@ class SessionHooks:
             return
         if engine.dialect.is_async:
             database = AsyncEngineDatabase(AsyncEngine(engine), self._table)
-            self._after_commit.begin(rows, database.delete)
+            self._after_commit.begin(rows, database.delete, database.kept)
         else:
-            self._after_commit.send(rows, EngineDatabase(engine, self._table).delete)
+            of_engine = EngineDatabase(engine, self._table)
+            self._after_commit.send(rows, of_engine.delete, of_engine.kept)
