@@ -1,4 +1,4 @@
-"""A client in a process of its own that enqueues tasks at random times, whatever becomes of them.
+"""A separate client process that enqueues tasks at random times, independent of their progress.
 
     python -m benchmarks.arrivals SPEC
 

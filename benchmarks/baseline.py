@@ -21,7 +21,7 @@ from qsync.task import TaskInfo
 
 @dataclass(frozen=True, slots=True)
 class BaselineRun:
-    """What the bare event loop took for a number of tasks."""
+    """Time of the bare event loop for a number of tasks."""
 
     tasks: int
     seconds: float

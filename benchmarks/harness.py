@@ -1,4 +1,4 @@
-"""What all measures share: the store, the queue, clients and servers."""
+"""The parts that all measures share: the store, the queue, clients and servers."""
 
 from __future__ import annotations
 

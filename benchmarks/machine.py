@@ -1,4 +1,4 @@
-"""What the figures were measured on, and when."""
+"""The machine and time of a measurement."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def reference() -> str:
 
 
 def parameters(command: Any) -> list[Any]:
-    """What may be given to a command, its arguments first."""
+    """The parameters of a command, arguments first."""
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     return arguments + [one for one in command.params if one.param_type_name == "option"]
 

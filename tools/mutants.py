@@ -1,6 +1,6 @@
 """python -m tools.mutants: plant each known mistake, and say what finds it and how soon.
 
-What finds no mistake proves nothing when it finds nothing. `--write` keeps the table for
+A check that cannot find mistakes proves nothing. `--write` keeps the table for
 docs/reliability.md; names as arguments plant only these. Exits with 1 when a mistake is missed.
 """
 

@@ -46,7 +46,7 @@ OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
 """Beginnings of the names of the wheel's files."""
 
 CHECKERS: Final = ("pyright", "mypy", "django-stubs", "flask", "litestar", "httpx", "pytest")
-"""What the check of types needs beside the extras."""
+"""Packages that the type check needs beside the extras."""
 
 
 class Wrong(Exception):

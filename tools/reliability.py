@@ -82,7 +82,7 @@ def _marks(nodes: Sequence[ast.expr]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def wrong(shown: Sequence[Shown]) -> list[str]:
-    """What is wrong with the marks: rows that are not there, and rows that nobody shows."""
+    """Problems of the marks: rows that do not exist, and rows without a test."""
     found = [
         f"{one.test}: there is no {name} {row}"
         for one in shown

@@ -21,7 +21,7 @@ REFILL_BATCH: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """What one round measured at one backlog."""
+    """Result of one round at one backlog."""
 
     us: float | None
     rate: float

@@ -32,7 +32,7 @@ They are more than one server takes at a time, so that each server gets some."""
 
 @dataclass(frozen=True, slots=True)
 class DrainRun:
-    """What servers took for a number of tasks."""
+    """Time that servers took for a number of tasks."""
 
     tasks: int
     seconds: float
@@ -40,7 +40,7 @@ class DrainRun:
     cpu_s: float
     """Processor time of all server processes."""
     scripts: CommandUsage | None
-    """What the store spent on scripts; None if it does not say."""
+    """Time that the store spent on scripts; None if it does not say."""
 
     @property
     def rate(self) -> float:

@@ -1,4 +1,4 @@
-"""Which Python the peers are run by, the same for all, and what is known of it."""
+"""The Python that runs all peers, and its version."""
 
 import json
 import os
@@ -25,7 +25,7 @@ print(json.dumps({
 
 
 def describe(program: str) -> dict[str, object] | None:
-    """What an interpreter says of itself, None when it does not run."""
+    """Description of an interpreter; None if it does not run."""
     try:
         done = subprocess.run(  # noqa: S603 - a program that the user named, or a known one
             [program, "-c", _ASK], capture_output=True, text=True, timeout=30, check=False

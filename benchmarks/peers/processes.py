@@ -23,7 +23,7 @@ class PeerFailed(Exception):
 
 
 def produce(peer: Peer, action: str, variables: Mapping[str, str], **sizes: int) -> dict[str, Any]:
-    """What a producer of the peer measured."""
+    """Measurement of a producer of the peer."""
     report = Path(variables["BENCH_REPORT"]).with_suffix(".producer")
     report.unlink(missing_ok=True)
     words = ["-m", "benchmarks.peers.producer", peer.name, action, json.dumps(sizes), str(report)]

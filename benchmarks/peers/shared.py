@@ -13,7 +13,7 @@ CALLERS = 100
 """Coroutines that enqueue at the same time."""
 PAYLOAD = "x" * 32
 STAMPS = ("t", b"t")
-"""What a payload that carries the time of its enqueue begins with."""
+"""Prefix of a payload that carries the time of its enqueue."""
 
 URL = os.environ.get("BENCH_URL", "")
 """The store; empty in the harness, which starts it."""

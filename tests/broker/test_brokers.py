@@ -45,7 +45,7 @@ async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
         if not asked:
             # Those before it that were cancelled may not have been sent.
             assert 0 <= task.result() <= number % 50 + 1
-        # What comes next over the same connections has its own reply.
+        # Later calls on the same connections get their own replies.
         size = await broker.run(
             registry_ops.server_heartbeat(keys, f"server{number}", ttl_us=60_000_000)
         )
@@ -391,7 +391,7 @@ def test_callers_get_connections_in_order_of_arrival(store: Store) -> None:
 async def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(
     cluster: Cluster, prefix: str
 ) -> None:
-    """No call fails for lack of a connection, however many are made at once."""
+    """No call fails for lack of a connection, whatever the number of concurrent calls."""
 
     broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
     replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)

@@ -1,4 +1,4 @@
-"""Managed stores forbid commands. What qsync can do without, it does without.
+"""Managed stores forbid commands. qsync works without the commands that managed stores forbid.
 
 A proxy before a real store forbids them, as a store that does not know the command (ElastiCache,
 for one) or as one whose user may not run it.

@@ -36,7 +36,7 @@ def away(request: pytest.FixtureRequest, own_store: Store) -> Callable[[], None]
 
 
 def refused_after(ask: Callable[[], Any]) -> float:
-    """The seconds until a call is told that the store is not available."""
+    """Seconds until a call raises StoreUnavailable."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         ask()

@@ -50,7 +50,7 @@ def make_certificate(folder: Path, name: str) -> Path:
 
 
 def tls_config(port: int, certificate: Path) -> dict[str, Value]:
-    """What a store needs to speak TLS at this port."""
+    """Settings of a store that speaks TLS on this port."""
     return {
         "tls-port": port,
         "tls-cert-file": str(certificate),

@@ -27,7 +27,7 @@ def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
 
 
 def damages(store: Store, prefix: str) -> list[Damage]:
-    """What an audit finds."""
+    """The damages that an audit finds."""
 
     async def main() -> list[Damage]:
         broker = AsyncBroker(redis_clients.parse(store.url))

@@ -32,7 +32,7 @@ def read_notes(path: Path) -> list[Note]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client asked for."""
+    """The tasks that a client asked for."""
 
     id: str
     retry: int

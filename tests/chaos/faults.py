@@ -200,7 +200,7 @@ class Faults:
             yield self._proxies[name]
 
     def _turn(self, kind: str, chance: random.Random, seconds: float, **values: Any) -> None:
-        """Turn switches of one or of both directions, and turn them back."""
+        """Set switches of the proxy for one or both directions, and reset them."""
         with self._network(kind, chance) as proxy:
             ways = chance.choice((("up",), ("down",), ("up", "down")))
             for way in ways:

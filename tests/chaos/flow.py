@@ -47,7 +47,7 @@ class Flow:
         """When a call returned, by the monotonic clock, and the id of its task."""
         self.confirmed: dict[str, bool | None] = {}
         self.asked: dict[str, float] = {}
-        """When the call was made."""
+        """Time of the call."""
         self.errors: list[BaseException] = []
 
     @property

@@ -52,7 +52,7 @@ SENT_TWICE: Final = "was sent before"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the rounds have shown."""
+    """Result of the rounds."""
 
     committed: int
     sent_twice: int

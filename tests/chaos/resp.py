@@ -39,7 +39,7 @@ class Frames:
         return frames
 
     def rest(self) -> bytes:
-        """What is left, taken out."""
+        """Remove and return the rest."""
         rest = bytes(self._data)
         self._data.clear()
         return rest

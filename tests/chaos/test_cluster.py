@@ -165,7 +165,7 @@ def test_a_replica_takes_over_while_its_primary_lives(
     assert max(gaps) <= (5 if how else 2)
     if not how:
         assert (lost, again) == (set(), 0)
-    # The old primary may take some until it hears of the new one.
+    # The old primary may accept some until it learns of the new one.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     assert all(began - 0.5 <= accepted[id] <= over + 2 for id in lost)
     assert server.running

@@ -16,7 +16,7 @@ KEPT = {"tasks", "dead", "crashes", "failures", "completed", "results"}
 STRUCTURE = {
     "meta", "stats", "fetches", "calls", "recent", "wake", "idle", "type_reports", "type_stats",
 }  # fmt: skip
-"""What may live for ever, beside the sets of queues and servers."""
+"""Keys that may live for ever, beside the sets of queues and servers."""
 
 
 def judge(evidence: Evidence) -> list[str]:

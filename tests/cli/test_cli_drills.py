@@ -1,4 +1,4 @@
-"""Incidents as an operator meets them: found, understood and mended within three commands."""
+"""Incidents as an operator meets them: found, understood and resolved within three commands."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_colours_are_printed_to_terminals_only(live: Live) -> None:
 
 
 def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
-    """What the shell offers for the last word of a line."""
+    """Return the completions of the last word of a line."""
     variables = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))},
         "zsh": {"_TYPER_COMPLETE_ARGS": line},

@@ -347,7 +347,7 @@ def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: S
 
 @pytest.mark.faults(34)
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
-    """What a client does when a reply was lost."""
+    """Enqueue as a client does after a lost reply."""
     tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
     bulk = BulkEnqueue(tasks, payload_limit=100, handle=blocking._handle)
     [trip] = bulk.round_trips(hand.keys, range(3), CallSequences().acquire(0), None, calls=1)

@@ -49,7 +49,7 @@ def promtool(*words: str | Path, text: str | None = None) -> str:
 
 
 async def exposition(url: str, prefix: str) -> str:
-    """What a dashboard and a worker serve, after a task has run."""
+    """The metrics that a dashboard and a worker serve after a task has run."""
     app, registry = Qsync(url, prefix=prefix), CollectorRegistry()
     instrument(app, registry=registry)
 

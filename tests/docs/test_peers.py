@@ -25,7 +25,7 @@ ASKED_FOR = {
 
 
 def names_of(file: Path) -> dict[str, ast.AST]:
-    """What a file defines at its top, by name."""
+    """The top-level definitions of a file, by name."""
     found: dict[str, ast.AST] = {}
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

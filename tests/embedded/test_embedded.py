@@ -86,7 +86,7 @@ def valkey_pid(folder: Path) -> int:
 
 
 def process(pid: int, column: str) -> str:
-    """What ps says of a process; nothing for one that has ended."""
+    """The line of ps about a process; empty for one that has ended."""
     words = ["ps", "-o", f"{column}=", "-p", str(pid)]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""Every accepted task runs whatever is killed, and leaves nothing behind."""
+"""Every accepted task runs despite kills of any part, and leaves no key behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LASTS_S = 11.0
 """How long the enqueueing, and with it the killing, takes."""
 
 DEAD = {"tasks", "dead", "crashes"}
-"""What dead tasks leave behind."""
+"""Keys that dead tasks leave behind."""
 
 
 def mixed_tasks(chance: random.Random) -> list[Task]:

@@ -140,7 +140,7 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     between = [order[begin : order.index("late", begin)].count("full") for begin in begins]
     measured("tasks of a full queue before those of a queue that was empty, at most", max(between))
     assert order.count("full") < 20_000, "the full queue was done too early to tell"
-    # What was leased ahead, for about 0.1 s.
+    # Tasks leased ahead, for about 0.1 s.
     assert max(between) < 5000
 
 

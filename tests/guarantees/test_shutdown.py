@@ -116,7 +116,7 @@ def test_a_second_signal_hands_back_at_once(
 def test_third_signal_ends_the_process_and_leases_recover_its_tasks(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The store is away, so nothing can be handed back; nobody has to wait for that."""
+    """The store is down, so nothing can be handed back, and the shutdown does not wait for it."""
     config = {"lease": 2.0, "sweep": 0.2, "concurrency": 10, "shutdown_timeout": 60.0}
     leaving = launch(own_store.url, server_id="leaving", **config)
     enqueue(own_store, prefix, [task(sleep_at={"leaving": 600.0}) for _ in range(10)])

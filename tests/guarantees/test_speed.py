@@ -36,7 +36,7 @@ class Took(NamedTuple):
 
 
 async def floor(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[None]]) -> Took:
-    """What it takes to decode messages and await the handler in a task and context each."""
+    """Cost of decoding messages and awaiting the handler in a task and context each."""
     loop = asyncio.get_running_loop()
 
     async def one(data: bytes) -> None:

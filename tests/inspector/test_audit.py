@@ -35,7 +35,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Report:
-    """Audit the store of the rig, and mend what was found."""
+    """Audit the store of the rig, and repair the damages."""
 
     async def main() -> Report:
         broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def test_empty_store_has_no_damage(rig: Rig) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """A damage: how it comes about, what is found, and what holds when it has been mended."""
+    """A damage: how it is made, what the audit finds, and what holds after the repair."""
 
     name: str
     plant: Callable[[Rig], object]
@@ -128,7 +128,7 @@ def _lock_of(rig: Rig, id: str) -> str:
 
 
 def _leased_anew(rig: Rig) -> bool:
-    """It is leased for a while, and whoever holds it may end it."""
+    """It is leased for a while, and its holder may end it."""
     ahead = (rig.score("active", "crashed") or 0) / S - time.time()
     token = rig.field("owner", "crashed") or b""
     ended = rig.complete(LeaseRef("crashed", token.decode()))

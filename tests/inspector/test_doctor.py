@@ -196,7 +196,7 @@ def test_forbidden_settings_are_unknown_and_the_others_reported(binary: Binary) 
 @pytest.mark.parametrize("binary", BINARIES)
 @pytest.mark.parametrize("role", acl.ROLES)
 def test_each_right_that_is_missing_is_named(binary: Binary, role: acl.Role) -> None:
-    """By the rules alone, less one command; and with keys of somebody else."""
+    """With the role, less one command; and with keys of another program."""
     store = shared_store(binary)
     old = is_old(store)
     asks = ("+acl|whoami", "+acl|dryrun", "+command|info")

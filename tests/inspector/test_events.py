@@ -77,7 +77,7 @@ async def test_each_action_is_recorded_once_with_its_operator(store: Store, pref
         assert by_action["server.stop", None].subject == "one"
         assert by_action["queue.delete", None].subject == by_action["queue.purge", None].subject
         assert by_action["weight.set", "default"].detail == "2"
-        # Whatever changes nothing is not recorded.
+        # A call that changes nothing is not recorded.
         ann = made.inspector.acting("ann")
         await ann.resume("default")
         await ann.reset_limit("mail")

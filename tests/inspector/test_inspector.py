@@ -134,7 +134,7 @@ def test_counters_are_kept_by_day(store: Store, prefix: str) -> None:
 
 
 def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) -> None:
-    """What was scheduled, or failed before, has waited only since it was due."""
+    """A task that was scheduled, or failed before, has waited only since it was due."""
 
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="later", delay=3600))
@@ -892,7 +892,7 @@ HOSTILE = [
 @pytest.mark.faults(55)
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: bytes) -> None:
-    """Each hash holds the same garbage for each task, and each set an id that is none."""
+    """Each hash holds the same garbage for each task, and each set an invalid id."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector

@@ -264,7 +264,7 @@ async def test_a_pause_outlives_store_and_servers(own_store: Store, prefix: str)
 
 
 def ticking(url: str, prefix: str, ticked: list[str], **options: Any) -> Qsync:
-    """An app with a schedule that ticks ten times a second, and one that does not so soon."""
+    """An app with a schedule that ticks ten times a second, and one that ticks rarely."""
     app = Qsync(url, prefix=prefix)
 
     @app.periodic(every=0.1, name="fast", **options)

@@ -185,7 +185,7 @@ async def test_backfill_enqueues_each_tick_of_the_interval_once(store: Store, pr
         assert first.id.endswith("T00:00:00Z"), "of the tick, in UTC"
         [event, *_] = await ann.events(action="schedule.backfill")
         assert (event.by, event.subject) == ("ann", "nightly")
-        # What ran is not run again, also when its task has left.
+        # A tick that ran is not run again, even after its task has left.
         await made.complete(await made.lease(), 0, b"")
         async for _ in ann.steps(ann.purge, "default", "completed"):
             pass

@@ -267,7 +267,7 @@ def bulk_call_passes_a_bound() -> AbstractContextManager[None]:
 
 
 def dropped_bytes_are_kept() -> AbstractContextManager[None]:
-    """The size of messages that leave is not taken off."""
+    """Mistake: the size of deleted messages is not subtracted."""
     right = "    add_bytes(-stored_bytes(ids))\n"
     return planted("include/forget_tasks.lua", right, "")
 

@@ -184,7 +184,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def core(dump: Dump, *, less: str = "") -> Dump:
-    """What decides where tasks are and what they are."""
+    """The keys that decide the state and content of tasks."""
     return {name: held for name, held in dump.items() if name not in BESIDE and name != less}
 
 
@@ -201,7 +201,7 @@ def lacking(rig: Rig, command: str) -> Broker:
 
 
 def commands(call: Any) -> list[str]:
-    """The commands of the script of a call, but for those that make it run at all."""
+    """The commands of the script of a call, except those that run it."""
     return sorted({name for name, _ in _COMMAND.findall(call.script.text)} - {"MEMORY"})
 
 

@@ -1,4 +1,4 @@
-"""What each operation does, by example.
+"""Examples of each operation.
 
 Fetch, crashes, locks, order, calls that are run twice and spoilt stores have files of their own.
 """

@@ -1,4 +1,4 @@
-"""A store without memory refuses new tasks and results, whole; all else goes on."""
+"""A store without memory refuses new tasks and results as a whole; all else continues."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ VIEWS = {
 }  # fmt: skip
 
 TEXTS = {
-    # Names that hold text wherever they stand: what `..` may join as it is.
+    # Names that always hold text, so that `..` may join them.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
     "message", "claim", "schema", "newest_schema", "layout", "limit_name", "name", "tag_bytes",
 }  # fmt: skip

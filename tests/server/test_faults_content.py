@@ -62,7 +62,7 @@ async def test_one_bad_message_in_a_thousand_is_dead_and_the_others_complete(
 
 @pytest.mark.faults(55)
 async def test_recovery_does_not_read_messages(store: Store, prefix: str) -> None:
-    """A server dies with ten tasks, one of whose messages is spoilt: all ten are recovered."""
+    """A server dies with ten tasks, one of whose messages is damaged: all ten are recovered."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -243,7 +243,7 @@ def test_100_000_blobs_are_messages_or_are_refused() -> None:
 
 @pytest.mark.faults(60)
 async def test_a_server_survives_messages_of_any_bytes(store: Store, prefix: str) -> None:
-    """Each of 2,000 ends, is dead, or waits for somebody who knows its type."""
+    """Each of 2,000 tasks ends, is dead, or waits for a server with its handler."""
 
     chance, ran = random.Random(61), list[str]()
     async with bench(store.url, prefix) as b:

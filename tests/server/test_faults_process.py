@@ -22,7 +22,7 @@ FORKS = 1000
 @pytest.mark.slow
 @pytest.mark.faults(12)
 def test_a_thousand_forks_mix_up_no_reply(valkey: Store, prefix: str) -> None:
-    """Each child uses the client of its parent, which goes on meanwhile."""
+    """Each child uses the client of its parent, which keeps using it too."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t", id="first"))]
         for number in range(0, FORKS, 20):

@@ -125,7 +125,7 @@ def results_refused(store: Store, b: Bench) -> Iterator[None]:
 async def test_server_fetches_nothing_while_the_store_refuses_settlements(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "qsync.server")  # where a refusal is said again
+    caplog.set_level(logging.DEBUG, "qsync.server")  # where the refusal is logged again
 
     work = Work()
     work.go_on.set()
@@ -150,7 +150,7 @@ def said(caplog: pytest.LogCaptureFixture) -> int:
 async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "qsync.server")  # where a refusal is said again
+    caplog.set_level(logging.DEBUG, "qsync.server")  # where the refusal is logged again
     """The tasks go back uncharged, so that they run again once the store takes their ends."""
 
     work = Work()

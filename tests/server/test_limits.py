@@ -33,7 +33,7 @@ def app(valkey: Store, prefix: str) -> Qsync:
 
 
 class Runs:
-    """What runs at the same time, by key, and when each run began."""
+    """The concurrent runs by key, and when each began."""
 
     def __init__(self) -> None:
         self.now: Counter[Any] = Counter()
@@ -216,7 +216,7 @@ async def test_rules_are_there_before_the_first_task_starts_and_after_a_loss_of_
         await wait_until_async(again)
 
 
-# Which enqueues carry limits.
+# Enqueue in every way that carries limits.
 
 
 @asynccontextmanager

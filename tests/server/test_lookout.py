@@ -57,7 +57,7 @@ async def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix
         await looked(server, 3)
         before = fetches(server)
         await looked(server, 5)
-        # Each is fetched from once in five minutes, whatever a look says.
+        # Each is fetched from once in five minutes, whatever a check returns.
         assert fetches(server) - before <= len(names) // 4
 
 
@@ -137,7 +137,7 @@ async def test_server_of_many_queues_recovers_what_a_dead_one_held(
             await counting.reaches(1)
 
 
-# What a look tells.
+# The reply of a check.
 
 
 @pytest.fixture

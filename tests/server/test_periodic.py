@@ -118,7 +118,7 @@ def ticks_of(name: str, ids: Iterable[str]) -> list[int]:
 
 
 def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
-    """All ticks from one to another."""
+    """The ticks between two times."""
     ticks = [first_us]
     while ticks[-1] < last_us:
         ticks.append(schedule.next_after(ticks[-1]) or last_us)
@@ -233,7 +233,7 @@ def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:
 
 
 def test_tasks_go_to_their_queues_which_are_registered(store: Store, prefix: str) -> None:
-    """Queues that this server does not serve, and nobody enqueued to, are found by others."""
+    """Queues that this server does not serve, without enqueued tasks, are found by others."""
 
     async def work(place: Place) -> None:
         tasks = [
@@ -305,7 +305,7 @@ def test_task_that_cannot_be_built_stops_no_other_schedule(
 @pytest.mark.faults(17, 25)
 @pytest.mark.guarantee(7)
 def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) -> None:
-    """Ticks go on when the store is back; the scripts that it forgot are sent again."""
+    """Ticks continue when the store is back; the scripts that it forgot are sent again."""
     with Store(aof=True) as store:
 
         async def work(place: Place) -> None:

@@ -48,7 +48,7 @@ def test_handlers_that_wait_for_nothing_share_a_task_and_no_context(
 
 
 def test_a_handler_that_keeps_its_asyncio_task_has_it_to_itself(valkey: Store, prefix: str) -> None:
-    """So that cancelling it later, or at once, hits nobody else."""
+    """So that cancelling it, at once or later, affects no other handler."""
     mux, ended, kept = Mux(), list[str](), list[asyncio.Task[Any]]()
 
     @mux.handle("keeps")

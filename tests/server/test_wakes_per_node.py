@@ -79,7 +79,7 @@ async def all_idle(cluster: Cluster, prefix: str, server: Server, names: list[st
 
 
 def clients(node: Store, **having: str) -> list[dict[str, str]]:
-    """The connections of a node, but for the one that asks."""
+    """The connections of a node, except the one that asks."""
     lines = node.command("CLIENT", "LIST")
     found = []
     for line in lines if isinstance(lines, list) else lines.decode().splitlines():
@@ -182,7 +182,7 @@ async def test_stopped_server_is_not_woken(cluster: Cluster, prefix: str) -> Non
             assert idle_in(cluster, prefix, first, ["q0"]) == 0
 
 
-# What may go wrong.
+# The ways to lose a subscription.
 
 
 @pytest.mark.faults(42)

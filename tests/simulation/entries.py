@@ -65,6 +65,6 @@ class Entry:
         return last if last is not None and last.ended is None else None
 
     def surely_open(self, now_us: int) -> bool:
-        """Whether it is unfinished; one whose lease is over may have ended unseen."""
+        """Whether it is unfinished; a task with an expired lease may have ended unseen."""
         lease = self.lease
         return self.phase == "waiting" or (lease is not None and now_us < lease.expires_us)

@@ -46,7 +46,7 @@ class Outcome:
     recovery_s: float
     """Longest time that a task waited after a dead server's lease expired."""
     resume_s: float
-    """The longest from a return of the store until a server fetched, whatever else befell those."""
+    """Longest time from a return of the store until a server fetched."""
     drained_s: float
     """From the end of the faults until all had ended."""
     faults: Counter[str]

@@ -77,7 +77,7 @@ class Ledger:
     # The store's data
 
     def copy(self) -> Any:
-        """What it knows of what the store holds."""
+        """Known state of the store."""
         stored = self.stored.versions, self.stored.deleted
         state = self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored
         return deepcopy(state)
@@ -98,7 +98,7 @@ class Ledger:
             if entry.created > (left.created if left else 0):
                 self.lost.add(key)
         for key, entry in self.entries.items():
-            # It was run, whatever the store knows of it.
+            # Whether it was run, even if the store does not know.
             entry.starts = max(entry.starts, self._starts.get(key, 0))
             # What an earlier loss took may be back: the copy can be later than that one's.
             self.void -= {(*key, one.token) for one in entry.deliveries}
@@ -442,7 +442,7 @@ class Ledger:
 
 
 def _in_full(reply: Any, ids: Sequence[str]) -> list[bytes]:
-    """What enqueue answers: an outcome and an id for each task, even where one word says it all."""
+    """The outcomes of an enqueue, with an id for each task, even if the reply is one word."""
     if reply != b"created":
         return list(reply)
     return [part for id in ids for part in (b"created", id.encode())]

@@ -58,7 +58,7 @@ class Process(Protocol):
 
 
 class Strand:
-    """What runs in order: the event loop of a process, or one of its threads."""
+    """A sequence of steps: the event loop of a process, or one of its threads."""
 
     def __init__(self, process: Process, kind: Literal["loop", "thread"]) -> None:
         self.process = process
@@ -185,7 +185,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return True
 
     def release(self, strand: Strand) -> None:
-        """A strand that was held back goes on."""
+        """Resume a strand that was held back."""
         held, strand.held = strand.held, []
         for handle in held:
             self._line_up(handle)

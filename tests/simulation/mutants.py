@@ -276,7 +276,7 @@ def tick_id_without_time() -> contextlib.AbstractContextManager[None]:
 
 
 def changed_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
-    """A schedule is the same whatever its expression."""
+    """Schedules with different expressions count as equal."""
     return exchanged(periodic, "digest_of", lambda schedule: "")
 
 

@@ -96,9 +96,9 @@ class Network:
         self.loop = loop
         self.ledger = ledger
         self.away_until = 0.0
-        """Nobody reaches the store until then."""
+        """The store is unreachable until then."""
         self.down_until = 0.0
-        """It does not run until then: who tries to connect is told so at once."""
+        """It does not run until then: connections are refused at once."""
         self.loading_until = 0.0
         self.fetched_at = 0.0
         """When a server last fetched."""

@@ -22,7 +22,7 @@ from tests.simulation.history import Outcome, live
 ROOT: Final = Path(__file__).parents[2]
 
 SHOWN: Final = 8
-"""So many of the things that were wrong with a seed are told."""
+"""Maximum number of findings to print per seed."""
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ def outcomes(
 ) -> Summary:
     """Live through seeds, in order, as far as the time allows; `tell` gets each outcome.
 
-    However long it takes, it is `at_least` so many.
+    At least `at_least` seeds run, however long they take.
     """
     ends = None if within_s is None else time.monotonic() + within_s
     summary = Summary()

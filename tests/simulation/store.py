@@ -144,7 +144,7 @@ class SimStore:
         self.skew_us = 0
         """Total jump of its clock."""
         self.latest_us = 0
-        """The latest that its clock has ever shown."""
+        """Latest time that its clock has shown."""
         self.jumps: list[tuple[float, int]] = []
         """Times and sizes of its clock jumps."""
         self._line = line_to(store)
@@ -290,7 +290,7 @@ class SimStore:
         self._ledger.lose(None)
 
     def snapshot(self) -> Snapshot:
-        """What it holds now."""
+        """Its current content."""
         keys = sorted(self.plain("KEYS", "*"))
         found = self.read([(word, key) for key in keys for word in ("PTTL", "DUMP")])
         pairs = zip(keys, found[::2], found[1::2], strict=True)

@@ -32,7 +32,7 @@ class Version:
 
 
 class StoredBook:
-    """What the store answered about stored schedules."""
+    """Replies of the store about stored schedules."""
 
     def __init__(self, find: Callable[[str], None]) -> None:
         self._find = find

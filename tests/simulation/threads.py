@@ -27,7 +27,7 @@ class Turns:
     """The threads of one history."""
 
     on_loop = False
-    """A planted mistake: what should be a thread is held up by the event loop."""
+    """A planted mistake: a part that should be a thread runs on the event loop."""
 
     def __init__(self, loop: SimLoop) -> None:
         self.loop = loop
@@ -135,7 +135,7 @@ class SimThread:
             raise Killed
 
     def wake(self) -> None:
-        """It goes on in its next turn."""
+        """It continues in its next turn."""
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def kill(self) -> None:

@@ -1,7 +1,7 @@
 """Tests as a user of the store who has the rights of a role and no more.
 
 QSYNC_TEST_ACL=1 has the fixture `store` give out such a user in its URL, by the file of the test.
-What a test does beside, to look or to help, it does as the user who may do everything.
+Setup and checks of a test run as the user with all rights.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class AsUser:
         return self._store.url.replace("//", f"//{self.user}:secret@")
 
     def refused(self) -> set[str]:
-        """What the user tried and might not do."""
+        """The commands that were denied to the user."""
         entries = [_fields(entry) for entry in self._store.command("ACL", "LOG")]
         return {entry["object"] for entry in entries if entry["username"] == self.user}
 

@@ -27,7 +27,7 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The browser; the test is skipped where there is none."""
+    """The browser; without one the test is skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium on the path")

@@ -21,7 +21,7 @@ CALLS = 60
 def mixed_up(url: str, prefix: str, seed: int) -> str | None:
     """Make calls and cancel some of them; says what was wrong with an answer.
 
-    Nobody else may use the prefix.
+    No other test may use the prefix.
     """
     return asyncio.run(_make_calls(url, random.Random(seed), f"{prefix}-{seed}"))
 

@@ -1,7 +1,7 @@
 """Damage of a queue by an operator, an eviction or a bad disk, and its repair.
 
-A damaged queue is no matter for the model: what is left of it must stop no script, an audit mends
-it, and then it runs empty like any other.
+The model does not cover a damaged queue: its remains must stop no script, an audit repairs it, and
+then it drains like any other.
 """
 
 from __future__ import annotations

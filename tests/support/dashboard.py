@@ -23,7 +23,7 @@ from tests.support.stores import HOST
 T = TypeVar("T")
 
 SAME: Final = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}
-"""What a browser sends with a form of our own page."""
+"""Headers that a browser sends with a form of our own page."""
 
 TRACE: Final = "\n".join(
     ["ValueError: order 4711 has no address", "", *(f" at {n}" for n in range(210))]

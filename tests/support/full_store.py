@@ -25,7 +25,7 @@ REFUSED_S: Final = 2.0
 def wrong_when_full(store: Store, prefix: str) -> str | None:
     """Run tasks on a full store, and on one that refuses their ends; says what was wrong.
 
-    Nobody else may use the store, which is emptied first: what an earlier mistake left would count.
+    No other test may use the store, which is emptied first: earlier mistakes would count.
     """
     with store.client() as client:
         client.flushall()

@@ -41,7 +41,7 @@ REPLACE: Final = ("run", "edit", "enqueue", "tick", "tick_schedules")
 
 
 def check(name: str, now: int, before: Dump, after: Dump) -> None:
-    """Assert what must hold after a call of an operation, whatever the operation."""
+    """Assert the invariants after a call of any operation."""
     assert set(after) <= set(QUEUE_KEYS), f"unknown keys: {set(after) - set(QUEUE_KEYS)}"
     homes = [id for state in STATES for id in after.get(state, {})]
     assert len(homes) == len(set(homes)), "a task is in one state"
@@ -127,7 +127,7 @@ def check_limits(dump: Dump) -> None:
 
 
 def comparable(dump: Dump) -> Dump:
-    """What the model speaks of."""
+    """The keys that the model covers."""
     meta = {
         f: v
         for f, v in dump.get("meta", {}).items()

@@ -123,7 +123,7 @@ class Source:
         ]
 
     def slots(self, name: str) -> list[str]:
-        """What stands between the brackets of each `name[...]`."""
+        """The text between the brackets of each `name[...]`."""
         tokens = self.tokens
         return [
             " ".join(arguments_at(tokens, at + 1)[0])
@@ -143,7 +143,7 @@ class Source:
 
 
 def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
-    """What stands in the bracket that opens at a position, cut at its commas."""
+    """The parts of the bracket that opens at a position, split at its commas."""
     found: list[list[str]] = [[]]
     depth = 0
     for part in tokens[opening:]:

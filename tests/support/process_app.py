@@ -15,7 +15,7 @@ from qsync import Qsync, Task, TaskInfo, current
 
 @dataclass
 class State:
-    """What the lifespan yields."""
+    """The state that the lifespan yields."""
 
     pid: int
     runs: int = 0
@@ -68,7 +68,7 @@ def look(task: TaskInfo) -> dict[str, Any]:
 
 
 def linger(task: TaskInfo) -> None:
-    """Report progress, and go on until the file is there."""
+    """Report progress until the file exists."""
     current().progress(2, 7)
     while not Path(task.payload.decode()).exists():
         time.sleep(0.01)

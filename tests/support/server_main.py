@@ -45,7 +45,7 @@ note: Note
 
 
 class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a handler is to do: the payload of a task. Times in seconds.
+    """Instructions for a handler: the payload of a task. Times in seconds.
 
     sleep       how long it runs
     sleep_at    the same for servers of these ids
@@ -142,7 +142,7 @@ def noting_in(path: str) -> Note:
 async def holds_the_interpreter(task: TaskInfo) -> str:
     note("start", task)
     plan: Plan = task.value(Plan)
-    ctypes.PyDLL(None).usleep(int(plan.seconds(task) * 1e6))  # C code that lets nobody else run
+    ctypes.PyDLL(None).usleep(int(plan.seconds(task) * 1e6))  # C code that holds the interpreter
     return plan.end(task)
 
 

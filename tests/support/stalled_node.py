@@ -64,7 +64,7 @@ def lists_away(cluster: Cluster, prefix: str, *, gone: bool) -> Iterator[str]:
 def wrong_with_a_node_away(cluster: Cluster, prefix: str) -> str | None:
     """Use a queue while the node that lists the queues stands still; says what waited for it.
 
-    Nobody else may use the cluster.
+    No other test may use the cluster.
     """
     with lists_away(cluster, prefix, gone=False) as queue:
         return (

@@ -1,4 +1,4 @@
-"""What mypy --strict must accept, with the types that it must see."""
+"""Code that mypy --strict must accept, with the types that it must infer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mypy --strict must refuse: each line with the codes of its errors, and no other line."""
+"""Code that mypy --strict must refuse: each line with the codes of its errors."""
 
 from __future__ import annotations
 

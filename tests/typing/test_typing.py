@@ -12,7 +12,7 @@ ROOT = HERE.parent.parent
 
 
 def mypy(name: str) -> str:
-    """What mypy says of a file, with the settings of the project."""
+    """Run mypy on a file, with the settings of the project."""
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(HERE / name)],
         cwd=ROOT,

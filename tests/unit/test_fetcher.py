@@ -1,4 +1,4 @@
-"""What a server takes for its own of what a fetch brought."""
+"""The leases that a server keeps from the reply of a fetch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be a handler or a middleware, told where it is registered."""
+"""Handlers and middleware are checked where they are registered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task says of its own failures: which are retried, and when."""
+"""Retry rules of a task: which failures are retried, and when."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def local(schedule: Cron, after: str, until: str) -> list[str]:
 
 
 class Wanted:
-    """What a cron expression of five fields asks of a reading of the clock."""
+    """Whether a clock reading matches a cron expression of five fields."""
 
     def __init__(self, expression: str) -> None:
         fields = expression.split()
@@ -107,7 +107,7 @@ class Wanted:
 
 
 def watch_clock(tz: str, moments: Iterable[datetime]) -> list[int]:
-    """What the clock of the zone reads at those moments."""
+    """The local times of the zone at those moments."""
     zone = ZoneInfo(tz)
     return [
         (wall := moment.astimezone(zone)).toordinal() * 1440 + wall.hour * 60 + wall.minute

@@ -1,4 +1,4 @@
-"""Which periodic tasks come next, among thousands."""
+"""Order of the next ticks of thousands of periodic tasks."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def sent(payload: object) -> TaskInfo:
-    """The task as a server sees it, by way of what goes over the wire."""
+    """The task as a server decodes it."""
     packed = codec.encode(payload)
     assert packed in new_task(Task("t", payload), b"nonce123").message
     return info(packed)
@@ -212,7 +212,7 @@ def test_defaults_are_those_of_the_server() -> None:
 
 
 def test_the_payload_is_plain_data_by_name() -> None:
-    """Who looks at a task, or writes one by hand in another language, meets names and values."""
+    """The payload has names and values, for programs in other languages."""
     signature = Signature("t", everything)
     payload = signature.bind([1, "b", 2.5, ONE], {"d": {1}, "red": Colour.RED})
     assert payload == {"a": 1, "b": "b", "c": 2.5, "rest": [ONE], "d": [1], "red": "red"}

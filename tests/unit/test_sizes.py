@@ -50,7 +50,7 @@ def long_functions() -> dict[str, int]:
 
 
 def grown(now: dict[str, int], allowed: dict[str, int]) -> list[str]:
-    """What is too long and is not allowed to be, or has grown; and what need not be allowed."""
+    """Names that are too long or have grown, and list entries that are no longer needed."""
     news = [
         f"{name} has {lines} lines" for name, lines in now.items() if lines > allowed.get(name, 0)
     ]

@@ -1,4 +1,4 @@
-"""What no file of the package may contain, seen in its syntax tree."""
+"""Constructs that no file of the package may contain."""
 
 from __future__ import annotations
 

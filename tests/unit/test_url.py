@@ -1,4 +1,4 @@
-"""URLs of a store: what they may say, and that a wrong one is told without what it holds."""
+"""URLs of a store, and errors that do not quote them."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ pieces = st.sampled_from(
 def test_no_error_about_a_url_shows_what_may_be_a_password(
     scheme: str, separator: str, parts: list[str]
 ) -> None:
-    """Wherever it ends up by a mistake. Only what stands in the place of a host counts as one."""
+    """At any place of the URL. Only what stands in the place of a host counts as one."""
     text = "".join(parts)
     try:
         redis_clients.parse(f"{scheme}{separator}{text}")

@@ -36,7 +36,7 @@ from qsync.task import Task, TaskInfo
 
 
 def seen(payload: object) -> TaskInfo:
-    """The task as a server sees it, by way of what lies in the store."""
+    """The task as a server decodes it from the store."""
     sent = new_task(Task("t", payload), b"nonce123").message
     message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent)
     return TaskInfo(
@@ -311,7 +311,7 @@ class Money(Decimal):
 
 
 class Scalar:
-    """Has what scalars of numpy have."""
+    """Has the attributes of scalars of numpy."""
 
     dtype = "int64"
 
@@ -660,7 +660,7 @@ def test_equal_sets_and_dicts_give_one_lock() -> None:
 
 
 def test_arguments_are_encoded_at_the_call() -> None:
-    """What the caller does to a list afterwards does not change the task."""
+    """Later changes of a list do not change the task."""
     for value, annotation in itertools.product([[[1], {"a": [2]}]], [Any, list[Any]]):
         payload = function_of(annotation).bind([value], {})
         value[0].append(9)

@@ -1,4 +1,4 @@
-"""Who is let into the dashboard, and what other sites can make a browser do with it: nothing."""
+"""Access to the dashboard, and protection against requests of other sites."""
 
 from __future__ import annotations
 

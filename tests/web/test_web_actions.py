@@ -1,4 +1,4 @@
-"""What the forms of the dashboard do, without a browser and without its script."""
+"""Forms of the dashboard, without a browser and its script."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ WIDER = """() => document.documentElement.scrollWidth <= window.innerWidth ? [] 
     .map((one) => "wider than the window: " + one.outerHTML.slice(0, 200)).slice(-3)"""
 
 HIDDEN = "Object.defineProperty(document, 'hidden', {get: () => true});"
-"""A page that is hidden does not refresh, so what is looked at stays."""
+"""A hidden page does not refresh, so the tested page stays."""
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
         web.page.get_by_label(f"Task {name}").check()
     web.page.get_by_label("Error text").fill("half typed")
     web.page.evaluate("window.scrollTo(0, 300)")
-    # One dies anew, one is deleted, one that is ticked falls off the page.
+    # One dies again, one is deleted, and a selected one leaves the page.
     system.enqueue(Task("order", id="newest", retry=0))
     until(system, "newest", "dead")
     system.inspect(lambda i: i.delete(names[3]))

@@ -63,7 +63,7 @@ def command(*args: str) -> list[str]:
 
 
 def refused(*args: str, folder: Path, **env: str) -> tuple[int, str]:
-    """The exit code and what is said when it does not start."""
+    """Exit code and output when it does not start."""
     ended = subprocess.run(
         command(*args), capture_output=True, text=True, timeout=60, check=False, cwd=folder,
         env={**os.environ, "QSYNC_URL": "", **env},

@@ -1,4 +1,4 @@
-"""Incidents as an operator meets them: each is found on the overview, and mended in four clicks."""
+"""Incidents of an operator: each is found on the overview, and resolved in four clicks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of errors: an outage is found, understood and mended; scans are bounded and shared."""
+"""Pages of errors: an outage is found, understood and resolved; scans are bounded and shared."""
 
 from __future__ import annotations
 

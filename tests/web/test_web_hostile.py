@@ -36,7 +36,7 @@ def id_of(number: int) -> str:
 
 
 async def fill(made: Bed, store: Store) -> None:
-    """Whatever a client, a handler, a server or who writes into the store could leave there."""
+    """Texts that a client, a handler, a server or another program could write into the store."""
     keys, everywhere = QueueKeys(made.prefix, "default"), GlobalKeys(made.prefix)
     await made.enqueue(Task("t", id="fine", delay=60))
     with store.client() as client:
@@ -100,7 +100,7 @@ def test_hostile_texts_execute_nothing_and_break_no_policy(
         assert texts == len(TEXTS), "each dead task was shown, and its error"
         web.page.wait_for_url(
             "**/dead/run"
-        )  # the last page goes on by itself, and is told what is wrong
+        )  # the last page continues by itself, and shows an error
         for path in ("/dead?queue=default&limit=100", "/servers", "/schedules", "/task?id=c0"):
             web.go(path)
             web.refresh()  # what the script puts into the page is no better

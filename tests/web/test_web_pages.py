@@ -1,4 +1,4 @@
-"""The pages of the dashboard: what they show, whatever is asked for, wherever it is mounted."""
+"""The pages of the dashboard: their content, for any query and at any mount path."""
 
 from __future__ import annotations
 

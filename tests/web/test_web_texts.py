@@ -66,7 +66,7 @@ class Texts(HTMLParser):
 
 
 def source_of(node: nodes.Node) -> Iterator[str]:
-    """What a template writes, in order, with a mark for each expression."""
+    """The output of a template, in order, with a mark for each expression."""
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.TemplateData):
             yield child.data
@@ -77,7 +77,7 @@ def source_of(node: nodes.Node) -> Iterator[str]:
 
 
 def consts_outside(node: nodes.Node) -> Iterator[str]:
-    """Texts in expressions of a template, but for those that are looked up in the catalogue."""
+    """Texts in expressions of a template, except those that are looked up in the catalogue."""
     for child in node.iter_child_nodes():
         is_call = isinstance(child, nodes.Call) and isinstance(child.node, nodes.Name)
         if is_call and child.node.name in KEYWORDS:
@@ -128,7 +128,7 @@ KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "
 
 
 def texts_outside(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Literals of a module that read as texts, but for docstrings, logs and the catalogue."""
+    """Literals of a module that read as texts, except docstrings, logs and the catalogue."""
     if isinstance(tree, ast.Call):
         name = getattr(tree.func, "attr", None) or getattr(tree.func, "id", "")
         if name in UNSEEN_CALLS:
@@ -175,7 +175,7 @@ def test_script_has_no_text_of_its_own() -> None:
 
 
 def test_the_search_for_texts_finds_some() -> None:
-    """The tests above would see a text that somebody forgets to mark."""
+    """The tests above find a text that is not marked."""
     page = ENVIRONMENT.parse('<p title="Run now">{{ n }} tasks wait</p>{{ post(url, "Sign out") }}')
     html = Texts()
     html.feed("".join(source_of(page)))

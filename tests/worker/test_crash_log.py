@@ -53,7 +53,7 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
 
 
 async def hold(b: Bench, tasks: int, server: str) -> None:
-    """Have a server that never comes back hold tasks, and end their leases."""
+    """Let a server that never returns hold tasks, and expire their leases."""
     policy = Config().policy()
     fetch = ops.fetch(b.keys(), server=server, number=1, wanted=tasks, policy=policy)
     assert len((await b.broker.run(fetch)).ids) == tasks

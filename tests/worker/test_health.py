@@ -1,4 +1,4 @@
-"""The health port: what probes, scrapers and autoscalers are told, whatever the worker is up to."""
+"""The health port: its answers to probes, scrapers and autoscalers in every state of the worker."""
 
 from __future__ import annotations
 
@@ -374,7 +374,7 @@ def test_programs_own_server_reports_its_condition(valkey: Store, prefix: str) -
     asyncio.run(work())
 
 
-# What follows from conditions.
+# Verdicts by condition.
 
 STARTED = ServerHealth(started=True)
 
@@ -408,7 +408,7 @@ STARTED = ServerHealth(started=True)
 def test_verdict_follows_the_reports_of_processes(
     report: ProcessHealth, live: bool, ready: bool, started: bool
 ) -> None:
-    """One process that is not well is enough; what is wrong is said."""
+    """One unhealthy process is enough, and the reason is given."""
     reports = [ProcessHealth(2, 6, STARTED), report]
     verdicts = [health.live(reports, limit_s=10.0), health.ready(reports), health.started(reports)]
     assert [verdict.ok for verdict in verdicts] == [live, ready, started]
@@ -417,7 +417,7 @@ def test_verdict_follows_the_reports_of_processes(
         assert all(reason.startswith("process 1") for reason in verdict.reasons)
 
 
-# What follows from samples.
+# Advice by samples.
 
 
 def scaler(*samples: ScaleSample, processes: int = 1) -> Scaler:
@@ -461,16 +461,16 @@ def at(second: float, **values: Any) -> ScaleSample:
         ([at(0), at(10, active=5, enqueued=100, finished=100)], ScaleTarget(), 1, 0.0),
         # They keep up with all slots busy.
         ([at(0), at(10, active=20, enqueued=100, finished=100)], ScaleTarget(), 2, 0.0),
-        # What runs is not interrupted, though nothing new comes.
+        # Running tasks are not interrupted, though no new ones arrive.
         ([at(0, active=20), at(10, active=20)], ScaleTarget(), 2, 0.0),
         # Nothing has ended yet: a slot for each.
         ([at(0), at(10, active=20, pending=35, oldest_s=9)], ScaleTarget(), 6, None),
-        # Nobody is there, and something waits.
+        # There is no worker, and tasks wait.
         (
             [at(0, servers=0, slots=0), at(10, servers=0, slots=0, pending=3)],
             ScaleTarget(), 1, None,
         ),
-        # A store that lost its data: rates begin anew, and are not known.
+        # A store that lost its data: rates are unknown at first.
         ([at(0, finished=900, enqueued=900), at(10, pending=1, active=20)], ScaleTarget(), 3, None),
     ],
 )  # fmt: skip

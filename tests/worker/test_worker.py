@@ -143,7 +143,7 @@ class Worker:
             client.enqueue_many([Task(type, payload) for type in types])
 
     def history(self, word: str) -> list[tuple[int, float]]:
-        """Who (pid) wrote this word when (monotonic time)."""
+        """Which process (pid) wrote this word, and when (monotonic time)."""
         path = self.folder / "history"
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [line.split() for line in lines]
@@ -463,7 +463,7 @@ def test_refused_store_ends_the_parent_with_the_reason(tmp_path: Path, store: St
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(7)
 def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
-    """However often it tries in vain, and it stops when told so meanwhile."""
+    """It keeps trying, and stops when requested meanwhile."""
     debug = ("--log-level", "debug")  # else only the first try is in the log
     with Store(aof=True) as store, Worker(tmp_path, store.url, *debug) as worker:
         worker.wait_ready(1)

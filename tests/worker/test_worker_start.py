@@ -131,7 +131,7 @@ def test_traceback_of_an_uncaught_exception_is_a_record(tmp_path: Path, store: S
 def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
     tmp_path: Path, store: Store, swallow: bool
 ) -> None:
-    """Also if the imported code catches whatever is raised in it."""
+    """Even if the imported code catches every exception."""
     wait = "(HERE / 'importing').touch()\n" + (
         "while not (HERE / 'go').exists(): time.sleep(0.01)\n"
     )

@@ -15,7 +15,7 @@ TYPE_MOVES_MOST: Final = 150
 
 @dataclass
 class Use:
-    """What is known of a limit, in the middle of a call."""
+    """State of a limit in the middle of a call."""
 
     use: int = 0
     """Active tasks that hold it."""

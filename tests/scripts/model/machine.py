@@ -363,7 +363,7 @@ class Scripts(RuleBasedStateMachine):
             self.rig.allow_publishing(True)
 
     def serve(self, server: str) -> None:
-        """What servers say of themselves lies beside the queue, and ends without them."""
+        """Records of servers are separate from the queue, and expire without them."""
         globals_, now = self.rig.globals, self.rig.now
         for call in (
             registry_ops.register(globals_, ["queue"]),

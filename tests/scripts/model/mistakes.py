@@ -134,7 +134,7 @@ def no_room_for_anything() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def lock_with_a_time_of_its_own() -> Iterator[None]:
-    """A unique lock lasts for a minute, whatever becomes of its task."""
+    """A unique lock lasts for a minute, whatever happens to its task."""
     window = "take(lock, option[4], id)"
     forever = "redis.call('HGET', KEYS.unique, '@' .. holder) == lock"
     with (

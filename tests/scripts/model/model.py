@@ -50,7 +50,7 @@ def packed(rule: LimitRule) -> str:
 
 
 class Model(Schedules):
-    """A queue and its operations, with the signatures of qsync.broker.ops but for `now`."""
+    """A queue and its operations, with the signatures of qsync.broker.ops except `now`."""
 
     def enqueue(
         self, now: int, tasks: Sequence[NewTask], *, sender: str = "", number: int = 0

@@ -1,4 +1,4 @@
-"""What the operations on stored schedules should do."""
+"""Model of the operations on stored schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core of the suite: the scripts behave like the model, whatever is called in whatever order.
+"""The core of the suite: the scripts behave like the model for any sequence of calls.
 
 QSYNC_MODEL_EXAMPLES sets how many runs of STEPS calls are made, which are then other ones each
 time. A failure prints the steps that lead to it.
