@@ -105,8 +105,8 @@ class Keys:
     """The keys of the live view."""
 
     def __init__(self, model: TopModel) -> None:
-        self.quit = False
-        self.pressed = asyncio.Event()
+        self.quit: bool = False
+        self.pressed: asyncio.Event = asyncio.Event()
         """Set when a key was pressed that changes the view."""
         self._model = model
 

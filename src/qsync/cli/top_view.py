@@ -65,7 +65,7 @@ class TopModel:
     """Reads queues, servers and running tasks, and remembers what rates and ages need."""
 
     def __init__(self, inspector: Inspector, address: str, *, sort: str = "queue") -> None:
-        self.sort = sort
+        self.sort: str = sort
         """The column in SORTS by which queues are sorted."""
         self._inspector = inspector
         self._address = address

@@ -148,7 +148,8 @@ class Dashboard(Starlette):
 
     def __init__(self, sites: Sequence[Site], rules: Rules) -> None:
         self.sites = sites
-        self.site = site = sites[0]
+        self.site: Site = sites[0]
+        site = self.site
         access = sign_in_of(rules.access)
         sign_in = SignIn(access, site.environment) if access is not None else None
         super().__init__(
