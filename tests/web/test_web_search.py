@@ -69,6 +69,31 @@ async def test_search_finds_tasks_of_all_queues_and_states(valkey: Store, prefix
             assert await search(client, query) == found.split(), query
 
 
+async def sorted_over_all_pages(client: httpx.AsyncClient) -> None:
+    """Pages of one task each have all tasks, in the order of all."""
+    whole = await search(client, "type:*", sort="oldest")
+    assert len(whole) > 3
+    pages = [
+        await search(client, "type:*", sort="oldest", limit="1", page=str(number + 1))
+        for number in range(len(whole))
+    ]
+    assert [id for page in pages for id in page] == whole
+    assert await search(client, "type:*", sort="newest") != whole
+    text = (await client.get("/search?q=type:*&sort=oldest&limit=1&page=2")).text
+    assert f"{len(whole)} matches, page 2 of {len(whole)}" in " ".join(text.split())
+    assert "Only these are sorted" not in text
+
+
+async def test_sort_says_that_it_has_not_seen_all(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        await made.enqueue(*[Task("t", bytes(n)) for n in range(1200)])
+        app = create_app(made.inspector, auth="host")
+        async with app, visiting(app) as client:
+            text = (await client.get("/search?q=type:t&sort=size")).text
+            assert "Only these are sorted: there may be more matches." in text
+            assert re.search(r"1,000 matches, page 1 of|\d{3} matches, page 1 of", text)
+
+
 async def test_search_page_shows_chips_export_and_errors_that_name_the_term(
     valkey: Store, prefix: str
 ) -> None:
@@ -77,6 +102,7 @@ async def test_search_page_shows_chips_export_and_errors_that_name_the_term(
         assert 'aria-label="Remove state:dead"' in text
         assert 'href="/search?q=type%3Amail.%2A&amp;sort=newest"' in text
         assert await search(client, "type:mail.*", sort="attempts")
+        await sorted_over_all_pages(client)
         assert (
             (await client.get("/search?q=p1"))
             .headers["location"]

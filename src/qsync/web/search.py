@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from qsync.inspector.search import CHANGED, Verb
 from qsync.inspector.search_query import KEYS, MAX_QUERY
 from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.web.pages import Site, links
-from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields
+from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields, Sheet
 from qsync.web.roles import given_role, lacking
 from qsync.web.search_words import MATCHING, SELECTED, unread_note
 from qsync.web.translation import marked
@@ -37,7 +38,13 @@ SORTS: Final[dict[str, str]] = {
     "attempts": marked("most attempts first"),
     "size": marked("largest first"),
 }
-"""Orders of the tasks that a page shows; `newest` and `oldest` are those of the search, too."""
+"""Orders of the tasks that a search finds; `newest` and `oldest` are those of its parts, too."""
+
+SORTED_MOST: Final = 1000
+"""Number of matches that are put into another order than that of their queues."""
+
+PART: Final = 100
+"""Largest number of matches of one part."""
 
 _NEWEST_FIRST: Final = {"newest": True, "oldest": False}
 
@@ -52,6 +59,8 @@ class Found:
     scanned: int = 0
     unread: int = 0
     later: list[str] = field(default_factory=list)
+    sheet: Sheet | None = None
+    """The page of all matches in their order; None: they are in the order of the search."""
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -71,8 +80,15 @@ async def show(site: Site, request: Request) -> Response:
     if query.terms:
         sort = fields.text("sort")
         limit = fields.number("limit", DEFAULT_LIMIT, 1, PAGE_SIZE)
-        found = await _scan(site, query, limit, cursor, _NEWEST_FIRST.get(sort))
-        found.rows = sort_rows(found.rows, sort)
+        if sort in SORTS and sort:
+            found = await _scan(site, query, SORTED_MOST, None, _NEWEST_FIRST.get(sort))
+            rows = sort_rows(found.rows, sort)
+            last = max(1, math.ceil(len(rows) / limit))
+            number = fields.number("page", 1, 1, last)
+            found.rows = rows[(number - 1) * limit : number * limit]
+            found.sheet = Sheet(number, last, len(rows))
+        else:
+            found = await _scan(site, query, limit, cursor, None)
     return _page(site, request, fields, text, query, found)
 
 
@@ -144,12 +160,15 @@ async def _with_id(site: Site, id: str) -> list[TaskRow]:
 async def _scan(
     site: Site, query: SearchQuery, limit: int, cursor: str | None, newest_first: bool | None
 ) -> Found:
-    """Search for about SCAN_S, or until a page is full."""
+    """Search for about SCAN_S, or until `limit` tasks are found."""
     found, end = Found(), time.monotonic() + SCAN_S
     while True:
         began = time.monotonic()
         page = await site.inspector.search(
-            query, limit=limit - len(found.rows), cursor=cursor, newest_first=newest_first
+            query,
+            limit=min(PART, limit - len(found.rows)),
+            cursor=cursor,
+            newest_first=newest_first,
         )
         found.rows += page.tasks
         found.scanned, found.unread = found.scanned + page.scanned, found.unread + page.unread
