@@ -59,6 +59,14 @@ def test_rollback_leaves_no_row(project: Qsync, rows: Any) -> None:
     assert (rows.count(), pending(project)) == (0, [])
 
 
+def test_row_that_the_commit_does_not_keep_is_not_sent(project: Qsync, rows: Any) -> None:
+    with transaction.atomic():
+        kept = enqueue_sync("tea")
+        enqueue_sync("coffee")
+        rows.exclude(pk=kept.id).delete()  # as when PostgreSQL rolls back at the COMMIT
+    assert (rows.count(), pending(project)) == (0, [kept.id])
+
+
 def test_wrong_task_is_refused_and_leaves_no_row(project: Qsync, rows: Any) -> None:
     with pytest.raises(InvalidTask, match="over the limit"):
         enqueue_sync("x" * 2_000_000)

@@ -70,6 +70,17 @@ class DjangoDatabase:
         """Delete rows, within this thread's transaction if one is open."""
         _rows(self._alias).filter(pk__in=ids).delete()
 
+    def kept(self, rows: Sequence[Row]) -> list[Row]:
+        """Return those of the rows that a commit has kept.
+
+        After an error that the program has caught, PostgreSQL rolls back at the commit, and Django
+        calls the hooks of on_commit all the same.
+        """
+        found = set(
+            _rows(self._alias).filter(pk__in=[row.id for row in rows]).values_list("pk", flat=True)
+        )
+        return [row for row in rows if row.id in found]
+
     def backlog(self) -> Backlog:
         """See Database."""
         close_old_connections()
@@ -102,7 +113,7 @@ class DjangoOutbox:
             sent(row.id, True)
             DjangoDatabase(database).delete(ids)
 
-        self._after_commit.send([row], note)
+        self._after_commit.send([row], note, DjangoDatabase(database).kept)
 
     def close(self) -> None:
         """Close the connections to the store."""
