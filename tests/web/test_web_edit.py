@@ -138,3 +138,17 @@ async def test_former_payloads_are_kept_within_bounds(valkey: Store, prefix: str
         copy = await made.inspector.copy_task("a", {"n": 10})
         assert copy.id is not None
         assert (await detail(made, copy.id)).value() == {"n": 10}
+
+
+async def test_full_store_refuses_changes_with_reason(own_store: Store, prefix: str) -> None:
+    async with bed(own_store.url, prefix) as made:
+        await made.enqueue(Task("t", {"n": 1}, id="d", delay=60))
+        app = create_app(made.inspector, auth="host", read_only=False)
+        async with app, visiting(app) as client:
+            own_store.command("CONFIG", "SET", "maxmemory", "1")
+            form = {"name": "s", "type": "t", "queue": "default", "cron": "* * * * *",
+                    "missed": "skip", "new": "yes"}  # fmt: skip
+            answer = await client.post("/schedule/put", data=form, headers=SAME)
+            assert (answer.status_code, "The store is full" in answer.text) == (507, True)
+            own_store.command("CONFIG", "SET", "maxmemory", "0")
+            assert (await client.post("/schedule/put", data=form, headers=SAME)).status_code == 303

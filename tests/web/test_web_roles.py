@@ -29,6 +29,13 @@ def test_each_route_that_changes_something_has_a_role() -> None:
     assert "view" not in ROLES.values()
 
 
+def test_name_of_a_store_is_no_step_in_a_path() -> None:
+    inspector = Qsync("redis://127.0.0.1:1").inspector()
+    for name in (".", "..", "a/b"):
+        with pytest.raises(ConfigError, match=r"others: .* is not a name"):
+            create_app(inspector, auth="host", others={name: inspector})
+
+
 async def role_of_header(request: Request) -> Role:
     return request.headers.get("x-role", "nothing")  # type: ignore[return-value]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import typer
@@ -176,6 +177,8 @@ def _note(row: TaskRow) -> str:
         server = row.server or "an unknown server"
         return f"{progress} on {server}" if progress else f"on {server}"
     if row.state in ENDED:
+        if row.kept_until is not None and row.kept_until <= datetime.now(UTC):
+            return "due to be deleted"
         return f"deleted {relative(row.kept_until)}"
     crashes = f"crashed {row.crashes} times" if row.crashes > 1 else "crashed once"
     notes = [crashes] if row.crashes else []

@@ -20,6 +20,7 @@ from qsync.errors import (
     ConfigError,
     InvalidTask,
     QsyncError,
+    QueueFull,
     SchemaMismatch,
     StoreUnavailable,
 )
@@ -283,7 +284,7 @@ def _by_path(first: Inspector, others: Mapping[str, Inspector]) -> dict[str, tup
     """Return the title and the inspector of each site by its path below the dashboard."""
     sites = {"": (first.prefix, first)} if isinstance(first, Inspector) else {}
     for name, inspector in others.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in (".", ".."):
             raise ConfigError(f"others: {name!r:.80} is not a name of letters, digits, _ . and -")
         if name in [title for title, each in sites.values()]:
             raise ConfigError(f"others: {name} is the name of another store of this dashboard")
@@ -351,6 +352,9 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
         text = _("Retrying automatically… `qsync doctor` may tell why.")
     elif isinstance(error, InvalidTask):
         title, status, text = _("Invalid request"), 400, written(phrase_of(error))
+    elif isinstance(error, QueueFull):
+        title, status = _("The store is full"), 507
+        text = _("It has no memory left for this, so nothing was changed.")
     elif isinstance(error, ConfigError):
         title, status = _("The store denies access"), 403
         text = _(
@@ -363,7 +367,7 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
     else:
         title, status = _("The store reported an error"), 502
         text = _("See the log of the dashboard.")
-    if status in (403, 502):
+    if status in (403, 502, 507):
         log.warning("%s: %s", request.method, error)
     return site.page(request, "error", status=status, title=title, text=text)
 
