@@ -533,6 +533,9 @@ def test_pauses_grow_while_the_store_is_away() -> None:
             "remember_ids=0, so a row that is sent twice would run twice",
         ),
         (lambda app: Outbox(app).relay(7), "relay: 7 is neither an engine of SQLAlchemy nor"),
+        (lambda app: Outbox(7), "outbox: 7 is not a Qsync"),
+        (lambda app: Outbox(app).relay("sqlite:///shop.db"), "not a connection string of Postgre"),
+        (lambda app: Outbox(app).transaction(7), "int is not a connection of psycopg; with SQLAl"),
     ],
 )
 def test_wrong_use_is_reported(app: Qsync, make: Callable[[Qsync], Any], text: str) -> None:

@@ -59,6 +59,8 @@ class Outbox:
     def __init__(
         self, app: Qsync, *, table: str = "qsync_outbox", metadata: MetaData | None = None
     ) -> None:
+        if not isinstance(app, Qsync):
+            raise ConfigError(f"outbox: {shorten(app)} is not a Qsync")
         if not isinstance(table, str) or NAME.fullmatch(table) is None:
             raise ConfigError(f"table: {shorten(table)} is not the name of a table")
         connections = app._connections
@@ -136,12 +138,9 @@ class Outbox:
         After the commit, the block sends them; a rollback discards them. Raises ConfigError if the
         connection is already in a transaction.
         """
-        from psycopg import AsyncConnection
+        from qsync.contrib.outbox.psycopg import transaction_of
 
-        from qsync.contrib.outbox.psycopg import async_transaction, transaction
-
-        is_async = isinstance(connection, AsyncConnection)
-        opened: Any = async_transaction if is_async else transaction
+        opened = transaction_of(connection)
         return opened(connection, self._statements, self._make_row, self.after_commit)
 
     @overload

@@ -75,16 +75,19 @@ class ConnectionDatabase:
     """The database of a connection string; the relay has a separate connection."""
 
     def __init__(self, address: str, statements: Statements) -> None:
-        self._address = address
+        try:
+            self._parameters = conninfo_to_dict(address)
+        except psycopg.ProgrammingError:  # its text may have the password
+            raise ConfigError(
+                "relay: the text is not a connection string of PostgreSQL, such as 'dbname=shop', "
+                "or 'postgresql://localhost/shop'; for a URL of SQLAlchemy, give the engine"
+            ) from None
         self._statements = statements
         self._connection: Connection[Any] | None = None
 
     def _open(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            given: dict[str, Any] = {
-                "connect_timeout": CONNECT_S,
-                **conninfo_to_dict(self._address),
-            }
+            given: dict[str, Any] = {"connect_timeout": CONNECT_S, **self._parameters}
             self._connection = psycopg.connect(**given, autocommit=True)
         return self._connection
 
@@ -207,6 +210,21 @@ async def async_transaction(
             await connection.execute(statements.delete, (ids,))
 
     await after.send_async(kept, delete)
+
+
+def transaction_of(connection: Any) -> Any:
+    """Return the function that opens a transaction of this connection.
+
+    Raises ConfigError if it is not a connection of psycopg.
+    """
+    if isinstance(connection, AsyncConnection):
+        return async_transaction
+    if isinstance(connection, Connection):
+        return transaction
+    raise ConfigError(
+        f"outbox.transaction: {type(connection).__name__} is not a connection of psycopg; with "
+        "SQLAlchemy, add outbox.row(...) to a session"
+    )
 
 
 def _has_failed(connection: Any) -> bool:
