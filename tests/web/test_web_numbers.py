@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from qsync import Task, codec
-from qsync.broker import ops
+from qsync.broker import ops, type_stats_ops
 from qsync.broker.op_values import Completion
 from qsync.fingerprint import fingerprint_of
 from qsync.formatting import size
 from qsync.limit import limit_rule
-from qsync.message import Failure
+from qsync.message import Failure, decode_message
 from qsync.state import TaskState
+from qsync.type_counts import OUTCOMES, TypeCounts, encode_report
+from qsync.type_rolls import report_field
 from qsync.web import create_app
 from qsync.web.names import COUNTERS
 from tests.support.dashboard import visiting
@@ -140,6 +142,24 @@ class Truth:
         records = self.client.hmget(self.key(queue, "failures"), ids) if ids else []
         return Counter(codec.decode(record, Failure).error for record in records)
 
+    def of_type(self, queue: str, state: str) -> Counter[str]:
+        """Return the number of tasks of a state by type."""
+        ids = self.client.zrange(self.key(queue, state), 0, -1)
+        messages = self.client.hmget(self.key(queue, "tasks"), ids) if ids else []
+        return Counter(decode_message(message).type for message in messages)
+
+    def reported(self, queue: str, type: str) -> tuple[int, int]:
+        """Return how many runs of a type were reported as started, and as failed."""
+        counts: Counter[int] = Counter()
+        for report in self.client.hvals(self.key(queue, "type_reports")):
+            counts.update(codec.decode(report).get(type, {}))
+        return counts[0], counts[2] + counts[3]  # retried and dead
+
+    def runs(self, queue: str) -> dict[str, int]:
+        """Return the number of noted runs by schedule."""
+        found = self.client.hgetall(self.key(queue, "schedule_runs"))
+        return {name.decode(): len(runs.split()) for name, runs in found.items() if name != b"!"}
+
     def waiting(self, queue: str, limit: str) -> int:
         entries = self.client.zrange(self.key(queue, "waiters"), 0, -1)
         return sum(entry.partition(b"\0")[0].decode() == limit for entry in entries)
@@ -179,6 +199,12 @@ async def fill(made: Bed, chance: random.Random) -> None:
         )
         for n in range(chance.randint(0, 3)):
             await inspector.put_schedule(f"s{n}", Task("t", queue=queue), every=3600 + n)
+            for _ in range(chance.randint(0, 2)):
+                await inspector.trigger(f"s{n}", queue=queue)
+        row = TypeCounts(chance.randint(5, 5000), [chance.randint(0, 500) for _ in OUTCOMES])
+        minute = int((await inspector.overview()).at.timestamp()) // 60
+        report = {report_field(minute, "s"): encode_report({"t": row})}
+        await made.broker.run(type_stats_ops.report_types(made.keys(queue), report))
         if chance.random() < 0.5:
             await inspector.pause(queue, by="b", why="w")
     for n in range(chance.randint(0, 4)):
@@ -213,6 +239,13 @@ def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | No
         return sum(truth.counter(each, counters[cell.label], today) for each in names)
     if kind == "key":
         return truth.keys(queue)[name]
+    if kind == "type" and label in ("backlog", "dead", "started", "failed"):
+        started, failed = truth.reported(queue, name)
+        waiting = truth.of_type(queue, "limited")[name] if name == "paused" else 0
+        return {
+            "backlog": truth.of_type(queue, "pending")[name] + waiting, "started": started,
+            "dead": truth.of_type(queue, "dead")[name], "failed": failed,
+        }[label]  # fmt: skip
     if kind == "limit":
         return truth.waiting(queue, name) if label == "waiting" else truth.in_use(queue, name)
     if kind == "server":
@@ -277,7 +310,43 @@ async def look(http: Any, truth: Truth, wrong: list[str]) -> None:
             of = f" of {number:,} task{'s' if number != 1 else ''}</span>"
             if number and of not in html:
                 wrong.append(f"{state} of {queue}: not{of}")
+        await look_further(http, truth, wrong, queue)
     schedules = sum(truth.client.hlen(truth.key(queue, "stored_schedules")) for queue in QUEUES)
     html = (await http.get("/schedules")).text
     if schedules and f"{schedules} schedule{'s' if schedules != 1 else ''}</caption>" not in html:
         wrong.append(f"/schedules: not {schedules}")
+
+
+async def look_further(http: Any, truth: Truth, wrong: list[str], queue: str) -> None:
+    """Read the pages of types, events, runs of schedules, dead tasks, servers and a search."""
+
+    async def says(path: str, *wanted: str) -> str:
+        answer = await http.get(path)
+        text = " ".join(re.sub(r"<[^>]+>", " ", answer.text).split())
+        wrong.extend(f"{path}: not {part}" for part in wanted if part not in text)
+        return str(answer.text)
+
+    path = f"/types?queue={queue}"
+    wrong.extend(unequal(truth, path, await says(path), queue))
+    started, failed = truth.reported(queue, "t")
+    await says(f"/type?queue={queue}&type=t", f"Started {started:,} ", f"Failed {failed:,} ")
+    actions = truth.client.xlen(truth.key(queue, "events"))
+    await says(f"/events?queue={queue}", f" {actions:,} actions ")
+    dead = truth.states(queue)["dead"]
+    if dead:
+        await says(f"/dead?queue={queue}", f"{min(dead, 50)} of {dead:,} task")
+        of_t = truth.of_type(queue, "dead")["t"]
+        await says(
+            f"/search?q=queue:{queue}+state:dead+type:t&limit=100&sort=oldest",
+            f"{of_t:,} match", f"Searched {dead:,} of {dead:,} tasks.",
+        )  # fmt: skip
+    for name, number in truth.runs(queue).items():
+        text = await says(f"/schedule/runs?name={name}&queue={queue}")
+        if text.count('data-label="Outcome"') != number:
+            wrong.append(f"runs of {name} in {queue}: not {number}")
+    for id in truth.client.zrange(f"{truth.prefix}:servers", 0, -1):
+        record = truth.client.hmget(
+            f"{truth.prefix}:server:{id.decode()}", "running", "concurrency"
+        )
+        running, slots = (value.decode() for value in record)
+        await says(f"/server?id={id.decode()}", f"{running} of {slots} busy")
