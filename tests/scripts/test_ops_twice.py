@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from qsync import codec
+from qsync.bounds import Bounds
 from qsync.broker import (
+    bounds_ops,
     operator_ops,
     ops,
     program_schedule_ops,
@@ -252,6 +254,22 @@ OTHER: dict[str, Make] = {
     "describe an end": lambda rig, held: registry_ops.set_server_info(
         rig.globals, "s", {}, ttl_ms=0
     ),
+    "set bounds": lambda rig, held: bounds_ops.set_bounds(
+        rig.keys, Bounds(max_bytes=10_000), by="ann", now_us=rig.now
+    ),
+    "remove bounds": lambda rig, held: (
+        rig.run(bounds_ops.set_bounds(rig.keys, Bounds(max_bytes=10_000), now_us=rig.now)),
+        bounds_ops.set_bounds(rig.keys, None, now_us=rig.now),
+    )[-1],
+    "recount bytes": lambda rig, held: (
+        rig.run(bounds_ops.set_bounds(rig.keys, Bounds(max_bytes=10_000), now_us=rig.now)),
+        rig.set("meta", "bytes", "7"),
+        bounds_ops.recount_bytes(rig.keys),
+    )[-1],
+    "set weight": lambda rig, held: bounds_ops.set_weight(rig.keys, "k", 2.5),
+    "set latency target": lambda rig, held: bounds_ops.set_latency_target(rig.keys, S),
+    "acknowledge dead": lambda rig, held: bounds_ops.acknowledge_dead(rig.keys, rig.now),
+    "wait marker": lambda rig, held: ops.wait(rig.keys, "fsync", timeout_ms=1).mark,
     "record": lambda rig, held: record_event(rig.keys, EVENT, ids=["a"], now_us=rig.now),
     "send": lambda rig, held: registry_ops.send_order(rig.globals, "s", b"quiet", ttl_ms=60_000),
 }
@@ -303,6 +321,16 @@ def queue(rig: Rig) -> list[LeaseRef]:
     rig.client.zadd(rig.keys.key("next_ticks"), {"lost": rig.now})
     assert [one.id for one in held] == ["a", "b"]
     return held
+
+
+def test_every_script_that_writes_is_repeated_here(rig: Rig) -> None:
+    """tests/scripts/test_half_way.py makes these calls, too, and fails each of their commands."""
+    called = set()
+    for make in ALL.values():
+        rig.reset()
+        called.add(make(rig, queue(rig)).script.name)
+    writing = {name for name in scripts() if "no-writes" not in read(f"{name}.lua")}
+    assert writing - called <= {"put_limit_rules", "repair"}, "test_half_way.py makes these"
 
 
 @pytest.mark.faults(34, 35, 36)

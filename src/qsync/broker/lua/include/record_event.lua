@@ -28,8 +28,8 @@ local function record_event(now, event, number, ids)
   if before and string.sub(event, 1, 1) == '-' then
     return
   elseif before then
-    at, number = before.at, number + parse_int(before.number, 0)
-    names = before.ids == '' and '' or table.concat({ before.ids, names }, ' ')
+    at, number = before.at or at, number + parse_int(before.number, 0)
+    names = (before.ids or '') == '' and '' or table.concat({ before.ids, names }, ' ')
   end
   local added = redis.pcall(
     'XADD', KEYS.events, 'MAXLEN', 500, '*', 'at', at, 'number', to_text(number), 'ids',
