@@ -240,11 +240,11 @@ class Connections:
     def here(self) -> AsyncClient:
         """Return the shared client of the running event loop; it closes when the loop ends."""
         loop = asyncio.get_running_loop()
-        kept = self._by_loop.get(loop)
-        if kept is None:
+        loop_client = self._by_loop.get(loop)
+        if loop_client is None:
             self._forget_closed_loops()
-            kept = self._by_loop[loop] = LoopClient(self.async_client(), self._by_loop)
-        return kept.client
+            loop_client = self._by_loop[loop] = LoopClient(self.async_client(), self._by_loop)
+        return loop_client.client
 
     def enqueue(self, task: Task[Any]) -> Handle[Any]:
         """Enqueue a task of a task function, and return its handle; blocks."""
@@ -292,9 +292,9 @@ class Connections:
     async def aclose(self) -> None:
         """Do what `close` does, and close the running loop's client; other loops close their
         own."""
-        kept = self._by_loop.get(asyncio.get_running_loop())
-        if kept is not None:
-            await kept.aclose()
+        loop_client = self._by_loop.get(asyncio.get_running_loop())
+        if loop_client is not None:
+            await loop_client.aclose()
         self.close()
 
     def _forget_closed_loops(self) -> None:

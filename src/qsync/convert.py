@@ -289,9 +289,9 @@ def _field_names(schema: Any) -> set[str]:
     """
     names: set[str] = set()
     seen: set[int] = set()
-    rest = [schema]
-    while rest:
-        part = rest.pop()
+    pending = [schema]
+    while pending:
+        part = pending.pop()
         if id(part) in seen:
             continue
         seen.add(id(part))
@@ -302,9 +302,9 @@ def _field_names(schema: Any) -> set[str]:
                 names.add(name)
                 if isinstance(field, dict):
                     names.add(str(field.get("validation_alias")))
-            rest += part.values()
+            pending += part.values()
         elif isinstance(part, list | tuple):
-            rest += part
+            pending += part
         elif getattr(part, "__name__", "") == "import_string" and _is_pydantics_own(part):
             raise ConfigError(
                 "pydantic.ImportString imports whatever a payload names; take a str, and look it "

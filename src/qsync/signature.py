@@ -63,23 +63,23 @@ class Signature:
         self._name = name
         self._function_name = getattr(function, "__name__", "task")
         try:
-            whole = inspect.signature(function)
+            full_signature = inspect.signature(function)
         except (TypeError, ValueError, NameError) as error:
             raise ConfigError(f"task {name!r}: its signature cannot be read: {error}") from error
         resolve = _Resolver(name, inspect.unwrap(function))
-        parameters = list(whole.parameters.values())
+        parameters = list(full_signature.parameters.values())
         hints = [resolve(f"parameter {p.name!r}", p.annotation) for p in parameters]
-        whole, parameters, hints = _unpacked(name, whole, parameters, hints)
+        full_signature, parameters, hints = _unpacked(name, full_signature, parameters, hints)
         self.takes_info: bool = _takes_info(name, parameters, hints)
-        self._names = frozenset(whole.parameters)
+        self._names = frozenset(full_signature.parameters)
         if self.takes_info:
             del parameters[0], hints[0]
-        self._accepts = whole.replace(parameters=parameters)
+        self._accepts = full_signature.replace(parameters=parameters)
         self._slots = [_slot(name, p, hint) for p, hint in zip(parameters, hints, strict=True)]
         self._by_name = {
             slot.name: slot for slot in self._slots if slot.kind is not Parameter.VAR_KEYWORD
         }
-        self._returns = resolve("the return type", whole.return_annotation)
+        self._returns = resolve("the return type", full_signature.return_annotation)
 
     def result_of(self, record: Result) -> Any:
         """Return the function's result as its return type. Raise QsyncError on a mismatch.
@@ -204,7 +204,7 @@ class Signature:
         Raises InvalidTask on a mismatch, with the parameter's name.
         """
         try:
-            given = _decode_map(info.payload) if info.payload else {}
+            values = _decode_map(info.payload) if info.payload else {}
         except MISFITS as error:
             text = f"the payload of task {self._name!r} is not a map of its arguments: {error}"
             raise InvalidTask(text) from error
@@ -214,13 +214,13 @@ class Signature:
             name, kind = slot.name, slot.kind
             if kind is Parameter.VAR_KEYWORD:
                 kwargs |= {
-                    extra: self._convert(slot, extra, given.pop(extra)) for extra in [*given]
+                    extra: self._convert(slot, extra, values.pop(extra)) for extra in [*values]
                 }
             elif kind is Parameter.VAR_POSITIONAL:
-                if name in given:
-                    args += self._convert(slot, name, given.pop(name))
-            elif name in given:
-                value = self._convert(slot, name, given.pop(name))
+                if name in values:
+                    args += self._convert(slot, name, values.pop(name))
+            elif name in values:
+                value = self._convert(slot, name, values.pop(name))
                 if kind is Parameter.KEYWORD_ONLY:
                     kwargs[name] = value
                 else:
@@ -229,9 +229,9 @@ class Signature:
                 raise InvalidTask(f"task {self._name!r}: argument {name!r} is missing")
             elif kind is not Parameter.KEYWORD_ONLY:
                 args.append(slot.default)
-        if given:
+        if values:
             known = ", ".join(self._by_name) or "none"
-            text = f"no parameter for {len(given)} of the payload's arguments; there are: {known}"
+            text = f"no parameter for {len(values)} of the payload's arguments; there are: {known}"
             raise InvalidTask(f"task {self._name!r}: {text}")
         return args, kwargs
 
@@ -295,11 +295,11 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
 
 
 def _unpacked(
-    name: str, whole: inspect.Signature, parameters: list[Parameter], hints: list[Any]
+    name: str, full_signature: inspect.Signature, parameters: list[Parameter], hints: list[Any]
 ) -> tuple[inspect.Signature, list[Parameter], list[Any]]:
     """Replace `**kwargs: Unpack[SomeTypedDict]` by the keyword-only parameters that it means."""
     if not parameters or typing.get_origin(hints[-1]) is not Unpack:
-        return whole, parameters, hints
+        return full_signature, parameters, hints
     [fields] = typing.get_args(hints[-1])
     resolved = typing.get_type_hints(fields, include_extras=True)
     parameters, hints = parameters[:-1], hints[:-1]
@@ -311,7 +311,7 @@ def _unpacked(
         default = Parameter.empty if field in fields.__required_keys__ else _NOT_GIVEN
         parameters.append(Parameter(field, Parameter.KEYWORD_ONLY, default=default))
         hints.append(hint)
-    return whole.replace(parameters=parameters), parameters, hints
+    return full_signature.replace(parameters=parameters), parameters, hints
 
 
 def _slot(name: str, parameter: Parameter, hint: Any) -> _Slot:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qsync.server import process_pool, process_pool_member
-from qsync.server.queue_state import NotBegun
+from qsync.server.queue_state import HandlerNotStarted
 from qsync.server.thread_pool import HandlerError, ProcessPool
 from tests.server.test_executors import INFO, handler
 from tests.server.test_waiting_tasks import waiting_in
@@ -130,7 +130,7 @@ async def test_task_behind_long_one_is_taken_back_and_claimed_again(
         claim.given = False
         (tmp_path / "long" / "go").touch()
         assert await long == "waited"
-        with pytest.raises(NotBegun):
+        with pytest.raises(HandlerNotStarted):
             await second
         assert not (tmp_path / "2" / "pid").exists()
         assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == pid

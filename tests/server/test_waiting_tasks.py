@@ -15,7 +15,7 @@ import pytest
 
 from qsync.broker import ops
 from qsync.mux import Mux
-from qsync.server.queue_state import NotBegun
+from qsync.server.queue_state import HandlerNotStarted
 from qsync.server.thread_pool import ProcessPool, ThreadPool
 from qsync.task import Task, TaskInfo
 from tests.server.test_executors import INFO, handler
@@ -229,7 +229,7 @@ async def test_free_thread_checks_whether_the_next_task_may_begin() -> None:
     claim.given = False
     gate.set()
     await first
-    with pytest.raises(NotBegun):
+    with pytest.raises(HandlerNotStarted):
         await second
     assert called == []
     assert pool.lost == 0
@@ -253,7 +253,7 @@ async def test_free_process_checks_whether_the_next_task_may_begin(
     claim.given = False
     (tmp_path / "1" / "go").touch()
     assert await first == "waited"
-    with pytest.raises(NotBegun):
+    with pytest.raises(HandlerNotStarted):
         await second
     assert not (tmp_path / "2" / "pid").exists()
     value = await pool.run(handler(process_handlers.look), INFO, None)

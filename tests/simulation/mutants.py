@@ -304,7 +304,8 @@ def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None
             ]
             if left:
                 await broker.run(schedule_ops.tick_schedules(keys, left))
-        return stored_ticks.TickCheck(due.now_us, min(nexts, default=None), len(rows), [], [])
+        next_us = min(nexts, default=None)
+        return stored_ticks.TickCheck(due.now_us, next_us, len(rows), [], [], more=False)
 
     return exchanged(stored_ticks, "tick_due", tick_due)
 

@@ -73,11 +73,11 @@ def _kind(client: Any) -> Literal["node", "cluster"] | None:
 
 
 def _cluster(client: Any) -> Address:
-    given = client.get_connection_kwargs()
+    kwargs = client.get_connection_kwargs()
     if getattr(client, "user_on_connect_func", None) is not None:
         raise ValueError("redis_connect_func: qsync does not know what it does")
-    tls = _tls(given.get("connection_class"), given)
-    settings = _settings(client, given, tls=tls)
+    tls = _tls(kwargs.get("connection_class"), kwargs)
+    settings = _settings(client, kwargs, tls=tls)
     settings.pop("db", None)
     remap = redis_internals.address_remap(client)
     nodes = redis_internals.names_of(redis_internals.start_nodes(client))
@@ -87,14 +87,14 @@ def _cluster(client: Any) -> Address:
 
 def _node(client: Any) -> Address:
     pool = client.connection_pool
-    given = pool.connection_kwargs
-    tls = _tls(pool.connection_class, given)
-    settings = _settings(client, given, tls=tls)
+    kwargs = pool.connection_kwargs
+    tls = _tls(pool.connection_class, kwargs)
+    settings = _settings(client, kwargs, tls=tls)
     if hasattr(pool, "sentinel_manager"):
         return _sentinel(client, pool, settings, tls=tls)
-    if given.get("path"):
-        return Address("node", settings={**settings, "path": given["path"]})
-    return Address("node", (_place(given),), settings=settings, tls=tls)
+    if kwargs.get("path"):
+        return Address("node", settings={**settings, "path": kwargs["path"]})
+    return Address("node", (_place(kwargs),), settings=settings, tls=tls)
 
 
 def _sentinel(client: Any, pool: Any, settings: Mapping[str, Any], *, tls: bool) -> Address:
@@ -116,8 +116,8 @@ def _sentinel(client: Any, pool: Any, settings: Mapping[str, Any], *, tls: bool)
     return Address("sentinel", nodes, str(pool.service_name), settings, finder, tls)
 
 
-def _place(given: Mapping[str, Any]) -> tuple[str, int]:
-    host, port = given.get("host") or "localhost", given.get("port") or 6379
+def _place(kwargs: Mapping[str, Any]) -> tuple[str, int]:
+    host, port = kwargs.get("host") or "localhost", kwargs.get("port") or 6379
     if not isinstance(host, str):
         raise ValueError("host: must be text")
     if not str(port).isdecimal() or int(port) > 65535:
@@ -125,21 +125,21 @@ def _place(given: Mapping[str, Any]) -> tuple[str, int]:
     return host, int(port)
 
 
-def _tls(kind: Any, given: Mapping[str, Any]) -> bool:
+def _tls(kind: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether the client uses TLS; raises ValueError for an unknown connection class."""
     if kind is not None and kind.__module__.partition(".")[0] not in _LIBRARIES:
         raise ValueError(
             f"its connections are of a class of its own, {kind.__module__}.{kind.__qualname__}, "
             "and qsync makes its own connections to a real store (in tests: embedded://)"
         )
-    return "SSL" in getattr(kind, "__name__", "") or bool(given.get("ssl"))
+    return "SSL" in getattr(kind, "__name__", "") or bool(kwargs.get("ssl"))
 
 
-def _settings(client: Any, given: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
+def _settings(client: Any, kwargs: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
     """Return the settings to copy; raises ValueError for a setting that would be dropped."""
     settings: dict[str, Any] = {}
     usual = _usual(client)
-    for name, value in given.items():
+    for name, value in kwargs.items():
         if name == "ssl_cert_reqs" and value is None:
             settings[name] = "none"
         elif value in (None, "") or name in (*_WHERE, *_OURS) or name.startswith(_OURS_TOO):

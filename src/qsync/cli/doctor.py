@@ -103,10 +103,10 @@ async def _audit(
         auditor = Auditor(broker, prefix=prefix)
         report = await auditor.audit(queue)
         mended: Counter[Kind] = Counter()
-        left = report
+        after = report
         if repair and report.damages:
             mended = await auditor.repair(report.damages)
-            left = await auditor.audit(queue)
+            after = await auditor.audit(queue)
     finally:
         await broker.aclose()
     if as_json:
@@ -114,11 +114,11 @@ async def _audit(
             **asdict(report),
             "damages": [asdict(damage) for damage in report.damages],
             "mended": dict(mended),
-            "left": [asdict(damage) for damage in left.damages],
+            "left": [asdict(damage) for damage in after.damages],
         })  # fmt: skip
     else:
-        _print_report(report, mended, left, repair=repair)
-    return not left.damages and not left.truncated
+        _print_report(report, mended, after, repair=repair)
+    return not after.damages and not after.truncated
 
 
 def _print_finding(finding: Finding) -> None:
@@ -128,7 +128,7 @@ def _print_finding(finding: Finding) -> None:
     typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{text}")
 
 
-def _print_report(report: Report, mended: Counter[Kind], left: Report, *, repair: bool) -> None:
+def _print_report(report: Report, mended: Counter[Kind], after: Report, *, repair: bool) -> None:
     for text in report.unknown:
         print_line(f"unknown: {text}")
     _print_damages(report.damages)
@@ -136,9 +136,9 @@ def _print_report(report: Report, mended: Counter[Kind], left: Report, *, repair
         print_line(f"{report.lost_payloads} ended tasks have no message; they can be deleted")
     for kind, number in mended.items():
         print_line(f"repaired: {kind}, {number}: {MEANINGS[kind][1]}")
-    if repair and left.damages:
+    if repair and after.damages:
         print_line("still damaged:")
-        _print_damages(left.damages)
+        _print_damages(after.damages)
     queues = ", ".join(report.queues) or "none"
     print_line(f"{report.ids} entries in queues: {queues}; {len(report.damages)} damaged")
     if report.truncated:

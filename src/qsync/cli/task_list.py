@@ -105,9 +105,9 @@ def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState
     if not slash or name not in ORDER:
         raise InvalidTask(f"--cursor: {cursor} is not a cursor that an earlier page printed")
     index = ORDER.index(TaskState(name))
-    left = [state for state in states if ORDER.index(state) >= index]
-    in_first = bool(left) and left[0] == name
-    return left, (inner or None) if in_first else None
+    remaining = [state for state in states if ORDER.index(state) >= index]
+    in_first = bool(remaining) and remaining[0] == name
+    return remaining, (inner or None) if in_first else None
 
 
 def list_matching(query: TaskQuery, store: StoreOptions, output: OutputOptions) -> None:

@@ -242,9 +242,9 @@ class AsyncClient(ClientBase):
         return outbox
 
     async def _enqueue(
-        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[NewTask], left: float
+        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[NewTask], seconds: float
     ) -> list[Enqueued | Exception]:
-        ends, chunks = ends_in(left), [tasks]
+        ends, chunks = ends_in(seconds), [tasks]
         replies: list[list[Enqueued] | QsyncError] = []
         if wait is None:
             replies.append(await self._reply_to(keys, tasks, wait, ends))
@@ -371,9 +371,11 @@ class AsyncClient(ClientBase):
                 try:
                     bulk.record(trip, replies)
                 except QueueFull:
-                    if (rest := fitting(trip, replies)) is not None:
+                    if (retried := fitting(trip, replies)) is not None:
                         with contextlib.suppress(QueueFull):
-                            bulk.note(rest, await self._send_call(queue, rest.tasks, durability))
+                            bulk.note(
+                                retried, await self._send_call(queue, retried.tasks, durability)
+                            )
                     raise
 
     async def _send(

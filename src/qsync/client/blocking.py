@@ -229,9 +229,9 @@ class Client(ClientBase):
                 try:
                     bulk.record(trip, replies)
                 except QueueFull:
-                    if (rest := fitting(trip, replies)) is not None:
+                    if (retried := fitting(trip, replies)) is not None:
                         with contextlib.suppress(QueueFull):
-                            bulk.note(rest, self._send_call(queue, rest.tasks, durability))
+                            bulk.note(retried, self._send_call(queue, retried.tasks, durability))
                     raise
 
     def _send_one(self, keys: QueueKeys, call: Call[list[Enqueued]]) -> list[Enqueued] | QsyncError:

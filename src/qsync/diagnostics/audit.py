@@ -239,8 +239,8 @@ class Auditor:
             report.lost_payloads += source in _ENDED and "tasks" not in row.beside
         report.truncated |= len(suspects) >= MAX_DAMAGES
         report.damages += await self._confirmed(keys, suspects)
-        kept, counted = await self._broker.run(bounds_ops.counted_bytes(keys))
-        if kept is not None and kept != counted:
+        recorded, counted = await self._broker.run(bounds_ops.counted_bytes(keys))
+        if recorded is not None and recorded != counted:
             report.damages.append(Damage("wrong bytes", queue, keys.key("meta")))
         report.damages += await self._limits(keys, report)
         report.damages += await self._schedules(keys, report)

@@ -130,36 +130,36 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         if not published and row is None:
             return None
         try:
-            given = _given(published[0].record if row is None else row)
+            schedule = _given(published[0].record if row is None else row)
         except (codec.CodecError, InvalidTask) as error:
             return Backfill(ticks=0, enqueued=0, skipped=0, refused=str(error))
-        if given is None:
+        if schedule is None:
             why = "a custom schedule: only its server can compute its ticks"
             return Backfill(ticks=0, enqueued=0, skipped=0, refused=why)
-        ticks = _ticks(given, start, end, now_us)
+        ticks = _ticks(schedule, start, end, now_us)
         source = published[0].task if row is None else row
         tasks = [task_of_schedule(source, tick_id(name, at_us), queue) for at_us in ticks]
         if any(task is None for task in tasks):
             why = "no server of this version published its task"
             return Backfill(ticks=len(ticks), enqueued=0, skipped=0, refused=why)
-        left = await self._not_run(name, queue, [task for task in tasks if task is not None])
+        new = await self._not_run(name, queue, [task for task in tasks if task is not None])
         if dry_run:
-            return Backfill(ticks=len(ticks), enqueued=len(left), skipped=len(ticks) - len(left))
-        return await self._enqueue_ticks(name, queue, left, ticks=len(ticks))
+            return Backfill(ticks=len(ticks), enqueued=len(new), skipped=len(ticks) - len(new))
+        return await self._enqueue_ticks(name, queue, new, ticks=len(ticks))
 
     async def _not_run(self, name: str, queue: str, tasks: Sequence[NewTask]) -> list[NewTask]:
         """Return the tasks of ticks that neither ran, as far as is noted, nor are in the queue."""
         keys = self._keys(queue)
         [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
         ran = {_id(name, run) for run in noted if run.outcome != "missed"}
-        left = [task for task in tasks if task.id not in ran]
-        kept: list[NewTask] = []
-        for start in range(0, len(left), NOTED):
-            part = left[start : start + NOTED]
+        new = [task for task in tasks if task.id not in ran]
+        absent: list[NewTask] = []
+        for start in range(0, len(new), NOTED):
+            part = new[start : start + NOTED]
             call = views.get_tasks(keys, [task.id for task in part], messages=False)
             shown = await self._broker.run(call)
-            kept += [task for task, stored in zip(part, shown, strict=True) if stored is None]
-        return kept
+            absent += [task for task, stored in zip(part, shown, strict=True) if stored is None]
+        return absent
 
     async def _enqueue_ticks(
         self, name: str, queue: str, tasks: Sequence[NewTask], *, ticks: int
@@ -202,7 +202,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         return [], full
 
 
-def _ticks(given: Schedule, start: datetime, end: datetime, now_us: int) -> list[int]:
+def _ticks(schedule: Schedule, start: datetime, end: datetime, now_us: int) -> list[int]:
     """Return the ticks of an interval. Raise InvalidTask if it is wrong."""
     start_us, end_us = datetime_us("start", start), datetime_us("end", end)
     if end_us <= start_us:
@@ -210,7 +210,7 @@ def _ticks(given: Schedule, start: datetime, end: datetime, now_us: int) -> list
     if end_us > now_us:
         raise InvalidTask(f"end: {end.isoformat()} is in the future; give a past time")
     # No schedule ticks before 1970.
-    ticks = list(islice(_between(given, max(0, start_us), end_us), MOST_BACKFILLED + 1))
+    ticks = list(islice(_between(schedule, max(0, start_us), end_us), MOST_BACKFILLED + 1))
     if len(ticks) > MOST_BACKFILLED:
         raise InvalidTask(
             f"end: over {MOST_BACKFILLED:,} ticks lie between {start.isoformat()} and "
@@ -226,11 +226,11 @@ def _given(source: bytes | StoredRow) -> Schedule | None:
     return read_record(source).schedule()
 
 
-def _between(given: Schedule, start_us: int, end_us: int) -> Iterator[int]:
-    tick_us = given.next_after(start_us - 1)
+def _between(schedule: Schedule, start_us: int, end_us: int) -> Iterator[int]:
+    tick_us = schedule.next_after(start_us - 1)
     while tick_us is not None and tick_us < end_us:
         yield tick_us
-        tick_us = given.next_after(tick_us)
+        tick_us = schedule.next_after(tick_us)
 
 
 def _id(name: str, run: StoredRun) -> str:

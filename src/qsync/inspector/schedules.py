@@ -152,13 +152,13 @@ class _SchedulesMixin(Base):
 
         `refused`: the schedule cannot be read, or a program has a periodic task of its name.
         """
-        given = schedule_of(cron, every, tz)
+        schedule = schedule_of(cron, every, tz)
         row = await self._stored_row(check_schedule_name(name), queue)
         if row is None:
             return Change(outcome="not_found")
         try:
             message = decode_record(row.record).message
-            await self._put(name, queue, Content(given, missed, message))
+            await self._put(name, queue, Content(schedule, missed, message))
         except (codec.CodecError, InvalidTask) as error:
             return refused(phrase_of(error))
         return Change(outcome="done")
@@ -208,10 +208,10 @@ class _SchedulesMixin(Base):
         row = None if published else await self._stored_row(name, queue)
         if not published and row is None:
             return Change(outcome="not_found")
-        given = published[0].task if row is None else row
+        source = published[0].task if row is None else row
         tick_ms = now_us // 1000
         # The id is like that of a tick, so that servers note how the run ends.
-        task = task_of_schedule(given, tick_id(name, tick_ms * 1000), queue)
+        task = task_of_schedule(source, tick_id(name, tick_ms * 1000), queue)
         if task is None:
             return refused(phrase("no server of this version published its task"))
         try:
@@ -292,18 +292,18 @@ def stored_info(
         message = content.details()
     except (codec.CodecError, InvalidTask) as error:
         return msgspec.structs.replace(info, problem=f"it cannot be read: {error}")
-    given = content.schedule
-    last_us = None if row.next_us is None else given.previous(row.next_us - 1)
+    schedule = content.schedule
+    last_us = None if row.next_us is None else schedule.previous(row.next_us - 1)
     ticked = last_us is not None and row.since_us < last_us <= now_us
     return msgspec.structs.replace(
         info,
-        schedule=str(given),
-        cron=given.expression if isinstance(given, Cron) else None,
-        every=given.period_us / 1_000_000 if isinstance(given, Every) else None,
-        tz=given.tz if isinstance(given, Cron) else None,
+        schedule=str(schedule),
+        cron=schedule.expression if isinstance(schedule, Cron) else None,
+        every=schedule.period_us / 1_000_000 if isinstance(schedule, Every) else None,
+        tz=schedule.tz if isinstance(schedule, Cron) else None,
         missed=content.missed,
         type=message.type,
-        next_at=_ticks(given, now_us),
+        next_at=_ticks(schedule, now_us),
         last_tick=moment_of(last_us) if ticked and last_us is not None else None,
         problem="a program has a periodic task of this name, which takes precedence"
         if of_program
@@ -311,12 +311,12 @@ def stored_info(
     )
 
 
-def task_of_schedule(given: bytes | StoredRow | None, id: str, queue: str) -> NewTask | None:
+def task_of_schedule(source: bytes | StoredRow | None, id: str, queue: str) -> NewTask | None:
     """Return the task of a schedule, as published or stored, under an id; None if it is damaged."""
-    if not isinstance(given, StoredRow):
-        return task_from(given, id, queue)
+    if not isinstance(source, StoredRow):
+        return task_from(source, id, queue)
     try:
-        return decode_record(given.record).task(id, queue)
+        return decode_record(source.record).task(id, queue)
     except (codec.CodecError, InvalidTask):
         return None
 

@@ -99,17 +99,17 @@ class _SearchMixin(_BulkMixin):
         InvalidTask if the cursor is invalid.
         """
         _, targets, later = await self._targets(query, query.states)
-        total, left = sum(target.size for target in targets), _resume(targets, cursor)
+        total, remaining = sum(target.size for target in targets), _resume(targets, cursor)
         rows: list[TaskRow] = []
         scanned = unread = 0
-        for index, (target, inner) in enumerate(left):
+        for index, (target, inner) in enumerate(remaining):
             page = await self.tasks(
                 target.queue, target.state, limit=limit - len(rows), cursor=inner or None,
                 filter=query.filter, newest_first=newest_first,
             )  # fmt: skip
             rows, scanned = [*rows, *page.tasks], scanned + page.scanned
             unread += page.unread
-            following = left[index + 1 : index + 2]
+            following = remaining[index + 1 : index + 2]
             if page.cursor is not None:
                 end = _cursor(target, page.cursor)
             elif following:
@@ -145,10 +145,10 @@ class _SearchMixin(_BulkMixin):
         Tasks that came into their state after the first step are left alone, as in `run_dead`.
         """
         now_us, targets, _ = await self._targets(query, _changed(query, verb))
-        left = _resume(targets, cursor)
-        if not left:
+        remaining = _resume(targets, cursor)
+        if not remaining:
             return SearchStep(state=None, step=Step(scanned=0, done=0, cursor=None))
-        target, inner = left[0]
+        target, inner = remaining[0]
         until_us, _, place = inner.partition(".")
         until = int(until_us) if until_us.isascii() and until_us.isdigit() else now_us
         change = {
@@ -162,8 +162,8 @@ class _SearchMixin(_BulkMixin):
         end = None
         if step.cursor is not None:
             end = _cursor(target, f"{until}.{step.cursor}")
-        elif len(left) > 1:
-            end = _cursor(left[1][0], f"{until}.")
+        elif len(remaining) > 1:
+            end = _cursor(remaining[1][0], f"{until}.")
         return SearchStep(state=target.state, step=msgspec.structs.replace(step, cursor=end))
 
     async def _targets(
@@ -221,15 +221,15 @@ def _resume(targets: list[_Target], cursor: str | None) -> list[tuple[_Target, s
     """Return the targets that are left, each with the cursor within it; empty: at its start."""
     if cursor is None:
         return [(target, "") for target in targets]
-    state, _, rest = cursor.partition("/")
-    queue, slash, inner = rest.partition("/")
+    state, _, place_text = cursor.partition("/")
+    queue, slash, inner = place_text.partition("/")
     if not slash or state not in ORDER:
         raise InvalidTask(no_cursor(cursor))
     place = ORDER.index(TaskState(state)), queue
-    left: list[tuple[_Target, str]] = []
+    remaining: list[tuple[_Target, str]] = []
     for target in targets:
         here = ORDER.index(target.state), target.queue
         if here >= place:
             until = inner.partition(".")[0] if "." in inner else ""
-            left.append((target, inner if here == place else f"{until}." if until else ""))
-    return left
+            remaining.append((target, inner if here == place else f"{until}." if until else ""))
+    return remaining

@@ -26,4 +26,4 @@ def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
     if len(value) != count:
         tasks = "1 task" if count == 1 else f"{count} tasks"
         raise WrongOutcomes(f"the batch handler returned {len(value)} results for {tasks}: {what}")
-    return [never_run(one) if type(one) in NEVER_RUN else one for one in value]
+    return [never_run(outcome) if type(outcome) in NEVER_RUN else outcome for outcome in value]

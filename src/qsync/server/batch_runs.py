@@ -18,7 +18,7 @@ from qsync.server.handler_context import ServerContext
 from qsync.server.inline_start import Spawn
 from qsync.server.invoke import BoundHandler, Invoker
 from qsync.server.progress import Progress
-from qsync.server.queue_state import QUEUED, RUNNING, LeasedTask, NotBegun
+from qsync.server.queue_state import QUEUED, RUNNING, HandlerNotStarted, LeasedTask
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.stopping import Stopping
 from qsync.task import TaskInfo
@@ -80,8 +80,8 @@ class BatchRuns:
         capacity.running += 1
         capacity.started += len(tasks)
         limits = [self._stopping.default_timeout]
-        limits += [self._stopping.timeout_of(one) for one in tasks if one.message.options]
-        call = BatchCall(tasks, min((one for one in limits if one is not None), default=None))
+        limits += [self._stopping.timeout_of(task) for task in tasks if task.message.options]
+        call = BatchCall(tasks, min((task for task in limits if task is not None), default=None))
         for leased in tasks:
             leased.call = call
         self._spawn(self._run(call, infos, handler.together), tasks[0].id)
@@ -153,7 +153,7 @@ class BatchRuns:
         outcomes = self._outcomes
         if leased.stop is not None and leased.stop != "shutdown":
             return outcomes.stopped(leased, asyncio.CancelledError())
-        if isinstance(value, NotBegun) and leased.stop is None:
+        if isinstance(value, HandlerNotStarted) and leased.stop is None:
             return outcomes.too_late(leased) or HandedBack(leased.id, leased.token)
         if isinstance(value, BaseException):
             return outcomes.stopped(leased, value, brief=brief)
@@ -176,7 +176,7 @@ class BatchRuns:
     def give_up(self, call: BatchCall) -> None:
         """End the tasks of a call whose handler ignores its stop."""
         self._end(
-            call, [self._outcomes.stopped(one, asyncio.CancelledError()) for one in call.tasks]
+            call, [self._outcomes.stopped(task, asyncio.CancelledError()) for task in call.tasks]
         )
 
     def _end(self, call: BatchCall, records: Sequence[Any]) -> None:

@@ -142,15 +142,15 @@ def _is_of_python(file: str) -> bool:
 
 def _own_lines(text: str) -> str:
     """Return the program's own lines of a traceback that is already formatted."""
-    kept, keeping = [], True
+    lines, keeping = [], True
     for line in text.splitlines():
         if match := _FILE.match(line):
             keeping = _is_own(match[1])
         elif not line.startswith("    "):
             keeping = True
         if keeping:
-            kept.append(line)
-    return "\n".join(kept)
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def _causes(error: BaseException, keep: Keep, most: int = 3) -> Iterator[str]:

@@ -15,7 +15,7 @@ from qsync.formatting import printable
 from qsync.server.config import Config
 from qsync.server.current import fields_of
 from qsync.server.error_log import LogErrors, log_error, log_trace
-from qsync.server.handler_mismatch import Rivals
+from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.queue_state import LeasedTask
@@ -34,10 +34,14 @@ class Failures:
     """Reports failures of a server's tasks; runs on the event loop."""
 
     def __init__(
-        self, config: Config, invoker: Invoker, rivals: Rivals, hooks: HookCalls | None
+        self,
+        config: Config,
+        invoker: Invoker,
+        finder: HandlerFinder,
+        hooks: HookCalls | None,
     ) -> None:
         self._invoker = invoker
-        self._rivals = rivals
+        self._finder = finder
         self._hooks = hooks
         self._on_error = config.on_error
         self._detail = config.log_errors
@@ -115,7 +119,7 @@ class Failures:
             f"and a task that no server knows for {UNKNOWN_FOR} is dead{self._similar(key[1])}"
         )
         log_trace(log, logging.WARNING, text, "", leased.fields)
-        self._rivals.look(*key)
+        self._finder.look(*key)
 
     def _similar(self, type: str) -> str:
         """Return a hint if a known type differs only in its package; else an empty string."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from qsync.server.config import Config
-from qsync.server.idle_scan import PASS_ON_S, Lookout
+from qsync.server.idle_scan import PASS_ON_S, BusyQueues
 from qsync.server.queue_state import QueueState
 from qsync.server.weights import Shares
 
@@ -61,13 +61,13 @@ class FetchTiming:
         config: Config,
         lanes: Mapping[str, QueueState],
         in_flight: Collection[str],
-        lookout: Lookout,
+        busy_queues: BusyQueues,
         open_slots: Callable[[], int],
     ) -> None:
         self._config = config
         self._lanes = lanes
         self._in_flight = in_flight
-        self._lookout = lookout
+        self._busy_queues = busy_queues
         self._open = open_slots
         self.shares: Shares = Shares(config.weights, strict=config.strict)
         self.woken: set[str] = set()
@@ -101,9 +101,9 @@ class FetchTiming:
 
         `free` is the number of slots for tasks with limits, which are not leased ahead.
         """
-        lookout = self._lookout
-        lookout.begin(now)
-        lanes = [lane for lane in lookout.first(CROWD) if lane.queue not in self._in_flight]
+        busy_queues = self._busy_queues
+        busy_queues.begin(now)
+        lanes = [lane for lane in busy_queues.first(CROWD) if lane.queue not in self._in_flight]
         slots = wanted - self._reserved(now)
         ready = [lane for lane in lanes if now >= self.retry_at[lane.queue]]
         # Upkeep also fetches tasks, so that a lost wake delays them by at most `sweep`.
@@ -139,7 +139,7 @@ class FetchTiming:
     def _upkeep_due(self, lane: QueueState, now: float) -> bool:
         if lane.upkeep_pending or lane.in_flight is not None or lane.queue in self.woken:
             return True
-        return lane.queue in self._lookout.due or now >= self._lookout.upkeep_at(lane)
+        return lane.queue in self._busy_queues.due or now >= self._busy_queues.upkeep_at(lane)
 
     def at_rest(self, lane: QueueState) -> bool:
         """Return whether a queue is idle until a wake, a check or its next due time."""
@@ -154,8 +154,8 @@ class FetchTiming:
     def next_round(self, now: float, planned: Round) -> float:
         """Return the seconds until the next round; infinity: not before an event."""
         room = planned.slots > 0
-        times = [math.inf, self._lookout.next_at()]
-        if self._lookout.count() > CROWD and not self._in_flight:
+        times = [math.inf, self._busy_queues.next_at()]
+        if self._busy_queues.count() > CROWD and not self._in_flight:
             # This round left out some busy queues.
             times.append(now + (TURN_S if room else PASS_ON_S))
         for queue in self._in_flight:
@@ -168,7 +168,7 @@ class FetchTiming:
             if now < self.retry_at[lane.queue]:
                 times.append(self.retry_at[lane.queue])
                 continue
-            times.append(self._lookout.upkeep_at(lane))
+            times.append(self._busy_queues.upkeep_at(lane))
             if room and lane.next_due is not None:
                 times.append(lane.next_due)
         return max(0.0, min(times) - now)
@@ -179,13 +179,13 @@ class FetchTiming:
         """Return those of a connection's queues to block on now; none after a failed wait."""
         if any(now < self.retry_at[lane.queue] for lane in lanes):
             return []
-        if self._lookout.many:
+        if self._busy_queues.many:
             return [lane for lane in lanes if not self._has_its_turn(lane)]
         return [lane for lane in lanes if not (lane.has_more_pending or lane.refused)]
 
     def _has_its_turn(self, lane: QueueState) -> bool:
         """Return whether the server will fetch from a queue without a wake."""
-        if self._lookout.rests(lane) or lane.exhausted:
+        if self._busy_queues.is_idle(lane) or lane.exhausted:
             return False
         return lane.has_more_pending or lane.refused or lane.queue not in self._in_flight
 
@@ -204,7 +204,7 @@ class FetchTiming:
     def _until_upkeep(self, lanes: Sequence[QueueState], now: float) -> float:
         """Return the seconds until these queues need a fetch even without a wake."""
         times = [now + self._config.sweep_s]
-        for lane in () if self._lookout.many else lanes:
+        for lane in () if self._busy_queues.many else lanes:
             if lane.queue not in self._in_flight:
                 times += (lane.last_fetch + self._config.sweep_s, lane.next_due or math.inf)
         return max(0.001, min(times) - now + WAKE_MARGIN_S)

@@ -30,7 +30,7 @@ from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.fetch_timing import FetchTiming
 from qsync.server.fetched_tasks import hold
-from qsync.server.idle_scan import Lookout
+from qsync.server.idle_scan import BusyQueues
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
@@ -74,7 +74,7 @@ class Fetcher:
         self._policy = config.policy()
         self._backoffs = {lane.queue: Backoff(cap=AWAY_CAP_S) for lane in lanes}
         self._wakes = self._make_wakes(lanes)
-        self._lookout = Lookout(
+        self._busy_queues = BusyQueues(
             broker, lanes, config, outage, self._wakes,
             on_found=lambda: self._wakeup.set(), on_unsent=self._on_unsent,
         )  # fmt: skip
@@ -84,7 +84,7 @@ class Fetcher:
             self._waiters.block_on_all()
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._timing = FetchTiming(
-            config, self._lanes, self._in_flight, self._lookout, capacity.open_slots
+            config, self._lanes, self._in_flight, self._busy_queues, capacity.open_slots
         )
         self._wakeup = capacity.room_made
         self._crash_log = crash_log
@@ -95,7 +95,7 @@ class Fetcher:
         """Fetch until cancelled."""
         loop = asyncio.get_running_loop()
         self._runs = True
-        looking = self._spawn(self._lookout.run()) if self._lookout.many else None
+        looking = self._spawn(self._busy_queues.run()) if self._busy_queues.many else None
         if self._wakes is not None:
             self._wakes.start()
         try:
@@ -126,7 +126,7 @@ class Fetcher:
         while boot_s() < ends:
             if self._in_flight:
                 await asyncio.wait(set(self._in_flight.values()), timeout=max(0.0, ends - boot_s()))
-            open_lanes = [lane for lane in self._lookout.busy() if lane.in_flight is not None]
+            open_lanes = [lane for lane in self._busy_queues.all() if lane.in_flight is not None]
             if not open_lanes:
                 break
             await asyncio.sleep(pause)
@@ -144,7 +144,7 @@ class Fetcher:
         await asyncio.gather(*map(self._pass_on, groups))
 
     async def _pass_on(self, lanes: Sequence[QueueState]) -> None:
-        lanes = await self._lookout.with_tasks(lanes)
+        lanes = await self._busy_queues.with_tasks(lanes)
         calls = [self._call(lane, 0) for lane in lanes if lane.in_flight is None]
         for answer in await self._broker.run_many(calls):
             if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
@@ -169,8 +169,8 @@ class Fetcher:
         planned = timing.plan(now, self._capacity.fetch_size(), timing.open_slots())
         if planned.fetches:
             self._start_fetches(planned.fetches)
-        self._lookout.rest(lane for lane in planned.ready if timing.at_rest(lane))
-        self._lookout.has_room = planned.slots > 0
+        self._busy_queues.rest(lane for lane in planned.ready if timing.at_rest(lane))
+        self._busy_queues.has_room = planned.slots > 0
         if planned.slots > 0:
             self._listen(now)
             self._wait_for_wake(now, planned.slots)
@@ -193,7 +193,7 @@ class Fetcher:
     def _on_wake(self, lane: QueueState) -> None:
         lane.exhausted = False
         self._timing.woken.add(lane.queue)
-        self._lookout.wake(lane)
+        self._busy_queues.wake(lane)
         self._wakeup.set()
 
     def _on_unsent(self, lane: QueueState) -> None:
@@ -214,7 +214,7 @@ class Fetcher:
             return
         by_node: dict[Node | None, list[QueueState]] = {}
         for lane in self._wakes.unlisted():
-            idle = self._lookout.rests(lane) or lane.exhausted
+            idle = self._busy_queues.is_idle(lane) or lane.exhausted
             if (
                 idle
                 and lane.queue not in self._in_flight
@@ -228,7 +228,7 @@ class Fetcher:
             task.add_done_callback(self._listening.discard)
 
     async def _say_idle(self, wakes: Wakes, lanes: Sequence[QueueState]) -> None:
-        if (error := await self._lookout.listen(wakes, lanes)) is not None:
+        if (error := await self._busy_queues.listen(wakes, lanes)) is not None:
             self._outage.note("wait for tasks", error)
 
     def _wait_for_wake(self, now: float, slots: int) -> None:
@@ -296,9 +296,9 @@ class Fetcher:
             if isinstance(answer, QsyncError):
                 self._failed(lane, answer)
             elif answer is not None:
-                made = lane.ran_at(answer.now_us, sent)
+                leased_at = lane.ran_at(answer.now_us, sent)
                 self._runner.submit(
-                    await self._handle_result(lane, slots, answer, made, repeated=False)
+                    await self._handle_result(lane, slots, answer, leased_at, repeated=False)
                 )
         except QsyncError as error:
             self._timing.retry_at[lane.queue] = boot_s() + self._waiters.backoffs[waiter].next()
@@ -331,7 +331,7 @@ class Fetcher:
                 self._in_flight[lane.queue] = task
                 # A wake from now on may be for a task that this fetch does not see.
                 self._timing.woken.discard(lane.queue)
-                self._lookout.fetched(lane)
+                self._busy_queues.fetched(lane)
 
     async def _send_fetches(self, group: Sequence[tuple[QueueState, int]]) -> None:
         try:
@@ -393,7 +393,7 @@ class Fetcher:
     ) -> list[LeasedTask]:
         received = boot_s()
         token = f"{self._holder}/{lane.number}"
-        made = lane.in_flight.since if repeated and lane.in_flight is not None else sent
+        leased_at = lane.in_flight.since if repeated and lane.in_flight is not None else sent
         lane.in_flight = None
         self._note_result(lane, wanted, fetched, sent, received, repeated=repeated)
         leased = hold(
@@ -404,7 +404,7 @@ class Fetcher:
         late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
         revoked = lane.revoked_token == token
         if (repeated or late or revoked) and leased:
-            leased = await self._leases.confirm(lane, leased, made)
+            leased = await self._leases.confirm(lane, leased, leased_at)
         if revoked:  # the heartbeat thread may not have handed back all of them yet
             for task in leased:
                 self._runner.settle(task, HandedBack(task.id, task.token))
@@ -428,7 +428,7 @@ class Fetcher:
             lane.next_due = received + fetched.next_due_us / 1_000_000
             if received - lane.unknown_type_at < UNKNOWN_TYPE_WINDOW_S:
                 lane.next_due += UNKNOWN_TYPE_YIELD_S
-            self._lookout.at(lane, lane.next_due)
+            self._busy_queues.set_due(lane, lane.next_due)
         self._backoffs[lane.queue].reset()
         if self._outage.parts:
             self._outage.worked(_part(lane))

@@ -16,7 +16,7 @@ from qsync.keys import GlobalKeys
 log: Final = logging.getLogger("qsync.server")
 
 
-class Rivals:
+class HandlerFinder:
     """Looks for a live server that has a handler for a type that this server lacks."""
 
     def __init__(self, broker: AsyncBroker, prefix: str, server_id: str) -> None:

@@ -43,7 +43,7 @@ PASS_ON_S: Final = 0.1
 """Shortest interval at which a server without a free slot fetches for due tasks, in seconds."""
 
 
-class Lookout:
+class BusyQueues:
     """The busy queues of a server: those that may need a fetch.
 
     `on_unsent` is called when a client added tasks without a wake message to this idle server.
@@ -82,7 +82,7 @@ class Lookout:
         now = boot_s()
         self._slow_at = {lane.queue: now + spread(0, SLOW_S) for lane in lanes}
 
-    def busy(self) -> Iterable[QueueState]:
+    def all(self) -> Iterable[QueueState]:
         """Return the busy queues; the one last fetched from is at the end."""
         return self._busy.values()
 
@@ -103,7 +103,7 @@ class Lookout:
         self._busy.pop(lane.queue, None)
         self._busy[lane.queue] = lane
 
-    def rests(self, lane: QueueState) -> bool:
+    def is_idle(self, lane: QueueState) -> bool:
         """Return whether a queue is idle until a wake, a check or its next due time."""
         return lane.queue not in self._busy
 
@@ -119,7 +119,7 @@ class Lookout:
                 continue
             del self._timed[queue]
             if not self._mark_if_due(lane, now) and lane.next_due is not None:
-                self.at(lane, lane.next_due)
+                self.set_due(lane, lane.next_due)
 
     def _mark_if_due(self, lane: QueueState, now: float) -> bool:
         if lane.next_due is None or now < lane.next_due:
@@ -131,7 +131,7 @@ class Lookout:
             self.due.add(lane.queue)
         return True
 
-    def at(self, lane: QueueState, moment: float) -> None:
+    def set_due(self, lane: QueueState, moment: float) -> None:
         """Mark the queue as busy at this time, by boot_s, if its `next_due` has come by then."""
         if self.many and moment < self._timed.get(lane.queue, math.inf):
             self._timed[lane.queue] = moment
@@ -191,7 +191,7 @@ class Lookout:
             return lanes
         for start in range(0, len(lanes), PAGE):
             await self._check_page(lanes[start : start + PAGE])
-        return [lane for lane in lanes if not self.rests(lane)]
+        return [lane for lane in lanes if not self.is_idle(lane)]
 
     async def _check_all(self) -> None:
         """Check every queue once; if some checks fail, raise the first error afterwards."""
@@ -222,7 +222,7 @@ class Lookout:
     async def _check_and_listen(self, lane: QueueState) -> QsyncError | None:
         """Check a queue of a cluster; if the server is idle there, register it as idle too."""
         wakes = self._wakes
-        idle = self.has_room and (self.rests(lane) or lane.exhausted)
+        idle = self.has_room and (self.is_idle(lane) or lane.exhausted)
         if wakes is None or not idle or not wakes.ready(lane):
             return await self._check_page([lane])
         return await self.listen(wakes, [lane])

@@ -65,10 +65,10 @@ def merged(rows: Iterable[MetricRow]) -> list[MetricRow]:
 
 def closed(rows: Iterable[MetricRow]) -> list[MetricRow]:
     """Return the rows of a server that has ended: the counts stay, and nothing runs."""
-    left = merged(rows)
-    for row in left:
+    totals = merged(rows)
+    for row in totals:
         row.running, row.oldest_began = 0, 0.0
-    return left
+    return totals
 
 
 class MetricSource(Protocol):

@@ -32,7 +32,7 @@ from qsync.server.process_pool_member import (
     WorkerProcess,
     fail,
 )
-from qsync.server.queue_state import Claim, LeasedTask, NotBegun
+from qsync.server.queue_state import Claim, HandlerNotStarted, LeasedTask
 from qsync.server.remote_exception import original_of
 from qsync.task import TaskInfo
 
@@ -168,7 +168,7 @@ class ProcessPool:
         if claim is None:
             return True
         if not claim.may_begin():
-            fail(call, NotBegun())
+            fail(call, HandlerNotStarted())
             return False
         if waits:  # the process first runs the calls before it
             claim.wait()

@@ -37,7 +37,7 @@ Stop = Literal["cancelled", "lost", "timeout", "shutdown"]
 """Why a running handler is stopped."""
 
 
-class NotBegun(asyncio.CancelledError):
+class HandlerNotStarted(asyncio.CancelledError):
     """The handler was not called, because its task may no longer start."""
 
 

@@ -21,7 +21,7 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.current import running
 from qsync.server.failure_reports import Failures
 from qsync.server.handler_context import HandlerContext, ServerContext
-from qsync.server.handler_mismatch import Rivals
+from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.hook_calls import HookCalls
 from qsync.server.inline_start import InlineStarter
 from qsync.server.invoke import BoundHandler, Invoker, encode_result
@@ -32,8 +32,8 @@ from qsync.server.queue_state import (
     QUEUED,
     RELEASED,
     RUNNING,
+    HandlerNotStarted,
     LeasedTask,
-    NotBegun,
     QueueState,
 )
 from qsync.server.run_metrics import RunMetrics
@@ -62,7 +62,7 @@ class Runner:
         context: ServerContext,
         on_lost: Callable[[int], None],
         outage: Outage,
-        rivals: Rivals,
+        finder: HandlerFinder,
         metrics: RunMetrics | None,
         hooks: HookCalls | None,
     ) -> None:
@@ -90,7 +90,7 @@ class Runner:
         """Tasks that close a limit, and keep their slots until the store has closed it."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.Guard(self._loop)
-        self._failures = Failures(config, invoker, rivals, hooks)
+        self._failures = Failures(config, invoker, finder, hooks)
         self.stopping: Stopping = Stopping(
             config, [settler.lane for settler in settlers.values()], capacity, suspects, hung,
             settle=self.settle, on_give_up=self.give_up, on_lost=on_lost,
@@ -274,7 +274,7 @@ class Runner:
                 if self._guard.forked:
                     fork_guard.end()
                 return  # `give_up` has settled the task already
-            if isinstance(error, NotBegun) and leased.stop is None:
+            if isinstance(error, HandlerNotStarted) and leased.stop is None:
                 record = self.too_late(leased) or op_values.HandedBack(leased.id, leased.token)
             else:
                 record = self.stopped(leased, error)

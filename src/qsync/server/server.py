@@ -31,7 +31,7 @@ from qsync.server.crash_log import CrashLog
 from qsync.server.deadlock_detection import Waits
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import ServerContext
-from qsync.server.handler_mismatch import Rivals
+from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.health import HealthProbe, ServerHealth
 from qsync.server.heartbeat_threads import HeartbeatThreads
 from qsync.server.hook_calls import HookCalls
@@ -289,9 +289,9 @@ class Server:
         config, outage = self.config, self._outage
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung, self.replaced.threads, self.child_setup)
-        rivals = Rivals(self._broker, self.prefix, self.id)
+        finder = HandlerFinder(self._broker, self.prefix, self.id)
         hooks = HookCalls(self.hooks, invoker) if self.hooks else None
-        settlers = self._make_runner(invoker, rivals, hung, context, hooks)
+        settlers = self._make_runner(invoker, finder, hung, context, hooks)
         runner, capacity = self._runner, self._capacity
         leases = self._make_lease_keeper()
         fetcher = self._fetcher = Fetcher(
@@ -307,7 +307,7 @@ class Server:
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
             StopAction(invoker.aclose, closes=True),
-            StopAction(rivals.aclose, closes=True),
+            StopAction(finder.aclose, closes=True),
             StopAction(runner.aclose, closes=True),
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
@@ -322,7 +322,7 @@ class Server:
         ]
 
     def _make_runner(
-        self, invoker: Invoker, rivals: Rivals, hung: HungHandlers, context: ServerContext,
+        self, invoker: Invoker, finder: HandlerFinder, hung: HungHandlers, context: ServerContext,
         hooks: HookCalls | None,
     ) -> Sequence[Settler]:  # fmt: skip
         """Make the runner and its capacity; return the settlers that it reports to."""
@@ -345,7 +345,7 @@ class Server:
         }  # fmt: skip
         self._runner = Runner(
             self.config, invoker, self._broker, settlers, capacity, suspects, hung, context,
-            self._count_lost, self._outage, rivals, self.run_metrics, hooks,
+            self._count_lost, self._outage, finder, self.run_metrics, hooks,
         )  # fmt: skip
         return list(settlers.values())
 

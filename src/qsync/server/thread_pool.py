@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from qsync.server import fork_guard
 from qsync.server.process_pool import ProcessPool
 from qsync.server.process_pool_member import HandlerError
-from qsync.server.queue_state import Claim, NotBegun
+from qsync.server.queue_state import Claim, HandlerNotStarted
 from qsync.server.stopping import HUNG_AFTER_S, HungHandlers
 
 __all__ = ["HandlerError", "ProcessPool", "ThreadPool", "Threads"]
@@ -223,7 +223,7 @@ class ThreadPool:
             if not call.abandoned:
                 try:
                     if call.claim is not None and not call.claim.may_begin():
-                        raise NotBegun
+                        raise HandlerNotStarted
                     call.value = call.perform()
                 except BaseException as error:
                     call.error = error

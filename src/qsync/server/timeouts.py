@@ -54,9 +54,9 @@ class Timeouts:
             self._timer.cancel()
 
     def _clear(self, seconds: float) -> None:
-        left = deque(entry for entry in self._queues[seconds] if entry[1].phase is RUNNING)
-        self._queues[seconds] = left
-        self._room[seconds] = 2 * len(left) + SPARE
+        running = deque(entry for entry in self._queues[seconds] if entry[1].phase is RUNNING)
+        self._queues[seconds] = running
+        self._room[seconds] = 2 * len(running) + SPARE
 
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
@@ -75,5 +75,5 @@ class Timeouts:
             if not queue:
                 del self._queues[seconds], self._room[seconds]
         self._set_timer(min((queue[0][0] for queue in self._queues.values()), default=math.inf))
-        for _, leased in sorted(over, key=lambda one: one[0]):
+        for _, leased in sorted(over, key=lambda entry: entry[0]):
             self._over(leased)

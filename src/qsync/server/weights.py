@@ -46,18 +46,18 @@ class Shares:
             slots = min(slots, math.ceil(sum(earned.values())))
         for name in queues:
             self._credit[name] += earned[name]
-        given = {name: min(max(int(self._credit[name]), 0), BATCH_SIZE) for name in queues}
-        if (asked := sum(given.values())) > slots:
-            given = {name: slots * some // asked for name, some in given.items()}
-        left = slots - sum(given.values())
-        by_rest = sorted(queues, key=lambda name: given[name] - self._credit[name])
+        slots_of = {name: min(max(int(self._credit[name]), 0), BATCH_SIZE) for name in queues}
+        if (asked := sum(slots_of.values())) > slots:
+            slots_of = {name: slots * some // asked for name, some in slots_of.items()}
+        left = slots - sum(slots_of.values())
+        by_rest = sorted(queues, key=lambda name: slots_of[name] - self._credit[name])
         while left > 0:
             for name in by_rest[:left]:
-                given[name] += 1
+                slots_of[name] += 1
             left -= len(by_rest)
         for name in queues:
-            self._credit[name] -= given[name]
-        return given
+            self._credit[name] -= slots_of[name]
+        return slots_of
 
     def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
         """Note how many tasks a fetch brought, and whether it left some.

@@ -15,7 +15,7 @@ from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from qsync.server.queue_state import Claim, NotBegun
+from qsync.server.queue_state import Claim, HandlerNotStarted
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class CallingThread:
         def call() -> None:
             try:
                 if claim is not None and not claim.may_begin():
-                    raise NotBegun
+                    raise HandlerNotStarted
                 settle = partial(_set_result, future, context.run(function, *args, **kwargs))
             except BaseException as error:
                 settle = partial(_set_error, future, error)

@@ -150,21 +150,21 @@ class TokenAccess:
             if cookie.endswith(VIEW_MARK):
                 request.scope["qsync.host_role"] = "view"
             return ""
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             return Response(status_code=401)
-        refused = self.check(request, given.strip())
+        refused = self.check(request, token.strip())
         return "" if refused is None else refused
 
-    def check(self, request: Request, given: str) -> Response | None:
+    def check(self, request: Request, token: str) -> Response | None:
         """Return None for the right token, or a response: 401, or 429 after too many attempts."""
         address = request.client.host if request.client else ""
         if wait := self._throttle.wait(address):
             text = _("Too many wrong tokens. Try again in %(wait)s.", wait=duration(wait))
             return PlainTextResponse(f"{text}\n", 429, {"Retry-After": f"{wait:.0f}"})
-        if hmac.compare_digest(_hash(given), self._hash):
+        if hmac.compare_digest(_hash(token), self._hash):
             return None
-        if self._view_hash is not None and hmac.compare_digest(_hash(given), self._view_hash):
+        if self._view_hash is not None and hmac.compare_digest(_hash(token), self._view_hash):
             request.scope["qsync.host_role"] = "view"
             return None
         self._throttle.failed(address)

@@ -128,9 +128,9 @@ def _form(
     if site.is_read_only(request):
         title = _("This dashboard is read-only.")
         return site.page(request, "error", status=403, title=title, text="")
-    given = dict.fromkeys(FIELDS, "") | values
+    form_values = dict.fromkeys(FIELDS, "") | values
     return site.page(
-        request, "schedule", status=400 if problem else 200, given=given, is_new=is_new,
+        request, "schedule", status=400 if problem else 200, given=form_values, is_new=is_new,
         problem=problem, choices=get_args(Missed),
     )  # fmt: skip
 

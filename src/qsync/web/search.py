@@ -76,20 +76,20 @@ async def show(site: Site, request: Request) -> Response:
         rows = await _with_id(site, id)
         if len(rows) == 1:
             return RedirectResponse(links(request)("/task", queue=rows[0].queue, id=id), 303)
-    found = Found()
+    result = Found()
     if query.terms:
         sort = fields.text("sort")
         limit = fields.number("limit", DEFAULT_LIMIT, 1, PAGE_SIZE)
         if sort in SORTS and sort:
-            found = await _scan(site, query, SORTED_MOST, None, _NEWEST_FIRST.get(sort))
-            rows = sort_rows(found.rows, sort)
+            result = await _scan(site, query, SORTED_MOST, None, _NEWEST_FIRST.get(sort))
+            rows = sort_rows(result.rows, sort)
             last = max(1, math.ceil(len(rows) / limit))
             number = fields.number("page", 1, 1, last)
-            found.rows = rows[(number - 1) * limit : number * limit]
-            found.sheet = Sheet(number, last, len(rows))
+            result.rows = rows[(number - 1) * limit : number * limit]
+            result.sheet = Sheet(number, last, len(rows))
         else:
-            found = await _scan(site, query, limit, cursor, None)
-    return _page(site, request, fields, text, query, found)
+            result = await _scan(site, query, limit, cursor, None)
+    return _page(site, request, fields, text, query, result)
 
 
 async def show_keys(site: Site, request: Request) -> Response:
@@ -102,16 +102,16 @@ def parse_for(site: Site, text: str) -> SearchQuery:
     query = parse_search(text)
     if site.mask is not None and query.filter is not None and query.filter.args:
         term = f"args.{query.filter.args[0][0]}:"
-        told = phrase(
+        problem = phrase(
             "Search term “%(term)s”. Payloads are masked here, so they cannot be searched.",
             term=term,
         )
-        raise InvalidTask(told)
+        raise InvalidTask(problem)
     return query
 
 
 def _page(
-    site: Site, request: Request, fields: Fields, text: str, query: SearchQuery, found: Found,
+    site: Site, request: Request, fields: Fields, text: str, query: SearchQuery, result: Found,
     problem: Phrase | str = "",
 ) -> Response:  # fmt: skip
     sort = fields.text("sort")
@@ -119,12 +119,12 @@ def _page(
     limit = fields.number("limit", DEFAULT_LIMIT, 1, PAGE_SIZE)
     return site.page(
         request, "search", status=400 if problem else 200, q=text[:MAX_QUERY], query=query,
-        found=found, problem=problem, help=KEYS, sorts=SORTS, sort=sort, limit=limit,
+        found=result, problem=problem, help=KEYS, sorts=SORTS, sort=sort, limit=limit,
         given_limit=limit if limit != DEFAULT_LIMIT else None,
         chips=[(term.text, query.without(at)) for at, term in enumerate(query.terms)],
         verbs=_verbs_for(site, request, query), selected=SELECTED, matching=MATCHING,
         unread_note=unread_note,
-        searched=min(found.total, fields.number("searched", 0, 0, MAX_SEARCHED) + found.scanned),
+        searched=min(result.total, fields.number("searched", 0, 0, MAX_SEARCHED) + result.scanned),
     )  # fmt: skip
 
 
@@ -161,21 +161,21 @@ async def _scan(
     site: Site, query: SearchQuery, limit: int, cursor: str | None, newest_first: bool | None
 ) -> Found:
     """Search for about SCAN_S, or until `limit` tasks are found."""
-    found, end = Found(), time.monotonic() + SCAN_S
+    result, end = Found(), time.monotonic() + SCAN_S
     while True:
         began = time.monotonic()
         page = await site.inspector.search(
             query,
-            limit=min(PART, limit - len(found.rows)),
+            limit=min(PART, limit - len(result.rows)),
             cursor=cursor,
             newest_first=newest_first,
         )
-        found.rows += page.tasks
-        found.scanned, found.unread = found.scanned + page.scanned, found.unread + page.unread
-        found.total, found.cursor, found.later = page.total, page.cursor, page.later
+        result.rows += page.tasks
+        result.scanned, result.unread = result.scanned + page.scanned, result.unread + page.unread
+        result.total, result.cursor, result.later = page.total, page.cursor, page.later
         cursor, now = page.cursor, time.monotonic()
-        if cursor is None or len(found.rows) >= limit or now > end:
-            return found
+        if cursor is None or len(result.rows) >= limit or now > end:
+            return result
         await asyncio.sleep(now - began)
 
 

@@ -132,8 +132,8 @@ async def _change_all(
             break
     site.error_scanner.forget()
     text = f"{summary(counts, DONE[verb])} {_('There are more.')}"
-    kept = {**counts, "cursor": cursor, "sure": "yes"}
-    return _continue(site, request, verb, query, _(DOING[verb]), text, kept)
+    state = {**counts, "cursor": cursor, "sure": "yes"}
+    return _continue(site, request, verb, query, _(DOING[verb]), text, state)
 
 
 def _continue(

@@ -49,14 +49,14 @@ async def list_all(site: Site, request: Request) -> Response:
     names = (await site.inspector.queue_names())[:QUEUES_SHOWN]
     queue = fields.text("queue") or ("default" if "default" in names or not names else names[0])
     period, sort = _period(fields, LISTED), fields.text("sort")
-    found = await site.inspector.types(queue, period=period)
-    types = found.types
+    listing = await site.inspector.types(queue, period=period)
+    types = listing.types
     if sort in SORTS:
         types = sorted(types, key=lambda info: SORTS[sort](info) or 0, reverse=True)
     shown, sheet = sheet_of(types, fields)
     return site.page(
-        request, "types", queue=queue, names=names, listing=found, types=shown, sheet=sheet,
-        sort=sort, period=period, periods=[(one, PERIOD_NAMES[one]) for one in LISTED],
+        request, "types", queue=queue, names=names, listing=listing, types=shown, sheet=sheet,
+        sort=sort, period=period, periods=[(each, PERIOD_NAMES[each]) for each in LISTED],
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ async def show(site: Site, request: Request) -> Response:
         slow=slow, marks=[(when(stats, mark.at), mark) for mark in marks],
         rows=[(when(stats, point.at), point.stats) for point in stats.points if point.stats],
         earlier=EARLIER[period], period=period,
-        periods=[(one, PERIOD_NAMES[one]) for one in PERIODS],
+        periods=[(each, PERIOD_NAMES[each]) for each in PERIODS],
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ async def resume(site: Site, request: Request) -> Response:
     queue, name = form.text("queue") or "default", form.text("type")
     if form.text("sure") != "yes":
         paused = await site.inspector.paused_types(queue)
-        waiting = sum(one.waiting for one in paused if one.type == name)
+        waiting = sum(paused_type.waiting for paused_type in paused if paused_type.type == name)
         return site.confirm(
             request, form, title=_("Resume type %(type)s?", type=name), button=_("Resume type"),
             text=ngettext(
@@ -128,5 +128,5 @@ async def resume(site: Site, request: Request) -> Response:
 
 def _period(fields: Fields, known: tuple[Period, ...]) -> Period:
     """Return the period of a query, the first one by default."""
-    wanted = fields.text("period")
-    return next((period for period in known if period == wanted), known[0])
+    asked = fields.text("period")
+    return next((period for period in known if period == asked), known[0])

@@ -178,15 +178,17 @@ class Scaler:
         in_hand = now.pending + now.active
         slots = now.slots / now.servers * self._processes if now.servers else 0.0
         if not in_hand and not arriving:
-            wanted = 0
+            desired = 0
         elif per_worker:
-            wanted = max(1, math.ceil((arriving + now.pending / goal.target_s) / per_worker - 1e-9))
+            desired = max(
+                1, math.ceil((arriving + now.pending / goal.target_s) / per_worker - 1e-9)
+            )
         else:
             # No attempt has ended yet, so tasks may take long: give each task a slot of its own.
-            wanted = math.ceil(in_hand / slots) if slots else 1
+            desired = math.ceil(in_hand / slots) if slots else 1
         if slots:  # do not remove workers that run tasks
-            wanted = max(wanted, math.ceil(now.active / slots))
-        return max(goal.least, min(wanted, goal.most))
+            desired = max(desired, math.ceil(now.active / slots))
+        return max(goal.least, min(desired, goal.most))
 
 
 def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:

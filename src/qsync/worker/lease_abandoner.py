@@ -121,7 +121,7 @@ class LeaseAbandoner:
         with self._changed:
             while self._jobs:
                 now = time.monotonic()
-                job = min(self._jobs, key=lambda one: one.due)
+                job = min(self._jobs, key=lambda entry: entry.due)
                 if job.due <= now:
                     return job
                 self._changed.wait(job.due - now)

@@ -77,27 +77,27 @@ def app_options() -> tuple[str, ...]:
 @cache
 def configuration() -> Configuration:
     """Return the checked setting. Raise SettingError with the reason if it is invalid."""
-    given = getattr(settings, "QSYNC", {})
-    if not isinstance(given, Mapping):
-        raise SettingError(f"QSYNC: {shorten(given)} is not a dict", "qsync.E002")
+    setting = getattr(settings, "QSYNC", {})
+    if not isinstance(setting, Mapping):
+        raise SettingError(f"QSYNC: {shorten(setting)} is not a dict", "qsync.E002")
     known = (*OWN, *app_options())
-    if unknown := [name for name in given if name not in known]:
+    if unknown := [name for name in setting if name not in known]:
         names = ", ".join(map(shorten, unknown))
         raise SettingError(
             f"QSYNC: no such option: {names}; there are {', '.join(known)}", "qsync.E002"
         )
-    url = given.get("URL") or os.environ.get(URL)
+    url = setting.get("URL") or os.environ.get(URL)
     if not url:
         raise SettingError(
             f'QSYNC: the URL is missing; give QSYNC = {{"URL": "redis://localhost:6379"}}, or set '
             f"{URL} in the environment", "qsync.E001",
         )  # fmt: skip
-    dashboard = _dashboard(given.get("DASHBOARD", {}))
+    dashboard = _dashboard(setting.get("DASHBOARD", {}))
     return Configuration(
         url,
-        {name.lower(): _imported(name, given[name]) for name in given if name not in OWN},
-        _enqueue(given.get("ENQUEUE", "on_commit")),
-        _database(given.get("DATABASE", "default")),
+        {name.lower(): _imported(name, setting[name]) for name in setting if name not in OWN},
+        _enqueue(setting.get("ENQUEUE", "on_commit")),
+        _database(setting.get("DATABASE", "default")),
         dashboard.get("READ_ONLY", True),
         _imported("MASK", dashboard.get("MASK")),
         dashboard.get("LANGUAGE"),

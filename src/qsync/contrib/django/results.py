@@ -27,7 +27,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         )
     info = status(id, queue, shown)
     failure = decode_failure(shown.failure)
-    kept = _kept(shown)
+    record = _kept(shown)
     payload = info.value()
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
@@ -39,7 +39,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     result = tasks_api.TaskResult(
         task=tasks_api.replace(known, queue_name=queue, run_after=run_after, backend=alias),
         id=id,
-        status=_status(shown, info, kept),
+        status=_status(shown, info, record),
         enqueued_at=enqueued if began is None else min(enqueued, began),  # of two clocks
         started_at=began,
         finished_at=info.finished_at,
@@ -48,10 +48,10 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         kwargs=payload["kwargs"],
         backend=alias,
         errors=_errors(shown, message, failure),
-        worker_ids=_workers(shown, failure, kept),
+        worker_ids=_workers(shown, failure, record),
     )
-    if kept is not None:
-        object.__setattr__(result, "_return_value", kept["return_value"])
+    if record is not None:
+        object.__setattr__(result, "_return_value", record["return_value"])
     return result
 
 
@@ -68,11 +68,11 @@ def _kept(shown: StoredTask) -> Any:
         return None
 
 
-def _status(shown: StoredTask, info: TaskStatus, kept: Any) -> Any:
+def _status(shown: StoredTask, info: TaskStatus, record: Any) -> Any:
     if shown.state is TaskState.ACTIVE:
         return tasks_api.TaskResultStatus.RUNNING
     if shown.state is TaskState.COMPLETED:
-        done = kept is not None
+        done = record is not None
         return tasks_api.TaskResultStatus.SUCCESSFUL if done else tasks_api.TaskResultStatus.FAILED
     if shown.state is TaskState.DEAD or info.cancelled:
         return tasks_api.TaskResultStatus.FAILED
@@ -89,12 +89,12 @@ def _begun(shown: StoredTask, failure: Failure) -> Any:
     return from_us(begun_us) if begun_us else None
 
 
-def _workers(shown: StoredTask, failure: Failure, kept: Any) -> list[str]:
+def _workers(shown: StoredTask, failure: Failure, record: Any) -> list[str]:
     """Return the servers of all attempts; those before the last ten that failed are unknown."""
     known = [attempt.server for attempt in failure.history]
     servers = [""] * (failure.attempts - len(known)) + known
-    if kept is not None:
-        servers.append(kept["worker_id"])
+    if record is not None:
+        servers.append(record["worker_id"])
     elif shown.state is TaskState.ACTIVE and shown.owner is not None:
         servers.append(server_of_token(shown.owner))
     return servers

@@ -34,10 +34,10 @@ class ChangeForm(_ModelForm):
 
     def when(self) -> dict[str, Any]:
         """Return when the schedule ticks, for the store."""
-        given = self.cleaned_data
+        cleaned = self.cleaned_data
         return {
-            "cron": given["cron"] or None, "every": given["every"], "tz": given["tz"] or None,
-            "missed": given["missed"],
+            "cron": cleaned["cron"] or None, "every": cleaned["every"], "tz": cleaned["tz"] or None,
+            "missed": cleaned["missed"],
         }  # fmt: skip
 
     def clean(self) -> None:
@@ -79,17 +79,17 @@ class AddForm(ChangeForm):
 
     def _check(self) -> None:
         super()._check()
-        given = self.cleaned_data
-        check_schedule_name(given["name"])
-        if given["queue"]:
-            check_name("queue", given["queue"])
-        self.built = task_choices.built(given["task"], given["arguments"], given["queue"])
+        cleaned = self.cleaned_data
+        check_schedule_name(cleaned["name"])
+        if cleaned["queue"]:
+            check_name("queue", cleaned["queue"])
+        self.built = task_choices.built(cleaned["task"], cleaned["arguments"], cleaned["queue"])
         when = self.when()
-        checked_content(given["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT)
-        if schedule_store.is_taken(given["name"]):
-            raise InvalidTask(f"name: there is a schedule {given['name']} already")
-        if schedule_store.find(f"{self.built.queue}:{given['name']}") is not None:
-            raise InvalidTask(f"name: a program has a periodic task {given['name']}")
+        checked_content(cleaned["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT)
+        if schedule_store.is_taken(cleaned["name"]):
+            raise InvalidTask(f"name: there is a schedule {cleaned['name']} already")
+        if schedule_store.find(f"{self.built.queue}:{cleaned['name']}") is not None:
+            raise InvalidTask(f"name: a program has a periodic task {cleaned['name']}")
 
 
 def _shown(error: InvalidTask, fields: Any) -> tuple[str | None, str]:

@@ -195,9 +195,9 @@ def _arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Map
 
 def _signature(task: Any) -> Signature:
     """Return the signature of a task, without its context."""
-    whole = signature(task.func)
-    parameters = list(whole.parameters.values())[1 if task.takes_context else 0 :]
-    return whole.replace(parameters=parameters)
+    full_signature = signature(task.func)
+    parameters = list(full_signature.parameters.values())[1 if task.takes_context else 0 :]
+    return full_signature.replace(parameters=parameters)
 
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:
