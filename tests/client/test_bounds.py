@@ -133,6 +133,36 @@ def test_callers_that_share_a_call_share_the_room(valkey: Store, prefix: str) ->
     asyncio.run(main())
 
 
+@pytest.mark.faults(82)
+def test_eight_producers_fill_a_queue_exactly_to_its_bound(valkey: Store, prefix: str) -> None:
+    """Each has connections of its own, so their calls arrive at the same time."""
+
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made, contextlib.AsyncExitStack() as stack:
+            await bounded(made, max_tasks=100)
+            producers = [
+                await stack.enter_async_context(Qsync(valkey.url, prefix=prefix).async_client())
+                for _ in range(8)
+            ]
+
+            async def produce(client: Any) -> int:
+                accepted = 0
+                while True:
+                    try:
+                        await client.enqueue(Task("x"))
+                    except QueueFull:
+                        return accepted
+                    accepted += 1
+
+            accepted = await asyncio.gather(*map(produce, producers))
+            info = await made.inspector.queue("default")
+            assert info is not None
+            assert info.states["pending"] == 100
+            assert sum(accepted) == 99, "one was there before"
+
+    asyncio.run(main())
+
+
 def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, prefix: str) -> None:
     async def go() -> None:
         async with desk(valkey.url, prefix) as made:

@@ -233,8 +233,10 @@ async def test_retry_with_invalid_delay_uses_default_delay(
         assert timedelta(0) < info.due_at - datetime.now(UTC) < timedelta(seconds=100)
 
 
-@pytest.mark.faults(15)
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+@pytest.mark.faults(14, 15)
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException, MemoryError]
+)
 @pytest.mark.parametrize("colour", ["async", "thread"])
 async def test_every_exception_of_a_handler_fails_only_its_task(
     store: Store, prefix: str, kind: type[BaseException], colour: str
