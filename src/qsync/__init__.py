@@ -4,6 +4,8 @@ Start with `Qsync`, the app: it turns functions into tasks and makes clients and
 maps task types to handlers.
 """
 
+import typing
+
 from qsync.app import Qsync
 from qsync.backoff import ExponentialBackoff
 from qsync.broker.stored_schedules import StoredSchedule
@@ -28,13 +30,15 @@ from qsync.errors import (
     TaskNotWaiting,
 )
 from qsync.handle import AsyncHandle, Handle
-from qsync.inspector import Inspector
 from qsync.mux import CallNext, Middleware, Mux
 from qsync.server.current import current
-from qsync.server.server import Server
 from qsync.state import TaskState
 from qsync.task import CRITICAL, DEFAULT, LOWER, Task, TaskInfo, TaskStatus
 from qsync.version import __version__
+
+if typing.TYPE_CHECKING:
+    from qsync.inspector import Inspector
+    from qsync.server.server import Server
 
 __all__ = [
     "CRITICAL",
@@ -76,3 +80,20 @@ __all__ = [
     "__version__",
     "current",
 ]
+
+
+if not typing.TYPE_CHECKING:  # type checkers would accept any name
+
+    def __getattr__(name):
+        """Import a class at its first use: a program that only enqueues starts sooner without."""
+        if name == "Inspector":
+            from qsync.inspector import Inspector as value
+        elif name == "Server":
+            from qsync.server.server import Server as value
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Durability
@@ -17,16 +17,17 @@ from qsync.connections import PREFIX, Connections
 from qsync.enqueueing import CONFIRM_TIMEOUT
 from qsync.errors import ConfigError, at_definition
 from qsync.hooks import Event, F, check_event
-from qsync.inspector import Inspector
 from qsync.instrumentation import Extension
 from qsync.keys import check_name
 from qsync.mux import Mux, check_mux
 from qsync.registry import Registry
-from qsync.server.child_context import ChildSetup
 from qsync.server.config import APP_OPTIONS, ServerOptions, config_of
-from qsync.server.server import Server
 from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS
 from qsync.times import Duration
+
+if TYPE_CHECKING:
+    from qsync.inspector import Inspector
+    from qsync.server.server import Server
 
 
 class Qsync(Registry):
@@ -126,6 +127,10 @@ class Qsync(Registry):
         The server does not know tasks that are defined later. Raises ConfigError when two handlers
         have the same type, or an option is wrong.
         """
+        # Imported here, so that programs that only enqueue start sooner.
+        from qsync.server.child_context import ChildSetup
+        from qsync.server.server import Server
+
         self._declared.check()
         handlers = Mux()
         for given in (self._mux, self._given_mux, mux):

@@ -31,7 +31,6 @@ from qsync.enqueueing import (
 )
 from qsync.errors import ConfigError
 from qsync.hooks import Hooks
-from qsync.inspector import Inspector
 from qsync.instrumentation import Extension, Sender
 from qsync.keys import shorten
 from qsync.new_task import new_task
@@ -41,6 +40,7 @@ from qsync.wrapped_client import AroundEnqueue, WrappedAsyncClient, WrappedClien
 
 if TYPE_CHECKING:
     from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl
+    from qsync.inspector import Inspector
 
 URL = "QSYNC_URL"
 PREFIX = "QSYNC_PREFIX"
@@ -225,6 +225,9 @@ class Connections:
 
     def inspector(self) -> Inspector:
         """Return a new inspector for one event loop."""
+        # Imported here, so that programs that only enqueue start sooner.
+        from qsync.inspector import Inspector
+
         broker = AsyncBroker(self.address, patience=self._patience)
         return Inspector(broker, prefix=self.prefix)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qsync.client import AsyncHandle, Handle
 from qsync.formatting import install_command
-from qsync.server.server import Server
 from qsync.task import Task
 from qsync.wrapped_client import AroundEnqueue
+
+if TYPE_CHECKING:
+    from qsync.server.server import Server
 
 
 class Sender(Protocol):

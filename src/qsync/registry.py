@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 from zoneinfo import ZoneInfo
 
 from qsync.batch_function import BatchDecorator, BatchFunction
@@ -18,7 +28,6 @@ from qsync.limit import limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
-from qsync.server.periodic import PeriodicTask
 from qsync.task import TaskInfo
 from qsync.task_function import (
     HANDLER_OPTIONS,
@@ -31,6 +40,9 @@ from qsync.task_function import (
     check_options,
 )
 from qsync.times import Duration
+
+if TYPE_CHECKING:
+    from qsync.server.periodic import PeriodicTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -374,4 +386,7 @@ class Registry:
                 raise ConfigError(msg)
         if periodic.name in self._periodics:
             raise ConfigError(f"periodic {periodic.name!r}: the name is taken; give another name=")
+        # Imported here, so that programs that only enqueue start sooner.
+        from qsync.server.periodic import PeriodicTask
+
         return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)

