@@ -81,6 +81,10 @@ def test_client_is_closed_when_the_site_stops_and_new_when_it_starts_again(app: 
     for client in seen:
         with pytest.raises(QsyncError, match="closed"):
             client.enqueue(Task("send")).send(None)
+    with pytest.raises(ConfigError, match="the lifespan of the site is not running"):
+        TestClient(api).post("/buy")
+    with pytest.raises(ConfigError, match="lifespan: 7 is not a Qsync"):
+        lifespan(7)  # type: ignore[arg-type]
 
 
 def test_own_lifespan_runs_while_the_client_is_open(app: Qsync) -> None:

@@ -20,6 +20,7 @@ from qsync.app import Qsync
 from qsync.client import AsyncClient
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
+from qsync.keys import shorten
 
 try:
     from starlette.applications import Starlette
@@ -51,16 +52,27 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
     `task.enqueue()` uses, are closed as well.
     """
 
+    if not isinstance(app, Qsync):
+        raise ConfigError(f"lifespan: {shorten(app)} is not a Qsync")
+
     @contextlib.asynccontextmanager
     async def opened(site: Starlette) -> AsyncIterator[State]:
         async with app, app.async_client() as client, contextlib.AsyncExitStack() as stack:
             setattr(site.state, CLIENT, client)
+            stack.callback(_forget_client, site)
             own = None if inner is None else await stack.enter_async_context(inner(site))
             if CLIENT in (own or {}):
                 raise ConfigError("lifespan: the site already has the client of another app")
             yield {**(own or {}), CLIENT: client}
 
     return opened
+
+
+def _forget_client(site: Starlette) -> None:
+    """Remove the client of a site that stops, so that a later request gets the error of
+    `client_of`."""
+    with contextlib.suppress(AttributeError, KeyError):
+        delattr(site.state, CLIENT)
 
 
 def client_of(connection: HTTPConnection) -> AsyncClient:
