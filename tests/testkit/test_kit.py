@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -474,6 +475,7 @@ def test_a_day_with_10_000_due_tasks_takes_under_2_s(shop: Shop, qsync: Kit) -> 
         return time.perf_counter() - began
 
     took = asyncio.run(main())
+    sys.stdout.write(f"advance(days=1) with 10,000 due tasks, s: {took:.2f}\n")  # pytest -s
     assert len(qsync.enqueued("plain")) == 10_000
     assert took < 2
 
@@ -487,6 +489,7 @@ def test_opening_a_kit_takes_a_few_ms(shop: Shop) -> None:
         with Kit(shop.app):
             pass
         took.append(time.perf_counter() - began)
+    sys.stdout.write(f"a further test with the fixture qsync, ms: {sorted(took)[5] * 1000:.1f}\n")
     assert sorted(took)[5] < 0.005
 
 
