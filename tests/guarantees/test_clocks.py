@@ -22,7 +22,7 @@ HOUR_S = 3600.0
 LEASE_S = 1.0
 
 
-@pytest.mark.faults(45)
+@pytest.mark.faults(45, 75)
 @pytest.mark.guarantee(5)
 def test_servers_with_wrong_and_jumping_clocks_run_every_task_once(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured

@@ -27,6 +27,7 @@ def grow(task: TaskInfo) -> None:
 """
 
 
+@pytest.mark.faults(16)
 def test_worn_processes_are_replaced_one_at_a_time_and_no_task_is_lost_or_charged(
     tmp_path: Path, own_store: Store
 ) -> None:
@@ -71,6 +72,7 @@ def check_one_at_a_time(log: str) -> None:
             replacing = None
 
 
+@pytest.mark.faults(14, 16)
 def test_a_process_that_takes_too_much_memory_is_replaced(tmp_path: Path, store: Store) -> None:
     (tmp_path / "shop.py").write_text(SHOP + GROWING)
     with Worker(tmp_path, store.url, "--max-memory", "250MiB", "--threads", "1") as worker:

@@ -23,7 +23,7 @@ EXAMPLES: Final = os.environ.get("QSYNC_MODEL_EXAMPLES")
 DEFAULT: Final = {"valkey": 100, "redis": 25}
 
 
-@pytest.mark.faults(25, 34, 35, 36, 46, 61, 64, 71, 72, 73, 76, 79)
+@pytest.mark.faults(25, 29, 34, 35, 36, 46, 61, 64, 71, 72, 73, 74, 76, 79)
 @pytest.mark.guarantee(1, 2, 3, 5, 6)
 @pytest.mark.timeout(0 if EXAMPLES else 300)
 @pytest.mark.parametrize("binary", BINARIES)
