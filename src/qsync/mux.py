@@ -102,6 +102,11 @@ class Handler:
     batch: BatchLimits | None = None
     """Limits of a batch handler, which takes a list of tasks; None: it takes one task."""
 
+    @property
+    def takes_task(self) -> bool:
+        """Whether the function is called with its task alone."""
+        return self.arguments is _task_itself
+
 
 class Mux:
     """Maps task types to handlers.

@@ -10,7 +10,14 @@ from typing import Any
 from qsync.keys import QueueKeys
 from qsync.message import NO_FAILURE, Message
 from qsync.mux import Mux
-from qsync.server.queue_state import RELEASED, RUNNING, LeasedTask, QueueState
+from qsync.server.queue_state import (
+    QUEUED,
+    RELEASED,
+    RUNNING,
+    LeasedTask,
+    Phase,
+    QueueState,
+)
 from qsync.server.timeouts import SPARE, Timeouts
 from qsync.task import Task, TaskInfo
 from tests.support.server import Bench, bench, left_over, until
@@ -122,6 +129,28 @@ def test_a_handler_that_waits_after_quick_ones_is_stopped_at_its_limit(
 
     asyncio.run(main())
     assert sorted(how) == ["its own"] * 3 + ["the task's"] * 3
+
+
+def test_task_behind_a_running_handler_has_not_started(valkey: Store, prefix: str) -> None:
+    """So that a heartbeat can hand it back if that handler blocks the loop."""
+    phases, mux, servers = list[list[Phase]](), Mux(), list[Any]()
+
+    @mux.handle("quick")
+    async def quick(task: TaskInfo) -> None:
+        [lane] = servers[0]._lanes
+        phases.append([leased.phase for leased in lane.held.values()])
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many([Task("quick")] * 50)
+            servers.append(b.server(mux))
+            async with servers[0]:
+                await drained(b, valkey)
+
+    asyncio.run(main())
+    assert len(phases) == 50
+    assert {held.count(RUNNING) for held in phases} == {1}
+    assert max(held.count(QUEUED) for held in phases) >= 40
 
 
 def test_quick_handlers_do_not_starve_the_loop(valkey: Store, prefix: str) -> None:

@@ -22,7 +22,6 @@ from qsync.server import (
     handler_context,
     heartbeat,
     heartbeat_threads,
-    inline_start,
     isolation_timer,
     loop_watchdog,
     outage_log,
@@ -50,7 +49,7 @@ from tests.simulation.threads import (
 
 TIMED: Final = (
     runner, capacity, stopping, loop_watchdog, handler_context, isolation_timer, outage_log,
-    inline_start, batch_call, lease_abandoner, aio, base, blocking, results, result_listener,
+    batch_call, lease_abandoner, aio, base, blocking, results, result_listener,
     subscriptions, wake_channel,
 )  # fmt: skip
 """Modules that read a clock."""

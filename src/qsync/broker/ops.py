@@ -350,7 +350,7 @@ def _fetched(values: Any) -> FetchResult:
         ids=[id.decode() for id in ids],
         messages=messages,
         failures=failures,
-        crashes=[crash_count(text) for text in crashes],
+        crashes=[crash_count(text) for text in crashes] if any(crashes) else [0] * len(ids),
         own_lapsed=[text_of(id) for id in reply["own_lapsed"]],
         paused=bool(reply["paused"]),
         generation=text_of(reply["generation"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from qsync.broker.op_values import Completion, HandedBack
 from qsync.server import fork_guard
@@ -20,25 +20,9 @@ from qsync.server.invoke import BoundHandler, Invoker
 from qsync.server.progress import Progress
 from qsync.server.queue_state import QUEUED, RUNNING, HandlerNotStarted, LeasedTask
 from qsync.server.run_metrics import RunMetrics
+from qsync.server.run_records import RunRecords
 from qsync.server.stopping import Stopping
 from qsync.task import TaskInfo
-
-
-class Outcomes(Protocol):
-    """Makes the records of tasks; implemented by `Runner`."""
-
-    def too_late(self, leased: LeasedTask) -> Any:
-        """Return the record for a task that may no longer start; None if it may start."""
-
-    def done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
-        """Return the record of a task whose handler returned."""
-
-    def stopped(self, leased: LeasedTask, error: BaseException, *, brief: bool = False) -> Any:
-        """Return the record of a task whose handler raised; None if the lease is lost. `brief`:
-        log no traceback."""
-
-    def settle_runs(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Pass the outcomes of tasks to their settlers; None: the lease is lost."""
 
 
 class BatchRuns:
@@ -46,7 +30,7 @@ class BatchRuns:
 
     def __init__(
         self,
-        outcomes: Outcomes,
+        records: RunRecords,
         invoker: Invoker,
         capacity: Capacity,
         stopping: Stopping,
@@ -54,10 +38,11 @@ class BatchRuns:
         progress: Progress,
         guard: fork_guard.Guard,
         metrics: RunMetrics | None,
+        settle: Callable[[Sequence[LeasedTask], Sequence[Any]], None],
         spawn: Spawn,
         refill: Callable[[], None],
     ) -> None:
-        self._outcomes = outcomes
+        self._outcomes = records
         self._invoker = invoker
         self._capacity = capacity
         self._stopping = stopping
@@ -65,6 +50,7 @@ class BatchRuns:
         self._progress = progress
         self._guard = guard
         self._metrics = metrics
+        self._settle = settle
         self._spawn = spawn
         self._refill = refill
 
@@ -100,7 +86,7 @@ class BatchRuns:
             if now >= leased.expires or leased.message.options is not None:
                 late = self._outcomes.too_late(leased)
                 if late is not None:
-                    self._outcomes.settle_runs([leased], [late])
+                    self._settle([leased], [late])
                     continue
             tasks.append(leased)
             infos.append(info)
@@ -184,6 +170,7 @@ class BatchRuns:
         if call.ended:
             return
         call.ended = True
-        self._outcomes.settle_runs(call.tasks, records)
+        self._settle(call.tasks, records)
+        call.tasks = ()
         self._capacity.running -= 1
         self._refill()

@@ -7,7 +7,7 @@ from typing import Final
 
 from qsync import codec
 from qsync.broker.op_values import FetchResult
-from qsync.message import NO_FAILURE, decode_failure, decode_message
+from qsync.message import NO_FAILURE, Message, decode_failure, decode_message, decode_messages
 from qsync.server import outcome
 from qsync.server.capacity import Capacity
 from qsync.server.queue_state import LeasedTask, QueueState
@@ -23,6 +23,13 @@ def hold(
     """Add the tasks to those that the queue's state holds, and return them; kill a task whose
     message cannot be read. `sent` is when the fetch was sent, by boot_s."""
     expires = sent + lease_s
+    if not (fetched.spared or fetched.since or any(fetched.failures)):
+        try:
+            messages = decode_messages(fetched.messages)
+        except codec.CodecError:
+            pass  # find out which, and hold the others
+        else:
+            return _hold_new(lane, token, fetched, messages, sent, expires, capacity)
     tasks: list[LeasedTask] = []
     held, spared, since = lane.held, fetched.spared, fetched.since
     for id, data, record, crashes in zip(
@@ -48,4 +55,19 @@ def hold(
             capacity.fairness_seen = True
         held[id] = leased
         tasks.append(leased)
+    return tasks
+
+
+def _hold_new(
+    lane: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
+    expires: float, capacity: Capacity,
+) -> list[LeasedTask]:  # fmt: skip
+    """Do as `hold` for tasks that never failed: most fetches bring no others."""
+    tasks = [
+        LeasedTask(lane, id, token, message, NO_FAILURE, crashes, sent, expires)
+        for id, message, crashes in zip(fetched.ids, messages, fetched.crashes, strict=True)
+    ]
+    lane.held.update(zip(fetched.ids, tasks, strict=True))
+    if any(one.options is not None and one.options.fairness_key for one in messages):
+        capacity.fairness_seen = True
     return tasks

@@ -4,6 +4,9 @@ Creating and scheduling an asyncio task costs as much as all other work that a s
 message. A handler that awaits nothing does not need a task of its own: the starter takes the first
 step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
 starter continues in a new one. Each handler still sees an asyncio task and a context of its own.
+
+The starter takes tasks from those that are ready one at a time, for up to TURN_S, and then settles
+all that have ended in this turn at once.
 """
 
 from __future__ import annotations
@@ -11,18 +14,23 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from functools import partial
-from types import coroutine
-from typing import Any, Final, cast
+from types import CoroutineType, coroutine
+from typing import Any, Final, Protocol, cast
 
+from qsync.broker.op_values import Completion
+from qsync.server import fork_guard
+from qsync.server.clock import boot_s
+from qsync.server.current import running
+from qsync.server.handler_context import HandlerContext, ServerContext, TellProgress
 from qsync.server.invoke import BoundHandler
-from qsync.server.queue_state import LeasedTask
-from qsync.task import TaskInfo
+from qsync.server.outcome import NEVER_RUN, never_run
+from qsync.server.queue_state import RUNNING, SETTLING, LeasedTask
+from qsync.server.run_metrics import RunMetrics
+from qsync.server.type_tally import TIMED
 
-TURN_S: Final = 0.0002
+TURN_S: Final = 0.0005
 """Time after which the starter yields to the rest of the event loop, in seconds."""
 
 WAITS: Final = 100
@@ -30,36 +38,74 @@ WAITS: Final = 100
 
 Run = Coroutine[Any, Any, None]
 Spawn = Callable[[Run, str], None]
-Begin = Callable[[LeasedTask, TaskInfo, BoundHandler, asyncio.Task[None] | None], Run]
+Ended = tuple[LeasedTask, Completion]
+Timed = tuple[LeasedTask, float]
+
+
+class Runs(Protocol):
+    """Supplies the starter with tasks, and runs those that wait; implemented by `Runner`."""
+
+    def startable(self) -> Iterator[tuple[LeasedTask, BoundHandler]]:
+        """Take the tasks that may start now, in their order, while slots are free."""
+
+    def begin(self, leased: LeasedTask, way: BoundHandler) -> None:
+        """Start a run in an asyncio task of its own."""
+
+    def occupy(self, leased: LeasedTask) -> None:
+        """Count a run that has a slot until it ends."""
+
+    def run(
+        self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
+        begun: Awaitable[Any] | None = None,
+    ) -> Run:  # fmt: skip
+        """Run a task that has a slot to its outcome; `task` is the asyncio task that it runs in,
+        None: its own. `begun` is its handler, if that has begun."""
+
+    def fail(self, leased: LeasedTask, error: BaseException) -> None:
+        """Settle a task that has a slot and whose handler raised."""
+
+    def end_turn(self, ended: list[Ended], timed: Sequence[Timed]) -> None:
+        """Settle the tasks that have ended without a slot, and let others start."""
 
 
 class InlineStarter:
     """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
-    `begin` makes the coroutine of a run; it gets the shared asyncio task, or None if the run has
-    its own. While the starter is `draining`, the slots of ended runs stay free; `refill` then fills
-    all of them at once.
+    While the starter is `draining`, the slots of ended runs stay free; the end of its turn then
+    fills all of them at once.
     """
 
-    def __init__(self, begin: Begin, refill: Callable[[], None]) -> None:
-        self._begin = begin
-        self._refill = refill
+    def __init__(
+        self,
+        runs: Runs,
+        context: ServerContext,
+        tell: TellProgress,
+        guard: fork_guard.Guard,
+        metrics: RunMetrics | None,
+        timeout: float | None,
+    ) -> None:
+        self._runs = runs
+        self._server = context
+        self._tell = tell
+        self._guard = guard
+        self._metrics = metrics
+        self._timeout = timeout
+        """Default timeout of tasks in seconds; with one, each run has a slot from its start."""
         self.draining: bool = False
+        self._ended: list[Ended] = []
+        self._timed: list[Timed] = []
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._queue: deque[tuple[LeasedTask, TaskInfo, BoundHandler]] = deque()
         self._task: asyncio.Task[None] | None = None
+        """asyncio task in which the next runs begin; None: there is nothing to start."""
+        self._more = False
+        """Whether there was something to start after the last turn."""
         self._closed = False
 
-    def start(self, leased: LeasedTask, info: TaskInfo, way: BoundHandler) -> None:
-        """Schedule a run; it begins in a later step of the event loop."""
-        if way.suspended_recently:
-            way.suspended_recently -= 1
-            run = self._begin(leased, info, way, None)
-            self._loop.create_task(run, name=leased.id, context=self._context.copy())
-            return
-        self._queue.append((leased, info, way))
-        if self._task is None:
+    def wake(self) -> None:
+        """Start tasks in a later step of the event loop."""
+        self._more = True
+        if self._task is None and not self._closed:
             self._task = self._loop.create_task(self._work())
 
     def spawn(self, run: Run, name: str) -> None:
@@ -67,52 +113,133 @@ class InlineStarter:
         self._loop.create_task(run, name=name, context=self._context.copy())
 
     def close(self) -> None:
-        """Discard the runs that have not begun."""
+        """Start no more tasks."""
         self._closed = True
-        self._queue.clear()
 
     async def _work(self) -> None:
         me = cast("asyncio.Task[None]", asyncio.current_task())
-        references = sys.getrefcount(me)
         try:
-            turn_ends = time.monotonic() + TURN_S
-            while self._queue:
-                leased, info, way = self._queue.popleft()
-                me.set_name(leased.id)
-                run, context = self._begin(leased, info, way, me), self._context.copy()
-                self.draining = True
-                try:
-                    awaited = context.run(run.send, None)
-                except StopIteration:
-                    if me.cancelling() or sys.getrefcount(me) > references:
-                        break  # the handler cancelled or kept its task: don't share it further
-                    if time.monotonic() > turn_ends:
-                        self._end_turn()
-                        await asyncio.sleep(0)
-                        turn_ends = time.monotonic() + TURN_S
-                    elif not self._queue:
-                        self._end_turn()
-                    continue
-                way.suspended_recently = WAITS
-                behind, self._queue = self._queue, deque()
-                for queued in behind:  # now, so that later arrivals do not overtake them
-                    self.start(*queued)
-                self._hand_over()
-                await _resume(context, run, awaited)
-                return
+            while not self._closed:
+                waits = self._turn(me)
+                if waits is not None:
+                    self._task = None
+                self._end_turn()
+                if waits is not None:
+                    await _resume(*waits)
+                if self._task is not me:
+                    return
+                if not self._more:
+                    self._task = None
+                    return
+                await asyncio.sleep(0)
         finally:
             if self._task is me:
-                self._hand_over()
+                self._task = None
+                self._end_turn()
+
+    def _turn(self, me: asyncio.Task[None]) -> tuple[contextvars.Context, Run, Any] | None:
+        """Run tasks for TURN_S at most; return the run that waits, or None.
+
+        A handler that cancels or keeps the asyncio task ends the turn: other runs don't share it.
+        """
+        base, step, getrefcount, cancelling = (
+            self._context, self._step, sys.getrefcount, me.cancelling,
+        )  # fmt: skip
+        references = getrefcount(me)
+        self.draining = True
+        now = boot_s()
+        turn_ends = now + TURN_S
+        for leased, way in self._runs.startable():
+            if way.suspended_recently:
+                self._runs.begin(leased, way)
+                continue
+            me.set_name(leased.id)
+            context = base.copy()
+            rest = context.run(step, leased, way, me, now)
+            if rest is not None and (waits := _begin(context, rest)) is not None:
+                way.suspended_recently = WAITS
+                return waits
+            if cancelling() or getrefcount(me) > references:
+                self._task = None
+                return None
+            now = boot_s()
+            if now > turn_ends:
+                return None
+        return None
+
+    def _step(
+        self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None], now: float
+    ) -> Run | None:
+        """Take the first step of a run, within its context; return the rest of it, None if it has
+        ended."""
+        if leased.message.options is not None or leased.crashes or way.enforces_timeout:
+            return self._run_in_slot(leased, way, task)
+        if self._timeout is not None or now >= leased.expires:
+            return self._run_in_slot(leased, way, task)
+        leased.phase, leased.begun_s, leased.task = RUNNING, now, task
+        leased.info = info = leased.task_info()
+        if self._metrics is not None:
+            self._metrics.started(leased)
+        running.set(HandlerContext(leased, info, self._server, self._tell))
+        try:
+            handler = way.invoke(info, None) if way.direct is None else way.direct(info)
+            if type(handler) is not CoroutineType:
+                return self._run_in_slot(leased, way, task, handler)
+        except BaseException as error:
+            self._failed(leased, error)
+            return None
+        try:
+            awaited = handler.send(None)
+        except StopIteration as end:
+            value = end.value
+        except BaseException as error:
+            self._failed(leased, error)
+            return None
+        else:
+            return self._run_in_slot(leased, way, task, _resume_handler(handler, awaited))
+        if self._guard.forked:
+            fork_guard.end()
+        if value is not None and type(value) in NEVER_RUN:
+            self._failed(leased, never_run(value))
+        else:
+            self._completed(leased)
+        return None
+
+    def _completed(self, leased: LeasedTask) -> None:
+        leased.task = None
+        leased.phase = SETTLING
+        if self._metrics is not None:
+            self._metrics.finished(leased)
+        if not len(self._ended) % TIMED:
+            self._timed.append((leased, boot_s()))
+        self._ended.append((leased, Completion(leased.id, leased.token)))
+
+    def _run_in_slot(
+        self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None,
+        begun: Awaitable[Any] | None = None,
+    ) -> Run:  # fmt: skip
+        """Return the run of a task that may wait, or the rest of it if its handler has begun; it
+        has a slot from now on."""
+        self._runs.occupy(leased)
+        return self._runs.run(leased, way, task, begun)
+
+    def _failed(self, leased: LeasedTask, error: BaseException) -> None:
+        self._runs.occupy(leased)
+        self._runs.fail(leased, error)
 
     def _end_turn(self) -> None:
-        self.draining = False
-        self._refill()
+        self.draining = self._more = False
+        ended, self._ended = self._ended, []
+        timed, self._timed = self._timed, []
+        self._runs.end_turn(ended, timed)
 
-    def _hand_over(self) -> None:
-        """Stop using this task; continue in a new one if runs are queued."""
-        self._end_turn()
-        more = self._queue and not self._closed
-        self._task = self._loop.create_task(self._work()) if more else None
+
+def _begin(context: contextvars.Context, run: Run) -> tuple[contextvars.Context, Run, Any] | None:
+    """Take the first step of a run; return it with what it awaits, or None if it has ended."""
+    try:
+        return context, run, context.run(run.send, None)
+    except StopIteration:
+        return None
 
 
 @coroutine
@@ -129,3 +256,19 @@ def _resume(context: contextvars.Context, run: Run, awaited: Any) -> Generator[A
             awaited = context.run(step)
         except StopIteration:
             return
+
+
+@coroutine
+def _resume_handler(run: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
+    """Drive a handler that waits to its end, and return its value."""
+    while True:
+        try:
+            sent = yield awaited
+        except BaseException as error:
+            step = partial(run.throw, error)
+        else:
+            step = partial(run.send, sent)
+        try:
+            awaited = step()
+        except StopIteration as end:
+            return end.value

@@ -53,6 +53,8 @@ class BoundHandler:
     carry_result: CarryResult | None = None
     """Converter for a stored result; None: no conversion, or the handler's process does it."""
     rules: RetryRules = NO_RULES
+    direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
+    """The handler itself, if it is called with the task alone and nothing is around it."""
     suspended_recently: int = 0
     """Number of next runs that start in an asyncio task of their own, because a recent run of the
     handler awaited something."""
@@ -104,7 +106,11 @@ class Invoker:
         if way is None and (handler := self._mux.find(type)) is not None and handler.batch is None:
             apart = handler.place == "process"
             carry_result = None if apart else handler.carry_result
-            way = BoundHandler(self._chain(handler), apart, carry_result, handler.rules)
+            invoke = self._chain(handler)
+            around = (*self._middleware, *handler.middleware)
+            bare = handler.place == "loop" and handler.takes_task and not around
+            direct = handler.function if bare else None
+            way = BoundHandler(invoke, apart, carry_result, handler.rules, direct)
             self._ways[type] = way
         return way
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from qsync.broker import op_values, ops
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.op_values import Completion
-from qsync.errors import ConfigError, QsyncError, Snooze
+from qsync.errors import QsyncError
 from qsync.server import fork_guard, outcome
 from qsync.server.batch_runs import BatchRuns
 from qsync.server.capacity import Capacity
@@ -23,8 +23,8 @@ from qsync.server.failure_reports import Failures
 from qsync.server.handler_context import HandlerContext, ServerContext
 from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.hook_calls import HookCalls
-from qsync.server.inline_start import InlineStarter
-from qsync.server.invoke import BoundHandler, Invoker, encode_result
+from qsync.server.inline_start import Ended, InlineStarter, Timed
+from qsync.server.invoke import BoundHandler, Invoker
 from qsync.server.isolation_timer import Isolation
 from qsync.server.outage_log import Outage
 from qsync.server.progress import Progress
@@ -37,9 +37,9 @@ from qsync.server.queue_state import (
     QueueState,
 )
 from qsync.server.run_metrics import RunMetrics
+from qsync.server.run_records import RunRecords
 from qsync.server.settler import Settler
 from qsync.server.stopping import HungHandlers, Stopping
-from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -79,10 +79,7 @@ class Runner:
             broker, {name: settler.lane for name, settler in settlers.items()}, outage
         )
         self._concurrency = config.concurrency
-        self._retry_delay = config.retry_delay
-        self._result_limit = config.result_limit or PAYLOAD_LIMIT
         self._loop = asyncio.get_running_loop()
-        self._starter = InlineStarter(self._run, self._start_some)
         self._isolation = Isolation(broker, suspects, self._start_some)
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """Number of crashes that make a task a suspect."""
@@ -96,10 +93,14 @@ class Runner:
             settle=self.settle, on_give_up=self.give_up, on_lost=on_lost,
         )  # fmt: skip
         self._default_timeout = self.stopping.default_timeout
+        self._records = RunRecords(config, invoker, self._failures, self.stopping)
+        self._starter = InlineStarter(
+            self, context, self._progress.tell, self._guard, metrics, self._default_timeout
+        )
         self._gathering = capacity.gathering
         self._batches = BatchRuns(
-            self, invoker, capacity, self.stopping, context, self._progress, self._guard, metrics,
-            spawn=self._starter.spawn, refill=self._start_some,
+            self._records, invoker, capacity, self.stopping, context, self._progress, self._guard,
+            metrics, settle=self.settle_runs, spawn=self._starter.spawn, refill=self._start_some,
         )  # fmt: skip
 
     @property
@@ -128,29 +129,42 @@ class Runner:
 
     def _start_some(self) -> None:
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
-        slots, suspected = self._concurrency, self._suspected
         if self._gathering.due:
             self.start_batches()
         if suspects.waiting:
             self._start_together()
-        isolating = suspects.alone is not None or len(suspects.waiting) > 0
-        while capacity.running < slots and ready:
-            if isolating and suspects.blocks_others(time.monotonic()):
+        for leased, way in self.startable():
+            if not way.suspended_recently:
+                ready.appendleft(leased)
+                self._starter.wake()
                 break
+            self.begin(leased, way)
+        if suspects.waiting:
+            self._try_suspects()
+        capacity.signal()
+
+    def startable(self) -> Iterator[tuple[LeasedTask, BoundHandler]]:
+        """Take the tasks that may start now from `ready`, while slots are free; set suspects aside
+        and gather the tasks of batch handlers."""
+        capacity, ready, suspects = self._capacity, self._ready, self._suspects
+        slots, suspected, find = self._concurrency, self._suspected, self._invoker.find
+        isolating = suspects.alone is not None or len(suspects.waiting) > 0
+        while ready and capacity.running < slots:
+            if isolating and suspects.blocks_others(time.monotonic()):
+                return
             try:
                 leased = ready.popleft()
             except IndexError:  # a heartbeat thread took the last task
-                break
+                return
             if leased.phase is not QUEUED:
                 continue
             if leased.crashes >= suspected:
                 suspects.waiting.append(leased)
                 isolating = True
+            elif (way := find(leased.message.type)) is None:
+                self._begin_batched(leased)
             else:
-                self._begin(leased)
-        if suspects.waiting:
-            self._try_suspects()
-        capacity.signal()
+                yield leased, way
 
     def _start_together(self) -> None:
         """Start the suspects that may run together."""
@@ -201,83 +215,115 @@ class Runner:
             self.settle(leased, record)
             return False
         if leased.crashes:  # in a call of its own: it may have ended a server
-            return self._begin(leased, batch.alone)
+            self.begin(leased, batch.alone)
+            return True
         self._gathering.add(leased, batch.limits, self._ready)
         if self._gathering.due:
             self.start_batches()
         return True
 
-    def _begin(self, leased: LeasedTask, way: BoundHandler | None = None) -> bool:
+    def _begin(self, leased: LeasedTask) -> bool:
         """Start a task, or gather it; return False if this server has no handler for it."""
-        if way is None:
-            way = self._invoker.find(leased.message.type)
+        way = self._invoker.find(leased.message.type)
         if way is None:
             return self._begin_batched(leased)
-        leased.info = info = leased.task_info()
+        self.begin(leased, way)
+        return True
+
+    def begin(self, leased: LeasedTask, way: BoundHandler) -> None:
+        """Start a task in an asyncio task of its own."""
+        if way.suspended_recently:
+            way.suspended_recently -= 1
+        self.occupy(leased)
+        self._starter.spawn(self.run(leased, way), leased.id)
+
+    def occupy(self, leased: LeasedTask) -> None:
+        """Give a slot to a task, until its run ends."""
         capacity = self._capacity
         if not capacity.running:
             capacity.idle.clear()
         capacity.running += 1
         capacity.started += 1
-        leased.phase = RUNNING
-        if self._metrics is not None:
-            self._metrics.started(leased)
-        self._starter.start(leased, info, way)
-        return True
+        if leased.phase is QUEUED:
+            leased.info = leased.task_info()
+            leased.phase = RUNNING
+            if self._metrics is not None:
+                self._metrics.started(leased)
 
-    def too_late(self, leased: LeasedTask) -> Any:
-        """Return the record for a task that may no longer start; None if it may start."""
-        leased.begun_s = now = boot_s()
-        if now >= leased.expires:
-            # If another server has the task by now, the store ignores this record.
-            return op_values.HandedBack(leased.id, leased.token)
-        if leased.message.options is not None and leased.past_deadline():
-            self._failures.died(leased, outcome.TOO_LATE)
-            return outcome.past_deadline(leased, leased.lane.store_time_us())
-        return None
+    def end_turn(self, ended: list[Ended], timed: Sequence[Timed]) -> None:
+        """Settle the tasks that have ended without a slot, and start others."""
+        self._capacity.started += len(ended)
+        of_queues: dict[str, list[Ended]]
+        if len(self._settlers) == 1:
+            of_queues = {name: ended for name in self._settlers if ended}
+        else:
+            of_queues = defaultdict(list)
+            for entry in ended:
+                of_queues[entry[0].lane.queue].append(entry)
+        for queue, entries in of_queues.items():
+            lane = self._settlers[queue].lane
+            self._settlers[queue].add_all(entries, [run for run in timed if run[0].lane is lane])
+        self._start_some()
 
-    async def _run(
-        self, leased: LeasedTask, info: TaskInfo, way: BoundHandler, task: asyncio.Task[None] | None
-    ) -> None:
-        """Run a task to its outcome; `task` is the asyncio task that it runs in, None: its own."""
+    async def run(
+        self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
+        begun: Awaitable[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Run a task to its outcome; `task` is the asyncio task that it runs in, None: its own.
+        `begun` is its handler, if that has begun."""
         if self._guard.forked:
             fork_guard.end()
-        running.set(HandlerContext(leased, info, self._context, self._progress.tell))
         try:
-            if leased.crashes and not await self._mark(leased):
-                return
-            # The mark may have been slow, or a handler may have blocked the loop meanwhile.
-            if leased.stop is None and (late := self.too_late(leased)) is not None:
-                self._finish(leased, late)
-                return
+            if begun is None:
+                info: Any = leased.info
+                running.set(HandlerContext(leased, info, self._context, self._progress.tell))
+                if leased.crashes and not await self._mark(leased):
+                    return
+                # The mark may have been slow, or a handler may have blocked the loop meanwhile.
+                if leased.stop is None and (late := self._records.too_late(leased)) is not None:
+                    self._finish(leased, late)
+                    return
             if leased.stop is None:
-                leased.task = task or asyncio.current_task()
-                limit = self._default_timeout
-                if leased.message.options is not None:
-                    limit = self.stopping.timeout_of(leased)
-                if limit is not None and not way.enforces_timeout:
-                    self.stopping.timeouts.add(leased, limit)
-                value = await way.invoke(info, limit)
+                value = await (self._call(leased, way, task) if begun is None else begun)
                 leased.task = None
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
                 if leased.stop is not None and leased.stop != "shutdown":
                     raise asyncio.CancelledError  # the handler caught its own
-                record: Any = self.done(leased, value, way)
+                record: Any = self._records.done(leased, value, way)
                 if leased.progress is not None and record.retention_us is not None:
                     await self._progress.flush(leased)  # the retained task shows its last progress
             else:
-                record = self.stopped(leased, asyncio.CancelledError())
+                record = self._records.stopped(leased, asyncio.CancelledError())
         except BaseException as error:
-            leased.task = None
-            if leased.phase is not RUNNING:
-                if self._guard.forked:
-                    fork_guard.end()
-                return  # `give_up` has settled the task already
-            if isinstance(error, HandlerNotStarted) and leased.stop is None:
-                record = self.too_late(leased) or op_values.HandedBack(leased.id, leased.token)
-            else:
-                record = self.stopped(leased, error)
+            self.fail(leased, error)
+        else:
+            self._finish(leased, record)
+
+    def _call(
+        self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None
+    ) -> Awaitable[Any]:
+        """Call the handler of a task that starts now, and begin its timeout."""
+        leased.task = task or asyncio.current_task()
+        limit = self._default_timeout
+        if leased.message.options is not None:
+            limit = self.stopping.timeout_of(leased)
+        if limit is not None and not way.enforces_timeout:
+            self.stopping.timeouts.add(leased, limit)
+        info: Any = leased.info
+        return way.invoke(info, limit)
+
+    def fail(self, leased: LeasedTask, error: BaseException) -> None:
+        """End the run of a task whose handler raised, unless `give_up` has settled it already."""
+        leased.task = None
+        if self._guard.forked:
+            fork_guard.end()
+        if leased.phase is not RUNNING:
+            return
+        if isinstance(error, HandlerNotStarted) and leased.stop is None:
+            record = self._records.too_late(leased) or op_values.HandedBack(leased.id, leased.token)
+        else:
+            record = self._records.stopped(leased, error)
         self._finish(leased, record)
 
     async def _mark(self, leased: LeasedTask) -> bool:
@@ -348,7 +394,7 @@ class Runner:
             else:
                 entries[leased.lane.queue] = [(leased, record)]
         for queue, of_queue in entries.items():
-            self._settlers[queue].add_all(of_queue)
+            self._settlers[queue].add_all(of_queue, [(of_queue[0][0], boot_s())])
 
     def see_settled(self) -> None:
         """Free the slots of tasks that closed a limit, once the store has closed it, and let other
@@ -376,55 +422,12 @@ class Runner:
         if ended:
             self._start_some()
 
-    # Outcomes.
-
-    def done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
-        options = leased.message.options
-        if options is None or options.retention_us is None:
-            return Completion(leased.id, leased.token)
-        begun_us = leased.begun_us(leased.lane.store_time_us())
-        result = encode_result(value, way.carry_result, self._result_limit, begun_us=begun_us)
-        return Completion(leased.id, leased.token, options.retention_us, result)
-
-    def stopped(self, leased: LeasedTask, error: BaseException, *, brief: bool = False) -> Any:
-        """Return the record for a handler that raised; None if the lease is lost."""
-        stop = leased.stop
-        if stop == "lost":
-            return None
-        if stop == "cancelled":
-            return leased.held
-        if isinstance(error, Snooze):
-            try:
-                return self._snoozed(leased, error)
-            except ConfigError as wrong:
-                error = wrong
-        if stop == "shutdown":
-            return op_values.HandedBack(leased.id, leased.token, started=leased.has_started)
-        if isinstance(error, asyncio.CancelledError):
-            timed_out = stop == "timeout"
-            limit = self.stopping.limit_of(leased)
-            error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
-        now_us = leased.lane.store_time_us()
-        rules = self._invoker.rules_of(leased.message.type)
-        record = outcome.failed(leased, error, now_us, self._retry_delay, rules)
-        self._failures.failed(leased, error, record, brief=brief)
-        return record
-
-    def _snoozed(self, leased: LeasedTask, error: Snooze) -> Any:
-        """Return the record for a handler that asked to run later."""
-        record = outcome.snoozed(leased, error, leased.lane.store_time_us())
-        if type(record) is op_values.Killed:
-            self._failures.died(leased, outcome.SNOOZED_TOO_LONG)
-        else:
-            self._failures.snoozed(leased, error)
-        return record
-
     def give_up(self, leased: LeasedTask) -> None:
         """End a task whose handler still runs after its stop, and all tasks of its call."""
         if leased.call is not None:
             self._batches.give_up(leased.call)
             return
-        self._finish(leased, self.stopped(leased, asyncio.CancelledError()))
+        self._finish(leased, self._records.stopped(leased, asyncio.CancelledError()))
 
     async def aclose(self) -> None:
         """Discard runs that have not started, and cancel pending reports and progress updates."""

@@ -28,7 +28,7 @@ from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.schedule_notes import ScheduleNotes
-from qsync.server.type_tally import TypeTally
+from qsync.server.type_tally import TIMED, TypeTally
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -52,9 +52,6 @@ class Part(NamedTuple):
     entries: Sequence[Entry]
     records: Sequence[Record]
 
-
-TIMED: Final = 8
-"""Of this many tasks that end in a row, one is timed for the statistics of types."""
 
 _VERBS: Final[dict[type, tuple[str, Operation]]] = {
     Retried: ("retry", ops.retry),
@@ -115,11 +112,16 @@ class Settler:
             self._idle.clear()
         self._waiting.append((leased, record))
 
-    def add_all(self, entries: Sequence[tuple[LeasedTask, Record]]) -> None:
-        """Queue several tasks for settlement, as `add` does."""
+    def add_all(
+        self,
+        entries: Sequence[tuple[LeasedTask, Record]],
+        timed: Sequence[tuple[LeasedTask, float]],
+    ) -> None:
+        """Queue several tasks for settlement, as `add` does; some come with the time of their
+        end, by boot_s."""
         for leased, _ in entries:
             leased.phase = SETTLING
-        self._timed += [(leased, boot_s()) for leased, _ in entries[:1]]
+        self._timed += timed
         if not self._waiting:
             self._wake.set()
             self._idle.clear()
@@ -248,9 +250,10 @@ class Settler:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
                     self._hooks.settled(leased, record if outcome != "lost" else None)
-        for (leased, record), outcome in zip(part, outcomes, strict=True):
-            if leased is not None and "@" in record.id and outcome != "lost":
-                self._schedule_notes.settled(leased, record)
+        if "@" in "".join([record.id for _, record in part]):  # a tick of a schedule, perhaps
+            for (leased, record), outcome in zip(part, outcomes, strict=True):
+                if leased is not None and "@" in record.id and outcome != "lost":
+                    self._schedule_notes.settled(leased, record)
         self.lane.drop([leased for leased, _ in part if leased is not None])
         if lost := outcomes.count("lost"):
             self._note_lost(verb, part, outcomes)

@@ -18,6 +18,9 @@ from qsync.type_rolls import OTHER
 TYPES: Final = 200
 """Number of types of a queue that are counted on their own; the others count as `OTHER`."""
 
+TIMED: Final = 8
+"""Of this many tasks that end in a row, one is timed."""
+
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")
 _LOST: Final = OUTCOMES.index("lost")
@@ -45,13 +48,11 @@ class TypeTally:
         if column == _HANDED_BACK or "lost" in outcomes:
             self._count_each(rows, column, part, outcomes)
             return
-        type, row = "", TypeCounts()
-        for leased, _ in part:
-            if leased is not None:
-                if leased.message.type != type:
-                    type = leased.message.type
-                    row = rows.get(type) or _new_row(rows, type)
-                row.outcomes[column] += 1
+        for type, count in Counter(
+            [leased.message.type for leased, _ in part if leased is not None]
+        ).items():
+            row = rows.get(type) or _new_row(rows, type)
+            row.outcomes[column] += count
 
     def _count_each(
         self, rows: dict[str, TypeCounts], column: int, part: Sequence[Entry],
