@@ -40,7 +40,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def phrase(self) -> Phrase:
-        """The bounds for people."""
+        """Description of the bounds for people."""
         parts = []
         if self.max_tasks is not None:
             parts.append(tasks_phrase(self.max_tasks))

@@ -174,7 +174,7 @@ async def test_busy_queue_leaves_no_hole_in_the_events_of_all_queues(
 
 
 async def test_the_record_never_prevents_an_action(store: Store, prefix: str) -> None:
-    """It is lost when the store is full, the user lacks the right, or the key holds else."""
+    """It is lost when the store is full, the user lacks the right, or the key has another type."""
     async with bed(store.url, prefix) as made:
         await made.enqueue(Task("t", id="a", delay=60), Task("t", id="b", delay=60))
         with store.client() as client:
