@@ -47,9 +47,7 @@ class _EventsMixin(Base):
         The store keeps the last 500 actions of each queue, and 500 that belong to none, e.g. those
         on servers. InvalidTask if an argument is invalid.
         """
-        if type(limit) is not int or not 1 <= limit <= MOST_EVENTS:
-            text = f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}"
-            raise InvalidTask(text)
+        _check_limit(limit)
         since_us = None if since is None else datetime_us("since", since)
         picks = (_check_action(action), subject, task)
         names = [] if queue is not None else await self.queue_names()
@@ -76,6 +74,13 @@ class _EventsMixin(Base):
             if event and _matches(event, *picks) and (since is None or event.at >= since)
         ]
         return sorted(events, key=lambda event: event.at, reverse=True)[:limit]
+
+
+def _check_limit(limit: int) -> None:
+    """Raise InvalidTask if this is not a number of actions to return."""
+    if type(limit) is not int or not 1 <= limit <= MOST_EVENTS:
+        text = f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}"
+        raise InvalidTask(text)
 
 
 def _check_action(action: str | None) -> str | None:

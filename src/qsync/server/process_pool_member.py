@@ -241,16 +241,8 @@ class WorkerProcess:
 
     def receive(self) -> bool:
         """Read and deliver the available answers; return False if there was nothing to read."""
-        if self._socket is None:
-            return False
-        try:
-            data = self._socket.recv(256 * 1024)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if not data:  # the process has ended; `_has_died` follows
-            self._loop.remove_reader(self._socket)
+        data = self._read()
+        if not data:
             return False
         received = self._received
         received += data
@@ -282,6 +274,20 @@ class WorkerProcess:
             self.since = now
             self._on_answers(self)
         return True
+
+    def _read(self) -> bytes:
+        """Read what the process has sent; nothing if there is none, or it has ended."""
+        if self._socket is None:
+            return b""
+        try:
+            data = self._socket.recv(256 * 1024)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:  # the process has ended; `_has_died` follows
+            self._loop.remove_reader(self._socket)
+        return data
 
     def _report(self, progress: bytes) -> None:
         """Pass on the last progress report of the call that runs, if there is one."""
