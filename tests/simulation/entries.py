@@ -45,6 +45,10 @@ class Entry:
     """Time until which no other task is taken under this id, after the last one was."""
     lock: str = ""
     limits: tuple[str, ...] = ()
+    place: int = 0
+    """Place among all tasks, by their enqueue."""
+    in_order: bool = False
+    """It was due at once, without limits and fairness key."""
     cancel_asked: bool = False
     cancel_retention: Any = ""
     cancel_asked_us: int = 0

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from qsync.broker import operator_ops
+from qsync.broker import operator_ops, type_ops
 from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Call
 from qsync.keys import QueueKeys
 from tests.simulation import clock
 from tests.simulation.network import RESUME_S
-from tests.simulation.population import LEASE, PREFIX, Population, World
+from tests.simulation.population import LEASE, NEW, PREFIX, Population, World
 from tests.simulation.process import Link
 from tests.simulation.profile import OUTAGES
 from tests.simulation.store import Snapshot
@@ -194,6 +195,22 @@ class Plague:
         queue = self.world.rng.choice(QUEUES)
         self._call(operator_ops.pause(QueueKeys(PREFIX, queue), b"the world"))
         self._later(self.world.rng.uniform(0.1, 3.0), self.resume, queue)
+
+    async def pause_types(self) -> None:
+        """Pause one type after the other, each for a while."""
+        rng = random.Random(f"operator {self.world.seed}")
+        while self.world.faulty:
+            await asyncio.sleep(rng.expovariate(1 / 0.3))
+            queue, type = rng.choice(QUEUES), rng.choice(NEW)
+            self.counts["pause_type"] += 1
+            self._call(type_ops.pause_type(QueueKeys(PREFIX, queue), type, b"the world"))
+            await asyncio.sleep(rng.uniform(0.1, 1.0))
+            self.resume_types(queue)
+
+    def resume_types(self, queue: str) -> None:
+        """Resume all types of a queue, paused or not."""
+        for type in NEW:
+            self._call(type_ops.resume_type(QueueKeys(PREFIX, queue), type))
 
     def resume(self, queue: str) -> None:
         """Resume a queue, paused or not."""

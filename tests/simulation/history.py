@@ -87,11 +87,14 @@ class History:
             population.start_scheduler()
         if self.profile.flow:
             population.start_editor()
-        plague = asyncio.ensure_future(self.plague.run())
+        plague = [asyncio.ensure_future(self.plague.run())]
+        if profile.pauses_types:
+            plague.append(asyncio.ensure_future(self.plague.pause_types()))
         self.prolong(profile.seconds)
         while (left := self.faults_end - self.loop.now) > 0:  # noqa: ASYNC110 - faults prolong it
             await asyncio.sleep(left)
-        plague.cancel()
+        for misfortune in plague:
+            misfortune.cancel()
         self._make_peace()
         await asyncio.wait(population.clients, timeout=60)
         for work in population.clients:
@@ -118,6 +121,7 @@ class History:
             process.link.heal()
         for queue in QUEUES:
             self.plague.resume(queue)
+            self.plague.resume_types(queue)
         servers = [one for one in self.population.servers if one.alive]
         if not any(one.types == NEW and one.told_to_stop is None for one in servers):
             self.population.start_server(NEW)

@@ -14,7 +14,7 @@ from qsync import codec
 from qsync.message import NORMAL_PRIORITY
 from tests.simulation.editor import is_edit
 from tests.simulation.entries import US, Delivery, Entry
-from tests.simulation.limits import RULES
+from tests.simulation.limits import LimitBook
 from tests.simulation.process import Proc
 from tests.simulation.stored import StoredBook
 
@@ -45,6 +45,7 @@ class Ledger:
         self.counts: dict[str, int] = {}
         self.ticks: dict[tuple[str, str], list[int]] = {}
         self.stored = StoredBook(self.find)
+        self.limits = LimitBook(self.find)
         self.unsure = 0
         """Enqueues of which it cannot be told whether they made a task: it may have left unseen."""
         self.recreated = 0
@@ -89,6 +90,7 @@ class Ledger:
         state = ({}, {}, {}, {}, 0, ({}, set())) if kept is None else deepcopy(kept)
         self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored = state
         self.losses += 1
+        self.limits.lose(queue for queue, _ in entries)
         self.stored.versions, self.stored.deleted = stored
         for key, entry in entries.items():
             left = self.entries.get(key)
@@ -178,9 +180,11 @@ class Ledger:
         if entry.created > 1:
             self.recreated += 1
         given = codec.decode(packed) if packed else ("", "", "", 0, 0)
-        due, _, lock, _, remember_us = given[:5]
+        due, key, lock, _, remember_us = given[:5]
         entry.priority = given[6] if len(given) > 5 else NORMAL_PRIORITY
         entry.limits = tuple(given[5]) if len(given) > 5 else ()
+        entry.place = self.counts["enqueued"]
+        entry.in_order = not (due or key or entry.limits) and entry.created == 1
         if self._latest_us < entry.remembered_until_us and not entry.cancel_asked:
             self.find(f"{id} is made again within the time that its id is remembered")
         entry.remembered_until_us = now + remember_us
@@ -218,6 +222,9 @@ class Ledger:
         ticks.append(tick_us)
         self._created(queue, now, id, options)
 
+    def _see_pause_type(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        self.limits.see_pause(queue, args[1], args[2])
+
     def _see_put_schedule(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         self.stored.see_put(queue, now, args, reply)
 
@@ -236,7 +243,7 @@ class Ledger:
         if number > self._numbers.get((queue, server), -1):  # a repeated fetch does no upkeep
             self._numbers[queue, server], self.upkept_us[queue] = number, now
         above = math.inf
-        for raw in reply[5]:
+        for raw, message in zip(reply[5], reply[6], strict=True):
             if is_edit(raw):
                 continue
             entry = self.entry(queue, raw.decode())
@@ -251,6 +258,7 @@ class Ledger:
                 self.find(f"{entry.id} was fetched though it was {entry.phase}")
             if self._latest_us < entry.due_us:
                 self.find(f"{entry.id} was fetched {(entry.due_us - now) / US} s early")
+            self.limits.see_lease(entry, message, self.entries.values(), now)
             entry.phase = "active"
             if len(entry.deliveries) == MOST:
                 self.find(f"{entry.id} is given to a server for the {MOST + 1}th time")
@@ -258,20 +266,7 @@ class Ledger:
             length_us = int(lease_us)
             ends = self._clock() + length_us / US
             entry.deliveries.append(Delivery(token, now, now + length_us, ends, length_us))
-            self._check_slots(entry)
-
-    def _check_slots(self, entry: Entry) -> None:
-        """No more tasks than a limit allows have leases that hold."""
-        for limit in entry.limits:
-            rule = RULES.get(limit.partition(":")[0])
-            held = [
-                other.id
-                for other in self.entries.values()
-                if other.queue == entry.queue and limit in other.limits and other.lease is not None
-                and other.lease.expires_us > self._latest_us
-            ]  # fmt: skip
-            if rule is not None and rule.concurrency is not None and len(held) > rule.concurrency:
-                self.find(f"{len(held)} tasks hold {limit}: {held}")
+            self.limits.check_slots(entry, self.entries.values(), self._latest_us)
 
     def _lapsed(self, entry: Entry, lease: Delivery, now: int) -> None:
         lease.ended = "lapsed"
@@ -383,6 +378,8 @@ class Ledger:
         for entry, rest in self._settled(
             "hand_back", queue, now, args, reply, stride=len(args) // max(1, len(reply))
         ):
+            if rest[2:] and not int(rest[4]):
+                self.limits.refund(queue, entry.limits)
             if entry.cancel_asked:
                 self._finish(entry, "cancelled", now, entry.cancel_retention)
                 yield entry.id

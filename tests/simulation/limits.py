@@ -1,10 +1,14 @@
-"""The limits of histories: their rules, and the tasks that have them."""
+"""The limits of histories: their rules, the tasks that have them, and checks of what they allow."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from qsync.limit import LimitRule
+from qsync.message import decode_message
+from tests.simulation.entries import Entry
 
 LIMITED: Final = (["slot:a"], ["slot:b"], ["slot:a", "rate"], ["rate"], ["slot:b", "rate", "none"])
 """Limits of tasks; `none` has no rule."""
@@ -14,3 +18,93 @@ RULES: Final = {
     "rate": LimitRule(rate=20, per_us=1_000_000, burst=2),
 }
 """Rules of the program that servers publish."""
+
+ROUNDED_US: Final = 1_000
+"""Most that rounding adds to the times of a limit in a history."""
+
+
+def interval_us(limit: str) -> float:
+    """The time between two starts; 0: without a rate."""
+    rule = RULES.get(limit.partition(":")[0])
+    return rule.per_us / rule.rate if rule is not None and rule.rate and rule.per_us else 0.0
+
+
+@dataclass
+class LimitBook:
+    """What the store may know of rates, which types are paused, and who waits for whom."""
+
+    find: Callable[[str], None]
+    times: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By queue and limit, the time from which its next start is counted, at the latest."""
+    unknown: set[str] = field(default_factory=set)
+    """Queues whose times are read from the store next, since it has lost data."""
+    paused: set[tuple[str, str]] = field(default_factory=set)
+    """Paused types of queues."""
+    orderly: bool = True
+    """Tasks of a priority come in their order: no type was paused, and no data were lost."""
+
+    def lose(self, queues: Iterable[str]) -> None:
+        """The store has lost data."""
+        self.unknown |= set(queues)
+        self.paused.clear()
+        self.orderly = False
+
+    def see_lease(self, entry: Entry, message: bytes, entries: Iterable[Entry], now: int) -> None:
+        """A task is leased, by a fetch that was not made before."""
+        if self.orderly and entry.in_order and not entry.deliveries:
+            self._check_order(entry, entries)
+        if self.paused and (entry.queue, decode_message(message).type) in self.paused:
+            self.find(f"{entry.id} was fetched though its type is paused")
+        for limit in entry.limits:
+            before = self.times.get((entry.queue, limit), 0.0)
+            self.times[entry.queue, limit] = max(before, now) + interval_us(limit)
+
+    def _check_order(self, entry: Entry, entries: Iterable[Entry]) -> None:
+        """A task that was never leased before comes after those that wait for longer."""
+        for other in entries:
+            waits = other.in_order and not other.deliveries and other.phase == "waiting"
+            same = (other.queue, other.priority) == (entry.queue, entry.priority)
+            if waits and same and other.place < entry.place:
+                self.find(f"{entry.id} was fetched before {other.id}, which waits for longer")
+                return
+
+    def check_slots(self, entry: Entry, entries: Iterable[Entry], now: int) -> None:
+        """No more tasks than a limit allows have leases that hold."""
+        for limit in entry.limits:
+            rule = RULES.get(limit.partition(":")[0])
+            held = [
+                other.id
+                for other in entries
+                if other.queue == entry.queue and limit in other.limits and other.lease is not None
+                and other.lease.expires_us > now
+            ]  # fmt: skip
+            if rule is not None and rule.concurrency is not None and len(held) > rule.concurrency:
+                self.find(f"{len(held)} tasks hold {limit}: {held}")
+
+    def refund(self, queue: str, limits: Iterable[str]) -> None:
+        """A task was handed back that never started."""
+        for limit in limits:
+            before = self.times.get((queue, limit), 0.0)
+            self.times[queue, limit] = max(0.0, before - interval_us(limit))
+
+    def check_rates(self, queue: str, states: Mapping[str, str]) -> None:
+        """No rate counts a start that was none: `states` are those in the store."""
+        for limit, text in states.items():
+            stored = float(text.split()[2])
+            if queue in self.unknown:
+                self.times[queue, limit] = stored
+            elif stored > self.times.get((queue, limit), 0.0) + ROUNDED_US:
+                late_ms = (stored - self.times.get((queue, limit), 0.0)) / 1000
+                self.find(f"the rate of {limit} in {queue} counts {late_ms} ms that nobody took")
+        self.unknown.discard(queue)
+
+    def see_pause(self, queue: str, type: str, note: bytes) -> None:
+        """A type was paused or resumed."""
+        self.orderly = False
+        (self.paused.add if note else self.paused.discard)((queue, type))
+
+
+def as_texts(pairs: Iterable[Any]) -> dict[str, str]:
+    """The fields of a hash, as HGETALL returns them."""
+    flat = [each.decode() for each in pairs]
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -39,11 +39,20 @@ from tests.scripts.model.mistakes import (
     enqueue_not_kept,
     exchanged,
     fetch_without_number,
+    in_flow,
     lock_outlives_death,
     named,
+    opening_that_nobody_keeps,
+    paused_type_is_fetched,
     promoted_and_forgotten,
+    rate_taken_by_a_repeated_fetch,
+    replaced_task_runs_the_old_payload,
     retry_without_token,
     settle_without_token,
+    slot_freed_twice,
+    slot_kept_by_a_lapsed_lease,
+    start_not_refunded,
+    waiter_that_nobody_moves,
 )
 from tests.simulation import clock
 from tests.simulation.history import History, Outcome, live
@@ -354,6 +363,23 @@ def patience_begins_again() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def waiters_left_to_themselves() -> Iterator[None]:
+    """Returning a slot moves no waiter, and no fetch is told to."""
+    with waiter_that_nobody_moves(), opening_that_nobody_keeps():
+        yield
+
+
+def priority_that_starves() -> contextlib.AbstractContextManager[None]:
+    """New tasks of another priority than the normal one go before those that wait in its band."""
+    right = "    last[key] = tag\n"
+    wrong = """    local priority = read_member(key)
+    local first = priority ~= normal_priority and lowest_of_band(KEYS.pending, priority)
+    tag = first and first - 1 or tag
+"""
+    return planted("include/fairness_tags.lua", right, f"{in_flow(wrong)}{right}")
+
+
 BROKE: Final = "a part of the server failed"
 """The exception that ends a server after a mistake in its code."""
 
@@ -371,6 +397,9 @@ MUTANTS: Final[dict[str, Plant]] = named(
     changed_schedule_owes_ticks, patience_adds_up, patience_begins_again,
     stored_tick_of_an_old_version, stored_tick_dies_with_its_server,
     changed_stored_schedule_owes_ticks,
+    slot_freed_twice, slot_kept_by_a_lapsed_lease, rate_taken_by_a_repeated_fetch,
+    waiters_left_to_themselves, start_not_refunded, paused_type_is_fetched, priority_that_starves,
+    replaced_task_runs_the_old_payload,
 )  # fmt: skip
 
 

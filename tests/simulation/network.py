@@ -18,6 +18,7 @@ import redis
 import redis.exceptions as failures
 
 from tests.simulation.ledger import Ledger
+from tests.simulation.limits import as_texts
 from tests.simulation.loop import SimLoop
 from tests.simulation.process import Proc
 from tests.simulation.store import (
@@ -250,6 +251,9 @@ class Network:
         queue = command[3].partition("}")[0].partition(":")[2]
         for id in self.ledger.observe(known.name, queue, self.store.now_us, args, reply):
             self._publish(command[3].partition("}")[0] + "}:done", id)
+        if known.name in ("fetch", "hand_back") and self.ledger.limits.times:
+            states = self.store.plain("HGETALL", command[3].partition("}")[0] + "}:limits")
+            self.ledger.limits.check_rates(queue, as_texts(states))
         if known.name == "fetch" and (reply[3] or reply[4]):  # some recovered, or dead of crashes
             owners = self.store.plain("HGETALL", command[3].partition("}")[0] + "}:owner")
             self.ledger.see_owners(queue, dict(zip(owners[::2], owners[1::2], strict=True)))

@@ -15,6 +15,9 @@ FAULTS: Final = (
 LOSSES: Final = ("roll_back", "flush", "store_jump")
 """Faults after which more is excused: each is in few histories only."""
 
+OPERATORS: Final = ("pause_type",)
+"""What operators do beside pausing queues; in some histories only."""
+
 OUTAGES: Final = ("outage",)
 """Faults that make a history longer: each is in few of them, once."""
 
@@ -50,5 +53,8 @@ class Profile:
         """Whether a client puts schedules into the store."""
         self.flow = rng.random() < 0.3
         """Whether there are priorities, and an editor whose tasks replace one another."""
+        self.pauses_types = self.tasks % 4 == 3
+        """Whether an operator pauses and resumes types all the time."""
         self.limits = 0.6 if self.tasks % 3 == 0 else 0.0
-        """Share of tasks with limits. It is not drawn, so other histories stay as they are."""
+        """Share of tasks with limits. Neither it nor pauses of types are drawn, so that other
+        histories stay as they are."""
