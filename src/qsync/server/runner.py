@@ -430,7 +430,9 @@ class Runner:
         self._finish(leased, self._records.stopped(leased, asyncio.CancelledError()))
 
     async def aclose(self) -> None:
-        """Discard runs that have not started, and cancel pending reports and progress updates."""
+        """Discard runs that have not started, and cancel pending reports and progress updates.
+
+        The heartbeats have stopped by now."""
         self._guard.close()
         self._starter.close()
         self.stopping.close()
@@ -439,3 +441,5 @@ class Runner:
             await self._hooks.aclose()
         await self._isolation.aclose()
         await self._progress.aclose()
+        for settler in self._settlers.values():
+            settler.lane.held.clear()  # a cycle of references that the collector does not see
