@@ -54,7 +54,7 @@ def number(system: Live, queue: str, state: TaskState) -> int:
 
 def opened(web: Visit, problem: str, link: str = "Open") -> None:
     """Wait for the sentence on the overview, and follow its link."""
-    sentence = web.page.locator("main p.flash", has_text=problem)
+    sentence = web.page.locator("main .flash", has_text=problem)
     sentence.wait_for()
     sentence.get_by_role("link", name=link, exact=True).click()
     web.clicks += 1
