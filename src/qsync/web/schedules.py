@@ -140,12 +140,8 @@ async def delete(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
-        return site.confirm(
-            request, form, title=_("Delete this schedule?"), items=[name],
-            button=_("Delete the schedule"),
-            text=_("It enqueues no further tasks. Tasks that it has enqueued are not affected."),
-            back=back_to(request, "/schedules"),
-        )  # fmt: skip
+        text = _("It enqueues no further tasks. Tasks that it has enqueued are not affected.")
+        return _ask_to_delete(site, request, form, text)
     change = await site.acting(request).delete_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
 
@@ -182,14 +178,17 @@ async def forget(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
-        return site.confirm(
-            request, form, title=_("Delete this schedule?"), items=[name],
-            button=_("Delete the schedule"),
-            text=_("No running server publishes it. A server that does brings it back."),
-            back=back_to(request, "/schedules"),
-        )  # fmt: skip
+        text = _("No running server publishes it. A server that does brings it back.")
+        return _ask_to_delete(site, request, form, text)
     change = await site.acting(request).forget_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
+
+
+def _ask_to_delete(site: Site, request: Request, form: Fields, text: str) -> Response:
+    return site.confirm(
+        request, form, title=_("Delete this schedule?"), items=[form.text("name")], text=text,
+        button=_("Delete the schedule"), back=back_to(request, "/schedules"),
+    )  # fmt: skip
 
 
 def _schedule_of(form: Fields) -> tuple[str, str]:
