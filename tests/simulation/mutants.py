@@ -28,6 +28,7 @@ from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import HandlerContext
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.queue_state import RUNNING, LeasedTask, Phase, QueueState
+from qsync.server.run_records import RunRecords
 from qsync.server.runner import Runner
 from qsync.server.settler import Settler
 from qsync.server.shutdown import Shutdown
@@ -176,13 +177,13 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
 
 
 def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
-    """Lease and deadline are looked at before a task is marked, and not when that has been done."""
-    real = Runner.too_late
+    """Lease and deadline are checked before a task is marked, and not afterwards."""
+    real = RunRecords.too_late
 
-    def too_late(self: Runner, leased: LeasedTask) -> Any:
+    def too_late(self: RunRecords, leased: LeasedTask) -> Any:
         return None if leased.phase == RUNNING else real(self, leased)
 
-    return exchanged(Runner, "too_late", too_late)
+    return exchanged(RunRecords, "too_late", too_late)
 
 
 def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
