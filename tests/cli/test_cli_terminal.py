@@ -269,3 +269,17 @@ def test_completion_without_a_store_prints_nothing(cluster: Cluster) -> None:
         assert time.monotonic() - started < 10
         live.url = "nonsense"
         assert completed(live, "qsync queue pause ma") == []
+
+
+def test_command_imports_nothing_of_the_other_commands() -> None:
+    program = (
+        "import sys; from qsync.cli.main import main; sys.argv = ['qsync', 'stats', '--help'];"
+        "import atexit; atexit.register(lambda: print('modules:', *sys.modules)); main()"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert "Usage: qsync stats" in shown
+    modules = shown.partition("modules:")[2].split()
+    assert "qsync.cli.stats" in modules
+    assert not {"qsync.cli.worker", "qsync.cli.task", "qsync.server.server"} & {*modules}

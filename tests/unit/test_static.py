@@ -23,6 +23,7 @@ IMPORTERS: Final = {
     # Where something is imported by a name, and whose name it is.
     "server/process_pool_child.py": "that of a handler registered in the parent process",
     "worker/load_app.py": "that of the app, on the command line",
+    "cli/commands.py": "those of the table of commands in that file",
     "cli/dashboard.py": "those of the extra's packages, and of the mask on the command line",
 }
 

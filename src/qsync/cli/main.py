@@ -10,24 +10,8 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from qsync.cli.acl import acl
 from qsync.cli.command import INTERRUPTED, Group, command_path, usage_in_one_line
-from qsync.cli.dashboard import dashboard
-from qsync.cli.dead import dead
-from qsync.cli.demo.command import demo
-from qsync.cli.doctor import doctor
-from qsync.cli.errors import errors
-from qsync.cli.events import events
-from qsync.cli.fairness import fairness
-from qsync.cli.limit import limit
-from qsync.cli.queue_bounds import queue
-from qsync.cli.schedule_backfill import schedule
-from qsync.cli.servers import servers
-from qsync.cli.stats import stats
-from qsync.cli.task import task
-from qsync.cli.top import top
-from qsync.cli.type import type_
-from qsync.cli.worker import worker
+from qsync.cli.commands import HIDDEN, CommandTable
 from qsync.version import __version__
 from qsync.worker.logs import hold_standard_files
 
@@ -56,7 +40,14 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Sections(TyperGroup):
-    """The commands by section; for a verb without its noun, it names the full command."""
+    """The commands by section; for a verb without its noun, it names the full command.
+
+    A command is imported when it is asked for: `qsync stats` needs nothing of the others.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = CommandTable()
 
     def make_context(self, *words: Any, **more: Any) -> Any:
         """Parse the options before the command."""
@@ -81,13 +72,14 @@ class Sections(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the arguments name."""
         name = args[0]
-        full_names = [
-            f"`qsync {noun} {name}`"
-            for noun, command in self.commands.items()
-            if name in getattr(command, "commands", {}) and not command.hidden
-        ]
-        if full_names and self.get_command(ctx, name) is None:
-            ctx.fail(f"No command {name!r}. Did you mean {' or '.join(full_names)}?")
+        if self.get_command(ctx, name) is None:
+            full_names = [
+                f"`qsync {noun} {name}`"
+                for noun, command in self.commands.items()
+                if noun not in HIDDEN and name in getattr(command, "commands", {})
+            ]
+            if full_names:
+                ctx.fail(f"No command {name!r}. Did you mean {' or '.join(full_names)}?")
         return super().resolve_command(ctx, args)
 
 
@@ -100,24 +92,6 @@ app: Final = Group(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain: boxes leave too little room at 80 columns
 )
-# Short help where the first line of the docstring is too long for the list of commands.
-app.command("worker", epilog=None)(worker)
-app.command("dashboard", epilog=None)(dashboard)
-app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
-app.command("top", short_help="Watch queues, servers and running tasks.")(top)
-for _noun in (task, queue, type_, limit, fairness, dead, errors, schedule, servers):
-    app.add_typer(_noun)
-for _noun, _plural in (
-    (task, "tasks"), (queue, "queues"), (type_, "types"), (limit, "limits"),
-    (schedule, "schedules"), (servers, "servers"), (errors, "error"),
-):  # fmt: skip
-    app.add_typer(_noun, name=_plural, hidden=True)
-app.command("events", short_help="Show who changed what, and when.")(events)
-app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(
-    doctor
-)
-app.command("acl", epilog=None, short_help="Print the command that creates a store user.")(acl)
-app.command("demo", epilog=None, short_help="Watch tasks run, fail and survive a kill -9.")(demo)
 
 
 def _print_version(wanted: bool) -> None:
