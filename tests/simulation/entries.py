@@ -28,6 +28,8 @@ class Delivery:
     """It began beside other suspects, so a crash is not charged to it."""
     ended: str | None = None
     started: bool = False
+    copied: bool = False
+    """A copy of an answered fetch took it, whose own answer no server reads."""
     recovered: bool = False
     """True once the store has recovered it from a dead server."""
 

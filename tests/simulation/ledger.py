@@ -239,9 +239,10 @@ class Ledger:
 
     def _see_fetch(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         server, number, _, lease_us = args[:4]
-        token = f"{server}/{number}"
-        if number > self._numbers.get((queue, server), -1):  # a repeated fetch does no upkeep
+        token, new = f"{server}/{number}", number > self._numbers.get((queue, server), -1)
+        if new:  # a repeated fetch does no upkeep
             self._numbers[queue, server], self.upkept_us[queue] = number, now
+        copied = not (new or int(args[8]))  # servers mark the fetches that they repeat
         above = math.inf
         for raw, message in zip(reply[5], reply[6], strict=True):
             if is_edit(raw):
@@ -251,6 +252,7 @@ class Ledger:
                 self.find(f"{entry.id} of priority {entry.priority} came after one of {above}")
             above = min(above, entry.priority)
             if entry.deliveries and entry.deliveries[-1].token == token:
+                entry.deliveries[-1].copied &= copied
                 continue
             if entry.lease is not None:
                 self._lapsed(entry, entry.lease, now)
@@ -265,7 +267,8 @@ class Ledger:
             self.void.discard((queue, entry.id, token))  # the fetch was repeated after the loss
             length_us = int(lease_us)
             ends = self._clock() + length_us / US
-            entry.deliveries.append(Delivery(token, now, now + length_us, ends, length_us))
+            lease = Delivery(token, now, now + length_us, ends, length_us, copied=copied)
+            entry.deliveries.append(lease)
             self.limits.check_slots(entry, self.entries.values(), self._latest_us)
 
     def _lapsed(self, entry: Entry, lease: Delivery, now: int) -> None:
@@ -294,14 +297,14 @@ class Ledger:
             self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
-        """Check that a lease expires only if its server could not renew it, or could not hand its
-        task back during a shutdown."""
+        """Check that a lease expires only if its server could not renew it, could not hand its task
+        back during a shutdown, or never heard of it."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
         if server is not None and server.told_to_stop is not None:
             since = min(since, server.told_to_stop)
-        if server is None or not server.troubled(since - 0.1, now):
+        if server is None or not (lease.copied or server.troubled(since - 0.1, now)):
             self.find(f"lease {lease.token} of {entry.id} lapsed, and nothing befell {server}")
 
     def _see_renew(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:

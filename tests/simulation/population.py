@@ -131,7 +131,7 @@ class Population:
             if server.broken or not process.troubled(0.0, world.loop.now):
                 world.ledger.find(f"{process.name} ended by {type(error).__name__}: {error}")
         else:
-            self._check_left(process, server.holder)
+            self.check_left(process, server.holder)
         process.crash()  # the process exits
         world.network.died(process, at_once=True)
         if not self.stopping:
@@ -148,14 +148,14 @@ class Population:
         )
         return self.hosts[process]
 
-    def _check_left(self, process: Proc, holder: str) -> None:
+    def check_left(self, process: Proc, holder: str) -> None:
         """A server that was told to stop, and that nothing befell, leaves no leases behind."""
         world = self.world
         if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
             return
         for entry in world.ledger.entries.values():
             lease = entry.lease
-            if lease is None or lease.expires_us <= world.network.store.now_us:
+            if lease is None or lease.copied or lease.expires_us <= world.network.store.now_us:
                 continue
             if lease.token.startswith(f"{holder}/"):
                 world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")

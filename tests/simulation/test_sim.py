@@ -7,6 +7,7 @@ long at most; QSYNC_SIM_SEED=n lives through that one alone, and exactly as befo
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -16,11 +17,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import redis
 
+from qsync.broker import ops
+from qsync.broker.call import Call
+from qsync.broker.op_values import FetchPolicy
+from qsync.keys import QueueKeys
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 from tests.simulation import clock
 from tests.simulation.entries import US
 from tests.simulation.faults import HOUR_S
@@ -28,10 +35,11 @@ from tests.simulation.history import History, Outcome, live
 from tests.simulation.ledger import Ledger
 from tests.simulation.mutants import MUTANTS, caught
 from tests.simulation.network import CODES, RESUME_S
-from tests.simulation.population import SCHEDULES, SWEEP
-from tests.simulation.process import FATES, WALL
+from tests.simulation.population import LEASE, PREFIX, SCHEDULES, SWEEP
+from tests.simulation.process import FATES, WALL, Proc
 from tests.simulation.profile import FAULTS, LOSSES, OPERATORS, OUTAGES
 from tests.simulation.runs import spread
+from tests.simulation.work import QUEUES
 from tests.support.queue_driver import shared_store
 from tests.support.stores import available
 
@@ -55,6 +63,10 @@ LONG: Final = ("settle without token",)
 
 ENOUGH: Final = 64
 """Seeds within which each of these is found."""
+
+POLICY: Final = FetchPolicy(
+    lease_us=round(LEASE * US), max_crashes=3, dead_limit=100, dead_age_us=86_400 * US
+)
 
 SERVER_SCRIPTS: Final = ("fetch", "complete", "retry", "kill", "renew", "hand_back")
 
@@ -128,6 +140,49 @@ def test_history_reads_no_machine_clock() -> None:
     assert timed == {module.__name__ for module in clock.TIMED} | clock.UNUSED
 
 
+@pytest.mark.parametrize(
+    ("sent_again", "found"),
+    [
+        pytest.param([(1, False)], 0, id="a copy arrives after the next fetch"),
+        pytest.param([(2, False)], 0, id="a copy of the last fetch arrives"),
+        pytest.param([(2, True)], 1, id="the server repeats its last fetch"),
+        pytest.param([(2, False), (2, True)], 1, id="the server repeats a fetch after its copy"),
+    ],
+)
+def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
+    client: redis.Redis, sent_again: list[tuple[int, bool]], found: int
+) -> None:
+    """No server reads the answer to a copy of a fetch that was answered, as a network can make."""
+    client.flushall()
+    history = History(0, client)
+    process, keys = Proc(history.loop, "server1", history.rng), QueueKeys(PREFIX, QUEUES[0])
+    history.ledger.servers |= {"a": process, "b": process}
+
+    def run(call: Call[Any]) -> Any:
+        command = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
+        return history.network.store.execute(process, [command])[0]
+
+    def fetch(server: str, number: int, *, again: bool = False) -> list[bytes]:
+        call = ops.fetch(keys, server=server, number=number, wanted=1, policy=POLICY, again=again)
+        ids: list[bytes] = run(call)[5]
+        return ids
+
+    with contextlib.closing(history.loop):
+        assert fetch("a", 1) == fetch("a", 2) == []
+        sent = new_task(Task("work"), new_nonce())
+        run(ops.enqueue(keys, [sent]))
+        for number, again in sent_again:
+            assert fetch("a", number, again=again) == [sent.id.encode()]
+        history.population.check_left(process, "a")
+        assert len(history.ledger.wrong) == found
+        recovered = []
+        for number in range(1, 5):  # a second apart: after a longer gap, leases would hold on
+            history.loop.now += LEASE / 3
+            recovered += fetch("b", number)
+        assert recovered == [sent.id.encode()]
+        assert len(history.ledger.wrong) == 2 * found, history.ledger.wrong
+
+
 # One kind of fault at a time, more often than among all the others.
 
 
@@ -193,6 +248,20 @@ def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
         if met >= {"enqueue", "enqueue_one", *(() if code.startswith("OOM") else SERVER_SCRIPTS)}:
             return
     pytest.fail(f"{code} was answered to no more than {met}")
+
+
+def test_problem_found_early_brings_no_others_about(client: redis.Redis) -> None:
+    """Servers are stopped soon after peace then, and tasks that are due later are not lost."""
+    client.flushall()
+    history = History(0, client)
+    only(history)
+    history.loop.call_later(1.0, history.ledger.find, "planted")
+    history.loop.call_later(history.profile.seconds - 0.5, history.plague.store_jump, -60.0)
+    outcome = history.run()
+    assert [text.partition(" ")[2] for text in outcome.wrong] == ["planted"]
+    assert any(
+        entry.phase == "waiting" and entry.created for entry in history.ledger.entries.values()
+    )
 
 
 # Periodic tasks and locks.

@@ -51,6 +51,8 @@ class Verdict:
         self.plain = history.network.store.plain
         self.find = history.ledger.find
         self._last: dict[tuple[str, str], dict[str, Any]] = {}
+        self._cut_short = False
+        """The servers were stopped before all tasks had ended, since a problem was found before."""
 
     def _key(self, queue: str, name: str) -> str:
         return QueueKeys(PREFIX, queue).key(name)
@@ -103,13 +105,16 @@ class Verdict:
         return last
 
     async def drained(self) -> None:
-        """All tasks have ended."""
+        """All tasks have ended. If a problem was found before, do not wait for that."""
         loop = self.history.loop
         due_us = max([entry.due_us for entry in self.ledger.entries.values()], default=0)
         due = loop.now + max(0.0, (due_us - self._now_us) / US)
         jumps = sum(abs(by) for _, by in self.store.jumps if by < 0) / US  # leases last longer
         ends = due + self._work_left() + BAR_LEASES * LEASE + jumps
-        while (left := self._unfinished()) and not self.ledger.wrong:
+        while left := self._unfinished():
+            if self.ledger.wrong:
+                self._cut_short = True
+                return
             if loop.now >= ends:
                 self.find(f"after {BAR_LEASES} leases of peace there still are {left}")
                 return
@@ -146,7 +151,8 @@ class Verdict:
         """Check everything again after all servers have stopped."""
         self._read_all()
         for queue in QUEUES:
-            self._check_left(queue)
+            if not self._cut_short:
+                self._check_left(queue)
             self._check_counters(queue)
         for wanted in self.books.accepted.values():
             self._check_accepted(wanted)
@@ -214,6 +220,8 @@ class Verdict:
         # One that was cancelled while it ran ends, unseen, when its lease lapses.
         cancelled = entry.unsure or (entry.cancel_asked and (entry.deliveries or state))
         if not ended and not cancelled:
+            if self._cut_short and self._waits(wanted):
+                return
             self.find(f"{wanted.id} is lost: {entry}, {state}")
             return
         if state == "dead":
@@ -222,6 +230,9 @@ class Verdict:
             self._check_success(wanted, entry)
         elif entry.finished and entry.finished[-1] == "cancelled" and not wanted.cancelled:
             self.find(f"{wanted.id} is cancelled, and nobody asked for it")
+
+    def _waits(self, wanted: Wanted) -> bool:
+        return any(wanted.id in self._fields(wanted.queue, state) for state in UNFINISHED)
 
     def _state(self, wanted: Wanted) -> str | None:
         for state in FINISHED:
@@ -299,7 +310,7 @@ class Verdict:
 
     def _check_documents(self) -> None:
         """The last version of each document was run, or is dead of the crashes beside it."""
-        if self.ledger.losses:
+        if self.ledger.losses or self._cut_short:
             return
         tasks, dead = self._fields(QUEUES[0], "tasks"), self._fields(QUEUES[0], "dead")
         for id in filter(is_edit, dead):
