@@ -20,6 +20,7 @@ from qsync import Task, codec
 from qsync.fingerprint import fingerprint_of
 from qsync.web import create_app
 from qsync.web.app import STATIC, VIEWS
+from qsync.web.pages import make_environment
 from qsync.web.security import HEADERS
 from tests.support.dashboard import TRACE, visiting
 from tests.support.inspector_driver import Bed, bed
@@ -330,3 +331,16 @@ def imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             found.append(node.module or "")
     return found
+
+
+def test_no_page_replaces_a_value_that_all_pages_have() -> None:
+    common = make_environment().globals.keys()
+    calls = [
+        (path.name, call)
+        for path in WEB.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".page")
+    ]
+    assert len(calls) > 20
+    for name, call in calls:
+        assert not {word.arg for word in call.keywords} & common, f"{name}, line {call.lineno}"

@@ -66,7 +66,7 @@ def _form(
     seen = version or payload_version(task.payload, is_value=task.is_value)
     return site.page(
         request, "edit", status=400 if problem else 200, task=task, row=task.row, text=text,
-        version=seen, problem=problem, into=into, delay=delay, editable=state in RUNNABLE,
+        task_version=seen, problem=problem, into=into, delay=delay, editable=state in RUNNABLE,
         timed=state in TIMED,
     )  # fmt: skip
 
