@@ -18,6 +18,10 @@ Duration = float | timedelta
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+FIRST: Final = datetime.min.replace(tzinfo=UTC)
+LAST: Final = datetime.max.replace(tzinfo=UTC)
+"""First and last possible time."""
+
 
 def duration_us(field: str | Phrase, value: Duration, *, least: float = 0.0) -> int:
     """Return a duration in microseconds.
@@ -71,5 +75,9 @@ def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
 
 
 def from_us(us: int) -> datetime:
-    """Return Unix time in microseconds as an aware datetime in UTC."""
-    return _EPOCH + timedelta(microseconds=us)
+    """Return Unix time in microseconds as an aware datetime in UTC, the first or the last possible
+    one if it is beyond: a damaged store may hold any number."""
+    try:
+        return _EPOCH + timedelta(microseconds=us)
+    except OverflowError:
+        return LAST if us > 0 else FIRST

@@ -310,7 +310,7 @@ def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.says("Хронология")
     web.says("delivered")
     web.click("Очереди", "link")
-    assert web.page.title() == f"Очереди · {system.prefix}"
+    wait_until(lambda: web.page.title() == f"Очереди · {system.prefix}")
     web.click("English")
     web.page.goto("about:blank")  # nothing to check there: it ran no script
 

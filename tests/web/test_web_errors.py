@@ -100,14 +100,14 @@ async def test_long_scan_shows_progress(valkey: Store, prefix: str) -> None:
         began = time.monotonic()
         first = await scanner.read()
         assert time.monotonic() - began < 1.5
-        assert first.total == 10_000
+        assert first.total in (0, 10_000)  # 0: the store has not yet answered
 
         async def finished() -> bool:
             return (await scanner.read()).finished
 
         await wait_until_async(finished, 60)
         scan = await scanner.read()
-        assert (scan.groups[0].count, scan.scanned) == (10_000, 10_000)
+        assert (scan.groups[0].count, scan.scanned, scan.total) == (10_000, 10_000, 10_000)
         await scanner.stop()
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from qsync.broker.call import Argument, Call
 from qsync.broker.call_values import now_argument
 from qsync.broker.script import load
+from qsync.broker.stored_task import score_us
 from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name
 
@@ -226,5 +227,5 @@ def _state(now: int, limit: bytes, text: bytes, waiting: int, opens_at: bytes) -
     return LimitState(
         limit=limit.decode(errors="backslashreplace"), in_use=in_use, ready=ready,
         waiting=waiting, closed_until_us=closed if closed > now else None,
-        opens_at_us=int(float(opens_at)) if opens_at else None,
+        opens_at_us=score_us(opens_at) if opens_at else None,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from qsync import codec
@@ -38,6 +38,12 @@ def state_of(shown: StoredTask) -> TaskState:
 def number(text: bytes | None) -> int:
     """Return the number that the store holds as text; 0 when it is missing or not a number."""
     return int(text) if text and text.isdigit() and len(text) < 20 else 0
+
+
+def score_us(text: bytes | str) -> int:
+    """Return the time in microseconds that a score of the store is; a damaged store may have any
+    number, which is brought to at most 4e17."""
+    return int(max(-4e17, min(float(text), 4e17)))
 
 
 def message_of(shown: StoredTask) -> Message | None:
@@ -81,7 +87,7 @@ ABANDONED_US: Final = 2**52
 
 def lease_until(shown: StoredTask) -> datetime:
     """Return when an active task's lease expires, or would have expired if its server is dead."""
-    return moment_of(shown.score + (ABANDONED_US if shown.score < 0 else 0))
+    return from_us(shown.score + (ABANDONED_US if shown.score < 0 else 0))
 
 
 def progress_of(shown: StoredTask) -> tuple[float, float] | None:
@@ -110,7 +116,7 @@ def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
         headers=options.headers or {},
         token=shown.owner or "",
         state=state_of(shown),
-        due_at=moment_of(shown.score) if waits else None,
+        due_at=from_us(shown.score) if waits else None,
         last_error=last_error(shown),
         progress=_progress(shown.progress),
         cancelled=shown.cancel is not None,
@@ -132,7 +138,7 @@ def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) 
         begun_us = failure.history[-1].begun_us
     if not begun_us:
         return None
-    begun = moment_of(begun_us)
+    begun = from_us(begun_us)
     return begun if finished is None else min(begun, finished)
 
 
@@ -142,19 +148,11 @@ def _finished_at(shown: StoredTask, options: StoredOptions) -> datetime | None:
     The score of a completed task is the end of its retention.
     """
     if shown.state is TaskState.DEAD:
-        return moment_of(shown.score)
+        return from_us(shown.score)
     retention = number(shown.cancel) if shown.cancel else options.retention_us
     if shown.state is not TaskState.COMPLETED or retention is None:
         return None
-    return moment_of(shown.score - retention)
-
-
-def moment_of(us: int) -> datetime:
-    """Convert microseconds to a datetime, at most the latest possible one."""
-    try:
-        return from_us(us)
-    except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
+    return from_us(shown.score - retention)
 
 
 def _attempt(state: TaskState, failed: int) -> int:

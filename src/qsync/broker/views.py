@@ -11,7 +11,7 @@ from qsync.broker.call import Argument, Call
 from qsync.broker.call_values import now_argument
 from qsync.broker.queue_replies import bounds_in, counters_of, told_apart
 from qsync.broker.script import load
-from qsync.broker.stored_task import StoredTask, number
+from qsync.broker.stored_task import StoredTask, number, score_us
 from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
 from qsync.state import STORED, TaskState
 
@@ -130,7 +130,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
             stats=counters_of(fields["counters"], fields["tally"]),
             bounds=bounds_in(stored, fields["bounds"]),
             latency_target_us=None if fields["target"] < 0 else fields["target"],
-            died=(died[0], int(float(died[1] or 0)), int(float(died[2] or 0))),
+            died=(died[0], score_us(died[1] or b"0"), score_us(died[2] or b"0")),
         )
 
     return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)
@@ -190,7 +190,7 @@ def _row(state: TaskState, row: list[Any]) -> StoredRow:
     size = int(length)
     shown = StoredTask(
         state,
-        int(max(-4e17, min(float(score), 4e17))),
+        score_us(score),
         message if size else None,
         None if owner is None else owner.decode(errors="backslashreplace"),
         crashes, failure, None, cancel, progress,
@@ -263,7 +263,7 @@ def servers(
     def decode(reply: Any) -> tuple[int, dict[str, int]]:
         now, live = reply
         pairs = zip(live[::2], live[1::2], strict=True)
-        return int(now), {id.decode(errors="backslashreplace"): int(float(t)) for id, t in pairs}
+        return int(now), {id.decode(errors="backslashreplace"): score_us(t) for id, t in pairs}
 
     return Call(load("servers"), (keys.servers,), args, decode)
 

@@ -47,7 +47,7 @@ class Sections(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = CommandTable()
+        self.commands: CommandTable = CommandTable()
 
     def make_context(self, *words: Any, **more: Any) -> Any:
         """Parse the options before the command."""

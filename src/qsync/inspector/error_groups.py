@@ -8,9 +8,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from qsync.broker.stored_task import moment_of
 from qsync.inspector.task_rows import DecodedTask
 from qsync.state import TaskState
+from qsync.times import from_us
 
 K = TypeVar("K")
 
@@ -66,7 +66,7 @@ class ErrorPart(msgspec.Struct, frozen=True, kw_only=True):
 def group_of(queue: str, task: DecodedTask) -> ErrorGroup:
     """Return the group of a single failed task."""
     fingerprint = task.fingerprint
-    failed_at = moment_of(_failed_us(task)) if _failed_us(task) else None
+    failed_at = from_us(_failed_us(task)) if _failed_us(task) else None
     key = task.options.fairness_key
     return ErrorGroup(
         id=fingerprint.id,

@@ -10,7 +10,6 @@ import msgspec
 from qsync.broker import bounds_ops, error_ops, views
 from qsync.broker.error_ops import CountedError
 from qsync.broker.event_ops import recorded
-from qsync.broker.stored_task import moment_of
 from qsync.broker.views import PageKey
 from qsync.fingerprint import FAILING
 from qsync.inspector.base import cursor_at, read_cursor
@@ -20,7 +19,7 @@ from qsync.inspector.task_rows import decode_row, fits
 from qsync.inspector.tasks import SCAN
 from qsync.inspector.values import Filter
 from qsync.state import TaskState
-from qsync.times import datetime_us
+from qsync.times import datetime_us, from_us
 
 CALLS: Final = 40
 """Largest number of calls of a part, which count 500 tasks each."""
@@ -107,6 +106,6 @@ def _counted(group: ErrorGroup, queue: str, state: TaskState, error: CountedErro
     """Return the group with the numbers that a call has counted."""
     return msgspec.structs.replace(
         group, id=error.fingerprint, states={state: error.number}, queues={queue: error.number},
-        keys=error.keys, first_at=moment_of(error.first_us) if error.first_us else None,
-        last_at=moment_of(error.last_us) if error.last_us else None,
+        keys=error.keys, first_at=from_us(error.first_us) if error.first_us else None,
+        last_at=from_us(error.last_us) if error.last_us else None,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from qsync.bounds import QueueBounds
 from qsync.broker import bounds_ops, limit_ops, pending_view, type_ops, views
 from qsync.broker.leased_batch import crash_count
-from qsync.broker.stored_task import lease_until, moment_of, state_of
+from qsync.broker.stored_task import lease_until, state_of
 from qsync.errors import InvalidTask
 from qsync.inspector.blockers import Facts, able_servers, blockers_of, quoted_type
 from qsync.inspector.explain_texts import (
@@ -40,6 +40,7 @@ from qsync.new_task import new_nonce, new_task
 from qsync.phrase import Ordinal, Phrase, joined, phrase, plural_phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.task import Task
+from qsync.times import from_us
 
 RUN_ALONE: Final = 2
 """Number of crashes from which on a task runs alone in its process."""
@@ -165,7 +166,7 @@ def _limited(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
-    failure, due_at = facts.task.failure, moment_of(facts.task.shown.score)
+    failure, due_at = facts.task.failure, from_us(facts.task.shown.score)
     when = due_phrase(facts, due_at)
     reasons: list[Reason] = ["scheduled"]
     sentence = phrase("Scheduled for %(when)s.", when=when)
@@ -192,7 +193,7 @@ def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def _retry(facts: Facts, blank: Explanation) -> Explanation:
-    due_at = moment_of(facts.task.shown.score)
+    due_at = from_us(facts.task.shown.score)
     retry = phrase(
         "Retry %(number)s of %(all)s at %(when)s.",
         number=facts.task.failure.attempts, all=blank.retry, when=due_phrase(facts, due_at),
@@ -218,7 +219,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     shown, located = facts.task.shown, facts.located
     server, until = server_of(shown), lease_until(shown)
     since_us = _started_us(facts)
-    since = moment_of(since_us) if since_us else None
+    since = from_us(since_us) if since_us else None
     ran = timedelta(microseconds=max(0, located.now_us - since_us)) if since_us else None
     sentences = [running_sentence(server, ran, facts.task.options.timeout_us)]
     reasons: list[Reason] = ["active"]
@@ -231,7 +232,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     if shown.cancel is not None:
         reasons.append("cancelled")
         sentences.append(phrase("Its cancellation was requested."))
-    again = None if located.next_run_us is None else moment_of(located.next_run_us)
+    again = None if located.next_run_us is None else from_us(located.next_run_us)
     if again is not None:
         reasons.append("replaced")
         sentences.append(
@@ -260,14 +261,14 @@ def _started_us(facts: Facts) -> int | None:
 
 def _completed(facts: Facts, blank: Explanation) -> Explanation:
     shown, kept_us = facts.task.shown, facts.task.options.retention_us
-    ended_at = None if kept_us is None else moment_of(shown.score - kept_us)
+    ended_at = None if kept_us is None else from_us(shown.score - kept_us)
     reason: Reason = "completed" if shown.cancel is None else "cancelled"
-    sentence = ended_sentence(shown.cancel is not None, ended_at, moment_of(shown.score))
+    sentence = ended_sentence(shown.cancel is not None, ended_at, from_us(shown.score))
     return _explained(blank, [sentence], [reason], at=ended_at)
 
 
 def _dead(facts: Facts, blank: Explanation) -> Explanation:
-    died_at, holder = moment_of(facts.task.shown.score), facts.located.holder
+    died_at, holder = from_us(facts.task.shown.score), facts.located.holder
     sentences, reasons = [phrase("Dead since %(time)s.", time=died_at)], list[Reason](["dead"])
     if holder is not None and holder != facts.id:
         reasons.append("duplicate")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from qsync.broker.stored_task import moment_of
 from qsync.inspector.blockers import Facts
 from qsync.inspector.limit_values import LimitInfo
 from qsync.message import NORMAL_PRIORITY
 from qsync.phrase import Ordinal, Phrase, phrase, plural_phrase
+from qsync.times import from_us
 
 ERROR_SHOWN: Final = 120
 """Number of characters of an error that a sentence shows."""
@@ -110,7 +110,7 @@ def later_call_sentences(facts: Facts) -> list[Phrase]:
             "It runs %(length)s after the last call with its unique key, at the latest at "
             "%(latest)s, %(longest)s after the first call.",
             length=delay, longest=timedelta(microseconds=options.debounce_max_us),
-            latest=moment_of(message.enqueued_at_us + options.debounce_max_us),
+            latest=from_us(message.enqueued_at_us + options.debounce_max_us),
         )
     ]  # fmt: skip
 

@@ -15,7 +15,6 @@ from qsync.broker.event_ops import recorded
 from qsync.broker.schedule_records import LIVE_US, read_record, task_from
 from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
-from qsync.broker.stored_task import moment_of
 from qsync.broker.views import Published
 from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
 from qsync.inspector.base import RECORD_S, Base
@@ -26,7 +25,7 @@ from qsync.phrase import phrase, phrase_of
 from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
 from qsync.schedules import AsyncSchedules, checked_content
 from qsync.task import PAYLOAD_LIMIT, Task
-from qsync.times import datetime_us
+from qsync.times import datetime_us, from_us
 
 LAST_TASKS: Final = 500
 """Number of schedules for which the state of the last task is read."""
@@ -269,8 +268,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
         missed=record.missed,
         type=record.type,
         next_at=ticks,
-        last_tick=moment_of(last_us) if last_us else None,
-        seen_at=moment_of(published.seen_at_us) if published.seen_at_us else None,
+        last_tick=from_us(last_us) if last_us else None,
+        seen_at=from_us(published.seen_at_us) if published.seen_at_us else None,
         live=now_us - published.seen_at_us < LIVE_US,
         paused=schedule_pause_of(published.pause_note),
         problem=problem,
@@ -281,7 +280,7 @@ def stored_info(
     queue: str, now_us: int, row: StoredRow, *, of_program: bool = False
 ) -> ScheduleInfo:
     """Return the description of a stored schedule; `of_program`: a program has its name, too."""
-    since = moment_of(row.since_us) if row.record else None
+    since = from_us(row.since_us) if row.record else None
     info = ScheduleInfo(
         queue=queue, name=row.name, schedule="?", cron=None, every=None, tz=None, missed="",
         type="", next_at=[], last_tick=None, seen_at=since, live=True,
@@ -304,7 +303,7 @@ def stored_info(
         missed=content.missed,
         type=message.type,
         next_at=_ticks(schedule, now_us),
-        last_tick=moment_of(last_us) if ticked and last_us is not None else None,
+        last_tick=from_us(last_us) if ticked and last_us is not None else None,
         problem="a program has a periodic task of this name, which takes precedence"
         if of_program
         else None,
@@ -327,5 +326,5 @@ def _ticks(schedule: Schedule, now_us: int) -> list[datetime]:
     while len(ticks) < AHEAD and tick_us is not None:
         tick_us = schedule.next_after(tick_us)
         if tick_us is not None:
-            ticks.append(moment_of(tick_us))
+            ticks.append(from_us(tick_us))
     return ticks

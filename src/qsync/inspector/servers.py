@@ -10,7 +10,6 @@ from typing import Final
 
 from qsync import codec
 from qsync.broker import registry_ops, views
-from qsync.broker.stored_task import moment_of
 from qsync.broker.views import PageKey
 from qsync.errors import SchemaMismatch
 from qsync.inspector.live_servers import HandlerStack, Record, _LiveServersMixin, record_of
@@ -19,6 +18,7 @@ from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
 from qsync.keys import server_of_token
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
+from qsync.times import from_us
 
 PAGE: Final = 250
 PAGES: Final = 20
@@ -184,7 +184,7 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
 def server_info_of(record: Record, tasks: list[RunningTask], *, complete: bool) -> ServerInfo:
     return ServerInfo(
         id=record.id,
-        expires_at=moment_of(record.expires_us),
+        expires_at=from_us(record.expires_us),
         host=record.host,
         pid=record.pid,
         version=record.version,

@@ -10,7 +10,7 @@ from qsync import codec
 from qsync.backoff import ExponentialBackoff
 from qsync.broker.leased_batch import crash_count
 from qsync.broker.pending_view import PendingPosition
-from qsync.broker.stored_task import lease_until, moment_of, result_of
+from qsync.broker.stored_task import lease_until, result_of
 from qsync.inspector.edit_values import former_payload
 from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import DecodedTask, row_of
@@ -18,6 +18,7 @@ from qsync.inspector.values import Attempt, Edit, Event, Shown, TaskDetail
 from qsync.message import FailedAttempt, Message, StoredEdit, decode_message, edited_options
 from qsync.phrase import Phrase, joined, phrase, plural_phrase
 from qsync.state import TaskState
+from qsync.times import from_us
 
 HISTORY_SHOWN: Final = 100
 """Largest number of failed attempts shown; servers keep fewer."""
@@ -48,7 +49,7 @@ def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDe
         retention=_seconds(options.retention_us),
         retry_delay=_retry_delay(options.retry_delay),
         retry_phrase=_retry_phrase(options.retry_delay),
-        deadline=None if options.deadline_us is None else moment_of(options.deadline_us),
+        deadline=None if options.deadline_us is None else from_us(options.deadline_us),
         limits=list(options.limits or ()),
         fairness_key=options.fairness_key,
         lock=options.lock,
@@ -56,9 +57,9 @@ def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDe
         replaces=options.replaces,
         debounce=_seconds(options.debounce_us),
         debounce_max=_seconds(options.debounce_max_us),
-        next_run_at=None if next_us is None else moment_of(next_us),
+        next_run_at=None if next_us is None else from_us(next_us),
         snoozes=failure.snoozes,
-        unknown_since=moment_of(failure.unknown_since_us) if failure.unknown_since_us else None,
+        unknown_since=from_us(failure.unknown_since_us) if failure.unknown_since_us else None,
         unknown_times=failure.unknown_times,
         message_error=_message_error(shown.message),
         begun_at=_begun_at(task),
@@ -94,22 +95,22 @@ def attempt_of(attempt: FailedAttempt) -> Attempt:
     """Convert a stored failed attempt into its public form."""
     return Attempt(
         number=attempt.number,
-        at=moment_of(attempt.at_us),
+        at=from_us(attempt.at_us),
         server=attempt.server,
         error=attempt.error,
-        begun_at=moment_of(attempt.begun_us) if attempt.begun_us else None,
+        begun_at=from_us(attempt.begun_us) if attempt.begun_us else None,
     )
 
 
 def _begun_at(task: DecodedTask) -> datetime | None:
     record = result_of(task.shown) if task.shown.state is TaskState.COMPLETED else None
-    return moment_of(record.begun_us) if record and record.begun_us else None
+    return from_us(record.begun_us) if record and record.begun_us else None
 
 
 def _edit_of(edit: StoredEdit) -> Edit:
     payload = former_payload(edit)
     return Edit(
-        at=moment_of(edit.at_us), by=edit.by, payload=payload,
+        at=from_us(edit.at_us), by=edit.by, payload=payload,
         shown=show(payload, is_value=edit.is_value),
     )  # fmt: skip
 
@@ -159,11 +160,11 @@ def _event(at: datetime | None, what: str, text: Phrase) -> Event:
 def _enqueue_events(message: Message | None) -> list[Event]:
     if message is None:
         return []
-    events = [Event(at=moment_of(message.enqueued_at_us), what="enqueued")]
+    events = [Event(at=from_us(message.enqueued_at_us), what="enqueued")]
     if message.due_us > message.enqueued_at_us:
-        events.append(Event(at=moment_of(message.due_us), what="due"))
+        events.append(Event(at=from_us(message.due_us), what="due"))
     if message.options and message.options.deadline_us is not None:
-        events.append(Event(at=moment_of(message.options.deadline_us), what="deadline"))
+        events.append(Event(at=from_us(message.options.deadline_us), what="deadline"))
     return events
 
 
@@ -173,7 +174,7 @@ def _attempt_events(task: DecodedTask) -> list[Event]:
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
     events = [
         _event(
-            moment_of(int(min(attempt.at_us, latest))),
+            from_us(int(min(attempt.at_us, latest))),
             "failed",
             phrase(
                 "attempt %(number)s on %(server)s: %(error)s",
@@ -186,19 +187,19 @@ def _attempt_events(task: DecodedTask) -> list[Event]:
     ]
     if failure.snoozed_at_us:
         text = plural_phrase("once", "%(num)s times, last at this time", failure.snoozes)
-        events.append(_event(moment_of(failure.snoozed_at_us), "snoozed", text))
+        events.append(_event(from_us(failure.snoozed_at_us), "snoozed", text))
     if failure.unknown_since_us:
         text = plural_phrase(
             "once, by servers that do not know its type",
             "%(num)s times since, by servers that do not know its type",
             max(1, failure.unknown_times),
         )
-        events.append(_event(moment_of(failure.unknown_since_us), "handed back", text))
+        events.append(_event(from_us(failure.unknown_since_us), "handed back", text))
     return events
 
 
 def _state_events(task: DecodedTask) -> list[Event]:
-    shown, time = task.shown, moment_of(task.shown.score)
+    shown, time = task.shown, from_us(task.shown.score)
     if shown.state is TaskState.ACTIVE:
         return [Event(at=lease_until(shown), what="leased until", detail=shown.owner or "")]
     if shown.state is TaskState.RETRY:
@@ -218,5 +219,5 @@ def _state_events(task: DecodedTask) -> list[Event]:
 def _ended(task: DecodedTask, until: datetime) -> list[Event]:
     what = "completed" if task.shown.cancel is None else "cancelled"
     kept_us = task.options.retention_us
-    ended = None if kept_us is None else moment_of(task.shown.score - kept_us)
+    ended = None if kept_us is None else from_us(task.shown.score - kept_us)
     return [Event(at=ended, what=what), Event(at=until, what="kept until")]

@@ -16,7 +16,6 @@ from qsync.broker.stored_task import (
     StoredTask,
     last_error,
     lease_until,
-    moment_of,
     number,
     progress_of,
     state_of,
@@ -29,6 +28,7 @@ from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
 from qsync.message import NORMAL_PRIORITY, Failure, Message, StoredOptions, decode_failure
 from qsync.state import TaskState
+from qsync.times import from_us
 
 ERROR_SHOWN: Final = 200
 _PATTERN: Final = re.compile(r"[*?]")
@@ -99,7 +99,7 @@ def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
 def row_of(queue: str, task: DecodedTask) -> TaskRow:
     """Return the task as a list row."""
     shown, state = task.shown, task.shown.state  # as stored: `completed` if cancelled
-    time = moment_of(shown.score)
+    time = from_us(shown.score)
     is_active = state is TaskState.ACTIVE
     error = task.error
     return TaskRow(
@@ -108,7 +108,7 @@ def row_of(queue: str, task: DecodedTask) -> TaskRow:
         state=state_of(shown),
         type=task.message.type if task.message else "",
         size=task.length,
-        enqueued_at=moment_of(task.message.enqueued_at_us) if task.message else None,
+        enqueued_at=from_us(task.message.enqueued_at_us) if task.message else None,
         attempts=task.failure.attempts,
         retry=task.message.retry if task.message else 0,
         crashes=crash_count(shown.crashes),
@@ -128,7 +128,7 @@ def row_of(queue: str, task: DecodedTask) -> TaskRow:
 def _ended_at(task: DecodedTask) -> datetime | None:
     """Return when a kept task ended: `retention` before the time until which it is kept."""
     kept_us = task.options.retention_us
-    return None if kept_us is None else moment_of(task.shown.score - kept_us)
+    return None if kept_us is None else from_us(task.shown.score - kept_us)
 
 
 def server_of(shown: StoredTask) -> str | None:
@@ -237,4 +237,4 @@ NOTE_LIMIT: Final = 1000
 
 
 def _moment_or_none(us: int) -> datetime | None:
-    return moment_of(us) if us else None
+    return from_us(us) if us else None
