@@ -30,7 +30,7 @@ from qsync.server.queue_state import RUNNING, SETTLING, LeasedTask
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.type_tally import TIMED
 
-TURN_S: Final = 0.0005
+TURN_S: Final = 0.0002
 """Time after which the starter yields to the rest of the event loop, in seconds."""
 
 WAITS: Final = 100
