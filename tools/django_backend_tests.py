@@ -30,12 +30,8 @@ MODULES: Final = (
 )
 
 IN_PLACE: Final = "tasks of an ImmediateBackend run within enqueue; those of qsync on a server"
-PRIORITY: Final = "qsync has no priorities: supports_priority is False"
 
 NOT_APPLICABLE: Final[Mapping[str, str]] = {
-    "TaskTestCase.test_using_priority": PRIORITY,
-    "TaskTestCase.test_chained_using": PRIORITY,
-    "TaskTestCase.test_invalid_priority": PRIORITY,
     "DummyBackendTestCase.test_refresh_result": "it changes the list of a DummyBackend",
     "DummyBackendTestCase.test_refresh_result_async": "it changes the list of a DummyBackend",
     "ImmediateBackendTestCase.test_cannot_get_result": "QsyncBackend has results",

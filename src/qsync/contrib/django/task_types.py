@@ -167,7 +167,8 @@ def check_types(task: Any) -> None:
     """Check what Django compares without a check; qsync.InvalidTask when its type is wrong."""
     if not isinstance(task.priority, int) or isinstance(task.priority, bool):
         raise InvalidTask(
-            f"priority: {shorten(task.priority)} is not a whole number from -100 to 100"
+            "priority must be a whole number between -100 and 100. "  # Django's words
+            f"It is {shorten(task.priority)}"
         )
     if task.run_after is not None and not isinstance(task.run_after, datetime):
         raise InvalidTask(
