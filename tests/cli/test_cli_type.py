@@ -64,6 +64,7 @@ def test_types_are_listed_and_shown_with_their_figures(live: Live) -> None:
     shown = live.ok("type", "show", "note", "--period", "7d").out
     assert shown.startswith("Type note of queue default, last 7d")
     assert shown.splitlines()[-1].split()[:2] == ["all", "3"]
+    assert "No task of this type has started" in live.ok("type", "show", "nota").out
     stats = live.ok("type", "show", "note", "--json").json
     assert len(stats["points"]) == len(stats["before"]) == 60
     assert "'1y' is not one of 1h, 24h, 7d, 90d" in live.run("types", "--period", "1y").err

@@ -210,6 +210,12 @@ def _print_stats(stats: TypeStats) -> None:
     if stats.paused is not None:
         waiting = f"; {plural(stats.waiting, 'task')} set aside"
         print_line(f"{pause_note(stats.paused)}{waiting}", "yellow")
+    if not stats.stats.started and not stats.stats.failed:
+        print_line(
+            "No task of this type has started in this time. `qsync type list` names the types.",
+            "yellow",
+        )
+        return
     columns = [
         Column("FROM"),
         *(Column(name, right=True) for name in ("STARTED", "FAILED", "SHARE", "WAIT", "RUN")),
