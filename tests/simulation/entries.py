@@ -29,7 +29,7 @@ class Delivery:
     ended: str | None = None
     started: bool = False
     copied: bool = False
-    """A copy of an answered fetch took it, whose own answer no server reads."""
+    """Whether a copy of an answered fetch took it; no server reads the answer to the copy."""
     recovered: bool = False
     """True once the store has recovered it from a dead server."""
 

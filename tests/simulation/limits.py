@@ -88,7 +88,7 @@ class LimitBook:
             self.times[queue, limit] = max(0.0, before - interval_us(limit))
 
     def check_rates(self, queue: str, states: Mapping[str, str]) -> None:
-        """No rate counts a start that was none: `states` are those in the store."""
+        """No rate counts a start that did not happen: `states` are those in the store."""
         for limit, text in states.items():
             stored = float(text.split()[2])
             if queue in self.unknown:

@@ -366,7 +366,7 @@ def patience_begins_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiters_left_to_themselves() -> Iterator[None]:
-    """Returning a slot moves no waiter, and no fetch is told to."""
+    """Returning a slot moves no waiter, and tells no fetch to do so."""
     with waiter_that_nobody_moves(), opening_that_nobody_keeps():
         yield
 

@@ -25,7 +25,7 @@ class CountedError(NamedTuple):
     first_us: int
     last_us: int
     keys: dict[str, int]
-    """Number of tasks by fairness key; the empty name: those of others."""
+    """Number of tasks by fairness key; the empty name counts the tasks of all other keys."""
     sample: StoredRow | None
     """The last of them; None for a known error."""
 

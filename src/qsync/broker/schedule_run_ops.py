@@ -60,7 +60,7 @@ class StoredRun(NamedTuple):
 
 
 class LastRuns(NamedTuple):
-    """The last success and the last failed or missed run of a schedule, if they are noted."""
+    """Last success, and last failed or missed run, of a schedule; None if none is noted."""
 
     field: str
     success: StoredRun | None

@@ -16,7 +16,7 @@ from qsync.version import __version__
 from qsync.worker.logs import hold_standard_files
 
 UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-"""Errors of a standard output that takes no more."""
+"""Errors of a standard output that cannot be written to."""
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),

@@ -32,7 +32,7 @@ class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
     sample      id of the task that died last, or whose retry is due last; `queue` is its queue
     states      number of tasks by state
     queues      number of tasks by queue
-    keys        number of tasks by fairness key, up to 10 of them; the empty name: those of others
+    keys        number of tasks by fairness key, up to 10 keys; the empty name counts all other keys
     first_at, last_at   times of the earliest and the latest error
     """
 

@@ -25,7 +25,7 @@ CALLS: Final = 40
 """Largest number of calls of a part, which count 500 tasks each."""
 
 GROUPS: Final = 500
-"""Number of errors from which on a part ends."""
+"""Number of errors at which a part ends."""
 
 
 class _ErrorsMixin(_BulkMixin):

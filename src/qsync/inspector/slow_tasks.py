@@ -34,7 +34,7 @@ class _SlowTasksMixin(_LiveServersMixin):
     """Finds slow tasks."""
 
     async def slow_tasks(self, type: str, *, queue: str = "default") -> list[SlowTask]:
-        """Return up to 10 tasks of a type that run or ran for longest.
+        """Return up to 10 tasks of a type that have run, or ran, for the longest time.
 
         They are among the first 250 running and the last 250 dead tasks of the queue; of tasks that
         completed the store keeps no durations that can be listed.
@@ -55,7 +55,10 @@ class _SlowTasksMixin(_LiveServersMixin):
 def slowest_of(
     tasks: Iterable[DecodedTask], since: Mapping[str, int], now_us: int
 ) -> list[SlowTask]:
-    """Return those tasks that run or ran for longest; `since` has the starts of running ones."""
+    """Return the tasks that have run, or ran, for the longest time.
+
+    `since` has the start times of those that are running.
+    """
     slow = [found for task in tasks if (found := _slow(task, since, now_us)) is not None]
     return sorted(slow, key=lambda task: -task.seconds)[:SHOWN]
 

@@ -97,7 +97,7 @@ def _awaiting(coroutine: Any) -> list[FrameSummary]:
             break
         frames += traceback.StackSummary.extract([(frame, frame.f_lineno)])
         # The inline starter drives a run without awaiting it.
-        driven = frame.f_code.co_name in ("_resume", "_resume_handler")
+        driven = frame.f_code.co_name == "_resume"
         inner = frame.f_locals.get("run") if driven else None
         for name in ("cr_await", "gi_yieldfrom", "ag_await"):
             inner = inner or getattr(coroutine, name, None)

@@ -137,7 +137,7 @@ class InlineStarter:
                 self._task = None
                 self._end_turn()
 
-    def _turn(self, me: asyncio.Task[None]) -> tuple[contextvars.Context, Run, Any] | None:
+    def _turn(self, me: asyncio.Task[None]) -> tuple[Run, Any, contextvars.Context] | None:
         """Run tasks for TURN_S at most; return the run that waits, or None.
 
         A handler that cancels or keeps the asyncio task ends the turn: other runs don't share it.
@@ -196,7 +196,7 @@ class InlineStarter:
             self._failed(leased, error)
             return None
         else:
-            return self._run_in_slot(leased, way, task, _resume_handler(handler, awaited))
+            return self._run_in_slot(leased, way, task, _resume(handler, awaited))
         if self._guard.forked:
             fork_guard.end()
         if value is not None and type(value) in NEVER_RUN:
@@ -234,17 +234,19 @@ class InlineStarter:
         self._runs.end_turn(ended, timed)
 
 
-def _begin(context: contextvars.Context, run: Run) -> tuple[contextvars.Context, Run, Any] | None:
+def _begin(context: contextvars.Context, run: Run) -> tuple[Run, Any, contextvars.Context] | None:
     """Take the first step of a run; return it with what it awaits, or None if it has ended."""
     try:
-        return context, run, context.run(run.send, None)
+        return run, context.run(run.send, None), context
     except StopIteration:
         return None
 
 
 @coroutine
-def _resume(context: contextvars.Context, run: Run, awaited: Any) -> Generator[Any, Any, None]:
-    """Drive a waiting run to its end, each step in the run's context."""
+def _resume(
+    run: Coroutine[Any, Any, Any], awaited: Any, context: contextvars.Context | None = None
+) -> Generator[Any, Any, Any]:
+    """Drive a coroutine that waits to its end, each step in the context, and return its value."""
     while True:
         try:
             sent = yield awaited
@@ -253,22 +255,6 @@ def _resume(context: contextvars.Context, run: Run, awaited: Any) -> Generator[A
         else:
             step = partial(run.send, sent)
         try:
-            awaited = context.run(step)
-        except StopIteration:
-            return
-
-
-@coroutine
-def _resume_handler(run: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
-    """Drive a handler that waits to its end, and return its value."""
-    while True:
-        try:
-            sent = yield awaited
-        except BaseException as error:
-            step = partial(run.throw, error)
-        else:
-            step = partial(run.send, sent)
-        try:
-            awaited = step()
+            awaited = step() if context is None else context.run(step)
         except StopIteration as end:
             return end.value

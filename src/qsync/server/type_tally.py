@@ -19,7 +19,7 @@ TYPES: Final = 200
 """Number of types of a queue that are counted on their own; the others count as `OTHER`."""
 
 TIMED: Final = 8
-"""Of this many tasks that end in a row, one is timed."""
+"""One in this many tasks that end in a row is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")

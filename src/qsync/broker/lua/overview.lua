@@ -103,7 +103,7 @@ for i = 3, #ARGV do
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
   'latency_target', 'dead_known', 'tally_day', 'tally')
--- A time in the future is of a clock that was wrong.
+-- A time in the future comes from a clock that was wrong.
 local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
 local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
 if number > 0 then

@@ -104,7 +104,7 @@ local function read_rule(text)
 end
 
 -- Return the tat that is stored, at most that of a limit that has just used its whole burst: it may be
--- from a lower rate, which was raised since.
+-- from a lower rate, which has been raised since.
 local function known_tat(tat, rule)
   if tat <= limits_now or rule.interval == 0 then
     return tat
