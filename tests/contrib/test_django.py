@@ -223,6 +223,31 @@ def test_option_of_the_app_that_is_wrong_is_named_when_the_project_starts(valkey
     assert "QSYNC: concurrency: 'many' is not a whole number" in last
 
 
+def test_project_on_django_5_2_needs_no_package_for_django_tasks() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['django.tasks'] = sys.modules['django_tasks'] = None\n"
+        "import django\n"
+        "from django.conf import settings\n"
+        "settings.configure(\n"
+        "    INSTALLED_APPS=['django.contrib.admin', 'django.contrib.auth',\n"
+        "                    'django.contrib.contenttypes', 'qsync.contrib.django'],\n"
+        "    QSYNC={'URL': 'embedded://'},\n"
+        ")\n"
+        "django.setup()\n"
+        "from qsync.contrib.django import app, task_choices\n"
+        "@app.task(name='send')\n"
+        "def send(invoice: int) -> None: ...\n"
+        "print(task_choices.choices(), task_choices.built('send', '[7]', '').type)\n"
+        "from qsync.contrib.django import QsyncBackend\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[('send', 'send')] send\n", done.stderr
+    assert "for Django 5.2: pip install django-tasks" in done.stderr.splitlines()[-1]
+
+
 def test_all_options_of_the_app_are_settings() -> None:
     from qsync.contrib.django.configuration import app_options
 

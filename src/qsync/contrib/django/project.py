@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from django.conf import settings
 
@@ -24,6 +24,9 @@ BACKEND = "qsync.contrib.django.QsyncBackend"
 
 handlers: Final = Mux()
 """Handlers of the tasks of django.tasks."""
+
+django_tasks: Final[dict[str, Any]] = {}
+"""Tasks of django.tasks by the import path of their functions, which is their type."""
 
 limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
 """Queue, and names of the limits, of tasks of django.tasks that have limits, by type."""

@@ -8,6 +8,7 @@ from qsync.broker.stored_task import StoredTask, last_error, message_of, result_
 from qsync.codec import CodecError, decode
 from qsync.contrib.django import task_types as tasks
 from qsync.contrib.django import tasks_api
+from qsync.contrib.django.project import django_tasks
 from qsync.keys import server_of_token
 from qsync.message import Failure, Message, decode_failure
 from qsync.state import TaskState
@@ -20,8 +21,8 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     message = None if shown is None else message_of(shown)
     if shown is None or message is None:
         raise tasks_api.TaskResultDoesNotExist(id)
-    known = tasks.task_of(message.type)
-    if known is None:
+    task = django_tasks.get(message.type)
+    if task is None:
         raise tasks_api.TaskResultDoesNotExist(
             f"{id}: no task {message.type} is known in this process: import its module"
         )
@@ -35,9 +36,9 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     enqueued = tasks.enqueued_at(info.headers) or info.enqueued_at
     due_us = message.options.process_at_us if message.options else None
     run_after = None if due_us is None else from_us(due_us)
-    alias = info.headers.get(tasks.BACKEND, known.backend)
+    alias = info.headers.get(tasks.BACKEND, task.backend)
     result = tasks_api.TaskResult(
-        task=tasks_api.replace(known, queue_name=queue, run_after=run_after, backend=alias),
+        task=tasks_api.replace(task, queue_name=queue, run_after=run_after, backend=alias),
         id=id,
         status=_status(shown, info, record),
         enqueued_at=enqueued if began is None else min(enqueued, began),  # of two clocks

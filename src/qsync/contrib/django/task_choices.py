@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from qsync.contrib.django import task_types
-from qsync.contrib.django.project import handlers, project_app
+from qsync.contrib.django.project import django_tasks, handlers, project_app
 from qsync.errors import InvalidTask
 from qsync.task import DEFAULT, Task
 
@@ -25,12 +24,15 @@ def built(type: str, arguments: str, queue: str) -> Task[Any]:
     """
     value = _decoded(arguments)
     function = project_app().functions.get(type)
-    of_django = task_types.task_of(type)
+    django_task = django_tasks.get(type)
     if function is not None:
         args, kwargs = _split(value)
         task = function.build(*args, **kwargs)
-    elif of_django is not None:
-        task = task_types.scheduled(of_django, *_split(value))
+    elif django_task is not None:
+        # Not above: Django 5.2 has no django.tasks, and then no task is registered.
+        from qsync.contrib.django import task_types
+
+        task = task_types.scheduled(django_task, *_split(value))
     else:  # a handler of a Mux takes any payload
         task = Task(type, b"" if value is None else value, queue=queue or DEFAULT)
     return task.replace(queue=queue) if queue else task

@@ -12,7 +12,7 @@ from typing import Any, Final
 from django.utils import timezone
 
 from qsync.contrib.django import tasks_api
-from qsync.contrib.django.project import handlers, limited_tasks
+from qsync.contrib.django.project import django_tasks, handlers, limited_tasks
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, SkipRetry, Snooze
 from qsync.keys import class_path, server_of_token, shorten
@@ -74,24 +74,16 @@ def shown_class(path: str) -> str:
 
 _UNSUPPORTED: Final = f"{UnsupportedResult.__module__}.{UnsupportedResult.__qualname__}"
 
-_known: dict[str, Any] = {}
-"""Tasks by the import path of their functions."""
-
 
 def register(task: Any) -> None:
     """Register the task, so that servers of this process run it and callers read its results."""
     path = task.module_path
-    known = _known.get(path)
-    if known is None:
+    registered = django_tasks.get(path)
+    if registered is None:
         handler = _async_handler if iscoroutinefunction(task.func) else _handler
         handlers.handle(path, dont_retry_for=UnsupportedResult)(handler(path))
-    if known is None or known.func is not task.func:  # not for a copy with other options
-        _known[path] = task
-
-
-def task_of(path: str) -> Any:
-    """Return the task whose function has this import path; None if this process has none."""
-    return _known.get(path)
+    if registered is None or registered.func is not task.func:  # not for a copy with other options
+        django_tasks[path] = task
 
 
 def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
@@ -216,12 +208,12 @@ class _Attempt:
     """An attempt on a server, with the TaskResult that is passed to signals and to the task."""
 
     def __init__(self, path: str, info: TaskInfo) -> None:
-        known = _known[path]
+        task = django_tasks[path]
         value = info.value()
         self._info = info
         self._now = timezone.now()
-        alias = info.headers.get(BACKEND, known.backend)
-        self.task = tasks_api.replace(known, queue_name=info.queue, backend=alias)
+        alias = info.headers.get(BACKEND, task.backend)
+        self.task = tasks_api.replace(task, queue_name=info.queue, backend=alias)
         self.result = tasks_api.TaskResult(
             task=self.task,
             id=info.id,
