@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qsync.errors import ConfigError, InvalidTask, at_definition
-from qsync.keys import did_you_mean
 from qsync.limit import LimitRule, check_limit_name, limit_name
+from qsync.suggestions import did_you_mean
 from qsync.task import DEFAULT, Task
 
 

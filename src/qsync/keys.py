@@ -6,9 +6,7 @@ reach all of them in a cluster. There are no keys per task.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -156,12 +154,6 @@ def shorten(value: object, limit: int = 80) -> str:
     except Exception:
         text = f"<{class_name(value)} that has no repr>"
     return text if len(text) <= limit else text[:limit] + "..."
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return `; did you mean '...'?` with the closest known name; else an empty text."""
-    close = difflib.get_close_matches(name, list(known), 1) if isinstance(name, str) else []
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def class_name(value: object) -> str:

@@ -15,8 +15,9 @@ from uuid import UUID
 import msgspec
 
 from qsync.errors import InvalidTask
-from qsync.keys import NAME, did_you_mean, shorten
+from qsync.keys import NAME, shorten
 from qsync.phrase import Phrase, joined, phrase, within
+from qsync.suggestions import did_you_mean
 from qsync.times import Duration, duration_us
 
 LIMITS_LIMIT: Final = 4

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from types import CoroutineType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Final,
@@ -38,13 +39,14 @@ from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, InvalidTask
-from qsync.keys import did_you_mean, shorten
+from qsync.keys import shorten
 from qsync.limit import LimitTemplates
 from qsync.mux import Handler, Middleware, make_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.server.current import running
 from qsync.server.standalone_context import awaited_within, ensure_context
 from qsync.signature import Signature
+from qsync.suggestions import no_attribute, no_option
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration
 from qsync.uniqueness import OnDuplicate
@@ -143,6 +145,11 @@ class TaskFunction(Generic[P, R, Q, V]):
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
+
+    if not TYPE_CHECKING:  # checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(no_attribute(self.__dict__.get("name", ""), name))
 
     def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> V:
         """Call the function in this process; nothing is enqueued.
@@ -244,7 +251,7 @@ def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptio
             msg = f"task {name!r}: {option} is fixed; give it to @app.task({option}=...)"
             raise InvalidTask(msg)
         if option not in TaskOptions.__annotations__:
-            raise _no_option(f"task {name!r}", option, TaskOptions.__annotations__)
+            raise no_option(f"task {name!r}", option, TaskOptions.__annotations__)
     both = known.copy()
     if options.get("delay") is not None:
         both.pop("process_at", None)
@@ -288,13 +295,7 @@ def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None
     for option in settings:
         if option not in HANDLER_OPTIONS and option not in TaskOptions.__annotations__:
             known = [*others, *HANDLER_OPTIONS, *TaskOptions.__annotations__]
-            raise _no_option(where, option, known)
-
-
-def _no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
-    meant = did_you_mean(option, known)
-    there = f"{meant} There" if meant else "; there"
-    return InvalidTask(f"{where}: no option {shorten(option)}{there} are {', '.join(known)}")
+            raise no_option(where, option, known)
 
 
 def task_name(function: Callable[..., Any]) -> str:

@@ -564,6 +564,13 @@ def test_options_are_checked_at_once() -> None:
     wrong: Any = {"retry": -1}
     with pytest.raises(InvalidTask, match=r"'retires'; did you mean 'retry'\? There are queue, id"):
         task.options(**unknown)
+    of_celery: Any = {"countdown": 3}
+    with pytest.raises(InvalidTask, match=r"no option 'countdown'; did you mean 'delay'\? There"):
+        task.options(**of_celery)
+    with pytest.raises(ConfigError, match=r"no option 'autoretry_for'; did you mean 'retry_for'"):
+        app.task(autoretry_for=OSError)(len)  # type: ignore[call-overload]
+    with pytest.raises(AttributeError, match=r"task 't': a task function has no 'delay'; enqueue"):
+        getattr(task, "delay")(1)  # noqa: B009 - no type checker knows it
     fixed: Any = {"executor": "process"}
     with pytest.raises(
         InvalidTask, match=r"executor is fixed; give it to @app.task\(executor=...\)"
