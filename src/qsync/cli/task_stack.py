@@ -24,7 +24,7 @@ async def _stack(inspector: Inspector, id: str, queue: str | None) -> HandlerSta
     name = await queue_of(inspector, id, queue)
     answer = await inspector.stack(id, queue=name)
     if answer is None:
-        exit_with(f"task {id} is not running, or its server does not answer: its loop is blocked")
+        exit_with(f"task {id} is not running, or its server does not answer (is its loop blocked?)")
     if not answer.stack:
         exit_with(f"the handler of task {id} has not started, or has ended")
     return answer
