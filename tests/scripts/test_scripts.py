@@ -73,7 +73,8 @@ VIEWS = {
 TEXTS = {
     # Names that always hold text, so that `..` may join them.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message", "claim", "schema", "newest_schema", "layout", "limit_name", "name", "tag_bytes",
+    "message", "claim", "seconds", "micros", "zeros", "now_text", "time_bytes",
+    "schema", "newest_schema", "layout", "limit_name", "name", "tag_bytes",
 }  # fmt: skip
 
 WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"
@@ -204,6 +205,24 @@ def test_what_is_included_is_used_and_what_is_used_is_included(name: str) -> Non
     assert len(source.includes) == len(set(source.includes))
     called = {shared[call.name][0] for call in source.calls if call.name in shared}
     assert set(INCLUDES) >= called
+
+
+@every_script
+def test_pieces_are_placed_in_blocks_that_use_them(name: str) -> None:
+    source, shared = lua.script(name), functions_of(name)
+    for indent, pieces, block in re.findall(
+        r"^( *)-- here: (.+)\n((?:\1.*\n)*)", source.text, re.MULTILINE
+    ):
+        assert indent
+        assert set(pieces.split()) <= set(source.includes)
+        called = {call.name for call in lua.Source(block).calls}
+        assert {shared[function][0] for function in called & set(shared)} & set(pieces.split())
+
+
+def test_lone_enqueue_makes_no_function_in_the_ordinary_case() -> None:
+    source = lua.script("enqueue_one")
+    placed = re.findall(r"-- here: (.+)", source.text)
+    assert set(source.includes) == {piece for pieces in placed for piece in pieces.split()}
 
 
 @every_script

@@ -13,6 +13,9 @@ names cost the store nothing. `reply({ ids = ids, more = true })` makes the repl
 order of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
 fields for Python.
 
+The store makes the functions of the includes again on each call. A line `-- here: wake_server` in
+the body places an include in the block that needs it, so that other calls do without.
+
 A script whose header has the line `-- variants: plain flow` has two variants. Queues without flow
 control run the plain one, which has none of its keys and none of its cost. Lines that only one
 variant has are marked, in scripts and includes:
@@ -41,6 +44,7 @@ from typing import Any, Final
 
 _SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
+_HERE: Final = re.compile(r"^ *-- here: (.+)\n", re.MULTILINE)
 _NAMED: Final = re.compile(r"\b(KEYS|ARGV)\.(\w+)")
 _CALLED: Final = re.compile(r"(?<!function )(?<![\w.])(\w+)[({]")
 _FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
@@ -127,10 +131,13 @@ def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Scr
     if allow_oom is not None:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
     slots = _slots(name, body)
-    includes = [
-        variant(read(f"include/{piece}.lua"), flow=not is_plain) for piece in _includes(body)
-    ]
-    code = "\n".join(map(_code, [*includes, _constructor(slots["REPLY"]), body]))
+    placed = {piece for pieces in _HERE.findall(body) for piece in pieces.split()}
+    includes = {
+        piece: variant(read(f"include/{piece}.lua"), flow=not is_plain) for piece in _includes(body)
+    }
+    first = [text for piece, text in includes.items() if piece not in placed]
+    body = _HERE.sub(lambda line: "".join(includes[piece] for piece in line[1].split()), body)
+    code = "\n".join(map(_code, [*first, _constructor(slots["REPLY"]), body]))
     text = f"{shebang}\n{_numbered(name, _used(code), slots)}"
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     keys, args, reply = map(tuple, slots.values())

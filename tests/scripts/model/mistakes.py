@@ -53,7 +53,7 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
 def enqueue_not_kept() -> Iterator[None]:
     """A client's enqueue that is repeated after a lost reply is made once more."""
     right = "if sender ~= '' and #others < 3 * #tasks.ids then"
-    record = "table.concat({ ARGV.number, now_text }, ' ')"
+    record = "ARGV.number .. ' ' .. now_text"
     kept = f"redis.call('HSET', KEYS.calls, ARGV.sender, {record})"
     with (
         planted("enqueue.lua", right, "if false then"),

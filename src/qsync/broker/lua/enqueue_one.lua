@@ -1,6 +1,6 @@
 #!lua
 -- enqueue_one: store one new task without options, which takes the store a third of the time of
--- enqueue. A repeated call writes nothing and returns the same reply, even after the task has left
+-- enqueue. It makes shared functions only in the blocks that need them. A repeated call writes nothing and returns the same reply, even after the task has left
 -- the queue. When the store is out of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue
 -- include: check_schema ensure_schema clock wake_server counters tally
@@ -21,32 +21,63 @@
 -- ARGV[6] message    bytes
 -- returns `created`; or exists, and the id; or an empty list when the sender has made a later call
 local known = redis.call('HMGET', KEYS.meta, 'schema', 'v', 'tally_day')
-if known[1] ~= schema then
+if known[1] ~= '1' then
+  -- here: check_schema ensure_schema
   ensure_schema(known[1])
 end
-local number = tonumber(ARGV.number)
-local before, last = last_call(ARGV.sender)
-if number <= before then
-  return number == before and first_reply(last, ARGV.id) or {}
+local last = redis.call('HGET', KEYS.calls, ARGV.sender)
+if last and tonumber(ARGV.number) <= (tonumber(string.match(last, '^%d+') or '') or -1) then
+  -- here: clock enqueue_replay
+  local number, before = tonumber(ARGV.number), last_call(ARGV.sender)
+  if number <= before then
+    return number == before and first_reply(last, ARGV.id) or {}
+  end
 end
-local now_text = clock_text(ARGV.now)
+local now_text = ARGV.now
+if now_text == '' then
+  local time = redis.call('TIME')
+  local seconds, micros = time[1], time[2]
+  if #micros < 6 then
+    local zeros = string.sub('000000', #micros + 1)
+    micros = zeros .. micros
+  end
+  now_text = seconds .. micros
+end
 local now = tonumber(now_text)
-local stamped = ARGV.head .. struct.pack('>I8', now) .. ARGV.message
+local time_bytes = struct.pack('>I8', now)
+local stamped = ARGV.head .. time_bytes .. ARGV.message
 -- The first write fails before anything was written; the others are undone when one of them fails.
-redis.call('HSET', KEYS.calls, ARGV.sender, table.concat({ ARGV.number, now_text }, ' '))
+redis.call('HSET', KEYS.calls, ARGV.sender, ARGV.number .. ' ' .. now_text)
 local reply = redis.pcall('HSETNX', KEYS.tasks, ARGV.id, stamped)
 if reply == 1 then
-  reply = redis.pcall('ZADD', KEYS.fairness, 'INCR', 1, '')
+  reply = redis.pcall('ZADD', KEYS.fairness, 'INCR', '1', '')
   if type(reply) == 'string' then
-    local tag = math.max(read_tag(reply), read_tag(known[2]) + 1)
-    if tag ~= tonumber(reply) then
-      redis.call('ZADD', KEYS.fairness, tag, '')
+    -- The reply is passed on as it is: to make text of a number takes longer than the rest.
+    local tag, virtual = reply, tonumber(known[2] or '0')
+    local last_tag = tonumber(reply)
+    if not (virtual and virtual >= 0 and last_tag >= virtual + 1 and last_tag < 2 ^ 53) then
+      -- here: fairness_tags
+      tag = math.max(read_tag(reply), read_tag(known[2]) + 1)
+      if tag ~= last_tag then
+        redis.call('ZADD', KEYS.fairness, tag, '')
+      end
     end
     reply = redis.pcall('ZADD', KEYS.pending, tag, ARGV.id)
   end
   if type(reply) == 'number' then
-    wake_server()
-    tally(now, known[3], #stamped)
+    local there = redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
+    if there ~= 1 then
+      -- here: wake_server
+      wake_server(there)
+    end
+    local sum
+    if tonumber(known[3] or '') == math.floor(now / 86400000000) then
+      sum = redis.pcall('HINCRBY', KEYS.meta, 'tally', 1000000000000 + #stamped)
+    end
+    if not (type(sum) == 'number' and sum >= 1000000000000 and sum < 64000000000000) then
+      -- here: clock counters tally
+      tally(now, known[3], #stamped, sum)
+    end
     return 'created'
   end
   redis.pcall('HDEL', KEYS.tasks, ARGV.id)

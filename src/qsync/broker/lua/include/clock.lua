@@ -9,15 +9,6 @@ local function clock(given)
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Return the same as text, which takes less than to make it of the number.
-local function clock_text(given)
-  if given ~= '' then
-    return given
-  end
-  local time = redis.call('TIME')
-  return table.concat({ time[1], string.sub('000000', #time[2] + 1), time[2] })
-end
-
 -- Return a number as text with all its digits (`..` would give 1.79e+15).
 local function to_text(number)
   return string.format('%.0f', number)

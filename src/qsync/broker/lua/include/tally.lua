@@ -16,15 +16,16 @@ local function settle_tally(day)
   end
 end
 
--- Count a task of this size. `tally_day` is the day of the tally, from meta.
-local function tally(now, tally_day, size)
+-- Count a task of this size. `tally_day` is the day of the tally, from meta; `sum` the reply of the
+-- command that added the task to it, if the script has done so.
+local function tally(now, tally_day, size, sum)
   local day = math.floor(now / 86400000000)
   if tonumber(tally_day or '') ~= day then
     settle_tally(tally_day)
     tally_day = to_text(day)
     redis.pcall('HSET', KEYS.meta, 'tally_day', tally_day)
   end
-  local sum = redis.pcall('HINCRBY', KEYS.meta, 'tally', tally_task + size)
+  sum = sum or redis.pcall('HINCRBY', KEYS.meta, 'tally', tally_task + size)
   if type(sum) ~= 'number' or sum < tally_task then
     redis.pcall('HDEL', KEYS.meta, 'tally')
     count_pair(now, 'enqueued', 1, 'bytes', size)

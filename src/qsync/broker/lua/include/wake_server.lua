@@ -23,9 +23,10 @@ local function message_idle_server()
 end
 
 -- Wake one server. An element that is in the list already wakes the next server that blocks on it.
-local function wake_server()
-  -- One command for both keys: idle servers count 2, the element 1.
-  local there = redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
+-- `there` is what EXISTS returns for both keys if the script has asked already: idle servers count
+-- 2, the element 1.
+local function wake_server(there)
+  there = there or redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
   if there == 1 or there ~= 0 and message_idle_server() or there == 3 then
     return
   end
