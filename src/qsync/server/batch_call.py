@@ -15,10 +15,12 @@ from qsync.task import TaskInfo
 class BatchCall:
     """Tasks that one call of a batch handler runs. Each keeps its own lease and outcome."""
 
-    def __init__(self, tasks: Sequence[LeasedTask], limit: float | None) -> None:
+    def __init__(self, tasks: Sequence[LeasedTask], limit: float | None, *, plain: bool) -> None:
         self.tasks = tasks
         self.limit = limit
         """Timeout of the call in seconds: the shortest of its tasks; None: no limit."""
+        self.plain: bool = plain
+        """True if no task has options, and no task was stopped so far."""
         self.handler: asyncio.Task[None] | None = None
         """asyncio task of the call, while it may be cancelled; None otherwise."""
         self.stopped: Stop | None = None
@@ -31,6 +33,7 @@ class BatchCall:
         A timeout or a shutdown stops all tasks. If only some tasks are cancelled or lost, the call
         continues for the others.
         """
+        self.plain = False
         if why in ("timeout", "shutdown"):
             for leased in self.tasks:
                 leased.stop = leased.stop or why

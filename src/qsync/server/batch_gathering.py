@@ -45,19 +45,23 @@ class Gathering:
 
         A complete batch moves to `due`.
         """
-        type = leased.message.type
+        message = leased.message
+        type = message.type
         batch = self._open.get(type) or self._begin(type, limits)
-        tasks, most = batch.tasks, limits.max_size
+        append, take, queued = batch.tasks.append, ready.popleft, QUEUED
+        room = limits.max_size - len(batch.tasks)
         while True:
-            tasks.append(leased)
-            if len(tasks) >= most or self._ends_too_late(batch, leased):
+            append(leased)
+            room -= 1
+            if not room or (message.options is not None and self._ends_too_late(batch, leased)):
                 self._end(type)
                 return
             try:
-                leased = ready.popleft()
+                leased = take()
             except IndexError:  # also when a heartbeat thread took the last task
                 return
-            if leased.message.type != type or leased.crashes or leased.phase is not QUEUED:
+            message = leased.message
+            if message.type != type or leased.crashes or leased.phase is not queued:
                 ready.appendleft(leased)
                 return
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from qsync.broker.op_values import Completion, HandedBack
@@ -21,6 +21,7 @@ from qsync.server.progress import Progress
 from qsync.server.queue_state import QUEUED, RUNNING, HandlerNotStarted, LeasedTask
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.run_records import RunRecords
+from qsync.server.settler import Settler
 from qsync.server.stopping import Stopping
 from qsync.task import TaskInfo
 
@@ -38,7 +39,7 @@ class BatchRuns:
         progress: Progress,
         guard: fork_guard.Guard,
         metrics: RunMetrics | None,
-        settle: Callable[[Sequence[LeasedTask], Sequence[Any]], None],
+        settlers: Mapping[str, Settler],
         spawn: Spawn,
         refill: Callable[[], None],
     ) -> None:
@@ -50,7 +51,7 @@ class BatchRuns:
         self._progress = progress
         self._guard = guard
         self._metrics = metrics
-        self._settle = settle
+        self._settlers = settlers
         self._spawn = spawn
         self._refill = refill
 
@@ -66,23 +67,27 @@ class BatchRuns:
         capacity.running += 1
         capacity.started += len(tasks)
         limits = [self._stopping.default_timeout]
-        limits += [self._stopping.timeout_of(task) for task in tasks if task.message.options]
-        call = BatchCall(tasks, min((task for task in limits if task is not None), default=None))
+        with_options = [task for task in tasks if task.message.options is not None]
+        limits += [self._stopping.timeout_of(task) for task in with_options]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        call = BatchCall(tasks, limit, plain=not with_options)
         for leased in tasks:
             leased.call = call
         self._spawn(self._run(call, infos, handler.together), tasks[0].id)
 
     def _startable(self, batch: Batch) -> tuple[list[LeasedTask], list[TaskInfo]]:
         """Mark the tasks of a batch as running, and return those that may still start."""
-        now, tasks, infos = boot_s(), [], []
+        now, metrics = boot_s(), self._metrics
+        tasks: list[LeasedTask] = []
+        infos: list[TaskInfo] = []
         for leased in batch.tasks:
             if leased.phase is not QUEUED:  # cancelled or lost while it waited
                 continue
             leased.phase = RUNNING
             leased.begun_s = now
             leased.info = info = leased.task_info()
-            if self._metrics is not None:
-                self._metrics.started(leased)
+            if metrics is not None:
+                metrics.started(leased)
             if now >= leased.expires or leased.message.options is not None:
                 late = self._outcomes.too_late(leased)
                 if late is not None:
@@ -98,7 +103,7 @@ class BatchRuns:
             first, infos[0], self._context, self._progress.tell, _infos=infos, _call=call
         )
         running.set(context)
-        values: Sequence[Any]
+        values: Sequence[Any] | None = None
         try:
             if call.stopped is not None:
                 raise asyncio.CancelledError  # while it waited to start
@@ -109,7 +114,8 @@ class BatchRuns:
             call.handler = None
             if call.stopped is not None and call.stopped != "shutdown":
                 raise asyncio.CancelledError  # the handler caught its own
-            values = outcomes_of_call(value, len(call.tasks))
+            if value is not None:
+                values = outcomes_of_call(value, len(call.tasks))
         except BaseException as error:
             values = [error] * len(call.tasks)
         if self._guard.forked:
@@ -117,7 +123,10 @@ class BatchRuns:
         call.handler = None
         if call.ended:
             return  # `give_up` has settled the tasks already
-        records = self._records(call, values, way)
+        if values is None and call.plain:
+            self._end(call, None)
+            return
+        records = self._records(call, values or [None] * len(call.tasks), way)
         await self._flush_progress(call.tasks, records)
         self._end(call, records)
 
@@ -165,12 +174,45 @@ class BatchRuns:
             call, [self._outcomes.stopped(task, asyncio.CancelledError()) for task in call.tasks]
         )
 
-    def _end(self, call: BatchCall, records: Sequence[Any]) -> None:
-        """Settle the tasks of a call and free its slot, unless that was done before."""
+    def _end(self, call: BatchCall, records: Sequence[Any] | None) -> None:
+        """Settle the tasks of a call and free its slot, unless that was done before; without
+        records all tasks have completed."""
         if call.ended:
             return
         call.ended = True
-        self._settle(call.tasks, records)
+        if records is None:
+            self._complete(call.tasks)
+        else:
+            self._settle(call.tasks, records)
         call.tasks = ()
         self._capacity.running -= 1
         self._refill()
+
+    def _settle(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
+        """Pass the outcomes of tasks to their settlers; None: the lease is lost."""
+        entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
+        for leased, record in zip(tasks, records, strict=True):
+            if leased.timer is not None:
+                leased.timer.cancel()
+                leased.timer = None
+            if self._metrics is not None:
+                self._metrics.finished(leased)
+                if record is None:
+                    self._metrics.settled(leased, None)
+            if record is None:
+                leased.lane.drop([leased])
+            elif (of_queue := entries.get(leased.lane.queue)) is not None:
+                of_queue.append((leased, record))
+            else:
+                entries[leased.lane.queue] = [(leased, record)]
+        for queue, of_queue in entries.items():
+            self._settlers[queue].add_all(of_queue, [(of_queue[0][0], boot_s())])
+
+    def _complete(self, tasks: Sequence[LeasedTask]) -> None:
+        """Complete tasks that have no options and were not stopped."""
+        records = [Completion(leased.id, leased.token) for leased in tasks]
+        if self._metrics is not None or len(self._settlers) > 1:
+            self._settle(tasks, records)
+            return
+        for settler in self._settlers.values():
+            settler.add_all([*zip(tasks, records, strict=True)], [(tasks[0], boot_s())])

@@ -100,7 +100,7 @@ class Runner:
         self._gathering = capacity.gathering
         self._batches = BatchRuns(
             self._records, invoker, capacity, self.stopping, context, self._progress, self._guard,
-            metrics, settle=self.settle_runs, spawn=self._starter.spawn, refill=self._start_some,
+            metrics, settlers, spawn=self._starter.spawn, refill=self._start_some,
         )  # fmt: skip
 
     @property
@@ -375,26 +375,6 @@ class Runner:
             self._settlers[leased.lane.queue].add(leased, record)
         if not self._starter.draining:
             self._start_some()
-
-    def settle_runs(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Pass the outcomes of tasks of a batch to their settlers; None: the lease is lost."""
-        entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
-        for leased, record in zip(tasks, records, strict=True):
-            if leased.timer is not None:
-                leased.timer.cancel()
-                leased.timer = None
-            if self._metrics is not None:
-                self._metrics.finished(leased)
-                if record is None:
-                    self._metrics.settled(leased, None)
-            if record is None:
-                leased.lane.drop([leased])
-            elif (of_queue := entries.get(leased.lane.queue)) is not None:
-                of_queue.append((leased, record))
-            else:
-                entries[leased.lane.queue] = [(leased, record)]
-        for queue, of_queue in entries.items():
-            self._settlers[queue].add_all(of_queue, [(of_queue[0][0], boot_s())])
 
     def see_settled(self) -> None:
         """Free the slots of tasks that closed a limit, once the store has closed it, and let other
