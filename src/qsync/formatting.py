@@ -20,14 +20,16 @@ Parts = list[tuple[str, str]]
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in its largest two units: `0.25 s`, `1.5 s`, `4 min 10 s`, `2 d 5 h`."""
+    """Return a duration in its largest two units: `20 ms`, `1.5 s`, `4 min 10 s`, `2 d 5 h`."""
     return _joined(duration_parts(seconds))
 
 
 def duration_parts(seconds: float) -> Parts:
     """Return a duration in its largest two units, as numbers and units."""
+    if seconds < 0.0995:
+        return [(f"{max(1000 * seconds, 0.01):.2g}", "ms")]
     if seconds < 1:
-        return [(f"{max(seconds, 0.01):.2g}", "s")]
+        return [(f"{seconds:.2g}", "s")]
     if seconds < 9.95 and round(seconds, 1) % 1:
         return [(f"{seconds:.1f}", "s")]
     return whole_units(seconds)

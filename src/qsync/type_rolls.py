@@ -2,7 +2,8 @@
 
 The hash `type_stats` has a block for each type and hour, `m<hour>:<type>`, with its minutes, and
 one for each type and day, `h<day>:<type>`, with its hours; `#` is the directory. An hour is always
-the sum of its minutes as they are stored, so repeated roundings do not add up.
+the sum of its minutes as they are stored, so repeated roundings do not add up. `s:<type>` has the
+slowest runs of a type, and `v` the starts of servers with their versions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,20 @@ from typing import Final
 import msgspec
 
 from qsync import codec
+from qsync.server_starts import (
+    StartReport,
+    decode_start,
+    decode_starts,
+    encode_starts,
+    merge_starts,
+)
+from qsync.slow_runs import (
+    SlowRun,
+    decode_slow_report,
+    decode_slow_runs,
+    encode_slow_runs,
+    slowest,
+)
 from qsync.type_counts import TypeCounts, decode_block, decode_report, encode_block, sum_of
 
 TYPES: Final = 100
@@ -27,6 +42,16 @@ KEPT_DAYS: Final = 90
 """Number of days for which hours are kept, besides the running one."""
 
 DIRECTORY: Final = "#"
+
+STARTS_FIELD: Final = "v"
+"""Field with the starts of servers."""
+
+SLOW_REPORT: Final = "s"
+START_REPORT: Final = "v"
+"""Beginnings of the fields of reports on slow runs, and on the start of a server; other reports
+have none. Versions without these statistics leave such reports alone."""
+
+MINUTE_US: Final = 60_000_000
 
 TRIMMED_MOST: Final = 1000
 """Maximum number of fields that one roll deletes."""
@@ -65,14 +90,24 @@ def hours_of(day: int, type: str) -> str:
     return f"h{day}:{type}"
 
 
-def report_field(minute: int, server: str) -> str:
-    """Return the field of a server's report of a minute."""
-    return f"{minute}:{server}"
+def slow_runs_of(type: str) -> str:
+    """Return the field with the slowest runs of a type."""
+    return f"s:{type}"
+
+
+def report_field(minute: int, server: str, kind: str = "") -> str:
+    """Return the field of a server's report of a minute; `kind` is SLOW_REPORT or START_REPORT."""
+    return f"{kind}{minute}:{server}"
+
+
+def kind_of(field: str) -> str:
+    """Return the kind of a report."""
+    return field[:1] if field[:1] in {SLOW_REPORT, START_REPORT} else ""
 
 
 def minute_of(field: str) -> int | None:
     """Return the minute of a report; None for a field that is none."""
-    number = field.partition(":")[0]
+    number = field.partition(":")[0].removeprefix(kind_of(field))
     return int(number) if number.isdecimal() and len(number) < 12 else None
 
 
@@ -88,7 +123,7 @@ def merged_reports(reports: Reports, known: Iterable[str]) -> dict[str, dict[int
     """Return the counts in reports, by type and minute; types beyond the limit are `OTHER`."""
     names, merged = {*known}, dict[str, dict[int, TypeCounts]]()
     for field, data in sorted(reports.items()):
-        minute = minute_of(field)
+        minute = None if kind_of(field) else minute_of(field)
         for type, counts in decode_report(data).items() if minute is not None else ():
             name = type if type in names or len(names - {OTHER}) < TYPES else OTHER
             names.add(name)
@@ -96,9 +131,31 @@ def merged_reports(reports: Reports, known: Iterable[str]) -> dict[str, dict[int
     return merged
 
 
-def needed_fields(merged: Mapping[str, Mapping[int, TypeCounts]]) -> list[str]:
+def reported_slow_runs(reports: Reports) -> dict[str, list[SlowRun]]:
+    """Return the slow runs in reports, by type."""
+    runs: dict[str, list[SlowRun]] = {}
+    for field, data in reports.items():
+        if kind_of(field) == SLOW_REPORT:
+            server = field.partition(":")[2]
+            for type, of_type in decode_slow_report(data).items():
+                runs.setdefault(type, []).extend(
+                    msgspec.structs.replace(run, server=server) for run in of_type
+                )
+    return runs
+
+
+def reported_starts(reports: Reports) -> list[StartReport]:
+    """Return the starts of servers in reports."""
+    starts = [
+        decode_start(data) for field, data in reports.items() if kind_of(field) == START_REPORT
+    ]
+    return [start for start in starts if start is not None]
+
+
+def needed_fields(merged: Mapping[str, Mapping[int, TypeCounts]], reports: Reports) -> list[str]:
     """Return the fields that `roll` needs to read."""
-    fields: dict[str, None] = {}
+    fields: dict[str, None] = {STARTS_FIELD: None}
+    fields |= dict.fromkeys(slow_runs_of(type) for type in reported_slow_runs(reports))
     for type, minutes in merged.items():
         for minute in minutes:
             fields[minutes_of(minute // 60, type)] = None
@@ -109,12 +166,13 @@ def needed_fields(merged: Mapping[str, Mapping[int, TypeCounts]]) -> list[str]:
 def roll(
     directory: Directory,
     merged: Mapping[str, Mapping[int, TypeCounts]],
+    reports: Reports,
     stored: Mapping[str, bytes | None],
     now_minute: int,
 ) -> RollUp:
     """Return the change that adds ended minutes to the blocks, and deletes what is too old."""
     fields: dict[str, bytes | None] = {}
-    blocks = {field: decode_block(data) for field, data in stored.items()}
+    blocks = {field: decode_block(data) for field, data in stored.items() if field[:1] in "mh"}
     types = dict(directory.types)
     hours = {minute // 60 for minutes in merged.values() for minute in minutes}
     for type, minutes in merged.items():
@@ -135,9 +193,30 @@ def roll(
     first_hour = min([directory.first_hour or now_minute // 60, *hours])
     first_day = min([directory.first_day or now_minute // 1440, *[hour // 24 for hour in hours]])
     after = Directory(directory.number + 1, types, first_hour, first_day)
+    _add_slow_runs(fields, types, reports, stored, now_minute)
+    if starts := reported_starts(reports):
+        entries = merge_starts(
+            decode_starts(stored.get(STARTS_FIELD)), starts, now_minute * MINUTE_US
+        )
+        fields[STARTS_FIELD] = encode_starts(entries)
     _trim(after, fields, now_minute)
     fields[DIRECTORY] = codec.encode(after)
     return RollUp(fields)
+
+
+def _add_slow_runs(
+    fields: dict[str, bytes | None],
+    types: Mapping[str, int],
+    reports: Reports,
+    stored: Mapping[str, bytes | None],
+    now_minute: int,
+) -> None:
+    """Add reported slow runs to those of their types, as far as these have statistics."""
+    for type, runs in reported_slow_runs(reports).items():
+        if type in types:
+            field = slow_runs_of(type)
+            runs += decode_slow_runs(stored.get(field))
+            fields[field] = encode_slow_runs(slowest(runs, now_minute // 1440))
 
 
 def _trim(directory: Directory, fields: dict[str, bytes | None], now_minute: int) -> None:
@@ -158,3 +237,4 @@ def _trim(directory: Directory, fields: dict[str, bytes | None], now_minute: int
     for type, hour in list(directory.types.items()):
         if hour // 24 < directory.first_day and hour < directory.first_hour:
             del directory.types[type]
+            fields[slow_runs_of(type)] = None

@@ -45,6 +45,7 @@ def count(live: Live, queue: str, state: str) -> int:
 
 def test_an_outage_of_an_api(live: Live, operator: Operator) -> None:
     live.do(outage(live.url, live.prefix, queue="payments", type="bill", count=5000))
+    assert "payments: 5,000 tasks died of 1 error, the first " in live.ok("stats").out
     found = operator.types("errors --queue payments -o jsonl").json
     assert found["states"] == {"dead": 5000}
     assert "api.bank.example refused" in operator.types(f"errors show {found['id']}").out
@@ -80,7 +81,9 @@ def test_a_flooding_tenant(live: Live, operator: Operator) -> None:
     )
     assert "1,000" in operator.types("stats").out
     first = operator.types("fairness list --queue mail").out.splitlines()[2]
-    assert first.split() == ["acme", "900", "1"]
+    key, number, weight = first.split()
+    assert (key, weight) == ("acme", "1")
+    assert 800 < int(number) < 980, "an estimate from a sample"
     operator.types("task cancel --state pending --queue mail --query key:acme --yes")
     assert count(live, "mail", "pending") == 100
 

@@ -42,6 +42,7 @@ GIVEN: dict[str, Any] = {
     "result_limit": 5000,
     "prefetch": 1, "lifespan": lifespan, "middleware": (around,), "on_error": print,
     "log_errors": "class", "allow_eviction": True, "server_id": "one",
+    "version": "1.4.2",
 }  # fmt: skip
 
 
@@ -72,11 +73,29 @@ def test_iterable_defaults_apply_to_each_server() -> None:
         ({"retry_delay": [1, -1]}, "retry_delay: -1"),
         ({"retry_delay": lambda: 5}, r"retry_delay: .* is not `def \(attempt, error\) -> delay`"),
         ({"dead_age": "90d"}, "dead_age: '90d'"),
+        ({"version": "x" * 65}, r"version: 'xxx.* is not 1 to 64 printable characters"),
+        ({"version": 5}, "version: 5 is not"),
+        ({"version": ""}, "version: '' is not"),
     ],
 )
 def test_wrong_default_is_refused_where_it_is_given(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Qsync(URL, **options)
+
+
+def test_version_of_the_program_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("QSYNC_VERSION", raising=False)
+    assert Qsync(URL).server().config.version is None
+    monkeypatch.setenv("QSYNC_VERSION", "")
+    assert Qsync(URL).server().config.version is None
+    monkeypatch.setenv("QSYNC_VERSION", "v9-gabc")
+    assert Qsync(URL).server().config.version == "v9-gabc"
+    assert Qsync(URL, version="2").server().config.version == "2"
+    monkeypatch.setenv("QSYNC_VERSION", "a\nb")
+    with pytest.raises(ConfigError, match=r"QSYNC_VERSION: 'a.*b' is not 1 to 64 printable"):
+        Qsync(URL)
 
 
 SHOP = """
@@ -105,7 +124,7 @@ def server(*args, **config):
     (HERE / "config").write_text(repr([
         config.timeout, config.retry_delay, config.dead_limit, config.dead_age, config.threads,
         config.result_limit, config.max_crashes, config.max_hung, config.sweep, config.processes,
-        config.log_errors, config.concurrency, config.strict,
+        config.log_errors, config.concurrency, config.strict, config.version,
     ]))
     return made
 app.server = server
@@ -132,13 +151,28 @@ def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: 
         "--timeout", "90s", "--retry-delay", "1s,30s,5m", "--dead-limit", "7", "--dead-age", "30d",
         "--threads", "2", "--max-crashes", "4", "--max-hung", "6", "--sweep", "2s",
         "--result-limit", "5000",
-        "--task-processes", "1", "--log-errors", "class", "--strict",
+        "--task-processes", "1", "--log-errors", "class", "--strict", "--app-version", "1.4.2",
     )  # fmt: skip
     with Worker(tmp_path, valkey.url, *options) as worker:
         worker.wait_ready(1)
         assert worker.end() == 0
     found = (tmp_path / "config").read_text()
-    expected = [90.0, [1.0, 30.0, 300.0], 7, 2_592_000.0, 2, 5000, 4, 6, 2.0, 1, "class", 3, True]
+    expected = [
+        90.0,
+        [1.0, 30.0, 300.0],
+        7,
+        2_592_000.0,
+        2,
+        5000,
+        4,
+        6,
+        2.0,
+        1,
+        "class",
+        3,
+        True,
+        "1.4.2",
+    ]
     assert found == repr(expected)
     assert "; 2 threads for `def` handlers in each" in worker.out()
 
@@ -147,8 +181,8 @@ def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:
     others = {"lifespan", "middleware", "on_error", "server_id"}
     options = set(inspect.signature(worker_command).parameters)
     settings = set(Config.__dataclass_fields__) - others
-    assert settings - {"processes"} <= options
-    assert "task_processes" in options  # `processes` there is another number
+    assert settings - {"processes", "version"} <= options
+    assert {"task_processes", "app_version"} <= options  # `processes` there is another number
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from bisect import bisect_left
 from typing import Any
 
@@ -188,3 +189,68 @@ def test_two_servers_that_roll_at_the_same_time_count_once(store: Store, prefix:
             assert set(decode_directory(data).types) == {"good", "bad"}
 
     run(main())
+
+
+def test_slowest_runs_and_starts_of_servers_are_reported_and_kept(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        gates = {f"t{number}": asyncio.Event() for number in range(12)}
+        mux = Mux()
+
+        @mux.handle("slow")
+        async def slow(task: TaskInfo) -> None:
+            await gates[task.id].wait()
+            if task.id == "t0":
+                raise ValueError("no")
+
+        @mux.handle("blocking")
+        async def blocking(task: TaskInfo) -> None:
+            time.sleep(0.002)  # noqa: ASYNC251 - it ends at its first step, late
+
+        async with bench(store.url, prefix) as made:
+            inspector, keys = Inspector(made.broker, prefix=prefix), made.keys()
+            server = made.server(mux, version="1.4.2")
+            await server.start()
+            reports = next(part for part in server._parts if isinstance(part, TypeReports))
+            await until(lambda: reports._now_us() > 0)
+            await reports.report()
+            stats = await inspector.type_stats("slow")
+            assert [(start.version, start.servers) for start in stats.starts] == [("1.4.2", 1)]
+            assert (await inspector.type_stats("elsewhere")).starts == []
+            await made.client.enqueue_many([Task("slow", id=id, retry=0) for id in gates])
+            for id in reversed(gates):  # t11 takes the shortest time, t0 the longest
+                gates[id].set()
+                await (made.reaches(id, "dead") if id == "t0" else made.gone(id))
+            await made.client.enqueue(Task("blocking", id="b"))
+            await made.gone("b")
+            await server.stop()
+            now_us = int((await inspector.overview()).at.timestamp() * 1e6)
+            for rolls in range(3):  # before, between and after them
+                found = await inspector.slow_tasks("slow")
+                assert [task.id for task in found] == [f"t{number}" for number in range(10)], rolls
+                assert [task.state for task in found] == ["dead", *["completed"] * 9]
+                assert [task.stored for task in found] == [True, *[False] * 9]
+                assert {task.server for task in found} == {server.holder}
+                [one] = await inspector.slow_tasks("blocking")
+                assert one.seconds >= 0.002
+                if rolls == 0:
+                    assert await roll_up(made.broker, keys, now_us + 61_000_000)
+                    assert not await made.broker.ask("EXISTS", keys.key("type_reports"))
+                if rolls == 1:
+                    await _another(made, mux, keys, now_us)
+            stats = await inspector.type_stats("slow", period="24h")
+            assert [(s.version, s.servers) for s in stats.starts] == [("1.4.2", 1), ("1.5", 1)]
+
+    run(main())
+
+
+async def _another(made: Bench, mux: Mux, keys: QueueKeys, now_us: int) -> None:
+    """Start a later version on the queue; it is stopped, and its report is rolled up."""
+    server = made.server(mux, version="1.5")
+    async with server:
+        reports = next(part for part in server._parts if isinstance(part, TypeReports))
+        await until(lambda: reports._now_us() > 0)
+        assert await reports.report(), "its start is to be rolled up"
+        assert await reports.report() == {}
+    assert await roll_up(made.broker, keys, now_us + 121_000_000)

@@ -8,6 +8,21 @@ from bisect import bisect_left
 import pytest
 
 from qsync import codec
+from qsync.server_starts import (
+    decode_start,
+    decode_starts,
+    encode_starts,
+    merge_starts,
+    start_report,
+)
+from qsync.slow_runs import (
+    DAY_US,
+    DaySlowest,
+    SlowRun,
+    decode_slow_runs,
+    encode_slow_report,
+    slowest,
+)
 from qsync.type_counts import (
     BOUNDS,
     TypeCounts,
@@ -32,6 +47,7 @@ from qsync.type_rolls import (
     minutes_of,
     needed_fields,
     roll,
+    slow_runs_of,
 )
 
 NOON = 29_000_000 // 1440 * 1440 + 720
@@ -52,9 +68,9 @@ def rolled(
     """Roll reports up as a server does; return what the store then holds."""
     directory = decode_directory(stored.get(DIRECTORY))
     merged = merged_reports(reports, directory.types)
-    blocks = {field: stored.get(field) for field in needed_fields(merged)}
+    blocks = {field: stored.get(field) for field in needed_fields(merged, reports)}
     after = dict(stored)
-    for field, data in roll(directory, merged, blocks, now_minute).fields.items():
+    for field, data in roll(directory, merged, reports, blocks, now_minute).fields.items():
         if data is None:
             after.pop(field, None)
         else:
@@ -147,3 +163,60 @@ def test_old_minutes_and_hours_are_deleted_and_their_types_forgotten() -> None:
     assert set(stored) == {
         DIRECTORY, minutes_of(later // 60, "c"), hours_of(later // 1440, "c"),
     }  # fmt: skip
+
+
+def test_slowest_runs_of_two_days_are_kept() -> None:
+    day = 20_000
+    seen = DaySlowest()
+    for number in range(30):
+        run = SlowRun(number, f"t{number}", day * DAY_US)
+        if number / 1e6 > seen.floors.get("a", -1.0):
+            seen.add("a", run)
+    seen.add("a", SlowRun(3, "short", day * DAY_US))
+    assert [run.run_us for run in seen.fresh()["a"]] == [*range(20, 30)]
+    assert seen.floors == {"a": 20 / 1e6}
+    seen.forget_fresh()
+    assert seen.fresh() == {}
+    reports = {
+        f"s{NOON}:x": encode_slow_report({"a": [SlowRun(1, "a", day * DAY_US)]}),
+        f"s{NOON}:y": encode_slow_report({"a": [SlowRun(2, "b", day * DAY_US)]}),
+        f"s{NOON}:z": b"?",
+        f"{NOON}:x": encode_report({"a": counts(1)}),
+    }
+    now = day * 1440
+    reports = {field.replace(str(NOON), str(now)): data for field, data in reports.items()}
+    stored = rolled({}, reports, now + 1)
+    kept = decode_slow_runs(stored[slow_runs_of("a")])
+    assert [(run.id, run.server) for run in kept] == [("b", "y"), ("a", "x")]
+    more = [SlowRun(number, f"c{number}", (day + 1) * DAY_US) for number in range(15)]
+    assert slowest([*kept, *more, *more], day + 1) == [*more[:4:-1], *kept]
+    assert slowest([*kept, *more], day + 2) == more[:4:-1]
+    seen.begin_day((day + 1) * DAY_US)
+    assert seen.floors == {}
+    assert decode_slow_runs(b"?") == []
+    for _ in range(4):
+        stored = rolled(stored, {}, now + 95 * 1440)
+    assert [*stored] == [DIRECTORY], "it goes with its type"
+
+
+def test_starts_of_one_version_within_an_hour_are_one_entry() -> None:
+    hour = 3_600_000_000
+    starts = [
+        start_report(at * hour // 2, version, types)
+        for at, version, types in (
+            (10, "1", ["a"]), (11, "1", ["a"]), (12, "2", ["a"]), (12, "1", ["a"]),
+            (20, "1", ["a"]), (20, "1", ["b"]), (21, "2", [f"t{number}" for number in range(101)]),
+        )
+    ]  # fmt: skip
+    entries = merge_starts([], starts, 0)
+    assert [(each.version, each.servers) for each in entries] == [
+        ("1", 3), ("2", 1), ("1", 1), ("1", 1), ("2", 1),
+    ]  # fmt: skip
+    assert [each.concerns("b") for each in entries] == [False, False, False, True, True]
+    late = 90 * 24 * hour + 11 * hour
+    assert [each.version for each in merge_starts(entries, [], late)] == []
+    many = [start_report(number * 3 * hour, str(number), []) for number in range(300)]
+    assert next(each.version for each in merge_starts([], many, 0)) == "100"
+    assert decode_starts(encode_starts(entries)) == entries
+    assert decode_starts(b"?") == []
+    assert decode_start(b"?") is None

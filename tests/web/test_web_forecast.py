@@ -101,7 +101,11 @@ async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str)
             await made.dead(*[Task("mail")] * 3, error=TRACE)
             await app.site.sampler.sample()
             text = await page(app, "/")
-            assert re.search(r"4 tasks died, the first .* and the last .*, and were neither", text)
+            assert re.search(r"4 tasks died, .* nor acknowledged\. 1 error\. <a", text)
+            await made.dead(Task("bill"), error=TRACE)
+            app.site.error_scanner.forget()
+            await app.site.error_scanner.read()
+            assert "nor acknowledged. 2 different errors. <a" in await page(app, "/")
             assert 'href="/errors">Open' in text
             assert "Nothing needs attention." not in text
             assert "Acknowledge" not in text  # read-only
@@ -126,7 +130,7 @@ async def died_until_acknowledged(made: Bed) -> None:
         info = await made.inspector.queue("default")
         assert info is not None
         assert info.died is not None
-        assert (info.died.number, info.states["dead"]) == (1, 5)
+        assert (info.died.number, info.states["dead"]) == (1, 6)
         assert await made.inspector.acknowledge_dead("default") == 1
         assert "nor acknowledged" not in (await client.get("/")).text
         later = await made.inspector.queue("default")
@@ -138,7 +142,7 @@ async def died_until_acknowledged(made: Bed) -> None:
         assert again is not None
         assert again.died is not None
         actions = [(event.action, event.number) for event in await made.inspector.events()]
-        assert actions.count(("dead.acknowledge", 4)) == 1
+        assert actions.count(("dead.acknowledge", 5)) == 1
 
 
 async def test_latency_target_and_flooding_keys_are_shown(valkey: Store, prefix: str) -> None:

@@ -11,6 +11,8 @@ from qsync import Task, codec
 from qsync.broker import ops, type_stats_ops
 from qsync.broker.op_values import Killed
 from qsync.message import FailedAttempt, Failure
+from qsync.server_starts import encode_start, start_report
+from qsync.slow_runs import SlowRun, encode_slow_report
 from qsync.type_counts import TypeCounts, encode_report
 from qsync.type_rolls import report_field
 from tests.support.inspector_driver import S
@@ -46,7 +48,7 @@ async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefi
         await report(web, mail=counts(1200, 900, 300), bill=counts(60, 60, 0))
         text = await page(web, "/types", queue="default")
         assert "<b>new</b> 0 – 0 – – – 1 0" in text
-        assert "mail 1,200 0.33/s 300 25% 0.075 s / 0.098 s 1.8 s / 2.4 s 2 0" in text
+        assert "mail 1,200 0.33/s 300 25% 75 ms / 98 ms 1.8 s / 2.4 s 2 0" in text
         assert text.index("bill") < text.index("mail")
         assert "3 types" in text
         text = await page(web, "/types", sort="failed", period="24h")
@@ -113,16 +115,37 @@ async def test_type_shows_slow_tasks_and_when_its_servers_started(
         since = codec.encode([["default", "runs", now_us - 400 * S], ["else", "died", 1]])
         await bed.serve("w", types=["mail"], uptime_s=1200, version="1.2.3", since=since)
         await bed.serve("v", types=["mail"], uptime_s=10**6, version="1.2.2")
+        await bed.serve("u", types=["mail"], uptime_s=60, version="1.2.3", app_version="b2f")
+        quick, gone = SlowRun(5, "quick", now_us), SlowRun(100 * S, "gone", now_us)
+        other = SlowRun(999 * S, "other", now_us)
+        runs = {"mail": [quick, gone], "bill": [other]}
+        minute, key = now_us // S // 60, web.bed.keys()
+        starts = {
+            f"v{minute}:{number}": encode_start(start_report(now_us - age * S, version, [type]))
+            for number, (age, version, type) in enumerate(
+                [(50, "b2f", "mail"), (60, "b2f", "mail"), (1500, "a1e", "mail"), (9, "c", "bill")]
+            )
+        }
+        reports = {f"s{minute}:w": encode_slow_report(runs), **starts, "v1:x": b"?", "s1:x": b"?"}
+        await bed.broker.run(type_stats_ops.report_types(key, reports))
         slow = await bed.inspector.slow_tasks("mail")
-        assert [(task.id, task.state, task.server) for task in slow] == [
-            ("runs", "active", "w"), ("died", "dead", "w"),
+        assert [(task.id, task.state, task.server, task.stored) for task in slow] == [
+            ("runs", "active", "w", True), ("gone", "completed", "w", False),
+            ("died", "dead", "w", True), ("quick", "completed", "w", False),
         ]  # fmt: skip
-        assert slow[1].seconds == 90
+        assert [task.seconds for task in slow[1:]] == [100, 90, 0.000005]
         assert 400 <= slow[0].seconds < 460
         text = await page(web, "/type", type="mail", queue="default")
-        assert "Slowest tasks, running or dead" in text
-        assert text.index("runs active") < text.index("died dead")
-        assert re.search(r"as after a deploy: \d\d:\d\d \(1 server, qsync 1\.2\.3\)", text)
+        assert "Slowest tasks: running, dead, or completed today or yesterday" in text
+        assert text.index("runs active") < text.index("gone completed") < text.index("died dead")
+        assert re.search(
+            r"as after a deploy: \d\d:\d\d a1e \(1 server\); "
+            r"\d\d:\d\d qsync 1\.2\.3 \(1 server\); \d\d:\d\d b2f \(2 servers\)",
+            text,
+        )
         answer = await web.client.get("/type?type=mail")
+        assert 'id=gone"' not in answer.text
         assert answer.text.count('class="grid mark" d="M') == 3
-        assert "as after a deploy" not in await page(web, "/type", type="bill", queue="default")
+        text = await page(web, "/type", type="bill", queue="default")
+        assert re.search(r"as after a deploy: \d\d:\d\d c \(1 server\) ", text)
+        assert "as after a deploy" not in await page(web, "/type", type="else", queue="default")

@@ -331,6 +331,17 @@ LiveLimit = Annotated[
 ]
 
 
+AppVersion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Version of the program, e.g. a git commit, which the dashboard marks in its charts; "
+        "or set QSYNC_VERSION.",
+        show_default=False,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """The options that override settings of the app's servers; None: as in the app."""
@@ -352,11 +363,13 @@ class ServerSettings:
     sweep: Sweep = None
     allow_eviction: AllowEviction = None
     log_errors: LogErrorsOption = None
+    app_version: AppVersion = None
 
     def config(self) -> dict[str, Any]:
         """Return the options that are given, by the names of the settings."""
         settings = asdict(self)
         settings["processes"] = settings.pop("task_processes")
+        settings["version"] = settings.pop("app_version")
         return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -10,7 +10,7 @@ from qsync.cli import completion
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import print_line
-from qsync.cli.problems import print_problems
+from qsync.cli.problems import errors_of, print_problems
 from qsync.cli.queue_tables import (
     SortQueues,
     print_counters,
@@ -68,7 +68,8 @@ def stats(
                 names_shown = [info.name for info in queues]
                 fleet = session.run(session.inspector.fleet())
                 missed = session.run(session.inspector.missed_runs(names_shown))
-                print_problems(queues, fleet, missed)
+                errors = session.run(errors_of(session.inspector, queues))
+                print_problems(queues, fleet, missed, errors)
                 _print_counters(queues, days)
 
             document = {"at": overview.at, "servers": overview.servers, "queues": queues}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from qsync.cli import completion
@@ -15,6 +16,7 @@ from qsync.cli.output import Cell, Column, Row, count_cell, print_json, print_li
 from qsync.cli.prompts import current_user
 from qsync.cli.queue_tables import pause_note
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
+from qsync.cli.type_detail import print_slowest, print_starts
 from qsync.formatting import duration, local_time, plural
 from qsync.inspector import Period, RunStats, TypeInfo, TypeList, TypeStats
 from qsync.inspector.type_values import PERIODS
@@ -192,17 +194,20 @@ def show(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Show a type: its runs over a period, step by step.
+    """Show a type: its runs over a period, step by step, starts of its servers, slowest tasks.
 
     For example: qsync type show send_mail --queue mail --period 24h
     """
     with open_store(store) as session:
         stats = session.run(session.inspector.type_stats(name, queue=queue, period=period))
         session.run(check_queue(session.inspector, queue))
+        slow = session.run(session.inspector.slow_tasks(name, queue=queue))
     if as_json:
-        print_json(stats)
-    else:
-        _print_stats(stats)
+        print_json({**msgspec.structs.asdict(stats), "slowest": slow})
+        return
+    _print_stats(stats)
+    print_starts(stats.starts)
+    print_slowest(slow)
 
 
 def _print_stats(stats: TypeStats) -> None:

@@ -37,6 +37,8 @@ class Record:
     """Number of its running tasks that wait for results of tasks on its own queues."""
     since: list[tuple[str, str, int]] = field(default_factory=list)
     """Queue, id and start in us of the tasks that run longest."""
+    app_version: str = ""
+    """Version of the program; empty: the program has not said."""
     stacks: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Number of the request, queue, id and stack of the last tasks that were asked for."""
 
@@ -83,6 +85,7 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
         types=_decoded(fields.get("types"), list[str], []),
         unknown=_decoded(fields.get("unknown"), list[tuple[str, str]], []),
         waiting=number("waiting"),
+        app_version=text("app_version"),
         since=_decoded(fields.get("since"), list[tuple[str, str, int]], []),
         stacks=_decoded(fields.get("stacks"), list[tuple[str, str, str, str]], []),
     )

@@ -188,6 +188,7 @@ def server_info_of(record: Record, tasks: list[RunningTask], *, complete: bool) 
         host=record.host,
         pid=record.pid,
         version=record.version,
+        app_version=record.app_version,
         python=record.python,
         uptime=record.uptime,
         concurrency=record.concurrency,

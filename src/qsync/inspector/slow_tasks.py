@@ -1,4 +1,4 @@
-"""The slowest tasks of a type that the store still has."""
+"""The slowest tasks of a type: running, dead, or completed today or yesterday."""
 
 from __future__ import annotations
 
@@ -8,26 +8,36 @@ from typing import Final
 
 import msgspec
 
-from qsync.broker import views
+from qsync.broker import type_stats_ops, views
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import DecodedTask, decode_row, server_of
+from qsync.slow_runs import DAY_US, SlowRun, decode_slow_runs, slowest
 from qsync.state import TaskState
 from qsync.times import from_us
+from qsync.type_rolls import reported_slow_runs, slow_runs_of
 
 READ: Final = 250
 """Number of running and of dead tasks that are read."""
 
 SHOWN: Final = 10
 
+REPORTS: Final = 1000
+"""Maximum number of servers' reports that are read."""
+
 
 class SlowTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A running task, or a dead one with the duration of its last attempt; `at` is its start."""
+    """A running, completed or dead task; `at` is the start of its last attempt.
+
+    seconds  duration of the last attempt
+    stored   whether the store still has the task; completed ones it has for their retention
+    """
 
     id: str
     state: TaskState
     seconds: float
     at: datetime
     server: str
+    stored: bool = True
 
 
 class _SlowTasksMixin(_LiveServersMixin):
@@ -36,8 +46,8 @@ class _SlowTasksMixin(_LiveServersMixin):
     async def slow_tasks(self, type: str, *, queue: str = "default") -> list[SlowTask]:
         """Return up to 10 tasks of a type that have run, or ran, for the longest time.
 
-        They are among the first 250 running and the last 250 dead tasks of the queue; of tasks that
-        completed the store keeps no durations that can be listed.
+        Running tasks are among the first 250 of the queue, dead ones among the last 250. Of the
+        runs that completed today and yesterday (UTC), servers report the ten slowest of each day.
         """
         keys = self._keys(queue)
         now_us, records = await self._live()
@@ -49,7 +59,34 @@ class _SlowTasksMixin(_LiveServersMixin):
             ]
         )
         tasks = [decode_row(row) for page in pages for row in page.rows]
-        return slowest_of((task for task in tasks if _type_of(task) == type), since, now_us)
+        slow = slowest_of((task for task in tasks if _type_of(task) == type), since, now_us)
+        completed = [_completed(run) for run in await self._slow_runs(type, queue, now_us)]
+        listed = sorted([*slow, *completed], key=lambda task: -task.seconds)[:SHOWN]
+        if not listed:
+            return []
+        shown = await self._broker.run(
+            views.get_tasks(keys, [task.id for task in listed], messages=False)
+        )
+        return [
+            msgspec.structs.replace(task, stored=stored is not None)
+            for task, stored in zip(listed, shown, strict=True)
+        ]
+
+    async def _slow_runs(self, type: str, queue: str, now_us: int) -> list[SlowRun]:
+        """Read the slowest completed runs, and the reports that are not among them yet."""
+        keys, at_once = self._keys(queue), type_stats_ops.REPORTS_READ
+        field = slow_runs_of(type)
+        parts: list[type_stats_ops.TypeStats] = await self._run_all(
+            [
+                type_stats_ops.type_stats(
+                    keys, [] if offset else [field], reports=at_once, offset=offset
+                )
+                for offset in range(0, REPORTS, at_once)
+            ]
+        )
+        reports = {name: data for part in parts for name, data in part.reports.items()}
+        fresh = reported_slow_runs(reports).get(type, [])
+        return slowest([*decode_slow_runs(parts[0].blocks[field]), *fresh], now_us // DAY_US)
 
 
 def slowest_of(
@@ -75,6 +112,13 @@ def _slow(task: DecodedTask, since: Mapping[str, int], now_us: int) -> SlowTask 
     return SlowTask(
         id=task.id, state=task.shown.state, seconds=max(0, ended_us - begun_us) / 1_000_000,
         at=from_us(begun_us), server=server,
+    )  # fmt: skip
+
+
+def _completed(run: SlowRun) -> SlowTask:
+    return SlowTask(
+        id=run.id, state=TaskState.COMPLETED, seconds=run.run_us / 1_000_000,
+        at=from_us(run.ended_us - run.run_us), server=run.server,
     )  # fmt: skip
 
 

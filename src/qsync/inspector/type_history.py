@@ -7,9 +7,16 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from qsync.inspector.type_values import Period, TypePoint, run_stats
+from qsync.server_starts import StoredStart, decode_starts, merge_starts
 from qsync.times import from_us
 from qsync.type_counts import TypeCounts, decode_block, sum_of
-from qsync.type_rolls import hours_of, merged_reports, minutes_of
+from qsync.type_rolls import (
+    STARTS_FIELD,
+    hours_of,
+    merged_reports,
+    minutes_of,
+    reported_starts,
+)
 
 MINUTE_US: Final = 60_000_000
 
@@ -68,6 +75,15 @@ class History:
     ) -> None:
         self._blocks = {field: data for field, data in blocks.items() if data}
         self._fresh = merged_reports(reports, known)
+        self._starts = merge_starts(
+            decode_starts(blocks.get(STARTS_FIELD)), reported_starts(reports), 0
+        )
+
+    def starts(self, type: str, since_us: int) -> list[StoredStart]:
+        """Return the starts of servers with a handler for a type, since a time."""
+        return [
+            start for start in self._starts if start.concerns(type) and start.last_us >= since_us
+        ]
 
     @property
     def fresh_types(self) -> set[str]:

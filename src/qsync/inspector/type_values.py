@@ -102,6 +102,17 @@ class TypeList(msgspec.Struct, frozen=True, kw_only=True):
     dead: Sample
 
 
+class ServerStart(msgspec.Struct, frozen=True, kw_only=True):
+    """Servers of one version that started within an hour of each other, as after a deploy.
+
+    version  that of the program, `Qsync(version=...)` or QSYNC_VERSION; `qsync <version>` without
+    """
+
+    at: datetime
+    version: str
+    servers: int
+
+
 class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     """The runs of one type over a period.
 
@@ -109,6 +120,7 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     points  the period, oldest first; the last point is not over
     before  the same points one day earlier (of `7d`: one week); empty for `90d`
     stats   the whole period
+    starts  starts of its servers in the period, oldest first; the store keeps 200 of a queue
     """
 
     queue: str
@@ -119,6 +131,7 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     points: list[TypePoint]
     before: list[TypePoint]
     stats: RunStats
+    starts: list[ServerStart] = msgspec.field(default_factory=list)
     paused: Pause | None = None
     waiting: int = 0
 

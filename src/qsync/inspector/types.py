@@ -20,6 +20,7 @@ from qsync.inspector.type_values import (
     PausedType,
     Period,
     Sample,
+    ServerStart,
     TypeInfo,
     TypeList,
     TypeStats,
@@ -28,11 +29,12 @@ from qsync.inspector.type_values import (
 from qsync.inspector.values import Change, Pause
 from qsync.keys import shorten
 from qsync.phrase import phrase
+from qsync.server_starts import StoredStart
 from qsync.state import TaskState
 from qsync.task import check_type
-from qsync.times import from_us
+from qsync.times import datetime_us, from_us
 from qsync.type_counts import sum_of
-from qsync.type_rolls import DIRECTORY, decode_directory
+from qsync.type_rolls import DIRECTORY, STARTS_FIELD, decode_directory
 
 LISTED: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
 """Periods of lists of types; 90 days of each type would be too much to read."""
@@ -99,31 +101,26 @@ class _TypesMixin(Base):
         _check_period(period, PERIODS)
         check_type(type)
         keys = self._keys(queue)
-        paused = next(
-            (
-                paused_type
-                for paused_type in await self.paused_types(queue)
-                if paused_type.type == type
-            ),
-            None,
-        )
+        paused = {each.type: each for each in await self.paused_types(queue)}.get(type)
         directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
         known = decode_directory(directory.blocks[DIRECTORY]).types
         steps = steps_of(period, directory.now_us)
         before = steps.earlier()
         wanted: list[Steps] = [steps, *([before] if before else [])]
-        fields = [field for paused_type in wanted for field in fields_of(type, paused_type)]
-        history = await self._history(queue, fields, known)
-        counts = history.counts(type, steps)
+        fields = [field for each in wanted for field in fields_of(type, each)]
+        history = await self._history(queue, [*fields, STARTS_FIELD], known)
+        counts, points = history.counts(type, steps), history.points(type, steps)
+        since_us = datetime_us("at", points[0].at)
         return TypeStats(
             queue=queue,
             type=type,
             period=period,
             at=from_us(directory.now_us),
             step_s=steps.span.minutes * 60,
-            points=history.points(type, steps),
+            points=points,
             before=history.points(type, before) if before else [],
             stats=run_stats(sum_of(counts.values())),
+            starts=list(map(server_start, history.starts(type, since_us))),
             paused=paused.pause if paused else None,
             waiting=paused.waiting if paused else 0,
         )
@@ -203,6 +200,11 @@ class _TypesMixin(Base):
         event = self._actor.event("type.resume", type)
         changed = await self._broker.run(recorded(call, event))
         return Change(outcome="done" if changed else "not_found")
+
+
+def server_start(start: StoredStart) -> ServerStart:
+    """Return a start of servers as the inspector shows it. Pure."""
+    return ServerStart(at=from_us(start.first_us), version=start.version, servers=start.servers)
 
 
 def paused_type(paused: type_ops.PausedType) -> PausedType:

@@ -370,11 +370,13 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A live server, as of its last report; it reports twice per lease time.
 
-    uptime    seconds
-    queues    weight by queue
-    types     task types that it has handlers for
-    tasks     tasks that it holds leases on, as far as they were read
-    complete  whether `tasks` holds all of them
+    version      version of qsync
+    app_version  version of the program, `Qsync(version=...)` or QSYNC_VERSION; empty: not given
+    uptime       seconds
+    queues       weight by queue
+    types        task types that it has handlers for
+    tasks        tasks that it holds leases on, as far as they were read
+    complete     whether `tasks` holds all of them
     """
 
     id: str
@@ -391,6 +393,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     types: list[str]
     tasks: list[RunningTask]
     complete: bool
+    app_version: str = ""
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,11 @@ RESULT_LIMIT_MOST: Final = 512 * 1024 * 1024
 
 MAX_WEIGHT: Final = 1_000_000
 
+VERSION: Final = "QSYNC_VERSION"
+"""Environment variable with the version of the program."""
+
+VERSION_LIMIT: Final = 64
+"""Maximum length of the version of the program, in characters."""
 
 MAX_DEFAULT_THREADS: Final = 32
 
@@ -88,6 +93,8 @@ class Config:
     log_errors        detail of a failed attempt in the log: "class", "message" or "traceback"
     allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
     server_id         name of the server, e.g. its host; restarts may reuse it; None: random
+    version           version of the program, e.g. a git commit, which the dashboard marks in its
+                      charts; None: the environment variable QSYNC_VERSION, if it is set
     """
 
     queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})
@@ -112,6 +119,7 @@ class Config:
     log_errors: LogErrors = "traceback"
     allow_eviction: bool = False
     server_id: str | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "queues", _weights(self.queues))
@@ -146,6 +154,7 @@ class Config:
             shown = shorten(self.server_id)
             msg = f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
             raise ConfigError(msg)
+        object.__setattr__(self, "version", _version(self.version))
 
     @property
     def weights(self) -> dict[str, int]:
@@ -243,6 +252,20 @@ class ServerOptions(TypedDict, total=False):
     log_errors: LogErrors
     allow_eviction: bool
     server_id: str | None
+    version: str | None
+
+
+def _version(version: object) -> str | None:
+    """Return the version of the program, if it or the environment names one."""
+    name, value = (
+        ("version", version) if version is not None else (VERSION, os.environ.get(VERSION))
+    )
+    if not value and version is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= VERSION_LIMIT or not value.isprintable():
+        msg = f"{name}: {shorten(value)} is not 1 to {VERSION_LIMIT} printable characters"
+        raise ConfigError(msg)
+    return value
 
 
 def check_callable(name: str, value: F) -> F:

@@ -64,8 +64,11 @@ class Runs(Protocol):
     def fail(self, leased: LeasedTask, error: BaseException) -> None:
         """Settle a task that has a slot and whose handler raised."""
 
-    def end_turn(self, ended: list[Ended], timed: Sequence[Timed]) -> None:
-        """Settle the tasks that have ended without a slot, and let others start."""
+    def end_turn(self, ended: list[Ended], timed: Sequence[Timed], last: Timed | None) -> None:
+        """Settle the tasks that have ended without a slot, and let others start.
+
+        `last` used up the time of the turn, so a long run is always the last one.
+        """
 
 
 class InlineStarter:
@@ -94,6 +97,7 @@ class InlineStarter:
         self.draining: bool = False
         self._ended: list[Ended] = []
         self._timed: list[Timed] = []
+        self._last: Timed | None = None
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
@@ -164,6 +168,7 @@ class InlineStarter:
                 return None
             now = boot_s()
             if now > turn_ends:
+                self._last = (leased, now)
                 return None
         return None
 
@@ -231,7 +236,8 @@ class InlineStarter:
         self.draining = self._more = False
         ended, self._ended = self._ended, []
         timed, self._timed = self._timed, []
-        self._runs.end_turn(ended, timed)
+        last, self._last = self._last, None
+        self._runs.end_turn(ended, timed, last)
 
 
 def _begin(context: contextvars.Context, run: Run) -> tuple[Run, Any, contextvars.Context] | None:

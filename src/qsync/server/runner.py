@@ -250,8 +250,11 @@ class Runner:
             if self._metrics is not None:
                 self._metrics.started(leased)
 
-    def end_turn(self, ended: list[Ended], timed: Sequence[Timed]) -> None:
-        """Settle the tasks that have ended without a slot, and start others."""
+    def end_turn(self, ended: list[Ended], timed: Sequence[Timed], last: Timed | None) -> None:
+        """Settle the tasks that have ended without a slot, and start others.
+
+        `last` is the run at whose end the time of the turn was over.
+        """
         self._capacity.started += len(ended)
         of_queues: dict[str, list[Ended]]
         if len(self._settlers) == 1:
@@ -262,7 +265,9 @@ class Runner:
                 of_queues[entry[0].lane.queue].append(entry)
         for queue, entries in of_queues.items():
             lane = self._settlers[queue].lane
-            self._settlers[queue].add_all(entries, [run for run in timed if run[0].lane is lane])
+            sample = [run for run in timed if run[0].lane is lane]
+            slowest = (last,) if last is not None and last[0].lane is lane else ()
+            self._settlers[queue].add_all(entries, sample, slowest)
         self._start_some()
 
     async def run(

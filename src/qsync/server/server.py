@@ -117,7 +117,7 @@ class Server:
         self._health: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
-        self._types = TypeTally()
+        self._types = TypeTally(self.mux.types, self.config.version)
         self._stopping = asyncio.Event()
         self._force = asyncio.Event()
         self._stop_once = asyncio.Lock()

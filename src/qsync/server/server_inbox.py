@@ -132,6 +132,7 @@ class ServerInbox:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
+            "app_version": self._config.version or "",
             "python": ".".join(map(str, sys.version_info[:3])),
             "uptime_s": int(boot_s() - self._started),
             "concurrency": self._config.concurrency,

@@ -94,6 +94,9 @@ class Settler:
         self._type_tally = type_tally
         self._timed: list[tuple[LeasedTask, float]] = []
         """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
+        self._floors = type_tally.slowest(lane.queue).floors
+        self._slow_ends: dict[str, float] = {}
+        """When runs ended that may be among the slowest of their type, by task id and boot_s."""
         self._schedule_notes = ScheduleNotes(broker, lane.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
@@ -105,8 +108,11 @@ class Settler:
         """Queue a task for settlement; its lease is renewed until the store has answered."""
         if leased is not None:
             leased.phase = SETTLING
+            now = boot_s()
             if not len(self._waiting) % TIMED:
-                self._timed.append((leased, boot_s()))
+                self._timed.append((leased, now))
+            if now - leased.begun_s > self._floors.get(leased.message.type, 0.0):
+                self._slow_ends[leased.id] = now
         if not self._waiting:
             self._wake.set()
             self._idle.clear()
@@ -116,12 +122,16 @@ class Settler:
         self,
         entries: Sequence[tuple[LeasedTask, Record]],
         timed: Sequence[tuple[LeasedTask, float]],
+        slowest: Sequence[tuple[LeasedTask, float]] = (),
     ) -> None:
         """Queue several tasks for settlement, as `add` does; some come with the time of their
-        end, by boot_s."""
+        end, by boot_s: a sample, and those that took the longest."""
         for leased, _ in entries:
             leased.phase = SETTLING
         self._timed += timed
+        for leased, ended_s in slowest:
+            if ended_s - leased.begun_s > self._floors.get(leased.message.type, 0.0):
+                self._slow_ends[leased.id] = ended_s
         if not self._waiting:
             self._wake.set()
             self._idle.clear()
@@ -242,6 +252,8 @@ class Settler:
         if self._timed:
             self._type_tally.timed(self.lane, self._timed)
             self._timed = []
+        if self._slow_ends:
+            self._note_slow_runs(verb, part, outcomes)
         if self._metrics is not None:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
@@ -259,6 +271,15 @@ class Settler:
             self._note_lost(verb, part, outcomes)
             self._on_lost(lost)
         self._on_settled()
+
+    def _note_slow_runs(
+        self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
+    ) -> None:
+        for (leased, record), outcome in zip(part, outcomes, strict=True):
+            ended_s = self._slow_ends.pop(record.id, None)
+            if ended_s is None or leased is None or verb != "complete" or outcome == "lost":
+                continue
+            self._type_tally.completed_slowly(self.lane, leased, ended_s)
 
     def _note_lost(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]

@@ -1,5 +1,6 @@
 """Reports what a server counted of each type of tasks, by minute, and rolls ended minutes up.
 
+The slowest completed runs of a minute, and once the start of the server, are reports of their own.
 A report replaces the server's earlier one of the same minute, so it can be sent twice. When a
 minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
 What the store does not take is dropped and counted: statistics never delay a server.
@@ -19,14 +20,19 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.errors import QsyncError
 from qsync.keys import QueueKeys
+from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server_parts import cancel
 from qsync.server.type_tally import TypeTally
+from qsync.server_starts import encode_start, start_report
+from qsync.slow_runs import encode_slow_report
 from qsync.type_counts import TypeCounts, encode_report
 from qsync.type_rolls import (
     DIRECTORY,
+    SLOW_REPORT,
+    START_REPORT,
     decode_directory,
     merged_reports,
     minute_of,
@@ -78,6 +84,9 @@ class TypeReports:
         self._minute = 0
         self._sent: dict[str, int] = {}
         """Number of runs in the last report of the running minute, by queue."""
+        self._started = boot_s()
+        self._start_reported: set[str] = set()
+        """Queues that know of the server's start."""
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_after_s = zlib.crc32(server_id.encode()) % ROLL_AFTER_S
         """Differs from server to server, so that they do not do the same work at the same time."""
@@ -121,30 +130,55 @@ class TypeReports:
         minute, counts = now_us // MINUTE_US, self._type_tally.counts(self._lanes.values())
         reported = self._minute or minute
         is_over, due = minute != reported, dict[str, int]()
-        for queue, rows in self._since_base(counts).items():
-            fields = await self._send(queue, reported, rows, final=last or is_over)
-            if is_over or any((minute_of(field) or minute) < minute for field in fields):
+        rows_of = self._since_base(counts)
+        for queue in self._lanes:
+            if starts := not last and queue not in self._start_reported:
+                due[queue] = minute + 1
+            rows = rows_of.get(queue, {})
+            fields = await self._send(queue, reported, rows, starts=starts, final=last or is_over)
+            if (rows and is_over) or any((minute_of(field) or minute) < minute for field in fields):
                 due[queue] = minute
+            self._type_tally.slowest(queue).begin_day(now_us)
+            if is_over:
+                self._type_tally.slowest(queue).forget_fresh()
         if is_over:
             self._base, self._sent = counts, {}
         self._minute = minute
         return due
 
-    async def _send(self, queue: str, minute: int, rows: Counts, *, final: bool) -> list[str]:
-        """Send a report unless it says the same as the last one; return the fields of
+    def _reports(self, queue: str, minute: int, rows: Counts, *, starts: bool) -> dict[str, bytes]:
+        """Return the reports of a queue by field; `starts`: report the server's start, too."""
+        reports: dict[str, bytes] = {}
+        if rows:
+            reports[report_field(minute, self._server_id)] = encode_report(rows)
+        if slow := self._type_tally.slowest(queue).fresh():
+            reports[report_field(minute, self._server_id, SLOW_REPORT)] = encode_slow_report(slow)
+        if starts:
+            age_us = round((boot_s() - self._started) * 1e6)
+            tally, at_us = self._type_tally, self._now_us() - age_us
+            start = start_report(at_us, tally.version, tally.types)
+            reports[report_field(minute, self._server_id, START_REPORT)] = encode_start(start)
+        return reports
+
+    async def _send(
+        self, queue: str, minute: int, rows: Counts, *, starts: bool, final: bool
+    ) -> list[str]:
+        """Send reports unless they say the same as the last ones; return the fields of
         the reports that were there before.
 
-        `final`: no other report of this minute follows.
+        `starts`: report the server's start, too; `final`: no other report of this minute follows.
         """
         runs = sum(row.started + row.ended for row in rows.values())
-        if runs == self._sent.get(queue):
+        if runs == self._sent.get(queue, 0) and not starts:
             return []
         lane = self._lanes[queue]
-        report = {report_field(minute, self._server_id): encode_report(rows)}
+        report = self._reports(queue, minute, rows, starts=starts)
         call = type_stats_ops.report_types(lane.keys, report)
         [reply] = await self._broker.run_many([call], ends=ends_in(STORE_S))
         if not isinstance(reply, QsyncError):
             self._failing, self._sent[queue] = False, runs
+            if starts:
+                self._start_reported.add(queue)
             fields: list[str] = reply
             return fields
         if final and self._metrics is not None:
@@ -189,11 +223,11 @@ async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
     raw = read.blocks[DIRECTORY]
     directory = decode_directory(raw)
     merged = merged_reports(ended, directory.types)
-    fields, blocks = needed_fields(merged), dict[str, bytes | None]()
+    fields, blocks = needed_fields(merged, ended), dict[str, bytes | None]()
     for first in range(0, len(fields), type_stats_ops.FIELDS_READ):
         part = fields[first : first + type_stats_ops.FIELDS_READ]
         blocks |= (await broker.run(type_stats_ops.type_stats(keys, part))).blocks
-    work = partial(roll, directory, merged, blocks, minute)
+    work = partial(roll, directory, merged, ended, blocks, minute)
     change = work() if len(merged) <= INLINE_TYPES else await asyncio.to_thread(work)
     call_roll = type_stats_ops.roll_types(keys, raw or b"", list(ended), change.fields)
     return await broker.run(call_roll)

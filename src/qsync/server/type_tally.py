@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
+from qsync.slow_runs import DaySlowest, SlowRun
 from qsync.type_counts import BOUNDS, OUTCOMES, TypeCounts
 from qsync.type_rolls import OTHER
+from qsync.version import __version__
 
 TYPES: Final = 200
 """Number of types of a queue that are counted on their own; the others count as `OTHER`."""
@@ -35,10 +37,16 @@ Entry = tuple[LeasedTask | None, Any]
 
 
 class TypeTally:
-    """The counts of the queues of a server; they only grow."""
+    """The counts of the queues of a server; they only grow.
 
-    def __init__(self) -> None:
+    `types` are those that the server has handlers for, and `version` is that of its program.
+    """
+
+    def __init__(self, types: Sequence[str] = (), version: str | None = None) -> None:
+        self.types: Sequence[str] = types
+        self.version: str = version or f"qsync {__version__}"
         self._rows: dict[str, dict[str, TypeCounts]] = {}
+        self._slowest: dict[str, DaySlowest] = {}
 
     def settled(
         self, queue: str, verb: str, part: Sequence[Entry], outcomes: Sequence[str]
@@ -79,6 +87,18 @@ class TypeTally:
             )
             began_us = lane.store_now_us + (leased.begun_s - lane.store_now_read_at) * 1e6
             row.waits[bisect_left(BOUNDS, (began_us - due_us) / 1e6)] += 1
+
+    def slowest(self, queue: str) -> DaySlowest:
+        """Return the slowest completed runs of a queue."""
+        return self._slowest.setdefault(queue, DaySlowest())
+
+    def completed_slowly(self, lane: QueueState, leased: LeasedTask, ended_s: float) -> None:
+        """Note a completed run that may be among the slowest ones; `ended_s` by boot_s."""
+        type = leased.message.type
+        if leased.has_started and type in self._rows.get(lane.queue, ()):
+            run_us = round((ended_s - leased.begun_s) * 1e6)
+            ended_us = lane.store_now_us + round((ended_s - lane.store_now_read_at) * 1e6)
+            self.slowest(lane.queue).add(type, SlowRun(run_us, leased.id, ended_us))
 
     def counts(self, lanes: Iterable[QueueState]) -> dict[tuple[str, str], TypeCounts]:
         """Return a copy of the counts, by queue and type; running tasks count as started."""

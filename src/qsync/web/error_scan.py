@@ -6,16 +6,21 @@ import asyncio
 import contextlib
 import logging
 import time
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from qsync.errors import QsyncError
 from qsync.fingerprint import FAILING
 from qsync.inspector import ErrorGroup, Inspector, merge_groups
+from qsync.state import TaskState
 
 log: Final = logging.getLogger("qsync.web")
 
 WAIT_S: Final = 0.25
 """Longest time that a page waits for a scan, in seconds."""
+
+BRIEF_S: Final = 0.05
+"""Longest time that the overview waits for the first scan, in seconds."""
 
 MIN_AGE_S: Final = 2.0
 SHARE: Final = 20
@@ -48,22 +53,38 @@ class ErrorScanner:
         self._task: asyncio.Task[None] | None = None
         self._last = NOTHING
         """The last finished scan; before the first one, what that has found so far."""
+        self._dead_of: dict[str, list[ErrorGroup]] = {}
+        """Errors of the dead tasks by queue, as of the last finished scan."""
         self._ended_at = 0.0
         self._took_s = 0.0
         self._asked_at = 0.0
 
     async def read(self) -> ErrorScan:
         """Return the last scan, or the unfinished first one; begin a new one if it is old."""
-        self._asked_at = now = time.monotonic()
-        running = self._task is not None and not self._task.done()
-        age = now - self._ended_at
-        if not running and (not self._last.finished or age > max(MIN_AGE_S, SHARE * self._took_s)):
-            self._task = asyncio.create_task(self._scan(), name="qsync-dashboard-errors")
+        self._begin_if_old()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=WAIT_S)
             if self._task.done() and not self._task.cancelled():
                 self._task.result()  # raises what the store refused
         return self._last
+
+    async def errors_since(self, queue: str, since: datetime) -> int | None:
+        """Return how many errors the tasks have that died in a queue since a time, as of the last
+        scan; None: not known yet. Begin a new scan if that is old."""
+        self._begin_if_old()
+        if queue not in self._dead_of and self._task is not None:
+            await asyncio.wait([self._task], timeout=BRIEF_S)
+        if (groups := self._dead_of.get(queue)) is None:
+            return None
+        return sum(group.last_at is not None and group.last_at >= since for group in groups)
+
+    def _begin_if_old(self) -> None:
+        self._asked_at = now = time.monotonic()
+        running = self._task is not None and not self._task.done()
+        age = now - self._ended_at
+        if not running and (not self._last.finished or age > max(MIN_AGE_S, SHARE * self._took_s)):
+            self._task = asyncio.create_task(self._scan(), name="qsync-dashboard-errors")
+            self._task.add_done_callback(_read_exception)
 
     def forget(self) -> None:
         """Begin a new scan with the next page: tasks were changed."""
@@ -81,7 +102,7 @@ class ErrorScanner:
         began = time.monotonic()
         queues = (await self._inspector.overview()).queues
         total = sum(queue.states[state] for queue in queues for state in FAILING)
-        groups, scanned = list[ErrorGroup](), 0
+        groups, scanned, dead_of = list[ErrorGroup](), 0, dict[str, list[ErrorGroup]]()
         for name, state in [(queue.name, state) for queue in queues for state in FAILING]:
             cursor: str | None = None
             while True:
@@ -90,6 +111,8 @@ class ErrorScanner:
                     return
                 part = await self._inspector.errors(name, state, cursor=cursor)
                 groups, scanned = merge_groups([*groups, *part.groups]), scanned + part.scanned
+                if state is TaskState.DEAD:
+                    dead_of[name] = merge_groups([*dead_of.get(name, []), *part.groups])
                 if not self._last.finished:
                     self._last = ErrorScan(groups, scanned, total, False)
                 cursor = part.cursor
@@ -97,6 +120,12 @@ class ErrorScanner:
                     break
                 if scanned > UNRESTED:
                     await asyncio.sleep(time.monotonic() - step_began)
-        self._last = ErrorScan(groups, scanned, scanned, True)
+        self._last, self._dead_of = ErrorScan(groups, scanned, scanned, True), dead_of
         self._ended_at = time.monotonic()
         self._took_s = self._ended_at - began
+
+
+def _read_exception(task: asyncio.Task[None]) -> None:
+    """Read the exception of a scan that no page waits for, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()

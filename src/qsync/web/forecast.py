@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from qsync.inspector import QueueInfo
+from qsync.inspector import Died, QueueInfo
 from qsync.state import TaskState
 from qsync.web.sampler import Figures
 from qsync.web.translation import _, coarse, ngettext, relative, short_count
@@ -60,21 +60,16 @@ def forecast(steps: Steps, pending: int) -> str:
     return _("empty in about %(length)s", length=coarse(left_s)) if left_s < FAR_S else _("steady")
 
 
-def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
-    """Return the problems of a queue that need attention."""
+def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> list[Problem]:
+    """Return the problems of a queue that need attention; `errors`: of its unacknowledged dead
+    tasks, None: not known."""
     problems = []
     recent = [figures for _, figures in _recent(steps)]
     window = coarse(WINDOW_S)
     died = info.died
     if died is not None:
-        text = ngettext(
-            "%(num)s task died %(last)s and was neither re-run nor acknowledged.",
-            "%(num)s tasks died, the first %(first)s and the last %(last)s, and were neither "
-            "re-run nor acknowledged.",
-            died.number, first=relative(died.first_at), last=relative(died.last_at),
-        )  # fmt: skip
         until = died.last_at.isoformat()
-        problems.append(Problem(info.name, text, "/errors", acknowledged=until))
+        problems.append(Problem(info.name, _died(died, errors), "/errors", acknowledged=until))
     if crashed := sum(figures.crashed for figures in recent):
         text = ngettext(
             "servers died %(num)s time in the last %(window)s while running its tasks.",
@@ -93,6 +88,18 @@ def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))
         problems.append(_on_queue(info, text))
     return problems
+
+
+def _died(died: Died, errors: int | None) -> str:
+    text = ngettext(
+        "%(num)s task died %(last)s and was neither re-run nor acknowledged.",
+        "%(num)s tasks died, the first %(first)s and the last %(last)s, and were neither "
+        "re-run nor acknowledged.",
+        died.number, first=relative(died.first_at), last=relative(died.last_at),
+    )  # fmt: skip
+    if not errors or died.number == 1:
+        return text
+    return f"{text} {ngettext('%(num)s error.', '%(num)s different errors.', errors)}"
 
 
 def _on_queue(info: QueueInfo, text: str) -> Problem:

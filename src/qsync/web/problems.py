@@ -26,7 +26,9 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
     of_queues = [
         problem
         for info in queues[:CHARTED_QUEUES]
-        for problem in problems_of(info, site.sampler.series(info.name))
+        for problem in problems_of(
+            info, site.sampler.series(info.name), await _errors_of(site, info)
+        )
     ]
     return [
         *of_queues,
@@ -34,6 +36,13 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
         *floods(await key_shares_of(site, queues)),
         *stuck(fleet),
     ]
+
+
+async def _errors_of(site: Site, info: QueueInfo) -> int | None:
+    """Return how many errors the unacknowledged dead tasks of a queue have, if it is known."""
+    if info.died is None:
+        return None
+    return await site.error_scanner.errors_since(info.name, info.died.first_at)
 
 
 async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, KeyShares]:

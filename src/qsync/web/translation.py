@@ -96,6 +96,7 @@ UNITS: Final = {
     "h": marked("%(number)s h"),
     "min": marked("%(number)s min"),
     "s": marked("%(number)s s"),
+    "ms": marked("%(number)s ms"),
     "B": marked("%(number)s B"),
     "KiB": marked("%(number)s KiB"),
     "MiB": marked("%(number)s MiB"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,6 +17,9 @@ DAYS: Final = ("7d", "90d")
 """Periods whose axis shows days."""
 
 DAY_S: Final = 86_400
+
+SAME_DEPLOY: Final = timedelta(hours=2)
+"""Time within which the start of a running server belongs to a reported one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +57,58 @@ DURATIONS: Final[tuple[tuple[str, str, Reading], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class StartMark:
-    """Servers of a type that started in one step of a period, and their versions."""
+    """Servers of one version that started in one step of a period."""
 
     step: int
     at: datetime
     number: int
-    versions: str
+    version: str
 
 
 def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
-    """Return when the running servers of a type started, if within the period. Pure."""
-    first, by_step = stats.points[0].at, dict[int, list[ServerInfo]]()
-    for server in servers:
-        at = stats.at - timedelta(seconds=server.uptime)
+    """Return when servers of a type started, if within the period, oldest first. Pure.
+
+    Servers report their start once; those that run without a report, since an older version of
+    qsync runs them, count too.
+    """
+    first, numbers = stats.points[0].at, Counter[tuple[int, str]]()
+    for at, version, number in (*_reported(stats), *_unreported(stats, servers)):
         step = math.floor((at - first).total_seconds() / stats.step_s)
-        if stats.type in server.types and 0 <= step < len(stats.points):
-            by_step.setdefault(step, []).append(server)
+        if 0 <= step < len(stats.points):
+            numbers[step, version] += number
     return [
-        StartMark(
-            step, stats.points[step].at, len(started),
-            ", ".join(sorted({server.version for server in started})),
+        StartMark(step, stats.points[step].at, number, version)
+        for (step, version), number in sorted(numbers.items())
+    ]
+
+
+Start = tuple[datetime, str, int]
+"""Time, version and number of servers that started."""
+
+
+def _reported(stats: TypeStats) -> list[Start]:
+    return [(start.at, start.version, start.servers) for start in stats.starts]
+
+
+def _unreported(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[Start]:
+    """Return the starts of running servers whose version no report names at that time."""
+    starts = []
+    for server in servers:
+        version = server.app_version or f"qsync {server.version}"
+        at = stats.at - timedelta(seconds=server.uptime)
+        is_reported = any(
+            start.version == version and abs(start.at - at) < SAME_DEPLOY for start in stats.starts
         )
-        for step, started in sorted(by_step.items())
-    ]  # fmt: skip
+        if stats.type in server.types and not is_reported:
+            starts.append((at, version, 1))
+    return starts
 
 
 def type_charts(stats: TypeStats, marks: Sequence[StartMark] = ()) -> list[StepChart]:
     """Return the charts of a type."""
     width = WIDTH / max(1, len(stats.points) - 1)
-    lines = "".join(f"M{mark.step * width:.1f} 0v{HEIGHT}" for mark in marks)
+    steps = sorted({mark.step for mark in marks})
+    lines = "".join(f"M{step * width:.1f} 0v{HEIGHT}" for step in steps)
     charts = [
         _chart(_("Runs per step"), stats, RUNS, count, empty=0.0),
         _chart(_("Time waited"), stats, WAITS, seconds),

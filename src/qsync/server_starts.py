@@ -1,0 +1,112 @@
+"""When the servers of a queue started, and with which version of the program. Pure.
+
+A server reports its start once. Starts of one version within an hour are one entry: a deploy.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from qsync import codec
+
+STARTS: Final = 200
+"""Maximum number of entries of a queue; the oldest are dropped."""
+
+STARTS_AGE_US: Final = 90 * 86_400_000_000
+"""Time for which an entry is kept."""
+
+SAME_DEPLOY_US: Final = 3_600_000_000
+"""Starts of one version that follow within this time are one entry."""
+
+LISTED_TYPES: Final = 100
+"""Number of types up to which a start names them; otherwise it counts for all types."""
+
+
+class StartReport(msgspec.Struct, frozen=True, array_like=True):
+    """The start of one server. `types` has a number for each type; empty: all types."""
+
+    at_us: int
+    version: str
+    types: list[int]
+
+
+class StoredStart(msgspec.Struct, array_like=True):
+    """The starts of servers with one version, from the first to the last of them."""
+
+    first_us: int
+    last_us: int
+    version: str
+    servers: int
+    types: list[int]
+
+    def concerns(self, type: str) -> bool:
+        """Return whether these servers had a handler for a type."""
+        return not self.types or number_of_type(type) in self.types
+
+    def covers(self, at_us: int, version: str) -> bool:
+        """Return whether a server that started with a version is in this entry."""
+        return version == self.version and self.first_us <= at_us <= self.last_us
+
+
+def number_of_type(type: str) -> int:
+    """Return the number that stands for a type."""
+    return zlib.crc32(type.encode(errors="surrogatepass"))
+
+
+def start_report(at_us: int, version: str, types: Sequence[str]) -> StartReport:
+    """Return the report of a server's start."""
+    numbers = sorted(number_of_type(type) for type in types) if len(types) <= LISTED_TYPES else []
+    return StartReport(at_us, version, numbers)
+
+
+def encode_start(report: StartReport) -> bytes:
+    """Return the stored form of a report."""
+    return codec.encode(report)
+
+
+def decode_start(data: bytes) -> StartReport | None:
+    """Return a report; None if it is damaged."""
+    try:
+        report: StartReport = codec.decode(data, StartReport)
+    except codec.CodecError:
+        return None
+    return report
+
+
+def encode_starts(starts: Sequence[StoredStart]) -> bytes:
+    """Return the stored form of a queue's entries."""
+    return codec.encode(list(starts))
+
+
+def decode_starts(data: bytes | None) -> list[StoredStart]:
+    """Return the entries of a queue; none if there are none, or they are damaged."""
+    try:
+        return codec.decode(data, list[StoredStart]) if data else []
+    except codec.CodecError:
+        return []
+
+
+def merge_starts(
+    starts: Iterable[StoredStart], reports: Iterable[StartReport], now_us: int
+) -> list[StoredStart]:
+    """Add reports to the entries of a queue, drop those that are too old; sorted by time."""
+    merged = list(starts)
+    for report in sorted(reports, key=lambda report: report.at_us):
+        entry = next((each for each in reversed(merged) if _belongs(report, each)), None)
+        if entry is None:
+            merged.append(StoredStart(report.at_us, report.at_us, report.version, 1, report.types))
+            continue
+        entry.first_us = min(entry.first_us, report.at_us)
+        entry.last_us = max(entry.last_us, report.at_us)
+        entry.servers += 1
+    recent = [each for each in merged if each.last_us > now_us - STARTS_AGE_US]
+    return sorted(recent, key=lambda each: each.first_us)[-STARTS:]
+
+
+def _belongs(report: StartReport, entry: StoredStart) -> bool:
+    is_near = entry.first_us - SAME_DEPLOY_US <= report.at_us <= entry.last_us + SAME_DEPLOY_US
+    return is_near and (entry.version, entry.types) == (report.version, report.types)

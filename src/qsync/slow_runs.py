@@ -1,0 +1,106 @@
+"""The slowest completed runs of each type: what servers report, and what the store keeps. Pure.
+
+Of each type and day (UTC) the ten slowest runs are kept, today's and yesterday's. A server reports
+a run that is among its own ten slowest of the day, so the ten of all servers are reported.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from qsync import codec
+
+SLOWEST: Final = 10
+"""Number of runs of a type that are kept of each day."""
+
+DAY_US: Final = 86_400_000_000
+
+
+class SlowRun(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A completed run; runs are sorted by their duration."""
+
+    run_us: int
+    id: str
+    ended_us: int
+    server: str = ""
+
+
+class DaySlowest:
+    """The slowest runs of the types of a queue on one day, of one server."""
+
+    def __init__(self) -> None:
+        self.floors: dict[str, float] = {}
+        """Seconds, by type: a run that does not take longer is not among the slowest ones."""
+        self._day = 0
+        self._runs: dict[str, list[SlowRun]] = {}
+        self._fresh: dict[str, list[SlowRun]] = {}
+
+    def add(self, type: str, run: SlowRun) -> None:
+        """Add a run, if it is among the slowest ones of its day."""
+        self.begin_day(run.ended_us)
+        runs = self._runs.setdefault(type, [])
+        if len(runs) == SLOWEST and run < runs[0]:
+            return
+        insort(runs, run)
+        del runs[:-SLOWEST]
+        if len(runs) == SLOWEST:
+            self.floors[type] = runs[0].run_us / 1e6
+        fresh = self._fresh.setdefault(type, [])
+        insort(fresh, run)
+        del fresh[:-SLOWEST]
+
+    def begin_day(self, now_us: int) -> None:
+        """Begin again if the day is over."""
+        if (day := now_us // DAY_US) != self._day:
+            self._day = day
+            self._runs.clear()
+            self.floors.clear()
+
+    def fresh(self) -> dict[str, list[SlowRun]]:
+        """Return the runs that were added since `forget_fresh`, by type."""
+        return self._fresh
+
+    def forget_fresh(self) -> None:
+        """Begin the list of fresh runs again, when a minute is over."""
+        self._fresh = {}
+
+
+def encode_slow_report(runs: Mapping[str, Iterable[SlowRun]]) -> bytes:
+    """Return what a server reports of a minute: its slow runs, by type."""
+    return codec.encode({type: list(each) for type, each in runs.items()})
+
+
+def decode_slow_report(data: bytes) -> dict[str, list[SlowRun]]:
+    """Return the runs in a report, by type; none if it is damaged."""
+    try:
+        runs: dict[str, list[SlowRun]] = codec.decode(data, dict[str, list[SlowRun]])
+    except codec.CodecError:
+        return {}
+    return runs
+
+
+def encode_slow_runs(runs: Iterable[SlowRun]) -> bytes:
+    """Return the stored form of the slowest runs of a type."""
+    return codec.encode(list(runs))
+
+
+def decode_slow_runs(data: bytes | None) -> list[SlowRun]:
+    """Return stored runs; none if there are none, or they are damaged."""
+    try:
+        return codec.decode(data, list[SlowRun]) if data else []
+    except codec.CodecError:
+        return []
+
+
+def slowest(runs: Iterable[SlowRun], day: int) -> list[SlowRun]:
+    """Return the slowest runs of a day and of the day before, each once, the slowest first."""
+    chosen: dict[int, list[SlowRun]] = {day: [], day - 1: []}
+    for run in sorted(set(runs), reverse=True):
+        of_day = chosen.get(run.ended_us // DAY_US)
+        if of_day is not None and len(of_day) < SLOWEST:
+            of_day.append(run)
+    return sorted([run for of_day in chosen.values() for run in of_day], reverse=True)
