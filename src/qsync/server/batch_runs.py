@@ -206,7 +206,8 @@ class BatchRuns:
             else:
                 entries[leased.lane.queue] = [(leased, record)]
         for queue, of_queue in entries.items():
-            self._settlers[queue].add_all(of_queue, [(of_queue[0][0], boot_s())])
+            first = [(of_queue[0][0], boot_s())]
+            self._settlers[queue].add_all(of_queue, first, first)
 
     def _complete(self, tasks: Sequence[LeasedTask]) -> None:
         """Complete tasks that have no options and were not stopped."""
@@ -214,5 +215,6 @@ class BatchRuns:
         if self._metrics is not None or len(self._settlers) > 1:
             self._settle(tasks, records)
             return
+        first = [(tasks[0], boot_s())]
         for settler in self._settlers.values():
-            settler.add_all([*zip(tasks, records, strict=True)], [(tasks[0], boot_s())])
+            settler.add_all([*zip(tasks, records, strict=True)], first, first)
