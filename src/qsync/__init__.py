@@ -6,10 +6,6 @@ maps task types to handlers.
 
 import typing
 
-from qsync.app import Qsync
-from qsync.backoff import ExponentialBackoff
-from qsync.broker.stored_schedules import StoredSchedule
-from qsync.client import AsyncClient, Client
 from qsync.errors import (
     ConfigError,
     DuplicateTask,
@@ -29,16 +25,20 @@ from qsync.errors import (
     TaskNotFound,
     TaskNotWaiting,
 )
-from qsync.handle import AsyncHandle, Handle
-from qsync.mux import CallNext, Middleware, Mux
-from qsync.server.current import current
-from qsync.state import TaskState
-from qsync.task import CRITICAL, DEFAULT, LOWER, Task, TaskInfo, TaskStatus
 from qsync.version import __version__
 
 if typing.TYPE_CHECKING:
+    from qsync.app import Qsync
+    from qsync.backoff import ExponentialBackoff
+    from qsync.broker.stored_schedules import StoredSchedule
+    from qsync.client import AsyncClient, Client
+    from qsync.handle import AsyncHandle, Handle
     from qsync.inspector import Inspector
+    from qsync.mux import CallNext, Middleware, Mux
+    from qsync.server.current import current
     from qsync.server.server import Server
+    from qsync.state import TaskState
+    from qsync.task import CRITICAL, DEFAULT, LOWER, Task, TaskInfo, TaskStatus
 
 __all__ = [
     "CRITICAL",
@@ -82,16 +82,33 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "qsync.app": ("Qsync",),
+    "qsync.backoff": ("ExponentialBackoff",),
+    "qsync.broker.stored_schedules": ("StoredSchedule",),
+    "qsync.client": ("AsyncClient", "Client"),
+    "qsync.handle": ("AsyncHandle", "Handle"),
+    "qsync.inspector": ("Inspector",),
+    "qsync.mux": ("CallNext", "Middleware", "Mux"),
+    "qsync.server.current": ("current",),
+    "qsync.server.server": ("Server",),
+    "qsync.state": ("TaskState",),
+    "qsync.task": ("CRITICAL", "DEFAULT", "LOWER", "Task", "TaskInfo", "TaskStatus"),
+}
+"""Public names by the module that is imported at the first use of one of them: a program imports
+only what it uses. (The errors are imported at once, since all modules need them.)"""
+
+
 if not typing.TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name):
-        """Import a class at its first use: a program that only enqueues starts sooner without."""
-        if name == "Inspector":
-            from qsync.inspector import Inspector as value
-        elif name == "Server":
-            from qsync.server.server import Server as value
-        else:
+        """Import the module of a public name at its first use."""
+        module = next((module for module, names in _MODULES.items() if name in names), None)
+        if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = getattr(importlib.import_module(module), name)
         globals()[name] = value
         return value
 

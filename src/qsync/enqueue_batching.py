@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 from qsync.broker import op_values, ops
-from qsync.broker.aio_pool import LINE_S
-from qsync.broker.protocol import LATE_S
+from qsync.broker.base import LATE_S, LINE_S
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.loop_internals import is_quiet
 

@@ -16,7 +16,6 @@ from typing import (
     cast,
     overload,
 )
-from zoneinfo import ZoneInfo
 
 from qsync.batch_function import BatchDecorator, BatchFunction
 from qsync.bounds import Bounds, WhenFull, bounds_of
@@ -42,6 +41,8 @@ from qsync.task_function import (
 from qsync.times import Duration
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from qsync.server.periodic import PeriodicTask
 
 P = ParamSpec("P")

@@ -13,14 +13,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from qsync.backoff import Backoff
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
-from qsync.broker.listeners import Subscription
 from qsync.errors import QsyncError
 from qsync.subscriptions import AsyncPlacement, Listener, Placement
+
+if TYPE_CHECKING:
+    from qsync.broker.listeners import Subscription
 
 log: Final = logging.getLogger("qsync.client")
 

@@ -13,14 +13,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from hashlib import sha256
 from itertools import islice
-from typing import Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-from cronsim import CronSim, CronSimError
+from typing import (
+    TYPE_CHECKING,
+    Literal,
+    NamedTuple,
+    Protocol,
+    cast,
+    get_args,
+    runtime_checkable,
+)
 
 from qsync.errors import InvalidTask
 from qsync.keys import shorten
 from qsync.phrase import Phrase, phrase, plural_phrase
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 Missed = Literal["skip", "once", "all"]
 """What to do with ticks that came while no server was running; see `due_ticks`."""
@@ -162,10 +170,10 @@ class Cron:
     # match: __post_init__ checks that, and every kind of year recurs within 40 years.
 
     def _match_after(self, wall: datetime) -> datetime:
-        return next(CronSim(self.expression, wall))
+        return next(_cron_matches(self.expression, wall))
 
     def _match_until(self, wall: datetime) -> datetime:
-        return next(CronSim(self.expression, wall + _SECOND, reverse=True))
+        return next(_cron_matches(self.expression, wall + _SECOND, reverse=True))
 
     def _ticks_at(self, wall: datetime, change: _Change) -> tuple[datetime, ...]:
         """Return the ticks, in UTC, of a matching reading that the change skips or repeats."""
@@ -328,12 +336,26 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
     return name
 
 
+def _cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> Iterator[datetime]:
+    """Return the readings after `wall` that match, or those before it, the nearest first.
+
+    Raises ValueError if the expression is not valid, or has a number with thousands of digits.
+    """
+    # Imported here, so that programs without cron schedules start sooner.
+    from cronsim import CronSim, CronSimError
+
+    try:
+        return CronSim(expression, wall, reverse)
+    except CronSimError as error:
+        raise ValueError(str(error)) from None
+
+
 def _cron_fields(expression: object) -> list[str]:
     if not isinstance(expression, str):
         raise InvalidTask(f"cron={expression!r:.200}: give a string")
     try:
-        CronSim(expression, _EPOCH)
-    except (CronSimError, ValueError) as error:  # ValueError: a number with thousands of digits
+        _cron_matches(expression, _EPOCH)
+    except ValueError as error:
         why = _cron_problem(expression.split(), str(error))
         raise InvalidTask(_field_error("cron", expression, why)) from error
     return expression.split()
@@ -373,8 +395,8 @@ def _cron_problem(fields: list[str], error: str) -> Phrase:
 
 def _is_cron(expression: str) -> bool:
     try:
-        CronSim(expression, _EPOCH)
-    except (CronSimError, ValueError):
+        _cron_matches(expression, _EPOCH)
+    except ValueError:
         return False
     return True
 
@@ -382,6 +404,8 @@ def _is_cron(expression: str) -> bool:
 def _time_zone(tz: object) -> tzinfo:
     if tz == "UTC":
         return UTC  # needs no time zone database
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here, like cronsim
+
     try:
         if isinstance(tz, str):
             return ZoneInfo(tz)
@@ -414,7 +438,7 @@ def schedule_of(
     if (cron is None) == (every is None):
         raise InvalidTask(phrase("schedule: give either cron= or every="))
     if cron is not None:
-        name = tz.key if isinstance(tz, ZoneInfo) else tz
+        name = getattr(tz, "key", tz)  # of a ZoneInfo
         return Cron(cron, tz="UTC" if tz is None else cast("str", name))
     if tz is not None:
         raise InvalidTask(

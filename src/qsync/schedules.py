@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qsync import codec
 from qsync.broker import registry_ops, schedule_ops
@@ -35,6 +34,9 @@ from qsync.new_task import new_nonce
 from qsync.phrase import phrase
 from qsync.schedule import Missed, Periodic, check_schedule_name, schedule_of
 from qsync.task import Task
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 T = TypeVar("T")
 

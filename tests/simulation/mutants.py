@@ -17,9 +17,9 @@ from msgspec.structs import replace
 
 from qsync import schedule
 from qsync.broker import aio, base, blocking, error_mapping, schedule_ops
+from qsync.broker.base import noop
 from qsync.broker.error_mapping import Fault
 from qsync.broker.exchanges import evalsha
-from qsync.broker.protocol import noop
 from qsync.enqueue_batching import Batcher
 from qsync.server import leases, periodic, server, stored_ticks
 from qsync.server import queue_state as lane_module

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from qsync.broker.aio_pool import LINE_S
-from qsync.broker.base import DEFAULT_PATIENCE_S
+from qsync.broker.base import DEFAULT_PATIENCE_S, LINE_S
 from qsync.errors import DuplicateTask, QueueFull, Retry, SkipRetry, StoreUnavailable
 from qsync.mux import Mux
 from qsync.server.current import current

@@ -13,6 +13,7 @@ import asyncio
 import encodings.idna  # noqa: F401 - asyncio imports it for the first name that it looks up
 import json
 import logging
+import secrets  # noqa: F401 - redis-py imports it for the first blocking pool
 import sys
 from pathlib import Path
 from typing import Final

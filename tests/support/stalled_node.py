@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from qsync.broker import aio, base, blocking, redis_clients, registry_ops, views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.base import DEFAULT_PATIENCE_S
+from qsync.broker.base import DEFAULT_PATIENCE_S, noop
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.protocol import noop
 from qsync.client import AsyncClient, Client
 from qsync.errors import StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys

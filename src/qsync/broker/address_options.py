@@ -7,7 +7,6 @@ is a ValueError that begins with the option's name and never shows the value, wh
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 import ssl
@@ -151,6 +150,8 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
     """
     if name in _OURS:
         return f"{name}: qsync sets this option itself; take it out"
+    import difflib  # here, since few programs misspell an option
+
     known = [*OPTIONS, *SENTINEL_OPTIONS]
     close = difflib.get_close_matches(name.lower(), known, 1, 0.7)
     is_name = re.fullmatch(r"[A-Za-z_]{1,40}", name) and (has_value or close)

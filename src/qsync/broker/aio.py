@@ -6,28 +6,25 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
-
-import redis.asyncio
-import redis.exceptions as failures
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qsync.backoff import AWAY_CAP_S, Backoff
-from qsync.broker import redis_clients
+from qsync.broker import redis_clients, redis_errors
 from qsync.broker.address import Address
-from qsync.broker.aio_pool import LINE_S, AioPool
 from qsync.broker.base import (
     DEFAULT,
     DEFAULT_PATIENCE_S,
+    LINE_S,
     MAP_S,
     BaseBroker,
     Patience,
     ends_in,
     exchange_end,
+    noop,
 )
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability
 from qsync.broker.error_mapping import (
-    LIBRARY_ERRORS,
     Fault,
     classify,
     is_demoted,
@@ -43,11 +40,15 @@ from qsync.broker.exchanges import (
     probe_durability,
     send_calls,
 )
-from qsync.broker.listeners import AsyncSubscription, BlockingPop
-from qsync.broker.protocol import noop
 from qsync.broker.slot_map import ASK_MAP, Node, SlotMap, is_silence
 from qsync.broker.store_info import StoreInfo, parse_info
 from qsync.errors import ConfigError, QsyncError
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+    from qsync.broker.aio_pool import AioPool
+    from qsync.broker.listeners import AsyncSubscription, BlockingPop
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ RECONNECT_S: Final = 0.1
 """Minimum time between a refused connection and the next attempt, for all callers, in seconds."""
 
 
-class AsyncBroker(BaseBroker[AioPool]):
+class AsyncBroker(BaseBroker["AioPool"]):
     """Runs calls on the store from one event loop. Concurrent calls use up to `connections`."""
 
     def __init__(
@@ -110,7 +111,7 @@ class AsyncBroker(BaseBroker[AioPool]):
     ) -> bool:
         try:
             pool = self._pool_for(await self._node_of(key, ends))
-        except LIBRARY_ERRORS:
+        except redis_errors.LIBRARY_ERRORS:
             return False
         probe = probe_durability(durability, self.address)
         return bool(await self._run_exchanges(pool, probe, ends))
@@ -126,7 +127,7 @@ class AsyncBroker(BaseBroker[AioPool]):
             return parse_info(await self._execute("INFO"))
         except ConfigError as error:
             cause = error.__cause__
-            if isinstance(cause, failures.NoPermissionError) or is_unsupported(cause):
+            if isinstance(cause, redis_errors.NoPermissionError) or is_unsupported(cause):
                 return StoreInfo(None, "unknown", None)
             raise
 
@@ -140,7 +141,7 @@ class AsyncBroker(BaseBroker[AioPool]):
         [reply] = await self._exchange(self._pool_for(node), [command])
         if not isinstance(reply, BaseException):
             return reply
-        if isinstance(reply, failures.ResponseError) and classify(reply) is not Fault.TRANSIENT:
+        if isinstance(reply, redis_errors.ResponseError) and classify(reply) is not Fault.TRANSIENT:
             return None
         raise unavailable(reply, self.address) from reply
 
@@ -154,11 +155,15 @@ class AsyncBroker(BaseBroker[AioPool]):
 
     def blocking_pops(self, keys: Sequence[str]) -> list[BlockingPop]:
         """Return connections that block on these lists: one for all, in a cluster one per list."""
+        from qsync.broker.listeners import BlockingPop  # imports redis-py
+
         if self._slots is not None:
             return [BlockingPop(self, (key,)) for key in keys]
         return [BlockingPop(self, tuple(keys))]
 
     def subscribe(self, node: Node | None) -> AsyncSubscription:
+        from qsync.broker.listeners import AsyncSubscription  # imports redis-py
+
         return AsyncSubscription(self, node)
 
     async def aclose(self) -> None:
@@ -197,6 +202,8 @@ class AsyncBroker(BaseBroker[AioPool]):
     def _pool_for(self, node: Node | None) -> AioPool:
         pool = self._pools.get(node)
         if pool is None:
+            from qsync.broker.aio_pool import AioPool  # imports redis-py
+
             client = redis_clients.async_node_client(
                 self._address_of(node),
                 connections=self._connections,
@@ -232,7 +239,7 @@ class AsyncBroker(BaseBroker[AioPool]):
             answers: list[Any] = await self._run_exchanges(pool, exchanges, ends, overlap)
             return answers
         replies = await self._exchange(pool, (command,), ends, overlap)
-        if isinstance(replies[0], failures.ResponseError):
+        if isinstance(replies[0], Exception):
             exchanges = after_lone(calls, replies, self.flow_queues)
             return list(await self._run_exchanges(pool, exchanges, ends))
         return replies
@@ -250,7 +257,7 @@ class AsyncBroker(BaseBroker[AioPool]):
                     answer = await self._run_exchanges(self._pool_for(node), exchanges, ends)
         except StopIteration as end:
             return end.value
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             return error
 
     async def _run_exchanges(
@@ -298,7 +305,7 @@ class AsyncBroker(BaseBroker[AioPool]):
 
     async def _ask_nodes(self, slots: SlotMap) -> Node:
         """Fetch the slot map; ask another node as well each time MAP_S passes without a reply."""
-        error: Exception = failures.TimeoutError("no node of the cluster returned the slot map")
+        error: Exception = redis_errors.TimeoutError("no node of the cluster returned the slot map")
         asked: dict[asyncio.Task[list[Any]], Node] = {}
         nodes = slots.candidates()
         try:
@@ -337,7 +344,7 @@ class AsyncBroker(BaseBroker[AioPool]):
             queued = not pool.available
             try:
                 connection = await pool.acquire(self._limit(ends))
-            except LIBRARY_ERRORS as error:
+            except redis_errors.LIBRARY_ERRORS as error:
                 if not isinstance(error, TimeoutError) and not isinstance(
                     error.__cause__, TimeoutError
                 ):

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final
+from typing import Any
 
 from qsync.broker import redis_clients
-from qsync.broker.protocol import LATE_S, PlainConnection, RedisConnection, wrap_connection
-
-LINE_S: Final = 1.0
-"""Time after the store's last reply, in seconds, for which waiting callers do not time out."""
+from qsync.broker.base import LATE_S, LINE_S
+from qsync.broker.protocol import PlainConnection, RedisConnection, wrap_connection
 
 
 class AioPool:

@@ -9,10 +9,10 @@ from enum import Enum
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from qsync.backoff import Backoff
-from qsync.broker import redis_clients
+from qsync.broker import redis_clients, redis_errors
 from qsync.broker.address import Address
 from qsync.broker.call import Call
-from qsync.broker.error_mapping import LIBRARY_ERRORS, Fault, classify, translate
+from qsync.broker.error_mapping import Fault, classify, translate
 from qsync.broker.slot_map import Node, SlotMap, name_of
 from qsync.errors import QsyncError
 
@@ -27,6 +27,13 @@ ONE_TRY_S: Final = 2.0
 
 MAP_S: Final = 0.5
 """Time without a reply after which another cluster node is asked for the slot map, in seconds."""
+
+
+LINE_S: Final = 1.0
+"""Time after the store's last reply, in seconds, for which waiting callers do not time out."""
+
+LATE_S: Final = 0.1
+"""Delay of a timer, in seconds, that shows that the event loop was blocked."""
 
 
 class _Default(Enum):
@@ -83,7 +90,7 @@ class BaseBroker(Generic[PoolT]):
         """Return the node that holds a key, without I/O; None: the only node, or not known."""
         try:
             return None if self._slots is None else self._slots.best_guess(key)
-        except LIBRARY_ERRORS:
+        except redis_errors.LIBRARY_ERRORS:
             return None
 
     def _timed(self, calls: Sequence[Call[T]]) -> Sequence[Call[T]]:
@@ -117,6 +124,10 @@ class BaseBroker(Generic[PoolT]):
         error = translate(reply, call, self.address)
         error.__cause__ = reply
         return error
+
+
+def noop() -> None:
+    """Do nothing; the default of `overlap`."""
 
 
 def ends_in(patience: float | None) -> float:

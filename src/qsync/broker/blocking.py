@@ -9,18 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import redis
-import redis.exceptions as failures
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qsync.backoff import Backoff
-from qsync.broker import redis_clients
-from qsync.broker.base import DEFAULT, MAP_S, BaseBroker, Patience, ends_in, exchange_end
-from qsync.broker.blocking_pool import Pool
+from qsync.broker import redis_clients, redis_errors
+from qsync.broker.base import DEFAULT, MAP_S, BaseBroker, Patience, ends_in, exchange_end, noop
 from qsync.broker.call import Call, Durability
 from qsync.broker.error_mapping import (
-    LIBRARY_ERRORS,
     Fault,
     classify,
     is_demoted,
@@ -35,15 +30,19 @@ from qsync.broker.exchanges import (
     probe_durability,
     send_calls,
 )
-from qsync.broker.listeners import Subscription
-from qsync.broker.protocol import noop
 from qsync.broker.slot_map import ASK_MAP, Node, SlotMap, is_silence
 from qsync.errors import QsyncError
+
+if TYPE_CHECKING:
+    import redis
+
+    from qsync.broker.blocking_pool import Pool
+    from qsync.broker.listeners import Subscription
 
 T = TypeVar("T")
 
 
-class Broker(BaseBroker[Pool]):
+class Broker(BaseBroker["Pool"]):
     """Runs calls on the store and blocks until they return. Safe for threads and across forks."""
 
     def run(self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None) -> T:
@@ -88,7 +87,7 @@ class Broker(BaseBroker[Pool]):
         """
         try:
             pool = self._pool_for(self._node_of(key, ends))
-        except LIBRARY_ERRORS:
+        except redis_errors.LIBRARY_ERRORS:
             return False
         return bool(self._run_exchanges(pool, probe_durability(durability, self.address), ends))
 
@@ -114,7 +113,7 @@ class Broker(BaseBroker[Pool]):
         [reply] = self._exchange(self._pool_for(node), [command], ends)
         if not isinstance(reply, BaseException):
             return reply
-        if isinstance(reply, failures.ResponseError) and classify(reply) is not Fault.TRANSIENT:
+        if isinstance(reply, redis_errors.ResponseError) and classify(reply) is not Fault.TRANSIENT:
             return None
         raise unavailable(reply, self.address) from reply
 
@@ -123,6 +122,8 @@ class Broker(BaseBroker[Pool]):
 
         None: the only node.
         """
+        from qsync.broker.listeners import Subscription  # imports redis-py
+
         return Subscription(self, node)
 
     def close(self) -> None:
@@ -151,6 +152,8 @@ class Broker(BaseBroker[Pool]):
     def _pool_for(self, node: Node | None) -> Pool:
         pool = self._pools.get(node)
         if pool is None:
+            from qsync.broker.blocking_pool import Pool  # imports redis-py
+
             limit, timeout = self._connections, self._read_timeout
             client = redis_clients.node_client(
                 self._address_of(node), connections=limit, read_timeout=timeout
@@ -173,7 +176,7 @@ class Broker(BaseBroker[Pool]):
             answers: list[Any] = self._run_exchanges(pool, exchanges, ends, overlap)
             return answers
         replies = self._exchange(pool, (command,), ends, overlap)
-        if isinstance(replies[0], failures.ResponseError):
+        if isinstance(replies[0], Exception):
             exchanges = after_lone(calls, replies, self.flow_queues)
             return list(self._run_exchanges(pool, exchanges, ends))
         return replies
@@ -191,7 +194,7 @@ class Broker(BaseBroker[Pool]):
                     answer = self._run_exchanges(self._pool_for(node), exchanges, ends)
         except StopIteration as end:
             return end.value
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             return error
 
     def _run_exchanges(
@@ -227,7 +230,7 @@ class Broker(BaseBroker[Pool]):
 
         Each node gets MAP_S to reply; if all fail, each gets the whole read timeout.
         """
-        error: Exception = failures.TimeoutError("no time left to fetch the cluster's slot map")
+        error: Exception = redis_errors.TimeoutError("no time left to fetch the cluster's slot map")
         for limit in (MAP_S, self._read_timeout):
             for node in slots.candidates():
                 node_ends = min(ends, time.monotonic() + limit)
@@ -249,7 +252,7 @@ class Broker(BaseBroker[Pool]):
     ) -> list[Any]:
         try:
             connection = pool.acquire(ends)
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             return [error] * len(commands)
         until = exchange_end(ends, self._read_timeout, used=connection.used)
         try:

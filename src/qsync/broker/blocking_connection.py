@@ -16,9 +16,9 @@ from typing import Any, Final
 import hiredis
 import redis.exceptions as failures
 
-from qsync.broker import redis_internals
-from qsync.broker.error_mapping import LIBRARY_ERRORS
-from qsync.broker.protocol import noop, pack_commands
+from qsync.broker import redis_errors, redis_internals
+from qsync.broker.base import noop
+from qsync.broker.protocol import pack_commands
 
 MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
@@ -92,7 +92,7 @@ class SocketConnection:
             if overlap is not noop:
                 overlap()
             self._read(len(commands), until, replies)
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             self.error = _described(error)
             replies += [self.error] * (len(commands) - len(replies))
         return replies
@@ -169,7 +169,7 @@ class LibraryConnection:
                     replies.append(error)
             if until is not None:
                 _limit_socket(self.raw, self._timeout)
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             self.error = error
             replies += [error] * (len(commands) - len(replies))
         return replies

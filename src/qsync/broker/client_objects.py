@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, Literal
-
-import redis
-import redis.asyncio
-import redis.asyncio.cluster
-import redis.cluster
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qsync.broker import redis_internals
 from qsync.broker.address import Address
@@ -21,12 +16,18 @@ from qsync.broker.address_options import OPTIONS, check, check_tls
 from qsync.broker.credentials import CheckedProvider
 from qsync.errors import ConfigError
 
-AnyClient = (
-    redis.Redis
-    | redis.asyncio.Redis
-    | redis.cluster.RedisCluster
-    | redis.asyncio.cluster.RedisCluster
-)
+if TYPE_CHECKING:
+    import redis.asyncio.cluster
+    import redis.cluster
+
+    AnyClient = (
+        redis.Redis
+        | redis.asyncio.Redis
+        | redis.cluster.RedisCluster
+        | redis.asyncio.cluster.RedisCluster
+    )
+else:  # without importing redis-py, which the owner of a client has done
+    AnyClient = Any
 
 _LIBRARIES: Final = ("redis", "valkey")
 _KINDS: Final[Mapping[str, Literal["node", "cluster"]]] = {

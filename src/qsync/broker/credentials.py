@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-import redis.exceptions as failures
-
+from qsync.broker import redis_errors
 from qsync.broker.address import Address
 from qsync.errors import ConfigError
 
@@ -60,7 +59,7 @@ class CheckedProvider:
 
 
 def _failed(error: Exception) -> Exception:
-    return failures.ConnectionError(f"credential_provider: {type(error).__name__}: {error}")
+    return redis_errors.ConnectionError(f"credential_provider: {type(error).__name__}: {error}")
 
 
 def _checked(credentials: Any) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ def _checked(credentials: Any) -> tuple[str, ...]:
 def _refuse(returned: object) -> tuple[str, ...]:
     """Raise an error that shows only the type of what the provider returned, which may be
     secret."""
-    raise failures.AuthenticationError(
+    raise redis_errors.AuthenticationError(
         f"credential_provider: get_credentials() returned {type(returned).__name__}, "
         "not (password,) or (user, password) as text"
     )

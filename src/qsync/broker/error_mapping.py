@@ -8,19 +8,10 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Final
 
-import redis.exceptions as failures
-
+from qsync.broker import redis_errors
 from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, StoreUnavailable
-
-LIBRARY_ERRORS: Final = (
-    failures.RedisError, failures.RedisClusterException, OSError, TimeoutError, EOFError,
-    ValueError, RuntimeError,
-)  # fmt: skip
-"""Errors that redis-py raises. asyncio raises ValueError for a reply that exceeds its buffer, and
-uvloop raises RuntimeError for a write to a connection that was just reset.
-"""
 
 
 class mapped_errors:
@@ -44,7 +35,7 @@ class mapped_errors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, LIBRARY_ERRORS):
+        if isinstance(error, redis_errors.LIBRARY_ERRORS):
             if self._on_error is not None:
                 self._on_error(error)
             raise unavailable(error, self._address) from error
@@ -58,7 +49,7 @@ class mapped_errors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, LIBRARY_ERRORS):
+        if isinstance(error, redis_errors.LIBRARY_ERRORS):
             if self._on_error is not None:
                 await self._on_error(error)
             raise unavailable(error, self._address) from error
@@ -124,7 +115,7 @@ _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
 def classify(error: BaseException) -> Fault:
     """Classify an error of redis-py or the store by what the caller can do about it."""
     text = str(error)
-    if isinstance(error, failures.OutOfMemoryError) or text.startswith("OOM"):
+    if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith("OOM"):
         return Fault.FULL
     if any(words in text for words in _WRONG_STORE_TEXTS):
         return Fault.WRONG_STORE
@@ -133,17 +124,17 @@ def classify(error: BaseException) -> Fault:
     if _TLS.search(text):
         return Fault.TLS
     denied = (
-        failures.AuthenticationError,
-        failures.AuthorizationError,
-        failures.NoPermissionError,
-        failures.AuthenticationWrongNumberOfArgsError,
+        redis_errors.AuthenticationError,
+        redis_errors.AuthorizationError,
+        redis_errors.NoPermissionError,
+        redis_errors.AuthenticationWrongNumberOfArgsError,
     )
     if isinstance(error, denied) or text.startswith(("NOPERM", "NOAUTH", "WRONGPASS")):
         return Fault.DENIED
     transient = (
-        failures.ConnectionError, failures.TimeoutError, failures.ReadOnlyError,
-        failures.ClusterError, failures.TryAgainError, failures.AskError, failures.NoScriptError,
-        failures.RedisClusterException, OSError, TimeoutError, EOFError,
+        redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ReadOnlyError,
+        redis_errors.ClusterError, redis_errors.TryAgainError, redis_errors.AskError,
+        redis_errors.NoScriptError, redis_errors.RedisClusterException, OSError, EOFError,
     )  # fmt: skip
     if isinstance(error, transient) or text.startswith(_TRANSIENT_CODES):
         return Fault.TRANSIENT
@@ -233,9 +224,9 @@ def _advice(text: str, advices: Sequence[tuple[str, str]]) -> str:
 
 def _shown(error: BaseException, address: Address) -> str:
     text = str(error)
-    if isinstance(error, failures.MovedError) and address.kind != "cluster":
+    if isinstance(error, redis_errors.MovedError) and address.kind != "cluster":
         return f"it is a node of a cluster (MOVED {text}); use redis+cluster://"
-    if isinstance(error, TimeoutError | failures.TimeoutError):
+    if isinstance(error, TimeoutError | redis_errors.TimeoutError):
         text = text or "no answer in time"
         return f"{text}; does the port speak TLS?" if address.tls else text
     return text or type(error).__name__
@@ -244,8 +235,8 @@ def _shown(error: BaseException, address: Address) -> str:
 def is_demoted(replies: Sequence[Any]) -> bool:
     """Return whether the node is no longer the primary, so that the address must be looked up."""
     for reply in replies:
-        if isinstance(reply, failures.ResponseError) and (
-            isinstance(reply, failures.ReadOnlyError | failures.MasterDownError)
+        if isinstance(reply, Exception) and (  # replies are seldom errors; this is the cheap check
+            isinstance(reply, redis_errors.ReadOnlyError | redis_errors.MasterDownError)
             or str(reply).startswith("READONLY")
         ):
             return True

@@ -11,8 +11,7 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Any, Final
 
-import redis.exceptions as failures
-
+from qsync.broker import redis_errors
 from qsync.broker.address import Address
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.error_mapping import Fault, classify, is_unsupported
@@ -89,7 +88,7 @@ def _adapted(call: Call[Any], flow_queues: set[str]) -> Call[Any]:
 def _needs_flow(call: Call[Any], reply: Any) -> bool:
     """Return whether the plain variant was refused since the queue has flow control."""
     return (
-        isinstance(reply, failures.ResponseError)
+        isinstance(reply, redis_errors.ResponseError)
         and call.script.is_plain
         and classify(reply) is Fault.SCHEMA
     )
@@ -109,7 +108,9 @@ def _send(calls: Sequence[Call[Any]]) -> Exchanges:
 def _repeat_unknown(calls: Sequence[Call[Any]], replies: list[Any]) -> Exchanges:
     """Repeat calls whose script the store does not know, as EVAL; return one reply per call."""
     missing = [
-        index for index, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
+        index
+        for index, reply in enumerate(replies)
+        if isinstance(reply, Exception) and isinstance(reply, redis_errors.NoScriptError)
     ]
     if missing:
         again = yield [eval_(calls[index]) for index in missing]
@@ -130,7 +131,7 @@ def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
     reply = None
     for command in (evalsha, eval_):
         *_, reply = yield [("ASKING",), command(call)] if asking else [command(call)]
-        if not isinstance(reply, failures.NoScriptError):
+        if not isinstance(reply, redis_errors.NoScriptError):
             break
     return reply
 
@@ -153,11 +154,11 @@ def _on_holder(slots: SlotMap, call: Call[Any]) -> ClusterSteps:
     reply: Any = None
     node: Node | None = None
     for _ in range(REDIRECTIONS):
-        asking = isinstance(reply, failures.AskError)
+        asking = isinstance(reply, redis_errors.AskError)
         asked = node or (yield call.keys[0])
         reply = yield asked, send_redirected(call, asking=asking)
         node = slots.redirect(reply, asked)
-        if node is None or (call.wait is not None and isinstance(reply, failures.AskError)):
+        if node is None or (call.wait is not None and isinstance(reply, redis_errors.AskError)):
             break
     return reply
 
@@ -177,7 +178,7 @@ def with_confirmation(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
         for index, answer in zip(unsent, answers, strict=True):
             plain = calls[index].wait is None or isinstance(answer, BaseException)
             replies[index] = answer if plain else (answer, sure)
-        unsent = [i for i in unsent if isinstance(replies[i], failures.NoScriptError)]
+        unsent = [i for i in unsent if isinstance(replies[i], redis_errors.NoScriptError)]
         if not unsent:
             break
     return replies
@@ -234,7 +235,7 @@ def _wait_command(wait: Wait) -> Command:
 
 
 def _confirmed(reply: Any) -> bool:
-    if isinstance(reply, failures.ResponseError):
+    if isinstance(reply, redis_errors.ResponseError):
         log.warning("the store refuses to confirm durability: %s", reply)
     if isinstance(reply, BaseException):
         return False

@@ -17,11 +17,11 @@ from typing import Any, Final, Protocol, TypeVar
 
 import redis.exceptions as failures
 
-from qsync.broker import redis_clients
+from qsync.broker import redis_clients, redis_errors
 from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.channels import ChannelEvent, Channels
-from qsync.broker.error_mapping import LIBRARY_ERRORS, mapped_errors, translate, unavailable
+from qsync.broker.error_mapping import mapped_errors, translate, unavailable
 from qsync.broker.exchanges import Command, send_calls
 from qsync.broker.protocol import PlainConnection, RedisConnection, pack_commands, wrap_connection
 from qsync.broker.redis_internals import socket_of
@@ -118,7 +118,7 @@ class Subscription:
                 reply = self._connection.read_response()
             except failures.ResponseError as error:
                 reply = error
-        except LIBRARY_ERRORS as error:  # cheaper than mapped_errors: every event passes here
+        except redis_errors.LIBRARY_ERRORS as error:  # cheaper than mapped_errors, for each event
             self._on_broken_connection(error)
             raise unavailable(error, self._broker.address) from error
         self._heard, self._asked = time.monotonic(), False
@@ -324,7 +324,7 @@ class AsyncSubscription:
         """
         commands = self._channels.commands(wanted)
         if commands and self._connection is not None:
-            with contextlib.suppress(*LIBRARY_ERRORS):
+            with contextlib.suppress(*redis_errors.LIBRARY_ERRORS):
                 await self._send(*commands)
 
     async def read(self) -> ChannelEvent:
@@ -352,7 +352,7 @@ class AsyncSubscription:
                 else:
                     await self._send(self._channels.ping())
                     asked = True
-        except LIBRARY_ERRORS as error:  # cheaper than mapped_errors: every event passes here
+        except redis_errors.LIBRARY_ERRORS as error:  # cheaper than mapped_errors, for each event
             await self._on_broken_connection(error)
             raise unavailable(error, self._broker.address) from error
 

@@ -14,23 +14,16 @@ import hiredis
 import redis.exceptions as failures
 
 from qsync.broker import redis_internals
+from qsync.broker.base import LATE_S, noop
 
 _MORE: Final = object()
 """Value that the parser returns while a reply is incomplete."""
-
-
-LATE_S: Final = 0.1
-"""Delay of a timer, in seconds, that shows that the event loop was blocked."""
 
 TIMER_S: Final = 0.001
 """Time by which a timer may be early, in seconds: loops round times to milliseconds."""
 
 PACKET: Final = 16 * 1024
 """Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
-
-
-def noop() -> None:
-    """Do nothing; the default of `overlap`."""
 
 
 def pack_commands(commands: Sequence[tuple[Any, ...]]) -> Iterable[bytes]:

@@ -3,27 +3,22 @@
 """Make redis-py clients from an address, with all settings of redis-py.
 
 The clients never retry. The broker retries calls, all of which may run twice; a blocking read must
-not be repeated.
+not be repeated. redis-py is imported when the first client is made: see redis_errors.py.
 """
 
 from __future__ import annotations
 
-import inspect
 import socket
 from collections.abc import Mapping
-from typing import Any, Final, cast
-
-import redis
-import redis.asyncio
-import redis.backoff
-import redis.connection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.retry import Retry
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from qsync.broker import client_objects, url
 from qsync.broker.address import Address
-from qsync.broker.sentinel import AsyncFinder, AsyncSentinelPool, Finder
 from qsync.errors import ConfigError
+
+if TYPE_CHECKING:
+    import redis.asyncio
 
 CONNECT_TIMEOUT: Final = 5.0
 READ_TIMEOUT: Final = 5.0
@@ -56,23 +51,34 @@ def _supported(address: Address) -> Address:
 
     Both the blocking and the asyncio connections must take the option.
     """
+    names = [name for name in (*address.settings, *address.finder) if name.startswith("ssl_")]
+    if not names:
+        return address
+    import inspect
+
+    import redis.asyncio.connection
+    import redis.connection
+
     classes: list[Any] = [redis.connection.SSLConnection, redis.asyncio.connection.SSLConnection]
-    for name in (*address.settings, *address.finder):
-        if name.startswith("ssl_") and any(
-            name not in inspect.signature(kind.__init__).parameters for kind in classes
-        ):
+    for name in names:
+        if any(name not in inspect.signature(kind.__init__).parameters for kind in classes):
             msg = f"url: {name}: redis-py {redis.__version__} does not have this option"
             raise ConfigError(msg)
     return address
 
 
-DRIVER: Final[dict[str, Any]] = (
-    {"driver_info": redis.DriverInfo(lib_version=redis.__version__)}
-    if hasattr(redis, "DriverInfo")
-    else {}
-)
-"""The version that connections report. By default redis-py looks it up in the metadata of its
-package for each connection, which takes some milliseconds."""
+@cache
+def _driver() -> dict[str, Any]:
+    """Return the setting for the version that connections report.
+
+    By default redis-py looks it up in the metadata of its package for each connection, which takes
+    some milliseconds.
+    """
+    import redis
+
+    if not hasattr(redis, "DriverInfo"):
+        return {}
+    return {"driver_info": redis.DriverInfo(lib_version=redis.__version__)}
 
 
 def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]:
@@ -82,10 +88,10 @@ def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]
         **address.settings,
         "socket_timeout": read_timeout,
         "protocol": 2,
-        "retry": retry(redis.backoff.NoBackoff(), 0),
+        "retry": retry,
     }
     if not settings.keys() & {"driver_info", "lib_name", "lib_version"}:
-        settings |= DRIVER
+        settings |= _driver()
     if address.tls:
         settings = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **settings}
     if not isinstance(settings.get("socket_keepalive_options"), Mapping):
@@ -100,8 +106,15 @@ def node_client(
     address: Address, *, connections: int, read_timeout: float = READ_TIMEOUT
 ) -> redis.Redis:
     """Make a blocking client of one node, or of the primary that the Sentinels name."""
-    settings = _common(address, read_timeout, Retry)
+    import redis
+    import redis.connection
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    settings = _common(address, read_timeout, Retry(NoBackoff(), 0))
     if address.kind == "sentinel":
+        from qsync.broker.sentinel import Finder
+
         settings |= {"max_connections": connections, "ssl": address.tls}
         return cast("redis.Redis", Finder(address).master_for(address.service, **settings))
     kind: Any = redis.connection.SSLConnection if address.tls else redis.connection.Connection
@@ -123,8 +136,14 @@ def async_node_client(
     Its reads have no timeout: the caller limits a whole exchange, which costs less than redis-py's
     limit for every write and read.
     """
-    settings = _common(address, read_timeout, AsyncRetry) | {"socket_timeout": None}
+    import redis.asyncio
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    settings = _common(address, read_timeout, Retry(NoBackoff(), 0)) | {"socket_timeout": None}
     if address.kind == "sentinel":
+        from qsync.broker.sentinel import AsyncFinder, AsyncSentinelPool
+
         settings |= {"max_connections": connections, "timeout": read_timeout, "ssl": address.tls}
         client = AsyncFinder(address).master_for(
             address.service, connection_pool_class=AsyncSentinelPool, **settings

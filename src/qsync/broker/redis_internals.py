@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Final
 
-import redis
-
 log: Final = logging.getLogger("qsync.broker")
 
 
@@ -94,6 +92,8 @@ def socket_of(connection: Any) -> socket.socket | None:
 @cache
 def warn_once(what: str) -> None:
     """Log a warning once per process."""
+    import redis  # at the first connection: see redis_errors.py
+
     log.warning("redis-py %s differs from those that this qsync knows: %s", redis.__version__, what)
 
 

@@ -39,8 +39,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
+
+_FOLDER: Final = Path(__file__).with_name("lua")
 
 _SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
@@ -98,7 +100,7 @@ def read(path: str) -> str:
 
     `load` reads every file through this function, so that a test can plant a mistake in one.
     """
-    return (files("qsync.broker") / "lua" / path).read_text("utf-8")
+    return (_FOLDER / path).read_text("utf-8")
 
 
 def variant(text: str, *, flow: bool) -> str:

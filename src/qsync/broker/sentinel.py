@@ -21,8 +21,9 @@ import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.retry import Retry
 
+from qsync.broker import redis_errors
 from qsync.broker.address import Address
-from qsync.broker.error_mapping import LIBRARY_ERRORS, Fault, classify
+from qsync.broker.error_mapping import Fault, classify
 
 SENTINEL_TIMEOUT: Final = 1.0
 """Timeout for connecting to a Sentinel, and for its reply, before the next one; in seconds."""
@@ -49,7 +50,7 @@ class Finder(redis.sentinel.Sentinel):
         for sentinel in self.sentinels:
             try:
                 answers.append(sentinel.sentinel_masters())
-            except LIBRARY_ERRORS as error:
+            except redis_errors.LIBRARY_ERRORS as error:
                 answers.append(error)
                 continue
             state = answers[-1].get(service_name)
@@ -74,7 +75,7 @@ class AsyncFinder(redis.asyncio.sentinel.Sentinel):
         for sentinel in self.sentinels:
             try:
                 answers.append(await sentinel.sentinel_masters())
-            except LIBRARY_ERRORS as error:
+            except redis_errors.LIBRARY_ERRORS as error:
                 answers.append(error)
                 continue
             state = answers[-1].get(service_name)

@@ -7,20 +7,29 @@ the calls for its own keys.
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import redis.exceptions as failures
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-
 from qsync.backoff import spread
+from qsync.broker import redis_errors
 from qsync.broker.address import Address
-from qsync.broker.error_mapping import LIBRARY_ERRORS
 
 Node = tuple[str, int]
 
+SLOTS: Final = 16384
+"""Number of slots of a cluster."""
+
 ASK_MAP: Final = ("CLUSTER", "SLOTS")
 """Command whose reply `SlotMap.learn` takes."""
+
+
+def slot_of(key: str) -> int:
+    """Return the slot of a key: CRC-16 (XMODEM) of its hash tag, or of all of it without a tag."""
+    _, _, rest = key.partition("{")
+    tag, brace, _ = rest.partition("}")
+    hashed = tag if brace and tag else key
+    return binascii.crc_hqx(hashed.encode(), 0) % SLOTS
 
 
 def name_of(node: Node | None) -> str:
@@ -55,15 +64,15 @@ class SlotMap:
         """Return the node that holds a key; None: fetch the map first."""
         if not self._holders:
             return None
-        node = self._holders[key_slot(key.encode())]
+        node = self._holders[slot_of(key)]
         return None if node in self._doubted else node
 
     def best_guess(self, key: str) -> Node:
         """Return the node that holds a key, suspect or not, or raise SlotNotCoveredError."""
-        node = self._holders[key_slot(key.encode())] if self._holders else None
+        node = self._holders[slot_of(key)] if self._holders else None
         if node is None:
             msg = f"no node of the cluster holds the slot of {key}"
-            raise failures.SlotNotCoveredError(msg)
+            raise redis_errors.SlotNotCoveredError(msg)
         return node
 
     def candidates(self) -> list[Node]:
@@ -78,7 +87,7 @@ class SlotMap:
         """
         try:
             self._learn(reply, asked)
-        except LIBRARY_ERRORS as error:
+        except redis_errors.LIBRARY_ERRORS as error:
             self.mark_suspect(asked)
             return error
         return None
@@ -86,7 +95,7 @@ class SlotMap:
     def _learn(self, reply: Any, asked: Node) -> None:
         if isinstance(reply, BaseException):
             raise reply
-        holders: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        holders: list[Node | None] = [None] * SLOTS
         known: dict[Node, None] = {}
         primaries: dict[Node, None] = {}
         for first, last, *nodes in reply:
@@ -96,7 +105,7 @@ class SlotMap:
             known.update(dict.fromkeys(places))
         if not primaries:
             msg = f"{asked[0]}:{asked[1]} knows no node that holds slots of the cluster"
-            raise failures.ClusterDownError(msg)
+            raise redis_errors.ClusterDownError(msg)
         self.primaries, self._known = tuple(primaries), tuple(known)
         self._holders, self._doubted = holders, frozenset()
 
@@ -109,14 +118,14 @@ class SlotMap:
 
         Returns the node to send the command to instead, or None.
         """
-        if isinstance(reply, failures.MovedError):
+        if isinstance(reply, redis_errors.MovedError):
             moved = self._node(reply.host, reply.port, asked)
             if self._holders:
                 self._holders[reply.slot_id] = moved
             return moved
-        if isinstance(reply, failures.AskError):
+        if isinstance(reply, redis_errors.AskError):
             return self._node(reply.host, reply.port, asked)
-        if isinstance(reply, failures.ClusterDownError):
+        if isinstance(reply, redis_errors.ClusterDownError):
             self._doubted = frozenset(self._known)
         elif is_silence(reply):
             self.mark_suspect(asked)
@@ -131,4 +140,5 @@ class SlotMap:
 
 def is_silence(reply: Any) -> bool:
     """Return whether a node gave no reply: it was unreachable or timed out."""
-    return isinstance(reply, LIBRARY_ERRORS) and not isinstance(reply, failures.ResponseError)
+    errors = redis_errors.LIBRARY_ERRORS
+    return isinstance(reply, errors) and not isinstance(reply, redis_errors.ResponseError)

@@ -11,10 +11,9 @@ from typing import Any, Final, Self, TypeVar, overload
 
 from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.base import ends_in
+from qsync.broker.base import ends_in, noop
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.op_values import Enqueued
-from qsync.broker.protocol import noop
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
 from qsync.enqueue_batching import Batcher, InFlight, copy_for_caller

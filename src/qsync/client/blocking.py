@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self, TypeVar, overload
 
 from qsync.broker import ops, views
-from qsync.broker.base import ends_in
+from qsync.broker.base import ends_in, noop
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.op_values import Enqueued
-from qsync.broker.protocol import noop
 from qsync.bulk_enqueue import BulkEnqueue, fitting
 from qsync.client.base import ClientBase
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -49,7 +48,7 @@ def cpu_count() -> int:
 
 def new_server_id() -> str:
     """Return a random, unique server id."""
-    return secrets.token_hex(12)
+    return os.urandom(12).hex()
 
 
 def holder_of(given: str | None, server_id: str) -> str:
@@ -58,7 +57,7 @@ def holder_of(given: str | None, server_id: str) -> str:
     A given id, such as a host name, may be used again after a restart, or by two servers at once.
     The suffix keeps their leases apart; each holder numbers its fetches from 1.
     """
-    return server_id if given is None else f"{server_id}~{secrets.token_hex(4)}"
+    return server_id if given is None else f"{server_id}~{os.urandom(4).hex()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

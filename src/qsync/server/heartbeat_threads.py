@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from qsync.broker import blocking_pool  # noqa: F401 - loaded before the first beat needs it
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.server.heartbeat import Heartbeat
