@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -15,7 +14,11 @@ from qsync.broker.op_values import LeaseRef
 from qsync.errors import QueueFull
 from qsync.limit import LimitRule
 from qsync.state import TaskState
-from tests.support.mutation import planted
+from tests.scripts.model.mistakes import (
+    bulk_call_passes_a_bound,
+    removed_bytes_count_on,
+    scheduled_tasks_pass_a_bound,
+)
 from tests.support.queue_driver import BINARIES, DAY, LAPSE, Rig, S
 
 WAITING = ("pending", "limited", "scheduled", "retry")
@@ -259,28 +262,8 @@ def test_bytes_are_exact_and_bounds_hold_in_random_histories(rig: Rig, when_full
         check(rig, seed, when_full)
 
 
-def bulk_call_passes_a_bound() -> AbstractContextManager[None]:
-    """Only the first task of a call is counted."""
-    right = "tasks = math.max(waiting + created - most_tasks, 0),"
-    wrong = "tasks = math.max(waiting + 1 - most_tasks, 0),"
-    return planted("include/queue_bounds.lua", right, wrong)
-
-
-def dropped_bytes_are_kept() -> AbstractContextManager[None]:
-    """Mistake: the size of deleted messages is not subtracted."""
-    right = "    add_bytes(-stored_bytes(ids))\n"
-    return planted("include/forget_tasks.lua", right, "")
-
-
-def scheduled_tasks_do_not_count() -> AbstractContextManager[None]:
-    """A delay passes the bound."""
-    right = "ipairs({ KEYS.pending, KEYS.limited, KEYS.scheduled, KEYS.retry })"
-    wrong = "ipairs({ KEYS.pending, KEYS.limited, KEYS.retry })"
-    return planted("include/queue_bounds.lua", right, wrong)
-
-
 @pytest.mark.parametrize(
-    "mistake", [bulk_call_passes_a_bound, dropped_bytes_are_kept, scheduled_tasks_do_not_count]
+    "mistake", [bulk_call_passes_a_bound, removed_bytes_count_on, scheduled_tasks_pass_a_bound]
 )
 def test_planted_mistakes_are_found(rig: Rig, mistake: Any) -> None:
     with mistake(), pytest.raises(AssertionError):

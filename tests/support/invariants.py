@@ -14,9 +14,9 @@ from tests.support.tally import with_tally
 
 VERBS: Final[dict[str, tuple[str, ...]]] = {
     # What may happen to a task in a call, in order.
-    "enqueue": ("enqueue", "replace", "open"),
-    "tick": ("enqueue", "replace", "open"),
-    "tick_schedules": ("enqueue", "replace", "open"),
+    "enqueue": ("drop", "enqueue", "replace", "open"),
+    "tick": ("drop", "enqueue", "replace", "open"),
+    "tick_schedules": ("drop", "enqueue", "replace", "open"),
     "fetch": ("promote", "lapse", "open", "fetch", "park", "sweep", "trim", "open"),
     "complete": ("complete", "open"),
     "retry": ("retry", "open"),
@@ -30,6 +30,8 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     "delete": ("delete", "open"),
     "put_limit_rules": (),
     "set_limit": (),
+    "put_program_bounds": (),
+    "set_bounds": (),
     "pause_type": (),
     "resume_type": (),
     "purge": ("purge", "delete", "open"),
@@ -131,7 +133,9 @@ def comparable(dump: Dump) -> Dump:
     meta = {
         f: v
         for f, v in dump.get("meta", {}).items()
-        if f in (b"v", b"paused") or f.startswith(b"virtual:") or (f, v) == (b"schema", b"2")
+        if f in (b"v", b"paused", b"bounds", b"!bounds", b"bytes")
+        or f.startswith(b"virtual:")
+        or (f, v) == (b"schema", b"2")
     }
     counted = with_tally(dump.get("stats", {}), dump.get("meta", {}))
     stats = {f: v for f, v in counted.items() if b":" not in f}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from hypothesis import strategies as st
 
+from qsync.bounds import Bounds, WhenFull
 from qsync.broker.op_values import FetchPolicy
 from qsync.limit import LimitRule
 from tests.support.damage import HASHES, SETS, Damage
@@ -55,10 +56,12 @@ RULES: Final = {
 """Rules of the program: `free` has none."""
 
 WEIGHTS: Final = {
-    "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
+    "enqueue": 6, "enqueue_finished": 2, "burst": 4, "tick": 2,
+    "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "pause_type": 2, "resume_type": 3,
-    "set_limit": 2, "put_limit_rules": 1, "renew": 2, "mark_started": 3, "progress": 1,
+    "set_limit": 2, "put_limit_rules": 1, "put_program_bounds": 2, "set_bounds": 2,
+    "renew": 2, "mark_started": 3, "progress": 1,
     "cancel": 4, "run": 4, "edit": 4, "reschedule": 3, "replace_active": 4,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
@@ -91,8 +94,17 @@ treatment = st.lists(
     max_size=5,
 )  # fmt: skip
 
+bounds = st.builds(
+    Bounds,
+    max_tasks=st.sampled_from((None, 1, 2, 3, 5)),
+    max_bytes=st.sampled_from((None, 150, 400)),
+    when_full=st.sampled_from(get_args(WhenFull)),
+)
+
 ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
+    "enqueue_finished": st.tuples(known, st.booleans()),
+    "burst": st.tuples(st.lists(options, min_size=1, max_size=4)),
     "tick": st.tuples(ids, options, st.sampled_from((0, 0, 0, 1, -1))),
     "put_schedule": st.tuples(schedules, st.sampled_from((S, 40 * S)), records),
     "tick_schedules": st.tuples(
@@ -142,6 +154,8 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "put_limit_rules": st.tuples(
         st.sampled_from(("c", "r")), st.sampled_from((*RULES.values(), LimitRule(concurrency=3)))
     ),
+    "put_program_bounds": st.tuples(bounds),
+    "set_bounds": st.tuples(st.one_of(st.none(), bounds)),
     "pause_type": st.tuples(st.sampled_from(("type", "other", "other"))),
     "resume_type": st.tuples(st.sampled_from(("type", "other"))),
     "stopped": st.tuples(held),

@@ -22,7 +22,9 @@ from hypothesis.stateful import (
 from msgspec import structs
 
 from qsync import codec
+from qsync.bounds import NO_BOUNDS, Bounds
 from qsync.broker import (
+    bounds_ops,
     limit_ops,
     operator_ops,
     ops,
@@ -51,6 +53,7 @@ from tests.scripts.model.actions import (
     SENDERS,
     SERVERS,
     actions,
+    bounds,
     options,
 )
 from tests.scripts.model.model import Model
@@ -90,19 +93,28 @@ class Scripts(RuleBasedStateMachine):
         kinds=st.lists(options, min_size=len(IDS), max_size=len(IDS)),
         wanted=st.integers(0, 6),
         crashed=st.booleans(),
-        flow=st.sampled_from(("plain", "variant", "limits", "limits")),
+        flow=st.sampled_from(("plain", "variant", "limits", "limits", "bounds", "bounds")),
+        bounds=bounds,
         many=st.sampled_from((False,) * 15 + (True,)),
     )
     def begin(
-        self, kinds: list[dict[str, Any]], wanted: int, crashed: bool, flow: str, many: bool
+        self,
+        kinds: list[dict[str, Any]],
+        wanted: int,
+        crashed: bool,
+        flow: str,
+        bounds: Bounds,
+        many: bool,
     ) -> None:
         """Some tasks of all kinds, some of them active, perhaps for the second time.
 
-        `flow`: which variants of the scripts are called, and whether tasks have limits.
+        `flow`: which variants of the scripts are called, and whether tasks have limits, and the
+        queue bounds beside them.
         """
         self.flow = flow
         self._restart()
         self.enqueue(list(zip(IDS, kinds, strict=True)))
+        self.put_program_bounds(bounds)
         if many:  # more than one fetch promotes
             self.enqueue([(f"many-{n}", {"delay": 5}) for n in range(120)])
             self.await_due(0, 0, "t", 1)
@@ -124,8 +136,12 @@ class Scripts(RuleBasedStateMachine):
         self.dump: Dump = {}
         if self.flow == "variant":
             self.rig.broker.flow_queues.add(self.rig.keys.base)
-        if self.flow == "limits":
+        if self.has_limits:
             self.do("put_limit_rules", RULES)
+
+    @property
+    def has_limits(self) -> bool:
+        return self.flow in ("limits", "bounds")
 
     def teardown(self) -> None:
         self.make_room()
@@ -143,8 +159,21 @@ class Scripts(RuleBasedStateMachine):
         sender = SENDERS[self.number % len(SENDERS)]
         if any(options.keys() >= REMEMBERED_REPLACEMENT for _, options in tasks):
             sender = sender or SENDERS[1]
+        if self.flow == "bounds":  # a task that the first call finds, and drops, would be new
+            sender = sender or SENDERS[2]
         sent = [self.made(id, options) for id, options in tasks]
         self.do("enqueue", sent, sender=sender, number=self.number)
+
+    def enqueue_finished(self, pick: int, retention: bool) -> None:
+        """Enqueue an id that is remembered though its task has left the queue, if there is one."""
+        gone = [id for id in self.model.recent if id not in self.model.tasks] or IDS
+        options = {"remember_us": 100 * S} | ({"retention": 20} if retention else {})
+        self.enqueue([(gone[pick % len(gone)], options)])
+
+    def burst(self, kinds: list[dict[str, Any]]) -> None:
+        """Enqueue tasks with other ids, so that a queue with bounds becomes full."""
+        if self.flow == "bounds":
+            self.enqueue([(f"{self.number}-{n}", kind) for n, kind in enumerate(kinds)])
 
     def replace_active(self, delay: int | None) -> None:
         """Replace a running task, if one has a lock."""
@@ -230,7 +259,7 @@ class Scripts(RuleBasedStateMachine):
         self, picks: list[int], delay: int | None, closing: tuple[str, int], started: bool
     ) -> None:
         record = b"" if delay is None else b"unknown type"
-        limit, closed_us = closing if self.flow == "limits" else ("", 0)
+        limit, closed_us = closing if self.has_limits else ("", 0)
         self.do(
             "hand_back",
             [
@@ -240,12 +269,20 @@ class Scripts(RuleBasedStateMachine):
         )
 
     def set_limit(self, limit: str, rule: LimitRule | None) -> None:
-        if self.flow == "limits":
+        if self.has_limits:
             self.do("set_limit", limit, rule, "me")
 
     def put_limit_rules(self, name: str, rule: LimitRule) -> None:
-        if self.flow == "limits":
+        if self.has_limits:
             self.do("put_limit_rules", {name: rule})
+
+    def put_program_bounds(self, bounds: Bounds) -> None:
+        if self.flow == "bounds":
+            self.do("put_program_bounds", bounds)
+
+    def set_bounds(self, bounds: Bounds | None) -> None:
+        if self.flow == "bounds":
+            self.do("set_bounds", bounds, by="me")
 
     def pause_type(self, type: str) -> None:
         if self.flow != "plain":
@@ -389,7 +426,7 @@ class Scripts(RuleBasedStateMachine):
         self.dump = self.rig.dump()
 
     def made(self, id: str, options: dict[str, Any]) -> NewTask:
-        limits = options.get("limits", OF_IDS.get(id, ())) if self.flow == "limits" else ()
+        limits = options.get("limits", OF_IDS.get(id, ())) if self.has_limits else ()
         options = {name: value for name, value in options.items() if name != "limits"}
         return with_limits(made(id, options), *limits)
 
@@ -399,6 +436,8 @@ class Scripts(RuleBasedStateMachine):
         self.make_room()
         for name in list(self.model.stored):  # what is lost of them is for the tests of the audit
             self.delete_schedule(name, False)
+        self.put_program_bounds(NO_BOUNDS)
+        self.set_bounds(None)
         patient = Patient(self.rig, POLICY, 0)
         for one in damages:
             patient.inflict(one)
@@ -432,9 +471,16 @@ class Scripts(RuleBasedStateMachine):
         if self.full and brings_in(name, args):
             self.refused(call, QueueFull)
             return None if name != "complete" else self.do("complete_without_room", *args)
-        reply = self.rig.run(call)
         verb = "complete" if name == "complete_without_room" else name
-        expected = getattr(self.model, verb)(now, *args, **options)
+        try:
+            expected = getattr(self.model, verb)(now, *args, **options)
+        except QueueFull as full:
+            error = self.refused(call, QueueFull)
+            expected = {**vars(full), "queue": "queue"}
+            assert vars(error) == expected, f"{vars(error)}, and not {expected}"
+            self.calls.append((verb, args, options))
+            return None
+        reply = self.rig.run(call)
         assert reply == expected, f"{name} answered {reply}, not {expected}"
         before, self.dump, again, after = self.dump, *self.look_and_repeat(call)
         assert_same(comparable(self.dump), self.model.contents())
@@ -464,15 +510,14 @@ class Scripts(RuleBasedStateMachine):
         now = {"now_us": self.rig.now} if timed else {}
         return make(self.rig.keys, *args, **options, **now)
 
-    def refused(self, call: Call[Any], error: type[QsyncError]) -> None:
-        """Assert that the call is refused as a whole."""
+    def refused(self, call: Call[Any], error: type[QsyncError]) -> QsyncError:
+        """Assert that the call is refused as a whole, and return the error."""
         try:
             self.rig.run(call)
-        except error:
-            pass
-        else:
-            raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
-        assert self.rig.dump() == self.dump, "it was refused, and something was written"
+        except error as refusal:
+            assert self.rig.dump() == self.dump, "it was refused, and something was written"
+            return refusal
+        raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
         """In one round trip: dump the store, repeat the call, and dump the store and its counts
@@ -497,7 +542,9 @@ refused as remembered, and an earlier one of the call replaces the holder instea
 OTHER_TYPE: Final = ("-1", "XX")
 """Ids of the tasks whose type is `other`."""
 
-MODULES: Final = (ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops)
+MODULES: Final = (
+    ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops, bounds_ops,
+)  # fmt: skip
 """Modules with operations whose names are those of actions."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
@@ -506,7 +553,10 @@ OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
 """Operations whose name is not that of the action."""
 
 
-UNTIMED: Final = ("mark_started", "progress", "pause", "resume", "abandon", "delete_schedule")
+UNTIMED: Final = (
+    "mark_started", "progress", "pause", "resume", "abandon", "delete_schedule",
+    "put_program_bounds",
+)  # fmt: skip
 """Operations that do not ask for the time."""
 
 

@@ -387,6 +387,33 @@ def fairness_restarts_beside_waiters() -> contextlib.AbstractContextManager[None
     return planted("include/wake_next.lua", right, "  if false then\n")
 
 
+def bulk_call_passes_a_bound() -> contextlib.AbstractContextManager[None]:
+    """Only the first task of a call is counted."""
+    right = "tasks = math.max(waiting + created - most_tasks, 0),"
+    wrong = "tasks = math.max(waiting + 1 - most_tasks, 0),"
+    return planted("include/queue_bounds.lua", right, wrong)
+
+
+def removed_bytes_count_on() -> contextlib.AbstractContextManager[None]:
+    """The size of messages that leave the queue is not subtracted."""
+    right = "    add_bytes(-stored_bytes(ids))\n"
+    return planted("include/forget_tasks.lua", right, "")
+
+
+def scheduled_tasks_pass_a_bound() -> contextlib.AbstractContextManager[None]:
+    """Tasks with a delay do not count for a bound."""
+    right = "ipairs({ KEYS.pending, KEYS.limited, KEYS.scheduled, KEYS.retry })"
+    wrong = "ipairs({ KEYS.pending, KEYS.limited, KEYS.retry })"
+    return planted("include/queue_bounds.lua", right, wrong)
+
+
+def dropped_task_stays_ready() -> contextlib.AbstractContextManager[None]:
+    """A pending task that is dropped for a new one goes on to count for its limits."""
+    return planted(
+        "include/queue_bounds.lua", "      release_ready(ids)\n", "      local _ = ids\n"
+    )
+
+
 def edit_of_a_message_that_nobody_saw() -> contextlib.AbstractContextManager[None]:
     """An edit replaces whatever message the task has, though it was edited or replaced since."""
     right = "  or digest ~= ARGV.seen and stored ~= ARGV.message then\n"
@@ -447,6 +474,10 @@ IN_SCRIPTS: Final = named(
     limited_leased_ahead,
     raised_rule_opens_nothing,
     fairness_restarts_beside_waiters,
+    bulk_call_passes_a_bound,
+    removed_bytes_count_on,
+    scheduled_tasks_pass_a_bound,
+    dropped_task_stays_ready,
     edit_of_a_message_that_nobody_saw,
     edited_dead_task_keeps_its_crashes,
 )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from qsync.bounds import Bounds
 from qsync.broker.edit_op import EditOutcome
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import (
@@ -61,9 +62,11 @@ class Model(Schedules):
         recent = {
             sent.id for sent in tasks if sent.remember_us and self.recent.get(sent.id, 0) > now
         }
-        before = len(self.tasks)
+        before = self.counts["enqueued"]
         answers, replacing = self._enqueue(now, tasks, recent)
-        taken = len(self.tasks) > before or any(one.outcome == "replaced" for one in answers)
+        taken = self.counts["enqueued"] > before or any(
+            one.outcome == "replaced" for one in answers
+        )
         for sent, answer in zip(tasks, answers, strict=True):
             if sent.remember_us and answer.outcome in ("created", "replaced") and taken:
                 ends = now + sent.remember_us
@@ -77,41 +80,24 @@ class Model(Schedules):
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
     ) -> tuple[list[Enqueued], list[int]]:
         """Enqueue tasks; the answers, and the places, from 1 on, of those that replace others."""
-        answers: list[Enqueued] = []
-        replacing: list[int] = []
+        answers, new = self._answers(now, tasks, recent)
+        self.make_room(tasks, new)
+        replacing = [place for place, one in enumerate(answers, 1) if one.outcome == "replaced"]
+        self.flow |= bool(new or replacing) and any(sent.flow is not None for sent in tasks)
         due: dict[str, int] = {}
-        uses_flow = any(sent.flow is not None for sent in tasks)
-        for place, sent in enumerate(tasks, 1):
-            old = self.tasks.get(sent.id)
-            holder = self.holder(now, sent.lock) if sent.lock else None
-            if old:
-                same = old.sent.message == sent.message
-                answers.append(Enqueued("created" if same else "exists", sent.id))
-            elif sent.id in recent and sent.remember_us:
-                answers.append(Enqueued("repeated", sent.id))
-            elif holder and sent.flow and sent.flow.on_duplicate == "replace":
-                answers.append(Enqueued("replaced", holder))
-                replacing.append(place)
-                self.flow |= uses_flow
-            elif holder:
-                answers.append(Enqueued("duplicate", holder))
+        for sent in new:
+            task = self.tasks[sent.id] = Known(sent, now, state="new", key=member_of(sent))
+            self.counts["enqueued"] += 1
+            self.counts["bytes"] += len(task.message)
+            if sent.lock:
+                ends = now + sent.window_us if sent.window_us else 0
+                self.locks[sent.lock] = (ends, sent.id)
+            at = now + int(sent.due) if sent.due.startswith("+") else int(sent.due or now)
+            if at > now:
+                due[sent.id] = at
             else:
-                answers.append(Enqueued("created", sent.id))
-                task = self.tasks[sent.id] = Known(sent, now, key=member_of(sent))
-                self.flow |= uses_flow
-                self.counts["enqueued"] += 1
-                self.counts["bytes"] += len(task.message)
-                if sent.lock:
-                    ends = now + sent.window_us if sent.window_us else 0
-                    self.locks[sent.lock] = (ends, sent.id)
-                at = now + int(sent.due) if sent.due.startswith("+") else int(sent.due or now)
-                if at > now:
-                    due[sent.id] = at
-                    task.state = "new"
-                else:
-                    task.state = "new"
-                    self.to_pending(now, sent.id, new=True)
-                    self.awake = self.awake or task.state == "pending"
+                self.to_pending(now, sent.id, new=True)
+                self.awake = self.awake or task.state == "pending"
         self.to_later(now, "scheduled", due)
         last = {answers[place - 1].id: place for place in replacing}
         outcomes: dict[str, Any] = {}
@@ -123,13 +109,41 @@ class Model(Schedules):
         self.awake |= self.settle(now)
         return answers, replacing
 
+    def _answers(
+        self, now: int, tasks: Sequence[NewTask], recent: Collection[str]
+    ) -> tuple[list[Enqueued], list[NewTask]]:
+        """The outcome of each task of a call that fits into the queue, and those that are new."""
+        answers: list[Enqueued] = []
+        new: dict[str, NewTask] = {}
+        locks: dict[str, str] = {}
+        for sent in tasks:
+            known = self.tasks.get(sent.id)
+            old = known.sent if known else new.get(sent.id)
+            holder = locks.get(sent.lock) or (sent.lock and self.holder(now, sent.lock))
+            if old:
+                outcome = "created" if old.message == sent.message else "exists"
+                answers.append(Enqueued(outcome, sent.id))
+            elif sent.id in recent and sent.remember_us:
+                answers.append(Enqueued("repeated", sent.id))
+            elif holder and sent.flow and sent.flow.on_duplicate == "replace":
+                answers.append(Enqueued("replaced", holder))
+            elif holder:
+                answers.append(Enqueued("duplicate", holder))
+            else:
+                answers.append(Enqueued("created", sent.id))
+                new[sent.id] = sent
+                locks |= {sent.lock: sent.id} if sent.lock else {}
+        return answers, list(new.values())
+
     def tick(self, now: int, schedule: str, tick_us: int, task: NewTask) -> bool:
         if self.ticks.get(schedule, -1) >= tick_us:
             return False
-        self.ticks[schedule] = tick_us
         if schedule in self.schedule_pauses:
+            self.ticks[schedule] = tick_us
             return False
-        return self._enqueue(now, [task])[0][0].outcome == "created"
+        answers, _ = self._enqueue(now, [task])
+        self.ticks[schedule] = tick_us
+        return answers[0].outcome == "created"
 
     def fetch(
         self,
@@ -605,6 +619,20 @@ class Model(Schedules):
         changed = [self.limits.change_rule(now, name, packed(rule)) for name, rule in rules.items()]
         self.awake |= any(changed)
         return sum(changed)
+
+    def put_program_bounds(self, now: int, bounds: Bounds) -> bool:
+        is_none = bounds.max_tasks is None and bounds.max_bytes is None
+        text = "" if is_none else bounds.stored
+        changed, self.bounds.program = text != self.bounds.program, text
+        self.flow |= changed and bool(text)
+        return changed
+
+    def set_bounds(self, now: int, bounds: Bounds | None, *, by: str) -> bool:
+        """The bounds of an operator."""
+        text = "" if bounds is None else f"{bounds.stored} {now} {by}"
+        changed, self.bounds.operator = text != self.bounds.operator, text
+        self.flow |= changed and bool(text)
+        return changed
 
     def pause_type(self, now: int, type: str, note: bytes) -> bool:
         self.flow = True

@@ -13,9 +13,11 @@ import msgspec
 
 from qsync.broker.op_values import Enqueued, Outcome
 from qsync.broker.stored_schedules import StoredRow
+from qsync.errors import QueueFull
 from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
+from tests.scripts.model.bounds import QueueBounds, Refusal, Waiting
 from tests.scripts.model.limits import MOVES_MOST, Limits, entry
 
 _tail: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
@@ -148,6 +150,12 @@ class Queue:
     """The last fetch left upkeep undone."""
     counts: Counter[str] = field(default_factory=Counter)
     limits: Limits = field(default_factory=Limits)
+    bounds: QueueBounds = field(default_factory=QueueBounds)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all messages."""
+        return sum(len(task.message) for task in self.tasks.values())
 
     def those(self, state: str, until: float = float("inf")) -> list[str]:
         """The ids in a state with a score up to a limit, in the order of the store."""
@@ -288,6 +296,25 @@ class Queue:
         self.limits.save(now)
         return opened
 
+    def make_room(self, tasks: Sequence[NewTask], new: Sequence[NewTask]) -> None:
+        """Drop waiting tasks until the new ones of a call fit, or raise QueueFull."""
+        waiting = [
+            Waiting(id, task.state, task.priority, task.score, len(task.message))
+            for id, task in self.tasks.items()
+        ]
+        sizes = [len(Known(sent, 0).message) for sent in new]
+        dropped = self.bounds.make_room(waiting, sizes)
+        if isinstance(dropped, Refusal):
+            # An id that the call has twice counts from its first place.
+            room = [sent.id for sent in tasks].index(new[dropped.fitting].id)
+            bound, limit, count = dropped.bound, dropped.limit, dropped.count
+            raise QueueFull("model", bound=bound, limit=limit, count=count, room=room)
+        self.unready(dropped)
+        for id in dropped:
+            self.move(0, id, None)
+            self.recent.pop(id, None)
+            self.counts["dropped"] += 1
+
     def to_later(self, now: int, state: str, due: dict[str, int]) -> None:
         first = min((self.tasks[id].score for id in self.those(state)), default=None)
         for id, at in due.items():
@@ -426,6 +453,7 @@ class Queue:
                 "v" if priority == NORMAL_PRIORITY else f"virtual:{priority}": f"{time:.17g}"
                 for priority, time in self.virtual.items()
             }
+            | self.bounds.contents(self.size)
             | ({"schema": "2"} if self.flow else {}),
         }
         for id, task in every:

@@ -52,13 +52,13 @@ class Schedules(Queue):
 
     def tick_schedules(self, now: int, rows: Sequence[TickRow]) -> list[TickOutcome]:
         outcomes = [self._outcome(tick.row) for tick in rows]
+        ticked = zip(rows, outcomes, strict=True)
+        tasks = [task for tick, outcome in ticked if outcome == "ticked" for task in tick.tasks]
+        self._enqueue(now, tasks)
         for tick, outcome in zip(rows, outcomes, strict=True):
             if outcome in ("ticked", "paused"):
                 row = self.stored[tick.row.name]
                 self.stored[tick.row.name] = row._replace(next_us=tick.next_us)
-        ticked = zip(rows, outcomes, strict=True)
-        tasks = [task for tick, outcome in ticked if outcome == "ticked" for task in tick.tasks]
-        self._enqueue(now, tasks)
         return outcomes
 
     def _outcome(self, read: StoredRow) -> TickOutcome:

@@ -1,0 +1,94 @@
+"""Bounds of the model: whether new tasks fit, and which ones are dropped for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+WAITING: Final = ("pending", "limited", "retry", "scheduled")
+"""States that count for a bound of tasks, in the order in which their tasks are dropped."""
+
+
+class Waiting(NamedTuple):
+    """What decides whether a task of the queue is dropped."""
+
+    id: str
+    state: str
+    priority: int
+    score: float
+    size: int
+
+    @property
+    def rank(self) -> tuple[int, int, float, bytes]:
+        """Its place in the order of dropping: lowest priority first, then the oldest."""
+        banded = self.state in ("pending", "limited")
+        priority = self.priority if banded else 0
+        return WAITING.index(self.state), priority, self.score, self.id.encode()
+
+
+class Refusal(NamedTuple):
+    """The bound that refuses a call, its value, the amount there, and how many new tasks fit."""
+
+    bound: str
+    limit: int
+    count: int
+    fitting: int
+
+
+@dataclass
+class QueueBounds:
+    """The bounds of the program and of an operator, as they are stored."""
+
+    program: str = ""
+    operator: str = ""
+
+    @property
+    def in_force(self) -> tuple[float, float, str]:
+        """Most tasks, most bytes, and what a full queue does."""
+        tasks, size, way = (*(self.operator or self.program or "  ").split(" "), "", "")[:3]
+        return float(tasks or math.inf), float(size or math.inf), way
+
+    def make_room(self, queue: Sequence[Waiting], sizes: Sequence[int]) -> list[str] | Refusal:
+        """Return the tasks to drop so that new ones of these sizes fit, or why they do not."""
+        most_tasks, most_bytes, way = self.in_force
+        waiting = [task for task in queue if task.state in WAITING]
+        there = sum(task.size for task in queue) if most_bytes < math.inf else 0
+        over_tasks = max(0, len(waiting) + len(sizes) - most_tasks)
+        over_bytes = max(0, there + sum(sizes) - most_bytes)
+        if not sizes or over_tasks + over_bytes == 0:
+            return []
+        of_tasks = over_tasks > 0
+        bound = "max_tasks" if of_tasks else "max_bytes"
+        limit = int(most_tasks if of_tasks else most_bytes)
+        count = len(waiting) if of_tasks else there
+        if way != "drop_oldest":
+            fits = _fitting(sizes, most_tasks - len(waiting), most_bytes - there)
+            return Refusal(bound, limit, count, fits)
+        if len(sizes) > most_tasks or sum(sizes) > most_bytes:
+            return Refusal(bound, limit, count, _fitting(sizes, most_tasks, most_bytes))
+        dropped = []
+        for task in sorted(waiting, key=lambda task: task.rank):
+            if over_tasks <= 0 and over_bytes <= 0:
+                break
+            over_tasks, over_bytes = over_tasks - 1, over_bytes - task.size
+            dropped.append(task.id)
+        if over_tasks > 0 or over_bytes > 0:
+            return Refusal(bound, limit, count, 0)
+        return dropped
+
+    def contents(self, size: int) -> dict[str, str]:
+        """The value in the form of the store; it keeps the size while a bound needs it."""
+        kept = self.in_force[1] < math.inf
+        fields = {"bounds": self.program, "!bounds": self.operator, "bytes": str(size)}
+        return {name: text for name, text in fields.items() if text and (name != "bytes" or kept)}
+
+
+def _fitting(sizes: Sequence[int], tasks: float, size: float) -> int:
+    """How many of the first new tasks fit."""
+    for count, added in enumerate(sizes):
+        tasks, size = tasks - 1, size - added
+        if tasks < 0 or size < 0:
+            return count
+    return len(sizes)
