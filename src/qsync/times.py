@@ -81,3 +81,11 @@ def from_us(us: int) -> datetime:
         return _EPOCH + timedelta(microseconds=us)
     except OverflowError:
         return LAST if us > 0 else FIRST
+
+
+def is_of_wrong_clock(moment_us: int, now_us: int) -> bool:
+    """Return whether a recorded time is from a clock that was wrong, and has been set back since.
+
+    It is then over an hour ahead. The scripts have the same function.
+    """
+    return moment_us - now_us > 3_600_000_000

@@ -81,6 +81,24 @@ def test_raised_rate_applies_at_once(rig: Rig) -> None:
     assert rig.fetch().ids == ["t2", "t3"]
 
 
+@pytest.mark.faults(46)
+def test_waiters_start_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
+    daily = LimitRule(rate=1, per_us=86_400 * S, burst=1)
+    rig.run(limit_ops.set_limit(rig.keys, "daily", daily, "me", now_us=rig.now))
+    send(rig, ("daily",), "d1", "d2")
+    rig.now += 3 * 86_400 * S
+    send(rig, ("r",), "a", "b", "c")
+    assert sorted(rig.fetch().ids) == ["a", "d1"]
+    rig.now -= 3 * 86_400 * S
+    rig.now += 2 * S  # two sweeps: the first finds the opening
+    rig.fetch()
+    rig.now += 2 * S
+    assert rig.fetch().ids == ["b"]
+    rig.now += S
+    assert rig.fetch().ids == ["c"]
+    assert rig.score("openings", "daily") == rig.now + 86_400 * S - 3 * S, "from when it was found"
+
+
 def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:
     send(rig, ("r",), "a", "b", "c", "d")
     assert rig.fetch().ids == ["a"]

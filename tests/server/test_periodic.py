@@ -215,6 +215,25 @@ def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+@pytest.mark.faults(46)
+def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
+    store: Store, prefix: str
+) -> None:
+    """The first server after the clock was set back; a tick under an hour ahead is not repeated."""
+
+    async def work(place: Place) -> None:
+        now_us = place.now_us()
+        place.set_last("often", now_us + 3 * 86_400_000_000)
+        place.set_last("done", now_us + 3_000_000_000)
+        often, done = periodic("often", Every(0.2)), periodic("done", Every(0.2))
+        async with place.running(often, done):
+            await wait_until_async(lambda: len(place.ids()) >= 2)
+        assert now_us < (place.last("often") or 0) <= place.now_us()
+        assert ticks_of("done", place.ids()) == []
+
+    run(store, prefix, work)
+
+
 @pytest.mark.faults(45)
 @pytest.mark.guarantee(5)
 def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:

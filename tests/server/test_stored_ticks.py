@@ -37,6 +37,7 @@ from tests.support.queue_driver import BINARIES, START, Rig, S
 from tests.support.stores import Store, wait_until_async
 
 MINUTE = 60 * S
+DAY = 1440 * MINUTE
 
 
 @pytest.fixture(params=BINARIES)
@@ -203,6 +204,38 @@ def test_clock_that_goes_back_repeats_no_tick(rig: Rig) -> None:
     rig.now += 60 * S
     tick(rig)
     assert len(ids(rig)) == 1
+
+
+async def check(rig: Rig) -> TickCheck:
+    """Check as a server does."""
+    broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
+    try:
+        return await tick_due(broker, rig.keys, now_us=rig.now)
+    finally:
+        await broker.aclose()
+
+
+@pytest.mark.faults(46)
+def test_schedules_continue_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
+    for number in range(25):
+        put(rig, f"a{number}", Every(60))
+    put(rig, "yearly", Cron("0 0 1 1 *"))
+    yearly_us = next_of(rig, "yearly")
+    rig.now += 3 * DAY
+    put(rig, "new", Every(60), "all")  # its ticks count from a time that has not come
+    asyncio.run(check(rig))
+    assert next_of(rig, "a7") > rig.now
+    rig.now -= 3 * DAY
+    checked = asyncio.run(check(rig))
+    assert checked.next_us == rig.now + 53 * S, "at once"
+    assert next_of(rig, "a7") == next_of(rig, "new") == rig.now + 53 * S
+    assert next_of(rig, "yearly") == yearly_us
+    before = set(ids(rig))
+    rig.now += 53 * S
+    asyncio.run(check(rig))
+    assert len(set(ids(rig)) - before) == 26
+    clock = rig.field("meta", "ticked")
+    assert clock == b"%d" % rig.now, "the next check does not plan all of them again"
 
 
 def test_paused_schedule_skips_ticks_without_catching_up(rig: Rig) -> None:

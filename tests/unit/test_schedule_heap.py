@@ -30,7 +30,7 @@ def heap_of(count: int, missed: Missed = "skip") -> tuple[ScheduleHeap, list[Ent
         Entry(Periodic(f"s{at}", Counted(), missed), lambda: Task("a")) for at in range(count)
     ]
     for entry in entries:
-        heap.learn(entry, 0)
+        heap.learn(entry, 0, 0)
     return heap, entries
 
 
@@ -60,7 +60,7 @@ def test_distant_schedules_are_not_checked() -> None:
     far = [Entry(Periodic(f"f{at}", Every(3600)), lambda: Task("a")) for at in range(1000)]
     near = Entry(Periodic("near", Every(1)), lambda: Task("a"))
     for entry in (*far, near):
-        heap.learn(entry, S)
+        heap.learn(entry, S, S)
     for _ in range(30):
         heap.pop(S, 50)
     assert heap.next_us() == 2 * S
@@ -82,7 +82,14 @@ def test_all_missed_ticks_are_enqueued_in_order() -> None:
 
 def test_tick_learned_late_is_not_repeated() -> None:
     heap, [entry] = heap_of(1, "all")
-    heap.learn(entry, 4 * S)
+    heap.learn(entry, 4 * S, 4 * S)
     assert heap.pop(5 * S, 50) == [(entry, 5 * S)]
-    heap.learn(entry, 3 * S)
+    heap.learn(entry, 3 * S, 4 * S)
     assert heap.next_us() is None
+
+
+def test_tick_of_a_clock_that_was_days_ahead_is_forgotten() -> None:
+    heap, [entry] = heap_of(1)
+    heap.learn(entry, 90_000 * S, 90_000 * S)
+    heap.learn(entry, 5 * S, 5 * S, again=True)
+    assert heap.pop(6 * S, 50) == [(entry, 6 * S)]

@@ -37,6 +37,8 @@ class DueSchedules(NamedTuple):
 
     now_us: int
     next_us: int | None
+    wrong: bool
+    """Whether next ticks may be wrong: the clock was ahead at the last ticks, and was set back."""
     rows: list[StoredRow]
 
 
@@ -87,7 +89,8 @@ def due_schedules(
             row_of((name, record or b"", score, None))
             for name, score, record in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ]
-        return DueSchedules(int(fields["now"]), int(later) if later else None, rows)
+        next_us = int(later) if later else None
+        return DueSchedules(int(fields["now"]), next_us, bool(fields["wrong"]), rows)
 
     return Call(script, keys.names(script.keys), (now_argument(now_us), count), decode)
 
@@ -95,7 +98,10 @@ def due_schedules(
 def tick_schedules(
     keys: QueueKeys, rows: Sequence[TickRow], *, now_us: int | None = None
 ) -> Call[list[TickOutcome]]:
-    """Enqueue the due ticks of stored schedules, and set their next ticks."""
+    """Enqueue the due ticks of stored schedules, and set their next ticks.
+
+    Without rows, note that all next ticks are right by the clock of now.
+    """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)
     args: list[Argument] = [now_argument(now_us), ENVELOPE_HEAD, SCHEDULE_SILENCE_US]

@@ -16,7 +16,7 @@ from qsync.message import ENVELOPE_HEAD, Message, decode_message
 from qsync.new_task import NewTask, flow_of
 from qsync.phrase import phrase
 from qsync.schedule import Cron, Every, Missed
-from qsync.times import from_us
+from qsync.times import from_us, is_of_wrong_clock
 
 STAMP: Final = 8
 """Number of bytes at the head of a record that hold the time of its put, unique to each version."""
@@ -184,7 +184,8 @@ def ticks_of(row: StoredRow, content: Content, now_us: int) -> Ticks:
     """Return which ticks of a due schedule to enqueue now; at most MOST_TICKS."""
     after_us = row.since_us
     if row.next_us is not None:  # earlier ticks do not count
-        after_us = max(after_us, row.next_us - 1)
+        is_wrong = is_of_wrong_clock(after_us, now_us)
+        after_us = row.next_us - 1 if is_wrong else max(after_us, row.next_us - 1)
     return _due(content.schedule, content.missed, after_us, now_us)
 
 

@@ -150,7 +150,7 @@ class _Queue:
             self._ahead_us = now_us - _boot_us()
             went_back = self._ahead_us < before_us - 1_000_000  # so the planned times are too late
             for entry, after_us in zip(entries, after, strict=True):
-                self._heap.learn(entry, after_us, again=went_back)
+                self._heap.learn(entry, after_us, now_us, again=went_back)
         await self._publish()
         self._backoff.reset()
         self._outage.worked(self._part)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from qsync import schedule
 from qsync.schedule import Periodic
 from qsync.task import Task
+from qsync.times import is_of_wrong_clock
 
 
 class Entry:
@@ -63,11 +64,14 @@ class ScheduleHeap:
         if at_us is not None:
             heapq.heappush(self._heap, (at_us, next(self._order), entry))
 
-    def learn(self, entry: Entry, after_us: int, *, again: bool = False) -> None:
+    def learn(self, entry: Entry, after_us: int, now_us: int, *, again: bool = False) -> None:
         """Record the time after which an entry's ticks are not enqueued yet, and check it then.
 
-        Ignore a time that is not later than the known one, unless `again` is true.
+        Ignore a time that is not later than the known one, unless `again` is true or the known one
+        is from a clock that was ahead.
         """
+        if is_of_wrong_clock(entry.after_us or now_us, now_us):
+            entry.after_us = None
         if entry.after_us is None or after_us > entry.after_us or again:
             entry.after_us = max(after_us, entry.after_us or after_us)
             self.plan(entry, after_us)

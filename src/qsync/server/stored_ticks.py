@@ -21,7 +21,7 @@ from qsync.broker import schedule_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_ops import BATCH, TickRow
 from qsync.broker.schedule_run_ops import Note, missed, tick_of
-from qsync.broker.stored_schedules import StoredRow, decode_record, ticks_of
+from qsync.broker.stored_schedules import StoredRow, decode_record, next_tick, ticks_of
 from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.new_task import NewTask
@@ -78,6 +78,9 @@ async def tick_due(
     """
     count = BATCH + min(unread, MOST_UNREAD)
     due = await broker.run(schedule_ops.due_schedules(keys, count=count, now_us=now_us))
+    if due.wrong:
+        await _plan_again(broker, keys, due.now_us)
+        due = await broker.run(schedule_ops.due_schedules(keys, count=count, now_us=now_us))
     rows, unreadable, skipped = [], [], dict[str, Note]()
     for row in due.rows:
         try:
@@ -106,6 +109,38 @@ async def tick_due(
     more = len(due.rows) == count and (bool(rows) or len(unreadable) > unread)
     next_us = min(nexts, default=None)
     return TickCheck(due.now_us, next_us, len(rows), refused, unreadable, more, tasks)
+
+
+async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None:
+    """Set the next ticks of all schedules again: the store's clock was ahead, and was set back.
+
+    If the server dies meanwhile, another one starts again: the last call ends it.
+    """
+    log.warning(
+        "the store's clock was set back by over an hour: planning the stored schedules of queue %s "
+        "again", keys.queue,
+    )  # fmt: skip
+    cursor: str | None = "0"
+    while cursor is not None:
+        page = await broker.run(schedule_ops.stored_page(keys, cursor=cursor, count=BATCH))
+        rows = [tick for row in page.rows if (tick := _earlier(row, now_us)) is not None]
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            await broker.run(schedule_ops.tick_schedules(keys, part, now_us=now_us))
+        cursor = page.cursor if page.cursor != "0" else None
+    await broker.run(schedule_ops.tick_schedules(keys, [], now_us=now_us))
+
+
+def _earlier(row: StoredRow, now_us: int) -> TickRow | None:
+    """Return the change of a schedule's next tick to an earlier one; None if it is right."""
+    try:
+        content = decode_record(row.record)
+    except (codec.CodecError, InvalidTask):
+        return None
+    next_us = next_tick(content.schedule, now_us)
+    if row.next_us is None or next_us >= row.next_us:
+        return None
+    return TickRow(row, next_us, [])
 
 
 def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:

@@ -4,7 +4,7 @@
 -- schedule, for one whose expression changed, and for one that no server published while others
 -- were published, that time is now, so that no earlier ticks are enqueued. During a deploy, old and
 -- new servers may publish two expressions of one schedule. So each expression has its own time,
--- kept while servers publish it.
+-- kept while servers publish it. A last tick from a clock that was wrong counts as now.
 -- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the
@@ -48,7 +48,7 @@ end
 local replies = { to_text(now) }
 for i = 3, #ARGV, 2 do
   local last = parse_int(redis.call('HGET', KEYS.ticks, ARGV[i]))
-  if not last then
+  if not last or is_of_wrong_clock(last, now) then
     last = now
     redis.call('HSET', KEYS.ticks, ARGV[i], to_text(now))
   end

@@ -3,12 +3,13 @@
 -- include: check_schema clock
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
--- KEYS[3] meta             hash  schema
+-- KEYS[3] meta             hash  schema, ticked
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] count      int     maximum number of schedules
 -- REPLY[1] now    int   us
 -- REPLY[2] later  text  next tick of the other schedules, us; empty: there is none
--- REPLY[3] rows   list  three values per schedule: name, next tick, record (nil when it is lost)
+-- REPLY[3] wrong  flag  the last ticks were enqueued by a clock that was ahead: next ticks may be wrong
+-- REPLY[4] rows   list  three values per schedule: name, next tick, record (nil when it is lost)
 check_schema()
 local now = clock(ARGV.now)
 local due = redis.call(
@@ -22,4 +23,8 @@ for i = 1, #due, 2 do
   rows[#rows + 1] = to_text(tonumber(due[i + 1]))
   rows[#rows + 1] = redis.call('HGET', KEYS.stored_schedules, due[i])
 end
-return reply({ now = to_text(now), later = later[2] and to_text(tonumber(later[2])), rows = rows })
+local ticked = parse_int(redis.call('HGET', KEYS.meta, 'ticked'), 0)
+return reply({
+  now = to_text(now), later = later[2] and to_text(tonumber(later[2])),
+  wrong = is_of_wrong_clock(ticked, now), rows = rows,
+})

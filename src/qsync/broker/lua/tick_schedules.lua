@@ -2,7 +2,8 @@
 -- tick_schedules: enqueue the tasks of the due ticks of stored schedules, and set their next ticks.
 -- A schedule that was put, deleted, resumed or ticked since the caller read it is not changed. The
 -- ticks of a paused schedule, and of one whose name servers publish as a periodic task of their
--- program, are skipped.
+-- program, are skipped. The time of the last call is noted, so that servers notice a clock that was set
+-- back, and plan all ticks again; then a call without schedules notes that they have done so.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: limit_states limit_waiters priority_bands
@@ -17,7 +18,7 @@
 -- KEYS[5] keys       hash    id -> fairness key
 -- KEYS[6] fairness   zset    fairness keys by last tag
 -- KEYS[7] wake       list
--- KEYS[8] meta       hash    virtual time, weights
+-- KEYS[8] meta       hash    virtual time, weights, ticked
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[11] next_ticks zset   schedules by next tick, us
@@ -63,7 +64,8 @@ local function outcome_of(id, stamp, due)
   return redis.call('HEXISTS', KEYS.schedules, '!' .. id) == 1 and 'paused' or 'ticked'
 end
 
-local layout = redis.call('HGET', KEYS.meta, 'schema')
+local noted = redis.call('HMGET', KEYS.meta, 'schema', 'ticked')
+local layout = noted[1]
 is_current_schema(layout)
 local values, outcomes, lost, moves, tasks = {}, {}, {}, {}, {}
 for i = 4, #ARGV do
@@ -88,6 +90,9 @@ while at <= #values do
   at = stop
 end
 check_rights(KEYS.next_ticks, { 'ZADD', 'ZREM' })
+if #values == 0 or #moves > 0 and now > parse_int(noted[2], 0) then
+  redis.call('HSET', KEYS.meta, 'ticked', to_text(now))
+end
 if #tasks > 0 then
   ensure_schema(layout)
   local virtual = redis.call('HGET', KEYS.meta, 'v')

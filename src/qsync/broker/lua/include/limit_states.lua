@@ -126,7 +126,7 @@ local function new_limit_state(text, rule)
   return {
     use = counts and counts[1] or 0, ready = counts and counts[2] or 0,
     tat = counts and known_tat(counts[3], rule) or 0, closed = counts and counts[4] or 0,
-    stored = text, rule = rule, touched = false, waits = nil,
+    stored_tat = counts and counts[3] or 0, stored = text, rule = rule, touched = false, waits = nil,
   }
 end
 
@@ -219,6 +219,20 @@ local function limit_opens_at(state)
   end
   local due = math.max(state.tat, limits_now) + state.ready * rule.interval - rule.tolerance
   return math.max(state.closed, due)
+end
+
+-- Touch the limits whose stored tat is later than their rule allows, so that it is corrected, and with
+-- it the time at which they open. Returns whether there are any.
+local function correct_starts(limits)
+  local any = false
+  read_limits(limits)
+  for _, limit in ipairs(limits) do
+    if limit_states[limit].tat < limit_states[limit].stored_tat then
+      touch_limit(limit)
+      any = true
+    end
+  end
+  return any
 end
 
 local function is_limit_full(state)

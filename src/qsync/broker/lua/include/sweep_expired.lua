@@ -94,12 +94,18 @@ local function sweep_records(hash_key, now, cursor, size, age)
 end
 
 -- flow:
--- Delete the states of limits that no task uses, once their rate and closing have expired.
+-- Delete the states of limits that no task uses, once their rate and closing have expired. A limit whose
+-- next start is further ahead than its rule allows, since the clock was set back, opens in time again.
 local function sweep_limits(now, cursor, size)
-  return sweep_part(KEYS.limits, cursor, size, function(_, value)
+  local ahead = {}
+  local next_cursor, more, gone = sweep_part(KEYS.limits, cursor, size, function(limit, value)
     local use, ready, tat, closed = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')
+    if is_of_wrong_clock(tonumber(tat or 0), now) then
+      ahead[#ahead + 1] = limit
+    end
     return use == '0' and ready == '0' and math.max(tonumber(tat), tonumber(closed)) <= now
   end)
+  return next_cursor, correct_starts(ahead) or more, gone
 end
 
 -- end flow
