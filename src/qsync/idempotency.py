@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from qsync.errors import QsyncError
 from qsync.keys import QueueKeys
@@ -28,12 +29,10 @@ class CallSequences:
 
     def __init__(self) -> None:
         self._free: list[CallId] = []
-        self._pid = os.getpid()
+        _SEQUENCES.add(self)
 
     def take(self) -> CallId:
         """Return the id of a new call; `give_back` it when the call is no longer repeated."""
-        if self._pid != (pid := os.getpid()):
-            self._free, self._pid = [], pid
         try:
             sender, number = self._free.pop()
         except IndexError:
@@ -46,9 +45,19 @@ class CallSequences:
 
     def acquire(self, count: int) -> SequenceLease:
         """Lease call ids for `count` calls; no call may be repeated after the `with` block."""
-        if self._pid != (pid := os.getpid()):
-            self._free, self._pid = [], pid
         return SequenceLease(self._free, count)
+
+
+def _forget_senders() -> None:
+    """Discard the senders of the parent in a forked child."""
+    for sequences in _SEQUENCES:
+        sequences._free = []
+
+
+_SEQUENCES: Final[WeakSet[CallSequences]] = WeakSet()
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget_senders)
 
 
 class SequenceLease:

@@ -23,6 +23,7 @@ from qsync.broker.stored_task import StoredTask
 from qsync.enqueue_batching import Batcher, InFlight
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
+from qsync.loop_internals import running_loop
 from qsync.message import Result
 from qsync.queue_servers import NEXT_LOOK, serves, unserved
 from qsync.result_listener import AsyncListeners, Listeners
@@ -121,8 +122,9 @@ class TaskQueries(_TaskQueriesBase):
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed; warn when it blocks an event loop."""
-        super().check_open()
-        if not self._warned and _in_event_loop():
+        if self._closed:
+            super().check_open()
+        if not self._warned and running_loop() is not None:
             self._warned = True
             log.warning(
                 "a blocking Client of prefix %r is used in a thread whose event loop is running: "
@@ -339,12 +341,3 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-def _in_event_loop() -> bool:
-    """Return whether an event loop is running in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -3,6 +3,7 @@ and threads that share the connections of a pool."""
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -123,12 +124,55 @@ def test_error_takes_the_place_of_each_missing_reply(kind: Kind) -> None:
         assert one.error is replies[1] is replies[2]
 
 
-def test_each_exchange_has_its_own_timeout() -> None:
+def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr("select.poll")  # as on Windows
+        with connected(echo) as one:
+            assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
+            assert one.raw._sock.gettimeout() < 1
+            assert one.request([("ECHO", "a")], None) == [b"a"]
+            assert one.raw._sock.gettimeout() == TIMEOUT_S
+            assert one.is_usable()
     with connected(echo) as one:
+        waits = []
+        poll = one._poll
+        one._poll = lambda ms: waits.append(ms) or poll(ms)
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
-        assert one.raw._sock.gettimeout() < 1
         assert one.request([("ECHO", "a")], None) == [b"a"]
-        assert one.raw._sock.gettimeout() == TIMEOUT_S
+        assert 0 < waits[0] <= 500
+        assert waits[-1] == TIMEOUT_S * 1000
+        assert one.raw._sock.gettimeout() == 0
+
+
+def test_command_that_the_peer_does_not_read_times_out() -> None:
+    sent = threading.Event()
+
+    def stop_reading(word: bytes, sock: socket.socket) -> None:
+        echo(word, sock)
+        sent.wait(TIMEOUT_S)
+
+    with connected(stop_reading) as one:
+        assert one.request([("ECHO", "a")], None) == [b"a"]
+        began = time.monotonic()
+        [reply] = one.request([("ECHO", b"x" * 64_000_000)], began + 0.2)
+        assert isinstance(reply, failures.TimeoutError)
+        assert one.error is reply
+        assert 0.1 < time.monotonic() - began < TIMEOUT_S / 2
+        sent.set()
+
+
+def test_signals_do_not_put_off_the_end_of_an_exchange() -> None:
+    previous = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with connected(echo) as one:
+            began = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            [reply] = one.request([("ECHO", "silence")], began + 0.3)
+            assert isinstance(reply, failures.TimeoutError)
+            assert 0.2 < time.monotonic() - began < TIMEOUT_S / 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +222,7 @@ def test_interrupt_during_an_exchange_leaves_no_reply_to_the_next_caller(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(SocketConnection, "_read", interrupted)
+        patch.setattr(SocketConnection, "_receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             broker.ask("ECHO", "b")
     assert broker.ask("ECHO", "c") == b"c"

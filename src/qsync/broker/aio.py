@@ -99,8 +99,10 @@ class AsyncBroker(BaseBroker["AioPool"]):
         return self._decode(await self._try(calls, ends, overlap) if calls else [], calls)
 
     async def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
-        [reply] = await self._try([call], ends)
-        return self._decode_one(reply, call)
+        [reply] = await self._try((call,), ends)
+        if isinstance(reply, BaseException):
+            return self._decode_one(reply, call)
+        return call.decode(reply)
 
     def too_late(self) -> QsyncError:
         """Return the error for a caller whose patience ended while its call was in flight."""
@@ -229,11 +231,12 @@ class AsyncBroker(BaseBroker["AioPool"]):
         self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
     ) -> list[Any]:
         """Try the calls once; return for each its reply or the error."""
-        calls = self._timed(calls)
+        if self.address.clock is not None:
+            calls = self._timed(calls)
         if (slots := self._slots) is not None:
             tries = [self._try_in_cluster(slots, call, ends) for call in calls]
             return list(await asyncio.gather(*tries))
-        pool = self._pool_for(None)
+        pool = self._pools.get(None) or self._pool_for(None)
         if (command := lone_command(calls, self.flow_queues)) is None:
             exchanges = send_calls(calls, self.flow_queues)
             answers: list[Any] = await self._run_exchanges(pool, exchanges, ends, overlap)

@@ -77,8 +77,10 @@ class Broker(BaseBroker["Pool"]):
 
     def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
         """Try a call once, until `ends`; return its result or the error."""
-        [reply] = self._try([call], ends)
-        return self._decode_one(reply, call)
+        [reply] = self._try((call,), ends)
+        if isinstance(reply, BaseException):
+            return self._decode_one(reply, call)
+        return call.decode(reply)
 
     def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
         """Return whether the node that holds a key can confirm this durability; False: unknown.
@@ -167,10 +169,11 @@ class Broker(BaseBroker["Pool"]):
         self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
     ) -> list[Any]:
         """Try the calls once; return for each its reply or the error."""
-        calls = self._timed(calls)
+        if self.address.clock is not None:
+            calls = self._timed(calls)
         if (slots := self._slots) is not None:
             return [self._try_in_cluster(slots, call, ends) for call in calls]
-        pool = self._pool_for(None)
+        pool = self._pools.get(None) or self._pool_for(None)
         if (command := lone_command(calls, self.flow_queues)) is None:
             exchanges = send_calls(calls, self.flow_queues)
             answers: list[Any] = self._run_exchanges(pool, exchanges, ends, overlap)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final
 
 import hiredis
@@ -18,7 +17,7 @@ import redis.exceptions as failures
 
 from qsync.broker import redis_errors, redis_internals
 from qsync.broker.base import noop
-from qsync.broker.protocol import pack_commands
+from qsync.broker.protocol import pack_command, pack_commands
 
 MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
@@ -40,7 +39,11 @@ def wrap_connection(connection: Any, timeout: float) -> SocketConnection | Libra
 
 
 class SocketConnection:
-    """A connection on the socket of one of redis-py."""
+    """A connection on the socket of one of redis-py.
+
+    The socket does not block: to write and read it with a timeout would take one more system call
+    for each. Where it must be decrypted or cannot be polled, it has a timeout instead.
+    """
 
     def __init__(
         self, connection: Any, timeout: float, sock: Any, parse_error: Callable[[Any], Exception]
@@ -52,18 +55,22 @@ class SocketConnection:
         """Whether it has served an exchange, and so may have died while idle."""
         self._timeout = self._current_timeout = timeout
         self._socket = sock
-        sock.settimeout(timeout)
         self._parser = hiredis.Reader(
             protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
         """Returns the number of decrypted bytes; None without TLS."""
-        self._has_input = _poll_of(sock)
+        self._poll = _poll_of(sock)
+        """Waits so many milliseconds; returns whether the socket has received data or was closed.
+        """
+        self._blocks = self._pending is not None or not hasattr(select, "poll")
+        """Whether the socket has a timeout."""
+        sock.settimeout(timeout if self._blocks else 0)
 
     def is_usable(self) -> bool:
         """Return whether the idle connection is open and has received no unexpected data."""
         try:
-            return not self._has_input() and not (self._pending is not None and self._pending())
+            return not self._poll(0) and (self._pending is None or not self._pending())
         except (OSError, ValueError):
             return False
 
@@ -81,47 +88,68 @@ class SocketConnection:
         """
         self.used = True
         replies: list[Any] = []
+        count = len(commands)
         try:
-            if until is not None or self._current_timeout != self._timeout:
-                self._limit(until)
-            if len(commands) == 1:
-                self._socket.sendall(hiredis.pack_command(commands[0]))
+            if count == 1:
+                self._send(pack_command(commands[0]), until)
             else:
                 for packet in pack_commands(commands):
-                    self._socket.sendall(packet)
+                    self._send(packet, until)
             if overlap is not noop:
                 overlap()
-            self._read(len(commands), until, replies)
+            parser = self._parser
+            while len(replies) < count:
+                parser.feed(self._receive(until))
+                while (reply := parser.gets()) is not _MORE:
+                    if isinstance(reply, failures.ConnectionError):  # e.g. the store is loading
+                        raise reply
+                    replies.append(reply)
+            if len(replies) > count:  # replies can no longer be matched to commands
+                replies.clear()
+                raise failures.InvalidResponse("an unexpected reply")
         except redis_errors.LIBRARY_ERRORS as error:
             self.error = _described(error)
-            replies += [self.error] * (len(commands) - len(replies))
+            replies += [self.error] * (count - len(replies))
         return replies
 
-    def _read(self, count: int, until: float | None, replies: list[Any]) -> None:
-        """Append this number of replies; raises the error that breaks the connection."""
-        receive, parser = self._socket.recv, self._parser
+    def _send(self, packet: bytes, until: float | None) -> None:
+        if self._blocks:
+            self._limit(until)
+            self._socket.sendall(packet)
+            return
+        try:
+            sent = self._socket.send(packet)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(packet):
+            # As for a socket with a timeout: the rest in pieces, which wait together.
+            self._socket.settimeout(self._remaining_s(until))
+            self._socket.sendall(memoryview(packet)[sent:])
+            self._socket.settimeout(0)
+
+    def _receive(self, until: float | None) -> bytes:
+        """Return the data that have arrived; wait for them if there are none."""
         while True:
-            if until is not None:
+            if self._blocks:
                 self._limit(until)
-            data = receive(_READ_SIZE)
+            elif not self._poll(self._remaining_s(until) * 1000):
+                raise TimeoutError
+            try:
+                data: bytes = self._socket.recv(_READ_SIZE)
+            except BlockingIOError:  # the packet that woke it was damaged
+                continue
             if not data:
                 raise failures.ConnectionError("Connection closed by server.")
-            parser.feed(data)
-            while (reply := parser.gets()) is not _MORE:
-                if isinstance(reply, failures.ConnectionError):  # e.g. the store is loading
-                    raise reply
-                replies.append(reply)
-            if len(replies) >= count:
-                break
-        if len(replies) > count:  # replies can no longer be matched to commands
-            replies.clear()
-            raise failures.InvalidResponse("an unexpected reply")
+            return data
+
+    def _remaining_s(self, until: float | None) -> float:
+        if until is None:
+            return self._timeout
+        return max(until - time.monotonic(), MIN_TIMEOUT_S)
 
     def _limit(self, until: float | None) -> None:
         """Let the next write and read end by `until`; None: after the connection's timeout."""
-        timeout = self._timeout
-        if until is not None:
-            timeout = max(until - time.monotonic(), MIN_TIMEOUT_S)
+        timeout = self._remaining_s(until)
         if timeout != self._current_timeout:
             self._socket.settimeout(timeout)
             self._current_timeout = timeout
@@ -180,13 +208,14 @@ def _limit_socket(connection: Any, seconds: float) -> None:
     redis_internals.limit_socket(connection, max(seconds, MIN_TIMEOUT_S))
 
 
-def _poll_of(sock: Any) -> Callable[[], Any]:
-    """Return a function that tells whether a socket has received data or was closed."""
+def _poll_of(sock: Any) -> Callable[[float], Any]:
+    """Return a function that waits so many milliseconds until a socket has received data or was
+    closed, and tells whether it has."""
     if not hasattr(select, "poll"):  # Windows
-        return lambda: select.select([sock], [], [], 0)[0]
+        return lambda ms: select.select([sock], [], [], ms / 1000)[0]
     poller = select.poll()
     poller.register(sock, select.POLLIN)
-    return partial(poller.poll, 0)
+    return poller.poll
 
 
 def _described(error: Exception) -> Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import hiredis
@@ -26,10 +27,31 @@ PACKET: Final = 16 * 1024
 """Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
 
 
+def pack_command(command: tuple[Any, ...]) -> bytes:
+    """Encode a command. The part of an EVALSHA up to its keys comes from a cache."""
+    if command[0] == "EVALSHA":
+        start = 3 + command[2]
+        if (count := len(command) - start) > 0:
+            head, skipped = _evalsha_head(command[:start], count)
+            args: bytes = hiredis.pack_command(command[start:])
+            return head + args[skipped:]
+    packed: bytes = hiredis.pack_command(command)
+    return packed
+
+
+@lru_cache(maxsize=1024)
+def _evalsha_head(begin: tuple[Any, ...], count: int) -> tuple[bytes, int]:
+    """Return the bytes of an EVALSHA before its `count` arguments, and the number of bytes to skip
+    when these are encoded as a command."""
+    start: bytes = hiredis.pack_command(begin)
+    _, rest = start.split(b"\r\n", 1)
+    return b"*%d\r\n%b" % (len(begin) + count, rest), len(b"*%d\r\n" % count)
+
+
 def pack_commands(commands: Sequence[tuple[Any, ...]]) -> Iterable[bytes]:
     """Encode commands into packets of at least PACKET bytes, except for the last one."""
     if len(commands) == 1:
-        return (hiredis.pack_command(commands[0]),)
+        return (pack_command(commands[0]),)
     return _pack(commands)
 
 
@@ -37,7 +59,7 @@ def _pack(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
     packed: list[bytes] = []
     size = 0
     for command in commands:
-        data: bytes = hiredis.pack_command(command)
+        data = pack_command(command)
         packed.append(data)
         size += len(data)
         if size >= PACKET:

@@ -106,7 +106,7 @@ class AsyncClient(ClientBase):
             outgoing.queue, durability
         )
         reply = await outbox.submit(outgoing)
-        if is_refused(outgoing, reply):
+        if reply.outcome != "created" and is_refused(outgoing, reply):
             raise duplicate(outgoing, reply)
         return self._handle(outgoing, reply)
 

@@ -88,8 +88,8 @@ class Client(ClientBase):
         self._queries.check_open()
         outgoing = self._ready(task, queue)
         durability = self._durability_of(durability)
-        [outcome] = self._send_call(outgoing.queue, [outgoing], durability)
-        if is_refused(outgoing, outcome):
+        [outcome] = self._send_call(outgoing.queue, (outgoing,), durability)
+        if outcome.outcome != "created" and is_refused(outgoing, outcome):
             raise duplicate(outgoing, outcome)
         return self._handle(outgoing, outcome)
 
