@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import random
 import sys
 import threading
@@ -122,7 +123,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield new_task, "os", SimpleNamespace(urandom=chance.randbytes)
     yield new_task, "_nonces", []
     yield new_task, "_ids", []
-    yield config, "secrets", SimpleNamespace(token_hex=lambda size: chance.randbytes(size).hex())
+    yield config, "os", SimpleNamespace(**{**vars(os), "urandom": chance.randbytes})
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "ReplacedParts", partial(ReplacedParts, brokers.SimAsyncBroker)
     yield server, "Broker", brokers.SimBroker

@@ -16,10 +16,8 @@ import redis
 from msgspec.structs import replace
 
 from qsync import schedule
-from qsync.broker import aio, base, blocking, error_mapping, schedule_ops
-from qsync.broker.base import noop
+from qsync.broker import aio, base, blocking, error_mapping, exchanges, schedule_ops
 from qsync.broker.error_mapping import Fault
-from qsync.broker.exchanges import evalsha
 from qsync.enqueue_batching import Batcher
 from qsync.server import leases, periodic, server, stored_ticks
 from qsync.server import queue_state as lane_module
@@ -91,10 +89,11 @@ def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
     """A script that the store does not have is not sent."""
 
-    async def attempt(self: Any, calls: Any, ends: float, overlap: Any = noop) -> list[Any]:
-        return list(await self._exchange(None, [evalsha(call) for call in calls], ends))
+    def unrepeated(calls: Any, replies: list[Any]) -> exchanges.Exchanges:
+        return replies
+        yield []
 
-    return exchanged(aio.AsyncBroker, "_try", attempt)
+    return exchanged(exchanges, "_repeat_unknown", unrepeated)
 
 
 def transient_not_retried() -> contextlib.AbstractContextManager[None]:

@@ -53,10 +53,12 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
 def enqueue_not_kept() -> Iterator[None]:
     """A client's enqueue that is repeated after a lost reply is made once more."""
     right = "if sender ~= '' and #others < 3 * #tasks.ids then"
+    in_flow_variant = "if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then"
     record = "ARGV.number .. ' ' .. now_text"
     kept = f"redis.call('HSET', KEYS.calls, ARGV.sender, {record})"
     with (
         planted("enqueue.lua", right, "if false then"),
+        planted("enqueue.lua", in_flow_variant, "if false then"),
         planted("enqueue_one.lua", kept, ""),
     ):
         yield
