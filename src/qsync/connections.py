@@ -21,7 +21,6 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
 from qsync.broker.credentials import CredentialProvider, with_provider
-from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.declared_limits import DeclaredLimits
 from qsync.enqueueing import (
     CONFIRM_TIMEOUT,
@@ -31,16 +30,17 @@ from qsync.enqueueing import (
 )
 from qsync.errors import ConfigError
 from qsync.hooks import Hooks
-from qsync.instrumentation import Extension, Sender
 from qsync.keys import shorten
 from qsync.new_task import new_task
 from qsync.task import REMEMBER_IDS, Task
 from qsync.times import Duration
-from qsync.wrapped_client import AroundEnqueue, WrappedAsyncClient, WrappedClient
 
 if TYPE_CHECKING:
+    from qsync.client import AsyncClient, AsyncHandle, Client, Handle
     from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl
     from qsync.inspector import Inspector
+    from qsync.instrumentation import Extension, Sender
+    from qsync.wrapped_client import AroundEnqueue
 
 URL = "QSYNC_URL"
 PREFIX = "QSYNC_PREFIX"
@@ -52,7 +52,7 @@ _NO_URL = (
 )
 
 
-ClientTypes = tuple[Callable[..., Client], Callable[..., AsyncClient]]
+ClientTypes = tuple[Callable[..., "Client"], Callable[..., "AsyncClient"]]
 
 _OF_STORE = ("_where", "prefix", "_options", "_blocking", "_by_loop", "client_types")
 """Attributes of Connections that depend on the store."""
@@ -191,6 +191,10 @@ class Connections:
 
     def client_of(self, broker: Broker, **options: Any) -> Client:
         """Return a new blocking client of a broker, with the app's extensions and hooks."""
+        # Imported here and below, so that commands that only inspect a store start sooner.
+        from qsync.client import Client
+        from qsync.wrapped_client import WrappedClient
+
         if self.client_types is None and not self._wraps:
             client = Client(broker, **options)
         else:
@@ -201,6 +205,9 @@ class Connections:
 
     def async_client_of(self, broker: AsyncBroker, **options: Any) -> AsyncClient:
         """Return a new asynchronous client of a broker, with the app's extensions and hooks."""
+        from qsync.client import AsyncClient
+        from qsync.wrapped_client import WrappedAsyncClient
+
         if self.client_types is None and not self._wraps:
             client = AsyncClient(broker, **options)
         else:

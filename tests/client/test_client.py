@@ -25,6 +25,7 @@ from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.enqueue_batching import Batcher
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.idempotency import CallSequences
+from qsync.inspector import Inspector
 from qsync.keys import check_id
 from qsync.new_task import new_id, new_nonce
 from qsync.queue_announcer import QueueAnnouncer
@@ -191,10 +192,17 @@ def test_wrong_payload_or_queue_is_reported_at_once(
         colour.do(client.enqueue(Task("t"), queue="a b"))
 
 
-@pytest.mark.parametrize(("kind", "make"), [(Client, "client"), (AsyncClient, "async_client")])
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [(Client, "client"), (AsyncClient, "async_client"), (Inspector, "inspector")],
+)
 def test_client_given_a_url_names_the_way_to_create_one(kind: Any, make: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^broker: 'redis://x' is not a broker; .*\.{make}\(\)"):
-        kind("redis://x", prefix="p")
+    """The URL is not shown, since it may hold a password; the prefix has its default."""
+    with pytest.raises(ConfigError, match=rf"^broker: str is not a broker; .*\.{make}\(\)"):
+        kind("redis://:secret@x")
+    broker = Broker if kind is Client else AsyncBroker
+    client = kind(broker(redis_clients.parse("redis://127.0.0.1:1")))
+    assert (client.prefix if kind is Inspector else repr(client).split("'")[1]) == "qsync"
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, None])

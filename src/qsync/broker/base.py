@@ -14,7 +14,8 @@ from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.error_mapping import Fault, classify, translate
 from qsync.broker.slot_map import Node, SlotMap, name_of
-from qsync.errors import QsyncError
+from qsync.errors import ConfigError, QsyncError
+from qsync.keys import class_name
 
 T = TypeVar("T")
 PoolT = TypeVar("PoolT")
@@ -124,6 +125,17 @@ class BaseBroker(Generic[PoolT]):
         error = translate(reply, call, self.address)
         error.__cause__ = reply
         return error
+
+
+def check_broker(broker: object, maker: str) -> None:
+    """Raise ConfigError if this is not a broker; `maker` makes what the caller wants of a URL.
+
+    The message does not show a URL, which may hold a password.
+    """
+    if not isinstance(broker, BaseBroker):
+        raise ConfigError(
+            f"broker: {class_name(broker)} is not a broker; {maker} connects to a URL"
+        )
 
 
 def noop() -> None:

@@ -7,11 +7,10 @@ import contextlib
 import difflib
 import os
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import typer
 
-from qsync.app import Qsync
 from qsync.cli.command import (
     DENIED,
     INTERRUPTED,
@@ -36,8 +35,10 @@ from qsync.errors import (
 from qsync.inspector import Inspector, QueueInfo
 from qsync.keys import check_name
 from qsync.task import PAYLOAD_LIMIT
-from qsync.worker.load_app import TargetError, load
 from qsync.worker.logs import escape
+
+if TYPE_CHECKING:
+    from qsync.app import Qsync
 
 T = TypeVar("T")
 
@@ -91,6 +92,9 @@ def open_store(options: StoreOptions) -> Iterator[StoreSession]:
 
 def load_app(target: str, url: str | None = None) -> Qsync:
     """Import the app of --app; `url` is for an app that does not name its store."""
+    # Imported here, so that commands without --app start sooner.
+    from qsync.worker.load_app import TargetError, load
+
     if url:
         os.environ.setdefault(URL, url)
     try:

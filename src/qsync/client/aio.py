@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypeVar, overload
 
 from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.base import ends_in, noop
+from qsync.broker.base import check_broker, ends_in, noop
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
@@ -50,12 +50,13 @@ class AsyncClient(ClientBase):
         self,
         broker: AsyncBroker,
         *,
-        prefix: str,
+        prefix: str = "qsync",
         payload_limit: int = PAYLOAD_LIMIT,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
         remember_ids: Duration = REMEMBER_IDS,
     ) -> None:
+        check_broker(broker, "Qsync(url, prefix=...).async_client()")
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = AsyncTaskQueries(broker, prefix)

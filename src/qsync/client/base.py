@@ -50,12 +50,6 @@ class ClientBase:
         confirm_timeout: float,
         remember_ids: Duration,
     ) -> None:
-        if isinstance(broker, str):
-            make = "client" if type(self).__name__ == "Client" else "async_client"
-            msg = (
-                f"broker: {shorten(broker)} is not a broker; Qsync(url, prefix=...).{make}() makes"
-            )
-            raise ConfigError(f"{msg} a client of a URL")
         if type(payload_limit) is not int or payload_limit < 1:
             msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
             raise ConfigError(msg)

@@ -16,7 +16,7 @@ import msgspec
 from qsync import codec
 from qsync.broker import event_ops, views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.base import ends_in
+from qsync.broker.base import check_broker, ends_in
 from qsync.broker.call import Call
 from qsync.broker.event_ops import KEY_BYTES
 from qsync.broker.views import PageKey
@@ -111,6 +111,7 @@ class Base:
     """The store access that all parts of the inspector share."""
 
     def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
+        check_broker(broker, "Qsync(url, prefix=...).inspector()")
         self._broker = broker
         self._globals = GlobalKeys(prefix)
         self._readings: dict[str, deque[tuple[float, int]]] = {}
