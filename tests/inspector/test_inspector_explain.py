@@ -169,7 +169,7 @@ def test_running_task_names_its_server(store: Store, prefix: str) -> None:
         assert told.lease_until is not None
         assert told.lease_until - told.since == timedelta(microseconds=POLICY.lease_us)
         assert re.fullmatch(
-            r"Running for [\d.]+ s on w\. Its lease expires in .* unless .*\.",
+            r"Running for [\d.]+ m?s on w\. Its lease expires in .* unless .*\.",
             told.sentence,
         )
         await bed.inspector.cancel("a")
