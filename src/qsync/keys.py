@@ -264,6 +264,11 @@ class GlobalKeys:
         """Key of the stream of operators' actions that belong to no queue."""
         return f"{self.prefix}:events"
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """The keys without a time to live."""
+        return self.queues, self.servers, self.schedule_queues, self.events
+
     def server(self, server_id: str) -> str:
         """Return the key of the hash that describes a server; it has a time to live."""
         return f"{self.prefix}:server:{server_id}"

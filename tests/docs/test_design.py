@@ -133,8 +133,11 @@ def test_every_key_outside_the_queues_is_described() -> None:
         keys.queues, keys.schedule_queues, keys.events, keys.servers, keys.server("<id>"),
         keys.inbox("<id>"),
     ]  # fmt: skip
-    described = [names(row[0])[0] for row in table(DATA_MODEL, "global keys")]
+    rows = table(DATA_MODEL, "global keys")
+    described = [names(row[0])[0] for row in rows]
     assert described == [name.replace("PREFIX", "<prefix>") for name in expected]
+    lasting = [names(row[0])[0] for row in rows if "time to live" not in row[3]]
+    assert sorted(lasting) == sorted(key.replace("PREFIX", "<prefix>") for key in keys.lasting)
 
 
 def test_example_names_of_keys_and_channels_are_those_of_the_code() -> None:

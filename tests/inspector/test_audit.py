@@ -443,6 +443,8 @@ def test_foreign_keys_are_named(rig: Rig) -> None:
     rig.client.hset("test:server:a", "f", 1)
     rig.client.rpush("test:inbox:b", 1)
     rig.client.pexpire("test:inbox:b", 100_000)
+    rig.client.xadd("test:events", {"action": "delete"})  # of a queue that is gone
+    rig.client.hset("test:schedule_queues", "queue", 1)
     found = {(damage.kind, damage.id) for damage in auditing(rig, repair=True).damages}
     strays = {"test:foo", "{test:queue}:foo", "{test:!}:tasks", "test:server:a"}
     assert found == {("stray key", key) for key in strays}

@@ -173,7 +173,7 @@ class Auditor:
     def __init__(self, broker: AsyncBroker, *, prefix: str) -> None:
         self._broker = broker
         self._keys = keys = GlobalKeys(prefix)
-        self._lasting = (keys.queues, keys.servers, keys.schedule_queues)
+        self._lasting = keys.lasting
         """Keys outside of queues that have no time to live."""
 
     async def audit(self, queue: str | None = None) -> Report:

@@ -100,9 +100,8 @@ class SessionStore:
             for name in names:
                 of_queue = QueueKeys(prefix, name)
                 self._broker.ask("UNLINK", *of_queue.names(tuple(QUEUE_KEYS)), key=of_queue.base)
-            if names:
-                self._broker.ask("UNLINK", keys.queues, key=keys.queues)
-            self._broker.ask("UNLINK", keys.servers, key=keys.servers)
+            for key in keys.lasting:
+                self._broker.ask("UNLINK", key, key=key)
         except QsyncError:
             return  # a test may have stopped the store
 
