@@ -67,7 +67,7 @@ def test_a_dead_task_is_found_by_its_error_read_and_run_again_in_five_clicks(
     web.click("Dead", "link")
     web.page.get_by_label("Error text").fill("4711 HAS NO address")
     web.click("Filter")
-    web.click("the-one", "link")
+    web.click("order the-one", "link")
     trace = web.page.locator("pre.trace")
     assert trace.inner_text().count("\n") >= 200
     assert " at 204" in trace.inner_text()
@@ -112,7 +112,7 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
     web = visit()
     web.go("/dead?queue=default&limit=30")
     rows = web.page.locator("tbody tr")
-    names = rows.locator("th a").all_inner_texts()
+    names = rows.locator("th .id").all_inner_texts()
     ticked = [names[0], names[7], names[29]]
     for name in ticked:
         web.page.get_by_label(f"Task {name}").check()
@@ -124,7 +124,7 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
     system.inspect(lambda i: i.delete(names[3]))
     web.refresh()
     web.page.locator('[data-key="task-newest"]').wait_for()
-    now = rows.locator("th a").all_inner_texts()
+    now = rows.locator("th .id").all_inner_texts()
     assert now[0] == "newest"
     assert names[3] not in now
     assert [name for name in now if web.page.get_by_label(f"Task {name}").is_checked()] == ticked
@@ -209,7 +209,7 @@ def test_a_running_task_is_watched_and_cancelled(system: Live, visit: Callable[.
     web = visit()
     web.go("/servers")
     web.page.locator("tbody th a").first.click()
-    web.click("slow", "link")
+    web.click("long slow", "link")
     web.says("30%")
     web.says("Running since")
     web.click("Show stack")
@@ -236,7 +236,7 @@ def test_a_schedule_is_triggered_and_paused(system: Live, visit: Callable[..., V
     wait_until(lambda: system.inspect(lambda i: i.schedules()), 20)
     web = visit()
     web.go("/schedules")
-    web.click("Trigger")
+    web.click("Run now")
     web.says("Schedule yearly was triggered. This is its task.")
     web.page.locator(".badge.completed").wait_for()
     assert ran == [1]
@@ -275,7 +275,7 @@ def test_signed_in_viewer_can_change_nothing(system: Live, visit: Callable[..., 
     web.click("Sign in")
     web.says("Dead tasks in")
     assert web.page.url.endswith("/dead?queue=default"), "where one wanted to go"
-    web.click("d", "link")
+    web.click("order d", "link")
     web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()
     assert buttons == ["Search", "Copy id", "Русский", "Sign out"]
@@ -304,7 +304,7 @@ def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.click("Overview", "link")
     assert web.page.locator("svg[role=img]").count() == 6
     web.page.locator("a.tile.completed").click()
-    web.click("d1", "link")
+    web.click("order d1", "link")
     web.says("delivered")
     web.click("Русский")
     web.says("Хронология")
@@ -352,7 +352,7 @@ def test_dashboard_works_with_the_keyboard(system: Live, visit: Callable[..., Vi
     assert web.page.evaluate("document.activeElement.id") == "main"
     for _ in range(20):
         press("Tab")
-        if web.page.evaluate("document.activeElement.textContent") == "a":
+        if web.page.evaluate("document.activeElement.textContent") == "order a":
             break
     outline = web.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid", "one sees where one is"
@@ -362,7 +362,7 @@ def test_dashboard_works_with_the_keyboard(system: Live, visit: Callable[..., Vi
     assert when.get_attribute("title").endswith(" UTC")
     assert " UTC" not in when.inner_text()
     web.go("/tasks?queue=default&state=scheduled")
-    for key, focused in (("j", "a"), ("j", "b"), ("j", "b"), ("k", "a")):
+    for key, focused in (("j", "order a"), ("j", "order b"), ("j", "order b"), ("k", "order a")):
         press(key)
         assert web.page.evaluate("document.activeElement.textContent") == focused
     press("x")
@@ -383,6 +383,19 @@ def test_dashboard_works_with_the_keyboard(system: Live, visit: Callable[..., Vi
         ".filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent).length"
     )
     assert unnamed == 0
+    web.go("/queue?queue=default&days=7")
+    chart = web.page.get_by_role("slider", name="Completed per day")
+    chart.focus()
+    tip = chart.locator(".steps .on")
+    for key in ("ArrowLeft", "ArrowLeft", "Home", "ArrowLeft", "ArrowRight", "End"):
+        press(key)
+        assert tip.inner_text() == chart.get_attribute("aria-valuetext")
+    shown = chart.get_attribute("aria-valuetext")
+    web.refresh()
+    assert web.page.evaluate("document.activeElement.matches('.plot')"), "a refresh leaves it"
+    assert (tip.inner_text(), chart.get_attribute("aria-valuenow")) == (shown, "6")
+    press("Tab")
+    assert web.page.locator(".steps .on").count() == 0
 
 
 def test_cluster_is_shown_and_changed_in_the_browser(

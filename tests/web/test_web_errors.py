@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -88,8 +90,30 @@ async def test_pages_share_one_scan(failed: Bed) -> None:
     again = await scanner.read()
     assert again.groups is scans[0].groups  # fresh enough
     scanner.forget()
-    assert (await scanner.read()).groups is not scans[0].groups
+    later = await scanner.read()
+    assert later.groups is not scans[0].groups
+    assert (later.growth_s > 0, set(later.growth.values())) == (True, {0})
+    await failed.dead(*[Task("mail")] * 2, error=TRACE)
+    scanner.forget()
+    grown = (await scanner.read()).growth
+    assert grown.pop(GROUP) == 2
+    assert set(grown.values()) == {0}
     await scanner.stop()
+
+
+async def test_errors_show_how_they_grow_and_are_exported(failed: Bed) -> None:
+    async with create_app(failed.inspector, auth="host") as app, visiting(app) as client:
+        assert "Change in" not in (await client.get("/errors")).text
+        await failed.dead(*[Task("mail")] * 3, error=TRACE)
+        app.site.error_scanner.forget()
+        text = (await client.get("/errors")).text
+        assert re.search(r'data-label="Change in .*?">\+3</td>', text)
+        assert text.count('data-label="Change in') == 2
+        text = (await client.get(f"/error?id={GROUP}")).text
+        assert re.search(r"<dt>Change in .*?</dt><dd>\+3</dd>", text)
+        [address, _jsonl] = re.findall(r'<a download href="(.*?)">', text)
+        rows = (await client.get(html.unescape(address))).text.splitlines()
+        assert len(rows) == 1 + 8
 
 
 async def test_long_scan_shows_progress(valkey: Store, prefix: str) -> None:

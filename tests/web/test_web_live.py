@@ -204,7 +204,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         # A schedule, while a server has it.
         wait_until(lambda: system.inspect(lambda i: i.schedules()))
         web.open("/schedules")
-        assert "triggered" in web.press("Trigger", among="yearly")
+        assert "triggered" in web.press("Run now", among="yearly")
         web.open("/schedules")
         web.press("Pause", among="yearly", why="no more")
         assert "no more" in web.text

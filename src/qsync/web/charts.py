@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qsync.web.translation import _, marked, short_count
+from qsync.web.translation import _, coarse, count, marked, short_count
 
 WIDTH: Final = 300
 HEIGHT: Final = 100
+
+STEPS: Final = 60
+"""Largest number of steps of a line chart whose values are shown on their own."""
 
 PER_SECOND: Final = marked("%(number)s/s")
 SECONDS: Final = marked("%(number)s s")
@@ -30,11 +33,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """A chart of lines over the last minutes."""
+    """A chart of lines over the last minutes. `steps` has the values of each step as text."""
 
     title: str
     top: str
+    half: str
     lines: list[Line]
+    steps: list[str]
     begins: str
     label: str
 
@@ -51,13 +56,15 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class BarChart:
-    """A chart with a bar for each day."""
+    """A chart with a bar for each day. `steps` has the value of each day as text."""
 
     title: str
     css: str
     top: str
+    half: str
     total: str
     bars: list[Bar]
+    steps: list[str]
     begins: str
     ends: str
     label: str
@@ -73,11 +80,12 @@ def line_chart(
     unit: str = NO_UNIT,
     begins: str = "",
     width: int | None = None,
+    interval_s: float = 1.0,
 ) -> LineChart:
     """Return a chart of lines (name, class, values) with the latest value last; None is a gap.
 
     `unit` is a text of the catalogue. `width` is the number of values that fit; fewer values stand
-    at the right.
+    at the right. `interval_s` is the time between two values, in seconds.
     """
     known = [value for *_name, values in series for value in values if value is not None]
     top = ceiling(max(known, default=0.0))
@@ -93,7 +101,27 @@ def line_chart(
         "%(title)s: now %(values)s; the scale ends at %(top)s",
         title=title, values=latest_values, top=scale_end,
     )  # fmt: skip
-    return LineChart(title, scale_end, lines, begins, label)
+    half = _(unit, number=short_count(top / 2))
+    steps = _steps(series, room, unit, interval_s)
+    return LineChart(title, scale_end, half, lines, steps, begins, label)
+
+
+def _steps(
+    series: Sequence[tuple[str, str, Values]], room: int, unit: str, interval_s: float
+) -> list[str]:
+    """Return the values of up to STEPS steps as text, the latest last."""
+    size = max(1, math.ceil(room / STEPS))
+    steps = []
+    for back in range(0, room, size):
+        values = [(name, values[-1 - back]) for name, _css, values in series if back < len(values)]
+        known = [
+            f"{name} {_(unit, number=short_count(value))}"
+            for name, value in values
+            if value is not None
+        ]
+        at = _("%(length)s ago", length=coarse(back * interval_s)) if back else _("now")
+        steps.append(f"{at}: {', '.join(known) or _('no data')}")
+    return steps[::-1]
 
 
 def path_of(values: Values, top: float, room: int = 0) -> str:
@@ -132,7 +160,11 @@ def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart
         "%(title)s from %(first)s to %(last)s: total %(total)s; the scale ends at %(top)s",
         title=title, first=first, last=last, total=total, top=short_count(top),
     )  # fmt: skip
-    return BarChart(title, css, short_count(top), short_count(total), bars, first, last, label)
+    steps = [f"{day}: {count(number)}" for day, number in days]
+    half = short_count(top / 2)
+    return BarChart(
+        title, css, short_count(top), half, short_count(total), bars, steps, first, last, label
+    )
 
 
 def _y(value: float, top: float) -> float:

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from qsync.errors import QsyncError
@@ -33,6 +36,14 @@ UNWATCHED_S: Final = 30.0
 """A scan ends if no page has asked for it for this long, in seconds."""
 
 
+TREND_S: Final = 300.0
+"""Time over which the growth of an error is shown, in seconds."""
+
+
+HISTORY: Final = 30
+"""Number of scans that are remembered for that, of up to some hundred errors each."""
+
+
 class ErrorScan(NamedTuple):
     """What a scan has found so far; `total` is the number of failed tasks when it began."""
 
@@ -40,6 +51,10 @@ class ErrorScan(NamedTuple):
     scanned: int
     total: int
     finished: bool
+    growth: Mapping[str, int] = MappingProxyType({})
+    """By how many tasks each error has grown, or shrunk, within `growth_s`."""
+    growth_s: float = 0.0
+    """Time since the scan with which this one is compared, in seconds; 0: there is none."""
 
 
 NOTHING: Final = ErrorScan([], 0, 0, False)
@@ -55,6 +70,8 @@ class ErrorScanner:
         """The last finished scan; before the first one, what that has found so far."""
         self._dead_of: dict[str, list[ErrorGroup]] = {}
         """Errors of the dead tasks by queue, as of the last finished scan."""
+        self._history: deque[tuple[float, dict[str, int]]] = deque()
+        """When scans ended, and how many tasks each error had, over the last TREND_S."""
         self._ended_at = 0.0
         self._took_s = 0.0
         self._asked_at = 0.0
@@ -120,9 +137,20 @@ class ErrorScanner:
                     break
                 if scanned > UNRESTED:
                     await asyncio.sleep(time.monotonic() - step_began)
-        self._last, self._dead_of = ErrorScan(groups, scanned, scanned, True), dead_of
         self._ended_at = time.monotonic()
         self._took_s = self._ended_at - began
+        growth_s, growth = self._growth({group.id: group.count for group in groups})
+        self._last = ErrorScan(groups, scanned, scanned, True, growth, growth_s)
+        self._dead_of = dead_of
+
+    def _growth(self, counts: dict[str, int]) -> tuple[float, dict[str, int]]:
+        """Return by how many tasks each error has grown, and in how many seconds."""
+        while len(self._history) > 1 and self._history[1][0] <= self._ended_at - TREND_S:
+            self._history.popleft()
+        at, before = self._history[0] if self._history else (self._ended_at, counts)
+        if not self._history or self._ended_at - self._history[-1][0] > TREND_S / HISTORY:
+            self._history.append((self._ended_at, counts))
+        return self._ended_at - at, {id: n - before.get(id, 0) for id, n in counts.items()}
 
 
 def _read_exception(task: asyncio.Task[None]) -> None:

@@ -24,6 +24,9 @@ BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
 """Counters in the table of days."""
 
+PERIODS: Final = (7, DAYS, 90)
+"""Numbers of days at choice."""
+
 MISSED_FOR: Final = timedelta(days=1)
 """Time for which a missed run of a schedule is shown, unless a later one succeeds."""
 
@@ -31,9 +34,9 @@ MISSED_FOR: Final = timedelta(days=1)
 async def show(site: Site, request: Request) -> Response:
     """Show the overview."""
     overview, fleet = await asyncio.gather(site.inspector.overview(), site.inspector.fleet())
-    queues, sheet = sheet_of(
-        busiest_first(overview.queues), Fields(request.query_params.multi_items())
-    )
+    fields = Fields(request.query_params.multi_items())
+    queues, sheet = sheet_of(busiest_first(overview.queues), fields)
+    days = days_of(fields)
     states = {state: sum(info.states[state] for info in overview.queues) for state in TaskState}
     return site.page(
         request,
@@ -51,7 +54,7 @@ async def show(site: Site, request: Request) -> Response:
         full=[info for info in overview.queues if info.bounds.note],
         minutes=site.sampler.minutes,
         charts=minute_charts(site.sampler),
-        days=day_charts(await site.sampler.days()),
+        days=day_charts(await site.sampler.days(days), days),
         is_cut=len(overview.queues) > CHARTED_QUEUES,
         limit=CHARTED_QUEUES,
     )
@@ -83,7 +86,14 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
         return [None if step is None else step[1][index] / step[0] for step in steps]
 
     def chart(title: str, *series: tuple[str, str, list[float | None]], unit: str) -> LineChart:
-        return line_chart(title, series, unit=unit, begins=begins, width=SAMPLES - 1)
+        return line_chart(
+            title,
+            series,
+            unit=unit,
+            begins=begins,
+            width=SAMPLES - 1,
+            interval_s=sampler.interval_s,
+        )
 
     latency = [None if step is None else step[1].latency for step in steps]
     return [
@@ -95,9 +105,15 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
     ]  # fmt: skip
 
 
-def day_charts(days: Sequence[Day]) -> dict[str, Any]:
+def days_of(fields: Fields) -> int:
+    """Return the number of days that a page is asked to show: one of PERIODS."""
+    asked = fields.text("days")
+    return next((days for days in PERIODS if str(days) == asked), DAYS)
+
+
+def day_charts(days: Sequence[Day], number: int) -> dict[str, Any]:
     """Return the counters of the last days, as charts and as a table."""
-    each = filled(days, DAYS)
+    each = filled(days, number)
 
     def bars(title: str, counter: str, css: str) -> BarChart:
         values = [(day_and_month(day.day), day.counters.get(counter, 0)) for day in each]
@@ -110,6 +126,7 @@ def day_charts(days: Sequence[Day]) -> dict[str, Any]:
             bars(_("Dead per day"), "dead", "dead"),
         ],
         "table": [day for day in reversed(each) if any(day.counters.values())],
-        "count": DAYS,
+        "count": number,
+        "periods": PERIODS,
         "counters": DAY_COUNTERS,
     }

@@ -15,11 +15,10 @@ from qsync.state import TaskState
 from qsync.web import bulk_actions
 from qsync.web.events import last_actions
 from qsync.web.forecast import forecast
-from qsync.web.overview import day_charts, minute_charts
+from qsync.web.overview import day_charts, days_of, minute_charts
 from qsync.web.pages import Site
 from qsync.web.problems import floods
 from qsync.web.query import Fields, selection_of, sheet_of
-from qsync.web.sampler import DAYS
 from qsync.web.translation import _, ngettext
 
 WEIGHTS_SHOWN: Final = 100
@@ -42,8 +41,9 @@ async def list_all(site: Site, request: Request) -> Response:
 
 async def show(site: Site, request: Request) -> Response:
     """Show one queue."""
-    name = Fields(request.query_params.multi_items()).text("queue")
-    info = await site.inspector.queue(name, days=DAYS)
+    fields = Fields(request.query_params.multi_items())
+    name, days = fields.text("queue"), days_of(fields)
+    info = await site.inspector.queue(name, days=days)
     if info is None:
         return site.page(
             request, "error", status=404, title=_("Queue “%(queue)s” does not exist", queue=name),
@@ -57,7 +57,8 @@ async def show(site: Site, request: Request) -> Response:
     charts = minute_charts(site.sampler, name)
     has_data = any(line.path for chart in charts for line in chart.lines)
     return site.page(
-        request, "queue", info=info, charts=charts, has_data=has_data, days=day_charts(info.days),
+        request, "queue", info=info, charts=charts, has_data=has_data,
+        days=day_charts(info.days, days),
         inside=inside, most=SHARES, term=term_of,
         actions=await last_actions(site, name),
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],

@@ -73,8 +73,8 @@ class Sampler:
         self._inspector = inspector
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._task: asyncio.Task[None] | None = None
-        self._days: list[Day] = []
-        self._days_at = -DAYS_CACHE_S
+        self._days: dict[int, tuple[float, list[Day]]] = {}
+        """By number of days: when they were read, and their counters."""
         self._days_lock = asyncio.Lock()
 
     @property
@@ -129,22 +129,23 @@ class Sampler:
             intervals.append((after.time - before.time, second.since(first)))
         return intervals
 
-    async def days(self) -> list[Day]:
+    async def days(self, number: int = DAYS) -> list[Day]:
         """Return the counters of all queues (the first 50) by day, the latest first.
 
         They are at most a minute old; to read them again takes a call per queue.
         """
         async with self._days_lock:
-            if time.monotonic() - self._days_at >= DAYS_CACHE_S:
-                self._days = await self._read_days()
-                self._days_at = time.monotonic()
-            return self._days
+            read_at, days = self._days.get(number, (-DAYS_CACHE_S, []))
+            if time.monotonic() - read_at >= DAYS_CACHE_S:
+                days = await self._read_days(number)
+                self._days[number] = time.monotonic(), days
+            return days
 
-    async def _read_days(self) -> list[Day]:
+    async def _read_days(self, number: int) -> list[Day]:
         queues = (await self._inspector.overview()).queues[:CHARTED_QUEUES]
         totals: dict[date, Counter[str]] = {}
         for name in [queue.name for queue in queues]:
-            info = await self._inspector.queue(name, days=DAYS)
+            info = await self._inspector.queue(name, days=number)
             for day in info.days if info else ():
                 totals.setdefault(day.day, Counter()).update(day.counters)
         return [Day(day=day, counters=totals[day]) for day in sorted(totals, reverse=True)]

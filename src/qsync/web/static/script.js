@@ -19,7 +19,7 @@ function copyAttributes(old, fresh) {
   const own = old.nodeName === "DETAILS" ? ["open"] : ["value", "checked"];
   const kept = (name) => own.includes(name) && /^(INPUT|DETAILS)$/.test(old.nodeName) && old.type !== "hidden";
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && !kept(name)) old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && !kept(name) && old.className !== "plot") old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value && !kept(name)) old.setAttribute(name, value);
@@ -78,6 +78,7 @@ async function refresh() {
     parts.forEach((part, at) => found[at] && alike(part, found[at]) && !part.isEqualNode(found[at]) && morph(part, found[at]));
     count();
     localize();
+    follow();
     since = null;
     say(texts.upToDate);
   } catch {
@@ -141,6 +142,36 @@ function localize() {
   }
 }
 localize();
+
+// The values of a chart by keyboard: arrows, Home and End move over its steps.
+const chosen = new WeakMap(); // chart -> step
+function choose(plot, step) {
+  const steps = [...plot.querySelectorAll(".steps li")];
+  if (step === undefined) chosen.delete(plot);
+  else chosen.set(plot, Math.max(0, Math.min(steps.length - 1, step)));
+  const here = chosen.get(plot);
+  steps.forEach((each, at) => each.classList.toggle("on", at === here));
+  const shown = here ?? steps.length - 1;
+  const attributes = {
+    role: "slider", tabindex: 0, "aria-label": plot.querySelector("svg").getAttribute("aria-label"),
+    "aria-valuemin": 0, "aria-valuemax": steps.length - 1, "aria-valuenow": shown, "aria-valuetext": steps[shown].textContent,
+  };
+  for (const [name, value] of Object.entries(attributes)) plot.setAttribute(name, value);
+}
+const plots = () => [...document.querySelectorAll(".plot")].filter((plot) => plot.querySelector(".steps li"));
+const follow = () => plots().forEach((plot) => choose(plot, chosen.get(plot)));
+follow();
+document.addEventListener("keydown", (event) => {
+  const plot = event.target;
+  if (!plot.matches?.(".plot") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const last = plot.querySelectorAll(".steps li").length - 1;
+  const here = chosen.get(plot) ?? last;
+  const to = { ArrowLeft: here - 1, ArrowRight: here + 1, ArrowDown: here - 1, ArrowUp: here + 1, Home: 0, End: last }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  choose(plot, to);
+});
+document.addEventListener("focusout", (event) => event.target.matches?.(".plot") && choose(event.target));
 
 // Keys: / j k x ?
 const typing = (node) => node.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(node.nodeName);
