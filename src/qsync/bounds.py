@@ -26,8 +26,8 @@ NEAR: Final = 0.9
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a queue. `bounds_of` checks them.
 
-    max_tasks  most tasks that wait: pending, limited, scheduled or to be retried; None: any number
-    max_bytes  most bytes of all messages that the queue holds; None: any number
+    max_tasks  maximum number of waiting tasks: pending, limited, scheduled or to be retried
+    max_bytes  maximum size of all messages of the queue, in bytes
     when_full  "raise" or "drop_oldest"
     """
 

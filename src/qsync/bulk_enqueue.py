@@ -74,7 +74,7 @@ class BulkEnqueue(Generic[T]):
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
         self._encoded: list[NewTask | None] = []
-        """Encoded tasks that have options; None: a plain task, encoded when its call is made."""
+        """Encoded tasks that have options; None for a plain task, which its call encodes."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
         """Nonces by index, for ids that are repeated in the bulk and for children of a handler."""
@@ -189,7 +189,7 @@ class BulkEnqueue(Generic[T]):
 
 
 def fitting(trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> Chunk | None:
-    """Return the tasks of the first refused call that a full queue has room for; None: none."""
+    """Return the tasks of the first refused call for which a full queue has room, or None."""
     for chunk, reply in zip(trip.chunks, replies, strict=True):
         if isinstance(reply, QueueFull) and reply.room:
             return Chunk(chunk.indices[: reply.room], chunk.tasks[: reply.room])

@@ -110,9 +110,9 @@ class Connections:
         """Contexts of extensions around each enqueue, the first one outermost."""
         self.hooks: Hooks = Hooks()
         self.client_types: ClientTypes | None = None
-        """Classes of clients that run tasks in place, in tests; None: the usual ones."""
+        """Classes of clients that run tasks in place, in tests; None means the usual ones."""
         self.sender: Sender | None = None
-        """Sender of the task functions; None: the shared clients send at once."""
+        """Sender of the task functions; None means the shared clients send at once."""
         self._blocking: dict[int, Client] = {}
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
 

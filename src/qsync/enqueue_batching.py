@@ -29,8 +29,8 @@ class Batcher(Generic[T, U]):
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
     first: from then on the store works on one half while the callers of the other half continue.
     All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster, and at once if no other callback of the loop is ready to run. A loop that does not tell,
-    like that of uvloop, counts as quiet if no item came while that of the last lone caller was in
+    faster, and at once if no other callback of the loop is ready to run. A loop that does not say,
+    such as uvloop's, counts as quiet if no item came while the last lone caller's item was in
     flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
@@ -86,7 +86,7 @@ class Batcher(Generic[T, U]):
         self._was_alone = False
         """Whether nobody else came while the last such caller sent its item."""
         self._solo_ended: asyncio.Event | None = None
-        """Set when such a caller is done; None: nobody has waited for that."""
+        """Set when such a caller is done; None if nobody has waited for that."""
 
     def submit(self, item: T) -> Awaitable[U]:
         """Return an awaitable of the reply; the caller must await it at once.

@@ -178,7 +178,7 @@ class RateLimited(Snooze):
     `retry_after`.
 
     As with Snooze, no attempt is counted. No other task of the limit starts before then. `limit` is
-    one of the task's limits, e.g. "customer:42", or its name; None: the first one. For a task
+    one of the task's limits, e.g. "customer:42", or its name; None means the first one. For a task
     without limits this is a Snooze.
     """
 

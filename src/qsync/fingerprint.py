@@ -24,8 +24,7 @@ FAILING: Final = (TaskState.DEAD, TaskState.RETRY)
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """The properties that tasks with the same error share; the fields are those of an
-    ErrorGroup."""
+    """The properties that tasks with the same error share; its fields are fields of ErrorGroup."""
 
     id: str
     type: str

@@ -33,9 +33,9 @@ MAX_COUNT: Final = 1_000_000
 class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
     """What a limit allows. `limit_rule` checks one.
 
-    rate         starts in each `per_us` microseconds; None: any number
+    rate         starts in each `per_us` microseconds; None means any number
     burst        number of starts allowed at once after an idle time
-    concurrency  tasks that run at the same time; None: any number
+    concurrency  tasks that run at the same time; None means any number
     """
 
     rate: int | None = None

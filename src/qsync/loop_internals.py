@@ -21,7 +21,7 @@ six times as long."""
 
 
 def is_quiet(loop: asyncio.AbstractEventLoop) -> bool | None:
-    """Return whether no callback but the running one is ready to run; None: not known.
+    """Return whether no callback but the running one is ready to run; None if not known.
 
     The loops of asyncio know, uvloop does not tell.
     """

@@ -201,7 +201,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     value: bytes = b""
     is_value: bool = True
     error: str | None = None
-    """Reason why the result of a completed task could not be stored; None: it is stored."""
+    """Reason why the result of a completed task could not be stored; None if it is stored."""
 
     begun_us: int = 0
     """Time at which the handler began, us; 0: unknown."""

@@ -100,7 +100,7 @@ class Handler:
     carry_result: CarryResult | None = None
     rules: RetryRules = NO_RULES
     batch: BatchLimits | None = None
-    """Limits of a batch handler, which takes a list of tasks; None: it takes one task."""
+    """Limits of a batch handler, which takes a list of tasks; None if it takes one task."""
 
     @property
     def takes_task(self) -> bool:

@@ -103,7 +103,7 @@ def new_id() -> str:
 
 
 def _forget_drawn() -> None:
-    """Discard the values generated ahead: a forked child must not use those of its parent."""
+    """Discard the values generated ahead: a forked child must not use its parent's."""
     _nonces.clear()
     _ids.clear()
 

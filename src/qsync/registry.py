@@ -146,8 +146,8 @@ class Registry:
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
         lease, attempts, retries, deadline and result. The shortest timeout of the tasks applies to
         the call. A task that is cancelled while the call runs ends as cancelled when the call ends;
-        the call is cancelled once all of its tasks are. A call has one slot of
-        `concurrency`. A task that a crash of a server has interrupted runs in a call of its own.
+        the call is cancelled once all of its tasks are. A call takes one slot of `concurrency`. A
+        task that a crash of a server has interrupted runs in a call of its own.
 
         The other options are as for `task`, but the function runs on the event loop or in a thread,
         never in a process. Raises ConfigError when the name is taken, the function cannot be called
@@ -261,7 +261,7 @@ class Registry:
         name       name of the schedule for all servers; by default the name of the task
 
         A plain function becomes a task with this name; `executor`, `middleware` and the options are
-        as for `task`. For a function that is a task, options override those of the task.
+        as for `task`. If the function is a task, the options override the task's.
         Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
         has no value, or `id`, `deadline` or `process_at` is given: these differ from tick to tick.
         """
@@ -322,7 +322,7 @@ class Registry:
         The rule applies separately to each value of a name, such as `customer:42`. A task that may
         not start because of its limits waits in the state `limited`, keeps its place in the queue,
         and takes no slot. Servers publish the rules when they start; a rule that an operator has
-        set with `qsync limit set` overrides that of the program.
+        set with `qsync limit set` overrides the program's.
 
         Raises ConfigError if a value is invalid, the name is taken, or tasks of two queues name the
         limit. `server()` raises it if a task names an undeclared limit.

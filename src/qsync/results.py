@@ -51,7 +51,7 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
 
 
 def retention_of(shown: StoredTask) -> int | None:
-    """Return how long the task is kept after success, us; None: not at all, or unknown."""
+    """Return how long the task is kept after success, us; None means not at all, or unknown."""
     message = message_of(shown)
     return None if message is None else _retention(message)
 

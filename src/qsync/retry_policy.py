@@ -24,7 +24,7 @@ class RetryRules:
 
     delay: DelayCallable | None = None
     retry_for: ErrorClasses | None = None
-    """Error classes to retry; None: all."""
+    """Error classes to retry; None means all."""
     dont_retry_for: ErrorClasses = ()
 
     def is_final(self, error: BaseException) -> bool:

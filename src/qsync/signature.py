@@ -1,8 +1,8 @@
 """Encodes the arguments of a function as a payload, and decodes them. Without I/O.
 
 The payload is a map of parameter names to values. `*args` is a list under its name; the arguments
-in `**kwargs` are keys beside the others. Defaults are left out: the server uses those of its
-version of the function. The server checks values against the annotations, by msgspec, or by
+in `**kwargs` are keys beside the others. Defaults are left out: the server uses the defaults of its
+own version of the function. The server checks values against the annotations, by msgspec, or by
 pydantic where an annotation contains one of its types.
 
 A value either arrives unchanged, including its type, or `bind` rejects it: `bind` encodes and
@@ -126,7 +126,7 @@ class Signature:
 
     @property
     def single(self) -> list[str]:
-        """Names of the parameters with one value: not those of *args, **kwargs and TaskInfo."""
+        """Names of the parameters with one value: without *args, **kwargs and TaskInfo."""
         several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         return [slot.name for slot in self._slots if slot.kind not in several]
 

@@ -54,7 +54,8 @@ class Arguments(dict[str, Any]):
     """Function that decodes the stored result."""
 
     identity: dict[str, Any] | None = None
-    """Arguments that count for a unique lock: those that differ from their defaults; None: all."""
+    """Arguments that a unique lock compares, those that differ from their defaults; None means
+    all."""
 
 
 class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
@@ -69,13 +70,13 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     times are aware datetimes.
 
     queue         name of the queue
-    id            1 to 128 printable ASCII characters, no spaces; None: enqueue makes a random one.
+    id            1 to 128 printable ASCII characters, no spaces; by default a random one.
                   The store refuses a second task with the same id, also when the first has left
                   the queue: for an hour after its enqueue, or `Qsync(remember_ids=...)`
     retry         how many attempts may follow the first one when attempts fail
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
-                  an ExponentialBackoff; None: 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min, and
-                  then 30 min to 1 h
+                  an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
+                  and then 30 min to 1 h
     delay         earliest start, as a duration after the enqueue
     process_at    earliest start, as a time; excludes `delay`
     timeout       longest time that one attempt may take
@@ -93,7 +94,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     debounce_max  longest time from the first of these enqueues until the task runs
     priority      1 to 9: pending tasks of a higher priority start first, within a queue; 5 unless
                   given
-    retention     how long the task and its result are kept after success; None: not at all
+    retention     how long the task and its result are kept after success; None means not at all
     limits        limits to share with other tasks, e.g. "stripe" or "customer:42", at most 4; see
                   `app.limit`
     fairness_key  tasks of different keys share the throughput fairly, e.g. one key per customer
@@ -349,7 +350,7 @@ class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
     started_at    start of the last attempt that has ended; None while the first one runs
     finished_at   when the task was completed, cancelled or dead
 
-    Times are those of the store's clock.
+    Times are by the store's clock.
     """
 
     state: TaskState

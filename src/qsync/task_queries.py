@@ -59,7 +59,7 @@ RETENTION_UNKNOWN: Final = _Unknown.RETENTION
 """Retention of a task that this client did not enqueue, which only the store knows."""
 
 Retention = int | None | Literal[_Unknown.RETENTION]
-"""Retention in microseconds; None: the task has none."""
+"""Retention in microseconds; None if the task has none."""
 
 
 class _TaskQueriesBase:

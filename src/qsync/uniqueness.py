@@ -11,8 +11,7 @@ from qsync.times import Duration, duration_us
 
 OnDuplicate = Literal["raise", "skip", "replace"]
 """What an enqueue does when another task holds the unique lock. `raise`: DuplicateTask; `skip`: it
-returns the handle of the holder; `replace`: the new payload and options take the place of those of
-the holder."""
+returns the handle of the holder; `replace`: the new payload and options replace the holder's."""
 
 _CHOICES: Final = ("raise", "skip", "replace")
 
@@ -21,7 +20,7 @@ class Uniqueness(NamedTuple):
     """The checked options; None for an option that is not given."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0: until the task has ended; None: no lock."""
+    """Minimum time for which the lock is held; 0: until the task has ended; None means no lock."""
     replaces: bool = False
     """Whether the task takes the place of a holder of the lock."""
     debounce_us: int | None = None
@@ -89,7 +88,7 @@ def _check_company(
     delay: Duration | None,
     process_at: datetime | None,
 ) -> None:
-    """Raise InvalidTask if options beside `debounce` are missing or exclude it."""
+    """Raise InvalidTask if an option that `debounce` needs is missing, or another excludes it."""
     if unique_key is None:
         raise InvalidTask(
             f"debounce: {debounce} needs a unique_key, which the calls to combine have in common"

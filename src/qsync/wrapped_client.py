@@ -25,7 +25,7 @@ class Outgoing(Protocol):
 
     @property
     def tasks(self) -> Sequence[Any]:
-        """The tasks to send in place of those of the caller."""
+        """The tasks to send in place of the caller's."""
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
         """Record the handles of the tasks, which are now in the store."""

@@ -15,7 +15,7 @@ class Address:
     `settings`: settings of every connection (credentials, db, TLS, path), which are never shown.
     `finder`: settings of the clients that ask the Sentinels, including `min_other_sentinels` and
     `force_master_ip` of redis-py's Sentinel; for a cluster its `address_remap`.
-    `clock`: time for the scripts, in microseconds, in tests; None: they use the store's clock.
+    `clock`: time for the scripts, in microseconds, in tests; None if they use the store's clock.
     """
 
     kind: Literal["node", "cluster", "sentinel"]

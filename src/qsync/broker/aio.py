@@ -71,7 +71,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
             address, connections=connections, read_timeout=read_timeout, patience=patience
         )
         self._learning: asyncio.Task[Node] | None = None
-        """Task that fetches the cluster's slot map for all waiting calls; None: not in flight."""
+        """Task that fetches the cluster's slot map for all waiting calls; None if not in flight."""
         self._refused: dict[AioPool, tuple[float, Exception]] = {}
         """Time and error of the last failed attempt to connect, by pool; empty while all work."""
 
@@ -148,7 +148,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         raise unavailable(reply, self.address) from reply
 
     async def primaries(self) -> list[Address]:
-        """Return the addresses of the primaries: the broker's own, or those of the cluster."""
+        """Return the addresses of the primaries: the broker's own, or the cluster's."""
         if self._slots is None:
             return [self.address]
         with mapped_errors(self.address):

@@ -45,7 +45,7 @@ DEFAULT: Final = _Default.PATIENCE
 """Default of `patience` for a call: the patience of the broker."""
 
 Patience = float | None | Literal[_Default.PATIENCE]
-"""Time that a call is retried, in seconds; None: without limit."""
+"""Time that a call is retried, in seconds; None means no limit."""
 
 
 class BaseBroker(Generic[PoolT]):
@@ -88,7 +88,7 @@ class BaseBroker(Generic[PoolT]):
         return "" if self._slots is None else name_of(self._slots.holder(key))
 
     def node_of(self, key: str) -> Node | None:
-        """Return the node that holds a key, without I/O; None: the only node, or not known."""
+        """Return the node that holds a key, without I/O; None means the only node, or not known."""
         try:
             return None if self._slots is None else self._slots.best_guess(key)
         except redis_errors.LIBRARY_ERRORS:
@@ -143,7 +143,7 @@ def noop() -> None:
 
 
 def ends_in(patience: float | None) -> float:
-    """Return the monotonic time at which a caller that starts now gives up; None: never."""
+    """Return the monotonic time at which a caller that starts now gives up; None means never."""
     return math.inf if patience is None else time.monotonic() + (patience or ONE_TRY_S)
 
 

@@ -134,12 +134,12 @@ class Broker(BaseBroker["Pool"]):
             self._pools.popitem()[1].close()
 
     def locate(self, key: str) -> Node | None:
-        """Return the node that holds a key, asking the cluster if needed; None: the only node."""
+        """Return the node that holds a key, asking the cluster if needed. None is the only node."""
         with mapped_errors(self.address):
             return self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
 
     def client_at(self, node: Node | None) -> redis.Redis:
-        """Return a client with one connection to a node; None: the only node."""
+        """Return a client with one connection to a node; None means the only node."""
         return redis_clients.node_client(
             self._address_of(node), connections=1, read_timeout=self._read_timeout
         )

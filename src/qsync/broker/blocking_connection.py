@@ -148,7 +148,7 @@ class SocketConnection:
         return max(until - time.monotonic(), MIN_TIMEOUT_S)
 
     def _limit(self, until: float | None) -> None:
-        """Let the next write and read end by `until`; None: after the connection's timeout."""
+        """Let the next write and read end by `until`; None means after the connection's timeout."""
         timeout = self._remaining_s(until)
         if timeout != self._current_timeout:
             self._socket.settimeout(timeout)

@@ -84,7 +84,8 @@ class Pool:
         redis_clients.close(self._client)
 
     def _wait_for_free(self, ends: float) -> SocketConnection | LibraryConnection | None:
-        """Wait until another thread returns a connection; None: the place of one."""
+        """Return a connection that another thread returns, or None when one may be opened
+        instead."""
         until = min(ends, time.monotonic() + self._read_timeout)
         in_time = True
         with self._freed:

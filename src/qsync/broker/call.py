@@ -33,7 +33,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     decode: Callable[[Any], T]
     wait: Wait | None = None
     flow_args: tuple[Argument, ...] | None = None
-    """Arguments of the flow variant of the script; None: the same."""
+    """Arguments of the flow variant of the script; None means the same arguments."""
 
     def in_flow(self) -> Call[T]:
         """Return the call of the flow variant of a plain script, for a queue with flow control."""

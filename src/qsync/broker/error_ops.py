@@ -50,7 +50,7 @@ def count_errors(
 ) -> Call[ErrorCounts]:
     """Count the dead or retried tasks before `after`, in descending order, by error.
 
-    The last task of errors in `known` is not returned.
+    For errors in `known`, the last task is left out.
     """
     script = load("count_errors")
     score, id = after or ("", "")

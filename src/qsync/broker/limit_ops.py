@@ -44,9 +44,9 @@ class LimitState:
     waiting: int
     """Number of limited tasks that wait for it."""
     closed_until_us: int | None
-    """Time until which no task starts; None: it is not closed."""
+    """Time until which no task starts; None if it is not closed."""
     opens_at_us: int | None
-    """Time at which the first waiter can be tried; None: no task waits, or they wait for a slot."""
+    """Time at which the first waiter can be tried; None if none waits, or they wait for a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,14 @@ class LimitDetail:
     now_us: int
     state: LimitState
     rule: LimitRule | None
-    """The rule that counts; None: unlimited."""
+    """The rule in effect; None means unlimited."""
     program: LimitRule | None
     operator: OperatorRule | None
-    """The rule of an operator that counts; None: none was set."""
+    """The operator's rule in effect; None if none is set."""
     holders: list[str]
     """Ids of active tasks that hold it, up to HOLDERS."""
     place: int | None
-    """Number of waiters before the task that was asked for; None: it does not wait here."""
+    """Number of waiters before the task that was asked for; None means it does not wait here."""
 
 
 def put_limit_rules(

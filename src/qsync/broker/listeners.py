@@ -45,7 +45,7 @@ class Source(Protocol):
     address: Address
 
     def client_at(self, node: Node | None) -> Any:
-        """Return a client with one connection to a node; None: the only node."""
+        """Return a client with one connection to a node; None means the only node."""
 
     def record_node_error(self, node: Node | None, error: BaseException) -> None:
         """Record an error that a node returned or that broke a connection to it."""
@@ -64,7 +64,7 @@ class AsyncSource(Protocol):
         """Return a client with one connection to the node that holds a key."""
 
     def client_at(self, node: Node | None) -> Any:
-        """Return a client with one connection to a node; None: the only node."""
+        """Return a client with one connection to a node; None means the only node."""
 
     async def suspect(self, key: str, error: BaseException) -> None:
         """Record an error that broke a connection to the node of a key, or a redirection."""
@@ -211,7 +211,7 @@ class BlockingPop:
     ) -> tuple[str, bytes] | None:
         """Pop an element; return the key of its list and its value, None after `seconds`.
 
-        `keys` is a subset of the connection's keys; None: all of them.
+        `keys` is a subset of the connection's keys; None means all of them.
         Raises StoreUnavailable; a popped element may then be lost.
         """
         [reply] = await self._exchange(seconds + GRACE, self._blpop(seconds, keys))
@@ -225,7 +225,7 @@ class BlockingPop:
         The call is sent together with the wait, and the store runs it when the wait ends. Returns
         None if the store did not reply in time. Raises StoreUnavailable; the call may have run.
         """
-        if self._broker.address.clock is not None:  # the time is that of the end of the wait
+        if self._broker.address.clock is not None:  # the time at which the wait ended
             await self.pop(seconds)
             [answer] = await self._broker.run_many([call])
             return answer

@@ -70,7 +70,7 @@ def delete(
 class PurgeStep(NamedTuple):
     """The number of tasks that one call of a purge deleted, and the number left in the state.
 
-    `last` is score and id of the last task to delete: pass it to the next call; None: done.
+    `last` is score and id of the last task to delete: pass it to the next call; None means done.
     """
 
     deleted: int

@@ -14,7 +14,7 @@ from qsync.keys import QueueKeys
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """What delays a task. `rank` is the number of pending tasks before it; None: not pending.
+    """What delays a task. `rank` is the number of pending tasks before it; None if not pending.
 
     `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
     last fetch of its server.
@@ -33,7 +33,7 @@ class PendingPosition:
     above: int = 0
     """Number of pending tasks of a higher priority."""
     next_run_us: int | None = None
-    """Due time of its next run, with the payload of a later call, in us; None: no run follows."""
+    """Due time of its next run, with the payload of a later call, in us; None if no run follows."""
 
 
 def pending_position(

@@ -72,7 +72,10 @@ def publish_schedules(
 def pause_schedule(
     keys: QueueKeys, schedule: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Pause a schedule: its ticks are skipped. False: it was paused already; None: not found."""
+    """Pause a schedule: its ticks are skipped.
+
+    Returns False if it was paused already, None if it does not exist.
+    """
     return _pause_schedule(keys, schedule, _note(note), now_us)
 
 

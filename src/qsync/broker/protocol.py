@@ -101,10 +101,11 @@ class RedisConnection(asyncio.Protocol):
         self._due = 0.0
         """Time at which the exchange in flight times out, by the loop's clock."""
         self._is_late = False
-        """Whether that time was put off since the loop was blocked."""
+        """Whether the deadline was extended because the event loop was blocked."""
         self._timer: asyncio.TimerHandle | None = None
-        """Timer that is due no later than the exchange in flight. It may be that of an earlier one:
-        making and cancelling a timer for each costs more than a look in vain every few seconds."""
+        """Timer that is due no later than the exchange in flight. It may belong to an earlier
+        exchange: creating and cancelling a timer for each one costs more than a needless check
+        every few seconds."""
         self._transport.set_protocol(self)
 
     @property
@@ -207,7 +208,7 @@ class RedisConnection(asyncio.Protocol):
         if self._answer is None or self._answer.done():
             return
         now = self._loop.time()
-        if self._due - now > TIMER_S:  # the timer was that of an earlier exchange
+        if self._due - now > TIMER_S:  # the timer belonged to an earlier exchange
             self._set_timer(self._due)
         elif now - self._due > LATE_S and not self._is_late:
             self._is_late, self._due = True, now + LATE_S / 2

@@ -9,7 +9,7 @@ from qsync.bounds import QueueBounds, read_bounds
 from qsync.state import UNFINISHED, TaskState
 
 WAITING: Final = UNFINISHED - {TaskState.ACTIVE}
-"""States of tasks that count for the bound `max_tasks`."""
+"""States whose tasks count towards the bound `max_tasks`."""
 
 
 def told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:

@@ -15,9 +15,9 @@ class Rescheduled(NamedTuple):
     """The outcome of a reschedule."""
 
     state: TaskState | None
-    """State of the task; None: it is not in the queue."""
+    """State of the task; None if it is not in the queue."""
     due_us: int | None
-    """The new due time, us; None: the task is in a state without a due time, and was not
+    """The new due time, us; None if the task is in a state without a due time, and was not
     changed."""
 
 

@@ -29,7 +29,8 @@ variant has are marked, in scripts and includes:
 
 The flow variant has the keys and arguments of the plain one, followed by more. A script with one
 variant is loaded with the lines of the flow variant, or with those of the plain one if its header
-has the line `-- plain variant of: enqueue`: queues with flow control run the flow variant of that.
+has the line `-- plain variant of: enqueue`: for queues with flow control, its flow variant runs
+instead.
 """
 
 from __future__ import annotations

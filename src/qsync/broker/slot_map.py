@@ -61,7 +61,7 @@ class SlotMap:
         return cls(address.nodes, address.finder.get("address_remap"))
 
     def holder(self, key: str) -> Node | None:
-        """Return the node that holds a key; None: fetch the map first."""
+        """Return the node that holds a key; None if the map must be fetched first."""
         if not self._holders:
             return None
         node = self._holders[slot_of(key)]

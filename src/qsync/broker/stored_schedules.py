@@ -61,7 +61,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
     put_at     time from which its ticks count: its last `put`, or its resume after a pause
     paused     whether its ticks pass without a task
 
-    Times are those of the store's clock.
+    Times are by the store's clock.
     """
 
     name: str
@@ -127,7 +127,8 @@ class Ticks(NamedTuple):
 
 
 def encode_record(given: Cron | Every, missed: Missed, message: bytes) -> bytes:
-    """Return the record of a schedule, without its stamp; `message` is that of a new task."""
+    """Return the record of a schedule, without its stamp; `message` is the message of a new
+    task."""
     text = str(given.period_us) if isinstance(given, Every) else given.expression
     if isinstance(given, Cron) and given.tz != "UTC":
         text += f"\n{given.tz}"

@@ -105,7 +105,7 @@ class QueueSnapshot:
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
-    """Read a snapshot of a queue, with its total counters and those of the last `days` days.
+    """Read a snapshot of a queue, with its counters in total and for the last `days` days.
 
     Today counts as one of these days.
     """

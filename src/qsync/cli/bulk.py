@@ -22,7 +22,7 @@ MakeStep = Callable[..., Awaitable[Step]]
 
 
 class Selection(Protocol):
-    """The selected tasks of a state; `queue` None: those of all queues."""
+    """The selected tasks of a state; `queue` None means all queues."""
 
     @property
     def queue(self) -> str | None: ...

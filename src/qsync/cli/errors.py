@@ -91,7 +91,7 @@ def list_errors(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:
-    """List the errors of dead and retried tasks, those of most tasks first.
+    """List the errors of dead and retried tasks, the most frequent first.
 
     Tasks have the same error if their type, the class of the exception and the function that raised
     it are the same. About 300,000 tasks a second are counted; with --newer-than, and where an older

@@ -159,7 +159,7 @@ def _set_target(session: StoreSession, name: str, target: float, by: str, *, is_
 
 @queue.command()
 def reset(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
-    """Remove the bounds that an operator set, so that those of the program apply again."""
+    """Remove the bounds that an operator set, so that the program's apply again."""
     with open_store(store) as session:
         change = session.run(session.inspector.reset_bounds(name))
         if not change.ok:

@@ -18,7 +18,7 @@ STATES: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,
     TaskState.COMPLETED, TaskState.CANCELLED, TaskState.DEAD,
 )  # fmt: skip
-"""States in the order of the columns; that of limited tasks is left out if there are none."""
+"""States in the order of the columns; `limited` is left out if no task is limited."""
 
 SORTS: Final = ("name", "total", *STATES, "oldest")
 
@@ -73,7 +73,7 @@ def print_queues(queues: Sequence[QueueInfo], *, whole: bool = False) -> None:
 
 
 def shown_states(queues: Sequence[QueueInfo], states: Sequence[TaskState]) -> list[TaskState]:
-    """Return the states to show: without that of limited tasks if there are none."""
+    """Return the states to show, without `limited` if no task is limited."""
     limited = any(queue.states.get(TaskState.LIMITED) for queue in queues)
     return [state for state in states if limited or state is not TaskState.LIMITED]
 

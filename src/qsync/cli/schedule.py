@@ -80,7 +80,7 @@ def list_schedules(
 def _print(schedules: list[ScheduleInfo], *, whole: bool) -> None:
     if not schedules:
         print_line(
-            "There are no schedules. Servers publish those of their app: @app.periodic. "
+            "There are no schedules. Servers publish the schedules of their app: @app.periodic. "
             "`qsync schedule put` stores others."
         )
         return

@@ -344,7 +344,7 @@ AppVersion = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """The options that override settings of the app's servers; None: as in the app."""
+    """The options that override settings of the app's servers; None keeps the app's setting."""
 
     strict: Strict = None
     concurrency: Concurrency = None

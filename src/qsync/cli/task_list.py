@@ -48,7 +48,7 @@ class Listing(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """Which tasks to list; `queue` None: those of all queues."""
+    """Which tasks to list; `queue` None means all queues."""
 
     queue: str | None
     states: Sequence[TaskState]

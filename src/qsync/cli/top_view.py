@@ -39,7 +39,7 @@ STATES: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,
     TaskState.DEAD,
 )  # fmt: skip
-"""States in the order of the columns; that of limited tasks is left out if there are none."""
+"""States in the order of the columns; `limited` is left out if no task is limited."""
 
 _TASK_COLUMNS: Final = (
     Column("RUNNING"), Column("QUEUE", shrink=True), Column("TYPE", shrink=True),
@@ -122,7 +122,7 @@ class TopModel:
         }
 
     def frame(self, height: int | None) -> RenderableType:
-        """Return the view, limited to a number of lines; None: no limit."""
+        """Return the view, limited to a number of lines; None means no limit."""
         from rich.console import Group
         from rich.text import Text
 

@@ -188,7 +188,7 @@ def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
 
 
 def worker_metrics(restarts: int) -> list[Metric]:
-    """Return the metrics of a `qsync worker` besides those of its servers."""
+    """Return the metrics of a `qsync worker` itself, without its servers'."""
     return [
         CounterMetricFamily(
             "qsync_worker_restarts",
@@ -300,7 +300,7 @@ def store_metrics(
     latency: float | None = None,
     samples: Sequence[QueueSample] = (),
 ) -> list[Metric]:
-    """Return the metrics of all queues; None: the store does not answer."""
+    """Return the metrics of all queues; None if the store does not answer."""
     tasks = GaugeMetricFamily(
         "qsync_queue_tasks", "Tasks in the queue, by state.", labels=["queue", "state"]
     )

@@ -48,7 +48,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
     "strange lock": ("an entry of the unique locks is invalid", "removed"),
     "next run kept": (
-        "a task that ended has a next run, by which it was replaced while it ran",
+        "a task that ended still has the next run that replaced it while it ran",
         "run, without a lock",
     ),
     "hold kept": ("a task that ended or waits for a limit holds limits", "freed"),

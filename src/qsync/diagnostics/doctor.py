@@ -56,7 +56,7 @@ class Doctor:
     """Examines a store with the user that its address names."""
 
     def __init__(self, address: Address, *, prefix: str, role: Role | None = None) -> None:
-        """`role` is the role that this user should have; None: any role."""
+        """`role` is the role that this user should have; None means any role."""
         self._address = address
         self._role = role
         self._keys = GlobalKeys(prefix)

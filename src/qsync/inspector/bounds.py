@@ -29,7 +29,7 @@ class _BoundsMixin(_LiveServersMixin):
         when_full: WhenFull = "raise",
         by: str = "",
     ) -> Change:
-        """Set the bounds of a queue, which override those of the program until `reset_bounds`.
+        """Set the bounds of a queue; they override the program's until `reset_bounds`.
 
         None means no such bound. Nothing is removed from a queue that exceeds a bound. The first
         bound on bytes reads the size of each message, which takes about a second for a million.
@@ -45,7 +45,7 @@ class _BoundsMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def reset_bounds(self, queue: str) -> Change:
-        """Remove an operator's bounds, so that those of the program apply; `not_found` if there are
+        """Remove an operator's bounds, so that the program's apply; `not_found` if there are
         none."""
         call = bounds_ops.set_bounds(self._keys(queue), None)
         changed = await self._broker.run(recorded(call, self._actor.event("bounds.reset")))

@@ -94,7 +94,7 @@ def payload_version(payload: bytes, *, is_value: bool) -> str:
 
 
 def check_shape(message: Message, payload: Any) -> None:
-    """Raise InvalidTask if a payload is not of the same kind as that of the task."""
+    """Raise InvalidTask if a payload is not of the same kind as the task's payload."""
     if isinstance(payload, bytes) == message.is_value:
         raise InvalidTask(
             phrase("The task has a value as payload, not bytes.")

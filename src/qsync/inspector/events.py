@@ -37,8 +37,8 @@ class _EventsMixin(Base):
     ) -> list[OperatorEvent]:
         """Return the last actions of operators that match, the latest first.
 
-        queue    only this queue; "": only actions that belong to no queue; None: all. Then queues
-                 whose data a later version of qsync wrote are left out; `overview` names them
+        queue    only this queue; "": only actions that belong to no queue; None means all, except
+                 queues whose data a later version of qsync wrote; `overview` names those
         action   `queue.pause`, or all of a kind: `queue`
         subject  only of the schedule, limit, fairness key or server of this name
         task     only of the task of this id

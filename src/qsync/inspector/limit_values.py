@@ -22,14 +22,14 @@ class OperatorRule(msgspec.Struct, frozen=True, kw_only=True):
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A limit of a queue at one moment. A name without tasks has a rule only.
 
-    rule          the rule that counts; None: the limit allows everything
+    rule          the rule in effect; None means the limit allows everything
     source        who set this rule
     program       rule of the program for the name
     operator      rule of an operator for the limit, or else for its name
     in_use        tasks that run with the limit, or that a server has leased
     ready         tasks that the limit allows to start, and that wait for a server
     waiting       tasks that wait for the limit; a task counts at one of its limits only
-    opens_at      when the first waiting task is tried; None: when another ends, or none waits
+    opens_at      when the first waiting task is tried; None means when another ends, or none waits
     closed_until  until when a handler has closed the limit with RateLimited
     holders       ids of tasks in use and ready, as far as they were read; only for a single limit
     """

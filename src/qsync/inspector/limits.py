@@ -58,8 +58,7 @@ class _LimitsMixin(Base):
     async def set_limit(
         self, limit: str, rule: LimitRule, *, queue: str = "default", by: str = ""
     ) -> Change:
-        """Set the rule of a limit or of a name; it overrides that of the program until
-        `reset_limit`.
+        """Set the rule of a limit or of a name; it overrides the program's until `reset_limit`.
 
         A lowered rule stops no running task. Make the rule with `qsync.limit.limit_rule`.
         """

@@ -42,7 +42,7 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
     """The last runs of a schedule, among its 20 last noted ones.
 
     schedule      its name as in the ids of its tasks: names over 100 characters are shortened
-    succeeded_at  end of its last run that completed; None: none is noted
+    succeeded_at  end of its last run that completed; None if none is noted
     failed_at     end of its last run that failed, or the last tick that was missed
     """
 

@@ -120,8 +120,8 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     ) -> Backfill | None:
         """Enqueue the task of a schedule for each of its ticks from `start` on and before `end`.
 
-        At most 1,000 ticks, which are in the past. A tick that ran is not enqueued again: its id is
-        that of the tick, and is refused for a week after its task has left. With `dry_run` nothing
+        At most 1,000 ticks, which are in the past. A tick that ran is not enqueued again: it has
+        the tick's id, which is refused for a week after its task has left. With `dry_run` nothing
         is enqueued. None if there is no such schedule; InvalidTask if the interval is wrong.
         """
         keys = self._keys(queue)

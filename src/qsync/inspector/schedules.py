@@ -1,4 +1,4 @@
-"""Reading the schedules of programs and of the store, and changing them."""
+"""Reading and changing the schedules of programs and of the store."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class _SchedulesMixin(Base):
         return completed
 
     async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
-        """Return a schedule of a queue: that of a program, else that in the store, else None."""
+        """Return a schedule of a queue: the program's, else the stored one, else None."""
         now_us, published = await self._broker.run(views.schedules(self._keys(queue), name))
         if published:
             return schedule_info(queue, now_us, published[0])
@@ -209,7 +209,7 @@ class _SchedulesMixin(Base):
             return Change(outcome="not_found")
         source = published[0].task if row is None else row
         tick_ms = now_us // 1000
-        # The id is like that of a tick, so that servers note how the run ends.
+        # The id has the form of a tick's id, so that servers record how the run ends.
         task = task_of_schedule(source, tick_id(name, tick_ms * 1000), queue)
         if task is None:
             return refused(phrase("no server of this version published its task"))

@@ -50,7 +50,7 @@ class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     queues  names or patterns of queues; empty: all
     states  states of the tasks; empty: all
-    filter  what the tasks of these queues and states must match; None: every task matches
+    filter  what the tasks of these queues and states must match; None means every task matches
     """
 
     terms: tuple[Term, ...] = ()

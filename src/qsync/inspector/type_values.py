@@ -54,7 +54,7 @@ class RunStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TypePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs of a type from `at` on, for one step of the period; None: nothing was counted."""
+    """The runs of a type from `at` on, for one step of the period; None if nothing was counted."""
 
     at: datetime
     stats: RunStats | None

@@ -226,11 +226,11 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     attempt       number of the current or the next attempt
     error         full text of the last error, with its traceback
     result        None until there is one
-    timeout, retention, retry_delay   seconds (`retry_delay` may be text); None: not set
+    timeout, retention, retry_delay   seconds (`retry_delay` may be text); None if not set
     retry_phrase  `retry_delay` as a template and its values, if it is text
     lock          name of the unique lock; `lock_holder` is the task that holds it
     replaces      whether it takes the place of a holder of its lock, and a later call its place
-    debounce, debounce_max   seconds; None: not set
+    debounce, debounce_max   seconds; None if not set
     next_run_at   when it runs again, with the payload of a later call, after the present attempt
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
@@ -312,7 +312,7 @@ def refused(why: Phrase | str, **fields: Any) -> Change:
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded step of a bulk change. Pass `cursor` to the next step; None: all steps are done.
+    """One bounded step of a bulk change. Pass `cursor` to the next step; it is None after the last.
 
     scanned    tasks read
     done       tasks changed

@@ -18,7 +18,7 @@ class BatchCall:
     def __init__(self, tasks: Sequence[LeasedTask], limit: float | None, *, plain: bool) -> None:
         self.tasks = tasks
         self.limit = limit
-        """Timeout of the call in seconds: the shortest of its tasks; None: no limit."""
+        """Timeout of the call in seconds: the shortest of its tasks; None means no limit."""
         self.plain: bool = plain
         """True if no task has options, and no task was stopped so far."""
         self.handler: asyncio.Task[None] | None = None

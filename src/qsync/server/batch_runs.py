@@ -189,7 +189,7 @@ class BatchRuns:
         self._refill()
 
     def _settle(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Pass the outcomes of tasks to their settlers; None: the lease is lost."""
+        """Pass the outcomes of tasks to their settlers; None if the lease is lost."""
         entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
         for leased, record in zip(tasks, records, strict=True):
             if leased.timer is not None:

@@ -77,23 +77,23 @@ class Config:
                       ExponentialBackoff, or (attempt, error) -> time
     dead_limit        maximum number of dead tasks that each queue keeps
     dead_age          time for which a queue keeps a dead task
-    threads           threads for `def` handlers; None: CPUs + 4, at most 32 and at most concurrency
-    processes         processes for `executor="process"` handlers; None: the number of CPUs
+    threads           threads for `def` handlers; by default CPUs + 4, at most 32 and concurrency
+    processes         processes for `executor="process"` handlers; None means the number of CPUs
     max_hung          maximum number of handlers that ignore an order to stop; with more, `run`
-                      ends with an error; None: the same as concurrency
-    result_limit      maximum size of an encoded result, in bytes; None: the app's payload_limit.
-                      A task whose result is larger, or cannot be encoded, is dead
-    prefetch          maximum number of tasks leased before a slot is free; None: the number that
-                      starts within 100 ms
+                      ends with an error; None means the same as concurrency
+    result_limit      maximum size of an encoded result, in bytes; by default the app's
+                      payload_limit. A task whose result is larger, or cannot be encoded, is dead
+    prefetch          maximum number of tasks leased before a slot is free; by default as many
+                      as start within 100 ms
     lifespan          async context manager around the server's work
     middleware        middleware around every handler, the first one outermost
     on_error          called after every failed attempt; `task.final` is True if the task is dead. A
                       Retry with attempts left, a SkipRetry and a Snooze do not count as failures
     log_errors        detail of a failed attempt in the log: "class", "message" or "traceback"
     allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
-    server_id         name of the server, e.g. its host; restarts may reuse it; None: random
+    server_id         name of the server, e.g. its host; restarts may reuse it; None means random
     version           version of the program, e.g. a git commit, which the dashboard marks in its
-                      charts; None: the environment variable QSYNC_VERSION, if it is set
+                      charts; None means the environment variable QSYNC_VERSION, if it is set
     """
 
     queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})

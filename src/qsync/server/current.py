@@ -28,7 +28,7 @@ class Current(Protocol[S_co]):
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:
-        """The tasks of the call: those of the list in a batch handler, else the running one."""
+        """The tasks of the call: the list of a batch handler, else the one that runs."""
 
     @property
     def client(self) -> Any:

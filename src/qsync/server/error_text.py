@@ -117,7 +117,7 @@ def stack_text(stack: list[FrameSummary], limit: int) -> str:
 
 
 def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the frames of the program; if there are none, those of libraries, else of Python."""
+    """Return the program's frames; without any, the libraries', else Python's."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
     return (

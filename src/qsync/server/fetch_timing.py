@@ -81,7 +81,7 @@ class FetchTiming:
         """Earliest time of the next fetch from a queue whose last fetch failed."""
 
     def awaited_until(self, now: float) -> float | None:
-        """Return until when the next round waits for fetches in flight; None: it may begin."""
+        """Return until when the next round waits for fetches in flight; None if it may begin."""
         times = [self._awaited_until(self._lanes[queue]) for queue in self._in_flight]
         return min((time for time in times if time > now), default=None)
 
@@ -176,7 +176,7 @@ class FetchTiming:
     # Waits for a wake.
 
     def to_block_on(self, lanes: Sequence[QueueState], now: float) -> list[QueueState]:
-        """Return those of a connection's queues to block on now; none after a failed wait."""
+        """Return which of a connection's queues to block on now; none after a failed wait."""
         if any(now < self.retry_at[lane.queue] for lane in lanes):
             return []
         if self._busy_queues.many:

@@ -51,7 +51,7 @@ class BoundHandler:
     """True if `invoke` applies the timeout itself: for a process handler it begins when the process
     is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
-    """Converter for a stored result; None: no conversion, or the handler's process does it."""
+    """Converter for a stored result; None means no conversion, or the handler's process does it."""
     rules: RetryRules = NO_RULES
     direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
     """The handler itself, if it is called with the task alone and nothing is around it."""

@@ -1,8 +1,8 @@
 """Keeps a server's leases: renews and repairs them, hands tasks back, and drops lost ones.
 
 The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
-thread keeps those of its node with a ThreadLeaseKeeper. Both interpret the store's answers with
-`Renewal`.
+thread keeps the leases of its node with a ThreadLeaseKeeper. Both interpret the store's answers
+with `Renewal`.
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ def failed(
 
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
-    """Return the record of a task whose handler asked to run later: back with a delay, uncharged;
-    dead if its deadline passes before then. RateLimited closes a limit, for which the task then
-    waits.
+    """Return the record of a task whose handler asked to run later: it goes back with a delay and
+    is charged no attempt, or is dead if its deadline passes before then. RateLimited closes a
+    limit, for which the task then waits.
 
     Raises ConfigError if the task does not have the limit.
     """

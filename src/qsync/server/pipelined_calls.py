@@ -24,7 +24,7 @@ Request = tuple[Sequence[Call[Any]], asyncio.Future[list[Any]]]
 
 
 class CallPipeline:
-    """Sends calls together with those of other callers."""
+    """Sends calls together with other callers' calls."""
 
     def __init__(self, broker: AsyncBroker, queues: int) -> None:
         self._broker = broker

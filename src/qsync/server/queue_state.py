@@ -104,7 +104,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     task: asyncio.Task[None] | None = None
     """asyncio task of the handler, while it may be cancelled; None otherwise."""
     call: Any = None
-    """BatchCall that runs the task beside others; None: the task runs alone."""
+    """BatchCall that runs the task beside others; None means the task runs alone."""
     timer: asyncio.TimerHandle | None = None
     progress: tuple[float, float] | None = None
     waits: bool = False
@@ -119,7 +119,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     began: float = 0.0
     """Start of the run, by time.monotonic; only RunMetrics sets it."""
     row: MetricRow | None = None
-    """Metrics row that counts the run; only RunMetrics sets it."""
+    """Metrics row of the run; only RunMetrics sets it."""
 
     def __repr__(self) -> str:
         return f"<LeasedTask {self.id!r}>"  # without the payload, which may be confidential

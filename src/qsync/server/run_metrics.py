@@ -88,7 +88,7 @@ class RunMetrics:
             row.run_s += took_s
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Count an outcome that the store has settled; None: the lease was lost."""
+        """Count an outcome that the store has settled; None if the lease was lost."""
         if (row := leased.row) is not None:
             row.outcomes[_OUTCOME[type(record)]] += 1
 

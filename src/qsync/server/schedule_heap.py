@@ -22,7 +22,7 @@ class Entry:
         self.build: Callable[[], Task] = build
         self.after_us: int | None = None
         self.at_us: int | None = None
-        """Time of the next check, in microseconds; None: never again."""
+        """Time of the next check, in microseconds; None means never again."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class ScheduleHeap:
         """Skipped ticks as (entry, last tick, first tick); the caller clears the list."""
 
     def plan(self, entry: Entry, at_us: int | None) -> None:
-        """Set the time of an entry's next check; None: never again."""
+        """Set the time of an entry's next check; None means never again."""
         entry.at_us = at_us
         if at_us is not None:
             heapq.heappush(self._heap, (at_us, next(self._order), entry))

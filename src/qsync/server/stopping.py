@@ -128,12 +128,12 @@ class Stopping:
             self.stop(leased, "lost")
 
     def limit_of(self, leased: LeasedTask) -> float | None:
-        """Return the timeout of a task's run in seconds: for a batch, that of the call."""
+        """Return the timeout of a task's run in seconds; for a batch, the call's timeout."""
         call: BatchCall | None = leased.call
         return self.timeout_of(leased) if call is None else call.limit
 
     def timeout_of(self, leased: LeasedTask) -> float | None:
-        """Return the timeout of a task in seconds; None: no limit."""
+        """Return the timeout of a task in seconds; None means no limit."""
         options = leased.message.options
         if options is not None and options.timeout_us is not None:
             return options.timeout_us / 1_000_000

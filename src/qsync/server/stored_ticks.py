@@ -59,7 +59,7 @@ class TickCheck(NamedTuple):
     rows: int
     """Number of due schedules that were read."""
     refused: list[str]
-    """Schedules whose name is that of a periodic task of a program; they have no task."""
+    """Schedules with the name of a program's periodic task; they have no task."""
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
     more: bool
@@ -201,8 +201,8 @@ class StoredTicks:
                 await asyncio.sleep(pause)
 
     async def _poll(self, group: asyncio.TaskGroup) -> float:
-        """Start a loop per new queue, and wake those of announced ones; return when to poll
-        again."""
+        """Start a loop for each new queue, and wake the loops of announced queues; return when to
+        poll again."""
         part = "read the stored schedules"
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
@@ -293,7 +293,7 @@ class _Queue:
         return min(max(until_s, LEAST_S), LOOK_S)
 
     async def _created(self, tasks: Sequence[NewTask]) -> list[NewTask]:
-        """Return the tasks without those that a held lock has kept out of the store."""
+        """Return the tasks that no held unique lock has kept out of the store."""
         locked = [task.id for task in tasks if task.lock]
         shown = []
         if locked:

@@ -32,7 +32,7 @@ class Tick(NamedTuple):
 
     at_us: int
     number: int
-    """Index of the schedule among those of the app."""
+    """Index of the schedule among the app's schedules."""
 
 
 class Advance:

@@ -27,9 +27,9 @@ PAGE: Final = 250
 class EnqueuedTask:
     """A task in the store that has not ended.
 
-    `arguments` are those of its function by name, with the defaults, as the handler gets them; for
-    a type of a Mux, the payload under the name `payload`. `status` is its state, due time, options
-    and attempts.
+    `arguments` are the arguments of its function by name, with the defaults, as the handler gets
+    them; for a type of a Mux, the payload under the name `payload`. `status` is its state, due
+    time, options and attempts.
     """
 
     arguments: Mapping[str, Any]

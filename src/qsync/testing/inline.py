@@ -49,7 +49,7 @@ def inline(app: Qsync) -> Iterator[None]:
     one. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the error
     of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan have no
     effect, handlers with `executor="process"` run in a thread, and a batch handler gets one task
-    per call. The handle has a result if the task has a retention. `current().state` is that of
+    per call. The handle has a result if the task has a retention. `current().state` comes from
     `qsync.testing.context` around the block.
     """
     runs = _Runs(app)

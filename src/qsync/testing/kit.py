@@ -191,8 +191,8 @@ class Kit(_AnyKit):
 
         Delayed tasks and retries become pending, schedules enqueue a task for each tick, unique
         locks, leases, results and dead tasks expire. No handler runs; use `drain` for that. Only
-        the store's clock moves, not that of this process. With `schedules=False` no schedule ticks;
-        the next move with schedules enqueues the missed ticks.
+        the store's clock moves, not this process's. With `schedules=False` no schedule ticks; the
+        next move with schedules enqueues the missed ticks.
         """
         await self._advance(by, units, schedules=schedules).run()
 

@@ -184,5 +184,5 @@ def _answers(path: Path) -> bool:
 
 
 def _short_folder() -> str | None:
-    """Return a folder for a socket, whose path has at most 108 bytes; None: the usual one."""
+    """Return a folder for a socket, whose path has at most 108 bytes; None means the usual one."""
     return "/tmp" if len(tempfile.gettempdir()) > 60 else None  # noqa: S108 - mkdtemp is private

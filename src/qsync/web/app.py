@@ -203,15 +203,15 @@ def create_app(
     read_only  refuses all changes
     mask       takes a task's type and payload (the bytes that a handler gets) and returns what to
                show: text, or bytes of the same kind. Results are then hidden.
-    hosts      allowed names in the Host header, against DNS rebinding; None: any
+    hosts      allowed names in the Host header, against DNS rebinding; None means any
     timeout    time limit of a request, in seconds
-    language   language of the pages, "en" or "ru"; None: the one that the browser prefers. Users
-               can choose another one on each page.
+    language   language of the pages, "en" or "ru"; by default the one that the browser
+               prefers. Users can choose another one on each page.
     trace_url  address of a trace, with {trace_id} in it: pages of tasks link to the trace of their
                header `traceparent`
     role       what users may do: `view`, `operate` or `delete`, or a function of the request, sync
-               or async, that returns one of these; None: everything. A page has only the buttons
-               that the role allows, and a change that it does not allow is refused with 403.
+               or async, that returns one of these; None means everything. A page has only the
+               buttons that the role allows; a change that it does not allow is refused with 403.
 
     The caller closes the inspector. ConfigError if an option is invalid.
     """

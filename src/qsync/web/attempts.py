@@ -21,7 +21,7 @@ _PLACE: Final = "{trace_id}"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """An attempt: how long it waited and ran, in seconds and as widths; None: unknown."""
+    """An attempt: how long it waited and ran, in seconds and as widths; None means unknown."""
 
     number: int
     outcome: str

@@ -178,7 +178,7 @@ class TokenAccess:
             self._has_warned = True
             log.warning(
                 "a wrong token came through a proxy at %s, and wrong tokens lock out an address: "
-                "to count those of each user apart, start with --trust-proxy %s",
+                "to count them for each user separately, start with --trust-proxy %s",
                 address, address,
             )  # fmt: skip
 
@@ -349,7 +349,7 @@ def root_of(request: Request) -> str:
 
 
 def local_path(next_path: str, root: str) -> str:
-    """Return the path if it belongs to the dashboard, otherwise that of the first page."""
+    """Return the path if it belongs to the dashboard, otherwise the first page's."""
     is_inside = next_path.startswith(f"{root}/") and not next_path.startswith("//")
     is_plain = (
         next_path.isascii()

@@ -87,7 +87,7 @@ class ErrorScanner:
 
     async def errors_since(self, queue: str, since: datetime) -> int | None:
         """Return how many errors the tasks have that died in a queue since a time, as of the last
-        scan; None: not known yet. Begin a new scan if that is old."""
+        scan; None if not known yet. Begin a new scan if that is old."""
         self._begin_if_old()
         if queue not in self._dead_of and self._task is not None:
             await asyncio.wait([self._task], timeout=BRIEF_S)

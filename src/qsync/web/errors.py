@@ -12,7 +12,7 @@ from qsync.web.translation import _
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """List the errors of dead and retried tasks, those of most tasks first."""
+    """List the errors of dead and retried tasks, the most frequent first."""
     fields = Fields(request.query_params.multi_items())
     scan = await site.error_scanner.read()
     groups, sheet = sheet_of(scan.groups, fields)

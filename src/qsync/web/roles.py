@@ -47,7 +47,8 @@ ROLES: Final[dict[str, Role]] = {
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
-    """Return the option `role`; None: everybody may do everything. Raise ConfigError if wrong."""
+    """Return the checked option `role`; None allows everything. Raise ConfigError if it is
+    wrong."""
     if role is None:
         return "delete"
     if callable(role) or role in RANK:

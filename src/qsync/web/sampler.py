@@ -20,7 +20,7 @@ log: Final = logging.getLogger("qsync.web")
 
 INTERVAL_S: Final = 5.0
 SAMPLES: Final = 181
-"""Number of samples kept, those of 15 minutes."""
+"""Number of samples kept, for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
 """Number of queues that have charts of their own, and that the sums by day include."""

@@ -38,10 +38,11 @@ SORTS: Final[dict[str, str]] = {
     "attempts": marked("most attempts first"),
     "size": marked("largest first"),
 }
-"""Orders of the tasks that a search finds; `newest` and `oldest` are those of its parts, too."""
+"""Orders of the tasks that a search finds; each part of a search comes in order `newest` or
+`oldest` by itself."""
 
 SORTED_MOST: Final = 1000
-"""Number of matches that are put into another order than that of their queues."""
+"""Number of matches that can be sorted in another order than their queues'."""
 
 PART: Final = 100
 """Largest number of matches of one part."""
@@ -60,7 +61,7 @@ class Found:
     unread: int = 0
     later: list[str] = field(default_factory=list)
     sheet: Sheet | None = None
-    """The page of all matches in their order; None: they are in the order of the search."""
+    """The page of all matches in their order; None if they are in the order of the search."""
 
 
 async def show(site: Site, request: Request) -> Response:

@@ -60,8 +60,8 @@ class TooLargeError(Exception):
 class Rules:
     """The guard's settings.
 
-    hosts     allowed Host headers; None: any
-    language  the host application's language; None: the browser's
+    hosts     allowed Host headers; None means any
+    language  the host application's language; None means the browser's
     role      role of all users, or a function of the request
     """
 

@@ -60,7 +60,7 @@ class ScaleTarget(msgspec.Struct, frozen=True):
     target_s: float = 30.0
     """Target time to drain the backlog, in seconds."""
     per_worker: float | None = None
-    """Tasks that a worker finishes per second; None: use the measured rate."""
+    """Tasks that a worker finishes per second; None means the measured rate."""
     least: int = 0
     most: int = MOST
 
@@ -200,7 +200,7 @@ def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
     """Return the busy share of the workers' capacity between two samples, from 0 to 1.
 
     While tasks wait, every worker does what it can even if slots are free, for example when its CPU
-    is saturated. Otherwise the share is that of the busy slots.
+    is saturated. Otherwise it is the share of busy slots.
     """
     took_s = now.at - last.at
     if not now.slots or took_s <= 0:

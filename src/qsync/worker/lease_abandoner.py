@@ -43,7 +43,7 @@ PAGE: Final = 500
 @dataclass(slots=True)
 class _Job:
     keys: QueueKeys | None
-    """Keys of a queue that the server served; None: remove the server's own record."""
+    """Keys of a queue that the server served; None removes the server's own record."""
     server_id: str
     due: float
     first: _Job | None = None

@@ -37,7 +37,7 @@ local function holder_now(lock)
   return holder and (open or parse_int(ends, 0) > now) and holder or ''
 end
 
--- Return the number of pending tasks of a higher priority than that of the pending task.
+-- Return the number of pending tasks of a higher priority than this task's.
 local function tasks_above()
   local tag = tonumber(redis.call('ZSCORE', KEYS.pending, ARGV.id) or '')
   local lowest = tag and band_middle(priority_at(tag)) - band_reach

@@ -90,7 +90,7 @@ class DemoClient:
         await self._offer([late.build()] * 10)
 
     async def typed(self) -> None:
-        """Enqueue typed tasks and compare their results with those of plain calls."""
+        """Enqueue typed tasks and compare their results with plain calls."""
         blocks = self._blocks[:100]
         ids = await self._offer([tasks.count.build(offset) for offset in blocks])
         for id, offset in zip(ids, blocks, strict=True):

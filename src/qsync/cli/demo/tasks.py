@@ -1,4 +1,4 @@
-"""The tasks of `qsync demo`, as a user would write them, and the notes that they take.
+"""The tasks of `qsync demo`, as a user would write them, and what they record.
 
 `qsync worker qsync.cli.demo.tasks:app` serves them. Each process appends its notes to a file of its
 own in the folder that QSYNC_DEMO names; a line is one write, so a kill leaves no half line.

@@ -71,7 +71,7 @@ class DjangoDatabase:
         _rows(self._alias).filter(pk__in=ids).delete()
 
     def kept(self, rows: Sequence[Row]) -> list[Row]:
-        """Return those of the rows that a commit has kept.
+        """Return the rows that the commit kept.
 
         After an error that the program has caught, PostgreSQL rolls back at the commit, and Django
         calls the hooks of on_commit all the same.

@@ -34,7 +34,7 @@ def _parts(id: str) -> tuple[str, str]:
 
 
 def all_schedules(prefix: str) -> list[ScheduleInfo]:
-    """Return the schedules with this prefix, both stored ones and those of programs."""
+    """Return the schedules with this prefix, of the store and of programs."""
     return _ask(lambda inspector: inspector.schedules(prefix=prefix))
 
 

@@ -18,7 +18,7 @@ def choices() -> list[tuple[str, str]]:
 
 
 def built(type: str, arguments: str, queue: str) -> Task[Any]:
-    """Return a task for arguments in JSON; an empty queue is that of the task.
+    """Return a task for arguments in JSON; an empty queue means the task's own queue.
 
     Raises InvalidTask if the arguments are not JSON or do not match the parameters.
     """

@@ -43,7 +43,7 @@ ENQUEUED: Final = "django-enqueued-us"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QsyncTask(tasks_api.Task):
-    """A django.tasks task with options of qsync; None: use the OPTIONS of the backend."""
+    """A django.tasks task with options of qsync; options left at None are those of the backend."""
 
     retry: int | None = None
     retry_delay: Any = None

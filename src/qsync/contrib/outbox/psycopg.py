@@ -233,7 +233,8 @@ def _has_failed(connection: Any) -> bool:
 
 
 def _rows_with(rows: Sequence[Row], ids: Sequence[tuple[str]]) -> list[Row]:
-    """Return the rows that the commit keeps, which those of a savepoint may not be."""
+    """Return the rows that the commit keeps; rows of a savepoint that was rolled back are not among
+    them."""
     found = {id for (id,) in ids}
     return [row for row in rows if row.id in found]
 

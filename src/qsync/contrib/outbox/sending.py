@@ -56,7 +56,7 @@ class Sent:
                 )  # fmt: skip
 
     def refused(self, queue: str, tasks: Sequence[NewTask], error: QsyncError) -> Sequence[NewTask]:
-        """Record the error of a call; return those of its tasks that a full queue has room for."""
+        """Record the error of a call; return the tasks for which a full queue has room."""
         if not isinstance(error, QueueFull) or error.bound is None:
             self.error = error
             return ()

@@ -86,7 +86,7 @@ def delete(connection: Connection, table: Table, ids: list[str]) -> None:
 
 
 def kept(connection: Connection, table: Table, rows: Sequence[Row]) -> list[Row]:
-    """Return those of the rows that are in the table."""
+    """Return the rows that are in the table."""
     query = select(table.c.id).where(table.c.id.in_([row.id for row in rows]))
     found = set(connection.execute(query).scalars())
     return [row for row in rows if row.id in found]

@@ -17,7 +17,7 @@ local function mark_length(tail)
 end
 
 -- Return the mark in these characters, its header included, and add its error to the tally; false
--- if the header is not that of the mark.
+-- if the header does not match the mark.
 local function parse_mark(tally, text)
   local head = #text < 33 and 1 or #text < 258 and 2 or 3
   local length = #text - head
@@ -67,8 +67,8 @@ local function died_of_crashes(crashes)
   return crashes and string.sub(crashes, -1) == '!'
 end
 
--- Count a task with this mark. At most 10 fairness keys of an error are counted by name, those of
--- others under the empty name. `at` is a time, or the id of the task when the latest come first.
+-- Count a task with this mark. At most 10 fairness keys of an error are counted by name; the others
+-- share the empty name. `at` is a time, or the id of the task when the latest come first.
 local function add_to_tally(mark, at)
   local entry, key = mark.entry, mark.key
   entry.number = entry.number + 1

@@ -103,8 +103,8 @@ local function read_rule(text)
   return rule
 end
 
--- Return the tat that is stored, at most that of a limit that has just used its whole burst: it may be
--- from a lower rate, which has been raised since.
+-- Return the stored tat, capped at that of a limit that has just used its whole burst: it may stem
+-- from a lower rate that was raised since.
 local function known_tat(tat, rule)
   if tat <= limits_now or rule.interval == 0 then
     return tat
@@ -148,9 +148,9 @@ local function read_rule_fields(fields)
   end
 end
 
--- Read the rules of limits. The rule of an operator for this limit counts first, then that of an
--- operator for its name, then that of the program. The name of `customer:42` is `customer`. Returns
--- one rule per limit.
+-- Read the rules of limits. An operator's rule for this limit comes first, then an operator's rule
+-- for its name, then the program's. The name of `customer:42` is `customer`. Returns one rule per
+-- limit.
 local function read_rules(limits)
   local fields, names, rules, by_field, by_name = {}, {}, {}, known.by_field, known.by_name
   local fresh = {}
@@ -243,7 +243,7 @@ local function is_limit_open(state)
   return not is_limit_full(state) and limit_opens_at(state) <= limits_now
 end
 
--- Return the limits in a text that separates them by zero bytes.
+-- Return the limits, joined by zero bytes.
 local function limits_in(text)
   if text and text ~= '' and not string.find(text, '\0', 1, true) then
     return { text }
