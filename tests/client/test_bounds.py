@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
-from qsync import ConfigError, InvalidTask, Qsync, QueueFull, Task
+from qsync import Client, ConfigError, DuplicateTask, InvalidTask, Qsync, QueueFull, Task
 from qsync.bounds import Bounds
 from qsync.diagnostics.audit import Auditor, Damage
+from qsync.enqueue_parts import stored_size
 from qsync.inspector import Inspector
+from qsync.keys import QueueKeys
+from qsync.new_task import new_nonce, new_task
 from qsync.server.server import Server
 from tests.support.server import Bench, bench, until
 from tests.support.stores import Store, wait_until_async
@@ -182,6 +187,75 @@ def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, pref
             )
             refused = [isinstance(outcome, QueueFull) for outcome in outcomes]
             assert refused == [size == 2000 for size in sizes]
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("callers", [3, 30, 300])
+def test_large_task_does_not_refuse_small_ones_of_other_callers(
+    valkey: Store, prefix: str, callers: int
+) -> None:
+    """All small tasks but one have room; a large one comes first, and another between them."""
+    large = {0, callers // 2}
+    tasks = [Task("t", b"x" * (50_000 if n in large else 20)) for n in range(callers)]
+    room = stored_size(new_task(tasks[-1], new_nonce())) * (callers - 2.5)
+    keys = QueueKeys(prefix, "default")
+
+    def check(outcomes: list[Any], waiting: int) -> None:
+        refused = {n for n, outcome in enumerate(outcomes) if isinstance(outcome, QueueFull)}
+        assert large <= refused
+        assert len(refused - large) == 1
+        assert {outcomes[n].bound for n in refused} == {"max_bytes"}
+        assert len({id(outcomes[n]) for n in refused}) == len(refused)
+        accepted = [handle for handle in outcomes if not isinstance(handle, QueueFull)]
+        assert all(handle.created for handle in accepted)
+        assert len({handle.id for handle in accepted}) == callers - 3
+        pending = valkey.command("ZRANGE", keys.key("pending"), waiting, -1)
+        assert {id.decode() for id in pending} == {handle.id for handle in accepted}
+
+    async def bound(made: Desk) -> int:
+        await made.inspector.set_bounds("default", max_bytes=10**9)
+        there = int(valkey.command("HGET", keys.key("meta"), "bytes"))
+        await made.inspector.set_bounds("default", max_bytes=there + int(room))
+        return int(valkey.command("ZCARD", keys.key("pending")))
+
+    def outcome(client: Client, task: Task) -> Any:
+        try:
+            return client.enqueue(task)
+        except QueueFull as error:
+            return error
+
+    async def go() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await made.client.enqueue(Task("t", b"x" * 60_000))  # a large one would fit without it
+            waiting = await bound(made)
+            calls = [made.client.enqueue(task) for task in tasks]
+            check(await asyncio.gather(*calls, return_exceptions=True), waiting)
+            waiting = await bound(made)
+            with Qsync(valkey.url, prefix=prefix).client() as client, ThreadPoolExecutor(8) as pool:
+                check(list(pool.map(partial(outcome, client), tasks)), waiting)
+
+    asyncio.run(go())
+
+
+def test_duplicates_in_a_shared_call_to_a_full_queue_are_duplicates(
+    valkey: Store, prefix: str
+) -> None:
+    async def go() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await made.client.enqueue(Task("t", id="held"))
+            await made.client.enqueue(Task("t", b"1", unique=60))
+            for bounds in ({"max_tasks": 2}, {"max_bytes": 1}):
+                await made.inspector.set_bounds("default", **bounds)
+                tasks = [
+                    Task("t", b"x" * 100), Task("t", b"y"), Task("t", b"1", unique=60),
+                    Task("t", b"z" * 50, id="held"), Task("t", id="new"), Task("t"),
+                ]  # fmt: skip
+                calls = [made.client.enqueue(task) for task in tasks]
+                outcomes = await asyncio.gather(*calls, return_exceptions=True)
+                kinds = [type(outcome) for outcome in outcomes]
+                assert kinds == [QueueFull] * 2 + [DuplicateTask] * 2 + [QueueFull] * 2
+                assert [error.id for error in outcomes[2:4]][1] == "held"
 
     asyncio.run(go())
 

@@ -17,6 +17,7 @@ from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
 from qsync.enqueue_batching import Batcher, InFlight, copy_for_caller
+from qsync.enqueue_parts import in_parts
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
 from qsync.errors import QsyncError, QueueFull, StoreUnavailable
 from qsync.handle import AsyncHandle
@@ -269,30 +270,16 @@ class AsyncClient(ClientBase):
         full: QueueFull,
         ends: float,
     ) -> list[Enqueued | Exception]:
-        """Store what a bounded queue has room for, since callers have separate tasks.
-
-        A queue that drops its oldest tasks takes them all, in parts that are within its bound.
-        """
-        answers: list[Enqueued | Exception] = []
-        reply: list[Enqueued] | QsyncError = full
-        part = tasks
-        while tasks and isinstance(reply, QueueFull):
-            if 0 < reply.room < len(part):
-                part = tasks[: reply.room]
-            elif reply.bound == "max_bytes" and size_of(tasks[0]) > (reply.limit or 0):
-                answers.append(copy_for_caller(reply))  # too large for an empty queue, too
-                part = tasks = tasks[1:]
-            else:
-                break
-            while tasks and not isinstance(
-                reply := await self._reply_to(keys, part, wait, ends), QsyncError
-            ):
-                answers += reply
-                tasks = tasks[len(part) :]
-                part = tasks[: len(part)]
-        if isinstance(reply, QsyncError):
-            answers += [copy_for_caller(reply) for _ in tasks]
-        return answers
+        """Store what a bounded queue has room for; see `in_parts`."""
+        parts = in_parts(tasks, full)
+        reply: list[Enqueued] | QsyncError | None = None
+        while True:
+            try:
+                part = parts.send(reply)
+            except StopIteration as end:
+                answers: list[Enqueued | Exception] = end.value
+                return answers
+            reply = await self._reply_to(keys, part, wait, ends)
 
     async def _enqueue_one(self, keys: QueueKeys, task: NewTask, left: float) -> Enqueued:
         """Send a task in a call of its own; raise its error."""

@@ -1,0 +1,93 @@
+"""Stores the tasks of a shared call that a bounded queue refused, in smaller calls. Without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+from qsync.broker.op_values import Enqueued
+from qsync.enqueue_batching import copy_for_caller
+from qsync.errors import QsyncError, QueueFull
+from qsync.message import ENVELOPE_HEAD
+from qsync.new_task import NewTask
+
+_TIME_BYTES: Final = 8
+
+
+def stored_size(task: NewTask) -> int:
+    """Return the bytes of a task's message in the store, which `max_bytes` counts."""
+    return len(ENVELOPE_HEAD) + _TIME_BYTES + len(task.message)
+
+
+def in_parts(
+    tasks: Sequence[NewTask], full: QueueFull
+) -> Generator[Sequence[NewTask], Any, list[Enqueued | Exception]]:
+    """Store what a bounded queue has room for, since the tasks are of separate callers.
+
+    Yields the tasks of the next call, and receives its reply: the outcomes or the error. Returns
+    the answer for each task. `full` is the error of the call with all tasks. A task that does not
+    fit refuses only those that are as large. A queue that drops its oldest tasks takes them all, in
+    parts that are within its bound.
+    """
+    sizes = [stored_size(task) for task in tasks]
+    answers: dict[int, Enqueued | Exception] = {}
+    waiting: list[int] = list(range(len(tasks)))
+    part, reply = waiting, full
+    while waiting:
+        refused: list[int] = []
+        if not isinstance(reply, QsyncError):
+            answers.update(zip(part, reply, strict=True))
+        elif not isinstance(reply, QueueFull) or reply.bound is None:
+            refused = waiting
+        elif 0 < reply.room < len(part):
+            part = part[: reply.room]
+        elif len(part) > 1:
+            part = _smaller_part(part, waiting, sizes, reply)
+        else:
+            refused = _refused(part[0], tasks, waiting, sizes, reply)
+        answers.update((index, copy_for_caller(reply)) for index in refused)
+        if part[0] in answers:
+            waiting = [index for index in waiting if index not in answers]
+            part = waiting if refused or len(part) == 1 else waiting[: len(part)]
+        if waiting:
+            reply = yield [tasks[index] for index in part]
+    return [answers[index] for index in range(len(tasks))]
+
+
+def _smaller_part(
+    part: Sequence[int], waiting: Sequence[int], sizes: Sequence[int], full: QueueFull
+) -> list[int]:
+    """Return the tasks to try after a call whose first task was refused: those that fit beside the
+    bytes that are there, else the smallest."""
+    fitting = []
+    if full.bound == "max_bytes":
+        free = (full.limit or 0) - (full.count or 0)
+        for index in waiting:
+            if sizes[index] <= free:
+                fitting.append(index)
+                free -= sizes[index]
+    if fitting and fitting != list(part):
+        return fitting
+    return [min(waiting, key=sizes.__getitem__)]
+
+
+def _refused(
+    alone: int,
+    tasks: Sequence[NewTask],
+    waiting: Sequence[int],
+    sizes: Sequence[int],
+    full: QueueFull,
+) -> list[int]:
+    """Return the tasks that the refusal of one, sent alone, refuses as well.
+
+    A task with a lock or a chosen id may need no room, since it is a duplicate; it is tried.
+    """
+    return [
+        index
+        for index in waiting
+        if index == alone
+        or (
+            (full.bound == "max_tasks" or sizes[index] >= sizes[alone])
+            and not (tasks[index].lock or tasks[index].remember_us)
+        )
+    ]
