@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import resource
@@ -48,6 +49,9 @@ def main() -> None:
 async def _serve(spec: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     async with _server(spec):
+        # As a process of `qsync worker` does once it is ready.
+        gc.collect()
+        gc.freeze()
         _answer("ready")
         while question := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
             match question:

@@ -28,6 +28,7 @@ from qsync.server.invoke import BoundHandler
 from qsync.server.outcome import NEVER_RUN, never_run
 from qsync.server.queue_state import RUNNING, SETTLING, LeasedTask
 from qsync.server.run_metrics import RunMetrics
+from qsync.server.run_records import RunRecords
 from qsync.server.type_tally import TIMED
 
 TURN_S: Final = 0.0002
@@ -85,15 +86,14 @@ class InlineStarter:
         tell: TellProgress,
         guard: fork_guard.Guard,
         metrics: RunMetrics | None,
-        timeout: float | None,
+        records: RunRecords,
     ) -> None:
         self._runs = runs
         self._server = context
         self._tell = tell
         self._guard = guard
         self._metrics = metrics
-        self._timeout = timeout
-        """Default timeout of tasks in seconds; with one, each run has a slot from its start."""
+        self._records = records
         self.draining: bool = False
         self._ended: list[Ended] = []
         self._timed: list[Timed] = []
@@ -177,9 +177,10 @@ class InlineStarter:
     ) -> Run | None:
         """Take the first step of a run, within its context; return the rest of it, None if it has
         ended."""
-        if leased.message.options is not None or leased.crashes or way.enforces_timeout:
+        options = leased.message.options
+        if leased.crashes or now >= leased.expires or way.enforces_timeout:
             return self._run_in_slot(leased, way, task)
-        if self._timeout is not None or now >= leased.expires:
+        if options is not None and leased.past_deadline():
             return self._run_in_slot(leased, way, task)
         leased.phase, leased.begun_s, leased.task = RUNNING, now, task
         leased.info = info = leased.task_info()
@@ -206,18 +207,34 @@ class InlineStarter:
             fork_guard.end()
         if value is not None and type(value) in NEVER_RUN:
             self._failed(leased, never_run(value))
+        elif options is None or options.retention_us is None:
+            self._completed(leased, Completion(leased.id, leased.token))
         else:
-            self._completed(leased)
+            return self._keep(leased, way, value)
         return None
 
-    def _completed(self, leased: LeasedTask) -> None:
+    def _keep(self, leased: LeasedTask, way: BoundHandler, value: Any) -> Run | None:
+        """End the run of a task that is kept with its result; return the rest of the run if the
+        task's last progress must be stored before."""
+        leased.task = None
+        if leased.progress is not None:
+            return self._run_in_slot(leased, way, None, _ended(value))
+        try:
+            record = self._records.done(leased, value, way)
+        except Exception as error:  # the result cannot be kept
+            self._failed(leased, error)
+        else:
+            self._completed(leased, record)
+        return None
+
+    def _completed(self, leased: LeasedTask, record: Completion) -> None:
         leased.task = None
         leased.phase = SETTLING
         if self._metrics is not None:
             self._metrics.finished(leased)
         if not len(self._ended) % TIMED:
             self._timed.append((leased, boot_s()))
-        self._ended.append((leased, Completion(leased.id, leased.token)))
+        self._ended.append((leased, record))
 
     def _run_in_slot(
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None,
@@ -238,6 +255,11 @@ class InlineStarter:
         timed, self._timed = self._timed, []
         last, self._last = self._last, None
         self._runs.end_turn(ended, timed, last)
+
+
+async def _ended(value: Any) -> Any:
+    """Return the value of a handler that has ended."""
+    return value
 
 
 def _begin(context: contextvars.Context, run: Run) -> tuple[Run, Any, contextvars.Context] | None:

@@ -95,7 +95,7 @@ class Runner:
         self._default_timeout = self.stopping.default_timeout
         self._records = RunRecords(config, invoker, self._failures, self.stopping)
         self._starter = InlineStarter(
-            self, context, self._progress.tell, self._guard, metrics, self._default_timeout
+            self, context, self._progress.tell, self._guard, metrics, self._records
         )
         self._gathering = capacity.gathering
         self._batches = BatchRuns(
@@ -288,6 +288,8 @@ class Runner:
                 if leased.stop is None and (late := self._records.too_late(leased)) is not None:
                     self._finish(leased, late)
                     return
+            elif leased.task is not None:
+                self._begin_timeout(leased, way)
             if leased.stop is None:
                 value = await (self._call(leased, way, task) if begun is None else begun)
                 leased.task = None
@@ -310,13 +312,17 @@ class Runner:
     ) -> Awaitable[Any]:
         """Call the handler of a task that starts now, and begin its timeout."""
         leased.task = task or asyncio.current_task()
+        info: Any = leased.info
+        return way.invoke(info, self._begin_timeout(leased, way))
+
+    def _begin_timeout(self, leased: LeasedTask, way: BoundHandler) -> float | None:
+        """Begin the timeout of a run that has started; return it in seconds, None: no limit."""
         limit = self._default_timeout
         if leased.message.options is not None:
             limit = self.stopping.timeout_of(leased)
         if limit is not None and not way.enforces_timeout:
-            self.stopping.timeouts.add(leased, limit)
-        info: Any = leased.info
-        return way.invoke(info, limit)
+            self.stopping.timeouts.add(leased, limit, passed_s=boot_s() - leased.begun_s)
+        return limit
 
     def fail(self, leased: LeasedTask, error: BaseException) -> None:
         """End the run of a task whose handler raised, unless `give_up` has settled it already."""

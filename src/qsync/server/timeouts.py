@@ -34,9 +34,10 @@ class Timeouts:
         """Return the number of runs in the queues, including some that have ended."""
         return sum(map(len, self._queues.values()))
 
-    def add(self, leased: LeasedTask, seconds: float) -> None:
-        """Start the timeout of a run, in seconds from now."""
-        ends = self._loop.time() + seconds
+    def add(self, leased: LeasedTask, seconds: float, *, passed_s: float = 0.0) -> None:
+        """Start the timeout of a run that began `passed_s` seconds ago; no other one has begun
+        since."""
+        ends = self._loop.time() + seconds - passed_s
         queue = self._queues.get(seconds)
         if queue is None:
             queue = self._queues[seconds] = deque()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -184,6 +185,7 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
 def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int:
     def on_ready() -> None:
         limits.check_start(memory_used())
+        _exempt_start_from_collection()
         parent.send(ready=True)
         if limits:
             parent.keep_comparing(limits)
@@ -211,6 +213,16 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
     finally:
         parent.send_metrics()
     return 1 if server.broken else 0
+
+
+def _exempt_start_from_collection() -> None:
+    """Exempt the objects of the start, such as the modules of the app, from garbage collection.
+
+    They live as long as the process. A full collection looks at each of them meanwhile, and so
+    stops the event loop: with 50,000 of them, for 10 to 20 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""Runs that end without waiting for anything need no slot, whatever options their tasks have."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from qsync import current
+from qsync.errors import TaskFailed
+from qsync.mux import Mux
+from qsync.server.runner import Runner
+from qsync.task import Task, TaskInfo
+from tests.support.server import bench, until
+from tests.support.stores import Store
+
+
+def block(seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        pass
+
+
+def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mux, slots = Mux(), list[str]()
+    occupy = Runner.occupy
+
+    def counted(self: Runner, leased: Any) -> None:
+        slots.append(leased.message.type)
+        occupy(self, leased)
+
+    monkeypatch.setattr(Runner, "occupy", counted)
+
+    @mux.handle("value")
+    async def value(task: TaskInfo) -> object:
+        return task.value(), task.attempt
+
+    @mux.handle("progress")
+    async def progress(task: TaskInfo) -> str:
+        current().progress(3, 4)
+        return "done"
+
+    @mux.handle("large")
+    async def large(task: TaskInfo) -> str:
+        return "x" * 200
+
+    @mux.handle("blocks")
+    async def blocks(task: TaskInfo) -> None:
+        block(0.3)
+        await asyncio.sleep(60)
+
+    @mux.handle("ends")
+    async def ends(task: TaskInfo) -> None:
+        block(0.3)
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            enqueue = b.client.enqueue
+            late = datetime.now(UTC) + timedelta(seconds=1)
+            never = await enqueue(Task("value", 1, deadline=late, retry=0))
+            await until(lambda: datetime.now(UTC) > late)
+            async with b.server(mux, timeout=0.2, result_limit=100):
+                handles = await b.client.enqueue_many(
+                    Task("value", number, retention=60, timeout=50) for number in range(20)
+                )
+                results = [await handle.result(timeout=10) for handle in handles]
+                assert results == [(number, 1) for number in range(20)]
+                await b.gone((await enqueue(Task("value", 1, headers={"a": "b"}))).id)
+                await b.gone((await enqueue(Task("ends", b""))).id)
+                assert slots in ([], ["value"])  # only the task past its deadline
+                told = await enqueue(Task("progress", b"", retention=60))
+                assert await told.result(timeout=10) == "done"
+                assert (await told.info()).progress == (3, 4)
+                for type, words in (
+                    ("large", "over the limit of 100"), ("blocks", "timed out after 0.2 s")
+                ):  # fmt: skip
+                    failing = await enqueue(Task(type, b"", retention=60, retry=0))
+                    with pytest.raises(TaskFailed, match=words):
+                        await failing.result(timeout=10)
+                assert "deadline passed" in str((await never.info()).last_error)
+
+    asyncio.run(main())
+    assert sorted(slots) == ["blocks", "large", "progress", "value"]
