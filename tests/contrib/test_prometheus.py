@@ -140,7 +140,12 @@ def test_tasks_in_progress_counts_running_tasks(valkey: Store, prefix: str) -> N
 
 
 def held(tally: RunMetrics) -> list[LeasedTask]:
-    return [one for queue in tally._queues.values() for one in queue.lane.held.values() if one.row]
+    return [
+        one
+        for metrics in tally._by_queue.values()
+        for one in metrics.queue.held.values()
+        if one.row
+    ]
 
 
 def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
@@ -212,10 +217,10 @@ def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: 
 
 def test_types_and_queues_beyond_the_limit_share_one_label() -> None:
     types = [f"type-{at}" for at in range(1000)]
-    run_metrics, lane = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
+    run_metrics, queue = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
     for type in types:
         message = Message(1, 0, b"", type, b"", False, 3)
-        leased = LeasedTask(lane, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
+        leased = LeasedTask(queue, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
         run_metrics.started(leased)
         run_metrics.finished(leased)
         run_metrics.settled(leased, Completion("id", "token"))

@@ -163,7 +163,7 @@ def test_leases_of_a_waiting_batch_are_bounded(valkey: Store, prefix: str) -> No
                 await b.client.enqueue_many(tasks_of(500))
                 for _ in range(20):
                     await b.client.enqueue(Task("index"))
-                assert sum(len(lane.held) for lane in server._lanes) <= 12
+                assert sum(len(queue.held) for queue in server._queues) <= 12
                 gate.set()
 
     asyncio.run(main())
@@ -348,7 +348,7 @@ def test_a_cancelled_task_ends_with_the_call_and_the_others_complete(
             async with b.server(mux_of(hold, max_wait=0.05)) as server:
                 await begun.wait()
                 assert await handles[1].cancel()
-                held = server._lanes[0].held[handles[1].id]
+                held = server._queues[0].held[handles[1].id]
                 await until(lambda: held.stop == "cancelled")
                 gate.set()
                 assert await handles[0].result(timeout=5) == 1
@@ -391,7 +391,7 @@ def test_a_task_that_is_cancelled_while_it_waits_is_not_in_the_call(
             calls = Calls()
             async with b.server(mux_of(calls, max_size=3, max_wait=60)) as server:
                 first = await b.client.enqueue(Task("index", b"first"))
-                await until(lambda: first.id in server._lanes[0].held)
+                await until(lambda: first.id in server._queues[0].held)
                 assert await first.cancel()
                 await b.gone(first.id)
                 others = await b.client.enqueue_many(tasks_of(2))
@@ -431,13 +431,13 @@ def test_call_continues_when_one_lease_is_lost(valkey: Store, prefix: str) -> No
             handles = await b.client.enqueue_many(tasks_of(2, retention=60))
             async with b.server(mux_of(hold, max_wait=0.05)) as server:
                 await begun.wait()
-                lane = server._lanes[0]
-                server._runner.stopping.lose(lane.held[handles[0].id])
-                server._runner.stopping.lose(lane.held[handles[0].id])
+                queue = server._queues[0]
+                server._runner.stopping.lose(queue.held[handles[0].id])
+                server._runner.stopping.lose(queue.held[handles[0].id])
                 gate.set()
                 assert await handles[1].result(timeout=5) == 1
                 assert await b.state(handles[0].id) == "active"
-                await until(lambda: not lane.held)
+                await until(lambda: not queue.held)
                 assert server.lost_leases == 1
 
     asyncio.run(main())
@@ -451,7 +451,7 @@ def test_a_batch_that_waits_is_handed_back_uncharged_when_the_server_stops(
             calls = Calls()
             async with b.server(mux_of(calls, max_wait=60)) as server:
                 handles = await b.client.enqueue_many(tasks_of(5))
-                await until(lambda: len(server._lanes[0].held) == 5)
+                await until(lambda: len(server._queues[0].held) == 5)
                 began = time.monotonic()
             assert time.monotonic() - began < 1.5
             assert calls.calls == []
@@ -495,7 +495,7 @@ def test_a_call_that_ignores_its_stop_counts_once_as_hung(valkey: Store, prefix:
             handles = await b.client.enqueue_many(tasks_of(5, retry=0, timeout=0.05))
             async with b.server(mux_of(stubborn, max_wait=0.05)) as server:
                 stopping = server._runner.stopping
-                await until(lambda: any(one.stop for one in server._lanes[0].held.values()))
+                await until(lambda: any(one.stop for one in server._queues[0].held.values()))
                 stopping.give_up_all()
                 assert stopping._hung.count == 1
                 assert server._capacity.running == 0

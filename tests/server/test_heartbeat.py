@@ -26,12 +26,12 @@ def blocked(
 
     async def main() -> None:
         config, broker = Config(lease=6), Broker(redis_clients.parse(store.url))
-        lane = QueueState(QueueKeys(prefix, "default"))
-        call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
-        lane.in_flight = FetchInFlight(call, "s/1", since=-1e9)
+        queue = QueueState(QueueKeys(prefix, "default"))
+        call = ops.fetch(queue.keys, server="s", number=1, wanted=10, policy=config.policy())
+        queue.in_flight = FetchInFlight(call, "s/1", since=-1e9)
         broker.run(call)
         try:
-            check(ThreadLeaseKeeper(broker, 6.0, Outage()), lane)
+            check(ThreadLeaseKeeper(broker, 6.0, Outage()), queue)
         finally:
             broker.close()
 
@@ -43,13 +43,13 @@ def test_heartbeat_hands_back_fetched_tasks_of_a_blocked_loop(store: Store, pref
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue_many([Task("a", id=str(n)) for n in range(3)])
 
-    def check(leases: ThreadLeaseKeeper, lane: QueueState) -> None:
+    def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:
         raw = store.client()
-        assert raw.zcard(lane.keys.key("active")) == 3
+        assert raw.zcard(queue.keys.key("active")) == 3
         for _ in range(2):
-            leases.hand_back_unread(lane)
-            assert raw.zrange(lane.keys.key("pending"), 0, -1) == [b"0", b"1", b"2"]
-        assert lane.revoked_token == "s/1"
+            leases.hand_back_unread(queue)
+            assert raw.zrange(queue.keys.key("pending"), 0, -1) == [b"0", b"1", b"2"]
+        assert queue.revoked_token == "s/1"
 
     blocked(store, prefix, check)
     client.close()
@@ -61,14 +61,14 @@ def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, pr
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
-    def check(leases: ThreadLeaseKeeper, lane: QueueState) -> None:
-        leases.hand_back_unread(lane)
+    def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:
+        leases.hand_back_unread(queue)
         store.client().flushall()
         client.enqueue(Task("b"))
-        assert leases.renew_unread(lane)
-        leases.hand_back_unread(lane)
-        assert store.client().zcard(lane.keys.key("pending")) == 1
-        assert store.client().zcard(lane.keys.key("active")) == 0
+        assert leases.renew_unread(queue)
+        leases.hand_back_unread(queue)
+        assert store.client().zcard(queue.keys.key("pending")) == 1
+        assert store.client().zcard(queue.keys.key("active")) == 0
 
     blocked(store, prefix, check)
     client.close()
@@ -79,11 +79,11 @@ def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
     """After a loss of data these are other tasks than the loop is about to read of."""
     client = Qsync(store.url, prefix=prefix).client()
 
-    def check(leases: ThreadLeaseKeeper, lane: QueueState) -> None:
+    def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:
         store.client().flushall()
         client.enqueue(Task("b", id="b"))
-        assert leases.renew_unread(lane)
-        assert lane.unread_ids == ["b"]
+        assert leases.renew_unread(queue)
+        assert queue.unread_ids == ["b"]
 
     blocked(store, prefix, check)
     client.close()

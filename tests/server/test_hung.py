@@ -130,8 +130,8 @@ def test_embedded_server_logs_too_many_hung_handlers_once_and_stops_fetching(
                 assert server.overloaded_by_hung
                 assert server.condition().stopping
                 handle = await b.client.enqueue(Task("note"))
-                fetched = server._lanes[0].last_fetch
-                await until(lambda: server._lanes[0].last_fetch > fetched)
+                fetched = server._queues[0].last_fetch
+                await until(lambda: server._queues[0].last_fetch > fetched)
                 assert await b.state(handle.id) == "pending"
                 deaf.over.set()
             assert deaf.ran == 0

@@ -21,7 +21,7 @@ LEASE_US = 30 * S
 
 def fetches(server: Server) -> int:
     """The number of fetches of a server from all its queues."""
-    return sum(lane.number for lane in server._lanes)
+    return sum(queue.number for queue in server._queues)
 
 
 class Counting:
@@ -41,10 +41,10 @@ class Counting:
 
 async def looked(server: Server, times: int) -> None:
     """Wait until a server has checked its queues this many times."""
-    await wait_until_async(lambda: min(lane.answered for lane in server._lanes) > 0)
+    await wait_until_async(lambda: min(queue.answered for queue in server._queues) > 0)
     for _ in range(times):
-        before = max(lane.answered for lane in server._lanes)
-        await wait_until_async(lambda: min(lane.answered for lane in server._lanes) > before)  # noqa: B023
+        before = max(queue.answered for queue in server._queues)
+        await wait_until_async(lambda: min(queue.answered for queue in server._queues) > before)  # noqa: B023
 
 
 @pytest.mark.faults(99)

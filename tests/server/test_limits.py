@@ -90,7 +90,7 @@ async def test_tasks_of_a_value_start_in_their_order_and_take_no_slot_before(app
         info = await inspector.queue("default")
         assert info is not None
         assert info.states[TaskState.LIMITED] == 5
-        assert len(server._lanes[0].held) == 1
+        assert len(server._queues[0].held) == 1
         gate.set()
         await until(lambda: len(order) == 6)
     assert order == list(range(6))
@@ -327,10 +327,10 @@ async def test_handler_enqueues_with_limits_by_its_own_client(app: Qsync) -> Non
 
 def test_free_slots_of_a_round_are_given_once() -> None:
     """Two queues may not both fill the same slots with tasks that have limits."""
-    lanes = {name: QueueState(QueueKeys("p", name)) for name in ("a", "b")}
+    queues = {name: QueueState(QueueKeys("p", name)) for name in ("a", "b")}
     in_flight: dict[str, Any] = {}
     config = config_of({"queues": ["a", "b"]})
-    timing = FetchTiming(config, lanes, in_flight, None, lambda: 5)  # type: ignore[arg-type]
+    timing = FetchTiming(config, queues, in_flight, None, lambda: 5)  # type: ignore[arg-type]
     assert timing.open_slots() == 5
     timing.free["a"], in_flight["a"] = 3, None
     assert timing.open_slots() == 2

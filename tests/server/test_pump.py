@@ -137,8 +137,8 @@ def test_task_behind_a_running_handler_has_not_started(valkey: Store, prefix: st
 
     @mux.handle("quick")
     async def quick(task: TaskInfo) -> None:
-        [lane] = servers[0]._lanes
-        phases.append([leased.phase for leased in lane.held.values()])
+        [queue] = servers[0]._queues
+        phases.append([leased.phase for leased in queue.held.values()])
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
@@ -182,9 +182,9 @@ def test_quick_handlers_do_not_starve_the_loop(valkey: Store, prefix: str) -> No
     assert at_end >= 50
 
 
-def leased(lane: QueueState, number: int) -> LeasedTask:
+def leased(queue: QueueState, number: int) -> LeasedTask:
     message = Message(1, 0, b"", "x", b"", False, 0)
-    one = LeasedTask(lane, f"t{number}", "s/1", message, NO_FAILURE, 0, 0.0, 0.0)
+    one = LeasedTask(queue, f"t{number}", "s/1", message, NO_FAILURE, 0, 0.0, 0.0)
     one.phase = RUNNING
     return one
 
@@ -209,15 +209,15 @@ async def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: st
 async def test_timeouts_drop_ended_runs_and_report_the_others() -> None:
     over: list[str] = []
     limits = Timeouts(lambda one: over.append(one.id))
-    lane = QueueState(QueueKeys("p", "q"))
-    long = leased(lane, -1)
+    queue = QueueState(QueueKeys("p", "q"))
+    long = leased(queue, -1)
     limits.add(long, 3600.0)
     for number in range(20 * SPARE):
-        quick = leased(lane, number)
+        quick = leased(queue, number)
         limits.add(quick, 3600.0)
         quick.phase = RELEASED
         assert limits.size <= 2 * SPARE + 2
-    stuck, ended, soon = (leased(lane, number) for number in (1, 2, 3))
+    stuck, ended, soon = (leased(queue, number) for number in (1, 2, 3))
     limits.add(stuck, 0.02)
     limits.add(ended, 0.02)
     limits.add(soon, 0.01)

@@ -19,8 +19,7 @@ from qsync import schedule
 from qsync.broker import aio, base, blocking, error_mapping, exchanges, schedule_ops
 from qsync.broker.error_mapping import Fault
 from qsync.enqueue_batching import Batcher
-from qsync.server import leases, periodic, server, stored_ticks
-from qsync.server import queue_state as lane_module
+from qsync.server import leases, periodic, queue_state, server, stored_ticks
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import HandlerContext
@@ -70,11 +69,11 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
     may have brought: each alone would do."""
     real = Fetcher._call
 
-    def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
-        lane.in_flight = None
-        return real(self, lane, wanted)
+    def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
+        queue.in_flight = None
+        return real(self, queue, wanted)
 
-    async def nothing(self: LeaseKeeper, lane: QueueState, ids: Any) -> None:
+    async def nothing(self: LeaseKeeper, queue: QueueState, ids: Any) -> None:
         pass
 
     with exchanged(Fetcher, "_call", call), exchanged(LeaseKeeper, "mend", nothing):
@@ -170,7 +169,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
     def see(self: Runner) -> None:
         suspects = self._suspects
         if suspects.alone is not None and suspects.alone.phase != RUNNING:
-            suspects.end(lane_module.boot_s())
+            suspects.end(queue_state.boot_s())
 
     return exchanged(Runner, "see_suspect_end", see)
 
@@ -222,8 +221,8 @@ def unread_left_alone() -> Iterator[None]:
     """What was fetched while a handler blocks the loop the heartbeat neither renews nor hands
     back: each alone would do."""
     with (
-        exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, lane: True),
-        exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, lane: None),
+        exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, queue: True),
+        exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, queue: None),
     ):
         yield
 
@@ -233,10 +232,10 @@ def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
     real = Fetcher._handle_result
 
     async def landed(
-        self: Fetcher, lane: QueueState, wanted: int, fetched: Any, sent: float, *, repeated: bool
+        self: Fetcher, queue: QueueState, wanted: int, fetched: Any, sent: float, *, repeated: bool
     ) -> list[LeasedTask]:
-        now = lane_module.boot_s()
-        return await real(self, lane, wanted, fetched, now, repeated=False)
+        now = queue_state.boot_s()
+        return await real(self, queue, wanted, fetched, now, repeated=False)
 
     return exchanged(Fetcher, "_handle_result", landed)
 
@@ -258,7 +257,7 @@ def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
 
     async def learn(self: Any) -> float:
         until = await real(self)
-        self._ahead_us = int((clock.this_process().wall() - lane_module.boot_s()) * 1_000_000)
+        self._ahead_us = int((clock.this_process().wall() - queue_state.boot_s()) * 1_000_000)
         return float(until)
 
     real = periodic._Queue._learn
@@ -269,10 +268,10 @@ def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
     """The server's own clock decides when a lease ends."""
     real = Fetcher._call
 
-    def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
-        made = real(self, lane, wanted)
+    def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
+        made = real(self, queue, wanted)
         args = list(made.args)
-        ahead = clock.this_process().wall() - lane.store_time_us() / 1_000_000
+        ahead = clock.this_process().wall() - queue.store_time_us() / 1_000_000
         args[4] = round(args[4] + ahead * 1_000_000)
         return replace(made, args=tuple(args))
 

@@ -33,17 +33,17 @@ def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
 
     async def main() -> None:
         config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))
-        lane = QueueState(QueueKeys(prefix, "default"))
+        queue = QueueState(QueueKeys(prefix, "default"))
         nothing: Any = None  # it is given nothing to run
         leases = LeaseKeeper(broker, "s", config.lease_s, nothing, nothing, Outage())
         capacity = Capacity(config, CrashIsolation(), Gathering(lambda: None))
-        call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
+        call = ops.fetch(queue.keys, server="s", number=1, wanted=10, policy=config.policy())
         sent = boot_s()
-        leased = hold(lane, "s/1", await broker.run(call), sent, config.lease_s, nothing, capacity)
+        leased = hold(queue, "s/1", await broker.run(call), sent, config.lease_s, nothing, capacity)
         assert len(leased) == 2
         assert [one.expires for one in leased] == [sent + 3.0] * 2
         own_store.kill()
-        assert await leases.confirm(lane, leased, since=sent - age) == leased
+        assert await leases.confirm(queue, leased, since=sent - age) == leased
         assert [one.expires for one in leased] == pytest.approx([sent + left] * 2)
         await broker.aclose()
 

@@ -105,7 +105,7 @@ class Gathering:
         if options is None or options.deadline_us is None:
             return False
         wait_us = (batch.ends - self._loop.time()) * 1_000_000
-        return leased.lane.store_time_us() + wait_us >= options.deadline_us
+        return leased.queue.store_time_us() + wait_us >= options.deadline_us
 
     def _over(self, type: str) -> None:
         self._end(type)

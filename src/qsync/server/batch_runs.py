@@ -200,11 +200,11 @@ class BatchRuns:
                 if record is None:
                     self._metrics.settled(leased, None)
             if record is None:
-                leased.lane.drop([leased])
-            elif (of_queue := entries.get(leased.lane.queue)) is not None:
+                leased.queue.drop([leased])
+            elif (of_queue := entries.get(leased.queue.name)) is not None:
                 of_queue.append((leased, record))
             else:
-                entries[leased.lane.queue] = [(leased, record)]
+                entries[leased.queue.name] = [(leased, record)]
         for queue, of_queue in entries.items():
             first = [(of_queue[0][0], boot_s())]
             self._settlers[queue].add_all(of_queue, first, first)

@@ -26,9 +26,9 @@ seconds."""
 class Waiters:
     """The blocking connections of a server, each with the queues that it covers."""
 
-    def __init__(self, broker: AsyncBroker, lanes: Sequence[QueueState]) -> None:
+    def __init__(self, broker: AsyncBroker, queues: Sequence[QueueState]) -> None:
         self._broker = broker
-        self._lanes = {lane.keys.key("wake"): lane for lane in lanes}
+        self._queues = {queue.keys.key("wake"): queue for queue in queues}
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
         """asyncio task that waits on each connection now, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
@@ -38,25 +38,25 @@ class Waiters:
 
     def block_on_all(self) -> None:
         """Block on all queues without a time limit."""
-        for waiter in self._broker.blocking_pops(list(self._lanes)):
+        for waiter in self._broker.blocking_pops(list(self._queues)):
             self._add(waiter, math.inf)
 
-    def block_on(self, lane: QueueState, seconds: float) -> None:
+    def block_on(self, queue: QueueState, seconds: float) -> None:
         """Block on a queue for at least `seconds` from now."""
-        key = lane.keys.key("wake")
+        key = queue.keys.key("wake")
         waiter = next((each for each in self.tasks if key in each.keys), None)
         if waiter is None:
             [waiter] = self._broker.blocking_pops([key])
             self._add(waiter, 0.0)
         self._until[waiter] = max(self._until[waiter], boot_s() + seconds)
 
-    def lanes_of(self, waiter: BlockingPop) -> list[QueueState]:
+    def queues_of(self, waiter: BlockingPop) -> list[QueueState]:
         """Return the queues that a connection can block on."""
-        return [self._lanes[key] for key in waiter.keys]
+        return [self._queues[key] for key in waiter.keys]
 
-    def lane_of(self, key: str) -> QueueState:
+    def queue_of(self, key: str) -> QueueState:
         """Return the queue with this wake list."""
-        return self._lanes[key]
+        return self._queues[key]
 
     def remove_expired(self, now: float) -> list[BlockingPop]:
         """Remove the connections that are no longer needed, and return them for closing."""

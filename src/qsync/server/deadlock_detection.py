@@ -78,6 +78,6 @@ class Waits:
             "all slots of this server hold tasks that wait for results of tasks on its own queues: "
             "none of these can start here. Task %s of queue %s waits for task %s of queue %s. Do "
             "not wait for children inside of a handler, or give them a queue and a server of their "
-            "own", parent.id, parent.lane.queue, id, queue, extra=parent.fields,
+            "own", parent.id, parent.queue.name, id, queue, extra=parent.fields,
         )  # fmt: skip
         self._on_stuck()

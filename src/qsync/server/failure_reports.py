@@ -110,7 +110,7 @@ class Failures:
         """Log that this server has no handler for a task, which goes back or is dead."""
         if type(record) is Killed:
             self.died(leased, f"no server had a handler for its type for {UNKNOWN_FOR}")
-        key = (leased.lane.queue, leased.message.type)
+        key = (leased.queue.name, leased.message.type)
         if key in self.unknown_types or len(self.unknown_types) >= UNKNOWN_TYPES:
             return
         self.unknown_types[key] = None
@@ -151,4 +151,4 @@ class Failures:
 
 def _name(leased: LeasedTask) -> str:
     type = printable(leased.message.type)
-    return f"task {leased.id} of type {type} on queue {leased.lane.queue}"
+    return f"task {leased.id} of type {type} on queue {leased.queue.name}"

@@ -59,13 +59,13 @@ class FetchTiming:
     def __init__(
         self,
         config: Config,
-        lanes: Mapping[str, QueueState],
+        queues: Mapping[str, QueueState],
         in_flight: Collection[str],
         busy_queues: BusyQueues,
         open_slots: Callable[[], int],
     ) -> None:
         self._config = config
-        self._lanes = lanes
+        self._queues = queues
         self._in_flight = in_flight
         self._busy_queues = busy_queues
         self._open = open_slots
@@ -77,24 +77,24 @@ class FetchTiming:
         limits, which are not leased ahead."""
         self.awaiting_slots: set[str] = set()
         """Queues whose last fetch left tasks with limits for lack of free slots."""
-        self.retry_at: dict[str, float] = dict.fromkeys(lanes, 0.0)
+        self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
 
     def awaited_until(self, now: float) -> float | None:
         """Return until when the next round waits for fetches in flight; None if it may begin."""
-        times = [self._awaited_until(self._lanes[queue]) for queue in self._in_flight]
+        times = [self._awaited_until(self._queues[queue]) for queue in self._in_flight]
         return min((time for time in times if time > now), default=None)
 
-    def _awaited_until(self, lane: QueueState) -> float:
+    def _awaited_until(self, queue: QueueState) -> float:
         """Return until when a round waits for the fetch in flight from a queue.
 
         A round that begins without the queue gives its share to the others.
         """
-        if lane.exhausted:
+        if queue.exhausted:
             return -math.inf
         # Large payloads take longer.
-        large = self.shares.is_truncated(lane.queue)
-        return lane.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
+        large = self.shares.is_truncated(queue.name)
+        return queue.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
     def plan(self, now: float, wanted: int, free: int) -> Round:
         """Plan a round that is to bring `wanted` tasks, including those of fetches in flight.
@@ -103,28 +103,28 @@ class FetchTiming:
         """
         busy_queues = self._busy_queues
         busy_queues.begin(now)
-        lanes = [lane for lane in busy_queues.first(CROWD) if lane.queue not in self._in_flight]
+        queues = [queue for queue in busy_queues.first(CROWD) if queue.name not in self._in_flight]
         slots = wanted - self._reserved(now)
-        ready = [lane for lane in lanes if now >= self.retry_at[lane.queue]]
+        ready = [queue for queue in queues if now >= self.retry_at[queue.name]]
         # Upkeep also fetches tasks, so that a lost wake delays them by at most `sweep`.
-        upkeep = {lane.queue for lane in ready if self._upkeep_due(lane, now)}
+        upkeep = {queue.name for queue in ready if self._upkeep_due(queue, now)}
         hungry = [
-            lane.queue
-            for lane in ready
-            if not lane.refused
-            and (not lane.exhausted or lane.queue in upkeep)
-            and (free > 0 or lane.queue not in self.awaiting_slots)
+            queue.name
+            for queue in ready
+            if not queue.refused
+            and (not queue.exhausted or queue.name in upkeep)
+            and (free > 0 or queue.name not in self.awaiting_slots)
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
             hungry = hungry[:crowd]  # the others come next: queues fetched from go to the end
         shares = self.shares.split(slots, hungry) if slots > 0 and hungry else {}
         fetches = [
-            (lane, shares.get(lane.queue, 0))
-            for lane in ready
-            if shares.get(lane.queue) or lane.queue in upkeep
+            (queue, shares.get(queue.name, 0))
+            for queue in ready
+            if shares.get(queue.name) or queue.name in upkeep
         ]
-        return Round(fetches, lanes, ready, slots)
+        return Round(fetches, queues, ready, slots)
 
     def open_slots(self) -> int:
         """Return the free slots that fetches in flight may not give to tasks with limits."""
@@ -133,22 +133,22 @@ class FetchTiming:
 
     def _reserved(self, now: float) -> int:
         """Return the number of slots that fetches in flight reserve."""
-        flying = [self._lanes[queue] for queue in self._in_flight]
-        return sum(lane.requested for lane in flying if now - lane.sent_at < SLOT_RESERVATION_S)
+        flying = [self._queues[name] for name in self._in_flight]
+        return sum(queue.requested for queue in flying if now - queue.sent_at < SLOT_RESERVATION_S)
 
-    def _upkeep_due(self, lane: QueueState, now: float) -> bool:
-        if lane.upkeep_pending or lane.in_flight is not None or lane.queue in self.woken:
+    def _upkeep_due(self, queue: QueueState, now: float) -> bool:
+        if queue.upkeep_pending or queue.in_flight is not None or queue.name in self.woken:
             return True
-        return lane.queue in self._busy_queues.due or now >= self._busy_queues.upkeep_at(lane)
+        return queue.name in self._busy_queues.due or now >= self._busy_queues.upkeep_at(queue)
 
-    def at_rest(self, lane: QueueState) -> bool:
+    def at_rest(self, queue: QueueState) -> bool:
         """Return whether a queue is idle until a wake, a check or its next due time."""
         return (
-            lane.exhausted
-            and lane.in_flight is None
-            and not (lane.upkeep_pending or lane.held)
-            and lane.queue not in self._in_flight
-            and lane.queue not in self.woken
+            queue.exhausted
+            and queue.in_flight is None
+            and not (queue.upkeep_pending or queue.held)
+            and queue.name not in self._in_flight
+            and queue.name not in self.woken
         )
 
     def next_round(self, now: float, planned: Round) -> float:
@@ -158,55 +158,55 @@ class FetchTiming:
         if self._busy_queues.count() > CROWD and not self._in_flight:
             # This round left out some busy queues.
             times.append(now + (TURN_S if room else PASS_ON_S))
-        for queue in self._in_flight:
-            lane = self._lanes[queue]
-            if lane.requested and now - lane.sent_at < SLOT_RESERVATION_S:
-                times.append(lane.sent_at + SLOT_RESERVATION_S)
-        for lane in planned.considered:
-            if lane.queue in self._in_flight:
+        for name in self._in_flight:
+            queue = self._queues[name]
+            if queue.requested and now - queue.sent_at < SLOT_RESERVATION_S:
+                times.append(queue.sent_at + SLOT_RESERVATION_S)
+        for queue in planned.considered:
+            if queue.name in self._in_flight:
                 continue
-            if now < self.retry_at[lane.queue]:
-                times.append(self.retry_at[lane.queue])
+            if now < self.retry_at[queue.name]:
+                times.append(self.retry_at[queue.name])
                 continue
-            times.append(self._busy_queues.upkeep_at(lane))
-            if room and lane.next_due is not None:
-                times.append(lane.next_due)
+            times.append(self._busy_queues.upkeep_at(queue))
+            if room and queue.next_due is not None:
+                times.append(queue.next_due)
         return max(0.0, min(times) - now)
 
     # Waits for a wake.
 
-    def to_block_on(self, lanes: Sequence[QueueState], now: float) -> list[QueueState]:
+    def to_block_on(self, queues: Sequence[QueueState], now: float) -> list[QueueState]:
         """Return which of a connection's queues to block on now; none after a failed wait."""
-        if any(now < self.retry_at[lane.queue] for lane in lanes):
+        if any(now < self.retry_at[queue.name] for queue in queues):
             return []
         if self._busy_queues.many:
-            return [lane for lane in lanes if not self._has_its_turn(lane)]
-        return [lane for lane in lanes if not (lane.has_more_pending or lane.refused)]
+            return [queue for queue in queues if not self._has_its_turn(queue)]
+        return [queue for queue in queues if not (queue.has_more_pending or queue.refused)]
 
-    def _has_its_turn(self, lane: QueueState) -> bool:
+    def _has_its_turn(self, queue: QueueState) -> bool:
         """Return whether the server will fetch from a queue without a wake."""
-        if self._busy_queues.is_idle(lane) or lane.exhausted:
+        if self._busy_queues.is_idle(queue) or queue.exhausted:
             return False
-        return lane.has_more_pending or lane.refused or lane.queue not in self._in_flight
+        return queue.has_more_pending or queue.refused or queue.name not in self._in_flight
 
     def block_s(
-        self, blocked: Sequence[QueueState], lanes: Sequence[QueueState], now: float
+        self, blocked: Sequence[QueueState], queues: Sequence[QueueState], now: float
     ) -> float:
         """Return how long to block on some of a connection's queues, in seconds.
 
         If a busy queue is left out the wait ends soon, and the next one includes the queue if it
         is empty by then. The store's cost of a blocking pop grows with the number of lists.
         """
-        if blocked == lanes:
+        if blocked == queues:
             return self._until_upkeep(blocked, now)
         return WATCH_S + len(blocked) / 10_000
 
-    def _until_upkeep(self, lanes: Sequence[QueueState], now: float) -> float:
+    def _until_upkeep(self, queues: Sequence[QueueState], now: float) -> float:
         """Return the seconds until these queues need a fetch even without a wake."""
         times = [now + self._config.sweep_s]
-        for lane in () if self._busy_queues.many else lanes:
-            if lane.queue not in self._in_flight:
-                times += (lane.last_fetch + self._config.sweep_s, lane.next_due or math.inf)
+        for queue in () if self._busy_queues.many else queues:
+            if queue.name not in self._in_flight:
+                times += (queue.last_fetch + self._config.sweep_s, queue.next_due or math.inf)
         return max(0.001, min(times) - now + WAKE_MARGIN_S)
 
     @property
@@ -217,6 +217,6 @@ class FetchTiming:
         """
         return self._config.lease_s / 6
 
-    def due_soon(self, lane: QueueState, now: float) -> bool:
+    def due_soon(self, queue: QueueState, now: float) -> bool:
         """Return whether something is due before a wait ends; the store may end it 100 ms late."""
-        return lane.next_due is not None and lane.next_due < now + self.foresight_s
+        return queue.next_due is not None and queue.next_due < now + self.foresight_s

@@ -17,7 +17,7 @@ log: Final = logging.getLogger("qsync.server")
 
 
 def hold(
-    lane: QueueState, token: str, fetched: FetchResult, sent: float, lease_s: float,
+    queue: QueueState, token: str, fetched: FetchResult, sent: float, lease_s: float,
     runner: Runner, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
     """Add the tasks to those that the queue's state holds, and return them; kill a task whose
@@ -29,9 +29,9 @@ def hold(
         except codec.CodecError:
             pass  # find out which, and hold the others
         else:
-            return _hold_new(lane, token, fetched, messages, sent, expires, capacity)
+            return _hold_new(queue, token, fetched, messages, sent, expires, capacity)
     tasks: list[LeasedTask] = []
-    held, spared, since = lane.held, fetched.spared, fetched.since
+    held, spared, since = queue.held, fetched.spared, fetched.since
     for id, data, record, crashes in zip(
         fetched.ids, fetched.messages, fetched.failures, fetched.crashes, strict=True
     ):
@@ -39,14 +39,14 @@ def hold(
             message = decode_message(data)
         except codec.CodecError as error:
             log.error(
-                "task %s of queue %s cannot be read: %s", id, lane.queue, error,
-                extra={"task_id": id, "queue": lane.queue},
+                "task %s of queue %s cannot be read: %s", id, queue.name, error,
+                extra={"task_id": id, "queue": queue.name},
             )  # fmt: skip
             kill = outcome.undecodable(id, token, str(error), fetched.now_us)
-            runner.settle_unread(lane, kill)
+            runner.settle_unread(queue, kill)
             continue
         failure = NO_FAILURE if record is None else decode_failure(record)
-        leased = LeasedTask(lane, id, token, message, failure, crashes, sent, expires)
+        leased = LeasedTask(queue, id, token, message, failure, crashes, sent, expires)
         if spared:
             leased.spared = spared.get(id, 0)
         if since:
@@ -59,15 +59,15 @@ def hold(
 
 
 def _hold_new(
-    lane: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
+    queue: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
     expires: float, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
     """Do as `hold` for tasks that never failed: most fetches bring no others."""
     tasks = [
-        LeasedTask(lane, id, token, message, NO_FAILURE, crashes, sent, expires)
+        LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires)
         for id, message, crashes in zip(fetched.ids, messages, fetched.crashes, strict=True)
     ]
-    lane.held.update(zip(fetched.ids, tasks, strict=True))
+    queue.held.update(zip(fetched.ids, tasks, strict=True))
     if any(one.options is not None and one.options.fairness_key for one in messages):
         capacity.fairness_seen = True
     return tasks

@@ -56,7 +56,7 @@ class Fetcher:
         holder: str,
         config: Config,
         broker: AsyncBroker,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         runner: Runner,
         capacity: Capacity,
         leases: LeaseKeeper,
@@ -66,25 +66,25 @@ class Fetcher:
         self._holder = holder
         self._config = config
         self._broker = broker
-        self._lanes = {lane.queue: lane for lane in lanes}
+        self._queues = {queue.name: queue for queue in queues}
         self._runner = runner
         self._capacity = capacity
         self._leases = leases
         self._outage = outage
         self._policy = config.policy()
-        self._backoffs = {lane.queue: Backoff(cap=AWAY_CAP_S) for lane in lanes}
-        self._wakes = self._make_wakes(lanes)
+        self._backoffs = {queue.name: Backoff(cap=AWAY_CAP_S) for queue in queues}
+        self._wakes = self._make_wakes(queues)
         self._busy_queues = BusyQueues(
-            broker, lanes, config, outage, self._wakes,
+            broker, queues, config, outage, self._wakes,
             on_found=lambda: self._wakeup.set(), on_unsent=self._on_unsent,
         )  # fmt: skip
         self._listening: set[asyncio.Task[None]] = set()
-        self._waiters = Waiters(broker, lanes)
+        self._waiters = Waiters(broker, queues)
         if self._wakes is None:
             self._waiters.block_on_all()
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._timing = FetchTiming(
-            config, self._lanes, self._in_flight, self._busy_queues, capacity.open_slots
+            config, self._queues, self._in_flight, self._busy_queues, capacity.open_slots
         )
         self._wakeup = capacity.room_made
         self._crash_log = crash_log
@@ -126,11 +126,11 @@ class Fetcher:
         while boot_s() < ends:
             if self._in_flight:
                 await asyncio.wait(set(self._in_flight.values()), timeout=max(0.0, ends - boot_s()))
-            open_lanes = [lane for lane in self._busy_queues.all() if lane.in_flight is not None]
-            if not open_lanes:
+            fetching = [queue for queue in self._busy_queues.all() if queue.in_flight is not None]
+            if not fetching:
                 break
             await asyncio.sleep(pause)
-            self._start_fetches([(lane, 0) for lane in open_lanes])
+            self._start_fetches([(queue, 0) for queue in fetching])
             pause = 0.05
         for task in self._in_flight.values():
             task.cancel()
@@ -138,14 +138,14 @@ class Fetcher:
 
     async def pass_on(self) -> None:
         """Wake another server for each queue in which this server leaves pending tasks."""
-        lanes = list(self._lanes.values())
+        queues = list(self._queues.values())
         cluster = self._broker.address.kind == "cluster"
-        groups = [[lane] for lane in lanes] if cluster else [lanes]
+        groups = [[queue] for queue in queues] if cluster else [queues]
         await asyncio.gather(*map(self._pass_on, groups))
 
-    async def _pass_on(self, lanes: Sequence[QueueState]) -> None:
-        lanes = await self._busy_queues.with_tasks(lanes)
-        calls = [self._call(lane, 0) for lane in lanes if lane.in_flight is None]
+    async def _pass_on(self, queues: Sequence[QueueState]) -> None:
+        queues = await self._busy_queues.with_tasks(queues)
+        calls = [self._call(queue, 0) for queue in queues if queue.in_flight is None]
         for answer in await self._broker.run_many(calls):
             if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
                 self._outage.note("wake another server", answer)
@@ -169,7 +169,7 @@ class Fetcher:
         planned = timing.plan(now, self._capacity.fetch_size(), timing.open_slots())
         if planned.fetches:
             self._start_fetches(planned.fetches)
-        self._busy_queues.rest(lane for lane in planned.ready if timing.at_rest(lane))
+        self._busy_queues.rest(queue for queue in planned.ready if timing.at_rest(queue))
         self._busy_queues.has_room = planned.slots > 0
         if planned.slots > 0:
             self._listen(now)
@@ -178,34 +178,34 @@ class Fetcher:
 
     # Messages.
 
-    def _make_wakes(self, lanes: Sequence[QueueState]) -> Wakes | None:
+    def _make_wakes(self, queues: Sequence[QueueState]) -> Wakes | None:
         """Return the receiver of wake messages; None outside a cluster or for a single queue."""
-        if self._broker.address.kind != "cluster" or len(lanes) == 1:
+        if self._broker.address.kind != "cluster" or len(queues) == 1:
             return None
         return Wakes(
-            self._broker, self._holder, lanes, self._outage,
+            self._broker, self._holder, queues, self._outage,
             lease_us=self._policy.lease_us,
             on_wake=self._on_wake,
             on_change=lambda: self._wakeup.set(),
-            on_denied=lambda lane: self._block(lane, math.inf),
+            on_denied=lambda queue: self._block(queue, math.inf),
         )  # fmt: skip
 
-    def _on_wake(self, lane: QueueState) -> None:
-        lane.exhausted = False
-        self._timing.woken.add(lane.queue)
-        self._busy_queues.wake(lane)
+    def _on_wake(self, queue: QueueState) -> None:
+        queue.exhausted = False
+        self._timing.woken.add(queue.name)
+        self._busy_queues.wake(queue)
         self._wakeup.set()
 
-    def _on_unsent(self, lane: QueueState) -> None:
+    def _on_unsent(self, queue: QueueState) -> None:
         log.info(
             "tasks come to queue %s from clients that may not send messages to servers, or are of "
             "an earlier release: this server blocks on it for an hour, on a connection of its own",
-            lane.queue,
+            queue.name,
         )
-        self._block(lane, UNSENT_S)
+        self._block(queue, UNSENT_S)
 
-    def _block(self, lane: QueueState, seconds: float) -> None:
-        self._waiters.block_on(lane, seconds)
+    def _block(self, queue: QueueState, seconds: float) -> None:
+        self._waiters.block_on(queue, seconds)
         self._wakeup.set()
 
     def _listen(self, now: float) -> None:
@@ -213,22 +213,22 @@ class Fetcher:
         if self._wakes is None:
             return
         by_node: dict[Node | None, list[QueueState]] = {}
-        for lane in self._wakes.unlisted():
-            idle = self._busy_queues.is_idle(lane) or lane.exhausted
+        for queue in self._wakes.unlisted():
+            idle = self._busy_queues.is_idle(queue) or queue.exhausted
             if (
                 idle
-                and lane.queue not in self._in_flight
-                and now >= self._timing.retry_at[lane.queue]
+                and queue.name not in self._in_flight
+                and now >= self._timing.retry_at[queue.name]
             ):
-                by_node.setdefault(self._broker.node_of(lane.keys.base), []).append(lane)
-        for lanes in by_node.values():
-            task = self._spawn(self._say_idle(self._wakes, lanes))
-            self._wakes.take(lanes)
+                by_node.setdefault(self._broker.node_of(queue.keys.base), []).append(queue)
+        for queues in by_node.values():
+            task = self._spawn(self._say_idle(self._wakes, queues))
+            self._wakes.take(queues)
             self._listening.add(task)
             task.add_done_callback(self._listening.discard)
 
-    async def _say_idle(self, wakes: Wakes, lanes: Sequence[QueueState]) -> None:
-        if (error := await self._busy_queues.listen(wakes, lanes)) is not None:
+    async def _say_idle(self, wakes: Wakes, queues: Sequence[QueueState]) -> None:
+        if (error := await self._busy_queues.listen(wakes, queues)) is not None:
             self._outage.note("wait for tasks", error)
 
     def _wait_for_wake(self, now: float, slots: int) -> None:
@@ -239,74 +239,74 @@ class Fetcher:
         for waiter, task in self._waiters.tasks.items():
             if task is not None:
                 continue
-            lanes = self._waiters.lanes_of(waiter)
-            blocked = timing.to_block_on(lanes, now)
+            queues = self._waiters.queues_of(waiter)
+            blocked = timing.to_block_on(queues, now)
             if not blocked:
                 continue
-            seconds = timing.block_s(blocked, lanes, now)
-            if len(self._lanes) > 1 or timing.due_soon(blocked[0], now):
+            seconds = timing.block_s(blocked, queues, now)
+            if len(self._queues) > 1 or timing.due_soon(blocked[0], now):
                 self._waiters.tasks[waiter] = self._spawn(self._wait(waiter, blocked, seconds))
-            elif blocked[0].queue not in self._in_flight and blocked[0].in_flight is None:
+            elif blocked[0].name not in self._in_flight and blocked[0].in_flight is None:
                 self._wait_and_fetch(waiter, blocked[0], slots, min(seconds, timing.foresight_s))
 
-    async def _wait(self, waiter: BlockingPop, lanes: Sequence[QueueState], seconds: float) -> None:
+    async def _wait(self, waiter: BlockingPop, queues: Sequence[QueueState], max_s: float) -> None:
         try:
-            everything = len(lanes) == len(waiter.keys)
-            keys = None if everything else [lane.keys.key("wake") for lane in lanes]
-            woken = await waiter.pop(seconds, keys)
+            everything = len(queues) == len(waiter.keys)
+            keys = None if everything else [queue.keys.key("wake") for queue in queues]
+            woken = await waiter.pop(max_s, keys)
             self._waiters.backoffs[waiter].reset()
             if self._outage.parts:
-                for lane in lanes:
-                    self._outage.worked(_part(lane))
+                for queue in queues:
+                    self._outage.worked(_part(queue))
             if woken is not None:
-                lane = self._waiters.lane_of(woken[0])
-                if self._wakes is not None and self._wakes.waits(lane):
-                    self._waiters.block_on(lane, UNSENT_S)
-                self._on_wake(lane)
+                queue = self._waiters.queue_of(woken[0])
+                if self._wakes is not None and self._wakes.waits(queue):
+                    self._waiters.block_on(queue, UNSENT_S)
+                self._on_wake(queue)
         except QsyncError as error:
             delay = self._waiters.backoffs[waiter].next()
-            for lane in lanes:
-                self._timing.retry_at[lane.queue] = boot_s() + delay
-            for lane in lanes:
-                self._outage.failed(_part(lane), error)
+            for queue in queues:
+                self._timing.retry_at[queue.name] = boot_s() + delay
+            for queue in queues:
+                self._outage.failed(_part(queue), error)
         finally:
             self._waiters.tasks[waiter] = None
             self._wakeup.set()
 
     def _wait_and_fetch(
-        self, waiter: BlockingPop, lane: QueueState, slots: int, seconds: float
+        self, waiter: BlockingPop, queue: QueueState, slots: int, seconds: float
     ) -> None:
         """Block on the wake list, and pipeline a fetch behind it: this saves one round trip.
 
         Only a server of one queue can do so, since nothing else may fill the slots meanwhile.
         """
-        lane.requested, lane.sent_at = slots, boot_s()
-        self._timing.free[lane.queue] = min(slots, self._timing.open_slots())
-        work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
-        self._in_flight[lane.queue] = self._waiters.tasks[waiter] = work
+        queue.requested, queue.sent_at = slots, boot_s()
+        self._timing.free[queue.name] = min(slots, self._timing.open_slots())
+        work = self._spawn(self._fetch_on_wake(waiter, queue, slots, seconds))
+        self._in_flight[queue.name] = self._waiters.tasks[waiter] = work
 
     async def _fetch_on_wake(
-        self, waiter: BlockingPop, lane: QueueState, slots: int, seconds: float
+        self, waiter: BlockingPop, queue: QueueState, slots: int, seconds: float
     ) -> None:
         try:
             sent = boot_s()
-            answer = await waiter.pop_then_run(seconds, self._call(lane, slots))
+            answer = await waiter.pop_then_run(seconds, self._call(queue, slots))
             if answer is not None:
                 self._waiters.backoffs[waiter].reset()
             if isinstance(answer, QsyncError):
-                self._failed(lane, answer)
+                self._failed(queue, answer)
             elif answer is not None:
-                leased_at = lane.ran_at(answer.now_us, sent)
+                leased_at = queue.ran_at(answer.now_us, sent)
                 self._runner.submit(
-                    await self._handle_result(lane, slots, answer, leased_at, repeated=False)
+                    await self._handle_result(queue, slots, answer, leased_at, repeated=False)
                 )
         except QsyncError as error:
-            self._timing.retry_at[lane.queue] = boot_s() + self._waiters.backoffs[waiter].next()
-            self._outage.failed(_part(lane), error)
+            self._timing.retry_at[queue.name] = boot_s() + self._waiters.backoffs[waiter].next()
+            self._outage.failed(_part(queue), error)
         finally:
             self._waiters.tasks[waiter] = None
-            lane.requested = 0
-            self._in_flight.pop(lane.queue, None)
+            queue.requested = 0
+            self._in_flight.pop(queue.name, None)
             self._wakeup.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -325,125 +325,125 @@ class Fetcher:
         cluster = self._broker.address.kind == "cluster"
         for group in [[call] for call in calls] if cluster else [calls]:
             task = self._spawn(self._send_fetches(group))
-            for lane, wanted in group:
-                lane.requested, lane.sent_at = wanted, boot_s()
-                self._timing.free[lane.queue] = min(wanted, self._timing.open_slots())
-                self._in_flight[lane.queue] = task
+            for queue, wanted in group:
+                queue.requested, queue.sent_at = wanted, boot_s()
+                self._timing.free[queue.name] = min(wanted, self._timing.open_slots())
+                self._in_flight[queue.name] = task
                 # A wake from now on may be for a task that this fetch does not see.
-                self._timing.woken.discard(lane.queue)
-                self._busy_queues.fetched(lane)
+                self._timing.woken.discard(queue.name)
+                self._busy_queues.fetched(queue)
 
     async def _send_fetches(self, group: Sequence[tuple[QueueState, int]]) -> None:
         try:
             sent = boot_s()
             calls = []
             repeated = set()
-            for lane, wanted in group:
-                if lane.in_flight is not None:
-                    repeated.add(lane.queue)
-                calls.append(self._call(lane, wanted))
+            for queue, wanted in group:
+                if queue.in_flight is not None:
+                    repeated.add(queue.name)
+                calls.append(self._call(queue, wanted))
             answers = await self._broker.run_many(calls)
             runs = []
-            for (lane, wanted), answer in zip(group, answers, strict=True):
+            for (queue, wanted), answer in zip(group, answers, strict=True):
                 if isinstance(answer, QsyncError):
-                    self._failed(lane, answer)
+                    self._failed(queue, answer)
                 else:
                     leased = await self._handle_result(
-                        lane, wanted, answer, sent, repeated=lane.queue in repeated
+                        queue, wanted, answer, sent, repeated=queue.name in repeated
                     )
                     runs.append((leased, wanted))
             self._runner.submit(interleave(runs))
         finally:
-            for lane, _ in group:
-                lane.requested = 0
-                self._in_flight.pop(lane.queue, None)
+            for queue, _ in group:
+                queue.requested = 0
+                self._in_flight.pop(queue.name, None)
             self._wakeup.set()
-        if self._runs and any(lane.has_more_pending for lane, _ in group):
+        if self._runs and any(queue.has_more_pending for queue, _ in group):
             # Fetch again before handlers run, so that the store works at the same time.
             self._start_round()
 
-    def _call(self, lane: QueueState, wanted: int) -> Call[FetchResult]:
-        if lane.in_flight is None:
-            lane.number += 1
+    def _call(self, queue: QueueState, wanted: int) -> Call[FetchResult]:
+        if queue.in_flight is None:
+            queue.number += 1
             call = ops.fetch(
-                lane.keys,
+                queue.keys,
                 server=self._holder,
-                number=lane.number,
+                number=queue.number,
                 wanted=wanted,
                 policy=self._policy,
-                free=self._timing.free.get(lane.queue, 0),
+                free=self._timing.free.get(queue.name, 0),
             )
-            lane.in_flight = FetchInFlight(call, f"{self._holder}/{lane.number}", boot_s())
+            queue.in_flight = FetchInFlight(call, f"{self._holder}/{queue.number}", boot_s())
             return call
-        return lane.in_flight.again
+        return queue.in_flight.again
 
-    def _failed(self, lane: QueueState, error: QsyncError) -> None:
+    def _failed(self, queue: QueueState, error: QsyncError) -> None:
         if isinstance(error, SchemaMismatch):  # a retry would fail in the same way
-            lane.in_flight = None
+            queue.in_flight = None
             self._fatal = error
             return
-        delay = self._backoffs[lane.queue].next()
-        self._timing.retry_at[lane.queue] = boot_s() + delay
-        self._outage.failed(_part(lane), error)
+        delay = self._backoffs[queue.name].next()
+        self._timing.retry_at[queue.name] = boot_s() + delay
+        self._outage.failed(_part(queue), error)
 
     # The answer to a fetch.
 
     async def _handle_result(
-        self, lane: QueueState, wanted: int, fetched: FetchResult, sent: float, *, repeated: bool
+        self, queue: QueueState, wanted: int, fetched: FetchResult, sent: float, *, repeated: bool
     ) -> list[LeasedTask]:
         received = boot_s()
-        token = f"{self._holder}/{lane.number}"
-        leased_at = lane.in_flight.since if repeated and lane.in_flight is not None else sent
-        lane.in_flight = None
-        self._note_result(lane, wanted, fetched, sent, received, repeated=repeated)
+        token = f"{self._holder}/{queue.number}"
+        leased_at = queue.in_flight.since if repeated and queue.in_flight is not None else sent
+        queue.in_flight = None
+        self._note_result(queue, wanted, fetched, sent, received, repeated=repeated)
         leased = hold(
-            lane, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
+            queue, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
         )
         if fetched.recovered or fetched.died:
-            self._crash_log.recovered(lane.keys, fetched, leased)
+            self._crash_log.recovered(queue.keys, fetched, leased)
         late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
-        revoked = lane.revoked_token == token
+        revoked = queue.revoked_token == token
         if (repeated or late or revoked) and leased:
-            leased = await self._leases.confirm(lane, leased, leased_at)
+            leased = await self._leases.confirm(queue, leased, leased_at)
         if revoked:  # the heartbeat thread may not have handed back all of them yet
             for task in leased:
                 self._runner.settle(task, HandedBack(task.id, task.token))
             leased = []
-        unread, lane.unread_ids = lane.unread_ids, ()
+        unread, queue.unread_ids = queue.unread_ids, ()
         astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
         if astray:
-            await self._leases.mend(lane, astray)
+            await self._leases.mend(queue, astray)
         return leased
 
     def _note_result(
-        self, lane: QueueState, wanted: int, fetched: FetchResult, sent: float, received: float, *,
+        self, queue: QueueState, wanted: int, fetched: FetchResult, sent: float, received: float, *,
         repeated: bool,
     ) -> None:  # fmt: skip
         """Record what a result says about its queue."""
-        lane.last_fetch = lane.answered = received
-        lane.store_now_us, lane.store_now_read_at = fetched.now_us, sent
-        lane.upkeep_pending = fetched.more
-        lane.next_due = None
+        queue.last_fetch = queue.answered = received
+        queue.store_now_us, queue.store_now_read_at = fetched.now_us, sent
+        queue.upkeep_pending = fetched.more
+        queue.next_due = None
         if fetched.next_due_us is not None:
-            lane.next_due = received + fetched.next_due_us / 1_000_000
-            if received - lane.unknown_type_at < UNKNOWN_TYPE_WINDOW_S:
-                lane.next_due += UNKNOWN_TYPE_YIELD_S
-            self._busy_queues.set_due(lane, lane.next_due)
-        self._backoffs[lane.queue].reset()
+            queue.next_due = received + fetched.next_due_us / 1_000_000
+            if received - queue.unknown_type_at < UNKNOWN_TYPE_WINDOW_S:
+                queue.next_due += UNKNOWN_TYPE_YIELD_S
+            self._busy_queues.set_due(queue, queue.next_due)
+        self._backoffs[queue.name].reset()
         if self._outage.parts:
-            self._outage.worked(_part(lane))
-        lane.has_more_pending = fetched.left
+            self._outage.worked(_part(queue))
+        queue.has_more_pending = fetched.left
         awaiting = self._timing.awaiting_slots
-        (awaiting.add if fetched.left_for_free else awaiting.discard)(lane.queue)
+        (awaiting.add if fetched.left_for_free else awaiting.discard)(queue.name)
         # Upkeep may have made tasks pending without a wake, so don't wait for one.
         if fetched.left or fetched.left_for_free:
-            lane.exhausted = False
+            queue.exhausted = False
         elif wanted and not (repeated or fetched.more):
-            lane.exhausted = lane.queue not in self._timing.woken
+            queue.exhausted = queue.name not in self._timing.woken
         if wanted and not repeated and (fetched.left or not fetched.more):
-            self._timing.shares.note_fetch(lane.queue, wanted, len(fetched.ids), left=fetched.left)
-        self._leases.see_generation(lane, fetched.generation)
+            self._timing.shares.note_fetch(queue.name, wanted, len(fetched.ids), left=fetched.left)
+        self._leases.see_generation(queue, fetched.generation)
 
 
-def _part(lane: QueueState) -> str:
-    return f"fetch from queue {lane.queue}"
+def _part(queue: QueueState) -> str:
+    return f"fetch from queue {queue.name}"

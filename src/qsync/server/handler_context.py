@@ -97,7 +97,7 @@ class HandlerContext(msgspec.Struct, eq=False):
         leased = self._leased
         if leased.stop == "lost":
             raise LeaseLost(
-                f"the lease of task {leased.id} of queue {leased.lane.queue} is lost: another "
+                f"the lease of task {leased.id} of queue {leased.queue.name} is lost: another "
                 "server may run it, and nothing of this run is kept"
             )
 

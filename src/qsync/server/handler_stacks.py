@@ -33,22 +33,22 @@ class HandlerStacks:
 
     def __init__(
         self,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         process_stack: Callable[[LeasedTask], Awaitable[str]],
     ) -> None:
-        self._lanes = {lane.queue: lane for lane in lanes}
+        self._queues = {queue.name: queue for queue in queues}
         self._process_stack = process_stack
         self._answers: deque[tuple[str, str, str, str]] = deque(maxlen=STACKS_KEPT)
         """Number of the request, queue, id and stack."""
 
-    async def answer(self, number: str, queue: str, id: str) -> None:
+    async def answer(self, number: str, name: str, id: str) -> None:
         """Read the stack of a task for the request of this number."""
-        lane = self._lanes.get(queue)
-        leased = None if lane is None else lane.held.get(id)
+        queue = self._queues.get(name)
+        leased = None if queue is None else queue.held.get(id)
         text = "" if leased is None else stack_of(leased)
         if leased is not None and text == ELSEWHERE:
             text = await self._process_stack(leased) or ELSEWHERE
-        self._answers.append((number[:40], queue, id, text))
+        self._answers.append((number[:40], name, id, text))
 
     def fields(self) -> dict[str, bytes]:
         """Return the fields of the server's record."""
@@ -60,15 +60,15 @@ class HandlerStacks:
     def _longest(self) -> list[tuple[str, str, int]]:
         """Return queue, id and start by the store's clock, in us, of the tasks that run longest."""
         running = [
-            (leased.begun_s, lane.queue, leased.id)
-            for lane in self._lanes.values()
-            for leased in list(lane.held.values())
+            (leased.begun_s, queue.name, leased.id)
+            for queue in self._queues.values()
+            for leased in list(queue.held.values())
             if leased.phase is RUNNING and leased.begun_s
         ]
         now = boot_s()
         return [
-            (queue, id, self._lanes[queue].store_time_us() - int((now - begun) * 1_000_000))
-            for begun, queue, id in heapq.nsmallest(LONGEST, running)
+            (name, id, self._queues[name].store_time_us() - int((now - begun) * 1_000_000))
+            for begun, name, id in heapq.nsmallest(LONGEST, running)
         ]
 
 

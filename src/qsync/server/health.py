@@ -86,13 +86,13 @@ class HealthProbe:
     def __init__(
         self,
         config: Config,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         capacity: Capacity,
         control: ServerInbox,
         watchdog: LoopWatchdog,
     ) -> None:
         self._config = config
-        self._lanes = lanes
+        self._queues = queues
         self._capacity = capacity
         self._control = control
         self._watchdog = watchdog
@@ -102,12 +102,12 @@ class HealthProbe:
         now = boot_s()
         away, silent = {}, {}
         limit = max(SILENT_S, 3 * self._config.sweep_s)
-        for lane in self._lanes:
-            asked = lane.in_flight
+        for queue in self._queues:
+            asked = queue.in_flight
             if asked is not None and now - asked.since >= AWAY_S:
-                away[lane.queue] = round(now - asked.since, 1)
-            elif 0 < lane.answered < now - limit:
-                silent[lane.queue] = round(now - lane.answered, 1)
+                away[queue.name] = round(now - asked.since, 1)
+            elif 0 < queue.answered < now - limit:
+                silent[queue.name] = round(now - queue.answered, 1)
         blocked_s = self._watchdog.blocked_s()
         blocked = blocked_s >= STALL_S
         return ServerHealth(

@@ -37,14 +37,14 @@ class Heartbeat:
     def __init__(
         self,
         leases: ThreadLeaseKeeper,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         *,
         lease_s: float,
         on_refusals: Callable[[Sequence[Refusal]], None],
         watchdog: LoopWatchdog | None = None,
     ) -> None:
         self._leases = leases
-        self._lanes = lanes
+        self._queues = queues
         self._lease_s = lease_s
         self._on_refusals = on_refusals
         self._watchdog = watchdog
@@ -73,7 +73,7 @@ class Heartbeat:
         while not self._end.wait(tick):
             try:
                 if self._watchdog is not None:
-                    self._watchdog.check(self._post, self._leases, self._lanes)
+                    self._watchdog.check(self._post, self._leases, self._queues)
                 if boot_s() >= next_renewal:
                     began = boot_s()
                     done = self._renew()
@@ -90,13 +90,13 @@ class Heartbeat:
         """
         silent: set[str] = set()
         all_done = True
-        for lane in self._lanes:
-            node = self._leases.node_of(lane)
+        for queue in self._queues:
+            node = self._leases.node_of(queue)
             if node in silent or self._end.is_set():
                 all_done = False
                 continue
-            all_done &= self._leases.renew_unread(lane)
-            if (error := self._leases.renew(lane, self._post_refusals)) is not None:
+            all_done &= self._leases.renew_unread(queue)
+            if (error := self._leases.renew(queue, self._post_refusals)) is not None:
                 all_done = False
                 if isinstance(error, StoreUnavailable):
                     silent.add(node)

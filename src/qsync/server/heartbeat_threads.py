@@ -25,15 +25,15 @@ class HeartbeatThreads(Group):
     def __init__(
         self,
         broker: AsyncBroker,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         lease_s: float,
         leases: LeaseKeeper,
         watchdog: LoopWatchdog,
         outage: Outage,
     ) -> None:
         by_node: dict[str, list[QueueState]] = {}
-        for lane in lanes:
-            by_node.setdefault(broker.node_name(lane.keys.key("active")), []).append(lane)
+        for queue in queues:
+            by_node.setdefault(broker.node_name(queue.keys.key("active")), []).append(queue)
         watchdogs = itertools.chain([watchdog], itertools.repeat(None))
         beats = [
             Heartbeat(

@@ -52,7 +52,7 @@ class BusyQueues:
     def __init__(
         self,
         broker: AsyncBroker,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         config: Config,
         outage: Outage,
         wakes: Wakes | None,
@@ -60,11 +60,11 @@ class BusyQueues:
         on_found: Callable[[], None],
         on_unsent: Callable[[QueueState], None],
     ) -> None:
-        self.many: bool = len(lanes) > 1
+        self.many: bool = len(queues) > 1
         self.due: set[str] = set()
         """Queues whose upkeep is due, as a check or their due time shows."""
         self._broker = broker
-        self._lanes = lanes
+        self._queues = queues
         self._strict = config.strict
         self._sweep_s = config.sweep_s
         self._lease_us = config.policy().lease_us
@@ -75,12 +75,12 @@ class BusyQueues:
         self.has_room = False
         """True if the server has free slots, so that it may be woken."""
         # Up to PAGE queues start busy; with more, the first check tells which are.
-        self._busy = {} if len(lanes) > PAGE else {lane.queue: lane for lane in lanes}
+        self._busy = {} if len(queues) > PAGE else {queue.name: queue for queue in queues}
         self._times: list[tuple[float, str, QueueState]] = []
         self._timed: dict[str, float] = {}
         """Earliest time in the heap, by queue."""
         now = boot_s()
-        self._slow_at = {lane.queue: now + spread(0, SLOW_S) for lane in lanes}
+        self._slow_at = {queue.name: now + spread(0, SLOW_S) for queue in queues}
 
     def all(self) -> Iterable[QueueState]:
         """Return the busy queues; the one last fetched from is at the end."""
@@ -95,79 +95,79 @@ class BusyQueues:
         if self._strict or len(self._busy) <= most:
             return list(self._busy.values())
         some = list(itertools.islice(self._busy.values(), most))
-        for lane in some:  # so that the others are first in the next round
-            self._to_end(lane)
+        for queue in some:  # so that the others are first in the next round
+            self._to_end(queue)
         return some
 
-    def _to_end(self, lane: QueueState) -> None:
-        self._busy.pop(lane.queue, None)
-        self._busy[lane.queue] = lane
+    def _to_end(self, queue: QueueState) -> None:
+        self._busy.pop(queue.name, None)
+        self._busy[queue.name] = queue
 
-    def is_idle(self, lane: QueueState) -> bool:
+    def is_idle(self, queue: QueueState) -> bool:
         """Return whether a queue is idle until a wake, a check or its next due time."""
-        return lane.queue not in self._busy
+        return queue.name not in self._busy
 
     def begin(self, now: float) -> None:
         """Mark queues as busy whose due time has come; called at the start of a round."""
         if not self.many:
-            [lane] = self._lanes
-            self._mark_if_due(lane, now)
+            [queue] = self._queues
+            self._mark_if_due(queue, now)
             return
         while self._times and self._times[0][0] <= now:
-            due, queue, lane = heapq.heappop(self._times)
-            if self._timed.get(queue) != due:
+            due, name, queue = heapq.heappop(self._times)
+            if self._timed.get(name) != due:
                 continue
-            del self._timed[queue]
-            if not self._mark_if_due(lane, now) and lane.next_due is not None:
-                self.set_due(lane, lane.next_due)
+            del self._timed[name]
+            if not self._mark_if_due(queue, now) and queue.next_due is not None:
+                self.set_due(queue, queue.next_due)
 
-    def _mark_if_due(self, lane: QueueState, now: float) -> bool:
-        if lane.next_due is None or now < lane.next_due:
+    def _mark_if_due(self, queue: QueueState, now: float) -> bool:
+        if queue.next_due is None or now < queue.next_due:
             return False
-        lane.next_due = None
-        lane.exhausted = False
-        self._busy[lane.queue] = lane
-        if self.many and now - lane.last_fetch > PASS_ON_S:
-            self.due.add(lane.queue)
+        queue.next_due = None
+        queue.exhausted = False
+        self._busy[queue.name] = queue
+        if self.many and now - queue.last_fetch > PASS_ON_S:
+            self.due.add(queue.name)
         return True
 
-    def set_due(self, lane: QueueState, moment: float) -> None:
+    def set_due(self, queue: QueueState, moment: float) -> None:
         """Mark the queue as busy at this time, by boot_s, if its `next_due` has come by then."""
-        if self.many and moment < self._timed.get(lane.queue, math.inf):
-            self._timed[lane.queue] = moment
-            heapq.heappush(self._times, (moment, lane.queue, lane))
+        if self.many and moment < self._timed.get(queue.name, math.inf):
+            self._timed[queue.name] = moment
+            heapq.heappush(self._times, (moment, queue.name, queue))
 
     def next_at(self) -> float:
         """Return the earliest due time of all queues, by boot_s; infinity if there is none."""
         return self._times[0][0] if self._times else math.inf
 
-    def upkeep_at(self, lane: QueueState) -> float:
+    def upkeep_at(self, queue: QueueState) -> float:
         """Return when a fetch is due even without tasks, by boot_s.
 
         Among many queues, only those with held tasks have such a time: the fetch detects that the
         store lost its data.
         """
-        if self.many and not lane.held:
+        if self.many and not queue.held:
             return math.inf
-        return lane.last_fetch + self._sweep_s
+        return queue.last_fetch + self._sweep_s
 
-    def wake(self, lane: QueueState) -> None:
+    def wake(self, queue: QueueState) -> None:
         """Mark a queue as busy, since it may have tasks."""
-        self._busy[lane.queue] = lane
+        self._busy[queue.name] = queue
 
-    def fetched(self, lane: QueueState) -> None:
+    def fetched(self, queue: QueueState) -> None:
         """Record that a fetch from a queue was sent."""
-        self.due.discard(lane.queue)
+        self.due.discard(queue.name)
         if self.many:
-            self._slow_at[lane.queue] = boot_s() + SLOW_S
-            self._to_end(lane)
+            self._slow_at[queue.name] = boot_s() + SLOW_S
+            self._to_end(queue)
 
-    def rest(self, lanes: Iterable[QueueState]) -> None:
+    def rest(self, queues: Iterable[QueueState]) -> None:
         """Mark these queues as idle until a wake, a check or their next due time."""
         if self.many:
-            for lane in lanes:
-                if lane.queue not in self.due:
-                    self._busy.pop(lane.queue, None)
+            for queue in queues:
+                if queue.name not in self.due:
+                    self._busy.pop(queue.name, None)
 
     # Checks.
 
@@ -185,76 +185,76 @@ class BusyQueues:
             interval = self._sweep_s * spread(0.9, 1.0)  # jitter spreads the checks
             await asyncio.sleep(max(interval - (boot_s() - began), 0.001))
 
-    async def with_tasks(self, lanes: Sequence[QueueState]) -> Sequence[QueueState]:
+    async def with_tasks(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
         """Return the queues that may have pending tasks; if there are many, check them first."""
         if not self.many:
-            return lanes
-        for start in range(0, len(lanes), PAGE):
-            await self._check_page(lanes[start : start + PAGE])
-        return [lane for lane in lanes if not self.is_idle(lane)]
+            return queues
+        for start in range(0, len(queues), PAGE):
+            await self._check_page(queues[start : start + PAGE])
+        return [queue for queue in queues if not self.is_idle(queue)]
 
     async def _check_all(self) -> None:
         """Check every queue once; if some checks fail, raise the first error afterwards."""
         if self._broker.address.kind == "cluster":
-            errors = await asyncio.gather(*map(self._check_and_listen, self._lanes))
+            errors = await asyncio.gather(*map(self._check_and_listen, self._queues))
             if self._wakes is not None:
                 self._wakes.follow_slots()
         else:
-            parts = range(0, len(self._lanes), PAGE)
-            errors = [await self._check_page(self._lanes[start : start + PAGE]) for start in parts]
+            parts = range(0, len(self._queues), PAGE)
+            errors = [await self._check_page(self._queues[start : start + PAGE]) for start in parts]
         for error in errors:
             if error is not None:
                 raise error
 
-    async def _check_page(self, lanes: Sequence[QueueState]) -> QsyncError | None:
-        calls = [views.check_for_work(lane.keys, lease_us=self._lease_us) for lane in lanes]
+    async def _check_page(self, queues: Sequence[QueueState]) -> QsyncError | None:
+        calls = [views.check_for_work(queue.keys, lease_us=self._lease_us) for queue in queues]
         failed: QsyncError | None = None
         now = boot_s()
         answers = await self._broker.run_many(calls)
-        for lane, answer in zip(lanes, answers, strict=True):
+        for queue, answer in zip(queues, answers, strict=True):
             if isinstance(answer, QsyncError):
                 failed = failed or answer
             else:
-                lane.answered = now
-                self._apply_check(lane, answer, now)
+                queue.answered = now
+                self._apply_check(queue, answer, now)
         return failed
 
-    async def _check_and_listen(self, lane: QueueState) -> QsyncError | None:
+    async def _check_and_listen(self, queue: QueueState) -> QsyncError | None:
         """Check a queue of a cluster; if the server is idle there, register it as idle too."""
         wakes = self._wakes
-        idle = self.has_room and (self.is_idle(lane) or lane.exhausted)
-        if wakes is None or not idle or not wakes.ready(lane):
-            return await self._check_page([lane])
-        return await self.listen(wakes, [lane])
+        idle = self.has_room and (self.is_idle(queue) or queue.exhausted)
+        if wakes is None or not idle or not wakes.ready(queue):
+            return await self._check_page([queue])
+        return await self.listen(wakes, [queue])
 
-    async def listen(self, wakes: Wakes, lanes: Sequence[QueueState]) -> QsyncError | None:
+    async def listen(self, wakes: Wakes, queues: Sequence[QueueState]) -> QsyncError | None:
         """Register the server as idle in these queues, and check them; return the first error."""
         failed: QsyncError | None = None
         now = boot_s()
-        wakes.take(lanes)
-        marks = [wakes.mark(lane) for lane in lanes]
-        answers = await self._broker.run_many([wakes.call(lane) for lane in lanes])
-        for lane, mark, answer in zip(lanes, marks, answers, strict=True):
+        wakes.take(queues)
+        marks = [wakes.mark(queue) for queue in queues]
+        answers = await self._broker.run_many([wakes.call(queue) for queue in queues])
+        for queue, mark, answer in zip(queues, marks, answers, strict=True):
             if isinstance(answer, QsyncError):
                 failed = failed or answer
-                wakes.failed(lane)
+                wakes.failed(queue)
                 continue
-            lane.answered = now
-            wakes.listed(lane, answer, mark)
+            queue.answered = now
+            wakes.listed(queue, answer, mark)
             if answer.woken:
-                wakes.on_wake(lane)
+                wakes.on_wake(queue)
             if answer.unsent:
-                self._on_unsent(lane)
-            self._apply_check(lane, answer, now)
+                self._on_unsent(queue)
+            self._apply_check(queue, answer, now)
         return failed
 
-    def _apply_check(self, lane: QueueState, check: WorkCheck | IdleCheck, now: float) -> None:
-        other = lane.generation is not None and check.generation != lane.generation
-        if check.due or other or now >= self._slow_at[lane.queue]:
-            self.due.add(lane.queue)
+    def _apply_check(self, queue: QueueState, check: WorkCheck | IdleCheck, now: float) -> None:
+        other = queue.generation is not None and check.generation != queue.generation
+        if check.due or other or now >= self._slow_at[queue.name]:
+            self.due.add(queue.name)
         elif not check.waits:
             return
         if check.waits:
-            lane.exhausted = False
-        self._busy[lane.queue] = lane
+            queue.exhausted = False
+        self._busy[queue.name] = queue
         self._on_found()

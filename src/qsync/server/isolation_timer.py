@@ -47,7 +47,7 @@ class Isolation:
     async def _join(self, leased: LeasedTask) -> None:
         """Tell the store that crashes no longer count for the suspect; then others may join it."""
         try:
-            call = ops.mark_started(leased.lane.keys, [leased.held], together=True)
+            call = ops.mark_started(leased.queue.keys, [leased.held], together=True)
             [answer] = await self._broker.run(call)
         except QsyncError as error:
             log.warning(

@@ -37,7 +37,7 @@ class Renewal:
         self._tasks = tasks
         self._expires = boot_s() + lease_s
         self.call: Call[list[RenewAnswer]] = ops.renew(
-            tasks[0].lane.keys,
+            tasks[0].queue.keys,
             [leased.held for leased in tasks],
             lease_us=int(lease_s * 1_000_000),
         )
@@ -66,7 +66,7 @@ class Stopper(Protocol):
 class OnGeneration(Protocol):
     """Called with the first generation of a queue that the server sees, and with each new one."""
 
-    def __call__(self, lane: QueueState, *, lost: bool) -> None:
+    def __call__(self, queue: QueueState, *, lost: bool) -> None:
         """Record a generation; if `lost`, the store has lost the data of the previous one."""
 
 
@@ -103,7 +103,7 @@ class LeaseKeeper:
                 self._stopper.lose(leased)
 
     async def confirm(
-        self, lane: QueueState, tasks: list[LeasedTask], since: float
+        self, queue: QueueState, tasks: list[LeasedTask], since: float
     ) -> list[LeasedTask]:
         """Renew the leases of a late or repeated fetch, and return the tasks that are still held.
 
@@ -114,52 +114,52 @@ class LeaseKeeper:
         try:
             answers = await self._broker.run(renewal.call, patience=self._lease_s / 3)
         except QsyncError as error:
-            self._outage.note(f"renew leases of queue {lane.queue}", error)
+            self._outage.note(f"renew leases of queue {queue.name}", error)
             for leased in tasks:
                 leased.expires = since + self._lease_s
             return tasks
-        lane.drop([task for task, answer in renewal.apply(answers) if answer != "cancelled"])
+        queue.drop([task for task, answer in renewal.apply(answers) if answer != "cancelled"])
         return [leased for leased in tasks if leased.phase is not RELEASED]
 
-    async def mend(self, lane: QueueState, ids: Sequence[str]) -> None:
+    async def mend(self, queue: QueueState, ids: Sequence[str]) -> None:
         """Repair leases of this server that expired or that it may not know about: renew those of
         held tasks, and hand back the other tasks."""
-        held = [lane.held[id] for id in ids if id in lane.held]
-        stray = [id for id in ids if id not in lane.held]
+        held = [queue.held[id] for id in ids if id in queue.held]
+        stray = [id for id in ids if id not in queue.held]
         try:
             if held:
                 renewal = Renewal(held, self._lease_s)
                 renewal.apply(await self._broker.run(renewal.call))
             if stray:
-                await self._hand_back_stray(lane, stray)
+                await self._hand_back_stray(queue, stray)
         except QsyncError as error:
-            self._outage.note(f"mend leases of queue {lane.queue}", error)
+            self._outage.note(f"mend leases of queue {queue.name}", error)
 
-    async def _hand_back_stray(self, lane: QueueState, ids: Sequence[str]) -> None:
-        rows = await self._broker.run(views.get_tasks(lane.keys, ids))
+    async def _hand_back_stray(self, queue: QueueState, ids: Sequence[str]) -> None:
+        rows = await self._broker.run(views.get_tasks(queue.keys, ids))
         backs = [
             HandedBack(id, row.owner)
             for id, row in zip(ids, rows, strict=True)
             if row is not None
             and row.owner is not None
             and row.owner.startswith(f"{self._holder}/")
-            and id not in lane.held
+            and id not in queue.held
         ]
         if backs:
-            await self._broker.run(ops.hand_back(lane.keys, backs))
+            await self._broker.run(ops.hand_back(queue.keys, backs))
 
-    def see_generation(self, lane: QueueState, generation: str) -> None:
+    def see_generation(self, queue: QueueState, generation: str) -> None:
         """Lose all held tasks if the generation changed: the store has lost the queue's data."""
-        before, lane.generation = lane.generation, generation
+        before, queue.generation = queue.generation, generation
         if before == generation:
             return
-        self._on_generation(lane, lost=before is not None)
+        self._on_generation(queue, lost=before is not None)
         if before is None:
             return
-        held = list(lane.held.values())
+        held = list(queue.held.values())
         log.error(
             "store lost: the generation of queue %s changed from %s to %s; %d tasks held are lost",
-            lane.queue, shorten(before), shorten(generation), len(held),
+            queue.name, shorten(before), shorten(generation), len(held),
         )  # fmt: skip
         for leased in held:
             self._stopper.lose(leased)
@@ -174,16 +174,16 @@ class ThreadLeaseKeeper:
         self._patience = lease_s / 10
         self._outage = outage
 
-    def node_of(self, lane: QueueState) -> str:
+    def node_of(self, queue: QueueState) -> str:
         """Return the name of the node that has a queue."""
-        return self._broker.node_name(lane.keys.key("active"))
+        return self._broker.node_name(queue.keys.key("active"))
 
     def renew(
-        self, lane: QueueState, on_refusals: Callable[[Sequence[Refusal]], None]
+        self, queue: QueueState, on_refusals: Callable[[Sequence[Refusal]], None]
     ) -> QsyncError | None:
         """Renew the leases of all held tasks; return the error that ended this, or None."""
-        part = f"renew leases of queue {lane.queue}"
-        held = [leased for leased in lane.held.copy().values() if leased.phase is not RELEASED]
+        part = f"renew leases of queue {queue.name}"
+        held = [leased for leased in queue.held.copy().values() if leased.phase is not RELEASED]
         if not held:
             self._outage.worked(part)
         for batch in ops.batches(held, _size):
@@ -199,69 +199,69 @@ class ThreadLeaseKeeper:
                 on_refusals(refusals)
         return None
 
-    def renew_unread(self, lane: QueueState) -> bool:
+    def renew_unread(self, queue: QueueState) -> bool:
         """Renew the leases of fetched tasks whose answer is unread while a handler blocks the loop.
 
         A repetition of the fetch tells which tasks these are. Return False if the renewal failed.
         """
-        fetch = lane.in_flight
+        fetch = queue.in_flight
         if fetch is None or boot_s() - fetch.since < self._lease_s / 4:
             return True
-        if lane.handed_back_token == fetch.token:
+        if queue.handed_back_token == fetch.token:
             return True
         try:
             ids = self._broker.run(fetch.again, patience=self._patience).ids
             if ids:
-                lane.unread_ids = ids
+                queue.unread_ids = ids
                 leases = [LeaseRef(id, fetch.token) for id in ids]
                 lease_us = int(self._lease_s * 1_000_000)
-                call = ops.renew(lane.keys, leases, lease_us=lease_us)
+                call = ops.renew(queue.keys, leases, lease_us=lease_us)
                 self._broker.run(call, patience=self._patience)
         except QsyncError as error:
-            self._outage.note(f"renew what was fetched from queue {lane.queue}", error)
+            self._outage.note(f"renew what was fetched from queue {queue.name}", error)
             return False
         return True
 
-    def hand_back_unread(self, lane: QueueState) -> None:
+    def hand_back_unread(self, queue: QueueState) -> None:
         """Hand back the tasks of a fetch in flight, which cannot start while the loop stalls.
 
-        This thread repeats the fetch to learn its tasks; `lane.revoked_token` keeps the loop from
+        This thread repeats the fetch to learn its tasks; `queue.revoked_token` keeps the loop from
         starting them.
         """
-        fetch = lane.in_flight
-        if fetch is None or lane.handed_back_token == fetch.token:
+        fetch = queue.in_flight
+        if fetch is None or queue.handed_back_token == fetch.token:
             return
-        lane.revoked_token = fetch.token  # first: from now on the loop starts none of these tasks
-        if lane.in_flight is not fetch:  # the loop read the answer just before
-            lane.revoked_token = None
+        queue.revoked_token = fetch.token  # first: from now on the loop starts none of these tasks
+        if queue.in_flight is not fetch:  # the loop read the answer just before
+            queue.revoked_token = None
             return
         try:
             ids = self._broker.run(fetch.again, patience=self._patience).ids
             if ids:
                 backs = [HandedBack(id, fetch.token) for id in ids]
-                self._broker.run(ops.hand_back(lane.keys, backs), patience=self._patience)
-            lane.handed_back_token = fetch.token
+                self._broker.run(ops.hand_back(queue.keys, backs), patience=self._patience)
+            queue.handed_back_token = fetch.token
         except QsyncError as error:
-            self._outage.note(f"hand back what was fetched from queue {lane.queue}", error)
+            self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
 
     def hand_back(self, tasks: Iterable[LeasedTask]) -> list[LeasedTask]:
         """Hand back tasks of any queues that have not started; return those that the store did not
         take."""
         by_queue: dict[str, list[LeasedTask]] = {}
         for leased in tasks:
-            by_queue.setdefault(leased.lane.queue, []).append(leased)
+            by_queue.setdefault(leased.queue.name, []).append(leased)
         failed: list[LeasedTask] = []
         for of_queue in by_queue.values():
-            lane = of_queue[0].lane
+            queue = of_queue[0].queue
             for batch in ops.batches(of_queue, _size):
                 backs = [HandedBack(leased.id, leased.token) for leased in batch]
                 try:
-                    self._broker.run(ops.hand_back(lane.keys, backs), patience=self._patience)
+                    self._broker.run(ops.hand_back(queue.keys, backs), patience=self._patience)
                 except QsyncError as error:
-                    self._outage.note(f"hand back tasks of queue {lane.queue}", error)
+                    self._outage.note(f"hand back tasks of queue {queue.name}", error)
                     failed += batch
                     continue
-                lane.drop(batch)
+                queue.drop(batch)
         return failed
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ class LoopWatchdog:
         self,
         post: Callable[[Callable[[], None]], None],
         leases: ThreadLeaseKeeper,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
     ) -> None:
         """Log a stall, and hand back tasks; `post` calls a function on the loop."""
         now = time.monotonic()
@@ -68,8 +68,8 @@ class LoopWatchdog:
             )
         # Tasks that cannot be handed back stay ready, so that their leases are renewed.
         self._ready.extendleft(reversed(leases.hand_back(self._take_stale())))
-        for lane in lanes:
-            leases.hand_back_unread(lane)
+        for queue in queues:
+            leases.hand_back_unread(queue)
 
     def _beat(self) -> None:
         self._beat_seen = time.monotonic()

@@ -16,11 +16,11 @@ class Progress:
     """Takes progress reports from any thread, and stores them with one call per queue at a time."""
 
     def __init__(
-        self, broker: AsyncBroker, lanes: Mapping[str, QueueState], outage: Outage
+        self, broker: AsyncBroker, queues: Mapping[str, QueueState], outage: Outage
     ) -> None:
         self._broker = broker
         self._outage = outage
-        self._lanes = lanes
+        self._queues = queues
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[LeasedTask]] = {}
         self._flushes: list[tuple[LeasedTask, asyncio.Future[None]]] = []
@@ -45,7 +45,7 @@ class Progress:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _note(self, leased: LeasedTask) -> None:
-        queue = leased.lane.queue
+        queue = leased.queue.name
         if queue in self._waiting:
             self._waiting[queue].add(leased)
             return
@@ -65,7 +65,7 @@ class Progress:
                     if leased.progress is not None and leased.phase is RUNNING
                 ]
                 for part in ops.batches(rows, lambda row: len(row[0])):
-                    await self._broker.run(ops.progress(self._lanes[queue].keys, part))
+                    await self._broker.run(ops.progress(self._queues[queue].keys, part))
                 self._flushed(waiting)
         except QsyncError as error:
             self._outage.note(f"store the progress of tasks of queue {queue}", error)

@@ -26,14 +26,14 @@ class QueueRules:
         self,
         broker: AsyncBroker,
         prefix: str,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         limits: Mapping[str, LimitRule],
         bounds: Mapping[str, Bounds],
         outage: Outage,
     ) -> None:
         self._broker = broker
         self._prefix = prefix
-        self._served = [lane.queue for lane in lanes]
+        self._served = [queue.name for queue in queues]
         self._limits = limits
         self._bounds = bounds
         self._outage = outage

@@ -83,7 +83,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     references must be broken when the task ends: of `task`, `timer` and `call`.
     """
 
-    lane: QueueState
+    queue: QueueState
     id: str
     token: str
     message: Message
@@ -130,7 +130,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
         options = message.options
         if options is None:  # by far the most frequent case
             return TaskInfo(
-                id=self.id, type=message.type, payload=message.payload, queue=self.lane.queue,
+                id=self.id, type=message.type, payload=message.payload, queue=self.queue.name,
                 retry=message.retry, attempt=self.failure.attempts + 1, crashes=self.crashes,
                 enqueued_at_us=message.enqueued_at_us, token=self.token, is_value=message.is_value,
             )  # fmt: skip
@@ -138,7 +138,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
             id=self.id,
             type=message.type,
             payload=message.payload,
-            queue=self.lane.queue,
+            queue=self.queue.name,
             retry=message.retry,
             attempt=self.failure.attempts + 1,
             crashes=self.crashes,
@@ -174,13 +174,13 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
         options = self.message.options
         if options is None or options.deadline_us is None:
             return False
-        return self.lane.store_time_us() >= options.deadline_us
+        return self.queue.store_time_us() >= options.deadline_us
 
     @property
     def fields(self) -> dict[str, object]:
         """Return the task's fields for a log record, for use as `extra`."""
         return {
-            "task_id": self.id, "queue": self.lane.queue, "task_type": self.message.type,
+            "task_id": self.id, "queue": self.queue.name, "task_type": self.message.type,
             "attempt": self.failure.attempts + 1,
         }  # fmt: skip
 
@@ -218,9 +218,9 @@ class QueueState:
         "in_flight",
         "keys",
         "last_fetch",
+        "name",
         "next_due",
         "number",
-        "queue",
         "refused",
         "requested",
         "revoked_token",
@@ -234,7 +234,7 @@ class QueueState:
 
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
-        self.queue: str = keys.queue
+        self.name: str = keys.queue
         self.held: dict[str, LeasedTask] = {}
         """Leased tasks by id; the heartbeat thread reads copies of the dict."""
         self.number: int = 0

@@ -25,14 +25,14 @@ _OUTCOME: Final[dict[type, int]] = {
 }  # fmt: skip
 
 
-class _Queue:
+class _QueueMetrics:
     """The metrics of one queue; `ahead_s` is the store's clock minus `monotonic` at the last fetch,
     in seconds."""
 
-    __slots__ = ("ahead_s", "by_type", "dropped", "lane", "seen", "unknown")
+    __slots__ = ("ahead_s", "by_type", "dropped", "queue", "seen", "unknown")
 
-    def __init__(self, lane: QueueState) -> None:
-        self.lane = lane
+    def __init__(self, queue: QueueState) -> None:
+        self.queue = queue
         self.by_type: dict[str, MetricRow] = {}
         self.seen = -1.0
         self.unknown = 0
@@ -49,23 +49,23 @@ class RunMetrics:
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:
         self._told_apart = frozenset(list(types)[:limit])
-        self._queues: dict[str, _Queue] = {}
+        self._by_queue: dict[str, _QueueMetrics] = {}
 
     def started(self, leased: LeasedTask) -> None:
         """Count the start of a run."""
-        lane, message = leased.lane, leased.message
-        queue = self._queues.get(lane.queue) or self._queue(lane)
-        leased.row = row = queue.by_type.get(message.type) or self._row(queue, message.type)
+        queue, message = leased.queue, leased.message
+        metrics = self._by_queue.get(queue.name) or self._metrics_of(queue)
+        leased.row = row = metrics.by_type.get(message.type) or self._row(metrics, message.type)
         leased.began = now = monotonic()
         if leased.failure.attempts or leased.crashes:
             return
-        if queue.seen != lane.store_now_read_at:
-            queue.seen = lane.store_now_read_at
-            queue.ahead_s = lane.store_time_us() / 1e6 - monotonic()
+        if metrics.seen != queue.store_now_read_at:
+            metrics.seen = queue.store_now_read_at
+            metrics.ahead_s = queue.store_time_us() / 1e6 - monotonic()
         due_us = leased.since_us or (
             message.enqueued_at_us if message.options is None else message.due_us
         )
-        wait_s = now + queue.ahead_s - due_us / 1e6
+        wait_s = now + metrics.ahead_s - due_us / 1e6
         if wait_s > 0.0:
             row.waits[bisect_left(BOUNDS, wait_s)] += 1
             row.wait_s += wait_s
@@ -74,11 +74,11 @@ class RunMetrics:
 
     def unknown(self, leased: LeasedTask) -> None:
         """Count a task that goes back because the server has no handler for its type."""
-        self._queue(leased.lane).unknown += 1
+        self._metrics_of(leased.queue).unknown += 1
 
-    def dropped(self, lane: QueueState, runs: int) -> None:
+    def dropped(self, queue: QueueState, runs: int) -> None:
         """Count runs whose statistics the store did not take."""
-        self._queue(lane).dropped += runs
+        self._metrics_of(queue).dropped += runs
 
     def finished(self, leased: LeasedTask) -> None:
         """Count the end of a handler."""
@@ -95,24 +95,26 @@ class RunMetrics:
     def rows(self) -> list[MetricRow]:
         """Return a copy of the metrics, with the number of running tasks."""
         rows = []
-        for queue in list(self._queues.values()):
-            of_queue = list({id(row): row for row in list(queue.by_type.values())}.values())
+        for metrics in list(self._by_queue.values()):
+            of_queue = list({id(row): row for row in list(metrics.by_type.values())}.values())
             rows += of_queue
-            if queue.unknown or queue.dropped:  # under an existing type, to avoid another series
-                name, type = queue.lane.queue, of_queue[0].type if of_queue else OTHER
-                rows.append(MetricRow(name, type, unknown=queue.unknown, dropped=queue.dropped))
-            for leased in queue.lane.held.copy().values():
+            if (
+                metrics.unknown or metrics.dropped
+            ):  # under an existing type, to avoid another series
+                name, type = metrics.queue.name, of_queue[0].type if of_queue else OTHER
+                rows.append(MetricRow(name, type, unknown=metrics.unknown, dropped=metrics.dropped))
+            for leased in metrics.queue.held.copy().values():
                 if leased.phase is RUNNING and leased.row is not None:
-                    name, type, began = queue.lane.queue, leased.row.type, leased.began
+                    name, type, began = metrics.queue.name, leased.row.type, leased.began
                     rows.append(MetricRow(name, type, running=1, oldest_began=began))
         return merged(rows)
 
-    def _queue(self, lane: QueueState) -> _Queue:
-        return self._queues.setdefault(lane.queue, _Queue(lane))
+    def _metrics_of(self, queue: QueueState) -> _QueueMetrics:
+        return self._by_queue.setdefault(queue.name, _QueueMetrics(queue))
 
-    def _row(self, queue: _Queue, type: str) -> MetricRow:
+    def _row(self, metrics: _QueueMetrics, type: str) -> MetricRow:
         """Return the row of a type; types beyond the limit share one row."""
         name = type if type in self._told_apart else OTHER
-        row = queue.by_type.setdefault(name, MetricRow(queue.lane.queue, name))
-        queue.by_type[type] = row
+        row = metrics.by_type.setdefault(name, MetricRow(metrics.queue.name, name))
+        metrics.by_type[type] = row
         return row

@@ -38,7 +38,7 @@ class RunRecords:
             return op_values.HandedBack(leased.id, leased.token)
         if leased.message.options is not None and leased.past_deadline():
             self._failures.died(leased, outcome.TOO_LATE)
-            return outcome.past_deadline(leased, leased.lane.store_time_us())
+            return outcome.past_deadline(leased, leased.queue.store_time_us())
         return None
 
     def done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
@@ -46,7 +46,7 @@ class RunRecords:
         options = leased.message.options
         if options is None or options.retention_us is None:
             return Completion(leased.id, leased.token)
-        begun_us = leased.begun_us(leased.lane.store_time_us())
+        begun_us = leased.begun_us(leased.queue.store_time_us())
         result = encode_result(value, way.carry_result, self._result_limit, begun_us=begun_us)
         return Completion(leased.id, leased.token, options.retention_us, result)
 
@@ -71,7 +71,7 @@ class RunRecords:
             timed_out = stop == "timeout"
             limit = self._stopping.limit_of(leased)
             error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
-        now_us = leased.lane.store_time_us()
+        now_us = leased.queue.store_time_us()
         rules = self._invoker.rules_of(leased.message.type)
         record = outcome.failed(leased, error, now_us, self._retry_delay, rules)
         self._failures.failed(leased, error, record, brief=brief)
@@ -79,7 +79,7 @@ class RunRecords:
 
     def _snoozed(self, leased: LeasedTask, error: Snooze) -> Any:
         """Return the record for a handler that asked to run later."""
-        record = outcome.snoozed(leased, error, leased.lane.store_time_us())
+        record = outcome.snoozed(leased, error, leased.queue.store_time_us())
         if type(record) is op_values.Killed:
             self._failures.died(leased, outcome.SNOOZED_TOO_LONG)
         else:

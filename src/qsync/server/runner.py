@@ -76,7 +76,7 @@ class Runner:
         self._metrics = metrics
         self._hooks = hooks
         self._progress = Progress(
-            broker, {name: settler.lane for name, settler in settlers.items()}, outage
+            broker, {name: settler.queue for name, settler in settlers.items()}, outage
         )
         self._concurrency = config.concurrency
         self._loop = asyncio.get_running_loop()
@@ -89,7 +89,7 @@ class Runner:
         self._guard = fork_guard.Guard(self._loop)
         self._failures = Failures(config, invoker, finder, hooks)
         self.stopping: Stopping = Stopping(
-            config, [settler.lane for settler in settlers.values()], capacity, suspects, hung,
+            config, [settler.queue for settler in settlers.values()], capacity, suspects, hung,
             settle=self.settle, on_give_up=self.give_up, on_lost=on_lost,
         )  # fmt: skip
         self._default_timeout = self.stopping.default_timeout
@@ -119,11 +119,11 @@ class Runner:
 
     def settle(self, leased: LeasedTask, record: Any) -> None:
         """Pass a task's outcome to the settler of its queue."""
-        self._settlers[leased.lane.queue].add(leased, record)
+        self._settlers[leased.queue.name].add(leased, record)
 
-    def settle_unread(self, lane: QueueState, record: op_values.Killed) -> None:
+    def settle_unread(self, queue: QueueState, record: op_values.Killed) -> None:
         """Settle a task whose message could not be read."""
-        self._settlers[lane.queue].add(None, record)
+        self._settlers[queue.name].add(None, record)
 
     # Starting.
 
@@ -207,8 +207,8 @@ class Runner:
         """Start or gather a task of a batch handler; return False if there is no handler."""
         batch = self._invoker.find_batch(leased.message.type)
         if batch is None:
-            leased.lane.unknown_type_at = boot_s()
-            record = outcome.unknown_type(leased, leased.lane.store_time_us())
+            leased.queue.unknown_type_at = boot_s()
+            record = outcome.unknown_type(leased, leased.queue.store_time_us())
             self._failures.unknown(leased, record)
             if self._metrics is not None:
                 self._metrics.unknown(leased)
@@ -262,12 +262,12 @@ class Runner:
         else:
             of_queues = defaultdict(list)
             for entry in ended:
-                of_queues[entry[0].lane.queue].append(entry)
-        for queue, entries in of_queues.items():
-            lane = self._settlers[queue].lane
-            sample = [run for run in timed if run[0].lane is lane]
-            slowest = (last,) if last is not None and last[0].lane is lane else ()
-            self._settlers[queue].add_all(entries, sample, slowest)
+                of_queues[entry[0].queue.name].append(entry)
+        for name, entries in of_queues.items():
+            queue = self._settlers[name].queue
+            sample = [run for run in timed if run[0].queue is queue]
+            slowest = (last,) if last is not None and last[0].queue is queue else ()
+            self._settlers[name].add_all(entries, sample, slowest)
         self._start_some()
 
     async def run(
@@ -343,14 +343,14 @@ class Runner:
         suspects = self._suspects
         try:
             call = ops.mark_started(
-                leased.lane.keys, [leased.held], together=leased in suspects.together
+                leased.queue.keys, [leased.held], together=leased in suspects.together
             )
             [answer] = await self._broker.run(call, patience=None)
         except Exception as error:  # not the task's fault: an error of the store or a bug here
             ours = not isinstance(error, QsyncError)
             log.log(
                 logging.ERROR if ours else logging.WARNING,
-                "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
+                "cannot mark task %s of queue %s: %s", leased.id, leased.queue.name, error,
                 extra=leased.fields, exc_info=ours,
             )  # fmt: skip
             self._finish(leased, op_values.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
@@ -380,10 +380,10 @@ class Runner:
         if record is None:
             if self._metrics is not None:
                 self._metrics.settled(leased, None)
-            leased.lane.drop([leased])
+            leased.queue.drop([leased])
             self.see_suspect_end()
         else:
-            self._settlers[leased.lane.queue].add(leased, record)
+            self._settlers[leased.queue.name].add(leased, record)
         if not self._starter.draining:
             self._start_some()
 
@@ -433,4 +433,4 @@ class Runner:
         await self._isolation.aclose()
         await self._progress.aclose()
         for settler in self._settlers.values():
-            settler.lane.held.clear()  # a cycle of references that the collector does not see
+            settler.queue.held.clear()  # a cycle of references that the collector does not see

@@ -34,7 +34,7 @@ class ScheduleNotes:
         outcome, tick = _OUTCOMES.get(type(record)), tick_of(leased.id)
         if outcome is None or tick is None:
             return
-        now_us, field = leased.lane.store_time_us(), tick[0]
+        now_us, field = leased.queue.store_time_us(), tick[0]
         took_ms = round((boot_s() - leased.begun_s) * 1000) if leased.begun_s else 0
         begun_us = now_us - took_ms * 1000
         self._notes.append(ended(field, tick[1], outcome, begun_us=begun_us, took_ms=took_ms))

@@ -253,10 +253,10 @@ class Server:
         if info is None:
             raise _StopRequested
         check_store(info, self.address, allow_eviction=config.allow_eviction)
-        self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
-        await check_permissions(self._broker, [lane.keys for lane in self._lanes])
+        self._queues = [QueueState(QueueKeys(self.prefix, name)) for name in config.weights]
+        await check_permissions(self._broker, [queue.keys for queue in self._queues])
         self._queue_rules = QueueRules(
-            self._broker, self.prefix, self._lanes, self.limits, self.bounds, self._outage
+            self._broker, self.prefix, self._queues, self.limits, self.bounds, self._outage
         )
         await self._start_part(self._queue_rules)
         client = self.async_client_type(self._broker, prefix=self.prefix)
@@ -295,15 +295,15 @@ class Server:
         runner, capacity = self._runner, self._capacity
         leases = self._make_lease_keeper()
         fetcher = self._fetcher = Fetcher(
-            self.holder, config, self._broker, self._lanes, runner, capacity, leases, outage,
+            self.holder, config, self._broker, self._queues, runner, capacity, leases, outage,
             CrashLog(self._broker, hooks),
         )  # fmt: skip
         control = self._control = ServerInbox(
-            self.id, self.prefix, config, self._broker, self._lanes, runner, capacity, leases,
+            self.id, self.prefix, config, self._broker, self._queues, runner, capacity, leases,
             self.mux.types, self._on_order_to_stop, outage, context.waits, invoker.process_stack,
         )  # fmt: skip
         watchdog = LoopWatchdog(capacity.ready)
-        self._health = HealthProbe(config, self._lanes, capacity, control, watchdog)
+        self._health = HealthProbe(config, self._queues, capacity, control, watchdog)
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
             StopAction(invoker.aclose, closes=True),
@@ -311,10 +311,10 @@ class Server:
             StopAction(runner.aclose, closes=True),
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
-            TypeReports(self.id, self._broker, self._lanes, self._types, outage, self.run_metrics),
+            TypeReports(self.id, self._broker, self._queues, self._types, outage, self.run_metrics),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
-            HeartbeatThreads(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
+            HeartbeatThreads(self._broker, self._queues, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             StopAction(shutdown.settle),
             StopAction(shutdown.end_running),
@@ -331,17 +331,17 @@ class Server:
             lambda: self._runner.start_batches(), longest_wait_s=self.replaced.batch_wait_s
         )
         capacity = self._capacity = Capacity(self.config, suspects, gathering)
-        pipeline = CallPipeline(self._broker, len(self._lanes))
+        pipeline = CallPipeline(self._broker, len(self._queues))
         settlers = {
-            lane.queue: Settler(
-                pipeline, lane, self._outage,
+            queue.name: Settler(
+                pipeline, queue, self._outage,
                 on_lost=self._count_lost,
                 on_settled=lambda: self._runner.see_settled(),
                 on_accepted=capacity.room_made.set,
                 metrics=self.run_metrics,
                 hooks=hooks, type_tally=self._types,
             )
-            for lane in self._lanes
+            for queue in self._queues
         }  # fmt: skip
         self._runner = Runner(
             self.config, invoker, self._broker, settlers, capacity, suspects, hung, context,
@@ -364,10 +364,10 @@ class Server:
             self._on_generation, self._outage,
         )  # fmt: skip
 
-    def _on_generation(self, lane: QueueState, *, lost: bool) -> None:
+    def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
         """Publish again what the store may have lost; `lost` does not cover a loss between the
         start and the first fetch."""
-        self._queue_rules.publish_again(lane.queue)
+        self._queue_rules.publish_again(queue.name)
         if lost:
             self._control.announce_again()
 
@@ -429,7 +429,7 @@ class Server:
     @property
     def idle(self) -> bool:
         """True if the server holds no task."""
-        return not any(lane.held for lane in self._lanes)
+        return not any(queue.held for queue in self._queues)
 
     async def _stop(self) -> None:
         if not self._parts:

@@ -53,7 +53,7 @@ class ServerInbox:
         prefix: str,
         config: Config,
         broker: AsyncBroker,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         runner: Runner,
         capacity: Capacity,
         leases: LeaseKeeper,
@@ -67,7 +67,7 @@ class ServerInbox:
         self._keys = GlobalKeys(prefix)
         self._config = config
         self._broker = broker
-        self._lanes = {lane.queue: lane for lane in lanes}
+        self._queues = {queue.name: queue for queue in queues}
         self._runner = runner
         self._capacity = capacity
         self._leases = leases
@@ -75,7 +75,7 @@ class ServerInbox:
         self._on_stop = on_stop
         self._outage = outage
         self._waits = waits
-        self._stacks = HandlerStacks(lanes, process_stack)
+        self._stacks = HandlerStacks(queues, process_stack)
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
@@ -121,7 +121,7 @@ class ServerInbox:
         registering = not self._registered
         if registering:
             self._registered = True  # before the call: `announce_again` may clear it meanwhile
-            calls.append(registry_ops.register(keys, self._lanes))
+            calls.append(registry_ops.register(keys, self._queues))
         replies = await self._broker.run_many(calls)
         if registering and isinstance(replies[-1], QsyncError):
             self._registered = False
@@ -208,10 +208,10 @@ class ServerInbox:
         else:
             log.warning("the inbox held an unknown order: %s", ascii(verb)[:80])
 
-    async def _cancel(self, queue: str, id: str) -> None:
+    async def _cancel(self, name: str, id: str) -> None:
         """Cancel a task if the store confirms it; the order itself is only a hint."""
-        lane = self._lanes.get(queue)
-        leased = lane.held.get(id) if lane is not None else None
-        if lane is None or leased is None:
+        queue = self._queues.get(name)
+        leased = queue.held.get(id) if queue is not None else None
+        if queue is None or leased is None:
             return
         await self._leases.renew([leased])

@@ -72,7 +72,7 @@ class Settler:
     def __init__(
         self,
         broker: CallPipeline,
-        lane: QueueState,
+        queue: QueueState,
         outage: Outage,
         *,
         on_lost: Callable[[int], None],
@@ -83,9 +83,9 @@ class Settler:
         type_tally: TypeTally,
     ) -> None:
         self._broker = broker
-        self.lane = lane
+        self.queue = queue
         self._outage = outage
-        self._part = f"settle tasks of queue {lane.queue}"
+        self._part = f"settle tasks of queue {queue.name}"
         self._on_lost = on_lost
         self._on_settled = on_settled
         self._on_accepted = on_accepted
@@ -94,10 +94,10 @@ class Settler:
         self._type_tally = type_tally
         self._timed: list[tuple[LeasedTask, float]] = []
         """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
-        self._floors = type_tally.slowest(lane.queue).floors
+        self._floors = type_tally.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
         """When runs ended that may be among the slowest of their type, by task id and boot_s."""
-        self._schedule_notes = ScheduleNotes(broker, lane.keys)
+        self._schedule_notes = ScheduleNotes(broker, queue.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
         self._wake = asyncio.Event()
@@ -166,8 +166,8 @@ class Settler:
     def _note(self, *, refused: bool) -> None:
         """Record whether the store refuses settlements; while it does, the queue is not fetched
         from."""
-        accepts_again = self.lane.refused and not refused
-        self.lane.refused = refused
+        accepts_again = self.queue.refused and not refused
+        self.queue.refused = refused
         if accepts_again:
             self._on_accepted()
 
@@ -178,18 +178,18 @@ class Settler:
         Failed attempts still count. A completed task whose outcome is lost in this way runs again.
         """
         backs = [_hand_back_record(record) for _, record in (*self._in_flight, *self._waiting)]
-        calls = [ops.hand_back(self.lane.keys, part) for part in ops.batches(backs, _back_size)]
+        calls = [ops.hand_back(self.queue.keys, part) for part in ops.batches(backs, _back_size)]
         answers = await self._broker.run_many(calls)
         for answer in answers:
             if isinstance(answer, QsyncError):
                 log.warning(
                     "cannot hand back tasks of queue %s, their leases will expire: %s",
-                    self.lane.queue, answer,
+                    self.queue.name, answer,
                 )  # fmt: skip
             else:
                 log.warning(
                     "handed back %d tasks of queue %s that the store did not settle",
-                    len(answer), self.lane.queue,
+                    len(answer), self.queue.name,
                 )  # fmt: skip
 
     async def _settle(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -222,7 +222,7 @@ class Settler:
         if full:
             log.warning(
                 "the store is out of memory: the results of %d tasks of queue %s are lost, of %s",
-                len(full), self.lane.queue, _some_ids(full),
+                len(full), self.queue.name, _some_ids(full),
             )  # fmt: skip
             without = [(leased, _without_result(record)) for leased, record in full]
             for part, error in await self._send(list(_without_room(without))):
@@ -231,7 +231,7 @@ class Settler:
 
     async def _send(self, parts: Sequence[Part]) -> list[tuple[Part, QsyncError]]:
         """Make the calls of these parts; return the refused parts with their errors."""
-        calls = [part.operation(self.lane.keys, part.records) for part in parts]
+        calls = [part.operation(self.queue.keys, part.records) for part in parts]
         answers = await self._broker.run_many(calls)
         refused = []
         for part, answer in zip(parts, answers, strict=True):
@@ -248,9 +248,9 @@ class Settler:
     def _settled(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
     ) -> None:
-        self._type_tally.settled(self.lane.queue, verb, part, outcomes)
+        self._type_tally.settled(self.queue.name, verb, part, outcomes)
         if self._timed:
-            self._type_tally.timed(self.lane, self._timed)
+            self._type_tally.timed(self.queue, self._timed)
             self._timed = []
         if self._slow_ends:
             self._note_slow_runs(verb, part, outcomes)
@@ -266,7 +266,7 @@ class Settler:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None and "@" in record.id and outcome != "lost":
                     self._schedule_notes.settled(leased, record)
-        self.lane.drop([leased for leased, _ in part if leased is not None])
+        self.queue.drop([leased for leased, _ in part if leased is not None])
         if lost := outcomes.count("lost"):
             self._note_lost(verb, part, outcomes)
             self._on_lost(lost)
@@ -279,7 +279,7 @@ class Settler:
             ended_s = self._slow_ends.pop(record.id, None)
             if ended_s is None or leased is None or verb != "complete" or outcome == "lost":
                 continue
-            self._type_tally.completed_slowly(self.lane, leased, ended_s)
+            self._type_tally.completed_slowly(self.queue, leased, ended_s)
 
     def _note_lost(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
@@ -287,10 +287,10 @@ class Settler:
         for (leased, record), outcome in zip(part, outcomes, strict=True):
             if outcome != "lost":
                 continue
-            fields = {"task_id": record.id, "queue": self.lane.queue}
+            fields = {"task_id": record.id, "queue": self.queue.name}
             log.warning(
                 "lease of task %s of queue %s was lost: nothing to %s",
-                record.id, self.lane.queue, verb,
+                record.id, self.queue.name, verb,
                 extra=fields if leased is None else leased.fields,
             )  # fmt: skip
 

@@ -57,7 +57,7 @@ class Stopping:
     def __init__(
         self,
         config: Config,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         capacity: Capacity,
         suspects: CrashIsolation,
         hung: HungHandlers,
@@ -66,7 +66,7 @@ class Stopping:
         on_give_up: Callable[[LeasedTask], None],
         on_lost: Callable[[int], None],
     ) -> None:
-        self._lanes = lanes
+        self._queues = queues
         self._capacity = capacity
         self._suspects = suspects
         self._hung = hung
@@ -90,7 +90,7 @@ class Stopping:
             self._settle(leased, leased.held)
             return
         if leased.phase is QUEUED:
-            leased.lane.drop([leased])
+            leased.queue.drop([leased])
             return
         if leased.phase is not RUNNING:
             return
@@ -122,7 +122,7 @@ class Stopping:
         if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(
-                "lease of task %s of queue %s was lost", leased.id, leased.lane.queue,
+                "lease of task %s of queue %s was lost", leased.id, leased.queue.name,
                 extra=leased.fields,
             )  # fmt: skip
             self.stop(leased, "lost")
@@ -226,7 +226,7 @@ class Stopping:
     def _running(self) -> list[LeasedTask]:
         """Return the tasks that have a slot; first those that wait for a thread or a process, so
         that none of them starts while the others are stopped."""
-        held = [leased for lane in self._lanes for leased in lane.held.copy().values()]
+        held = [leased for queue in self._queues for leased in queue.held.copy().values()]
         running = [leased for leased in held if leased.phase is RUNNING]
         return sorted(running, key=lambda leased: not leased.waits)
 

@@ -67,14 +67,14 @@ class TypeReports:
         self,
         server_id: str,
         broker: AsyncBroker,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         type_tally: TypeTally,
         outage: Outage,
         metrics: RunMetrics | None = None,
     ) -> None:
         self._server_id = server_id
         self._broker = broker
-        self._lanes = {lane.queue: lane for lane in lanes}
+        self._queues = {queue.name: queue for queue in queues}
         self._type_tally = type_tally
         self._metrics = metrics
         self._outage = outage
@@ -116,7 +116,7 @@ class TypeReports:
 
     def _now_us(self) -> int:
         """Return the time of the store; 0 before the first fetch."""
-        return max((lane.store_time_us() for lane in self._lanes.values()), default=0)
+        return max((queue.store_time_us() for queue in self._queues.values()), default=0)
 
     async def report(self, *, last: bool = False) -> dict[str, int]:
         """Report the running minute, or the one that has just ended; `last`: for the last time.
@@ -127,11 +127,11 @@ class TypeReports:
         now_us = self._now_us()
         if not now_us:
             return {}
-        minute, counts = now_us // MINUTE_US, self._type_tally.counts(self._lanes.values())
+        minute, counts = now_us // MINUTE_US, self._type_tally.counts(self._queues.values())
         reported = self._minute or minute
         is_over, due = minute != reported, dict[str, int]()
         rows_of = self._since_base(counts)
-        for queue in self._lanes:
+        for queue in self._queues:
             if starts := not last and queue not in self._start_reported:
                 due[queue] = minute + 1
             rows = rows_of.get(queue, {})
@@ -161,7 +161,7 @@ class TypeReports:
         return reports
 
     async def _send(
-        self, queue: str, minute: int, rows: Counts, *, starts: bool, final: bool
+        self, name: str, minute: int, rows: Counts, *, starts: bool, final: bool
     ) -> list[str]:
         """Send reports unless they say the same as the last ones; return the fields of
         the reports that were there before.
@@ -169,22 +169,22 @@ class TypeReports:
         `starts`: report the server's start, too; `final`: no other report of this minute follows.
         """
         runs = sum(row.started + row.ended for row in rows.values())
-        if runs == self._sent.get(queue, 0) and not starts:
+        if runs == self._sent.get(name, 0) and not starts:
             return []
-        lane = self._lanes[queue]
-        report = self._reports(queue, minute, rows, starts=starts)
-        call = type_stats_ops.report_types(lane.keys, report)
+        queue = self._queues[name]
+        report = self._reports(name, minute, rows, starts=starts)
+        call = type_stats_ops.report_types(queue.keys, report)
         [reply] = await self._broker.run_many([call], ends=ends_in(STORE_S))
         if not isinstance(reply, QsyncError):
-            self._failing, self._sent[queue] = False, runs
+            self._failing, self._sent[name] = False, runs
             if starts:
-                self._start_reported.add(queue)
+                self._start_reported.add(name)
             fields: list[str] = reply
             return fields
         if final and self._metrics is not None:
-            self._metrics.dropped(lane, sum(row.started for row in rows.values()))
+            self._metrics.dropped(queue, sum(row.started for row in rows.values()))
         if not self._failing:
-            self._outage.note(f"store the statistics of types of queue {queue}", reply)
+            self._outage.note(f"store the statistics of types of queue {name}", reply)
         self._failing = True
         return []
 
@@ -200,7 +200,7 @@ class TypeReports:
     async def _roll(self, queue: str) -> None:
         """Put the reports of ended minutes of a queue into blocks."""
         try:
-            await roll_up(self._broker, self._lanes[queue].keys, self._now_us())
+            await roll_up(self._broker, self._queues[queue].keys, self._now_us())
         except QsyncError as error:
             self._outage.note(f"roll up the statistics of types of queue {queue}", error)
 

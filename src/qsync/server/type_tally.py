@@ -71,9 +71,9 @@ class TypeTally:
                 row = rows.get(leased.message.type) or _new_row(rows, leased.message.type)
                 row.outcomes[_LOST if outcome == "lost" else column] += 1
 
-    def timed(self, lane: QueueState, runs: Iterable[tuple[LeasedTask, float]]) -> None:
+    def timed(self, queue: QueueState, runs: Iterable[tuple[LeasedTask, float]]) -> None:
         """Note how long some runs took and waited; each comes with its end, by boot_s."""
-        rows = self._rows.setdefault(lane.queue, {})
+        rows = self._rows.setdefault(queue.name, {})
         for leased, ended_s in runs:
             if not leased.has_started:
                 continue
@@ -85,37 +85,37 @@ class TypeTally:
             due_us = leased.since_us or (
                 message.enqueued_at_us if message.options is None else message.due_us
             )
-            began_us = lane.store_now_us + (leased.begun_s - lane.store_now_read_at) * 1e6
+            began_us = queue.store_now_us + (leased.begun_s - queue.store_now_read_at) * 1e6
             row.waits[bisect_left(BOUNDS, (began_us - due_us) / 1e6)] += 1
 
     def slowest(self, queue: str) -> DaySlowest:
         """Return the slowest completed runs of a queue."""
         return self._slowest.setdefault(queue, DaySlowest())
 
-    def completed_slowly(self, lane: QueueState, leased: LeasedTask, ended_s: float) -> None:
+    def completed_slowly(self, queue: QueueState, leased: LeasedTask, ended_s: float) -> None:
         """Note a completed run that may be among the slowest ones; `ended_s` by boot_s."""
         type = leased.message.type
-        if leased.has_started and type in self._rows.get(lane.queue, ()):
+        if leased.has_started and type in self._rows.get(queue.name, ()):
             run_us = round((ended_s - leased.begun_s) * 1e6)
-            ended_us = lane.store_now_us + round((ended_s - lane.store_now_read_at) * 1e6)
-            self.slowest(lane.queue).add(type, SlowRun(run_us, leased.id, ended_us))
+            ended_us = queue.store_now_us + round((ended_s - queue.store_now_read_at) * 1e6)
+            self.slowest(queue.name).add(type, SlowRun(run_us, leased.id, ended_us))
 
-    def counts(self, lanes: Iterable[QueueState]) -> dict[tuple[str, str], TypeCounts]:
+    def counts(self, queues: Iterable[QueueState]) -> dict[tuple[str, str], TypeCounts]:
         """Return a copy of the counts, by queue and type; running tasks count as started."""
         counts: dict[tuple[str, str], TypeCounts] = {}
-        for lane in lanes:
-            rows = self._rows.setdefault(lane.queue, {})
+        for queue in queues:
+            rows = self._rows.setdefault(queue.name, {})
             running = Counter(
-                leased.message.type for leased in lane.held.values() if leased.phase is RUNNING
+                leased.message.type for leased in queue.held.values() if leased.phase is RUNNING
             )
             for type in running:
                 _new_row(rows, type)
             for type, row in rows.items():
                 started = row.ended + running.pop(type, 0)
                 copy = TypeCounts(started, [*row.outcomes], [*row.waits], [*row.runs])
-                counts[lane.queue, type] = copy
+                counts[queue.name, type] = copy
             if running:
-                counts[lane.queue, OTHER].started += running.total()
+                counts[queue.name, OTHER].started += running.total()
         return counts
 
 

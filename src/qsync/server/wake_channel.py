@@ -47,7 +47,7 @@ class Wakes(AsyncPlacement):
         self,
         broker: AsyncBroker,
         holder: str,
-        lanes: Sequence[QueueState],
+        queues: Sequence[QueueState],
         outage: Outage,
         *,
         lease_us: int,
@@ -57,8 +57,8 @@ class Wakes(AsyncPlacement):
     ) -> None:
         super().__init__(broker)
         self._holder = holder
-        self._lanes = {lane.keys.wake_channel(holder): lane for lane in lanes}
-        self._channels = {lane.queue: channel for channel, lane in self._lanes.items()}
+        self._queues = {queue.keys.wake_channel(holder): queue for queue in queues}
+        self._channels = {queue.name: channel for channel, queue in self._queues.items()}
         self._lease_us = lease_us
         self._outage = outage
         self._unlisted: dict[str, QueueState] = {}
@@ -75,12 +75,12 @@ class Wakes(AsyncPlacement):
 
     def start(self) -> None:
         """Subscribe to the channels of all queues."""
-        for channel in self._lanes:
+        for channel in self._queues:
             self._place(channel, self._node_of(channel))
 
-    def ready(self, lane: QueueState) -> bool:
+    def ready(self, queue: QueueState) -> bool:
         """Return whether the server is subscribed to this queue's channel."""
-        channel = self._channels[lane.queue]
+        channel = self._channels[queue.name]
         listener = self._by_channel.get(channel)
         return listener is not None and listener.listens(channel)
 
@@ -88,41 +88,41 @@ class Wakes(AsyncPlacement):
         """Return the subscribed queues in which this server is not registered as idle."""
         return list(self._unlisted.values())
 
-    def take(self, lanes: Sequence[QueueState]) -> None:
+    def take(self, queues: Sequence[QueueState]) -> None:
         """Remove these queues from `unlisted` while the server registers in them."""
-        for lane in lanes:
-            self._unlisted.pop(lane.queue, None)
+        for queue in queues:
+            self._unlisted.pop(queue.name, None)
 
-    def waits(self, lane: QueueState) -> bool:
+    def waits(self, queue: QueueState) -> bool:
         """Return whether this server is registered as idle in a queue, as far as it knows."""
-        return self.ready(lane) and lane.queue not in self._unlisted
+        return self.ready(queue) and queue.name not in self._unlisted
 
-    def call(self, lane: QueueState) -> Call[IdleCheck]:
+    def call(self, queue: QueueState) -> Call[IdleCheck]:
         """Return the call that registers this server as idle in a queue, and checks the queue."""
         return ops.mark_idle(
-            lane.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US
+            queue.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US
         )
 
-    def mark(self, lane: QueueState) -> int:
+    def mark(self, queue: QueueState) -> int:
         """Return a number that changes with each message of the queue, for `listed`."""
-        return self._messages[lane.queue]
+        return self._messages[queue.name]
 
-    def listed(self, lane: QueueState, answer: IdleCheck, mark: int) -> None:
+    def listed(self, queue: QueueState, answer: IdleCheck, mark: int) -> None:
         """Process the answer to a call that was sent at this mark."""
         self._backoff.reset()
         waits = not answer.waits and not answer.woken
-        if waits and self._messages[lane.queue] == mark:
-            self._unlisted.pop(lane.queue, None)
+        if waits and self._messages[queue.name] == mark:
+            self._unlisted.pop(queue.name, None)
         else:  # a message that arrived meanwhile may have ended the new registration already
-            self._add(lane)
+            self._add(queue)
 
-    def failed(self, lane: QueueState) -> None:
+    def failed(self, queue: QueueState) -> None:
         """Make a failed call again after a delay."""
         loop = asyncio.get_running_loop()
 
         def again() -> None:
             self._later.discard(timer)
-            self._add(lane)
+            self._add(queue)
 
         timer = loop.call_later(self._backoff.next(), again)
         self._later.add(timer)
@@ -141,29 +141,29 @@ class Wakes(AsyncPlacement):
         self._by_channel.clear()
         await super().aclose()
 
-    def _add(self, lane: QueueState) -> None:
-        if self.ready(lane):
-            self._unlisted[lane.queue] = lane
+    def _add(self, queue: QueueState) -> None:
+        if self.ready(queue):
+            self._unlisted[queue.name] = queue
             self._on_change()
 
     # Messages and events of subscriptions.
 
     def _on_message(self, channel: str, text: str) -> None:
-        lane = self._lanes[channel]
-        self._messages[lane.queue] += 1
-        self._unlisted[lane.queue] = lane
-        self.on_wake(lane)
+        queue = self._queues[channel]
+        self._messages[queue.name] += 1
+        self._unlisted[queue.name] = queue
+        self.on_wake(queue)
 
     def _on_subscribed(self, channel: str) -> None:
-        lane = self._lanes[channel]
-        self._messages[lane.queue] += 1
-        self._add(lane)
+        queue = self._queues[channel]
+        self._messages[queue.name] += 1
+        self._add(queue)
 
     def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
         super()._refused(channel, listener, error)
         if channel in listener.refused and classify(error) is not Fault.TRANSIENT:
             listener.refused[channel] = time.monotonic() + DENIED_S
-            self._on_denied(self._lanes[channel])
+            self._on_denied(self._queues[channel])
 
     def _on_refused(self, channel: str, error: Exception) -> None:
         log.info("cannot subscribe to %s: %s", channel, error)
