@@ -302,7 +302,10 @@ class Connections:
     async def aclose(self) -> None:
         """Do what `close` does, and close the running loop's client; other loops close their
         own."""
-        loop_client = self._by_loop.get(asyncio.get_running_loop())
+        loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):  # under trio there is none
+            loop = asyncio.get_running_loop()
+        loop_client = None if loop is None else self._by_loop.get(loop)
         if loop_client is not None:
             await loop_client.aclose()
         self.close()

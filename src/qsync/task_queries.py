@@ -231,15 +231,26 @@ class AsyncTaskQueries(_TaskQueriesBase):
         """Raise QsyncError when the client has been closed, or belongs to another event loop."""
         if self._closed:
             super().check_open()
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._loop is not None:
-                msg = (
-                    "an AsyncClient belongs to the event loop that used it first, and this is "
-                    "another; make one for each loop, or enqueue by functions that are tasks"
-                )
-                raise ConfigError(msg)
-            self._loop = loop
+        self._loop = self.check_loop()
+
+    def check_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop. Raise ConfigError if there is none, as under trio, or the
+        client belongs to another one."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            msg = (
+                "an AsyncClient needs a running event loop of asyncio, and there is none in this "
+                "thread; use Client"
+            )
+            raise ConfigError(msg) from None
+        if self._loop is not None and self._loop is not loop:
+            msg = (
+                "an AsyncClient belongs to the event loop that used it first, and this is another; "
+                "make one for each loop and close it there, or enqueue by functions that are tasks"
+            )
+            raise ConfigError(msg)
+        return loop
 
     async def show(self, id: str, queue: str, *, messages: bool = True) -> StoredTask | None:
         """Return the task as stored; None when it is not in the queue."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from qsync import queue_announcer
+from qsync import Qsync, queue_announcer
 from qsync.broker import redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
@@ -492,7 +492,21 @@ def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str)
         for call in (enqueue, handle.info, handle.cancel, lambda: client.enqueue_many([Task("t")])):
             with pytest.raises(ConfigError, match="make one for each loop"):
                 asyncio.run(call())
+        with pytest.raises(ConfigError, match="make one for each loop and close it there"):
+            asyncio.run(client.aclose())
+        assert runner.run(enqueue()).created, "it is still open"
         runner.run(client.aclose())
+        runner.run(client.aclose())
+
+
+def test_async_client_without_a_loop_of_asyncio_raises_an_error(store: Store, prefix: str) -> None:
+    """As under trio, which drives coroutines without a loop."""
+    client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
+    for call in (client.enqueue(Task("t")), client.enqueue_many([Task("t")]), client.aclose()):
+        with pytest.raises(ConfigError, match="needs a running event loop of asyncio"):
+            call.send(None)
+    with pytest.raises(StopIteration):  # an app has nothing to close there
+        Qsync(store.url, prefix=prefix).aclose().send(None)
 
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview])

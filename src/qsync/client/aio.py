@@ -204,6 +204,7 @@ class AsyncClient(ClientBase):
         """
         if self.borrowed:
             return
+        self._queries.check_loop()
         self._queries.close()
         try:
             for outboxes in self._outboxes.values():
