@@ -28,7 +28,7 @@ from qsync.message import decode_message
 from qsync.new_task import new_nonce, new_task
 from qsync.schedule import Cron, Every, Missed, tick_id
 from qsync.server.outage_log import Outage
-from qsync.server.stored_ticks import StoredTicks, TickCheck, tick_due
+from qsync.server.stored_ticks import MOST_UNREAD, StoredTicks, TickCheck, tick_due
 from qsync.task import Task
 from tests.server.test_periodic import all_between
 from tests.server.test_periodic import ticks_of as ticks_in
@@ -434,26 +434,41 @@ def test_tick_due_takes_the_time_of_a_test(app_of: Any, store: Store, prefix: st
     asyncio.run(main())
 
 
-def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig) -> None:
-    async def main() -> list[TickCheck]:
-        broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
-        ticks: list[TickCheck] = []
-        while not ticks or ticks[-1].more:
-            unread = len(ticks[-1].unread) if ticks else 0
-            ticks.append(await tick_due(broker, rig.keys, unread=unread, now_us=rig.now))
-        await broker.aclose()
-        return ticks
+@pytest.mark.parametrize("bad", [120, 3 * MOST_UNREAD + 1])
+def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, bad: int) -> None:
+    unread = 0
 
-    for number in range(250):
-        put(rig, f"bad{number}" if number < 120 else f"good{number}", Every(60))
-    records = rig.keys.key("stored_schedules")
-    for name, record in rig.client.hgetall(records).items():
-        if name.startswith(b"bad"):
-            rig.client.hset(records, name, record[:8] + b"\xf0" + record[9:])
+    def check() -> list[TickCheck]:
+        async def main() -> list[TickCheck]:
+            nonlocal unread
+            broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
+            ticks: list[TickCheck] = []
+            while not ticks or ticks[-1].more:
+                ticks.append(await tick_due(broker, rig.keys, unread=unread, now_us=rig.now))
+                unread = ticks[-1].unread_count
+                assert len(ticks) < 20, "the checks do not end"
+            await broker.aclose()
+            return ticks
+
+        return asyncio.run(main())
+
+    for number in range(130):
+        put(rig, f"good{number}", Every(60))
+    records, nexts = rig.keys.key("stored_schedules"), rig.keys.key("next_ticks")
+    names = [f"bad{number}" for number in range(bad)]
+    rig.client.hset(records, mapping=dict.fromkeys(names, b"\x00" * 8 + b"\xf0"))
+    rig.client.zadd(nexts, dict.fromkeys(names, rig.now))
     rig.now += MINUTE
-    ticks = asyncio.run(main())
-    assert sum(len(ticked.tasks) for ticked in ticks) == 130
-    assert len(ticks[-1].unread) == 120
+    assert sum(len(ticked.tasks) for ticked in check()) == 130
+    assert unread == bad
+    rig.now += MINUTE
+    checks = check()
+    assert sum(len(ticked.tasks) for ticked in checks) == 130, "each check goes on where they end"
+    assert sum(len(ticked.unread) for ticked in checks) <= 3 * MOST_UNREAD
+    rig.client.zrem(nexts, *names[1:])
+    rig.now += MINUTE
+    assert sum(len(ticked.tasks) for ticked in check()) == 130, "most were deleted"
+    assert unread == 1
 
 
 def test_server_with_rights_of_an_older_version_logs_once_and_continues(

@@ -77,9 +77,9 @@ def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[b
 
 
 def due_schedules(
-    keys: QueueKeys, *, count: int = BATCH, now_us: int | None = None
+    keys: QueueKeys, *, count: int = BATCH, offset: int = 0, now_us: int | None = None
 ) -> Call[DueSchedules]:
-    """Read the stored schedules whose next tick has come."""
+    """Read the stored schedules whose next tick has come, but the first `offset` of them."""
     script = load("due_schedules")
 
     def decode(reply: Any) -> DueSchedules:
@@ -92,7 +92,7 @@ def due_schedules(
         next_us = int(later) if later else None
         return DueSchedules(int(fields["now"]), next_us, bool(fields["wrong"]), rows)
 
-    return Call(script, keys.names(script.keys), (now_argument(now_us), count), decode)
+    return Call(script, keys.names(script.keys), (now_argument(now_us), count, offset), decode)
 
 
 def tick_schedules(

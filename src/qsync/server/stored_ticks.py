@@ -47,7 +47,7 @@ another one has enqueued it."""
 
 
 MOST_UNREAD: Final = 10 * BATCH
-"""Maximum number of due schedules that cannot be read and do not keep others from being read."""
+"""Maximum number of schedules that a check reads again although the last one could not."""
 
 
 class TickCheck(NamedTuple):
@@ -62,6 +62,8 @@ class TickCheck(NamedTuple):
     """Schedules with the name of a program's periodic task; they have no task."""
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
+    unread_count: int
+    """Number of due schedules that cannot be read, with those that this check left out."""
     more: bool
     """Whether schedules may be due that this check did not read."""
     tasks: Sequence[NewTask] = ()
@@ -73,11 +75,13 @@ async def tick_due(
 ) -> TickCheck:
     """Enqueue the due ticks of up to BATCH stored schedules of a queue.
 
-    `unread` is the number of those that the last check could not read. They stay due and come
-    first, so the check reads as many more.
+    `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
+    the check leaves out all but MOST_UNREAD of them, and reads more by the number of the others.
     """
-    count = BATCH + min(unread, MOST_UNREAD)
-    due = await broker.run(schedule_ops.due_schedules(keys, count=count, now_us=now_us))
+    again = min(unread, MOST_UNREAD)
+    offset, count = unread - again, BATCH + 2 * again
+    call = schedule_ops.due_schedules(keys, count=count, offset=offset, now_us=now_us)
+    due = await broker.run(call)
     if due.wrong:
         await _plan_again(broker, keys, due.now_us)
         due = await broker.run(schedule_ops.due_schedules(keys, count=count, now_us=now_us))
@@ -106,9 +110,12 @@ async def tick_due(
         if outcome == "ticked" and tick.row.name in skipped
     ]
     await send_notes(broker, keys, notes)
-    more = len(due.rows) == count and (bool(rows) or len(unreadable) > unread)
+    unread_count = offset + len(unreadable)
+    more = len(due.rows) == count and (bool(rows) or unread_count > unread)
+    if offset and len(unreadable) < again:  # fewer are left: others may be among those left out
+        unread_count, more = 0, True
     next_us = min(nexts, default=None)
-    return TickCheck(due.now_us, next_us, len(rows), refused, unreadable, more, tasks)
+    return TickCheck(due.now_us, next_us, len(rows), refused, unreadable, unread_count, more, tasks)
 
 
 async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None:
@@ -249,6 +256,9 @@ class _Queue:
         self._apart_s = spread(0, APART_S)
         self._named: set[str] = set()
         self._unread = 0
+        """Number of due schedules that cannot be read, as the last check counted them."""
+        self._whole_at = 0.0
+        """Time of the last check that left none of them out, by the loop's clock."""
 
     def announced(self, number: bytes) -> None:
         """Check the schedules now if this number, which clients change, has changed."""
@@ -275,8 +285,13 @@ class _Queue:
 
     async def _tick(self) -> float:
         """Enqueue what is due; return the time until the next check, in seconds."""
+        now = asyncio.get_running_loop().time()
+        if self._unread > MOST_UNREAD and now - self._whole_at > LOOK_S:
+            self._unread = 0  # a schedule that can be read may be among those left out
+        if self._unread <= MOST_UNREAD:
+            self._whole_at = now
         ticked = await tick_due(self._broker, self._keys, unread=self._unread)
-        self._unread = len(ticked.unread)
+        self._unread = ticked.unread_count
         self._outage.worked(self._part)
         self._backoff.reset()
         if self._on_created is not None:

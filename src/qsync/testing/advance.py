@@ -142,7 +142,7 @@ class Advance:
             now_us, unread = until_us - self._by_us, 0
             while now_us <= until_us:
                 ticked = await tick_due(broker, keys, unread=unread, now_us=now_us)
-                unread, left = len(ticked.unread), left - len(ticked.tasks)
+                unread, left = ticked.unread_count, left - len(ticked.tasks)
                 if left < 0:
                     raise _too_many_ticks()
                 if ticked.more:

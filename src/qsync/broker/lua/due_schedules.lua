@@ -6,6 +6,7 @@
 -- KEYS[3] meta             hash  schema, ticked
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] count      int     maximum number of schedules
+-- ARGV[3] offset     int     number of schedules, of those due first, to leave out
 -- REPLY[1] now    int   us
 -- REPLY[2] later  text  next tick of the other schedules, us; empty: there is none
 -- REPLY[3] wrong  flag  the last ticks were enqueued by a clock that was ahead: next ticks may be wrong
@@ -13,7 +14,8 @@
 check_schema()
 local now = clock(ARGV.now)
 local due = redis.call(
-  'ZRANGEBYSCORE', KEYS.next_ticks, '-inf', to_text(now), 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV.count)
+  'ZRANGEBYSCORE', KEYS.next_ticks, '-inf', to_text(now), 'WITHSCORES', 'LIMIT', tonumber(ARGV.offset),
+  tonumber(ARGV.count)
 )
 local later =
   redis.call('ZRANGEBYSCORE', KEYS.next_ticks, '(' .. to_text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
