@@ -129,6 +129,54 @@ def test_signals_are_sent_for_each_step(project: Qsync, shop: Any, api: Any) -> 
     ])  # fmt: skip
 
 
+def test_task_finished_is_sent_once_for_runs_that_are_stopped(
+    project: Qsync, shop: Any, api: Any
+) -> None:
+    """A run that is handed back at the end of a server has not finished."""
+    ended: list[tuple[str, str, list[str]]] = []
+
+    def note(task_result: Any, **_: Any) -> None:
+        classes = [error.exception_class_path for error in task_result.errors]
+        ended.append((task_result.id, str(task_result.status), classes))
+
+    async def serve(results: dict[str, Any], cancelled: Any, handed_back: Any) -> None:
+        queues = ["default", "mail"]
+        async with (
+            project.server(queues=queues, sweep=0.2, shutdown_timeout=0.1),
+            project.async_client() as client,
+            asyncio.timeout(20),
+        ):
+            for result in (cancelled, handed_back):
+                while result.status != api.TaskResultStatus.RUNNING:
+                    await asyncio.sleep(0.01)
+                    await result.arefresh()
+            await (await client.find(cancelled.id)).cancel()
+            while len(ended) < len(results) or not all(one.is_finished for one in results.values()):
+                await asyncio.sleep(0.01)
+                for result in results.values():
+                    await result.arefresh()
+
+    api.signals.task_finished.connect(note)
+    try:
+        results = {
+            "builtins.TimeoutError": shop.hang.enqueue(),
+            "TimeoutError in a thread": shop.hang_in_thread.enqueue(),
+            "builtins.RuntimeError": shop.cancel_itself.enqueue(),
+            "qsync.TaskCancelled": (cancelled := shop.wait_long.enqueue()),
+        }
+        async_to_sync(serve)(results, cancelled, handed_back := shop.wait_long.enqueue())
+    finally:
+        api.signals.task_finished.disconnect(note)
+    handed_back.refresh()
+    assert handed_back.status == api.TaskResultStatus.READY
+    assert sorted(ended) == sorted(
+        (result.id, "FAILED", [name if "." in name else "builtins.TimeoutError"])
+        for name, result in results.items()
+    )
+    for name, result in results.items():
+        assert name.partition(" ")[0] in result.errors[-1].exception_class_path
+
+
 def test_run_after_delays_the_task(project: Qsync, shop: Any) -> None:
     due = timezone.now() + timedelta(hours=1)
     result = shop.send.using(run_after=due).enqueue("ann")

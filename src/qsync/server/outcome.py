@@ -191,7 +191,7 @@ def _encoded(leased: LeasedTask, record: Failure) -> bytes:
 
 def timed_out(limit: float | None) -> TimeoutError:
     """Return the error of a handler that exceeded its timeout."""
-    return TimeoutError(f"timed out after {limit:g} s")
+    return TimeoutError("timed out" if limit is None else f"timed out after {limit:g} s")
 
 
 def gave_up_itself() -> Exception:

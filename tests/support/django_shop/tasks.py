@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connection
 
+from qsync import current
 from qsync.contrib.django import app, task
 from tests.support.django_shop.models import Order
 
@@ -76,6 +79,27 @@ async def describe(context: Any, *words: str) -> list[Any]:
 @task(retry=0)
 def return_object() -> object:
     return object()
+
+
+@task(retry=1, retry_delay=0, timeout=0.1)
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+@task(retry=3)
+async def wait_long() -> None:
+    await asyncio.Event().wait()
+
+
+@task(retry=0, timeout=0.1)
+def hang_in_thread() -> None:
+    while not current().cancelled:
+        time.sleep(0.01)
+
+
+@task(retry=0)
+async def cancel_itself() -> None:
+    raise asyncio.CancelledError
 
 
 @task(unique=True)

@@ -14,10 +14,12 @@ from django.utils import timezone
 from qsync.contrib.django import tasks_api
 from qsync.contrib.django.project import django_tasks, handlers, limited_tasks
 from qsync.contrib.django.tasks_api import signals
-from qsync.errors import InvalidTask, SkipRetry, Snooze
+from qsync.errors import InvalidTask, SkipRetry, Snooze, TaskCancelled
 from qsync.keys import class_path, server_of_token, shorten
 from qsync.limit import LimitTemplates
 from qsync.message import NORMAL_PRIORITY
+from qsync.running_task import running
+from qsync.server.outcome import gave_up_itself, timed_out
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
 from qsync.uniqueness import OnDuplicate
@@ -69,10 +71,14 @@ class UnsupportedResult(TypeError):
 
 def shown_class(path: str) -> str:
     """Return the class path of an error in the form that Django's other backends use."""
-    return "builtins.TypeError" if path == _UNSUPPORTED else path or "builtins.Exception"
+    return _SHOWN.get(path, path)
 
 
-_UNSUPPORTED: Final = f"{UnsupportedResult.__module__}.{UnsupportedResult.__qualname__}"
+_SHOWN: Final = {
+    "": "builtins.Exception",
+    f"{UnsupportedResult.__module__}.{UnsupportedResult.__qualname__}": "builtins.TypeError",
+    f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}": "qsync.TaskCancelled",
+}
 
 
 def register(task: Any) -> None:
@@ -207,7 +213,8 @@ def enqueued_at(headers: Mapping[str, str]) -> Any:
 class _Attempt:
     """An attempt on a server, with the TaskResult that is passed to signals and to the task."""
 
-    def __init__(self, path: str, info: TaskInfo) -> None:
+    def __init__(self, path: str, info: TaskInfo, *, in_thread: bool) -> None:
+        self._in_thread = in_thread
         task = django_tasks[path]
         value = info.value()
         self._info = info
@@ -243,7 +250,14 @@ class _Attempt:
         return [*context, *self.result.args]
 
     def succeed(self, value: Any) -> dict[str, Any]:
-        """Return the value to store."""
+        """Return the value to store, and send the signal that the task ended.
+
+        The server discards the value of a stopped run; at a shutdown, only that of a thread.
+        """
+        stop = _stopped()
+        if stop is not None and (stop != "shutdown" or self._in_thread):
+            self.fail(asyncio.CancelledError())
+            return {}
         try:
             normal = tasks_api.normalize_json(value)
         except TypeError as error:
@@ -253,7 +267,14 @@ class _Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Send the signal that the task ended, unless it runs again."""
-        final = isinstance(error, SkipRetry | UnsupportedResult)
+        stop = _stopped()
+        if stop == "lost" or stop == "shutdown":
+            return
+        if stop == "cancelled":
+            error = TaskCancelled("the task was cancelled")
+        elif isinstance(error, asyncio.CancelledError):
+            error = timed_out(None) if stop == "timeout" else gave_up_itself()
+        final = isinstance(error, SkipRetry | UnsupportedResult | TaskCancelled)
         if isinstance(error, Snooze) or not (final or self._info.last_attempt):
             return
         self.result.errors.append(
@@ -271,9 +292,16 @@ class _Attempt:
         signals.task_finished.send(self._sender, task_result=self.result)
 
 
+def _stopped() -> str | None:
+    """Return why the server stopped the run: cancelled, timeout, lost or shutdown; None: it did
+    not."""
+    stop: str | None = getattr(running.get(None), "stopped", None)
+    return stop
+
+
 def _handler(path: str) -> Any:
     def run(info: TaskInfo) -> Any:
-        attempt = _Attempt(path, info)
+        attempt = _Attempt(path, info, in_thread=True)
         try:
             return attempt.succeed(attempt.task.func(*attempt.args, **attempt.result.kwargs))
         except BaseException as error:
@@ -285,11 +313,9 @@ def _handler(path: str) -> Any:
 
 def _async_handler(path: str) -> Any:
     async def run(info: TaskInfo) -> Any:
-        attempt = _Attempt(path, info)
+        attempt = _Attempt(path, info, in_thread=False)
         try:
             return attempt.succeed(await attempt.task.func(*attempt.args, **attempt.result.kwargs))
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
             attempt.fail(error)
             raise
