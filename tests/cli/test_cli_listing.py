@@ -16,7 +16,9 @@ import pytest
 from qsync import StoreUnavailable, Task
 from qsync.cli.listing import OutputOptions
 from tests.support.cli import Live, living
-from tests.support.stores import Store
+from tests.support.incidents import REFUSED
+from tests.support.inspector_driver import bed
+from tests.support.stores import Store, wait_until
 
 
 @pytest.fixture
@@ -246,3 +248,61 @@ def test_nouns_have_plural_aliases_and_retry_has_its_old_name(live: Live) -> Non
     assert live.ok("schedules", "list").out
     assert live.ok("task", "run", id).out == f"{id}: pending now\n"
     assert live.ok("dead", "run", "--all").out == "0 of 0 dead tasks re-queued\n"
+
+
+def test_lists_of_errors_schedules_limits_and_keys_are_sorted(live: Live) -> None:
+    async def fail() -> None:
+        async with bed(live.url, live.prefix) as made:
+            await made.dead(*[Task("mail")] * 2, error=REFUSED, queue="slow")
+            await made.dead(Task("bill"), error=REFUSED, queue="slow")
+
+    live.do(fail())
+    for sort, types in (("tasks", "mail bill"), ("type", "bill mail"), ("LAST", "bill mail")):
+        listed = live.ok("errors", "--sort", sort, "-o", "jsonl").out.splitlines()
+        assert [json.loads(line)["type"] for line in listed] == types.split(), sort
+    assert "'x' is not one of tasks" in live.refused("errors", "list", "--sort", "x", code=2)
+
+    live.ok("schedule", "put", "a", "note", "--cron", "0 3 1 1 *", "--queue", "b")
+    live.ok("schedule", "put", "b", "note", "--every", "1h", "--queue", "a")
+    for sort, names in (("name", "ab"), ("queue", "ba"), ("next", "ba"), ("last", "ab")):
+        listed = live.ok("schedule", "list", "--sort", sort, "--json").json
+        assert "".join(info["name"] for info in listed) == names, sort
+
+    live.enqueue(*[Task("note", fairness_key=key) for key in ["b", "b", "a"]])
+    live.ok("fairness", "set", "c", "--weight", "2")
+    for sort, keys in (("pending", "bac"), ("key", "abc"), ("weight", "cba")):
+        listed = live.ok("fairness", "list", "--sort", sort, "-o", "csv").out.splitlines()
+        assert listed[0] == "key,pending,weight"
+        assert "".join(line[0] for line in listed[1:]) == keys, sort
+
+    for name, slots in (("x", "1"), ("y", "5")):
+        live.ok("limit", "set", name, "--concurrency", slots, "--queue", "default")
+    held = live.enqueue(*[Task("hold", limits=["y"]) for _ in range(2)], Task("hold", limits=["x"]))
+    live.serve()
+    wait_until(lambda: set(held) <= set(live.began))
+    for sort, names in (("name", "xy"), ("used", "yx"), ("waiting", "xy")):
+        listed = live.ok("limit", "list", "--sort", sort, "--json").json["limits"]
+        assert "".join(info["limit"] for info in listed) == names, sort
+    for id in held:
+        live.ok("task", "cancel", id)
+    assert live.ok("event", "--json").json == live.ok("events", "--json").json
+
+
+def test_dry_runs_change_nothing(live: Live) -> None:
+    [id] = live.enqueue(Task("note", delay=3600, queue="mail"))
+    before = live.ok("task", "show", id, "--json").json
+    said = live.ok("task", "enqueue", "note", "--queue", "mail", "--dry-run").out
+    assert said == "would enqueue a task of type note in queue mail\n"
+    said = live.ok("task", "reschedule", id, "--delay", "5s", "--dry-run").out
+    assert "would be due" in said
+    said = live.refused("queue", "delete", "mail", "--dry-run")
+    assert "mail would not be deleted: it holds 1 task; --force deletes them, too" in said
+    said = live.ok("queue", "delete", "mail", "--force", "--dry-run").out
+    assert said == "mail: would be deleted, with 1 task\n"
+    said = live.ok("queue", "delete", "mail", "--force", "--dry-run", "--json").json
+    assert said == {"queue": "mail", "tasks": 1, "would_be_deleted": True, "why": ""}
+    assert live.ok("task", "show", id, "--json").json == before
+    assert live.ok("queue", "show", "mail", "--json").json["states"]["scheduled"] == 1
+    live.ok("task", "retry", id)
+    said = live.refused("task", "reschedule", id, "--delay", "5s", "--dry-run")
+    assert f"too late: task {id} is pending" in said

@@ -145,7 +145,7 @@ async def test_masked_payloads_cannot_be_searched(valkey: Store, prefix: str) ->
             answer = await client.get(f"{path}q=args.customer:acme")
             assert (answer.status_code, "Payloads are masked here" in answer.text) == (400, True)
         text = (await client.get("/search?q=state:dead")).text
-        assert "Retry all" not in text
+        assert "Re-run all" not in text
         form = {"q": "state:dead", "verb": "retry", "scope": "all"}
         assert (await client.post("/search/act", data=form, headers=SAME)).status_code == 403
 
@@ -171,7 +171,7 @@ async def test_all_matching_tasks_change_after_a_confirmation_with_the_exact_num
 ) -> None:
     async with searched(valkey, prefix) as (client, made):
         question, done = await confirmed(client, "args.customer:acme", "retry")
-        assert (question, done) == ("Retry 3 tasks?", "3 tasks re-queued.")
+        assert (question, done) == ("Re-run 3 tasks?", "3 tasks re-queued.")
         assert await search(client, "state:pending args.customer:acme") == [
             "default/p1", "default/d1", "default/d3", "money/d9",
         ]  # fmt: skip

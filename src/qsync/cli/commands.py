@@ -32,8 +32,9 @@ HIDDEN: Final[dict[str, str]] = {
     "schedules": "schedule",
     "servers": "server",
     "error": "errors",
+    "event": "events",
 }
-"""Other names of groups, which the help does not list."""
+"""Other names of commands and groups, which the help does not list."""
 
 COMMANDS: Final[dict[str, dict[str, str | None]]] = {
     "worker": {"epilog": None},
@@ -84,12 +85,14 @@ class CommandTable(MutableMapping[str, Any]):
 def load(name: str) -> Any:
     """Import a command, and return what the command line runs for it."""
     parent = Group(rich_markup_mode=None)  # plain: boxes leave too little room at 80 columns
-    if name in COMMANDS:
-        module = import_module(f"qsync.cli.{MODULES.get(name, name)}")
-        options = {"epilog": EXIT_CODES, "short_help": None, **COMMANDS[name]}
-        parent.command(name, **options)(getattr(module, name))  # type: ignore[arg-type]
+    shown = HIDDEN.get(name, name)
+    if shown in COMMANDS:
+        module = import_module(f"qsync.cli.{MODULES.get(shown, shown)}")
+        options = {"epilog": EXIT_CODES, "short_help": None, **COMMANDS[shown]}
+        function = getattr(module, shown)
+        parent.command(name, hidden=name != shown, **options)(function)
     else:
-        file, attribute = GROUPS[HIDDEN.get(name, name)]
+        file, attribute = GROUPS[shown]
         module = import_module(f"qsync.cli.{file}")
         group: typer.Typer = getattr(module, attribute)
         parent.add_typer(group, name=name, hidden=name in HIDDEN)

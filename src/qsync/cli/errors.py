@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
 
 import typer
 
 from qsync.cli.bulk import BulkJob
 from qsync.cli.command import EXIT_CODES, USAGE, Group, exit_with, runs_alone, with_options
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import DryRun, Json, NewerThan, OfType, OnlyQueue, StoreOptions, Yes
+from qsync.cli.options import (
+    DryRun,
+    Json,
+    NewerThan,
+    OfType,
+    OnlyQueue,
+    StoreOptions,
+    Yes,
+    column_of,
+)
 from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import Progress
 from qsync.cli.store import StoreSession, all_queues, check_queue, exit_unknown_queue, open_store
@@ -51,6 +61,26 @@ State = Annotated[
     ),
 ]  # fmt: skip
 
+NEVER: Final = datetime.fromtimestamp(0, UTC)
+
+SORTS: Final[dict[str, Callable[[ErrorGroup], Any]]] = {
+    "tasks": lambda group: -group.count,
+    "type": lambda group: (group.type, group.text),
+    "first": lambda group: group.first_at or NEVER,
+    "last": lambda group: NEVER - (group.last_at or NEVER),
+}
+"""Columns of the list, and what it is sorted by."""
+
+Sort = Annotated[
+    str,
+    typer.Option(
+        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
+        autocompletion=lambda: list(SORTS),
+        help="Column to sort by: tasks, the most first; type; first, the oldest first; last, the "
+        "latest first.  [default: tasks]",
+    ),
+]  # fmt: skip
+
 GroupId = Annotated[
     str, typer.Argument(metavar="GROUP", help="Id that the list shows.", show_default=False)
 ]
@@ -73,12 +103,13 @@ def errors_alone(
     type: OfType = None,
     newer_than: NewerThan = None,
     states: States = None,
+    sort: Sort = "tasks",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:
     """List the errors if no command is given."""
     if runs_alone(ctx):
-        _list(Selected(queue, _filter(type, newer_than)), states or FAILING, store, output)
+        _list(Selected(queue, _filter(type, newer_than)), states or FAILING, sort, store, output)
 
 
 @errors.command("list")
@@ -88,6 +119,7 @@ def list_errors(
     type: OfType = None,
     newer_than: NewerThan = None,
     states: States = None,
+    sort: Sort = "tasks",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:
@@ -97,7 +129,7 @@ def list_errors(
     it are the same. About 300,000 tasks a second are counted; with --newer-than, and where an older
     version of qsync wrote the errors, 20,000.
     """
-    _list(Selected(queue, _filter(type, newer_than)), states or FAILING, store, output)
+    _list(Selected(queue, _filter(type, newer_than)), states or FAILING, sort, store, output)
 
 
 def _filter(type: str | None, newer_than: float | None, group: str | None = None) -> Filter | None:
@@ -106,12 +138,16 @@ def _filter(type: str | None, newer_than: float | None, group: str | None = None
 
 
 def _list(
-    selected: Selected, states: Sequence[TaskState], store: StoreOptions, output: OutputOptions
+    selected: Selected,
+    states: Sequence[TaskState],
+    sort: str,
+    store: StoreOptions,
+    output: OutputOptions,
 ) -> None:
     with open_store(store) as session:
 
         def show() -> None:
-            groups = _read(session, selected, states)
+            groups = sorted(_read(session, selected, states), key=SORTS[sort])
             output.print_rows(groups, lambda whole: _print(groups, whole=whole))
 
         output.repeat(show)

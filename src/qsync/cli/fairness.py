@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from qsync.cli import completion
 from qsync.cli.command import Group, exit_with
-from qsync.cli.options import Json, StoreOptions
-from qsync.cli.output import Column, print_json, print_line, print_table
+from qsync.cli.listing import OutputOptions
+from qsync.cli.options import Json, StoreOptions, column_of
+from qsync.cli.output import Column, Row, print_json, print_line, print_table
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
 
 fairness: Final = Group(
     name="fairness", help="List and change the weights of fairness keys.", no_args_is_help=True
 )
+
+COLUMNS: Final = (
+    Column("KEY", shrink=True), Column("PENDING", right=True), Column("WEIGHT", right=True),
+)  # fmt: skip
 
 Queue = Annotated[
     str,
@@ -29,33 +36,66 @@ Key = Annotated[
 ]
 
 
+class KeyRow(msgspec.Struct, frozen=True):
+    """A fairness key with its pending tasks and its weight."""
+
+    key: str
+    pending: int
+    weight: float
+
+
+SORTS: Final[dict[str, Callable[[KeyRow], Any]]] = {
+    "pending": lambda row: -row.pending,
+    "key": lambda row: row.key,
+    "weight": lambda row: -row.weight,
+}
+"""Columns of the list, and what it is sorted by."""
+
+
 @fairness.command("list")
-def list_weights(*, queue: Queue = "default", store: StoreOptions, as_json: Json = False) -> None:
+def list_weights(
+    *,
+    queue: Queue = "default",
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
+            autocompletion=lambda: list(SORTS),
+            help="Column to sort by: pending or weight, the largest first; key.  "
+            "[default: pending]",
+        ),
+    ] = "pending",
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:  # fmt: skip
     """List whose tasks are pending, and the weights that are not 1.
 
     Of a backlog of over 200 tasks, the numbers are estimated from 200 of them.
     """
     with open_store(store) as session:
-        session.run(check_queue(session.inspector, queue))
-        weights = session.run(session.inspector.weights(queue))
-        shares = session.run(session.inspector.key_shares(queue))
-    pending = {key: shares.estimate(key) for key in shares.keys}
-    if as_json:
-        print_json({"queue": queue, "weights": weights, "pending": pending})
-        return
-    if not weights:
-        print_line(f"queue {queue}: all fairness keys have the weight 1")
-    if weights or pending:
-        columns = [
-            Column("KEY", shrink=True),
-            Column("PENDING", right=True),
-            Column("WEIGHT", right=True),
-        ]
-        keys = dict.fromkeys([*pending, *weights])
-        print_table(
-            columns,
-            [[key, f"{pending.get(key, 0):,}", f"{weights.get(key, 1):g}"] for key in keys],
-        )
+
+        def show() -> None:
+            session.run(check_queue(session.inspector, queue))
+            weights = session.run(session.inspector.weights(queue))
+            shares = session.run(session.inspector.key_shares(queue))
+            pending = {key: shares.estimate(key) for key in shares.keys}
+            keys = dict.fromkeys([*pending, *weights])
+            rows = [KeyRow(key, pending.get(key, 0), weights.get(key, 1.0)) for key in keys]
+            rows.sort(key=SORTS[sort])
+            document = {"queue": queue, "weights": weights, "pending": pending}
+
+            def print_keys(whole: bool) -> None:
+                if not weights:
+                    print_line(f"queue {queue}: all fairness keys have the weight 1")
+                if rows:
+                    cells: list[Row] = [
+                        [row.key, f"{row.pending:,}", f"{row.weight:g}"] for row in rows
+                    ]
+                    print_table(COLUMNS, cells, whole=whole)
+
+            output.print_rows(rows, print_keys, document)
+
+        output.repeat(show)
 
 
 @fairness.command("set")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from qsync.cli import completion
 from qsync.cli.command import USAGE, Group, exit_with
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import By, Cursor, Json, StoreOptions, duration_of
+from qsync.cli.options import By, Cursor, Json, StoreOptions, column_of, duration_of
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
 from qsync.cli.store import check_queue, open_store
@@ -24,6 +26,13 @@ limit: Final = Group(
     help="List limits, show who holds one, set and reset rules.",
     no_args_is_help=True,
 )
+
+SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
+    "name": lambda info: info.limit,
+    "used": lambda info: (-info.in_use - info.ready, info.limit),
+    "waiting": lambda info: (-info.waiting, info.limit),
+}
+"""Columns of the list, and what it is sorted by."""
 
 LimitQueue = Annotated[
     str,
@@ -75,9 +84,18 @@ def list_limits(
         ),
     ] = "default",
     cursor: Cursor = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
+            autocompletion=lambda: list(SORTS),
+            help="Column to sort this page by: name; used or waiting, the most first.  "
+            "[default: name]",
+        ),
+    ] = "name",
     store: StoreOptions,
     output: OutputOptions,
-) -> None:
+) -> None:  # fmt: skip
     """List the limits of a queue: slots in use, tasks that wait, and the rule of each.
 
     For example: qsync limit list mail
@@ -88,17 +106,19 @@ def list_limits(
 
         def show() -> None:
             page = session.run(session.inspector.limits(queue, cursor=cursor))
+            limits = sorted(page.limits, key=SORTS[sort])
 
             def print_table(whole: bool) -> None:
-                if page.limits:
-                    _print_table(page.limits, whole=whole)
+                if limits:
+                    _print_table(limits, whole=whole)
                 else:
                     session.run(check_queue(session.inspector, queue))
                     print_line(f"Queue {queue} has no limits.")
                 if page.cursor:
                     print_line(f"More: qsync limit list {queue} --cursor {page.cursor}")
 
-            output.print_rows(page.limits, print_table, page)
+            document = msgspec.structs.replace(page, limits=limits)
+            output.print_rows(limits, print_table, document)
 
         output.repeat(show)
 

@@ -32,7 +32,7 @@ from qsync.cli.store import (
 )
 from qsync.errors import InvalidTask
 from qsync.formatting import plural
-from qsync.inspector import Change, Forgotten, Inspector, Step
+from qsync.inspector import Change, Forgotten, Inspector, QueueInfo, Step
 from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 
@@ -174,6 +174,9 @@ def delete(
     *,
     name: QueueName,
     force: Annotated[bool, typer.Option("--force", help="Delete the queue's tasks, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be deleted; change nothing.")
+    ] = False,
     yes: Yes = False,
     store: StoreOptions,
     as_json: Json = False,
@@ -187,6 +190,10 @@ def delete(
         if info is None:
             session.run(exit_unknown_queue(session.inspector, name))
         tasks = f" and its {plural(info.total, 'task')}" if info.total else ""
+        if dry_run:
+            serving = session.run(session.inspector.fleet()).of_queue(name)
+            _print_dry_run(info, len(serving), force=force, as_json=as_json)
+            return
         if force or not info.total:  # else it is refused below, without a question
             confirm(f"Delete queue {name}{tasks}?", yes=yes)
         outcome = session.run(_forget(session.inspector, name, force=force))
@@ -197,6 +204,23 @@ def delete(
         print_line(f"{name}: deleted{tasks}")
     if outcome.outcome != "done":
         exit_with(_refusal(name, outcome))
+
+
+def _print_dry_run(info: QueueInfo, servers: int, *, force: bool, as_json: bool) -> None:
+    """Print what `delete` would do; exit with 1 if it would be refused."""
+    why = ""
+    if servers:
+        why = f"{plural(servers, 'running server')} takes tasks from it"
+    elif info.total and not force:
+        why = f"it holds {plural(info.total, 'task')}; --force deletes them, too"
+    if as_json:
+        outcome = {"tasks": info.total, "would_be_deleted": not why, "why": why}
+        print_json({"queue": info.name, **outcome})
+    elif not why:
+        tasks = f", with {plural(info.total, 'task')}" if info.total else ""
+        print_line(f"{info.name}: would be deleted{tasks}")
+    if why:
+        exit_with(f"{info.name} would not be deleted: {why}")
 
 
 async def _forget(inspector: Inspector, name: str, *, force: bool) -> Forgotten:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, cast
 
 import typer
@@ -21,6 +22,7 @@ from qsync.cli.options import (
     StoreOptions,
     Why,
     Yes,
+    column_of,
     duration_of,
 )
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
@@ -37,6 +39,16 @@ schedule: Final = Group(
     help="List, put, pause, trigger and delete schedules.",
     no_args_is_help=True,
 )
+
+NEVER: Final = datetime.max.replace(tzinfo=UTC)
+
+SORTS: Final[dict[str, Callable[[ScheduleInfo], Any]]] = {
+    "name": lambda info: (info.name, info.queue),
+    "queue": lambda info: (info.queue, info.name),
+    "next": lambda info: info.next_at[0] if info.next_at and not info.paused else NEVER,
+    "last": lambda info: NEVER - info.last_tick if info.last_tick else timedelta.max,
+}
+"""Columns of the list, and what it is sorted by."""
 
 Name = Annotated[
     str,
@@ -58,6 +70,15 @@ def list_schedules(
             help="Only schedules whose names begin with this, e.g. report-.",
         ),
     ] = "",
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
+            autocompletion=lambda: list(SORTS),
+            help="Column to sort by: name; queue; next, the soonest first; last, the latest first."
+            "  [default: name]",
+        ),
+    ] = "name",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
@@ -71,7 +92,8 @@ def list_schedules(
 
         def show() -> None:
             infos = session.run(session.inspector.schedules(prefix=name))
-            schedules = [info for info in infos if queue in (None, info.queue)]
+            of_queue = [info for info in infos if queue in (None, info.queue)]
+            schedules = sorted(sorted(of_queue, key=SORTS["name"]), key=SORTS[sort])
             output.print_rows(schedules, lambda whole: _print(schedules, whole=whole))
 
         output.repeat(show)

@@ -18,6 +18,7 @@ from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
     Arguments,
     Cursor,
+    DryRun,
     EnqueueOptions,
     FilterOptions,
     IntoQueue,
@@ -39,6 +40,7 @@ from qsync.cli.task_list import ORDER, TaskQuery, list_matching
 from qsync.cli.task_stack import print_stack
 from qsync.formatting import local_time
 from qsync.inspector import Change, Explanation, Inspector, TaskDetail
+from qsync.inspector.bulk import WAITING
 from qsync.state import UNFINISHED
 
 task: Final = Group(
@@ -197,6 +199,9 @@ def enqueue(
         ),
     ] = None,
     flow: EnqueueOptions,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the task, and say where it would go.")
+    ] = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
     """Enqueue one task, and print its id.
@@ -209,6 +214,9 @@ def enqueue(
         options = {"queue": queue, "id": id, "delay": delay, **flow.options}
         given = {name: value for name, value in options.items() if value is not None}
         new_task = task_of(type, payload_of(arguments), given, session.app)
+        if dry_run:
+            print_line(f"would enqueue a task of type {new_task.type} in queue {new_task.queue}")
+            return
         with session.connections.client() as client:
             handle = client.enqueue(new_task)
         print_line(f"{handle.id} in queue {handle.queue}")
@@ -233,6 +241,7 @@ def reschedule(
         ),
     ] = None,
     queue: TaskQueue = None,
+    dry_run: DryRun = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -244,9 +253,12 @@ def reschedule(
         exit_with("give either --delay or --at", USAGE)
 
     def verb(inspector: Inspector) -> Callable[..., Awaitable[Change]]:
+        if dry_run:
+            return task_changes.dry(WAITING)(inspector)
         return partial(inspector.reschedule_task, delay=delay, process_at=at)
 
-    task_changes.change_each(ids, queue, store, as_json, verb, "due")
+    done = "would be due" if dry_run else "due"
+    task_changes.change_each(ids, queue, store, as_json, verb, done)
 
 
 for _change in (task_changes.retry, task_changes.cancel, task_changes.delete, task_edit.edit):

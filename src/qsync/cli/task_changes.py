@@ -59,7 +59,7 @@ def retry(
     """
     if ids:
         _refuse_filters(state, filters, everything)
-        verb = _dry(RETRIED) if dry_run else _run
+        verb = dry(RETRIED) if dry_run else _run
         change_each(ids, filters.queue, store, as_json, verb, _conditional("pending now", dry_run))
         return
     known = _checked(state, filters, everything, RETRIED, "retried")
@@ -99,7 +99,7 @@ def cancel(
     """
     if ids:
         _refuse_filters(state, filters, everything)
-        verb = _dry(CANCELLABLE) if dry_run else _cancel
+        verb = dry(CANCELLABLE) if dry_run else _cancel
         change_each(ids, filters.queue, store, as_json, verb, _conditional("cancelled", dry_run))
         return
     known = _checked(state, filters, everything, CANCELLABLE, "cancelled")
@@ -129,7 +129,7 @@ def delete(
         if not dry_run:
             what = "task" if len(ids) == 1 else "tasks"
             confirm(f"Delete {what} {', '.join(ids)}?", yes=yes)
-        verb = _dry(DELETABLE) if dry_run else _delete
+        verb = dry(DELETABLE) if dry_run else _delete
         change_each(ids, filters.queue, store, as_json, verb, _conditional("deleted", dry_run))
         return
     known = _checked(state, filters, everything, DELETABLE, "deleted")
@@ -163,7 +163,7 @@ def _delete(inspector: Inspector) -> ChangeTask:
     return inspector.delete
 
 
-def _dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
+def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
     """Return a verb that changes nothing: it succeeds for tasks in one of the states."""
 
     def verb(inspector: Inspector) -> ChangeTask:

@@ -27,6 +27,13 @@ LARGE: Final = 100
 """Backlog above which a growing queue is a problem."""
 
 
+STANDSTILL: Final = 0
+LOSSES: Final = 1
+LATE: Final = 2
+SLOWER: Final = 3
+"""Ranks of problems, the most urgent first: nothing runs, tasks die, a target is missed, others."""
+
+
 class Problem(NamedTuple):
     """A problem that needs attention: a sentence about a queue, and the page that shows more."""
 
@@ -38,6 +45,8 @@ class Problem(NamedTuple):
     """Part of that page, by its id."""
     acknowledged: str = ""
     """Time of the last death that an operator can acknowledge here, in ISO 8601."""
+    rank: int = SLOWER
+    """How urgent it is: STANDSTILL, LOSSES, LATE or SLOWER."""
 
 
 def growth_of(steps: Steps) -> float | None:
@@ -69,20 +78,23 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
     died = info.died
     if died is not None:
         until = died.last_at.isoformat()
-        problems.append(Problem(info.name, _died(died, errors), "/errors", acknowledged=until))
+        problems.append(
+            Problem(info.name, _died(died, errors), "/errors", acknowledged=until, rank=LOSSES)
+        )
     if crashed := sum(figures.crashed for figures in recent):
         text = ngettext(
             "servers died %(num)s time in the last %(window)s while running its tasks.",
             "servers died %(num)s times in the last %(window)s while running its tasks.",
             crashed, window=window,
         )  # fmt: skip
-        problems.append(Problem(info.name, text, "/errors") if died else _on_queue(info, text))
+        problem = Problem(info.name, text, "/errors") if died else _on_queue(info, text)
+        problems.append(problem._replace(rank=LOSSES))
     if info.is_late and info.latency_target is not None:
         text = _(
             "the oldest pending task has waited %(latency)s; the target is %(target)s.",
             latency=coarse(info.latency), target=coarse(info.latency_target),
         )  # fmt: skip
-        problems.append(_on_queue(info, text))
+        problems.append(_on_queue(info, text)._replace(rank=LATE))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))

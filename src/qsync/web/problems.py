@@ -8,7 +8,7 @@ from typing import Final
 
 from qsync.inspector import Fleet, KeyShares, Overview, PausedType, QueueInfo
 from qsync.state import TaskState
-from qsync.web.forecast import LARGE, Problem, problems_of
+from qsync.web.forecast import LARGE, SLOWER, STANDSTILL, Problem, problems_of
 from qsync.web.pages import Site
 from qsync.web.sampler import CHARTED_QUEUES
 from qsync.web.translation import _, coarse, count
@@ -30,12 +30,16 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
             info, site.sampler.series(info.name), await _errors_of(site, info)
         )
     ]
-    return [
-        *of_queues,
-        *unserved(queues, fleet),
+    without_server = unserved(queues, fleet)
+    stopped = {problem.queue for problem in without_server}
+    problems = [
+        *without_server,
+        # That nothing takes its tasks says why the backlog of a queue grows.
+        *[each for each in of_queues if each.rank < SLOWER or each.queue not in stopped],
         *floods(await key_shares_of(site, queues)),
         *stuck(fleet),
     ]
+    return sorted(problems, key=lambda problem: problem.rank)
 
 
 async def _errors_of(site: Site, info: QueueInfo) -> int | None:
@@ -70,7 +74,7 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
         return []  # the overview says so, once for all queues
     text = _("no running server takes its tasks.")
     return [
-        Problem(info.name, text, "/queue", {"queue": info.name})
+        Problem(info.name, text, "/queue", {"queue": info.name}, rank=STANDSTILL)
         for info in queues
         if info.states[TaskState.PENDING] and not info.paused and not fleet.of_queue(info.name)
     ]

@@ -16,19 +16,19 @@ DONE: Final[dict[Verb, tuple[str, str]]] = {
 }  # fmt: skip
 
 DOING: Final[dict[Verb, str]] = {
-    "retry": marked("Retrying tasks"),
+    "retry": marked("Re-running tasks"),
     "cancel": marked("Cancelling tasks"),
     "delete": marked("Deleting tasks"),
 }
 
 SELECTED: Final[dict[Verb, str]] = {
-    "retry": marked("Retry selected"),
+    "retry": marked("Re-run selected"),
     "cancel": marked("Cancel selected"),
     "delete": marked("Delete selected"),
 }
 
 MATCHING: Final[dict[Verb, str]] = {
-    "retry": marked("Retry all that match…"),
+    "retry": marked("Re-run all that match…"),
     "cancel": marked("Cancel all that match…"),
     "delete": marked("Delete all that match…"),
 }
@@ -38,7 +38,7 @@ def button(verb: Verb, number: int) -> str:
     """Return the text of the button that confirms a change."""
     match verb:
         case "retry":
-            return ngettext("Retry %(num)s task", "Retry %(num)s tasks", number)
+            return ngettext("Re-run %(num)s task", "Re-run %(num)s tasks", number)
         case "cancel":
             return ngettext("Cancel %(num)s task", "Cancel %(num)s tasks", number)
         case _:
