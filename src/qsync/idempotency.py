@@ -28,18 +28,21 @@ class CallSequences:
     """
 
     def __init__(self) -> None:
-        self._free: list[CallId] = []
+        self._free: list[tuple[str, int]] = []
         _SEQUENCES.add(self)
 
-    def take(self) -> CallId:
-        """Return the id of a new call; `give_back` it when the call is no longer repeated."""
+    def take(self) -> tuple[str, int]:
+        """Return the id of a new call, as a plain tuple, which is made faster.
+
+        `give_back` it when the call is no longer repeated.
+        """
         try:
             sender, number = self._free.pop()
         except IndexError:
             sender, number = new_id(), 0
-        return CallId(sender, number + 1)
+        return sender, number + 1
 
-    def give_back(self, call_id: CallId) -> None:
+    def give_back(self, call_id: tuple[str, int]) -> None:
         """Free the sender of a call for the next one."""
         self._free.append(call_id)
 
@@ -65,7 +68,7 @@ class SequenceLease:
 
     __slots__ = ("_call_ids", "_free")
 
-    def __init__(self, free: list[CallId], count: int) -> None:
+    def __init__(self, free: list[tuple[str, int]], count: int) -> None:
         self._free = free
         self._call_ids: list[CallId] = []
         self._draw(count)
@@ -86,10 +89,10 @@ class SequenceLease:
         free, call_ids = self._free, self._call_ids
         while len(call_ids) < count:
             try:
-                last = free.pop()
+                sender, number = free.pop()
             except IndexError:
-                last = CallId(new_id(), 0)
-            call_ids.append(CallId(last.sender, last.number + 1))
+                sender, number = new_id(), 0
+            call_ids.append(CallId(sender, number + 1))
 
 
 def duplicate_client_error(keys: QueueKeys) -> QsyncError:
