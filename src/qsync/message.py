@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -106,6 +107,10 @@ def decode_message(data: bytes) -> Message:
     return message
 
 
+_KNOWN_VERSIONS: Final = frozenset({codec.VERSION})
+_version_of: Final = attrgetter("version")
+
+
 def decode_messages(data: Sequence[bytes]) -> list[Message]:
     """Decode stored messages, as `decode_message` does for one, in half of the time."""
     decode = _message_decoder.decode
@@ -113,7 +118,7 @@ def decode_messages(data: Sequence[bytes]) -> list[Message]:
         messages = [decode(one) for one in data]
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise codec.CodecError(str(error) or error.__class__.__name__) from error
-    if any(message.version != codec.VERSION for message in messages):
+    if not _KNOWN_VERSIONS.issuperset(map(_version_of, messages)):
         raise codec.CodecError(f"a version other than {codec.VERSION}")
     return messages
 

@@ -18,7 +18,7 @@ from qsync.server.handler_context import ServerContext
 from qsync.server.inline_start import Spawn
 from qsync.server.invoke import BoundHandler, Invoker
 from qsync.server.progress import Progress
-from qsync.server.queue_state import QUEUED, RUNNING, HandlerNotStarted, LeasedTask
+from qsync.server.queue_state import QUEUED, RUNNING, SETTLING, HandlerNotStarted, LeasedTask
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.run_records import RunRecords
 from qsync.server.settler import Settler
@@ -192,6 +192,7 @@ class BatchRuns:
         """Pass the outcomes of tasks to their settlers; None if the lease is lost."""
         entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
         for leased, record in zip(tasks, records, strict=True):
+            leased.phase = SETTLING
             if leased.timer is not None:
                 leased.timer.cancel()
                 leased.timer = None
@@ -211,10 +212,13 @@ class BatchRuns:
 
     def _complete(self, tasks: Sequence[LeasedTask]) -> None:
         """Complete tasks that have no options and were not stopped."""
-        records = [Completion(leased.id, leased.token) for leased in tasks]
         if self._metrics is not None or len(self._settlers) > 1:
-            self._settle(tasks, records)
+            self._settle(tasks, [Completion(leased.id, leased.token) for leased in tasks])
             return
+        entries: list[tuple[LeasedTask, Completion]] = []
+        for leased in tasks:
+            leased.phase = SETTLING
+            entries.append((leased, Completion(leased.id, leased.token)))
         first = [(tasks[0], boot_s())]
         for settler in self._settlers.values():
-            settler.add_all([*zip(tasks, records, strict=True)], first, first)
+            settler.add_all(entries, first, first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from operator import attrgetter
 from typing import Final
 
 from qsync import codec
@@ -14,6 +15,8 @@ from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.runner import Runner
 
 log: Final = logging.getLogger("qsync.server")
+
+_options_of: Final = attrgetter("options")
 
 
 def hold(
@@ -68,6 +71,7 @@ def _hold_new(
         for id, message, crashes in zip(fetched.ids, messages, fetched.crashes, strict=True)
     ]
     queue.held.update(zip(fetched.ids, tasks, strict=True))
-    if any(one.options is not None and one.options.fairness_key for one in messages):
+    options = filter(None, map(_options_of, messages))
+    if any(each.fairness_key for each in options):
         capacity.fairness_seen = True
     return tasks

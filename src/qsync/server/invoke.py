@@ -84,7 +84,8 @@ class Invoker:
     ) -> None:
         self._mux = mux
         self._middleware = config.middleware
-        self._ways: dict[str, BoundHandler] = {}
+        self.bound: dict[str, BoundHandler] = {}
+        """The handlers that `find` has returned so far, by type."""
         self._batches: dict[str, BoundBatch] = {}
         self._threads = threads or ThreadPool(config.thread_count, hung)
         self._config = config
@@ -102,7 +103,7 @@ class Invoker:
 
     def find(self, type: str) -> BoundHandler | None:
         """Return the bound handler of a type; None if there is none or it is a batch handler."""
-        way = self._ways.get(type)
+        way = self.bound.get(type)
         if way is None and (handler := self._mux.find(type)) is not None and handler.batch is None:
             apart = handler.place == "process"
             carry_result = None if apart else handler.carry_result
@@ -111,7 +112,7 @@ class Invoker:
             bare = handler.place == "loop" and handler.takes_task and not around
             direct = handler.function if bare else None
             way = BoundHandler(invoke, apart, carry_result, handler.rules, direct)
-            self._ways[type] = way
+            self.bound[type] = way
         return way
 
     def find_batch(self, type: str) -> BoundBatch | None:

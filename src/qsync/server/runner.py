@@ -147,7 +147,7 @@ class Runner:
         """Take the tasks that may start now from `ready`, while slots are free; set suspects aside
         and gather the tasks of batch handlers."""
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
-        slots, suspected, find = self._concurrency, self._suspected, self._invoker.find
+        slots, suspected, bound = self._concurrency, self._suspected, self._invoker.bound
         isolating = suspects.alone is not None or len(suspects.waiting) > 0
         while ready and capacity.running < slots:
             if isolating and suspects.blocks_others(time.monotonic()):
@@ -161,7 +161,10 @@ class Runner:
             if leased.crashes >= suspected:
                 suspects.waiting.append(leased)
                 isolating = True
-            elif (way := find(leased.message.type)) is None:
+                continue
+            type = leased.message.type
+            way = bound.get(type) or self._invoker.find(type)
+            if way is None:
                 self._begin_batched(leased)
             else:
                 yield leased, way

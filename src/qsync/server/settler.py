@@ -124,10 +124,8 @@ class Settler:
         timed: Sequence[tuple[LeasedTask, float]],
         slowest: Sequence[tuple[LeasedTask, float]] = (),
     ) -> None:
-        """Queue several tasks for settlement, as `add` does; some come with the time of their
-        end, by boot_s: a sample, and those that took the longest."""
-        for leased, _ in entries:
-            leased.phase = SETTLING
+        """Queue several tasks in the phase SETTLING, as `add` does; some come with the time of
+        their end, by boot_s: a sample, and those that took the longest."""
         self._timed += timed
         for leased, ended_s in slowest:
             if ended_s - leased.begun_s > self._floors.get(leased.message.type, 0.0):
