@@ -9,7 +9,7 @@ import pytest
 
 from qsync import ConfigError, Task, codec
 from qsync.broker import ops
-from qsync.broker.op_values import Retried
+from qsync.broker.op_values import Killed, Retried
 from qsync.message import FailedAttempt, Failure, Result
 from qsync.web import create_app
 from tests.support.dashboard import visiting
@@ -56,3 +56,26 @@ async def test_attempts_are_bars_and_the_trace_is_linked(valkey: Store, prefix: 
         for wrong in ("https://traces.test/", "javascript:{trace_id}", 5):
             with pytest.raises(ConfigError, match="trace_url"):
                 create_app(made.inspector, auth="host", trace_url=wrong)  # type: ignore[arg-type]
+
+
+async def test_an_attempt_names_the_operator_who_had_it_run_again(
+    valkey: Store, prefix: str
+) -> None:
+    async with bed(valkey.url, prefix) as made:
+        await made.dead(Task("mail", id="d"), error="ValueError: boom\n\n  File", queue="slow")
+        await made.inspector.acting("ann").run("d", queue="slow")
+        held = await made.lease(queue="slow")
+        now_us = int((await made.inspector.overview()).at.timestamp() * S)
+        failure = (await made.inspector.task("d", queue="slow")).history  # type: ignore[union-attr]
+        second = FailedAttempt(1, now_us + 2 * S, "w", "ValueError: bang", now_us)
+        first = FailedAttempt(1, now_us - 60 * S, "w", failure[0].error, now_us - 70 * S)
+        record = codec.encode(
+            Failure(1, "ValueError: bang\n\n  File", now_us, history=(first, second))
+        )
+        await made.broker.run(ops.kill(made.keys("slow"), [Killed(*held[0], True, record)]))
+        async with create_app(made.inspector, auth="host") as app, visiting(app) as client:
+            text = html.unescape((await client.get("/task?id=d&queue=slow")).text)
+            assert text.count("re-run by ann, waited") == 1
+            assert text.index("re-run by ann") < text.index("ValueError: boom"), "the second one"
+            shown = re.sub(r"<title>.*?</title>", "", text)
+            assert shown.count("ValueError: bang") == 2, "in the sentence, and with its traceback"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from qsync.errors import ConfigError
-from qsync.inspector import Explanation, TaskDetail
+from qsync.inspector import Explanation, OperatorEvent, TaskDetail
 from qsync.state import TaskState
 from qsync.web.translation import _
 
 WIDTH: Final = 100.0
 """Width of the longest bar, in units of its drawing."""
+
+CLOCKS: Final = timedelta(seconds=1)
+"""Difference of the clocks of store and server that is allowed for."""
 
 _PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _PLACE: Final = "{trace_id}"
@@ -21,7 +25,10 @@ _PLACE: Final = "{trace_id}"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """An attempt: how long it waited and ran, in seconds and as widths; None means unknown."""
+    """An attempt: how long it waited and ran, in seconds and as widths; None means unknown.
+
+    `operator` had the task run again before this attempt; empty: nobody, as far as is recorded.
+    """
 
     number: int
     outcome: str
@@ -32,23 +39,33 @@ class Bar:
     ran: float | None
     waited_width: float = 0.0
     ran_width: float = 0.0
+    operator: str = ""
 
 
-def bars_of(task: TaskDetail, explanation: Explanation) -> list[Bar]:
-    """Return the attempts of a task that have begun, the latest first."""
+def bars_of(
+    task: TaskDetail, explanation: Explanation, actions: Sequence[OperatorEvent] = ()
+) -> list[Bar]:
+    """Return the attempts of a task that have begun, the latest first.
+
+    `actions` are those of operators on this task.
+    """
+    reruns = [(event.at, event.by) for event in actions if event.action == "task.retry"]
     ready = max(
         (event.at for event in task.events if event.at and event.what in ("enqueued", "due")),
         default=None,
     ) if not task.history else _enqueued(task)  # fmt: skip
     bars: list[Bar] = []
     for attempt in task.history:
+        at, by = _rerun(reruns, ready, attempt.begun_at)
         bars.append(
             Bar(attempt.number, "failed", attempt.at, attempt.server, attempt.error,
-                _between(ready, attempt.begun_at), _between(attempt.begun_at, attempt.at))
+                _between(at, attempt.begun_at), _between(attempt.begun_at, attempt.at), operator=by)
         )  # fmt: skip
         ready = attempt.at
-    if (last := _last(task, explanation, ready)) is not None:
-        bars.append(last)
+    begun = explanation.since or task.begun_at
+    at, by = _rerun(reruns, ready, begun)
+    if (last := _last(task, explanation, at)) is not None:
+        bars.append(replace(last, operator=by))
     longest = max(((bar.waited or 0.0) + (bar.ran or 0.0) for bar in bars), default=0.0)
     return [_drawn(bar, longest) for bar in reversed(bars)]
 
@@ -56,6 +73,16 @@ def bars_of(task: TaskDetail, explanation: Explanation) -> list[Bar]:
 def outcomes() -> dict[str, str]:
     """Return how an attempt ended, in words."""
     return {"failed": _("failed"), "completed": _("completed")}
+
+
+def _rerun(
+    reruns: Sequence[tuple[datetime, str]], ready: datetime | None, begun: datetime | None
+) -> tuple[datetime | None, str]:
+    """Return since when an attempt could begin, and the operator who had the task run again."""
+    if ready is None or begun is None:
+        return ready, ""
+    between = [each for each in reruns if ready <= each[0] <= begun + CLOCKS]
+    return max(between, default=(ready, ""))
 
 
 def _enqueued(task: TaskDetail) -> datetime | None:
@@ -84,10 +111,11 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
 
 def _drawn(bar: Bar, longest: float) -> Bar:
     scale = WIDTH / longest if longest else 0.0
-    return Bar(
-        bar.number, bar.outcome, bar.at, bar.server, bar.error, bar.waited, bar.ran,
-        round((bar.waited or 0.0) * scale, 2), max(0.6, round((bar.ran or 0.0) * scale, 2)),
-    )  # fmt: skip
+    return replace(
+        bar,
+        waited_width=round((bar.waited or 0.0) * scale, 2),
+        ran_width=max(0.6, round((bar.ran or 0.0) * scale, 2)),
+    )
 
 
 def check_trace_url(url: str | None) -> str | None:

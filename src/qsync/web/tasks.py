@@ -124,7 +124,7 @@ async def show(site: Site, request: Request) -> Response:
         stack = await site.inspector.stack_seen(task.row.server, id, queue=queue)
     origin = task.headers.get(COPY_HEADER, "")
     return site.page(
-        request, "task", task=task, stack=stack, bars=bars_of(task, explanation),
+        request, "task", task=task, stack=stack, bars=bars_of(task, explanation, actions),
         outcomes=outcomes(), trace=trace_link(site.trace_url, task),
         copy_of=origin.partition("/")[::2] if "/" in origin else None,
         row=task.row, explanation=explanation, actions=actions,
