@@ -133,9 +133,9 @@ class Qsync(Registry):
 
         self._declared.check()
         handlers = Mux()
-        for given in (self._mux, self._given_mux, mux):
-            if given is not None:
-                handlers.include(check_mux(given))
+        for source in (self._mux, self._given_mux, mux):
+            if source is not None:
+                handlers.include(check_mux(source))
         server = Server(
             self._connections.address,
             prefix=self.prefix,

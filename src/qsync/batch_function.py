@@ -78,11 +78,11 @@ class BatchFunction(Generic[V]):
 
     def options(self, /, **options: Unpack[TaskOptions]) -> BatchFunction[V]:
         """Return a copy with other options. Raise InvalidTask if one is unknown or invalid."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._options = overridden(self.name, self._options, options)
-        _ = other.limits  # checks them
-        return other
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied._options = overridden(self.name, self._options, options)
+        _ = copied.limits  # checks them
+        return copied
 
     @property
     def defaults(self) -> TaskOptions:

@@ -212,11 +212,11 @@ def read_bounds(program: bytes, operator: bytes, waiting: int, size: int) -> Que
 
 def _read(text: str) -> Bounds:
     tasks, size, way, *_ = [*text.split(" "), "", "", ""]
-    given: Any = way if way in get_args(WhenFull) else "raise"
+    when_full: Any = way if way in get_args(WhenFull) else "raise"
     return Bounds(
         max_tasks=int(tasks) if tasks.isdigit() else None,
         max_bytes=int(size) if size.isdigit() else None,
-        when_full=given,
+        when_full=when_full,
     )
 
 

@@ -85,14 +85,14 @@ class BulkEnqueue(Generic[T]):
 
     def _check(self, tasks: Iterable[Task], payload_limit: int) -> None:
         try:
-            given = iter(tasks)
+            iterator = iter(tasks)
         except TypeError:
             msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
             raise InvalidTask(msg) from None
         chosen: set[tuple[str, str]] = set()
         check_lease()
         of_parent = nonce_of_parent()
-        for index, task in enumerate(given):
+        for index, task in enumerate(iterator):
             try:
                 payload = payload_of(checked_task(task), payload_limit)
                 if task.id is not None:

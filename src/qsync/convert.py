@@ -85,12 +85,12 @@ def converter(annotation: Any) -> Convert:
         return as_it_is
     if any(map(_is_pydantics, nodes(annotation))):
         return _by_pydantic(annotation)
-    known = _rewritten(annotation)
+    rewritten = _rewritten(annotation)
     try:
-        for node in nodes(known):
+        for node in nodes(rewritten):
             _check(node)
         decode = msgspec.msgpack.Decoder(
-            known, dec_hook=_revive, ext_hook=msgpack_extensions.revive
+            rewritten, dec_hook=_revive, ext_hook=msgpack_extensions.revive
         ).decode
     except TypeError as error:
         raise ConfigError(_explained(str(error))) from None
@@ -103,7 +103,7 @@ def converter(annotation: Any) -> Convert:
         except msgspec.ValidationError as error:
             failed = error
         try:  # once more, for extensions where the annotation expects text
-            return msgspec.convert(as_it_is(data), known, dec_hook=_revive)
+            return msgspec.convert(as_it_is(data), rewritten, dec_hook=_revive)
         except msgspec.ValidationError:
             raise failed from None
 

@@ -67,11 +67,11 @@ class DeclaredLimits:
         for name, uses in self._uses.items():
             if name not in self.rules:
                 task = next(iter(uses.values()))
-                known = ", ".join(self.rules)
+                declared = ", ".join(self.rules)
                 msg = f"task {task!r}: limits: the app declares no limit {name!r}"
-                if not known:
+                if not declared:
                     raise ConfigError(f"{msg}; add app.limit({name!r}, ...)")
-                raise ConfigError(f"{msg}, only {known}{did_you_mean(name, self.rules)}")
+                raise ConfigError(f"{msg}, only {declared}{did_you_mean(name, self.rules)}")
 
     def _check_queues(self, name: str, uses: dict[str, str]) -> None:
         if len(uses) > 1:

@@ -118,9 +118,9 @@ class Batcher(Generic[T, U]):
             try:
                 await asyncio.sleep(0)  # let other callers that are ready now join the batch
                 if len(self._items) == 1:
-                    left = self._remaining_s(self._arrivals[0])
+                    remaining_s = self._remaining_s(self._arrivals[0])
                     self._items, self._futures, self._arrivals = [], [], []
-                    return await self._run_one(item, left)
+                    return await self._run_one(item, remaining_s)
             except BaseException:
                 future.cancel()
                 raise
@@ -132,9 +132,9 @@ class Batcher(Generic[T, U]):
                 self._solo_ended.set()
         return await future
 
-    async def _send_single(self, item: T, left: float) -> U:
+    async def _send_single(self, item: T, remaining_s: float) -> U:
         """Send one item as a batch; the default of `run_one`."""
-        [reply] = await self._replies([item], left)
+        [reply] = await self._replies([item], remaining_s)
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -201,12 +201,12 @@ class Batcher(Generic[T, U]):
         taken = self._items[:count], self._futures[:count], self._arrivals[:count]
         del self._items[:count], self._futures[:count], self._arrivals[:count]
         items, futures, arrivals = taken
-        kept = [index for index, future in enumerate(futures) if not future.done()]
-        if len(kept) < len(futures):
+        waiting = [index for index, future in enumerate(futures) if not future.done()]
+        if len(waiting) < len(futures):
             return (
-                [items[index] for index in kept],
-                [futures[index] for index in kept],
-                [arrivals[index] for index in kept],
+                [items[index] for index in waiting],
+                [futures[index] for index in waiting],
+                [arrivals[index] for index in waiting],
             )
         return taken
 
@@ -225,8 +225,8 @@ class Batcher(Generic[T, U]):
                 count += len(run)
         return count
 
-    async def _replies(self, items: list[T], left: float) -> Sequence[U | Exception]:
-        replies = await self._run(items, left)
+    async def _replies(self, items: list[T], remaining_s: float) -> Sequence[U | Exception]:
+        replies = await self._run(items, remaining_s)
         if len(replies) != len(items):
             msg = f"{len(items)} were submitted, and the store answered for {len(replies)}"
             raise QsyncError(msg)

@@ -46,9 +46,9 @@ def _joined(parts: Parts) -> str:
 
 def whole_units(seconds: float) -> Parts:
     """Return the largest unit of a duration, followed by the next one unless it is 0."""
-    left, parts = round(seconds), Parts()
+    rest, parts = round(seconds), Parts()
     for unit, size in _UNITS:
-        count, left = divmod(left, size)
+        count, rest = divmod(rest, size)
         if count:
             parts.append((str(count), unit))
         elif parts:
@@ -116,12 +116,12 @@ def size(number: int | None) -> str:
 
 def size_parts(number: int) -> tuple[str, str]:
     """Return a size in bytes as a number and its unit."""
-    left = float(number)
+    amount = float(number)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if left < 1024 or unit == "GiB":
+        if amount < 1024 or unit == "GiB":
             break
-        left /= 1024
-    return (str(number) if unit == "B" else f"{left:,.1f}"), unit
+        amount /= 1024
+    return (str(number) if unit == "B" else f"{amount:,.1f}"), unit
 
 
 def percent(progress: tuple[float, float] | None) -> str:

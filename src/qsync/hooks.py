@@ -38,8 +38,10 @@ class Hooks:
         hooks = self._by_event[check_event(event)]
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
         if not callable(hook) or not _takes(hook, len(arguments)):
-            wanted = ", ".join(arguments)
-            msg = f"on {event!r}: {shorten(hook)} is not a function ({wanted}), def or async def"
+            parameters = ", ".join(arguments)
+            msg = (
+                f"on {event!r}: {shorten(hook)} is not a function ({parameters}), def or async def"
+            )
             raise ConfigError(msg)
         hooks.append(hook)
         return hook
@@ -50,16 +52,16 @@ class Hooks:
 
     def copy(self) -> Hooks:
         """Return a copy; hooks that are added later are not in it."""
-        other = Hooks()
-        other._by_event = {event: list(hooks) for event, hooks in self._by_event.items()}
-        return other
+        copied = Hooks()
+        copied._by_event = {event: list(hooks) for event, hooks in self._by_event.items()}
+        return copied
 
 
 def check_event(event: object) -> Event:
     """Return the event. Raise ConfigError if no event has this name."""
-    for known in EVENTS:
-        if event == known:
-            return known
+    for name in EVENTS:
+        if event == name:
+            return name
     raise ConfigError(f"on: there is no event {shorten(event)}; there are {', '.join(EVENTS)}")
 
 

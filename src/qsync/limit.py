@@ -205,8 +205,8 @@ class LimitTemplates:
     def __init__(self, texts: Sequence[str], parameters: Iterable[str]) -> None:
         """Raise InvalidTask for a placeholder that does not name a plain parameter."""
         check_limits(texts)
-        known = list(parameters)
-        self._templates = [_Template(text, _parts(text, known)) for text in texts]
+        names = list(parameters)
+        self._templates = [_Template(text, _parts(text, names)) for text in texts]
         self.names: Sequence[str] = [limit_name(text) for text in texts]
         """Names of the limits."""
 
@@ -221,16 +221,16 @@ class LimitTemplates:
         ]
 
 
-def _parts(text: str, known: Sequence[str]) -> list[tuple[str, str | None]]:
+def _parts(text: str, parameters: Sequence[str]) -> list[tuple[str, str | None]]:
     try:
         fields = list(Formatter().parse(text))
     except ValueError as error:
         raise InvalidTask(f"limits: {shorten(text)}: {error}") from None
     parts: list[tuple[str, str | None]] = []
     for literal, name, form, conversion in fields:
-        if name is not None and name not in known:
-            hint = did_you_mean(name, known)
-            there = ", ".join(known) or "none"
+        if name is not None and name not in parameters:
+            hint = did_you_mean(name, parameters)
+            there = ", ".join(parameters) or "none"
             msg = f"limits: {shorten(text)}: no parameter {shorten(name)}, only {there}{hint}"
             raise InvalidTask(msg)
         if form or conversion:

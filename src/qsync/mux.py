@@ -195,9 +195,9 @@ class Mux:
 
     def add(self, handler: Handler) -> None:
         """Register a handler. Raise ConfigError if its type has another one."""
-        known = self._handlers.setdefault(handler.type, handler)
-        if known is not handler:
-            msg = f"type {handler.type!r} already has a handler: {_name(known.function)}"
+        existing = self._handlers.setdefault(handler.type, handler)
+        if existing is not handler:
+            msg = f"type {handler.type!r} already has a handler: {_name(existing.function)}"
             raise ConfigError(msg)
 
     def include(self, other: Mux) -> None:

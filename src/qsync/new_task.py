@@ -163,12 +163,12 @@ def encode_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
     """Return the encoded task. Raise InvalidTask if an option of it is wrong."""
-    given = task.payload
+    content = task.payload
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
     if lock:
         options = msgspec.structs.replace(options, lock=lock)
-    is_value = not isinstance(given, _BYTES)
+    is_value = not isinstance(content, _BYTES)
     tail = _ClientFields(
         nonce, task.type, payload, is_value, task.retry, None if options == NO_OPTIONS else options
     )
@@ -181,7 +181,7 @@ def encode_task(
         lock=lock,
         window_us=options.window_us or 0,
         retention_us=options.retention_us,
-        decode=given.decode if isinstance(given, Arguments) else None,
+        decode=content.decode if isinstance(content, Arguments) else None,
         remember_us=remember_us if task.id else 0,
         flow=flow_of(options),
         skips=task.on_duplicate == "skip",
@@ -192,9 +192,9 @@ def encode_plain_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
     """Return the encoded task, like `encode_task`, for a task without options; raises nothing."""
-    given, id = task.payload, task.id
-    is_value = not isinstance(given, _BYTES)
-    decode = given.decode if is_value and isinstance(given, Arguments) else None
+    content, id = task.payload, task.id
+    is_value = not isinstance(content, _BYTES)
+    decode = content.decode if is_value and isinstance(content, Arguments) else None
     message = encode_tail((nonce, task.type, payload, is_value, task.retry, None))
     if id is None:
         return NewTask(new_id(), queue, message, "", "", "", 0, None, decode)

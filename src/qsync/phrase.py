@@ -66,8 +66,8 @@ def within(where: str | Phrase, text: str | Phrase) -> Phrase:
 
 def phrase_of(error: BaseException) -> Phrase | str:
     """Return the message of an exception; a Phrase if it was raised with one."""
-    given = error.args[0] if error.args else ""
-    return given if isinstance(given, Phrase) else str(error)
+    message = error.args[0] if error.args else ""
+    return message if isinstance(message, Phrase) else str(error)
 
 
 def filled(template: str, values: Mapping[str, Any], write: Callable[[Any], str]) -> str:

@@ -267,7 +267,7 @@ class Registry:
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)
-        given = {
+        own = {
             "executor": executor,
             "middleware": check_middlewares(middleware),
             "retry_for": retry_for,
@@ -275,16 +275,16 @@ class Registry:
         }
 
         def register(function: Any) -> Any:
-            known = isinstance(function, TaskFunction)
-            if known:
-                self._check_periodic_task(function, given)
-            task = function if known else self._make(function, name, given | options, *PERIODIC)
+            is_task = isinstance(function, TaskFunction)
+            if is_task:
+                self._check_periodic_task(function, own)
+            task = function if is_task else self._make(function, name, own | options, *PERIODIC)
             with at_definition():
-                used = task.options(**options) if known else task
+                used = task.options(**options) if is_task else task
                 checked = self._check(
                     used, Periodic(name or task.name, schedule, missed), arguments
                 )
-            if not known:
+            if not is_task:
                 self._add(task)
             self._periodics[checked.periodic.name] = checked
             return task
@@ -374,12 +374,12 @@ class Registry:
         """Return the periodic task. Raise ConfigError if it cannot be enqueued at every tick."""
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
-        given = {} if arguments is None else dict(arguments)
+        values = {} if arguments is None else dict(arguments)
         for name in task.required:
-            if name not in given:
+            if name not in values:
                 msg = f"parameter {name!r} gets no value; give arguments={{{name!r}: ...}}"
                 raise ConfigError(f"periodic {periodic.name!r}: {msg}")
-        task.build(**given)  # checks them
+        task.build(**values)  # checks them
         self._declared.use(task.name, task.defaults.get("queue"), task.limits.names)
         for option in ("id", "deadline", "process_at"):
             if task.defaults.get(option) is not None:
@@ -390,4 +390,4 @@ class Registry:
         # Imported here, so that programs that only enqueue start sooner.
         from qsync.server.periodic import PeriodicTask
 
-        return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)
+        return PeriodicTask(periodic, partial(task.build, **values) if values else task.build)

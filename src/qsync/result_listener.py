@@ -174,8 +174,8 @@ class Listeners(_Waits[threading.Event]):
             while not self._retire(listener):
                 with self._lock:
                     self._retry(listener)
-                    wanted = listener.wanted()
-                subscription.follow(wanted)
+                    channels = listener.wanted()
+                subscription.follow(channels)
                 self._read(listener, subscription)
         except Exception as error:
             with self._lock:

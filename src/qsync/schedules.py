@@ -78,17 +78,17 @@ class _AnySchedules:
     def _put(
         self, name: str, queue: str, content: Content, event: bytes = b""
     ) -> Trips[StoredSchedule]:
-        keys, given = self._keys(queue), content.schedule
+        keys, schedule = self._keys(queue), content.schedule
         [queues, (now_us, [before])] = yield [
             schedule_ops.schedule_queues(self._globals),
             schedule_ops.stored_schedules(keys, [name]),
         ]
-        next_us = next_tick(given, now_us)
+        next_us = next_tick(schedule, now_us)
         if next_us == NEVER_US:
             raise InvalidTask(
                 phrase(
                     "schedule %(name)s: %(schedule)s is never due again",
-                    name=repr(name), schedule=str(given),
+                    name=repr(name), schedule=str(schedule),
                 )
             )  # fmt: skip
         number = int.from_bytes(new_nonce()[:6], "big")
@@ -317,16 +317,16 @@ def checked_content(
     payload_limit: int,
 ) -> Content:
     """Return the content of a schedule. Raise InvalidTask if a value is wrong."""
-    given = schedule_of(cron, every, tz)
-    Periodic(name, given, missed)  # checks name and missed
+    schedule = schedule_of(cron, every, tz)
+    Periodic(name, schedule, missed)  # checks name and missed
     new_task = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
     for option in _FIXED:
         value = getattr(task, option)
         if value is not None:
             msg = f"{option}: {shorten(value)} would be the same at every tick of {name!r}"
             raise InvalidTask(f"{msg}; leave it out")
-    encode_record(given, missed, new_task.message)  # refuses what is too long
-    return Content(given, missed, new_task.message)
+    encode_record(schedule, missed, new_task.message)  # refuses what is too long
+    return Content(schedule, missed, new_task.message)
 
 
 def _checked_prefix(prefix: object) -> str:

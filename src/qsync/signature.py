@@ -178,8 +178,8 @@ class Signature:
             use = f"{self._function_name}.options({name}=...).enqueue(...)"
             return f"{name!r} is an option, not a parameter; use {use}"
         hint = did_you_mean(name, self._by_name)
-        known = ", ".join(self._by_name) or "none"
-        return f"{error}; it has no parameter {name!r}, only {known}{hint}"
+        parameters = ", ".join(self._by_name) or "none"
+        return f"{error}; it has no parameter {name!r}, only {parameters}{hint}"
 
     def _with_identity(self, bound: Mapping[str, Any]) -> Arguments:
         """Return the sorted payload, with `identity` set."""
@@ -231,8 +231,8 @@ class Signature:
             elif kind is not Parameter.KEYWORD_ONLY:
                 args.append(slot.default)
         if values:
-            known = ", ".join(self._by_name) or "none"
-            text = f"no parameter for {len(values)} of the payload's arguments; there are: {known}"
+            names = ", ".join(self._by_name) or "none"
+            text = f"no parameter for {len(values)} of the payload's arguments; there are: {names}"
             raise InvalidTask(f"task {self._name!r}: {text}")
         return args, kwargs
 
@@ -266,7 +266,7 @@ class _Resolver:
             parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())
         }
 
-    def __call__(self, what: str, annotation: Any) -> Any:
+    def __call__(self, where: str, annotation: Any) -> Any:
         if annotation is Parameter.empty:
             return Any
         holder = SimpleNamespace(__annotations__={"it": annotation})
@@ -274,7 +274,7 @@ class _Resolver:
             hints = typing.get_type_hints(holder, self._globals, self._locals, include_extras=True)
         except Exception as error:
             msg = (
-                f"task {self._name!r}: the annotation of {what}, {shorten(annotation)}, cannot be "
+                f"task {self._name!r}: the annotation of {where}, {shorten(annotation)}, cannot be "
                 f"resolved: {error}; what it names must be at the top of its module, and not "
                 "under TYPE_CHECKING"
             )

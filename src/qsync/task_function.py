@@ -176,11 +176,11 @@ class TaskFunction(Generic[P, R, Q, V]):
 
         `delay` replaces `process_at`, and `process_at` replaces `delay`.
         """
-        other = copy.copy(self)
-        other._options = self._options.copy()
-        other._override(options)
-        self._declared.check_queue(self.name, other._options.get("queue"), other.limits.names)
-        return other
+        copied = copy.copy(self)
+        copied._options = self._options.copy()
+        copied._override(options)
+        self._declared.check_queue(self.name, copied._options.get("queue"), copied.limits.names)
+        return copied
 
     def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """Return a Task for these arguments, e.g. for `client.enqueue_many`.
@@ -294,8 +294,8 @@ def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None
     """
     for option in settings:
         if option not in HANDLER_OPTIONS and option not in TaskOptions.__annotations__:
-            known = [*others, *HANDLER_OPTIONS, *TaskOptions.__annotations__]
-            raise no_option(where, option, known)
+            names = [*others, *HANDLER_OPTIONS, *TaskOptions.__annotations__]
+            raise no_option(where, option, names)
 
 
 def task_name(function: Callable[..., Any]) -> str:
@@ -334,20 +334,20 @@ def _main_name(module: Mapping[str, Any]) -> str | None:
 def _check(function: Any) -> None:
     """Raise ConfigError unless the function is a plain one that a server can call."""
     if isinstance(function, TaskFunction):
-        what = "is a task already"
+        problem = "is a task already"
     elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
-        what = f"is a method; {_METHOD}"
+        problem = f"is a method; {_METHOD}"
     elif not inspect.isfunction(function):
-        what = "is not a plain function (def or async def)"
+        problem = "is not a plain function (def or async def)"
     elif _is_in_class(function):
-        what = f"is a method of class {function.__qualname__.split('.')[-2]}; {_METHOD}"
+        problem = f"is a method of class {function.__qualname__.split('.')[-2]}; {_METHOD}"
     elif function.__name__ == "<lambda>":
-        what = "has no name; use def"
+        problem = "has no name; use def"
     elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        what = "is a generator function, whose body would never run"
+        problem = "is a generator function, whose body would never run"
     else:
         return
-    raise ConfigError(f"task: {shorten(function)} {what}")
+    raise ConfigError(f"task: {shorten(function)} {problem}")
 
 
 _FROM_INPUT: Final = (

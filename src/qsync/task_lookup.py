@@ -30,9 +30,9 @@ class Search:
     def __init__(self, id: str, prefix: str, names: Collection[str], *, total: int = 0) -> None:
         self._id = id
         self._prefix = prefix
-        known = sorted(name for name in names if _is_queue(name))
-        self._all = max(total, len(known))
-        self._names = known[:QUEUES_LIMIT]
+        queues = sorted(name for name in names if _is_queue(name))
+        self._all = max(total, len(queues))
+        self._names = queues[:QUEUES_LIMIT]
         self._found: list[tuple[str, StoredTask]] = []
 
     def calls(self) -> Iterator[list[Call[list[StoredTask | None]]]]:

@@ -95,8 +95,8 @@ class _TaskQueriesBase:
 
     def _note_servers(self, id: str, queue: str, records: Sequence[Any]) -> None:
         """Warn, once per queue, when no live server serves the queue."""
-        known = [record for record in records if not isinstance(record, QsyncError)]
-        if len(known) == len(records) and not any(serves(record, queue) for record in known):
+        readable = [record for record in records if not isinstance(record, QsyncError)]
+        if len(readable) == len(records) and not any(serves(record, queue) for record in readable):
             self._unserved.add(queue)
             log.warning("%s", unserved(id, queue, self._prefix))
 
@@ -338,10 +338,10 @@ class AsyncTaskQueries(_TaskQueriesBase):
         await self._listeners.aclose()
 
     async def _read(
-        self, keys: QueueKeys, messages: bool, ids: Sequence[str], left: float
+        self, keys: QueueKeys, messages: bool, ids: Sequence[str], remaining_s: float
     ) -> list[StoredTask | None]:
         call = views.get_tasks(keys, ids, messages=messages)
-        return await self._broker.run(call, ends=ends_in(left))
+        return await self._broker.run(call, ends=ends_in(remaining_s))
 
     def _listening(self, queue: str, id: str) -> AbstractContextManager[asyncio.Event]:
         return self._listeners.waiting(self._keys(queue).done, id)

@@ -121,7 +121,7 @@ def encode_block(periods: Mapping[int, TypeCounts]) -> bytes:
     return zlib.compress(codec.encode([FORMAT, numbers, columns]), 9)
 
 
-def decode_block(data: bytes | None, wanted: Container[int] | None = None) -> dict[int, TypeCounts]:
+def decode_block(data: bytes | None, only: Container[int] | None = None) -> dict[int, TypeCounts]:
     """Return the periods in a block, or the wanted ones of them.
 
     Returns none if there is no block, or it is damaged.
@@ -130,10 +130,10 @@ def decode_block(data: bytes | None, wanted: Container[int] | None = None) -> di
         return {}
     try:
         raw = zlib.decompressobj().decompress(data, BLOCK_LIMIT)
-        known, numbers, columns = codec.decode(raw, tuple[int, list[int], dict[int, list[int]]])
+        format, numbers, columns = codec.decode(raw, tuple[int, list[int], dict[int, list[int]]])
     except (zlib.error, codec.CodecError):
         return {}
-    if known != FORMAT:
+    if format != FORMAT:
         return {}
     none = [0] * len(numbers)
     whole = [columns.get(column, none) for column in range(_COLUMNS)]
@@ -141,7 +141,7 @@ def decode_block(data: bytes | None, wanted: Container[int] | None = None) -> di
     return {
         number: _loaded(row)
         for number, row in zip(numbers, rows, strict=True)
-        if wanted is None or number in wanted
+        if only is None or number in only
     }
 
 

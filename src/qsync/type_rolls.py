@@ -119,9 +119,9 @@ def decode_directory(data: bytes | None) -> Directory:
         return Directory()
 
 
-def merged_reports(reports: Reports, known: Iterable[str]) -> dict[str, dict[int, TypeCounts]]:
+def merged_reports(reports: Reports, types: Iterable[str]) -> dict[str, dict[int, TypeCounts]]:
     """Return the counts in reports, by type and minute; types beyond the limit are `OTHER`."""
-    names, merged = {*known}, dict[str, dict[int, TypeCounts]]()
+    names, merged = {*types}, dict[str, dict[int, TypeCounts]]()
     for field, data in sorted(reports.items()):
         minute = None if kind_of(field) else minute_of(field)
         for type, counts in decode_report(data).items() if minute is not None else ():

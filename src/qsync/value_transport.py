@@ -75,9 +75,13 @@ class ValueTransport:
     def _refusal(self, value: Any, why: str) -> str:
         """Return why the decoder refuses a value, with only the type names if these are the
         reason."""
-        given = "None" if value is None else type(value).__qualname__
+        type_name = "None" if value is None else type(value).__qualname__
         if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
-            return f"{given} does not fit the annotation: {why}"
-        wanted = self._annotation
-        name = wanted.__qualname__ if isinstance(wanted, type) else inspect.formatannotation(wanted)
-        return f"expected {name}, got {given}"
+            return f"{type_name} does not fit the annotation: {why}"
+        annotation = self._annotation
+        name = (
+            annotation.__qualname__
+            if isinstance(annotation, type)
+            else inspect.formatannotation(annotation)
+        )
+        return f"expected {name}, got {type_name}"

@@ -210,18 +210,18 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
     try:
         context.load_cert_chain(certificate, key, str(password))
     except ssl.SSLError as error:
-        name, what = "ssl_certfile", "is not a certificate in PEM form"
+        name, problem = "ssl_certfile", "is not a certificate in PEM form"
         if error.reason == "KEY_VALUES_MISMATCH":
-            name, what = "ssl_keyfile", "is not the key of the certificate"
+            name, problem = "ssl_keyfile", "is not the key of the certificate"
         elif (
             "PASS" in (error.reason or "")
             or "DECRYPT" in (error.reason or "")
             or ("ENCRYPTED" in Path(key or certificate).read_text(errors="replace"))
         ):
-            name, what = "ssl_password", "does not open the private key"
+            name, problem = "ssl_password", "does not open the private key"
         elif "BEGIN CERTIFICATE" in text:
-            name, what = "ssl_keyfile", "is not a private key in PEM form"
-        raise ValueError(f"{before}{name}: {what}") from None
+            name, problem = "ssl_keyfile", "is not a private key in PEM form"
+        raise ValueError(f"{before}{name}: {problem}") from None
 
 
 @contextlib.contextmanager

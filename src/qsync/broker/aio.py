@@ -296,8 +296,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
         if self._learning is None:
             self._learning = asyncio.get_running_loop().create_task(self._ask_nodes(slots))
             self._learning.add_done_callback(self._on_slots_learned)
-        left = min(ends - time.monotonic(), self._read_timeout)
-        async with asyncio.timeout(max(left, 0.0)):
+        remaining_s = min(ends - time.monotonic(), self._read_timeout)
+        async with asyncio.timeout(max(remaining_s, 0.0)):
             return await asyncio.shield(self._learning)
 
     def _on_slots_learned(self, learning: asyncio.Task[Node]) -> None:

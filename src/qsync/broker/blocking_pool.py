@@ -118,13 +118,13 @@ class Pool:
             self._freed.notify()
 
     def _connect(self, ends: float) -> SocketConnection | LibraryConnection:
-        left = max(ends - time.monotonic(), MIN_TIMEOUT_S)
+        remaining_s = max(ends - time.monotonic(), MIN_TIMEOUT_S)
         pool: Any = self._client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
         usual = connection.socket_timeout
         # The socket timeout limits each step of the handshake: TLS, credentials, database.
-        connection.socket_connect_timeout = min(connection.socket_connect_timeout, left)
-        connection.socket_timeout = min(usual, left)
+        connection.socket_connect_timeout = min(connection.socket_connect_timeout, remaining_s)
+        connection.socket_timeout = min(usual, remaining_s)
         try:
             connection.connect()
         except BaseException:

@@ -41,14 +41,14 @@ class Channels:
         """Channels that are subscribed once all commands have replies."""
         self._unanswered: deque[tuple[str, str]] = deque()
 
-    def commands(self, wanted: Collection[str]) -> list[tuple[str, str]]:
+    def commands(self, targets: Collection[str]) -> list[tuple[str, str]]:
         """Return the commands that subscribe to exactly these channels."""
-        surplus = self._targets.difference(wanted)
-        missing = set(wanted) - self._targets
+        surplus = self._targets.difference(targets)
+        missing = set(targets) - self._targets
         commands = [(UNSUBSCRIBE, channel) for channel in sorted(surplus)]
         commands += [(SUBSCRIBE, channel) for channel in sorted(missing)]
         self.confirmed -= surplus
-        self._targets = set(wanted)
+        self._targets = set(targets)
         self._unanswered += commands
         return commands
 

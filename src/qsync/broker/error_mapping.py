@@ -178,9 +178,9 @@ def _queue_of(call: Call[Any]) -> str:
 def _beyond_bound(text: str, call: Call[Any]) -> QueueFull:
     bound, limit, count, room = _BOUND.findall(text)[0]
     queue = _queue_of(call)
-    what = "tasks wait" if bound == "max_tasks" else "bytes of messages are"
+    unit = "tasks wait" if bound == "max_tasks" else "bytes of messages are"
     return QueueFull(
-        f"queue {queue} is full: {int(count):,} {what} there, and {bound} is {int(limit):,}; try "
+        f"queue {queue} is full: {int(count):,} {unit} there, and {bound} is {int(limit):,}; try "
         "again later, or raise the bound",
         queue=queue, bound=bound, limit=int(limit), count=int(count), room=int(room),
     )  # fmt: skip

@@ -122,8 +122,8 @@ def list_limits(
         for raw, packed in zip(flat[::2], flat[1::2], strict=True):
             name = raw.decode(errors="backslashreplace")
             if name.startswith("!"):
-                if (given := _operator_rule(name[1:], packed)) is not None:
-                    operators[given.limit] = given
+                if (operator_rule := _operator_rule(name[1:], packed)) is not None:
+                    operators[operator_rule.limit] = operator_rule
             elif not name.startswith("@") and (rule := _rule(packed)) is not None:
                 own[name] = rule
         states = [_state(now, *row) for row in fields["states"]]

@@ -100,9 +100,9 @@ class Subscription:
             self._connection = self._client.connection_pool.get_connection()
             self._heard, self._asked = time.monotonic(), False
 
-    def follow(self, wanted: Collection[str]) -> None:
+    def follow(self, channels: Collection[str]) -> None:
         """Subscribe to exactly these channels; raises StoreUnavailable if the connection broke."""
-        if commands := self._channels.commands(wanted):
+        if commands := self._channels.commands(channels):
             self._send(*commands)
 
     def read(self, seconds: float) -> ChannelEvent | None:
@@ -317,12 +317,12 @@ class AsyncSubscription:
             self._client = self._broker.client_at(self._node)
             self._connection = await self._client.connection_pool.get_connection()
 
-    async def follow(self, wanted: Collection[str]) -> None:
+    async def follow(self, channels: Collection[str]) -> None:
         """Subscribe to exactly these channels.
 
         If the connection breaks, only `read` raises.
         """
-        commands = self._channels.commands(wanted)
+        commands = self._channels.commands(channels)
         if commands and self._connection is not None:
             with contextlib.suppress(*redis_errors.LIBRARY_ERRORS):
                 await self._send(*commands)

@@ -156,10 +156,10 @@ def complete(
     keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """Complete tasks. With results, the store refuses the whole call when it is out of memory."""
-    kept = [task for task in bounded(tasks) if task.retention_us is not None]
-    script = load("complete", allow_oom=not any(task.result for task in kept))
+    retained = [task for task in bounded(tasks) if task.retention_us is not None]
+    script = load("complete", allow_oom=not any(task.result for task in retained))
     args: list[Argument] = [now_argument(now_us)]
-    if not kept:
+    if not retained:
         args.append(2)
         for task in tasks:
             args += (task.id, task.token)

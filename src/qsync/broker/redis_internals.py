@@ -90,11 +90,13 @@ def socket_of(connection: Any) -> socket.socket | None:
 
 
 @cache
-def warn_once(what: str) -> None:
+def warn_once(difference: str) -> None:
     """Log a warning once per process."""
     import redis  # at the first connection: see redis_errors.py
 
-    log.warning("redis-py %s differs from those that this qsync knows: %s", redis.__version__, what)
+    log.warning(
+        "redis-py %s differs from those that this qsync knows: %s", redis.__version__, difference
+    )
 
 
 def names_of(nodes: Iterable[Any]) -> list[tuple[str, int]]:

@@ -107,8 +107,8 @@ def read(path: str) -> str:
 def variant(text: str, *, flow: bool) -> str:
     """Return the text of a file as one variant has it."""
     text = _BLOCK.sub(lambda found: found[1] if flow else found[2] or "", text)
-    kept, dropped = (_FLOW_LINE, _PLAIN_LINE) if flow else (_PLAIN_LINE, _FLOW_LINE)
-    return kept.sub(r"-- \1\2", dropped.sub("", text))
+    own, other_lines = (_FLOW_LINE, _PLAIN_LINE) if flow else (_PLAIN_LINE, _FLOW_LINE)
+    return own.sub(r"-- \1\2", other_lines.sub("", text))
 
 
 def has_variants(name: str) -> bool:

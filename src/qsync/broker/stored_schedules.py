@@ -126,12 +126,12 @@ class Ticks(NamedTuple):
     next_us: int
 
 
-def encode_record(given: Cron | Every, missed: Missed, message: bytes) -> bytes:
+def encode_record(schedule: Cron | Every, missed: Missed, message: bytes) -> bytes:
     """Return the record of a schedule, without its stamp; `message` is the message of a new
     task."""
-    text = str(given.period_us) if isinstance(given, Every) else given.expression
-    if isinstance(given, Cron) and given.tz != "UTC":
-        text += f"\n{given.tz}"
+    text = str(schedule.period_us) if isinstance(schedule, Every) else schedule.expression
+    if isinstance(schedule, Cron) and schedule.tz != "UTC":
+        text += f"\n{schedule.tz}"
     head, when, rest = FORMAT << 4 | MISSED.index(missed), text.encode(), message[10:]
     if rest.endswith(DEFAULTS):
         head, rest = head | 4, rest[: -len(DEFAULTS)]
@@ -171,14 +171,14 @@ def _schedule(text: str) -> Cron | Every:
 
 
 @lru_cache(maxsize=4096)
-def _next_after(given: Cron | Every, moment_us: int) -> int:
-    next_us = given.next_after(moment_us)
+def _next_after(schedule: Cron | Every, moment_us: int) -> int:
+    next_us = schedule.next_after(moment_us)
     return NEVER_US if next_us is None else next_us
 
 
-def next_tick(given: Cron | Every, moment_us: int) -> int:
+def next_tick(schedule: Cron | Every, moment_us: int) -> int:
     """Return the first tick after the moment, NEVER_US without one."""
-    return _next_after(given, moment_us)
+    return _next_after(schedule, moment_us)
 
 
 def ticks_of(row: StoredRow, content: Content, now_us: int) -> Ticks:

@@ -48,9 +48,9 @@ def parse(url: str) -> Address:
     match = _URL.fullmatch(url.strip())
     scheme = re.sub("^valkey", "redis", match[1].lower()) if match else ""
     if match is None or scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
+        schemes = ", ".join(f"{name}://" for name in SCHEMES)
         shown = f"{match[1]}://..." if match else "it" if url else "''"
-        msg = f"url: give e.g. redis://localhost:6379; {shown} does not begin with one of {known}"
+        msg = f"url: give e.g. redis://localhost:6379; {shown} does not begin with one of {schemes}"
         raise ConfigError(msg)
     _, authority, path, query, fragment = match.groups(default="")
     try:
@@ -99,16 +99,16 @@ def _host(text: str, default_port: int, which: str) -> tuple[str, int]:
             raise ValueError(f"{which} is not host:port; write an IPv6 address in []") from None
     if port is not None and port != "":
         if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
-            what = "its port" if which == "its host" else f"{which} is not host:port; the port"
-            raise ValueError(f"{what} is not a number from 0 to 65535")
+            subject = "its port" if which == "its host" else f"{which} is not host:port; the port"
+            raise ValueError(f"{subject} is not a number from 0 to 65535")
         return name, int(port) or default_port
     return name, default_port
 
 
 def _credentials(text: str) -> dict[str, Any]:
     user, _, password = text.partition(":")
-    given = {"username": user, "password": password}
-    return {name: _decoded(value) for name, value in given.items() if value}
+    credentials = {"username": user, "password": password}
+    return {name: _decoded(value) for name, value in credentials.items() if value}
 
 
 def _decoded(text: str, unquoted: Any = unquote) -> str:

@@ -31,8 +31,8 @@ class Outcome:
             "state": change.state, "holder": change.holder, "server": change.server,
             "why": change.why, "at": change.at,
         }  # fmt: skip
-        known = {name: value for name, value in fields.items() if value is not None}
-        return {key: self.id, "queue": self.queue, "outcome": change.outcome, **known}
+        present = {name: value for name, value in fields.items() if value is not None}
+        return {key: self.id, "queue": self.queue, "outcome": change.outcome, **present}
 
 
 def finish(outcomes: Sequence[Outcome], done: str, *, as_json: bool, key: str = "id") -> None:

@@ -143,11 +143,11 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ]  # fmt: skip
 
     @functools.wraps(function)
-    def call(**given: Any) -> Any:
+    def call(**arguments: Any) -> Any:
         for name, kind in groups.items():
             names = [field.name for field in dataclasses.fields(kind)]
-            given[name] = kind(**{field: given.pop(field) for field in names})
-        return function(**given)
+            arguments[name] = kind(**{field: arguments.pop(field) for field in names})
+        return function(**arguments)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -133,8 +133,8 @@ def list_errors(
 
 
 def _filter(type: str | None, newer_than: float | None, group: str | None = None) -> Filter | None:
-    given = Filter(type=type, newer_than=newer_than, group=group)
-    return None if given == Filter() else given
+    filter = Filter(type=type, newer_than=newer_than, group=group)
+    return None if filter == Filter() else filter
 
 
 def _list(
@@ -202,8 +202,8 @@ def _print(groups: Sequence[ErrorGroup], *, whole: bool) -> None:
     for group in groups:
         dead = count_cell(group.states.get(TaskState.DEAD, 0), "red")
         times = [relative(group.first_at), relative(group.last_at)]
-        what = [group.type or "?", group.text, group.where]
-        rows.append([group.id, count_cell(group.count), dead, *what, *times])
+        cells = [group.type or "?", group.text, group.where]
+        rows.append([group.id, count_cell(group.count), dead, *cells, *times])
     print_table(columns, rows, whole=whole)
 
 

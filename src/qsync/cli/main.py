@@ -94,8 +94,8 @@ app: Final = Group(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"qsync {__version__}")
         raise typer.Exit
 

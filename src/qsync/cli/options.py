@@ -313,12 +313,12 @@ class FilterOptions:
         """The filter within a queue; None if every task matches."""
         options = {"type": self.type, "error": self.error, "id": self.id,
                    "older_than": self.older_than, "newer_than": self.newer_than}  # fmt: skip
-        given = {name: value for name, value in options.items() if value is not None}
+        set_options = {name: value for name, value in options.items() if value is not None}
         query = self._parsed.filter or Filter()
-        for name in given:
+        for name in set_options:
             if getattr(query, name) is not None:
                 exit_with(f"the query and --{name.replace('_', '-')} exclude each other", USAGE)
-        selected = msgspec.structs.replace(query, **given)
+        selected = msgspec.structs.replace(query, **set_options)
         return None if selected == Filter() else selected
 
     @property

@@ -131,10 +131,10 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def render(out: Console, what: RenderableType, *, soft_wrap: bool = False) -> str:
+def render(out: Console, renderable: RenderableType, *, soft_wrap: bool = False) -> str:
     """Return what the console prints, without spaces at ends of lines; nothing is cropped."""
     with out.capture() as captured:
-        out.print(what, soft_wrap=soft_wrap, crop=False)
+        out.print(renderable, soft_wrap=soft_wrap, crop=False)
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 

@@ -18,12 +18,12 @@ LOG_INTERVAL_S: Final = 5.0
 """Interval between two texts of a progress, on a terminal and elsewhere."""
 
 
-def confirm(question: str, *, yes: bool, what: str = "deletes data") -> None:
+def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:
     """Ask the user unless `yes` is given; exit if they decline."""
     if yes:
         return
     if not sys.stdin.isatty():
-        exit_with(f"this {what} and there is no terminal to confirm: add --yes", USAGE)
+        exit_with(f"this {effect} and there is no terminal to confirm: add --yes", USAGE)
     if not typer.confirm(question, err=True):
         typer.echo("Nothing was changed.", err=True)
         raise typer.Exit(NOT_DONE)

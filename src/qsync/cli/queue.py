@@ -143,18 +143,18 @@ def purge(
         purged = list(dict.fromkeys(states))
         parts = [purged_with(state, info.states) for state in purged]
         held = sum(count for _, count in parts)
-        what = f"{' and '.join(part for part, _ in parts)} {'task' if held == 1 else 'tasks'}"
-        what += f" of queue {name}"
+        subject = f"{' and '.join(part for part, _ in parts)} {'task' if held == 1 else 'tasks'}"
+        subject += f" of queue {name}"
         deleted = 0
         if not dry_run and held:
-            confirm(f"Delete {held:,} {what}?", yes=yes)
+            confirm(f"Delete {held:,} {subject}?", yes=yes)
             deleted = session.run(_purge(session.inspector, name, purged, held))
     if as_json:
         print_json({"queue": name, "states": purged, "found": held, "deleted": deleted})
     elif dry_run:
-        print_line(f"{held:,} {what} would be deleted")
+        print_line(f"{held:,} {subject} would be deleted")
     else:
-        print_line(f"{deleted:,} {what} deleted")
+        print_line(f"{deleted:,} {subject} deleted")
 
 
 async def _purge(inspector: Inspector, name: str, states: list[TaskState], held: int) -> int:

@@ -134,13 +134,13 @@ def set_bounds(
         if not with_bounds:
             return
         now = session.run(session.inspector.bounds(name)).in_force
-        wanted = Bounds(
+        bounds = Bounds(
             max_tasks=now.max_tasks if max_tasks is None else max_tasks or None,
             max_bytes=now.max_bytes if max_bytes is None else max_bytes or None,
             when_full=when_full or now.when_full,
         )
         change = session.run(
-            session.inspector.set_bounds(name, **msgspec.structs.asdict(wanted), by=author)
+            session.inspector.set_bounds(name, **msgspec.structs.asdict(bounds), by=author)
         )
         if not change.ok:
             session.run(exit_unknown_queue(session.inspector, name))
@@ -179,8 +179,8 @@ def _print_composition(composition: Composition) -> None:
     most = list(composition.types.items())[:TOP]
     if most:
         parts = [f"{name} {number:,}" for name, number in most]
-        left = len(composition.types) - TOP
-        more = f", {left:,} more" if left > 0 else ""
+        hidden = len(composition.types) - TOP
+        more = f", {hidden:,} more" if hidden > 0 else ""
         print_line(f"types of {composition.sampled:,} pending: {', '.join(parts)}{more}")
 
 

@@ -229,8 +229,8 @@ def put(
     With --app, arguments are checked against the function, and the task has the function's options.
     """
     with open_store(store) as session:
-        given = {} if queue is None else {"queue": queue}
-        new_task = task_of(type, payload_of(arguments), given, session.app)
+        options = {} if queue is None else {"queue": queue}
+        new_task = task_of(type, payload_of(arguments), options, session.app)
         put = session.run(
             session.inspector.put_schedule(
                 name, new_task, cron=cron, every=every, tz=tz, missed=cast("Missed", missed)

@@ -82,7 +82,7 @@ def backfill(
             confirm(
                 f"Enqueue {plural(plan.enqueued, 'task')} of schedule {name}?",
                 yes=yes,
-                what="enqueues tasks",
+                effect="enqueues tasks",
             )
             plan = session.run(inspector.backfill(name, queue=owner, start=start, end=end))
     if plan is None:

@@ -164,8 +164,8 @@ def unknown_name(names: Sequence[str], name: str, noun: str, *, if_none: str = "
     close = difflib.get_close_matches(name, names, 1)
     meant = f"; did you mean {close[0]}?" if close else ";"
     more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    known = f"{', '.join(names[:NAMES_SHOWN])}{more}"
-    return f"there is no {noun} {name}{meant} there are: {known}"
+    listed = f"{', '.join(names[:NAMES_SHOWN])}{more}"
+    return f"there is no {noun} {name}{meant} there are: {listed}"
 
 
 async def exit_unknown_queue(inspector: Inspector, name: str) -> NoReturn:

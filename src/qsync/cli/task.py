@@ -212,8 +212,8 @@ def enqueue(
     """
     with open_store(store) as session:
         options = {"queue": queue, "id": id, "delay": delay, **flow.options}
-        given = {name: value for name, value in options.items() if value is not None}
-        new_task = task_of(type, payload_of(arguments), given, session.app)
+        task_options = {name: value for name, value in options.items() if value is not None}
+        new_task = task_of(type, payload_of(arguments), task_options, session.app)
         if dry_run:
             print_line(f"would enqueue a task of type {new_task.type} in queue {new_task.queue}")
             return

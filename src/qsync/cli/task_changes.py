@@ -62,8 +62,8 @@ def retry(
         verb = dry(RETRIED) if dry_run else _run
         change_each(ids, filters.queue, store, as_json, verb, _conditional("pending now", dry_run))
         return
-    known = _checked(state, filters, everything, RETRIED, "retried")
-    _change_matching(_retry_step, known, "pending now", filters, store, as_json, dry_run)
+    states = _checked(state, filters, everything, RETRIED, "retried")
+    _change_matching(_retry_step, states, "pending now", filters, store, as_json, dry_run)
 
 
 def run_waiting(
@@ -75,8 +75,8 @@ def run_waiting(
     as_json: Json = False,
 ) -> None:
     """Run all tasks now that wait for a retry or for their scheduled time."""
-    known = _checked(state, filters, True, WAITING, "run", checked_all=False)
-    _change_matching(_retry_step, known, "pending now", filters, store, as_json, dry_run)
+    states = _checked(state, filters, True, WAITING, "run", checked_all=False)
+    _change_matching(_retry_step, states, "pending now", filters, store, as_json, dry_run)
 
 
 def cancel(
@@ -102,9 +102,9 @@ def cancel(
         verb = dry(CANCELLABLE) if dry_run else _cancel
         change_each(ids, filters.queue, store, as_json, verb, _conditional("cancelled", dry_run))
         return
-    known = _checked(state, filters, everything, CANCELLABLE, "cancelled")
+    states = _checked(state, filters, everything, CANCELLABLE, "cancelled")
     _change_matching(
-        _cancel_step, known, "cancelled", filters, store, as_json, dry_run,
+        _cancel_step, states, "cancelled", filters, store, as_json, dry_run,
         question=None if yes else "Cancel",
     )  # fmt: skip
 
@@ -127,14 +127,14 @@ def delete(
     if ids:
         _refuse_filters(state, filters, everything)
         if not dry_run:
-            what = "task" if len(ids) == 1 else "tasks"
-            confirm(f"Delete {what} {', '.join(ids)}?", yes=yes)
+            noun = "task" if len(ids) == 1 else "tasks"
+            confirm(f"Delete {noun} {', '.join(ids)}?", yes=yes)
         verb = dry(DELETABLE) if dry_run else _delete
         change_each(ids, filters.queue, store, as_json, verb, _conditional("deleted", dry_run))
         return
-    known = _checked(state, filters, everything, DELETABLE, "deleted")
+    states = _checked(state, filters, everything, DELETABLE, "deleted")
     _change_matching(
-        _delete_step, known, "deleted", filters, store, as_json, dry_run,
+        _delete_step, states, "deleted", filters, store, as_json, dry_run,
         question=None if yes else "Delete",
     )  # fmt: skip
 

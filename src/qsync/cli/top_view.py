@@ -222,10 +222,10 @@ def _share_lines(lengths: list[int], height: int | None) -> list[int]:
     """Return how many rows of each table fit; short tables leave their share to the others."""
     if height is None:
         return lengths
-    left = max(0, height - TITLE_LINES - HEADER_LINES * len(lengths))
+    free_lines = max(0, height - TITLE_LINES - HEADER_LINES * len(lengths))
     shares = [0] * len(lengths)
     shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
     for number, index in enumerate(shortest_first):
-        shares[index] = min(lengths[index], left // (len(lengths) - number))
-        left -= shares[index]
+        shares[index] = min(lengths[index], free_lines // (len(lengths) - number))
+        free_lines -= shares[index]
     return shares

@@ -49,10 +49,10 @@ SortTypes = Annotated[
 
 def period_option(names: Iterable[str]) -> Any:
     """Return the option --period of a command that knows these periods."""
-    known = list(names)
+    periods = list(names)
     return typer.Option(
         "--period", metavar="TIME", parser=period_of, show_default=False,
-        autocompletion=lambda: known, help=f"{', '.join(known)}.  [default: 1h]",
+        autocompletion=lambda: periods, help=f"{', '.join(periods)}.  [default: 1h]",
     )  # fmt: skip
 
 

@@ -197,11 +197,11 @@ def _load(
     return app, server
 
 
-def _choose_loop(wanted: bool | None) -> bool:
+def _choose_loop(uvloop: bool | None) -> bool:
     installed = importlib.util.find_spec("uvloop") is not None
-    if wanted and not installed:
+    if uvloop and not installed:
         _refuse(f"--uvloop: uvloop is not installed: {install_command('fast')}")
-    return installed if wanted is None else wanted
+    return installed if uvloop is None else uvloop
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -282,9 +282,9 @@ class AsyncClient(ClientBase):
                 return answers
             reply = await self._reply_to(keys, part, wait, ends)
 
-    async def _enqueue_one(self, keys: QueueKeys, task: NewTask, left: float) -> Enqueued:
+    async def _enqueue_one(self, keys: QueueKeys, task: NewTask, remaining_s: float) -> Enqueued:
         """Send a task in a call of its own; raise its error."""
-        reply = await self._reply_to(keys, (task,), None, ends_in(left))
+        reply = await self._reply_to(keys, (task,), None, ends_in(remaining_s))
         if isinstance(reply, QsyncError):
             raise reply
         return reply[0]

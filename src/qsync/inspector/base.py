@@ -123,9 +123,9 @@ class Base:
         `as_one`: equal changes of several tasks are recorded as one action, with their number. Both
         share their connections; closing one closes the other.
         """
-        other = copy.copy(self)
-        other._actor = Actor(by, new_key() if as_one else b"")
-        return other
+        copied = copy.copy(self)
+        copied._actor = Actor(by, new_key() if as_one else b"")
+        return copied
 
     @property
     def prefix(self) -> str:

@@ -49,8 +49,8 @@ def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase
     """Return what blocks every task of this type and queue, as reason and sentence."""
     blockers: list[tuple[Reason, Phrase]] = []
     if paused is not None:
-        what = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))
-        blockers.append(("paused", what))
+        sentence = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))
+        blockers.append(("paused", sentence))
     if facts.type_pause is not None:
         pause = paused_phrase(facts.type_pause)
         text = phrase("Type %(type)s is %(paused)s.", type=quoted_type(facts), paused=pause)

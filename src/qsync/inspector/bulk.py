@@ -64,15 +64,15 @@ class _BulkMixin(_TasksMixin):
 
         Tasks enqueued or failed after the first step are left alone.
         """
-        known = check_state(state)
-        if known not in WAITING:
+        checked = check_state(state)
+        if checked not in WAITING:
             raise InvalidTask(
                 phrase(
                     "state: %(state)s tasks do not wait for a time; use scheduled or retry",
-                    state=str(known),
+                    state=str(checked),
                 )
             )
-        return await self._run_part(queue, known, filter, cursor)
+        return await self._run_part(queue, checked, filter, cursor)
 
     async def retry_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
@@ -119,14 +119,14 @@ class _BulkMixin(_TasksMixin):
 
         Running tasks have to be cancelled first.
         """
-        known = one_of(DELETABLE, state, "deleted")
-        part = await self._part(queue, known, filter, read_cursor(cursor))
-        event = self._bulk_event("task.delete", known, filter, part)
+        checked = one_of(DELETABLE, state, "deleted")
+        part = await self._part(queue, checked, filter, read_cursor(cursor))
+        event = self._bulk_event("task.delete", checked, filter, part)
         ids = [row.id for row in part.rows]
         deleted = 0
         for start in range(0, len(ids), op_values.MAINTENANCE_BATCH):
             batch = ids[start : start + op_values.MAINTENANCE_BATCH]
-            call = operator_ops.delete(self._keys(queue), batch, stored_in(known))
+            call = operator_ops.delete(self._keys(queue), batch, stored_in(checked))
             deleted += await self._broker.run(recorded(call, event))
         return Step(
             scanned=part.scanned, done=deleted, too_late=len(ids) - deleted, unread=part.unread,
@@ -140,9 +140,9 @@ class _BulkMixin(_TasksMixin):
 
         For running tasks, their servers are ordered to stop them, which counts as done.
         """
-        known = one_of(CANCELLABLE, state, "cancelled")
-        part = await self._part(queue, known, filter, read_cursor(cursor))
-        event = self._bulk_event("task.cancel", known, filter, part)
+        checked = one_of(CANCELLABLE, state, "cancelled")
+        part = await self._part(queue, checked, filter, read_cursor(cursor))
+        event = self._bulk_event("task.cancel", checked, filter, part)
         outcomes = [(await self._cancel(row.id, queue, event)).outcome for row in part.rows]
         done = sum(outcome in ("done", "told") for outcome in outcomes)
         return Step(
@@ -225,12 +225,12 @@ _REFUSALS: Final = {
 
 def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
     """Return the state; raise InvalidTask if its tasks cannot be changed in this way."""
-    known = check_state(state)
-    if known not in states:
+    checked = check_state(state)
+    if checked not in states:
         others = phrase("%(some)s or %(last)s", some=", ".join(states[:-1]), last=str(states[-1]))
         template = _REFUSALS[verb].template
-        raise InvalidTask(phrase(template, state=str(known), states=others))
-    return known
+        raise InvalidTask(phrase(template, state=str(checked), states=others))
+    return checked
 
 
 def _came_us(row: StoredRow, state: TaskState) -> int:

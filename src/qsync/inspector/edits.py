@@ -159,13 +159,13 @@ def _copied(
     options = message.options or StoredOptions()
     delay_us = int(due[1:]) if due.startswith("+") and due != "+0" else None
     at_us = int(due) if due and not due.startswith("+") else None
-    kept = StoredOptions(
+    stored_options = StoredOptions(
         retry_delay=options.retry_delay, timeout_us=options.timeout_us,
         retention_us=options.retention_us, fairness_key=options.fairness_key,
         headers={**(options.headers or {}), COPY_HEADER: origin}, limits=options.limits,
         priority=options.priority, delay_us=delay_us, process_at_us=at_us,
     )  # fmt: skip
     return encode_message(
-        message.type, payload, kept, id=new_id(), nonce=new_nonce(), queue=queue,
+        message.type, payload, stored_options, id=new_id(), nonce=new_nonce(), queue=queue,
         is_value=is_value, retry=message.retry,
     )  # fmt: skip

@@ -92,8 +92,8 @@ def merge_groups(groups: Iterable[ErrorGroup]) -> list[ErrorGroup]:
     """Return one group for each id, the largest first."""
     merged: dict[str, ErrorGroup] = {}
     for group in groups:
-        known = merged.get(group.id)
-        merged[group.id] = group if known is None else _sum(known, group)
+        previous = merged.get(group.id)
+        merged[group.id] = group if previous is None else _sum(previous, group)
     return sorted(merged.values(), key=lambda group: (-group.count, group.id))
 
 
@@ -114,8 +114,8 @@ def _number(moment: datetime | None) -> float:
     return 0.0 if moment is None else moment.timestamp()
 
 
-def _added(counts: Mapping[K, int], other: Mapping[K, int]) -> dict[K, int]:
-    return {key: counts.get(key, 0) + other.get(key, 0) for key in {**counts, **other}}
+def _added(counts: Mapping[K, int], added: Mapping[K, int]) -> dict[K, int]:
+    return {key: counts.get(key, 0) + added.get(key, 0) for key in {**counts, **added}}
 
 
 def _bounded(counts: dict[str, int]) -> dict[str, int]:

@@ -40,13 +40,13 @@ class _ErrorsMixin(_BulkMixin):
         an older version of qsync wrote their records, 250. Pass the returned cursor to read the
         next part, and merge the parts by `merge_groups`.
         """
-        known = one_of(FAILING, state, "grouped by error")
+        checked = one_of(FAILING, state, "grouped by error")
         type = None if filter is None else filter.type
         if filter is None or filter == Filter(type=type):  # all tasks of an error have one type
-            part = await self._counted_part(queue, known, cursor)
+            part = await self._counted_part(queue, checked, cursor)
             groups = [group for group in part.groups if type is None or fits(type, group.type)]
             return msgspec.structs.replace(part, groups=groups)
-        rest = await self._part(queue, known, filter, read_cursor(cursor))
+        rest = await self._part(queue, checked, filter, read_cursor(cursor))
         groups = merge_groups(group_of(queue, decode_row(row)) for row in rest.rows)
         return ErrorPart(groups=groups, scanned=rest.scanned, cursor=rest.cursor)
 
@@ -91,14 +91,14 @@ class _ErrorsMixin(_BulkMixin):
 
 def _add(groups: dict[str, ErrorGroup], queue: str, state: TaskState, error: CountedError) -> None:
     """Add the tasks that a call has counted to the group of their error."""
-    known = groups.get(error.fingerprint)
-    if known is None:
+    previous = groups.get(error.fingerprint)
+    if previous is None:
         if error.sample is None:
             return
-        known = group_of(queue, decode_row(error.sample))
-        counted = _counted(known, queue, state, error)
+        previous = group_of(queue, decode_row(error.sample))
+        counted = _counted(previous, queue, state, error)
     else:
-        [counted] = merge_groups([known, _counted(known, queue, state, error)])
+        [counted] = merge_groups([previous, _counted(previous, queue, state, error)])
     groups[error.fingerprint] = counted
 
 

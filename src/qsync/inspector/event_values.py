@@ -118,10 +118,12 @@ def describe(state: str, filter: Filter | None) -> str:
 
     Of arguments only the names: a dashboard may mask their values.
     """
-    given = {} if filter is None else msgspec.structs.asdict(filter)
-    given |= {"args": [path for path, _ in given.get("args", ())]}
+    filter_fields = {} if filter is None else msgspec.structs.asdict(filter)
+    filter_fields |= {"args": [path for path, _ in filter_fields.get("args", ())]}
     fields = [
-        f"{name.replace('_', ' ')}: {_written(value)}" for name, value in given.items() if value
+        f"{name.replace('_', ' ')}: {_written(value)}"
+        for name, value in filter_fields.items()
+        if value
     ]
     return ", ".join([state, *fields])
 

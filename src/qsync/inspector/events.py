@@ -86,14 +86,14 @@ def _check_limit(limit: int) -> None:
 
 def _check_action(action: str | None) -> str | None:
     """Return the action or kind of actions. Raise InvalidTask if there is none of this name."""
-    known = [*ACTIONS, *dict.fromkeys(name.partition(".")[0] for name in ACTIONS)]
-    if action is None or action in known:
+    names = [*ACTIONS, *dict.fromkeys(name.partition(".")[0] for name in ACTIONS)]
+    if action is None or action in names:
         return action
     raise InvalidTask(
         phrase(
             "action: %(value)s is not recorded%(hint)s; there are %(actions)s, and kinds such as "
             "'queue'",
-            value=shorten(action), hint=did_you_mean(action, known), actions=", ".join(ACTIONS),
+            value=shorten(action), hint=did_you_mean(action, names), actions=", ".join(ACTIONS),
         )
     )  # fmt: skip
 

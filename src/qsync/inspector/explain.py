@@ -223,12 +223,12 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     ran = timedelta(microseconds=max(0, located.now_us - since_us)) if since_us else None
     sentences = [running_sentence(server, ran, facts.task.options.timeout_us)]
     reasons: list[Reason] = ["active"]
-    left = timedelta(microseconds=max(0.0, shown.score - located.now_us))
+    lease_left = timedelta(microseconds=max(0.0, shown.score - located.now_us))
     if shown.score <= located.now_us:
         reasons = ["lapsed"]
         sentences.append(DIED if shown.score < 0 else EXPIRED)
     else:
-        sentences.append(lease_sentence(left, any(row.id == server for row in facts.servers)))
+        sentences.append(lease_sentence(lease_left, any(row.id == server for row in facts.servers)))
     if shown.cancel is not None:
         reasons.append("cancelled")
         sentences.append(phrase("Its cancellation was requested."))

@@ -127,14 +127,16 @@ def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | 
     return phrase("%(text)s.", text=text)
 
 
-def lease_sentence(left: timedelta, is_alive: bool) -> Phrase:
+def lease_sentence(remaining: timedelta, is_alive: bool) -> Phrase:
     """Return when the lease of a running task expires, whose server is alive or not."""
     if is_alive:
-        return phrase("Its lease expires in %(length)s unless the server renews it.", length=left)
+        return phrase(
+            "Its lease expires in %(length)s unless the server renews it.", length=remaining
+        )
     return phrase(
         "The server stopped responding. The task is recovered when its lease expires, in "
         "%(length)s.",
-        length=left,
+        length=remaining,
     )
 
 

@@ -115,9 +115,9 @@ def _info(
     limit, name = state.limit, limit_name(state.limit)
     program, operator = rules.get(name), None
     set_for = limit if limit in operators else name
-    if (given := operators.get(set_for)) is not None:
-        set_at = from_us(given.at_us) if given.at_us else None
-        operator = OperatorRule(limit=set_for, rule=given.rule, by=given.by, at=set_at)
+    if (stored := operators.get(set_for)) is not None:
+        set_at = from_us(stored.at_us) if stored.at_us else None
+        operator = OperatorRule(limit=set_for, rule=stored.rule, by=stored.by, at=set_at)
     closed_us, opens_us = state.closed_until_us, state.opens_at_us
     return LimitInfo(
         queue=queue,

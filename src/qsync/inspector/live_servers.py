@@ -91,11 +91,11 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
     )
 
 
-def _decoded(data: bytes | None, type: type[T], other: T) -> T:
+def _decoded(data: bytes | None, type: type[T], default: T) -> T:
     try:
         value: T = codec.decode(data or b"", type)
     except codec.CodecError:
-        return other
+        return default
     return value
 
 

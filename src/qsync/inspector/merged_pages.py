@@ -42,15 +42,15 @@ class _TaskListsMixin(_TasksMixin):
         active tasks come queue by queue, each in its queue's order. Use a `cursor` with the same
         queues only.
         """
-        known = check_state(state)
+        checked = check_state(state)
         if newest_first is None:
-            newest_first = known in (TaskState.DEAD, TaskState.COMPLETED)
-        if known in _BY_QUEUE:
-            return await self._in_turn(queues, known, limit, cursor, filter, newest_first)
+            newest_first = checked in (TaskState.DEAD, TaskState.COMPLETED)
+        if checked in _BY_QUEUE:
+            return await self._in_turn(queues, checked, limit, cursor, filter, newest_first)
         pages: list[Page] = []
         for start in range(0, len(queues), _CONCURRENT):
             calls = [
-                self.tasks(queue, known, limit=limit, cursor=cursor, filter=filter,
+                self.tasks(queue, checked, limit=limit, cursor=cursor, filter=filter,
                            newest_first=newest_first)
                 for queue in queues[start : start + _CONCURRENT]
             ]  # fmt: skip

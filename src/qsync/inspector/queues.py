@@ -99,8 +99,8 @@ class _QueuesMixin(_LiveServersMixin):
         if type(days) is not int or not 0 <= days <= DAYS:
             raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {DAYS}")
         shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
-        known = any(shown.states.values()) or await self._is_queue(name)
-        return self._queue_info(name, shown, days) if known else None
+        exists = any(shown.states.values()) or await self._is_queue(name)
+        return self._queue_info(name, shown, days) if exists else None
 
     def _queue_info(self, name: str, shown: views.QueueSnapshot, days: int = 0) -> QueueInfo:
         counters = {counter: shown.stats.get(counter, 0) for counter in COUNTERS}
@@ -150,22 +150,22 @@ class _QueuesMixin(_LiveServersMixin):
         the last task that the state held at the first step. A step blocks the store for a few
         milliseconds at most. InvalidTask for `active`: cancel running tasks instead.
         """
-        known, place = check_state(state), read_cursor(cursor)
-        if known is TaskState.CANCELLED:
+        checked, place = check_state(state), read_cursor(cursor)
+        if checked is TaskState.CANCELLED:
             raise InvalidTask(
                 phrase(
                     "state: %(state)s tasks are stored with completed ones; purge 'completed'",
                     state=str(state),
                 )
             )
-        if known not in PURGED:
+        if checked not in PURGED:
             raise InvalidTask(
                 phrase("state: %(state)s tasks are running; cancel them instead", state=str(state))
             )
         last = None if place is None else place.place
         key = place.action if place is not None and place.action else new_key()
-        event = self._actor.event("queue.purge", detail=known, key=key)
-        call = operator_ops.purge(self._keys(queue), known, last=last)
+        event = self._actor.event("queue.purge", detail=checked, key=key)
+        call = operator_ops.purge(self._keys(queue), checked, last=last)
         purged = await self._broker.run(recorded(call, event))
         return Step(
             scanned=purged.deleted,
@@ -185,30 +185,34 @@ class _QueuesMixin(_LiveServersMixin):
         serving = next((server.id for server in servers if server.takes(queue)), None)
         if serving is not None:
             return Forgotten(outcome="served", server=serving)
-        known = await self._is_queue(queue)
+        existed = await self._is_queue(queue)
         deleted = await self._purge_any(queue) if force else 0
-        left = await self._broker.run(operator_ops.delete_queue(self._keys(queue), force=force))
-        gone = not left and (known or deleted > 0)
+        remaining = await self._broker.run(
+            operator_ops.delete_queue(self._keys(queue), force=force)
+        )
+        gone = not remaining and (existed or deleted > 0)
         # The queue's own record goes with it, so these actions belong to none.
         await self._record("queue.purge", queue, number=deleted)
         await self._record("queue.delete", queue, number=int(gone))
-        if left:
-            return await self._not_forgotten(queue, force, deleted, left)
+        if remaining:
+            return await self._not_forgotten(queue, force, deleted, remaining)
         await self._broker.run(registry_ops.unregister(self._globals, [queue]))
         return Forgotten(outcome="done" if gone else "not_found", deleted=deleted)
 
-    async def _not_forgotten(self, queue: str, force: bool, deleted: int, left: int) -> Forgotten:
+    async def _not_forgotten(
+        self, queue: str, force: bool, deleted: int, remaining: int
+    ) -> Forgotten:
         if not force:
-            return Forgotten(outcome="not_empty", left=left)
+            return Forgotten(outcome="not_empty", left=remaining)
         if deleted:
-            return Forgotten(outcome="more", deleted=deleted, left=left)
+            return Forgotten(outcome="more", deleted=deleted, left=remaining)
         counts = await self._broker.run(views.counts(self._keys(queue)))
         running = counts.states[TaskState.ACTIVE]
         if any(count for state, count in counts.states.items() if state in PURGED):
-            return Forgotten(outcome="more", left=left)  # new tasks arrived meanwhile
+            return Forgotten(outcome="more", left=remaining)  # new tasks arrived meanwhile
         if running:
             return Forgotten(outcome="running", left=running)
-        return Forgotten(outcome="not_empty", left=left)  # damaged: messages without a state
+        return Forgotten(outcome="not_empty", left=remaining)  # damaged: messages without a state
 
     async def _purge_any(self, queue: str) -> int:
         """Delete about 500 tasks in any state, including active ones with an expired lease."""

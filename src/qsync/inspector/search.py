@@ -180,10 +180,12 @@ class _SearchMixin(_BulkMixin):
             if states and state not in states:
                 continue
             for name, snapshot in snapshots.items():
-                kept = sum(snapshot.states[ended] for ended in ENDED)
+                ended_count = sum(snapshot.states[ended] for ended in ENDED)
                 count = snapshot.states[state]
                 if count:
-                    targets.append(_Target(state, name, count, kept if state in ENDED else count))
+                    targets.append(
+                        _Target(state, name, count, ended_count if state in ENDED else count)
+                    )
         return now_us, targets, later
 
     async def _names(self, patterns: Sequence[str]) -> list[str]:

@@ -129,8 +129,8 @@ def _term(text: str) -> Term:
         return Term("", value, text)
     name, path, value = match[1], match[2] or "", match[3].replace('"', "")
     key = f"{name}{path}"
-    known = bool(path) if name == "args" else name in KEYS and not path
-    if not known:
+    valid = bool(path) if name == "args" else name in KEYS and not path
+    if not valid:
         names = ", ".join(f"{name}:" for name in KEYS)
         problem = phrase(
             "Unknown key “%(key)s”; use %(names)s, or put the text in quotation marks.",

@@ -217,7 +217,7 @@ def _state_events(task: DecodedTask) -> list[Event]:
 
 
 def _ended(task: DecodedTask, until: datetime) -> list[Event]:
-    what = "completed" if task.shown.cancel is None else "cancelled"
+    outcome = "completed" if task.shown.cancel is None else "cancelled"
     kept_us = task.options.retention_us
     ended = None if kept_us is None else from_us(task.shown.score - kept_us)
-    return [Event(at=ended, what=what), Event(at=until, what="kept until")]
+    return [Event(at=ended, what=outcome), Event(at=until, what="kept until")]

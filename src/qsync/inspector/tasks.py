@@ -17,7 +17,7 @@ from qsync.broker import (
     views,
 )
 from qsync.broker.event_ops import recorded
-from qsync.broker.stored_task import StoredTask
+from qsync.broker.stored_task import StoredTask, state_of
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
@@ -72,12 +72,12 @@ class _TasksMixin(Base):
         cursor. InvalidTask if the limit is not from 1 to 100, or the state or the cursor is
         invalid.
         """
-        known, after = check_state(state), read_cursor(cursor)
+        checked, after = check_state(state), read_cursor(cursor)
         _check_limit(limit)
-        is_kept = known in ENDED_WELL
-        backwards = is_kept or known is TaskState.DEAD if newest_first is None else newest_first
-        stored = TaskState.COMPLETED if is_kept else known
-        narrowed = filter is not None or known is TaskState.CANCELLED
+        is_kept = checked in ENDED_WELL
+        backwards = is_kept or checked is TaskState.DEAD if newest_first is None else newest_first
+        stored = TaskState.COMPLETED if is_kept else checked
+        narrowed = filter is not None or checked is TaskState.CANCELLED
         keys, place = self._keys(queue), None if after is None else after.place
         rows: list[TaskRow] = []
         scanned = total = unread = 0
@@ -91,7 +91,7 @@ class _TasksMixin(Base):
                 task = decode_row(row)
                 scanned, place = scanned + 1, row.place
                 unread += is_unread(filter, task)
-                if stored_task.state_of(row.shown) is known and matches(filter, task, page.now_us):
+                if state_of(row.shown) is checked and matches(filter, task, page.now_us):
                     rows.append(row_of(queue, task))
                 if len(rows) == limit:
                     more = more or index + 1 < len(page.rows)
@@ -100,7 +100,7 @@ class _TasksMixin(Base):
                 break
         end = None if not more or place is None else cursor_at(place)
         if is_kept:  # completed and cancelled tasks are stored in one set
-            total = (await self._broker.run(views.counts(keys))).states[known]
+            total = (await self._broker.run(views.counts(keys))).states[checked]
         return Page(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
@@ -181,8 +181,8 @@ class _TasksMixin(Base):
             )
             return Change(outcome="told", state=TaskState.ACTIVE, server=server)
         if outcome == "cancelled":
-            kept = None if retention_us is None else TaskState.CANCELLED
-            return Change(outcome="done", state=kept)
+            state = None if retention_us is None else TaskState.CANCELLED
+            return Change(outcome="done", state=state)
         return await self._where(id, queue)
 
     async def reschedule_task(

@@ -71,10 +71,10 @@ class History:
     """The counts of types: stored blocks, and reports that are not in them yet."""
 
     def __init__(
-        self, blocks: Mapping[str, bytes | None], reports: Mapping[str, bytes], known: Iterable[str]
+        self, blocks: Mapping[str, bytes | None], reports: Mapping[str, bytes], types: Iterable[str]
     ) -> None:
         self._blocks = {field: data for field, data in blocks.items() if data}
-        self._fresh = merged_reports(reports, known)
+        self._fresh = merged_reports(reports, types)
         self._starts = merge_starts(
             decode_starts(blocks.get(STARTS_FIELD)), reported_starts(reports), 0
         )
@@ -97,8 +97,8 @@ class History:
         for field in fields_of(type, steps):
             base = int(field[1:].partition(":")[0]) * (60 if minutes == 1 else 24)
             per_step = 24 if minutes > 60 else 1
-            wanted = range(steps.first * per_step - base, (steps.last + 1) * per_step - base)
-            for period, counts in decode_block(self._blocks.get(field), wanted).items():
+            numbers = range(steps.first * per_step - base, (steps.last + 1) * per_step - base)
+            for period, counts in decode_block(self._blocks.get(field), numbers).items():
                 parts_of.setdefault((base + period) // per_step, []).append(counts)
         for minute, counts in self._fresh.get(type, {}).items():
             parts_of.setdefault(minute // minutes, []).append(counts)

@@ -63,11 +63,11 @@ class _TypesMixin(Base):
         pending, pending_of = await self._sample(queue, TaskState.PENDING)
         dead, dead_of = await self._sample(queue, TaskState.DEAD)
         directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
-        known = decode_directory(directory.blocks[DIRECTORY]).types
+        type_ids = decode_directory(directory.blocks[DIRECTORY]).types
         steps = steps_of(period, directory.now_us)
-        fields = [field for type in known for field in fields_of(type, steps)]
-        history = await self._history(queue, fields, known)
-        names = sorted({*known, *history.fresh_types, *paused, *pending_of, *dead_of})
+        fields = [field for type in type_ids for field in fields_of(type, steps)]
+        history = await self._history(queue, fields, type_ids)
+        names = sorted({*type_ids, *history.fresh_types, *paused, *pending_of, *dead_of})
         seconds = steps.span.minutes * 60 * steps.span.number
 
         def infos() -> list[TypeInfo]:
@@ -103,12 +103,12 @@ class _TypesMixin(Base):
         keys = self._keys(queue)
         paused = {each.type: each for each in await self.paused_types(queue)}.get(type)
         directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
-        known = decode_directory(directory.blocks[DIRECTORY]).types
+        type_ids = decode_directory(directory.blocks[DIRECTORY]).types
         steps = steps_of(period, directory.now_us)
         before = steps.earlier()
-        wanted: list[Steps] = [steps, *([before] if before else [])]
-        fields = [field for each in wanted for field in fields_of(type, each)]
-        history = await self._history(queue, [*fields, STARTS_FIELD], known)
+        periods: list[Steps] = [steps, *([before] if before else [])]
+        fields = [field for each in periods for field in fields_of(type, each)]
+        history = await self._history(queue, [*fields, STARTS_FIELD], type_ids)
         counts, points = history.counts(type, steps), history.points(type, steps)
         since_us = datetime_us("at", points[0].at)
         return TypeStats(
@@ -125,7 +125,9 @@ class _TypesMixin(Base):
             waiting=paused.waiting if paused else 0,
         )
 
-    async def _history(self, queue: str, fields: Sequence[str], known: dict[str, int]) -> History:
+    async def _history(
+        self, queue: str, fields: Sequence[str], type_ids: dict[str, int]
+    ) -> History:
         """Read fields of the statistics, and the reports that are not in them yet."""
         keys, at_once = self._keys(queue), type_stats_ops.FIELDS_READ
         unique = list(dict.fromkeys(fields))
@@ -141,7 +143,7 @@ class _TypesMixin(Base):
         blocks = {field: data for part in parts for field, data in part.blocks.items()}
         reports = {field: data for part in parts for field, data in part.reports.items()}
         # In a thread: a hundred types take tens of milliseconds.
-        return await asyncio.to_thread(History, blocks, reports, known)
+        return await asyncio.to_thread(History, blocks, reports, type_ids)
 
     async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
         """Count the first tasks of a state by type."""

@@ -19,11 +19,11 @@ def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
         return [None] * count
     if type(value) in NEVER_RUN:
         raise never_run(value)
-    what = "return None, or a list with a result or an exception for each task, in their order"
+    hint = "return None, or a list with a result or an exception for each task, in their order"
     if not isinstance(value, list | tuple):
         name = type(value).__name__
-        raise WrongOutcomes(f"the batch handler returned a value of type {name}: {what}")
+        raise WrongOutcomes(f"the batch handler returned a value of type {name}: {hint}")
     if len(value) != count:
         tasks = "1 task" if count == 1 else f"{count} tasks"
-        raise WrongOutcomes(f"the batch handler returned {len(value)} results for {tasks}: {what}")
+        raise WrongOutcomes(f"the batch handler returned {len(value)} results for {tasks}: {hint}")
     return [never_run(outcome) if type(outcome) in NEVER_RUN else outcome for outcome in value]

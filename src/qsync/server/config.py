@@ -51,13 +51,13 @@ def new_server_id() -> str:
     return os.urandom(12).hex()
 
 
-def holder_of(given: str | None, server_id: str) -> str:
+def holder_of(name: str | None, server_id: str) -> str:
     """Return the holder name for the server's leases: its id, with a random suffix if it was given.
 
     A given id, such as a host name, may be used again after a restart, or by two servers at once.
     The suffix keeps their leases apart; each holder numbers its fetches from 1.
     """
-    return server_id if given is None else f"{server_id}~{os.urandom(4).hex()}"
+    return server_id if name is None else f"{server_id}~{os.urandom(4).hex()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,16 +213,16 @@ def config_of(options: Mapping[str, Any], *others: str) -> Config:
 
     `others` are further options of the caller, to name in the message.
     """
-    known = [*others, *Config.__dataclass_fields__]
+    names = [*others, *Config.__dataclass_fields__]
     for name in options:
-        if name in known:
+        if name in names:
             continue
         if name in Task.__struct_fields__:
             raise ConfigError(f"{name}: an option of tasks; give it there, @app.task({name}=...)")
         whose = "Qsync" if others else "a server"
-        meant = did_you_mean(name, known)
+        meant = did_you_mean(name, names)
         use = f"{meant} Use" if meant else "; use"
-        raise ConfigError(f"{name}: unknown option of {whose}{use} one of {', '.join(known)}")
+        raise ConfigError(f"{name}: unknown option of {whose}{use} one of {', '.join(names)}")
     return Config(**options)
 
 

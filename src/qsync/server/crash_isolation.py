@@ -103,9 +103,9 @@ class CrashIsolation:
 
     def drop_ended(self, now: float) -> bool:
         """Remove ended suspects from `together`; return whether there were any."""
-        left = {suspect for suspect in self.together if suspect.phase is not RELEASED}
-        ended = len(left) < len(self.together)
-        self.together = left
+        remaining = {suspect for suspect in self.together if suspect.phase is not RELEASED}
+        ended = len(remaining) < len(self.together)
+        self.together = remaining
         self._add_up(now)
         return ended
 

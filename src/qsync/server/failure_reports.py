@@ -66,16 +66,16 @@ class Failures:
         if isinstance(record, Retried):
             fields["retry_in_s"] = record.delay_us / 1_000_000
         if isinstance(error, Retry) and not dead:
-            level, what = logging.INFO, f"will run again, {attempt}"
+            level, outcome = logging.INFO, f"will run again, {attempt}"
         elif isinstance(error, SkipRetry):
-            level, what = logging.WARNING, f"is dead by its own decision, {attempt}"
+            level, outcome = logging.WARNING, f"is dead by its own decision, {attempt}"
         elif dead:
-            level, what = logging.ERROR, f"is dead: failed, {attempt}"
+            level, outcome = logging.ERROR, f"is dead: failed, {attempt}"
         else:
-            level, what = logging.WARNING, f"failed, {attempt}"
+            level, outcome = logging.WARNING, f"failed, {attempt}"
         asked = (isinstance(error, Retry) and not dead) or isinstance(error, SkipRetry)
         detail = "message" if (asked or brief) and self._detail == "traceback" else self._detail
-        log_error(log, level, f"{_name(leased)} {what}", error, detail, fields)
+        log_error(log, level, f"{_name(leased)} {outcome}", error, detail, fields)
         if self._on_error is not None and leased.info is not None and not asked:
             info = replace(leased.info, final=dead)
             task = self._loop.create_task(self._tell(error, info))
@@ -89,8 +89,8 @@ class Failures:
         delay_s = error.delay_us / 1_000_000
         fields = {**leased.fields, "snoozed_for_s": delay_s}
         detail: LogErrors = "message" if self._detail == "traceback" else self._detail
-        what = f"is snoozed for {delay_s:g} s"
-        log_error(log, logging.INFO, f"{_name(leased)} {what}", error, detail, fields)
+        outcome = f"is snoozed for {delay_s:g} s"
+        log_error(log, logging.INFO, f"{_name(leased)} {outcome}", error, detail, fields)
 
     def died(self, leased: LeasedTask, why: str) -> None:
         """Log a task that is dead although no attempt failed."""
@@ -123,10 +123,10 @@ class Failures:
 
     def _similar(self, type: str) -> str:
         """Return a hint if a known type differs only in its package; else an empty string."""
-        for known in self._invoker.types():
-            if known.endswith(f".{type}") or type.endswith(f".{known}"):
+        for handled in self._invoker.types():
+            if handled.endswith(f".{type}") or type.endswith(f".{handled}"):
                 return (
-                    f". It has one for {printable(known)}: import the module by the same name "
+                    f". It has one for {printable(handled)}: import the module by the same name "
                     "where tasks are enqueued and where they run"
                 )
         return ""

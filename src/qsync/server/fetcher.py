@@ -325,9 +325,9 @@ class Fetcher:
         cluster = self._broker.address.kind == "cluster"
         for group in [[call] for call in calls] if cluster else [calls]:
             task = self._spawn(self._send_fetches(group))
-            for queue, wanted in group:
-                queue.requested, queue.sent_at = wanted, boot_s()
-                self._timing.free[queue.name] = min(wanted, self._timing.open_slots())
+            for queue, count in group:
+                queue.requested, queue.sent_at = count, boot_s()
+                self._timing.free[queue.name] = min(count, self._timing.open_slots())
                 self._in_flight[queue.name] = task
                 # A wake from now on may be for a task that this fetch does not see.
                 self._timing.woken.discard(queue.name)
@@ -338,20 +338,20 @@ class Fetcher:
             sent = boot_s()
             calls = []
             repeated = set()
-            for queue, wanted in group:
+            for queue, count in group:
                 if queue.in_flight is not None:
                     repeated.add(queue.name)
-                calls.append(self._call(queue, wanted))
+                calls.append(self._call(queue, count))
             answers = await self._broker.run_many(calls)
             runs = []
-            for (queue, wanted), answer in zip(group, answers, strict=True):
+            for (queue, count), answer in zip(group, answers, strict=True):
                 if isinstance(answer, QsyncError):
                     self._failed(queue, answer)
                 else:
                     leased = await self._handle_result(
-                        queue, wanted, answer, sent, repeated=queue.name in repeated
+                        queue, count, answer, sent, repeated=queue.name in repeated
                     )
-                    runs.append((leased, wanted))
+                    runs.append((leased, count))
             self._runner.submit(interleave(runs))
         finally:
             for queue, _ in group:
@@ -389,13 +389,13 @@ class Fetcher:
     # The answer to a fetch.
 
     async def _handle_result(
-        self, queue: QueueState, wanted: int, fetched: FetchResult, sent: float, *, repeated: bool
+        self, queue: QueueState, count: int, fetched: FetchResult, sent: float, *, repeated: bool
     ) -> list[LeasedTask]:
         received = boot_s()
         token = f"{self._holder}/{queue.number}"
         leased_at = queue.in_flight.since if repeated and queue.in_flight is not None else sent
         queue.in_flight = None
-        self._note_result(queue, wanted, fetched, sent, received, repeated=repeated)
+        self._note_result(queue, count, fetched, sent, received, repeated=repeated)
         leased = hold(
             queue, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
         )
@@ -416,7 +416,7 @@ class Fetcher:
         return leased
 
     def _note_result(
-        self, queue: QueueState, wanted: int, fetched: FetchResult, sent: float, received: float, *,
+        self, queue: QueueState, count: int, fetched: FetchResult, sent: float, received: float, *,
         repeated: bool,
     ) -> None:  # fmt: skip
         """Record what a result says about its queue."""
@@ -438,10 +438,10 @@ class Fetcher:
         # Upkeep may have made tasks pending without a wake, so don't wait for one.
         if fetched.left or fetched.left_for_free:
             queue.exhausted = False
-        elif wanted and not (repeated or fetched.more):
+        elif count and not (repeated or fetched.more):
             queue.exhausted = queue.name not in self._timing.woken
-        if wanted and not repeated and (fetched.left or not fetched.more):
-            self._timing.shares.note_fetch(queue.name, wanted, len(fetched.ids), left=fetched.left)
+        if count and not repeated and (fetched.left or not fetched.more):
+            self._timing.shares.note_fetch(queue.name, count, len(fetched.ids), left=fetched.left)
         self._leases.see_generation(queue, fetched.generation)
 
 

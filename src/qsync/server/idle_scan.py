@@ -249,8 +249,8 @@ class BusyQueues:
         return failed
 
     def _apply_check(self, queue: QueueState, check: WorkCheck | IdleCheck, now: float) -> None:
-        other = queue.generation is not None and check.generation != queue.generation
-        if check.due or other or now >= self._slow_at[queue.name]:
+        data_lost = queue.generation is not None and check.generation != queue.generation
+        if check.due or data_lost or now >= self._slow_at[queue.name]:
             self.due.add(queue.name)
         elif not check.waits:
             return

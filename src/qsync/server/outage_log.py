@@ -69,11 +69,11 @@ class Outage:
         else:
             log.warning("the store accepts all commands again, after %s", lasted)
 
-    def note(self, what: str, error: QsyncError) -> None:
+    def note(self, action: str, error: QsyncError) -> None:
         """Log a failure that is not retried; during an outage only at level DEBUG."""
         with self._lock:
-            known = type(error) is StoreUnavailable and StoreUnavailable in self.parts.values()
-        log.log(logging.DEBUG if known else logging.WARNING, "cannot %s: %s", what, error)
+            repeated = type(error) is StoreUnavailable and StoreUnavailable in self.parts.values()
+        log.log(logging.DEBUG if repeated else logging.WARNING, "cannot %s: %s", action, error)
 
 
 def _length_text(seconds: float) -> str:

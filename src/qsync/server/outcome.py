@@ -52,12 +52,12 @@ Settlement = Retried | Killed | Back | LeaseRef
 
 def never_run(value: Any) -> NeverRun:
     """Close a coroutine or generator that a handler returned, and return the error for it."""
-    what = type(value).__name__.replace("_", " ")
+    kind = type(value).__name__.replace("_", " ")
     if not isinstance(value, AsyncGeneratorType):
         value.close()  # it has not started, so this runs none of its code
-    hint = "await it, or make the handler `async def`" if what == "coroutine" else "do not yield"
-    article = "an" if what.startswith("a") else "a"
-    return NeverRun(f"the handler returned {article} {what}, whose body did not run: {hint}")
+    hint = "await it, or make the handler `async def`" if kind == "coroutine" else "do not yield"
+    article = "an" if kind.startswith("a") else "a"
+    return NeverRun(f"the handler returned {article} {kind}, whose body did not run: {hint}")
 
 
 def failed(
@@ -137,8 +137,8 @@ def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: Re
         policy = lambda *_: asked  # noqa: E731 - an invalid delay then falls back to the default
     elif options and options.retry_delay is not None:
         policy = policy_of(options.retry_delay)
-    known = error if isinstance(error, Exception) else RuntimeError(class_name(error))
-    return math.ceil(retry_delay(policy, attempt, known) * 1_000_000)
+    exception = error if isinstance(error, Exception) else RuntimeError(class_name(error))
+    return math.ceil(retry_delay(policy, attempt, exception) * 1_000_000)
 
 
 def policy_of(stored: int | tuple[int, ...] | ExponentialBackoff) -> RetryPolicy:

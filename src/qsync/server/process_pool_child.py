@@ -177,7 +177,7 @@ def _stack(thread: int) -> str:
     return _valid(stack_text(called[-DEPTH_LIMIT:], STACK_LIMIT))
 
 
-def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
+def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
     """Return import path and task of the request with this ticket; skip requests without one."""
     while True:
         head = requests.read(10)
@@ -185,7 +185,7 @@ def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
             raise SystemExit  # the server has closed the socket
         size, length, ticket = struct.unpack(">IH4s", head)
         body = requests.read(size)
-        if ticket == wanted:
+        if ticket == expected:
             return body[:length].decode(), body[length:]
 
 

@@ -18,12 +18,12 @@ def original_of(raised: Raised) -> Exception | None:
     Return None if this process knows none of its classes, or if it is not an Exception.
     """
     for module, name in raised.classes:
-        known = _find(module, name)
-        if known is Exception:
+        error_class = _find(module, name)
+        if error_class is Exception:
             return None
-        if known is not None:
+        if error_class is not None:
             exact = (module, name) == tuple(raised.classes[0])
-            return _make(known, raised, exact=exact)
+            return _make(error_class, raised, exact=exact)
     return None
 
 
@@ -34,10 +34,10 @@ def _find(module: str, name: str) -> type[Exception] | None:
     return value if isinstance(value, type) and issubclass(value, Exception) else None
 
 
-def _make(known: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:
+def _make(error_class: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:
     """Make the exception without `__init__`, whose parameters are unknown; set the attributes."""
     try:
-        error = _filled(known, raised)
+        error = _filled(error_class, raised)
         if exact and str(error) == raised.text:
             return error
     except Exception:  # the program's class may raise anything
@@ -45,14 +45,14 @@ def _make(known: type[Exception], raised: Raised, *, exact: bool) -> Exception |
     try:
         text = raised.text
         names = {"__str__": lambda self: text, "__module__": raised.classes[0][0]}
-        named = type(raised.name.rpartition(".")[2], (known,), names)
+        named = type(raised.name.rpartition(".")[2], (error_class,), names)
         return _filled(named, raised)
     except Exception:
         return None
 
 
-def _filled(known: type[Exception], raised: Raised) -> Exception:
-    error = known.__new__(known, *raised.args)
+def _filled(error_class: type[Exception], raised: Raised) -> Exception:
+    error = error_class.__new__(error_class, *raised.args)
     error.args = tuple(raised.args)
     for name, value in raised.attributes.items():
         setattr(error, name, value)

@@ -31,13 +31,13 @@ class Entry:
 
     def missed(self, tick_us: int | None, now_us: int) -> tuple[int, int] | None:
         """Return the last and the first tick before `tick_us`, the due one, that are skipped."""
-        given = self.periodic.schedule
+        schedule = self.periodic.schedule
         if self.periodic.missed != "skip" or self.after_us is None:
             return None
-        last_us = given.previous(now_us if tick_us is None else tick_us - 1)
+        last_us = schedule.previous(now_us if tick_us is None else tick_us - 1)
         if last_us is None or last_us <= self.after_us:
             return None
-        return last_us, given.next_after(self.after_us) or last_us
+        return last_us, schedule.next_after(self.after_us) or last_us
 
     def due(self, now_us: int, grace_us: int) -> int | None:
         """Return the first tick to enqueue now, in microseconds; None if none is due."""

@@ -147,9 +147,9 @@ class Stopping:
         """
         limit = self.limit_of(leased)
         if self._waits_for_threads and limit is not None:
-            left = leased.turn + limit - time.monotonic() if leased.turn else 0.0
-            if leased.waits or left > 0.0:
-                self.timeouts.add(leased, limit if leased.waits else left)
+            remaining_s = leased.turn + limit - time.monotonic() if leased.turn else 0.0
+            if leased.waits or remaining_s > 0.0:
+                self.timeouts.add(leased, limit if leased.waits else remaining_s)
                 return
         self.stop(leased, "timeout")
 

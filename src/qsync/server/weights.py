@@ -49,12 +49,12 @@ class Shares:
         slots_of = {name: min(max(int(self._credit[name]), 0), BATCH_SIZE) for name in queues}
         if (asked := sum(slots_of.values())) > slots:
             slots_of = {name: slots * some // asked for name, some in slots_of.items()}
-        left = slots - sum(slots_of.values())
+        free = slots - sum(slots_of.values())
         by_rest = sorted(queues, key=lambda name: slots_of[name] - self._credit[name])
-        while left > 0:
-            for name in by_rest[:left]:
+        while free > 0:
+            for name in by_rest[:free]:
                 slots_of[name] += 1
-            left -= len(by_rest)
+            free -= len(by_rest)
         for name in queues:
             self._credit[name] -= slots_of[name]
         return slots_of

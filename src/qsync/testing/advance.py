@@ -136,14 +136,14 @@ class Advance:
 
     async def _tick_stored(self, broker: AsyncBroker) -> None:
         """Enqueue the ticks of the schedules in the store, in order of time in each queue."""
-        until_us, left = self._clock.now_us(), TICKS
+        until_us, remaining = self._clock.now_us(), TICKS
         for queue in await self._queues(broker):
             keys = QueueKeys(self._app.prefix, queue)
             now_us, unread = until_us - self._by_us, 0
             while now_us <= until_us:
                 ticked = await tick_due(broker, keys, unread=unread, now_us=now_us)
-                unread, left = ticked.unread_count, left - len(ticked.tasks)
-                if left < 0:
+                unread, remaining = ticked.unread_count, remaining - len(ticked.tasks)
+                if remaining < 0:
                     raise _too_many_ticks()
                 if ticked.more:
                     continue

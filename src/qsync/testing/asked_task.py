@@ -55,12 +55,12 @@ class AskedTask:
                 "at; look at enqueued(...)"
             )
             raise InvalidTask(msg)
-        known = list(self.parameters) or ["payload"]
+        parameters = list(self.parameters) or ["payload"]
         if self.keywords is not None:
             return
         for name in arguments:
-            if name not in known:
-                names = ", ".join(known)
+            if name not in parameters:
+                names = ", ".join(parameters)
                 raise InvalidTask(f"task {self.name!r} has no parameter {name!r}, only {names}")
 
     @property

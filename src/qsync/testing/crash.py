@@ -115,8 +115,8 @@ class CrashingBroker(AsyncBroker):
         overlap: Callable[[], None] = lambda: None,
     ) -> list[Any | QsyncError]:
         plan = self.plan
-        when, _, what = ("", "", "") if plan is None else plan.point.partition(" ")
-        if plan is None or what not in {SETTLING.get(call.script.name) for call in calls}:
+        when, _, event = ("", "", "") if plan is None else plan.point.partition(" ")
+        if plan is None or event not in {SETTLING.get(call.script.name) for call in calls}:
             return await super().run_many(calls, ends=ends, overlap=overlap)
         if plan.happened or when == "before":
             await plan.crash()

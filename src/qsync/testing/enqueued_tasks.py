@@ -46,9 +46,9 @@ class EnqueuedTask:
         return self.status.queue
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         state = self.status.state.value
-        return f"{self.status.type}({given}) on queue {self.queue}, {state}"
+        return f"{self.status.type}({arguments}) on queue {self.queue}, {state}"
 
 
 def enqueued(broker: Broker, prefix: str, asked: AskedTask) -> list[EnqueuedTask]:
@@ -111,7 +111,7 @@ def matching(
 
 
 def _has(task: EnqueuedTask, arguments: Mapping[str, Any], keywords: str | None) -> bool:
-    given = dict(task.arguments)
+    values = dict(task.arguments)
     if keywords is not None:
-        given = {**given[keywords], **given}
-    return all(name in given and given[name] == value for name, value in arguments.items())
+        values = {**values[keywords], **values}
+    return all(name in values and values[name] == value for name, value in arguments.items())

@@ -30,12 +30,12 @@ def context(
     Set `given.cancelled = True` to simulate a cancelled task. The context also applies in
     `asyncio.to_thread` and asyncio tasks, but not in a `threading.Thread` that the block starts.
     """
-    given = PlainContext(
+    plain = PlainContext(
         plain_task("in-place") if task is None else task,
         state=state, client=client, cancelled=cancelled,
     )  # fmt: skip
-    token = running.set(given)
+    token = running.set(plain)
     try:
-        yield given
+        yield plain
     finally:
         running.reset(token)

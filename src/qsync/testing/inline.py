@@ -75,8 +75,8 @@ class _Runs:
 
     def queue_of(self, id: str) -> str:
         """Return the queue of a task that has run; TaskNotFound without a retention."""
-        for queue, known in self.ended:
-            if known == id:
+        for queue, ended_id in self.ended:
+            if ended_id == id:
                 return queue
         raise TaskNotFound(f"task {id}: no task with a retention has run in place by this id")
 
@@ -124,11 +124,11 @@ class _Runs:
 
 def _in_threads(mux: Mux) -> Mux:
     """Return the handlers; those for processes run in threads."""
-    other = Mux()
+    copied = Mux()
     for handler in mux.handlers:
         place = "thread" if handler.place == "process" else handler.place
-        other.add(dataclasses.replace(handler, place=place))
-    return other
+        copied.add(dataclasses.replace(handler, place=place))
+    return copied
 
 
 class _Context(PlainContext):

@@ -91,9 +91,9 @@ class _AnyKit:
         if matches:
             return matches[0]
         name = asked.name
-        wanted = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        expected = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         where = "" if queue is None else f" on queue {queue}"
-        lines = [f"no task {name}({wanted}){where} is enqueued"]
+        lines = [f"no task {name}({expected}){where} is enqueued"]
         if tasks:
             lines.append(f"of {name} there are:")
             lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:SHOWN]]
@@ -153,8 +153,8 @@ class _AnyKit:
             delta = timedelta(**units) if by is None else by
             by_us = delta // timedelta(microseconds=1)
         except (TypeError, ValueError, OverflowError) as error:
-            given = units if by is None else shorten(by)
-            msg = f"advance: {given} is not a valid time ({error}); give e.g. days=1 or minutes=5"
+            step = units if by is None else shorten(by)
+            msg = f"advance: {step} is not a valid time ({error}); give e.g. days=1 or minutes=5"
             raise ConfigError(msg) from None
         if by_us <= 0:
             raise ConfigError(f"advance: {delta} is not positive; the clock moves only forward")

@@ -87,8 +87,8 @@ def line_chart(
     `unit` is a text of the catalogue. `width` is the number of values that fit; fewer values stand
     at the right. `interval_s` is the time between two values, in seconds.
     """
-    known = [value for *_name, values in series for value in values if value is not None]
-    top = ceiling(max(known, default=0.0))
+    numbers = [value for *_name, values in series for value in values if value is not None]
+    top = ceiling(max(numbers, default=0.0))
     room = width or max((len(values) for *_name, values in series), default=0)
     lines = []
     for name, css, values in series:
@@ -114,13 +114,13 @@ def _steps(
     steps = []
     for back in range(0, room, size):
         values = [(name, values[-1 - back]) for name, _css, values in series if back < len(values)]
-        known = [
+        texts = [
             f"{name} {_(unit, number=short_count(value))}"
             for name, value in values
             if value is not None
         ]
         at = _("%(length)s ago", length=coarse(back * interval_s)) if back else _("now")
-        steps.append(f"{at}: {', '.join(known) or _('no data')}")
+        steps.append(f"{at}: {', '.join(texts) or _('no data')}")
     return steps[::-1]
 
 

@@ -196,11 +196,11 @@ class _Connection:
         """Close the connection if it has been idle for too long; otherwise check again later."""
         sending = self._transport.get_write_buffer_size() > 0
         allowed = FLUSH_S if sending else self._limits.idle_s
-        left = self.since + allowed - self._loop.time()
-        if self.is_idle and left <= 0:
+        remaining_s = self.since + allowed - self._loop.time()
+        if self.is_idle and remaining_s <= 0:
             self.abort()
         else:
-            delay = min(max(left, 0.01), self._limits.idle_s) if self.is_idle else IDLE_S
+            delay = min(max(remaining_s, 0.01), self._limits.idle_s) if self.is_idle else IDLE_S
             self._timer = self._loop.call_later(delay, self._expire)
 
 

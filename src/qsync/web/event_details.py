@@ -37,8 +37,8 @@ def event_detail(detail: str) -> str:
         return _(TEXTS[detail])
     if detail in STATES:
         return _(STATES[TaskState(detail)])
-    known = _every(detail) or _rule(detail) or _bounds(detail)
-    return detail if known is None else translated(known)
+    message = _every(detail) or _rule(detail) or _bounds(detail)
+    return detail if message is None else translated(message)
 
 
 def _every(detail: str) -> Phrase | None:

@@ -58,13 +58,13 @@ async def _stream(
     """Yield the rows of all parts; half of the time, the store rests."""
     if kind == "csv":
         yield _csv_lines([FIELDS])
-    left = EXPORT_LIMIT
+    remaining = EXPORT_LIMIT
     try:
         while True:
-            rows, began = page.tasks[:left], time.monotonic()
+            rows, began = page.tasks[:remaining], time.monotonic()
             yield _csv_rows(rows) if kind == "csv" else _json_lines(rows)
-            left -= len(rows)
-            if page.cursor is None or not left:
+            remaining -= len(rows)
+            if page.cursor is None or not remaining:
                 return
             page = await site.inspector.search(query, limit=LIMIT, cursor=page.cursor)
             await asyncio.sleep(min(1.0, time.monotonic() - began))

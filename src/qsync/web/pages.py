@@ -167,9 +167,9 @@ class Site:
         danger: bool = True,
     ) -> Response:
         """Ask for confirmation; the change is made when the form of this page is sent."""
-        kept = [(name, value) for name, value in fields.pairs if name != "sure"]
+        hidden = [(name, value) for name, value in fields.pairs if name != "sure"]
         return self.page(
-            request, "confirm", title=title, text=text, button=button, back=back, kept=kept,
+            request, "confirm", title=title, text=text, button=button, back=back, kept=hidden,
             items=items, target=request.url.path, danger=danger,
         )  # fmt: skip
 

@@ -116,11 +116,11 @@ class Selection:
     @property
     def query(self) -> dict[str, str]:
         """Query parameters of the selection, without the state."""
-        given = {
+        terms = {
             "type": self.type, "error": self.error, "id": self.id, "age": self.age,
             "group": self.group,
         }  # fmt: skip
-        return {"queue": self.queue} | {name: text for name, text in given.items() if text}
+        return {"queue": self.queue} | {name: text for name, text in terms.items() if text}
 
     @property
     def caption(self) -> str:

@@ -119,11 +119,11 @@ async def purge(site: Site, request: Request) -> Response:
     selection = selection_of(form)
     if form.text("sure") != "yes":
         info = await site.inspector.queue(selection.queue)
-        what, number = purged_with(selection.state, info.states if info else {})
+        state_name, number = purged_with(selection.state, info.states if info else {})
         deletes = ngettext(
             "This deletes %(num)s %(state)s task of queue %(queue)s.",
             "This deletes %(num)s %(state)s tasks of queue %(queue)s.",
-            number, state=_(what), queue=selection.queue,
+            number, state=_(state_name), queue=selection.queue,
         )  # fmt: skip
         return site.confirm(
             request,

@@ -65,8 +65,8 @@ async def role_of(role: RoleOf | Role, request: Request) -> Role:
     answer: Any = role(request)
     if inspect.isawaitable(answer):
         answer = await answer
-    known = isinstance(answer, str) and answer in RANK
-    return cast("Role", answer) if known else "view"
+    valid = isinstance(answer, str) and answer in RANK
+    return cast("Role", answer) if valid else "view"
 
 
 def given_role(request: Request) -> Role:

@@ -110,8 +110,8 @@ class Sampler:
             self._samples.append(Sample(time.monotonic(), None, {}))
             return
         each = {info.name: _figures(info) for info in overview.queues}
-        kept = dict(list(each.items())[:CHARTED_QUEUES])
-        self._samples.append(Sample(time.monotonic(), _sum(list(each.values())), kept))
+        charted = dict(list(each.items())[:CHARTED_QUEUES])
+        self._samples.append(Sample(time.monotonic(), _sum(list(each.values())), charted))
 
     def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
         """Return each interval between samples: its seconds, and the growth of the counters.

@@ -89,8 +89,10 @@ async def _count_all(
         number=sum(numbers.values()), scanned=scanned,
     )  # fmt: skip
     counts = {f"n-{state}": number for state, number in numbers.items() if number}
-    kept = {**counts, "scanned": scanned, "unread": unread, "cursor": cursor}
-    return _continue(site, request, verb, query, _("Counting the matching tasks"), text, kept)
+    hidden_fields = {**counts, "scanned": scanned, "unread": unread, "cursor": cursor}
+    return _continue(
+        site, request, verb, query, _("Counting the matching tasks"), text, hidden_fields
+    )
 
 
 def _confirm_all(

@@ -135,8 +135,8 @@ def _chart(
 ) -> StepChart:
     rows = [[_value(point, read, empty) for point in stats.points] for *_names, read in readings]
     earlier = [[_value(point, read, empty) for point in stats.before] for *_n, read in readings]
-    known = [value for row in (*rows, *earlier) for value in row if value is not None]
-    top = ceiling(max(known, default=0.0))
+    numbers = [value for row in (*rows, *earlier) for value in row if value is not None]
+    top = ceiling(max(numbers, default=0.0))
     lines = [
         Line(_(name), css, path_of(row, top), _latest(row, text))
         for (name, css, _read), row in zip(readings, rows, strict=True)
@@ -165,8 +165,8 @@ def _value(point: TypePoint, read: Reading, empty: float | None) -> float | None
 
 
 def _latest(row: Values, text: Callable[[float | None], str]) -> str:
-    known = [value for value in row if value is not None]
-    return text(known[-1]) if known else _("no data yet")
+    numbers = [value for value in row if value is not None]
+    return text(numbers[-1]) if numbers else _("no data yet")
 
 
 def _step(
@@ -175,5 +175,5 @@ def _step(
     values: Sequence[tuple[str, float | None]],
     text: Callable[[float | None], str],
 ) -> str:
-    known = ", ".join(f"{name} {text(value)}" for name, value in values if value is not None)
-    return f"{when(stats, stats.points[index].at)}: {known or _('no data')}"
+    texts = ", ".join(f"{name} {text(value)}" for name, value in values if value is not None)
+    return f"{when(stats, stats.points[index].at)}: {texts or _('no data')}"

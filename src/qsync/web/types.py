@@ -126,7 +126,7 @@ async def resume(site: Site, request: Request) -> Response:
     return site.go(request, "/type", text, good=change.ok, queue=queue, type=name)
 
 
-def _period(fields: Fields, known: tuple[Period, ...]) -> Period:
+def _period(fields: Fields, periods: tuple[Period, ...]) -> Period:
     """Return the period of a query, the first one by default."""
     asked = fields.text("period")
-    return next((period for period in known if period == asked), known[0])
+    return next((period for period in periods if period == asked), periods[0])

@@ -121,16 +121,16 @@ def _make(factory: Any, target: str) -> Any:
         raise TargetError(_failed(f"calling {target}", error)) from error
 
 
-def _failed(what: str, error: BaseException) -> str:
+def _failed(action: str, error: BaseException) -> str:
     """Return one line: what failed, why, and where."""
     if isinstance(error, QsyncError):
-        return f"{what}: {error}"
+        return f"{action}: {error}"
     if isinstance(error, SyntaxError):
-        return f"{what}: {error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        return f"{action}: {error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
-    return f"{what}: {type(error).__name__}: {text}{place}"
+    return f"{action}: {type(error).__name__}: {text}{place}"
 
 
 def _kind(value: object) -> str:

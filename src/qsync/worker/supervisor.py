@@ -302,10 +302,10 @@ class Supervisor:
                     await new.ended.wait()
         if new.ended.is_set() or not new.changed.is_set():
             if not self._stopping.is_set():
-                what = (
+                reason = (
                     new.exit_reason() if new.ended.is_set() else f"not ready after {START_S:.0f} s"
                 )
-                log.error("the new process failed to start: %s", what)
+                log.error("the new process failed to start: %s", reason)
             new.kill()
             return False
         slot.child = new

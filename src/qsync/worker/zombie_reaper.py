@@ -31,7 +31,7 @@ def reap(ours: Collection[int]) -> int:
 async def keep_reaping(ours: Callable[[], Collection[int] | None]) -> None:
     """Reap orphans until cancelled; skip a round while `ours` returns None (not known)."""
     while True:
-        known = ours()
-        if known is not None:
-            reap(known)
+        reapable = ours()
+        if reapable is not None:
+            reap(reapable)
         await asyncio.sleep(LOOK_S)

@@ -82,16 +82,16 @@ class History:
                 for line in lines.decode().split("\n"):
                     self._read(int(path.name.partition("-")[2]), *line.split(" "))
 
-    def _read(self, pid: int, what: str, ns: str, id: str, *facts: str) -> None:
-        if what == "start":
+    def _read(self, pid: int, event: str, ns: str, id: str, *facts: str) -> None:
+        if event == "start":
             self.kinds[id] = facts[0]
             self.starts[id].append(int(ns) / 1e9)
             self.running[pid].add(id)
         else:
             self.running[pid].discard(id)
-            if what == "done":
+            if event == "done":
                 self.done[self.kinds[id]].setdefault(id, set()).add(facts[1])
-            elif what == "failed":
+            elif event == "failed":
                 self.failed[self.kinds[id]].add((id, int(facts[0])))
         self.events += self.kinds[id] != "tick"
 
@@ -210,28 +210,28 @@ def _row(ledger: Ledger, kind: str) -> Row:
 def _problem(ledger: Ledger, kind: str) -> str:
     """Return what is wrong with the tasks of a kind, besides how they ended."""
     history, ids = ledger.history, ledger.ids[kind]
-    wrong, what = ledger.wrong[kind], "went wrong at the client"
+    wrong, problem = ledger.wrong[kind], "went wrong at the client"
     match kind:
         case "hash" | "thread" | "process" | "tenant" | "child":
-            done, digests, what = history.done[kind], ledger.digests, "digests are wrong"
+            done, digests, problem = history.done[kind], ledger.digests, "digests are wrong"
             wrong = sum(done[id] != {digests[ledger.blocks[id]]} for id in ids if id in done)
         case "flaky" | "hopeless":
-            attempts, what = (1, 2) if kind == "flaky" else (1, 2, 3), "attempts differ"
+            attempts, problem = (1, 2) if kind == "flaky" else (1, 2, 3), "attempts differ"
             wrong = len(history.failed[kind] ^ {(id, number) for id in ids for number in attempts})
         case "scheduled":
-            starts, what = history.starts, "started early"
+            starts, problem = history.starts, "started early"
             wrong = sum(starts[id][0] < ledger.due[id] for id in ids if id in starts)
         case "late":
-            wrong, what = sum(id in history.starts for id in ids), "started"
+            wrong, problem = sum(id in history.starts for id in ids), "started"
         case "tick":
             times = [datetime.fromisoformat(id.rpartition("@")[2]) for id in ids]
             span = round((max(times) - min(times)).total_seconds()) + 1 if times else 1
-            wrong, what = abs(span - len(times)), "seconds without a tick"
+            wrong, problem = abs(span - len(times)), "seconds without a tick"
         case "poison":
             runs = [len(history.starts[id]) for id in ids]
             crashes = [ledger.stored[id].crashes for id in ids if id in ledger.stored]
-            wrong, what = int((runs, crashes) != ([3], [3])), "did not crash three times"
-    return f"{wrong:,} {what}" if wrong else ""
+            wrong, problem = int((runs, crashes) != ([3], [3])), "did not crash three times"
+    return f"{wrong:,} {problem}" if wrong else ""
 
 
 def _check_recovery(ledger: Ledger) -> Finding:

@@ -248,7 +248,7 @@ class Run:
         with contextlib.suppress(DemoError):  # the account shows what is left
             await self._until(lambda: not self._unfinished, "the last tasks")
 
-    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+    async def _until(self, holds: Callable[[], bool], condition: str) -> None:
         """Wait until something holds, on any machine.
 
         Raises DemoError if there is no more progress.
@@ -260,7 +260,7 @@ class Run:
             timeout_s = 900 if self._unfinished else 120  # with tasks, a server may only be slow
             if time.monotonic() > changed_at + timeout_s:
                 raise DemoError(
-                    f"gave up waiting for {what}: no task started or ended for {timeout_s} s, "
+                    f"gave up waiting for {condition}: no task started or ended for {timeout_s} s, "
                     f"and the store holds {self._unfinished:,} unfinished tasks"
                 )
             await asyncio.sleep(0.03)

@@ -23,8 +23,8 @@ GATE: Final = FOLDER / "gate"  # the slow tasks wait until it exists
 BLOCK_SIZE: Final = 64 * 1024
 
 
-def _note(what: str, *facts: object) -> None:
-    line = " ".join(map(str, (what, time.monotonic_ns(), *facts)))
+def _note(event: str, *facts: object) -> None:
+    line = " ".join(map(str, (event, time.monotonic_ns(), *facts)))
     with (FOLDER / f"history-{os.getpid()}").open("ab", buffering=0) as history:
         history.write(f"{line}\n".encode())
 

@@ -149,8 +149,8 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
             there = did_you_mean(name, tasks.FIELDS) or f"; there are {', '.join(tasks.FIELDS)}"
             raise tasks_api.InvalidTask(f"task: no option {shorten(name)}{there}")
 
-    def make(given: Any) -> Any:
+    def make(func: Any) -> Any:
         task_class = tasks_api.task_backends[backend].task_class
-        return task_class(func=given, backend=backend, **fields)
+        return task_class(func=func, backend=backend, **fields)
 
     return make if function is None else make(function)

@@ -51,7 +51,7 @@ def check_settings(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
 def check_tasks(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
     """Return a warning for each task that `manage.py qsync_worker` would not run."""
     try:
-        known = {id(task.handler) for task in project_app().functions.values()}
+        own_handlers = {id(task.handler) for task in project_app().functions.values()}
     except ImproperlyConfigured:
         return []
     return [
@@ -61,7 +61,7 @@ def check_tasks(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
             id="qsync.W001",
         )
         for path, task in _functions()
-        if id(task.handler) not in known
+        if id(task.handler) not in own_handlers
     ]
 
 

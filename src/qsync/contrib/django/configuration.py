@@ -80,11 +80,11 @@ def configuration() -> Configuration:
     setting = getattr(settings, "QSYNC", {})
     if not isinstance(setting, Mapping):
         raise SettingError(f"QSYNC: {shorten(setting)} is not a dict", "qsync.E002")
-    known = (*OWN, *app_options())
-    if unknown := [name for name in setting if name not in known]:
+    option_names = (*OWN, *app_options())
+    if unknown := [name for name in setting if name not in option_names]:
         names = ", ".join(map(shorten, unknown))
         raise SettingError(
-            f"QSYNC: no such option: {names}; there are {', '.join(known)}", "qsync.E002"
+            f"QSYNC: no such option: {names}; there are {', '.join(option_names)}", "qsync.E002"
         )
     url = setting.get("URL") or os.environ.get(URL)
     if not url:
@@ -107,9 +107,9 @@ def configuration() -> Configuration:
 
 
 def _enqueue(value: Any) -> Enqueue:
-    for known in ENQUEUE:
-        if value == known:
-            return known
+    for mode in ENQUEUE:
+        if value == mode:
+            return mode
     raise SettingError(
         f"QSYNC: ENQUEUE: {shorten(value)} is neither {', '.join(map(repr, ENQUEUE[:-1]))} nor "
         f"{ENQUEUE[-1]!r}", "qsync.E003",
@@ -137,8 +137,8 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
             f"QSYNC: DASHBOARD: READ_ONLY: {shown} is neither True nor False", "qsync.E004"
         )
     if value.get("LANGUAGE") not in (None, *DASHBOARD_LANGUAGES):
-        shown, known = shorten(value["LANGUAGE"]), " or ".join(map(repr, DASHBOARD_LANGUAGES))
-        raise SettingError(f"QSYNC: DASHBOARD: LANGUAGE: {shown} is not {known}", "qsync.E004")
+        shown, languages = shorten(value["LANGUAGE"]), " or ".join(map(repr, DASHBOARD_LANGUAGES))
+        raise SettingError(f"QSYNC: DASHBOARD: LANGUAGE: {shown} is not {languages}", "qsync.E004")
     traces = value.get("TRACE_URL")
     if traces is not None and not (isinstance(traces, str) and "{trace_id}" in traces):
         raise SettingError(

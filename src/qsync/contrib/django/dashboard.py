@@ -67,11 +67,11 @@ class DashboardThread:
             from qsync.web.app import make_dashboard
         except ModuleNotFoundError as error:
             raise missing(error, "web") from None
-        given = configuration()
+        settings = configuration()
         inspector = project_app().inspector()
         dashboard = make_dashboard(
-            inspector, auth="host", read_only=given.read_only, mask=given.mask,
-            language=given.language, trace_url=given.trace_url,
+            inspector, auth="host", read_only=settings.read_only, mask=settings.mask,
+            language=settings.language, trace_url=settings.trace_url,
             allowed_by='QSYNC["DASHBOARD"] = {"READ_ONLY": False}',
         )  # fmt: skip
         self._dashboard = dashboard

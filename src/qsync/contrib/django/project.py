@@ -59,15 +59,15 @@ def _project() -> tuple[Qsync, ProjectSender]:
 
 
 def _make() -> tuple[Qsync, ProjectSender]:
-    given = configuration()
-    options = dict(given.options)
+    configured = configuration()
+    options = dict(configured.options)
     try:
         if (mux := options.pop("mux", None)) is not None:
             handlers.include(check_mux(mux))
         if "queues" not in options:
             options["queues"] = _queues()
-        app = Qsync(given.url, mux=handlers, **options)
-        if given.enqueue == "outbox" and not app._connections.nested["remember_ids"]:
+        app = Qsync(configured.url, mux=handlers, **options)
+        if configured.enqueue == "outbox" and not app._connections.nested["remember_ids"]:
             raise ConfigError("REMEMBER_IDS: 0 would let an outbox row run twice")
     except ConfigError as error:
         raise SettingError(f"QSYNC: {error}", "qsync.E004") from error

@@ -92,8 +92,8 @@ def _begun(shown: StoredTask, failure: Failure) -> Any:
 
 def _workers(shown: StoredTask, failure: Failure, record: Any) -> list[str]:
     """Return the servers of all attempts; those before the last ten that failed are unknown."""
-    known = [attempt.server for attempt in failure.history]
-    servers = [""] * (failure.attempts - len(known)) + known
+    failed_on = [attempt.server for attempt in failure.history]
+    servers = [""] * (failure.attempts - len(failed_on)) + failed_on
     if record is not None:
         servers.append(record["worker_id"])
     elif shown.state is TaskState.ACTIVE and shown.owner is not None:

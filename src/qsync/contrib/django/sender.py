@@ -64,14 +64,14 @@ class ProjectSender:
 
     def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
         """Send the task at the commit and return it with its id; None if it can be sent now."""
-        given = configuration()
-        if given.enqueue == "outbox" and self._connections.client_types is None:
+        configured = configuration()
+        if configured.enqueue == "outbox" and self._connections.client_types is None:
             return self.outbox.write(task, sent)
-        if given.enqueue == "now" or not _in_transaction(given.database):
+        if configured.enqueue == "now" or not _in_transaction(configured.database):
             return None
         self._connections.check(task)
         later = task if task.id is not None else task.replace(id=new_id())
-        at_commit(given.database, partial(self._send, later, sent))
+        at_commit(configured.database, partial(self._send, later, sent))
         return later
 
     def waiting(self) -> str:

@@ -153,8 +153,8 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
             "qsync.contrib.django"
         )
     own = {name: getattr(task, name, None) for name in OPTIONS}
-    given = {name: value for name, value in own.items() if value is not None}
-    options: dict[str, Any] = {**defaults, **given}
+    set_options = {name: value for name, value in own.items() if value is not None}
+    options: dict[str, Any] = {**defaults, **set_options}
     Task(task.module_path, queue=task.queue_name, **options)
     if options.get("limits"):
         templates = LimitTemplates(options["limits"], _parameters(task))
@@ -178,8 +178,8 @@ def check_types(task: Any) -> None:
 def _parameters(task: Any) -> list[str]:
     """Return the names of the parameters of a task that have one value."""
     several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    known = _signature(task).parameters.values()
-    return [parameter.name for parameter in known if parameter.kind not in several]
+    parameters = _signature(task).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind not in several]
 
 
 def _arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

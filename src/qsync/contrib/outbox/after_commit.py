@@ -52,17 +52,17 @@ class AfterCommit:
         self,
         rows: Sequence[Row],
         delete: Callable[[list[str]], object],
-        kept: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+        committed: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
     ) -> None:
         """Send the rows and delete those that the store acknowledged; blocks.
 
-        `kept` returns the rows that the commit has kept, which are those to send.
+        `committed` returns the rows that the commit has kept, which are those to send.
         """
         if not rows or time.monotonic() < self._away_until:
             return
         try:
             client: Client = self._quick.shared()
-            sent = send(client, kept(rows[:MOST]))
+            sent = send(client, committed(rows[:MOST]))
             if sent.error is not None:
                 self._leave(sent.error)
             if sent.ids:
@@ -75,12 +75,12 @@ class AfterCommit:
         self,
         rows: Sequence[Row],
         delete: Callable[[list[str]], Awaitable[object]],
-        kept: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]],
+        committed: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]],
     ) -> None:
         """Start sending the rows on the running event loop."""
         if not rows or time.monotonic() < self._away_until:
             return
-        task = asyncio.get_running_loop().create_task(self.send_async(rows, delete, kept))
+        task = asyncio.get_running_loop().create_task(self.send_async(rows, delete, committed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -88,12 +88,12 @@ class AfterCommit:
         self,
         rows: Sequence[Row],
         delete: Callable[[list[str]], Awaitable[object]],
-        kept: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]] | None = None,
+        committed: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]] | None = None,
     ) -> None:
         """Send the rows and delete those that the store acknowledged."""
         try:
             client = self._quick.here()
-            rows = rows[:MOST] if kept is None else await kept(rows[:MOST])
+            rows = rows[:MOST] if committed is None else await committed(rows[:MOST])
             sent = await send_async(client, rows)
             if sent.error is not None:
                 self._leave(sent.error)

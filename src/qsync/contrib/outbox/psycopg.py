@@ -87,8 +87,8 @@ class ConnectionDatabase:
 
     def _open(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            given: dict[str, Any] = {"connect_timeout": CONNECT_S, **self._parameters}
-            self._connection = psycopg.connect(**given, autocommit=True)
+            parameters: dict[str, Any] = {"connect_timeout": CONNECT_S, **self._parameters}
+            self._connection = psycopg.connect(**parameters, autocommit=True)
         return self._connection
 
     @contextlib.contextmanager
@@ -170,14 +170,14 @@ def transaction(
 ) -> Iterator[OutboxTransaction]:
     """Open a transaction, and send its tasks after the commit."""
     _check_idle(connection)
-    opened, kept = OutboxTransaction(connection, statements.insert, make_row), list[Row]()
+    opened, committed = OutboxTransaction(connection, statements.insert, make_row), list[Row]()
     try:
         with connection.transaction():
             yield opened
             if opened.rows and not _has_failed(connection):
                 with connection.cursor(row_factory=tuple_row) as cursor:
                     ids = cursor.execute(statements.kept, ([row.id for row in opened.rows],))
-                    kept = _rows_with(opened.rows, ids.fetchall())
+                    committed = _rows_with(opened.rows, ids.fetchall())
     finally:
         opened.open = False
 
@@ -185,7 +185,7 @@ def transaction(
         with connection.transaction():
             connection.execute(statements.delete, (ids,))
 
-    after.send(kept, delete)
+    after.send(committed, delete)
 
 
 @contextlib.asynccontextmanager
@@ -194,14 +194,14 @@ async def async_transaction(
 ) -> AsyncIterator[AsyncOutboxTransaction]:
     """Open a transaction, and send its tasks after the commit."""
     _check_idle(connection)
-    opened, kept = AsyncOutboxTransaction(connection, statements.insert, make_row), list[Row]()
+    opened, committed = AsyncOutboxTransaction(connection, statements.insert, make_row), list[Row]()
     try:
         async with connection.transaction():
             yield opened
             if opened.rows and not _has_failed(connection):
                 async with connection.cursor(row_factory=tuple_row) as cursor:
                     await cursor.execute(statements.kept, ([row.id for row in opened.rows],))
-                    kept = _rows_with(opened.rows, await cursor.fetchall())
+                    committed = _rows_with(opened.rows, await cursor.fetchall())
     finally:
         opened.open = False
 
@@ -209,7 +209,7 @@ async def async_transaction(
         async with connection.transaction():
             await connection.execute(statements.delete, (ids,))
 
-    await after.send_async(kept, delete)
+    await after.send_async(committed, delete)
 
 
 def transaction_of(connection: Any) -> Any:

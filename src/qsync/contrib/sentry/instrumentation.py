@@ -139,9 +139,9 @@ def _with_headers(task: Any, headers: Mapping[str, str]) -> Any:
     """Return the task with the trace in its headers; unchanged if they have no room for it."""
     if not isinstance(task, Task):
         return task  # the client reports the error
-    given = task.headers or {}
-    merged = {**given, **headers}
-    others = [part for part in given.get("baggage", "").split(",") if part and not _is_ours(part)]
+    own = task.headers or {}
+    merged = {**own, **headers}
+    others = [part for part in own.get("baggage", "").split(",") if part and not _is_ours(part)]
     if baggage := ",".join([*others, *filter(None, [headers.get("baggage")])]):
         merged["baggage"] = baggage
     try:
