@@ -41,9 +41,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import ResourceLoader
 
 _FOLDER: Final = Path(__file__).with_name("lua")
+_LOADER: Final = cast("ResourceLoader", __spec__.loader)
+"""Reads the scripts from where this module came from, which may be a zip archive."""
 
 _SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
@@ -101,7 +106,7 @@ def read(path: str) -> str:
 
     `load` reads every file through this function, so that a test can plant a mistake in one.
     """
-    return (_FOLDER / path).read_text("utf-8")
+    return _LOADER.get_data(str(_FOLDER / path)).decode()
 
 
 def variant(text: str, *, flow: bool) -> str:
