@@ -63,13 +63,44 @@ def usage_in_one_line() -> Iterator[None]:
         yield
     except UsageError as error:
         context: Any = getattr(error, "ctx", None)
-        message = error.format_message()  # type: ignore[attr-defined]
-        if context is None or not message or message == context.get_help():
+        text = error.format_message()  # type: ignore[attr-defined]
+        if not text or (context is not None and text == context.get_help()):
             raise  # a group without a command: its help
-        path = context.command_path
-        set_command_path(path)
+        message = _message_of(error)
+        if context is not None:  # else parse_args has set it
+            set_command_path(context.command_path)
+        path = command_path()
         asks = message.endswith("?")  # what was meant
         exit_with(message if asks else f"{message.rstrip('.')}; see {path} --help", USAGE)
+
+
+_REFUSALS: Final = {
+    "int_parsing": "%(input)r is not a whole number",
+    "int_from_float": "%(input)r is not a whole number",
+    "float_parsing": "%(input)r is not a number",
+    "finite_number": "%(input)s is not a number",
+    "greater_than_equal": "%(input)s is under %(ge)s",
+    "greater_than": "%(input)s is not over %(gt)s",
+    "less_than_equal": "%(input)s is over %(le)s",
+    "less_than": "%(input)s is not under %(lt)s",
+}
+"""What is wrong with a value, by the type of the error of pydantic, which typer uses."""
+
+
+def _message_of(error: Exception) -> str:
+    """Return what is wrong with the arguments, in one line, with the value."""
+    cause: Any = error.__cause__
+    if hasattr(cause, "errors"):
+        [first, *_] = cause.errors()
+        value = first["input"]
+        kind = "finite_number" if str(value).lower() == "nan" else first["type"]
+        if kind in _REFUSALS:
+            bounds = {
+                name: str(bound).removesuffix(".0") for name, bound in first.get("ctx", {}).items()
+            }
+            error.message = _REFUSALS[kind] % {"input": value, **bounds}  # type: ignore[attr-defined]
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    return " ".join(message.replace("Value error, ", "").split())
 
 
 def runs_alone(context: typer.Context) -> bool:
