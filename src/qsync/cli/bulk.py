@@ -45,7 +45,17 @@ class BulkJob:
         """Return the number of matching tasks, and of all tasks in the state."""
         return self.session.run(self._count(self.session.inspector))
 
-    def print_dry_run(self) -> None:
+    def carry_out(self, make_step: MakeStep, *, dry_run: bool, question: str | None = None) -> None:
+        """Change the tasks, or print how many would be changed; ask first if a question is given:
+        the verb of it, e.g. "Delete"."""
+        if dry_run:
+            self._print_dry_run()
+            return
+        if question is not None:
+            self._confirm(question)
+        self._run(make_step)
+
+    def _print_dry_run(self) -> None:
         """Print how many tasks would be changed."""
         count, total = self.count()
         if self.as_json:
@@ -53,12 +63,12 @@ class BulkJob:
         else:
             print_line(f"{count:,} of {total:,} {self.state} tasks would be {self.verb}")
 
-    def confirm(self, verb: str) -> None:
+    def _confirm(self, verb: str) -> None:
         """Ask before the change, with the number of tasks; do not ask if there are none."""
         if number := self.count()[0]:
             confirm(f"{verb} {plural(number, f'{self.state} task')}?", yes=False)
 
-    def run(self, make_step: MakeStep) -> None:
+    def _run(self, make_step: MakeStep) -> None:
         """Run all steps for all queues and print a report, also after Ctrl-C."""
         steps: list[Step] = []
         try:

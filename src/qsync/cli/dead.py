@@ -68,10 +68,7 @@ def retry(
     _check(filters, everything)
     with open_store(store) as session:
         job = BulkJob(session, filters, TaskState.DEAD, "re-queued", as_json)
-        if dry_run:
-            job.print_dry_run()
-        else:
-            job.run(session.inspector.retry_matching)
+        job.carry_out(session.inspector.retry_matching, dry_run=dry_run)
 
 
 @dead.command()
@@ -93,12 +90,8 @@ def delete(
     _check(filters, everything)
     with open_store(store) as session:
         job = BulkJob(session, filters, TaskState.DEAD, "deleted", as_json)
-        if dry_run:
-            job.print_dry_run()
-            return
-        if not yes:
-            job.confirm("Delete")
-        job.run(session.inspector.delete_matching)
+        question = None if yes else "Delete"
+        job.carry_out(session.inspector.delete_matching, dry_run=dry_run, question=question)
 
 
 def _check_state(filters: FilterOptions) -> None:

@@ -269,10 +269,7 @@ def retry(
     """
     with open_store(store) as session:
         job = _job(session, id, queue, state, "pending now", as_json)
-        if dry_run:
-            job.print_dry_run()
-        else:
-            job.run(session.inspector.retry_matching)
+        job.carry_out(session.inspector.retry_matching, dry_run=dry_run)
 
 
 @errors.command()
@@ -289,12 +286,8 @@ def delete(
     """Delete the tasks of an error."""
     with open_store(store) as session:
         job = _job(session, id, queue, state, "deleted", as_json)
-        if dry_run:
-            job.print_dry_run()
-            return
-        if not yes:
-            job.confirm("Delete")
-        job.run(session.inspector.delete_matching)
+        question = None if yes else "Delete"
+        job.carry_out(session.inspector.delete_matching, dry_run=dry_run, question=question)
 
 
 @errors.command()

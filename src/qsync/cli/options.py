@@ -276,6 +276,15 @@ SearchText = Annotated[
 ]  # fmt: skip
 
 
+Delay = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration_of, metavar="DURATION", show_default=False,
+        help="Time to wait before it runs, e.g. 90s, 2h.",
+    ),
+]  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
     """The options that name the store."""

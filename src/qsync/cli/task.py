@@ -18,6 +18,7 @@ from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
     Arguments,
     Cursor,
+    Delay,
     DryRun,
     EnqueueOptions,
     FilterOptions,
@@ -191,13 +192,7 @@ def enqueue(
         str | None,
         typer.Option("--id", metavar="ID", help="Id of the task.", show_default=False),
     ] = None,
-    delay: Annotated[
-        float | None,
-        typer.Option(
-            parser=duration_of, metavar="DURATION", show_default=False,
-            help="Time to wait before it runs, e.g. 90s, 2h.",
-        ),
-    ] = None,
+    delay: Delay = None,
     flow: EnqueueOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the task, and say where it would go.")

@@ -232,12 +232,7 @@ def _change_matching(
     """Change the matching tasks by steps; ask first if a question is given."""
     with open_store(store) as session:
         job = BulkJob(session, filters, state, verb, as_json)
-        if dry_run:
-            job.print_dry_run()
-            return
-        if question is not None:
-            job.confirm(question)
-        job.run(pick(session.inspector))
+        job.carry_out(pick(session.inspector), dry_run=dry_run, question=question)
 
 
 def change_each(

@@ -12,10 +12,10 @@ from qsync.cli.command import USAGE, exit_with
 from qsync.cli.new_task import payload_of
 from qsync.cli.options import (
     By,
+    Delay,
     StoreOptions,
     TaskId,
     TaskQueue,
-    duration_of,
 )
 from qsync.cli.output import print_line
 from qsync.cli.prompts import current_user
@@ -46,13 +46,7 @@ def edit(
             help="Queue of the copy.  [default: the queue of the task]",
         ),
     ] = None,
-    delay: Annotated[
-        float | None,
-        typer.Option(
-            parser=duration_of, metavar="DURATION", show_default=False,
-            help="Time to wait before it runs, e.g. 90s, 2h.",
-        ),
-    ] = None,
+    delay: Delay = None,
     by: By = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the payload and print what would change.")
