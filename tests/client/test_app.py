@@ -88,11 +88,10 @@ def test_all_errors_are_public() -> None:
 
 def test_importing_qsync_imports_no_optional_part() -> None:
     """Programs that only enqueue do not pay for the CLI, the dashboard, the embedded store, the
-    server or the inspector, nor for redis-py before they connect."""
+    server or the inspector, nor for redis-py before they make a client."""
     code = """
 import sys, qsync
 app = qsync.Qsync("redis://127.0.0.1:1")
-app.client().close(), app.async_client()
 
 @app.task(name="tick")
 def tick() -> None: ...

@@ -59,6 +59,8 @@ class BaseBroker(Generic[PoolT]):
         read_timeout: float = redis_clients.READ_TIMEOUT,
         patience: float = DEFAULT_PATIENCE_S,
     ) -> None:
+        import redis  # noqa: F401 - here, so that the import takes no time of a call's time limit
+
         self.address = address
         self.patience = patience
         self._connections = connections

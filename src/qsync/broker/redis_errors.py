@@ -1,7 +1,7 @@
-"""The errors of redis-py, which is imported when one of them is first needed.
+"""The errors of redis-py, which is imported when the first broker is made.
 
 The import of redis-py takes longer than that of all other modules a client needs, so it waits for
-the first connection. Modules that are imported together with qsync name an error as an attribute of
+the first broker. Modules that are imported together with qsync name an error as an attribute of
 this module (`redis_errors.ResponseError`; `from ... import` would import redis-py at once). Modules
 that need more of redis-py, or its errors for every reply, import it at their head, and are imported
 when a broker connects: the pools, their connections, the listeners and `sentinel`. `redis_clients`

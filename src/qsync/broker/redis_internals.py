@@ -92,7 +92,7 @@ def socket_of(connection: Any) -> socket.socket | None:
 @cache
 def warn_once(difference: str) -> None:
     """Log a warning once per process."""
-    import redis  # at the first connection: see redis_errors.py
+    import redis  # here: see redis_errors.py
 
     log.warning(
         "redis-py %s differs from those that this qsync knows: %s", redis.__version__, difference

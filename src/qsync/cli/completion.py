@@ -51,7 +51,8 @@ def _names(
         return []
 
     async def read_in_time(connections: Connections) -> list[str]:
-        async with asyncio.timeout(STORE_TIMEOUT_S), connections.inspector() as inspector:
+        inspector = connections.inspector()  # imports redis-py
+        async with asyncio.timeout(STORE_TIMEOUT_S), inspector:
             return await read(inspector)
 
     names: list[str] = []
