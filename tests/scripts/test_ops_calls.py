@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 
 from qsync.broker import ops
+from qsync.broker.call import Call
 from qsync.broker.op_values import Enqueued
 from tests.support.queue_driver import BINARIES, DAY, Rig, S
 
@@ -100,6 +102,31 @@ def test_call_older_than_the_last_one_does_nothing(rig: Rig) -> None:
     before = rig.dump()
     assert rig.run(late) == []
     assert rig.dump() == before
+
+
+def test_numbers_of_calls_with_one_task_are_compared_as_numbers(rig: Rig) -> None:
+    """The script compares texts of the same length, and numbers otherwise."""
+
+    def call(number: int) -> Call[list[Enqueued]]:
+        task = rig.tasks(f"t{number}")
+        return ops.enqueue(rig.keys, task, sender="x", number=number, now_us=rig.now)
+
+    numbers = [1, 2, 9, 10, 11, 19, 20, 99, 100, 101, 999, 1000, 1001, 10**15 - 1, 10**15]
+    for number, next_number in itertools.pairwise(numbers):
+        first = call(number)
+        assert rig.run(first) == created(f"t{number}")
+        rig.complete(*rig.lease())
+        before = rig.dump()
+        assert rig.run(first) == created(f"t{number}")
+        assert rig.run(call(number - 1)) == []
+        assert rig.dump() == before
+        later = ops.enqueue(
+            rig.keys, rig.tasks("many", "tasks"), sender="x", number=next_number, now_us=rig.now
+        )
+        assert rig.run(later) == created("many", "tasks")
+        rig.complete(*rig.lease(2))
+        assert rig.run(first) == []
+        rig.client.hdel(rig.keys.key("calls"), "x")
 
 
 def test_senders_are_independent(rig: Rig) -> None:
