@@ -99,16 +99,11 @@ async def tick_due(
     nexts = [tick.next_us for tick in rows if tick.row.record]
     if due.next_us is not None:
         nexts.append(due.next_us)
-    refused = [
-        tick.row.name for tick, outcome in zip(rows, outcomes, strict=True) if outcome == "program"
-    ]
-    ticked = zip(rows, outcomes, strict=True)
-    tasks = [task for tick, outcome in ticked if outcome == "ticked" for task in tick.tasks]
-    notes = [
-        skipped[tick.row.name]
-        for tick, outcome in zip(rows, outcomes, strict=True)
-        if outcome == "ticked" and tick.row.name in skipped
-    ]
+    pairs = list(zip(rows, outcomes, strict=True))
+    refused = [tick.row.name for tick, outcome in pairs if outcome == "program"]
+    ticked = [tick for tick, outcome in pairs if outcome == "ticked"]
+    tasks = [task for tick in ticked for task in tick.tasks]
+    notes = [skipped[tick.row.name] for tick in ticked if tick.row.name in skipped]
     await send_notes(broker, keys, notes)
     unread_count = offset + len(unreadable)
     more = len(due.rows) == count and (bool(rows) or unread_count > unread)
