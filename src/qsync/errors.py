@@ -59,11 +59,6 @@ class DuplicateTask(QsyncError):
         self.id = id
         self.queue = queue
 
-    @property
-    def holder_id(self) -> str:
-        """Id of the task that holds the id or the lock; the same as `id`."""
-        return self.id
-
 
 class TaskNotFound(QsyncError, LookupError):
     """The queue has no task with this id: it has completed and was not kept, or never existed."""

@@ -47,10 +47,6 @@ class StoredStart(msgspec.Struct, array_like=True):
         """Return whether these servers had a handler for a type."""
         return not self.types or number_of_type(type) in self.types
 
-    def covers(self, at_us: int, version: str) -> bool:
-        """Return whether a server that started with a version is in this entry."""
-        return version == self.version and self.first_us <= at_us <= self.last_us
-
 
 def number_of_type(type: str) -> int:
     """Return the number that stands for a type."""

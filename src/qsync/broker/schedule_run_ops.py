@@ -34,7 +34,8 @@ _ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,
 
 
 class Note(NamedTuple):
-    """A run to note. `made` empty: as noted before; `schedule`: its name if it was missed."""
+    """A run to note. `made` is empty to keep what is stored; `schedule` is its name if the tick was
+    missed."""
 
     field: str
     tick_ms: int

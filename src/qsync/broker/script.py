@@ -28,9 +28,9 @@ variant has are marked, in scripts and includes:
     -- end flow
 
 The flow variant has the keys and arguments of the plain one, followed by more. A script with one
-variant is loaded with the lines of the flow variant, or with those of the plain one if its header
-has the line `-- plain variant of: enqueue`: for queues with flow control, its flow variant runs
-instead.
+variant is loaded with the lines of the flow variant. If its header has the line `-- plain variant
+of: enqueue`, it is loaded with the plain lines, and `enqueue` runs in its place for queues with
+flow control.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _explain(error: QsyncError) -> tuple[str, int]:
     """Return the message and the exit code for an error of the store or the inspector."""
     text = str(error).rstrip(".")
     if isinstance(error, StoreUnavailable):
-        hint = f"is it running, and is --url or {URL} right? `qsync doctor` tells more"
+        hint = f"is it running, and is --url or {URL} right? run `qsync doctor`"
         return f"{text}; {hint}", STORE_DOWN
     if isinstance(error, InvalidTask):
         return text, USAGE

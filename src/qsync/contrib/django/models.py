@@ -63,7 +63,7 @@ class Schedule(models.Model):
     )  # fmt: skip
     tz: models.CharField[str, str] = models.CharField(
         "time zone", max_length=100, blank=True,
-        help_text="Of the cron expression, e.g. Asia/Tokyo. Leave empty for UTC.",
+        help_text="Time zone of the cron expression, e.g. Asia/Tokyo. Leave empty for UTC.",
     )  # fmt: skip
     every: models.FloatField[float | None, float | None] = models.FloatField(
         "interval in seconds", blank=True, null=True,
@@ -75,7 +75,7 @@ class Schedule(models.Model):
             ("skip", "Skip them"), ("once", "One task for all of them"),
             ("all", "One task for each"),
         ],
-        help_text="Runs that are over 30 s late, since no worker was running.",
+        help_text="What to do about runs that are over 30 s late because no worker was running.",
     )  # fmt: skip
 
     objects: models.Manager[Any] = _NoRows()

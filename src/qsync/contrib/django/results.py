@@ -10,7 +10,7 @@ from qsync.contrib.django import task_types as tasks
 from qsync.contrib.django import tasks_api
 from qsync.contrib.django.project import django_tasks
 from qsync.keys import server_of_token
-from qsync.message import Failure, Message, decode_failure
+from qsync.message import Failure, decode_failure
 from qsync.state import TaskState
 from qsync.task import TaskStatus
 from qsync.times import from_us
@@ -48,7 +48,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         args=payload["args"],
         kwargs=payload["kwargs"],
         backend=alias,
-        errors=_errors(shown, message, failure),
+        errors=_errors(shown, failure),
         worker_ids=_workers(shown, failure, record),
     )
     if record is not None:
@@ -101,7 +101,7 @@ def _workers(shown: StoredTask, failure: Failure, record: Any) -> list[str]:
     return servers
 
 
-def _errors(shown: StoredTask, message: Message, failure: Failure) -> list[Any]:
+def _errors(shown: StoredTask, failure: Failure) -> list[Any]:
     """Return the errors of the last ten attempts; the last one has its traceback."""
     errors = [
         tasks_api.TaskError(
