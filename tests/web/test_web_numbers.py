@@ -294,6 +294,7 @@ async def look(http: Any, truth: Truth, wrong: list[str]) -> None:
 
     for path in ("/", "/queues", "/tasks?state=pending", "/errors"):
         await page(path)
+    wrong.extend(unequal_errors(truth, await page("/")))
     if truth.client.zcard(f"{truth.prefix}:servers"):
         await page("/servers")
     for text in ERRORS:
@@ -315,6 +316,21 @@ async def look(http: Any, truth: Truth, wrong: list[str]) -> None:
     html = (await http.get("/schedules")).text
     if schedules and f"{schedules} schedule{'s' if schedules != 1 else ''}</caption>" not in html:
         wrong.append(f"/schedules: not {schedules}")
+
+
+DIED = r"{queue}</a>: ([\d,]+) tasks? died\b.*? acknowledged\.(?: (\d+) (?:different )?errors?\.)?"
+
+
+def unequal_errors(truth: Truth, html: str) -> Iterator[str]:
+    """Return the sentences on dead tasks whose numbers of tasks or errors are wrong."""
+    for queue in QUEUES:
+        failed = truth.failed(queue)
+        found = re.search(DIED.format(queue=queue), html)
+        number, errors = found.groups() if found else ("0", None)
+        if number != f"{failed.total():,}":
+            yield f"/: {number} tasks of {queue} died, but the keys say {failed.total()}"
+        if failed.total() > 1 and errors != str(len(failed)):
+            yield f"/: {errors} errors of {queue}, but the keys say {len(failed)}"
 
 
 async def look_further(http: Any, truth: Truth, wrong: list[str], queue: str) -> None:
