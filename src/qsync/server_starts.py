@@ -22,6 +22,9 @@ STARTS_AGE_US: Final = 90 * 86_400_000_000
 SAME_DEPLOY_US: Final = 3_600_000_000
 """Starts of one version that follow within this time are one entry."""
 
+STORED_LIMIT: Final = 1 << 20
+"""Largest decompressed record of a queue, in bytes."""
+
 LISTED_TYPES: Final = 100
 """Number of types up to which a start names them; otherwise it counts for all types."""
 
@@ -75,14 +78,15 @@ def decode_start(data: bytes) -> StartReport | None:
 
 def encode_starts(starts: Sequence[StoredStart]) -> bytes:
     """Return the stored form of a queue's entries."""
-    return codec.encode(list(starts))
+    return zlib.compress(codec.encode(list(starts)))
 
 
 def decode_starts(data: bytes | None) -> list[StoredStart]:
     """Return the entries of a queue; none if there are none, or they are damaged."""
     try:
-        return codec.decode(data, list[StoredStart]) if data else []
-    except codec.CodecError:
+        raw = zlib.decompressobj().decompress(data or b"", STORED_LIMIT)
+        return codec.decode(raw, list[StoredStart]) if raw else []
+    except (zlib.error, codec.CodecError):
         return []
 
 

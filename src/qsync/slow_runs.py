@@ -6,6 +6,7 @@ a run that is among its own ten slowest of the day, so the ten of all servers ar
 
 from __future__ import annotations
 
+import zlib
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -18,6 +19,9 @@ SLOWEST: Final = 10
 """Number of runs of a type that are kept of each day."""
 
 DAY_US: Final = 86_400_000_000
+
+STORED_LIMIT: Final = 64 * 1024
+"""Largest decompressed record of a type, in bytes."""
 
 
 class SlowRun(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -85,14 +89,15 @@ def decode_slow_report(data: bytes) -> dict[str, list[SlowRun]]:
 
 def encode_slow_runs(runs: Iterable[SlowRun]) -> bytes:
     """Return the stored form of the slowest runs of a type."""
-    return codec.encode(list(runs))
+    return zlib.compress(codec.encode(list(runs)))
 
 
 def decode_slow_runs(data: bytes | None) -> list[SlowRun]:
     """Return stored runs; none if there are none, or they are damaged."""
     try:
-        return codec.decode(data, list[SlowRun]) if data else []
-    except codec.CodecError:
+        raw = zlib.decompressobj().decompress(data or b"", STORED_LIMIT)
+        return codec.decode(raw, list[SlowRun]) if raw else []
+    except (zlib.error, codec.CodecError):
         return []
 
 

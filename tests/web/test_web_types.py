@@ -59,10 +59,10 @@ async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefi
         assert "yesterday at this time" in plain
         assert len(re.findall(r'class="line earlier" d="M', plain)) == 6
         assert re.search(
-            r"<li><span>\d\d:\d\d: tasks completed 900, failed attempts 300</span></li>", plain
+            r"<li><span>\d\d:\d\d UTC: tasks completed 900, failed attempts 300</span></li>", plain
         )
         assert re.search(
-            r"<li><span>\d\d:\d\d: tasks completed 0, failed attempts 0</span></li>", plain
+            r"<li><span>\d\d:\d\d UTC: tasks completed 0, failed attempts 0</span></li>", plain
         )
         assert "the scale ends at 1,000" in plain
         assert plain.count("<tr>") == 2, "the head of the table, and the step with runs"
@@ -139,13 +139,13 @@ async def test_type_shows_slow_tasks_and_when_its_servers_started(
         assert "Slowest tasks: running, dead, or completed today or yesterday" in text
         assert text.index("runs active") < text.index("gone completed") < text.index("died dead")
         assert re.search(
-            r"as after a deploy: \d\d:\d\d a1e \(1 server\); "
-            r"\d\d:\d\d qsync 1\.2\.3 \(1 server\); \d\d:\d\d b2f \(2 servers\)",
+            r"as after a deploy: \d\d:\d\d UTC a1e \(1 server\); "
+            r"\d\d:\d\d UTC qsync 1\.2\.3 \(1 server\); \d\d:\d\d UTC b2f \(2 servers\)",
             text,
         )
         answer = await web.client.get("/type?type=mail")
         assert 'id=gone"' not in answer.text
         assert answer.text.count('class="grid mark" d="M') == 3
         text = await page(web, "/type", type="bill", queue="default")
-        assert re.search(r"as after a deploy: \d\d:\d\d c \(1 server\) ", text)
+        assert re.search(r"as after a deploy: \d\d:\d\d UTC c \(1 server\) ", text)
         assert "as after a deploy" not in await page(web, "/type", type="else", queue="default")

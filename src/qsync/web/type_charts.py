@@ -118,10 +118,10 @@ def type_charts(stats: TypeStats, marks: Sequence[StartMark] = ()) -> list[StepC
 
 
 def when(stats: TypeStats, moment: datetime) -> str:
-    """Return the time of a step: to the minute, or the day."""
+    """Return the time of a step in UTC: to the minute, or the day."""
     if stats.step_s >= DAY_S:
         return day_and_month(moment.date())
-    clock = f"{moment:%H:%M}"
+    clock = f"{moment:%H:%M} UTC"
     return f"{day_and_month(moment.date())} {clock}" if stats.period in DAYS else clock
 
 
