@@ -13,6 +13,7 @@ from qsync import current
 from qsync.errors import TaskFailed
 from qsync.mux import Mux
 from qsync.server.runner import Runner
+from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
 from tests.support.server import bench, until
 from tests.support.stores import Store
@@ -86,3 +87,34 @@ def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
 
     asyncio.run(main())
     assert sorted(slots) == ["blocks", "large", "progress", "value"]
+
+
+def test_task_whose_lease_has_expired_does_not_start(valkey: Store, prefix: str) -> None:
+    mux, tokens, expired = Mux(), dict[str, str](), dict[str, str]()
+    holder: list[Server] = []
+
+    @mux.handle("expire")
+    async def expire(task: TaskInfo) -> None:
+        for leased in holder[0]._queues[0].held.values():
+            if leased.id != task.id:
+                leased.expires = 0.0
+                expired[leased.id] = leased.token
+
+    @mux.handle("later")
+    async def later(task: TaskInfo) -> None:
+        tokens[task.id] = task.token
+        assert (task.attempt, task.crashes) == (1, 0)
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            tasks = [Task("expire"), Task("later"), Task("later", retention=60)]
+            handles = await b.client.enqueue_many(tasks)
+            holder.append(b.server(mux))
+            async with holder[0]:
+                for handle in handles[:2]:
+                    await b.gone(handle.id)
+                await b.reaches(handles[2].id, "completed")
+
+    asyncio.run(main())
+    assert set(tokens) == set(expired)
+    assert all(tokens[id] != expired[id] for id in tokens)  # each started under another lease
