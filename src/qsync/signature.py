@@ -93,7 +93,7 @@ class Signature:
             return self._result[0](record.value)
         except MISFITS as error:
             why = misfit(error)
-        text = f"task {self._name!r} is done, but its result is not what it should be: {why}"
+        text = f"task {self._name!r} is done, but its result does not match: {why}"
         raise QsyncError(text)
 
     def carried_result(self, value: Any) -> Any:

@@ -63,7 +63,7 @@ def datetime_us(field: str, value: datetime) -> int:
 def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
     """Return a due time in the form for scripts: `+<us>` after now, or `<us>` Unix time.
 
-    Raises InvalidTask unless exactly one of both is given and valid.
+    Raises InvalidTask unless exactly one of the two is given and valid.
     """
     if delay is not None and process_at is not None:
         raise InvalidTask(f"process_at: {process_at} and delay: {delay} exclude each other")

@@ -115,7 +115,7 @@ def test_enqueued_tasks_are_found_with_their_arguments(shop: Shop, qsync: Kit) -
         "of send there are:",
         "  send(invoice=Invoice(number=7, to='ann'), copies=1) on queue mail, pending",
     ]
-    with pytest.raises(AssertionError, match="no task of it is waiting or running"):
+    with pytest.raises(AssertionError, match="no task of this function is waiting or running"):
         qsync.assert_enqueued(shop.decide)
     with pytest.raises(InvalidTask, match="no parameter 'copy', only invoice, copies"):
         qsync.assert_enqueued(shop.send, copy=2)

@@ -76,7 +76,7 @@ def _kind(client: Any) -> Literal["node", "cluster"] | None:
 def _cluster(client: Any) -> Address:
     kwargs = client.get_connection_kwargs()
     if getattr(client, "user_on_connect_func", None) is not None:
-        raise ValueError("redis_connect_func: qsync does not know what it does")
+        raise ValueError("redis_connect_func: not supported, since qsync cannot tell what it does")
     tls = _tls(kwargs.get("connection_class"), kwargs)
     settings = _settings(client, kwargs, tls=tls)
     settings.pop("db", None)

@@ -95,7 +95,9 @@ def warn_once(difference: str) -> None:
     import redis  # here: see redis_errors.py
 
     log.warning(
-        "redis-py %s differs from those that this qsync knows: %s", redis.__version__, difference
+        "redis-py %s has other internals than this version of qsync knows: %s",
+        redis.__version__,
+        difference,
     )
 
 

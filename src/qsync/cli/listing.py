@@ -71,7 +71,7 @@ class OutputOptions:
         return Format.JSON
 
     def repeat(self, show: Callable[[], None]) -> None:
-        """Call `show` once; with --watch until Ctrl-C, also while the store is away."""
+        """Call `show` once; with --watch, repeatedly until Ctrl-C, even while the store is away."""
         if self.watch is None:
             show()
             return

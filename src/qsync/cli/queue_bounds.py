@@ -163,7 +163,7 @@ def reset(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> Non
     with open_store(store) as session:
         change = session.run(session.inspector.reset_bounds(name))
         if not change.ok:
-            exit_with(f"queue {name} has no bounds of an operator")
+            exit_with(f"no operator has set bounds for queue {name}")
         _report(name, session.run(session.inspector.bounds(name)), as_json)
 
 

@@ -79,7 +79,7 @@ def shown_states(queues: Sequence[QueueInfo], states: Sequence[TaskState]) -> li
 
 
 def print_more(overview: Overview) -> None:
-    """Print how many queues are shown, if there are more."""
+    """Print how many queues are shown, if not all are."""
     if overview.more:
         shown = f"{len(overview.queues):,} of {overview.total:,} queues"
         print_line(f"Showing {shown}. For others: qsync stats QUEUE")

@@ -82,7 +82,7 @@ def current(state: type[Any] | None = None) -> Current[Any]:
         context: Current[Any] = running.get()
     except LookupError:
         msg = (
-            "qsync.current() is there only inside a handler that a server runs; in a test, give "
+            "qsync.current() works only inside a handler that a server runs; in a test, give "
             "it a context: `with qsync.testing.context():`"
         )
         raise QsyncError(msg) from None

@@ -99,7 +99,7 @@ class _AnyKit:
             lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:SHOWN]]
             lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
         else:
-            lines.append("no task of it is waiting or running")
+            lines.append("no task of this function is waiting or running")
         sender = self.app._connections.sender
         if sender is not None and (waiting := sender.waiting()):
             lines.append(waiting)
