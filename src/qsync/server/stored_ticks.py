@@ -279,18 +279,28 @@ class _Queue:
                     await self._look.wait()
 
     async def _tick(self) -> float:
-        """Enqueue what is due; return the time until the next check, in seconds.""" now =
-        asyncio.get_running_loop().time() if self._unread > MOST_UNREAD and now - self._whole_at >
-        LOOK_S: self._unread = 0  # a schedule that can be read may be among those left out if
-        self._unread <= MOST_UNREAD: self._whole_at = now ticked = await tick_due(self._broker,
-        self._keys, unread=self._unread) self._unread = ticked.unread_count
-        self._outage.worked(self._part) self._backoff.reset() if self._on_created is not None:
-        self._on_created(await self._created(ticked.tasks), ticked.now_us) for name in
-        ticked.refused: self._log_once(name, "a periodic task of a program has the same name and
-        takes precedence") for name, why in ticked.unread: self._log_once(name, f"its record cannot
-        be read: {why}") if ticked.more: return 0 if ticked.next_us is None: return LOOK_S until_s =
-        (ticked.next_us - ticked.now_us) / 1_000_000 + self._apart_s return min(max(until_s,
-        LEAST_S), LOOK_S)
+        """Enqueue what is due; return the time until the next check, in seconds."""
+        now = asyncio.get_running_loop().time()
+        if self._unread > MOST_UNREAD and now - self._whole_at > LOOK_S:
+            self._unread = 0  # a schedule that can be read may be among those left out
+        if self._unread <= MOST_UNREAD:
+            self._whole_at = now
+        ticked = await tick_due(self._broker, self._keys, unread=self._unread)
+        self._unread = ticked.unread_count
+        self._outage.worked(self._part)
+        self._backoff.reset()
+        if self._on_created is not None:
+            self._on_created(await self._created(ticked.tasks), ticked.now_us)
+        for name in ticked.refused:
+            self._log_once(name, "a periodic task of a program has the same name")
+        for name, why in ticked.unread:
+            self._log_once(name, f"its record cannot be read: {why}")
+        if ticked.more:
+            return 0
+        if ticked.next_us is None:
+            return LOOK_S
+        until_s = (ticked.next_us - ticked.now_us) / 1_000_000 + self._apart_s
+        return min(max(until_s, LEAST_S), LOOK_S)
 
     async def _created(self, tasks: Sequence[NewTask]) -> list[NewTask]:
         """Return the tasks that no held unique lock has kept out of the store."""
