@@ -95,12 +95,13 @@ end
 
 -- flow:
 -- Delete the states of limits that no task uses, once their rate and closing have expired. A limit whose
--- next start is further ahead than its rule allows, since the clock was set back, opens in time again.
+-- next start is further ahead than its rule allows, since the clock was set back, opens in time again;
+-- rules are read only for starts that are over 10 s ahead.
 local function sweep_limits(now, cursor, size)
   local ahead = {}
   local next_cursor, more, gone = sweep_part(KEYS.limits, cursor, size, function(limit, value)
     local use, ready, tat, closed = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')
-    if is_of_wrong_clock(tonumber(tat or 0), now) then
+    if tonumber(tat or 0) - now > 10000000 then
       ahead[#ahead + 1] = limit
     end
     return use == '0' and ready == '0' and math.max(tonumber(tat), tonumber(closed)) <= now
