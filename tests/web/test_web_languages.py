@@ -19,6 +19,7 @@ from qsync.phrase import Ordinal, joined, phrase, plural_phrase
 from qsync.schedule import Every, every_phrase
 from qsync.state import TaskState
 from qsync.web import create_app, translation
+from qsync.web.charts import PER_SECOND, line_chart
 from qsync.web.event_details import event_detail
 from qsync.web.language import ENGLISH, LANGUAGES, check_language, language_of, preferred, use
 from qsync.web.template_filters import escape_invisible, gettext, ngettext
@@ -272,3 +273,23 @@ def placeholders(text: str) -> list[str]:
     """The placeholders of a text; it has no other percent signs."""
     assert "%" not in PLACEHOLDER.sub("", text), text
     return sorted(set(PLACEHOLDER.findall(text)) - {""})
+
+
+def test_values_of_a_chart_are_written_in_the_language_of_the_page() -> None:
+    def steps() -> list[str]:
+        values = [None, 1.5, 2.5, *[2000.0] * 120]
+        chart = line_chart("Rate", [("a", "x", values)], unit=PER_SECOND, width=180, interval_s=5)
+        return chart.steps
+
+    try:
+        for _ in range(2):  # a second time from the cache
+            use(ENGLISH)
+            shown = steps()
+            assert len(shown) == 60
+            assert (shown[0], shown[-1]) == ("14 min 45 s ago: no data", "now: a 2,000/s")
+            assert shown[19] == "10 min ago: a 2.5/s"
+            use(RUSSIAN)
+            assert steps()[19] == "10 мин назад: a 2,5/с"
+            assert steps()[-1] == "сейчас: a 2\u00a0000/с"
+    finally:
+        use(ENGLISH)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
-from qsync.web.translation import _, coarse, count, marked, short_count
+from qsync.web.language import current
+from qsync.web.translation import _, count, duration, marked, short_count
 
 WIDTH: Final = 300
 HEIGHT: Final = 100
@@ -111,17 +113,27 @@ def _steps(
 ) -> list[str]:
     """Return the values of up to STEPS steps as text, the latest last."""
     size = max(1, math.ceil(room / STEPS))
-    steps = []
+    language, nothing, steps = current().code, _("no data"), []
     for back in range(0, room, size):
-        values = [(name, values[-1 - back]) for name, _css, values in series if back < len(values)]
         texts = [
-            f"{name} {_(unit, number=short_count(value))}"
-            for name, value in values
-            if value is not None
+            f"{name} {_value_text(language, unit, value)}"
+            for name, _css, values in series
+            if back < len(values) and (value := values[-1 - back]) is not None
         ]
-        at = _("%(length)s ago", length=coarse(back * interval_s)) if back else _("now")
-        steps.append(f"{at}: {', '.join(texts) or _('no data')}")
+        steps.append(f"{_ago(language, back * interval_s)}: {', '.join(texts) or nothing}")
     return steps[::-1]
+
+
+@lru_cache(maxsize=8192)
+def _value_text(language: str, unit: str, value: float) -> str:
+    """Return a value in the current language, `language`; a page has a thousand of them."""
+    return _(unit, number=short_count(value))
+
+
+@lru_cache(maxsize=1024)
+def _ago(language: str, seconds: float) -> str:
+    """Return how long ago a step was in the current language, `language`."""
+    return _("%(length)s ago", length=duration(seconds)) if seconds else _("now")
 
 
 def path_of(values: Values, top: float, room: int = 0) -> str:
