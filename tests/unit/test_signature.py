@@ -398,7 +398,7 @@ def test_a_result_of_another_type_is_an_error() -> None:
     def function() -> int:
         return 1
 
-    with pytest.raises(QsyncError, match="'t' is done, but its result is not"):
+    with pytest.raises(QsyncError, match="'t' is done, but its result does not match"):
         Signature("t", function).result_of(Result(codec.encode("text")))
 
 
