@@ -21,8 +21,8 @@ from qsync.broker.schedule_records import read_record
 from qsync.broker.stored_schedules import (
     NEVER_US,
     Content,
-    StoredRow,
     StoredSchedule,
+    StoredScheduleRow,
     encode_record,
     next_tick,
     stored_schedule,
@@ -110,7 +110,7 @@ class _AnySchedules:
             yield [announce]
         if before and before.stamp == put.stamp:  # nothing was changed
             next_us = before.next_us or next_us
-        row = StoredRow(name, put.stamp + record, next_us, before and before.pause_note)
+        row = StoredScheduleRow(name, put.stamp + record, next_us, before and before.pause_note)
         return stored_schedule(row, queue)
 
     def _get(self, name: str) -> Trips[StoredSchedule | None]:
@@ -130,7 +130,7 @@ class _AnySchedules:
 
     def _list(self, prefix: str) -> Trips[list[StoredSchedule]]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
-        rows: dict[tuple[str, str], StoredRow] = {}
+        rows: dict[tuple[str, str], StoredScheduleRow] = {}
         for queue in queues:
             cursor = ""
             while cursor != "0":
@@ -333,7 +333,7 @@ def _checked_prefix(prefix: object) -> str:
     return "" if prefix == "" else check_schedule_name(prefix, "prefix")
 
 
-def _shown(row: StoredRow, queue: str) -> StoredSchedule:
+def _shown(row: StoredScheduleRow, queue: str) -> StoredSchedule:
     try:
         return stored_schedule(row, queue)
     except (codec.CodecError, InvalidTask) as error:

@@ -40,7 +40,7 @@ _NOT_GIVEN: Final = object()
 _decode_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class _Slot(NamedTuple):
+class _PayloadParameter(NamedTuple):
     """A parameter whose value comes from the payload."""
 
     name: str
@@ -246,7 +246,7 @@ class Signature:
             text = f"task {self._name!r}: argument {name!r}: {error}"
         raise InvalidTask(text)
 
-    def _convert(self, slot: _Slot, name: str, data: msgspec.Raw) -> Any:
+    def _convert(self, slot: _PayloadParameter, name: str, data: msgspec.Raw) -> Any:
         try:
             return slot.convert(data)
         except MISFITS as error:
@@ -315,11 +315,11 @@ def _unpacked(
     return full_signature.replace(parameters=parameters), parameters, hints
 
 
-def _slot(name: str, parameter: Parameter, hint: Any) -> _Slot:
+def _slot(name: str, parameter: Parameter, hint: Any) -> _PayloadParameter:
     annotation = list[hint] if parameter.kind is Parameter.VAR_POSITIONAL else hint
     try:
         convert = converter(annotation)
     except ConfigError as error:
         raise ConfigError(f"task {name!r}: parameter {parameter.name!r}: {error}") from error
     transport = ValueTransport(annotation, convert)
-    return _Slot(parameter.name, parameter.kind, parameter.default, convert, transport)
+    return _PayloadParameter(parameter.name, parameter.kind, parameter.default, convert, transport)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 from rich.console import Console
 
-from qsync.cli.demo.account import KINDS, End, History, Ledger, Summary, account
+from qsync.cli.demo.account import KINDS, End, Ledger, ServerNotes, Summary, account
 from qsync.cli.demo.screen import print_summary
 from qsync.inspector import TaskRow
 from qsync.keys import QUEUE_KEYS
@@ -210,7 +210,7 @@ def test_worker_serves_the_kinds_and_queues_of_the_tasks(tasks: Any) -> None:
 
 def test_history_is_read_by_complete_lines_while_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "history-7"
-    history = History(tmp_path)
+    history = ServerNotes(tmp_path)
     path.write_text("start 2000000000 a hash\ndone 25")
     history.poll()
     assert history.running[7] == {"a"}
@@ -230,7 +230,7 @@ def test_task_in_a_dead_server_keeps_running_there_while_it_runs_again(tmp_path:
         "start 2000000000 a hash\nfailed 3000000000 a 1 \nstart 4000000000 a hash\n"
         "done 5000000000 a 2 0123\n"
     )
-    history = History(tmp_path)
+    history = ServerNotes(tmp_path)
     history.poll()
     assert history.running[1] == {"a"}
     assert history.starts["a"] == [1, 2, 4]
@@ -252,7 +252,7 @@ class Answer:
 
 
 def test_ledger_records_accepted_and_refused_tasks(tmp_path: Path) -> None:
-    ledger = Ledger(History(tmp_path))
+    ledger = Ledger(ServerNotes(tmp_path))
     built = [Task("hash"), Task("unique"), Task("unique")]
     answers: Any = [Answer("a"), Answer("b"), Answer("b", created=False)]
     assert ledger.record(built, answers, [64]) == ["a", "b", "b"]
@@ -270,7 +270,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ledger = Ledger(History(folder), killed_at=1.0, interrupted={"slow"})
+        self.ledger = Ledger(ServerNotes(folder), killed_at=1.0, interrupted={"slow"})
         self.lines: dict[int, list[str]] = {1: [], 2: []}
         self.ledger.counters = Counter(
             enqueued=32, completed=28, failed=5, retried=4, dead=3, cancelled=1

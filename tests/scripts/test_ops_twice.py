@@ -30,7 +30,7 @@ from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import read
-from qsync.broker.stored_schedules import StoredRow
+from qsync.broker.stored_schedules import StoredScheduleRow
 from qsync.message import decode_message
 from tests.scripts.test_ops_locks import LOCK, NAME
 from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, START, Rig, S
@@ -277,7 +277,7 @@ OTHER: dict[str, Make] = {
 
 def tick_stored(rig: Rig) -> Call[Any]:
     """Ticks of two stored schedules, one of them paused, and of one that has lost its record."""
-    due = [StoredRow(name, STAMP, rig.now) for name in ("daily", "paused", "lost")]
+    due = [StoredScheduleRow(name, STAMP, rig.now) for name in ("daily", "paused", "lost")]
     rows = [
         TickRow(row, rig.now + S, rig.tasks(f"{row.name}@1", fairness_key="k", **LOCK))
         for row in due

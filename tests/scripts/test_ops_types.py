@@ -26,7 +26,7 @@ def resume(rig: Rig, type: str) -> bool | None:
     return rig.run(type_ops.resume_type(rig.keys, type, now_us=rig.now))
 
 
-def paused(rig: Rig) -> list[type_ops.PausedType]:
+def paused(rig: Rig) -> list[type_ops.StoredPause]:
     return rig.run(type_ops.paused_types(rig.keys))
 
 
@@ -43,7 +43,7 @@ def test_tasks_of_a_paused_type_go_aside_and_come_back_in_their_order(rig: Rig) 
     assert not rig.woken(), "nothing can start"
     assert rig.fetch().ids == ["b1"]
     assert [rig.state(id) for id in ("a2", "a3")] == ["limited", "limited"]
-    assert paused(rig) == [type_ops.PausedType("a", b"me", rig.now, 2)]
+    assert paused(rig) == [type_ops.StoredPause("a", b"me", rig.now, 2)]
     rig.now += S
     assert rig.retry(running) == ["ok"]
     rig.now += S
@@ -63,8 +63,8 @@ def test_note_of_a_pause_is_replaced_and_its_time_kept(rig: Rig) -> None:
     assert pause(rig, "b", b"other") is True
     assert pause(rig, "a", b"\xff two") is False
     assert paused(rig) == [
-        type_ops.PausedType("a", b"\xff two", began, 0),
-        type_ops.PausedType("b", b"other", rig.now, 0),
+        type_ops.StoredPause("a", b"\xff two", began, 0),
+        type_ops.StoredPause("b", b"other", rig.now, 0),
     ]
     assert resume(rig, "c") is False
     assert resume(rig, "a") is True

@@ -37,7 +37,7 @@ from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import Script, has_variants, load, variant
-from qsync.broker.stored_schedules import StoredRow
+from qsync.broker.stored_schedules import StoredScheduleRow
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.limit import LimitRule
 from qsync.new_task import new_nonce, new_task
@@ -425,7 +425,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
     held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
     tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]
     fetch = ops.fetch(keys, server="s", number=1, wanted=5, policy=POLICY)
-    row = StoredRow("hourly", b"12345678record", 1)
+    row = StoredScheduleRow("hourly", b"12345678record", 1)
     return {
         "enqueue": (ops.enqueue(keys, tasks), 2),
         "enqueue_one": (ops.enqueue(keys, tasks[:1], sender="s", number=1), 1),

@@ -18,7 +18,7 @@ from qsync.broker.stored_schedules import (
     GRACE_US,
     MOST_TICKS,
     NEVER_US,
-    StoredRow,
+    StoredScheduleRow,
     decode_record,
     encode_record,
     ticks_of,
@@ -300,7 +300,7 @@ def test_lost_record_leaves_no_entry_behind(rig: Rig) -> None:
     assert due_rows(rig) == []
 
 
-def due_rows(rig: Rig) -> list[StoredRow]:
+def due_rows(rig: Rig) -> list[StoredScheduleRow]:
     return rig.run(schedule_ops.due_schedules(rig.keys, now_us=rig.now)).rows
 
 

@@ -711,7 +711,7 @@ time.sleep(60)
 
 
 def test_restarts_back_off_and_reset_after_a_while(store: Store) -> None:
-    slot = supervisor._Slot(1)
+    slot = supervisor._ChildSlot(1)
     child = supervisor.Child(1, plan(""))
     child.uptime_s = 1.9
     delays = [slot.delay(child) for _ in range(8)]
@@ -721,7 +721,7 @@ def test_restarts_back_off_and_reset_after_a_while(store: Store) -> None:
 
 
 def test_child_that_has_served_does_not_count_as_failed_start() -> None:
-    slot = supervisor._Slot(1)
+    slot = supervisor._ChildSlot(1)
     child = supervisor.Child(1, plan(""))
     for lived, error, failures in [
         (None, None, 1), (0.5, "broken", 2), (1.5, "broken", 0), (None, None, 1), (0.5, None, 0),

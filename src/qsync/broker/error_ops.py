@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from qsync.broker.call import Argument, Call
 from qsync.broker.script import load
 from qsync.broker.stored_task import StoredTask
-from qsync.broker.views import PageKey, StoredRow
+from qsync.broker.views import PageKey, StoredTaskRow
 from qsync.keys import QueueKeys
 from qsync.state import TaskState
 
@@ -26,7 +26,7 @@ class CountedError(NamedTuple):
     last_us: int
     keys: dict[str, int]
     """Number of tasks by fairness key; the empty name counts the tasks of all other keys."""
-    sample: StoredRow | None
+    sample: StoredTaskRow | None
     """The last of them; None for a known error."""
 
 
@@ -82,10 +82,10 @@ def _error(state: TaskState, row: list[Any]) -> CountedError:
     )  # fmt: skip
 
 
-def _sample(state: TaskState, at_us: int, sample: list[Any]) -> StoredRow | None:
+def _sample(state: TaskState, at_us: int, sample: list[Any]) -> StoredTaskRow | None:
     if not sample:
         return None
     id, length, message, failure = sample
     shown = StoredTask(state, at_us, message or None, None, None, failure, None, None, None)
     text = id.decode(errors="backslashreplace")
-    return StoredRow(text, (str(at_us), id.decode(errors="surrogateescape")), length, shown)
+    return StoredTaskRow(text, (str(at_us), id.decode(errors="surrogateescape")), length, shown)

@@ -23,7 +23,7 @@ HOLDERS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorRule:
+class StoredOperatorRule:
     """A rule for a name or one limit, with the operator who set it and the time."""
 
     limit: str
@@ -56,7 +56,7 @@ class LimitsPage:
     now_us: int
     rules: dict[str, LimitRule]
     """Rules of the program, by name."""
-    operator_rules: dict[str, OperatorRule]
+    operator_rules: dict[str, StoredOperatorRule]
     """Rules of operators, by name or limit."""
     states: list[LimitState]
     cursor: str
@@ -72,7 +72,7 @@ class LimitDetail:
     rule: LimitRule | None
     """The rule in effect; None means unlimited."""
     program: LimitRule | None
-    operator: OperatorRule | None
+    operator: StoredOperatorRule | None
     """The operator's rule in effect; None if none is set."""
     holders: list[str]
     """Ids of active tasks that hold it, up to HOLDERS."""
@@ -118,7 +118,7 @@ def list_limits(
         fields = script.reply(reply)
         now, flat = int(fields["now"]), fields["rules"]
         own: dict[str, LimitRule] = {}
-        operators: dict[str, OperatorRule] = {}
+        operators: dict[str, StoredOperatorRule] = {}
         for raw, packed in zip(flat[::2], flat[1::2], strict=True):
             name = raw.decode(errors="backslashreplace")
             if name.startswith("!"):
@@ -209,12 +209,12 @@ def _rule(packed: bytes) -> LimitRule | None:
     )  # fmt: skip
 
 
-def _operator_rule(limit: str, packed: bytes) -> OperatorRule | None:
+def _operator_rule(limit: str, packed: bytes) -> StoredOperatorRule | None:
     rule = _rule(packed)
     if rule is None:
         return None
     at_us, _, by = b" ".join(packed.split(b" ")[4:]).partition(b" ")
-    return OperatorRule(
+    return StoredOperatorRule(
         limit, rule, by.decode(errors="replace"), int(at_us) if at_us.isdigit() else 0
     )
 

@@ -11,7 +11,7 @@ from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.program_schedule_ops import SCHEDULE_SILENCE_US
 from qsync.broker.schedule_run_ops import run_field
 from qsync.broker.script import load
-from qsync.broker.stored_schedules import StoredRow, row_of
+from qsync.broker.stored_schedules import StoredScheduleRow, row_of
 from qsync.keys import NAME, GlobalKeys, QueueKeys
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
@@ -39,13 +39,13 @@ class DueSchedules(NamedTuple):
     next_us: int | None
     wrong: bool
     """Whether next ticks may be wrong: the clock was ahead at the last ticks, and was set back."""
-    rows: list[StoredRow]
+    rows: list[StoredScheduleRow]
 
 
 class TickRow(NamedTuple):
     """The due ticks of one schedule as tasks, and its next tick after them."""
 
-    row: StoredRow
+    row: StoredScheduleRow
     next_us: int
     tasks: Sequence[NewTask]
 
@@ -56,7 +56,7 @@ class StoredPage(NamedTuple):
     now_us: int
     cursor: str
     total: int
-    rows: list[StoredRow]
+    rows: list[StoredScheduleRow]
 
 
 def put_schedule(
@@ -116,11 +116,11 @@ def tick_schedules(
 
 def stored_schedules(
     keys: QueueKeys, names: Sequence[str], *, now_us: int | None = None
-) -> Call[tuple[int, list[StoredRow | None]]]:
+) -> Call[tuple[int, list[StoredScheduleRow | None]]]:
     """Read the store's time, and the stored schedules of these names; None for a missing one."""
     script = load("stored_schedules")
 
-    def decode(reply: Any) -> tuple[int, list[StoredRow | None]]:
+    def decode(reply: Any) -> tuple[int, list[StoredScheduleRow | None]]:
         now, rows = reply
         return int(now), [row_of(row) if row else None for row in rows]
 

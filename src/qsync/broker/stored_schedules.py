@@ -77,7 +77,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
 
 
-class StoredRow(NamedTuple):
+class StoredScheduleRow(NamedTuple):
     """A schedule as it is stored."""
 
     name: str
@@ -181,7 +181,7 @@ def next_tick(schedule: Cron | Every, moment_us: int) -> int:
     return _next_after(schedule, moment_us)
 
 
-def ticks_of(row: StoredRow, content: Content, now_us: int) -> Ticks:
+def ticks_of(row: StoredScheduleRow, content: Content, now_us: int) -> Ticks:
     """Return which ticks of a due schedule to enqueue now; at most MOST_TICKS."""
     after_us = row.since_us
     if row.next_us is not None:  # earlier ticks do not count
@@ -199,7 +199,7 @@ def _due(given: Cron | Every, missed: Missed, after_us: int, now_us: int) -> Tic
     return Ticks(due, _next_after(given, done_us))
 
 
-def stored_schedule(row: StoredRow, queue: str) -> StoredSchedule:
+def stored_schedule(row: StoredScheduleRow, queue: str) -> StoredSchedule:
     """Return a schedule as its callers see it.
 
     Raises CodecError or InvalidTask for a damaged record.
@@ -222,9 +222,9 @@ def stored_schedule(row: StoredRow, queue: str) -> StoredSchedule:
     )
 
 
-def row_of(reply: Any) -> StoredRow:
+def row_of(reply: Any) -> StoredScheduleRow:
     """Return a schedule from a reply of the store: name, record, next tick, pause note."""
     name, record, score, note = reply
     due = math.nan if score is None else float(score)
     next_us = int(due) if abs(due) < NEVER_US else NEVER_US if due > 0 else None
-    return StoredRow(name.decode(errors="backslashreplace"), record, next_us, note)
+    return StoredScheduleRow(name.decode(errors="backslashreplace"), record, next_us, note)

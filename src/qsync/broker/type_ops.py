@@ -23,7 +23,7 @@ def type_limit(type: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PausedType:
+class StoredPause:
     """A paused type of a queue; the note says who paused it and why."""
 
     type: str
@@ -53,16 +53,16 @@ def _pause_type(keys: QueueKeys, type: str, note: bytes, now_us: int | None) -> 
     )
 
 
-def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[PausedType]]:
+def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[StoredPause]]:
     """Read which types of a queue are paused."""
     script = load("paused_types")
 
-    def decode(reply: Any) -> list[PausedType]:
+    def decode(reply: Any) -> list[StoredPause]:
         types = []
         for name, pause, waiting in script.reply(reply)["types"]:
             at_us, _, note = pause.partition(b" ")
             types.append(
-                PausedType(
+                StoredPause(
                     name.decode(errors="replace"), note, int(at_us) if at_us.isdigit() else 0,
                     waiting,
                 )

@@ -18,7 +18,7 @@ FIELDS_READ: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class TypeStats:
+class StoredTypeStats:
     """What the store holds of the statistics of a queue's types."""
 
     now_us: int
@@ -53,18 +53,18 @@ def type_stats(
     reports: int = 0,
     offset: int = 0,
     now_us: int | None = None,
-) -> Call[TypeStats]:
+) -> Call[StoredTypeStats]:
     """Read fields of the statistics, up to FIELDS_READ, and a part of the reports."""
     script = load("type_stats")
     args = ("" if now_us is None else now_us, reports, offset, *fields)
 
-    def decode(reply: Any) -> TypeStats:
+    def decode(reply: Any) -> StoredTypeStats:
         answer = script.reply(reply)
         flat = answer["reports"]
         blocks = dict(zip(fields, answer["blocks"], strict=True))
         names = _texts(flat[::2])
         held = {name: data for name, data in zip(names, flat[1::2], strict=True) if data}
-        return TypeStats(int(answer["now"]), blocks, held)
+        return StoredTypeStats(int(answer["now"]), blocks, held)
 
     return Call(script, keys.names(script.keys), args, decode)
 

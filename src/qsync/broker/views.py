@@ -141,7 +141,7 @@ PageKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRow:
+class StoredTaskRow:
     """A task in a page. A long message is truncated in `shown`; `length` is its full length."""
 
     id: str
@@ -157,7 +157,7 @@ class TaskPage:
     now_us: int
     total: int
     more: bool
-    rows: list[StoredRow]
+    rows: list[StoredTaskRow]
 
 
 def list_tasks(
@@ -185,7 +185,7 @@ def list_tasks(
     return Call(script, keys.names(script.keys), args, decode)
 
 
-def _row(state: TaskState, row: list[Any]) -> StoredRow:
+def _row(state: TaskState, row: list[Any]) -> StoredTaskRow:
     id, score, length, message, owner, crashes, failure, cancel, progress = row
     size = int(length)
     shown = StoredTask(
@@ -196,7 +196,7 @@ def _row(state: TaskState, row: list[Any]) -> StoredRow:
         crashes, failure, None, cancel, progress,
     )  # fmt: skip
     place = score.decode(), id.decode(errors="surrogateescape")
-    return StoredRow(id.decode(errors="backslashreplace"), place, size, shown)
+    return StoredTaskRow(id.decode(errors="backslashreplace"), place, size, shown)
 
 
 class WorkCheck(NamedTuple):

@@ -10,7 +10,7 @@ import typer
 
 from qsync.cli.command import INTERRUPTED
 from qsync.cli.output import print_json, print_line
-from qsync.cli.prompts import Progress, confirm
+from qsync.cli.prompts import ProgressLine, confirm
 from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue
 from qsync.formatting import plural
 from qsync.inspector import Filter, Inspector, Step
@@ -21,7 +21,7 @@ MakeStep = Callable[..., Awaitable[Step]]
 """Makes a step of a queue, a state, a filter and a cursor, as `Inspector.retry_matching` does."""
 
 
-class Selection(Protocol):
+class SelectedTasks(Protocol):
     """The selected tasks of a state; `queue` None means all queues."""
 
     @property
@@ -35,7 +35,7 @@ class BulkJob:
     """A bulk change of all tasks in a state that match the filters."""
 
     session: StoreSession
-    filters: Selection
+    filters: SelectedTasks
     state: TaskState
     verb: str
     """What the report says of a changed task: `deleted`."""
@@ -94,7 +94,7 @@ class BulkJob:
         total, filter = sum(counts.values()), self.filters.filter
         if filter is None:
             return total, total
-        progress, matches, scanned = Progress(), 0, 0
+        progress, matches, scanned = ProgressLine(), 0, 0
         try:
             for name in (name for name, count in counts.items() if count):
                 cursor: str | None = None
@@ -114,7 +114,7 @@ class BulkJob:
 
     async def _steps(self, inspector: Inspector, make_step: MakeStep, steps: list[Step]) -> None:
         counts = await self._queues(inspector)
-        progress, total = Progress(), sum(counts.values())
+        progress, total = ProgressLine(), sum(counts.values())
         done = Step(scanned=0, done=0, cursor=None)
         try:
             for name in (name for name, count in counts.items() if count):

@@ -118,7 +118,7 @@ def runs_alone(context: typer.Context) -> bool:
     return False
 
 
-class Command(TyperCommand):
+class QsyncCommand(TyperCommand):
     """A command that sets the command path when it runs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -127,7 +127,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class Group(typer.Typer):
+class CommandGroup(typer.Typer):
     """A group of commands, which may share options as `with_options` describes."""
 
     def command(  # type: ignore[override]  # the commands of a group differ in these alone
@@ -140,7 +140,7 @@ class Group(typer.Typer):
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a function as a command."""
         register = super().command(
-            name, cls=Command, epilog=epilog, short_help=short_help, hidden=hidden
+            name, cls=QsyncCommand, epilog=epilog, short_help=short_help, hidden=hidden
         )
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:

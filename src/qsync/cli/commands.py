@@ -9,7 +9,7 @@ from typing import Any, Final
 import typer
 from typer.main import get_group
 
-from qsync.cli.command import EXIT_CODES, Group
+from qsync.cli.command import EXIT_CODES, CommandGroup
 
 GROUPS: Final[dict[str, tuple[str, str]]] = {
     "task": ("task", "task"),
@@ -84,7 +84,7 @@ class CommandTable(MutableMapping[str, Any]):
 
 def load(name: str) -> Any:
     """Import a command, and return what the command line runs for it."""
-    parent = Group(rich_markup_mode=None)  # plain: boxes leave too little room at 80 columns
+    parent = CommandGroup(rich_markup_mode=None)  # plain: boxes leave too little room at 80 columns
     shown = HIDDEN.get(name, name)
     if shown in COMMANDS:
         module = import_module(f"qsync.cli.{MODULES.get(shown, shown)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from qsync.cli.bulk import BulkJob
-from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.command import USAGE, CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
     Cursor,
@@ -22,7 +22,9 @@ from qsync.cli.store import open_store
 from qsync.cli.task_list import TaskQuery, list_matching
 from qsync.state import TaskState
 
-dead: Final = Group(name="dead", help="List, retry and delete dead tasks.", no_args_is_help=True)
+dead: Final = CommandGroup(
+    name="dead", help="List, retry and delete dead tasks.", no_args_is_help=True
+)
 
 All = Annotated[
     bool,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from qsync.cli.bulk import BulkJob
-from qsync.cli.command import EXIT_CODES, USAGE, Group, exit_with, runs_alone, with_options
+from qsync.cli.command import EXIT_CODES, USAGE, CommandGroup, exit_with, runs_alone, with_options
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
     DryRun,
@@ -23,7 +23,7 @@ from qsync.cli.options import (
     column_of,
 )
 from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
-from qsync.cli.prompts import Progress
+from qsync.cli.prompts import ProgressLine
 from qsync.cli.store import StoreSession, all_queues, check_queue, exit_unknown_queue, open_store
 from qsync.cli.task_detail import print_error
 from qsync.fingerprint import FAILING
@@ -33,7 +33,9 @@ from qsync.state import TaskState
 
 HELP: Final = "Failed tasks grouped by error: list, show, retry, delete. Without a command: list."
 
-errors: Final = Group(name="errors", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
+errors: Final = CommandGroup(
+    name="errors", help=HELP, invoke_without_command=True, epilog=EXIT_CODES
+)
 
 
 def failing_state(text: str) -> TaskState:
@@ -164,7 +166,7 @@ async def _groups(
 ) -> list[ErrorGroup]:
     counts = await _counts(inspector, selected.queue)
     total = sum(counts[name].get(state, 0) for name in counts for state in states)
-    groups, scanned, progress = list[ErrorGroup](), 0, Progress()
+    groups, scanned, progress = list[ErrorGroup](), 0, ProgressLine()
     try:
         for name, state in [(name, state) for name in counts for state in states]:
             cursor: str | None = None

@@ -9,13 +9,13 @@ import msgspec
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import Group, exit_with
+from qsync.cli.command import CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import Json, StoreOptions, column_of
 from qsync.cli.output import Column, Row, print_json, print_line, print_table
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
 
-fairness: Final = Group(
+fairness: Final = CommandGroup(
     name="fairness", help="List and change the weights of fairness keys.", no_args_is_help=True
 )
 

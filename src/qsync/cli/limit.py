@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.command import USAGE, CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import By, Cursor, Json, StoreOptions, column_of, duration_of
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
@@ -21,7 +21,7 @@ from qsync.formatting import local_time, plural, relative
 from qsync.inspector import LimitInfo
 from qsync.limit import check_limit, limit_rule
 
-limit: Final = Group(
+limit: Final = CommandGroup(
     name="limit",
     help="List limits, show who holds one, set and reset rules.",
     no_args_is_help=True,

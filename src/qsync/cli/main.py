@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from qsync.cli.command import INTERRUPTED, Group, command_path, usage_in_one_line
+from qsync.cli.command import INTERRUPTED, CommandGroup, command_path, usage_in_one_line
 from qsync.cli.commands import HIDDEN, CommandTable
 from qsync.version import __version__
 from qsync.worker.logs import hold_standard_files
@@ -83,7 +83,7 @@ class Sections(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app: Final = Group(
+app: Final = CommandGroup(
     name="qsync",
     cls=Sections,
     help="A distributed task queue on Redis or Valkey.",

@@ -29,7 +29,7 @@ def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:
         raise typer.Exit(NOT_DONE)
 
 
-class Progress:
+class ProgressLine:
     """Shows on standard error how far work is: in place on a terminal, elsewhere as lines."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from qsync.cli.command import Group, exit_with
+from qsync.cli.command import CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
     By,
@@ -21,7 +21,7 @@ from qsync.cli.options import (
     Yes,
 )
 from qsync.cli.output import print_json, print_line
-from qsync.cli.prompts import Progress, confirm, current_user
+from qsync.cli.prompts import ProgressLine, confirm, current_user
 from qsync.cli.queue_tables import SortQueues, print_more, print_queues, sorted_queues
 from qsync.cli.store import (
     check_queue,
@@ -36,7 +36,7 @@ from qsync.inspector import Change, Forgotten, Inspector, QueueInfo, Step
 from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 
-queue: Final = Group(
+queue: Final = CommandGroup(
     name="queue", help="List, pause, purge and delete queues.", no_args_is_help=True
 )
 
@@ -158,7 +158,7 @@ def purge(
 
 
 async def _purge(inspector: Inspector, name: str, states: list[TaskState], held: int) -> int:
-    progress, total = Progress(), Step(scanned=0, done=0, cursor=None)
+    progress, total = ProgressLine(), Step(scanned=0, done=0, cursor=None)
     try:
         for state in states:
             async for step in inspector.steps(inspector.purge, name, state):
@@ -224,7 +224,7 @@ def _print_dry_run(info: QueueInfo, servers: int, *, force: bool, as_json: bool)
 
 
 async def _forget(inspector: Inspector, name: str, *, force: bool) -> Forgotten:
-    progress, deleted = Progress(), 0
+    progress, deleted = ProgressLine(), 0
     try:
         for _ in range(MAX_STEPS):
             step = await inspector.forget(name, force=force)

@@ -10,7 +10,7 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.command import USAGE, CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
@@ -34,7 +34,7 @@ from qsync.formatting import local_time, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
 from qsync.schedule import Missed
 
-schedule: Final = Group(
+schedule: Final = CommandGroup(
     name="schedule",
     help="List, put, pause, trigger and delete schedules.",
     no_args_is_help=True,

@@ -9,7 +9,7 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import EXIT_CODES, Group, runs_alone, with_options
+from qsync.cli.command import EXIT_CODES, CommandGroup, runs_alone, with_options
 from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import Json, StoreOptions, column_of
 from qsync.cli.output import Cell, Column, Row, print_line, print_table
@@ -21,7 +21,9 @@ HELP: Final = (
     "List running servers (worker processes), drain and stop them. Without a command: list."
 )
 
-servers: Final = Group(name="server", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
+servers: Final = CommandGroup(
+    name="server", help=HELP, invoke_without_command=True, epilog=EXIT_CODES
+)
 
 ServerIds = Annotated[
     list[str],

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from qsync.cli import task_changes, task_edit
-from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.command import USAGE, CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
@@ -44,7 +44,7 @@ from qsync.inspector import Change, Explanation, Inspector, TaskDetail
 from qsync.inspector.bulk import WAITING
 from qsync.state import UNFINISHED
 
-task: Final = Group(
+task: Final = CommandGroup(
     name="task", help="List, show, enqueue, retry, cancel and delete tasks.", no_args_is_help=True
 )
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
-from qsync.cli.prompts import Progress
+from qsync.cli.prompts import ProgressLine
 from qsync.cli.store import all_queues, exit_unknown_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
@@ -69,7 +69,7 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
     total = sum(counts[name][state] for state, names in queues_by_state.items() for name in names)
     occupied = [state for state, names in queues_by_state.items() if names]
     states, cursor = _resume(occupied, query.cursor)
-    tasks, scanned, progress = list[TaskRow](), 0, Progress()
+    tasks, scanned, progress = list[TaskRow](), 0, ProgressLine()
     try:
         while states:
             page = await inspector.tasks_of(

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import EXIT_CODES, Group, exit_with, runs_alone, with_options
+from qsync.cli.command import EXIT_CODES, CommandGroup, exit_with, runs_alone, with_options
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import By, Json, StoreOptions, Why, column_of
 from qsync.cli.output import Cell, Column, Row, count_cell, print_json, print_line, print_table
@@ -24,7 +24,7 @@ from qsync.inspector.types import LISTED
 
 HELP: Final = "Types of tasks: list, show, pause, resume. Without a command: list."
 
-type_: Final = Group(name="type", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
+type_: Final = CommandGroup(name="type", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
 
 SORTS: Final = ("name", "started", "failed", "share", "wait", "run", "pending", "dead")
 

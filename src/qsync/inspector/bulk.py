@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from qsync.broker import op_values, operator_ops, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import state_of
-from qsync.broker.views import StoredRow
+from qsync.broker.views import StoredTaskRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
 from qsync.inspector.event_values import describe, new_key
@@ -36,7 +36,7 @@ class _Part(NamedTuple):
     `action` is the key of the action that the steps are recorded as.
     """
 
-    rows: list[StoredRow]
+    rows: list[StoredTaskRow]
     scanned: int
     unread: int
     cursor: str | None
@@ -233,7 +233,7 @@ def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
     return checked
 
 
-def _came_us(row: StoredRow, state: TaskState) -> int:
+def _came_us(row: StoredTaskRow, state: TaskState) -> int:
     """Return the time at which the task came into its state, or a lower bound of it."""
     if state is TaskState.DEAD:
         return int(row.shown.score)

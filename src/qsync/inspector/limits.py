@@ -109,7 +109,7 @@ def _info(
     queue: str,
     state: LimitState,
     rules: Mapping[str, LimitRule],
-    operators: Mapping[str, limit_ops.OperatorRule],
+    operators: Mapping[str, limit_ops.StoredOperatorRule],
     holders: list[str] | None = None,
 ) -> LimitInfo:
     limit, name = state.limit, limit_name(state.limit)

@@ -15,7 +15,7 @@ from qsync.broker.base import ends_in
 from qsync.broker.op_values import Enqueued
 from qsync.broker.schedule_records import read_record
 from qsync.broker.schedule_run_ops import Made, Note, StoredRun, run_field
-from qsync.broker.stored_schedules import StoredRow, decode_record
+from qsync.broker.stored_schedules import StoredScheduleRow, decode_record
 from qsync.broker.stored_task import state_of
 from qsync.errors import InvalidTask, QueueFull
 from qsync.inspector.base import RECORD_S
@@ -219,9 +219,9 @@ def _ticks(schedule: Schedule, start: datetime, end: datetime, now_us: int) -> l
     return ticks
 
 
-def _given(source: bytes | StoredRow) -> Schedule | None:
+def _given(source: bytes | StoredScheduleRow) -> Schedule | None:
     """Return when a schedule ticks, as published or stored; None for a custom one."""
-    if isinstance(source, StoredRow):
+    if isinstance(source, StoredScheduleRow):
         return decode_record(source.record).schedule
     return read_record(source).schedule()
 

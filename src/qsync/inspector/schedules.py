@@ -14,7 +14,7 @@ from qsync.broker.base import ends_in
 from qsync.broker.event_ops import recorded
 from qsync.broker.schedule_records import LIVE_US, read_record, task_from
 from qsync.broker.schedule_run_ops import Note, run_field
-from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
+from qsync.broker.stored_schedules import Content, StoredSchedule, StoredScheduleRow, decode_record
 from qsync.broker.views import Published
 from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
 from qsync.inspector.base import RECORD_S, Base
@@ -71,7 +71,7 @@ class _SchedulesMixin(Base):
         queues = await self._broker.run(schedule_ops.schedule_queues(self._globals))
         infos = []
         for queue in queues:
-            rows: dict[str, StoredRow] = {}
+            rows: dict[str, StoredScheduleRow] = {}
             cursor = "0" if prefix else ""
             while len(rows) < LISTED:
                 call = schedule_ops.stored_page(
@@ -115,7 +115,7 @@ class _SchedulesMixin(Base):
         row = await self._stored_row(name, queue)
         return None if row is None else stored_info(queue, now_us, row)
 
-    async def _stored_row(self, name: str, queue: str) -> StoredRow | None:
+    async def _stored_row(self, name: str, queue: str) -> StoredScheduleRow | None:
         _, [row] = await self._broker.run(schedule_ops.stored_schedules(self._keys(queue), [name]))
         return row
 
@@ -277,7 +277,7 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
 
 
 def stored_info(
-    queue: str, now_us: int, row: StoredRow, *, of_program: bool = False
+    queue: str, now_us: int, row: StoredScheduleRow, *, of_program: bool = False
 ) -> ScheduleInfo:
     """Return the description of a stored schedule; `of_program`: a program has its name, too."""
     since = from_us(row.since_us) if row.record else None
@@ -310,9 +310,11 @@ def stored_info(
     )
 
 
-def task_of_schedule(source: bytes | StoredRow | None, id: str, queue: str) -> NewTask | None:
+def task_of_schedule(
+    source: bytes | StoredScheduleRow | None, id: str, queue: str
+) -> NewTask | None:
     """Return the task of a schedule, as published or stored, under an id; None if it is damaged."""
-    if not isinstance(source, StoredRow):
+    if not isinstance(source, StoredScheduleRow):
         return task_from(source, id, queue)
     try:
         return decode_record(source.record).task(id, queue)

@@ -76,7 +76,7 @@ class _SlowTasksMixin(_LiveServersMixin):
         """Read the slowest completed runs, and the reports that are not among them yet."""
         keys, at_once = self._keys(queue), type_stats_ops.REPORTS_READ
         field = slow_runs_of(type)
-        parts: list[type_stats_ops.TypeStats] = await self._run_all(
+        parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(
             [
                 type_stats_ops.type_stats(
                     keys, [] if offset else [field], reports=at_once, offset=offset

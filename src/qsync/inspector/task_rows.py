@@ -21,7 +21,7 @@ from qsync.broker.stored_task import (
     state_of,
 )
 from qsync.broker.truncated import decode_cut
-from qsync.broker.views import StoredRow, TruncatedMessage
+from qsync.broker.views import StoredTaskRow, TruncatedMessage
 from qsync.fingerprint import FAILING, Fingerprint, fingerprint_of
 from qsync.inspector.search_query import argument_at
 from qsync.inspector.values import Filter, Pause, TaskRow
@@ -78,7 +78,7 @@ def decode_task(id: str, shown: StoredTask, length: int | None = None) -> Decode
     )
 
 
-def decode_row(row: StoredRow) -> DecodedTask:
+def decode_row(row: StoredTaskRow) -> DecodedTask:
     """Decode a row of a page."""
     return decode_task(row.id, row.shown, row.length)
 

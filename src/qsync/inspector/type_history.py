@@ -67,7 +67,7 @@ def fields_of(type: str, steps: Steps) -> list[str]:
     return [hours_of(day, type) for day in days]
 
 
-class History:
+class TypeHistory:
     """The counts of types: stored blocks, and reports that are not in them yet."""
 
     def __init__(

@@ -14,7 +14,7 @@ from qsync.broker.truncated import decode_cut
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, pause_of
-from qsync.inspector.type_history import History, Steps, fields_of, steps_of
+from qsync.inspector.type_history import Steps, TypeHistory, fields_of, steps_of
 from qsync.inspector.type_values import (
     PERIODS,
     PausedType,
@@ -127,7 +127,7 @@ class _TypesMixin(Base):
 
     async def _history(
         self, queue: str, fields: Sequence[str], type_ids: dict[str, int]
-    ) -> History:
+    ) -> TypeHistory:
         """Read fields of the statistics, and the reports that are not in them yet."""
         keys, at_once = self._keys(queue), type_stats_ops.FIELDS_READ
         unique = list(dict.fromkeys(fields))
@@ -139,11 +139,11 @@ class _TypesMixin(Base):
             type_stats_ops.type_stats(keys, [], reports=type_stats_ops.REPORTS_READ, offset=offset)
             for offset in range(0, REPORTS, type_stats_ops.REPORTS_READ)
         ]
-        parts: list[type_stats_ops.TypeStats] = await self._run_all(calls)
+        parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(calls)
         blocks = {field: data for part in parts for field, data in part.blocks.items()}
         reports = {field: data for part in parts for field, data in part.reports.items()}
         # In a thread: a hundred types take tens of milliseconds.
-        return await asyncio.to_thread(History, blocks, reports, type_ids)
+        return await asyncio.to_thread(TypeHistory, blocks, reports, type_ids)
 
     async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
         """Count the first tasks of a state by type."""
@@ -209,7 +209,7 @@ def server_start(start: StoredStart) -> ServerStart:
     return ServerStart(at=from_us(start.first_us), version=start.version, servers=start.servers)
 
 
-def paused_type(paused: type_ops.PausedType) -> PausedType:
+def paused_type(paused: type_ops.StoredPause) -> PausedType:
     """Return a paused type as the inspector shows it. Pure."""
     pause = pause_of(paused.note, paused.paused_at_us)
     return PausedType(

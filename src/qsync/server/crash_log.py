@@ -12,7 +12,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.leased_batch import crash_count
 from qsync.broker.op_values import FetchResult
 from qsync.broker.truncated import decode_cut
-from qsync.broker.views import StoredRow
+from qsync.broker.views import StoredTaskRow
 from qsync.codec import CodecError
 from qsync.errors import QsyncError
 from qsync.formatting import printable
@@ -80,7 +80,7 @@ class CrashLog:
                 "queue %s: %d tasks are dead because they crashed too often", keys.queue, more
             )
 
-    async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredRow]:
+    async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:
         """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""
         count = min(fetched.died, NAMED if self._hooks is None else HOOKED)
         call = views.list_tasks(keys, TaskState.DEAD, count=count, backwards=True)
@@ -88,7 +88,7 @@ class CrashLog:
         return [row for row in page.rows if row.shown.score == fetched.now_us]
 
     async def _call_hooks(
-        self, hooks: HookCalls, keys: QueueKeys, died: Sequence[StoredRow]
+        self, hooks: HookCalls, keys: QueueKeys, died: Sequence[StoredTaskRow]
     ) -> None:
         """Call the "dead" hooks; read the messages again first, since a page may truncate them."""
         ids = [row.id for row in died]
@@ -105,7 +105,7 @@ class CrashLog:
             ]
         )
 
-    def _tell_death(self, queue: str, row: StoredRow) -> None:
+    def _tell_death(self, queue: str, row: StoredTaskRow) -> None:
         type, crashes = _type_of(row), crash_count(row.shown.crashes)
         log.error(
             "task %s of type %s on queue %s is dead: crashed %d times",
@@ -123,7 +123,7 @@ class CrashLog:
         await asyncio.gather(*self._telling, return_exceptions=True)
 
 
-def name_of(row: StoredRow) -> str:
+def name_of(row: StoredTaskRow) -> str:
     """Return id, type and crash count of a stored task as text."""
     return named(row.id, _type_of(row), crash_count(row.shown.crashes))
 
@@ -143,7 +143,7 @@ def listed(names: Sequence[str], total: int) -> str:
     return f": {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def _type_of(row: StoredRow) -> str:
+def _type_of(row: StoredTaskRow) -> str:
     try:
         message = decode_cut(row.shown.message or b"", row.length)
     except CodecError:

@@ -21,7 +21,7 @@ from qsync.broker import schedule_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_ops import BATCH, TickRow
 from qsync.broker.schedule_run_ops import Note, missed, tick_of
-from qsync.broker.stored_schedules import StoredRow, decode_record, next_tick, ticks_of
+from qsync.broker.stored_schedules import StoredScheduleRow, decode_record, next_tick, ticks_of
 from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.new_task import NewTask
@@ -133,7 +133,7 @@ async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None
     await broker.run(schedule_ops.tick_schedules(keys, [], now_us=now_us))
 
 
-def _earlier(row: StoredRow, now_us: int) -> TickRow | None:
+def _earlier(row: StoredScheduleRow, now_us: int) -> TickRow | None:
     """Return the change of a schedule's next tick to an earlier one; None if it is right."""
     try:
         content = decode_record(row.record)
@@ -145,7 +145,7 @@ def _earlier(row: StoredRow, now_us: int) -> TickRow | None:
     return TickRow(row, next_us, [])
 
 
-def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
+def _ticks(row: StoredScheduleRow, queue: str, now_us: int) -> TickRow:
     """Return the due ticks of a schedule as tasks.
 
     Raises CodecError or InvalidTask for a bad record.
@@ -158,7 +158,7 @@ def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
     return TickRow(row, ticks.next_us, tasks)
 
 
-def _missed(row: StoredRow, ticks: TickRow, now_us: int) -> Note | None:
+def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
     """Return the note of the ticks that nothing is enqueued for, because they are too late."""
     if not row.record or row.next_us is None:
         return None

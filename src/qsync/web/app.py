@@ -55,7 +55,7 @@ from qsync.web.language import check_language
 from qsync.web.pages import Mask, Site, make_environment
 from qsync.web.roles import Role, RoleOf, check_role
 from qsync.web.sampler import Sampler
-from qsync.web.security import Guard, Rules, sign_in_of
+from qsync.web.security import RequestGuard, Rules, sign_in_of
 from qsync.web.translation import _, written
 
 log: Final = logging.getLogger("qsync.web")
@@ -294,8 +294,8 @@ def _by_path(first: Inspector, others: Mapping[str, Inspector]) -> dict[str, tup
     return sites
 
 
-def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:
-    return Guard(app, rules, sign_in)
+def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> RequestGuard:
+    return RequestGuard(app, rules, sign_in)
 
 
 def _routes(site: Site, sign_in: SignIn | None) -> list[BaseRoute]:

@@ -24,7 +24,7 @@ _PLACE: Final = "{trace_id}"
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class AttemptBar:
     """An attempt: how long it waited and ran, in seconds and as widths; None means unknown.
 
     `operator` had the task run again before this attempt; empty: nobody, as far as is recorded.
@@ -44,7 +44,7 @@ class Bar:
 
 def bars_of(
     task: TaskDetail, explanation: Explanation, actions: Sequence[OperatorEvent] = ()
-) -> list[Bar]:
+) -> list[AttemptBar]:
     """Return the attempts of a task that have begun, the latest first.
 
     `actions` are those of operators on this task.
@@ -54,11 +54,11 @@ def bars_of(
         (event.at for event in task.events if event.at and event.what in ("enqueued", "due")),
         default=None,
     ) if not task.history else _enqueued(task)  # fmt: skip
-    bars: list[Bar] = []
+    bars: list[AttemptBar] = []
     for attempt in task.history:
         at, by = _rerun(reruns, ready, attempt.begun_at)
         bars.append(
-            Bar(attempt.number, "failed", attempt.at, attempt.server, attempt.error,
+            AttemptBar(attempt.number, "failed", attempt.at, attempt.server, attempt.error,
                 _between(at, attempt.begun_at), _between(attempt.begun_at, attempt.at), operator=by)
         )  # fmt: skip
         ready = attempt.at
@@ -89,16 +89,16 @@ def _enqueued(task: TaskDetail) -> datetime | None:
     return task.row.enqueued_at
 
 
-def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) -> Bar | None:
+def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) -> AttemptBar | None:
     """Return the attempt that runs, or the one that completed; None without one."""
     row = task.row
     if row.state is TaskState.ACTIVE and explanation.since is not None:
         begun, now = explanation.since, datetime.now(UTC)
-        return Bar(task.attempt, "running", begun, row.server or "", "",
+        return AttemptBar(task.attempt, "running", begun, row.server or "", "",
                    _between(ready, begun), _between(begun, now))  # fmt: skip
     if row.state is TaskState.COMPLETED and task.begun_at is not None:
         waited, ran = _between(ready, task.begun_at), _between(task.begun_at, row.ended_at)
-        return Bar(row.ended_attempts, "completed", row.ended_at, "", "", waited, ran)
+        return AttemptBar(row.ended_attempts, "completed", row.ended_at, "", "", waited, ran)
     return None
 
 
@@ -109,7 +109,7 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
     return max(0.0, (end - start).total_seconds())
 
 
-def _drawn(bar: Bar, longest: float) -> Bar:
+def _drawn(bar: AttemptBar, longest: float) -> AttemptBar:
     scale = WIDTH / longest if longest else 0.0
     return replace(
         bar,

@@ -41,7 +41,7 @@ MAX_COUNT: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class BulkAction:
     """A kind of bulk action: the path of its form, the page to show afterwards, and its wording."""
 
     action: str
@@ -60,12 +60,12 @@ CANCELLED: Final = marked_plural("%(num)s task cancelled.", "%(num)s tasks cance
 DELETED: Final = marked_plural("%(num)s task deleted.", "%(num)s tasks deleted.")
 
 KINDS: Final = {
-    "run": Kind("/dead/run", "/dead", RE_QUEUED, marked("Re-running dead tasks")),
-    "now": Kind("/tasks/run", "/tasks", PENDING_NOW, marked("Running tasks now")),
-    "cancel": Kind("/tasks/cancel", "/tasks", CANCELLED, marked("Cancelling tasks")),
-    "remove": Kind("/tasks/delete", "/tasks", DELETED, marked("Deleting tasks")),
-    "delete": Kind("/dead/delete", "/dead", DELETED, marked("Deleting dead tasks")),
-    "purge": Kind("/queue/purge", "/queue", DELETED, marked("Purging tasks")),
+    "run": BulkAction("/dead/run", "/dead", RE_QUEUED, marked("Re-running dead tasks")),
+    "now": BulkAction("/tasks/run", "/tasks", PENDING_NOW, marked("Running tasks now")),
+    "cancel": BulkAction("/tasks/cancel", "/tasks", CANCELLED, marked("Cancelling tasks")),
+    "remove": BulkAction("/tasks/delete", "/tasks", DELETED, marked("Deleting tasks")),
+    "delete": BulkAction("/dead/delete", "/dead", DELETED, marked("Deleting dead tasks")),
+    "purge": BulkAction("/queue/purge", "/queue", DELETED, marked("Purging tasks")),
 }
 
 

@@ -47,7 +47,7 @@ class LineChart:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class DayBar:
     """The bar of one day."""
 
     x: float
@@ -65,7 +65,7 @@ class BarChart:
     top: str
     half: str
     total: str
-    bars: list[Bar]
+    bars: list[DayBar]
     steps: list[str]
     begins: str
     ends: str
@@ -164,7 +164,7 @@ def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart
     for index, (_day, number) in enumerate(days):
         if number:
             height = max(1.0, number / top * HEIGHT)
-            bars.append(Bar(round(index * step + step * 0.1, 1), round(HEIGHT - height, 1),
+            bars.append(DayBar(round(index * step + step * 0.1, 1), round(HEIGHT - height, 1),
                             round(step * 0.8, 1), round(height, 1)))  # fmt: skip
     total = sum(number for _day, number in days)
     first, last = (days[0][0], days[-1][0]) if days else ("", "")

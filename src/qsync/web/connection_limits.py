@@ -54,16 +54,16 @@ class ConnectionLimits:
     ) -> None:
         self._proxies, self._total, self._per_address = proxies, total, per_address
         self.idle_s = idle_s
-        self._open: dict[_Connection, None] = {}
+        self._open: dict[_LimitedConnection, None] = {}
         self._of: Counter[str] = Counter()
 
-    def add(self, connection: _Connection) -> bool:
+    def add(self, connection: _LimitedConnection) -> bool:
         """Register a new connection; at the limit, close another one for it.
 
         Return False if no other connection can be closed.
         """
         network = connection.network
-        others: list[_Connection] = []
+        others: list[_LimitedConnection] = []
         if self._of[network] >= self._limit(connection.host):
             others = [other for other in self._open if other.network == network]
         elif len(self._open) >= self._total:
@@ -77,7 +77,7 @@ class ConnectionLimits:
         self._of[network] += 1
         return True
 
-    def discard(self, connection: _Connection) -> None:
+    def discard(self, connection: _LimitedConnection) -> None:
         """Remove a connection that has ended."""
         if connection in self._open:
             del self._open[connection]
@@ -111,7 +111,7 @@ class ConnectionLimits:
 
         class Protocol(H11Protocol):
             def __init__(self, *, app_state: dict[str, Any], **options: Any) -> None:
-                self._connection = _Connection(limits)
+                self._connection = _LimitedConnection(limits)
                 super().__init__(app_state={**app_state, _KEY: self._connection}, **options)
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -125,7 +125,7 @@ class ConnectionLimits:
         return Protocol
 
 
-class _Connection:
+class _LimitedConnection:
     """One connection: its requests, and the timer that closes it when idle."""
 
     def __init__(self, limits: ConnectionLimits) -> None:

@@ -57,7 +57,7 @@ class Figures(NamedTuple):
         )
 
 
-class Sample(NamedTuple):
+class TimedFigures(NamedTuple):
     """Figures at a time of the monotonic clock; `total` is None if the store did not answer."""
 
     time: float
@@ -71,7 +71,7 @@ class Sampler:
     def __init__(self, inspector: Inspector, *, interval_s: float = INTERVAL_S) -> None:
         self.interval_s = interval_s
         self._inspector = inspector
-        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES)
         self._task: asyncio.Task[None] | None = None
         self._days: dict[int, tuple[float, list[Day]]] = {}
         """By number of days: when they were read, and their counters."""
@@ -107,11 +107,11 @@ class Sampler:
                 overview = await self._inspector.overview()
         except (QsyncError, TimeoutError) as error:
             log.debug("no sample: %s", type(error).__name__)
-            self._samples.append(Sample(time.monotonic(), None, {}))
+            self._samples.append(TimedFigures(time.monotonic(), None, {}))
             return
         each = {info.name: _figures(info) for info in overview.queues}
         charted = dict(list(each.items())[:CHARTED_QUEUES])
-        self._samples.append(Sample(time.monotonic(), _sum(list(each.values())), charted))
+        self._samples.append(TimedFigures(time.monotonic(), _sum(list(each.values())), charted))
 
     def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
         """Return each interval between samples: its seconds, and the growth of the counters.
@@ -180,7 +180,7 @@ def _sum(each: Sequence[Figures]) -> Figures:
     )
 
 
-def _of(sample: Sample, queue: str | None, *, is_first: bool = False) -> Figures | None:
+def _of(sample: TimedFigures, queue: str | None, *, is_first: bool = False) -> Figures | None:
     """Return the figures of a queue, or of all; None if the sample has none.
 
     is_first   a queue that the sample does not have was not there yet, so its figures are 0

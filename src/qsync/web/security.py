@@ -75,7 +75,7 @@ class Rules:
     role: RoleOf | Role
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware around the whole app."""
 
     def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None) -> None:

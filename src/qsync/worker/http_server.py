@@ -53,7 +53,7 @@ Route = Callable[[Query], Awaitable[Response]]
 
 
 @dataclass(eq=False, slots=True)
-class _Connection:
+class _HealthConnection:
     address: str
     writer: asyncio.StreamWriter
     asked: bool = False
@@ -82,7 +82,7 @@ class HealthServer:
             raise ConfigError(msg) from None
         self._routes = routes
         self._names = {name.lower() for name in (host, *names)}
-        self._open: dict[_Connection, None] = {}
+        self._open: dict[_HealthConnection, None] = {}
         """Open connections, the oldest first."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="qsync-http", daemon=True)
@@ -125,7 +125,7 @@ class HealthServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
-        connection = _Connection(str(peer[0]) if peer else "", writer)
+        connection = _HealthConnection(str(peer[0]) if peer else "", writer)
         self._make_room(connection.address)
         self._open[connection] = None
         try:

@@ -55,7 +55,7 @@ LATE_S: Final = 5.0
 
 
 @dataclass(slots=True)
-class _Slot:
+class _ChildSlot:
     """The position of one child; its successors take the same position."""
 
     number: int
@@ -86,7 +86,7 @@ def _tell_end(child: Child, level: int, then: str = "") -> None:
     log_trace(log, level, f"{text}; {then}" if then else text, child.trace, {})
 
 
-async def _report(slot: _Slot, child: Child | None, patience: float) -> ProcessHealth:
+async def _report(slot: _ChildSlot, child: Child | None, patience: float) -> ProcessHealth:
     if child is None:
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
     if child.ended.is_set():
@@ -102,7 +102,7 @@ class Supervisor:
     def __init__(self, plan: Plan, abandoner: LeaseAbandoner) -> None:
         self._plan = plan
         self._abandoner = abandoner
-        self._slots = [_Slot(number) for number in range(1, plan.processes + 1)]
+        self._slots = [_ChildSlot(number) for number in range(1, plan.processes + 1)]
         self._children: set[Child] = set()
         self._launching = 0
         self._stopping = asyncio.Event()
@@ -160,7 +160,7 @@ class Supervisor:
 
     # Running one child in each slot.
 
-    async def _supervise_slot(self, slot: _Slot) -> None:
+    async def _supervise_slot(self, slot: _ChildSlot) -> None:
         """Keep a child running in this slot until the worker stops."""
         slot.child = child = await self._launch(slot)
         while not self._stopping.is_set():
@@ -181,7 +181,7 @@ class Supervisor:
                 if slot.child is child and not self._stopping.is_set():
                     slot.child = await self._launch(slot)
 
-    def _retire(self, slot: _Slot) -> None:
+    def _retire(self, slot: _ChildSlot) -> None:
         """Leave the slot empty: an operator stopped its process. The last one ends the worker."""
         slot.retired = True
         if slot.child is not None and slot.child.code:
@@ -191,7 +191,7 @@ class Supervisor:
             log.info("all processes were told to stop: the worker exits")
             self._stopping.set()
 
-    async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
+    async def _pause(self, slot: _ChildSlot, child: Child, delay: float) -> None:
         self._restarts += 1
         if self._plan.reload and child.failed_to_start:
             _tell_end(child, logging.ERROR, "it restarts when a file changes")
@@ -206,7 +206,7 @@ class Supervisor:
             async with asyncio.timeout(delay):
                 await slot.changed.wait()
 
-    async def _launch(self, slot: _Slot) -> Child:
+    async def _launch(self, slot: _ChildSlot) -> Child:
         """Start and return a new child; if the start fails, the child has already ended."""
         child = Child(slot.number, self._plan)
         self._launching += 1
@@ -226,7 +226,7 @@ class Supervisor:
             child.stop(self._patience)
         return child
 
-    async def _reap(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
+    async def _reap(self, slot: _ChildSlot, child: Child, reader: asyncio.StreamReader) -> None:
         """Read a child's reports until it ends, then abandon its leases and log its end."""
         listening = asyncio.create_task(self._listen(slot, child, reader))
         code = await child.wait()
@@ -249,7 +249,7 @@ class Supervisor:
         child.has_ended(code)
         slot.changed.set()
 
-    async def _listen(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
+    async def _listen(self, slot: _ChildSlot, child: Child, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
                 report = json.loads(line)
@@ -280,7 +280,7 @@ class Supervisor:
                         return
             log.info("all processes have been replaced")
 
-    async def _replace_worn(self, slot: _Slot, child: Child) -> None:
+    async def _replace_worn(self, slot: _ChildSlot, child: Child) -> None:
         """Replace a child that has reached a limit, once no other one is being replaced."""
         try:
             async with self._rolling, slot.lock:
@@ -292,7 +292,7 @@ class Supervisor:
         finally:
             child.replacing = False
 
-    async def _replace(self, slot: _Slot) -> bool:
+    async def _replace(self, slot: _ChildSlot) -> bool:
         old, new = slot.child, await self._launch(slot)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_S):

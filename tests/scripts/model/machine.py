@@ -39,7 +39,7 @@ from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
-from qsync.broker.stored_schedules import StoredRow
+from qsync.broker.stored_schedules import StoredScheduleRow
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
 from qsync.limit import LimitRule
 from qsync.message import NORMAL_PRIORITY, decode_message
@@ -196,7 +196,7 @@ class Scripts(RuleBasedStateMachine):
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
                 self.put_schedule(name, S, b"a record")
-            row = self.model.stored.get(name, StoredRow(name, b"", 0))
+            row = self.model.stored.get(name, StoredScheduleRow(name, b"", 0))
             if which == "old" and not self.full:  # the next tick stays the same
                 record = b"another record" if row.record[8:] == b"a record" else b"a record"
                 self.do("put_schedule", name, row.next_us, record)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync.broker.op_values import Enqueued, Outcome
-from qsync.broker.stored_schedules import StoredRow
+from qsync.broker.stored_schedules import StoredScheduleRow
 from qsync.errors import QueueFull
 from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask
@@ -130,7 +130,7 @@ class Queue:
     """The virtual time of each priority."""
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
-    stored: dict[str, StoredRow] = field(default_factory=dict)
+    stored: dict[str, StoredScheduleRow] = field(default_factory=dict)
     """The schedules that clients put."""
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qsync.broker.op_values import Enqueued
 from qsync.broker.schedule_ops import PutOutcome, TickOutcome, TickRow
-from qsync.broker.stored_schedules import StoredRow
+from qsync.broker.stored_schedules import StoredScheduleRow
 from qsync.new_task import NewTask
 from tests.scripts.model.queue import Queue
 
@@ -21,7 +21,9 @@ class Schedules(Queue):
         before = self.stored.get(name)
         if before and before.record[8:] == record:
             return PutOutcome(before.stamp, None)
-        row = self.stored[name] = StoredRow(name, self._stamp(now, before) + record, next_us)
+        row = self.stored[name] = StoredScheduleRow(
+            name, self._stamp(now, before) + record, next_us
+        )
         return PutOutcome(row.stamp, None)
 
     def delete_schedule(self, now: int, name: str, *, stamp: bytes = b"") -> bool:
@@ -61,7 +63,7 @@ class Schedules(Queue):
                 self.stored[tick.row.name] = row._replace(next_us=tick.next_us)
         return outcomes
 
-    def _outcome(self, read: StoredRow) -> TickOutcome:
+    def _outcome(self, read: StoredScheduleRow) -> TickOutcome:
         row = self.stored.get(read.name)
         if row is None:
             return "lost"
@@ -69,7 +71,7 @@ class Schedules(Queue):
             return "changed"
         return "paused" if read.name in self.schedule_pauses else "ticked"
 
-    def _stamp(self, now: int, before: StoredRow | None) -> bytes:
+    def _stamp(self, now: int, before: StoredScheduleRow | None) -> bytes:
         """The time, or one microsecond more when the record has this stamp already."""
         stamp = now.to_bytes(8, "big")
         return (now + 1).to_bytes(8, "big") if before and before.stamp == stamp else stamp

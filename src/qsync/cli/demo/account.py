@@ -31,7 +31,7 @@ class End(StrEnum):
     LOST = "lost"
 
 
-class Kind(NamedTuple):
+class DemoKind(NamedTuple):
     """The tasks of one type: what the account checks, and how they should end."""
 
     proof: str
@@ -39,26 +39,26 @@ class Kind(NamedTuple):
 
 
 KINDS: Final = {
-    "hash": Kind("all digests are right"),
-    "thread": Kind("all digests are right"),
-    "process": Kind("all digests are right"),
-    "tenant": Kind("all digests of both are right"),
-    "parent": Kind("each enqueued its ten"),
-    "child": Kind("all digests are right"),
-    "typed": Kind("results equal those of plain calls"),
-    "slow": Kind("interrupted ones ran again"),
-    "flaky": Kind("each done at attempt 3"),
-    "hopeless": Kind("each dead after 3 attempts", End.DEAD),
-    "scheduled": Kind("none started early"),
-    "unique": Kind("each name accepted once"),
-    "late": Kind("none started", End.EXPIRED),
-    "cancel": Kind("all were stopped", End.CANCELLED),
-    "tick": Kind("one for each second"),
-    "poison": Kind("dead after 3 crashes", End.DEAD),
+    "hash": DemoKind("all digests are right"),
+    "thread": DemoKind("all digests are right"),
+    "process": DemoKind("all digests are right"),
+    "tenant": DemoKind("all digests of both are right"),
+    "parent": DemoKind("each enqueued its ten"),
+    "child": DemoKind("all digests are right"),
+    "typed": DemoKind("results equal those of plain calls"),
+    "slow": DemoKind("interrupted ones ran again"),
+    "flaky": DemoKind("each done at attempt 3"),
+    "hopeless": DemoKind("each dead after 3 attempts", End.DEAD),
+    "scheduled": DemoKind("none started early"),
+    "unique": DemoKind("each name accepted once"),
+    "late": DemoKind("none started", End.EXPIRED),
+    "cancel": DemoKind("all were stopped", End.CANCELLED),
+    "tick": DemoKind("one for each second"),
+    "poison": DemoKind("dead after 3 crashes", End.DEAD),
 }
 
 
-class History:
+class ServerNotes:
     """What the servers have noted so far. Times are in seconds."""
 
     def __init__(self, folder: Path) -> None:
@@ -100,7 +100,7 @@ class History:
 class Ledger:
     """Everything known about a run: from the client, the servers and the store."""
 
-    history: History
+    history: ServerNotes
     offered: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # accepted
@@ -148,7 +148,7 @@ class Ledger:
         return started | {id for id, row in self.stored.items() if row.type == kind}
 
 
-class Row(msgspec.Struct):
+class KindAccount(msgspec.Struct):
     """The account of one kind."""
 
     kind: str
@@ -160,7 +160,7 @@ class Row(msgspec.Struct):
     finding: str
 
 
-class Finding(msgspec.Struct):
+class CheckResult(msgspec.Struct):
     """The result of a check of all kinds together."""
 
     ok: bool
@@ -171,8 +171,8 @@ class Summary(msgspec.Struct):
     """The account; `ok` if every task is accounted for and every check holds."""
 
     ok: bool
-    kinds: list[Row]
-    findings: list[Finding]
+    kinds: list[KindAccount]
+    findings: list[CheckResult]
 
 
 def account(ledger: Ledger) -> Summary:
@@ -182,13 +182,13 @@ def account(ledger: Ledger) -> Summary:
     parts = " + ".join(f"{ends[end]:,} {end}" for end in End if end not in (End.LEFT, End.LOST))
     text = f"{ends.total():,} accepted = {parts}; {ledger.refused.total():,} duplicates refused"
     text += f"; {ends[End.LEFT]} left in the store; {ends[End.LOST]} lost"
-    total = Finding(not ends[End.LEFT] and not ends[End.LOST], text)
+    total = CheckResult(not ends[End.LEFT] and not ends[End.LOST], text)
     findings = [total, _check_recovery(ledger), _check_counters(ledger, ends)]
     ok = all(row.ok for row in rows) and all(finding.ok for finding in findings)
     return Summary(ok, rows, findings)
 
 
-def _row(ledger: Ledger, kind: str) -> Row:
+def _row(ledger: Ledger, kind: str) -> KindAccount:
     seen, (proof, expected) = ledger.seen_ids(kind), KINDS[kind]
     if kind == "tick":  # servers enqueue ticks
         ledger.ids[kind], ledger.offered[kind] = sorted(seen), len(seen)
@@ -204,7 +204,7 @@ def _row(ledger: Ledger, kind: str) -> Row:
     elif ends.total() != ends[expected]:
         problem = ", ".join(f"{n:,} {end}" for end, n in ends.items() if end is not expected)
     counts = {end: ends[end] for end in End}
-    return Row(kind, offered, refused, len(ids), counts, not problem, problem or proof)
+    return KindAccount(kind, offered, refused, len(ids), counts, not problem, problem or proof)
 
 
 def _problem(ledger: Ledger, kind: str) -> str:
@@ -234,14 +234,14 @@ def _problem(ledger: Ledger, kind: str) -> str:
     return f"{wrong:,} {problem}" if wrong else ""
 
 
-def _check_recovery(ledger: Ledger) -> Finding:
+def _check_recovery(ledger: Ledger) -> CheckResult:
     total, restarts = len(ledger.interrupted), ledger.restarts()
     seconds = max(restarts, default=ledger.killed_at) - ledger.killed_at
     text = f"{len(restarts)} of them started again, within {seconds:.2f} s"
-    return Finding(0 < total == len(restarts), f"kill -9 interrupted {total} tasks; {text}")
+    return CheckResult(0 < total == len(restarts), f"kill -9 interrupted {total} tasks; {text}")
 
 
-def _check_counters(ledger: Ledger, ends: Counter[End]) -> Finding:
+def _check_counters(ledger: Ledger, ends: Counter[End]) -> CheckResult:
     """Compare the store's own counters with what the client and the servers saw."""
     failed = sum(map(len, ledger.history.failed.values()))
     expected = {
@@ -253,4 +253,4 @@ def _check_counters(ledger: Ledger, ends: Counter[End]) -> Finding:
     text = ", ".join(f"{count:,} {name}" for name, count in counted.items())
     if counted != expected:
         text += f"; expected: {', '.join(f'{n:,} {name}' for name, n in expected.items())}"
-    return Finding(counted == expected, f"the store counted {text}")
+    return CheckResult(counted == expected, f"the store counted {text}")

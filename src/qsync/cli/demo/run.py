@@ -21,7 +21,7 @@ from rich.console import Console
 
 import qsync
 from qsync.cli.demo import tasks
-from qsync.cli.demo.account import History, Ledger, Summary, account
+from qsync.cli.demo.account import Ledger, ServerNotes, Summary, account
 from qsync.cli.demo.screen import DemoError, Screen
 from qsync.client import AsyncClient
 from qsync.errors import TaskCancelled, TaskFailed
@@ -141,7 +141,7 @@ class Run:
     def __init__(self, folder: Path, total: int, console: Console) -> None:
         self._folder = folder
         self._total = total
-        self._history = History(folder)
+        self._history = ServerNotes(folder)
         self._ledger = Ledger(self._history)
         self._screen = Screen(console)
         self._inspector = tasks.app.inspector()

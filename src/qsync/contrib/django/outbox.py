@@ -19,7 +19,7 @@ from qsync.contrib.django.configuration import configuration
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
 from qsync.contrib.outbox.relay import Relay
-from qsync.contrib.outbox.rows import Row, make_row
+from qsync.contrib.outbox.rows import UnsentRow, make_row
 from qsync.server.server import Server
 from qsync.task import Task
 
@@ -34,8 +34,8 @@ def _rows(database: str) -> Any:
 
 
 @dataclass(slots=True)
-class _Batch:
-    rows: Sequence[Row]
+class _DjangoBatch:
+    rows: Sequence[UnsentRow]
     delete: Any
 
 
@@ -46,7 +46,7 @@ class DjangoDatabase:
         self._alias = alias
 
     @contextlib.contextmanager
-    def take(self, before: datetime, without: Collection[str]) -> Iterator[_Batch]:
+    def take(self, before: datetime, without: Collection[str]) -> Iterator[_DjangoBatch]:
         """See Database."""
         close_old_connections()
         locks = connections[self._alias].features.has_select_for_update_skip_locked
@@ -55,22 +55,22 @@ class DjangoDatabase:
             if locks:
                 query = query.select_for_update(skip_locked=True)
             rows = [
-                Row(
+                UnsentRow(
                     id=entity.id, queue=entity.queue, message=bytes(entity.message),
                     created_at=entity.created_at,
                 )
                 for entity in query.order_by("created_at")[:BATCH]
             ]  # fmt: skip
             if locks:
-                yield _Batch(rows, self.delete)
+                yield _DjangoBatch(rows, self.delete)
                 return
-        yield _Batch(rows, self.delete)
+        yield _DjangoBatch(rows, self.delete)
 
     def delete(self, ids: list[str]) -> None:
         """Delete rows, within this thread's transaction if one is open."""
         _rows(self._alias).filter(pk__in=ids).delete()
 
-    def kept(self, rows: Sequence[Row]) -> list[Row]:
+    def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return the rows that the commit kept.
 
         After an error that the program has caught, PostgreSQL rolls back at the commit, and Django
@@ -108,7 +108,7 @@ class DjangoOutbox:
             at_commit(database, partial(self._send, database, row, sent))
         return task.replace(id=row.id)
 
-    def _send(self, database: str, row: Row, sent: Sent) -> None:
+    def _send(self, database: str, row: UnsentRow, sent: Sent) -> None:
         def note(ids: list[str]) -> None:
             sent(row.id, True)
             DjangoDatabase(database).delete(ids)

@@ -23,7 +23,7 @@ from qsync.app import Qsync
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import Backlog
 from qsync.contrib.outbox.relay import AsyncRelay, Relay
-from qsync.contrib.outbox.rows import Row, make_row
+from qsync.contrib.outbox.rows import UnsentRow, make_row
 from qsync.errors import ConfigError
 from qsync.keys import shorten
 from qsync.task import Task
@@ -119,7 +119,7 @@ class Outbox:
         entity.message, entity.created_at = row.message, row.created_at
         return entity
 
-    def _make_row(self, task: Task[Any]) -> Row:
+    def _make_row(self, task: Task[Any]) -> UnsentRow:
         return make_row(task, self._connections)
 
     @overload

@@ -11,7 +11,7 @@ from typing import Final
 
 from qsync.client import Client
 from qsync.connections import Connections
-from qsync.contrib.outbox.rows import Row
+from qsync.contrib.outbox.rows import UnsentRow
 from qsync.contrib.outbox.sending import send, send_async, tell, tell_async
 
 log: Final = logging.getLogger("qsync.outbox")
@@ -50,9 +50,9 @@ class AfterCommit:
 
     def send(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[UnsentRow],
         delete: Callable[[list[str]], object],
-        committed: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+        committed: Callable[[Sequence[UnsentRow]], Sequence[UnsentRow]] = lambda rows: rows,
     ) -> None:
         """Send the rows and delete those that the store acknowledged; blocks.
 
@@ -73,9 +73,9 @@ class AfterCommit:
 
     def begin(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[UnsentRow],
         delete: Callable[[list[str]], Awaitable[object]],
-        committed: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]],
+        committed: Callable[[Sequence[UnsentRow]], Awaitable[Sequence[UnsentRow]]],
     ) -> None:
         """Start sending the rows on the running event loop."""
         if not rows or time.monotonic() < self._away_until:
@@ -86,9 +86,9 @@ class AfterCommit:
 
     async def send_async(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[UnsentRow],
         delete: Callable[[list[str]], Awaitable[object]],
-        committed: Callable[[Sequence[Row]], Awaitable[Sequence[Row]]] | None = None,
+        committed: Callable[[Sequence[UnsentRow]], Awaitable[Sequence[UnsentRow]]] | None = None,
     ) -> None:
         """Send the rows and delete those that the store acknowledged."""
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
-from qsync.contrib.outbox.rows import Row
+from qsync.contrib.outbox.rows import UnsentRow
 
 BATCH: Final = 250
 """Maximum number of rows per batch."""
@@ -28,17 +28,17 @@ class Backlog:
     oldest_s: float
 
 
-class Batch(Protocol):
+class RowBatch(Protocol):
     """Rows that a relay has taken, in a transaction if the database can lock rows."""
 
-    rows: Sequence[Row]
+    rows: Sequence[UnsentRow]
     delete: Callable[[list[str]], object]
 
 
 class Database(Protocol):
     """A database whose calls block."""
 
-    def take(self, before: datetime, without: Collection[str]) -> AbstractContextManager[Batch]:
+    def take(self, before: datetime, without: Collection[str]) -> AbstractContextManager[RowBatch]:
         """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
 
     def backlog(self) -> Backlog:
@@ -51,7 +51,7 @@ class Database(Protocol):
 class AsyncBatch(Protocol):
     """Like Batch, with an awaitable `delete`."""
 
-    rows: Sequence[Row]
+    rows: Sequence[UnsentRow]
 
     async def delete(self, ids: list[str]) -> None:
         """Delete rows."""

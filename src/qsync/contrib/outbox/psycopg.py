@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
-from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, Row
+from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
 from qsync.task import Task
@@ -30,7 +30,7 @@ CONNECT_S: Final = 10
 """Timeout of a relay's connection to the database, in seconds, unless its address sets one. Without
 a timeout, psycopg waits for over two minutes for a server that has just died."""
 
-MakeRow = Callable[[Task[Any]], Row]
+MakeRow = Callable[[Task[Any]], UnsentRow]
 
 
 class Statements:
@@ -60,14 +60,14 @@ class Statements:
         ).format(name)
 
 
-def values(row: Row) -> tuple[Any, ...]:
+def values(row: UnsentRow) -> tuple[Any, ...]:
     """Return the parameters of the insert."""
     return row.id, row.queue, row.message, row.created_at
 
 
 @dataclass(slots=True)
-class _Batch:
-    rows: Sequence[Row]
+class _PsycopgBatch:
+    rows: Sequence[UnsentRow]
     delete: Any
 
 
@@ -92,16 +92,16 @@ class ConnectionDatabase:
         return self._connection
 
     @contextlib.contextmanager
-    def take(self, before: datetime, without: Collection[str]) -> Iterator[_Batch]:
+    def take(self, before: datetime, without: Collection[str]) -> Iterator[_PsycopgBatch]:
         """See Database."""
         connection = self._open()
         with connection.transaction():
             records = connection.execute(self._statements.take, (before, list(without), BATCH))
             rows = [
-                Row(id=id, queue=queue, message=bytes(message), created_at=created)
+                UnsentRow(id=id, queue=queue, message=bytes(message), created_at=created)
                 for id, queue, message, created in records
             ]
-            yield _Batch(rows, partial(self._delete, connection))
+            yield _PsycopgBatch(rows, partial(self._delete, connection))
 
     def _delete(self, connection: Connection[Any], ids: list[str]) -> None:
         connection.execute(self._statements.delete, (ids,))
@@ -125,7 +125,7 @@ class OutboxTransaction:
         self._connection = connection
         self._insert = insert
         self._make_row = make_row
-        self.rows: list[Row] = []
+        self.rows: list[UnsentRow] = []
         self.open: bool = True
 
     def add(self, task: Task[Any]) -> str:
@@ -149,7 +149,7 @@ class AsyncOutboxTransaction:
         self._connection = connection
         self._insert = insert
         self._make_row = make_row
-        self.rows: list[Row] = []
+        self.rows: list[UnsentRow] = []
         self.open: bool = True
 
     async def add(self, task: Task[Any]) -> str:
@@ -170,7 +170,10 @@ def transaction(
 ) -> Iterator[OutboxTransaction]:
     """Open a transaction, and send its tasks after the commit."""
     _check_idle(connection)
-    opened, committed = OutboxTransaction(connection, statements.insert, make_row), list[Row]()
+    opened, committed = (
+        OutboxTransaction(connection, statements.insert, make_row),
+        list[UnsentRow](),
+    )
     try:
         with connection.transaction():
             yield opened
@@ -194,7 +197,10 @@ async def async_transaction(
 ) -> AsyncIterator[AsyncOutboxTransaction]:
     """Open a transaction, and send its tasks after the commit."""
     _check_idle(connection)
-    opened, committed = AsyncOutboxTransaction(connection, statements.insert, make_row), list[Row]()
+    opened, committed = (
+        AsyncOutboxTransaction(connection, statements.insert, make_row),
+        list[UnsentRow](),
+    )
     try:
         async with connection.transaction():
             yield opened
@@ -232,7 +238,7 @@ def _has_failed(connection: Any) -> bool:
     return bool(connection.info.transaction_status == TransactionStatus.INERROR)
 
 
-def _rows_with(rows: Sequence[Row], ids: Sequence[tuple[str]]) -> list[Row]:
+def _rows_with(rows: Sequence[UnsentRow], ids: Sequence[tuple[str]]) -> list[UnsentRow]:
     """Return the rows that the commit keeps; rows of a savepoint that was rolled back are not among
     them."""
     found = {id for (id,) in ids}

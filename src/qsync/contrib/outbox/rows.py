@@ -43,7 +43,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class UnsentRow:
     """A row: a task that has not been sent yet."""
 
     id: str
@@ -52,7 +52,7 @@ class Row:
     created_at: datetime
 
 
-def make_row(task: Task[Any], connections: Connections) -> Row:
+def make_row(task: Task[Any], connections: Connections) -> UnsentRow:
     """Return the row of a task, with an id and the headers of the app's extensions.
 
     InvalidTask when the task is wrong.
@@ -73,12 +73,12 @@ def make_row(task: Task[Any], connections: Connections) -> Row:
         version, new.message, new.due, new.fairness_key, new.lock, new.window_us, new.retention_us,
         new.remember_us, new.flow,
     )  # fmt: skip
-    return Row(
+    return UnsentRow(
         id=new.id, queue=new.queue, message=codec.encode(stored), created_at=datetime.now(UTC)
     )
 
 
-def new_task_of(row: Row) -> NewTask:
+def new_task_of(row: UnsentRow) -> NewTask:
     """Return the task of a row; raise UnreadableRow if the row is invalid."""
     try:
         stored = codec.decode(bytes(row.message), _Stored)
@@ -92,7 +92,7 @@ def new_task_of(row: Row) -> NewTask:
     )  # fmt: skip
 
 
-def by_queue(rows: Iterable[Row]) -> tuple[dict[str, list[NewTask]], list[str]]:
+def by_queue(rows: Iterable[UnsentRow]) -> tuple[dict[str, list[NewTask]], list[str]]:
     """Return the tasks by queue, in order, and the ids of unreadable rows."""
     queues: dict[str, list[NewTask]] = {}
     unreadable: list[str] = []

@@ -13,7 +13,7 @@ from qsync.broker import ops
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
-from qsync.contrib.outbox.rows import Row, by_queue
+from qsync.contrib.outbox.rows import UnsentRow, by_queue
 from qsync.errors import QsyncError, QueueFull
 from qsync.new_task import NewTask, info_of
 from qsync.task import TaskInfo
@@ -87,7 +87,7 @@ async def tell_async(client: AsyncClient, sent: Sent) -> None:
         await client.tell(sent.infos())
 
 
-def _calls(rows: Sequence[Row], sent: Sent) -> Iterator[tuple[str, Sequence[NewTask]]]:
+def _calls(rows: Sequence[UnsentRow], sent: Sent) -> Iterator[tuple[str, Sequence[NewTask]]]:
     queues, sent.unreadable = by_queue(rows)
     for queue, tasks in queues.items():
         for part in ops.batches(tasks, size_of, CALL_BYTES):
@@ -98,7 +98,7 @@ def _calls(rows: Sequence[Row], sent: Sent) -> Iterator[tuple[str, Sequence[NewT
                 break
 
 
-def send(client: Client, rows: Sequence[Row]) -> Sent:
+def send(client: Client, rows: Sequence[UnsentRow]) -> Sent:
     """Send the rows and return the outcome; errors of the store are part of it."""
     sent = Sent()
     for queue, tasks in _calls(rows, sent):
@@ -111,7 +111,7 @@ def send(client: Client, rows: Sequence[Row]) -> Sent:
     return sent.end()
 
 
-async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
+async def send_async(client: AsyncClient, rows: Sequence[UnsentRow]) -> Sent:
     """Send the rows and return the outcome; errors of the store are part of it."""
     sent = Sent()
     for queue, tasks in _calls(rows, sent):

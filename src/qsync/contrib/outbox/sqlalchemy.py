@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
-from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, Row
+from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.instrumentation import missing
 
 try:
@@ -63,7 +63,7 @@ def make_entity(table: Table) -> type[Any]:
 
 def take(
     connection: Connection, table: Table, before: datetime, without: Collection[str]
-) -> list[Row]:
+) -> list[UnsentRow]:
     """Lock and return rows older than a time; SQLite has no locks for rows."""
     query = (
         select(table)
@@ -75,7 +75,7 @@ def take(
     if without:
         query = query.where(table.c.id.not_in(list(without)))
     return [
-        Row(id=row.id, queue=row.queue, message=row.message, created_at=row.created_at)
+        UnsentRow(id=row.id, queue=row.queue, message=row.message, created_at=row.created_at)
         for row in connection.execute(query)
     ]
 
@@ -85,7 +85,7 @@ def delete(connection: Connection, table: Table, ids: list[str]) -> None:
     connection.execute(delete_from(table).where(table.c.id.in_(ids)))
 
 
-def kept(connection: Connection, table: Table, rows: Sequence[Row]) -> list[Row]:
+def kept(connection: Connection, table: Table, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
     """Return the rows that are in the table."""
     query = select(table.c.id).where(table.c.id.in_([row.id for row in rows]))
     found = set(connection.execute(query).scalars())
@@ -101,8 +101,8 @@ def backlog(connection: Connection, table: Table) -> Backlog:
 
 
 @dataclass(slots=True)
-class _Batch:
-    rows: Sequence[Row]
+class _SqlalchemyBatch:
+    rows: Sequence[UnsentRow]
     delete: Any
 
 
@@ -114,21 +114,21 @@ class EngineDatabase:
         self._table = table
 
     @contextlib.contextmanager
-    def take(self, before: datetime, without: Collection[str]) -> Iterator[_Batch]:
+    def take(self, before: datetime, without: Collection[str]) -> Iterator[_SqlalchemyBatch]:
         """See Database."""
         with self._engine.begin() as connection:
             rows = take(connection, self._table, before, without)
             if self._engine.dialect.name != WITHOUT_LOCKS:
-                yield _Batch(rows, partial(delete, connection, self._table))
+                yield _SqlalchemyBatch(rows, partial(delete, connection, self._table))
                 return
-        yield _Batch(rows, self.delete)
+        yield _SqlalchemyBatch(rows, self.delete)
 
     def delete(self, ids: list[str]) -> None:
         """Delete rows in a separate transaction."""
         with self._engine.begin() as connection:
             delete(connection, self._table, ids)
 
-    def kept(self, rows: Sequence[Row]) -> list[Row]:
+    def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return those of the rows that a commit has kept."""
         with self._engine.begin() as connection:
             return kept(connection, self._table, rows)
@@ -144,7 +144,7 @@ class EngineDatabase:
 
 @dataclass(slots=True)
 class _AsyncBatch:
-    rows: Sequence[Row]
+    rows: Sequence[UnsentRow]
     delete: Any
 
 
@@ -174,7 +174,7 @@ class AsyncEngineDatabase:
         async with self._engine.begin() as connection:
             await connection.run_sync(delete, self._table, ids)
 
-    async def kept(self, rows: Sequence[Row]) -> list[Row]:
+    async def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return those of the rows that a commit has kept."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(kept, self._table, rows)
@@ -188,8 +188,8 @@ class AsyncEngineDatabase:
         """See AsyncDatabase; the engine's pool keeps the connections."""
 
 
-def _row_of(entity: Any) -> Row:
-    return Row(
+def _row_of(entity: Any) -> UnsentRow:
+    return UnsentRow(
         id=entity.id, queue=entity.queue, message=entity.message, created_at=entity.created_at
     )
 
