@@ -194,7 +194,8 @@ def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
             [reason] = worker.wait_for(name, 503, "is not available")
             start = f"process 1 has not started yet, retrying: the store at {own_store.url} is not"
             assert reason.startswith(start)
-        assert f"cannot start, retrying: the store at {own_store.url} is not" in worker.out()
+        logged = f"cannot start, retrying: the store at {own_store.url} is not"
+        wait_until(lambda: logged in worker.out())  # the health port may be the first to say it
         own_store.restart()
         assert worker.wait_for("ready", 200) == []
 
