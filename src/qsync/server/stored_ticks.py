@@ -84,7 +84,7 @@ async def tick_due(
     due = await broker.run(call)
     if due.wrong:
         await _plan_again(broker, keys, due.now_us)
-        due = await broker.run(schedule_ops.due_schedules(keys, count=count, now_us=now_us))
+        due = await broker.run(call)
     rows, unreadable, skipped = [], [], dict[str, Note]()
     for row in due.rows:
         try:
