@@ -147,6 +147,7 @@ def test_a_cron_that_did_not_run(system: Live, web: Visit) -> None:
 def test_tasks_of_an_unknown_type_after_a_deploy(system: Live, web: Visit) -> None:
     older = system.serve(queues={"mail": 1})
     system.enqueue(*[Task("invoice.v2", queue="mail", retention=60) for _ in range(300)])
+    web.says("has a handler for invoice.v2 (300)")
     opened(web, "No running server of queue mail has a handler for", "invoice.v2")
     web.says("No running server has a handler for invoice.v2. Deploy a server that has one")
     mux = Mux()

@@ -19,7 +19,7 @@ from qsync.state import TaskState
 
 log: Final = logging.getLogger("qsync.web")
 
-WAIT_S: Final = 0.25
+WAIT_S: Final = 0.2
 """Longest time that a page waits for a scan, in seconds."""
 
 BRIEF_S: Final = 0.05

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import islice, zip_longest
 from typing import Final
 
-from qsync.inspector import Fleet, KeyShares, Overview, PausedType, QueueInfo
+from qsync.inspector import Filter, Fleet, KeyShares, Overview, PausedType, QueueInfo
 from qsync.state import TaskState
 from qsync.web.forecast import LARGE, SLOWER, STANDSTILL, Problem, problems_of
 from qsync.web.pages import Site
@@ -18,6 +19,12 @@ FLOOD_SHARE: Final = 0.5
 
 SAMPLED_QUEUES: Final = 3
 """Number of queues, those with the most pending tasks, whose fairness keys are read."""
+
+
+COUNTED_QUEUES: Final = 5
+COUNTED_TYPES: Final = 5
+COUNT_STEPS: Final = 4
+"""Of so many types without a handler the tasks are counted, in so many steps of 250 tasks."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
@@ -66,6 +73,32 @@ async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple
         for name, types in zip(names, replies, strict=True)
         for paused_type in types
     ]
+
+
+async def unhandled_of(
+    site: Site, unknown: Mapping[str, Sequence[str]]
+) -> dict[str, list[tuple[str, str]]]:
+    """Return the types without a handler by queue, and how many of their tasks wait, as text."""
+    unhandled = {}
+    for queue, types in islice(unknown.items(), COUNTED_QUEUES):
+        counts = await asyncio.gather(
+            *[_waiting_of(site, queue, type) for type in types[:COUNTED_TYPES]]
+        )
+        unhandled[queue] = [*zip_longest(types, counts, fillvalue="")]
+    return unhandled
+
+
+async def _waiting_of(site: Site, queue: str, type: str) -> str:
+    """Return how many tasks of a type wait, among the first thousand or so of the queue."""
+    number, cursor = 0, None
+    for _step in range(COUNT_STEPS):
+        step = await site.inspector.count_matching(
+            queue, TaskState.SCHEDULED, Filter(type=type), cursor=cursor
+        )
+        number, cursor = number + step.done, step.cursor
+        if cursor is None:
+            return count(number)
+    return f"{count(number)}+"
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
