@@ -361,7 +361,15 @@ def test_crash_refuses_unknown_point_and_reports_unreached_one(shop: Shop, qsync
     ):
         pass
     with (
-        pytest.raises(AssertionError, match="no drain in the block reached the point"),
+        pytest.raises(
+            AssertionError, match="reached the point 'before complete'; no task ended in"
+        ),
+        qsync.crash("before complete"),
+    ):
+        asyncio.run(qsync.drain())
+    shop.decide.enqueue_sync("retry")
+    with (
+        pytest.raises(AssertionError, match="complete'; its tasks ended with: failure"),
         qsync.crash("before complete"),
     ):
         asyncio.run(qsync.drain())

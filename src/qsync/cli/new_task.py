@@ -29,7 +29,7 @@ def payload_of(text: str | None) -> Any:
 
 
 def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None) -> Task:
-    """Make the task. Raise InvalidTask if it does not fit the app's function of that name."""
+    """Make the task. Raise InvalidTask if it does not match the app's function of that name."""
     if app is None:
         return Task(type, payload, **options)
     function = app.functions.get(type)

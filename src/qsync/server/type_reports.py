@@ -86,7 +86,7 @@ class TypeReports:
         """Number of runs in the last report of the running minute, by queue."""
         self._started = boot_s()
         self._start_reported: set[str] = set()
-        """Queues that know of the server's start."""
+        """Queues to which the server's start has been reported."""
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_after_s = zlib.crc32(server_id.encode()) % ROLL_AFTER_S
         """Differs from server to server, so that they do not do the same work at the same time."""

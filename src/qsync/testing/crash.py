@@ -39,6 +39,15 @@ class CrashPlan:
             raise ConfigError(msg)
         self.point = point
         self.happened: bool = False
+        self.recorded: set[str] = set()
+        """Outcomes that servers recorded: complete, failure."""
+
+    def missed(self) -> str:
+        """Return the message for a block in which no drain reached the point."""
+        text = f"crash: no drain in the block reached the point {self.point!r}"
+        if self.recorded:
+            return f"{text}; its tasks ended with: {', '.join(sorted(self.recorded))}"
+        return f"{text}; no task ended in it"
 
     def arm(self, server: Server) -> None:
         """Let this server, which has not started, crash at the point."""
@@ -115,8 +124,11 @@ class CrashingBroker(AsyncBroker):
         overlap: Callable[[], None] = lambda: None,
     ) -> list[Any | QsyncError]:
         plan = self.plan
+        events = {SETTLING[call.script.name] for call in calls if call.script.name in SETTLING}
         when, _, event = ("", "", "") if plan is None else plan.point.partition(" ")
-        if plan is None or event not in {SETTLING.get(call.script.name) for call in calls}:
+        if plan is not None:
+            plan.recorded |= events
+        if plan is None or event not in events:
             return await super().run_many(calls, ends=ends, overlap=overlap)
         if plan.happened or when == "before":
             await plan.crash()

@@ -128,7 +128,7 @@ class _AnyKit:
         finally:
             self._plan = None
         if not plan.happened:
-            raise AssertionError(f"crash: no drain in the block reached the point {point!r}")
+            raise AssertionError(plan.missed())
 
     def _drain(self, threads: CallingThread | None = None) -> Drain:
         _ = self._opened

@@ -25,7 +25,7 @@ DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
 """Counters in the table of days."""
 
 PERIODS: Final = (7, DAYS, 90)
-"""Numbers of days at choice."""
+"""Numbers of days to choose from."""
 
 MISSED_FOR: Final = timedelta(days=1)
 """Time for which a missed run of a schedule is shown, unless a later one succeeds."""

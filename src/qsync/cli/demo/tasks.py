@@ -106,7 +106,7 @@ def count(offset: int) -> dict[str, int]:
 
 @app.task("slow", middleware=[recorded])
 async def slow(seconds: float) -> None:
-    """Waits for the kill of a server, which interrupts it however busy the machine is."""
+    """Waits until its server is killed, however busy the machine is."""
     while not GATE.exists():  # noqa: ASYNC110 - another process opens it
         await asyncio.sleep(0.1)
     await asyncio.sleep(seconds)
