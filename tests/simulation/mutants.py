@@ -260,8 +260,8 @@ def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
         self._ahead_us = int((clock.this_process().wall() - queue_state.boot_s()) * 1_000_000)
         return float(until)
 
-    real = periodic._Queue._learn
-    return exchanged(periodic._Queue, "_learn", learn)
+    real = periodic._PeriodicQueue._learn
+    return exchanged(periodic._PeriodicQueue, "_learn", learn)
 
 
 def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:

@@ -167,14 +167,14 @@ def registration_awaited_by_clients() -> Iterator[None]:
 
 def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManager[None]:
     """Mistake: ticks wait until the store has been told of their queue."""
-    real = periodic._Queue._learn
+    real = periodic._PeriodicQueue._learn
 
     async def learn(self: Any) -> float:
         if self._registry.due(self._keys.queue):
             await self._broker.run_many([registry_ops.register(self._globals, [self._keys.queue])])
         return await real(self)
 
-    return exchanged(periodic._Queue, "_learn", learn)
+    return exchanged(periodic._PeriodicQueue, "_learn", learn)
 
 
 @contextlib.contextmanager

@@ -291,7 +291,7 @@ def _serve(
         ws="none",
     )
 
-    class Server(uvicorn.Server):
+    class DashboardServer(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             """Exit with 0 after a signal; uvicorn's own method would raise it again."""
@@ -304,7 +304,7 @@ def _serve(
             for site in app.sites:
                 await site.inspector.aclose()
 
-    Server(config).run(sockets=[listener])
+    DashboardServer(config).run(sockets=[listener])
 
 
 def _load(target: str) -> Any:

@@ -17,7 +17,7 @@ from qsync.server.current import running
 from qsync.server.handler_context import ServerContext
 from qsync.server.inline_start import Spawn
 from qsync.server.invoke import BoundHandler, Invoker
-from qsync.server.progress import Progress
+from qsync.server.progress import ProgressReports
 from qsync.server.queue_state import QUEUED, RUNNING, SETTLING, HandlerNotStarted, LeasedTask
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.run_records import RunRecords
@@ -36,8 +36,8 @@ class BatchRuns:
         capacity: Capacity,
         stopping: Stopping,
         context: ServerContext,
-        progress: Progress,
-        guard: fork_guard.Guard,
+        progress: ProgressReports,
+        guard: fork_guard.ForkGuard,
         metrics: RunMetrics | None,
         settlers: Mapping[str, Settler],
         spawn: Spawn,

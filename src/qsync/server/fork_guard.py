@@ -19,7 +19,7 @@ generation: int = 0
 """Number of forks between the first process and this one."""
 
 
-class Guard:
+class ForkGuard:
     """Ends a forked child as soon as it continues the event loop; active until closed.
 
     Otherwise the child would run the loop's scheduled calls, and read replies of the store that are
@@ -45,7 +45,7 @@ class Guard:
                 self._loop.call_soon(end)
 
 
-_guards: Final[WeakSet[Guard]] = WeakSet()
+_guards: Final[WeakSet[ForkGuard]] = WeakSet()
 
 
 def _count() -> None:

@@ -13,10 +13,10 @@ from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
-from qsync.server.server_parts import Group
+from qsync.server.server_parts import PartGroup
 
 
-class HeartbeatThreads(Group):
+class HeartbeatThreads(PartGroup):
     """One heartbeat thread per node, so that no node delays renewals on another.
 
     The first one watches the event loop.

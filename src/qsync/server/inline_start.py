@@ -84,7 +84,7 @@ class InlineStarter:
         runs: Runs,
         context: ServerContext,
         tell: TellProgress,
-        guard: fork_guard.Guard,
+        guard: fork_guard.ForkGuard,
         metrics: RunMetrics | None,
         records: RunRecords,
     ) -> None:

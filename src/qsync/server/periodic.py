@@ -79,7 +79,7 @@ class PeriodicLoop:
             by_queue.setdefault(task.build().queue, []).append(task)
         outage = outage or Outage()
         self._queues = [
-            _Queue(broker, prefix, queue, some, outage, on_created)
+            _PeriodicQueue(broker, prefix, queue, some, outage, on_created)
             for queue, some in by_queue.items()
         ]
 
@@ -90,7 +90,7 @@ class PeriodicLoop:
                 group.create_task(queue.run())
 
 
-class _Queue:
+class _PeriodicQueue:
     """The periodic tasks of one queue; each queue may be on another node, with another clock."""
 
     def __init__(

@@ -26,7 +26,7 @@ from qsync.server.child_context import ChildSetup
 from qsync.server.process_pool_child import Reply
 from qsync.server.process_pool_member import (
     WINDOW,
-    Call,
+    HandlerCall,
     HandlerError,
     ProcessNotStarted,
     WorkerProcess,
@@ -69,7 +69,7 @@ class ProcessPool:
         self._setup = setup
         self._most = processes or os.cpu_count() or 1
         self._processes: list[WorkerProcess] = []
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[HandlerCall] = deque()
         """Calls that were not sent to a process."""
         self._feeding = False
         self._preparing: set[asyncio.Task[None]] = set()
@@ -98,7 +98,9 @@ class ProcessPool:
         """
         if self._closed:
             raise HandlerError(_CLOSED)
-        call = Call(handler.path, codec.encode(info), timeout, claim, self._loop.create_future())
+        call = HandlerCall(
+            handler.path, codec.encode(info), timeout, claim, self._loop.create_future()
+        )
         self._waiting.append(call)
         self._feed_soon()
         try:
@@ -125,7 +127,7 @@ class ProcessPool:
     def _feed(self) -> None:
         """Send waiting calls, in order, to processes with room."""
         self._feeding = False
-        fed: dict[WorkerProcess, list[Call]] = {}
+        fed: dict[WorkerProcess, list[HandlerCall]] = {}
         while self._closed and self._waiting:
             fail(self._waiting.popleft(), HandlerError(_CLOSED))
         while self._waiting:
@@ -142,7 +144,9 @@ class ProcessPool:
             process.send(calls)
             self._watch(process)
 
-    def _place(self, call: Call, fed: dict[WorkerProcess, list[Call]]) -> WorkerProcess | None:
+    def _place(
+        self, call: HandlerCall, fed: dict[WorkerProcess, list[HandlerCall]]
+    ) -> WorkerProcess | None:
         """Return a process for a call, or None: a free or new one, otherwise the quick one with the
         fewest unanswered calls."""
         unprepared, best, fewest = None, None, WINDOW
@@ -163,7 +167,7 @@ class ProcessPool:
             return process
         return best if len(call.info) <= SMALL else None
 
-    def _may_begin(self, call: Call, *, waits: bool) -> bool:
+    def _may_begin(self, call: HandlerCall, *, waits: bool) -> bool:
         claim = call.claim
         if claim is None:
             return True
@@ -174,13 +178,13 @@ class ProcessPool:
             claim.wait()
         return True
 
-    def _start_preparing(self, process: WorkerProcess, call: Call) -> None:
+    def _start_preparing(self, process: WorkerProcess, call: HandlerCall) -> None:
         process.preparing = True
         preparing = self._loop.create_task(self._prepare(process, call))
         self._preparing.add(preparing)
         preparing.add_done_callback(self._prepared)
 
-    async def _prepare(self, process: WorkerProcess, call: Call) -> None:
+    async def _prepare(self, process: WorkerProcess, call: HandlerCall) -> None:
         """Import the handler in the process, and then send the call.
 
         A cancellation of the caller does not stop the import: otherwise a handler whose import
@@ -260,12 +264,12 @@ class ProcessPool:
             self._wait_again(process.recall())
         self._watch(process)
 
-    def _wait_again(self, calls: list[Call]) -> None:
+    def _wait_again(self, calls: list[HandlerCall]) -> None:
         """Put calls that have not begun at the front of the queue."""
         self._waiting.extendleft(reversed(calls))
         self._feed_soon()
 
-    def _abandon(self, call: Call) -> None:
+    def _abandon(self, call: HandlerCall) -> None:
         """Drop a call whose caller was cancelled; if it has begun, kill its process."""
         for process in self._processes:
             if call in process.sent:
@@ -273,7 +277,7 @@ class ProcessPool:
                 self._kill(process, call, asyncio.CancelledError())
                 return
 
-    def _kill(self, process: WorkerProcess, call: Call, error: BaseException) -> None:
+    def _kill(self, process: WorkerProcess, call: HandlerCall, error: BaseException) -> None:
         """Take back the calls that have not begun; kill the process if `call` has begun or timed
         out."""
         recalled = process.recall()
@@ -284,12 +288,12 @@ class ProcessPool:
             self._end(process, kill=True)
         self._wait_again(recalled)
 
-    def _died(self, process: WorkerProcess, recalled: list[Call]) -> None:
+    def _died(self, process: WorkerProcess, recalled: list[HandlerCall]) -> None:
         """Remove a process that has ended by itself, and retry the calls that had not begun."""
         self._end(process, kill=False)
         self._retry(recalled)
 
-    def _retry(self, calls: list[Call], cause: BaseException | None = None) -> None:
+    def _retry(self, calls: list[HandlerCall], cause: BaseException | None = None) -> None:
         """Requeue calls whose process died before they began; fail them the second time."""
         for call in calls:
             if call.tries > 1:

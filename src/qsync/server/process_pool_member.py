@@ -62,7 +62,7 @@ class ProcessNotStarted(Exception):
     """The process ended before it began to import the handler."""
 
 
-class Call:
+class HandlerCall:
     """One call of a handler; the future gets the reply in msgpack."""
 
     __slots__ = ("claim", "future", "info", "limit", "path", "tries")
@@ -96,7 +96,7 @@ class WorkerProcess:
     def __init__(
         self,
         on_answers: Callable[[WorkerProcess], None],
-        on_death: Callable[[WorkerProcess, list[Call]], None],
+        on_death: Callable[[WorkerProcess, list[HandlerCall]], None],
         setup: ChildSetup | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ class WorkerProcess:
         self._received = bytearray()
         self._reaper: threading.Thread | None = None
         self._prepared: set[str] = set()
-        self.sent: deque[Call] = deque()
+        self.sent: deque[HandlerCall] = deque()
         """Calls without an answer, in order; only the first one can have begun."""
         self.since: float = self._loop.time()
         """Time of the last answer, or of the first call sent to the idle process if later."""
@@ -146,7 +146,7 @@ class WorkerProcess:
             async with asyncio.timeout(START_S):
                 if self._process is None:
                     await self._start()
-                call = Call(path, b"", None, None, self._loop.create_future())
+                call = HandlerCall(path, b"", None, None, self._loop.create_future())
                 self.send([call])
                 await call.future
         except TimeoutError:
@@ -178,7 +178,7 @@ class WorkerProcess:
         self._loop.add_reader(ours, self.receive)
         self._loop.add_reader(self._watched, self._has_died)
 
-    def send(self, calls: Sequence[Call]) -> None:
+    def send(self, calls: Sequence[HandlerCall]) -> None:
         """Send calls to the process, which answers them in this order."""
         if not self.sent:
             self.since = self._loop.time()
@@ -227,7 +227,7 @@ class WorkerProcess:
             return ""
         return text if self.sent and self.sent[0] is call else ""
 
-    def recall(self) -> list[Call]:
+    def recall(self) -> list[HandlerCall]:
         """Take back and return the calls that have not begun; the process will not run them."""
         if self._tickets is None:
             return []
@@ -328,7 +328,7 @@ class WorkerProcess:
                     fail(call, ProcessNotStarted())
         self._on_death(self, recalled)
 
-    def _fail_running(self, call: Call) -> None:
+    def _fail_running(self, call: HandlerCall) -> None:
         """Fail the call that ran when the process died, with the cause of the death."""
         self._process.join(EXIT_S)
         code = self._process.exitcode
@@ -399,7 +399,7 @@ def manner_of(code: int) -> str:
     return f"exit code {code}"
 
 
-def fail(call: Call, error: BaseException) -> None:
+def fail(call: HandlerCall, error: BaseException) -> None:
     """Fail the call with this error if its caller still waits."""
     if not call.future.done():
         call.future.set_exception(error)

@@ -12,7 +12,7 @@ from qsync.server.outage_log import Outage
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 
-class Progress:
+class ProgressReports:
     """Takes progress reports from any thread, and stores them with one call per queue at a time."""
 
     def __init__(

@@ -27,7 +27,7 @@ from qsync.server.inline_start import Ended, InlineStarter, Timed
 from qsync.server.invoke import BoundHandler, Invoker
 from qsync.server.isolation_timer import Isolation
 from qsync.server.outage_log import Outage
-from qsync.server.progress import Progress
+from qsync.server.progress import ProgressReports
 from qsync.server.queue_state import (
     QUEUED,
     RELEASED,
@@ -75,7 +75,7 @@ class Runner:
         self._context = context
         self._metrics = metrics
         self._hooks = hooks
-        self._progress = Progress(
+        self._progress = ProgressReports(
             broker, {name: settler.queue for name, settler in settlers.items()}, outage
         )
         self._concurrency = config.concurrency
@@ -86,7 +86,7 @@ class Runner:
         self._closing: list[LeasedTask] = []
         """Tasks that close a limit, and keep their slots until the store has closed it."""
         self._suspect_timer: asyncio.TimerHandle | None = None
-        self._guard = fork_guard.Guard(self._loop)
+        self._guard = fork_guard.ForkGuard(self._loop)
         self._failures = Failures(config, invoker, finder, hooks)
         self.stopping: Stopping = Stopping(
             config, [settler.queue for settler in settlers.values()], capacity, suspects, hung,

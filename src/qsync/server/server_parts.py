@@ -60,7 +60,7 @@ class Loops:
             self._on_error(error)
 
 
-class Group:
+class PartGroup:
     """Parts that are started and stopped at the same time."""
 
     def __init__(self, parts: Sequence[Part]) -> None:

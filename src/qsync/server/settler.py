@@ -44,7 +44,7 @@ in its place would be as large."""
 Operation = Callable[..., Call[list[op_values.Outcome]]]
 
 
-class Part(NamedTuple):
+class SettlementBatch(NamedTuple):
     """Entries that are settled by one call."""
 
     verb: str
@@ -227,7 +227,9 @@ class Settler:
                 failed += self._refused(part, error)
         return failed
 
-    async def _send(self, parts: Sequence[Part]) -> list[tuple[Part, QsyncError]]:
+    async def _send(
+        self, parts: Sequence[SettlementBatch]
+    ) -> list[tuple[SettlementBatch, QsyncError]]:
         """Make the calls of these parts; return the refused parts with their errors."""
         calls = [part.operation(self.queue.keys, part.records) for part in parts]
         answers = await self._broker.run_many(calls)
@@ -239,7 +241,7 @@ class Settler:
                 self._settled(part.verb, part.entries, answer)
         return refused
 
-    def _refused(self, part: Part, error: QsyncError) -> Sequence[Entry]:
+    def _refused(self, part: SettlementBatch, error: QsyncError) -> Sequence[Entry]:
         self._outage.failed(self._part, error)
         return part.entries
 
@@ -296,13 +298,13 @@ class Settler:
 _result_of: Final = attrgetter("result")
 
 
-def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
+def _parts(entries: Sequence[Entry]) -> Iterator[SettlementBatch]:
     """Yield the entries grouped by kind of record and split into calls."""
     records = [record for _, record in entries]
     kinds = dict.fromkeys(map(type, records))
     small = len(entries) <= BATCH_SIZE and [*kinds] == [Completion]
     if small and not any(map(_result_of, records)):  # by far the most frequent case
-        yield Part("complete", ops.complete, entries, records)
+        yield SettlementBatch("complete", ops.complete, entries, records)
         return
     for kind in kinds:
         chosen = entries
@@ -313,10 +315,12 @@ def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
         else:
             verb, operation = _VERBS[kind]
             for part in ops.batches(chosen, _size):
-                yield Part(verb, operation, part, [record for _, record in part])
+                yield SettlementBatch(verb, operation, part, [record for _, record in part])
 
 
-def _completing(entries: Sequence[Entry], operation: Operation = ops.complete) -> Iterator[Part]:
+def _completing(
+    entries: Sequence[Entry], operation: Operation = ops.complete
+) -> Iterator[SettlementBatch]:
     if any(record.result for _, record in entries):  # type: ignore[union-attr]
         parts = ops.batches(entries, _size)
     else:
@@ -324,10 +328,10 @@ def _completing(entries: Sequence[Entry], operation: Operation = ops.complete) -
             entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)
         )
     for part in parts:
-        yield Part("complete", operation, part, [record for _, record in part])
+        yield SettlementBatch("complete", operation, part, [record for _, record in part])
 
 
-def _without_room(entries: Sequence[Entry]) -> Iterator[Part]:
+def _without_room(entries: Sequence[Entry]) -> Iterator[SettlementBatch]:
     return _completing(entries, ops.complete_without_room)
 
 

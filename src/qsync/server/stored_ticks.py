@@ -191,7 +191,7 @@ class StoredTicks:
         self._on_created = on_created
         self._globals = GlobalKeys(prefix)
         self._outage = outage
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, _ScheduledQueue] = {}
         self._denied = False
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
@@ -222,7 +222,7 @@ class StoredTicks:
             queue = self._queues.get(name)
             if queue is None:
                 keys = QueueKeys(self._globals.prefix, name)
-                queue = self._queues[name] = _Queue(
+                queue = self._queues[name] = _ScheduledQueue(
                     self._broker, keys, self._outage, self._on_created
                 )
                 group.create_task(queue.run())
@@ -230,7 +230,7 @@ class StoredTicks:
         return POLL_S
 
 
-class _Queue:
+class _ScheduledQueue:
     """The stored schedules of one queue."""
 
     def __init__(
