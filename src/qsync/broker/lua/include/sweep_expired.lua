@@ -106,7 +106,8 @@ local function sweep_limits(now, cursor, size)
     end
     return use == '0' and ready == '0' and math.max(tonumber(tat), tonumber(closed)) <= now
   end)
-  return next_cursor, correct_starts(ahead) or more, gone
+  correct_starts(ahead)
+  return next_cursor, more, gone
 end
 
 -- end flow
