@@ -1,8 +1,9 @@
-"""Files and functions stay small enough to be read at once."""
+"""Files and functions stay small enough to be read at once, and a search finds one class."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,9 @@ LONG_FILES: Final[dict[str, int]] = {}
 
 LONG_FUNCTIONS: Final = {}
 """Functions that are still too long, with their lines; this list only shrinks."""
+
+SHARED_NAMES: Final = {"Meta", "Migration", "Schedule", "Task"}
+"""Names of several classes: those that Django asks for, its model of a schedule, and its Task."""
 
 
 def long_files() -> dict[str, int]:
@@ -63,3 +67,13 @@ def test_no_file_is_too_long() -> None:
 
 def test_no_function_is_too_long() -> None:
     assert grown(long_functions(), LONG_FUNCTIONS) == []
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = Counter(
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in names.items() if count > 1} == SHARED_NAMES
