@@ -66,6 +66,29 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
     assert rig.fetch().ids == ["b"]
 
 
+def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> None:
+    """By then the rate has regained it, and others have started."""
+    rule = LimitRule(rate=1, per_us=S, burst=2)
+    rig.run(limit_ops.set_limit(rig.keys, "r", rule, "me", now_us=rig.now))
+    send(rig, ("r",), "a", "b", "c", "d", "e", "f")
+    early, leased_us = rig.lease(), rig.now
+    rig.now += 3 * S // 2
+    late = rig.lease()
+    assert [one.id for one in (*early, *late)] == ["a", "b", "c"]
+
+    def hand_back(leases: list[op_values.LeaseRef], leased_us: int) -> list[str]:
+        rows = [op_values.HandedBack(*one, leased_us=leased_us) for one in leases]
+        rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
+        return rig.fetch().ids
+
+    # Half a start was left, and half of one was not regained yet.
+    assert hand_back(early, leased_us) == ["a"]
+    assert hand_back(late, 0) == [], "it is not known when it was leased"
+    rig.now += S
+    [fresh] = rig.lease()
+    assert hand_back([fresh], rig.now) == [fresh.id]
+
+
 def test_raised_rate_applies_at_once(rig: Rig) -> None:
     rule = LimitRule(rate=1, per_us=3600 * S, burst=1)
     rig.run(limit_ops.set_limit(rig.keys, "r", rule, "me", now_us=rig.now))

@@ -378,17 +378,19 @@ class Ledger:
     def _see_hand_back(
         self, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> Iterator[str]:
+        unstarted = []
         for entry, rest in self._settled(
             "hand_back", queue, now, args, reply, stride=len(args) // max(1, len(reply))
         ):
-            if rest[2:] and not int(rest[4]):
-                self.limits.refund(queue, entry.limits)
+            if rest[2:] and int(rest[4]):
+                unstarted.append((int(rest[4]), entry.limits))
             if entry.cancel_asked:
                 self._finish(entry, "cancelled", now, entry.cancel_retention)
                 yield entry.id
             else:
                 delay = rest[0]
                 entry.phase, entry.due_us = "waiting", 0 if delay == "" else now + int(delay)
+        self.limits.refund(queue, now, unstarted)
 
     def _settled(
         self, verb: str, queue: str, now: int, args: Sequence[Any], reply: Any, stride: int = 4

@@ -81,11 +81,19 @@ class LimitBook:
             if rule is not None and rule.concurrency is not None and len(held) > rule.concurrency:
                 self.find(f"{len(held)} tasks hold {limit}: {held}")
 
-    def refund(self, queue: str, limits: Iterable[str]) -> None:
-        """A task was handed back that never started."""
-        for limit in limits:
+    def refund(self, queue: str, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
+        """Tasks were handed back that never started: of each the time of its lease and its limits.
+
+        What their rates have regained since the oldest of the leases may have been used.
+        """
+        leases: dict[str, list[int]] = {}
+        for leased_us, limits in unstarted:
+            for limit in limits:
+                leases.setdefault(limit, []).append(leased_us)
+        for limit, times in leases.items():
+            amount = len(times) * interval_us(limit) - max(0, now - min(times))
             before = self.times.get((queue, limit), 0.0)
-            self.times[queue, limit] = max(0.0, before - interval_us(limit))
+            self.times[queue, limit] = max(0.0, before - max(0.0, amount))
 
     def check_rates(self, queue: str, states: Mapping[str, str]) -> None:
         """No rate counts a start that did not happen: `states` are those in the store."""

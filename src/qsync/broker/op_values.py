@@ -77,7 +77,8 @@ class HandedBack(NamedTuple):
 
     `delay_us` None: the task goes to the head of pending. `limit`: a limit that is closed for
     `closed_us`: no task that holds it starts before. `started`: the handler began, so the start
-    counts for the rates of its limits.
+    counts for the rates of its limits. `leased_us`: the store's time of the lease; 0: not known, so
+    the start counts too.
     """
 
     id: str
@@ -87,6 +88,7 @@ class HandedBack(NamedTuple):
     limit: str = ""
     closed_us: int = 0
     started: bool = False
+    leased_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,8 @@ def hand_back(
     ]
     flow_args: list[Argument] = [now_argument(now_us)]
     for row, task in zip(rows, tasks, strict=True):
-        flow_args += (*row, task.limit, task.closed_us, int(task.started))
+        leased_us = 0 if task.started else task.leased_us
+        flow_args += (*row, task.limit, task.closed_us, leased_us)
     call = replace(_settle("hand_back", keys, rows, now_us), flow_args=tuple(flow_args))
     return call.in_flow() if any(task.limit for task in tasks) else call
 

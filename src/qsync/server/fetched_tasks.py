@@ -49,7 +49,9 @@ def hold(
             runner.settle_unread(queue, kill)
             continue
         failure = NO_FAILURE if record is None else decode_failure(record)
-        leased = LeasedTask(queue, id, token, message, failure, crashes, sent, expires)
+        leased = LeasedTask(
+            queue, id, token, message, failure, crashes, sent, expires, fetched.now_us
+        )
         if spared:
             leased.spared = spared.get(id, 0)
         if since:
@@ -66,8 +68,9 @@ def _hold_new(
     expires: float, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
     """Do as `hold` for tasks that never failed: most fetches bring no others."""
+    leased_us = fetched.now_us
     tasks = [
-        LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires)
+        LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires, leased_us)
         for id, message, crashes in zip(fetched.ids, messages, fetched.crashes, strict=True)
     ]
     queue.held.update(zip(fetched.ids, tasks, strict=True))

@@ -254,7 +254,10 @@ class ThreadLeaseKeeper:
         for of_queue in by_queue.values():
             queue = of_queue[0].queue
             for batch in ops.batches(of_queue, _size):
-                backs = [HandedBack(leased.id, leased.token) for leased in batch]
+                backs = [
+                    HandedBack(leased.id, leased.token, leased_us=leased.leased_us)
+                    for leased in batch
+                ]
                 try:
                     self._broker.run(ops.hand_back(queue.keys, backs), patience=self._patience)
                 except QsyncError as error:

@@ -93,6 +93,8 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     """Time at which the fetch of the task was sent, by boot_s."""
     expires: float
     """Time at which the lease expires, by boot_s; each renewal extends it."""
+    leased_us: int = 0
+    """Store's time of the lease, in microseconds; 0: not known, since the fetch was repeated."""
     spared: int = 0
     """Number of crashes that do not count, because another task may have caused them."""
     since_us: int = 0

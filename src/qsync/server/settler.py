@@ -113,6 +113,8 @@ class Settler:
                 self._timed.append((leased, now))
             if now - leased.begun_s > self._floors.get(leased.message.type, 0.0):
                 self._slow_ends[leased.id] = now
+            if type(record) is HandedBack and not record.started:
+                record = record._replace(leased_us=leased.leased_us)
         if not self._waiting:
             self._wake.set()
             self._idle.clear()

@@ -138,6 +138,7 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
         st.sampled_from((None, None, 0, 5 * S)),
         st.sampled_from((("", 0), ("", 0), ("r", 20 * S), ("c:1", 3 * S))),
         st.booleans(),
+        st.sampled_from((0, 0, 3 * S, 20 * S, -S, None)),
     ),
     "set_limit": st.tuples(
         st.sampled_from(("c", "c:1", "r", "free")),

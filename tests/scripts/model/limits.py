@@ -156,11 +156,18 @@ class Limits:
             if rate.interval:
                 use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
-    def refund(self, now: int, limits: Iterable[str]) -> None:
-        """Give back the start of a task that never began."""
-        for limit in limits:
+    def refund(self, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
+        """Give back the starts of tasks that never began, less what was regained since the oldest
+        of their leases; of each task the time of its lease and its limits."""
+        leases: dict[str, list[int]] = {}
+        for leased_us, limits in unstarted:
+            for limit in limits:
+                leases.setdefault(limit, []).append(leased_us)
+        for limit, times in leases.items():
             use = self.capped(now, limit)
-            use.tat = max(0, math.floor(use.tat - self.rate(limit).interval))
+            regained = max(0, now - min(times))
+            amount = max(0, len(times) * self.rate(limit).interval - regained)
+            use.tat = max(0, math.floor(use.tat - amount))
 
     def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
         """The first waiter of each limit that is open; of a type several."""

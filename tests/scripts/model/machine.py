@@ -256,14 +256,21 @@ class Scripts(RuleBasedStateMachine):
         self.do("kill", [Killed(*one, failed, b"fatal") for one in self.chosen(picks)])
 
     def hand_back(
-        self, picks: list[int], delay: int | None, closing: tuple[str, int], started: bool
+        self,
+        picks: list[int],
+        delay: int | None,
+        closing: tuple[str, int],
+        started: bool,
+        age: int | None = 0,
     ) -> None:
+        """Hand tasks back; the server knows their leases to be of this age, or does not know."""
+        leased_us = 0 if age is None else self.rig.now - age
         record = b"" if delay is None else b"unknown type"
         limit, closed_us = closing if self.has_limits else ("", 0)
         self.do(
             "hand_back",
             [
-                HandedBack(*one, delay, record, limit, closed_us, started)
+                HandedBack(*one, delay, record, limit, closed_us, started, leased_us)
                 for one in self.chosen(picks)
             ],
         )

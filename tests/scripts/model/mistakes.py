@@ -344,13 +344,24 @@ def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
 
 def start_not_refunded() -> contextlib.AbstractContextManager[None]:
     """Handing back a task that never started does not give back its start."""
-    return planted("hand_back.lua", "refund_starts(unstarted)\n", "")
+    return planted("hand_back.lua", "refund_starts(unstarted, leased_at)\n", "")
+
+
+def refund_of_what_was_regained() -> contextlib.AbstractContextManager[None]:
+    """A start is given back though its rate has regained it since, and others have used it."""
+    right = "    local regained = math.max(0, limits_now - oldest[limit])\n"
+    return planted("include/limit_states.lua", right, "    local regained = 0\n")
 
 
 def lapsed_start_refunded() -> contextlib.AbstractContextManager[None]:
     """An expired lease gives back its start, although the handler may have begun."""
     right = "  release_leases(taken)\n"
-    refund = in_flow("  refund_starts(taken)\n")
+    refund = in_flow("""  local leased_at = {}
+  for _, id in ipairs(taken) do
+    leased_at[id] = now
+  end
+  refund_starts(taken, leased_at)
+""")
     return planted("include/recover_expired.lua", right, f"{refund}{right}")
 
 
@@ -469,6 +480,7 @@ IN_SCRIPTS: Final = named(
     waiter_that_nobody_moves,
     opening_that_nobody_keeps,
     start_not_refunded,
+    refund_of_what_was_regained,
     lapsed_start_refunded,
     closed_limit_starts_tasks,
     waiter_of_a_cancelled_task,

@@ -425,9 +425,14 @@ class Model(Schedules):
 
     def hand_back(self, now: int, rows: Sequence[HandedBack]) -> list[Outcome]:
         held, answers = self.owned(rows)
-        for row in held:
-            if not row.started:
-                self.limits.refund(now, self.tasks[row.id].limits)
+        self.limits.refund(
+            now,
+            [
+                (row.leased_us, self.tasks[row.id].limits)
+                for row in held
+                if row.leased_us and not row.started
+            ],
+        )
         for row in held:
             if row.limit:
                 use = self.limits.touch(row.limit)

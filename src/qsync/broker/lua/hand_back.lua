@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- hand_back: return tasks that a server leased but will not run, without counting an attempt. They
 -- go to the head of pending in the given order, or with a delay to scheduled. A task with a cancel
--- request ends instead. A task that never started gives its starts back to the rates of its limits.
+-- request ends instead. A task that never started gives its starts back to the rates of its limits,
+-- less what these have regained since its lease.
 -- A row may close a limit for a time: until then no task that holds it starts.
 -- variants: plain flow
 -- flow include: message_bytes
@@ -38,7 +39,8 @@
 -- ARGV[1] now        int us  empty: the store's clock
 -- plain ARGV[2...] four values per task: id, token, delay us (empty: to the head), failure record
 -- flow ARGV[2...] seven values per task: id, token, delay us (empty: to the head), failure record,
---   limit to close (empty: none), us for which it is closed, 1 when the task has started
+--   limit to close (empty: none), us for which it is closed, time of the lease (us; 0: the task has
+--   started, or the time is not known)
 -- An empty failure record leaves the stored one unchanged.
 -- returns one per task: ok | done | lost
 check_schema()
@@ -54,12 +56,14 @@ successors, held, held_ids = split_successors(held, held_ids)
 -- end flow
 local head, later, cancelled, failures = {}, {}, {}, {}
 -- flow:
-local unstarted, closed = {}, {}
+local unstarted, leased_at, closed = {}, {}, {}
 
 -- Record what a row says about limits; `at` is the position of the task.
 local function note_limits(id, at)
-  if ARGV[7 * at + 1] == '0' then
+  local leased = tonumber(ARGV[7 * at + 1])
+  if leased > 0 then
     unstarted[#unstarted + 1] = id
+    leased_at[id] = leased
   end
   if ARGV[7 * at - 1] ~= '' then
     closed[#closed + 1] = { ARGV[7 * at - 1], now + tonumber(ARGV[7 * at]) }
@@ -105,7 +109,7 @@ if #held > 0 then
 end
 -- flow:
 begin_limits(now, #closed + #successors.ids > 0)
-refund_starts(unstarted)
+refund_starts(unstarted, leased_at)
 for _, row in ipairs(closed) do
   close_limit(row[1], row[2])
 end

@@ -90,13 +90,13 @@ while at <= #values do
   at = stop
 end
 check_rights(KEYS.next_ticks, { 'ZADD', 'ZREM' })
-if #values == 0 or #moves > 0 and now > parse_int(noted[2], 0) then
-  redis.call('HSET', KEYS.meta, 'ticked', to_text(now))
-end
-if #tasks > 0 then
+if #tasks > 0 then -- first: a full queue refuses them, and nothing is written
   ensure_schema(layout)
   local virtual = redis.call('HGET', KEYS.meta, 'v')
   insert_tasks(now, ARGV.head, read_tasks(tasks, 1, 3), virtual)
+end
+if #values == 0 or #moves > 0 and now > parse_int(noted[2], 0) then
+  redis.call('HSET', KEYS.meta, 'ticked', to_text(now))
 end
 if #moves > 0 then
   redis.call('ZADD', KEYS.next_ticks, unpack(moves))

@@ -338,11 +338,31 @@ local function change_held(ids, change)
   end
 end
 
--- Give back the starts of active tasks that never began. Their slots are released separately.
-local function refund_starts(ids)
-  change_held(ids, function(state)
-    state.tat = math.max(0, math.floor(state.tat - state.rule.interval))
-  end)
+-- Give back the starts of active tasks that never began; `leased_at` has the times of their leases.
+-- Their slots are released separately. What a limit has regained since the oldest of the leases may
+-- have been used by others: without these leases it could have been full meanwhile. So no window has
+-- more starts than the rate and the burst.
+local function refund_starts(ids, leased_at)
+  if not limits_used then
+    return
+  end
+  read_holds(ids)
+  local counts, oldest, order = {}, {}, {}
+  for _, id in ipairs(ids) do
+    for _, limit in ipairs(held_limits[id] or {}) do
+      if not counts[limit] then
+        order[#order + 1] = limit
+      end
+      counts[limit] = (counts[limit] or 0) + 1
+      oldest[limit] = math.min(oldest[limit] or math.huge, leased_at[id])
+    end
+  end
+  for _, limit in ipairs(order) do
+    local state = touch_limit(limit)
+    local regained = math.max(0, limits_now - oldest[limit])
+    local amount = math.max(0, counts[limit] * state.rule.interval - regained)
+    state.tat = math.max(0, math.floor(state.tat - amount))
+  end
 end
 
 -- Subtract active tasks from the counts of their limits.

@@ -1,0 +1,111 @@
+"""The server that is killed in rounds on limits, and the history that it writes.
+
+Each line is one write: `lease`, `start` or `end`, a time in microseconds of Unix time, the token
+of the lease and the task. A lease has the time of the store at which its slots and its rate were
+taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+# Imported before the programs are forked, as is all else.
+import qsync.broker.aio_pool
+import qsync.broker.blocking_pool
+import qsync.server.handler_stacks
+import qsync.server.server
+import qsync.server.server_inbox
+import qsync.server.stored_ticks  # noqa: F401
+from qsync import Mux, Qsync, TaskInfo
+from qsync.broker import script
+from qsync.broker.op_values import FetchResult
+from qsync.limit import LimitRule
+from qsync.server.fetcher import Fetcher
+from qsync.server.queue_state import LeasedTask, QueueState
+
+PREFIX: Final = "limit-rounds"
+SLOTS: Final = 2
+RATE: Final = 40
+BURST: Final = 8
+RULES: Final = {
+    "slot": LimitRule(concurrency=SLOTS),
+    "rate": LimitRule(rate=RATE, per_us=1_000_000, burst=BURST),
+}
+LONGEST_S: Final = 0.02
+"""Longest run of a task, in seconds."""
+
+
+for _name in ("fetch", "complete", "renew", "hand_back", "mark_started", "register"):
+    script.load(_name, flow=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a server finds the store and the history, and how long its leases are."""
+
+    store: str
+    history: Path
+    lease_s: float
+
+
+def run_server(setting: Setting) -> None:
+    """Run the tasks until killed, or until the process that started this one ends."""
+    logging.getLogger("qsync").setLevel(logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    random.seed(os.urandom(16))
+    history = os.open(setting.history, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def note(kind: str, at_us: int, token: str, id: str) -> None:
+        os.write(history, f"{kind} {at_us} {token} {id}\n".encode())
+
+    _note_leases(note)
+    mux = Mux()
+
+    @mux.handle("work")
+    async def work(task: TaskInfo) -> None:
+        note("start", time.time_ns() // 1000, task.token, task.id)
+        await asyncio.sleep(random.uniform(0, LONGEST_S))
+        note("end", time.time_ns() // 1000, task.token, task.id)
+
+    with Qsync(setting.store, prefix=PREFIX) as app:
+        for name, rule in RULES.items():
+            app.limit(
+                name,
+                concurrency=rule.concurrency,
+                rate=rule.rate,
+                per=rule.per_us and rule.per_us / 1e6,
+                burst=rule.burst,
+            )
+        options: dict[str, Any] = {"concurrency": 50, "max_crashes": 1000, "sweep": 0.1}
+        asyncio.run(app.server(mux, lease=setting.lease_s, **options).run())
+
+
+def _note_leases(note: Any) -> None:
+    """Note each task of a fetch with the store's time."""
+    real = Fetcher._handle_result
+
+    async def handle_result(
+        self: Fetcher, queue: QueueState, wanted: int, fetched: FetchResult, *args: Any, **rest: Any
+    ) -> list[LeasedTask]:
+        if not rest["repeated"]:
+            for id in fetched.ids:
+                note("lease", fetched.now_us, f"{self._holder}/{queue.number}", id)
+        return await real(self, queue, wanted, fetched, *args, **rest)
+
+    Fetcher._handle_result = handle_result  # type: ignore[method-assign]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,93 @@
+"""What a history of leases says of limits: slots that were given twice, and starts too many."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+LATENESS: Final = 0.5
+"""Starts by which a window may exceed its rate and burst: a task may start half an interval late
+without making the next one later."""
+
+
+@dataclass
+class Run:
+    """A lease of a task whose handler started. Times are microseconds of Unix time."""
+
+    id: str
+    leased_us: int
+    ended_us: int | None = None
+    """None: its server was killed, or it still runs."""
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Return the started leases of a history, by the time of the lease.
+
+    Those of a repeated fetch are left out: the time of its first reply is not known.
+    """
+    leased: dict[tuple[str, str], int] = {}
+    runs: dict[tuple[str, str], Run] = {}
+    started: list[Run] = []
+    for line in path.read_text().splitlines():
+        kind, at_us, token, id = line.split(" ")
+        if kind == "lease":
+            leased[token, id] = int(at_us)
+        elif kind == "start" and (token, id) in leased:
+            runs[token, id] = Run(id, leased[token, id])
+            started.append(runs[token, id])
+        elif kind == "end" and (token, id) in runs:
+            runs[token, id].ended_us = int(at_us)
+    return sorted(started, key=lambda run: run.leased_us)
+
+
+def read_ends(path: Path) -> set[str]:
+    """Return the ids of the tasks whose handler ended."""
+    lines = path.read_text().splitlines()
+    return {line.split(" ")[3] for line in lines if line.startswith("end ")}
+
+
+def given_twice(
+    runs: Sequence[Run],
+    limits: Mapping[str, Sequence[str]],
+    slots: Mapping[str, int],
+    lease_us: int,
+) -> list[str]:
+    """Return the leases that were given while all slots of a limit were surely held.
+
+    A lease surely holds until its handler ends, or for its first length.
+    """
+    found = []
+    held: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for run in runs:
+        until_us = run.leased_us + lease_us
+        until_us = until_us if run.ended_us is None else min(until_us, run.ended_us)
+        for limit in limits[run.id]:
+            if limit not in slots:
+                continue
+            held[limit] = [row for row in held[limit] if row[0] > run.leased_us]
+            if len(held[limit]) >= slots[limit]:
+                found.append(f"{run.id} got {limit}, which {[id for _, id in held[limit]]} hold")
+            held[limit].append((until_us, run.id))
+    return found
+
+
+def most_above_rate(times_us: Iterable[int], rate: float) -> float:
+    """Return by how many starts any window exceeds what the rate allows in it."""
+    excess = most = 0.0
+    before_us = None
+    for at_us in times_us:
+        if before_us is not None:
+            excess = max(0.0, excess - (at_us - before_us) * rate / 1e6)
+        excess, before_us = excess + 1, at_us
+        most = max(most, excess)
+    return most
+
+
+def used(times_us: Sequence[int], rate: float, burst: int) -> float:
+    """Return the share of the allowed starts that were made, between the first and the last."""
+    if len(times_us) < 2:
+        return 0.0
+    return len(times_us) / ((times_us[-1] - times_us[0]) * rate / 1e6 + burst)
