@@ -126,6 +126,8 @@ soak: $(VENV)/installed-dev
 	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/scripts/model/test_model.py -k match_the_model
 	$(BIN)/python -m tests.simulation --seeds 20000
 	$(BIN)/python -m tests.chaos.outbox_rounds --rounds 1000
+	$(BIN)/python -m tests.chaos.limit_rounds --rounds 10000
+	$(BIN)/python -m tests.chaos.limit_rounds --minutes 60
 	$(BIN)/python -m tools.mutants
 	$(MAKE) test-django
 	$(MAKE) release-check

@@ -63,6 +63,9 @@ class Entry:
     finished: list[str] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     starts: int = 0
+    returned_attempts: int = 0
+    """Failed attempts when a server handed it back, which it does with the last one of a task, too,
+    if it stops before the store takes the death: then the task runs once more."""
 
     @property
     def lease(self) -> Delivery | None:

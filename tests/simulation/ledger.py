@@ -11,25 +11,19 @@ from copy import deepcopy
 from typing import Any, Final
 
 from qsync import codec
-from qsync.message import NORMAL_PRIORITY
+from qsync.message import NORMAL_PRIORITY, decode_failure
 from tests.simulation.editor import is_edit
 from tests.simulation.entries import US, Delivery, Entry
 from tests.simulation.limits import LimitBook
 from tests.simulation.process import Proc
 from tests.simulation.stored import StoredBook
-
-MOVED: Final = "moved"
-"""A schedule that the deploy changes, from ten minutes to a second; all of its ticks are wanted."""
+from tests.simulation.ticks import TickBook
 
 MOST: Final = 40
 """How often a task is given to servers, in histories as short as these."""
 
 CALL_KEPT_US: Final = 600 * US
 """Time for which the store remembers the last enqueue of a sender."""
-
-EARLY_US: Final = 10_000
-"""A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
-store's is looked at once a minute."""
 
 
 class Ledger:
@@ -39,11 +33,9 @@ class Ledger:
         self._clock = clock
         self.entries: dict[tuple[str, str], Entry] = {}
         self.servers: dict[str, Proc] = {}
-        self.changed_us: int | None = None
-        """Time at which the first server with a different expression of a schedule started."""
         self.wrong: list[str] = []
         self.counts: dict[str, int] = {}
-        self.ticks: dict[tuple[str, str], list[int]] = {}
+        self.ticks = TickBook(self.find)
         self.stored = StoredBook(self.find)
         self.limits = LimitBook(self.find)
         self.unsure = 0
@@ -60,7 +52,6 @@ class Ledger:
         """Number of times that the store has lost data."""
         self.lost: set[tuple[str, str]] = set()
         """Tasks that the store lost with its data."""
-        self.lost_ticks: set[tuple[str, str, int]] = set()
         self.void: set[tuple[str, str, str]] = set()
         """Leases that the store has lost: queue, id and token."""
         self._starts: dict[tuple[str, str], int] = {}
@@ -80,15 +71,16 @@ class Ledger:
     def copy(self) -> Any:
         """Known state of the store."""
         stored = self.stored.versions, self.stored.deleted
-        state = self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored
+        state = self.entries, self.ticks.times, self._open_locks, self._calls, self.unsure, stored
         return deepcopy(state)
 
     def lose(self, kept: Any | None) -> None:
         """The store has lost its data: all of them, or what came after the copy was made."""
-        entries, ticks = self.entries, self.ticks
+        entries = self.entries
         self.upkept_us.clear()
         state = ({}, {}, {}, {}, 0, ({}, set())) if kept is None else deepcopy(kept)
-        self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored = state
+        self.entries, times, self._open_locks, self._calls, self.unsure, stored = state
+        self.ticks.lose(times)
         self.losses += 1
         self.limits.lose(queue for queue, _ in entries)
         self.stored.versions, self.stored.deleted = stored
@@ -104,9 +96,6 @@ class Ledger:
             entry.starts = max(entry.starts, self._starts.get(key, 0))
             # What an earlier loss took may be back: the copy can be later than that one's.
             self.void -= {(*key, one.token) for one in entry.deliveries}
-        for name, times in ticks.items():
-            left_ticks = self.ticks.get(name, [])
-            self.lost_ticks |= {(*name, time) for time in times if time not in left_ticks}
 
     @property
     def now(self) -> float:
@@ -209,17 +198,10 @@ class Ledger:
         _, schedule, tick_us, id, _, options = args
         if _in_full(reply, [id])[0] != b"created":
             return
-        ticks = self.ticks.setdefault((queue, schedule), [])
         entry = self.entries.get((queue, id))
         if entry is not None and entry.created:
             self.find(f"tick {id} came twice")
-        if tick_us > now + EARLY_US + self.back_us:
-            self.find(f"tick {id} came {(tick_us - now) / US} s early")
-        if schedule == MOVED and tick_us % (600 * US):
-            before_us = (self.changed_us or 0) - tick_us - self.back_us
-            if before_us > 0:
-                self.find(f"tick {id} is from {before_us / US} s before its schedule was changed")
-        ticks.append(tick_us)
+        self.ticks.see(queue, schedule, tick_us, id, now, self.back_us)
         self._created(queue, now, id, options)
 
     def _see_pause_type(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
@@ -384,6 +366,8 @@ class Ledger:
         ):
             if rest[2:] and int(rest[4]):
                 unstarted.append((int(rest[4]), entry.limits))
+            if rest[1]:
+                entry.returned_attempts = decode_failure(rest[1]).attempts
             if entry.cancel_asked:
                 self._finish(entry, "cancelled", now, entry.cancel_retention)
                 yield entry.id

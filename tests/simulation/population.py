@@ -19,13 +19,14 @@ from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.simulation import brokers, clock
 from tests.simulation.clients import AsyncUser, BlockingUser, Maker
 from tests.simulation.editor import Editor
-from tests.simulation.ledger import MOVED, Ledger
+from tests.simulation.ledger import Ledger
 from tests.simulation.limits import RULES
 from tests.simulation.loop import SimLoop
 from tests.simulation.network import Network
 from tests.simulation.process import FATES, Proc
 from tests.simulation.profile import Profile
 from tests.simulation.stored import Scheduler
+from tests.simulation.ticks import MOVED
 from tests.simulation.work import MAX_CRASHES, QUEUES, Books, Handlers
 
 PREFIX: Final = "sim"
@@ -123,8 +124,8 @@ class Population:
         if world.profile.limits:
             server.limits = RULES
         world.ledger.servers[server.holder] = process
-        if changed and world.ledger.changed_us is None:
-            world.ledger.changed_us = world.network.store.now_us
+        if changed and world.ledger.ticks.changed_us is None:
+            world.ledger.ticks.changed_us = world.network.store.now_us
         try:
             await server.run()
         except Exception as error:

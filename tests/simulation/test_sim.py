@@ -279,7 +279,7 @@ def test_each_tick_is_enqueued_once_despite_server_faults(client: redis.Redis) -
 
         check(live(seed, client, arrange=arrange))
         [history] = histories
-        [(_, times)] = [item for item in history.ledger.ticks.items() if item[0][1] == "tick"]
+        [(_, times)] = [item for item in history.ledger.ticks.times.items() if item[0][1] == "tick"]
         assert times == sorted(set(times))
         ticks += len(times)
     assert ticks > 6 * 4
@@ -295,7 +295,7 @@ def test_missed_ticks_are_caught_up_by_their_policy(client: redis.Redis) -> None
     for at in (3.5, 4.0, 4.5):  # who comes in their place learns the time
         history.loop.call_later(at, history.plague.crash)
     check(history.run())
-    ticks = {name: times for (_, name), times in history.ledger.ticks.items()}
+    ticks = {name: times for (_, name), times in history.ledger.ticks.times.items()}
     began, ended = round(WALL + 3.0), round(WALL + HOUR_S + 3.0)
     period = round(SCHEDULES["all"][0])
     missed = [at * US for at in range(began, ended + 1) if at % period == 0]

@@ -10,10 +10,10 @@ from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.message import decode_failure, decode_message
 from tests.simulation.editor import is_edit
 from tests.simulation.entries import US, Entry
-from tests.simulation.ledger import MOVED
 from tests.simulation.population import LEASE, PREFIX, SCHEDULES, SWEEP
 from tests.simulation.process import WALL
 from tests.simulation.stored import NAMES
+from tests.simulation.ticks import MOVED
 from tests.simulation.work import DEAF_S, MAX_CRASHES, QUEUES, Wanted
 from tests.support.tally import with_tally
 
@@ -293,12 +293,12 @@ class Verdict:
         """Once a schedule is known to the store no tick is left out, and none comes twice."""
         if not self.ledger.forgetful:  # the clock leapt over the grace of ticks
             self.ledger.stored.check_complete()
-        for (queue, name), ticks in self.ledger.ticks.items():
+        for (queue, name), ticks in self.ledger.ticks.times.items():
             if name == MOVED:
                 continue  # it is looked after as its ticks come
             seconds, missed = SCHEDULES[name]
             period = round(seconds * US)
-            lost = {tick for *of, tick in self.ledger.lost_ticks if of == [queue, name]}
+            lost = {tick for *of, tick in self.ledger.ticks.lost if of == [queue, name]}
             left_out = set(range(ticks[0], ticks[-1] + 1, period)) - set(ticks) - lost
             passed = self.ledger.forgetful and missed != "all"  # the clock leapt over their grace
             if ticks != sorted(set(ticks)) or (left_out and not passed):

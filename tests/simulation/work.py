@@ -154,7 +154,7 @@ class Handlers:
             find(f"{task.id} was started, and nobody asked for it")
         if (over := books.past_deadline(task, now)) > 0.02:
             find(f"{task.id} was started by {process.name} {over} s after its deadline")
-        if task.attempt > task.retry + 1:
+        if task.attempt > max(task.retry, entry.returned_attempts) + 1:
             find(f"{task.id} makes attempt {task.attempt} with {task.retry} retries")
         if (task.queue, task.id, task.token) in books.ledger.void:
             return  # the store has lost this lease with its data, and the server does not know yet

@@ -399,9 +399,6 @@ class Fetcher:
         leased = hold(
             queue, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
         )
-        if repeated:
-            for task in leased:
-                task.leased_us = 0  # the store leased them at the first reply
         if fetched.recovered or fetched.died:
             self._crash_log.recovered(queue.keys, fetched, leased)
         late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop

@@ -110,6 +110,8 @@ class LeaseKeeper:
         Their leases began at `since`, by boot_s, or later. If the renewal fails, assume that they
         began at `since`, so that no task starts whose lease may have expired.
         """
+        for leased in tasks:
+            leased.leased_us = 0  # a repeated reply has another time than the lease
         renewal = Renewal(tasks, self._lease_s)
         try:
             answers = await self._broker.run(renewal.call, patience=self._lease_s / 3)

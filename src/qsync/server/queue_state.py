@@ -94,7 +94,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     expires: float
     """Time at which the lease expires, by boot_s; each renewal extends it."""
     leased_us: int = 0
-    """Store's time of the lease, in microseconds; 0: not known, since the fetch was repeated."""
+    """Store's time of the lease, in microseconds; 0: not known, after a late or repeated reply."""
     spared: int = 0
     """Number of crashes that do not count, because another task may have caused them."""
     since_us: int = 0

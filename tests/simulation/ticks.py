@@ -1,0 +1,45 @@
+"""Ticks of the schedules of programs: which ones came, and whether each was due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from tests.simulation.entries import US
+
+MOVED: Final = "moved"
+"""A schedule that the deploy changes, from ten minutes to a second; all of its ticks are wanted."""
+
+EARLY_US: Final = 10_000
+"""A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
+store's is looked at once a minute."""
+
+
+class TickBook:
+    """The ticks that the store has taken."""
+
+    def __init__(self, find: Callable[[str], None]) -> None:
+        self._find = find
+        self.times: dict[tuple[str, str], list[int]] = {}
+        """By queue and schedule."""
+        self.lost: set[tuple[str, str, int]] = set()
+        """Queue, schedule and time of the ticks that the store lost with its data."""
+        self.changed_us: int | None = None
+        """Time at which the first server with a different expression of a schedule started."""
+
+    def see(self, queue: str, schedule: str, tick_us: int, id: str, now: int, back_us: int) -> None:
+        """A tick was taken. Ticks may be early by as much as the store's clock has gone back."""
+        if tick_us > now + EARLY_US + back_us:
+            self._find(f"tick {id} came {(tick_us - now) / US} s early")
+        if schedule == MOVED and tick_us % (600 * US):
+            before_us = (self.changed_us or 0) - tick_us - back_us
+            if before_us > 0:
+                self._find(f"tick {id} is from {before_us / US} s before its schedule was changed")
+        self.times.setdefault((queue, schedule), []).append(tick_us)
+
+    def lose(self, kept: Mapping[tuple[str, str], list[int]]) -> None:
+        """The store has lost its data, but for these times."""
+        for name, times in self.times.items():
+            left = kept.get(name, [])
+            self.lost |= {(*name, time) for time in times if time not in left}
+        self.times = dict(kept)
