@@ -297,7 +297,9 @@ def stored_tick_of_an_old_version() -> contextlib.AbstractContextManager[None]:
 def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None]:
     """A schedule is set to its next tick before the task of this one is enqueued."""
 
-    async def tick_due(broker: Any, keys: Any, *, now_us: int | None = None) -> Any:
+    async def tick_due(
+        broker: Any, keys: Any, *, unread: int = 0, now_us: int | None = None
+    ) -> Any:
         due = await broker.run(schedule_ops.due_schedules(keys, now_us=now_us))
         rows = [stored_ticks._ticks(row, keys.queue, due.now_us) for row in due.rows]
         nexts = [one for one in (due.next_us, *(row.next_us for row in rows)) if one is not None]
@@ -313,7 +315,7 @@ def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None
             if left:
                 await broker.run(schedule_ops.tick_schedules(keys, left))
         next_us = min(nexts, default=None)
-        return stored_ticks.TickCheck(due.now_us, next_us, len(rows), [], [], more=False)
+        return stored_ticks.TickCheck(due.now_us, next_us, len(rows), [], [], 0, more=False)
 
     return exchanged(stored_ticks, "tick_due", tick_due)
 
