@@ -11,6 +11,8 @@ from typing import Any, Final
 MOVES_MOST: Final = 500
 ROUND_MOST: Final = 50
 TYPE_MOVES_MOST: Final = 150
+WRONG_CLOCK_US: Final = 10_000_000
+"""A next start that is so far ahead may be from a clock that was set back."""
 
 
 @dataclass
@@ -200,6 +202,21 @@ class Limits:
     @property
     def is_touched(self) -> bool:
         return bool(self._touched)
+
+    def correct(self, now: int) -> bool:
+        """Cut times that are later than their rule allows, as after a clock that was set back.
+
+        Return whether there are any.
+        """
+        ahead = [limit for limit, use in self.stored.items() if use.tat - now > WRONG_CLOCK_US]
+        wrong = False
+        for limit in ahead:
+            rate = self.rate(limit)
+            latest = math.ceil(now + rate.interval + rate.tolerance)
+            if rate.interval and latest < self.stored[limit].tat:
+                self.capped(now, limit)
+                wrong = True
+        return wrong
 
     def sweep(self, now: int) -> int:
         """Delete limits that nothing uses; return their number. Correct starts that are too far."""

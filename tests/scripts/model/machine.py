@@ -355,6 +355,8 @@ class Scripts(RuleBasedStateMachine):
         self.do("delete", [id for id, _ in some], seen)
 
     def purge(self, state: str) -> None:
+        if state == "pending" and self.model.those("limited"):
+            return  # the first call may open a limit, and the second would delete more
         self.do("purge", state or "active", count=500)  # all that there may be
 
     def abandon(self, server: str) -> None:

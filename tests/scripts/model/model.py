@@ -358,7 +358,9 @@ class Model(Schedules):
             self.move(now, id, None)
             self.counts["trimmed"] += 1
         if abs(now - self.swept) >= SECOND:
-            busy |= self.limits.sweep(now) > 0
+            corrected = self.limits.correct(now)
+            self.more |= corrected
+            busy |= self.limits.sweep(now) > 0 or corrected
             before = len(self.locks) + len(self.fetches) + len(self.calls)
             self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
             self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
@@ -371,7 +373,7 @@ class Model(Schedules):
                 or self.swept > now
                 or len(self.locks) + len(self.fetches) + len(self.calls) < before
             ):
-                self.swept = now
+                self.swept = 0 if corrected else now
 
     def complete(self, now: int, rows: Sequence[Completion]) -> list[Outcome]:
         held, answers = self.owned(rows)
