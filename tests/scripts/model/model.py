@@ -81,7 +81,7 @@ class Model(Schedules):
     ) -> tuple[list[Enqueued], list[int]]:
         """Enqueue tasks; the answers, and the places, from 1 on, of those that replace others."""
         answers, new = self._answers(now, tasks, recent)
-        self.make_room(tasks, new)
+        self.make_room(now, tasks, new)
         replacing = [place for place, one in enumerate(answers, 1) if one.outcome == "replaced"]
         self.flow |= bool(new or replacing) and any(sent.flow is not None for sent in tasks)
         due: dict[str, int] = {}

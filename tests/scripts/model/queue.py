@@ -296,7 +296,7 @@ class Queue:
         self.limits.save(now)
         return opened
 
-    def make_room(self, tasks: Sequence[NewTask], new: Sequence[NewTask]) -> None:
+    def make_room(self, now: int, tasks: Sequence[NewTask], new: Sequence[NewTask]) -> None:
         """Drop waiting tasks until the new ones of a call fit, or raise QueueFull."""
         waiting = [
             Waiting(id, task.state, task.priority, task.score, len(task.message))
@@ -311,7 +311,7 @@ class Queue:
             raise QueueFull("model", bound=bound, limit=limit, count=count, room=room)
         self.unready(dropped)
         for id in dropped:
-            self.move(0, id, None)
+            self.move(now, id, None)
             self.recent.pop(id, None)
             self.counts["dropped"] += 1
 
