@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from tests.support.cli import Live, living
 from tests.support.incidents import REFUSED
 from tests.support.inspector_driver import bed
 from tests.support.stores import Store, wait_until
+from tools.cli_reference import commands
 
 
 @pytest.fixture
@@ -68,8 +71,8 @@ def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
             "qsync task list: Option '--queue' requires an argument; see",
         ),
         (["stats", "--json=1"], "qsync stats: Option '--json' does not take a value; see qsync st"),
-        (["acl"], "'role'. Choose from: client, server, reader, admin; see qsync acl --help"),
-        (["acl", "x"], "'role': 'x' is not one of 'client', 'server', 'reader', 'admin'; see"),
+        (["acl"], "'ROLE'. Choose from: client, server, reader, admin; see qsync acl --help"),
+        (["acl", "x"], "'ROLE': 'x' is not one of 'client', 'server', 'reader', 'admin'; see"),
         (["stats", "--sort", "x" * 5000], "qsync stats: Invalid value for '--sort'"),
         (["acl", "server", "--user", "x on nopass"], "qsync acl: --user: give 1 to 128 of the"),
         (["dashboard", "--root-path", "ops"], "qsync dashboard: Invalid value for '--root-path'"),
@@ -82,6 +85,23 @@ def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
         assert len(line) < 2100
     assert live.ok("events", "--since", "9" * 400).out.startswith("No actions are recorded")
     assert live.run("task").err.startswith("Usage: qsync task "), "without a command: the help"
+
+
+def test_help_names_arguments_without_types_of_python() -> None:
+    for path, command in commands():
+        usage, _, text = help_of(path, command).partition("\n")
+        assert not re.search(r"[{<]", usage), usage
+        arguments = text.partition("\nArguments:\n")[2].partition("\n\n")[0]
+        assert "<" not in arguments, arguments
+    assert "task retry [OPTIONS] [ID...]" in help_of(
+        "qsync task retry", dict(commands())["qsync task retry"]
+    )
+
+
+def help_of(path: str, command: Any) -> str:
+    context = command.make_context(path, [], resilient_parsing=True)
+    text: str = command.get_help(context)
+    return text
 
 
 def test_watch_goes_on_while_the_store_is_away(capsys: pytest.CaptureFixture[str]) -> None:

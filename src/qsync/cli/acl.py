@@ -21,7 +21,10 @@ _USER: Final = re.compile(r"[A-Za-z0-9_.@:+-]{1,128}")
 
 def acl(
     *,
-    role: Annotated[Role, typer.Argument(help="Role to grant.", show_default=False)],
+    role: Annotated[
+        Role,
+        typer.Argument(metavar="ROLE", help="client, server, reader or admin.", show_default=False),
+    ],
     user: Annotated[
         str | None,
         typer.Option(

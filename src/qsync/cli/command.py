@@ -119,12 +119,42 @@ def runs_alone(context: typer.Context) -> bool:
 
 
 class QsyncCommand(TyperCommand):
-    """A command that sets the command path when it runs."""
+    """A command that sets the command path when it runs, and shows its arguments by name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Set the command path, then parse the arguments."""
         set_command_path(ctx.command_path)
         return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line: the options, then the arguments by name."""
+        arguments = [each for each in self.get_params(ctx) if each.param_type_name == "argument"]
+        return [self.options_metavar or "", *map(_argument_in_usage, arguments)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and options, without the Python types of arguments."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is None:
+                continue
+            if parameter.param_type_name == "argument":
+                sections["Arguments"].append((_argument_name(parameter), record[1]))
+            else:
+                sections["Options"].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _argument_name(argument: Any) -> str:
+    name: str = argument.metavar or argument.name.upper()
+    return name if argument.nargs == 1 or name.endswith("...") else f"{name}..."
+
+
+def _argument_in_usage(argument: Any) -> str:
+    name = _argument_name(argument)
+    return name if argument.required else f"[{name}]"
 
 
 class CommandGroup(typer.Typer):
