@@ -219,12 +219,7 @@ class Limits:
         return wrong
 
     def sweep(self, now: int) -> int:
-        """Delete limits that nothing uses; return their number. Correct starts that are too far."""
-        for limit, use in self.stored.items():
-            rate = self.rate(limit)
-            latest = math.ceil(now + rate.interval + rate.tolerance)
-            if rate.interval and use.tat > max(now + 10_000_000, latest):
-                self.capped(now, limit)
+        """Delete limits that nothing uses; return their number."""
         gone = [
             limit
             for limit, use in self.stored.items()

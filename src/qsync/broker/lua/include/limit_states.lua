@@ -222,14 +222,17 @@ local function limit_opens_at(state)
 end
 
 -- Touch the limits whose stored tat is later than their rule allows, so that it is corrected, and with
--- it the time at which they open.
+-- it the time at which they open. Returns whether there are any.
 local function correct_starts(limits)
+  local any = false
   read_limits(limits)
   for _, limit in ipairs(limits) do
     if limit_states[limit].tat < limit_states[limit].stored_tat then
       touch_limit(limit)
+      any = true
     end
   end
+  return any
 end
 
 local function is_limit_full(state)

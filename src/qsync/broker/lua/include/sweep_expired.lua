@@ -106,8 +106,7 @@ local function sweep_limits(now, cursor, size)
     end
     return use == '0' and ready == '0' and math.max(tonumber(tat), tonumber(closed)) <= now
   end)
-  correct_starts(ahead)
-  return next_cursor, more, gone
+  return next_cursor, correct_starts(ahead) or more, gone
 end
 
 -- end flow
