@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
+from qsync import forks
 from qsync.errors import QsyncError
 from qsync.keys import QueueKeys
 from qsync.new_task import new_id
@@ -59,8 +59,7 @@ def _forget_senders() -> None:
 
 _SEQUENCES: Final[WeakSet[CallSequences]] = WeakSet()
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_forget_senders)
+forks.on_fork(_forget_senders)
 
 
 class SequenceLease:

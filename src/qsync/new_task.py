@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from qsync import codec
+from qsync import codec, forks
 from qsync.codec import encode_tail
 from qsync.errors import InvalidTask
 from qsync.keys import check_name
@@ -77,6 +77,7 @@ _ids: Final[list[str]] = []
 
 def new_nonce() -> bytes:
     """Return 8 random bytes; the store tells a repeated enqueue from another one by them."""
+    forks.notice()
     try:
         return _nonces.pop()
     except IndexError:
@@ -89,6 +90,12 @@ def new_nonce() -> bytes:
 
 def new_id() -> str:
     """Return a random task id: 22 characters, 132 bits. It never begins with `-`."""
+    forks.notice()
+    return _next_id()
+
+
+def _next_id() -> str:
+    """Return a new id, after the nonce of its task, which has noticed a fork."""
     try:
         return _ids.pop()
     except IndexError:
@@ -108,8 +115,7 @@ def _forget_drawn() -> None:
     _ids.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_forget_drawn)
+forks.on_fork(_forget_drawn)
 
 
 def new_task(
@@ -173,7 +179,7 @@ def encode_task(
         nonce, task.type, payload, is_value, task.retry, None if options == NO_OPTIONS else options
     )
     return NewTask(
-        id=task.id or new_id(),
+        id=task.id or _next_id(),
         queue=queue,
         message=encode_tail(tail),
         due=due_of(options),
@@ -197,7 +203,7 @@ def encode_plain_task(
     decode = content.decode if is_value and isinstance(content, Arguments) else None
     message = encode_tail((nonce, task.type, payload, is_value, task.retry, None))
     if id is None:
-        return NewTask(new_id(), queue, message, "", "", "", 0, None, decode)
+        return NewTask(_next_id(), queue, message, "", "", "", 0, None, decode)
     return NewTask(id, queue, message, "", "", "", 0, None, decode, remember_us)
 
 

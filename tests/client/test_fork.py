@@ -115,3 +115,34 @@ def test_a_forked_child_may_enqueue_by_the_client_of_its_handler(
     assert {one for one in ran if "-" in one} == {
         f"{who}-{n}" for who in ("child", "parent") for n in range(50)
     }
+
+
+RAW_FORK = """
+import ctypes, os, sys
+from qsync import Qsync, Task
+
+client = Qsync(sys.argv[1], prefix=sys.argv[2]).client()
+client.enqueue(Task("before"))
+child = ctypes.PyDLL(None).fork()  # as uWSGI does: Python runs no hooks
+handles = [client.enqueue(Task("lone", bytes([n]))) for n in range(20)]
+handles += client.enqueue_many([Task("many", bytes([n])) for n in range(20)])
+assert all(handle.info().id == handle.id for handle in handles)
+os.write(1, (" ".join(handle.id for handle in handles) + "\\n").encode())
+if child == 0:
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.faults(12)
+def test_children_of_uwsgi_use_no_ids_and_connections_of_their_parent(
+    valkey: Store, prefix: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RAW_FORK, valkey.url, prefix],
+        cwd=ROOT, timeout=60, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ids = done.stdout.split()
+    assert len(ids) == len(set(ids)) == 80
+    assert valkey.command("HLEN", f"{{{prefix}:default}}:tasks") == 81

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qsync import forks
 from qsync.backoff import Backoff
 from qsync.broker import redis_clients, redis_errors
 from qsync.broker.base import DEFAULT, MAP_S, BaseBroker, Patience, ends_in, exchange_end, noop
@@ -51,6 +52,7 @@ class Broker(BaseBroker["Pool"]):
         `ends` replaces `patience`: the time at which the caller gives up, as `ends_in` returns it.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
+        forks.notice()
         patience = self.patience if patience is DEFAULT else patience
         ends = ends_in(patience) if ends is None else ends
         backoff = None
@@ -73,10 +75,14 @@ class Broker(BaseBroker["Pool"]):
         Calls with a wait must come last and share the same wait. `overlap` runs while the store
         works on the calls; it is not called in a cluster.
         """
+        forks.notice()
         return self._decode(self._try(calls, ends, overlap) if calls else [], calls)
 
     def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
-        """Try a call once, until `ends`; return its result or the error."""
+        """Try a call once, until `ends`; return its result or the error.
+
+        The caller has drawn a nonce, which notices forks.
+        """
         [reply] = self._try((call,), ends)
         if isinstance(reply, BaseException):
             return self._decode_one(reply, call)
@@ -95,6 +101,7 @@ class Broker(BaseBroker["Pool"]):
 
     def ping(self) -> float:
         """Measure a round trip, in seconds; raises StoreUnavailable without a reply."""
+        forks.notice()
         began = time.perf_counter()
         ends = min(ends_in(self._read_timeout), ends_in(self.patience))
         with mapped_errors(self.address):

@@ -6,7 +6,6 @@ this pool keeps the connections and uses redis-py only to open them.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import Any, Final
@@ -15,6 +14,7 @@ from weakref import WeakSet
 import redis
 import redis.exceptions as failures
 
+from qsync import forks
 from qsync.broker import redis_clients
 from qsync.broker.blocking_connection import (
     MIN_TIMEOUT_S,
@@ -150,5 +150,4 @@ def _forget_all() -> None:
 
 _POOLS: Final[WeakSet[Pool]] = WeakSet()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+forks.on_fork(_forget_all)
