@@ -414,6 +414,11 @@ def test_the_shortest_timeout_stops_the_call(valkey: Store, prefix: str) -> None
                     await b.reaches(handle.id, "dead")
                     assert "timed out after 0.1 s" in ((await handle.info()).last_error or "")
             assert calls.sizes == [3]
+            own = [await b.client.enqueue(Task("index", timeout=s, retry=0)) for s in (0.3, 0.2)]
+            async with b.server(mux_of(calls, max_wait=0.05), timeout=0.1):
+                for handle in own:
+                    await b.reaches(handle.id, "dead")
+                    assert "timed out after 0.2 s" in ((await handle.info()).last_error or "")
 
     asyncio.run(main())
 

@@ -66,9 +66,10 @@ class BatchRuns:
             capacity.idle.clear()
         capacity.running += 1
         capacity.started += len(tasks)
-        limits = [self._stopping.default_timeout]
         with_options = [task for task in tasks if task.message.options is not None]
-        limits += [self._stopping.timeout_of(task) for task in with_options]
+        limits = [self._stopping.timeout_of(task) for task in with_options]
+        if len(with_options) < len(tasks):
+            limits.append(self._stopping.default_timeout)
         limit = min((limit for limit in limits if limit is not None), default=None)
         call = BatchCall(tasks, limit, plain=not with_options)
         for leased in tasks:
