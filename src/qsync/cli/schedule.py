@@ -76,9 +76,9 @@ def list_schedules(
             "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
             autocompletion=lambda: list(SORTS),
             help="Column to sort by: name; queue; next, the soonest first; last, the latest first."
-            "  [default: name]",
+            "  [default: queue]",
         ),
-    ] = "name",
+    ] = "queue",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip

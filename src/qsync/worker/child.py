@@ -185,8 +185,8 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
 def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int:
     def on_ready() -> None:
         limits.check_start(memory_used())
-        _exempt_start_from_collection()
         parent.send(ready=True)
+        _exempt_start_from_collection()
         if limits:
             parent.keep_comparing(limits)
 
