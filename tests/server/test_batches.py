@@ -17,6 +17,7 @@ from qsync import ConfigError, InvalidTask, Mux, Qsync, SkipRetry, Snooze, Task,
 from qsync.contrib.prometheus import render, server_metrics
 from qsync.mux import CallNext
 from qsync.server.run_metrics import RunMetrics
+from tests.support.handlers import Panics
 from tests.support.server import Bench, bench, until
 from tests.support.stores import Store
 
@@ -209,15 +210,16 @@ def test_a_list_gives_each_task_its_own_outcome(valkey: Store, prefix: str) -> N
                 by_payload: dict[bytes, Any] = {
                     b"0": {"ok": 1}, b"1": ValueError("bad row"), b"2": None,
                     b"3": SkipRetry("never"), b"4": asyncio.CancelledError(), b"5": object(),
+                    b"6": Panics(1),
                 }  # fmt: skip
                 return [by_payload[task.payload] for task in tasks]
 
-            handles = await b.client.enqueue_many(tasks_of(6, retention=60, retry=0))
+            handles = await b.client.enqueue_many(tasks_of(7, retention=60, retry=0))
             async with b.server(mux_of(Calls(answer), max_wait=0.05)):
                 assert await handles[0].result(timeout=5) == {"ok": 1}
                 assert await handles[2].result(timeout=5) is None
                 for number, state in enumerate(
-                    ["completed", "dead", "completed", "dead", "dead", "dead"]
+                    ["completed", "dead", "completed", "dead", "dead", "dead", "dead"]
                 ):
                     await b.reaches(handles[number].id, state)
             errors = [(await handle.info()).last_error or "" for handle in handles]
@@ -225,6 +227,7 @@ def test_a_list_gives_each_task_its_own_outcome(valkey: Store, prefix: str) -> N
             assert "never" in errors[3]
             assert "CancelledError" in errors[4]
             assert "could not be kept" in errors[5]
+            assert "in the encoder" in errors[6]
 
     asyncio.run(main())
 

@@ -15,6 +15,7 @@ from qsync.mux import Mux
 from qsync.server.runner import Runner
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
+from tests.support.handlers import Panics
 from tests.support.server import bench, until
 from tests.support.stores import Store
 
@@ -50,6 +51,10 @@ def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
     async def large(task: TaskInfo) -> str:
         return "x" * 200
 
+    @mux.handle("panics")
+    async def panics(task: TaskInfo) -> object:
+        return Panics(1)
+
     @mux.handle("blocks")
     async def blocks(task: TaskInfo) -> None:
         block(0.3)
@@ -78,7 +83,8 @@ def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
                 assert await told.result(timeout=10) == "done"
                 assert (await told.info()).progress == (3, 4)
                 for type, words in (
-                    ("large", "over the limit of 100"), ("blocks", "timed out after 0.2 s")
+                    ("large", "over the limit of 100"), ("panics", "in the encoder"),
+                    ("blocks", "timed out after 0.2 s"),
                 ):  # fmt: skip
                     failing = await enqueue(Task(type, b"", retention=60, retry=0))
                     with pytest.raises(TaskFailed, match=words):
@@ -86,7 +92,7 @@ def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
                 assert "deadline passed" in str((await never.info()).last_error)
 
     asyncio.run(main())
-    assert sorted(slots) == ["blocks", "large", "progress", "value"]
+    assert sorted(slots) == ["blocks", "large", "panics", "progress", "value"]
 
 
 def test_task_whose_lease_has_expired_does_not_start(valkey: Store, prefix: str) -> None:

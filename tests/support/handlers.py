@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,22 @@ from qsync.errors import InvalidTask, QsyncError, RateLimited, Retry, SkipRetry,
 from qsync.mux import Handler
 from qsync.server.current import current
 from qsync.task import TaskInfo
+
+
+class Panic(BaseException):
+    """An error that is no Exception, as the panics of extensions in Rust."""
+
+
+@dataclass
+class Panics:
+    """A result that fails when it is encoded."""
+
+    field: int
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "field":
+            raise Panic("in the encoder")
+        return super().__getattribute__(name)
 
 
 def look(task: TaskInfo) -> dict[str, object]:

@@ -155,7 +155,7 @@ class BatchRuns:
             return outcomes.stopped(leased, value, brief=brief)
         try:
             return outcomes.done(leased, value, way)
-        except Exception as error:  # a result that cannot be kept
+        except BaseException as error:  # a result that cannot be kept
             return outcomes.stopped(leased, error)
 
     async def _flush_progress(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:

@@ -221,7 +221,7 @@ class InlineStarter:
             return self._run_in_slot(leased, way, None, _ended(value))
         try:
             record = self._records.done(leased, value, way)
-        except Exception as error:  # the result cannot be kept
+        except BaseException as error:  # the result cannot be kept
             self._failed(leased, error)
         else:
             self._completed(leased, record)
