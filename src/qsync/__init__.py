@@ -95,8 +95,8 @@ _MODULES = {
     "qsync.state": ("TaskState",),
     "qsync.task": ("CRITICAL", "DEFAULT", "LOWER", "Task", "TaskInfo", "TaskStatus"),
 }
-"""Public names by the module that is imported at the first use of one of them: a program imports
-only what it uses. (The errors are imported at once, since all modules need them.)"""
+"""Public names by module. A module is imported at the first use of one of its names, so a program
+imports only what it uses. The errors are imported at once: all modules need them."""
 
 
 if not typing.TYPE_CHECKING:  # type checkers would accept any name

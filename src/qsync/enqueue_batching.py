@@ -84,9 +84,9 @@ class Batcher(Generic[T, U]):
         self._is_solo = False
         """Whether a caller that found the batcher idle sends its own item, or waits for others."""
         self._was_alone = False
-        """Whether nobody else came while the last such caller sent its item."""
+        """Whether no other caller came while the last such caller sent its item."""
         self._solo_ended: asyncio.Event | None = None
-        """Set when such a caller is done; None if nobody has waited for that."""
+        """Set when such a caller is done; None if no other caller has waited for it."""
 
     def submit(self, item: T) -> Awaitable[U]:
         """Return an awaitable of the reply; the caller must await it at once.

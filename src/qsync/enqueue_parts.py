@@ -22,12 +22,12 @@ def stored_size(task: NewTask) -> int:
 def in_parts(
     tasks: Sequence[NewTask], full: QueueFull
 ) -> Generator[Sequence[NewTask], Any, list[Enqueued | Exception]]:
-    """Store what a bounded queue has room for, since the tasks are of separate callers.
+    """Store the tasks for which a bounded queue has room: each task has a caller of its own.
 
     Yields the tasks of the next call, and receives its reply: the outcomes or the error. Returns
-    the answer for each task. `full` is the error of the call with all tasks. A task that does not
-    fit refuses only those that are as large. A queue that drops its oldest tasks takes them all, in
-    parts that are within its bound.
+    the answer for each task. `full` is the error of the call with all tasks. If a task does not
+    fit, only tasks of its size or more are refused with it. A queue that drops its oldest tasks
+    takes all tasks, in parts that are within its bound.
     """
     sizes = [stored_size(task) for task in tasks]
     answers: dict[int, Enqueued | Exception] = {}
@@ -57,8 +57,8 @@ def in_parts(
 def _smaller_part(
     part: Sequence[int], waiting: Sequence[int], sizes: Sequence[int], full: QueueFull
 ) -> list[int]:
-    """Return the tasks to try after a call whose first task was refused: those that fit beside the
-    bytes that are there, else the smallest."""
+    """Return the tasks to try after a call whose first task was refused: those that fit into the
+    remaining bytes, or else the smallest."""
     fitting = []
     if full.bound == "max_bytes":
         free = (full.limit or 0) - (full.count or 0)
@@ -78,9 +78,9 @@ def _refused(
     sizes: Sequence[int],
     full: QueueFull,
 ) -> list[int]:
-    """Return the tasks that the refusal of one, sent alone, refuses as well.
+    """Return the tasks that are refused along with a task that was sent alone.
 
-    A task with a lock or a chosen id may need no room, since it is a duplicate; it is tried.
+    A task with a lock or a chosen id is still tried: if it is a duplicate, it needs no room.
     """
     return [
         index

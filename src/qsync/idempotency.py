@@ -32,9 +32,8 @@ class CallSequences:
         _SEQUENCES.add(self)
 
     def take(self) -> tuple[str, int]:
-        """Return the id of a new call, as a plain tuple, which is made faster.
-
-        `give_back` it when the call is no longer repeated.
+        """Return the id of a new call, as a plain tuple, which is faster to create. Pass it to
+        `give_back` when the call is no longer repeated.
         """
         try:
             sender, number = self._free.pop()

@@ -16,14 +16,13 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 running_loop = getattr(asyncio, "_get_running_loop", _running_loop)
-"""Return the event loop that runs in this thread, or None; without an exception, which would take
-six times as long."""
+"""Return the event loop that runs in this thread, or None. Raising an exception instead would
+take six times as long."""
 
 
 def is_quiet(loop: asyncio.AbstractEventLoop) -> bool | None:
-    """Return whether no callback but the running one is ready to run; None if not known.
-
-    The loops of asyncio know, uvloop does not tell.
+    """Return whether no callback but the running one is ready to run; None if the loop does not
+    tell, as with uvloop.
     """
     ready = getattr(loop, "_ready", None)
     return None if ready is None else not ready

@@ -82,7 +82,7 @@ def encode_starts(starts: Sequence[StoredStart]) -> bytes:
 
 
 def decode_starts(data: bytes | None) -> list[StoredStart]:
-    """Return the entries of a queue; none if there are none, or they are damaged."""
+    """Return the entries of a queue; empty if there are none or they are damaged."""
     try:
         raw = zlib.decompressobj().decompress(data or b"", STORED_LIMIT)
         return codec.decode(raw, list[StoredStart]) if raw else []
@@ -93,7 +93,7 @@ def decode_starts(data: bytes | None) -> list[StoredStart]:
 def merge_starts(
     starts: Iterable[StoredStart], reports: Iterable[StartReport], now_us: int
 ) -> list[StoredStart]:
-    """Add reports to the entries of a queue, drop those that are too old; sorted by time."""
+    """Return the entries of a queue with reports added and old ones dropped, sorted by time."""
     merged = list(starts)
     for report in sorted(reports, key=lambda report: report.at_us):
         entry = next((each for each in reversed(merged) if _belongs(report, each)), None)

@@ -38,7 +38,7 @@ class DaySlowest:
 
     def __init__(self) -> None:
         self.floors: dict[str, float] = {}
-        """Seconds, by type: a run that does not take longer is not among the slowest ones."""
+        """Threshold in seconds by type: a run must take longer to be among the slowest."""
         self._day = 0
         self._runs: dict[str, list[SlowRun]] = {}
         self._fresh: dict[str, list[SlowRun]] = {}
@@ -58,7 +58,7 @@ class DaySlowest:
         del fresh[:-SLOWEST]
 
     def begin_day(self, now_us: int) -> None:
-        """Begin again if the day is over."""
+        """Forget all runs if the day is over."""
         if (day := now_us // DAY_US) != self._day:
             self._day = day
             self._runs.clear()
@@ -69,7 +69,7 @@ class DaySlowest:
         return self._fresh
 
     def forget_fresh(self) -> None:
-        """Begin the list of fresh runs again, when a minute is over."""
+        """Clear the list of fresh runs at the end of a minute."""
         self._fresh = {}
 
 
@@ -93,7 +93,7 @@ def encode_slow_runs(runs: Iterable[SlowRun]) -> bytes:
 
 
 def decode_slow_runs(data: bytes | None) -> list[SlowRun]:
-    """Return stored runs; none if there are none, or they are damaged."""
+    """Return stored runs; empty if there are none or they are damaged."""
     try:
         raw = zlib.decompressobj().decompress(data or b"", STORED_LIMIT)
         return codec.decode(raw, list[SlowRun]) if raw else []

@@ -247,7 +247,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
         if self._loop is not None and self._loop is not loop:
             msg = (
                 "an AsyncClient belongs to the event loop that used it first, and this is another; "
-                "make one for each loop and close it there, or enqueue by functions that are tasks"
+                "make one for each loop and close it there, or enqueue by task functions"
             )
             raise ConfigError(msg)
         return loop

@@ -211,7 +211,7 @@ def _add_slow_runs(
     stored: Mapping[str, bytes | None],
     now_minute: int,
 ) -> None:
-    """Add reported slow runs to those of their types, as far as these have statistics."""
+    """Add reported slow runs to the stored ones, for types that have statistics."""
     for type, runs in reported_slow_runs(reports).items():
         if type in types:
             field = slow_runs_of(type)

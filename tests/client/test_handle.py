@@ -114,7 +114,7 @@ class Data:
 def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
     colour: Colour, client: Any, given: Any, type: Any, value: Any
 ) -> None:
-    """By msgspec, or by pydantic where it is pydantic's, as for functions that are tasks."""
+    """By msgspec, or by pydantic where it is pydantic's, as for task functions."""
     assert colour.do(colour.do(client.enqueue(Task("t", given))).info()).value(type) == value
 
 

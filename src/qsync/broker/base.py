@@ -130,9 +130,9 @@ class BaseBroker(Generic[PoolT]):
 
 
 def check_broker(broker: object, maker: str) -> None:
-    """Raise ConfigError if this is not a broker; `maker` makes what the caller wants of a URL.
+    """Raise ConfigError if this is not a broker; the message recommends `maker`, which takes a URL.
 
-    The message does not show a URL, which may hold a password.
+    The message does not show the URL, which may contain a password.
     """
     if not isinstance(broker, BaseBroker):
         raise ConfigError(

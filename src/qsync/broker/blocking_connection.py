@@ -41,8 +41,8 @@ def wrap_connection(connection: Any, timeout: float) -> SocketConnection | Libra
 class SocketConnection:
     """A connection on the socket of one of redis-py.
 
-    The socket does not block: to write and read it with a timeout would take one more system call
-    for each. Where it must be decrypted or cannot be polled, it has a timeout instead.
+    The socket does not block: with a timeout, each write and read would take one more system call.
+    A socket with TLS, or one that cannot be polled, has a timeout instead.
     """
 
     def __init__(
@@ -61,8 +61,7 @@ class SocketConnection:
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
         """Returns the number of decrypted bytes; None without TLS."""
         self._poll = _poll_of(sock)
-        """Waits so many milliseconds; returns whether the socket has received data or was closed.
-        """
+        """Waits up to a number of ms; returns whether the socket has data or was closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")
         """Whether the socket has a timeout."""
         sock.settimeout(timeout if self._blocks else 0)
@@ -122,7 +121,7 @@ class SocketConnection:
         except BlockingIOError:
             sent = 0
         if sent < len(packet):
-            # As for a socket with a timeout: the rest in pieces, which wait together.
+            # Send the rest in pieces, with one timeout for all of them.
             self._socket.settimeout(self._remaining_s(until))
             self._socket.sendall(memoryview(packet)[sent:])
             self._socket.settimeout(0)
@@ -209,8 +208,8 @@ def _limit_socket(connection: Any, seconds: float) -> None:
 
 
 def _poll_of(sock: Any) -> Callable[[float], Any]:
-    """Return a function that waits so many milliseconds until a socket has received data or was
-    closed, and tells whether it has."""
+    """Return a function that waits up to a number of milliseconds for data on a socket or its end,
+    and returns whether either has come."""
     if not hasattr(select, "poll"):  # Windows
         return lambda ms: select.select([sock], [], [], ms / 1000)[0]
     poller = select.poll()

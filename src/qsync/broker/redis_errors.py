@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import all errors of redis-py; attributes that exist do not come here again."""
+        """Import all errors of redis-py when one is first used; Python then finds the others."""
         if name.startswith("__"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from redis import exceptions

@@ -79,7 +79,7 @@ def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[b
 def due_schedules(
     keys: QueueKeys, *, count: int = BATCH, offset: int = 0, now_us: int | None = None
 ) -> Call[DueSchedules]:
-    """Read the stored schedules whose next tick has come, but the first `offset` of them."""
+    """Read the stored schedules whose next tick is due, without the first `offset` of them."""
     script = load("due_schedules")
 
     def decode(reply: Any) -> DueSchedules:
@@ -100,7 +100,7 @@ def tick_schedules(
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks.
 
-    Without rows, note that all next ticks are right by the clock of now.
+    Without rows, record that all next ticks are right by the current clock.
     """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)

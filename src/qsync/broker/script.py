@@ -14,7 +14,7 @@ order of the header, whose missing fields are 0, '' or {} by their type. `Script
 fields for Python.
 
 The store makes the functions of the includes again on each call. A line `-- here: wake_server` in
-the body places an include in the block that needs it, so that other calls do without.
+the body places an include in the block that needs it, so that other calls do not pay for it.
 
 A script whose header has the line `-- variants: plain flow` has two variants. Queues without flow
 control run the plain one, which has none of its keys and none of its cost. Lines that only one
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = Path(__file__).with_name("lua")
 _LOADER: Final = cast("ResourceLoader", __spec__.loader)
-"""Reads the scripts from where this module came from, which may be a zip archive."""
+"""Reads the scripts through the loader of this module, so that qsync may be in a zip archive."""
 
 _SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)

@@ -46,8 +46,10 @@ class BulkJob:
         return self.session.run(self._count(self.session.inspector))
 
     def carry_out(self, make_step: MakeStep, *, dry_run: bool, question: str | None = None) -> None:
-        """Change the tasks, or print how many would be changed; ask first if a question is given:
-        the verb of it, e.g. "Delete"."""
+        """Change the tasks, or print how many would be changed.
+
+        `question` is the verb of a confirmation, e.g. "Delete"; without it, do not ask.
+        """
         if dry_run:
             self._print_dry_run()
             return

@@ -84,7 +84,7 @@ _REFUSALS: Final = {
     "less_than_equal": "%(input)s is over %(le)s",
     "less_than": "%(input)s is not under %(lt)s",
 }
-"""What is wrong with a value, by the type of the error of pydantic, which typer uses."""
+"""Messages about a value by error type of pydantic, which checks values for typer."""
 
 
 def _message_of(error: Exception) -> str:

@@ -71,15 +71,15 @@ SORTS: Final[dict[str, Callable[[ErrorGroup], Any]]] = {
     "first": lambda group: group.first_at or NEVER,
     "last": lambda group: NEVER - (group.last_at or NEVER),
 }
-"""Columns of the list, and what it is sorted by."""
+"""Sort keys of the list by column."""
 
 Sort = Annotated[
     str,
     typer.Option(
         "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
         autocompletion=lambda: list(SORTS),
-        help="Column to sort by: tasks, the most first; type; first, the oldest first; last, the "
-        "latest first.  [default: tasks]",
+        help="Column to sort by: tasks (most first), type, first (oldest first) or last (latest "
+        "first).  [default: tasks]",
     ),
 ]  # fmt: skip
 

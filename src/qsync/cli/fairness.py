@@ -49,7 +49,7 @@ SORTS: Final[dict[str, Callable[[KeyRow], Any]]] = {
     "key": lambda row: row.key,
     "weight": lambda row: -row.weight,
 }
-"""Columns of the list, and what it is sorted by."""
+"""Sort keys of the list by column."""
 
 
 @fairness.command("list")
@@ -61,7 +61,7 @@ def list_weights(
         typer.Option(
             "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
             autocompletion=lambda: list(SORTS),
-            help="Column to sort by: pending or weight, the largest first; key.  "
+            help="Column to sort by: pending or weight (largest first), or key.  "
             "[default: pending]",
         ),
     ] = "pending",

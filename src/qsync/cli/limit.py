@@ -32,7 +32,7 @@ SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
     "used": lambda info: (-info.in_use - info.ready, info.limit),
     "waiting": lambda info: (-info.waiting, info.limit),
 }
-"""Columns of the list, and what it is sorted by."""
+"""Sort keys of the list by column."""
 
 LimitQueue = Annotated[
     str,
@@ -89,7 +89,7 @@ def list_limits(
         typer.Option(
             "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
             autocompletion=lambda: list(SORTS),
-            help="Column to sort this page by: name; used or waiting, the most first.  "
+            help="Column to sort this page by: name, or used or waiting (most first).  "
             "[default: name]",
         ),
     ] = "name",

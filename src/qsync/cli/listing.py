@@ -46,8 +46,8 @@ class OutputOptions:
         Format,
         typer.Option(
             "--output", "-o", metavar="FORMAT", show_default=False,
-            help="table; wide: a table in which nothing is cut; json; jsonl: a JSON document a "
-            "line; or csv.  [default: table]",
+            help="table, wide (a table in which nothing is cut), json, jsonl (one JSON document a "
+            "line) or csv.  [default: table]",
         ),
     ] = Format.TABLE  # fmt: skip
     as_json: Annotated[

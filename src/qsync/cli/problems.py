@@ -16,8 +16,10 @@ MOST: Final = 10
 
 
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
-    """Return how many errors the unacknowledged dead tasks of queues have, where it can be read at
-    once: about 20,000 tasks a queue, of MOST queues."""
+    """Return the number of different errors of the unacknowledged dead tasks, by queue.
+
+    It is known for up to MOST queues, where one read suffices: about 20,000 tasks.
+    """
     numbers = {}
     for info in [info for info in queues if info.died is not None][:MOST]:
         part = await inspector.errors(info.name, TaskState.DEAD)

@@ -48,7 +48,7 @@ SORTS: Final[dict[str, Callable[[ScheduleInfo], Any]]] = {
     "next": lambda info: info.next_at[0] if info.next_at and not info.paused else NEVER,
     "last": lambda info: NEVER - info.last_tick if info.last_tick else timedelta.max,
 }
-"""Columns of the list, and what it is sorted by."""
+"""Sort keys of the list by column."""
 
 Name = Annotated[
     str,
@@ -75,7 +75,7 @@ def list_schedules(
         typer.Option(
             "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
             autocompletion=lambda: list(SORTS),
-            help="Column to sort by: name; queue; next, the soonest first; last, the latest first."
+            help="Column to sort by: name, queue, next (soonest first) or last (latest first)."
             "  [default: queue]",
         ),
     ] = "queue",

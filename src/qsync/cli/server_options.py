@@ -335,7 +335,7 @@ AppVersion = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Version of the program, e.g. a git commit, which the dashboard marks in its charts; "
+        help="Version of the program, e.g. a git commit, to mark in the charts of the dashboard; "
         "or set QSYNC_VERSION.",
         show_default=False,
     ),

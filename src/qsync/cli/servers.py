@@ -45,7 +45,7 @@ Sort = Annotated[
     typer.Option(
         "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
         autocompletion=lambda: list(SORTS),
-        help="Column to sort by: id; running or up: the largest first.  [default: id]",
+        help="Column to sort by: id, or running or up (largest first).  [default: id]",
     ),
 ]  # fmt: skip
 

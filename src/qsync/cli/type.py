@@ -194,7 +194,7 @@ def show(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Show a type: its runs over a period, step by step, starts of its servers, slowest tasks.
+    """Show a type: its runs step by step, the starts of its servers and its slowest tasks.
 
     For example: qsync type show send_mail --queue mail --period 24h
     """

@@ -271,7 +271,7 @@ class AsyncClient(ClientBase):
         full: QueueFull,
         ends: float,
     ) -> list[Enqueued | Exception]:
-        """Store what a bounded queue has room for; see `in_parts`."""
+        """Store the tasks for which a bounded queue has room; see `in_parts`."""
         parts = in_parts(tasks, full)
         reply: list[Enqueued] | QsyncError | None = None
         while True:

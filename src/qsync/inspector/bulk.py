@@ -234,7 +234,7 @@ def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
 
 
 def _came_us(row: StoredTaskRow, state: TaskState) -> int:
-    """Return the time at which the task came into its state, or a lower bound of it."""
+    """Return the time at which the task entered its state, or a lower bound of it."""
     if state is TaskState.DEAD:
         return int(row.shown.score)
     if state is TaskState.RETRY:

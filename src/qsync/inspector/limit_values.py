@@ -20,7 +20,7 @@ class OperatorRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit of a queue at one moment. A name without tasks has a rule only.
+    """A limit of a queue at one moment. A name without tasks has only a rule.
 
     rule          the rule in effect; None means the limit allows everything
     source        who set this rule

@@ -38,7 +38,7 @@ class Record:
     since: list[tuple[str, str, int]] = field(default_factory=list)
     """Queue, id and start in us of the tasks that run longest."""
     app_version: str = ""
-    """Version of the program; empty: the program has not said."""
+    """Version of the program; empty if none was set."""
     stacks: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Number of the request, queue, id and stack of the last tasks that were asked for."""
 

@@ -120,9 +120,10 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     ) -> Backfill | None:
         """Enqueue the task of a schedule for each of its ticks from `start` on and before `end`.
 
-        At most 1,000 ticks, which are in the past. A tick that ran is not enqueued again: it has
-        the tick's id, which is refused for a week after its task has left. With `dry_run` nothing
-        is enqueued. None if there is no such schedule; InvalidTask if the interval is wrong.
+        At most 1,000 ticks, which are in the past. A tick that ran is not enqueued again: its task
+        has the tick's id, which the store refuses for a week after the task has left. With
+        `dry_run` nothing is enqueued. None if there is no such schedule; InvalidTask if the
+        interval is wrong.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))

@@ -44,7 +44,7 @@ class _SlowTasksMixin(_LiveServersMixin):
     """Finds slow tasks."""
 
     async def slow_tasks(self, type: str, *, queue: str = "default") -> list[SlowTask]:
-        """Return up to 10 tasks of a type that have run, or ran, for the longest time.
+        """Return up to 10 tasks of a type: those whose last attempts took the longest.
 
         Running tasks are among the first 250 of the queue, dead ones among the last 250. Of the
         runs that completed today and yesterday (UTC), servers report the ten slowest of each day.
@@ -73,7 +73,7 @@ class _SlowTasksMixin(_LiveServersMixin):
         ]
 
     async def _slow_runs(self, type: str, queue: str, now_us: int) -> list[SlowRun]:
-        """Read the slowest completed runs, and the reports that are not among them yet."""
+        """Read the slowest completed runs, and the reports that are not merged into them yet."""
         keys, at_once = self._keys(queue), type_stats_ops.REPORTS_READ
         field = slow_runs_of(type)
         parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(

@@ -92,8 +92,8 @@ class Config:
     log_errors        detail of a failed attempt in the log: "class", "message" or "traceback"
     allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
     server_id         name of the server, e.g. its host; restarts may reuse it; None means random
-    version           version of the program, e.g. a git commit, which the dashboard marks in its
-                      charts; None means the environment variable QSYNC_VERSION, if it is set
+    version           version of the program, e.g. a git commit, to mark in the charts of the
+                      dashboard; None means that in the environment variable QSYNC_VERSION, if set
     """
 
     queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})

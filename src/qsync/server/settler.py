@@ -96,7 +96,7 @@ class Settler:
         """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
         self._floors = type_tally.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
-        """When runs ended that may be among the slowest of their type, by task id and boot_s."""
+        """Ends, by boot_s, of runs that may be among the slowest of their type, by task id."""
         self._schedule_notes = ScheduleNotes(broker, queue.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
@@ -126,8 +126,8 @@ class Settler:
         timed: Sequence[tuple[LeasedTask, float]],
         slowest: Sequence[tuple[LeasedTask, float]] = (),
     ) -> None:
-        """Queue several tasks in the phase SETTLING, as `add` does; some come with the time of
-        their end, by boot_s: a sample, and those that took the longest."""
+        """Queue several tasks in the phase SETTLING, as `add` does. A sample of them, and the
+        slowest, come with the time of their end, by boot_s."""
         self._timed += timed
         for leased, ended_s in slowest:
             if ended_s - leased.begun_s > self._floors.get(leased.message.type, 0.0):

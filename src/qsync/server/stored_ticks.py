@@ -47,7 +47,7 @@ another one has enqueued it."""
 
 
 MOST_UNREAD: Final = 10 * BATCH
-"""Maximum number of schedules that a check reads again although the last one could not."""
+"""Maximum number of schedules that a check reads again although the last check could not."""
 
 
 class TickCheck(NamedTuple):
@@ -63,7 +63,7 @@ class TickCheck(NamedTuple):
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
     unread_count: int
-    """Number of due schedules that cannot be read, with those that this check left out."""
+    """Number of due schedules that cannot be read, including those that this check left out."""
     more: bool
     """Whether schedules may be due that this check did not read."""
     tasks: Sequence[NewTask] = ()
@@ -76,7 +76,8 @@ async def tick_due(
     """Enqueue the due ticks of up to BATCH stored schedules of a queue.
 
     `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
-    the check leaves out all but MOST_UNREAD of them, and reads more by the number of the others.
+    the check leaves out all but MOST_UNREAD of them, and reads more schedules to make up for
+    these.
     """
     again = min(unread, MOST_UNREAD)
     offset, count = unread - again, BATCH + 2 * again

@@ -35,8 +35,7 @@ class Timeouts:
         return sum(map(len, self._queues.values()))
 
     def add(self, leased: LeasedTask, seconds: float, *, passed_s: float = 0.0) -> None:
-        """Start the timeout of a run that began `passed_s` seconds ago; no other one has begun
-        since."""
+        """Start the timeout of a run that began `passed_s` seconds ago; no run has begun since."""
         ends = self._loop.time() + seconds - passed_s
         queue = self._queues.get(seconds)
         if queue is None:

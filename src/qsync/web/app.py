@@ -196,7 +196,7 @@ def create_app(
 
     others     more stores or prefixes by the name to show: their pages are below /store/<name>
     token      lets in requests with `Authorization: Bearer` or, after a sign-in form, a cookie
-    view_token lets in requests in the same way, whose users change nothing
+    view_token lets in requests in the same way, but only to read
     auth       a function of the request, sync or async: True or the user's name lets the request
                in; a Response is sent instead, for example a redirect to a sign-in page. "host": the
                outer app has already checked. Without token and auth, all requests are refused.

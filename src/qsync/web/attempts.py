@@ -17,7 +17,7 @@ WIDTH: Final = 100.0
 """Width of the longest bar, in units of its drawing."""
 
 CLOCKS: Final = timedelta(seconds=1)
-"""Difference of the clocks of store and server that is allowed for."""
+"""Tolerated difference between the clocks of the store and of a server."""
 
 _PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _PLACE: Final = "{trace_id}"
@@ -27,7 +27,7 @@ _PLACE: Final = "{trace_id}"
 class AttemptBar:
     """An attempt: how long it waited and ran, in seconds and as widths; None means unknown.
 
-    `operator` had the task run again before this attempt; empty: nobody, as far as is recorded.
+    `operator` re-ran the task before this attempt; empty if no operator is recorded.
     """
 
     number: int
@@ -78,7 +78,7 @@ def outcomes() -> dict[str, str]:
 def _rerun(
     reruns: Sequence[tuple[datetime, str]], ready: datetime | None, begun: datetime | None
 ) -> tuple[datetime | None, str]:
-    """Return since when an attempt could begin, and the operator who had the task run again."""
+    """Return the time from which an attempt could begin, and the operator who re-ran the task."""
     if ready is None or begun is None:
         return ready, ""
     between = [each for each in reruns if ready <= each[0] <= begun + CLOCKS]

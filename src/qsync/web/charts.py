@@ -126,13 +126,13 @@ def _steps(
 
 @lru_cache(maxsize=8192)
 def _value_text(language: str, unit: str, value: float) -> str:
-    """Return a value in the current language, `language`; a page has a thousand of them."""
+    """Return a value in the current language. Cached, since a page has a thousand values."""
     return _(unit, number=short_count(value))
 
 
 @lru_cache(maxsize=1024)
 def _ago(language: str, seconds: float) -> str:
-    """Return how long ago a step was in the current language, `language`."""
+    """Return how long ago a step was, in the current language. Cached."""
     return _("%(length)s ago", length=duration(seconds)) if seconds else _("now")
 
 

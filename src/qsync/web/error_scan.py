@@ -41,7 +41,7 @@ TREND_S: Final = 300.0
 
 
 HISTORY: Final = 30
-"""Number of scans that are remembered for that, of up to some hundred errors each."""
+"""Number of scans kept to show the growth; each has up to some hundred errors."""
 
 
 class ErrorScan(NamedTuple):
@@ -86,8 +86,10 @@ class ErrorScanner:
         return self._last
 
     async def errors_since(self, queue: str, since: datetime) -> int | None:
-        """Return how many errors the tasks have that died in a queue since a time, as of the last
-        scan; None if not known yet. Begin a new scan if that is old."""
+        """Return the number of different errors of tasks that died in a queue since a time.
+
+        It is that of the last scan, None if there is none yet. Begin a new scan if the last is old.
+        """
         self._begin_if_old()
         if queue not in self._dead_of and self._task is not None:
             await asyncio.wait([self._task], timeout=BRIEF_S)

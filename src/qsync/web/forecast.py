@@ -70,8 +70,8 @@ def forecast(steps: Steps, pending: int) -> str:
 
 
 def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> list[Problem]:
-    """Return the problems of a queue that need attention; `errors`: of its unacknowledged dead
-    tasks, None: not known."""
+    """Return the problems of a queue that need attention. `errors` is the number of different
+    errors of its unacknowledged dead tasks, None if not known."""
     problems = []
     recent = [figures for _, figures in _recent(steps)]
     window = coarse(WINDOW_S)

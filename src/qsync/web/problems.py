@@ -24,7 +24,8 @@ SAMPLED_QUEUES: Final = 3
 COUNTED_QUEUES: Final = 5
 COUNTED_TYPES: Final = 5
 COUNT_STEPS: Final = 4
-"""Of so many types without a handler the tasks are counted, in so many steps of 250 tasks."""
+"""Maximum numbers for counting tasks without a handler: queues, types of a queue, and steps of 250
+tasks for each type."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
@@ -41,7 +42,7 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
     stopped = {problem.queue for problem in without_server}
     problems = [
         *without_server,
-        # That nothing takes its tasks says why the backlog of a queue grows.
+        # If no server takes tasks from a queue, that is why its backlog grows: show only the cause.
         *[each for each in of_queues if each.rank < SLOWER or each.queue not in stopped],
         *floods(await key_shares_of(site, queues)),
         *stuck(fleet),
@@ -50,7 +51,7 @@ async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Pro
 
 
 async def _errors_of(site: Site, info: QueueInfo) -> int | None:
-    """Return how many errors the unacknowledged dead tasks of a queue have, if it is known."""
+    """Return the number of different errors of a queue's unacknowledged dead tasks, if known."""
     if info.died is None:
         return None
     return await site.error_scanner.errors_since(info.name, info.died.first_at)

@@ -43,7 +43,7 @@ ROLES: Final[dict[str, Role]] = {
     "/schedule/resume": "operate", "/schedule/trigger": "operate", "/schedule/forget": "delete",
     "/schedule/backfill": "operate",
 }  # fmt: skip
-"""Role that each route takes. The search deletes only for `delete`, too."""
+"""Role that each route requires. The search deletes only for `delete`, too."""
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:

@@ -74,7 +74,7 @@ class Sampler:
         self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES)
         self._task: asyncio.Task[None] | None = None
         self._days: dict[int, tuple[float, list[Day]]] = {}
-        """By number of days: when they were read, and their counters."""
+        """Time of the last read, and the counters, by number of days."""
         self._days_lock = asyncio.Lock()
 
     @property

@@ -38,11 +38,10 @@ SORTS: Final[dict[str, str]] = {
     "attempts": marked("most attempts first"),
     "size": marked("largest first"),
 }
-"""Orders of the tasks that a search finds; each part of a search comes in order `newest` or
-`oldest` by itself."""
+"""Sort orders of a search. Each part of a search arrives sorted by `newest` or `oldest`."""
 
 SORTED_MOST: Final = 1000
-"""Number of matches that can be sorted in another order than their queues'."""
+"""Maximum number of matches that can be sorted in an order other than that of their queues."""
 
 PART: Final = 100
 """Largest number of matches of one part."""

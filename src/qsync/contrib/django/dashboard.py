@@ -155,7 +155,7 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
 
 
 def _role(request: HttpRequest) -> str:
-    """Return the role of the user; what the function of the setting does not name is `view`."""
+    """Return the role of the user; `view` if the function of the setting names no role."""
     role = configuration().role
     answer = role(request) if callable(role) else role
     return answer if answer in ROLES else "view"

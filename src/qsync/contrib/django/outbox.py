@@ -73,8 +73,8 @@ class DjangoDatabase:
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return the rows that the commit kept.
 
-        After an error that the program has caught, PostgreSQL rolls back at the commit, and Django
-        calls the hooks of on_commit all the same.
+        If the program has caught an error of the database, PostgreSQL rolls back at the commit, but
+        Django still calls the on_commit hooks.
         """
         found = set(
             _rows(self._alias).filter(pk__in=[row.id for row in rows]).values_list("pk", flat=True)

@@ -56,7 +56,7 @@ class AfterCommit:
     ) -> None:
         """Send the rows and delete those that the store acknowledged; blocks.
 
-        `committed` returns the rows that the commit has kept, which are those to send.
+        `committed` returns the rows that the commit has kept: only these are sent.
         """
         if not rows or time.monotonic() < self._away_until:
             return
