@@ -184,7 +184,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def phrase(self) -> Phrase | None:
-        """The note as a template and its values; None without."""
+        """The note as a template and its values; None if there is no note."""
         if self.fullest is None:
             return None
         name, most, there = self.fullest

@@ -175,7 +175,7 @@ def check_limit(value: object, field: str = "limits") -> str:
 
 
 def check_limits(limits: object) -> tuple[str, ...] | None:
-    """Return the limits of a task; None without any. Raise InvalidTask if one is wrong."""
+    """Return the limits of a task; None if it has none. Raise InvalidTask if one is wrong."""
     if limits is None:
         return None
     if not isinstance(limits, list | tuple):

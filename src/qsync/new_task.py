@@ -233,7 +233,7 @@ def _encode(value: object, task_type: str) -> bytes:
 
 
 def flow_of(options: StoredOptions) -> FlowOptions | None:
-    """Return the options of flow control; None without any."""
+    """Return the options of flow control; None if there are none."""
     flow = FlowOptions(
         limits=options.limits or (),
         priority=options.priority or NORMAL_PRIORITY,

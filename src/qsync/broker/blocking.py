@@ -47,7 +47,7 @@ class Broker(BaseBroker["Pool"]):
     """Runs calls on the store and blocks until they return. Safe for threads and across forks."""
 
     def run(self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None) -> T:
-        """Make one call. Retry transient errors for `patience` seconds, None: without limit.
+        """Make one call. Retry transient errors for `patience` seconds; None means no limit.
 
         `ends` replaces `patience`: the time at which the caller gives up, as `ends_in` returns it.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.

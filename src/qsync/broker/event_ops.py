@@ -24,7 +24,7 @@ MOST_EVENTS: Final = 500
 KEY_BYTES: Final = 8
 
 _TEXT_BYTES: Final = {"by": 128, "subject": 256, "detail": 512}
-"""Longest texts of a record, in bytes; the rest is cut."""
+"""Maximum length of the texts of a record, in bytes; the rest is cut."""
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -90,7 +90,7 @@ def put_limit_rules(
 def set_limit(
     keys: QueueKeys, limit: str, rule: LimitRule | None, by: str, *, now_us: int | None = None
 ) -> Call[int]:
-    """Store an operator's rule for a name or one limit, None: remove it; return 1 if it changed.
+    """Store, or with None remove, an operator's rule for a name or limit; return 1 if it changed.
 
     A lower rule stops no task that runs; a higher one lets waiters start.
     """

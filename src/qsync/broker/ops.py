@@ -134,7 +134,7 @@ def fetch(
 ) -> Call[FetchResult]:
     """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
-    At most `free` tasks with limits are leased, None: `wanted`: those that can start at once.
+    At most `free` tasks with limits are leased: those that can start at once; None means `wanted`.
     `again`: this number was sent before and got no reply.
     """
     script = load("fetch")

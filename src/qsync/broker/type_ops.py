@@ -36,7 +36,7 @@ class StoredPause:
 def pause_type(
     keys: QueueKeys, type: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Pause a type of tasks; True: it was not paused before, None: too many types are paused."""
+    """Pause a type of tasks. Return whether it was not paused yet; None if too many types are."""
     return _pause_type(keys, type, note or b"paused", now_us)
 
 

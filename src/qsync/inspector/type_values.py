@@ -33,7 +33,7 @@ class RunStats(msgspec.Struct, frozen=True, kw_only=True):
     started        runs that began, retries too
     completed      runs that succeeded
     failed         runs that failed: `retried` of them are followed by another, `dead` are not
-    failure_share  failed runs of those that completed or failed; None without any
+    failure_share  failed runs of those that completed or failed; None if there are none
     wait_p50       median time from when a task could start to its first start, in seconds; retries
                    do not count
     wait_p95       95th percentile of it

@@ -42,7 +42,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     rate      attempts ended per second since this inspector's earlier reading; None at first
     bounds    bounds of the program and of an operator, and how full the queue is
     latency_target   how long the oldest pending task should wait at most, in seconds
-    died      dead tasks that no operator has acknowledged; None without any
+    died      dead tasks that no operator has acknowledged; None if there are none
     """
 
     name: str
@@ -371,7 +371,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A live server, as of its last report; it reports twice per lease time.
 
     version      version of qsync
-    app_version  version of the program, `Qsync(version=...)` or QSYNC_VERSION; empty: not given
+    app_version  version of the program, `Qsync(version=...)` or QSYNC_VERSION; empty if not set
     uptime       seconds
     queues       weight by queue
     types        task types that it has handlers for

@@ -12,8 +12,8 @@ from qsync.server.thread_pool import Threads
 
 @dataclass(slots=True)
 class ReplacedParts:
-    """The broker; where `def` handlers run, None: a pool of threads; whether schedules tick; and
-    the longest wait of a batch for more tasks, in seconds, None: that of its handler."""
+    """The broker; where `def` handlers run (None means a pool of threads); whether schedules tick;
+    and the longest wait of a batch for more tasks, in seconds (None means that of its handler)."""
 
     broker: Callable[[Address], AsyncBroker] = AsyncBroker
     threads: Threads | None = None

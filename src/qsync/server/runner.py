@@ -277,7 +277,7 @@ class Runner:
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
         begun: Awaitable[Any] | None = None,
     ) -> None:  # fmt: skip
-        """Run a task to its outcome; `task` is the asyncio task that it runs in, None: its own.
+        """Run a task to its outcome; `task` is the asyncio task that it runs in, None for its own.
         `begun` is its handler, if that has begun."""
         if self._guard.forked:
             fork_guard.end()
@@ -319,7 +319,7 @@ class Runner:
         return way.invoke(info, self._begin_timeout(leased, way))
 
     def _begin_timeout(self, leased: LeasedTask, way: BoundHandler) -> float | None:
-        """Begin the timeout of a run that has started; return it in seconds, None: no limit."""
+        """Begin the timeout of a run that has started; return it in seconds, None for no limit."""
         limit = self._default_timeout
         if leased.message.options is not None:
             limit = self.stopping.timeout_of(leased)

@@ -77,7 +77,7 @@ class ScheduleHeap:
             self.plan(entry, after_us)
 
     def next_us(self) -> int | None:
-        """Return the time of the earliest check, in microseconds; None without one."""
+        """Return the time of the earliest check, in microseconds; None if there is none."""
         while self._heap and self._heap[0][2].at_us != self._heap[0][0]:
             heapq.heappop(self._heap)  # outdated: the entry has another time by now
         return self._heap[0][0] if self._heap else None

@@ -55,7 +55,7 @@ class TickCheck(NamedTuple):
 
     now_us: int
     next_us: int | None
-    """The next tick of all schedules, in microseconds; None without any."""
+    """The next tick of all schedules, in microseconds; None if there are no schedules."""
     rows: int
     """Number of due schedules that were read."""
     refused: list[str]

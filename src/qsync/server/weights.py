@@ -77,7 +77,7 @@ class Shares:
         return queue in self._truncated
 
     def _keep_ratio(self, earned: dict[str, float]) -> None:
-        """Reduce the credit of the other queues if one's fetches are cut short, to keep the ratio.
+        """If the fetches of a queue are cut short, reduce the credit of the others by the ratio.
 
         A queue of more weight than that one earns as before: it takes what the other cannot use.
         """

@@ -6,7 +6,7 @@
 -- KEYS[2] events    stream  actions of operators
 -- KEYS[3] dead      zset    ids by time of death
 -- ARGV[1] now       int us  empty: the store's clock
--- ARGV[2] event     bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event     bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] through    int us  time until which the tasks died; empty: now
 -- returns the number of dead tasks that were not acknowledged before
 check_schema()

@@ -33,7 +33,7 @@
 -- KEYS[27] openings  zset    limits by the time at which they open, us
 -- KEYS[28] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] id         text
 -- ARGV[4] retention  int us  retention of the task; empty: none
 -- returns cancelled (also when an earlier call did it); or active and its lease token; or finished;

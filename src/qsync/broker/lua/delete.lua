@@ -30,7 +30,7 @@
 -- KEYS[25] openings  zset    limits by the time at which they open, us
 -- KEYS[26] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] state      text    state in which the caller saw them
 -- ARGV[4...] ids
 -- returns the number of deleted tasks

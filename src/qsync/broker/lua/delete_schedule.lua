@@ -8,7 +8,7 @@
 -- KEYS[5] events    stream  actions of operators
 -- KEYS[6] schedule_runs hash  schedule -> its last runs
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] stamp      bytes   first 8 bytes of the record to delete; empty: any
 -- ARGV[5] runs     text    its field in schedule_runs

@@ -27,7 +27,7 @@
 -- KEYS[20] openings  zset    limits by the time at which they open, us
 -- KEYS[21] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] id         text
 -- ARGV[4] state      text    state in which the caller saw it: scheduled | retry | dead
 -- ARGV[5] seen       text    SHA-1 digest of the message that the caller saw, in hex digits

@@ -7,7 +7,7 @@
 -- KEYS[4] events    stream  actions of operators
 -- KEYS[5] schedule_runs hash  schedule -> its last runs
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] silence    int us  minimum time since its last publication
 -- ARGV[5] runs     text    its field in schedule_runs

@@ -6,7 +6,7 @@
 -- KEYS[3] idle      zset    ids of servers that a message wakes
 -- KEYS[4] events    stream  actions of operators
 -- ARGV[1] now     int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] paused  bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something
 check_schema()

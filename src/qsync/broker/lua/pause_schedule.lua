@@ -8,7 +8,7 @@
 -- KEYS[4] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[5] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] note       bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something, 0 when not, -1 when there is no such schedule

@@ -11,7 +11,7 @@
 -- KEYS[6] idle      zset    ids of servers that a message wakes
 -- KEYS[7] events    stream  actions of operators
 -- ARGV[1] now       int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] type      text
 -- ARGV[4] note      bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- ARGV[5] most      int     maximum number of paused types

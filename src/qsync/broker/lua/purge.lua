@@ -34,7 +34,7 @@
 -- KEYS[27] openings  zset    limits by the time at which they open, us
 -- KEYS[28] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] state      text
 -- ARGV[4] count      int     maximum number of tasks, 1 to 500
 -- ARGV[5] score      number  score of the last task to delete; empty: all that are there now

@@ -9,7 +9,7 @@
 -- KEYS[4] meta             hash  schema
 -- KEYS[5] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] silence    int us  time after its last publication for which a periodic task is live
 -- ARGV[4] schedule   text    its name
 -- ARGV[5] next       int us  its next tick

@@ -18,7 +18,7 @@
 -- KEYS[13] idle      zset    ids of servers that a message wakes
 -- KEYS[14] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] id         text
 -- ARGV[4] due        text    `+<us>` after now, or `<us>` Unix time
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue

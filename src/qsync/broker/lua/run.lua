@@ -26,7 +26,7 @@
 -- KEYS[20] openings  zset    limits by the time at which they open, us
 -- KEYS[21] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] state      text    state in which the caller saw them: scheduled | retry | dead
 -- ARGV[4...] four values per task: id; and for dead tasks fairness key, lock (empty: none), and the
 --   failure record to keep (empty: none)

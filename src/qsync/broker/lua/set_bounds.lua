@@ -13,7 +13,7 @@
 -- KEYS[9] dead       zset    ids by time of death
 -- KEYS[10] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] field      text    bounds: the program's; !bounds: the operator's
 -- ARGV[4] bounds     text    `<max tasks> <max bytes> <when full>`; each number may be empty;
 --   empty: remove

@@ -5,7 +5,7 @@
 -- KEYS[1] meta      hash    latency_target
 -- KEYS[2] events    stream  actions of operators
 -- ARGV[1] now       int us  empty: the store's clock
--- ARGV[2] event     bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event     bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] target    int us  empty: remove
 -- returns 1 when this changed something
 check_schema()

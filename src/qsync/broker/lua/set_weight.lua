@@ -5,7 +5,7 @@
 -- KEYS[1] meta       hash    weight:<fairness key>
 -- KEYS[2] events    stream  actions of operators
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] event    bytes   what to record of it, see include/record_event.lua; empty: nothing
+-- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] key        text
 -- ARGV[4] weight     text    0.001 to 1000; empty: remove
 -- returns 1 when this changed something

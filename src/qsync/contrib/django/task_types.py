@@ -293,8 +293,8 @@ class _Attempt:
 
 
 def _stopped() -> str | None:
-    """Return why the server stopped the run: cancelled, timeout, lost or shutdown; None: it did
-    not."""
+    """Return why the server stopped the run: cancelled, timeout, lost or shutdown; None if it
+    did not."""
     stop: str | None = getattr(running.get(None), "stopped", None)
     return stop
 
