@@ -41,7 +41,7 @@ def test_paused_type_is_listed_explained_and_resumed(store: Store, prefix: str) 
             [held] = await lease(made)
             assert held.id == "o"
             text, reason, also = await sentence(made, "m2")
-            assert text.startswith("Set aside, with 1 task of it before this one. Type 'mail' is")
+            assert text.startswith("Set aside, behind 1 earlier task of its type. Type 'mail' is")
             assert reason == "type_paused"
             told = await inspector.explain("m2")
             assert told.type_paused is not None

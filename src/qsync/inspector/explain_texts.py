@@ -40,8 +40,8 @@ def limited_sentence(info: LimitInfo, before: int) -> Phrase:
 def set_aside_sentence(before: int) -> Phrase:
     """Return that the type of the task is paused, and how many tasks of it wait before it."""
     return plural_phrase(
-        "Set aside, with %(num)s task of it before this one.",
-        "Set aside, with %(num)s tasks of it before this one.",
+        "Set aside, behind %(num)s earlier task of its type.",
+        "Set aside, behind %(num)s earlier tasks of its type.",
         before,
     )
 

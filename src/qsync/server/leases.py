@@ -135,7 +135,7 @@ class LeaseKeeper:
             if stray:
                 await self._hand_back_stray(queue, stray)
         except QsyncError as error:
-            self._outage.note(f"mend leases of queue {queue.name}", error)
+            self._outage.note(f"repair leases of queue {queue.name}", error)
 
     async def _hand_back_stray(self, queue: QueueState, ids: Sequence[str]) -> None:
         rows = await self._broker.run(views.get_tasks(queue.keys, ids))
