@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import redis
 
-from qsync import Mux, Qsync, Retry, Task, TaskInfo
+from qsync import Mux, Qsync, Retry, Task, TaskInfo, codec
 from qsync.broker import ops
 from qsync.inspector import Filter, Inspector
-from qsync.keys import QueueKeys
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import HISTORY_LIMIT, decode_failure
 from qsync.server.server import Server
 from qsync.state import TaskState
@@ -197,6 +198,32 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
         await asyncio.wait_for(running, 10)
         assert (await inspector.stop("w")).outcome == "not_found"
         assert (await inspector.explain("a")).reason == "no_server"
+
+
+async def test_order_is_carried_out_however_soon_it_follows_the_record(
+    valkey: Store, prefix: str
+) -> None:
+    """Orders that a server finds at its start are for an earlier server, so it has read them by
+    the time that its record shows it to operators."""
+    keys, order = GlobalKeys(prefix), codec.encode(["quiet"])
+
+    def send_at_sight(server_id: str) -> None:
+        with redis.Redis.from_url(valkey.url) as client:
+            while client.zscore(keys.servers, server_id) is None:
+                pass
+            client.rpush(keys.inbox(server_id), order)
+
+    async with inspecting(valkey.url, prefix) as (made, inspector):
+        for id in ("a", "b", "c", "d", "e"):
+            sent = asyncio.create_task(asyncio.to_thread(send_at_sight, id))
+            async with made.server(Mux(), server_id=id):
+
+                async def quiet(id: str = id) -> bool:
+                    server = await inspector.server(id)
+                    return server is not None and server.quiet
+
+                await sent
+                await wait_until_async(quiet)
 
 
 # Pause

@@ -40,6 +40,9 @@ INBOX_WAIT_S: Final = 10.0
 WITHDRAW_S: Final = 1.0
 """Longest time that a stopping server waits for the store to delete its record, in seconds."""
 
+EMPTY_S: Final = 1.0
+"""Longest time that the first record waits until the inbox is empty, in seconds."""
+
 ANNOUNCE: Final = "announce the server"
 READ_INBOX: Final = "read the inbox"
 
@@ -78,13 +81,21 @@ class ServerInbox:
         self._stacks = HandlerStacks(queues, process_stack)
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
+        self._emptied = asyncio.Event()
         self._again = asyncio.Event()
         self._registered = False
         self.quiet: bool = False
 
     async def announce(self) -> None:
-        """Publish the server's record twice per lease duration, until cancelled."""
+        """Publish the server's record twice per lease duration, until cancelled.
+
+        The first is published when the inbox is empty, since operators who see it may send orders,
+        and not later than EMPTY_S: the inbox may lie on a node of a cluster that is away.
+        """
         every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EMPTY_S):
+                await self._emptied.wait()
         while True:
             self._again.clear()
             if (error := await self._publish_record()) is None:
@@ -180,6 +191,7 @@ class ServerInbox:
                 self._outage.worked(READ_INBOX)
                 if order is None:
                     fresh = True
+                    self._emptied.set()
                 elif fresh:
                     await self._carry_out(order[1])
                 backoff.reset()
