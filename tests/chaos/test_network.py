@@ -411,7 +411,7 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
         measured(f"reset {how}, connections a second", rates[how])
         measured(f"reset {how}, share of a core", shares[how])
     measured("reset, seconds until work goes on", started.at - back_at)
-    assert max(rates.values()) <= 20
+    assert max(rates.values()) <= 40  # four connections for each reset
     assert max(shares.values()) < 0.2
     assert started.at - back_at <= 10
 
