@@ -34,7 +34,7 @@ def test_worker_on_a_cluster_is_shown_scaled_and_changed(
     with Probed(tmp_path, cluster.url, *options) as worker:
         worker.wait_for("ready", 200)
         assert worker.probe("startup") == worker.probe("live") == (200, [])
-        assert len(qsync("servers", "--json", env=shop).json) == 2
+        wait_until(lambda: len(qsync("servers", "--json", env=shop).json) == 2, 20)
         worker.enqueue(*["quick"] * 20, *["wait"] * 4)
         held = 'qsync_tasks_running{queue="default",type="wait"}'
         wait_until(lambda: worker.metric(held) == 4, 20)
