@@ -8,6 +8,7 @@ of the time before them. A later minor version appends elements, which this vers
 
 from __future__ import annotations
 
+import zlib
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -138,6 +139,23 @@ def decode(data: bytes, type: Any = Any) -> Any:
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         msg = str(error) or error.__class__.__name__
         raise CodecError(msg) from error
+
+
+def encode_compressed(value: object) -> bytes:
+    """Encode a value as msgpack, and compress it. Raise CodecError if msgpack cannot carry it."""
+    return zlib.compress(encode(value), 9)
+
+
+def decode_compressed(data: bytes, type: Any, limit: int) -> Any:
+    """Decompress at most `limit` bytes of msgpack, and check them against a type.
+
+    Raise CodecError if the data are damaged, longer, or of another type.
+    """
+    try:
+        raw = zlib.decompressobj().decompress(data, limit)
+    except zlib.error as error:
+        raise CodecError(str(error)) from error
+    return decode(raw, type)
 
 
 def head(elements: int) -> bytes:

@@ -78,16 +78,18 @@ def decode_start(data: bytes) -> StartReport | None:
 
 def encode_starts(starts: Sequence[StoredStart]) -> bytes:
     """Return the stored form of a queue's entries."""
-    return zlib.compress(codec.encode(list(starts)))
+    return codec.encode_compressed(list(starts))
 
 
 def decode_starts(data: bytes | None) -> list[StoredStart]:
     """Return the entries of a queue; empty if there are none or they are damaged."""
-    try:
-        raw = zlib.decompressobj().decompress(data or b"", STORED_LIMIT)
-        return codec.decode(raw, list[StoredStart]) if raw else []
-    except (zlib.error, codec.CodecError):
+    if not data:
         return []
+    try:
+        starts: list[StoredStart] = codec.decode_compressed(data, list[StoredStart], STORED_LIMIT)
+    except codec.CodecError:
+        return []
+    return starts
 
 
 def merge_starts(

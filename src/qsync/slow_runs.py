@@ -6,7 +6,6 @@ a run that is among its own ten slowest of the day, so the ten of all servers ar
 
 from __future__ import annotations
 
-import zlib
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -89,16 +88,18 @@ def decode_slow_report(data: bytes) -> dict[str, list[SlowRun]]:
 
 def encode_slow_runs(runs: Iterable[SlowRun]) -> bytes:
     """Return the stored form of the slowest runs of a type."""
-    return zlib.compress(codec.encode(list(runs)))
+    return codec.encode_compressed(list(runs))
 
 
 def decode_slow_runs(data: bytes | None) -> list[SlowRun]:
     """Return stored runs; empty if there are none or they are damaged."""
-    try:
-        raw = zlib.decompressobj().decompress(data or b"", STORED_LIMIT)
-        return codec.decode(raw, list[SlowRun]) if raw else []
-    except (zlib.error, codec.CodecError):
+    if not data:
         return []
+    try:
+        runs: list[SlowRun] = codec.decode_compressed(data, list[SlowRun], STORED_LIMIT)
+    except codec.CodecError:
+        return []
+    return runs
 
 
 def slowest(runs: Iterable[SlowRun], day: int) -> list[SlowRun]:

@@ -8,7 +8,6 @@ for a median and a 95th percentile and takes half of the memory.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -118,7 +117,7 @@ def encode_block(periods: Mapping[int, TypeCounts]) -> bytes:
         for column, values in enumerate(map(list, zip(*rows, strict=True)))
         if any(values)
     }
-    return zlib.compress(codec.encode([FORMAT, numbers, columns]), 9)
+    return codec.encode_compressed([FORMAT, numbers, columns])
 
 
 def decode_block(data: bytes | None, only: Container[int] | None = None) -> dict[int, TypeCounts]:
@@ -129,9 +128,10 @@ def decode_block(data: bytes | None, only: Container[int] | None = None) -> dict
     if not data:
         return {}
     try:
-        raw = zlib.decompressobj().decompress(data, BLOCK_LIMIT)
-        format, numbers, columns = codec.decode(raw, tuple[int, list[int], dict[int, list[int]]])
-    except (zlib.error, codec.CodecError):
+        format, numbers, columns = codec.decode_compressed(
+            data, tuple[int, list[int], dict[int, list[int]]], BLOCK_LIMIT
+        )
+    except codec.CodecError:
         return {}
     if format != FORMAT:
         return {}
