@@ -82,6 +82,7 @@ class ServerInbox:
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._emptied = asyncio.Event()
+        """Set when the orders that were in the inbox at the start have been discarded."""
         self._again = asyncio.Event()
         self._registered = False
         self.quiet: bool = False
@@ -181,18 +182,16 @@ class ServerInbox:
         id.
         """
         backoff = Backoff(cap=AWAY_CAP_S)
-        fresh = False
         while True:
             try:
-                at_once = not fresh or READ_INBOX in self._outage.parts
+                at_once = not self._emptied.is_set() or READ_INBOX in self._outage.parts
                 order = await self._inbox.pop(0.001 if at_once else INBOX_WAIT_S)
                 if READ_INBOX in self._outage.parts:
                     self._again.set()  # after a restart the store does not know the server
                 self._outage.worked(READ_INBOX)
                 if order is None:
-                    fresh = True
                     self._emptied.set()
-                elif fresh:
+                elif self._emptied.is_set():
                     await self._carry_out(order[1])
                 backoff.reset()
             except QsyncError as error:
