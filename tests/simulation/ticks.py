@@ -23,7 +23,7 @@ class TickBook:
         self.times: dict[tuple[str, str], list[int]] = {}
         """By queue and schedule."""
         self.lost: set[tuple[str, str, int]] = set()
-        """Queue, schedule and time of the ticks that the store lost with its data."""
+        """Queue, schedule and time of each tick that the store lost."""
         self.changed_us: int | None = None
         """Time at which the first server with a different expression of a schedule started."""
 
@@ -38,7 +38,7 @@ class TickBook:
         self.times.setdefault((queue, schedule), []).append(tick_us)
 
     def lose(self, kept: Mapping[tuple[str, str], list[int]]) -> None:
-        """The store has lost its data, but for these times."""
+        """Record that the store has lost all ticks except those in `kept`."""
         for name, times in self.times.items():
             left = kept.get(name, [])
             self.lost |= {(*name, time) for time in times if time not in left}

@@ -50,7 +50,7 @@ def count_errors(
 ) -> Call[ErrorCounts]:
     """Count the dead or retried tasks before `after`, in descending order, by error.
 
-    For errors in `known`, the last task is left out.
+    The reply has no last task for the errors in `known`.
     """
     script = load("count_errors")
     score, id = after or ("", "")

@@ -176,8 +176,10 @@ class BatchRuns:
         )
 
     def _end(self, call: BatchCall, records: Sequence[Any] | None) -> None:
-        """Settle the tasks of a call and free its slot, unless that was done before; without
-        records all tasks have completed."""
+        """Settle the tasks of a call and free its slot, unless it has ended before.
+
+        `records` is None if all tasks have completed.
+        """
         if call.ended:
             return
         call.ended = True

@@ -96,7 +96,7 @@ class Settler:
         """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
         self._floors = type_tally.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
-        """Ends, by boot_s, of runs that may be among the slowest of their type, by task id."""
+        """When runs that may be among the slowest of their type ended, by task id and boot_s."""
         self._schedule_notes = ScheduleNotes(broker, queue.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
