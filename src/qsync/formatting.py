@@ -7,10 +7,12 @@ and `csv_cell` escape other texts.
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+
+from qsync import store_clock
 
 _UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -57,10 +59,10 @@ def whole_units(seconds: float) -> Parts:
 
 
 def relative(time: datetime | None) -> str:
-    """Return `3 min 4 s ago` or `in 2 h` by this machine's clock; empty if unknown."""
+    """Return `3 min 4 s ago` or `in 2 h` by the store's clock; empty if unknown."""
     if time is None:
         return ""
-    seconds = (time - datetime.now(UTC)).total_seconds()
+    seconds = (time - store_clock.now()).total_seconds()
     if round(abs(seconds)) < 1:
         return "now"
     length = _joined(whole_units(abs(seconds)))

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -322,6 +323,100 @@ def test_lists_of_errors_schedules_limits_and_keys_are_sorted(live: Live) -> Non
     for id in held:
         live.ok("task", "cancel", id)
     assert live.ok("event", "--json").json == live.ok("events", "--json").json
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+def test_times_count_from_the_clock_of_the_store(
+    live: Live, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """This machine is an hour off; every "ago" and "in" is right nevertheless."""
+    [waits, running] = live.enqueue(Task("note", delay=600), Task("hold"))
+    live.serve()
+    wait_until(lambda: live.began == [running])
+    live.ok("queue", "pause", "default")
+    live.ok("schedule", "put", "s", "note", "--every", "1m", "--queue", "default")
+    live.ok("schedule", "trigger", "s")
+    exact = time.time
+    monkeypatch.setattr(time, "time", lambda: exact() + ahead_s)
+    for words in (
+        "task list", f"task show {waits}", f"task show {running}", "queue list", "schedule list",
+        "schedule show s", "stats", "server list --tasks", "errors",
+    ):  # fmt: skip
+        said = live.ok(*words.split()).out
+        for number, unit in re.findall(r"\bin (\d+) (min|h|d)\b", said):
+            assert unit == "min", (words, said)
+            assert int(number) <= 10, (words, said)
+        assert not re.search(r"\d (min|h|d)[ \w]* ago", said), (words, said)
+    assert "in 9 min" in live.ok("task", "list").out
+    assert len(live.ok("events", "--since", "30s", "--json").json) == 3
+    live.ok("task", "cancel", running)
+
+
+def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
+    """Pause, resume, set, reset, schedules, servers: each says what would change, or refuses."""
+    [running] = live.enqueue(Task("hold"))
+    server = live.serve().id
+    wait_until(lambda: live.began == [running])
+    live.ok("schedule", "put", "s", "note", "--every", "1h", "--queue", "default")
+    live.ok("limit", "set", "x", "--concurrency", "3", "--by", "ann")
+    live.ok("fairness", "set", "acme", "--weight", "2")
+    before = [live.ok(*words.split(), "--json").json for words in (
+        "queue show default", "schedule list", "limit list", "fairness list", "events",
+    )]  # fmt: skip
+
+    def says(words: str, *texts: str) -> None:
+        said = live.ok(*words.split(), "--dry-run").out
+        assert all(text in said for text in texts), (words, said)
+
+    says("queue pause default", "default: would be paused")
+    assert "not paused" in live.refused("queue", "resume", "default", "--dry-run")
+    assert "no queue nope" in live.refused("queue", "pause", "nope", "--dry-run")
+    says("type pause hold", "hold: would be paused in queue default")
+    assert "not paused" in live.refused("type", "resume", "hold", "--dry-run")
+    says("limit set x --concurrency 9", "x: would be", "9", "now:", "3")
+    says("limit reset x", "x: would be unlimited; now:")
+    assert "no operator" in live.refused("limit", "reset", "y", "--dry-run")
+    says("fairness set acme --weight 5", "acme: would have weight 5")
+    says("fairness reset acme", "acme: would have weight 1")
+    assert "weight 1 already" in live.refused("fairness", "reset", "b", "--dry-run")
+    assert live.refused("fairness", "set", "b", "--weight", "-1", "--dry-run", code=2)
+    says("queue set default --max-tasks 5 --latency-target 9s", "would have 5", "target 9 s")
+    assert "no operator" in live.refused("queue", "reset", "default", "--dry-run")
+    says("schedule put s note --every 2h", "would run next in", "would replace every 1 h")
+    says("schedule pause s", "s: would be paused")
+    assert "not paused" in live.refused("schedule", "resume", "s", "--dry-run")
+    says("schedule trigger s", "its task would be enqueued")
+    says("schedule delete s", "s: would be deleted")
+    says(f"server quiet {server}", "would be drained")
+    says(f"server stop {server}", "would be stopped")
+    assert "there is no running server" in live.refused("server", "stop", "nope", "--dry-run")
+    says("errors acknowledge default", "0 dead tasks of queue default would be acknowledged")
+    after = [live.ok(*words.split(), "--json").json for words in (
+        "queue show default", "schedule list", "limit list", "fairness list", "events",
+    )]  # fmt: skip
+    assert after == before
+    for words in ("queue pause default", "type pause hold", "schedule pause s"):
+        live.ok(*words.split())
+    says("queue resume default", "default: would be resumed")
+    says("type resume hold", "hold: would be resumed in queue default; 0 tasks set aside")
+    says("schedule resume s", "s: would be resumed")
+    live.ok("task", "cancel", running)
+
+
+def test_every_command_that_changes_something_has_a_dry_run() -> None:
+    """All but those that start something."""
+    changing = {
+        name: command for name, command in commands()
+        if name.split()[-1] in {
+            "pause", "resume", "set", "reset", "put", "trigger", "delete", "purge", "quiet",
+            "stop", "retry", "cancel", "edit", "enqueue", "reschedule", "acknowledge", "backfill",
+        }
+    }  # fmt: skip
+    assert len(changing) > 25
+    without = [
+        name for name, command in changing.items() if "--dry-run" not in help_of(name, command)
+    ]
+    assert without == []
 
 
 def test_dry_runs_change_nothing(live: Live) -> None:

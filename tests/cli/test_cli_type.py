@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync import Task
+from qsync.cli.type import ESTIMATES
 from tests.support.cli import KINDS, Live, living
 from tests.support.stores import wait_until
 
@@ -63,7 +64,8 @@ def test_types_are_listed_and_shown_with_their_figures(live: Live) -> None:
     assert "stats.completed" in csv.splitlines()[0]
     shown = live.ok("type", "show", "note", "--period", "7d").out
     assert shown.startswith("Type note of queue default, last 7d")
-    assert shown.splitlines()[-1].split()[:2] == ["all", "3"]
+    assert shown.splitlines()[-1] == ESTIMATES
+    assert shown.splitlines()[-2].split()[:2] == ["all", "3"]
     assert "No task of this type has started" in live.ok("type", "show", "nota").out
     stats = live.ok("type", "show", "note", "--json").json
     assert len(stats["points"]) == len(stats["before"]) == 60

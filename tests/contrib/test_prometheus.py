@@ -378,8 +378,11 @@ def test_limits_beyond_the_bound_share_a_label_and_a_build_is_named() -> None:
     assert len(of_limits) == prometheus.LABELLED_LIMITS + 1
     assert found["qsync_limit_in_use", "name7", "q"] == 2
     assert found["qsync_limit_waiting", "other", "other"] == 50 * 2 * 2
-    build = series(prometheus.server_metrics([], []))
-    assert build["qsync_build_info", platform.python_version(), qsync.__version__] == 1
+    versions = (platform.python_version(), qsync.__version__)
+    assert series(prometheus.server_metrics([], []))["qsync_build_info", "", *versions] == 1
+    of_program = [ServerHealth(started=True, app_version=text) for text in ("1.4", "1.5", "1.5")]
+    build = series(prometheus.server_metrics([], [*of_program, ServerHealth()]))
+    assert {key[1] for key in build if key[0] == "qsync_build_info"} == {"1.4", "1.5"}
 
 
 def test_histograms_are_cumulative_and_add_up() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from bisect import bisect_left
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from qsync.server.run_metrics import RunMetrics
 from qsync.server.type_reports import TypeReports, roll_up
 from qsync.server_starts import STARTS, StoredStart, encode_starts, start_report
 from qsync.slow_runs import DAY_US, SLOWEST, SlowRun, encode_slow_runs
-from qsync.type_counts import BOUNDS, TypeCounts, encode_block
+from qsync.type_counts import TypeCounts, encode_block
 from qsync.type_rolls import (
     DIRECTORY,
     STARTS_FIELD,
@@ -154,8 +153,8 @@ def busy(rng: random.Random, rate: int) -> TypeCounts:
     """A minute or hour of a type whose tasks take times of a wide distribution."""
     row = TypeCounts(rate, [rate - rate // 20, rate // 25, rate // 100, 0, 0, 0, 0])
     for _ in range(min(rate, 300)):
-        row.waits[bisect_left(BOUNDS, rng.lognormvariate(-3, 1))] += 1
-        row.runs[bisect_left(BOUNDS, rng.lognormvariate(-1, 1))] += 1
+        row.waits.count(rng.lognormvariate(-3, 1))
+        row.runs.count(rng.lognormvariate(-1, 1))
     return row
 
 

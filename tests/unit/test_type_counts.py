@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
 import zlib
-from bisect import bisect_left
+from itertools import pairwise
+from statistics import quantiles
 
 import pytest
 
 from qsync import codec
+from qsync.histogram import BOUNDS, BUCKETS, CELL_BOUNDS, HIGH, LONGEST_S, MEDIAN, Histogram
 from qsync.server_starts import (
     decode_start,
     decode_starts,
@@ -24,13 +28,12 @@ from qsync.slow_runs import (
     slowest,
 )
 from qsync.type_counts import (
-    BOUNDS,
+    STEPS,
     TypeCounts,
     decode_block,
     decode_report,
     encode_block,
     encode_report,
-    quantile,
     sum_of,
 )
 from qsync.type_rolls import (
@@ -57,8 +60,8 @@ def counts(started: int, *runs_s: float, dead: int = 0) -> TypeCounts:
     made = TypeCounts(started)
     made.outcomes[0], made.outcomes[2] = len(runs_s) - dead, dead
     for took in runs_s:
-        made.runs[bisect_left(BOUNDS, took)] += 1
-        made.waits[bisect_left(BOUNDS, took / 10)] += 1
+        made.runs.count(took)
+        made.waits.count(took / 10)
     return made
 
 
@@ -78,12 +81,87 @@ def rolled(
     return after
 
 
-def test_quantile_lies_in_its_bucket() -> None:
-    assert quantile(TypeCounts().runs, 0.5) is None
-    some = counts(4, 0.2, 0.2, 0.2, 20.0)
-    assert quantile(some.runs, 0.5) == pytest.approx(0.1 + 0.15 * 2 / 3)
-    assert quantile(some.runs, 0.95) == pytest.approx(10 + 20 * 0.8)
-    assert quantile(counts(1, 9999.0).runs, 0.5) == BOUNDS[-1]
+def test_cells_divide_the_buckets_and_are_narrow() -> None:
+    assert {*BOUNDS} <= {*CELL_BOUNDS}
+    ratios = [b / a for a, b in pairwise(CELL_BOUNDS)]
+    assert max(ratios) <= 1.15
+    row = counts(3, 0.001, 0.0011, 9e9)
+    assert [n for n, weight in enumerate(row.runs.buckets()) if weight] == [0, 1, BUCKETS - 1]
+
+
+def near(estimate: float | None, exact: float, *, rel: float = 0.08) -> bool:
+    """Whether an estimate shows what it should, apart from times below a tenth of a ms."""
+    return estimate == pytest.approx(exact, rel=rel, abs=0.0001)
+
+
+def test_quantile_of_counts_is_off_by_8_percent_at_most() -> None:
+    assert Histogram().quantile(0.5) is None
+    assert counts(1, 9e9).runs.quantile(0.5) == LONGEST_S
+    chance = random.Random(5)
+    for _ in range(30):
+        middle, width = chance.uniform(-8, 9), chance.choice([0.001, 0.3, 1.5])
+        times = sorted(math.exp(chance.gauss(middle, width)) for _ in range(101))
+        runs = counts(101, *times).runs
+        assert near(runs.quantile(MEDIAN), min(times[50], LONGEST_S)), times
+        assert near(runs.quantile(HIGH), min(times[95], LONGEST_S)), times
+
+
+@pytest.mark.parametrize(
+    "took_s", [0.0004, 0.011, 0.3, 1.01, 7.0, 30.02, 60.02, 200.0, 1500.0, 9000.0]
+)
+def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
+    """A minute, an hour of such minutes, and a day beside another length are as good."""
+    minute = decode_block(encode_block({0: counts(20, *[took_s] * 20)}))[0]
+    hour = sum_of(
+        decode_block(encode_block({n: counts(9, *[took_s] * 9) for n in range(60)})).values()
+    )
+    day = decode_block(encode_block({5: hour}))[5]
+    for row in (minute, hour, day):
+        assert near(row.runs.quantile(MEDIAN), took_s)
+        assert near(row.runs.quantile(HIGH), took_s)
+    day.add(decode_block(encode_block({0: counts(5000, *[3 * took_s] * 5000)}))[0])
+    assert near(day.runs.quantile(MEDIAN), 3 * took_s)
+
+
+def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
+    """Of many distributions: minutes, their hour, and a week of such hours."""
+    chance = random.Random(7)
+    for _ in range(40):
+        width, middle = chance.choice([0.02, 0.4, 1.0]), chance.uniform(-5, 6)
+        everything, hours = list[float](), dict[int, TypeCounts]()
+        for hour in range(6):
+            shift, minutes = chance.uniform(0, width / 2), dict[int, TypeCounts]()
+            for minute in range(10):
+                times = [math.exp(chance.gauss(middle + shift, width)) for _ in range(100)]
+                everything += times
+                minutes[minute] = counts(100, *times)
+                read = decode_block(encode_block({0: minutes[minute]}))[0].runs
+                for share, index in ((MEDIAN, 50), (HIGH, 95)):
+                    assert near(read.quantile(share), sorted(times)[index - 1], rel=0.15)
+            hours[hour] = sum_of(decode_block(encode_block(minutes)).values())
+        whole = sum_of(decode_block(encode_block(hours)).values()).runs
+        exact = quantiles(everything, n=20)
+        assert near(whole.quantile(MEDIAN), exact[9], rel=0.15), (width, middle)
+        assert near(whole.quantile(HIGH), exact[18], rel=0.15), (width, middle)
+
+
+def test_records_of_the_version_before_are_read_with_their_wider_buckets() -> None:
+    """Its reports and blocks have buckets alone; it reads those of this version without cells."""
+    old = {"a": {0: 4, 1: 4, 8 + 3: 4, 26 + 15: 4}}
+    row = decode_report(codec.encode(old))["a"]
+    assert row.runs.buckets()[15] == 4
+    assert 60 < (row.runs.quantile(MEDIAN) or 0) < 300
+    block = zlib.compress(codec.encode([1, [7], {0: [4], 1: [4], 8 + 3: [12], 26 + 15: [12]}]))
+    [read] = decode_block(block).values()
+    assert read.runs == row.runs
+    read.add(counts(400, *[60.5] * 400))
+    assert near(read.runs.quantile(MEDIAN), 60.5)
+    format, numbers, columns = codec.decode(zlib.decompress(encode_block({7: read})))
+    assert (format, numbers, columns[26 + 15]) == (1, [7], [STEPS])
+    new = codec.decode(encode_report({"a": counts(3, 61.0, 62.0, 0.02)}))["a"]
+    assert {column: new[column] for column in new if column < 44} == {
+        0: 3, 1: 3, 8 + 1: 1, 8 + 12: 2, 26 + 4: 1, 26 + 15: 2,
+    }  # fmt: skip
 
 
 def test_report_and_block_keep_counts_exactly_and_histograms_nearly() -> None:
@@ -93,10 +171,10 @@ def test_report_and_block_keep_counts_exactly_and_histograms_nearly() -> None:
     read = decode_block(encode_block({59: row, 0: empty}))
     assert read.keys() == {0, 59}
     assert (read[59].started, read[59].outcomes) == (1000, row.outcomes)
-    assert sum(read[59].runs) == pytest.approx(1000)
-    for share in (0.5, 0.95):
-        assert quantile(read[59].runs, share) == pytest.approx(quantile(row.runs, share), rel=0.3)
-    assert (read[0].started, sum(read[0].runs)) == (3, 0)
+    assert read[59].runs.total == pytest.approx(1000)
+    for share in (MEDIAN, HIGH):
+        assert read[59].runs.quantile(share) == row.runs.quantile(share)
+    assert (read[0].started, read[0].runs.total) == (3, 0)
 
 
 @pytest.mark.parametrize(

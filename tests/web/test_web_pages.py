@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import html
 import re
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -65,6 +68,34 @@ async def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str
             for name, value in HEADERS.items():
                 assert answer.headers[name] == value, (path, name)
             assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+async def test_times_count_from_the_clock_of_the_store(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """The host of the dashboard is an hour off; every "ago" and "in" is right nevertheless."""
+    async with filled(valkey, prefix) as (client, made):
+        await made.inspector.pause("default", by="ann", why="x")
+        await made.inspector.put_schedule("s", Task("t"), every=60)
+        await made.inspector.trigger("s", queue="default")
+        exact = time.time
+        monkeypatch.setattr(time, "time", lambda: exact() + ahead_s)
+        seen = Counter[str]()
+        for path in [*pages(), "/task?id=a1", "/task?id=s1", "/schedule?queue=default&name=s"]:
+            answer = await client.get(path)
+            text = html.unescape(re.sub(r"<[^>]+>", " ", answer.text))
+            for match in re.finditer(
+                r"\bin ([\d.]+) (s|min|h)\b|(\d+) (s|min|h)[^<]{0,9} ago", text
+            ):
+                if path.endswith("id=d1"):
+                    continue  # its attempts have a time of their own
+                number, unit = match[1] or match[3], match[2] or match[4]
+                assert unit == "s" or (unit == "min" and int(number) <= 20), (path, match[0])
+                seen["ago" if match[3] else "in"] += 1
+        assert min(seen["ago"], seen["in"]) > 5, seen
+        text = (await client.get("/task?id=a1")).text
+        assert re.search(r"Running for [\d.]+ m?s|ran [\d.]+ m?s", text), text
 
 
 async def test_a_task_is_shown_whole(store: Store, prefix: str) -> None:

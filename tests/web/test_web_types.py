@@ -10,6 +10,7 @@ import pytest
 from qsync import Task, codec
 from qsync.broker import ops, type_stats_ops
 from qsync.broker.op_values import Killed
+from qsync.histogram import cell_of
 from qsync.message import FailedAttempt, Failure
 from qsync.server_starts import encode_start, start_report
 from qsync.slow_runs import SlowRun, encode_slow_report
@@ -37,7 +38,8 @@ async def report(web: Visitor, **rows: TypeCounts) -> None:
 def counts(started: int, completed: int, dead: int) -> TypeCounts:
     row = TypeCounts(started)
     row.outcomes[0], row.outcomes[2] = completed, dead
-    row.waits[6], row.runs[10] = started, completed + dead
+    row.waits.cells = {cell_of(0.08): started}
+    row.runs.cells = {cell_of(60.02): completed + dead}
     return row
 
 
@@ -48,7 +50,7 @@ async def test_types_are_listed_sorted_and_shown_with_charts(store: Store, prefi
         await report(web, mail=counts(1200, 900, 300), bill=counts(60, 60, 0))
         text = await page(web, "/types", queue="default")
         assert "<b>new</b> 0 – 0 – – – 1 0" in text
-        assert "mail 1,200 0.33/s 300 25% 75 ms / 98 ms 1.8 s / 2.4 s 2 0" in text
+        assert "mail 1,200 0.33/s 300 25% 81 ms / 81 ms 1 min 4 s / 1 min 4 s 2 0" in text
         assert text.index("bill") < text.index("mail")
         assert "3 types" in text
         text = await page(web, "/types", sort="failed", period="24h")

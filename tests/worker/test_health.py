@@ -361,13 +361,13 @@ def test_programs_own_server_reports_its_condition(valkey: Store, prefix: str) -
     async def work() -> None:
         app = Qsync(valkey.url, prefix=prefix, mux=mux)
         async with app, app.async_client() as client:
-            server = app.server(concurrency=7)
+            server = app.server(concurrency=7, version="v9")
             assert server.condition() == ServerHealth()
             async with server:
                 await client.enqueue(Task("wait", b""))
                 await until(lambda: server.condition().running == 1)
                 assert server.condition() == ServerHealth(
-                    started=True, running=1, tasks=1, concurrency=7
+                    started=True, running=1, tasks=1, concurrency=7, app_version="v9"
                 )
                 go.set()
             assert server.condition().stopping

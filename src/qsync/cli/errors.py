@@ -18,6 +18,7 @@ from qsync.cli.options import (
     NewerThan,
     OfType,
     OnlyQueue,
+    Preview,
     StoreOptions,
     Yes,
     column_of,
@@ -298,6 +299,7 @@ def acknowledge(
     names: Annotated[
         list[str], typer.Argument(metavar="QUEUE...", help="Queue names.", show_default=False)
     ],
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -309,12 +311,23 @@ def acknowledge(
     with open_store(store) as session:
         for name in names:
             session.run(check_queue(session.inspector, name))
-        numbers = {name: session.run(session.inspector.acknowledge_dead(name)) for name in names}
+        numbers = {
+            name: session.run(_acknowledge(session.inspector, name, dry_run)) for name in names
+        }
     if as_json:
         print_json(numbers)
         return
     for name, number in numbers.items():
-        print_line(f"{plural(number, 'dead task')} of queue {name} acknowledged")
+        verb = "would be acknowledged" if dry_run else "acknowledged"
+        print_line(f"{plural(number, 'dead task')} of queue {name} {verb}")
+
+
+async def _acknowledge(inspector: Inspector, name: str, dry_run: bool) -> int:
+    """Acknowledge the dead tasks of a queue, or count them."""
+    if not dry_run:
+        return await inspector.acknowledge_dead(name)
+    info = await inspector.queue(name)
+    return 0 if info is None or info.died is None else info.died.number
 
 
 def _job(

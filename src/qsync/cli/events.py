@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Final
 
 import typer
 
+from qsync import store_clock
 from qsync.broker.event_ops import MOST_EVENTS
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import OnlyQueue, StoreOptions, duration_of
@@ -65,7 +66,10 @@ def events(
 
         def show() -> None:
             age = None if since is None else timedelta(seconds=min(since, MAX_SECONDS))
-            from_time = None if age is None else datetime.now(UTC) - age
+            from_time = None
+            if age is not None:
+                session.follow_clock()
+                from_time = store_clock.now() - age
             events = session.run(
                 session.inspector.events(
                     queue=queue, action=action, task=task, since=from_time, limit=limit

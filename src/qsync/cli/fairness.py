@@ -8,10 +8,11 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
+from qsync.bounds import check_weight
 from qsync.cli import completion
 from qsync.cli.command import CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import Json, StoreOptions, column_of
+from qsync.cli.options import Json, Preview, StoreOptions, column_of
 from qsync.cli.output import Column, Row, print_json, print_line, print_table
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
 
@@ -110,6 +111,7 @@ def set_weight(
         ),
     ],
     queue: Queue = "default",
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -120,26 +122,37 @@ def set_weight(
     It applies to tasks that are enqueued or become due from now on.
     """
     with open_store(store) as session:
-        change = session.run(session.inspector.set_weight(queue, key, weight))
-        if not change.ok:
+        if dry_run:
+            check_weight(weight)
+            session.run(check_queue(session.inspector, queue))
+        elif not session.run(session.inspector.set_weight(queue, key, weight)).ok:
             session.run(exit_unknown_queue(session.inspector, queue))
-    _report(queue, key, weight, as_json)
+    _report(queue, key, weight, as_json, dry_run=dry_run)
 
 
 @fairness.command()
 def reset(
-    *, key: Key, queue: Queue = "default", store: StoreOptions, as_json: Json = False
+    *,
+    key: Key,
+    queue: Queue = "default",
+    dry_run: Preview = False,
+    store: StoreOptions,
+    as_json: Json = False,
 ) -> None:
     """Give a fairness key the weight 1 again."""
     with open_store(store) as session:
-        change = session.run(session.inspector.reset_weight(queue, key))
-    if not change.ok:
+        if dry_run:
+            has_other = key in session.run(session.inspector.weights(queue))
+        else:
+            has_other = session.run(session.inspector.reset_weight(queue, key)).ok
+    if not has_other:
         exit_with(f"queue {queue}: fairness key {key} has the weight 1 already")
-    _report(queue, key, 1.0, as_json)
+    _report(queue, key, 1.0, as_json, dry_run=dry_run)
 
 
-def _report(queue: str, key: str, weight: float, as_json: bool) -> None:
+def _report(queue: str, key: str, weight: float, as_json: bool, *, dry_run: bool) -> None:
     if as_json:
-        print_json({"queue": queue, "key": key, "weight": weight})
+        print_json({"queue": queue, "key": key, "weight": weight, "dry_run": dry_run})
     else:
-        print_line(f"{key}: weight {weight:g} in queue {queue}")
+        verb = "would have weight" if dry_run else "weight"
+        print_line(f"{key}: {verb} {weight:g} in queue {queue}")

@@ -12,10 +12,10 @@ import typer
 from qsync.cli import completion
 from qsync.cli.command import USAGE, CommandGroup, exit_with
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import By, Cursor, Json, StoreOptions, column_of, duration_of
+from qsync.cli.options import By, Cursor, Json, Preview, StoreOptions, column_of, duration_of
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
-from qsync.cli.store import check_queue, open_store
+from qsync.cli.store import StoreSession, check_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import local_time, plural, relative
 from qsync.inspector import LimitInfo
@@ -154,6 +154,7 @@ def set_rule(
     burst: Burst = None,
     concurrency: Concurrency = None,
     by: By = None,
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -171,6 +172,11 @@ def set_rule(
         exit_with(_with_options(str(error)), USAGE)
     author = current_user() if by is None else by
     with open_store(store) as session:
+        if dry_run:
+            session.run(check_queue(session.inspector, queue))
+            info = session.run(session.inspector.limit(name, queue=queue))
+            _print_preview(info, str(rule), as_json)
+            return
         change = session.run(session.inspector.set_limit(name, rule, queue=queue, by=author))
         if as_json:
             print_json(change)
@@ -179,6 +185,15 @@ def set_rule(
             exit_with(f"queue {queue} is gone")
         if not as_json:
             print_line(f"{name}: {rule}")
+
+
+def _print_preview(info: LimitInfo, rule: str, as_json: bool) -> None:
+    """Print the rule that a limit would have, and the one that it has."""
+    now = str(info.rule or "unlimited")
+    if as_json:
+        print_json({"limit": info.limit, "rule": rule, "now": now, "dry_run": True})
+    else:
+        print_line(f"{info.limit}: would be {rule}; now: {now}")
 
 
 def _with_options(message: str) -> str:
@@ -192,6 +207,7 @@ def reset(
     *,
     name: LimitName,
     queue: LimitQueue = "default",
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -201,6 +217,9 @@ def reset(
     """
     _check(name)
     with open_store(store) as session:
+        if dry_run:
+            _preview_reset(session, name, queue, as_json)
+            return
         change = session.run(session.inspector.reset_limit(name, queue=queue))
         info = session.run(session.inspector.limit(name, queue=queue))
         if as_json:
@@ -209,6 +228,17 @@ def reset(
             exit_with(f"no operator has set a rule for {name} in queue {queue}")
         if not as_json:
             print_line(f"{name}: {info.rule or 'unlimited'}")
+
+
+def _preview_reset(session: StoreSession, name: str, queue: str, as_json: bool) -> None:
+    info = session.run(session.inspector.limit(name, queue=queue))
+    if info.operator is None or info.operator.limit != name:
+        exit_with(f"no operator has set a rule for {name} in queue {queue}")
+    rule = info.program
+    if ":" in name:  # a rule that an operator has set for the whole name may remain
+        whole = session.run(session.inspector.limit(name.partition(":")[0], queue=queue))
+        rule = whole.operator.rule if whole.operator is not None else info.program
+    _print_preview(info, str(rule or "unlimited"), as_json)
 
 
 def _check(name: str) -> None:

@@ -76,6 +76,10 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only count the matching tasks; change nothing.")
 ]
 
+Preview = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what would change; change nothing.")
+]
+
 QueueName = Annotated[
     str,
     typer.Argument(

@@ -13,6 +13,7 @@ from qsync.cli.options import (
     By,
     DryRun,
     Json,
+    Preview,
     Purged,
     QueueName,
     QueueNames,
@@ -75,6 +76,7 @@ def pause(
     names: QueueNames,
     why: Why = "",
     by: By = None,
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -87,22 +89,33 @@ def pause(
     author = current_user() if by is None else by
 
     async def change(inspector: Inspector, name: str) -> Change:
+        if dry_run:
+            return Change(outcome="not_found" if await inspector.queue(name) is None else "done")
         return await inspector.pause(name, by=author, why=why)
 
     with open_store(store) as session:
         changes = {name: session.run(change(session.inspector, name)) for name in names}
-        _report(changes, "paused", as_json)
+        _report(changes, "would be paused" if dry_run else "paused", as_json)
         for name, outcome in changes.items():
             if not outcome.ok:
                 session.run(exit_unknown_queue(session.inspector, name))
 
 
 @queue.command()
-def resume(*, names: QueueNames, store: StoreOptions, as_json: Json = False) -> None:
+def resume(
+    *, names: QueueNames, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
+) -> None:
     """Let the tasks of a queue start again."""
+
+    async def change(inspector: Inspector, name: str) -> Change:
+        if dry_run:
+            info = await inspector.queue(name)
+            return Change(outcome="done" if info is not None and info.paused else "not_found")
+        return await inspector.resume(name)
+
     with open_store(store) as session:
-        changes = {name: session.run(session.inspector.resume(name)) for name in names}
-        _report(changes, "resumed", as_json)
+        changes = {name: session.run(change(session.inspector, name)) for name in names}
+        _report(changes, "would be resumed" if dry_run else "resumed", as_json)
         for name, outcome in changes.items():
             if not outcome.ok:
                 session.run(check_queue(session.inspector, name))
@@ -174,9 +187,7 @@ def delete(
     *,
     name: QueueName,
     force: Annotated[bool, typer.Option("--force", help="Delete the queue's tasks, too.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be deleted; change nothing.")
-    ] = False,
+    dry_run: Preview = False,
     yes: Yes = False,
     store: StoreOptions,
     as_json: Json = False,

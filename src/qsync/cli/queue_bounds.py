@@ -7,15 +7,15 @@ from typing import Annotated
 import msgspec
 import typer
 
-from qsync.bounds import Bounds, QueueBounds, WhenFull
+from qsync.bounds import Bounds, QueueBounds, WhenFull, bounds_of
 from qsync.cli.command import exit_with
-from qsync.cli.options import By, Json, QueueName, StoreOptions, duration_of
+from qsync.cli.options import By, Json, Preview, QueueName, StoreOptions, duration_of
 from qsync.cli.output import print_json, print_line
 from qsync.cli.problems import print_service
 from qsync.cli.prompts import current_user
 from qsync.cli.queue import queue as queue
 from qsync.cli.queue_tables import print_queues
-from qsync.cli.store import StoreSession, exit_unknown_queue, open_store
+from qsync.cli.store import StoreSession, check_queue, exit_unknown_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import duration, relative
 from qsync.inspector import Composition
@@ -115,6 +115,7 @@ def set_bounds(
     when_full: Full = None,
     latency_target: Target = None,
     by: By = None,
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -129,8 +130,11 @@ def set_bounds(
         with_bounds = max_tasks is not None or max_bytes is not None or when_full is not None
         if not with_bounds and latency_target is None:
             raise InvalidTask("give --max-tasks, --max-bytes, --when-full or --latency-target")
+        if dry_run:
+            session.run(check_queue(session.inspector, name))
         if latency_target is not None:
-            _set_target(session, name, latency_target, author, is_last=not with_bounds)
+            is_last = not with_bounds
+            _set_target(session, name, latency_target, author, is_last=is_last, dry_run=dry_run)
         if not with_bounds:
             return
         now = session.run(session.inspector.bounds(name)).in_force
@@ -139,39 +143,54 @@ def set_bounds(
             max_bytes=now.max_bytes if max_bytes is None else max_bytes or None,
             when_full=when_full or now.when_full,
         )
-        change = session.run(
-            session.inspector.set_bounds(name, **msgspec.structs.asdict(bounds), by=author)
-        )
+        fields = msgspec.structs.asdict(bounds)
+        if dry_run:
+            _report(name, QueueBounds(program=bounds_of(**fields)), as_json, dry_run=True)
+            return
+        change = session.run(session.inspector.set_bounds(name, **fields, by=author))
         if not change.ok:
             session.run(exit_unknown_queue(session.inspector, name))
         _report(name, session.run(session.inspector.bounds(name)), as_json)
 
 
-def _set_target(session: StoreSession, name: str, target: float, by: str, *, is_last: bool) -> None:
+def _set_target(
+    session: StoreSession, name: str, target: float, by: str, *, is_last: bool, dry_run: bool
+) -> None:
     """Set or remove the latency target; print it if nothing else is set."""
-    change = session.run(session.inspector.set_latency_target(name, target or None, by=by))
-    if not change.ok:
-        session.run(exit_unknown_queue(session.inspector, name))
-    if is_last:
+    if not dry_run:
+        change = session.run(session.inspector.set_latency_target(name, target or None, by=by))
+        if not change.ok:
+            session.run(exit_unknown_queue(session.inspector, name))
+    if is_last or dry_run:
         text = f"latency target {duration(target)}" if target else "no latency target"
-        print_line(f"{name}: {text}")
+        print_line(f"{name}: {'would have ' if dry_run else ''}{text}")
 
 
 @queue.command()
-def reset(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
+def reset(
+    *, name: QueueName, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
+) -> None:
     """Remove the bounds that an operator set, so that the program's apply again."""
     with open_store(store) as session:
+        if dry_run:
+            now = session.run(session.inspector.bounds(name))
+            if now.operator is None:
+                exit_with(f"no operator has set bounds for queue {name}")
+            _report(name, QueueBounds(program=now.program), as_json, dry_run=True)
+            return
         change = session.run(session.inspector.reset_bounds(name))
         if not change.ok:
             exit_with(f"no operator has set bounds for queue {name}")
         _report(name, session.run(session.inspector.bounds(name)), as_json)
 
 
-def _report(name: str, bounds: QueueBounds, as_json: bool) -> None:
-    if as_json:
+def _report(name: str, bounds: QueueBounds, as_json: bool, *, dry_run: bool = False) -> None:
+    if as_json and dry_run:
+        print_json({"queue": name, "in_force": bounds.in_force, "dry_run": True})
+    elif as_json:
         print_json({"queue": name, "bounds": bounds, "in_force": bounds.in_force})
     else:
-        print_line(f"{name}: {bounds.in_force}")
+        print_line(f"{name}: {'would have ' if dry_run else ''}{bounds.in_force}")
 
 
 def _print_composition(composition: Composition) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -19,6 +19,7 @@ from qsync.cli.options import (
     IntoQueue,
     Json,
     OnlyQueue,
+    Preview,
     StoreOptions,
     Why,
     Yes,
@@ -28,11 +29,11 @@ from qsync.cli.options import (
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import confirm, current_user
 from qsync.cli.queue_tables import pause_note
+from qsync.cli.schedule_preview import info_of, preview, preview_put
 from qsync.cli.schedule_runs import SHOWN_RUNS, in_zone, print_runs
 from qsync.cli.store import StoreSession, check_queue, open_store, unknown_name
 from qsync.formatting import local_time, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
-from qsync.schedule import Missed
 
 schedule: Final = CommandGroup(
     name="schedule",
@@ -220,6 +221,7 @@ def put(
         ),
     ] = "skip",
     queue: IntoQueue = None,
+    dry_run: Preview = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
     """Put a schedule into the store, or replace the one of this name; servers run it from now on.
@@ -231,11 +233,11 @@ def put(
     with open_store(store) as session:
         options = {} if queue is None else {"queue": queue}
         new_task = task_of(type, payload_of(arguments), options, session.app)
-        put = session.run(
-            session.inspector.put_schedule(
-                name, new_task, cron=cron, every=every, tz=tz, missed=cast("Missed", missed)
-            )
-        )
+        times: dict[str, Any] = {"cron": cron, "every": every, "tz": tz, "missed": missed}
+        if dry_run:
+            preview_put(session, name, new_task, times)
+            return
+        put = session.run(session.inspector.put_schedule(name, new_task, **times))
         print_line(f"{put.name} in queue {put.queue}: next {relative(put.next_at)}")
 
 
@@ -246,6 +248,7 @@ def pause(
     queue: OnlyQueue = None,
     why: Why = "",
     by: By = None,
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -256,17 +259,30 @@ def pause(
     author = current_user() if by is None else by
     with open_store(store) as session:
         owner, inspector = queue_of_schedule(session, name, queue), session.inspector
+        if dry_run:
+            preview(session, name, owner, "would be paused", as_json)
+            return
         work = inspector.pause_schedule(name, queue=owner, by=author, why=why)
         _finish(session, name, owner, work, "paused", as_json)
 
 
 @schedule.command()
 def resume(
-    *, name: Name, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False
+    *,
+    name: Name,
+    queue: OnlyQueue = None,
+    dry_run: Preview = False,
+    store: StoreOptions,
+    as_json: Json = False,
 ) -> None:
     """Resume a schedule with its next run; missed runs are not caught up."""
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
+        if dry_run:
+            if not info_of(session, name, owner).paused:
+                exit_with(f"{name}: it is not paused")
+            preview(session, name, owner, "would be resumed", as_json)
+            return
         work = _resume(session.inspector, name, owner)
         _finish(session, name, owner, work, "resumed", as_json)
 
@@ -278,7 +294,12 @@ async def _resume(inspector: Inspector, name: str, queue: str) -> Change:
 
 @schedule.command()
 def trigger(
-    *, name: Name, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False
+    *,
+    name: Name,
+    queue: OnlyQueue = None,
+    dry_run: Preview = False,
+    store: StoreOptions,
+    as_json: Json = False,
 ) -> None:
     """Enqueue the task of a schedule once, now, in addition to its ticks.
 
@@ -286,6 +307,9 @@ def trigger(
     """
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
+        if dry_run:
+            preview(session, name, owner, "its task would be enqueued", as_json)
+            return
         work = _trigger(session.inspector, name, owner)
         _finish(session, name, owner, work, "enqueued as", as_json)
 
@@ -303,6 +327,7 @@ def delete(
     *,
     name: Name,
     queue: OnlyQueue = None,
+    dry_run: Preview = False,
     yes: Yes = False,
     store: StoreOptions,
     as_json: Json = False,
@@ -310,6 +335,12 @@ def delete(
     """Delete a stored schedule, or a program's schedule that no running server publishes."""
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
+        if dry_run:
+            info = info_of(session, name, owner)
+            if info.live and not info.stored:
+                exit_with(f"{name}: a running server publishes it, so it would not be deleted")
+            preview(session, name, owner, "would be deleted", as_json)
+            return
         confirm(f"Delete schedule {name} of queue {owner}?", yes=yes)
         work = _delete(session.inspector, name, owner)
         _finish(session, name, owner, work, "deleted", as_json)

@@ -11,7 +11,7 @@ from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import EXIT_CODES, CommandGroup, runs_alone, with_options
 from qsync.cli.listing import Format, OutputOptions
-from qsync.cli.options import Json, StoreOptions, column_of
+from qsync.cli.options import Json, Preview, StoreOptions, column_of
 from qsync.cli.output import Cell, Column, Row, print_line, print_table
 from qsync.cli.store import open_store, unknown_name
 from qsync.formatting import duration, percent, plural, relative
@@ -135,18 +135,37 @@ def _print_tasks(server: ServerInfo) -> None:
 
 
 @servers.command()
-def quiet(*, ids: ServerIds, store: StoreOptions, as_json: Json = False) -> None:
+def quiet(
+    *, ids: ServerIds, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
+) -> None:
     """Drain servers: they take no new tasks and finish those that they run."""
-    _send(ids, store, as_json, lambda inspector: inspector.quiet)
+    if dry_run:
+        _send(ids, store, as_json, _look, "would be drained")
+    else:
+        _send(ids, store, as_json, lambda inspector: inspector.quiet)
 
 
 @servers.command()
-def stop(*, ids: ServerIds, store: StoreOptions, as_json: Json = False) -> None:
+def stop(
+    *, ids: ServerIds, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
+) -> None:
     """Stop servers gracefully, as SIGTERM does.
 
     A process of `qsync worker` is not restarted; the worker ends with its last process.
     """
-    _send(ids, store, as_json, lambda inspector: inspector.stop)
+    if dry_run:
+        _send(ids, store, as_json, _look, "would be stopped")
+    else:
+        _send(ids, store, as_json, lambda inspector: inspector.stop)
+
+
+def _look(inspector: Inspector) -> Callable[[str], Awaitable[Change]]:
+    """Return a verb that only says whether there is such a server."""
+
+    async def look(id: str) -> Change:
+        return Change(outcome="not_found" if await inspector.server(id) is None else "done")
+
+    return look
 
 
 def _send(
@@ -154,6 +173,7 @@ def _send(
     store: StoreOptions,
     as_json: bool,
     verb: Callable[[Inspector], Callable[[str], Awaitable[Change]]],
+    done: str = "request sent",
 ) -> None:
     async def send(inspector: Inspector, id: str) -> Outcome:
         change = await verb(inspector)(id)
@@ -165,4 +185,4 @@ def _send(
 
     with open_store(store) as session:
         outcomes = [session.run(send(session.inspector, id)) for id in dict.fromkeys(ids)]
-    finish(outcomes, "request sent", as_json=as_json, key="server")
+    finish(outcomes, done, as_json=as_json, key="server")

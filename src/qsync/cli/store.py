@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import math
 import os
+import time
 from collections.abc import Coroutine, Iterator, Sequence
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from qsync import store_clock
 from qsync.cli.command import (
     DENIED,
     INTERRUPTED,
@@ -45,6 +49,9 @@ T = TypeVar("T")
 STORE_TIMEOUT_S: Final = 5.0
 """Time that a command tries to reach the store."""
 
+CLOCK_S: Final = 60.0
+"""Time for which the difference of the store's clock is taken as known."""
+
 NAMES_SHOWN: Final = 20
 """Number of names that a message lists."""
 
@@ -67,10 +74,24 @@ class StoreSession:
         self.address: str = str(connections)
         self.app = app
         self._runner = runner
+        self._clock_read_at = -math.inf
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result."""
-        return self._runner.run(work)
+        """Run a coroutine and return its result; then times count from the store's clock."""
+        try:
+            self.follow_clock()
+        except BaseException:
+            work.close()
+            raise
+        return self._runner.run(work, context=copy_context())
+
+    def follow_clock(self) -> None:
+        """Let times count from the store's clock, which is read once a minute at most."""
+        asked = time.monotonic()
+        if asked - self._clock_read_at > CLOCK_S:
+            self._clock_read_at = asked
+            with contextlib.suppress(ConfigError):  # without the permission, from this machine's
+                store_clock.follow(store_clock.ahead(self._runner.run(self.inspector.store_time())))
 
 
 @contextlib.contextmanager

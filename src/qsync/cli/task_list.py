@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 import typer
 from msgspec import Struct
 
+from qsync import store_clock
 from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
@@ -177,7 +177,7 @@ def _note(row: TaskRow) -> str:
         server = row.server or "an unknown server"
         return f"{progress} on {server}" if progress else f"on {server}"
     if row.state in ENDED:
-        if row.kept_until is not None and row.kept_until <= datetime.now(UTC):
+        if row.kept_until is not None and row.kept_until <= store_clock.now():
             return "due to be deleted"
         return f"deleted {relative(row.kept_until)}"
     crashes = f"crashed {row.crashes} times" if row.crashes > 1 else "crashed once"

@@ -11,7 +11,7 @@ import typer
 from qsync.cli import completion
 from qsync.cli.command import EXIT_CODES, CommandGroup, exit_with, runs_alone, with_options
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import By, Json, StoreOptions, Why, column_of
+from qsync.cli.options import By, Json, Preview, StoreOptions, Why, column_of
 from qsync.cli.output import Cell, Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
 from qsync.cli.queue_tables import pause_note
@@ -165,10 +165,14 @@ def _print_table(listing: TypeList, types: Sequence[TypeInfo], *, whole: bool) -
         for info in types
     ]
     print_table(columns, rows, whole=whole)
+    print_line(ESTIMATES)
     for info in types:
         if info.paused is not None:
             waiting = f"; {plural(info.waiting, 'task')} set aside"
             print_line(f"{info.type} is {pause_note(info.paused)}{waiting}", "yellow")
+
+
+ESTIMATES: Final = "WAIT and RUN are estimates, off by about 15 % at most."
 
 
 def _share(stats: RunStats) -> str:
@@ -239,6 +243,7 @@ def _print_stats(stats: TypeStats) -> None:
         for when, run_stats in lines
     ]
     print_table(columns, rows)
+    print_line(ESTIMATES)
 
 
 @type_.command()
@@ -248,6 +253,7 @@ def pause(
     queue: TypeQueue = "default",
     why: Why = "",
     by: By = None,
+    dry_run: Preview = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
@@ -259,18 +265,26 @@ def pause(
     """
     author = current_user() if by is None else by
     with open_store(store) as session:
-        change = session.run(session.inspector.pause_type(name, queue=queue, by=author, why=why))
-        if not change.ok:
-            session.run(exit_unknown_queue(session.inspector, queue))
+        if dry_run:
+            session.run(check_queue(session.inspector, queue))
+        else:
+            pausing = session.inspector.pause_type(name, queue=queue, by=author, why=why)
+            if not session.run(pausing).ok:
+                session.run(exit_unknown_queue(session.inspector, queue))
     if as_json:
-        print_json({"queue": queue, "type": name, "outcome": change.outcome})
+        print_json({"queue": queue, "type": name, "outcome": "done", "dry_run": dry_run})
     else:
-        print_line(f"{name}: paused in queue {queue}")
+        print_line(f"{name}: {'would be ' if dry_run else ''}paused in queue {queue}")
 
 
 @type_.command()
 def resume(
-    *, name: TypeName, queue: TypeQueue = "default", store: StoreOptions, as_json: Json = False
+    *,
+    name: TypeName,
+    queue: TypeQueue = "default",
+    dry_run: Preview = False,
+    store: StoreOptions,
+    as_json: Json = False,
 ) -> None:
     """Let the tasks of a type start again, in their order.
 
@@ -279,12 +293,19 @@ def resume(
     with open_store(store) as session:
         paused = session.run(session.inspector.paused_types(queue))
         waiting = sum(pause.waiting for pause in paused if pause.type == name)
-        change = session.run(session.inspector.resume_type(name, queue=queue))
-        if not change.ok:
+        is_paused = name in [pause.type for pause in paused]
+        if not dry_run:
+            is_paused = session.run(session.inspector.resume_type(name, queue=queue)).ok
+        if not is_paused:
             session.run(check_queue(session.inspector, queue))
             others = f"; paused: {', '.join(pause.type for pause in paused)}" if paused else ""
             exit_with(f"type {name} is not paused in queue {queue}{others}")
     if as_json:
-        print_json({"queue": queue, "type": name, "outcome": change.outcome, "waiting": waiting})
+        document = {"queue": queue, "type": name, "outcome": "done", "waiting": waiting}
+        print_json({**document, "dry_run": dry_run})
+    elif dry_run:
+        print_line(
+            f"{name}: would be resumed in queue {queue}; {plural(waiting, 'task')} set aside"
+        )
     else:
         print_line(f"{name}: resumed in queue {queue}; {plural(waiting, 'task')} waited")

@@ -165,7 +165,7 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
         _gauge("qsync_servers_running", "Worker processes started (per worker).", len(started)),
         _gauge("qsync_slots", "Tasks that can run concurrently.", slots),
         _gauge("qsync_event_loop_blocked_seconds", blocked_help, blocked_s),
-        _build(),
+        _build({server.app_version for server in started} or {""}),
     ]  # fmt: skip
 
 
@@ -212,12 +212,14 @@ def _optional_gauge(name: str, text: str, value: float | None) -> GaugeMetricFam
     return GaugeMetricFamily(name, text) if value is None else _gauge(name, text, value)
 
 
-def _build() -> GaugeMetricFamily:
+def _build(app_versions: Iterable[str]) -> GaugeMetricFamily:
     build = GaugeMetricFamily(
-        "qsync_build_info", "1; the labels are the versions of qsync and of Python.",
-        labels=["version", "python"],
-    )  # fmt: skip
-    build.add_metric([__version__, platform.python_version()], 1)
+        "qsync_build_info",
+        "1; the labels are the versions of qsync, of Python and of the program.",
+        labels=["version", "python", "app_version"],
+    )
+    for app_version in sorted(app_versions):
+        build.add_metric([__version__, platform.python_version(), app_version], 1)
     return build
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ from qsync.inspector.event_values import Actor, new_key
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
+from qsync.times import from_us
 
 T = TypeVar("T")
 
@@ -131,6 +133,11 @@ class Base:
     def prefix(self) -> str:
         """Prefix of all keys in the store."""
         return self._globals.prefix
+
+    async def store_time(self) -> datetime:
+        """Return the time of the store's clock, which all times of tasks come from."""
+        now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
+        return from_us(now_us)
 
     def _keys(self, queue: str) -> QueueKeys:
         return QueueKeys(self.prefix, queue)

@@ -7,8 +7,9 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
+from qsync.histogram import HIGH, MEDIAN
 from qsync.inspector.values import Pause
-from qsync.type_counts import OUTCOMES, TypeCounts, quantile
+from qsync.type_counts import OUTCOMES, TypeCounts
 
 Period = Literal["1h", "24h", "7d", "90d"]
 
@@ -148,8 +149,8 @@ def run_stats(counts: TypeCounts) -> RunStats:
         retried=by_outcome["retried"],
         dead=by_outcome["dead"],
         failure_share=failed / (completed + failed) if completed + failed else None,
-        wait_p50=quantile(counts.waits, 0.5),
-        wait_p95=quantile(counts.waits, 0.95),
-        run_p50=quantile(counts.runs, 0.5),
-        run_p95=quantile(counts.runs, 0.95),
+        wait_p50=counts.waits.quantile(MEDIAN),
+        wait_p95=counts.waits.quantile(HIGH),
+        run_p50=counts.runs.quantile(MEDIAN),
+        run_p95=counts.runs.quantile(HIGH),
     )

@@ -46,6 +46,8 @@ class ServerHealth(msgspec.Struct, frozen=True):
     tasks: int = 0
     """Number of tasks started so far."""
     concurrency: int = 0
+    app_version: str = ""
+    """Version of the program; empty if it is not set."""
     blocked_s: float = 0.0
     """Time for which the event loop has been blocked; 0: it is not blocked."""
     blocked_in: str = ""
@@ -117,6 +119,7 @@ class HealthProbe:
             running=self._capacity.running,
             tasks=self._capacity.started_total,
             concurrency=self._config.concurrency,
+            app_version=self._config.version or "",
             blocked_s=round(blocked_s, 1) if blocked else 0.0,
             blocked_in=_place(self._watchdog.thread) if blocked else "",
             away=away,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from qsync.type_counts import BOUNDS as BOUNDS
+from qsync.histogram import BOUNDS as BOUNDS
 from qsync.type_counts import OUTCOMES as OUTCOMES
 from qsync.type_rolls import OTHER as OTHER
 

@@ -19,6 +19,7 @@ from qsync.broker import type_stats_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.errors import QsyncError
+from qsync.histogram import Histogram
 from qsync.keys import QueueKeys
 from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
@@ -239,6 +240,11 @@ def _difference(row: TypeCounts, base: TypeCounts | None) -> TypeCounts:
     return TypeCounts(
         row.started - base.started,
         [now - before for now, before in zip(row.outcomes, base.outcomes, strict=True)],
-        [now - before for now, before in zip(row.waits, base.waits, strict=True)],
-        [now - before for now, before in zip(row.runs, base.runs, strict=True)],
+        _new_counts(row.waits, base.waits),
+        _new_counts(row.runs, base.runs),
     )
+
+
+def _new_counts(histogram: Histogram, base: Histogram) -> Histogram:
+    counts = {cell: n - base.cells.get(cell, 0) for cell, n in histogram.cells.items()}
+    return Histogram({cell: n for cell, n in counts.items() if n})

@@ -6,14 +6,14 @@ tasks every few microseconds. (RunMetrics times each run, for metrics.) All on t
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from qsync.histogram import Histogram
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 from qsync.slow_runs import DaySlowest, SlowRun
-from qsync.type_counts import BOUNDS, OUTCOMES, TypeCounts
+from qsync.type_counts import OUTCOMES, TypeCounts
 from qsync.type_rolls import OTHER
 from qsync.version import __version__
 
@@ -79,14 +79,14 @@ class TypeTally:
                 continue
             message = leased.message
             row = rows.get(message.type) or _new_row(rows, message.type)
-            row.runs[bisect_left(BOUNDS, ended_s - leased.begun_s)] += 1
+            row.runs.count(ended_s - leased.begun_s)
             if leased.failure.attempts or leased.crashes:
                 continue
             due_us = leased.since_us or (
                 message.enqueued_at_us if message.options is None else message.due_us
             )
             began_us = queue.store_now_us + (leased.begun_s - queue.store_now_read_at) * 1e6
-            row.waits[bisect_left(BOUNDS, (began_us - due_us) / 1e6)] += 1
+            row.waits.count((began_us - due_us) / 1e6)
 
     def slowest(self, queue: str) -> DaySlowest:
         """Return the slowest completed runs of a queue."""
@@ -112,8 +112,8 @@ class TypeTally:
                 _new_row(rows, type)
             for type, row in rows.items():
                 started = row.ended + running.pop(type, 0)
-                copy = TypeCounts(started, [*row.outcomes], [*row.waits], [*row.runs])
-                counts[queue.name, type] = copy
+                waits, runs = Histogram({**row.waits.cells}), Histogram({**row.runs.cells})
+                counts[queue.name, type] = TypeCounts(started, [*row.outcomes], waits, runs)
             if running:
                 counts[queue.name, OTHER].started += running.total()
         return counts

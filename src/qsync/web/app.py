@@ -130,6 +130,9 @@ ACTIONS: Final[dict[str, View]] = {
     "/schedule/backfill": schedule_runs.backfill,
 }
 
+WITHOUT_TIMES: Final = {search.show_keys, monitoring.metrics, monitoring.health}
+"""Views that need no clock: they answer without the store, or say that it is away."""
+
 STATIC: Final = {
     "style.css": "text/css",
     "script.js": "text/javascript",
@@ -334,6 +337,8 @@ def _bind(site: Site, view: Callable[..., Awaitable[Response]]) -> Any:
     async def answer(request: Request, *args: Any) -> Response:
         site.sampler.start()
         try:
+            if view not in WITHOUT_TIMES:
+                await site.follow_clock()
             return await view(site, request, *args)
         except QsyncError as error:
             return _failed(site, request, error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
+from qsync import store_clock
 from qsync.errors import ConfigError
 from qsync.inspector import Explanation, OperatorEvent, TaskDetail
 from qsync.state import TaskState
@@ -93,7 +94,7 @@ def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) ->
     """Return the attempt that runs, or the one that completed; None without one."""
     row = task.row
     if row.state is TaskState.ACTIVE and explanation.since is not None:
-        begun, now = explanation.since, datetime.now(UTC)
+        begun, now = explanation.since, store_clock.now()
         return AttemptBar(task.attempt, "running", begun, row.server or "", "",
                    _between(ready, begun), _between(begun, now))  # fmt: skip
     if row.state is TaskState.COMPLETED and task.begun_at is not None:

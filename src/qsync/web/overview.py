@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qsync import store_clock
 from qsync.inspector import Day, MissedRun, QueueInfo
 from qsync.state import TaskState
 from qsync.web.charts import PER_SECOND, SECONDS, BarChart, LineChart, bar_chart, line_chart
@@ -63,7 +64,7 @@ async def show(site: Site, request: Request) -> Response:
 async def _missed(site: Site, queues: Sequence[QueueInfo]) -> list[MissedRun]:
     """Return the schedules that missed their last tick within a day."""
     runs = await site.inspector.missed_runs([info.name for info in queues])
-    since = datetime.now(UTC) - MISSED_FOR
+    since = store_clock.now() - MISSED_FOR
     return [run for run in runs if run.tick > since]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from qsync import codec
+from qsync import codec, store_clock
 from qsync.inspector import Inspector
 from qsync.phrase import Phrase
 from qsync.state import TaskState
@@ -41,11 +43,23 @@ REFRESH_S: Final = 5
 """Interval between two refreshes of an open page."""
 
 
+CLOCK_S: Final = 10.0
+"""Time for which the difference of the two clocks is taken as known."""
+
+
 class Flash(msgspec.Struct, frozen=True, array_like=True):
     """A message that the next page shows once."""
 
     text: str
     good: bool = True
+
+
+@dataclass
+class Clock:
+    """How far the store's clock is ahead, and when that was read, by time.monotonic."""
+
+    ahead_s: float = 0.0
+    read_at: float = -math.inf
 
 
 def make_environment() -> Environment:
@@ -92,6 +106,8 @@ class Site:
 
     others: Mapping[str, str] = field(default_factory=dict)
     """All sites of the dashboard if there are several: their names and paths."""
+
+    _clock: Clock = field(default_factory=Clock)
 
     @cached_property
     def _base(self) -> Mapping[str, Any]:
@@ -172,6 +188,14 @@ class Site:
             request, "confirm", title=title, text=text, button=button, back=back, kept=hidden,
             items=items, target=request.url.path, danger=danger,
         )  # fmt: skip
+
+    async def follow_clock(self) -> None:
+        """Count times from the store's clock while this request is answered."""
+        asked = time.monotonic()
+        if asked - self._clock.read_at > CLOCK_S:
+            self._clock.ahead_s = store_clock.ahead(await self.inspector.store_time())
+            self._clock.read_at = asked
+        store_clock.follow(self._clock.ahead_s)
 
     async def form(self, request: Request) -> Fields:
         """Return the fields of the sent form."""

@@ -8,10 +8,11 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from qsync import store_clock
 from qsync.errors import QsyncError
 from qsync.inspector import Day, Inspector, QueueInfo
 from qsync.state import TaskState
@@ -154,8 +155,7 @@ class Sampler:
 def filled(days: Sequence[Day], count: int = DAYS) -> list[Day]:
     """Return the last `count` days up to today, the latest last; idle days are included."""
     by_day = {day.day: day.counters for day in days}
-    today = max(by_day, default=datetime.now(UTC).date())
-    today = max(today, datetime.now(UTC).date())
+    today = max([store_clock.now().date(), *by_day])
     dates = [today - timedelta(days=back) for back in range(count - 1, -1, -1)]
     return [Day(day=day, counters=by_day.get(day, {})) for day in dates]
 

@@ -8,9 +8,10 @@ docs/design/languages.md has the reasons.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 
+from qsync import store_clock
 from qsync.formatting import (
     Parts,
     duration_parts,
@@ -139,10 +140,10 @@ def coarse(value: float) -> str:
 
 
 def relative(time: datetime | None) -> str:
-    """Return how long ago or in how long a time is, by this machine's clock; empty if unknown."""
+    """Return how long ago or in how long a time is, by the store's clock; empty if unknown."""
     if time is None:
         return ""
-    seconds = (time - datetime.now(UTC)).total_seconds()
+    seconds = (time - store_clock.now()).total_seconds()
     if round(abs(seconds)) < 1:
         return _("now")
     length = _in_units(whole_units(abs(seconds)))

@@ -1,0 +1,29 @@
+"""What the store's clock says, as far as this context knows. Without I/O.
+
+All times in the store come from its clock, so "3 min ago" must count from that clock, not from the
+one of the machine that shows it. Until `follow` is called, both clocks are taken to agree.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Final
+
+_ahead_s: Final[ContextVar[float]] = ContextVar("qsync_store_ahead_s", default=0.0)
+
+
+def now() -> datetime:
+    """Return the present time of the store's clock."""
+    return datetime.fromtimestamp(time.time() + _ahead_s.get(), UTC)
+
+
+def ahead(store_time: datetime) -> float:
+    """Return by how many seconds the store, which has just told its time, is ahead of this host."""
+    return store_time.timestamp() - time.time()
+
+
+def follow(ahead_s: float) -> None:
+    """Let `now` be this many seconds ahead of this machine's clock, in the present context."""
+    _ahead_s.set(ahead_s)
