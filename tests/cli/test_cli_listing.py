@@ -352,6 +352,46 @@ def test_times_count_from_the_clock_of_the_store(
     live.ok("task", "cancel", running)
 
 
+def test_tasks_events_and_runs_are_sorted_by_a_column(live: Live) -> None:
+    async def fail() -> None:
+        async with bed(live.url, live.prefix) as made:
+            await made.dead(Task("b", id="dead", priority=7), error=REFUSED, queue="mail")
+
+    for task in (
+        Task("c", id="old"), Task("a", id="later", delay=600, queue="mail"),
+        Task("a", id="soon", delay=60), Task("z", b"x" * 900, id="big"),
+    ):  # fmt: skip
+        live.enqueue(task)
+    live.do(fail())
+    orders = {
+        "age": "old later soon big dead", "due": "soon later", "ended": "dead", "type": "later soon dead old big",
+        "queue": "big old soon dead later", "attempts": "dead", "priority": "dead", "size": "big",
+    }  # fmt: skip
+    for sort, ids in orders.items():
+        rows = live.ok("task", "list", "--sort", sort, "--json").json["tasks"]
+        assert len(rows) == 5
+        found = [row["id"] for row in rows]
+        assert found[: len(ids.split())] == ids.split(), sort
+    page = live.ok("task", "list", "type:a", "--sort", "due", "-n", "1", "--json").json
+    assert ([row["id"] for row in page["tasks"]], page["cursor"]) == (["soon"], None)
+    assert live.ok("dead", "list", "--sort", "age", "-o", "jsonl").out.count("\n") == 1
+    assert "exclude" in live.refused("task", "list", "--sort", "age", "--cursor", "x", code=2)
+    assert "not one of age" in live.refused("task", "list", "--sort", "x", code=2)
+
+    live.ok("queue", "pause", "mail", "--by", "zoe")
+    live.ok("task", "retry", "later", "soon")
+    events = {
+        sort: [event["action"] for event in live.ok("events", "--sort", sort, "--json").json]
+        for sort in ("time", "number", "by", "action")
+    }
+    assert events["time"][0] == events["number"][0] == "task.retry"
+    assert events["by"][-1] == events["action"][0] == "queue.pause"
+    live.ok("schedule", "put", "s", "note", "--every", "1h", "--queue", "mail")
+    live.ok("schedule", "trigger", "s")
+    for sort in ("tick", "duration", "outcome"):
+        assert len(live.ok("schedule", "history", "s", "--sort", sort, "--json").json) == 1
+
+
 def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
     """Pause, resume, set, reset, schedules, servers: each says what would change, or refuses."""
     [running] = live.enqueue(Task("hold"))

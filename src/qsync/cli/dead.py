@@ -20,6 +20,7 @@ from qsync.cli.options import (
 )
 from qsync.cli.store import open_store
 from qsync.cli.task_list import TaskQuery, list_matching
+from qsync.cli.task_sort import SortTasks
 from qsync.state import TaskState
 
 dead: Final = CommandGroup(
@@ -36,6 +37,7 @@ All = Annotated[
 def list_dead(
     *,
     filters: FilterOptions,
+    sort: SortTasks = None,
     limit: Limit = 50,
     cursor: Cursor = None,
     store: StoreOptions,
@@ -46,7 +48,7 @@ def list_dead(
     For example: qsync dead list --error "no such customer" --newer-than 2h
     """
     _check_state(filters)
-    query = TaskQuery(filters.queue, [TaskState.DEAD], filters.filter, limit, cursor)
+    query = TaskQuery(filters.queue, [TaskState.DEAD], filters.filter, limit, cursor, sort=sort)
     list_matching(query, store, output)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from qsync import store_clock
 from qsync.broker.event_ops import MOST_EVENTS
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import OnlyQueue, StoreOptions, duration_of
+from qsync.cli.options import OnlyQueue, StoreOptions, column_of, duration_of
 from qsync.cli.output import Column, print_line, print_table
 from qsync.cli.store import check_queue, open_store
 from qsync.formatting import local_time
@@ -20,6 +20,15 @@ from qsync.inspector.event_values import ACTIONS
 from qsync.times import MAX_SECONDS
 
 SHOWN: Final = 50
+
+SORTS: Final[dict[str, Callable[[OperatorEvent], Any]]] = {
+    "time": lambda event: -event.at.timestamp(),
+    "by": lambda event: event.by,
+    "action": lambda event: event.action,
+    "queue": lambda event: event.queue or "",
+    "number": lambda event: -event.number,
+}
+"""Sort keys of the list by column; equal ones stay in order of time."""
 
 
 def events(
@@ -50,6 +59,15 @@ def events(
             "--limit", "-n", metavar="N", min=1, max=MOST_EVENTS, help="Show at most N actions."
         ),
     ] = SHOWN,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
+            autocompletion=lambda: list(SORTS),
+            help="Column to sort by: time (latest first), by, action, queue or number (largest "
+            "first).  [default: time]",
+        ),
+    ] = "time",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
@@ -75,6 +93,7 @@ def events(
                     queue=queue, action=action, task=task, since=from_time, limit=limit
                 )
             )
+            events = sorted(events, key=SORTS[sort])
             output.print_rows(events, lambda whole: _print(events, whole=whole))
 
         output.repeat(show)

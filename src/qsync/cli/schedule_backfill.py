@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from qsync.cli.command import USAGE, exit_with
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import Json, OnlyQueue, StoreOptions, Yes, moment_of
+from qsync.cli.options import Json, OnlyQueue, StoreOptions, Yes, column_of, moment_of
 from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import confirm
 from qsync.cli.schedule import Name, queue_of_schedule
@@ -17,13 +18,33 @@ from qsync.cli.schedule import schedule as schedule
 from qsync.cli.schedule_runs import print_runs
 from qsync.cli.store import open_store
 from qsync.formatting import plural
-from qsync.inspector import Backfill
+from qsync.inspector import Backfill, ScheduleRun
+
+RUN_SORTS: Final[dict[str, Callable[[ScheduleRun], Any]]] = {
+    "tick": lambda run: -run.tick.timestamp(),
+    "duration": lambda run: -(run.duration or 0.0),
+    "outcome": lambda run: (run.outcome, -run.tick.timestamp()),
+}
+"""Sort keys of the history by column."""
 
 
 @schedule.command()
 def history(
-    *, name: Name, queue: OnlyQueue = None, store: StoreOptions, output: OutputOptions
-) -> None:
+    *,
+    name: Name,
+    queue: OnlyQueue = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", metavar="COLUMN", parser=column_of(RUN_SORTS), show_default=False,
+            autocompletion=lambda: list(RUN_SORTS),
+            help="Column to sort by: tick (latest first), duration (longest first) or outcome.  "
+            "[default: tick]",
+        ),
+    ] = "tick",
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:  # fmt: skip
     """Show the last 20 runs of a schedule: when, how they were made and ended, and missed ticks.
 
     For example: qsync schedule history nightly_report
@@ -33,6 +54,7 @@ def history(
 
         def show() -> None:
             runs = session.run(session.inspector.schedule_history(name, queue=owner))
+            runs = sorted(runs, key=RUN_SORTS[sort])
             output.print_rows(runs, lambda whole: print_runs(runs, whole=whole))
 
         output.repeat(show)

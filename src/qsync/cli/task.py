@@ -38,6 +38,7 @@ from qsync.cli.output import escaped_lines, print_json, print_line, print_raw
 from qsync.cli.store import open_store, queue_of, task_missing
 from qsync.cli.task_detail import print_task
 from qsync.cli.task_list import ORDER, TaskQuery, list_matching
+from qsync.cli.task_sort import SortTasks
 from qsync.cli.task_stack import print_stack
 from qsync.formatting import local_time
 from qsync.inspector import Change, Explanation, Inspector, TaskDetail
@@ -67,6 +68,7 @@ def list_tasks(
             show_default=False,
         ),
     ] = None,
+    sort: SortTasks = None,
     limit: Limit = 50,
     cursor: Cursor = None,
     store: StoreOptions,
@@ -83,7 +85,9 @@ def list_tasks(
     if states and filters.states:
         exit_with("--state and state: in the query exclude each other", USAGE)
     states = states or filters.states
-    query = TaskQuery(filters.queue, states or ORDER, filters.filter, limit, cursor, newest_first)
+    query = TaskQuery(
+        filters.queue, states or ORDER, filters.filter, limit, cursor, newest_first, sort
+    )
     list_matching(query, store, output)
 
 

@@ -10,11 +10,13 @@ import typer
 from msgspec import Struct
 
 from qsync import store_clock
+from qsync.cli.command import USAGE, exit_with
 from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
 from qsync.cli.prompts import ProgressLine
 from qsync.cli.store import all_queues, exit_unknown_queue, open_store
+from qsync.cli.task_sort import SORTED_TASKS, first_sorted
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
@@ -56,10 +58,18 @@ class TaskQuery:
     limit: int
     cursor: str | None = None
     newest_first: bool | None = None
+    sort: str | None = None
+
+    def __post_init__(self) -> None:
+        """Exit if options exclude each other."""
+        if self.sort is not None and self.cursor is not None:
+            exit_with("--sort and --cursor exclude each other: a sorted list has one page", USAGE)
+        if self.sort is not None and self.newest_first is not None:
+            exit_with("--sort and --newest-first or --oldest-first exclude each other", USAGE)
 
 
 async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
-    """Return a page of tasks, state by state; exit if there is no such queue."""
+    """Return a page of tasks, state by state or sorted; exit if there is no such queue."""
     counts = await _counts(inspector, query.queue)
     queues_by_state = {
         state: [name for name, states in counts.items() if states.get(state)]
@@ -72,19 +82,22 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
     tasks, scanned, progress = list[TaskRow](), 0, ProgressLine()
     try:
         while states:
+            most = LIMIT if query.sort else min(query.limit - len(tasks), LIMIT)
             page = await inspector.tasks_of(
-                queues_by_state[states[0]], states[0], limit=min(query.limit - len(tasks), LIMIT),
+                queues_by_state[states[0]], states[0], limit=most,
                 cursor=cursor, filter=query.filter, newest_first=query.newest_first,
             )  # fmt: skip
             tasks, scanned, cursor = [*tasks, *page.tasks], scanned + page.scanned, page.cursor
             if cursor is None:
                 states = states[1:]
-            if len(tasks) >= query.limit:
+            if query.sort:
+                tasks = first_sorted(tasks, query.sort, query.limit)
+            if scanned >= SORTED_TASKS if query.sort else len(tasks) >= query.limit:
                 break
             progress.show(f"searched {scanned:,} of {total:,}, {len(tasks):,} match")
     finally:
         progress.clear()
-    end = f"{states[0]}/{cursor or ''}" if states else None
+    end = f"{states[0]}/{cursor or ''}" if states and not query.sort else None
     return Listing(tasks=tasks, total=total, scanned=scanned, cursor=end, queues=len(counts))
 
 
@@ -148,6 +161,8 @@ def print_tasks(listing: Listing, query: TaskQuery, *, whole: bool = False) -> N
     print_table(columns, table, whole=whole)
     if not listing.tasks:
         print_line(f"No tasks match (searched {listing.scanned:,}).")
+    elif query.sort and listing.scanned < listing.total:
+        print_line(f"Sorted among the first {listing.scanned:,} of {listing.total:,} tasks.")
     elif listing.cursor:
         print_line("")
         shown = f"{len(listing.tasks):,} of {listing.total:,}"
