@@ -364,7 +364,8 @@ def test_tasks_events_and_runs_are_sorted_by_a_column(live: Live) -> None:
         live.enqueue(task)
     live.do(fail())
     orders = {
-        "age": "old later soon big dead", "due": "soon later", "ended": "dead", "type": "later soon dead old big",
+        "age": "old later soon big dead", "due": "soon later", "ended": "dead",
+        "type": "later soon dead old big",
         "queue": "big old soon dead later", "attempts": "dead", "priority": "dead", "size": "big",
     }  # fmt: skip
     for sort, ids in orders.items():

@@ -43,7 +43,7 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
     out = worker.out()
     [id] = set(re.findall(r"ERROR 1 qsync.server: task (\S+) of type render.pdf .* is dead", out))
     lines = out.splitlines()
-    held = [line for line in lines if " on queue default are released: 1 tasks" in line]
+    held = [line for line in lines if " on queue default are released: 1 task" in line]
     assert len(held) == 3
     assert all(f": {id} (render.pdf" in line for line in held)
     back = [line for line in lines if "tasks of servers that died" in line]

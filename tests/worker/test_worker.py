@@ -245,7 +245,7 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         [(pid, _)] = worker.wait_history("begin")
         killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: "are released: 1 tasks" in worker.out(), timeout=1)
+        wait_until(lambda: "are released: 1 task" in worker.out(), timeout=1)
         _, (other, began) = worker.wait_history("begin", 2)
         figure = f"{processes} processes: started again after {1000 * (began - killed):.0f} ms"
         print(f"\n{figure}")  # noqa: T201 - for `pytest -s`

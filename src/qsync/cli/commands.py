@@ -39,7 +39,7 @@ HIDDEN: Final[dict[str, str]] = {
 COMMANDS: Final[dict[str, dict[str, str | None]]] = {
     "worker": {"epilog": None},
     "dashboard": {"epilog": None},
-    "stats": {"short_help": "Show the tasks and counters of queues."},
+    "stats": {"short_help": "Show what needs attention, and the tasks of queues."},
     "top": {"short_help": "Watch queues, servers and running tasks."},
     "events": {"short_help": "Show who changed what, and when."},
     "doctor": {"epilog": None, "short_help": "Check whether the store is fit for the queue."},

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from qsync.web.language import current
-from qsync.web.translation import _, count, duration, marked, short_count
+from qsync.web.translation import _, count, duration, marked, seconds, short_count
 
 WIDTH: Final = 300
 HEIGHT: Final = 100
@@ -18,7 +18,7 @@ STEPS: Final = 60
 """Largest number of steps of a line chart whose values are shown on their own."""
 
 PER_SECOND: Final = marked("%(number)s/s")
-SECONDS: Final = marked("%(number)s s")
+SECONDS: Final = "s"
 NO_UNIT: Final = "%(number)s"
 """Units of line charts."""
 
@@ -90,20 +90,20 @@ def line_chart(
     at the right. `interval_s` is the time between two values, in seconds.
     """
     numbers = [value for *_name, values in series for value in values if value is not None]
-    top = ceiling(max(numbers, default=0.0))
+    top = (time_ceiling if unit is SECONDS else ceiling)(max(numbers, default=0.0))
     room = width or max((len(values) for *_name, values in series), default=0)
     lines = []
     for name, css, values in series:
         latest = next((value for value in reversed(values) if value is not None), None)
-        now = _("no data yet") if latest is None else _(unit, number=short_count(latest))
+        now = _("no data yet") if latest is None else _text(unit, latest)
         lines.append(Line(name, css, path_of(values, top, room), now))
     latest_values = ", ".join(f"{line.name} {line.now}" for line in lines)
-    scale_end = _(unit, number=short_count(top))
+    scale_end = _text(unit, top)
     label = _(
         "%(title)s: now %(values)s; the scale ends at %(top)s",
         title=title, values=latest_values, top=scale_end,
     )  # fmt: skip
-    half = _(unit, number=short_count(top / 2))
+    half = _text(unit, top / 2)
     steps = _steps(series, room, unit, interval_s)
     return LineChart(title, scale_end, half, lines, steps, begins, label)
 
@@ -127,13 +127,18 @@ def _steps(
 @lru_cache(maxsize=8192)
 def _value_text(language: str, unit: str, value: float) -> str:
     """Return a value in the current language. Cached, since a page has a thousand values."""
-    return _(unit, number=short_count(value))
+    return _text(unit, value)
+
+
+def _text(unit: str, value: float) -> str:
+    """Return a value with its unit; a time in its largest two units."""
+    return seconds(value) if unit is SECONDS else _(unit, number=short_count(value))
 
 
 @lru_cache(maxsize=1024)
-def _ago(language: str, seconds: float) -> str:
+def _ago(language: str, since_s: float) -> str:
     """Return how long ago a step was, in the current language. Cached."""
-    return _("%(length)s ago", length=duration(seconds)) if seconds else _("now")
+    return _("%(length)s ago", length=duration(since_s)) if since_s else _("now")
 
 
 def path_of(values: Values, top: float, room: int = 0) -> str:
@@ -181,6 +186,20 @@ def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart
 
 def _y(value: float, top: float) -> float:
     return HEIGHT - value / top * HEIGHT
+
+
+TIMES_S: Final = (
+    60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 43_200, 86_400, 172_800, 345_600,
+    604_800,
+)  # fmt: skip
+"""Ends of scales of time over a minute: they and their halves are round."""
+
+
+def time_ceiling(seconds: float) -> float:
+    """Return the next round time, whose half is round, too: 50 s, 1 min, 2 min, 5 min, ..., 7 d."""
+    if seconds <= 50:
+        return ceiling(seconds)
+    return next((float(end) for end in TIMES_S if seconds <= end), ceiling(seconds))
 
 
 def ceiling(value: float) -> float:

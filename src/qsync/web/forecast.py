@@ -26,6 +26,9 @@ FAR_S: Final = 7 * 86_400.0
 LARGE: Final = 100
 """Backlog above which a growing queue is a problem."""
 
+MANY: Final = 20
+MOST_FAIL: Final = 0.5
+"""Number and share of failed attempts above which a queue has a problem."""
 
 STANDSTILL: Final = 0
 LOSSES: Final = 1
@@ -95,11 +98,28 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
             latency=coarse(info.latency), target=coarse(info.latency_target),
         )  # fmt: skip
         problems.append(_on_queue(info, text)._replace(rank=LATE))
+    if died is None and (text := _failing(recent)):
+        problems.append(Problem(info.name, text, "/errors", rank=LATE))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
         text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))
         problems.append(_on_queue(info, text))
     return problems
+
+
+def _failing(recent: Sequence[Figures]) -> str:
+    """Return that most attempts fail, as while an API is down and tasks are retried."""
+    failed, completed = (
+        sum(getattr(each, name) for each in recent) for name in ("failed", "completed")
+    )
+    ended = failed + completed
+    if failed < MANY or failed < MOST_FAIL * ended:
+        return ""
+    return ngettext(
+        "%(failed)s of %(num)s attempt failed in the last %(window)s.",
+        "%(failed)s of %(num)s attempts failed in the last %(window)s.",
+        ended, failed=failed, window=coarse(WINDOW_S),
+    )  # fmt: skip
 
 
 def _died(died: Died, errors: int | None) -> str:

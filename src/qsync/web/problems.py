@@ -90,16 +90,19 @@ async def unhandled_of(
 
 
 async def _waiting_of(site: Site, queue: str, type: str) -> str:
-    """Return how many tasks of a type wait, among the first thousand or so of the queue."""
-    number, cursor = 0, None
-    for _step in range(COUNT_STEPS):
-        step = await site.inspector.count_matching(
-            queue, TaskState.SCHEDULED, Filter(type=type), cursor=cursor
-        )
-        number, cursor = number + step.done, step.cursor
-        if cursor is None:
-            return count(number)
-    return f"{count(number)}+"
+    """Return how many tasks of a type wait, among the first thousand or so of each state."""
+    number, is_whole = 0, True
+    for state in (TaskState.SCHEDULED, TaskState.PENDING):
+        cursor: str | None = None
+        for _step in range(COUNT_STEPS):
+            step = await site.inspector.count_matching(
+                queue, state, Filter(type=type), cursor=cursor
+            )
+            number, cursor = number + step.done, step.cursor
+            if cursor is None:
+                break
+        is_whole = is_whole and cursor is None
+    return count(number) + ("" if is_whole else "+")
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:

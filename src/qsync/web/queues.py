@@ -59,7 +59,7 @@ async def show(site: Site, request: Request) -> Response:
     return site.page(
         request, "queue", info=info, charts=charts, has_data=has_data,
         days=day_charts(info.days, days),
-        inside=inside, most=SHARES, term=term_of,
+        inside=inside, unhandled=fleet.unknown_types.get(name, ()), most=SHARES, term=term_of,
         actions=await last_actions(site, name),
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],
         minutes=site.sampler.minutes,

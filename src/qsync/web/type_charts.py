@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from qsync.inspector import RunStats, ServerInfo, TypePoint, TypeStats
-from qsync.web.charts import HEIGHT, WIDTH, Line, Values, ceiling, path_of
+from qsync.web.charts import HEIGHT, WIDTH, Line, Values, ceiling, path_of, time_ceiling
 from qsync.web.translation import _, count, day_and_month, marked, seconds
 
 DAYS: Final = ("7d", "90d")
@@ -136,7 +136,7 @@ def _chart(
     rows = [[_value(point, read, empty) for point in stats.points] for *_names, read in readings]
     earlier = [[_value(point, read, empty) for point in stats.before] for *_n, read in readings]
     numbers = [value for row in (*rows, *earlier) for value in row if value is not None]
-    top = ceiling(max(numbers, default=0.0))
+    top = (time_ceiling if text is seconds else ceiling)(max(numbers, default=0.0))
     lines = [
         Line(_(name), css, path_of(row, top), _latest(row, text))
         for (name, css, _read), row in zip(readings, rows, strict=True)

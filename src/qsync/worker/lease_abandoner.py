@@ -19,6 +19,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch, StoreUnavailable
+from qsync.formatting import plural
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.server.crash_log import listed, name_of
 from qsync.server.outage_log import Outage
@@ -173,8 +174,8 @@ class LeaseAbandoner:
     def _done(self, job: _Job) -> None:
         if job.keys and job.found and not (job.first and job.first.found):
             log.warning(
-                "server %s died; its leases on queue %s are released: %d tasks%s",
-                job.server_id, job.keys.queue, job.found,
+                "server %s died; its leases on queue %s are released: %s%s",
+                job.server_id, job.keys.queue, plural(job.found, "task"),
                 listed(job.names or [], job.found),
             )  # fmt: skip
         self._remove(job)
