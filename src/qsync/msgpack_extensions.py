@@ -71,6 +71,16 @@ FORMS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]]
     **{one.__name__.lower(): (one, str, one) for one in _IP},
 }
 _CONTAINERS: Final = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+_DATA: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(FORMS, (str,)),
+    "datetime": (str, list),
+    "time": (str, list),
+    "timedelta": (list,),
+    "bytearray": (bytes,),
+    **dict.fromkeys(_CONTAINERS, (list,)),
+}
+"""Types of the data of each name. Constructors accept more: `bytearray(n)` takes n bytes."""
+
 _NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
     cls: name for name, cls in _CONTAINERS.items()
 }
@@ -248,7 +258,7 @@ def unsupported_reason(value: object) -> str:
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Callable[[bytes], Any]
+_decode: Callable[[memoryview], Any]
 
 
 def _ext(name: str | None, data: Any) -> Any:
@@ -259,12 +269,13 @@ def revive(code: int, data: memoryview) -> Any:
     """Return the value of an extension; an unknown one stays an Ext. ValueError on invalid data."""
     if code != CODE:
         return Ext(code, bytes(data))
-    inner = _decode(bytes(data))
+    inner = _decode(data)  # not a copy: each level of nesting would hold one
     failed = f"msgpack extension {CODE} holds no value that this version knows"
     try:
         name, content = inner
-        make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
-        return make(content)
+        if type(content) in _DATA[name]:
+            make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
+            return make(content)
     except (TypeError, ValueError, ArithmeticError, LookupError):
         pass  # raise outside of `except`: the error's text may quote the value
     raise ValueError(failed)
