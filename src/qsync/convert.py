@@ -230,8 +230,7 @@ def _revive(cls: type, value: Any) -> Any:
     if _is_pydantics(cls):  # e.g. in a field of a dataclass
         return _validator(cls)(value)
     name = cls.__qualname__ or cls.__name__
-    msg = f"Expected `{name}`, got `{type(value).__name__}`"
-    raise ValueError(msg)
+    raise ValueError(f"Expected `{name}`, got `{type(value).__name__}`")
 
 
 def _constructed(cls: type, text: str) -> Any:

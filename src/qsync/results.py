@@ -92,8 +92,7 @@ def decode_result(record: Result) -> Any:
     try:
         return codec.decode(record.value)
     except codec.CodecError as error:
-        msg = f"the task is done, but its result cannot be read: {error}"
-        raise QsyncError(msg) from error
+        raise QsyncError(f"the task is done, but its result cannot be read: {error}") from error
 
 
 def decoder_of(type: Any) -> Callable[[Result], Any]:

@@ -31,6 +31,17 @@ MAX_MESSAGE: Final = 2000
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """The parser's base class of errors in arguments, which typer exports by its subclasses alone."""
 
+
+def option(*names: str, **settings: Any) -> Any:
+    """Return an option whose help says itself what its default is."""
+    return typer.Option(*names, show_default=False, show_envvar=False, **settings)
+
+
+def argument(**settings: Any) -> Any:
+    """Return an argument whose help says itself what its default is."""
+    return typer.Argument(show_default=False, show_envvar=False, **settings)
+
+
 _path: ContextVar[str] = ContextVar("path", default="qsync")
 
 

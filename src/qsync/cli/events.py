@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from qsync.broker.event_ops import MOST_EVENTS
+from qsync.cli.command import option
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import OnlyQueue, StoreOptions, duration_of
 from qsync.cli.output import Column, print_line, print_table
@@ -24,25 +25,15 @@ SHOWN: Final = 50
 def events(
     *,
     queue: OnlyQueue = None,
-    action: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ACTION", show_default=False,
-            help="Only this action, e.g. queue.pause, or all of a kind, e.g. queue.",
-            autocompletion=lambda: list(ACTIONS),
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Only actions on this task.", show_default=False),
-    ] = None,
-    since: Annotated[
-        float | None,
-        typer.Option(
-            parser=duration_of, metavar="AGE", show_default=False,
-            help="Only actions less than AGE ago, e.g. 90s, 15m, 2h.",
-        ),
-    ] = None,
+    action: Annotated[str | None, option(
+        metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action, e.g. "
+        "queue.pause, or all of a kind, e.g. queue.",
+    )] = None,
+    task: Annotated[str | None, option(metavar="ID", help="Only actions on this task.")] = None,
+    since: Annotated[float | None, option(
+        parser=duration_of, metavar="AGE", help="Only actions less than AGE ago, e.g. 90s, 15m, "
+        "2h.",
+    )] = None,
     limit: Annotated[
         int,
         typer.Option(

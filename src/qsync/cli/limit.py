@@ -10,9 +10,9 @@ import msgspec
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import USAGE, CommandGroup, exit_with
+from qsync.cli.command import USAGE, CommandGroup, argument, exit_with, option
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import By, Cursor, Json, StoreOptions, column_of, duration_of
+from qsync.cli.options import By, Cursor, Json, StoreOptions, duration_of, queue_option, sort_option
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
 from qsync.cli.store import check_queue, open_store
@@ -34,44 +34,20 @@ SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
 }
 """Sort keys of the list by column."""
 
-LimitQueue = Annotated[
-    str,
-    typer.Option(
-        "--queue", "-q", metavar="NAME", help="Queue of the limit.",
-        autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+LimitQueue = Annotated[str, queue_option("Queue of the limit.")]
 
-LimitName = Annotated[
-    str,
-    typer.Argument(
-        metavar="LIMIT", help="A name, or one value of it: customer, customer:42.",
-        show_default=False,
-    ),
-]  # fmt: skip
+LimitName = Annotated[str, argument(
+    metavar="LIMIT", help="A name, or one value of it: customer, customer:42.",
+)]  # fmt: skip
 
-Rate = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Number of starts per --per.", show_default=False),
-]
-Per = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
-        show_default=False,
-    ),
-]  # fmt: skip
-Burst = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Starts allowed at once after idling.  [default: a tenth of --rate]",
-        show_default=False,
-    ),
-]  # fmt: skip
-Concurrency = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Tasks that run at the same time.", show_default=False),
-]
+Rate = Annotated[int | None, option(metavar="N", help="Number of starts per --per.")]
+Per = Annotated[float | None, option(
+    parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
+)]  # fmt: skip
+Burst = Annotated[int | None, option(
+    metavar="N", help="Starts allowed at once after idling.  [default: a tenth of --rate]",
+)]  # fmt: skip
+Concurrency = Annotated[int | None, option(metavar="N", help="Tasks that run at the same time.")]
 
 
 @limit.command("list")
@@ -84,15 +60,10 @@ def list_limits(
         ),
     ] = "default",
     cursor: Cursor = None,
-    sort: Annotated[
-        str,
-        typer.Option(
-            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-            autocompletion=lambda: list(SORTS),
-            help="Column to sort this page by: name, or used or waiting (most first).  "
-            "[default: name]",
-        ),
-    ] = "name",
+    sort: Annotated[str, sort_option(
+        SORTS,
+        "Column to sort this page by: name, or used or waiting (most first).  [default: name]",
+    )] = "name",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, exit_with, option
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import Json, OnlyQueue, StoreOptions, Yes, moment_of
 from qsync.cli.output import print_json, print_line
@@ -42,21 +42,14 @@ def history(
 def backfill(
     *,
     name: Name,
-    start: Annotated[
-        datetime | None,
-        typer.Option(
-            "--from", parser=moment_of, metavar="TIME", show_default=False,
-            help="First tick, e.g. 2026-11-01T00:00 in the local time zone, or with +03:00. "
-            "Required.",
-        ),
-    ] = None,
-    end: Annotated[
-        datetime | None,
-        typer.Option(
-            "--to", parser=moment_of, metavar="TIME", show_default=False,
-            help="End of the interval: ticks before this time. Required.",
-        ),
-    ] = None,
+    start: Annotated[datetime | None, option(
+        "--from", parser=moment_of, metavar="TIME", help="First tick, e.g. 2026-11-01T00:00 in "
+        "the local time zone, or with +03:00. Required.",
+    )] = None,
+    end: Annotated[datetime | None, option(
+        "--to", parser=moment_of, metavar="TIME", help="End of the interval: ticks before this "
+        "time. Required.",
+    )] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count the ticks; enqueue nothing.")
     ] = False,

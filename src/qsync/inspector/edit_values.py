@@ -37,8 +37,7 @@ def payload_as_json(payload: bytes, *, is_value: bool) -> str:
     if not is_value:
         text = payload.decode(errors="replace")
         if text.encode() != payload or not all(c.isprintable() or c in "\n\t" for c in text):
-            problem = phrase("The payload is binary data, which cannot be edited as text.")
-            raise InvalidTask(problem)
+            raise InvalidTask(phrase("The payload is binary data, which cannot be edited as text."))
         return text
     value = codec.decode(payload)
     try:
@@ -47,10 +46,9 @@ def payload_as_json(payload: bytes, *, is_value: bool) -> str:
     except (msgspec.MsgspecError, TypeError, RecursionError) as error:
         place = f": {error}"
     if place is not None:
-        problem = phrase(
-            "The payload has values that JSON cannot carry: payload%(where)s.", where=place
+        raise InvalidTask(
+            phrase("The payload has values that JSON cannot carry: payload%(where)s.", where=place)
         )
-        raise InvalidTask(problem)
     text = msgspec.json.format(data, indent=2).decode()
     return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
 
@@ -145,12 +143,13 @@ def with_edit(
             break
         edits = edits[1:]
         if not edits:
-            text = phrase(
-                "The former payload of %(size)s bytes is too large to be kept in the task. Make a "
-                "copy with the new payload instead.",
-                size=len(message.payload),
+            raise InvalidTask(
+                phrase(
+                    "The former payload of %(size)s bytes is too large to be kept in the task. "
+                    "Make a copy with the new payload instead.",
+                    size=len(message.payload),
+                )
             )
-            raise InvalidTask(text)
     return msgspec.structs.replace(message, payload=data, is_value=is_value, options=changed)
 
 

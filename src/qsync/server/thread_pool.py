@@ -117,8 +117,7 @@ class ThreadPool:
         Raises RuntimeError if the pool is closed, or if no thread runs and none can be started.
         """
         if self._closed:
-            msg = "the pool of threads is closed"
-            raise RuntimeError(msg)
+            raise RuntimeError("the pool of threads is closed")
         future = self._loop.create_future()
         call = _Call(partial(context.run, function, *args, **kwargs), future, claim)
         self._calls[future] = call

@@ -289,8 +289,7 @@ def _parsed(query: Query, name: str, kind: Callable[[str], T], fits: Callable[[T
     except ValueError:
         value = None
     if value is None or not fits(value):
-        msg = f"{name}: {ascii(query[name])[:80]} is not a positive number"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {ascii(query[name])[:80]} is not a positive number")
     return value
 
 
