@@ -110,8 +110,8 @@ class ThreadPool:
         """Call the function in a thread and within the context; return a future of its result.
 
         The thread first asks `claim` whether the task may still start; if not, the future fails
-        with NotBegun. Any exception of the function becomes the future's, even SystemExit and
-        KeyboardInterrupt. A future cannot carry StopIteration; that becomes the cause of a
+        with HandlerNotStarted. Any exception of the function becomes the future's, even SystemExit
+        and KeyboardInterrupt. A future cannot carry StopIteration; that becomes the cause of a
         RuntimeError.
 
         Raises RuntimeError if the pool is closed, or if no thread runs and none can be started.
