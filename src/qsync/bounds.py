@@ -142,9 +142,10 @@ class OperatorBounds(msgspec.Struct, frozen=True, kw_only=True):
 class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a queue, and how close it is to them.
 
-    program   bounds that the program gives by `app.queue`; None without operator  bounds that
-    override these; None without waiting   number of tasks that wait bytes     size of all messages;
-    None while no bound needs it
+    program   bounds that the program gives by `app.queue`; None without
+    operator  bounds that override these; None without
+    waiting   number of tasks that wait
+    bytes     size of all messages; None while no bound needs it
     """
 
     program: Bounds | None = None
