@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from qsync.formatting import hide_credentials
 from qsync.worker.logs import escape
 
 NOT_DONE: Final = 1
@@ -63,7 +64,9 @@ def exit_with(message: str, code: int = NOT_DONE) -> NoReturn:
 
 def print_problem(message: str) -> None:
     """Print one line that says what went wrong and what to do."""
-    shown = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+    shown = hide_credentials(message[: 4 * MAX_MESSAGE])
+    if len(shown) > MAX_MESSAGE:
+        shown = f"{shown[:MAX_MESSAGE]}…"
     typer.echo(f"{command_path()}: {escape(shown)}", err=True)
 
 

@@ -153,6 +153,8 @@ def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
     others: dict[str, Connections] = {}
     for text in texts:
         place, _, url = text.partition("@")
+        if re.search("[:/?]", place):  # the text is not shown: it may contain a password
+            exit_with("--also: give the name of a prefix before a URL: [NAME=]PREFIX@URL", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
         if name in (first.prefix, *others):
@@ -277,8 +279,8 @@ def _serve(
 def _load(target: str) -> Any:
     """Return the function MODULE:FUNCTION; the working directory is searched first."""
     module, _, attribute = target.partition(":")
-    if not module or not attribute:
-        exit_with(f"--mask {target}: not of the form MODULE:FUNCTION", USAGE)
+    if not module or not attribute or "@" in target or "/" in target:
+        exit_with("--mask: not of the form MODULE:FUNCTION", USAGE)  # it may contain a password
     folder = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if folder not in sys.path:
         sys.path.insert(0, folder)

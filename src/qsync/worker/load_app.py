@@ -27,6 +27,8 @@ def load(target: str) -> Qsync:
     The attribute may contain dots; it is an app, or a function without parameters that returns one.
     Raises TargetError; its cause is the exception of the user's code, if there was one.
     """
+    if "@" in target or "://" in target:  # the target is not shown: it may contain a password
+        raise TargetError("a URL is not an app; give MODULE:APP here, and the URL as --url")
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
         raise TargetError(f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app")
