@@ -208,6 +208,8 @@ def _check_info(info: Any, seen: set[Any]) -> None:
 
 def _no_type(cls: type) -> str:
     text = f"{cls.__qualname__} is not a type that can be made from a payload"
+    if msgpack_extensions.is_model(cls):
+        return f"{text}; annotate the type of its primary key, and read the object in the task"
     bases: Iterator[type] = (
         parent for parent in cls.__mro__ if parent in msgpack_extensions.CARRIED
     )

@@ -239,6 +239,11 @@ _AS_BASE: Final[dict[type, str]] = {
 """Code that converts a value of a subclass to its base class where `base(value)` does not."""
 
 
+def is_model(cls: type) -> bool:
+    """Return whether a class is a model of Django, which tasks should take by its primary key."""
+    return hasattr(cls, "_meta") and hasattr(cls, "pk")
+
+
 def unsupported_reason(value: object) -> str:
     """Return why msgpack cannot carry a value, and what to give instead."""
     cls = type(value)
@@ -251,6 +256,10 @@ def unsupported_reason(value: object) -> str:
             )
     if hasattr(cls, "item") and hasattr(cls, "dtype"):
         return f"a value of type {name} cannot be carried; give value.item() or value.tolist()"
+    if is_model(cls) or name == "SimpleLazyObject":  # Django's request.user is one
+        return f"a value of type {name} cannot be carried; give its primary key, value.pk"
+    if cls.__name__ == "__proxy__":  # a lazy translation of Django
+        return "a lazy text cannot be carried; give str(value)"
     return (
         f"a value of type {name} cannot be carried; give builtin values, or a dataclass, and "
         "annotate it"

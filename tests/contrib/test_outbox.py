@@ -519,7 +519,7 @@ def test_old_rows_are_logged(
     make_old(engine, outbox)
     with outbox.relay(engine) as relay:
         wait_until(lambda: relay.backlog is not None)
-    assert "1 rows wait in the outbox, the oldest for 12" in caplog.text
+    assert "waiting in the outbox: 1 row, the oldest for 12" in caplog.text
 
 
 def test_pauses_grow_while_the_store_is_away() -> None:
