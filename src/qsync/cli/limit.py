@@ -158,6 +158,34 @@ def _with_options(message: str) -> str:
     return re.sub(r"\b(rate|per|burst|concurrency)=", r"--\1", text)
 
 
+@limit.command("open")
+def open_now(
+    *,
+    name: LimitName,
+    queue: LimitQueue = "default",
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Open a limit that a handler has closed by raising RateLimited.
+
+    For example: qsync limit open stripe --queue mail
+
+    Its rule still applies. If a handler raises RateLimited again, the limit closes again.
+    """
+    _check(name)
+    with open_store(store) as session:
+        change = session.run(session.inspector.open_limit(name, queue=queue))
+        if as_json:
+            print_json(change)
+        if change.outcome == "not_found":
+            session.run(check_queue(session.inspector, queue))
+            exit_with(f"queue {queue} is gone")
+        if not change.ok:
+            exit_with(f"{name} of queue {queue} is not closed")
+        if not as_json:
+            print_line(f"{name}: open")
+
+
 @limit.command()
 def reset(
     *,
