@@ -309,7 +309,9 @@ class Server:
             StopAction(runner.aclose, closes=True),
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
-            TypeReports(self.id, self._broker, self._queues, self._types, outage, self.run_metrics),
+            TypeReports(
+                self.holder, self._broker, self._queues, self._types, outage, self.run_metrics
+            ),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, self._queues, config.lease_s, leases, watchdog, outage),
