@@ -131,8 +131,7 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
         before, _, rest = page.partition(begin)
         _, found, after = rest.partition(end)
         if not found:
-            msg = f"{PAGE.name} has no place for {name}"
-            raise ValueError(msg)
+            raise ValueError(f"{PAGE.name} has no place for {name}")
         page = f"{before}{begin}\n{text}\n\n{end}{after}"
     return page
 

@@ -87,8 +87,7 @@ class BulkEnqueue(Generic[T]):
         try:
             iterator = iter(tasks)
         except TypeError:
-            msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
-            raise InvalidTask(msg) from None
+            raise InvalidTask(f"tasks: {type(tasks).__name__} is not an iterable of Task") from None
         chosen: set[tuple[str, str]] = set()
         check_lease()
         of_parent = nonce_of_parent()
@@ -112,8 +111,7 @@ class BulkEnqueue(Generic[T]):
                 self._payloads.append(payload)
                 self._tasks.append(task)
             except InvalidTask as error:
-                msg = f"tasks[{index}]: {error}"
-                raise InvalidTask(msg) from error
+                raise InvalidTask(f"tasks[{index}]: {error}") from error
 
     def indices_by_queue(self) -> dict[str, list[int]]:
         """Return the indexes of the tasks by queue, in order."""

@@ -50,8 +50,7 @@ def encode(value: object) -> bytes:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
         why = _misfit(value) or str(error)
-        msg = f"{type(value).__name__} cannot be encoded as msgpack: {why}"
-        raise CodecError(msg) from error
+        raise CodecError(f"{type(value).__name__} cannot be encoded as msgpack: {why}") from error
 
 
 def encode_value(value: object) -> bytes:
@@ -137,8 +136,7 @@ def decode(data: bytes, type: Any = Any) -> Any:
             return _decode_any(data)
         return msgspec.msgpack.decode(data, type=type)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-        msg = str(error) or error.__class__.__name__
-        raise CodecError(msg) from error
+        raise CodecError(str(error) or error.__class__.__name__) from error
 
 
 def encode_compressed(value: object) -> bytes:

@@ -208,6 +208,8 @@ def _check_info(info: Any, seen: set[Any]) -> None:
 
 def _no_type(cls: type) -> str:
     text = f"{cls.__qualname__} is not a type that can be made from a payload"
+    if msgpack_extensions.is_model(cls):
+        return f"{text}; annotate the type of its primary key, and read the object in the task"
     bases: Iterator[type] = (
         parent for parent in cls.__mro__ if parent in msgpack_extensions.CARRIED
     )
@@ -230,8 +232,7 @@ def _revive(cls: type, value: Any) -> Any:
     if _is_pydantics(cls):  # e.g. in a field of a dataclass
         return _validator(cls)(value)
     name = cls.__qualname__ or cls.__name__
-    msg = f"Expected `{name}`, got `{type(value).__name__}`"
-    raise ValueError(msg)
+    raise ValueError(f"Expected `{name}`, got `{type(value).__name__}`")
 
 
 def _constructed(cls: type, text: str) -> Any:

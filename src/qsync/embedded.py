@@ -39,11 +39,12 @@ from urllib.parse import unquote
 
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.formatting import install_command
-from qsync.private_files import check_folder, check_link, check_socket, open_file
+from qsync.private_files import check_data, check_folder, check_link, check_socket, open_file
 
 _SCHEME = "embedded://"
 _LOG = "valkey.log"
 _SOCKET = "valkey.sock"
+_DATA = "appendonlydir"
 _LOG_LIMIT = 1 << 20  # bytes; the next guardian truncates a larger log
 _PATIENCE = 30  # seconds to wait for a store that does not answer
 _SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108, including a zero byte
@@ -166,6 +167,7 @@ class Embedded:
     def _start_guardian(self) -> None:
         path = self.folder / _LOG
         program = valkey_program()
+        check_data(self.folder / _DATA)
         with os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb") as log:
             if os.fstat(log.fileno()).st_size > _LOG_LIMIT:
                 os.ftruncate(log.fileno(), 0)
@@ -269,6 +271,7 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
         "dir": ".",
         "save": "",
         "appendonly": "yes",
+        "appenddirname": _DATA,
         "appendfsync": "everysec",
         "maxmemory-policy": "noeviction",
         "disable-thp": "no",

@@ -36,8 +36,7 @@ def check_durability(value: object) -> Durability | None:
     match value:
         case None | "fsync" | "replica":
             return value
-    msg = f"durability: {shorten(value)} is neither 'fsync' nor 'replica' nor None"
-    raise ConfigError(msg)
+    raise ConfigError(f"durability: {shorten(value)} is neither 'fsync' nor 'replica' nor None")
 
 
 def check_confirm_timeout(value: object) -> float:
@@ -86,8 +85,7 @@ def checked_task(task: object) -> Task:
         if inspect.iscoroutine(task):
             name = task.__name__
             how = f"you called {name}(); give {name}.build(...), or await {name}.enqueue(...)"
-        msg = f"task: {type(task).__name__} is not a Task; {how}"
-        raise InvalidTask(msg)
+        raise InvalidTask(f"task: {type(task).__name__} is not a Task; {how}")
     return task
 
 

@@ -195,8 +195,7 @@ def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
     """Return the delay; raise ConfigError if it is not valid."""
     seconds = _seconds(delay)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        msg = f"{field}: {delay!r:.80} is neither a number of seconds nor a timedelta"
-        raise ConfigError(msg)
+        raise ConfigError(f"{field}: {delay!r:.80} is neither a number of seconds nor a timedelta")
     if not 0 <= seconds <= LONGEST_SNOOZE_S:  # False for NaN
         msg = f"{field}: {delay!r:.80} is not between 0 and {LONGEST_SNOOZE_S:.0f} seconds"
         raise ConfigError(msg)

@@ -39,10 +39,9 @@ class Hooks:
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
         if not callable(hook) or not _takes(hook, len(arguments)):
             parameters = ", ".join(arguments)
-            msg = (
+            raise ConfigError(
                 f"on {event!r}: {shorten(hook)} is not a function ({parameters}), def or async def"
             )
-            raise ConfigError(msg)
         hooks.append(hook)
         return hook
 

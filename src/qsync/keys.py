@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from qsync.errors import InvalidTask
+from qsync.formatting import hide_credentials
 from qsync.phrase import phrase
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -147,9 +148,18 @@ def holder_of_token(token: str) -> str:
     return token.rpartition("/")[0]
 
 
+URL_LIMIT: Final = 4096
+"""Longest beginning of a value, in characters, that messages search for a URL."""
+
+
 def shorten(value: object, limit: int = 80) -> str:
-    """Return a value as text for a message: escaped, and cut to about `limit` characters."""
+    """Return a value as text for a message: escaped, and cut to about `limit` characters.
+
+    Credentials of a URL are replaced by dots, since a URL may be passed in place of another value.
+    """
     try:
+        if isinstance(value, str):
+            value = hide_credentials(value[:URL_LIMIT])
         text = ascii(value[: limit + 1] if isinstance(value, str | bytes) else value)
     except Exception:
         text = f"<{class_name(value)} that has no repr>"

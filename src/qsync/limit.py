@@ -124,11 +124,10 @@ def limit_name(limit: str) -> str:
 def check_limit_name(value: object) -> str:
     """Return the name of a limit. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        msg = (
+        raise InvalidTask(
             f"limit: {shorten(value)} is not 1 to 128 of the characters A-Z, a-z, 0-9, '_', '.' "
             "and '-'"
         )
-        raise InvalidTask(msg)
     return value
 
 
@@ -247,9 +246,8 @@ def _text(template: str, name: str, arguments: Mapping[str, Any]) -> str:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool) or not isinstance(value, str | int | UUID):
-        msg = (
+        raise InvalidTask(
             f"limits: {shorten(template)}: argument {name!r} is {shorten(value)}, which is no "
             "text, whole number or UUID"
         )
-        raise InvalidTask(msg)
     return str(value)

@@ -71,6 +71,16 @@ FORMS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]]
     **{one.__name__.lower(): (one, str, one) for one in _IP},
 }
 _CONTAINERS: Final = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+_DATA: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(FORMS, (str,)),
+    "datetime": (str, list),
+    "time": (str, list),
+    "timedelta": (list,),
+    "bytearray": (bytes,),
+    **dict.fromkeys(_CONTAINERS, (list,)),
+}
+"""Types of the data of each name. Constructors accept more: `bytearray(n)` takes n bytes."""
+
 _NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
     cls: name for name, cls in _CONTAINERS.items()
 }
@@ -229,6 +239,11 @@ _AS_BASE: Final[dict[type, str]] = {
 """Code that converts a value of a subclass to its base class where `base(value)` does not."""
 
 
+def is_model(cls: type) -> bool:
+    """Return whether a class is a model of Django, which tasks should take by its primary key."""
+    return hasattr(cls, "_meta") and hasattr(cls, "pk")
+
+
 def unsupported_reason(value: object) -> str:
     """Return why msgpack cannot carry a value, and what to give instead."""
     cls = type(value)
@@ -241,6 +256,10 @@ def unsupported_reason(value: object) -> str:
             )
     if hasattr(cls, "item") and hasattr(cls, "dtype"):
         return f"a value of type {name} cannot be carried; give value.item() or value.tolist()"
+    if is_model(cls) or name == "SimpleLazyObject":  # Django's request.user is one
+        return f"a value of type {name} cannot be carried; give its primary key, value.pk"
+    if cls.__name__ == "__proxy__":  # a lazy translation of Django
+        return "a lazy text cannot be carried; give str(value)"
     return (
         f"a value of type {name} cannot be carried; give builtin values, or a dataclass, and "
         "annotate it"
@@ -248,7 +267,7 @@ def unsupported_reason(value: object) -> str:
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Callable[[bytes], Any]
+_decode: Callable[[memoryview], Any]
 
 
 def _ext(name: str | None, data: Any) -> Any:
@@ -259,12 +278,13 @@ def revive(code: int, data: memoryview) -> Any:
     """Return the value of an extension; an unknown one stays an Ext. ValueError on invalid data."""
     if code != CODE:
         return Ext(code, bytes(data))
-    inner = _decode(bytes(data))
+    inner = _decode(data)  # not a copy: each level of nesting would hold one
     failed = f"msgpack extension {CODE} holds no value that this version knows"
     try:
         name, content = inner
-        make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
-        return make(content)
+        if type(content) in _DATA[name]:
+            make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
+            return make(content)
     except (TypeError, ValueError, ArithmeticError, LookupError):
         pass  # raise outside of `except`: the error's text may quote the value
     raise ValueError(failed)

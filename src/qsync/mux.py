@@ -233,8 +233,7 @@ def make_handler(
     """Return a Handler for a function. Raise ConfigError if the function cannot be one."""
     _check_type(type)
     if why := _handler_problem(function, takes_task=arguments is _task_itself):
-        msg = f"handler of {type!r}: {shorten(function)} {why}"
-        raise ConfigError(msg)
+        raise ConfigError(f"handler of {type!r}: {shorten(function)} {why}")
     around = check_middlewares(middleware)
     place: Executor = "loop" if _is_async(function) else "thread"
     if (executor or place) != "thread" and any(map(in_thread, around)):
@@ -243,8 +242,7 @@ def make_handler(
     if executor is None:
         return Handler(type, function, place, around, arguments, "", carry_result, rules)
     if executor != "process":
-        msg = f"executor: {shorten(executor)} is neither None nor 'process'"
-        raise ConfigError(msg)
+        raise ConfigError(f"executor: {shorten(executor)} is neither None nor 'process'")
     path = _import_path(type, function)
     return Handler(type, function, "process", around, arguments, path, carry_result, rules)
 
@@ -292,8 +290,7 @@ def in_thread(middleware: Middleware) -> bool:
 def check_mux(mux: object) -> Mux:
     """Return the mux. Raise ConfigError if it is not a Mux."""
     if not isinstance(mux, Mux):
-        msg = f"mux: {shorten(mux)} is not a Mux"
-        raise ConfigError(msg)
+        raise ConfigError(f"mux: {shorten(mux)} is not a Mux")
     return mux
 
 
@@ -305,11 +302,10 @@ def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
     around = tuple(middleware)
     for inner in around:
         if not callable(inner) or not _takes(inner, 2):
-            msg = (
+            raise ConfigError(
                 f"middleware: {shorten(inner)} is neither `def (task, call_next)`, for handlers in "
                 "threads, nor `async def (task, call_next)`"
             )
-            raise ConfigError(msg)
     return around
 
 
@@ -360,11 +356,10 @@ def _import_path(type: str, function: Callable[..., Any]) -> str:
         msg = f"handler of {type!r}: executor='process' takes a plain def, not an async one"
         raise ConfigError(msg)
     if module in (None, "__main__") or "<" in name:
-        msg = (
+        raise ConfigError(
             f"handler of {type!r}: executor='process' needs a function that a fresh process can "
             f"import by name; {module}:{name} is not one"
         )
-        raise ConfigError(msg)
     return f"{module}:{name}"
 
 

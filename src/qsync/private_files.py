@@ -52,6 +52,18 @@ def check_socket(path: Path) -> None:
         raise ConfigError(f"{path} is a socket of user {info.st_uid}; remove it")
 
 
+def check_data(folder: Path) -> None:
+    """Raise ConfigError when a folder of data files, or a file in it, is a link or another user's.
+
+    The folder may be missing.
+    """
+    if not os.path.lexists(folder):
+        return
+    check_folder(folder)
+    for path in folder.iterdir():
+        os.close(open_file(path, os.O_RDONLY))
+
+
 def open_file(path: Path, flags: int = OPEN) -> int:
     """Open a regular file of this user and return its descriptor.
 

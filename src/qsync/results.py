@@ -92,8 +92,7 @@ def decode_result(record: Result) -> Any:
     try:
         return codec.decode(record.value)
     except codec.CodecError as error:
-        msg = f"the task is done, but its result cannot be read: {error}"
-        raise QsyncError(msg) from error
+        raise QsyncError(f"the task is done, but its result cannot be read: {error}") from error
 
 
 def decoder_of(type: Any) -> Callable[[Result], Any]:
@@ -104,15 +103,13 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
     convert = converter_of(type)
 
     def decode(record: Result) -> Any:
-        if not record.is_value:
-            if type is bytes:
-                return record.value
-            why = "Expected a value, got `bytes`"
-        else:
-            try:
-                return convert(record.value)
-            except MISFITS as error:
-                why = misfit(error)
+        if not record.is_value and type is bytes:
+            return record.value
+        data = record.value if record.is_value else codec.encode(record.value)
+        try:
+            return convert(data)
+        except MISFITS as error:
+            why = misfit(error)
         raise QsyncError(
             f"the task has completed, but its result does not have the requested type: {why}"
         )

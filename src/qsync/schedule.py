@@ -23,9 +23,10 @@ from typing import (
     runtime_checkable,
 )
 
+from qsync.cron_expression import cron_fields, cron_matches, field_error
 from qsync.errors import InvalidTask
 from qsync.keys import shorten
-from qsync.phrase import Phrase, phrase, plural_phrase
+from qsync.phrase import Phrase, phrase
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -41,15 +42,6 @@ _SECOND = timedelta(seconds=1)
 _YEAR_1900_US = -2_208_988_800_000_000
 _YEAR_2000_US = 946_684_800_000_000
 _YEAR_9900_US = 250_246_627_200_000_000
-_CRON_RANGES = {
-    "second": phrase("0 to 59"),
-    "minute": phrase("0 to 59"),
-    "hour": phrase("0 to 23"),
-    "day-of-month": phrase("1 to 31, L or LW"),
-    "month": phrase("1 to 12, or JAN to DEC"),
-    "day-of-week": phrase("0 to 7, SUN to SAT, or e.g. 5L or 1#2"),
-}
-"""Values of the fields of a cron expression, by the names in errors of cronsim."""
 _YEARS = 50  # a schedule without a tick in 50 years has none
 
 
@@ -107,7 +99,7 @@ class Cron:
     _interval: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        fields = _cron_fields(self.expression)
+        fields = cron_fields(self.expression)
         object.__setattr__(self, "expression", " ".join(fields))
         object.__setattr__(self, "_zone", _time_zone(self.tz))
         object.__setattr__(self, "_interval", any(part.startswith("*") for part in fields[:-3]))
@@ -119,7 +111,7 @@ class Cron:
             first_us = None
         if first_us is None:
             why = phrase("never due in %(zone)s", zone=self.tz)
-            raise InvalidTask(_field_error("cron", self.expression, why))
+            raise InvalidTask(field_error("cron", self.expression, why))
 
     def __str__(self) -> str:
         return f"{self.expression} ({self.tz})"
@@ -170,10 +162,10 @@ class Cron:
     # match: __post_init__ checks that, and every kind of year recurs within 40 years.
 
     def _match_after(self, wall: datetime) -> datetime:
-        return next(_cron_matches(self.expression, wall))
+        return next(cron_matches(self.expression, wall))
 
     def _match_until(self, wall: datetime) -> datetime:
-        return next(_cron_matches(self.expression, wall + _SECOND, reverse=True))
+        return next(cron_matches(self.expression, wall + _SECOND, reverse=True))
 
     def _ticks_at(self, wall: datetime, change: _Change) -> tuple[datetime, ...]:
         """Return the ticks, in UTC, of a matching reading that the change skips or repeats."""
@@ -265,7 +257,7 @@ class Periodic:
             raise InvalidTask(f"schedule={self.schedule!r:.200}: give Cron(...) or Every(...)")
         if self.missed not in get_args(Missed):
             why = phrase("give one of %(choices)s", choices=str(get_args(Missed)))
-            raise InvalidTask(_field_error("missed", self.missed, why))
+            raise InvalidTask(field_error("missed", self.missed, why))
 
 
 def due_ticks(
@@ -331,74 +323,9 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
         raise InvalidTask(
-            _field_error(field_name, name, phrase("give 1 to 128 of A-Z a-z 0-9 _ . : -"))
+            field_error(field_name, name, phrase("give 1 to 128 of A-Z a-z 0-9 _ . : -"))
         )
     return name
-
-
-def _cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> Iterator[datetime]:
-    """Return the readings after `wall` that match, or those before it, the nearest first.
-
-    Raises ValueError if the expression is not valid, or has a number with thousands of digits.
-    """
-    # Imported here, so that programs without cron schedules start sooner.
-    from cronsim import CronSim, CronSimError
-
-    try:
-        return CronSim(expression, wall, reverse)
-    except CronSimError as error:
-        raise ValueError(str(error)) from None
-
-
-def _cron_fields(expression: object) -> list[str]:
-    if not isinstance(expression, str):
-        raise InvalidTask(f"cron={expression!r:.200}: give a string")
-    try:
-        _cron_matches(expression, _EPOCH)
-    except ValueError as error:
-        why = _cron_problem(expression.split(), str(error))
-        raise InvalidTask(_field_error("cron", expression, why)) from error
-    return expression.split()
-
-
-def _field_error(field: str, value: object, why: Phrase) -> Phrase:
-    return phrase("%(field)s=%(value)s: %(why)s", field=field, value=f"{value!r:.200}", why=why)
-
-
-def _cron_problem(fields: list[str], error: str) -> Phrase:
-    """Return what is wrong with the fields of an expression, given cronsim's error."""
-    if len(fields) not in (5, 6):
-        return plural_phrase(
-            "%(num)s field; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
-            "e.g. '0 9 * * *'",
-            "%(num)s fields; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
-            "e.g. '0 9 * * *'",
-            len(fields),
-        )
-    name = error.removeprefix("Bad ")
-    if name not in _CRON_RANGES:
-        return phrase("%(error)s", error=error)
-    value = fields[list(_CRON_RANGES).index(name) - 6]
-    if name == "day-of-month" and _is_cron(f"0 0 {value} * *"):
-        return phrase(
-            "%(error)s %(value)s; no month of %(months)s has that day",
-            error=error, value=f"{value!r:.80}", months=f"{fields[-2]!r:.80}",
-        )  # fmt: skip
-    values = {"error": error, "value": f"{value!r:.80}", "range": _CRON_RANGES[name]}
-    if set(value) & set("-/"):
-        return phrase(
-            "%(error)s %(value)s; give %(range)s; a range goes up, and a step is at least 1",
-            **values,
-        )
-    return phrase("%(error)s %(value)s; give %(range)s", **values)
-
-
-def _is_cron(expression: str) -> bool:
-    try:
-        _cron_matches(expression, _EPOCH)
-    except ValueError:
-        return False
-    return True
 
 
 def _time_zone(tz: object) -> tzinfo:
@@ -406,16 +333,19 @@ def _time_zone(tz: object) -> tzinfo:
         return UTC  # needs no time zone database
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here, like cronsim
 
+    if not isinstance(tz, str):
+        raise InvalidTask(
+            field_error("tz", tz, phrase('use a name such as "Europe/Moscow" or "UTC"'))
+        )
     try:
-        if isinstance(tz, str):
-            return ZoneInfo(tz)
+        return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass  # unknown name, invalid name, or the name of a folder
     why = phrase(
         "not in the time zone database (of the system or of tzdata); use a name such as "
         '"Europe/Moscow"'
     )
-    raise InvalidTask(_field_error("tz", tz, why))
+    raise InvalidTask(field_error("tz", tz, why))
 
 
 def _period_us(seconds: object) -> int:
@@ -427,7 +357,7 @@ def _period_us(seconds: object) -> int:
         or not 0.1 <= seconds <= 36_525 * 86_400  # NaN fails here, too
     ):
         why = phrase("give seconds or a timedelta, 0.1 s to 100 years")
-        raise InvalidTask(_field_error("every", seconds, why))
+        raise InvalidTask(field_error("every", seconds, why))
     return round(seconds * 1_000_000)
 
 

@@ -93,8 +93,7 @@ class Signature:
             return self._result[0](record.value)
         except MISFITS as error:
             why = misfit(error)
-        text = f"task {self._name!r} is done, but its result does not match: {why}"
-        raise QsyncError(text)
+        raise QsyncError(f"task {self._name!r} is done, but its result does not match: {why}")
 
     def carried_result(self, value: Any) -> Any:
         """Return a copy of the result to encode.
@@ -273,12 +272,11 @@ class _Resolver:
         try:
             hints = typing.get_type_hints(holder, self._globals, self._locals, include_extras=True)
         except Exception as error:
-            msg = (
+            raise ConfigError(
                 f"task {self._name!r}: the annotation of {where}, {shorten(annotation)}, cannot be "
                 f"resolved: {error}; what it names must be at the top of its module, and not "
                 "under TYPE_CHECKING"
-            )
-            raise ConfigError(msg) from error
+            ) from error
         return hints["it"]
 
 
@@ -287,11 +285,10 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
     first = bool(hints) and hints[0] is TaskInfo and parameters[0].kind in _POSITIONAL
     for parameter, hint in list(zip(parameters, hints, strict=True))[int(first) :]:
         if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):
-            msg = (
+            raise ConfigError(
                 f"task {name!r}: parameter {parameter.name!r}: only the first parameter may be "
                 "TaskInfo, and it must be just that and positional"
             )
-            raise ConfigError(msg)
     return first
 
 

@@ -216,15 +216,13 @@ def _retry_delay(value: Any) -> int | tuple[int, ...] | ExponentialBackoff | Non
         return value
     if isinstance(value, list | tuple):
         if not 0 < len(value) <= LONGEST_LIST:
-            msg = f"retry_delay: {len(value)} times are not 1 to {LONGEST_LIST}"
-            raise InvalidTask(msg)
+            raise InvalidTask(f"retry_delay: {len(value)} times are not 1 to {LONGEST_LIST}")
         return tuple(duration_us("retry_delay", delay) for delay in value)
     if callable(value):
-        msg = (
+        raise InvalidTask(
             f"retry_delay: {shorten(value)} cannot be stored with a task; give a callable to "
             "`@app.task`, to `Qsync` or to `app.server`"
         )
-        raise InvalidTask(msg)
     return duration_us("retry_delay", value)
 
 
@@ -244,13 +242,11 @@ def _short_text(field: str, value: str | None, limit: int) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= limit:
-        msg = f"{field}: {shorten(value)} is not a text of 1 to {limit} characters"
-        raise InvalidTask(msg)
+        raise InvalidTask(f"{field}: {shorten(value)} is not a text of 1 to {limit} characters")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        msg = f"{field}: {shorten(value)} is not valid Unicode"
-        raise InvalidTask(msg) from error
+        raise InvalidTask(f"{field}: {shorten(value)} is not valid Unicode") from error
     return value
 
 
@@ -260,16 +256,13 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
     if not isinstance(headers, Mapping) or not all(
         isinstance(name, str) and isinstance(value, str) for name, value in headers.items()
     ):
-        msg = "headers: not a mapping of text to text"
-        raise InvalidTask(msg)
+        raise InvalidTask("headers: not a mapping of text to text")
     try:
         size = len(codec.encode(dict(headers)))
     except codec.CodecError as error:
-        msg = f"headers: {error}"
-        raise InvalidTask(msg) from error
+        raise InvalidTask(f"headers: {error}") from error
     if size > HEADERS_LIMIT:
-        msg = f"headers: {size} bytes are over the limit of {HEADERS_LIMIT}"
-        raise InvalidTask(msg)
+        raise InvalidTask(f"headers: {size} bytes are over the limit of {HEADERS_LIMIT}")
     return dict(headers)
 
 

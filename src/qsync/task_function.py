@@ -267,11 +267,10 @@ def need_loop(name: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        msg = (
+        raise ConfigError(
             f"task {name!r}: enqueue() needs a running event loop, and there is none in "
             "this thread; use enqueue_sync()"
-        )
-        raise ConfigError(msg) from None
+        ) from None
 
 
 def need_no_loop(name: str) -> None:
@@ -280,11 +279,10 @@ def need_no_loop(name: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    msg = (
+    raise ConfigError(
         f"task {name!r}: enqueue_sync() would block the event loop that runs in this "
         "thread; use await enqueue()"
     )
-    raise ConfigError(msg)
 
 
 def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None:
@@ -307,12 +305,11 @@ def task_name(function: Callable[..., Any]) -> str:
     if module in ("__main__", "__mp_main__"):
         module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
     if module is None or module == "__main__":
-        msg = (
+        raise ConfigError(
             f"name: {function.__qualname__} is not in a module that a server could import"
             f"{_FROM_INPUT if sys.argv[0] not in ('-c', '-m') else ''}; give it a name, "
             "@app.task(name=...)"
         )
-        raise ConfigError(msg)
     return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
 
 

@@ -77,8 +77,7 @@ class _TaskQueriesBase:
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed."""
         if self._closed:
-            msg = "the client is closed; create another one"
-            raise QsyncError(msg)
+            raise QsyncError("the client is closed; create another one")
 
     @contextmanager
     def _checked_once(self, queue: str) -> Iterator[None]:
@@ -239,17 +238,15 @@ class AsyncTaskQueries(_TaskQueriesBase):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            msg = (
+            raise ConfigError(
                 "an AsyncClient needs a running event loop of asyncio, and there is none in this "
                 "thread; use Client"
-            )
-            raise ConfigError(msg) from None
+            ) from None
         if self._loop is not None and self._loop is not loop:
-            msg = (
+            raise ConfigError(
                 "an AsyncClient belongs to the event loop that used it first, and this is another; "
                 "make one for each loop and close it there, or enqueue by task functions"
             )
-            raise ConfigError(msg)
         return loop
 
     async def show(self, id: str, queue: str, *, messages: bool = True) -> StoredTask | None:

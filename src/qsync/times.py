@@ -52,8 +52,7 @@ def duration_us(field: str | Phrase, value: Duration, *, least: float = 0.0) -> 
 def datetime_us(field: str, value: datetime) -> int:
     """Return an aware datetime as Unix time in microseconds. Raise InvalidTask if it is naive."""
     if not isinstance(value, datetime):
-        msg = f"{field}: {shorten(value)} is not a datetime"
-        raise InvalidTask(msg)
+        raise InvalidTask(f"{field}: {shorten(value)} is not a datetime")
     if value.tzinfo is None or value.utcoffset() is None:
         msg = f"{field}: {value.isoformat()} is naive; give it a time zone, e.g. datetime.now(UTC)"
         raise InvalidTask(msg)

@@ -104,16 +104,14 @@ def _check_company(
 def _window_us(unique: bool | Duration | None, unique_key: str | None) -> int | None:
     if unique is None or unique is False:
         if unique_key is not None:
-            msg = (
+            raise InvalidTask(
                 f"unique_key: {shorten(unique_key)} needs unique=True or unique=seconds, or "
                 "on_duplicate or debounce"
             )
-            raise InvalidTask(msg)
         return None
     if unique is True:
         return 0
     window = duration_us("unique", unique)
     if window == 0:
-        msg = "unique: 0 is not a time; True holds the lock until the task is finished"
-        raise InvalidTask(msg)
+        raise InvalidTask("unique: 0 is not a time; True holds the lock until the task is finished")
     return window

@@ -192,8 +192,7 @@ def _listed(tasks: Iterable[Task]) -> list[Task]:
     try:
         return list(tasks)
     except TypeError:
-        msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
-        raise InvalidTask(msg) from None
+        raise InvalidTask(f"tasks: {type(tasks).__name__} is not an iterable of Task") from None
 
 
 for _wrapped, _plain in ((WrappedClient, Client), (WrappedAsyncClient, AsyncClient)):

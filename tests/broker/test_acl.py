@@ -362,7 +362,8 @@ def test_each_script_belongs_to_some_role() -> None:
     ours = {*acl.scripts_of("server"), *acl.scripts_of("reader")}
     assert set(acl.scripts()) - ours == {
         "acknowledge_dead",
-        "delete", "delete_queue", "edit", "forget_schedule", "pause", "pause_schedule",
+        "delete", "delete_queue", "edit", "forget_schedule", "open_limit", "pause",
+        "pause_schedule",
         "pause_type", "purge", "record_event", "recount_bytes", "repair", "run",
         "set_latency_target", "set_weight", "unregister",
     }  # fmt: skip

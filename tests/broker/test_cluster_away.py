@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis.exceptions as failures
 
-from qsync import Mux, Qsync, Task, TaskInfo
+from qsync import Mux, Qsync, Task, TaskInfo, current
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
@@ -102,6 +102,54 @@ def test_a_fresh_server_starts_runs_tasks_and_ticks(
             assert time.monotonic() - stopping < 2 * SOON_S
 
     asyncio.run(asyncio.wait_for(main(), 50))
+
+
+@pytest.mark.faults(86)
+def test_server_with_limits_and_bounds_starts_while_the_node_of_one_queue_is_frozen(
+    partial: Cluster, prefix: str
+) -> None:
+    lists = partial.holder(GlobalKeys(prefix).queues)
+    frozen = [
+        name
+        for name in map("f{}".format, range(200))
+        if partial.holder(QueueKeys(prefix, name).key("tasks")) is lists
+    ][:2]
+    running, most, ran = 0, 0, list[str]()
+
+    async def main() -> None:
+        nonlocal running, most
+        async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
+            app.limit("one", concurrency=1, per_queue=True)
+            app.queue(frozen[1], max_tasks=1000)  # a queue that the server does not serve
+
+            @app.task(name="t", limits=["one"])
+            async def t() -> None:
+                nonlocal running, most
+                running += 1
+                most = max(most, running)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                ran.append(current().task.queue)
+                running -= 1
+
+            await client.enqueue_many(
+                [t.options(queue=frozen[0]).build()] * 20
+            )  # no server knows the limit
+            with lists_away(partial, prefix, gone=False) as queue:
+                began = time.monotonic()
+                server = app.server(queues=[queue, frozen[0]], shutdown_timeout=1, sweep=0.2)
+                await server.start()
+                await client.enqueue(t.options(queue=queue).build())
+                await wait_until_async(lambda: ran == [queue])
+                assert time.monotonic() - began < SOON_S
+            await wait_until_async(lambda: len(ran) == 21, 30)
+            await server.stop()
+            async with app.inspector() as inspector:
+                bounds = await inspector.bounds(frozen[1])
+            assert bounds.in_force.max_tasks == 1000
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert most == 1  # no task of the frozen queue started before its limit was there
 
 
 @pytest.mark.faults(86)

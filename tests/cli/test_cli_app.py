@@ -177,3 +177,26 @@ def test_purge_does_not_offer_what_it_refuses(live: Live) -> None:
         assert "pending, limited, scheduled, retry, completed, dead" in said
         assert "active" not in said.replace("'--state'", "")
     assert "deleted" in live.ok("queue", "purge", "default", "-s", "pending", "--yes").out
+
+
+PASSWORD = "s3cr3tX"
+MISPLACED = [
+    ["dashboard", "--also", "{}"], ["dashboard", "--also", "eu={}"],
+    ["dashboard", "--also", "eu=shop@{}"], ["dashboard", "--mask", "{}"],
+    ["dashboard", "--host", "{}"], ["dashboard", "--trust-proxy", "{}"],
+    ["dashboard", "--trace-url", "{}"], ["stats", "--app", "{}"],
+    ["acl", "server", "--prefix", "{}"],
+    ["worker", "{}"], ["worker", "tests.support.app:app", "--queues", "{}"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISPLACED, ids=" ".join)
+def test_url_in_place_of_another_option_hides_the_password(words: list[str]) -> None:
+    env = {"QSYNC_URL": "redis://127.0.0.1:1", "PYTHONPATH": "."}
+    for url in ("redis://u:{}@h:port", "u:{}@h", "redis:u:{}@h", "redis//u:{}@h"):
+        is_url = "://" in url
+        if is_url or words[1] in ("--also", "--mask", "--app", "{}"):
+            placed = [word.format(url.format(PASSWORD)) for word in words]
+            ran = qsync(*placed, env=env)
+            assert ran.code == 2, ran.err
+            assert PASSWORD not in ran.err, ran.err

@@ -46,6 +46,17 @@ def test_limit_is_set_shown_and_reset(live: Live) -> None:
         live.ok("task", "cancel", id)
 
 
+def test_closed_limit_is_opened(live: Live) -> None:
+    live.serve()
+    [id] = live.enqueue(Task("close", limits=["stripe"], retention=60))
+    wait_until(lambda: "closed" in live.ok("limit", "list").out)
+    assert "Limited by stripe: closed until" in live.ok("task", "explain", id).out
+    assert live.ok("limit", "open", "stripe").out.strip() == "stripe: open"
+    wait_until(lambda: "Completed" in live.ok("task", "explain", id).out)
+    assert "stripe of queue default is not closed" in live.refused("limit", "open", "stripe")
+    assert "limit.open" in live.ok("events").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -417,6 +417,7 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
     says("limit set x --concurrency 9", "x: would be", "9", "now:", "3")
     says("limit reset x", "x: would be unlimited; now:")
     assert "no operator" in live.refused("limit", "reset", "y", "--dry-run")
+    assert "is not closed" in live.refused("limit", "open", "x", "--dry-run")
     says("fairness set acme --weight 5", "acme: would have weight 5")
     says("fairness reset acme", "acme: would have weight 1")
     assert "weight 1 already" in live.refused("fairness", "reset", "b", "--dry-run")
@@ -449,7 +450,7 @@ def test_every_command_that_changes_something_has_a_dry_run() -> None:
     changing = {
         name: command for name, command in commands()
         if name.split()[-1] in {
-            "pause", "resume", "set", "reset", "put", "trigger", "delete", "purge", "quiet",
+            "pause", "resume", "open", "set", "reset", "put", "trigger", "delete", "purge", "quiet",
             "stop", "retry", "cancel", "edit", "enqueue", "reschedule", "acknowledge", "backfill",
         }
     }  # fmt: skip

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -128,6 +128,30 @@ def test_handle_and_find_give_results_of_the_type_asked_for(store: Store, prefix
             assert await many.result(5) == Invoice(8, Decimal("1.10"))
             assert await (await client.enqueue(make.build(9))).result(5) == Invoice(
                 9, Decimal("1.10")
+            )
+
+    asyncio.run(use())
+
+
+def test_result_of_bytes_has_every_type_that_allows_bytes(store: Store, prefix: str) -> None:
+    app = Qsync(store.url, prefix=prefix)
+
+    @app.task(name="read", retention=60)
+    async def read(present: bool) -> bytes | None:
+        return b"\xff" if present else None
+
+    async def use() -> None:
+        async with app, app.server(), app.async_client() as client:
+            id = (await read.enqueue(True)).id
+            assert await client.handle(id).result(5) == b"\xff"
+            for type in (bytes, bytes | None, bytes | str, Annotated[bytes, "doc"], Any, object):
+                assert await client.handle(id, type=type).result(5) == b"\xff"
+            for type in (str, int, str | None):
+                with pytest.raises(QsyncError, match=r"requested type: .*got `bytes`"):
+                    await client.handle(id, type=type).result(5)
+            assert (
+                await client.handle((await read.enqueue(False)).id, type=bytes | None).result(5)
+                is None
             )
 
     asyncio.run(use())

@@ -14,9 +14,11 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
+from django.utils.translation import gettext_lazy
 
 import qsync
-from qsync import DuplicateTask, InvalidTask, Qsync, TaskNotFound
+from qsync import ConfigError, DuplicateTask, InvalidTask, Qsync, TaskNotFound
 from qsync.contrib.django.configuration import configuration
 from tests.support import django_project
 from tests.support.stores import Store
@@ -138,6 +140,32 @@ def test_wrong_task_is_refused_within_the_transaction(project: Qsync) -> None:
         with pytest.raises(InvalidTask, match=r"payload: .* are over the limit"):
             pack.enqueue_sync("x" * 2_000_000)
         assert transaction.get_connection().run_on_commit == []
+
+
+def test_objects_of_django_that_a_task_cannot_take_are_named_with_what_to_give(
+    project: Qsync,
+) -> None:
+    from tests.support.django_shop.models import Order
+
+    values: list[tuple[Any, str]] = [
+        (Order(), "type Order cannot be carried; give its primary key, value.pk"),
+        (SimpleLazyObject(Order), "SimpleLazyObject cannot be carried; give its primary key"),
+        ([gettext_lazy("tea")], r"\[0\]: a lazy text cannot be carried; give str\(value\)"),
+    ]
+    other = Qsync("redis://127.0.0.1:1")
+
+    @other.task
+    def paint(it: Any) -> None: ...
+
+    for value, text in values:
+        with pytest.raises(InvalidTask, match=text):
+            paint.build(value)
+
+    def draw(it: Any) -> None: ...
+
+    draw.__annotations__["it"] = Order
+    with pytest.raises(ConfigError, match="annotate the type of its primary key, and read the obj"):
+        other.task(draw)
 
 
 def test_id_that_the_caller_chose_is_kept(project: Qsync) -> None:

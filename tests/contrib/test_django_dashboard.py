@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import html
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.conf import settings
-from django.test import AsyncClient, Client, override_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import reverse
 
 from qsync import Qsync, Task
@@ -107,6 +109,16 @@ def test_visitor_signs_in_and_others_are_refused(users: dict[str, Any]) -> None:
         client.force_login(users[name])
         assert client.get(PAGE).status_code in (302, 403)
         assert client.post(f"{PAGE}queue/pause").status_code in (302, 403)
+
+
+def test_user_model_without_staff_is_named(project: Qsync) -> None:
+    from qsync.contrib.django.dashboard import dashboard
+
+    meta = SimpleNamespace(label="shop.Customer")
+    request: Any = RequestFactory().get(PAGE)
+    request.user = SimpleNamespace(is_authenticated=True, is_active=True, _meta=meta)
+    with pytest.raises(ImproperlyConfigured, match=r"shop\.Customer has no is_staff"):
+        dashboard(request, "")
 
 
 def test_dashboard_works_under_asgi(project: Qsync, users: dict[str, Any], staff: Client) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.db import connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from qsync import InvalidTask, Qsync
+from qsync import DuplicateTask, InvalidTask, Qsync
 from qsync.testing import SyncKit, inline
 from tests.contrib.test_django import enqueue_async, enqueue_sync, pending
 from tests.support import django_project
+from tests.support.postgres import needs_postgres
 from tests.support.stores import Store, wait_until, wait_until_async
 
 
@@ -71,6 +74,68 @@ def test_wrong_task_is_refused_and_leaves_no_row(project: Qsync, rows: Any) -> N
     with pytest.raises(InvalidTask, match="over the limit"):
         enqueue_sync("x" * 2_000_000)
     assert rows.count() == 0
+
+
+def test_chosen_id_of_a_waiting_row_is_refused_and_the_transaction_goes_on(
+    project: Qsync, rows: Any
+) -> None:
+    from tests.support.django_shop.tasks import pack
+
+    order = pack.options(id="order-7")
+    with transaction.atomic():
+        order.enqueue_sync("tea")
+        with pytest.raises(DuplicateTask, match="'order-7' is taken by another task, which waits"):
+            order.enqueue_sync("coffee")
+        other = enqueue_sync("milk")
+    assert pending(project) == ["order-7", other.id]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
+def alias(request: pytest.FixtureRequest, rows: Any) -> Iterator[str]:
+    """A database of the project with an empty outbox."""
+    if request.param == "sqlite":
+        yield "default"
+        return
+    server = request.getfixturevalue("database")
+    engine = "django.db.backends.postgresql"
+    options = {"ENGINE": engine, "NAME": "postgres", "HOST": server.folder, "USER": server.user}
+    connections.settings["postgres"] = connections.configure_settings(
+        {"default": {}, "postgres": options}
+    )["postgres"]
+    with connections["postgres"].schema_editor() as editor:
+        editor.create_model(rows.model)
+    yield "postgres"
+    with connections["postgres"].schema_editor() as editor:
+        editor.delete_model(rows.model)
+    connections["postgres"].close()
+    del connections["postgres"], connections.settings["postgres"]
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_outbox_works_without_use_tz(
+    project: Qsync, alias: str, held: None, valkey: Store, zone: str
+) -> None:
+    from qsync.contrib.django.outbox import DjangoDatabase
+
+    changes = {"ENQUEUE": "outbox", "DATABASE": alias}
+    with override_settings(USE_TZ=False, TIME_ZONE=zone):
+        with (
+            patch.dict(settings.DATABASES, {alias: settings.DATABASES.get(alias)}),
+            override_settings(QSYNC=django_project.options(valkey.url, **changes)),
+        ):
+            handle = enqueue_sync("tea")
+        database = DjangoDatabase(alias)
+        backlog = database.backlog()
+        assert backlog.rows == 1
+        assert 0 <= backlog.oldest_s < 30
+        now = datetime.now(UTC)
+        with database.take(now - timedelta(minutes=1), ()) as young:
+            assert young.rows == []
+        with database.take(now + timedelta(minutes=1), ()) as batch:
+            assert [row.id for row in batch.rows] == [handle.id]
+            batch.delete([handle.id])
+        assert database.backlog().rows == 0
+        connections[alias].close()  # its time zone is that of the settings
 
 
 def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
 from qsync import Client, Qsync, Task, TaskNotFound
 from qsync.contrib.outbox import Outbox
 from tests.support.postgres import Postgres, needs_postgres
-from tests.support.stores import Store, wait_until
+from tests.support.stores import Store, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 SHOP = "tests.support.django_shop.tasks"
@@ -119,7 +121,8 @@ def test_worker_sends_outbox_rows_left_by_a_crash(
             (row.id, row.queue, row.message),
         )
     handle = client.handle(row.id)
-    with working(place):
+    port = free_port()
+    with working(place, "--health-port", str(port), "--processes", "2"):
 
         def ran() -> Any:
             with suppress(TaskNotFound):
@@ -128,6 +131,11 @@ def test_worker_sends_outbox_rows_left_by_a_crash(
 
         wait_until(ran, timeout=40)
         assert handle.result(timeout=5) == "one tea"
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        oldest = re.search(r"^qsync_outbox_oldest_seconds (\d+\.\d+)$", metrics, re.MULTILINE)
+        assert oldest is not None
+        assert 60 <= float(oldest[1]) < 120, "as counted before the relay sent the row"
+        assert "\nqsync_outbox_rows 1.0\n" in metrics
     with psycopg.connect(database.dsn) as connection:
         assert connection.execute("SELECT count(*) FROM qsync_outbox").fetchone() == (0,)
 

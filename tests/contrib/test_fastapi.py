@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Request,
+    WebSocket,
+)
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -123,9 +131,29 @@ def test_lifespan_can_be_entered_in_a_lifespan(app: Qsync) -> None:
 
 
 def test_second_app_in_one_lifespan_is_refused(app: Qsync) -> None:
-    api, _ = shop(app, lifespan=lifespan(app, lifespan(app)))
-    with pytest.raises(ConfigError, match="client of another app"), TestClient(api):
-        pass
+    other = Qsync("redis://127.0.0.1:1", prefix="other")
+
+    @contextlib.asynccontextmanager
+    async def side_by_side(site: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with lifespan(app)(site) as first, lifespan(other)(site) as second:
+            yield {**first, **second}
+
+    for both in (lifespan(app, lifespan(other)), lifespan(app, lifespan(app)), side_by_side):
+        api, _ = shop(app, lifespan=both)
+        with pytest.raises(ConfigError, match=r"client of another .*other\.async_client\(\)"):
+            TestClient(api).__enter__()
+        with pytest.raises(ConfigError, match="is not running"):
+            TestClient(api).post("/buy")
+    other.close()
+
+
+def test_test_clients_of_one_site_may_overlap(app: Qsync) -> None:
+    api, seen = shop(app)
+    with TestClient(api) as outer:
+        with TestClient(api) as inner:
+            inner.post("/buy").raise_for_status()
+        outer.post("/buy").raise_for_status()
+    assert len(seen) == 2
 
 
 def test_client_without_lifespan_is_an_error_that_says_what_to_do(app: Qsync) -> None:
@@ -258,10 +286,29 @@ def test_dashboard_without_access_is_refused(app: Qsync) -> None:
         for_starlette.mount_dashboard(Starlette(), "/ops", app)
 
 
-@pytest.mark.parametrize("path", ["", "/", "ops", None])
+@pytest.mark.parametrize("path", ["", "/", "ops", None, "/{shop}/ops"])
 def test_path_of_the_dashboard_is_checked(app: Qsync, path: Any) -> None:
     with pytest.raises(ConfigError, match=r"path: .* give one such as '/ops'"):
         mount_dashboard(FastAPI(), path, app, auth="host")
+
+
+def test_wrong_arguments_of_the_dashboard_are_named(app: Qsync) -> None:
+    def staff() -> None: ...
+
+    api: Any = FastAPI()
+    wrong_site: Any = APIRouter()
+    wrong: Any = staff
+    with pytest.raises(ConfigError, match=r"api: <.*APIRouter.* is not a FastAPI application"):
+        mount_dashboard(wrong_site, "/ops", app, auth="host")
+    with pytest.raises(ConfigError, match=r"site: <.*APIRouter.* is not a Starlette application"):
+        for_starlette.mount_dashboard(wrong_site, "/ops", app, auth="host")
+    for mount in (mount_dashboard, for_starlette.mount_dashboard):
+        with pytest.raises(ConfigError, match=r"app: <fastapi.* is not a Qsync"):
+            mount(api, "/ops", api, auth="host")
+    for dependencies in ([wrong], Depends(staff), [Depends(staff), wrong]):
+        with pytest.raises(ConfigError, match=r"dependencies: .*; give \[Depends\(...\)\]"):
+            mount_dashboard(api, "/ops", app, dependencies=dependencies)
+    assert len(api.routes) == len(FastAPI().routes)
 
 
 def test_dashboard_without_lifespan_raises_an_error(app: Qsync) -> None:

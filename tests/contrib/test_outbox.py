@@ -15,10 +15,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from sqlalchemy import Engine, create_engine, func, select, text, update
+from sqlalchemy import Engine, MetaData, create_engine, func, select, text, update
+from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.schema import CreateTable
 
 from qsync import Client, ConfigError, InvalidTask, Qsync, Task, TaskInfo
 from qsync.contrib.outbox import Outbox
@@ -517,13 +519,60 @@ def test_old_rows_are_logged(
     make_old(engine, outbox)
     with outbox.relay(engine) as relay:
         wait_until(lambda: relay.backlog is not None)
-    assert "1 rows wait in the outbox, the oldest for 12" in caplog.text
+    assert "waiting in the outbox: 1 row, the oldest for 12" in caplog.text
 
 
 def test_pauses_grow_while_the_store_is_away() -> None:
     progress = relays._Progress()
     pauses = [progress.pause_after_error(OSError("no route")) for _ in range(6)]
     assert pauses == [1, 2, 4, 8, 10, 10]
+
+
+def test_table_is_in_the_metadata_of_the_program_from_the_start(app: Qsync) -> None:
+    metadata = MetaData()
+    Outbox(app, table="shop.rows", metadata=metadata)
+    [table] = metadata.tables.values()
+    assert (table.schema, table.name) == ("shop", "rows")
+    sizes = CreateTable(table).compile(dialect=mysql.dialect())  # type: ignore[no-untyped-call]
+    assert "LONGBLOB" in str(sizes), "a BLOB of MySQL ends at 64 KiB"
+    assert "DATETIME(6)" in str(sizes)
+
+
+@needs_postgres
+def test_table_with_a_schema_is_the_same_for_sqlalchemy_and_psycopg(
+    app: Qsync, client: Client, database: Postgres
+) -> None:
+    outbox = Outbox(app, table="shop.rows")
+    engine = create_engine(database.address)
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA shop")
+        connection.execute(outbox.create_table)
+        outbox.metadata.create_all(engine)
+        outbox.after_commit._away_until = float("inf")
+        with Session(engine) as session:
+            session.add(outbox.row(Task("send", id="of-the-session")))
+            session.commit()
+        make_old(engine, outbox)
+        with outbox.relay(database.dsn) as relay:
+            wait_until(lambda: relay.sent == 1)
+        connection.execute("DROP SCHEMA shop CASCADE")
+    assert client.handle("of-the-session").info().state == "pending"
+    engine.dispose()
+
+
+def test_session_that_chooses_its_engine_is_asked_while_it_writes(
+    app: Qsync, outbox: Outbox, engine: Engine
+) -> None:
+    class ToReplicaUnlessWriting(Session):
+        def get_bind(self, mapper: Any = None, **options: Any) -> Any:
+            if not self._flushing:
+                raise OSError("the replica is away")
+            return engine
+
+    with ToReplicaUnlessWriting() as session:
+        session.add(outbox.row(Task("send", id="written")))
+        session.commit()
+    assert (count(engine, outbox), pending(app)) == (0, ["written"])
 
 
 @pytest.mark.parametrize(
@@ -536,6 +585,14 @@ def test_pauses_grow_while_the_store_is_away() -> None:
         ),
         (lambda app: Outbox(app).relay(7), "relay: 7 is neither an engine of SQLAlchemy nor"),
         (lambda app: Outbox(7), "outbox: 7 is not a Qsync"),
+        (
+            lambda app: Outbox(app, metadata=DeclarativeBase),  # type: ignore[arg-type]
+            "metadata: .*DeclarativeBase.* is not a MetaData",
+        ),
+        (
+            lambda app: [Outbox(app, metadata=shared) for shared in [MetaData()] for _ in "ab"],
+            "table: the metadata has a table 'qsync_outbox' already; make one Outbox",
+        ),
         (lambda app: Outbox(app).relay("sqlite:///shop.db"), "not a connection string of Postgre"),
         (lambda app: Outbox(app).transaction(7), "int is not a connection of psycopg; with SQLAl"),
     ],

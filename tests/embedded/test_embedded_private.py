@@ -130,6 +130,25 @@ def test_a_socket_of_another_user_is_refused(folder: Path) -> None:
             Embedded(folder).start()
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "hard link"])
+def test_planted_data_of_the_store_is_not_written_to(
+    folder: Path, tmp_path: Path, victim: Path, kind: str
+) -> None:
+    """Links that were planted while others might write to the folder stay after `chmod go-w`."""
+    other, data = tmp_path / "other", folder / "appendonlydir"
+    other.mkdir()
+    if kind == "folder":
+        data.symlink_to(other)
+    else:
+        data.mkdir(mode=0o700)
+        file = data / "appendonly.aof.1.incr.aof"
+        file.symlink_to(victim) if kind == "file" else file.hardlink_to(victim)
+    message = {"folder": "is not a folder", "file": "symbolic link", "hard link": "a hard link"}
+    with pytest.raises(ConfigError, match=f"appendonlydir.*{message[kind]}.*; remove it"):
+        Embedded(folder).start()
+    assert list(other.iterdir()) == []
+
+
 def test_a_private_folder_that_others_may_write_to_is_not_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from qsync.inspector import Filter, Inspector, OperatorEvent
 from qsync.inspector.event_values import ACTIONS, describe
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.limit import limit_rule
-from tests.support.inspector_driver import Bed, bed
+from tests.support.inspector_driver import Bed, S, bed
 from tests.support.stores import Store
 
 
@@ -45,6 +45,10 @@ async def every_action(made: Bed, ann: Inspector) -> None:
     await ann.reset_weight("default", "acme")
     await ann.set_limit("mail", limit_rule("mail", concurrency=3))
     await ann.reset_limit("mail")
+    await made.enqueue(Task("t", limits=["mail"]), queue="closed")
+    [held] = await made.lease(free=1, queue="closed")
+    await made.hand_back(held, limit="mail", closed_us=3600 * S, queue="closed")
+    await ann.open_limit("mail", queue="closed")
     await ann.put_schedule("nightly", Task("t"), cron="0 3 * * *", tz="Europe/Moscow")
     await ann.pause_schedule("nightly", queue="default", why="holidays")
     await ann.resume_schedule("nightly", queue="default")

@@ -170,6 +170,13 @@ def test_explanation_says_when_a_rate_opens_and_until_when_a_limit_is_closed(
             shown = (await by_limit(made))["stripe"]
             assert shown.closed_until == why.at
             assert shown.waiting == 2
+            assert (await made.inspector.open_limit("stripe", queue="none")).outcome == "not_found"
+            assert (await made.inspector.open_limit("stripe")).ok
+            shown = (await by_limit(made))["stripe"]
+            assert (shown.closed_until, shown.waiting) == (None, 2)
+            assert (await made.inspector.open_limit("stripe")).outcome == "too_late"
+            why = await made.inspector.explain("a")
+            assert why.sentence.startswith("Limited by stripe: opens at 2"), why.sentence
 
     run(main())
 

@@ -110,6 +110,14 @@ LIMITED: dict[str, Make] = {
         ),
     )[1],
     "fetch": lambda rig, _: (limited_queue(rig), late_fetch(rig, []))[1],
+    "open": lambda rig, _: (
+        rig.run(
+            ops.hand_back(
+                rig.keys, [HandedBack(*limited_queue(rig), None, b"", "c:1", S)], now_us=rig.now
+            )
+        ),
+        limit_ops.open_limit(rig.keys, "c:1", now_us=rig.now),
+    )[1],
     "rules": lambda rig, _: (
         limited_queue(rig),
         limit_ops.set_limit(rig.keys, "c", LimitRule(concurrency=3), "me", now_us=rig.now),

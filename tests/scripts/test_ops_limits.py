@@ -56,6 +56,35 @@ def test_closed_limit_starts_nothing_before_its_time(rig: Rig) -> None:
     assert rig.fetch().ids == ["a", "b"]
 
 
+def test_operator_opens_a_closed_limit_and_its_rule_still_holds(rig: Rig) -> None:
+    def open_limit(limit: str) -> int:
+        return rig.run(limit_ops.open_limit(rig.keys, limit, now_us=rig.now))
+
+    send(rig, ("r",), "a", "b")
+    [a] = rig.lease()
+    rows = [op_values.HandedBack(*a, None, b"", "r", 3600 * S, True)]
+    rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
+    rig.now += 2 * S
+    assert (rig.fetch().ids, rig.ids("limited")) == ([], ["a", "b"])
+    rig.woken()
+    assert (open_limit("other"), open_limit("c"), rig.woken()) == (0, 0, False)
+    assert open_limit("r") == 1
+    assert rig.woken()
+    assert open_limit("r") == 0
+    assert rig.fetch().ids == ["a"], "one start a second"
+    rig.now += S
+    assert rig.fetch().ids == ["b"]
+    rig.complete(*[op_values.LeaseRef(id, rig.field("owner", id).decode()) for id in ("a", "b")])
+    send(rig, ("c",), "d")
+    [d] = rig.lease()
+    rows = [op_values.HandedBack(*d, 60 * S, b"", "c", 3600 * S, True)]
+    rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
+    assert rig.delete("scheduled", "d") == 1
+    assert state(rig, "c") is not None, "closed, though no task has it"
+    assert open_limit("c") == 1
+    assert state(rig, "c") is None
+
+
 def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
     send(rig, ("r",), "a", "b", "c")
     assert rig.fetch().ids == ["a"]

@@ -114,11 +114,11 @@ def test_each_fetch_moves_a_bounded_number_of_tasks(rig: Rig) -> None:
     pause(rig, "a")
     fetched, calls = rig.fetch(10), 1
     while not fetched.ids:
-        assert fetched.left_for_free, "the server asks again at once"
-        assert len(rig.ids("limited")) <= 150 * calls
+        assert fetched.left, "the server asks again at once"
+        assert len(rig.ids("limited")) <= 350 * calls
         fetched, calls = rig.fetch(10), calls + 1
     assert fetched.ids == ["other"]
-    assert calls <= 1 + MANY / 100
+    assert calls <= 1 + MANY / 300
     assert len(rig.ids("limited")) == MANY
     resume(rig, "a")
     assert rig.fetch(0).next_due_us == 0

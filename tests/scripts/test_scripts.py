@@ -483,6 +483,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
             limit_ops.put_limit_rules(keys, {"a": LimitRule(concurrency=1), "b": LimitRule()}),
             2,
         ),
+        "open_limit": (limit_ops.open_limit(keys, "a"), 0),
         "list_limits": (limit_ops.list_limits(keys), 0),
         "report_types": (type_stats_ops.report_types(keys, {"1:s": b"a", "2:s": b"b"}), 2),
         "roll_types": (type_stats_ops.roll_types(keys, b"", ["1:s"], {"#": b"d"}), 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from datetime import UTC, datetime, timedelta
 from json import dumps
@@ -147,6 +148,19 @@ def test_traceback_without_frames_of_the_program_has_those_there_are() -> None:
     except TypeError as error:
         error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
         assert "json" in program_trace(error)
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(TimeoutError, False), (RuntimeError, True)])
+def test_frames_of_qsync_are_logged_for_its_errors_but_not_for_its_time_limit(
+    kind: type[Exception], shown: bool
+) -> None:
+    """A handler with executor="process" that times out has no frames in the server's process."""
+    code = compile(f"raise {kind.__name__}", inspect.getfile(program_trace), "exec")
+    try:
+        exec(code)  # noqa: S102 - of this test
+    except kind as error:
+        error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
+        assert ("error_text.py" in program_trace(error)) == shown
 
 
 def test_poll_is_not_a_failure_until_its_attempts_are_used_up(

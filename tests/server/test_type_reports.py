@@ -45,9 +45,9 @@ def handlers() -> Mux:
     return mux
 
 
-async def run_some(made: Bench) -> Any:
+async def run_some(made: Bench, server_id: str | None = None) -> Any:
     """Run tasks of two types on a server that then stops."""
-    server = made.server(handlers())
+    server = made.server(handlers(), server_id=server_id)
     server.run_metrics = RunMetrics(server.mux.types)
     await server.start()
     await made.client.enqueue_many([Task("good")] * 5 + [Task("bad", retry=0)] * 3)
@@ -100,6 +100,19 @@ def test_statistics_are_reported_rolled_up_and_shown(store: Store, prefix: str) 
             with pytest.raises(InvalidTask, match="period: '90d' is not one of 1h, 24h, 7d"):
                 await inspector.types(period="90d")
             assert (await inspector.type_stats("unknown")).stats.started == 0
+
+    run(main())
+
+
+def test_server_that_restarts_under_the_same_id_adds_to_its_statistics(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as made:
+            for _ in range(2):
+                await run_some(made, "web-0")
+            inspector = Inspector(made.broker, prefix=prefix)
+            assert await figures(inspector) == {"good": (10, 10, 0), "bad": (6, 0, 6)}
 
     run(main())
 

@@ -158,8 +158,7 @@ def _results(children: Iterable[subprocess.Popen[str]]) -> Iterator[str]:
             text, _ = open_[0].communicate()
             child = open_.pop(0)
             if child.returncode not in (0, 1):
-                msg = f"a process of the simulation ended with {child.returncode}"
-                raise RuntimeError(msg)
+                raise RuntimeError(f"a process of the simulation ended with {child.returncode}")
             yield text
     finally:
         for child in open_:

@@ -194,12 +194,10 @@ class Handlers:
 
     async def _fail(self, task: TaskInfo, plan: dict[str, Any]) -> None:
         if task.attempt <= plan["times"]:
-            msg = f"planned failure {task.attempt}"
-            raise ValueError(msg)
+            raise ValueError(f"planned failure {task.attempt}")
 
     async def _skip(self, task: TaskInfo, plan: dict[str, Any]) -> None:
-        msg = "not again"
-        raise SkipRetry(msg)
+        raise SkipRetry("not again")
 
     async def _again(self, task: TaskInfo, plan: dict[str, Any]) -> None:
         if task.attempt <= plan["times"]:
@@ -249,8 +247,7 @@ class Handlers:
         except DuplicateTask:  # an earlier run of this task was that far
             return
         except (StoreUnavailable, QueueFull) as error:
-            msg = "no child"
-            raise ValueError(msg) from error
+            raise ValueError("no child") from error
         accept(self._books, handle, made.payload, made)
 
     async def _progress(self, task: TaskInfo, plan: dict[str, Any]) -> None:
@@ -277,12 +274,10 @@ class Handlers:
 
     def _thread_fail(self, task: TaskInfo, plan: dict[str, Any]) -> None:
         if task.attempt <= plan["times"]:
-            msg = f"planned failure {task.attempt}"
-            raise ValueError(msg)
+            raise ValueError(f"planned failure {task.attempt}")
 
     def _thread_skip(self, task: TaskInfo, plan: dict[str, Any]) -> None:
-        msg = "not again"
-        raise SkipRetry(msg)
+        raise SkipRetry("not again")
 
     def _thread_again(self, task: TaskInfo, plan: dict[str, Any]) -> None:
         if task.attempt <= plan["times"]:
@@ -312,8 +307,7 @@ class Handlers:
         except DuplicateTask:
             return
         except (StoreUnavailable, QueueFull) as error:
-            msg = "no child"
-            raise ValueError(msg) from error
+            raise ValueError("no child") from error
         accept(self._books, handle, made.payload, made)
 
     def _thread_progress(self, task: TaskInfo, plan: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from typer.testing import CliRunner
 
-from qsync import Mux, Qsync, Task, TaskInfo, current
+from qsync import Mux, Qsync, RateLimited, Task, TaskInfo, current
 from qsync.cli.main import app as command_line
 from qsync.client import AsyncClient
 from qsync.inspector import Inspector
@@ -125,6 +125,12 @@ def handlers(live: Live) -> Mux:
         live.began.append(task.id)
         current().progress(3, 10)
         await live.released.wait()
+
+    @mux.handle("close")
+    async def close(task: TaskInfo) -> None:
+        live.began.append(task.id)
+        if live.began.count(task.id) == 1:
+            raise RateLimited(retry_after=3600)
 
     @mux.handle("note")
     async def note(task: TaskInfo) -> None:

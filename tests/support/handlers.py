@@ -189,8 +189,7 @@ def _shout(text: str) -> str:
 
 def _arguments(task: TaskInfo) -> tuple[tuple[str], dict[str, object]]:
     if task.id == "unfit":
-        msg = "payload: does not fit"
-        raise InvalidTask(msg)
+        raise InvalidTask("payload: does not fit")
     return (task.payload.decode(),), {}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from qsync import codec
 from qsync.broker import ops, redis_clients, registry_ops
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.op_values import Completion, FetchPolicy, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, FetchPolicy, HandedBack, Killed, LeaseRef, Retried
 from qsync.fingerprint import mark_of
 from qsync.inspector import Inspector
 from qsync.keys import GlobalKeys, QueueKeys
@@ -40,12 +40,13 @@ class Bed:
             await self.broker.run(ops.enqueue(self.keys(queue), part))
 
     async def lease(
-        self, wanted: int = 500, *, server: str = "s", queue: str = "default"
+        self, wanted: int = 500, *, server: str = "s", queue: str = "default", free: int = 0
     ) -> list[LeaseRef]:
         self._number += 1
         call = ops.fetch(
-            self.keys(queue), server=server, number=self._number, wanted=wanted, policy=POLICY
-        )
+            self.keys(queue), server=server, number=self._number, wanted=wanted, policy=POLICY,
+            free=free,
+        )  # fmt: skip
         found = await self.broker.run(call)
         return [LeaseRef(id, f"{server}/{self._number}") for id in found.ids]
 
@@ -60,6 +61,13 @@ class Bed:
         record = failure(error, mark=mark)
         rows = [Killed(*one, True, record) for one in held]
         await self.broker.run(ops.kill(self.keys(queue), rows))
+
+    async def hand_back(
+        self, held: LeaseRef, *, limit: str, closed_us: int, queue: str = "default"
+    ) -> None:
+        """A handler raises RateLimited, which closes a limit."""
+        row = HandedBack(*held, None, started=True, limit=limit, closed_us=closed_us)
+        await self.broker.run(ops.hand_back(self.keys(queue), [row]))
 
     async def dead(self, *tasks: Task, error: str = "boom", queue: str = "default") -> None:
         """Tasks that are dead; the queue has nothing else pending.

@@ -30,6 +30,7 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     "delete": ("delete", "open"),
     "put_limit_rules": (),
     "set_limit": (),
+    "open_limit": (),
     "put_program_bounds": (),
     "set_bounds": (),
     "pause_type": (),

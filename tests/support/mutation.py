@@ -18,8 +18,7 @@ def planted(path: str, right: str, wrong: str) -> Iterator[None]:
     read = script.read
     text = read(path)
     if text.count(right) != 1:
-        msg = f"{path} holds {text.count(right)} times: {right}"
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds {text.count(right)} times: {right}")
 
     mistaken = {path: text.replace(right, wrong)}
     script.read = lambda path: mistaken.get(path) or read(path)

@@ -175,3 +175,20 @@ def test_a_batch_handler_gets_each_task_alone(app: Qsync) -> None:
         assert index.enqueue_sync(5).result() == (5, 1)
         with pytest.raises(ValueError, match="seven"):
             index.enqueue_sync(7)
+
+
+def test_what_needs_a_store_says_that_there_is_none(app: Qsync) -> None:
+    @app.task(name="send", retention=60)
+    def send() -> None: ...
+
+    async def put() -> None:
+        async with app.async_client() as client:
+            await client.schedules.put("daily", send.build(), every=3600)
+
+    with inline(app):
+        with pytest.raises(ConfigError, match="reschedule needs a store, and inside the block"):
+            send.enqueue_sync().reschedule(delay=30)
+        with pytest.raises(ConfigError, match=r"needs a store.*use the fixture qsync"):
+            asyncio.run(put())
+    with pytest.raises(ConfigError, match="'shop:app' is not a Qsync"), inline("shop:app"):  # type: ignore[arg-type]
+        pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import signal
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ from qsync import (
     Mux,
     Qsync,
     QsyncError,
+    QueueFull,
     Retry,
     SkipRetry,
     Snooze,
@@ -345,10 +348,14 @@ def test_crash_at_a_failure(shop: Shop, qsync: Kit, point: str, state: int) -> N
 
 def test_a_crash_during_a_handler_in_a_thread_loses_its_outcome(shop: Shop, qsync: Kit) -> None:
     async def main() -> None:
+        reported: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
         await shop.in_thread.enqueue(7)
         with qsync.crash("during handler"):
             await qsync.drain()
         await qsync.drain()
+        gc.collect()
+        assert reported == []
         assert [one[0] for one in shop.ran if isinstance(one, tuple)] == [7, 7]
 
     asyncio.run(main())
@@ -381,6 +388,74 @@ def test_crash_refuses_unknown_point_and_reports_unreached_one(shop: Shop, qsync
         pass
 
 
+def test_advance_moves_the_clock_by_the_whole_time_after_a_crash(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        clock = qsync._opened.clock
+        await shop.send.enqueue(Invoice(1))
+        with qsync.crash("before complete"):
+            await qsync.drain()
+        await qsync.advance(seconds=100)
+        assert clock.ahead_us == 100_000_000
+        await asyncio.gather(qsync.advance(seconds=1), qsync.advance(seconds=1))
+        assert clock.ahead_us == 102_000_000
+
+    asyncio.run(main())
+
+
+def test_a_drain_that_is_stopped_gives_handlers_no_more_time(shop: Shop, qsync: Kit) -> None:
+    @shop.app.task(name="hang")
+    async def hang() -> None:
+        hanging.set()
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        await hang.enqueue()
+        drain = asyncio.create_task(qsync.drain())
+        await hanging.wait()
+        began = time.monotonic()
+        drain.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await drain
+        assert time.monotonic() - began < 10  # not the shutdown_timeout of 30 s
+        assert [task.status.state for task in qsync.enqueued(hang)] == ["pending"]
+
+    hanging = asyncio.Event()
+    asyncio.run(main())
+
+
+def test_errors_of_unusual_classes_surface(shop: Shop, qsync: Kit) -> None:
+    class Noted(Exception):
+        def add_note(self, note: str) -> None:
+            raise TypeError("notes are something else here")
+
+    @shop.app.task(name="raise", retry=0)
+    async def fail() -> None:
+        raise Noted("seven")
+
+    async def main() -> None:
+        await fail.enqueue()
+        with pytest.raises(Noted, match="seven"):
+            await qsync.drain()
+
+    asyncio.run(main())
+
+
+def test_bounds_of_the_program_hold_from_the_first_enqueue(shop: Shop) -> None:
+    shop.app.queue("mail", max_tasks=1)
+    with SyncKit(shop.app) as kit:
+        shop.send.enqueue_sync(Invoice(1))
+        with pytest.raises(QueueFull, match="mail"):
+            shop.send.enqueue_sync(Invoice(2))
+        kit.drain()
+        shop.send.enqueue_sync(Invoice(2))
+
+
+def test_a_task_of_another_app_is_named_as_such(shop: Shop, qsync: Kit) -> None:
+    other = Shop()
+    with pytest.raises(AssertionError, match="it is a task of another app than that of this kit"):
+        qsync.assert_enqueued(other.send)
+
+
 def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
     for wrong, message in (
         ({"days": -1}, "not positive"),
@@ -394,6 +469,8 @@ def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
             asyncio.run(qsync.advance(**wrong))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"60 has no unit; give e\.g\. seconds=60"):
         asyncio.run(qsync.advance(60))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"is no timedelta; give one, or e\.g\. days=1"):
+        asyncio.run(qsync.advance(datetime.now(UTC)))  # type: ignore[arg-type]
 
 
 def test_a_deadline_that_passes_is_no_error_of_a_handler(shop: Shop, qsync: Kit) -> None:
@@ -423,6 +500,8 @@ def test_after_the_test_the_app_has_its_own_store_again(shop: Shop) -> None:
         kit.enqueued(shop.send)
     with pytest.raises(QsyncError, match="the test is over"):
         asyncio.run(kit.advance(days=1))
+    with pytest.raises(QsyncError, match="has not been opened"):
+        SyncKit(shop.app).drain()
 
 
 # Plain tests.
@@ -446,6 +525,20 @@ def test_plain_tests_drain_in_their_own_thread(shop: Shop, qsync_sync: SyncKit) 
     shop.send.enqueue_sync(Invoice(1))
     with pytest.raises(ValueError, match="no 1"):
         qsync_sync.drain()
+
+
+def test_a_plain_drain_that_is_interrupted_leaves_no_server(
+    shop: Shop, qsync_sync: SyncKit
+) -> None:
+    @shop.app.task(name="hang")
+    async def hang() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        await asyncio.sleep(60)
+
+    hang.enqueue_sync()
+    with pytest.raises(KeyboardInterrupt):
+        qsync_sync.drain()
+    assert [task.status.state for task in qsync_sync.enqueued(hang)] == ["pending"]
 
 
 def test_plain_kit_on_an_event_loop_names_the_async_kit(shop: Shop, qsync_sync: SyncKit) -> None:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsync import Task, codec
+from qsync import InvalidTask, Task, codec
+from qsync.inspector.edit_values import payload_as_json
 from qsync.inspector.msgpack_json import STRING_LIMIT, TEXT_LIMIT, preview
 from qsync.inspector.payload_preview import show
 from qsync.keys import QueueKeys
@@ -91,6 +92,29 @@ def test_hostile_payload_costs_little(name: str) -> None:
     assert peak < 24 << 20, f"{peak >> 20} MiB"
 
 
+FORM_TEXT = {
+    "60 KB in 60 levels": b"\x91" * 60 + array(29_000) + b"\x01" * 29_000,
+    "invisible characters": codec.encode("\u202e" * 10_000),
+    **{name: HOSTILE[name] for name in ("900 levels, then a million", "60 levels, then a million")},
+}
+
+
+@pytest.mark.parametrize("name", [*FORM_TEXT, *HOSTILE_TEXT])
+def test_payload_that_is_too_large_for_the_form_costs_little(name: str) -> None:
+    data = {**FORM_TEXT, **HOSTILE_TEXT}[name]
+    tracemalloc.start()
+    try:
+        payload_as_json(data, is_value=name in FORM_TEXT, limit=61_440)
+    except (InvalidTask, codec.CodecError) as error:
+        assert "too large for a form" in str(error) or "binary" in str(error)
+    else:
+        assert name in ("invisible characters", "60 KB in 900 levels", "objects", "brackets")
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 16 << 20, f"{peak >> 20} MiB"
+
+
 def test_values_after_a_long_string_or_list_are_shown() -> None:
     value = {"body": "x" * 1_000_000, "ids": list(range(2_000)), "raw": bytes(50_000), "to": "ann"}
     text, cut = preview(codec.encode(value))
@@ -134,12 +158,13 @@ async def test_page_of_a_hostile_task_does_not_stop_the_loop(valkey: Store, pref
         app = create_app(made.inspector, auth="host", timeout=60)
         async with app, visiting(app) as visitor:
             loop = asyncio.get_running_loop()
-            page = asyncio.create_task(visitor.get("/task?id=a"))
-            longest, last = 0.0, loop.time()
-            while not page.done():
-                await asyncio.sleep(0.01)
-                longest, last = max(longest, loop.time() - last), loop.time()
-            text = (await page).text
+            longest = 0.0
+            for path in ("/edit?id=a", "/task?id=a"):
+                page, last = asyncio.create_task(visitor.get(path)), loop.time()
+                while not page.done():
+                    await asyncio.sleep(0.01)
+                    longest, last = max(longest, loop.time() - last), loop.time()
+                text = (await page).text
             assert "h499" in text
             assert "h500" not in text
             assert len(text) < 1 << 20

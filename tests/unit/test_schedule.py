@@ -402,7 +402,8 @@ def test_skipped_local_time_is_not_due() -> None:
         ("*/0 * * * *", "UTC", r"Bad minute '\*/0'; give 0 to 59; a range goes up, and a step is"),
         ("70 * * * * *", "UTC", "Bad second '70'; give 0 to 59$"),
         ("60 * * * *", "UTC", "cron='60 .*Bad minute"),
-        ("@daily", "UTC", "cron='@daily': 1 field; give 5"),
+        ("@daily", "UTC", r"cron='@daily': names are not supported; give '0 0 \* \* \*'"),
+        ("@reboot", "UTC", "cron='@reboot': 1 field; give 5"),
         ("0 0 30 2 *", "UTC", "Bad day-of-month '30'; no month of '2' has that day"),
         ("0 0 */30 4 1#2", "UTC", "never due in UTC"),
         ("*/5 2 * 3 0L", "Europe/Berlin", "never due in Europe/Berlin"),
@@ -412,7 +413,7 @@ def test_skipped_local_time_is_not_due() -> None:
         ("* * * * *", "Europe", "tz='Europe'"),
         ("* * * * *", "../etc/passwd", "tz='../etc/passwd'"),
         ("* * * * *", "\0", "tz="),
-        ("* * * * *", None, "tz=None"),
+        ("* * * * *", None, r"tz=None: use a name such as .* or .UTC"),
     ],
 )
 def test_a_bad_cron_schedule_is_refused(expression: str, tz: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 
-from qsync import ConfigError, Qsync
+from qsync import ConfigError, Qsync, QsyncError, Task
 from qsync.broker import redis_clients
+from qsync.web.attempts import check_trace_url
 from tests.support.stores import Store
 
 CANARY = "s3cr3tX"
@@ -249,3 +251,21 @@ def test_password_with_brackets_is_accepted(prefix: str) -> None:
         url = locked.url.replace("redis://", "redis://:a[b]c@")
         with Qsync(url, prefix=prefix) as app:
             assert app.ping() > 0
+
+
+MISPLACED: list[Callable[[str], object]] = [
+    lambda url: Qsync("redis://h", prefix=url),
+    lambda url: Task("t", queue=url),
+    lambda url: check_trace_url(url),
+]
+
+
+@pytest.mark.parametrize("misplaced", MISPLACED)
+@pytest.mark.parametrize("url", ["redis://u:{}@h:1/2", "https://u:{}@h/x", "rediss://h?passwrd={}"])
+def test_url_in_place_of_another_value_hides_the_password(
+    misplaced: Callable[[str], object], url: str
+) -> None:
+    with pytest.raises(QsyncError) as raised:
+        misplaced(url.format(CANARY))
+    assert CANARY not in str(raised.value)
+    assert f"{url.partition('://')[0]}://..." in str(raised.value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import ipaddress
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -23,8 +25,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from qsync import codec
+from qsync import codec, msgpack_extensions
 from qsync.errors import ConfigError, InvalidTask, QsyncError
+from qsync.inspector.msgpack_json import preview
 from qsync.message import Result, decode_message
 from qsync.new_task import new_task
 from qsync.results import decode_result
@@ -609,6 +612,34 @@ def nested(levels: int) -> bytes:
 def test_extensions_nested_without_end_are_an_error_like_any_other() -> None:
     with pytest.raises(InvalidTask):
         function_of().arguments(dataclass_info(b"\x81\xa2it" + nested(5000)))
+
+
+HOSTILE = [1 << 40, -1, True, 1.5, None, [], [[]], {}, {"a": 1, "b": 2}, "", "x", b"", b"x"]
+
+
+def test_extension_with_data_of_another_type_is_an_error_that_takes_no_memory() -> None:
+    """`bytearray(2**40)` would take a tebibyte, and `UUID(5)` raises an AttributeError."""
+    names = [*msgpack_extensions.FORMS, "tuple", "set", "frozenset", "dict", "", None, 5, []]
+    for name, data in itertools.product(names, HOSTILE):
+        encoded = codec.encode([msgspec.msgpack.Ext(1, codec.encode([name, data]))])
+        for decode in (codec.decode, preview):
+            with contextlib.suppress(codec.CodecError):
+                decode(encoded)
+    with pytest.raises(codec.CodecError):
+        codec.decode(codec.encode(msgspec.msgpack.Ext(1, codec.encode(["bytearray", 1 << 20]))))
+
+
+def test_nested_extensions_are_decoded_without_copies() -> None:
+    data = codec.encode(bytes(1 << 20))
+    for _ in range(100):
+        data = codec.encode(msgspec.msgpack.Ext(1, codec.encode(["tuple", [msgspec.Raw(data)]])))
+    tracemalloc.start()
+    try:
+        codec.decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def locked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:

@@ -64,6 +64,25 @@ async def test_rule_is_set_and_reset_without_a_script(store: Store, prefix: str)
         assert (await web.bed.inspector.limit("customer:42")).source == "program"
 
 
+async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        await fill(web)
+        [held] = await web.bed.lease(free=1)
+        await web.bed.hand_back(held, limit="customer:42", closed_us=3_600_000_000)
+        text = await page(web, "/limits", queue="default")
+        assert "customer:42 0 of 1 3 closed" in text
+        assert "Open now" in text
+        text = await web.press(
+            (await web.client.get("/limits", params={"queue": "default"})).text, "Open now"
+        )
+        assert said(text) == "customer:42 is open."
+        assert "Limit opened" in text
+        assert "Open now" not in text
+        again = await web.send("/limit/open", queue="default", limit="customer:42")
+        assert said(again) == "customer:42 was not closed."
+        assert (await web.bed.inspector.limit("customer:42")).closed_until is None
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -240,6 +240,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
             # In test_web_limits.py and test_web_actions.py.
             "/limit/set",
             "/limit/reset",
+            "/limit/open",
             "/queue/bounds",
             "/queue/bounds/reset",
             "/queue/weight",

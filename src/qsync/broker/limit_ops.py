@@ -98,6 +98,12 @@ def set_limit(
     return _put_rules(keys, {limit: packed}, by or "operator", now_us)
 
 
+def open_limit(keys: QueueKeys, limit: str, *, now_us: int | None = None) -> Call[int]:
+    """End the time for which RateLimited has closed a limit; return 1 if it was closed."""
+    script = load("open_limit")
+    return Call(script, keys.names(script.keys), (now_argument(now_us), "", limit), int)
+
+
 def _put_rules(
     keys: QueueKeys, fields: Mapping[str, bytes], by: str, now_us: int | None
 ) -> Call[int]:

@@ -150,6 +150,5 @@ def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
 
 def _note(note: bytes) -> bytes:
     if not note:
-        msg = "note: empty; a pause needs a note, since an empty one means resume"
-        raise ValueError(msg)
+        raise ValueError("note: empty; a pause needs a note, since an empty one means resume")
     return note

@@ -23,17 +23,14 @@ def decode_cut(data: bytes, length: int) -> Message:
     if len(data) == length:
         return decode_message(data)
     if not data:
-        msg = f"{length} bytes are too large to decode"
-        raise codec.CodecError(msg)
+        raise codec.CodecError(f"{length} bytes are too large to decode")
     try:
         begin, end = _payload(data[:HEAD])
     except IndexError as error:
-        msg = "the message has no valid beginning"
-        raise codec.CodecError(msg) from error
+        raise codec.CodecError("the message has no valid beginning") from error
     rest = end - (length - (len(data) - HEAD))
     if rest < 0:
-        msg = "the payload of the message is shorter than its length field says"
-        raise codec.CodecError(msg)
+        raise codec.CodecError("the payload of the message is shorter than its length field says")
     return decode_message(data[:begin] + _EMPTY + data[HEAD + rest :])
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from qsync.formatting import hide_credentials
 from qsync.worker.logs import escape
 
 NOT_DONE: Final = 1
@@ -30,6 +31,17 @@ MAX_MESSAGE: Final = 2000
 
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """The parser's base class of errors in arguments, which typer exports by its subclasses alone."""
+
+
+def option(*names: str, **settings: Any) -> Any:
+    """Return an option whose help says itself what its default is."""
+    return typer.Option(*names, show_default=False, show_envvar=False, **settings)
+
+
+def argument(**settings: Any) -> Any:
+    """Return an argument whose help says itself what its default is."""
+    return typer.Argument(show_default=False, show_envvar=False, **settings)
+
 
 _path: ContextVar[str] = ContextVar("path", default="qsync")
 
@@ -52,7 +64,9 @@ def exit_with(message: str, code: int = NOT_DONE) -> NoReturn:
 
 def print_problem(message: str) -> None:
     """Print one line that says what went wrong and what to do."""
-    shown = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+    shown = hide_credentials(message[: 4 * MAX_MESSAGE])
+    if len(shown) > MAX_MESSAGE:
+        shown = f"{shown[:MAX_MESSAGE]}…"
     typer.echo(f"{command_path()}: {escape(shown)}", err=True)
 
 

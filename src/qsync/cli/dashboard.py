@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, exit_with, option
 from qsync.cli.options import StoreOptions
 from qsync.cli.store import STORE_TIMEOUT_S, connections_of
 from qsync.connections import Connections
@@ -58,81 +58,48 @@ def dashboard(
             metavar="PORT", min=0, max=65535, help="Port to listen on (0 = pick a free one)."
         ),
     ] = 8080,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKEN", envvar=TOKEN, show_envvar=False, show_default=False,
-            help=f"Require this token (min. 16 characters). Prefer {TOKEN}: options are visible in "
-            "`ps`.",
-        ),
-    ] = None,
-    view_token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKEN", envvar=VIEW_TOKEN, show_envvar=False, show_default=False,
-            help="Also let in who has this token (min. 16 characters), to look and change nothing. "
-            f"Prefer {VIEW_TOKEN}. Needs --token.",
-        ),
-    ] = None,
+    token: Annotated[str | None, option(
+        metavar="TOKEN", envvar=TOKEN, help="Require this token (min. 16 characters). Prefer "
+        f"{TOKEN}: options are visible in `ps`.",
+    )] = None,
+    view_token: Annotated[str | None, option(
+        metavar="TOKEN", envvar=VIEW_TOKEN, help="Also let in who has this token (min. 16 "
+        f"characters), to look and change nothing. Prefer {VIEW_TOKEN}. Needs --token.",
+    )] = None,
     allow_actions: Annotated[
         bool,
         typer.Option("--allow-actions/--read-only", help="Allow changes, or only show."),
     ] = False,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", show_default=False,
-            help="Extra Host header to accept, e.g. behind a proxy. Repeatable.  [default: "
-            "localhost; any with a token and another --host]",
-        ),
-    ] = None,
-    root_path: Annotated[
-        str,
-        typer.Option(
-            metavar="PATH", show_default=False, parser=_path_of,
-            help="Path under which a proxy serves the dashboard and which it strips, e.g. /qsync.",
-        ),
-    ] = "",
-    trust_proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ADDRESS", show_default=False,
-            help="IP address or network (10.0.0.0/8) of a proxy in front of the dashboard. Its "
-            "X-Forwarded-Proto and X-Forwarded-For are believed: cookies are Secure behind TLS, "
-            "and wrong tokens count for the user's address. Repeatable.",
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION", show_default=False,
-            help="Function (type, payload) that returns the text to show instead of the payload.",
-        ),
-    ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PREFIX[@URL]", envvar=ALSO, show_envvar=False, show_default=False,
-            help="Show one more prefix, of the same store or of another one, e.g. billing or "
-            f"eu=shop@redis://10.0.0.5:6379. Repeatable; or set {ALSO}, with spaces between.",
-        ),
-    ] = None,
-    language: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE", show_default=False,
-            help="Language of the pages, en or ru, until a user chooses one.  [default: the "
-            "browser's]",
-        ),
-    ] = None,
-    trace_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", show_default=False,
-            help="Link each task to its trace: an address with {trace_id} in it, e.g. "
-            "https://traces.example.com/trace/{trace_id}.",
-        ),
-    ] = None,
+    allow_host: Annotated[list[str] | None, option(
+        metavar="NAME", help="Extra Host header to accept, e.g. behind a proxy. Repeatable.  "
+        "[default: localhost; any with a token and another --host]",
+    )] = None,
+    root_path: Annotated[str, option(
+        metavar="PATH", parser=_path_of, help="Path under which a proxy serves the dashboard and "
+        "which it strips, e.g. /qsync.",
+    )] = "",
+    trust_proxy: Annotated[list[str] | None, option(
+        metavar="ADDRESS", help="IP address or network (10.0.0.0/8) of a proxy in front of the "
+        "dashboard. Its X-Forwarded-Proto and X-Forwarded-For are believed: cookies are Secure "
+        "behind TLS, and wrong tokens count for the user's address. Repeatable.",
+    )] = None,
+    mask: Annotated[str | None, option(
+        metavar="MODULE:FUNCTION", help="Function (type, payload) that returns the text to show "
+        "instead of the payload.",
+    )] = None,
+    also: Annotated[list[str] | None, option(
+        metavar="[NAME=]PREFIX[@URL]", envvar=ALSO, help="Show one more prefix, of the same store "
+        "or of another one, e.g. billing or eu=shop@redis://10.0.0.5:6379. Repeatable; or set "
+        f"{ALSO}, with spaces between.",
+    )] = None,
+    language: Annotated[str | None, option(
+        metavar="CODE", help="Language of the pages, en or ru, until a user chooses one.  "
+        "[default: the browser's]",
+    )] = None,
+    trace_url: Annotated[str | None, option(
+        metavar="URL", help="Link each task to its trace: an address with {trace_id} in it, e.g. "
+        "https://traces.example.com/trace/{trace_id}.",
+    )] = None,
     store: StoreOptions,
 ) -> None:  # fmt: skip
     """Serve the dashboard until stopped.
@@ -186,6 +153,8 @@ def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
     others: dict[str, Connections] = {}
     for text in texts:
         place, _, url = text.partition("@")
+        if re.search("[:/?]", place):  # the text is not shown: it may contain a password
+            exit_with("--also: give the name of a prefix before a URL: [NAME=]PREFIX@URL", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
         if name in (first.prefix, *others):
@@ -310,8 +279,8 @@ def _serve(
 def _load(target: str) -> Any:
     """Return the function MODULE:FUNCTION; the working directory is searched first."""
     module, _, attribute = target.partition(":")
-    if not module or not attribute:
-        exit_with(f"--mask {target}: not of the form MODULE:FUNCTION", USAGE)
+    if not module or not attribute or "@" in target or "/" in target:
+        exit_with("--mask: not of the form MODULE:FUNCTION", USAGE)  # it may contain a password
     folder = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if folder not in sys.path:
         sys.path.insert(0, folder)

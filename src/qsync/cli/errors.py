@@ -10,7 +10,16 @@ from typing import Annotated, Any, Final
 import typer
 
 from qsync.cli.bulk import BulkJob
-from qsync.cli.command import EXIT_CODES, USAGE, CommandGroup, exit_with, runs_alone, with_options
+from qsync.cli.command import (
+    EXIT_CODES,
+    USAGE,
+    CommandGroup,
+    argument,
+    exit_with,
+    option,
+    runs_alone,
+    with_options,
+)
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
     DryRun,
@@ -21,7 +30,7 @@ from qsync.cli.options import (
     Preview,
     StoreOptions,
     Yes,
-    column_of,
+    sort_option,
 )
 from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import ProgressLine
@@ -46,23 +55,15 @@ def failing_state(text: str) -> TaskState:
     raise typer.BadParameter(f"{text!r} is not one of {', '.join(FAILING)}")
 
 
-States = Annotated[
-    list[TaskState] | None,
-    typer.Option(
-        "--state", "-s", metavar="STATE", parser=failing_state, show_default=False,
-        help="Only dead tasks, or only those that wait for a retry.  [default: both]",
-        autocompletion=lambda: list(FAILING),
-    ),
-]  # fmt: skip
+States = Annotated[list[TaskState] | None, option(
+    "--state", "-s", metavar="STATE", parser=failing_state, autocompletion=lambda: list(FAILING),
+    help="Only dead tasks, or only those that wait for a retry.  [default: both]",
+)]  # fmt: skip
 
-State = Annotated[
-    TaskState,
-    typer.Option(
-        "--state", "-s", metavar="STATE", parser=failing_state, show_default=False,
-        help="dead, or retry for those that wait for a retry.  [default: dead]",
-        autocompletion=lambda: list(FAILING),
-    ),
-]  # fmt: skip
+State = Annotated[TaskState, option(
+    "--state", "-s", metavar="STATE", parser=failing_state, autocompletion=lambda: list(FAILING),
+    help="dead, or retry for those that wait for a retry.  [default: dead]",
+)]  # fmt: skip
 
 NEVER: Final = datetime.fromtimestamp(0, UTC)
 
@@ -74,19 +75,12 @@ SORTS: Final[dict[str, Callable[[ErrorGroup], Any]]] = {
 }
 """Sort keys of the list by column."""
 
-Sort = Annotated[
-    str,
-    typer.Option(
-        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-        autocompletion=lambda: list(SORTS),
-        help="Column to sort by: tasks (most first), type, first (oldest first) or last (latest "
-        "first).  [default: tasks]",
-    ),
-]  # fmt: skip
+Sort = Annotated[str, sort_option(
+    SORTS, "Column to sort by: tasks (most first), type, first (oldest first) or last (latest "
+    "first).  [default: tasks]",
+)]  # fmt: skip
 
-GroupId = Annotated[
-    str, typer.Argument(metavar="GROUP", help="Id that the list shows.", show_default=False)
-]
+GroupId = Annotated[str, argument(metavar="GROUP", help="Id that the list shows.")]
 
 
 @dataclass(frozen=True, slots=True)

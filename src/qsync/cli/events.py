@@ -10,8 +10,9 @@ import typer
 
 from qsync import store_clock
 from qsync.broker.event_ops import MOST_EVENTS
+from qsync.cli.command import option
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import OnlyQueue, StoreOptions, column_of, duration_of
+from qsync.cli.options import OnlyQueue, StoreOptions, duration_of, sort_option
 from qsync.cli.output import Column, print_line, print_table
 from qsync.cli.store import check_queue, open_store
 from qsync.formatting import local_time
@@ -34,40 +35,25 @@ SORTS: Final[dict[str, Callable[[OperatorEvent], Any]]] = {
 def events(
     *,
     queue: OnlyQueue = None,
-    action: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ACTION", show_default=False,
-            help="Only this action, e.g. queue.pause, or all of a kind, e.g. queue.",
-            autocompletion=lambda: list(ACTIONS),
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Only actions on this task.", show_default=False),
-    ] = None,
-    since: Annotated[
-        float | None,
-        typer.Option(
-            parser=duration_of, metavar="AGE", show_default=False,
-            help="Only actions less than AGE ago, e.g. 90s, 15m, 2h.",
-        ),
-    ] = None,
+    action: Annotated[str | None, option(
+        metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action, e.g. "
+        "queue.pause, or all of a kind, e.g. queue.",
+    )] = None,
+    task: Annotated[str | None, option(metavar="ID", help="Only actions on this task.")] = None,
+    since: Annotated[float | None, option(
+        parser=duration_of, metavar="AGE", help="Only actions less than AGE ago, e.g. 90s, 15m, "
+        "2h.",
+    )] = None,
     limit: Annotated[
         int,
         typer.Option(
             "--limit", "-n", metavar="N", min=1, max=MOST_EVENTS, help="Show at most N actions."
         ),
     ] = SHOWN,
-    sort: Annotated[
-        str,
-        typer.Option(
-            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-            autocompletion=lambda: list(SORTS),
-            help="Column to sort by: time (latest first), by, action, queue or number (largest "
-            "first).  [default: time]",
-        ),
-    ] = "time",
+    sort: Annotated[str, sort_option(
+        SORTS, "Column to sort by: time (latest first), by, action, queue or number (largest "
+        "first).  [default: time]",
+    )] = "time",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import msgspec
-import typer
 
 from qsync.bounds import check_weight
-from qsync.cli import completion
-from qsync.cli.command import CommandGroup, exit_with
+from qsync.cli.command import CommandGroup, argument, exit_with, option
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import Json, Preview, StoreOptions, column_of
+from qsync.cli.options import Json, Preview, StoreOptions, queue_option, sort_option
 from qsync.cli.output import Column, Row, print_json, print_line, print_table
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
 
@@ -24,17 +22,9 @@ COLUMNS: Final = (
     Column("KEY", shrink=True), Column("PENDING", right=True), Column("WEIGHT", right=True),
 )  # fmt: skip
 
-Queue = Annotated[
-    str,
-    typer.Option(
-        "--queue", "-q", metavar="NAME", help="Queue of the keys.",
-        autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+Queue = Annotated[str, queue_option("Queue of the keys.")]
 
-Key = Annotated[
-    str, typer.Argument(metavar="KEY", help="Fairness key of tasks.", show_default=False)
-]
+Key = Annotated[str, argument(metavar="KEY", help="Fairness key of tasks.")]
 
 
 class KeyRow(msgspec.Struct, frozen=True):
@@ -57,15 +47,9 @@ SORTS: Final[dict[str, Callable[[KeyRow], Any]]] = {
 def list_weights(
     *,
     queue: Queue = "default",
-    sort: Annotated[
-        str,
-        typer.Option(
-            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-            autocompletion=lambda: list(SORTS),
-            help="Column to sort by: pending or weight (largest first), or key.  "
-            "[default: pending]",
-        ),
-    ] = "pending",
+    sort: Annotated[str, sort_option(
+        SORTS, "Column to sort by: pending or weight (largest first), or key.  [default: pending]",
+    )] = "pending",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
@@ -103,13 +87,10 @@ def list_weights(
 def set_weight(
     *,
     key: Key,
-    weight: Annotated[
-        float,
-        typer.Option(
-            "--weight", "-w", metavar="N", show_default=False,
-            help="Share of the throughput, 0.001 to 1000; other keys have 1.",
-        ),
-    ],
+    weight: Annotated[float, option(
+        "--weight", "-w", metavar="N", help="Share of the throughput, 0.001 to 1000; other keys "
+        "have 1.",
+    )],
     queue: Queue = "default",
     dry_run: Preview = False,
     store: StoreOptions,

@@ -10,15 +10,24 @@ import msgspec
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import USAGE, CommandGroup, exit_with
+from qsync.cli.command import USAGE, CommandGroup, argument, exit_with, option
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import By, Cursor, Json, Preview, StoreOptions, column_of, duration_of
+from qsync.cli.options import (
+    By,
+    Cursor,
+    Json,
+    Preview,
+    StoreOptions,
+    duration_of,
+    queue_option,
+    sort_option,
+)
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
 from qsync.cli.store import StoreSession, check_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import local_time, plural, relative
-from qsync.inspector import LimitInfo
+from qsync.inspector import Change, Inspector, LimitInfo
 from qsync.limit import check_limit, limit_rule
 
 limit: Final = CommandGroup(
@@ -34,44 +43,20 @@ SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
 }
 """Sort keys of the list by column."""
 
-LimitQueue = Annotated[
-    str,
-    typer.Option(
-        "--queue", "-q", metavar="NAME", help="Queue of the limit.",
-        autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+LimitQueue = Annotated[str, queue_option("Queue of the limit.")]
 
-LimitName = Annotated[
-    str,
-    typer.Argument(
-        metavar="LIMIT", help="A name, or one value of it: customer, customer:42.",
-        show_default=False,
-    ),
-]  # fmt: skip
+LimitName = Annotated[str, argument(
+    metavar="LIMIT", help="A name, or one value of it: customer, customer:42.",
+)]  # fmt: skip
 
-Rate = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Number of starts per --per.", show_default=False),
-]
-Per = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
-        show_default=False,
-    ),
-]  # fmt: skip
-Burst = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Starts allowed at once after idling.  [default: a tenth of --rate]",
-        show_default=False,
-    ),
-]  # fmt: skip
-Concurrency = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Tasks that run at the same time.", show_default=False),
-]
+Rate = Annotated[int | None, option(metavar="N", help="Number of starts per --per.")]
+Per = Annotated[float | None, option(
+    parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
+)]  # fmt: skip
+Burst = Annotated[int | None, option(
+    metavar="N", help="Starts allowed at once after idling.  [default: a tenth of --rate]",
+)]  # fmt: skip
+Concurrency = Annotated[int | None, option(metavar="N", help="Tasks that run at the same time.")]
 
 
 @limit.command("list")
@@ -84,15 +69,10 @@ def list_limits(
         ),
     ] = "default",
     cursor: Cursor = None,
-    sort: Annotated[
-        str,
-        typer.Option(
-            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-            autocompletion=lambda: list(SORTS),
-            help="Column to sort this page by: name, or used or waiting (most first).  "
-            "[default: name]",
-        ),
-    ] = "name",
+    sort: Annotated[str, sort_option(
+        SORTS,
+        "Column to sort this page by: name, or used or waiting (most first).  [default: name]",
+    )] = "name",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
@@ -200,6 +180,46 @@ def _with_options(message: str) -> str:
     """Return a message about arguments with the options in place of `per=` and the like."""
     text = re.sub(r"\b(rate|per|burst|concurrency)=(\d+)", r"--\1 \2", message)
     return re.sub(r"\b(rate|per|burst|concurrency)=", r"--\1", text)
+
+
+@limit.command("open")
+def open_now(
+    *,
+    name: LimitName,
+    queue: LimitQueue = "default",
+    dry_run: Preview = False,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Open a limit that a handler has closed by raising RateLimited.
+
+    For example: qsync limit open stripe --queue mail
+
+    Its rule still applies. If a handler raises RateLimited again, the limit closes again.
+    """
+    _check(name)
+    with open_store(store) as session:
+        if dry_run:
+            change = session.run(_closed(session.inspector, name, queue))
+        else:
+            change = session.run(session.inspector.open_limit(name, queue=queue))
+        if as_json:
+            print_json(change)
+        if change.outcome == "not_found":
+            session.run(check_queue(session.inspector, queue))
+            exit_with(f"queue {queue} is gone")
+        if not change.ok:
+            exit_with(f"{name} of queue {queue} is not closed")
+        if not as_json:
+            print_line(f"{name}: would be open" if dry_run else f"{name}: open")
+
+
+async def _closed(inspector: Inspector, name: str, queue: str) -> Change:
+    """Return what opening a limit would come to."""
+    if await inspector.queue(queue) is None:
+        return Change(outcome="not_found")
+    info = await inspector.limit(name, queue=queue)
+    return Change(outcome="too_late" if info.closed_until is None else "done")
 
 
 @limit.command()

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from qsync.cli import completion
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, argument, exit_with, option
 from qsync.connections import PREFIX, URL
 from qsync.errors import InvalidTask
 from qsync.inspector import Filter, SearchQuery
@@ -21,52 +21,29 @@ from qsync.state import TaskState
 
 _URL_HELP: Final = f"Prefer {URL} if it contains a password."
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", envvar=URL, help=f"URL of the store. {_URL_HELP}", show_default=False,
-        show_envvar=False,
-    ),
-]  # fmt: skip
+Url = Annotated[str | None, option(
+    metavar="URL", envvar=URL, help=f"URL of the store. {_URL_HELP}",
+)]  # fmt: skip
 
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", envvar=PREFIX,
-        help=f"Prefix of all keys; or set {PREFIX}.  [default: qsync]", show_default=False,
-        show_envvar=False,
-    ),
-]  # fmt: skip
+Prefix = Annotated[str | None, option(
+    metavar="NAME", envvar=PREFIX, help=f"Prefix of all keys; or set {PREFIX}.  [default: qsync]",
+)]  # fmt: skip
 
 APP: Final = "QSYNC_APP"
 
-App = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:APP", envvar=APP,
-        help=f"Use the URL and prefix of your app, e.g. shop.tasks:app; or set {APP}.",
-        show_default=False, show_envvar=False,
-    ),
-]  # fmt: skip
+App = Annotated[str | None, option(
+    metavar="MODULE:APP", envvar=APP, help="Use the URL and prefix of your app, e.g. "
+    f"shop.tasks:app; or set {APP}.",
+)]  # fmt: skip
 
-AppUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help=f"URL of the store, for an app that does not name it. {_URL_HELP}",
-        show_default=False,
-    ),
-]
+AppUrl = Annotated[str | None, option(
+    metavar="URL", help=f"URL of the store, for an app that does not name it. {_URL_HELP}",
+)]  # fmt: skip
 """Without a variable: the app reads that itself, if it wants to."""
 
-AppPrefix = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help=f"Prefix of all keys, for an app that does not name it; or set {PREFIX}.",
-        show_default=False,
-    ),
-]
+AppPrefix = Annotated[str | None, option(
+    metavar="NAME", help=f"Prefix of all keys, for an app that does not name it; or set {PREFIX}.",
+)]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -80,54 +57,33 @@ Preview = Annotated[
     bool, typer.Option("--dry-run", help="Only say what would change; change nothing.")
 ]
 
-QueueName = Annotated[
-    str,
-    typer.Argument(
-        metavar="QUEUE", help="Queue name.", show_default=False, autocompletion=completion.queues
-    ),
-]
+QueueName = Annotated[str, argument(
+    metavar="QUEUE", autocompletion=completion.queues, help="Queue name.",
+)]  # fmt: skip
 
-QueueNames = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="QUEUE", help="Queue name(s).", show_default=False,
-        autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+QueueNames = Annotated[list[str], argument(
+    metavar="QUEUE", autocompletion=completion.queues, help="Queue name(s).",
+)]  # fmt: skip
 
-TaskQueue = Annotated[
-    str | None,
-    typer.Option(
-        "--queue", "-q", metavar="NAME", help="Queue of the task.  [default: found by the id]",
-        show_default=False, autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+TaskQueue = Annotated[str | None, option(
+    "--queue", "-q", metavar="NAME", autocompletion=completion.queues,
+    help="Queue of the task.  [default: found by the id]",
+)]  # fmt: skip
 
-OnlyQueue = Annotated[
-    str | None,
-    typer.Option(
-        "--queue", "-q", metavar="NAME", help="Only this queue.  [default: all queues]",
-        show_default=False, autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+OnlyQueue = Annotated[str | None, option(
+    "--queue", "-q", metavar="NAME", autocompletion=completion.queues,
+    help="Only this queue.  [default: all queues]",
+)]  # fmt: skip
 
-IntoQueue = Annotated[
-    str | None,
-    typer.Option(
-        "--queue", "-q", metavar="NAME",
-        help="Queue to enqueue to.  [default: the queue of the task, or default]",
-        show_default=False,
-    ),
-]  # fmt: skip
+IntoQueue = Annotated[str | None, option(
+    "--queue", "-q", metavar="NAME", help="Queue to enqueue to.  [default: the queue of the task, "
+    "or default]",
+)]  # fmt: skip
 
-Arguments = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="ARGS", show_default=False,
-        help="Payload as JSON; for a task that is a function, an object of its arguments by "
-        "name. -: read it from standard input.  [default: no payload]",
-    ),
-]  # fmt: skip
+Arguments = Annotated[str | None, option(
+    "--json", metavar="ARGS", help="Payload as JSON; for a task that is a function, an object of "
+    "its arguments by name. -: read it from standard input.  [default: no payload]",
+)]  # fmt: skip
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Task id.", show_default=False)]
 
@@ -137,38 +93,21 @@ Limit = Annotated[
     int, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N tasks.")
 ]
 
-Cursor = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Continue after this cursor, which the previous page printed. Keep the other options "
-        "the same.",
-        show_default=False,
-    ),
-]
+Cursor = Annotated[str | None, option(
+    metavar="TEXT", help="Continue after this cursor, which the previous page printed. Keep the "
+    "other options the same.",
+)]  # fmt: skip
 
-By = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Name to record.  [default: your user and host]", show_default=False
-    ),
-]
+By = Annotated[str | None, option(
+    metavar="NAME", help="Name to record.  [default: your user and host]",
+)]  # fmt: skip
 
-Why = Annotated[
-    str,
-    typer.Option(
-        "--reason", "--why", metavar="TEXT", help="Reason, shown to everyone.", show_default=False
-    ),
-]
+Why = Annotated[str, option("--reason", "--why", metavar="TEXT", help="Reason, shown to everyone.")]
 
-States = Annotated[
-    list[TaskState] | None,
-    typer.Option(
-        "--state", "-s", metavar="STATE",
-        help=f"Only tasks in this state: {', '.join(TaskState)}. Repeatable.  [default: any]",
-        show_default=False,
-    ),
-]  # fmt: skip
+States = Annotated[list[TaskState] | None, option(
+    "--state", "-s", metavar="STATE", help=f"Only tasks in this state: {', '.join(TaskState)}. "
+    "Repeatable.  [default: any]",
+)]  # fmt: skip
 
 
 def purged_state(text: str) -> TaskState:
@@ -181,14 +120,10 @@ def purged_state(text: str) -> TaskState:
     raise typer.BadParameter(f"{text!r} is not one of {others}")
 
 
-Purged = Annotated[
-    list[TaskState] | None,
-    typer.Option(
-        "--state", "-s", metavar="STATE", parser=purged_state,
-        help=f"State of the tasks to delete: {', '.join(PURGED)}. Required and repeatable.",
-        show_default=False, autocompletion=lambda: list(PURGED),
-    ),
-]  # fmt: skip
+Purged = Annotated[list[TaskState] | None, option(
+    "--state", "-s", metavar="STATE", parser=purged_state, autocompletion=lambda: list(PURGED),
+    help=f"State of the tasks to delete: {', '.join(PURGED)}. Required and repeatable.",
+)]  # fmt: skip
 
 
 def duration_of(text: str) -> float:
@@ -220,73 +155,60 @@ def column_of(names: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-OfType = Annotated[
-    str | None,
-    typer.Option(
-        "--type", "-t", metavar="NAME",
-        help="Only tasks of this type; * and ? are wildcards, e.g. 'mail.*'.", show_default=False,
-    ),
-]  # fmt: skip
+def sort_option(names: Collection[str], text: str) -> Any:
+    """Return the option --sort of a list that can be sorted by these columns."""
+    return option(
+        "--sort", metavar="COLUMN", parser=column_of(names), help=text,
+        autocompletion=lambda: list(names),
+    )  # fmt: skip
 
-WithError = Annotated[
-    str | None,
-    typer.Option(
-        "--error", "-e", metavar="TEXT",
-        help="Only tasks whose last error contains TEXT (case-insensitive).", show_default=False,
-    ),
-]  # fmt: skip
 
-WithId = Annotated[
-    str | None,
-    typer.Option(
-        "--id", metavar="TEXT", help="Only tasks whose id contains TEXT.", show_default=False
-    ),
-]
+def queue_option(text: str) -> Any:
+    """Return the option --queue of a command that has a default for it."""
+    return typer.Option(
+        "--queue", "-q", metavar="NAME", help=text, autocompletion=completion.queues
+    )
+
+
+OfType = Annotated[str | None, option(
+    "--type", "-t", metavar="NAME", help="Only tasks of this type; * and ? are wildcards, e.g. "
+    "'mail.*'.",
+)]  # fmt: skip
+
+WithError = Annotated[str | None, option(
+    "--error", "-e", metavar="TEXT", help="Only tasks whose last error contains TEXT "
+    "(case-insensitive).",
+)]  # fmt: skip
+
+WithId = Annotated[str | None, option(
+    "--id", metavar="TEXT", help="Only tasks whose id contains TEXT.",
+)]  # fmt: skip
 
 _AGED: Final = "Only tasks that died (or, if alive, were enqueued)"
 
-OlderThan = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="AGE", show_default=False,
-        help=f"{_AGED} more than AGE ago, e.g. 90s, 15m, 2h.",
-    ),
-]  # fmt: skip
+OlderThan = Annotated[float | None, option(
+    parser=duration_of, metavar="AGE", help=f"{_AGED} more than AGE ago, e.g. 90s, 15m, 2h.",
+)]  # fmt: skip
 
-NewerThan = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="AGE", show_default=False, help=f"{_AGED} less than AGE ago.",
-    ),
-]  # fmt: skip
+NewerThan = Annotated[float | None, option(
+    parser=duration_of, metavar="AGE", help=f"{_AGED} less than AGE ago.",
+)]  # fmt: skip
 
 
-Query = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT", show_default=False,
-        help="Select tasks as the dashboard's search does, e.g. 'type:send args.customer:acme "
-        "age:>1h'.",
-    ),
-]  # fmt: skip
+Query = Annotated[str | None, option(
+    metavar="TEXT", help="Select tasks as the dashboard's search does, e.g. 'type:send "
+    "args.customer:acme age:>1h'.",
+)]  # fmt: skip
 
-SearchText = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[QUERY]", show_default=False,
-        help="Select tasks as the dashboard's search does, e.g. 'type:send state:dead age:>1h'; "
-        "same as --query.",
-    ),
-]  # fmt: skip
+SearchText = Annotated[str | None, argument(
+    metavar="[QUERY]", help="Select tasks as the dashboard's search does, e.g. 'type:send "
+    "state:dead age:>1h'; same as --query.",
+)]  # fmt: skip
 
 
-Delay = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="DURATION", show_default=False,
-        help="Time to wait before it runs, e.g. 90s, 2h.",
-    ),
-]  # fmt: skip
+Delay = Annotated[float | None, option(
+    parser=duration_of, metavar="DURATION", help="Time to wait before it runs, e.g. 90s, 2h.",
+)]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,46 +269,28 @@ class FilterOptions:
             exit_with(str(error), USAGE)
 
 
-Priority = Annotated[
-    int | None,
-    typer.Option(
-        metavar="1-9", show_default=False,
-        help="Priority; pending tasks of a higher one start first.  [default: 5]",
-    ),
-]  # fmt: skip
+Priority = Annotated[int | None, option(
+    metavar="1-9", help="Priority; pending tasks of a higher one start first.  [default: 5]",
+)]  # fmt: skip
 
-UniqueKey = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT", show_default=False,
-        help="Only one unfinished task of the queue may have this key.",
-    ),
-]  # fmt: skip
+UniqueKey = Annotated[str | None, option(
+    metavar="TEXT", help="Only one unfinished task of the queue may have this key.",
+)]  # fmt: skip
 
-WhenDuplicate = Annotated[
-    str | None,
-    typer.Option(
-        "--on-duplicate", metavar="CHOICE", show_default=False,
-        help="If another task has the key: raise (fail), skip (print its id) or replace (it gets "
-        "this payload).  [default: raise]",
-    ),
-]  # fmt: skip
+WhenDuplicate = Annotated[str | None, option(
+    "--on-duplicate", metavar="CHOICE", help="If another task has the key: raise (fail), skip "
+    "(print its id) or replace (it gets this payload).  [default: raise]",
+)]  # fmt: skip
 
-Debounce = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="DURATION", show_default=False,
-        help="Run this long after the last enqueue with the key, e.g. 5s.",
-    ),
-]  # fmt: skip
+Debounce = Annotated[float | None, option(
+    parser=duration_of, metavar="DURATION", help="Run this long after the last enqueue with the "
+    "key, e.g. 5s.",
+)]  # fmt: skip
 
-DebounceMax = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of, metavar="DURATION", show_default=False,
-        help="Longest time after the first of these enqueues, e.g. 1m.",
-    ),
-]  # fmt: skip
+DebounceMax = Annotated[float | None, option(
+    parser=duration_of, metavar="DURATION", help="Longest time after the first of these enqueues, "
+    "e.g. 1m.",
+)]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from qsync.bounds import Bounds, QueueBounds, WhenFull, bounds_of
-from qsync.cli.command import exit_with
+from qsync.cli.command import exit_with, option
 from qsync.cli.options import By, Json, Preview, QueueName, StoreOptions, duration_of
 from qsync.cli.output import print_json, print_line
 from qsync.cli.problems import print_service
@@ -47,31 +47,20 @@ def bytes_of(text: str) -> int:
         raise typer.BadParameter(f"{error}, or {NONE}") from None
 
 
-MaxTasks = Annotated[
-    int | None,
-    typer.Option(
-        parser=bound_of, metavar="N", show_default=False,
-        help="Most tasks that may wait, e.g. 100000; none: any number.  [default: as now]",
-    ),
-]  # fmt: skip
+MaxTasks = Annotated[int | None, option(
+    parser=bound_of, metavar="N", help="Most tasks that may wait, e.g. 100000; none: any number.  "
+    "[default: as now]",
+)]  # fmt: skip
 
-MaxBytes = Annotated[
-    int | None,
-    typer.Option(
-        parser=bytes_of, metavar="SIZE", show_default=False,
-        help="Most bytes of all messages, e.g. 500MiB or 1GiB; none: any number.  [default: as "
-        "now]",
-    ),
-]  # fmt: skip
+MaxBytes = Annotated[int | None, option(
+    parser=bytes_of, metavar="SIZE", help="Most bytes of all messages, e.g. 500MiB or 1GiB; none: "
+    "any number.  [default: as now]",
+)]  # fmt: skip
 
-Full = Annotated[
-    WhenFull | None,
-    typer.Option(
-        "--when-full", metavar="WHAT", show_default=False,
-        help="What an enqueue beyond a bound does: raise (QueueFull), or drop_oldest (the oldest "
-        "waiting tasks).  [default: as now]",
-    ),
-]  # fmt: skip
+Full = Annotated[WhenFull | None, option(
+    "--when-full", metavar="WHAT", help="What an enqueue beyond a bound does: raise (QueueFull), "
+    "or drop_oldest (the oldest waiting tasks).  [default: as now]",
+)]  # fmt: skip
 
 
 def target_of(text: str) -> float:
@@ -79,14 +68,11 @@ def target_of(text: str) -> float:
     return 0.0 if text == NONE else duration_of(text)
 
 
-Target = Annotated[
-    float | None,
-    typer.Option(
-        "--latency-target", parser=target_of, metavar="DURATION", show_default=False,
-        help="How long the oldest pending task should wait at most, e.g. 30s; none: remove the "
-        "target. The dashboard shows a queue that misses it.  [default: as now]",
-    ),
-]  # fmt: skip
+Target = Annotated[float | None, option(
+    "--latency-target", parser=target_of, metavar="DURATION", help="How long the oldest pending "
+    "task should wait at most, e.g. 30s; none: remove the target. The dashboard shows a queue "
+    "that misses it.  [default: as now]",
+)]  # fmt: skip
 
 
 @queue.command()

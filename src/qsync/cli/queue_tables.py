@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-import typer
-
-from qsync.cli.options import column_of
+from qsync.cli.options import sort_option
 from qsync.cli.output import COLOURS, Cell, Column, Row, count_cell, print_line, print_table
 from qsync.formatting import duration, relative
 from qsync.inspector import Overview, Pause, QueueInfo
@@ -26,14 +24,9 @@ _RARE: Final = ("crashed", "cancelled", "trimmed", "lost", "dropped")
 """Counters that are left out if they are 0 in all rows."""
 
 
-SortQueues = Annotated[
-    str,
-    typer.Option(
-        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-        autocompletion=lambda: list(SORTS),
-        help=f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
-    ),
-]  # fmt: skip
+SortQueues = Annotated[str, sort_option(
+    SORTS, f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
+)]  # fmt: skip
 
 
 def sorted_queues(queues: Sequence[QueueInfo], by: str) -> list[QueueInfo]:

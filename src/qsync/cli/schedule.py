@@ -10,7 +10,7 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import USAGE, CommandGroup, exit_with
+from qsync.cli.command import USAGE, CommandGroup, argument, exit_with, option
 from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
@@ -23,8 +23,8 @@ from qsync.cli.options import (
     StoreOptions,
     Why,
     Yes,
-    column_of,
     duration_of,
+    sort_option,
 )
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import confirm, current_user
@@ -51,35 +51,23 @@ SORTS: Final[dict[str, Callable[[ScheduleInfo], Any]]] = {
 }
 """Sort keys of the list by column."""
 
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="SCHEDULE", help="Schedule name.", show_default=False,
-        autocompletion=completion.schedules,
-    ),
-]  # fmt: skip
+Name = Annotated[str, argument(
+    metavar="SCHEDULE", autocompletion=completion.schedules, help="Schedule name.",
+)]  # fmt: skip
 
 
 @schedule.command("list")
 def list_schedules(
     *,
     queue: OnlyQueue = None,
-    name: Annotated[
-        str,
-        typer.Option(
-            "--name", metavar="PREFIX", show_default=False,
-            help="Only schedules whose names begin with this, e.g. report-.",
-        ),
-    ] = "",
-    sort: Annotated[
-        str,
-        typer.Option(
-            "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-            autocompletion=lambda: list(SORTS),
-            help="Column to sort by: name, queue, next (soonest first) or last (latest first)."
-            "  [default: queue]",
-        ),
-    ] = "queue",
+    name: Annotated[str, option(
+        "--name", metavar="PREFIX", help="Only schedules whose names begin with this, e.g. "
+        "report-.",
+    )] = "",
+    sort: Annotated[str, sort_option(
+        SORTS, "Column to sort by: name, queue, next (soonest first) or last (latest first).  "
+        "[default: queue]",
+    )] = "queue",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
@@ -181,37 +169,20 @@ def _print_one(info: ScheduleInfo) -> None:
 @schedule.command()
 def put(
     *,
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="SCHEDULE", help="Schedule name, e.g. report-42.", show_default=False
-        ),
-    ],
-    type: Annotated[
-        str, typer.Argument(metavar="TYPE", help="Type of the task.", show_default=False)
-    ],
+    name: Annotated[str, argument(metavar="SCHEDULE", help="Schedule name, e.g. report-42.")],
+    type: Annotated[str, argument(metavar="TYPE", help="Type of the task.")],
     arguments: Arguments = None,
-    cron: Annotated[
-        str | None,
-        typer.Option(
-            "--cron", metavar="EXPRESSION", show_default=False,
-            help="Run at these times: five fields of cron, or six with seconds, e.g. '0 9 * * *'.",
-        ),
-    ] = None,
-    every: Annotated[
-        float | None,
-        typer.Option(
-            "--every", parser=duration_of, metavar="DURATION", show_default=False,
-            help="Run at the multiples of this since 1970 in UTC, e.g. 90s, 2h.",
-        ),
-    ] = None,
-    tz: Annotated[
-        str | None,
-        typer.Option(
-            "--tz", metavar="ZONE", show_default=False,
-            help="Time zone of --cron, e.g. Asia/Tokyo.  [default: UTC]",
-        ),
-    ] = None,
+    cron: Annotated[str | None, option(
+        "--cron", metavar="EXPRESSION", help="Run at these times: five fields of cron, or six "
+        "with seconds, e.g. '0 9 * * *'.",
+    )] = None,
+    every: Annotated[float | None, option(
+        "--every", parser=duration_of, metavar="DURATION", help="Run at the multiples of this "
+        "since 1970 in UTC, e.g. 90s, 2h.",
+    )] = None,
+    tz: Annotated[str | None, option(
+        "--tz", metavar="ZONE", help="Time zone of --cron, e.g. Asia/Tokyo.  [default: UTC]",
+    )] = None,
     missed: Annotated[
         str,
         typer.Option(

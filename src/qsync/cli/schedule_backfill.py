@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, exit_with, option
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import Json, OnlyQueue, StoreOptions, Yes, column_of, moment_of
+from qsync.cli.options import Json, OnlyQueue, StoreOptions, Yes, moment_of, sort_option
 from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import confirm
 from qsync.cli.schedule import Name, queue_of_schedule
@@ -33,15 +33,10 @@ def history(
     *,
     name: Name,
     queue: OnlyQueue = None,
-    sort: Annotated[
-        str,
-        typer.Option(
-            "--sort", metavar="COLUMN", parser=column_of(RUN_SORTS), show_default=False,
-            autocompletion=lambda: list(RUN_SORTS),
-            help="Column to sort by: tick (latest first), duration (longest first) or outcome.  "
-            "[default: tick]",
-        ),
-    ] = "tick",
+    sort: Annotated[str, sort_option(
+        RUN_SORTS, "Column to sort by: tick (latest first), duration (longest first) or outcome.  "
+        "[default: tick]",
+    )] = "tick",
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
@@ -64,21 +59,14 @@ def history(
 def backfill(
     *,
     name: Name,
-    start: Annotated[
-        datetime | None,
-        typer.Option(
-            "--from", parser=moment_of, metavar="TIME", show_default=False,
-            help="First tick, e.g. 2026-11-01T00:00 in the local time zone, or with +03:00. "
-            "Required.",
-        ),
-    ] = None,
-    end: Annotated[
-        datetime | None,
-        typer.Option(
-            "--to", parser=moment_of, metavar="TIME", show_default=False,
-            help="End of the interval: ticks before this time. Required.",
-        ),
-    ] = None,
+    start: Annotated[datetime | None, option(
+        "--from", parser=moment_of, metavar="TIME", help="First tick, e.g. 2026-11-01T00:00 in "
+        "the local time zone, or with +03:00. Required.",
+    )] = None,
+    end: Annotated[datetime | None, option(
+        "--to", parser=moment_of, metavar="TIME", help="End of the interval: ticks before this "
+        "time. Required.",
+    )] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count the ticks; enqueue nothing.")
     ] = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from qsync.cli.command import argument, option
 from qsync.cli.options import APP, duration_of
 from qsync.server.error_log import LogErrors
 from qsync.worker import logs
@@ -14,36 +15,20 @@ from qsync.worker.child_limits import size_of
 
 Level = Literal["debug", "info", "warning", "error"]
 
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Threads per process for `def` handlers; size database connection pools to match.  "
-        "[default: CPUs + 4, at most 32 and --concurrency]",
-        show_default=False,
-    ),
-]
+Threads = Annotated[int | None, option(
+    metavar="N", help="Threads per process for `def` handlers; size database connection pools to "
+    "match.  [default: CPUs + 4, at most 32 and --concurrency]",
+)]  # fmt: skip
 
-TaskProcesses = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help='Processes for handlers with executor="process".  [default: one per CPU]',
-        show_default=False,
-    ),
-]
+TaskProcesses = Annotated[int | None, option(
+    metavar="N", help='Processes for handlers with executor="process".  [default: one per CPU]',
+)]  # fmt: skip
 
-MaxTasks = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Replace a process that has started this many tasks, e.g. 10000: once its successor "
-        "is ready, it ends its running tasks as at a stop. One process is replaced at a time.  "
-        "[default: no limit]",
-        show_default=False,
-    ),
-]
+MaxTasks = Annotated[int | None, option(
+    metavar="N", min=1, help="Replace a process that has started this many tasks, e.g. 10000: "
+    "once its successor is ready, it ends its running tasks as at a stop. One process is replaced "
+    "at a time.  [default: no limit]",
+)]  # fmt: skip
 
 
 def _size(text: str) -> int:
@@ -53,39 +38,22 @@ def _size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-MaxMemory = Annotated[
-    int | None,
-    typer.Option(
-        parser=_size,
-        metavar="SIZE",
-        help="Replace a process whose resident memory reaches this size, e.g. 500MiB or 1GiB, as "
-        'with --max-tasks; the processes of executor="process" do not count.  '
-        "[default: no limit]",
-        show_default=False,
-    ),
-]
+MaxMemory = Annotated[int | None, option(
+    parser=_size, metavar="SIZE",
+    help="Replace a process whose resident memory reaches this size, e.g. 500MiB or 1GiB, as "
+    'with --max-tasks; the processes of executor="process" do not count.  [default: no limit]',
+)]  # fmt: skip
 
-Timeout = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of,
-        metavar="TIME",
-        help="Time limit of an attempt, for tasks that set none, e.g. 90s, 15m.  "
-        "[default: no limit]",
-        show_default=False,
-    ),
-]
+Timeout = Annotated[float | None, option(
+    parser=duration_of, metavar="TIME", help="Time limit of an attempt, for tasks that set none, "
+    "e.g. 90s, 15m.  [default: no limit]",
+)]  # fmt: skip
 
 
-RetryDelay = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME,...",
-        help="Delays before the next attempts, for tasks that set none, e.g. 1s,30s,5m; the last "
-        "one repeats.  [default: exponential backoff, from 1 s up to 1 h]",
-        show_default=False,
-    ),
-]
+RetryDelay = Annotated[str | None, option(
+    metavar="TIME,...", help="Delays before the next attempts, for tasks that set none, e.g. "
+    "1s,30s,5m; the last one repeats.  [default: exponential backoff, from 1 s up to 1 h]",
+)]  # fmt: skip
 
 
 def delays_of(text: str) -> list[float]:
@@ -93,253 +61,128 @@ def delays_of(text: str) -> list[float]:
     return [duration_of(part) for part in text.split(",")]
 
 
-MaxCrashes = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="A task is dead after it was running in N processes that died.  [default: 3]",
-        show_default=False,
-    ),
-]
+MaxCrashes = Annotated[int | None, option(
+    metavar="N", help="A task is dead after it was running in N processes that died.  [default: 3]",
+)]  # fmt: skip
 
-MaxHung = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Replace a process when more than N handlers ignore a request to stop.  "
-        "[default: same as --concurrency]",
-        show_default=False,
-    ),
-]
+MaxHung = Annotated[int | None, option(
+    metavar="N", help="Replace a process when more than N handlers ignore a request to stop.  "
+    "[default: same as --concurrency]",
+)]  # fmt: skip
 
-ResultLimit = Annotated[
-    int | None,
-    typer.Option(
-        metavar="BYTES",
-        help="Largest result; a task with a larger one is dead.  [default: the payload limit of "
-        "the app, or 1048576]",
-        show_default=False,
-    ),
-]
+ResultLimit = Annotated[int | None, option(
+    metavar="BYTES", help="Largest result; a task with a larger one is dead.  [default: the "
+    "payload limit of the app, or 1048576]",
+)]  # fmt: skip
 
-DeadLimit = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Dead tasks to keep per queue; the oldest are deleted first.  [default: 10000]",
-        show_default=False,
-    ),
-]
+DeadLimit = Annotated[int | None, option(
+    metavar="N", help="Dead tasks to keep per queue; the oldest are deleted first.  [default: "
+    "10000]",
+)]  # fmt: skip
 
-DeadAge = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of,
-        metavar="AGE",
-        help="Time to keep dead tasks, e.g. 36h, 30d.  [default: 90d]",
-        show_default=False,
-    ),
-]
+DeadAge = Annotated[float | None, option(
+    parser=duration_of, metavar="AGE", help="Time to keep dead tasks, e.g. 36h, 30d.  [default: "
+    "90d]",
+)]  # fmt: skip
 
-Sweep = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration_of,
-        metavar="TIME",
-        help="Longest time between two maintenance runs of a queue.  [default: 5s]",
-        show_default=False,
-    ),
-]
+Sweep = Annotated[float | None, option(
+    parser=duration_of, metavar="TIME", help="Longest time between two maintenance runs of a "
+    "queue.  [default: 5s]",
+)]  # fmt: skip
 
-LogErrorsOption = Annotated[
-    LogErrors | None,
-    typer.Option(
-        help="How much of a failed attempt to log. Messages and tracebacks may contain arguments "
-        "of tasks.  [default: traceback]",
-        show_default=False,
-    ),
-]
+LogErrorsOption = Annotated[LogErrors | None, option(
+    help="How much of a failed attempt to log. Messages and tracebacks may contain arguments of "
+    "tasks.  [default: traceback]",
+)]  # fmt: skip
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:APP",
-        envvar=APP,
-        help="The app: module:attribute, e.g. shop.tasks:app. Python searches the working "
-        f"directory first. Or set {APP}.",
-        show_default=False,
-        show_envvar=False,
-    ),
-]
+Target = Annotated[str, argument(
+    metavar="MODULE:APP", envvar=APP, help="The app: module:attribute, e.g. shop.tasks:app. "
+    f"Python searches the working directory first. Or set {APP}.",
+)]  # fmt: skip
 
-Queues = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME=WEIGHT,...",
-        help="Queues to serve, with weights that share the free slots, e.g. "
-        "critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for "
-        "another worker.  [default: those of the app]",
-        show_default=False,
-    ),
-]
+Queues = Annotated[str | None, option(
+    metavar="NAME=WEIGHT,...", help="Queues to serve, with weights that share the free slots, "
+    "e.g. critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for another "
+    "worker.  [default: those of the app]",
+)]  # fmt: skip
 
-Strict = Annotated[
-    bool | None,
-    typer.Option(
-        "--strict/--no-strict",
-        help="Serve a queue only while those of greater weight are empty.  [default: as in the "
-        "app]",
-        show_default=False,
-    ),
-]
+Strict = Annotated[bool | None, option(
+    "--strict/--no-strict", help="Serve a queue only while those of greater weight are empty.  "
+    "[default: as in the app]",
+)]  # fmt: skip
 
-Processes = Annotated[
-    int,
-    typer.Option(
-        "--processes",
-        "-n",
-        metavar="N",
-        min=1,
-        help="Number of worker processes (e.g. one per CPU core).",
-    ),
-]
+Processes = Annotated[int, typer.Option(
+    "--processes", "-n", metavar="N", min=1,
+    help="Number of worker processes (e.g. one per CPU core).",
+)]  # fmt: skip
 
-Concurrency = Annotated[
-    int | None,
-    typer.Option(
-        "--concurrency",
-        "-c",
-        metavar="N",
-        help="Tasks that a process runs concurrently.  [default: 100]",
-        show_default=False,
-    ),
-]
+Concurrency = Annotated[int | None, option(
+    "--concurrency", "-c", metavar="N", help="Tasks that a process runs concurrently.  [default: "
+    "100]",
+)]  # fmt: skip
 
-Prefetch = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Maximum number of tasks to fetch ahead of free slots.  [default: what starts "
-        "within 100 ms]",
-        show_default=False,
-    ),
-]
+Prefetch = Annotated[int | None, option(
+    metavar="N", help="Maximum number of tasks to fetch ahead of free slots.  [default: what "
+    "starts within 100 ms]",
+)]  # fmt: skip
 
-Lease = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Lease in seconds: tasks of a lost machine restart elsewhere after this.  "
-        "[default: 30]",
-        show_default=False,
-    ),
-]
+Lease = Annotated[float | None, option(
+    metavar="SECONDS", help="Lease in seconds: tasks of a lost machine restart elsewhere after "
+    "this.  [default: 30]",
+)]  # fmt: skip
 
-ShutdownTimeout = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Time that running tasks get after a stop; then they restart elsewhere.  "
-        "[default: 30]",
-        show_default=False,
-    ),
-]
+ShutdownTimeout = Annotated[float | None, option(
+    metavar="SECONDS", help="Time that running tasks get after a stop; then they restart "
+    "elsewhere.  [default: 30]",
+)]  # fmt: skip
 
-AllowEviction = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-eviction/--no-allow-eviction",
-        help="Start even if the store's maxmemory-policy may evict tasks.  [default: as in the "
-        "app]",
-        show_default=False,
-    ),
-]
+AllowEviction = Annotated[bool | None, option(
+    "--allow-eviction/--no-allow-eviction", help="Start even if the store's maxmemory-policy may "
+    "evict tasks.  [default: as in the app]",
+)]  # fmt: skip
 
-Uvloop = Annotated[
-    bool | None,
-    typer.Option(
-        "--uvloop/--no-uvloop",
-        help="Use uvloop.  [default: if it is installed]",
-        show_default=False,
-    ),
-]
+Uvloop = Annotated[bool | None, option(
+    "--uvloop/--no-uvloop", help="Use uvloop.  [default: if it is installed]",
+)]  # fmt: skip
 
-Reload = Annotated[
-    bool,
-    typer.Option(
-        "--reload",
-        help="For development: restart when a source file in the working directory changes.",
-    ),
-]
+Reload = Annotated[bool, typer.Option(
+    "--reload",
+    help="For development: restart when a source file in the working directory changes.",
+)]  # fmt: skip
 
-LogLevel = Annotated[
-    Level | None,
-    typer.Option(
-        help="Lowest level to log.  [default: info]",
-        show_default=False,
-    ),
-]
+LogLevel = Annotated[Level | None, option(help="Lowest level to log.  [default: info]")]
 
-LogFormat = Annotated[
-    logs.Form | None,
-    typer.Option(
-        help="Text lines, or JSON objects with the task as fields.  [default: text]",
-        show_default=False,
-    ),
-]
+LogFormat = Annotated[logs.Form | None, option(
+    help="Text lines, or JSON objects with the task as fields.  [default: text]",
+)]  # fmt: skip
 
-HealthPort = Annotated[
-    int | None,
-    typer.Option(
-        metavar="PORT",
-        min=0,
-        max=65535,
-        help="Serve /live, /ready, /startup, /metrics and /scale on this port (0 = pick a free "
-        "one).  [default: no port]",
-        show_default=False,
-    ),
-]
+HealthPort = Annotated[int | None, option(
+    metavar="PORT", min=0, max=65535, help="Serve /live, /ready, /startup, /metrics and /scale on "
+    "this port (0 = pick a free one).  [default: no port]",
+)]  # fmt: skip
 
-HealthHost = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST",
-        help="Address of the health port; 0.0.0.0 for the probes of a cluster. It shows names "
-        "of queues and task types, and their metrics, without a token.  [default: 127.0.0.1]",
-        show_default=False,
-    ),
-]
+HealthHost = Annotated[str | None, option(
+    metavar="HOST", help="Address of the health port; 0.0.0.0 for the probes of a cluster. It "
+    "shows names of queues and task types, and their metrics, without a token.  [default: "
+    "127.0.0.1]",
+)]  # fmt: skip
 
-HealthName = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Extra Host header that the health port accepts, e.g. workers.example.com. IP "
-        "addresses, localhost and private names are always accepted. Repeatable.",
-        show_default=False,
-    ),
-]
+HealthName = Annotated[list[str] | None, option(
+    metavar="NAME", help="Extra Host header that the health port accepts, e.g. "
+    "workers.example.com. IP addresses, localhost and private names are always accepted. "
+    "Repeatable.",
+)]  # fmt: skip
 
-LiveLimit = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        min=1.0,
-        help="Time that the event loop may be blocked before /live fails.  [default: 60]",
-        show_default=False,
-    ),
-]
+LiveLimit = Annotated[float | None, option(
+    metavar="SECONDS", min=1.0, help="Time that the event loop may be blocked before /live "
+    "fails.  [default: 60]",
+)]  # fmt: skip
 
 
-AppVersion = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Version of the program, e.g. a git commit, to mark in the charts of the dashboard; "
-        "or set QSYNC_VERSION.",
-        show_default=False,
-    ),
-]
+AppVersion = Annotated[str | None, option(
+    metavar="TEXT", help="Version of the program, e.g. a git commit, to mark in the charts of the "
+    "dashboard; or set QSYNC_VERSION.",
+)]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import EXIT_CODES, CommandGroup, runs_alone, with_options
+from qsync.cli.command import EXIT_CODES, CommandGroup, argument, runs_alone, with_options
 from qsync.cli.listing import Format, OutputOptions
-from qsync.cli.options import Json, Preview, StoreOptions, column_of
+from qsync.cli.options import Json, Preview, StoreOptions, sort_option
 from qsync.cli.output import Cell, Column, Row, print_line, print_table
 from qsync.cli.store import open_store, unknown_name
 from qsync.formatting import duration, percent, plural, relative
@@ -25,13 +25,9 @@ servers: Final = CommandGroup(
     name="server", help=HELP, invoke_without_command=True, epilog=EXIT_CODES
 )
 
-ServerIds = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SERVER", help="Server id(s).", show_default=False,
-        autocompletion=completion.servers,
-    ),
-]  # fmt: skip
+ServerIds = Annotated[list[str], argument(
+    metavar="SERVER", autocompletion=completion.servers, help="Server id(s).",
+)]  # fmt: skip
 
 SORTS: Final[dict[str, Callable[[ServerInfo], Any]]] = {
     "id": lambda server: server.id,
@@ -40,14 +36,9 @@ SORTS: Final[dict[str, Callable[[ServerInfo], Any]]] = {
 }
 
 
-Sort = Annotated[
-    str,
-    typer.Option(
-        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-        autocompletion=lambda: list(SORTS),
-        help="Column to sort by: id, or running or up (largest first).  [default: id]",
-    ),
-]  # fmt: skip
+Sort = Annotated[str, sort_option(
+    SORTS, "Column to sort by: id, or running or up (largest first).  [default: id]",
+)]  # fmt: skip
 
 Tasks = Annotated[bool, typer.Option("--tasks", help="Show the tasks that each server runs.")]
 

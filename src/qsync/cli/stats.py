@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qsync.cli import completion
+from qsync.cli.command import argument
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import print_line
@@ -25,13 +26,9 @@ from qsync.inspector import Inspector, Overview, QueueInfo
 
 def stats(
     *,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="QUEUE", help="Only these queues.", show_default=False,
-            autocompletion=completion.queues,
-        ),
-    ] = None,
+    names: Annotated[list[str] | None, argument(
+        metavar="QUEUE", autocompletion=completion.queues, help="Only these queues.",
+    )] = None,
     days: Annotated[
         int,
         typer.Option(

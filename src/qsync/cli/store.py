@@ -121,7 +121,8 @@ def load_app(target: str, url: str | None = None) -> Qsync:
     try:
         return load(target)
     except TargetError as error:
-        exit_with(f"--app {target}: {error}", USAGE)
+        shown = "" if "@" in target else f" {target}"
+        exit_with(f"--app{shown}: {error}", USAGE)
 
 
 def connections_of(

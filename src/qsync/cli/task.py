@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from qsync.cli import task_changes, task_edit
-from qsync.cli.command import USAGE, CommandGroup, exit_with
+from qsync.cli.command import USAGE, CommandGroup, argument, exit_with, option
 from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
@@ -187,15 +187,10 @@ async def _explain(inspector: Inspector, id: str, queue: str | None) -> Explanat
 @task.command()
 def enqueue(
     *,
-    type: Annotated[
-        str, typer.Argument(metavar="TYPE", help="Type of the task.", show_default=False)
-    ],
+    type: Annotated[str, argument(metavar="TYPE", help="Type of the task.")],
     arguments: Arguments = None,
     queue: IntoQueue = None,
-    id: Annotated[
-        str | None,
-        typer.Option("--id", metavar="ID", help="Id of the task.", show_default=False),
-    ] = None,
+    id: Annotated[str | None, option("--id", metavar="ID", help="Id of the task.")] = None,
     delay: Delay = None,
     flow: EnqueueOptions,
     dry_run: Annotated[
@@ -225,20 +220,14 @@ def enqueue(
 def reschedule(
     *,
     ids: TaskIds,
-    delay: Annotated[
-        float | None,
-        typer.Option(
-            parser=duration_of, metavar="DURATION", show_default=False,
-            help="New time to wait from now, e.g. 90s, 2h; 0: run it now.",
-        ),
-    ] = None,
-    at: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=moment_of, metavar="TIME", show_default=False,
-            help="New time to run it, e.g. 2026-12-01T08:00 in your time zone, or with +01:00.",
-        ),
-    ] = None,
+    delay: Annotated[float | None, option(
+        parser=duration_of, metavar="DURATION", help="New time to wait from now, e.g. 90s, 2h; 0: "
+        "run it now.",
+    )] = None,
+    at: Annotated[datetime | None, option(
+        parser=moment_of, metavar="TIME", help="New time to run it, e.g. 2026-12-01T08:00 in your "
+        "time zone, or with +01:00.",
+    )] = None,
     queue: TaskQueue = None,
     dry_run: DryRun = False,
     store: StoreOptions,

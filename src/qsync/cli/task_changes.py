@@ -9,7 +9,7 @@ import typer
 
 from qsync.cli.bulk import BulkJob, MakeStep
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, argument, exit_with, option
 from qsync.cli.options import DryRun, FilterOptions, Json, StoreOptions, Yes
 from qsync.cli.prompts import confirm
 from qsync.cli.store import open_store
@@ -20,25 +20,19 @@ from qsync.state import TaskState
 ChangeTask = Callable[..., Awaitable[Change]]
 """Changes the task of an id and a queue, as `Inspector.run` does."""
 
-Ids = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="ID", help="Task id(s); or select tasks by --state.", show_default=False
-    ),
-]
+Ids = Annotated[list[str] | None, argument(
+    metavar="ID", help="Task id(s); or select tasks by --state.",
+)]  # fmt: skip
 
 All = Annotated[
     bool,
     typer.Option("--all", help="Apply to all tasks of the state (required without a filter)."),
 ]
 
-State = Annotated[
-    TaskState | None,
-    typer.Option(
-        "--state", "-s", metavar="STATE", show_default=False,
-        help="Apply to the tasks of this state that match the filters.",
-    ),
-]  # fmt: skip
+State = Annotated[TaskState | None, option(
+    "--state", "-s", metavar="STATE", help="Apply to the tasks of this state that match the "
+    "filters.",
+)]  # fmt: skip
 
 
 def retry(

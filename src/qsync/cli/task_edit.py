@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import USAGE, exit_with
+from qsync.cli.command import USAGE, exit_with, option
 from qsync.cli.new_task import payload_of
 from qsync.cli.options import (
     By,
@@ -27,25 +27,18 @@ from qsync.inspector.edit_values import differences
 def edit(
     *,
     id: TaskId,
-    payload: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="ARGS", show_default=False,
-            help="The whole new payload as JSON. -: read it from standard input.",
-        ),
-    ] = None,
+    payload: Annotated[str | None, option(
+        "--json", metavar="ARGS", help="The whole new payload as JSON. -: read it from standard "
+        "input.",
+    )] = None,
     queue: TaskQueue = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run the task now.")] = False,
     copy: Annotated[
         bool, typer.Option("--copy", help="Enqueue a new task; this one stays as it is.")
     ] = False,
-    into: Annotated[
-        str | None,
-        typer.Option(
-            "--into", metavar="QUEUE", show_default=False,
-            help="Queue of the copy.  [default: the queue of the task]",
-        ),
-    ] = None,
+    into: Annotated[str | None, option(
+        "--into", metavar="QUEUE", help="Queue of the copy.  [default: the queue of the task]",
+    )] = None,
     delay: Delay = None,
     by: By = None,
     dry_run: Annotated[

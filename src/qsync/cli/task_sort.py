@@ -7,9 +7,7 @@ from datetime import datetime
 from heapq import nsmallest
 from typing import Annotated, Any, Final
 
-import typer
-
-from qsync.cli.options import column_of
+from qsync.cli.options import sort_option
 from qsync.inspector import TaskRow
 
 SORTED_TASKS: Final = 100_000
@@ -36,16 +34,12 @@ SORTS: Final[dict[str, Callable[[TaskRow], Any]]] = {
 }
 """Sort keys by name; equal tasks follow in the order of their ids."""
 
-SortTasks = Annotated[
-    str | None,
-    typer.Option(
-        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-        autocompletion=lambda: list(SORTS),
-        help="Read all matching tasks and sort them: age (oldest first), due (soonest first), "
-        "ended (latest first), type, queue, or attempts, priority or size (largest first).  "
-        "[default: as they are stored, state by state]",
-    ),
-]  # fmt: skip
+SortTasks = Annotated[str | None, sort_option(
+    SORTS,
+    "Read all matching tasks and sort them: age (oldest first), due (soonest first), ended (latest "
+    "first), type, queue, or attempts, priority or size (largest first).  [default: as they are "
+    "stored, state by state]",
+)]  # fmt: skip
 
 
 def first_sorted(rows: list[TaskRow], sort: str, limit: int) -> list[TaskRow]:

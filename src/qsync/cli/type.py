@@ -8,10 +8,16 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from qsync.cli import completion
-from qsync.cli.command import EXIT_CODES, CommandGroup, exit_with, runs_alone, with_options
+from qsync.cli.command import (
+    EXIT_CODES,
+    CommandGroup,
+    argument,
+    exit_with,
+    runs_alone,
+    with_options,
+)
 from qsync.cli.listing import OutputOptions
-from qsync.cli.options import By, Json, Preview, StoreOptions, Why, column_of
+from qsync.cli.options import By, Json, Preview, StoreOptions, Why, queue_option, sort_option
 from qsync.cli.output import Cell, Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
 from qsync.cli.queue_tables import pause_note
@@ -37,14 +43,9 @@ def period_of(text: str) -> Period:
     raise typer.BadParameter(f"{text!r} is not one of {', '.join(PERIODS)}")
 
 
-SortTypes = Annotated[
-    str,
-    typer.Option(
-        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
-        autocompletion=lambda: list(SORTS),
-        help=f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
-    ),
-]  # fmt: skip
+SortTypes = Annotated[str, sort_option(
+    SORTS, f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
+)]  # fmt: skip
 
 
 def period_option(names: Iterable[str]) -> Any:
@@ -60,17 +61,9 @@ ListPeriod = Annotated[Period, period_option(LISTED)]
 
 ShowPeriod = Annotated[Period, period_option(PERIODS)]
 
-TypeName = Annotated[
-    str, typer.Argument(metavar="TYPE", help="Type of the tasks.", show_default=False)
-]
+TypeName = Annotated[str, argument(metavar="TYPE", help="Type of the tasks.")]
 
-TypeQueue = Annotated[
-    str,
-    typer.Option(
-        "--queue", "-q", metavar="NAME", help="Queue of the type.",
-        autocompletion=completion.queues,
-    ),
-]  # fmt: skip
+TypeQueue = Annotated[str, queue_option("Queue of the type.")]
 
 
 @type_.callback(help=HELP)

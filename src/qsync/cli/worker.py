@@ -21,7 +21,7 @@ from qsync.cli.early_stop import early_stop
 from qsync.cli.options import AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
-from qsync.formatting import install_command, plural
+from qsync.formatting import hide_credentials, install_command, plural
 from qsync.server.config import seconds
 from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
@@ -206,7 +206,7 @@ def _choose_loop(uvloop: bool | None) -> bool:
 
 def _refuse(reason: str) -> NoReturn:
     """Print one line and exit with 2, for wrong usage."""
-    typer.echo(f"qsync worker: {logs.escape(reason)}", err=True)
+    typer.echo(f"qsync worker: {logs.escape(hide_credentials(reason))}", err=True)
     raise typer.Exit(2)
 
 

@@ -19,16 +19,18 @@ from qsync.app import Qsync
 from qsync.client import AsyncClient
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
+from qsync.keys import shorten
 
 try:
     from fastapi import APIRouter, Depends, FastAPI, Request
+    from fastapi.params import Depends as DependsMarker
     from fastapi.responses import Response
     from starlette.requests import HTTPConnection
     from starlette.types import Message, Receive, Scope, Send
 except ModuleNotFoundError as _error:
     raise missing(_error, "fastapi") from None
 
-from qsync.contrib.starlette import MountedDashboard, check_path, client_of, lifespan
+from qsync.contrib.starlette import MountedDashboard, check_app, check_path, client_of, lifespan
 
 if TYPE_CHECKING:
     from qsync.web.auth import Auth
@@ -69,6 +71,13 @@ def mount_dashboard(
     `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token` and
     `auth` says who has access, or the path is invalid.
     """
+    if not isinstance(api, FastAPI):
+        raise ConfigError(
+            f"api: {shorten(api)} is not a FastAPI application; mount the dashboard in the "
+            "outermost one"
+        )
+    check_app(app)
+    _check_dependencies(dependencies)
     if not dependencies and token is None and auth is None:
         raise ConfigError(
             "mount_dashboard: all requests would be refused; give dependencies=[Depends(...)], "
@@ -91,6 +100,16 @@ def mount_dashboard(
         response_model=None,
     )  # fmt: skip
     api.include_router(router)
+
+
+def _check_dependencies(dependencies: Any) -> None:
+    """Raise ConfigError if this is not a sequence of Depends(...)."""
+    items = dependencies if isinstance(dependencies, list | tuple) else [None]
+    if not all(isinstance(item, DependsMarker) for item in items):
+        raise ConfigError(
+            f"dependencies: {shorten(dependencies)} is not a list of dependencies; give "
+            "[Depends(...)]"
+        )
 
 
 class _FromDashboard(Response):

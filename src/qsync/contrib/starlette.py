@@ -12,7 +12,8 @@ For FastAPI see `qsync.contrib.fastapi`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -41,7 +42,16 @@ State = Mapping[str, Any]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 CLIENT: Final = "qsync_client"
-"""Name of the client in the state of the lifespan and of the site."""
+"""Name of the client in the state of the lifespan."""
+
+RUNNING: Final = "qsync_running"
+"""Name, in the state of the site, of the list of pairs of app and client, one for each lifespan
+that is running: the test clients of a site may overlap."""
+
+_SECOND_APP: Final = (
+    "lifespan: the site already has the client of another lifespan(...); open the second one in a "
+    "lifespan of your own: async with other.async_client() as client"
+)
 
 
 def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
@@ -58,21 +68,32 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
     @contextlib.asynccontextmanager
     async def opened(site: Starlette) -> AsyncIterator[State]:
         async with app, app.async_client() as client, contextlib.AsyncExitStack() as stack:
-            setattr(site.state, CLIENT, client)
-            stack.callback(_forget_client, site)
+            stack.enter_context(_in_state(site, app, client))
             own = None if inner is None else await stack.enter_async_context(inner(site))
             if CLIENT in (own or {}):
-                raise ConfigError("lifespan: the site already has the client of another app")
+                raise ConfigError(_SECOND_APP)
             yield {**(own or {}), CLIENT: client}
 
     return opened
 
 
-def _forget_client(site: Starlette) -> None:
-    """Remove the client of a site that stops, so that a later request gets the error of
-    `client_of`."""
-    with contextlib.suppress(AttributeError, KeyError):
-        delattr(site.state, CLIENT)
+@contextlib.contextmanager
+def _in_state(site: Starlette, app: Qsync, client: AsyncClient) -> Iterator[None]:
+    """Have the client in the state of the site. Raise ConfigError if it has that of another app."""
+    running = _running(site)
+    if any(other is not app for other, _ in running):
+        raise ConfigError(_SECOND_APP)
+    pair = app, client
+    setattr(site.state, RUNNING, [*running, pair])
+    try:
+        yield
+    finally:  # so that a later request gets the error of `client_of`
+        setattr(site.state, RUNNING, [other for other in _running(site) if other is not pair])
+
+
+def _running(site: Starlette) -> list[tuple[Qsync, AsyncClient]]:
+    pairs: list[tuple[Qsync, AsyncClient]] = getattr(site.state, RUNNING, [])
+    return pairs
 
 
 def client_of(connection: HTTPConnection) -> AsyncClient:
@@ -82,7 +103,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
     if client is None:  # a test, or a server without lifespan state, entered the lifespan
-        client = getattr(connection.app.state, CLIENT, None)
+        client = next((client for _, client in reversed(_running(connection.app))), None)
     if client is None:
         raise ConfigError(
             "client: the lifespan of the site is not running; give the outermost application "
@@ -111,6 +132,9 @@ def mount_dashboard(
     The options are those of `qsync.web.create_app`. Raises ConfigError when neither `token` nor
     `auth` says who has access, or the path is invalid.
     """
+    if not isinstance(site, Starlette):
+        raise ConfigError(f"site: {shorten(site)} is not a Starlette application")
+    check_app(app)
     if token is None and auth is None:
         raise ConfigError("mount_dashboard: all requests would be refused; give auth= or token=")
     options = {
@@ -120,9 +144,16 @@ def mount_dashboard(
     site.mount(check_path(path), MountedDashboard(site, app, options))
 
 
+def check_app(app: object) -> None:
+    """Raise ConfigError if the app of a dashboard is not a Qsync."""
+    if not isinstance(app, Qsync):
+        raise ConfigError(f"app: {shorten(app)} is not a Qsync")
+
+
 def check_path(path: str) -> str:
-    """Return the path without a trailing slash. Raise ConfigError if it is not below the root."""
-    if not isinstance(path, str) or not path.startswith("/") or not path.strip("/"):
+    """Return the path without a trailing slash. Raise ConfigError if it is not below the root, or
+    has parameters."""
+    if not isinstance(path, str) or not re.fullmatch(r"(?=/+[^/])/[^{}]*", path):
         raise ConfigError(f"path: {path!r:.80} is not a valid path; give one such as '/ops'")
     return path.rstrip("/")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import zlib
 from typing import Any, Final
 
@@ -23,41 +24,56 @@ OPTIONS_LIMIT: Final = 11 * 1024
 EDITS_KEPT: Final = 5
 """Largest number of former payloads that a task keeps."""
 
+_SPECIAL: Final = re.compile(r"[^\n -~]")
+"""Characters that may be invisible."""
+
 _KINDS: Final[dict[type, str]] = {
     dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number",
     bool: "true or false", type(None): "null",
 }  # fmt: skip
 
 
-def payload_as_json(payload: bytes, *, is_value: bool) -> str:
+def too_large_for_form() -> InvalidTask:
+    """Return the error for a payload whose text is too long for a form."""
+    return InvalidTask(phrase("The payload is too large for a form: use `qsync task edit`."))
+
+
+def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None) -> str:
     """Return a payload as text to edit: JSON, or the text that its bytes are.
 
-    Raises InvalidTask if the text would not become the same payload again.
+    Raises InvalidTask if the text would not become the same payload again, or is for a form and
+    has more than `limit` characters; the cost of that is bounded by the limit.
     """
+    # A number of 9 bytes has at least three characters in JSON, a comma or bracket included.
+    if limit is not None and len(payload) > 4 * limit:
+        raise too_large_for_form()
     if not is_value:
         text = payload.decode(errors="replace")
         if text.encode() != payload or not all(c.isprintable() or c in "\n\t" for c in text):
-            problem = phrase("The payload is binary data, which cannot be edited as text.")
-            raise InvalidTask(problem)
+            raise InvalidTask(phrase("The payload is binary data, which cannot be edited as text."))
         return text
     value = codec.decode(payload)
     try:
         data = msgspec.json.encode(value)
+        if limit is not None and len(data) > limit:
+            raise too_large_for_form()
         place = difference(value, msgspec.json.decode(data))
     except (msgspec.MsgspecError, TypeError, RecursionError) as error:
         place = f": {error}"
     if place is not None:
-        problem = phrase(
-            "The payload has values that JSON cannot carry: payload%(where)s.", where=place
+        raise InvalidTask(
+            phrase("The payload has values that JSON cannot carry: payload%(where)s.", where=place)
         )
-        raise InvalidTask(problem)
     text = msgspec.json.format(data, indent=2).decode()
-    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
+    if limit is not None and len(text) > limit:  # with indentation
+        raise too_large_for_form()
+    return _SPECIAL.sub(_escape, text)
 
 
-def _escape(char: str) -> str:
-    """Return an invisible character as JSON writes it in ASCII."""
-    return json.dumps(char)[1:-1]
+def _escape(match: re.Match[str]) -> str:
+    """Return a character that is invisible as JSON writes it in ASCII; others as they are."""
+    char = match[0]
+    return char if char.isprintable() else json.dumps(char)[1:-1]
 
 
 def payload_from_json(text: str, *, is_value: bool) -> Any:
@@ -145,12 +161,13 @@ def with_edit(
             break
         edits = edits[1:]
         if not edits:
-            text = phrase(
-                "The former payload of %(size)s bytes is too large to be kept in the task. Make a "
-                "copy with the new payload instead.",
-                size=len(message.payload),
+            raise InvalidTask(
+                phrase(
+                    "The former payload of %(size)s bytes is too large to be kept in the task. "
+                    "Make a copy with the new payload instead.",
+                    size=len(message.payload),
+                )
             )
-            raise InvalidTask(text)
     return msgspec.structs.replace(message, payload=data, is_value=is_value, options=changed)
 
 

@@ -145,11 +145,12 @@ def _message_of(shown: StoredTask) -> Message:
 
 def _check_version(message: Message, version: str | None) -> None:
     if version not in (None, payload_version(message.payload, is_value=message.is_value)):
-        told = phrase(
-            "The payload was changed meanwhile, so nothing was saved. Open the task again, and "
-            "make your change in its present payload."
+        raise InvalidTask(
+            phrase(
+                "The payload was changed meanwhile, so nothing was saved. Open the task again, and "
+                "make your change in its present payload."
+            )
         )
-        raise InvalidTask(told)
 
 
 def _copied(

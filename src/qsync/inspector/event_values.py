@@ -34,6 +34,7 @@ ACTIONS: Final = (
     "weight.reset",
     "limit.set",
     "limit.reset",
+    "limit.open",
     "schedule.put",
     "schedule.delete",
     "schedule.pause",

@@ -80,8 +80,7 @@ class _EventsMixin(Base):
 def _check_limit(limit: int) -> None:
     """Raise InvalidTask if this is not a number of actions to return."""
     if type(limit) is not int or not 1 <= limit <= MOST_EVENTS:
-        text = f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}"
-        raise InvalidTask(text)
+        raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {MOST_EVENTS}")
 
 
 def _check_action(action: str | None) -> str | None:

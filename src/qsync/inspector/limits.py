@@ -71,6 +71,19 @@ class _LimitsMixin(Base):
         await self._broker.run(recorded(limit_ops.set_limit(keys, limit, rule, by), event))
         return Change(outcome="done")
 
+    async def open_limit(self, limit: str, *, queue: str = "default") -> Change:
+        """Open a limit that a handler has closed by raising RateLimited; its rule still applies.
+
+        `too_late` if it is not closed. A handler that raises RateLimited again closes it again.
+        """
+        keys = self._keys(queue)
+        check_limit(limit, "limit")
+        if not await self._is_queue(queue):
+            return Change(outcome="not_found")
+        event = self._actor.event("limit.open", limit)
+        opened = await self._broker.run(recorded(limit_ops.open_limit(keys, limit), event))
+        return Change(outcome="done" if opened else "too_late")
+
     async def reset_limit(self, limit: str, *, queue: str = "default") -> Change:
         """Remove the rule that an operator has set; `not_found` if there is none."""
         call = limit_ops.set_limit(self._keys(queue), check_limit(limit, "limit"), None, "")

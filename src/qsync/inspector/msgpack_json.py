@@ -58,8 +58,7 @@ def preview(data: bytes) -> tuple[str, bool]:
     try:
         writer.write(0)
         if writer.position != len(data):
-            msg = "there are bytes after the value"
-            raise codec.CodecError(msg)
+            raise codec.CodecError("there are bytes after the value")
     except _Full:
         writer.parts.append(" …")
         writer.is_cut = True
@@ -113,8 +112,7 @@ class _Writer:
         """Skip a scalar and return its bytes, from the first byte on."""
         self.position += length
         if self.position > len(self._data):
-            msg = "the bytes end within a value"
-            raise codec.CodecError(msg)
+            raise codec.CodecError("the bytes end within a value")
         return self._data[start : self.position]
 
     def _container(

@@ -151,8 +151,7 @@ class Config:
         check_log_errors(self.log_errors)
         if self.server_id is not None and not NAME.fullmatch(self.server_id):
             shown = shorten(self.server_id)
-            msg = f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
-            raise ConfigError(msg)
+            raise ConfigError(f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -")
         object.__setattr__(self, "version", _version(self.version))
 
     @property
@@ -270,8 +269,7 @@ def _version(version: object) -> str | None:
 def check_callable(name: str, value: F) -> F:
     """Return the value if it is callable or None; raise ConfigError otherwise."""
     if value is not None and not callable(value):
-        msg = f"{name}: {shorten(value)} is not callable"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name}: {shorten(value)} is not callable")
     return value
 
 
@@ -295,11 +293,10 @@ def seconds(value: Duration) -> float:
 
 def _weights(queues: object) -> dict[str, int]:
     if isinstance(queues, str) or not isinstance(queues, Iterable):
-        msg = (
+        raise ConfigError(
             f"queues: {shorten(queues)} is neither a mapping of name to weight nor a list of names"
             ", e.g. {'critical': 5, 'default': 3}"
         )
-        raise ConfigError(msg)
     pairs = queues.items() if isinstance(queues, Mapping) else ((name, 1) for name in queues)
     weights: dict[str, int] = {}
     for name, weight in pairs:
@@ -309,15 +306,13 @@ def _weights(queues: object) -> dict[str, int]:
             raise ConfigError(str(error)) from None
         weights[name] = _checked_integer(f"queues: weight of {name!r}", weight, 1, MAX_WEIGHT)
     if not weights:
-        msg = "queues: empty; name at least one queue"
-        raise ConfigError(msg)
+        raise ConfigError("queues: empty; name at least one queue")
     return weights
 
 
 def _checked_integer(name: str, value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        msg = f"{name}: {shorten(value)} is not a whole number from {least} to {most}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name}: {shorten(value)} is not a whole number from {least} to {most}")
     return value
 
 

@@ -81,11 +81,10 @@ def current(state: type[Any] | None = None) -> Current[Any]:
     try:
         context: Current[Any] = running.get()
     except LookupError:
-        msg = (
+        raise QsyncError(
             "qsync.current() works only inside a handler that a server runs; in a test, give "
             "it a context: `with qsync.testing.context():`"
-        )
-        raise QsyncError(msg) from None
+        ) from None
     if state is not None and not isinstance(context.state, state):
         msg = f"current({state.__name__}): the lifespan yielded {type(context.state).__name__}"
         raise QsyncError(msg)

@@ -91,7 +91,9 @@ def program_trace(error: BaseException) -> str:
         return ""
     try:
         elsewhere = getattr(error, "traceback", None)  # from a handler in another process
-        parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, _program_frames)
+        # The time limit of qsync raises TimeoutError: frames of qsync would tell nothing.
+        keep = _foreign_frames if type(error) is TimeoutError else _program_frames
+        parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, keep)
     except Exception:  # the user's class may override any of these attributes
         return ""
     text = cut("\n".join(part.rstrip("\n") for part in parts if part), TRACE_LIMIT)
@@ -117,12 +119,15 @@ def stack_text(stack: list[FrameSummary], limit: int) -> str:
 
 
 def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
+    """Return the program's frames; without any, the libraries', else Python's, else qsync's."""
+    return _foreign_frames(stack) or stack
+
+
+def _foreign_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
     """Return the program's frames; without any, the libraries', else Python's."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
-    return (
-        own or [shown for shown in foreign if not _is_of_python(shown.filename)] or foreign or stack
-    )
+    return own or [shown for shown in foreign if not _is_of_python(shown.filename)] or foreign
 
 
 @lru_cache(1024)

@@ -39,6 +39,9 @@ WAKE_MARGIN_S: Final = 0.0005
 """Margin added to a wait for a due time, in seconds: the store's waits end on whole
 milliseconds."""
 
+RULES_CHECK_S: Final = 0.1
+"""Time between two looks whether the store has the rules of a queue, in seconds."""
+
 
 class Round(NamedTuple):
     """One round of fetches."""
@@ -48,7 +51,8 @@ class Round(NamedTuple):
     considered: Sequence[QueueState]
     """Busy queues without a fetch in flight."""
     ready: Sequence[QueueState]
-    """Queues of `considered` that are not in a delay after a failed fetch."""
+    """Queues of `considered` that may be fetched from: their rules are in the store, and no delay
+    follows a failed fetch."""
     slots: int
     """Number of slots that the round may fill; none if it is 0 or less."""
 
@@ -105,7 +109,9 @@ class FetchTiming:
         busy_queues.begin(now)
         queues = [queue for queue in busy_queues.first(CROWD) if queue.name not in self._in_flight]
         slots = wanted - self._reserved(now)
-        ready = [queue for queue in queues if now >= self.retry_at[queue.name]]
+        ready = [
+            queue for queue in queues if now >= self.retry_at[queue.name] and not queue.awaits_rules
+        ]
         # Upkeep also fetches tasks, so that a lost wake delays them by at most `sweep`.
         upkeep = {queue.name for queue in ready if self._upkeep_due(queue, now)}
         hungry = [
@@ -168,6 +174,9 @@ class FetchTiming:
             if now < self.retry_at[queue.name]:
                 times.append(self.retry_at[queue.name])
                 continue
+            if queue.awaits_rules:
+                times.append(now + RULES_CHECK_S)
+                continue
             times.append(self._busy_queues.upkeep_at(queue))
             if room and queue.next_due is not None:
                 times.append(queue.next_due)
@@ -177,7 +186,7 @@ class FetchTiming:
 
     def to_block_on(self, queues: Sequence[QueueState], now: float) -> list[QueueState]:
         """Return which of a connection's queues to block on now; none after a failed wait."""
-        if any(now < self.retry_at[queue.name] for queue in queues):
+        if any(now < self.retry_at[queue.name] or queue.awaits_rules for queue in queues):
             return []
         if self._busy_queues.many:
             return [queue for queue in queues if not self._has_its_turn(queue)]

@@ -19,6 +19,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.loop_watchdog import STALL_S, LoopWatchdog
+from qsync.server.outbox_backlog import OutboxBacklog, largest_backlog
 from qsync.server.queue_state import QueueState
 from qsync.server.server_inbox import ServerInbox
 
@@ -56,6 +57,8 @@ class ServerHealth(msgspec.Struct, frozen=True):
     """Queues whose fetch has no answer, each with the time since the fetch."""
     silent: dict[str, float] = {}
     """Queues without a recent fetch, each with the time since the last one."""
+    outbox: OutboxBacklog | None = None
+    """Backlog of the outbox whose relay runs in the server's process; None without one."""
 
 
 class ProcessHealth(msgspec.Struct, frozen=True):
@@ -124,6 +127,7 @@ class HealthProbe:
             blocked_in=_place(self._watchdog.thread) if blocked else "",
             away=away,
             silent=silent,
+            outbox=largest_backlog(),
         )
 
 

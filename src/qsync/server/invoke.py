@@ -306,9 +306,8 @@ def encode_result(
             raise ResultNotKept(f"the result could not be kept: {error}") from None
     if len(record.value) > limit:
         size = len(record.value)
-        msg = (
+        raise ResultNotKept(
             f"the result of {size} bytes is over the limit of {limit} (result_limit): return less, "
             "store it elsewhere, or raise the limit"
         )
-        raise ResultNotKept(msg)
     return codec.encode(record)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from qsync.bounds import Bounds
 from qsync.broker import bounds_ops, limit_ops
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
 from qsync.broker.call import Call
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys
 from qsync.limit import LimitRule
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
 from qsync.server.server_parts import cancel
+
+START_S: Final = 1.0
+"""Time limit for publishing at the start of the server, in seconds."""
 
 
 class QueueRules:
@@ -33,20 +37,33 @@ class QueueRules:
     ) -> None:
         self._broker = broker
         self._prefix = prefix
-        self._served = [queue.name for queue in queues]
+        self._served = {queue.name: queue for queue in queues}
         self._limits = limits
         self._bounds = bounds
         self._outage = outage
         self._due: set[str] = set()
         self._again: dict[str, asyncio.Task[None]] = {}
-        """asyncio tasks that publish the rules again, one per queue: an unreachable node delays no
-        others."""
+        """asyncio tasks that publish rules in the background, one per queue: an unreachable node
+        delays no others."""
 
     async def start(self) -> None:
-        """Publish the rules. Raise QsyncError if the store does not take them."""
-        for queue in dict.fromkeys([*self._served, *self._bounds]):
-            for call in self._calls(queue):
-                await self._broker.run(call)
+        """Publish the rules. Raise QsyncError if the store refuses them.
+
+        A queue whose node does not answer within START_S gets its rules later, in the background;
+        until then the server fetches nothing from it.
+        """
+        queues = dict.fromkeys([*self._served, *self._bounds])
+        calls = [(queue, call) for queue in queues for call in self._calls(queue)]
+        answers = await self._broker.run_many([call for _, call in calls], ends=ends_in(START_S))
+        away = set()
+        for (name, _), answer in zip(calls, answers, strict=True):
+            if isinstance(answer, StoreUnavailable):
+                away.add(name)
+            elif isinstance(answer, QsyncError):
+                raise answer
+        for name in away & self._served.keys():
+            self._served[name].awaits_rules = True
+        self._publish_all(away)
 
     async def stop(self) -> None:
         """Stop publishing."""
@@ -55,9 +72,12 @@ class QueueRules:
     def publish_again(self, queue: str) -> None:
         """Publish the rules of a queue in the background, until the store has them; and the bounds
         of queues that this server does not serve, since it would not see their loss."""
-        due = {*self._bounds} - {*self._served} | ({queue} if self._has_rules(queue) else set())
-        self._due |= due
-        for name in due - self._again.keys():
+        unserved = self._bounds.keys() - self._served.keys()
+        self._publish_all(unserved | ({queue} if self._has_rules(queue) else set()))
+
+    def _publish_all(self, queues: set[str]) -> None:
+        self._due |= queues
+        for name in queues - self._again.keys():
             self._again[name] = asyncio.get_running_loop().create_task(self._publish(name))
 
     async def _publish(self, queue: str) -> None:
@@ -70,6 +90,8 @@ class QueueRules:
             self._outage.note(f"publish limits and bounds of queue {queue}", error)
         finally:
             del self._again[queue]
+            if queue in self._served:
+                self._served[queue].awaits_rules = False
 
     def _has_rules(self, queue: str) -> bool:
         return bool(self._limits) or queue in self._bounds

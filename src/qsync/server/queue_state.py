@@ -212,6 +212,7 @@ class QueueState:
 
     __slots__ = (
         "answered",
+        "awaits_rules",
         "exhausted",
         "generation",
         "handed_back_token",
@@ -259,6 +260,8 @@ class QueueState:
         """True if the last fetch left pending tasks."""
         self.refused: bool = False
         """True if the store refused the last settlements: fetch nothing until it accepts them."""
+        self.awaits_rules: bool = False
+        """True until the store has the program's limits and bounds of the queue: fetch nothing."""
         self.upkeep_pending: bool = False
         """True if more upkeep of the queue is due at once."""
         self.last_fetch: float = -1e9

@@ -187,8 +187,7 @@ class Server:
         if self._mismatch is not None:
             raise self._mismatch
         if self.broken:
-            msg = "a part of the server failed; its log says how"
-            raise QsyncError(msg)
+            raise QsyncError("a part of the server failed; its log says how")
         if self.overloaded_by_hung:
             msg = f"more than {self._max_hung} handlers did not stop when they were told to"
             raise QsyncError(msg)
@@ -234,8 +233,7 @@ class Server:
         not of the kind that its URL names. Raises StoreUnavailable if the store cannot be reached.
         """
         if self._started:
-            msg = "a Server can be started only once; create another one"
-            raise QsyncError(msg)
+            raise QsyncError("a Server can be started only once; create another one")
         self._started = True
         try:
             await self._start()
@@ -311,7 +309,9 @@ class Server:
             StopAction(runner.aclose, closes=True),
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
-            TypeReports(self.id, self._broker, self._queues, self._types, outage, self.run_metrics),
+            TypeReports(
+                self.holder, self._broker, self._queues, self._types, outage, self.run_metrics
+            ),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, self._queues, config.lease_s, leases, watchdog, outage),

@@ -39,11 +39,10 @@ class PlainContext:
     def client(self) -> Any:
         """Client that the context was given. Raises QsyncError if there is none."""
         if self._client is None:
-            msg = (
+            raise QsyncError(
                 "current().client: no server runs this function; give it one, "
                 "`with qsync.testing.context(client=client):`"
             )
-            raise QsyncError(msg)
         return self._client
 
     def progress(self, done: float, total: float) -> None:

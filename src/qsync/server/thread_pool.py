@@ -110,15 +110,14 @@ class ThreadPool:
         """Call the function in a thread and within the context; return a future of its result.
 
         The thread first asks `claim` whether the task may still start; if not, the future fails
-        with NotBegun. Any exception of the function becomes the future's, even SystemExit and
-        KeyboardInterrupt. A future cannot carry StopIteration; that becomes the cause of a
+        with HandlerNotStarted. Any exception of the function becomes the future's, even SystemExit
+        and KeyboardInterrupt. A future cannot carry StopIteration; that becomes the cause of a
         RuntimeError.
 
         Raises RuntimeError if the pool is closed, or if no thread runs and none can be started.
         """
         if self._closed:
-            msg = "the pool of threads is closed"
-            raise RuntimeError(msg)
+            raise RuntimeError("the pool of threads is closed")
         future = self._loop.create_future()
         call = _Call(partial(context.run, function, *args, **kwargs), future, claim)
         self._calls[future] = call

@@ -53,7 +53,8 @@ class Advance:
         broker = AsyncBroker(self._app._connections.address)
         try:
             ticks = await self._ticks(broker)
-            self._clock.ahead_us += self._by_us - await self._expire_leases(broker)
+            moved_us = await self._expire_leases(broker)
+            self._clock.ahead_us += self._by_us - moved_us
             await self._enqueue(broker, ticks)
             if self._schedules:
                 await self._tick_stored(broker)

@@ -50,11 +50,10 @@ class AskedTask:
     def check(self, arguments: Mapping[str, Any], queue: str | None) -> None:
         """Raise InvalidTask if the task has no arguments with these names."""
         if "queue" in self.parameters and queue is not None:
-            msg = (
+            raise InvalidTask(
                 f"task {self.name!r} has a parameter 'queue', which assert_enqueued does not look "
                 "at; look at enqueued(...)"
             )
-            raise InvalidTask(msg)
         parameters = list(self.parameters) or ["payload"]
         if self.keywords is not None:
             return
@@ -83,11 +82,10 @@ def asked_task(task: AnyTask) -> AskedTask:
         return _function(task)
     if isinstance(task, DjangoTask):
         return _django_task(task)
-    msg = (
+    raise ConfigError(
         f"task: {shorten(task)} is neither a task function, nor a task of django.tasks, nor the "
         "name of a type"
     )
-    raise ConfigError(msg)
 
 
 def _function(task: TaskFunction[..., Any, ..., Any]) -> AskedTask:

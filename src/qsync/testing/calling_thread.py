@@ -7,19 +7,23 @@ transaction of a database connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from functools import cache, partial
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
 
 from qsync.server.queue_state import Claim, HandlerNotStarted
 
 T = TypeVar("T")
 
 Call = Callable[[], None]
+
+STOP_S: Final = 10.0
+"""Longest wait for a coroutine that is cancelled, in seconds."""
 
 
 class CallingThread:
@@ -66,11 +70,23 @@ class CallingThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run the coroutine on the session's event loop, and submitted calls here; return its
         value."""
-        done = run_on_loop(coroutine)
-        done.add_done_callback(lambda _: self._calls.put(None))
-        while (call := self._calls.get()) is not None:
-            call()
+        done = run_on_loop(self._ended(coroutine))
+        try:
+            while (call := self._calls.get()) is not None:
+                call()
+        except BaseException:  # e.g. KeyboardInterrupt, or the time limit of a test
+            done.cancel()
+            with contextlib.suppress(Empty):
+                while self._calls.get(timeout=STOP_S) is not None:
+                    pass
+            raise
         return done.result()
+
+    async def _ended(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await coroutine
+        finally:
+            self._calls.put(None)
 
 
 def _set_result(future: asyncio.Future[Any], value: Any) -> None:

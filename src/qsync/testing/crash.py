@@ -105,10 +105,18 @@ class _FirstStep:
         steps = self._awaitable.__await__()
         if isinstance(steps, Generator) or hasattr(steps, "send"):
             try:
-                steps.send(None)
+                awaited = steps.send(None)
             except StopIteration:
                 return
+            if isinstance(awaited, asyncio.Future):
+                awaited.add_done_callback(_retrieve)
         yield from ()
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Retrieve a future's error, since the handler that awaited it is gone."""
+    if not future.cancelled():
+        future.exception()
 
 
 class CrashingBroker(AsyncBroker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,9 @@ class Drain:
                 if server.idle and not await self._has_work(broker, queues, server):
                     break
                 await asyncio.sleep(POLL_S)
+        except BaseException:  # the test has stopped the drain: running handlers get no more time
+            server._force.set()
+            raise
         finally:
             if self._crashed:
                 await server.abort()
@@ -157,5 +161,7 @@ class Drain:
 def _noted(task: TaskInfo, error: Any) -> BaseException:
     """Return the error with a note that names its task."""
     raised: BaseException = error
-    raised.add_note(f"in task {task.type} {task.id} of queue {task.queue}, attempt {task.attempt}")
+    note = f"in task {task.type} {task.id} of queue {task.queue}, attempt {task.attempt}"
+    with contextlib.suppress(Exception):  # a class may have a method of this name
+        raised.add_note(note)
     return raised

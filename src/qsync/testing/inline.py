@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from qsync.app import Qsync
 from qsync.broker.address import Address
-from qsync.broker.call import Durability
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
+from qsync.broker.call import Call, Durability
 from qsync.broker.op_values import Enqueued
 from qsync.broker.stored_task import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, TaskNotFound
+from qsync.hooks import Hooks
+from qsync.keys import shorten
 from qsync.message import ENVELOPE_HEAD, Result, decode_message
 from qsync.mux import Mux
 from qsync.new_task import NewTask
@@ -52,6 +56,8 @@ def inline(app: Qsync) -> Iterator[None]:
     per call. The handle has a result if the task has a retention. `current().state` comes from
     `qsync.testing.context` around the block.
     """
+    if not isinstance(app, Qsync):
+        raise ConfigError(f"inline: {shorten(app)} is not a Qsync")
     runs = _Runs(app)
     connections = app._connections
     types = (partial(_InlineClient, runs), partial(_InlineAsyncClient, runs))
@@ -232,17 +238,42 @@ class _RunsInPlaceAsync(AsyncClient):
         return [self._handle(new, Enqueued("created", new.id)) for new in ready]
 
 
+class _NoStore(Broker):
+    """A broker of a block without a store: each call is an error that says so."""
+
+    def _try(self, calls: Sequence[Call[Any]], *_: Any) -> list[Any]:
+        raise _needs_store(calls)
+
+
+class _NoStoreAsync(AsyncBroker):
+    """A broker of a block without a store: each call is an error that says so."""
+
+    async def _try(self, calls: Sequence[Call[Any]], *_: Any) -> list[Any]:
+        raise _needs_store(calls)
+
+
+def _needs_store(calls: Sequence[Call[Any]]) -> ConfigError:
+    return ConfigError(
+        f"inline: {calls[0].script.name} needs a store, and inside the block there is none; use "
+        "the fixture qsync or qsync_sync for this test"
+    )
+
+
 class _InlineClient(WrappedClient, _RunsInPlace):
-    def __init__(self, runs: _Runs, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self, runs: _Runs, around: Any, hooks: Hooks, broker: Broker, **options: Any
+    ) -> None:
+        super().__init__(around, hooks, _NoStore(broker.address), **options)
         self.runs = runs
         self._queries = _InlineQueries(self._broker, self._global_keys.prefix)
         self._queries.ended = runs.ended
 
 
 class _InlineAsyncClient(WrappedAsyncClient, _RunsInPlaceAsync):
-    def __init__(self, runs: _Runs, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self, runs: _Runs, around: Any, hooks: Hooks, broker: AsyncBroker, **options: Any
+    ) -> None:
+        super().__init__(around, hooks, _NoStoreAsync(broker.address), **options)
         self.runs = runs
         self._queries = _InlineAsyncQueries(self._broker, self._global_keys.prefix)
         self._queries.ended = runs.ended

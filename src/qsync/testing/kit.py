@@ -10,8 +10,10 @@ from datetime import timedelta
 from typing import Any, Self
 
 from qsync.app import Qsync
+from qsync.broker.bounds_ops import put_program_bounds
 from qsync.errors import ConfigError, QsyncError
-from qsync.keys import shorten
+from qsync.keys import QueueKeys, shorten
+from qsync.task_function import TaskFunction
 from qsync.testing.advance import Advance
 from qsync.testing.asked_task import AnyTask, asked_task
 from qsync.testing.calling_thread import CallingThread, run_on_loop
@@ -45,6 +47,8 @@ class _AnyKit:
 
     def __enter__(self) -> Self:
         store = self._store = session_store(self._url).of_test()
+        for queue, bounds in self.app.bounds.items():  # as servers of the app have put them there
+            store.broker.run(put_program_bounds(QueueKeys(store.prefix, queue), bounds))
         self._pointed = self.app._connections.pointed_at(store.address, store.prefix)
         self._pointed.__enter__()
         return self
@@ -62,7 +66,10 @@ class _AnyKit:
     @property
     def _opened(self) -> TestStore:
         if self._store is None:
-            raise QsyncError("the test is over, and its store is gone: the app has its own again")
+            raise QsyncError(
+                "qsync: the app has its own store now, since the test is over, or the kit has not "
+                "been opened (`with SyncKit(app) as kit:`)"
+            )
         if self.app.prefix != self._store.prefix:
             raise ConfigError(
                 "qsync: the app uses the store of a fixture or Kit that was opened later; use that "
@@ -100,10 +107,15 @@ class _AnyKit:
             lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
         else:
             lines.append("no task of this function is waiting or running")
+            if isinstance(task, TaskFunction) and not self._is_of_app(task):
+                lines.append(f"it is a task of another app than that of this kit, {self.app}")
         sender = self.app._connections.sender
         if sender is not None and (waiting := sender.waiting()):
             lines.append(waiting)
         raise AssertionError("\n".join(lines))
+
+    def _is_of_app(self, task: TaskFunction[..., Any, ..., Any]) -> bool:
+        return task._connections.is_alike(self.app._connections)
 
     @contextlib.contextmanager
     def crash(self, point: str) -> Iterator[None]:
@@ -146,9 +158,9 @@ class _AnyKit:
                 meant = f"{close[0]}={shorten(units[unit])}" if close else " or ".join(_UNITS[:5])
                 raise ConfigError(f"advance: no unit {unit!r}; give {meant}")
         if by is not None and not isinstance(by, timedelta):
-            raise ConfigError(
-                f"advance: {shorten(by)} has no unit; give e.g. seconds={shorten(by)}"
-            )
+            if isinstance(by, int | float):
+                raise ConfigError(f"advance: {by} has no unit; give e.g. seconds={by}")
+            raise ConfigError(f"advance: {shorten(by)} is no timedelta; give one, or e.g. days=1")
         try:
             delta = timedelta(**units) if by is None else by
             by_us = delta // timedelta(microseconds=1)

@@ -101,6 +101,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/type/resume": types.resume,
     "/limit/set": limits.set_rule,
     "/limit/reset": limits.reset,
+    "/limit/open": limits.open_now,
     "/queue/target": queues.set_target,
     "/dead/acknowledge": dead.acknowledge,
     "/queue/bounds": queue_bounds.set_bounds,

@@ -11,6 +11,7 @@ from typing import Final
 from qsync import store_clock
 from qsync.errors import ConfigError
 from qsync.inspector import Explanation, OperatorEvent, TaskDetail
+from qsync.keys import shorten
 from qsync.state import TaskState
 from qsync.web.translation import _
 
@@ -125,7 +126,7 @@ def check_trace_url(url: str | None) -> str | None:
         return None
     if not isinstance(url, str) or not re.match("https?://", url) or _PLACE not in url:
         raise ConfigError(
-            f"trace_url: {url!r:.80} is not an address with {_PLACE}; write "
+            f"trace_url: {shorten(url)} is not an address with {_PLACE}; write "
             "https://traces.example.com/trace/{trace_id}"
         )
     return url

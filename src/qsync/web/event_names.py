@@ -28,6 +28,7 @@ NAMES: Final = {
     "weight.reset": marked("Weight reset"),
     "limit.set": marked("Limit set"),
     "limit.reset": marked("Limit reset"),
+    "limit.open": marked("Limit opened"),
     "schedule.put": marked("Schedule put"),
     "schedule.delete": marked("Schedule deleted"),
     "schedule.pause": marked("Schedule paused"),

@@ -58,6 +58,19 @@ async def reset(site: Site, request: Request) -> Response:
     return site.go(request, "/limits", text, good=change.ok, queue=queue)
 
 
+async def open_now(site: Site, request: Request) -> Response:
+    """Open a limit that RateLimited has closed."""
+    form = await site.form(request)
+    queue, limit = form.text("queue") or "default", form.text("limit")
+    change = await site.acting(request).open_limit(check_limit(limit, "limit"), queue=queue)
+    text = _("%(limit)s is open.", limit=limit)
+    if change.outcome == "too_late":
+        text = _("%(limit)s was not closed.", limit=limit)
+    elif not change.ok:
+        text = no_queue(queue)
+    return site.go(request, "/limits", text, good=change.ok, queue=queue)
+
+
 def _rule(limit: str, form: Fields) -> LimitRule:
     """Return the rule in a form. Raise InvalidTask if it is wrong."""
     return limit_rule(

@@ -31,8 +31,8 @@ NAMES: Final[dict[str, str]] = {
 ROLES: Final[dict[str, Role]] = {
     "/queue/pause": "operate", "/queue/resume": "operate", "/queue/purge": "delete",
     "/queue/delete": "delete", "/type/pause": "operate", "/type/resume": "operate",
-    "/limit/set": "operate", "/limit/reset": "operate", "/queue/target": "operate",
-    "/dead/acknowledge": "operate",
+    "/limit/set": "operate", "/limit/reset": "operate", "/limit/open": "operate",
+    "/queue/target": "operate", "/dead/acknowledge": "operate",
     "/queue/bounds": "operate", "/queue/bounds/reset": "operate", "/queue/weight": "operate",
     "/queue/weight/reset": "operate", "/task/run": "operate", "/task/reschedule": "operate",
     "/task/edit": "operate", "/task/stack": "operate", "/task/cancel": "operate",

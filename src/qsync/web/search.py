@@ -102,11 +102,12 @@ def parse_for(site: Site, text: str) -> SearchQuery:
     query = parse_search(text)
     if site.mask is not None and query.filter is not None and query.filter.args:
         term = f"args.{query.filter.args[0][0]}:"
-        problem = phrase(
-            "Search term “%(term)s”. Payloads are masked here, so they cannot be searched.",
-            term=term,
+        raise InvalidTask(
+            phrase(
+                "Search term “%(term)s”. Payloads are masked here, so they cannot be searched.",
+                term=term,
+            )
         )
-        raise InvalidTask(problem)
     return query
 
 

@@ -10,7 +10,12 @@ from starlette.responses import Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, TaskDetail
-from qsync.inspector.edit_values import payload_as_json, payload_from_json, payload_version
+from qsync.inspector.edit_values import (
+    payload_as_json,
+    payload_from_json,
+    payload_version,
+    too_large_for_form,
+)
 from qsync.inspector.tasks import RUNNABLE, TIMED
 from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.web.events import last_actions
@@ -52,9 +57,9 @@ def _text_of(site: Site, task: TaskDetail) -> str:
         raise InvalidTask(phrase("Payloads are masked here, so they cannot be edited."))
     if task.message_error:
         raise InvalidTask(phrase("The message cannot be read: %(error)s", error=task.message_error))
-    text = payload_as_json(task.payload, is_value=task.is_value)
+    text = payload_as_json(task.payload, is_value=task.is_value, limit=FORM_ROOM)
     if len(quote_plus(text.replace("\n", "\r\n"))) > FORM_ROOM:
-        raise InvalidTask(phrase("The payload is too large for a form: use `qsync task edit`."))
+        raise too_large_for_form()
     return text
 
 

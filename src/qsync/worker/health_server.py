@@ -22,6 +22,7 @@ from qsync.formatting import install_command
 from qsync.keys import check_name
 from qsync.server import health
 from qsync.server.health import HealthVerdict, ProcessHealth
+from qsync.server.outbox_backlog import largest
 from qsync.state import TaskState
 from qsync.worker import autoscale
 from qsync.worker.http_server import HealthServer, Query, Response, bad_request
@@ -127,8 +128,12 @@ class HealthPort:
         if self._supervisor is None:
             return bad_request("not started yet", 503)
         metrics = prometheus.server_metrics(self._supervisor.rows(), conditions)
-        restarts = prometheus.worker_metrics(self._supervisor.restarts)
-        return Response(prometheus.render([*metrics, *restarts]), prometheus.CONTENT_TYPE)
+        metrics += prometheus.worker_metrics(self._supervisor.restarts)
+        if (outbox := largest(condition.outbox for condition in conditions)) is not None:
+            from qsync.contrib.outbox.metrics import backlog_metrics
+
+            metrics += backlog_metrics(outbox.rows, outbox.oldest_s)
+        return Response(prometheus.render(metrics), prometheus.CONTENT_TYPE)
 
     async def _reports(self) -> list[ProcessHealth]:
         """Return the health of the processes; concurrent requests share one answer."""
@@ -289,8 +294,7 @@ def _parsed(query: Query, name: str, kind: Callable[[str], T], fits: Callable[[T
     except ValueError:
         value = None
     if value is None or not fits(value):
-        msg = f"{name}: {ascii(query[name])[:80]} is not a positive number"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {ascii(query[name])[:80]} is not a positive number")
     return value
 
 

@@ -78,8 +78,7 @@ class HealthServer:
             )[0]
             self._socket = socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
         except (OSError, OverflowError) as error:
-            msg = f"cannot listen on {host} port {port}: {error}"
-            raise ConfigError(msg) from None
+            raise ConfigError(f"cannot listen on {host} port {port}: {error}") from None
         self._routes = routes
         self._names = {name.lower() for name in (host, *names)}
         self._open: dict[_HealthConnection, None] = {}

@@ -27,10 +27,11 @@ def load(target: str) -> Qsync:
     The attribute may contain dots; it is an app, or a function without parameters that returns one.
     Raises TargetError; its cause is the exception of the user's code, if there was one.
     """
+    if "@" in target or "://" in target:  # the target is not shown: it may contain a password
+        raise TargetError("a URL is not an app; give MODULE:APP here, and the URL as --url")
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
-        msg = f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app"
-        raise TargetError(msg)
+        raise TargetError(f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app")
     if name.endswith(".py") or "/" in name:
         msg = f"{target}: give the module name, not its file: {_module_of(name)}:{attribute}"
         raise TargetError(f"{msg} say{_where(_module_of(name))}")
@@ -113,8 +114,7 @@ def _make(factory: Any, target: str) -> Any:
         msg = f"{target} is {_kind(factory)} that needs arguments; a factory takes none"
         raise TargetError(msg) from None
     if inspect.iscoroutinefunction(factory):
-        msg = f"{target} is an async function; a factory is a plain one"
-        raise TargetError(msg)
+        raise TargetError(f"{target} is an async function; a factory is a plain one")
     try:
         return factory()
     except Exception as error:

@@ -170,8 +170,7 @@ class Child:
     async def wait(self) -> int:
         """Wait until the child ends; return its exit code, or the negated number of a signal."""
         if self._process is None:
-            msg = "the process has not been started"
-            raise RuntimeError(msg)
+            raise RuntimeError("the process has not been started")
         self.code = await self._process.wait()
         if self._ready_at is not None:
             self.uptime_s = time.monotonic() - self._ready_at

@@ -60,7 +60,7 @@ WEIGHTS: Final = {
     "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "pause_type": 2, "resume_type": 3,
-    "set_limit": 2, "put_limit_rules": 1, "put_program_bounds": 2, "set_bounds": 2,
+    "set_limit": 2, "open_limit": 2, "put_limit_rules": 1, "put_program_bounds": 2, "set_bounds": 2,
     "renew": 2, "mark_started": 3, "progress": 1,
     "cancel": 4, "run": 4, "edit": 4, "reschedule": 3, "replace_active": 4,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
@@ -152,6 +152,7 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
             )
         ),
     ),
+    "open_limit": st.tuples(st.sampled_from(("r", "r", "c:1", "free"))),
     "put_limit_rules": st.tuples(
         st.sampled_from(("c", "r")), st.sampled_from((*RULES.values(), LimitRule(concurrency=3)))
     ),

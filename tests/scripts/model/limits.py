@@ -242,6 +242,17 @@ class Limits:
                 self.openings[limit] = now
         return True
 
+    def open(self, now: int, limit: str) -> bool:
+        use = self.stored.get(limit, Use())
+        if use.closed <= now:
+            return False
+        use.closed = 0
+        if use.use + use.ready == 0 and use.tat <= now:
+            del self.stored[limit]
+        if self.first_waiter(limit) is not None:
+            self.openings[limit] = now
+        return True
+
     def pause_type(self, now: int, type: str, note: bytes) -> bool:
         limit = f"@{type}"
         paused = limit in self.pauses

@@ -279,6 +279,10 @@ class Scripts(RuleBasedStateMachine):
         if self.has_limits:
             self.do("set_limit", limit, rule, "me")
 
+    def open_limit(self, limit: str) -> None:
+        if self.has_limits:
+            self.do("open_limit", limit)
+
     def put_limit_rules(self, name: str, rule: LimitRule) -> None:
         if self.has_limits:
             self.do("put_limit_rules", {name: rule})

@@ -371,6 +371,12 @@ def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
     return planted("include/limit_states.lua", right, "early then")
 
 
+def opened_limit_tries_nobody() -> contextlib.AbstractContextManager[None]:
+    """The waiters of a limit that an operator opens are not tried before its old time."""
+    right = "  redis.call('ZADD', KEYS.openings, to_text(now), limit)\n"
+    return planted("open_limit.lua", right, "")
+
+
 def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
     """A limited task that is cancelled leaves its entry among the waiters."""
     return planted("cancel.lua", "      remove_waiters({ id })\n", "")
@@ -483,6 +489,7 @@ IN_SCRIPTS: Final = named(
     refund_of_what_was_regained,
     lapsed_start_refunded,
     closed_limit_starts_tasks,
+    opened_limit_tries_nobody,
     waiter_of_a_cancelled_task,
     newcomer_before_waiters,
     limited_leased_ahead,

@@ -38,6 +38,8 @@ from tests.scripts.model.schedules import Schedules
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
 LIMIT: Final = 100
+PARKED_MOST: Final = 300
+PARK_CHUNK: Final = 250
 CHUNK: Final = 50
 
 
@@ -213,8 +215,7 @@ class Model(Schedules):
         next_due = max(0, int(min(waiting) - now)) if waiting else None
         answer = self._fetched(now, taken, next_due, own, recovered, died)
         left = bool(self.those("pending")) and not self.paused
-        passed = stayed + len(refused)
-        only_free = not opened and (len(self.those("pending")) == stayed or passed >= LIMIT)
+        only_free = not opened and (len(self.those("pending")) == stayed or stayed >= LIMIT)
         return replace(
             answer, more=self.more, left=left and not only_free,
             left_for_free=left and only_free,
@@ -238,8 +239,16 @@ class Model(Schedules):
         refused: dict[str, str] = {}
         stayed = at = 0
         pending = self.those("pending")
-        while at < len(pending) and len(taken) < wanted and stayed + len(refused) < LIMIT:
-            chunk = pending[at : at + min(wanted - len(taken), CHUNK)]
+        while (
+            at < len(pending)
+            and len(taken) < wanted
+            and stayed < LIMIT
+            and len(refused) < PARKED_MOST
+        ):
+            size = min(wanted - len(taken), CHUNK)
+            if 0 < at == len(refused):
+                size = min(PARKED_MOST - at, PARK_CHUNK)
+            chunk = pending[at : at + size]
             at += len(chunk)
             for id in chunk:
                 task = self.tasks[id]
@@ -250,7 +259,7 @@ class Model(Schedules):
                     refused[id] = limit
                 elif task.limits and left <= 0:
                     stayed += 1
-                else:
+                elif len(taken) < wanted:
                     taken.append(id)
                     if task.limits:
                         left -= 1
@@ -656,6 +665,12 @@ class Model(Schedules):
         changed = self.limits.change_rule(now, f"!{limit}", text)
         self.awake |= changed
         return int(changed)
+
+    def open_limit(self, now: int, limit: str) -> int:
+        """An operator opens a limit that a handler has closed."""
+        opened = self.limits.open(now, limit)
+        self.awake |= opened and self.limits.first_waiter(limit) is not None
+        return int(opened)
 
     def pause(self, now: int, note: bytes) -> bool:
         changed = not self.paused

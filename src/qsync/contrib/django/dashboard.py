@@ -147,6 +147,11 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
         )
     if not user.is_authenticated:
         return redirect_to_login(request.get_full_path(), _login())
+    if not hasattr(user, "is_staff"):
+        raise ImproperlyConfigured(
+            f"qsync.contrib.django.urls: {user._meta.label} has no is_staff, which says who may "
+            "see the dashboard; give the model a field or a property of this name"
+        )
     if not (user.is_active and user.is_staff):
         raise PermissionDenied
     scope = _scope(request, rest, user.get_username())

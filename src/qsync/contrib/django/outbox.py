@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from django.db import close_old_connections, connections, transaction
+from django.conf import settings
+from django.db import IntegrityError, close_old_connections, connections, transaction
 from django.db.models import Min
+from django.utils import timezone
 
 from qsync.connections import Connections
 from qsync.contrib.django.at_commit import at_commit
@@ -20,6 +22,7 @@ from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
 from qsync.contrib.outbox.relay import Relay
 from qsync.contrib.outbox.rows import UnsentRow, make_row
+from qsync.errors import DuplicateTask
 from qsync.server.server import Server
 from qsync.task import Task
 
@@ -31,6 +34,26 @@ def _rows(database: str) -> Any:
     from qsync.contrib.django.models import OutboxRow
 
     return OutboxRow.objects.using(database)
+
+
+def _has_time_zones(database: str) -> bool:
+    """Return whether the database stores the instants of aware datetimes, as PostgreSQL does."""
+    return settings.USE_TZ or connections[database].features.supports_timezones
+
+
+def _to_column(time: datetime, database: str) -> datetime:
+    """Return an aware datetime as the column takes it: naive and in UTC if the database has no time
+    zones, since Django refuses aware ones there with USE_TZ = False."""
+    return time if _has_time_zones(database) else time.astimezone(UTC).replace(tzinfo=None)
+
+
+def _from_column(time: datetime | None, database: str) -> datetime | None:
+    """Return the aware datetime of a column; with USE_TZ = False PostgreSQL's are naive and in
+    TIME_ZONE."""
+    if time is None or timezone.is_aware(time):
+        return time
+    zone = timezone.get_default_timezone() if _has_time_zones(database) else UTC
+    return time.replace(tzinfo=zone)
 
 
 @dataclass(slots=True)
@@ -51,7 +74,8 @@ class DjangoDatabase:
         close_old_connections()
         locks = connections[self._alias].features.has_select_for_update_skip_locked
         with transaction.atomic(using=self._alias, durable=True):
-            query = _rows(self._alias).filter(created_at__lt=before).exclude(pk__in=list(without))
+            due = _rows(self._alias).filter(created_at__lt=_to_column(before, self._alias))
+            query = due.exclude(pk__in=list(without))
             if locks:
                 query = query.select_for_update(skip_locked=True)
             rows = [
@@ -85,7 +109,8 @@ class DjangoDatabase:
         """See Database."""
         close_old_connections()
         count = _rows(self._alias)[:COUNTED].count()
-        return backlog_of(count, _rows(self._alias).aggregate(oldest=Min("created_at"))["oldest"])
+        oldest = _rows(self._alias).aggregate(oldest=Min("created_at"))["oldest"]
+        return backlog_of(count, _from_column(oldest, self._alias))
 
     def close(self) -> None:
         """Close the connections of this thread."""
@@ -100,12 +125,22 @@ class DjangoOutbox:
         self._after_commit = AfterCommit(connections)
 
     def write(self, task: Task[Any], sent: Sent) -> Task[Any]:
-        """Write the row of a task, and return the task with its id; the commit sends it."""
+        """Write the row of a task, and return the task with its id; the commit sends it.
+
+        Raises DuplicateTask if a row that has not been sent has the id that the caller chose.
+        """
         row = make_row(task, self._connections)
         database = configuration().database
-        with transaction.atomic(using=database):
-            _rows(database).create(**dataclasses.asdict(row))
-            at_commit(database, partial(self._send, database, row, sent))
+        fields = {**dataclasses.asdict(row), "created_at": _to_column(row.created_at, database)}
+        try:
+            with transaction.atomic(using=database):
+                _rows(database).create(**fields)
+                at_commit(database, partial(self._send, database, row, sent))
+        except IntegrityError:
+            raise DuplicateTask(
+                f"id {row.id!r} is taken by another task, which waits in the outbox",
+                id=row.id, queue=row.queue,
+            ) from None  # fmt: skip
         return task.replace(id=row.id)
 
     def _send(self, database: str, row: UnsentRow, sent: Sent) -> None:

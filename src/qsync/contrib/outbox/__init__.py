@@ -47,7 +47,7 @@ NAME: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9
 class Outbox:
     """The outbox of an app in a table of a database.
 
-    table     name of the table; with psycopg it may have a schema
+    table     name of the table, which may have a schema: "shop.qsync_outbox"
     metadata  MetaData of SQLAlchemy in which the table is, e.g. `Base.metadata`, so that its
               migrations include the table; by default one of its own
 
@@ -71,6 +71,8 @@ class Outbox:
         self._connections = connections
         self._name = table
         self._metadata = metadata
+        if metadata is not None:
+            _ = self.table  # now, so that migrations of the metadata see it
         self.after_commit: AfterCommit = AfterCommit(connections)
         """Sends rows after a commit; `await outbox.after_commit.drain()` waits for that."""
 

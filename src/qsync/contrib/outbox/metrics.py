@@ -41,11 +41,14 @@ class OutboxCollector(Collector):
         unreadable.add_metric([], len(self._relay.unreadable))
         yield unreadable
         if (backlog := self._relay.backlog) is not None:
-            rows = GaugeMetricFamily("qsync_outbox_rows", "Rows that wait, counted up to 10,000.")
-            rows.add_metric([], backlog.rows)
-            yield rows
-            oldest = GaugeMetricFamily(
-                "qsync_outbox_oldest_seconds", "Age of the oldest row; 0 without rows."
-            )
-            oldest.add_metric([], backlog.oldest_s)
-            yield oldest
+            yield from backlog_metrics(backlog.rows, backlog.oldest_s)
+
+
+def backlog_metrics(rows: int, oldest_s: float) -> list[Metric]:
+    """Return the metrics of the rows that wait."""
+    return [
+        GaugeMetricFamily("qsync_outbox_rows", "Rows that wait, counted up to 10,000.", rows),
+        GaugeMetricFamily(
+            "qsync_outbox_oldest_seconds", "Age of the oldest row; 0 without rows.", oldest_s
+        ),
+    ]

@@ -25,6 +25,8 @@ from qsync.contrib.outbox.database import (
 )
 from qsync.contrib.outbox.sending import Sent, send, send_async, tell, tell_async
 from qsync.errors import QsyncError
+from qsync.formatting import plural
+from qsync.server.outbox_backlog import OutboxBacklog, relays
 
 log: Final = logging.getLogger("qsync.outbox")
 
@@ -79,6 +81,11 @@ class _Progress:
             log.warning("the relay of the outbox is retrying: %s: %s", type(error).__name__, error)
         return pause
 
+    def _last_count(self) -> OutboxBacklog | None:
+        """Return the backlog for the health port of a worker."""
+        backlog = self.backlog
+        return None if backlog is None else OutboxBacklog(backlog.rows, backlog.oldest_s)
+
     def is_due(self) -> bool:
         """Return whether it is time to measure the backlog."""
         now = time.monotonic()
@@ -94,8 +101,9 @@ class _Progress:
         if backlog.oldest_s >= OLD_S and now - self._warned >= OLD_S:
             self._warned = now
             log.warning(
-                "%d rows wait in the outbox, the oldest for %.0f s", backlog.rows, backlog.oldest_s
-            )
+                "waiting in the outbox: %s, the oldest for %.0f s",
+                plural(backlog.rows, "row"), backlog.oldest_s,
+            )  # fmt: skip
 
 
 class Relay(_Progress):
@@ -110,6 +118,7 @@ class Relay(_Progress):
 
     def __enter__(self) -> Self:
         self._stopping.clear()
+        relays.append(self._last_count)
         self._thread = threading.Thread(target=self._run, name="qsync-outbox", daemon=True)
         self._thread.start()
         return self
@@ -121,6 +130,8 @@ class Relay(_Progress):
         trace: TracebackType | None,
     ) -> None:
         self._stopping.set()
+        with contextlib.suppress(ValueError):
+            relays.remove(self._last_count)
         if self._thread is not None:
             self._thread.join()
 
@@ -172,10 +183,13 @@ class AsyncRelay(_Progress):
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        relays.append(self._last_count)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="qsync-outbox")
         return self
 
     async def __aexit__(self, *_: Any) -> None:
+        with contextlib.suppress(ValueError):
+            relays.remove(self._last_count)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -12,7 +12,9 @@ from typing import Any, Final
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
+from qsync.errors import ConfigError
 from qsync.instrumentation import missing
+from qsync.keys import shorten
 
 try:
     from sqlalchemy import (
@@ -31,26 +33,48 @@ try:
         select,
     )
     from sqlalchemy import delete as delete_from
+    from sqlalchemy.dialects.mysql import DATETIME, LONGBLOB
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session, SessionTransaction, registry
 except ModuleNotFoundError as _error:
     raise missing(_error, "sqlalchemy") from None
 
+MYSQL: Final = ("mysql", "mariadb")
+
 WITHOUT_LOCKS: Final = "sqlite"
 """Dialect without row locks, for which a relay sends outside of a transaction."""
 
 
 def make_table(name: str, metadata: MetaData) -> Table:
-    """Return the table of an outbox."""
+    """Return the table of an outbox. Raise ConfigError if the metadata is wrong or has it already.
+
+    MySQL needs types of its own: its BLOB ends at 64 KiB, and its DATETIME has whole seconds.
+    """
+    if not isinstance(metadata, MetaData):
+        raise ConfigError(
+            f"metadata: {shorten(metadata)} is not a MetaData; give that of your models, e.g. "
+            "Base.metadata"
+        )
+    schema, _, table = name.rpartition(".")
+    if ".".join(filter(None, [schema or metadata.schema, table])) in metadata.tables:
+        raise ConfigError(
+            f"table: the metadata has a table {name!r} already; make one Outbox for it and import "
+            "that everywhere"
+        )
     return Table(
-        name,
+        table,
         metadata,
         Column("id", String(ID_LENGTH), primary_key=True),
         Column("queue", String(QUEUE_LENGTH), nullable=False),
-        Column("message", LargeBinary, nullable=False),
-        Column("created_at", DateTime(timezone=True), nullable=False),
-        Index(f"{name}_created_at", "created_at"),
+        Column("message", LargeBinary().with_variant(LONGBLOB(), *MYSQL), nullable=False),
+        Column(
+            "created_at",
+            DateTime(timezone=True).with_variant(DATETIME(fsp=6), *MYSQL),
+            nullable=False,
+        ),
+        Index(f"{table}_created_at", "created_at"),
+        schema=schema or None,
     )
 
 
@@ -215,23 +239,30 @@ class SessionHooks:
     def _on_flush(self, session: Session, context: Any) -> None:
         new = [(entity, _row_of(entity)) for entity in session.new if type(entity) is self._entity]
         if new:
-            session.info.setdefault(self._written, []).extend(new)
+            # Here, since a session may choose another engine when it does not write.
+            engine = session.get_bind(self._entity)
+            written = session.info.setdefault(self._written, [])
+            written.extend((entity, row, engine) for entity, row in new)
 
     def _on_commit(self, session: Session) -> None:
         if self._written in session.info and not session.in_nested_transaction():
             written = session.info.pop(self._written)
             session.info[self._committed] = [
-                row for entity, row in written if inspect(entity).persistent
+                (row, engine) for entity, row, engine in written if inspect(entity).persistent
             ]
 
     def _on_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is not None:
             return
         session.info.pop(self._written, None)
-        rows = session.info.pop(self._committed, ())
-        engine = session.get_bind(self._entity) if rows else None
-        if not isinstance(engine, Engine):
-            return
+        by_engine: dict[Any, list[UnsentRow]] = {}
+        for row, engine in session.info.pop(self._committed, ()):
+            by_engine.setdefault(engine, []).append(row)
+        for engine, rows in by_engine.items():
+            if isinstance(engine, Engine):
+                self._send(engine, rows)
+
+    def _send(self, engine: Engine, rows: Sequence[UnsentRow]) -> None:
         if engine.dialect.is_async:
             database = AsyncEngineDatabase(AsyncEngine(engine), self._table)
             self._after_commit.begin(rows, database.delete, database.kept)

@@ -48,8 +48,7 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
     option is wrong.
     """
     if report not in get_args(Report):
-        msg = f"report: {shorten(report)} is neither 'all' nor 'final'"
-        raise ConfigError(msg)
+        raise ConfigError(f"report: {shorten(report)} is neither 'all' nor 'final'")
     sentry = _Sentry(report, Monitors() if monitors else None)
     app.extend(Extension(name="sentry", around_enqueue=sentry.sending, server=sentry.serve))
     ignore_logger("qsync.server")

@@ -4,26 +4,33 @@
 local CHUNK = 50
 
 -- Return the ids of pending from `position` on: `count` of them, and one more, which shows that
--- others are left.
-local function read_pending(position, count)
-  return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, CHUNK))
+-- others are left. At most CHUNK ids are read, or `most`.
+local function read_pending(position, count, most)
+  return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, most or CHUNK))
 end
 
 -- flow:
+-- Maximum number of tasks that a fetch parks, and number of ids that are read at once while all tasks
+-- so far were parked: those of a paused type may be many in a row.
+local parking = { most = 300, chunk = 250 }
+
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what
 -- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all
 -- their limits or none; those that a limit refuses are collected for park_pending, and those that
--- find no free slot stay. Tasks of paused types are parked, too. It passes at most `limit` tasks of
--- all kinds. Returns ids; messages; ids without a message, of which there should be none; whether
--- tasks are left; ids to park, and the limit that refused each, by id; and whether this server can
--- take any of the tasks left.
+-- find no free slot stay. Tasks of paused types are parked, too. It parks at most `parking.most`
+-- tasks, and passes at most `limit` that stay. Returns ids; messages; ids without a message, of which there
+-- should be none; whether tasks are left; ids to park, and the limit that refused each, by id; and
+-- whether this server can take any of the tasks left.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
-  local taken, bytes, position, chunk, passed = 0, 0, 0, head, 0
-  local stayed = false
-  while taken < wanted and #lost < limit and passed < limit do
-    chunk = position == 0 and head or read_pending(position, wanted - taken)
-    local count = math.min(#chunk, wanted - taken, CHUNK)
+  local taken, bytes, position, chunk, stayed, surplus = 0, 0, 0, head, 0, false
+  while taken < wanted and #lost < limit and stayed < limit and #parked < parking.most do
+    local count = math.min(wanted - taken, CHUNK)
+    if position > 0 and #parked == position then
+      count = math.min(parking.most - #parked, parking.chunk)
+    end
+    chunk = position == 0 and head or read_pending(position, count, parking.chunk)
+    count = math.min(#chunk, count)
     local bodies = count > 0 and redis.call('HMGET', KEYS.tasks, unpack(chunk, 1, count)) or {}
     if limits_used and count > 0 then
       read_holds({ unpack(chunk, 1, count) })
@@ -36,10 +43,11 @@ local function take_pending(head, wanted, max_bytes, limit, free)
       if not body then
         lost[#lost + 1] = id
       elseif refusing then
-        passed = passed + 1
         parked[#parked + 1], refused[id] = id, refusing
       elseif limits and free <= 0 then
-        stayed, passed = true, passed + 1
+        stayed = stayed + 1
+      elseif taken >= wanted then
+        surplus = true
       elseif taken > 0 and bytes + #body > max_bytes then
         return ids, messages, lost, true, parked, refused, true
       else
@@ -53,11 +61,11 @@ local function take_pending(head, wanted, max_bytes, limit, free)
     end
     position = position + count
     if #chunk == count then
-      return ids, messages, lost, stayed, parked, refused, false
+      return ids, messages, lost, surplus or stayed > 0, parked, refused, surplus
     end
   end
   local left = wanted > 0 or #head > 0
-  return ids, messages, lost, left, parked, refused, left and passed < limit
+  return ids, messages, lost, left, parked, refused, left and stayed < limit
 end
 -- plain:
 -- Read the first `wanted` tasks, up to `max_bytes` of messages; `head` is what read_pending returns

@@ -431,10 +431,10 @@ end
 -- Delete what tasks hold, since they end or become limited. The caller has removed them from all
 -- counts.
 local function drop_holds(ids)
-  if limits_used and #ids > 0 then
+  if limits_used and #ids > 0 and redis.call('EXISTS', KEYS.holds) == 1 then
     redis.call('HDEL', KEYS.holds, unpack(ids))
-    for _, id in ipairs(ids) do
-      held_limits[id] = false
-    end
+  end
+  for _, id in ipairs(limits_used and ids or {}) do
+    held_limits[id] = false
   end
 end

@@ -1,0 +1,40 @@
+#!lua flags=allow-oom
+-- open_limit: end the time for which RateLimited has closed a limit. Its rule still holds, and a
+-- handler that raises RateLimited again closes it again.
+-- include: check_schema preconditions clock wake_server record_event
+-- KEYS[1] limits    hash    limit -> its state
+-- KEYS[2] waiters   zset    limit and id of each limited task
+-- KEYS[3] openings  zset    limits by the time at which they open, us
+-- KEYS[4] meta      hash    schema
+-- KEYS[5] wake      list
+-- KEYS[6] idle      zset    ids of servers that a message wakes
+-- KEYS[7] events    stream  actions of operators
+-- ARGV[1] now       int us  empty: the store's clock
+-- ARGV[2] event     bytes   record of the action, see include/record_event.lua; empty: none
+-- ARGV[3] limit     text
+-- returns 1 when it was closed, 0 when it was not
+check_schema()
+check_set(KEYS.waiters)
+check_set(KEYS.openings)
+check_rights(KEYS.limits, { 'HSET', 'HDEL', 'ZADD', 'ZRANGEBYLEX' })
+local now, limit = clock(ARGV.now), ARGV.limit
+local state = redis.call('HGET', KEYS.limits, limit) or ''
+local use, ready, tat, closed = string.match(state, '^(%d+) (%d+) (%d+) (%d+)$')
+if not closed or tonumber(closed) <= now then
+  return 0
+end
+if tonumber(use) + tonumber(ready) > 0 or tonumber(tat) > now then
+  redis.call('HSET', KEYS.limits, limit, table.concat({ use, ready, tat, '0' }, ' '))
+else
+  redis.call('HDEL', KEYS.limits, limit)
+end
+local waiter = redis.call(
+  'ZRANGEBYLEX', KEYS.waiters, table.concat({ '[', limit, '\0' }),
+  table.concat({ '(', limit, '\1' }), 'LIMIT', 0, 1
+)[1]
+if waiter then
+  redis.call('ZADD', KEYS.openings, to_text(now), limit)
+  wake_server()
+end
+record_event(now, ARGV.event, 1, {})
+return 1

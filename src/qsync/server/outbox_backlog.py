@@ -1,0 +1,38 @@
+"""The backlog of an outbox whose relay runs beside the servers of this process.
+
+A worker serves it at the /metrics of its health port. Relays are in `qsync.contrib.outbox`, which
+servers do not import, so a relay that starts adds its function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+
+class OutboxBacklog(msgspec.Struct, frozen=True):
+    """The number of waiting rows as last counted, and the age of the oldest in seconds."""
+
+    rows: int
+    oldest_s: float
+
+
+relays: Final[list[Callable[[], OutboxBacklog | None]]] = []
+"""A function for each running relay; None until it has counted its rows."""
+
+
+def largest_backlog() -> OutboxBacklog | None:
+    """Return the largest backlog of this process's relays."""
+    return largest(backlog() for backlog in tuple(relays))
+
+
+def largest(backlogs: Iterable[OutboxBacklog | None]) -> OutboxBacklog | None:
+    """Return the most rows and the greatest age: relays of one outbox count the same rows."""
+    counted = [backlog for backlog in backlogs if backlog is not None]
+    if not counted:
+        return None
+    return OutboxBacklog(
+        max(backlog.rows for backlog in counted), max(backlog.oldest_s for backlog in counted)
+    )
