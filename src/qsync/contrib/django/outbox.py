@@ -160,9 +160,15 @@ def relay_of(connections: Connections) -> Relay:
     return Relay(connections, DjangoDatabase(configuration().database))
 
 
+def _is_in_memory(database: str) -> bool:
+    """Return whether no other process has the database, and none needs a relay: a test's SQLite."""
+    connection = connections[database]
+    return connection.vendor == "sqlite" and connection.is_in_memory_db()
+
+
 def run_relay(connections: Connections, server: Server) -> None:
     """Run a relay alongside the server if the project uses the outbox."""
-    if configuration().enqueue != "outbox":
+    if configuration().enqueue != "outbox" or _is_in_memory(configuration().database):
         return
     inner = server.config.lifespan
 
