@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import ops, program_schedule_ops, schedule_ops, schedule_run_ops, views
+from qsync.broker import program_schedule_ops, schedule_ops, schedule_run_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.event_ops import recorded
@@ -17,7 +17,7 @@ from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredSchedule, StoredScheduleRow, decode_record
 from qsync.broker.views import Published
 from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
-from qsync.inspector.base import RECORD_S, Base
+from qsync.inspector.base import RECORD_S, Base, enqueue_once
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo, refused
 from qsync.new_task import NewTask
@@ -214,13 +214,13 @@ class _SchedulesMixin(Base):
         if task is None:
             return refused(phrase("no server of this version published its task"))
         try:
-            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+            [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
         while reply.outcome == "exists":  # another one was made in the same millisecond
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
-            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+            [reply] = await self._broker.run(enqueue_once(keys, [task]))
         created = reply.outcome == "created"
         ids, number = [reply.id], int(created)
         await self._record("schedule.trigger", name, queue=queue, number=number, ids=ids)

@@ -127,7 +127,7 @@ class _PeriodicQueue:
             try:
                 await self._follow(await self._learn())
             except SchemaMismatch as error:
-                log.error("no more periodic tasks of queue %s: %s", self._keys.queue, error)
+                log.info("no more periodic tasks of queue %s: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)

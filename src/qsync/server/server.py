@@ -36,6 +36,7 @@ from qsync.server.health import HealthProbe, ServerHealth
 from qsync.server.heartbeat_threads import HeartbeatThreads
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
+from qsync.server.layout_check import readable_config
 from qsync.server.leases import LeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
@@ -251,6 +252,7 @@ class Server:
         if info is None:
             raise _StopRequested
         check_store(info, self.address, allow_eviction=config.allow_eviction)
+        config = self.config = await readable_config(self._broker, self.prefix, config)
         self._queues = [QueueState(QueueKeys(self.prefix, name)) for name in config.weights]
         await check_permissions(self._broker, [queue.keys for queue in self._queues])
         self._queue_rules = QueueRules(

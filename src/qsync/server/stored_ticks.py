@@ -268,7 +268,7 @@ class _ScheduledQueue:
             try:
                 pause = await self._tick()
             except SchemaMismatch as error:
-                log.error("no more stored schedules of queue %s: %s", self._keys.queue, error)
+                log.info("no more stored schedules of queue %s: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)

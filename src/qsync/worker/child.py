@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server import process_pool_child
 from qsync.server.error_log import log_trace
 from qsync.server.error_text import message_of, program_trace
@@ -204,6 +204,11 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
                     on_stop_order=lambda: parent.send(retired=True),
                 )
             )
+    except SchemaMismatch as error:
+        if not server.broken:  # no queue is left: another process would find the same
+            parent.send_error(error)
+            parent.send(hopeless=True)
+        return 1
     except QsyncError as error:
         parent.send_error(error)
         return 1

@@ -103,7 +103,7 @@ class LeaseAbandoner:
             try:
                 self._run(job)
             except SchemaMismatch as error:
-                log.info("cannot abandon server %s: %s", job.server_id, error)
+                log.debug("cannot abandon server %s: %s", job.server_id, error)
                 self._remove(job)
                 continue
             except QsyncError as error:

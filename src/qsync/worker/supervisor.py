@@ -173,6 +173,10 @@ class Supervisor:
                 self._retire(slot)
                 return
             delay = slot.delay(child)
+            if child.hopeless and not self._plan.reload:
+                self._failed = child.exit_reason()
+                self._stop()
+                return
             if slot.failures >= TRIES and not self._plan.reload:
                 self._give_up(child)
                 return
