@@ -235,6 +235,12 @@ class QueueState:
         "upkeep_pending",
     )  # fmt: skip
 
+    refused: bool
+    """True if the store refused the last settlements: fetch nothing until it accepts them."""
+
+    awaits_rules: bool
+    """True until the store has the program's limits and bounds of the queue: fetch nothing."""
+
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
         self.name: str = keys.queue
@@ -258,10 +264,8 @@ class QueueState:
         """True if the last fetch left no tasks: wait for a wake."""
         self.has_more_pending: bool = False
         """True if the last fetch left pending tasks."""
-        self.refused: bool = False
-        """True if the store refused the last settlements: fetch nothing until it accepts them."""
-        self.awaits_rules: bool = False
-        """True until the store has the program's limits and bounds of the queue: fetch nothing."""
+        self.refused = False
+        self.awaits_rules = False
         self.upkeep_pending: bool = False
         """True if more upkeep of the queue is due at once."""
         self.last_fetch: float = -1e9

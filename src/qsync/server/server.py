@@ -286,7 +286,7 @@ class Server:
         Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
         until the store has settled the tasks, so heartbeats come before settlers. Fetches are last.
         """
-        config, outage = self.config, self._outage
+        config, outage, queues = self.config, self._outage, self._queues
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung, self.replaced.threads, self.child_setup)
         finder = HandlerFinder(self._broker, self.prefix, self.id)
@@ -295,15 +295,15 @@ class Server:
         runner, capacity = self._runner, self._capacity
         leases = self._make_lease_keeper()
         fetcher = self._fetcher = Fetcher(
-            self.holder, config, self._broker, self._queues, runner, capacity, leases, outage,
+            self.holder, config, self._broker, queues, runner, capacity, leases, outage,
             CrashLog(self._broker, hooks),
         )  # fmt: skip
         control = self._control = ServerInbox(
-            self.id, self.prefix, config, self._broker, self._queues, runner, capacity, leases,
+            self.id, self.prefix, config, self._broker, queues, runner, capacity, leases,
             self.mux.types, self._on_order_to_stop, outage, context.waits, invoker.process_stack,
         )  # fmt: skip
         watchdog = LoopWatchdog(capacity.ready)
-        self._health = HealthProbe(config, self._queues, capacity, control, watchdog)
+        self._health = HealthProbe(config, queues, capacity, control, watchdog)
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
             StopAction(invoker.aclose, closes=True),
@@ -311,12 +311,10 @@ class Server:
             StopAction(runner.aclose, closes=True),
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
-            TypeReports(
-                self.holder, self._broker, self._queues, self._types, outage, self.run_metrics
-            ),
+            TypeReports(self.holder, self._broker, queues, self._types, outage, self.run_metrics),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
-            HeartbeatThreads(self._broker, self._queues, config.lease_s, leases, watchdog, outage),
+            HeartbeatThreads(self._broker, queues, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             StopAction(shutdown.settle),
             StopAction(shutdown.end_running),
