@@ -47,6 +47,8 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
     reported twice. Raises ConfigError if the app has enqueued or is instrumented already, or an
     option is wrong.
     """
+    if not isinstance(app, Qsync):
+        raise ConfigError(f"app: {shorten(app)} is not a Qsync")
     if report not in get_args(Report):
         raise ConfigError(f"report: {shorten(report)} is neither 'all' nor 'final'")
     sentry = _Sentry(report, Monitors() if monitors else None)
@@ -88,6 +90,8 @@ class _Sentry:
 
     async def around(self, task: TaskInfo, call_next: CallNext) -> Any:
         """Run the task in a separate scope and transaction; this is the middleware."""
+        decision: BaseException | None = None
+        value: Any = None
         with sentry_sdk.isolation_scope() as scope:
             scope.clear_breadcrumbs()
             _describe(scope, task)
@@ -101,15 +105,18 @@ class _Sentry:
                 _describe_span(span, task)
                 try:
                     value = await call_next()
-                except (Retry, SkipRetry, Snooze):
+                except (Retry, SkipRetry, Snooze) as error:
                     span.set_status(SPANSTATUS.ABORTED)
-                    raise
+                    decision = error  # raised below: the span would become one of an error
                 except Exception as error:
                     span.set_status(SPANSTATUS.INTERNAL_ERROR)
                     _keep(error, scope, span)
                     raise
-                span.set_status(SPANSTATUS.OK)
-                return value
+                if decision is None:
+                    span.set_status(SPANSTATUS.OK)
+        if decision is not None:
+            raise decision
+        return value
 
     async def failed(self, task: TaskInfo, error: BaseException) -> None:
         """Report an attempt that failed; a hook."""
