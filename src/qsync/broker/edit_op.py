@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal, NamedTuple, cast
 
-from qsync.broker.call import Call
+from qsync.broker.call import Call, queue_query
 from qsync.broker.call_values import now_argument
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.operator_ops import RerunRequest
-from qsync.broker.script import load
 from qsync.keys import QueueKeys
 
 
@@ -40,7 +39,6 @@ def edit(
 
     With `rerun` the task becomes pending now; else `due`, `+<us>`, changes when it is due.
     """
-    script = load("edit")
     digest = hashlib.sha1(seen, usedforsecurity=False).hexdigest()
     again = rerun or RerunRequest(id)
     args = (
@@ -48,9 +46,8 @@ def edit(
         fairness_member(again.priority, again.fairness_key), again.lock, again.failure,
     )  # fmt: skip
 
-    def decode(values: Any) -> EditOutcome:
-        reply = script.reply(values)
+    def decode(reply: dict[str, Any]) -> EditOutcome:
         outcome, holder = reply["outcome"].decode(), reply["holder"].decode()
         return EditOutcome(cast("Literal['ok', 'duplicate', 'changed']", outcome), holder)
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("edit", keys, args, decode)

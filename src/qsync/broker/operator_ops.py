@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import bounded, now_argument, pairs_of, text_of, texts_of
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL
-from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.message import NORMAL_PRIORITY
 
@@ -49,22 +48,18 @@ def run_many(
     keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
 ) -> Call[list[RunOutcome]]:
     """Move tasks of one state to pending, in this order; see `run`."""
-    script = load("run")
     args: list[Argument] = [now_argument(now_us), "", state]
     for task in bounded(tasks):
         member = fairness_member(task.priority, task.fairness_key)
         args += (task.id, member, task.lock, task.failure)
-    return Call(script, keys.names(script.keys), tuple(args), pairs_of)
+    return queue_call("run", keys, args, pairs_of)
 
 
 def delete(
     keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
 ) -> Call[int]:
     """Delete the tasks that are still in `state` (not `active`); return how many were."""
-    script = load("delete")
-    return Call(
-        script, keys.names(script.keys), (now_argument(now_us), "", state, *bounded(ids)), int
-    )
+    return queue_call("delete", keys, (now_argument(now_us), "", state, *bounded(ids)), int)
 
 
 class PurgeStep(NamedTuple):
@@ -90,26 +85,23 @@ def purge(
 
     Active tasks are deleted only if their lease has expired.
     """
-    script = load("purge")
     score, id = last or ("", "")
     args = (
         now_argument(now_us), "", state, min(count, MAX_TASKS_PER_CALL),
         score, id.encode(errors="surrogateescape"),
     )  # fmt: skip
 
-    def decode(reply: Any) -> PurgeStep:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> PurgeStep:
         end = (text_of(fields["score"]), fields["id"].decode(errors="surrogateescape"))
         return PurgeStep(fields["deleted"], fields["left"], end if fields["more"] else None)
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("purge", keys, args, decode)
 
 
 def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
     """Delete a queue if it has no tasks and, unless `force`, no stored schedules; return how many
     of both it holds."""
-    script = load("delete_queue")
-    return Call(script, keys.names(script.keys), (int(force),), int)
+    return queue_call("delete_queue", keys, (int(force),), int)
 
 
 def repair(
@@ -126,11 +118,10 @@ def repair(
     `record` is the failure record for tasks that become dead. A task that has an owner but no state
     becomes active, with a lease of `lease_us`.
     """
-    script = load("repair")
     args: list[Argument] = [now_argument(now_us), damage, record, lease_us]
     for row in bounded(rows):
         args += [text.encode(errors="surrogateescape") for text in row]
-    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+    return queue_call("repair", keys, args, texts_of)
 
 
 def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
@@ -144,8 +135,7 @@ def resume(keys: QueueKeys) -> Call[bool]:
 
 
 def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
-    script = load("pause")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), "", note), bool)
+    return queue_call("pause", keys, (now_argument(now_us), "", note), bool)
 
 
 def _note(note: bytes) -> bytes:

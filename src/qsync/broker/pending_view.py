@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qsync.broker.call import Call
+from qsync.broker.call import Call, queue_query
 from qsync.broker.call_values import now_argument
-from qsync.broker.script import load
 from qsync.broker.stored_task import number
 from qsync.keys import QueueKeys
 
@@ -40,11 +39,9 @@ def pending_position(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[PendingPosition]:
     """Read what delays a task."""
-    script = load("pending_position")
     args = (now_argument(now_us), id, lock, server)
 
-    def decode(reply: Any) -> PendingPosition:
-        row = script.reply(reply)
+    def decode(row: dict[str, Any]) -> PendingPosition:
         rank, holder = row["rank"], row["holder"].decode(errors="backslashreplace")
         return PendingPosition(
             row["now"], None if rank < 0 else rank, row["pending"], holder or None,
@@ -53,4 +50,4 @@ def pending_position(
             row["above"], number(row["next_run"]) or None,
         )  # fmt: skip
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("pending_position", keys, args, decode)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from qsync.broker.call import Call
+from qsync.broker.call import Call, queue_query
 from qsync.broker.call_values import now_argument
-from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.state import TaskState
 
@@ -25,12 +24,10 @@ def reschedule(
     keys: QueueKeys, id: str, due: str, *, now_us: int | None = None
 ) -> Call[Rescheduled]:
     """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
-    script = load("reschedule")
     args = (now_argument(now_us), "", id, due)
 
-    def decode(values: Any) -> Rescheduled:
-        reply = script.reply(values)
+    def decode(reply: dict[str, Any]) -> Rescheduled:
         state, due_us = reply["state"].decode(), reply["due"].decode()
         return Rescheduled(TaskState(state) if state else None, int(due_us) if due_us else None)
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("reschedule", keys, args, decode)
