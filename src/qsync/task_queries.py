@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from qsync import codec, queue_servers
-from qsync.broker import ops, registry_ops, reschedule_op, views
+from qsync.broker import operator_ops, ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S, ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.reschedule_op import Rescheduled
+from qsync.broker.operator_ops import Rescheduled
 from qsync.broker.stored_task import StoredTask
 from qsync.enqueue_batching import Batcher, InFlight
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
@@ -199,7 +199,7 @@ class TaskQueries(_TaskQueriesBase):
     def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
         """Change when a waiting task is due; `due` is as `due_text` returns it."""
         self.check_open()
-        return self._broker.run(reschedule_op.reschedule(self._keys(queue), id, due))
+        return self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
 
     def close(self) -> None:
         """Wake all waiting callers, which then get an error."""
@@ -320,7 +320,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
         """Change when a waiting task is due; `due` is as `due_text` returns it."""
         self.check_open()
         with self._in_flight:
-            return await self._broker.run(reschedule_op.reschedule(self._keys(queue), id, due))
+            return await self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
 
     def close(self) -> None:
         """Refuse further calls."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import bounded, now_argument, pairs_of, text_of, texts_of
@@ -11,6 +12,7 @@ from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL
 from qsync.keys import QueueKeys
 from qsync.message import NORMAL_PRIORITY
+from qsync.state import TaskState
 
 
 class RerunRequest(NamedTuple):
@@ -142,3 +144,67 @@ def _note(note: bytes) -> bytes:
     if not note:
         raise ValueError("note: empty; a pause needs a note, since an empty one means resume")
     return note
+
+
+class Rescheduled(NamedTuple):
+    """The outcome of a reschedule."""
+
+    state: TaskState | None
+    """State of the task; None if it is not in the queue."""
+    due_us: int | None
+    """The new due time, us; None if the task is in a state without a due time, and was not
+    changed."""
+
+
+def reschedule(
+    keys: QueueKeys, id: str, due: str, *, now_us: int | None = None
+) -> Call[Rescheduled]:
+    """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
+    args = (now_argument(now_us), "", id, due)
+
+    def decode(reply: dict[str, Any]) -> Rescheduled:
+        state, due_us = reply["state"].decode(), reply["due"].decode()
+        return Rescheduled(TaskState(state) if state else None, int(due_us) if due_us else None)
+
+    return queue_query("reschedule", keys, args, decode)
+
+
+class EditOutcome(NamedTuple):
+    """The outcome of an edit.
+
+    ok         the task has the new message
+    duplicate  nothing changed: another task, `holder`, has the lock of the dead task
+    changed    nothing changed: the task is in another state, or has another message
+    """
+
+    outcome: Literal["ok", "duplicate", "changed"]
+    holder: str = ""
+
+
+def edit(
+    keys: QueueKeys,
+    id: str,
+    state: str,
+    *,
+    seen: bytes,
+    message: bytes,
+    due: str = "",
+    rerun: RerunRequest | None = None,
+    now_us: int | None = None,
+) -> Call[EditOutcome]:
+    """Replace the message `seen` of a scheduled, retry or dead task.
+
+    With `rerun` the task becomes pending now; else `due`, `+<us>`, changes when it is due.
+    """
+    digest = hashlib.sha1(seen, usedforsecurity=False).hexdigest()
+    again = rerun or RerunRequest(id)
+    args = (
+        now_argument(now_us), "", id, state, digest, message, due, "" if rerun is None else "1",
+        fairness_member(again.priority, again.fairness_key), again.lock, again.failure,
+    )  # fmt: skip
+
+    def decode(reply: dict[str, Any]) -> EditOutcome:
+        outcome, holder = reply["outcome"].decode(), reply["holder"].decode()
+        return EditOutcome(cast("Literal['ok', 'duplicate', 'changed']", outcome), holder)
+
+    return queue_query("edit", keys, args, decode)

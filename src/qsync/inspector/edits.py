@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import edit_op, registry_ops, views
+from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask, state_of
 from qsync.errors import InvalidTask, QueueFull
@@ -71,7 +71,7 @@ class _EditsMixin(_TasksMixin):
             new = shown.message or b""
         if dry_run:
             return Change(outcome="done", state=shown.state)
-        call = edit_op.edit(
+        call = operator_ops.edit(
             self._keys(queue), id, shown.state, seen=shown.message or b"", message=new, due=due,
             rerun=rerun_of(id, shown) if retry else None,
         )  # fmt: skip

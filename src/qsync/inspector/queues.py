@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
+
+import msgspec
 
 from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor, readable
-from qsync.inspector.died import Died
 from qsync.inspector.event_values import new_key
 from qsync.inspector.live_servers import _LiveServersMixin
-from qsync.inspector.overview import Overview
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
-from qsync.inspector.values import Change, Day, Forgotten, QueueInfo, Step
+from qsync.inspector.values import Change, Day, Died, Forgotten, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
 from qsync.message import decode_failure
 from qsync.phrase import phrase
@@ -270,3 +270,24 @@ def _days(stats: dict[str, int], today: int, count: int) -> list[Day]:
             day = date(1970, 1, 1) + timedelta(days=number)
             days.append(Day(day=day, counters=counters))
     return days
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """The queues, by name, and the ids of the live servers; `at` is the store's time.
+
+    `total` is the number of queues in use. With more than about a thousand, `queues` holds a part
+    of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out because
+    a later version of qsync wrote their data.
+    """
+
+    at: datetime
+    queues: list[QueueInfo]
+    servers: list[str]
+    total: int = 0
+    cursor: str | None = None
+    later: list[str] = []
+
+    @property
+    def more(self) -> int:
+        """Number of queues in other parts."""
+        return max(0, self.total - len(self.queues) - len(self.later))

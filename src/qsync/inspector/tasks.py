@@ -7,15 +7,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import (
-    operator_ops,
-    ops,
-    pending_view,
-    registry_ops,
-    reschedule_op,
-    stored_task,
-    views,
-)
+from qsync.broker import operator_ops, ops, registry_ops, stored_task, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask, state_of
 from qsync.errors import InvalidTask
@@ -111,9 +103,7 @@ class _TasksMixin(Base):
         # In a thread: the message may be large, whatever the present limit on payloads is.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
-        located = await self._broker.run(
-            pending_view.pending_position(self._keys(queue), id, lock=lock)
-        )
+        located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
         return await asyncio.to_thread(detail_of, queue, task, located)
 
     async def find(self, id: str) -> list[TaskRow]:
@@ -198,7 +188,7 @@ class _TasksMixin(Base):
         Give `delay`, a duration from now, or `process_at`. `refused` in any other state.
         """
         due = due_text(delay=delay, process_at=process_at)
-        call = reschedule_op.reschedule(self._keys(queue), check_id(id), due)
+        call = operator_ops.reschedule(self._keys(queue), check_id(id), due)
         reply = await self._broker.run(recorded(call, self._actor.event("task.reschedule")))
         if reply.state is None:
             return Change(outcome="not_found")

@@ -33,7 +33,7 @@ from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.health import HealthProbe, ServerHealth
-from qsync.server.heartbeat_threads import HeartbeatThreads
+from qsync.server.heartbeat import HeartbeatThreads
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.layout_check import readable_config
@@ -41,20 +41,18 @@ from qsync.server.leases import LeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
-from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_rules import QueueRules
 from qsync.server.queue_state import QueueState
-from qsync.server.replaced_parts import ReplacedParts
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
 from qsync.server.server_inbox import ServerInbox
-from qsync.server.server_parts import Loops, Part, StopAction
+from qsync.server.server_parts import Loops, Part, ReplacedParts, StopAction
 from qsync.server.settler import Settler
 from qsync.server.shutdown import Shutdown
 from qsync.server.signals import signals
 from qsync.server.stopping import HungHandlers
-from qsync.server.store_check import check_store, read_store_info
+from qsync.server.store_check import check_permissions, check_store, read_store_info
 from qsync.server.stored_ticks import StoredTicks
 from qsync.server.type_reports import TypeReports
 from qsync.server.type_tally import TypeTally

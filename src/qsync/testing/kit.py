@@ -20,7 +20,7 @@ from qsync.testing.calling_thread import CallingThread, run_on_loop
 from qsync.testing.crash import CrashPlan
 from qsync.testing.drain import Drain
 from qsync.testing.enqueued_tasks import EnqueuedTask, enqueued, matching
-from qsync.testing.shared_clients import close_clients
+from qsync.testing.inline import close_clients
 from qsync.testing.store import TestStore, session_store
 
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")

@@ -15,9 +15,8 @@ from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.schedule import Missed
 from qsync.task import DEFAULT, Task
 from qsync.web.bulk_actions import back_to
-from qsync.web.field_errors import not_seconds
 from qsync.web.pages import Site
-from qsync.web.query import Fields, sheet_of
+from qsync.web.query import Fields, not_seconds, sheet_of
 from qsync.web.tasks import failed
 from qsync.web.template_filters import form_number
 from qsync.web.translation import _
