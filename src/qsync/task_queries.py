@@ -31,7 +31,7 @@ from qsync.results import Deadline, poll_intervals, result_if_finished, retentio
 
 log: Final = logging.getLogger("qsync.client")
 
-GRACE: Final = 1.0
+RESULT_GRACE_S: Final = 1.0
 """Time beyond its timeout that `result` may take if the store does not answer, in seconds."""
 
 ORDER_TTL_MS: Final = 60_000
@@ -147,7 +147,9 @@ class TaskQueries(_TaskQueriesBase):
         looks = 0
 
         def poll(*, messages: bool = False) -> Result | None:
-            ends = ends_in(min(self._broker.patience or ONE_TRY_S, deadline.left() + GRACE))
+            ends = ends_in(
+                min(self._broker.patience or ONE_TRY_S, deadline.left() + RESULT_GRACE_S)
+            )
             shown = self.show(id, queue, messages=messages, ends=ends)
             return result_if_finished(id, queue, shown)
 
@@ -274,7 +276,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
 
         record = None
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if seconds is None else seconds + GRACE):
+            async with asyncio.timeout(None if seconds is None else seconds + RESULT_GRACE_S):
                 record = await poll(messages=not known)
                 if record is None and deadline.left():
                     with self._listening(queue, id) as woken:

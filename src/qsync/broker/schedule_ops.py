@@ -16,7 +16,7 @@ from qsync.keys import NAME, GlobalKeys, QueueKeys
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 
-BATCH: Final = 100
+SCHEDULES_PER_CALL: Final = 100
 """Stored schedules that are read or ticked in one call."""
 
 TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
@@ -75,7 +75,7 @@ def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[b
 
 
 def due_schedules(
-    keys: QueueKeys, *, count: int = BATCH, offset: int = 0, now_us: int | None = None
+    keys: QueueKeys, *, count: int = SCHEDULES_PER_CALL, offset: int = 0, now_us: int | None = None
 ) -> Call[DueSchedules]:
     """Read the stored schedules whose next tick is due, without the first `offset` of them."""
 

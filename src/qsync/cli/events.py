@@ -19,7 +19,7 @@ from qsync.inspector import OperatorEvent
 from qsync.inspector.event_values import ACTIONS
 from qsync.times import MAX_SECONDS
 
-SHOWN: Final = 50
+EVENTS_SHOWN: Final = 50
 
 
 def events(
@@ -39,7 +39,7 @@ def events(
         typer.Option(
             "--limit", "-n", metavar="N", min=1, max=MOST_EVENTS, help="Show at most N actions."
         ),
-    ] = SHOWN,
+    ] = EVENTS_SHOWN,
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip

@@ -47,7 +47,7 @@ task: Final = CommandGroup(
     name="task", help="List, show, enqueue, retry, cancel and delete tasks.", no_args_is_help=True
 )
 
-MEASURE_S: Final = 0.5
+RATE_INTERVAL_S: Final = 0.5
 """Time to measure the rate of a queue, for the estimate of when a task's turn comes."""
 
 
@@ -133,7 +133,7 @@ async def _detail(
         exit_with(task_missing(id, name))
     if not explained or detail.row.state not in UNFINISHED:
         return detail, None
-    return detail, await inspector.explain(id, queue=name, measure=MEASURE_S)
+    return detail, await inspector.explain(id, queue=name, measure=RATE_INTERVAL_S)
 
 
 def _write(data: bytes) -> None:
@@ -173,7 +173,7 @@ def explain(
 
 async def _explain(inspector: Inspector, id: str, queue: str | None) -> Explanation:
     name = await queue_of(inspector, id, queue)
-    explanation = await inspector.explain(id, queue=name, measure=MEASURE_S)
+    explanation = await inspector.explain(id, queue=name, measure=RATE_INTERVAL_S)
     if explanation.state is None:
         exit_with(task_missing(id, name))
     return explanation

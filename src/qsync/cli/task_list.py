@@ -18,7 +18,7 @@ from qsync.cli.store import all_queues, exit_unknown_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
-from qsync.inspector.tasks import LIMIT
+from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
 
@@ -73,8 +73,9 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
     try:
         while states:
             page = await inspector.tasks_of(
-                queues_by_state[states[0]], states[0], limit=min(query.limit - len(tasks), LIMIT),
-                cursor=cursor, filter=query.filter, newest_first=query.newest_first,
+                queues_by_state[states[0]], states[0], cursor=cursor,
+                limit=min(query.limit - len(tasks), MAX_PAGE_SIZE),
+                filter=query.filter, newest_first=query.newest_first,
             )  # fmt: skip
             tasks, scanned, cursor = [*tasks, *page.tasks], scanned + page.scanned, page.cursor
             if cursor is None:

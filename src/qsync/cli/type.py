@@ -34,7 +34,7 @@ from qsync.cli.store import check_queue, exit_unknown_queue, open_store
 from qsync.formatting import duration, local_time, plural
 from qsync.inspector import Period, RunStats, ServerStart, SlowTask, TypeInfo, TypeList, TypeStats
 from qsync.inspector.type_values import PERIODS
-from qsync.inspector.types import LISTED
+from qsync.inspector.types import LISTED_PERIODS
 
 HELP: Final = "Types of tasks: list, show, pause, resume. Without a command: list."
 
@@ -65,7 +65,7 @@ def period_option(names: Iterable[str]) -> Any:
     )  # fmt: skip
 
 
-ListPeriod = Annotated[Period, period_option(LISTED)]
+ListPeriod = Annotated[Period, period_option(LISTED_PERIODS)]
 
 ShowPeriod = Annotated[Period, period_option(PERIODS)]
 

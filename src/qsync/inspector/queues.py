@@ -23,12 +23,12 @@ from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import from_us
 
-DAYS: Final = 90
+COUNTER_DAYS: Final = 90
 """Number of days for which counters are kept."""
 
 DAY_US: Final = 86_400_000_000
 
-FORGOTTEN: Final = 500
+TASKS_PER_FORGET: Final = 500
 """Approximate number of tasks that one call of `forget` deletes."""
 
 KEY_SCANS: Final = 100
@@ -96,8 +96,8 @@ class _QueuesMixin(_LiveServersMixin):
 
         InvalidTask if `days` is not from 0 to 90.
         """
-        if type(days) is not int or not 0 <= days <= DAYS:
-            raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {DAYS}")
+        if type(days) is not int or not 0 <= days <= COUNTER_DAYS:
+            raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {COUNTER_DAYS}")
         shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
         exists = any(shown.states.values()) or await self._is_queue(name)
         return self._queue_info(name, shown, days) if exists else None
@@ -219,7 +219,7 @@ class _QueuesMixin(_LiveServersMixin):
         deleted = 0
         for state in (*PURGED, TaskState.ACTIVE):
             more = True
-            while more and deleted < FORGOTTEN:
+            while more and deleted < TASKS_PER_FORGET:
                 purged = await self._broker.run(operator_ops.purge(self._keys(queue), state))
                 deleted += purged.deleted
                 more = purged.last is not None

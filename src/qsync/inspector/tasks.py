@@ -23,12 +23,12 @@ from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
 from qsync.times import Duration, due_text, from_us
 
-LIMIT: Final = 100
+MAX_PAGE_SIZE: Final = 100
 """Largest page."""
 
-SCAN: Final = 250
-SCANS: Final = 4
-"""With a filter, a page reads SCAN tasks at a time, up to SCANS times."""
+TASKS_PER_SCAN: Final = 250
+MAX_SCANS: Final = 4
+"""With a filter, a page reads TASKS_PER_SCAN tasks at a time, up to MAX_SCANS times."""
 
 FIND_PAGES: Final = 5
 """Number of pages of about a thousand queue names that are searched for an id."""
@@ -73,8 +73,8 @@ class _TasksMixin(Base):
         keys, place = self._keys(queue), None if after is None else after.place
         rows: list[TaskRow] = []
         scanned = total = unread = 0
-        for _ in range(SCANS if narrowed or is_kept else 1):
-            count = SCAN if narrowed else limit
+        for _ in range(MAX_SCANS if narrowed or is_kept else 1):
+            count = TASKS_PER_SCAN if narrowed else limit
             page = await self._broker.run(
                 views.list_tasks(keys, stored, count=count, after=place, backwards=backwards)
             )
@@ -239,8 +239,10 @@ class _TasksMixin(Base):
 
 
 def _check_limit(limit: int) -> None:
-    if type(limit) is not int or not 1 <= limit <= LIMIT:
-        raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}")
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidTask(
+            f"limit: {shorten(limit)} is not a whole number from 1 to {MAX_PAGE_SIZE}"
+        )
 
 
 def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> operator_ops.RerunRequest:

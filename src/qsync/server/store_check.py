@@ -18,7 +18,7 @@ from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys
 from qsync.server.outage_log import Outage
 
-TRIES = 8
+MAX_TRIES = 8
 """Number of attempts to reach the store at a server's start, unless the server waits for the
 store."""
 
@@ -27,8 +27,8 @@ async def read_store_info(
     broker: AsyncBroker, outage: Outage, stopping: asyncio.Event, *, wait: bool
 ) -> StoreInfo | None:
     """Return the store's version and settings; None if `stopping` is set first. Retry while the
-    store is unreachable: TRIES times, or without limit if `wait` is true."""
-    backoff, tries = Backoff(cap=AWAY_CAP_S) if wait else Backoff(), TRIES
+    store is unreachable: MAX_TRIES times, or without limit if `wait` is true."""
+    backoff, tries = Backoff(cap=AWAY_CAP_S) if wait else Backoff(), MAX_TRIES
     while True:
         try:
             info = await broker.info()
@@ -66,7 +66,7 @@ def check_store(info: StoreInfo, address: Address, *, allow_eviction: bool) -> N
 log: Final = logging.getLogger("qsync.server")
 
 
-CHECK_S: Final = 1.0
+PERMISSIONS_TIMEOUT_S: Final = 1.0
 """Time limit for the check on one node, in seconds."""
 
 
@@ -79,7 +79,7 @@ async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) ->
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))
-        [refused] = await broker.run_many([call], ends=ends_in(CHECK_S))
+        [refused] = await broker.run_many([call], ends=ends_in(PERMISSIONS_TIMEOUT_S))
         if not isinstance(refused, StoreUnavailable):
             break
     if isinstance(refused, StoreUnavailable) or not refused:

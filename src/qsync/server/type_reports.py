@@ -46,7 +46,7 @@ log: Final = logging.getLogger("qsync.server")
 REPORT_S: Final = 15.0
 """Time between two reports of the running minute, in seconds."""
 
-STORE_S: Final = 1.0
+STORE_TIMEOUT_S: Final = 1.0
 """Longest time that a report waits for the store, in seconds."""
 
 MINUTE_US: Final = 60_000_000
@@ -174,7 +174,7 @@ class TypeReports:
         queue = self._queues[name]
         report = self._reports(name, minute, rows, starts=starts)
         call = type_stats_ops.report_types(queue.keys, report)
-        [reply] = await self._broker.run_many([call], ends=ends_in(STORE_S))
+        [reply] = await self._broker.run_many([call], ends=ends_in(STORE_TIMEOUT_S))
         if not isinstance(reply, QsyncError):
             self._failing, self._sent[name] = False, runs
             if starts:

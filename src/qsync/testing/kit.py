@@ -25,7 +25,7 @@ from qsync.testing.store import TestStore, session_store
 
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 
-SHOWN = 10
+TASKS_SHOWN = 10
 """Number of tasks that a failed assertion shows."""
 
 
@@ -103,8 +103,8 @@ class _AnyKit:
         lines = [f"no task {name}({expected}){where} is enqueued"]
         if tasks:
             lines.append(f"of {name} there are:")
-            lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:SHOWN]]
-            lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
+            lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:TASKS_SHOWN]]
+            lines += [f"  and {len(tasks) - TASKS_SHOWN} more"] if len(tasks) > TASKS_SHOWN else []
         else:
             lines.append("no task of this function is waiting or running")
             if isinstance(task, TaskFunction) and not self._is_of_app(task):

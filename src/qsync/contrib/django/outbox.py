@@ -19,7 +19,7 @@ from qsync.connections import Connections
 from qsync.contrib.django.at_commit import at_commit
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
 from qsync.contrib.outbox.relay import Relay
 from qsync.contrib.outbox.rows import UnsentRow, make_row
 from qsync.errors import DuplicateTask
@@ -83,7 +83,7 @@ class DjangoDatabase:
                     id=entity.id, queue=entity.queue, message=bytes(entity.message),
                     created_at=entity.created_at,
                 )
-                for entity in query.order_by("created_at")[:BATCH]
+                for entity in query.order_by("created_at")[:ROWS_PER_BATCH]
             ]  # fmt: skip
             if locks:
                 yield _DjangoBatch(rows, self.delete)

@@ -125,7 +125,7 @@ class _Sentry:
 
     async def dead(self, task: TaskInfo, error: BaseException) -> None:
         """Report a task that is dead although no attempt failed; a hook."""
-        if isinstance(error, TaskFailed) and not hasattr(error, KEPT):
+        if isinstance(error, TaskFailed) and not hasattr(error, SCOPE_ATTRIBUTE):
             _capture(task, error)
 
 
@@ -162,18 +162,18 @@ def _is_ours(part: str) -> bool:
 
 # Reports.
 
-KEPT: Final = "_qsync_sentry"
+SCOPE_ATTRIBUTE: Final = "_qsync_sentry"
 """Attribute of an error with the scope of the run that raised it: its trace and breadcrumbs."""
 
 
 def _keep(error: Exception, scope: Scope, span: Any) -> None:
     with contextlib.suppress(AttributeError):  # a class with slots
-        setattr(error, KEPT, (scope, span))
+        setattr(error, SCOPE_ATTRIBUTE, (scope, span))
 
 
 def _capture(task: TaskInfo, error: BaseException) -> None:
     """Send an event for a failed attempt, or a dead task."""
-    scope, span = getattr(error, KEPT, (None, None))
+    scope, span = getattr(error, SCOPE_ATTRIBUTE, (None, None))
     if scope is None:
         with sentry_sdk.isolation_scope() as other:
             other.clear_breadcrumbs()
