@@ -29,11 +29,12 @@ from qsync.broker.stored_schedules import (
 )
 from qsync.enqueueing import validated
 from qsync.errors import InvalidTask, QsyncError
-from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
+from qsync.keys import GlobalKeys, QueueKeys, queue_keys
 from qsync.new_task import new_nonce
 from qsync.phrase import phrase
 from qsync.schedule import Missed, Periodic, check_schedule_name, schedule_of
 from qsync.task import Task
+from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

@@ -15,7 +15,7 @@ from qsync.broker.call import Call
 from qsync.broker.error_mapping import Fault, classify, translate
 from qsync.broker.slot_map import Node, SlotMap, name_of
 from qsync.errors import ConfigError, QsyncError
-from qsync.keys import class_name
+from qsync.value_text import class_name
 
 T = TypeVar("T")
 PoolT = TypeVar("PoolT")

@@ -23,10 +23,11 @@ from qsync.broker.op_values import Enqueued
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask, QsyncError, SchemaMismatch
 from qsync.inspector.event_values import Actor, new_key
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask, new_nonce
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
+from qsync.value_text import shorten
 
 T = TypeVar("T")
 

@@ -21,12 +21,10 @@ from qsync.keys import COUNTERS, NAME
 from qsync.message import decode_failure
 from qsync.phrase import phrase
 from qsync.state import TaskState
-from qsync.times import from_us
+from qsync.times import DAY_US, from_us
 
 COUNTER_DAYS: Final = 90
 """Number of days for which counters are kept."""
-
-DAY_US: Final = 86_400_000_000
 
 TASKS_PER_FORGET: Final = 500
 """Approximate number of tasks that one call of `forget` deletes."""

@@ -11,9 +11,9 @@ import msgspec
 from qsync.broker import type_stats_ops, views
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import DecodedTask, decode_row, server_of
-from qsync.slow_runs import DAY_US, SlowRun, decode_slow_runs, slowest
+from qsync.slow_runs import SlowRun, decode_slow_runs, slowest
 from qsync.state import TaskState
-from qsync.times import from_us
+from qsync.times import DAY_US, from_us
 from qsync.type_rolls import reported_slow_runs, slow_runs_of
 
 TASKS_READ: Final = 250

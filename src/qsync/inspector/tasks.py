@@ -15,13 +15,14 @@ from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
 from qsync.inspector.task_rows import decode_row, decode_task, is_unread, matches, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow, refused
-from qsync.keys import check_id, server_of_token, shorten
+from qsync.keys import check_id, server_of_token
 from qsync.message import NORMAL_PRIORITY, Failure, decode_failure
 from qsync.phrase import phrase
 from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
 from qsync.times import Duration, due_text, from_us
+from qsync.value_text import shorten
 
 MAX_PAGE_SIZE: Final = 100
 """Largest page."""

@@ -27,7 +27,6 @@ from qsync.inspector.type_values import (
     run_stats,
 )
 from qsync.inspector.values import Change, Pause
-from qsync.keys import shorten
 from qsync.phrase import phrase
 from qsync.server_starts import StoredStart
 from qsync.state import TaskState
@@ -35,6 +34,7 @@ from qsync.task import check_type
 from qsync.times import datetime_us, from_us
 from qsync.type_counts import sum_of
 from qsync.type_rolls import DIRECTORY, STARTS_FIELD, decode_directory
+from qsync.value_text import shorten
 
 LISTED_PERIODS: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
 """Periods of lists of types; 90 days of each type would be too much to read."""

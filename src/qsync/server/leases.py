@@ -17,10 +17,10 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.op_values import HandedBack, LeaseRef
 from qsync.errors import QsyncError
-from qsync.keys import shorten
 from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import RELEASED, LeasedTask, QueueState, Stop
+from qsync.value_text import shorten
 
 log: Final = logging.getLogger("qsync.server")
 

@@ -23,12 +23,13 @@ from qsync.broker.schedule_ops import SCHEDULES_PER_CALL, TickRow
 from qsync.broker.schedule_run_ops import Note, missed, tick_of
 from qsync.broker.stored_schedules import StoredScheduleRow, decode_record, next_tick, ticks_of
 from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask
 from qsync.schedule import tick_id
 from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
 from qsync.server.schedule_notes import send_notes
+from qsync.value_text import shorten
 
 log: Final = logging.getLogger("qsync.server")
 

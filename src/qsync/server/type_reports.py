@@ -28,6 +28,7 @@ from qsync.server.server_parts import cancel
 from qsync.server.type_tally import TypeTally
 from qsync.server_starts import encode_start, start_report
 from qsync.slow_runs import encode_slow_report
+from qsync.times import MINUTE_US
 from qsync.type_counts import TypeCounts, encode_report
 from qsync.type_rolls import (
     DIRECTORY,
@@ -48,8 +49,6 @@ REPORT_S: Final = 15.0
 
 STORE_TIMEOUT_S: Final = 1.0
 """Longest time that a report waits for the store, in seconds."""
-
-MINUTE_US: Final = 60_000_000
 
 ROLL_AFTER_S: Final = 20
 """Longest time after a minute after which a server rolls it up, in seconds."""

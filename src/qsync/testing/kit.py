@@ -12,7 +12,7 @@ from typing import Any, Self
 from qsync.app import Qsync
 from qsync.broker.bounds_ops import put_program_bounds
 from qsync.errors import ConfigError, QsyncError
-from qsync.keys import QueueKeys, shorten
+from qsync.keys import QueueKeys
 from qsync.task_function import TaskFunction
 from qsync.testing.advance import Advance
 from qsync.testing.asked_task import AnyTask, asked_task
@@ -22,6 +22,7 @@ from qsync.testing.drain import Drain
 from qsync.testing.enqueued_tasks import EnqueuedTask, enqueued, matching
 from qsync.testing.inline import close_clients
 from qsync.testing.store import TestStore, session_store
+from qsync.value_text import shorten
 
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 

@@ -10,9 +10,9 @@ from urllib.parse import parse_qsl
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Filter
-from qsync.keys import shorten
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
+from qsync.value_text import shorten
 from qsync.web.names import state_title
 from qsync.web.translation import _, marked
 

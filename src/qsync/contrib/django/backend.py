@@ -25,9 +25,9 @@ from qsync.contrib.django.project import project_client, project_sender
 from qsync.contrib.django.results import result_from
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, TaskNotFound
-from qsync.keys import shorten
 from qsync.new_task import new_id
 from qsync.suggestions import did_you_mean
+from qsync.value_text import shorten
 
 
 class QsyncBackend(tasks_api.BaseTaskBackend):

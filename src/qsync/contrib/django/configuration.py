@@ -16,9 +16,9 @@ from django.utils.module_loading import import_string
 
 from qsync.app import Qsync
 from qsync.connections import URL
-from qsync.keys import shorten
 from qsync.server.config import ServerOptions
 from qsync.suggestions import did_you_mean
+from qsync.value_text import shorten
 
 Enqueue = Literal["on_commit", "now", "outbox"]
 

@@ -19,10 +19,11 @@ from qsync.client import AsyncHandle, Handle
 from qsync.contrib.sentry.monitors import Monitors
 from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry, Snooze, TaskFailed
 from qsync.instrumentation import Extension
-from qsync.keys import class_name, server_of_token, shorten
+from qsync.keys import server_of_token
 from qsync.mux import CallNext
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
+from qsync.value_text import class_name, shorten
 
 ORIGIN: Final = "auto.queue.qsync"
 SYSTEM: Final = "qsync"
