@@ -279,7 +279,9 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 def test_every_script_is_loaded_by_an_operation() -> None:
     """The module views loads only scripts that read, and the others load all that change."""
     loaded = {
-        module.name: set(re.findall(r'(?:load|_settle|queue_call|queue_query)\(\s*"(\w+)"', module.read_text()))
+        module.name: set(
+            re.findall(r'(?:load|_settle|queue_call|queue_query)\(\s*"(\w+)"', module.read_text())
+        )
         for module in files("qsync.broker").iterdir()
         if module.name.endswith(".py")
     }
