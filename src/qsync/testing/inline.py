@@ -20,7 +20,6 @@ from qsync.broker.stored_task import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, TaskNotFound
 from qsync.hooks import Hooks
-from qsync.keys import shorten
 from qsync.message import ENVELOPE_HEAD, Result, decode_message
 from qsync.mux import Mux
 from qsync.new_task import NewTask
@@ -35,6 +34,7 @@ from qsync.state import TaskState
 from qsync.task import PAYLOAD_LIMIT, Task, TaskInfo
 from qsync.task_queries import AsyncTaskQueries, TaskQueries
 from qsync.testing.calling_thread import CallingThread
+from qsync.value_text import shorten
 from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
 
 NOWHERE = Address("node", settings={"path": "/nowhere/qsync.testing.inline"})

@@ -14,7 +14,7 @@ from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, back
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
-from qsync.keys import shorten
+from qsync.value_text import shorten
 
 try:
     from sqlalchemy import (
