@@ -248,7 +248,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def _started_us(facts: Facts) -> int | None:
-    """Return when a running task started: as its server says, else when its fetch was sent."""
+    """Return when a running task started, by its server; else the time of its fetch."""
     shown, located = facts.task.shown, facts.located
     server = server_of(shown)
     for record in facts.servers:

@@ -107,7 +107,7 @@ class LeaseKeeper:
     ) -> list[LeasedTask]:
         """Renew the leases of a late or repeated fetch, and return the tasks that are still held.
 
-        Their leases began at `since`, by boot_s, or later. If the renewal fails, assume that they
+        Their leases began at `since` (on the clock boot_s) or later. If the renewal fails, assume that they
         began at `since`, so that no task starts whose lease may have expired.
         """
         for leased in tasks:

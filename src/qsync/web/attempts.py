@@ -104,7 +104,7 @@ def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) ->
 
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:
-    """Return the seconds between two times, which two clocks may have told; None if unknown."""
+    """Return the seconds between two times, which may be of two clocks; None if unknown."""
     if start is None or end is None:
         return None
     return max(0.0, (end - start).total_seconds())

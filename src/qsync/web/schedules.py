@@ -92,7 +92,7 @@ async def _edit(inspector: Inspector, values: dict[str, str]) -> Change:
 
 
 def _schedule_from(values: dict[str, str]) -> dict[str, Any]:
-    """Return when a schedule ticks, as its form says.
+    """Return when a schedule ticks, from the fields of its form.
 
     Raises InvalidTask if the period is not a number.
     """
