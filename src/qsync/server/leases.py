@@ -107,8 +107,8 @@ class LeaseKeeper:
     ) -> list[LeasedTask]:
         """Renew the leases of a late or repeated fetch, and return the tasks that are still held.
 
-        Their leases began at `since` (on the clock boot_s) or later. If the renewal fails, assume that they
-        began at `since`, so that no task starts whose lease may have expired.
+        The leases began at `since` on the clock boot_s, or later. If the renewal fails, assume that
+        they began then, so that no task starts whose lease may have expired.
         """
         for leased in tasks:
             leased.leased_us = 0  # a repeated reply has another time than the lease
