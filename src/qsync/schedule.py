@@ -25,7 +25,6 @@ from typing import (
 
 from qsync.cron_expression import cron_fields, cron_matches, field_error
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
 from qsync.phrase import Phrase, phrase
 from qsync.value_text import shorten
 

@@ -99,8 +99,7 @@ def set_limit(
 
 def open_limit(keys: QueueKeys, limit: str, *, now_us: int | None = None) -> Call[int]:
     """End the time for which RateLimited has closed a limit; return 1 if it was closed."""
-    script = load("open_limit")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), "", limit), int)
+    return queue_call("open_limit", keys, (now_argument(now_us), "", limit), int)
 
 
 def _put_rules(

@@ -10,8 +10,8 @@ from typing import Final
 
 from qsync.errors import ConfigError
 from qsync.inspector import Explanation, OperatorEvent, TaskDetail
-from qsync.keys import shorten
 from qsync.state import TaskState
+from qsync.value_text import shorten
 from qsync.web.translation import _
 
 WIDTH: Final = 100.0
