@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 ANSWER_TIMEOUT_S: Final = 60.0
-"""For an answer, and for the end of a process that was told to end."""
+"""Time limit for an answer, and for the end of a process that was asked to end."""
 
 LINE_LIMIT: Final = 64 << 20
 

@@ -67,7 +67,7 @@ def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
         runs = 0
 
         def teardown(self) -> None:
-            """Called in each run, be it while what was found is raised."""
+            """Called in each run, also while an error is raised."""
             Counting.runs += 1
             error = sys.exc_info()[1]
             if isinstance(error, AssertionError | QsyncError) and not first:

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from qsync.errors import ConfigError
-from qsync.keys import raised_at, shorten
+from qsync.value_text import raised_at, shorten
 
 log: Final = logging.getLogger(__name__)
 

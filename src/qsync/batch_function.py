@@ -11,13 +11,13 @@ from qsync.backoff import ExponentialBackoff
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.errors import ConfigError
-from qsync.keys import shorten
 from qsync.limit import LimitTemplates
 from qsync.mux import Handler, Middleware, make_batch_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.task import Task, TaskInfo
 from qsync.task_function import TaskOptions, need_loop, need_no_loop, overridden, task_name
 from qsync.times import Duration
+from qsync.value_text import shorten
 
 P = ParamSpec("P")
 V = TypeVar("V")

@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, cast, get_args
 import msgspec
 
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
 from qsync.phrase import Phrase, phrase, plural_phrase
 from qsync.times import from_us
+from qsync.value_text import shorten
 
 WhenFull = Literal["raise", "drop_oldest"]
 """What an enqueue into a full queue does: raise QueueFull, or drop the oldest waiting tasks."""

@@ -30,10 +30,10 @@ from qsync.enqueueing import (
 )
 from qsync.errors import ConfigError
 from qsync.hooks import Hooks
-from qsync.keys import shorten
 from qsync.new_task import new_task
 from qsync.task import REMEMBER_IDS, Task
 from qsync.times import Duration
+from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from qsync.client import AsyncClient, AsyncHandle, Client, Handle

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 from qsync.broker import op_values, ops
-from qsync.broker.base import LATE_S, LINE_S
+from qsync.broker.base import LINE_S, LOOP_BLOCKED_S
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.loop_internals import is_quiet
 
@@ -163,7 +163,7 @@ class Batcher(Generic[T, U]):
         now, self._expiry = asyncio.get_running_loop().time(), None
         oldest = math.inf
         limit = now - self._patience if now - self._answered >= self._line_s else -math.inf
-        if now - due > LATE_S:  # the loop was blocked: replies may be waiting to be read
+        if now - due > LOOP_BLOCKED_S:  # the loop was blocked: replies may be waiting to be read
             limit = -math.inf
         for futures, arrivals in (
             (self._sent, self._sent_arrivals), (self._futures, self._arrivals)
@@ -176,7 +176,7 @@ class Batcher(Generic[T, U]):
                     break
                 future.set_exception(self._too_late())
         if oldest < math.inf:
-            self._expire_at(max(oldest + self._patience, now + LATE_S / 2))
+            self._expire_at(max(oldest + self._patience, now + LOOP_BLOCKED_S / 2))
 
     def _expire_at(self, due: float) -> None:
         self._expiry = asyncio.get_running_loop().call_at(due, self._expire, due)

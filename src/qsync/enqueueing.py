@@ -9,11 +9,11 @@ from qsync.broker.call import Durability
 from qsync.broker.op_values import Enqueued
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask
-from qsync.keys import shorten
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.running_task import check_lease, nonce_of_parent, running
 from qsync.task import Task
 from qsync.times import Duration, duration_us
+from qsync.value_text import shorten
 
 CONFIRM_TIMEOUT: Final = 2.0
 """Default time to wait for a confirmation, seconds; a store that syncs each second takes up to 1 s.

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from qsync.broker import stored_task
-from qsync.broker.reschedule_op import Rescheduled
+from qsync.broker.operator_ops import Rescheduled
 from qsync.broker.stored_task import StoredTask
 from qsync.errors import QsyncError, ResultTimeout, TaskNotFound
 from qsync.message import Result

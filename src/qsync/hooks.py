@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from qsync.errors import ConfigError
-from qsync.keys import raised_at, shorten
+from qsync.value_text import raised_at, shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
 

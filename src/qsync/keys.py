@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Final
 
 from qsync.errors import InvalidTask
-from qsync.formatting import hide_credentials
 from qsync.phrase import phrase
+from qsync.value_text import shorten
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """Valid names of prefixes and queues."""
@@ -146,54 +146,6 @@ def server_of_token(token: str) -> str:
 def holder_of_token(token: str) -> str:
     """Return the part `<server id>[~<life>]` of a lease token, the field of `fetches`."""
     return token.rpartition("/")[0]
-
-
-URL_LIMIT: Final = 4096
-"""Longest beginning of a value, in characters, that messages search for a URL."""
-
-
-def shorten(value: object, limit: int = 80) -> str:
-    """Return a value as text for a message: escaped, and cut to about `limit` characters.
-
-    Credentials of a URL are replaced by dots, since a URL may be passed in place of another value.
-    """
-    try:
-        if isinstance(value, str):
-            value = hide_credentials(value[:URL_LIMIT])
-        text = ascii(value[: limit + 1] if isinstance(value, str | bytes) else value)
-    except Exception:
-        text = f"<{class_name(value)} that has no repr>"
-    return text if len(text) <= limit else text[:limit] + "..."
-
-
-def class_name(value: object) -> str:
-    """Return the class name of a value, without calling code of its metaclass."""
-    name: str = type.__dict__["__name__"].__get__(type(value))
-    return name
-
-
-def class_path(value: object, limit: int = 256) -> str:
-    """Return module and qualified class name of a value; "" if they are not text within `limit`."""
-    kind = type(value)
-    module: object = type.__dict__["__module__"].__get__(kind)
-    name: str = type.__dict__["__qualname__"].__get__(kind)
-    path = f"{module}.{name}"
-    valid = isinstance(module, str) and len(path) <= limit and path.isprintable()
-    return path if valid else ""
-
-
-def raised_at(error: BaseException) -> str:
-    """Return the class of an exception and where it was raised, without its text.
-
-    The text may contain secrets.
-    """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = ascii(class_name(error))[1:-1]
-    if trace is None:
-        return name
-    return f"{name} at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from uuid import UUID
 import msgspec
 
 from qsync.errors import InvalidTask
-from qsync.keys import NAME, shorten
+from qsync.keys import NAME
 from qsync.phrase import Phrase, joined, phrase, within
 from qsync.suggestions import did_you_mean
 from qsync.times import Duration, duration_us
+from qsync.value_text import shorten
 
 LIMITS_LIMIT: Final = 4
 """Maximum number of limits of a task."""

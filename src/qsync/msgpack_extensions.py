@@ -47,7 +47,7 @@ def _iso(value: datetime | time) -> str | list[Any]:
 
 
 def _from_iso(cls: type[datetime | time], data: str | list[Any]) -> datetime | time:
-    """Return the value of which `_iso` made the data."""
+    """Return the value that `_iso` encoded."""
     text, fold = (data, 0) if isinstance(data, str) else data
     return cls.fromisoformat(text).replace(fold=fold)
 

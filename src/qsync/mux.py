@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from qsync.errors import ConfigError, InvalidTask, at_definition
-from qsync.keys import shorten
 from qsync.retry_policy import NO_RULES, DelayCallable, ErrorClasses, RetryRules, retry_rules
 from qsync.running_task import running
 from qsync.task import TaskInfo, check_type
 from qsync.times import Duration, duration_us
+from qsync.value_text import shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
 

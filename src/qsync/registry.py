@@ -22,7 +22,7 @@ from qsync.bounds import Bounds, WhenFull, bounds_of
 from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, at_definition
-from qsync.keys import check_name, shorten
+from qsync.keys import check_name
 from qsync.limit import limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
@@ -39,6 +39,7 @@ from qsync.task_function import (
     check_options,
 )
 from qsync.times import Duration
+from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from qsync.errors import ConfigError, Retry
-from qsync.keys import shorten
+from qsync.value_text import shorten
 
 ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
 """An exception class or a tuple of them, as `isinstance` takes them."""

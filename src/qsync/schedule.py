@@ -25,8 +25,8 @@ from typing import (
 
 from qsync.cron_expression import cron_fields, cron_matches, field_error
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
 from qsync.phrase import Phrase, phrase
+from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

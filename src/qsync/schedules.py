@@ -29,11 +29,12 @@ from qsync.broker.stored_schedules import (
 )
 from qsync.enqueueing import validated
 from qsync.errors import InvalidTask, QsyncError
-from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
+from qsync.keys import GlobalKeys, QueueKeys, queue_keys
 from qsync.new_task import new_nonce
 from qsync.phrase import phrase
 from qsync.schedule import Missed, Periodic, check_schedule_name, schedule_of
 from qsync.task import Task
+from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -47,10 +48,10 @@ LOOK_US: Final = 120_000_000
 """A schedule that is due within this time, in microseconds, is announced to the servers, which
 otherwise check all stored schedules once a minute."""
 
-PAGE: Final = 1000
+SCHEDULES_PER_CALL: Final = 1000
 """Schedules per call that lists them."""
 
-TOGETHER: Final = 100
+CALLS_PER_ROUND_TRIP: Final = 100
 """Calls sent in one round trip."""
 
 _FIXED: Final = ("id", "delay", "process_at", "deadline", "debounce")
@@ -136,7 +137,10 @@ class _AnySchedules:
             while cursor != "0":
                 [page] = yield [
                     schedule_ops.stored_page(
-                        self._keys(queue), cursor=cursor or "0", count=PAGE, prefix=prefix
+                        self._keys(queue),
+                        cursor=cursor or "0",
+                        count=SCHEDULES_PER_CALL,
+                        prefix=prefix,
                     )
                 ]
                 cursor = page.cursor
@@ -217,8 +221,11 @@ class Schedules(_AnySchedules):
                 result: T = end.value
                 return result
             replies = []
-            for start in range(0, len(calls), TOGETHER):
-                part, ends = calls[start : start + TOGETHER], ends_in(self._broker.patience)
+            for start in range(0, len(calls), CALLS_PER_ROUND_TRIP):
+                part, ends = (
+                    calls[start : start + CALLS_PER_ROUND_TRIP],
+                    ends_in(self._broker.patience),
+                )
                 answers = self._broker.run_many(part, ends=ends)
                 for call, reply in zip(part, answers, strict=True):
                     again = isinstance(reply, QsyncError)
@@ -299,8 +306,11 @@ class AsyncSchedules(_AnySchedules):
                 result: T = end.value
                 return result
             replies = []
-            for start in range(0, len(calls), TOGETHER):
-                part, ends = calls[start : start + TOGETHER], ends_in(self._broker.patience)
+            for start in range(0, len(calls), CALLS_PER_ROUND_TRIP):
+                part, ends = (
+                    calls[start : start + CALLS_PER_ROUND_TRIP],
+                    ends_in(self._broker.patience),
+                )
                 answers = await self._broker.run_many(part, ends=ends)
                 for call, reply in zip(part, answers, strict=True):
                     again = isinstance(reply, QsyncError)

@@ -24,10 +24,10 @@ import msgspec
 from qsync import codec
 from qsync.convert import MISFITS, Convert, converter, misfit, nodes
 from qsync.errors import ConfigError, InvalidTask, QsyncError
-from qsync.keys import shorten
 from qsync.message import Result
 from qsync.suggestions import did_you_mean
 from qsync.task import Arguments, Task, TaskInfo
+from qsync.value_text import shorten
 from qsync.value_transport import ValueTransport
 
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

@@ -13,11 +13,10 @@ from typing import Final
 import msgspec
 
 from qsync import codec
+from qsync.times import DAY_US
 
 SLOWEST: Final = 10
 """Number of runs of a type that are kept of each day."""
-
-DAY_US: Final = 86_400_000_000
 
 STORED_LIMIT: Final = 64 * 1024
 """Largest decompressed record of a type, in bytes."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
+from qsync.value_text import shorten
 
 EQUIVALENTS: Final = {
     # Celery

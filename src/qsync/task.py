@@ -14,13 +14,14 @@ from qsync import codec
 from qsync.backoff import LONGEST_LIST, Delays, ExponentialBackoff
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import ConfigError, InvalidTask
-from qsync.keys import check_id, check_name, shorten
+from qsync.keys import check_id, check_name
 from qsync.limit import check_limits
 from qsync.message import NORMAL_PRIORITY, Result, StoredOptions
 from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import Duration, datetime_us, duration_us, from_us
 from qsync.uniqueness import OnDuplicate, Uniqueness, check_uniqueness
+from qsync.value_text import shorten
 
 T = TypeVar("T")
 

@@ -39,7 +39,6 @@ from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, InvalidTask
-from qsync.keys import shorten
 from qsync.limit import LimitTemplates
 from qsync.mux import Handler, Middleware, make_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
@@ -50,6 +49,7 @@ from qsync.suggestions import no_attribute, no_option
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration
 from qsync.uniqueness import OnDuplicate
+from qsync.value_text import shorten
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

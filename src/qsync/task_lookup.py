@@ -15,10 +15,10 @@ from qsync.state import TaskState
 QUEUES_LIMIT: Final = 5_000
 """Maximum number of queues in one search."""
 
-TOGETHER: Final = 100
+QUEUES_PER_ROUND_TRIP: Final = 100
 """Queues per round trip; in a cluster, each queue takes a round trip."""
 
-NAMED: Final = 10
+QUEUES_NAMED: Final = 10
 """Maximum number of queues that TaskNotFound names."""
 
 _ENDED: Final = (TaskState.COMPLETED, TaskState.DEAD)
@@ -37,8 +37,8 @@ class Search:
 
     def calls(self) -> Iterator[list[Call[list[StoredTask | None]]]]:
         """Yield the calls of each round trip; pass the replies to `note` before the next one."""
-        for first in range(0, len(self._names), TOGETHER):
-            self._asked = self._names[first : first + TOGETHER]
+        for first in range(0, len(self._names), QUEUES_PER_ROUND_TRIP):
+            self._asked = self._names[first : first + QUEUES_PER_ROUND_TRIP]
             yield [
                 views.get_tasks(QueueKeys(self._prefix, name), [self._id], messages=False)
                 for name in self._asked
@@ -62,9 +62,9 @@ class Search:
     def _looked_through(self) -> str:
         if not self._names:
             return f"no queue, since there is none with the prefix {self._prefix!r}"
-        named = ", ".join(self._names[:NAMED])
-        if len(self._names) > NAMED:
-            named += f" and {len(self._names) - NAMED} more"
+        named = ", ".join(self._names[:QUEUES_NAMED])
+        if len(self._names) > QUEUES_NAMED:
+            named += f" and {len(self._names) - QUEUES_NAMED} more"
         some = f"the first {len(self._names)} of " if len(self._names) < self._all else ""
         return f"none of {some}the {self._all} queues with the prefix {self._prefix!r} ({named})"
 

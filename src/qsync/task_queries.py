@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from qsync import codec, queue_servers
-from qsync.broker import ops, registry_ops, reschedule_op, views
+from qsync.broker import operator_ops, ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S, ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.reschedule_op import Rescheduled
+from qsync.broker.operator_ops import Rescheduled
 from qsync.broker.stored_task import StoredTask
 from qsync.enqueue_batching import Batcher, InFlight
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
@@ -31,7 +31,7 @@ from qsync.results import Deadline, poll_intervals, result_if_finished, retentio
 
 log: Final = logging.getLogger("qsync.client")
 
-GRACE: Final = 1.0
+RESULT_GRACE_S: Final = 1.0
 """Time beyond its timeout that `result` may take if the store does not answer, in seconds."""
 
 ORDER_TTL_MS: Final = 60_000
@@ -147,7 +147,9 @@ class TaskQueries(_TaskQueriesBase):
         looks = 0
 
         def poll(*, messages: bool = False) -> Result | None:
-            ends = ends_in(min(self._broker.patience or ONE_TRY_S, deadline.left() + GRACE))
+            ends = ends_in(
+                min(self._broker.patience or ONE_TRY_S, deadline.left() + RESULT_GRACE_S)
+            )
             shown = self.show(id, queue, messages=messages, ends=ends)
             return result_if_finished(id, queue, shown)
 
@@ -199,7 +201,7 @@ class TaskQueries(_TaskQueriesBase):
     def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
         """Change when a waiting task is due; `due` is as `due_text` returns it."""
         self.check_open()
-        return self._broker.run(reschedule_op.reschedule(self._keys(queue), id, due))
+        return self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
 
     def close(self) -> None:
         """Wake all waiting callers, which then get an error."""
@@ -274,7 +276,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
 
         record = None
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if seconds is None else seconds + GRACE):
+            async with asyncio.timeout(None if seconds is None else seconds + RESULT_GRACE_S):
                 record = await poll(messages=not known)
                 if record is None and deadline.left():
                     with self._listening(queue, id) as woken:
@@ -320,7 +322,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
         """Change when a waiting task is due; `due` is as `due_text` returns it."""
         self.check_open()
         with self._in_flight:
-            return await self._broker.run(reschedule_op.reschedule(self._keys(queue), id, due))
+            return await self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
 
     def close(self) -> None:
         """Refuse further calls."""

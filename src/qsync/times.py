@@ -7,11 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
 from qsync.phrase import Phrase, phrase
+from qsync.value_text import shorten
 
 MAX_SECONDS: Final = 10 * 365 * 86_400.0
 """Longest duration that an option may have, seconds: ten years."""
+
+MINUTE_US: Final = 60_000_000
+DAY_US: Final = 86_400_000_000
 
 Duration = float | timedelta
 """A duration in seconds or as a timedelta."""

@@ -28,6 +28,7 @@ from qsync.slow_runs import (
     encode_slow_runs,
     slowest,
 )
+from qsync.times import MINUTE_US
 from qsync.type_counts import TypeCounts, decode_block, decode_report, encode_block, sum_of
 
 TYPES: Final = 100
@@ -50,8 +51,6 @@ SLOW_REPORT: Final = "s"
 START_REPORT: Final = "v"
 """Beginnings of the fields of reports on slow runs, and on the start of a server; other reports
 have none. Versions without these statistics leave such reports alone."""
-
-MINUTE_US: Final = 60_000_000
 
 TRIMMED_MOST: Final = 1000
 """Maximum number of fields that one roll deletes."""

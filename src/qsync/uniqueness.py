@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple, cast
 
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
 from qsync.times import Duration, duration_us
+from qsync.value_text import shorten
 
 OnDuplicate = Literal["raise", "skip", "replace"]
 """What an enqueue does when another task holds the unique lock. `raise`: DuplicateTask; `skip`: it

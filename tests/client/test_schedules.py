@@ -13,7 +13,7 @@ from qsync import InvalidTask, QsyncError, SchemaMismatch, Task
 from qsync.broker import program_schedule_ops
 from qsync.codec import decode
 from qsync.keys import QueueKeys
-from qsync.schedules import PAGE, AsyncSchedules, Schedules
+from qsync.schedules import SCHEDULES_PER_CALL, AsyncSchedules, Schedules
 from tests.conftest import Colour
 from tests.support.stores import Cluster, Store
 
@@ -57,7 +57,7 @@ def test_list_has_all_names_with_the_prefix_in_order(colour: Colour, client: Any
     assert [one.name for one in colour.do(client.schedules.list("report-"))] == names
     assert [one.name for one in colour.do(client.schedules.list())] == [*names, "x"]
     assert colour.do(client.schedules.list("nothing")) == []
-    assert len(names) < PAGE
+    assert len(names) < SCHEDULES_PER_CALL
 
 
 def test_put_of_a_paused_schedule_returns_its_pause(

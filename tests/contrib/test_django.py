@@ -210,6 +210,8 @@ def found_by_the_checks() -> list[tuple[str, str]]:
     [
         ({"URL": ""}, "qsync.E001", "QSYNC: the URL is missing"),
         ({"COLOUR": 1, "Prefix": 2}, "qsync.E002", "no such option: 'COLOUR', 'Prefix'"),
+        ({"prefixx": 2}, "qsync.E002", "no such option: 'prefixx'; did you mean 'PREFIX'?"),
+        ({"DASHBOARD": {"MASK": 7}}, "qsync.E004", "MASK: 7 is neither a function nor its dotted"),
         ({"ENQUEUE": "later"}, "qsync.E003", "ENQUEUE: 'later' is neither 'on_commit', 'now' nor"),
         ({"DATABASE": "third"}, "qsync.E004", "DATABASE: 'third' is not in DATABASES, which has"),
         ({"ON_ERROR": "no.such"}, "qsync.E004", "ON_ERROR: No module named 'no'"),

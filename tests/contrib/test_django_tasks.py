@@ -325,14 +325,24 @@ def test_unknown_option_of_the_backend_is_named(project: Qsync, shop: Any, api: 
 
 
 def test_wrong_option_of_the_backend_is_named_by_the_system_checks(
-    project: Qsync, valkey: Store
+    project: Qsync, shop: Any, api: Any, valkey: Store
 ) -> None:
+    from qsync.contrib.django import task
+
     assert checks.run_checks() == []
     changed = {**django_project.TASKS["default"], "OPTIONS": {"timeout": 0}}
     with override_settings(TASKS={"default": changed}):
         [error] = checks.run_checks()
+        with pytest.raises(api.InvalidTask, match="TASKS: 'default': OPTIONS: timeout: 0 leaves"):
+            task(shop.send.func)
     assert error.id == "qsync.E006"
     assert "timeout: 0 leaves no time to run" in error.msg
+    changed = {**django_project.TASKS["default"], "QUEUES": "mail"}
+    with (
+        override_settings(TASKS={"default": changed}),
+        pytest.raises(api.InvalidTaskBackend, match=r"QUEUES: 'mail' is not a list; give \['mail'"),
+    ):
+        task(shop.send.func)
 
 
 def test_limits_are_filled_from_the_arguments(project: Qsync, shop: Any) -> None:

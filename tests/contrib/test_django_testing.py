@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.db import transaction
+from asgiref.sync import async_to_sync
+from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
 from qsync import InvalidTask, Qsync
@@ -65,6 +66,37 @@ def test_failed_assertion_lists_enqueues_waiting_for_the_commit(
     assert "waiting for the commit of this transaction: 2 enqueues" in str(failed.value)
     assert "with self.captureOnCommitCallbacks(execute=True):" in str(failed.value)
     assert "commit" not in str(other.value)
+
+
+def test_failed_assertion_of_an_async_test_says_that_nothing_is_captured(
+    project: Qsync, shop: Any, valkey: Store
+) -> None:
+    async def test(kit: SyncKit) -> str:
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            await shop.pack.enqueue("tea")
+        with pytest.raises(AssertionError) as failed:
+            kit.assert_enqueued(shop.pack)
+        return str(failed.value)
+
+    with SyncKit(project, url=valkey.url) as kit:
+        with transaction.atomic():  # as a TestCase does
+            text = async_to_sync(test)(kit)
+        kit.assert_enqueued(shop.pack, product="tea")
+    assert "waiting for the commit of this transaction: 1 enqueue" in text
+    assert "nothing in an async test: use a TransactionTestCase" in text
+
+
+def test_no_relay_runs_beside_a_database_in_memory(project: Qsync) -> None:
+    from qsync.contrib.django.outbox import _is_in_memory
+
+    engine = "django.db.backends.sqlite3"
+    connections.settings["memory"] = connections.configure_settings(
+        {"default": {}, "memory": {"ENGINE": engine, "NAME": ":memory:"}}
+    )["memory"]
+    try:
+        assert [_is_in_memory(alias) for alias in ("default", "memory")] == [False, True]
+    finally:
+        del connections["memory"], connections.settings["memory"]
 
 
 def test_result_of_an_inline_task_is_read_by_its_id(project: Qsync, shop: Any) -> None:

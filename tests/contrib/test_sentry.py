@@ -109,6 +109,8 @@ async def test_only_final_failures_are_reported_on_request(
     events = {event["transaction"]: event for event in collected.of("event")}
     assert events["fail"]["contexts"]["qsync"]["attempt"] == 2
     assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # its attempts are used up
+    runs = [one for one in collected.of("transaction") if one["transaction"] == "ask"]
+    assert {run["contexts"]["trace"]["status"] for run in runs} == {"aborted"}  # no errors
 
 
 async def test_a_task_that_did_not_run_in_time_is_reported(
@@ -271,3 +273,5 @@ def test_wrong_use_is_refused(app: Qsync) -> None:
     sentry.instrument(app)
     with pytest.raises(ConfigError, match="already has the extension 'sentry'"):
         sentry.instrument(app)
+    with pytest.raises(ConfigError, match="app: 'shop:app' is not a Qsync"):
+        sentry.instrument("shop:app")  # type: ignore[arg-type]

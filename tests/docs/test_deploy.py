@@ -19,7 +19,7 @@ import yaml
 from qsync.cli.main import app
 from qsync.worker import health_server as cli_health
 from qsync.worker.autoscale import ScaleAdvice
-from qsync.worker.supervisor import LATE_S
+from qsync.worker.supervisor import KILL_AFTER_S
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "qsync-worker@.service"
@@ -113,7 +113,7 @@ def test_grace_period_exceeds_the_shutdown_timeout() -> None:
     }
     for where, seconds in patience.items():
         timeout = parsed(commands()[where])["shutdown_timeout"]
-        assert seconds > timeout + LATE_S + 5, where
+        assert seconds > timeout + KILL_AFTER_S + 5, where
 
 
 def test_probes_use_existing_endpoints() -> None:

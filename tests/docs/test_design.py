@@ -217,7 +217,7 @@ def operations() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((PACKAGE / "broker").glob("*.py")):
         module, text = path.stem, path.read_text("utf-8")
-        if not re.search(r"\.script import .*\bload\b", text):
+        if not re.search(r"\.script import .*\bload\b|\bqueue_(call|query)\(", text):
             continue
         tree = ast.parse(text)
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}

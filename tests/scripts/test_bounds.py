@@ -12,6 +12,7 @@ from qsync.bounds import Bounds, QueueBounds
 from qsync.broker import bounds_ops, limit_ops, operator_ops, program_schedule_ops, views
 from qsync.broker.op_values import LeaseRef
 from qsync.errors import QueueFull
+from qsync.inspector.base import enqueue_once
 from qsync.limit import LimitRule
 from qsync.state import TaskState
 from tests.scripts.model.mistakes import (
@@ -78,6 +79,15 @@ def test_call_beyond_max_tasks_is_refused_as_a_whole(rig: Rig) -> None:
     assert rig.enqueue("a") == [("exists", "a")]  # finds itself or another: needs no room
 
 
+def test_room_counts_to_the_task_that_does_not_fit_though_another_has_its_id(rig: Rig) -> None:
+    bound(rig, max_tasks=2)
+    rig.enqueue("holder", unique=True, unique_key="l")
+    duplicate = rig.tasks("x", unique=True, unique_key="l")
+    with pytest.raises(QueueFull) as refused:
+        rig.send([*duplicate, *rig.tasks("a"), *rig.tasks("x")])
+    assert refused.value.room == 2  # the duplicate, which needs none, and a
+
+
 def test_active_tasks_do_not_count_and_come_back_beyond_the_bound(rig: Rig) -> None:
     bound(rig, max_tasks=2)
     rig.enqueue("a", "b")
@@ -122,6 +132,15 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
     assert refused.value.room == 3
     rig.enqueue("1", "2", "3")
     assert rig.ids("pending") == ["1", "2", "3"]
+
+
+def test_repeated_call_of_an_operator_does_not_store_a_dropped_task_again(rig: Rig) -> None:
+    bound(rig, max_tasks=1, when_full="drop_oldest")
+    call = enqueue_once(rig.keys, rig.tasks("a"))
+    assert [reply.outcome for reply in rig.run(call)] == ["created"]
+    rig.enqueue("b")
+    assert [reply.outcome for reply in rig.run(call)] == ["created"], "as the lost reply"
+    assert rig.ids("pending") == ["b"]
 
 
 def test_drop_oldest_meets_lowered_bound_in_steps(rig: Rig) -> None:

@@ -11,8 +11,7 @@ import pytest
 from qsync import codec
 from qsync.bounds import Bounds
 from qsync.broker import bounds_ops, limit_ops
-from qsync.broker.edit_op import EditOutcome, edit
-from qsync.broker.operator_ops import RerunRequest
+from qsync.broker.operator_ops import EditOutcome, RerunRequest, edit
 from qsync.limit import LimitRule
 from qsync.message import decode_message
 from tests.scripts.test_ops_locks import LOCK, NAME

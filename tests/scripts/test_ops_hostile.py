@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops, pending_view, program_schedule_ops, views
+from qsync.broker import ops, program_schedule_ops, views
 from qsync.broker.op_values import LeaseRef
 from qsync.keys import QUEUE_KEYS
 from qsync.message import Failure, decode_failure
@@ -94,7 +94,7 @@ def work(rig: Rig) -> None:
     rig.run(views.overview(rig.keys))
     rig.run(views.schedules(rig.keys))
     rig.run(views.schedules(rig.keys, "hourly"))
-    rig.run(pending_view.pending_position(rig.keys, "a", lock=NAME, server="s"))
+    rig.run(views.pending_position(rig.keys, "a", lock=NAME, server="s"))
     for state in STORED:
         rig.run(views.list_tasks(rig.keys, state, count=100))
     rig.run(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from qsync.broker import ops, pending_view, redis_clients, schedule_ops, views
+from qsync.broker import ops, redis_clients, schedule_ops, views
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.op_values import LeaseRef
@@ -27,7 +27,7 @@ LOOK: dict[str, Make] = {
     "list_tasks": lambda rig, held: views.list_tasks(rig.keys, TaskState.DEAD, count=5),
     "overview": lambda rig, held: views.overview(rig.keys),
     "check_for_work": lambda rig, held: views.check_for_work(rig.keys, lease_us=1),
-    "locate": lambda rig, held: pending_view.pending_position(rig.keys, "p", lock=NAME, server="s"),
+    "locate": lambda rig, held: views.pending_position(rig.keys, "p", lock=NAME, server="s"),
     "schedules": lambda rig, held: views.schedules(rig.keys),
     "due schedules": lambda rig, held: schedule_ops.due_schedules(rig.keys, now_us=rig.now),
     "stored schedules": lambda rig, held: schedule_ops.stored_schedules(rig.keys, ["daily", "x"]),

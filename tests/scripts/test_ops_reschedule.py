@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker.reschedule_op import Rescheduled, reschedule
+from qsync.broker.operator_ops import Rescheduled, reschedule
 from qsync.state import TaskState
 from tests.support.queue_driver import BINARIES, LAPSE, START, Rig, S
 

@@ -23,10 +23,9 @@ from qsync.broker import (
 )
 from qsync.broker.acl import scripts
 from qsync.broker.call import Call
-from qsync.broker.edit_op import edit
 from qsync.broker.event_ops import EventRecord, event_bytes, record_event, recorded
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
-from qsync.broker.reschedule_op import reschedule
+from qsync.broker.operator_ops import edit, reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import read

@@ -132,12 +132,22 @@ def test_server_ends_with_schema_mismatch(
             with pytest.raises(SchemaMismatch, match=r"queue new .* layout 3"):
                 await asyncio.wait_for(serving, 10)
             assert server.broken
+            with pytest.raises(SchemaMismatch, match=r"queue new .* layout 3"):
+                await b.server(mux, queues={"new": 1}).run()
+            again = b.server(mux, queues={"old": 1, "new": 1})
+            async with again:
+                second = await b.client.enqueue(Task("x", queue="old"))
+                await until(lambda: second.id in ran)
+                assert list(again.config.weights) == ["old"]
 
     with caplog.at_level(logging.ERROR, "qsync"):
         asyncio.run(main())
-    [line] = [one for one in caplog.records if one.levelno >= logging.ERROR]
-    assert line.getMessage().endswith("use a version that supports it; the server stops")
-    assert line.exc_info is None
+    lines = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert [line.getMessage().partition("supports it; ")[2] for line in lines] == [
+        "the server stops",
+        "until it restarts, this server leaves the queue alone",
+    ]
+    assert [line.exc_info for line in lines] == [None, None]
 
 
 def test_periodic_loop_skips_a_queue_of_a_later_schema(
@@ -158,7 +168,8 @@ def test_periodic_loop_skips_a_queue_of_a_later_schema(
         await asyncio.gather(running, return_exceptions=True)
         await broker.aclose()
 
-    asyncio.run(main())
+    with caplog.at_level(logging.INFO, "qsync"):
+        asyncio.run(main())
     [line] = caplog.records
     assert line.getMessage().startswith("no more periodic tasks of queue new: begin_ticks: ")
 
@@ -169,7 +180,7 @@ def test_lease_abandoner_skips_a_queue_of_a_later_schema(
     store.client().hset(QueueKeys(prefix, "new").key("meta"), "schema", 3)
     broker = Broker(redis_clients.parse(store.url))
     abandoner = LeaseAbandoner(broker, prefix)
-    with caplog.at_level(logging.INFO, "qsync"):
+    with caplog.at_level(logging.DEBUG, "qsync"):
         abandoner.add("dead", ["new", "old"], again=False)
         assert abandoner.wait(10)
     broker.close()

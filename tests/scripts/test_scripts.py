@@ -21,7 +21,6 @@ from qsync.broker import (
     limit_ops,
     operator_ops,
     ops,
-    pending_view,
     program_schedule_ops,
     registry_ops,
     schedule_ops,
@@ -31,9 +30,8 @@ from qsync.broker import (
     views,
 )
 from qsync.broker.call import Call
-from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
-from qsync.broker.reschedule_op import reschedule
+from qsync.broker.operator_ops import edit, reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import Script, has_variants, load, variant
@@ -281,7 +279,9 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 def test_every_script_is_loaded_by_an_operation() -> None:
     """The module views loads only scripts that read, and the others load all that change."""
     loaded = {
-        module.name: set(re.findall(r'(?:load|_settle)\("(\w+)"', module.read_text()))
+        module.name: set(
+            re.findall(r'(?:load|_settle|queue_call|queue_query)\(\s*"(\w+)"', module.read_text())
+        )
         for module in files("qsync.broker").iterdir()
         if module.name.endswith(".py")
     }
@@ -494,7 +494,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "get_limit": (limit_ops.get_limit(keys, "a"), 0),
         "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
-        "pending_position": (pending_view.pending_position(keys, "a"), 0),
+        "pending_position": (views.pending_position(keys, "a"), 0),
         "check_for_work": (views.check_for_work(keys, lease_us=1), 0),
         "mark_idle": (ops.mark_idle(keys, server="s", lease_us=1, keep_us=1), 0),
         "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),

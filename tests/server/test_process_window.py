@@ -39,7 +39,7 @@ class Claim:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
     monkeypatch.setattr(process_pool_member, "QUICK_S", 60.0)
-    monkeypatch.setattr(process_pool, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(process_pool, "TAKE_BACK_AFTER_S", 60.0)
 
 
 @asynccontextmanager
@@ -74,7 +74,7 @@ async def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
         long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"), 0.5)
         behind = [start(pool, handlers.look) for _ in range(5)]
         await sent(pool, 6)
-        monkeypatch.setattr(process_pool, "PATIENCE_S", 0.1)
+        monkeypatch.setattr(process_pool, "TAKE_BACK_AFTER_S", 0.1)
         pool._watch(pool._processes[0])
         with pytest.raises(TimeoutError):
             await long
@@ -124,7 +124,7 @@ async def test_task_behind_long_one_is_taken_back_and_claimed_again(
         await wait_until_async((tmp_path / "long" / "pid").exists)
         await sent(pool, 2)
         assert claim.waits, "a server that stops takes it back"
-        monkeypatch.setattr(process_pool, "PATIENCE_S", 0.0)
+        monkeypatch.setattr(process_pool, "TAKE_BACK_AFTER_S", 0.0)
         pool._watch(pool._processes[0])
         await sent(pool, 1)
         claim.given = False

@@ -15,7 +15,8 @@ from qsync.keys import QueueKeys
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.type_reports import TypeReports, roll_up
 from qsync.server_starts import STARTS, StoredStart, encode_starts, start_report
-from qsync.slow_runs import DAY_US, SLOWEST, SlowRun, encode_slow_runs
+from qsync.slow_runs import SLOWEST, SlowRun, encode_slow_runs
+from qsync.times import DAY_US
 from qsync.type_counts import TypeCounts, encode_block
 from qsync.type_rolls import (
     DIRECTORY,

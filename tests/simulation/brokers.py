@@ -18,7 +18,7 @@ from qsync.broker.base import noop
 from qsync.broker.call import Call
 from qsync.broker.channels import ChannelEvent
 from qsync.broker.error_mapping import unavailable
-from qsync.broker.listeners import GRACE
+from qsync.broker.listeners import BLOCKING_READ_GRACE_S
 from qsync.errors import QsyncError
 from tests.simulation.loop import STRAND
 from tests.simulation.network import Listener, Network
@@ -149,7 +149,7 @@ class SimBlockingPop:
         future: asyncio.Future[Any] = loop.create_future()
         deliver = partial(_answer, future)
         blocked = network.block(_process(), keys or self.keys, max(seconds, 0.001), deliver)
-        timer = loop.call_later(seconds + GRACE, deliver, TimeoutError())
+        timer = loop.call_later(seconds + BLOCKING_READ_GRACE_S, deliver, TimeoutError())
         try:
             reply: tuple[str, bytes] | None = await future
             return reply

@@ -22,7 +22,6 @@ from qsync.server import (
     config,
     handler_context,
     heartbeat,
-    heartbeat_threads,
     isolation_timer,
     loop_watchdog,
     outage_log,
@@ -34,7 +33,7 @@ from qsync.server import (
     wake_channel,
 )
 from qsync.server import clock as lease_clock
-from qsync.server.replaced_parts import ReplacedParts
+from qsync.server.server_parts import ReplacedParts
 from qsync.worker import lease_abandoner
 from tests.simulation import brokers
 from tests.simulation.loop import STRAND, SimLoop
@@ -127,7 +126,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "ReplacedParts", partial(ReplacedParts, brokers.SimAsyncBroker)
     yield server, "Broker", brokers.SimBroker
-    yield heartbeat_threads, "Broker", brokers.SimBroker
+    yield heartbeat, "Broker", brokers.SimBroker
     yield server_inbox, "BlockingPop", brokers.SimBlockingPop
 
 

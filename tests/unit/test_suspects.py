@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsync.server.crash_isolation import LOOK_S, PATIENCE_S, SHORT_REST_S, CrashIsolation
+from qsync.server.crash_isolation import (
+    MAX_WAIT_TO_START_S,
+    SHORT_REST_S,
+    START_CHECK_S,
+    CrashIsolation,
+)
 
 
 def waiting(*names: str) -> CrashIsolation:
@@ -18,7 +23,7 @@ def waited(suspects: CrashIsolation, now: float) -> float:
     """For how long the first of them still waits beside what never ends."""
     began = now
     while delay := suspects.delay(now, running=1, ready=0):
-        assert delay <= LOOK_S
+        assert delay <= START_CHECK_S
         now += delay
     return now - began
 
@@ -30,7 +35,7 @@ def test_no_task_is_delayed_without_suspects() -> None:
 def test_suspect_delays_others_for_bounded_time() -> None:
     suspects = waiting("a")
     assert suspects.blocks_others(100.0)
-    assert waited(suspects, 100.0) == PATIENCE_S
+    assert waited(suspects, 100.0) == MAX_WAIT_TO_START_S
 
 
 def test_suspect_starts_at_once_on_an_idle_server() -> None:
@@ -42,9 +47,9 @@ def test_suspect_starts_at_once_on_an_idle_server() -> None:
 def test_blocked_loop_does_not_use_up_the_wait_of_a_suspect() -> None:
     suspects = waiting("a")
     assert suspects.blocks_others(100.0)
-    assert suspects.delay(100.0, running=3, ready=0) == LOOK_S
-    blocked = 8 * PATIENCE_S
-    assert waited(suspects, 100.0 + LOOK_S + blocked) == PATIENCE_S - LOOK_S
+    assert suspects.delay(100.0, running=3, ready=0) == START_CHECK_S
+    blocked = 8 * MAX_WAIT_TO_START_S
+    assert waited(suspects, 100.0 + START_CHECK_S + blocked) == MAX_WAIT_TO_START_S - START_CHECK_S
 
 
 def test_other_tasks_get_as_much_time_as_a_suspect_took() -> None:

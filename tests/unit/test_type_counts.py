@@ -19,14 +19,8 @@ from qsync.server_starts import (
     merge_starts,
     start_report,
 )
-from qsync.slow_runs import (
-    DAY_US,
-    DaySlowest,
-    SlowRun,
-    decode_slow_runs,
-    encode_slow_report,
-    slowest,
-)
+from qsync.slow_runs import DaySlowest, SlowRun, decode_slow_runs, encode_slow_report, slowest
+from qsync.times import DAY_US
 from qsync.type_counts import (
     STEPS,
     TypeCounts,

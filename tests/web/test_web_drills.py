@@ -27,8 +27,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes minutes at night takes a second here."""
-    monkeypatch.setattr("qsync.web.forecast.LEAST_S", 0.5)
-    monkeypatch.setattr("qsync.inspector.fleet.LONG_S", 1)
+    monkeypatch.setattr("qsync.web.forecast.MIN_WINDOW_S", 0.5)
+    monkeypatch.setattr("qsync.inspector.fleet.LONG_RUN_S", 1)
 
 
 @pytest.fixture

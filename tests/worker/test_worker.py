@@ -691,7 +691,7 @@ def abandoner_for(store: Store) -> LeaseAbandoner:
 def test_a_child_that_does_not_stop_is_killed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "LATE_S", 0.3)
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.3)
 
     async def stop(one: Supervisor) -> None:
         await ready(one)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, Qsync
+from qsync.keys import QueueKeys
 from tests.support.stores import Store, available, wait_until
 from tests.worker.test_worker import SHOP, Worker
 
@@ -268,3 +269,15 @@ def test_worker_names_task_queues_that_it_does_not_serve(
             assert f" {level} main qsync.worker: this worker does not serve 1 queue" in line
             assert "go to: mail (shop.remind, shop.send); add them to --queues" in line
         assert worker.end() == 0, worker.out()
+
+
+def test_worker_of_queues_of_a_later_layout_ends_with_one_line(
+    tmp_path: Path, store: Store, prefix: str
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    store.client().hset(QueueKeys("qsync", prefix).key("meta"), "schema", 3)
+    with Worker(tmp_path, store.url, "--queues", prefix) as worker:
+        assert worker.process.wait(timeout=60) == 1, worker.out()
+        lines = [line for line in worker.out().splitlines() if "layout" in line]
+    assert len(lines) == 1, worker.out()
+    assert f"giving up: exit code 1: check_for_work: the data of queue {prefix} at " in lines[0]

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from qsync.broker import redis_clients
-from qsync.broker.base import LATE_S, LINE_S
+from qsync.broker.base import LINE_S, LOOP_BLOCKED_S
 from qsync.broker.protocol import PlainConnection, RedisConnection, wrap_connection
 
 
@@ -102,8 +102,10 @@ class AioPool:
             while True:
                 await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
                 now = loop.time()
-                if now - ends > LATE_S and not late:  # the loop was blocked: read what has arrived
-                    ends, late = now + LATE_S / 2, True
+                if (
+                    now - ends > LOOP_BLOCKED_S and not late
+                ):  # the loop was blocked: read what has arrived
+                    ends, late = now + LOOP_BLOCKED_S / 2, True
                 ends = max(ends, self._answered + LINE_S)
                 if turn.done():
                     return max(ends - now, 0.0)

@@ -15,7 +15,7 @@ from qsync.broker.call import Call
 from qsync.broker.error_mapping import Fault, classify, translate
 from qsync.broker.slot_map import Node, SlotMap, name_of
 from qsync.errors import ConfigError, QsyncError
-from qsync.keys import class_name
+from qsync.value_text import class_name
 
 T = TypeVar("T")
 PoolT = TypeVar("PoolT")
@@ -33,7 +33,7 @@ MAP_S: Final = 0.5
 LINE_S: Final = 1.0
 """Time after the store's last reply, in seconds, for which waiting callers do not time out."""
 
-LATE_S: Final = 0.1
+LOOP_BLOCKED_S: Final = 0.1
 """Delay of a timer, in seconds, that shows that the event loop was blocked."""
 
 

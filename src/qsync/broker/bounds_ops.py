@@ -6,9 +6,8 @@ import contextlib
 from typing import Any
 
 from qsync.bounds import Bounds, QueueBounds, read_bounds
-from qsync.broker.call import Call
+from qsync.broker.call import Call, queue_call, queue_query
 from qsync.broker.call_values import now_argument
-from qsync.broker.script import load
 from qsync.keys import QueueKeys
 
 
@@ -31,69 +30,57 @@ def set_bounds(
 def _set(
     keys: QueueKeys, field: str, bounds: str, by: str, now_us: int | None = None
 ) -> Call[bool]:
-    script = load("set_bounds")
     args = (now_argument(now_us), "", field, bounds, by)
-    return Call(script, keys.names(script.keys), args, bool)
+    return queue_call("set_bounds", keys, args, bool)
 
 
 def queue_bounds(keys: QueueKeys) -> Call[QueueBounds]:
     """Read the bounds of a queue, and how close it is to them."""
-    script = load("bounds")
 
-    def decode(reply: Any) -> QueueBounds:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> QueueBounds:
         return read_bounds(
             fields["program"], fields["operator"], fields["waiting"], fields["recorded"]
         )
 
-    return Call(script, keys.names(script.keys), (0,), decode)
+    return queue_query("bounds", keys, (0,), decode)
 
 
 def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
     """Return the size of all messages as the queue records it (None if it does not), and as counted
     now."""
-    script = load("bounds")
 
-    def decode(reply: Any) -> tuple[int | None, int]:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> tuple[int | None, int]:
         return None if fields["recorded"] < 0 else fields["recorded"], fields["counted"]
 
-    return Call(script, keys.names(script.keys), (1,), decode)
+    return queue_query("bounds", keys, (1,), decode)
 
 
 def recount_bytes(keys: QueueKeys) -> Call[bool]:
     """Count the size of all messages again; return whether the recorded size was wrong."""
-    script = load("recount_bytes")
-    return Call(script, keys.names(script.keys), (), bool)
+    return queue_call("recount_bytes", keys, (), bool)
 
 
 def set_weight(keys: QueueKeys, key: str, weight: float | None) -> Call[bool]:
     """Set the share of a fairness key; None removes it. Return whether this changed something."""
-    script = load("set_weight")
     args = ("", "", key, "" if weight is None else f"{weight:g}")
-    return Call(script, keys.names(script.keys), args, bool)
+    return queue_call("set_weight", keys, args, bool)
 
 
 def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
     """Set how long pending tasks should wait; None removes it. Return whether this changed it."""
-    script = load("set_latency_target")
     args = ("", "", "" if target_us is None else target_us)
-    return Call(script, keys.names(script.keys), args, bool)
+    return queue_call("set_latency_target", keys, args, bool)
 
 
 def acknowledge_dead(keys: QueueKeys, until_us: int | None) -> Call[int]:
     """Note that operators know of the tasks that died until a time; return how many are new."""
-    script = load("acknowledge_dead")
-    return Call(
-        script, keys.names(script.keys), ("", "", "" if until_us is None else until_us), int
-    )
+    return queue_call("acknowledge_dead", keys, ("", "", "" if until_us is None else until_us), int)
 
 
 def weights(
     keys: QueueKeys, *, cursor: str = "0", count: int = 1000
 ) -> Call[tuple[str, dict[str, float]]]:
     """Read a part of the shares of fairness keys; return the next cursor, "0" at the end."""
-    script = load("weights")
 
     def decode(reply: Any) -> tuple[str, dict[str, float]]:
         after, flat = reply
@@ -104,7 +91,7 @@ def weights(
                 weights[key] = float(value)
         return after.decode(), weights
 
-    return Call(script, keys.names(script.keys), (cursor, count), decode)
+    return queue_call("weights", keys, (cursor, count), decode)
 
 
 def sample_keys(keys: QueueKeys, *, count: int) -> Call[tuple[int, list[str]]]:
@@ -112,13 +99,12 @@ def sample_keys(keys: QueueKeys, *, count: int) -> Call[tuple[int, list[str]]]:
 
     A task without a fairness key has the key "".
     """
-    script = load("sample_keys")
 
     def decode(reply: Any) -> tuple[int, list[str]]:
         pending, members = reply
         return int(pending), [_key_in(member) for member in members]
 
-    return Call(script, keys.names(script.keys), (count,), decode)
+    return queue_call("sample_keys", keys, (count,), decode)
 
 
 def _key_in(member: bytes) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from qsync.broker.script import Script
-from qsync.keys import names_beside
+from qsync.broker.script import Script, load
+from qsync.keys import QueueKeys, names_beside
 
 T = TypeVar("T")
 
@@ -60,3 +60,19 @@ class Wait(msgspec.Struct, frozen=True):
     durability: Durability
     timeout_ms: int
     mark: Call[Any]
+
+
+def queue_call(
+    script: str, keys: QueueKeys, args: Sequence[Argument], decode: Callable[[Any], T]
+) -> Call[T]:
+    """Return the call of a script on the keys of a queue."""
+    loaded = load(script)
+    return Call(loaded, keys.names(loaded.keys), tuple(args), decode)
+
+
+def queue_query(
+    script: str, keys: QueueKeys, args: Sequence[Argument], decode: Callable[[dict[str, Any]], T]
+) -> Call[T]:
+    """Return the call of a script whose reply is decoded by the names of its fields."""
+    reply = load(script).reply
+    return queue_call(script, keys, args, lambda values: decode(reply(values)))

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from qsync.broker.call import Argument, Call
-from qsync.broker.script import load
+from qsync.broker.call import Argument, Call, queue_query
 from qsync.broker.stored_task import StoredTask
 from qsync.broker.views import PageKey, StoredTaskRow
 from qsync.keys import QueueKeys
@@ -52,13 +51,11 @@ def count_errors(
 
     The reply has no last task for the errors in `known`.
     """
-    script = load("count_errors")
     score, id = after or ("", "")
     raw = id.encode(errors="surrogateescape")
     args: tuple[Argument, ...] = (state.value, COUNTED_MOST, score, raw, " ".join(known))
 
-    def decode(reply: Any) -> ErrorCounts:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> ErrorCounts:
         place = None
         if fields["read"]:
             last = fields["id"].decode(errors="surrogateescape")
@@ -70,7 +67,7 @@ def count_errors(
             [_error(state, row) for row in fields["errors"]],
         )
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("count_errors", keys, args, decode)
 
 
 def _error(state: TaskState, row: list[Any]) -> CountedError:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import now_argument
-from qsync.broker.script import load
 from qsync.broker.stored_task import score_us
 from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name
@@ -100,28 +99,24 @@ def set_limit(
 
 def open_limit(keys: QueueKeys, limit: str, *, now_us: int | None = None) -> Call[int]:
     """End the time for which RateLimited has closed a limit; return 1 if it was closed."""
-    script = load("open_limit")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), "", limit), int)
+    return queue_call("open_limit", keys, (now_argument(now_us), "", limit), int)
 
 
 def _put_rules(
     keys: QueueKeys, fields: Mapping[str, bytes], by: str, now_us: int | None
 ) -> Call[int]:
-    script = load("put_limit_rules")
     args: list[Argument] = [now_argument(now_us), "", by]
     for name, packed in fields.items():
         args += (name, packed)
-    return Call(script, keys.names(script.keys), tuple(args), int)
+    return queue_call("put_limit_rules", keys, args, int)
 
 
 def list_limits(
     keys: QueueKeys, *, cursor: str = "0", count: int = 100, now_us: int | None = None
 ) -> Call[LimitsPage]:
     """Read the rules of a queue's limits, and a page of the states of limits in use."""
-    script = load("list_limits")
 
-    def decode(reply: Any) -> LimitsPage:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> LimitsPage:
         now, flat = int(fields["now"]), fields["rules"]
         own: dict[str, LimitRule] = {}
         operators: dict[str, StoredOperatorRule] = {}
@@ -136,17 +131,15 @@ def list_limits(
         return LimitsPage(now, own, operators, states, fields["cursor"].decode())
 
     args = (now_argument(now_us), cursor, count)
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("list_limits", keys, args, decode)
 
 
 def get_limit(
     keys: QueueKeys, limit: str, *, id: str = "", now_us: int | None = None
 ) -> Call[LimitDetail]:
     """Read one limit; with the id of a limited task also its place among the waiters."""
-    script = load("get_limit")
 
-    def decode(reply: Any) -> LimitDetail:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> LimitDetail:
         now, program = int(fields["now"]), _rule(fields["program"])
         operator = _operator_rule(limit, fields["operator"])
         operator = operator or _operator_rule(limit_name(limit), fields["by_name"])
@@ -158,7 +151,7 @@ def get_limit(
         )  # fmt: skip
 
     args = (now_argument(now_us), limit, id, HOLDERS)
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("get_limit", keys, args, decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +176,8 @@ class LimitDamage:
 
 def audit_limits(keys: QueueKeys, *, first: int = 0, count: int = 500) -> Call[LimitDamage]:
     """Look for damage of limits, and of waiters from this rank on."""
-    script = load("audit_limits")
 
-    def decode(reply: Any) -> LimitDamage:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> LimitDamage:
         miscounted, shut, unlisted, strays = (
             [text.decode(errors="surrogateescape") for text in fields[name]]
             for name in ("miscounted", "shut", "unlisted", "strays")
@@ -194,7 +185,7 @@ def audit_limits(keys: QueueKeys, *, first: int = 0, count: int = 500) -> Call[L
         flags = (bool(fields[name]) for name in ("more", "uncounted", "unmarked"))
         return LimitDamage(miscounted, shut, unlisted, strays, *flags)
 
-    return Call(script, keys.names(script.keys), (first, count), decode)
+    return queue_query("audit_limits", keys, (first, count), decode)
 
 
 def _packed(rule: LimitRule) -> bytes:

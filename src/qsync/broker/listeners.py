@@ -1,6 +1,7 @@
 """Connections that block on wake lists, or that subscribe to channels.
 
-Each uses a connection of its own, without retries, and closes it if a reply is GRACE s late.
+Each uses a connection of its own, without retries, and closes it if a reply is more than
+BLOCKING_READ_GRACE_S late.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 SILENT_TEXT: Final = "a listening connection no longer gets replies"
 
-GRACE: Final = 2.0
+BLOCKING_READ_GRACE_S: Final = 2.0
 """Delay of a blocking read's reply, in seconds, after which its connection counts as dead."""
 
 IDLE_S: Final = 5.0
@@ -145,7 +146,7 @@ class Subscription:
         if not self._asked and silent >= IDLE_S:
             self._asked = True
             self._send(self._channels.ping())
-        elif silent >= IDLE_S + GRACE:
+        elif silent >= IDLE_S + BLOCKING_READ_GRACE_S:
             raise failures.TimeoutError(SILENT_TEXT)
 
     def _send(self, *commands: Command) -> None:
@@ -214,7 +215,7 @@ class BlockingPop:
         `keys` is a subset of the connection's keys; None means all of them.
         Raises StoreUnavailable; a popped element may then be lost.
         """
-        [reply] = await self._exchange(seconds + GRACE, self._blpop(seconds, keys))
+        [reply] = await self._exchange(seconds + BLOCKING_READ_GRACE_S, self._blpop(seconds, keys))
         if isinstance(reply, Exception):
             raise await self._failed(reply) from reply
         return None if reply is None else (reply[0].decode(), reply[1])
@@ -231,7 +232,9 @@ class BlockingPop:
             return answer
         exchanges = send_calls([call], self._broker.flow_queues)
         commands = next(exchanges)
-        woken, *replies = await self._exchange(seconds + GRACE, self._blpop(seconds), *commands)
+        woken, *replies = await self._exchange(
+            seconds + BLOCKING_READ_GRACE_S, self._blpop(seconds), *commands
+        )
         if isinstance(woken, Exception):
             raise await self._failed(woken) from woken
         while True:
@@ -240,7 +243,7 @@ class BlockingPop:
             except StopIteration as end:
                 [reply] = end.value
                 break
-            replies = await self._exchange(GRACE, *commands)
+            replies = await self._exchange(BLOCKING_READ_GRACE_S, *commands)
         if isinstance(reply, failures.ResponseError):
             return translate(reply, call, self._broker.address)
         return None if reply is None else call.decode(reply)
@@ -337,7 +340,7 @@ class AsyncSubscription:
             while True:
                 # None: nothing arrived in time; the read can be repeated.
                 try:
-                    limit = GRACE if asked else IDLE_S
+                    limit = BLOCKING_READ_GRACE_S if asked else IDLE_S
                     reply = await self._connection.read_response(timeout=limit)
                 except failures.ResponseError as error:
                     reply = error

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import bounded, now_argument, pairs_of, text_of, texts_of
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL
-from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.message import NORMAL_PRIORITY
+from qsync.state import TaskState
 
 
 class RerunRequest(NamedTuple):
@@ -49,22 +50,18 @@ def run_many(
     keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
 ) -> Call[list[RunOutcome]]:
     """Move tasks of one state to pending, in this order; see `run`."""
-    script = load("run")
     args: list[Argument] = [now_argument(now_us), "", state]
     for task in bounded(tasks):
         member = fairness_member(task.priority, task.fairness_key)
         args += (task.id, member, task.lock, task.failure)
-    return Call(script, keys.names(script.keys), tuple(args), pairs_of)
+    return queue_call("run", keys, args, pairs_of)
 
 
 def delete(
     keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
 ) -> Call[int]:
     """Delete the tasks that are still in `state` (not `active`); return how many were."""
-    script = load("delete")
-    return Call(
-        script, keys.names(script.keys), (now_argument(now_us), "", state, *bounded(ids)), int
-    )
+    return queue_call("delete", keys, (now_argument(now_us), "", state, *bounded(ids)), int)
 
 
 class PurgeStep(NamedTuple):
@@ -90,26 +87,23 @@ def purge(
 
     Active tasks are deleted only if their lease has expired.
     """
-    script = load("purge")
     score, id = last or ("", "")
     args = (
         now_argument(now_us), "", state, min(count, MAX_TASKS_PER_CALL),
         score, id.encode(errors="surrogateescape"),
     )  # fmt: skip
 
-    def decode(reply: Any) -> PurgeStep:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> PurgeStep:
         end = (text_of(fields["score"]), fields["id"].decode(errors="surrogateescape"))
         return PurgeStep(fields["deleted"], fields["left"], end if fields["more"] else None)
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("purge", keys, args, decode)
 
 
 def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
     """Delete a queue if it has no tasks and, unless `force`, no stored schedules; return how many
     of both it holds."""
-    script = load("delete_queue")
-    return Call(script, keys.names(script.keys), (int(force),), int)
+    return queue_call("delete_queue", keys, (int(force),), int)
 
 
 def repair(
@@ -126,11 +120,10 @@ def repair(
     `record` is the failure record for tasks that become dead. A task that has an owner but no state
     becomes active, with a lease of `lease_us`.
     """
-    script = load("repair")
     args: list[Argument] = [now_argument(now_us), damage, record, lease_us]
     for row in bounded(rows):
         args += [text.encode(errors="surrogateescape") for text in row]
-    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+    return queue_call("repair", keys, args, texts_of)
 
 
 def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
@@ -144,11 +137,74 @@ def resume(keys: QueueKeys) -> Call[bool]:
 
 
 def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
-    script = load("pause")
-    return Call(script, keys.names(script.keys), (now_argument(now_us), "", note), bool)
+    return queue_call("pause", keys, (now_argument(now_us), "", note), bool)
 
 
 def _note(note: bytes) -> bytes:
     if not note:
         raise ValueError("note: empty; a pause needs a note, since an empty one means resume")
     return note
+
+
+class Rescheduled(NamedTuple):
+    """The outcome of a reschedule."""
+
+    state: TaskState | None
+    """State of the task; None if it is not in the queue."""
+    due_us: int | None
+    """The new due time, us; None if the task is in a state without a due time, and was not
+    changed."""
+
+
+def reschedule(
+    keys: QueueKeys, id: str, due: str, *, now_us: int | None = None
+) -> Call[Rescheduled]:
+    """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
+    args = (now_argument(now_us), "", id, due)
+
+    def decode(reply: dict[str, Any]) -> Rescheduled:
+        state, due_us = reply["state"].decode(), reply["due"].decode()
+        return Rescheduled(TaskState(state) if state else None, int(due_us) if due_us else None)
+
+    return queue_query("reschedule", keys, args, decode)
+
+
+class EditOutcome(NamedTuple):
+    """The outcome of an edit.
+
+    ok         the task has the new message
+    duplicate  nothing changed: another task, `holder`, has the lock of the dead task
+    changed    nothing changed: the task is in another state, or has another message
+    """
+
+    outcome: Literal["ok", "duplicate", "changed"]
+    holder: str = ""
+
+
+def edit(
+    keys: QueueKeys,
+    id: str,
+    state: str,
+    *,
+    seen: bytes,
+    message: bytes,
+    due: str = "",
+    rerun: RerunRequest | None = None,
+    now_us: int | None = None,
+) -> Call[EditOutcome]:
+    """Replace the message `seen` of a scheduled, retry or dead task.
+
+    With `rerun` the task becomes pending now; else `due`, `+<us>`, changes when it is due.
+    """
+    digest = hashlib.sha1(seen, usedforsecurity=False).hexdigest()
+    again = rerun or RerunRequest(id)
+    args = (
+        now_argument(now_us), "", id, state, digest, message, due, "" if rerun is None else "1",
+        fairness_member(again.priority, again.fairness_key), again.lock, again.failure,
+    )  # fmt: skip
+
+    def decode(reply: dict[str, Any]) -> EditOutcome:
+        outcome, holder = reply["outcome"].decode(), reply["holder"].decode()
+        return EditOutcome(cast("Literal['ok', 'duplicate', 'changed']", outcome), holder)
+
+    return queue_query("edit", keys, args, decode)

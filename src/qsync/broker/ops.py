@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from msgspec.structs import replace
 
-from qsync.broker.call import Argument, Call, Durability, Wait
+from qsync.broker.call import Argument, Call, Durability, Wait, queue_call
 from qsync.broker.call_values import bounded, now_argument, text_of, text_tuple, texts_of
 from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.leased_batch import crash_count, only_tasks, runnable_times, spared_crashes
@@ -228,11 +228,10 @@ def renew(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, lease_us: int, now_us: int | None = None
 ) -> Call[list[Literal["ok", "cancelled", "done", "lost"]]]:
     """Extend leases to `lease_us` from now."""
-    script = load("renew")
     args: list[Argument] = [now_argument(now_us), lease_us]
     for task in bounded(tasks):
         args += task
-    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+    return queue_call("renew", keys, args, texts_of)
 
 
 def mark_started(
@@ -242,22 +241,20 @@ def mark_started(
 
     `together`: several suspects run at the same time, and up to three crashes do not count.
     """
-    script = load("mark_started")
     args = [value for task in bounded(tasks) for value in task]
     if together:
         args.append("-")
-    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+    return queue_call("mark_started", keys, args, texts_of)
 
 
 def progress(
     keys: QueueKeys, tasks: Sequence[tuple[str, str, float, float]]
 ) -> Call[list[Outcome]]:
     """Store the progress of tasks, given as (id, token, done, total)."""
-    script = load("progress")
     args: list[Argument] = []
     for id, token, done, total in bounded(tasks):
         args += (id, token, f"{done:.12g}/{total:.12g}")
-    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+    return queue_call("progress", keys, args, texts_of)
 
 
 def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[str, int]]:
@@ -265,12 +262,8 @@ def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[st
 
     Returns the next cursor ("0": done) and the number of leases.
     """
-    script = load("abandon")
-    return Call(
-        script,
-        keys.names(script.keys),
-        (server, cursor),
-        lambda reply: (text_of(reply[0]), int(reply[1])),
+    return queue_call(
+        "abandon", keys, (server, cursor), lambda reply: (text_of(reply[0]), int(reply[1]))
     )
 
 
@@ -296,11 +289,10 @@ def mark_idle(
 
     The server must be subscribed to its channel.
     """
-    script = load("mark_idle")
     args = (now_argument(now_us), lease_us, server, keep_us)
-    return Call(
-        script,
-        keys.names(script.keys),
+    return queue_call(
+        "mark_idle",
+        keys,
         args,
         lambda reply: IdleCheck(text_of(reply[0]) or None, *map(bool, reply[1:])),
     )
@@ -310,19 +302,17 @@ def cancel(
     keys: QueueKeys, id: str, *, retention_us: int | None, now_us: int | None = None
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
     """Cancel a task; `active` comes with the token of its lease."""
-    script = load("cancel")
     args = (now_argument(now_us), "", id, "" if retention_us is None else retention_us)
-    return Call(script, keys.names(script.keys), args, text_tuple)
+    return queue_call("cancel", keys, args, text_tuple)
 
 
 def _settle(
     name: str, keys: QueueKeys, rows: Sequence[tuple[Argument, ...]], now_us: int | None
 ) -> Call[list[Outcome]]:
-    script = load(name)
     args: list[Argument] = [now_argument(now_us)]
     for row in bounded(rows):
         args += row
-    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+    return queue_call(name, keys, args, texts_of)
 
 
 def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, queue_call
 from qsync.broker.call_values import bounded, now_argument
 from qsync.broker.enqueue_options import enqueue_options
 from qsync.broker.operator_ops import _note
@@ -47,14 +47,10 @@ def begin_ticks(
     That is its last tick, or now for a new schedule. With `digests` of the expressions, ticks from
     before an expression changed or a schedule was declared again are not due either.
     """
-    script = load("begin_ticks")
     pairs = itertools.zip_longest(schedules, digests, fillvalue="")
     args = (now_argument(now_us), SCHEDULE_SILENCE_US, *itertools.chain.from_iterable(pairs))
-    return Call(
-        script,
-        keys.names(script.keys),
-        args,
-        lambda reply: (int(reply[0]), [int(tick) for tick in reply[1:]]),
+    return queue_call(
+        "begin_ticks", keys, args, lambda reply: (int(reply[0]), [int(tick) for tick in reply[1:]])
     )
 
 
@@ -62,11 +58,10 @@ def publish_schedules(
     keys: QueueKeys, schedules: Sequence[tuple[str, bytes, bytes]], *, now_us: int | None = None
 ) -> Call[int]:
     """Publish schedules as (name, record, task); the scripts do not read record and task."""
-    script = load("publish_schedules")
     args: list[Argument] = [now_argument(now_us), SCHEDULE_SILENCE_US]
     for schedule in bounded(schedules):
         args += schedule
-    return Call(script, keys.names(script.keys), tuple(args), int)
+    return queue_call("publish_schedules", keys, args, int)
 
 
 def pause_schedule(
@@ -93,18 +88,14 @@ def forget_schedule(
 
     Returns False when a server published it since, None when it is not found.
     """
-    script = load("forget_schedule")
     args = (now_argument(now_us), "", schedule, silence_us, run_field(schedule))
-    return Call(script, keys.names(script.keys), args, _changed)
+    return queue_call("forget_schedule", keys, args, _changed)
 
 
 def _pause_schedule(
     keys: QueueKeys, schedule: str, note: bytes, now_us: int | None
 ) -> Call[bool | None]:
-    script = load("pause_schedule")
-    return Call(
-        script, keys.names(script.keys), (now_argument(now_us), "", schedule, note), _changed
-    )
+    return queue_call("pause_schedule", keys, (now_argument(now_us), "", schedule, note), _changed)
 
 
 def _changed(reply: int) -> bool | None:

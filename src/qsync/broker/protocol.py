@@ -15,7 +15,7 @@ import hiredis
 import redis.exceptions as failures
 
 from qsync.broker import redis_internals
-from qsync.broker.base import LATE_S, noop
+from qsync.broker.base import LOOP_BLOCKED_S, noop
 
 _MORE: Final = object()
 """Value that the parser returns while a reply is incomplete."""
@@ -210,8 +210,8 @@ class RedisConnection(asyncio.Protocol):
         now = self._loop.time()
         if self._due - now > TIMER_S:  # the timer belonged to an earlier exchange
             self._set_timer(self._due)
-        elif now - self._due > LATE_S and not self._is_late:
-            self._is_late, self._due = True, now + LATE_S / 2
+        elif now - self._due > LOOP_BLOCKED_S and not self._is_late:
+            self._is_late, self._due = True, now + LOOP_BLOCKED_S / 2
             self._set_timer(self._due)
         else:
             self._break(TimeoutError())

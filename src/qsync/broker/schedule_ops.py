@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import now_argument
 from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.program_schedule_ops import SCHEDULE_SILENCE_US
@@ -16,7 +16,7 @@ from qsync.keys import NAME, GlobalKeys, QueueKeys
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 
-BATCH: Final = 100
+SCHEDULES_PER_CALL: Final = 100
 """Stored schedules that are read or ticked in one call."""
 
 TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
@@ -63,27 +63,23 @@ def put_schedule(
     keys: QueueKeys, name: str, next_us: int, record: bytes, *, now_us: int | None = None
 ) -> Call[PutOutcome]:
     """Store a schedule, replacing one of the same name, unless a program uses the name."""
-    script = load("put_schedule")
     args = (now_argument(now_us), "", SCHEDULE_SILENCE_US, name, next_us, record)
-    return Call(
-        script, keys.names(script.keys), args, lambda reply: PutOutcome(reply[0], reply[1] or None)
+    return queue_call(
+        "put_schedule", keys, args, lambda reply: PutOutcome(reply[0], reply[1] or None)
     )
 
 
 def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
     """Delete a stored schedule, with `stamp` only that version of it; return whether it existed."""
-    script = load("delete_schedule")
-    return Call(script, keys.names(script.keys), ("", "", name, stamp, run_field(name)), bool)
+    return queue_call("delete_schedule", keys, ("", "", name, stamp, run_field(name)), bool)
 
 
 def due_schedules(
-    keys: QueueKeys, *, count: int = BATCH, offset: int = 0, now_us: int | None = None
+    keys: QueueKeys, *, count: int = SCHEDULES_PER_CALL, offset: int = 0, now_us: int | None = None
 ) -> Call[DueSchedules]:
     """Read the stored schedules whose next tick is due, without the first `offset` of them."""
-    script = load("due_schedules")
 
-    def decode(reply: Any) -> DueSchedules:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> DueSchedules:
         flat, later = fields["rows"], fields["later"]
         rows = [
             row_of((name, record or b"", score, None))
@@ -92,7 +88,7 @@ def due_schedules(
         next_us = int(later) if later else None
         return DueSchedules(int(fields["now"]), next_us, bool(fields["wrong"]), rows)
 
-    return Call(script, keys.names(script.keys), (now_argument(now_us), count, offset), decode)
+    return queue_query("due_schedules", keys, (now_argument(now_us), count, offset), decode)
 
 
 def tick_schedules(
@@ -118,13 +114,12 @@ def stored_schedules(
     keys: QueueKeys, names: Sequence[str], *, now_us: int | None = None
 ) -> Call[tuple[int, list[StoredScheduleRow | None]]]:
     """Read the store's time, and the stored schedules of these names; None for a missing one."""
-    script = load("stored_schedules")
 
     def decode(reply: Any) -> tuple[int, list[StoredScheduleRow | None]]:
         now, rows = reply
         return int(now), [row_of(row) if row else None for row in rows]
 
-    return Call(script, keys.names(script.keys), (now_argument(now_us), *names), decode)
+    return queue_call("stored_schedules", keys, (now_argument(now_us), *names), decode)
 
 
 def stored_page(
@@ -132,14 +127,12 @@ def stored_page(
 ) -> Call[StoredPage]:
     """Read about `count` stored schedules from `cursor` on; with "" those whose next tick is
     earliest."""
-    script = load("stored_page")
 
-    def decode(reply: Any) -> StoredPage:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> StoredPage:
         rows = [row_of(row) for row in fields["rows"]]
         return StoredPage(int(fields["now"]), fields["cursor"].decode(), fields["total"], rows)
 
-    return Call(script, keys.names(script.keys), ("", cursor, count, prefix), decode)
+    return queue_query("stored_page", keys, ("", cursor, count, prefix), decode)
 
 
 def announce_schedules(keys: GlobalKeys, queue: str, number: int) -> Call[int]:

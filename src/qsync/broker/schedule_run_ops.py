@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
-from qsync.broker.call import Argument, Call
-from qsync.broker.script import load
+from qsync.broker.call import Argument, Call, queue_call
 from qsync.keys import QueueKeys
 from qsync.schedule import tick_id
 from qsync.times import datetime_us
@@ -100,27 +99,24 @@ def note_runs(keys: QueueKeys, notes: Sequence[Note]) -> Call[int]:
 
     Missed ones of a paused schedule are not.
     """
-    script = load("note_runs")
     args: list[Argument] = []
     for note in notes:
         args += (note.field, note.tick_ms, note.made, note.what, note.schedule)
-    return Call(script, keys.names(script.keys), tuple(args), int)
+    return queue_call("note_runs", keys, args, int)
 
 
 def schedule_runs(keys: QueueKeys, names: Sequence[str]) -> Call[list[list[StoredRun]]]:
     """Read the noted runs of schedules, in the order in which they were noted."""
-    script = load("schedule_runs")
 
     def decode(reply: Any) -> list[list[StoredRun]]:
         return [_runs(text.decode(errors="replace")) for text in reply]
 
     fields = tuple(run_field(name) for name in names)
-    return Call(script, keys.names(script.keys), fields, decode)
+    return queue_call("schedule_runs", keys, fields, decode)
 
 
 def last_runs(keys: QueueKeys, *, count: int) -> Call[list[LastRuns]]:
     """Read the last success and failure of up to `count` schedules of a queue."""
-    script = load("last_runs")
 
     def decode(reply: Any) -> list[LastRuns]:
         texts = [text.decode(errors="replace") for text in reply]
@@ -129,18 +125,17 @@ def last_runs(keys: QueueKeys, *, count: int) -> Call[list[LastRuns]]:
             for field, *both in zip(texts[::3], texts[1::3], texts[2::3], strict=True)
         ]
 
-    return Call(script, keys.names(script.keys), (count,), decode)
+    return queue_call("last_runs", keys, (count,), decode)
 
 
 def missed_runs(keys: QueueKeys) -> Call[list[tuple[str, int]]]:
     """Read which schedules of a queue missed their last tick, and that tick in us."""
-    script = load("schedule_runs")
 
     def decode(reply: Any) -> list[tuple[str, int]]:
         pairs = [entry.rpartition("@") for entry in reply[0].decode(errors="replace").split()]
         return [(field, int(ms) * 1000) for field, _, ms in pairs if ms.isdecimal() and field]
 
-    return Call(script, keys.names(script.keys), (MISSED,), decode)
+    return queue_call("schedule_runs", keys, (MISSED,), decode)
 
 
 def _runs(text: str) -> list[StoredRun]:

@@ -27,7 +27,7 @@ GRACE_US: Final = 30_000_000
 MOST_TICKS: Final = 20
 """Number of ticks of one schedule that are enqueued in one call."""
 
-LONGEST: Final = 1000
+MAX_EXPRESSION_LENGTH: Final = 1000
 """Longest expression with its time zone, in characters."""
 
 NEVER_US: Final = 250_246_627_200_000_000
@@ -135,11 +135,11 @@ def encode_record(schedule: Cron | Every, missed: Missed, message: bytes) -> byt
     head, when, rest = FORMAT << 4 | MISSED.index(missed), text.encode(), message[10:]
     if rest.endswith(DEFAULTS):
         head, rest = head | 4, rest[: -len(DEFAULTS)]
-    if len(when) > LONGEST:
+    if len(when) > MAX_EXPRESSION_LENGTH:
         raise InvalidTask(
             phrase(
                 "cron=%(value)s: %(number)s characters are over %(most)s",
-                value=f"{text!r:.80}", number=str(len(when)), most=str(LONGEST),
+                value=f"{text!r:.80}", number=str(len(when)), most=str(MAX_EXPRESSION_LENGTH),
             )
         )  # fmt: skip
     return struct.pack(">BH", head, len(when)) + when + rest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qsync.broker.call import Call
+from qsync.broker.call import Call, queue_call, queue_query
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
 
@@ -46,11 +46,8 @@ def resume_type(keys: QueueKeys, type: str, *, now_us: int | None = None) -> Cal
 
 
 def _pause_type(keys: QueueKeys, type: str, note: bytes, now_us: int | None) -> Call[bool | None]:
-    script = load("pause_type")
     args = ("" if now_us is None else now_us, "", type, note, PAUSED_MOST)
-    return Call(
-        script, keys.names(script.keys), args, lambda reply: None if reply < 0 else bool(reply)
-    )
+    return queue_call("pause_type", keys, args, lambda reply: None if reply < 0 else bool(reply))
 
 
 def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[StoredPause]]:
@@ -92,14 +89,12 @@ class TypeSample:
 
 def sample_types(keys: QueueKeys, *, count: int) -> Call[TypeSample]:
     """Count the types of up to `count` pending and dead tasks each, from all over the state."""
-    script = load("sample_types")
 
-    def decode(reply: Any) -> TypeSample:
-        found = script.reply(reply)
+    def decode(found: dict[str, Any]) -> TypeSample:
         paused = sorted(name.decode(errors="replace") for name in found["paused"])
         return TypeSample(_sample(found["pending"]), _sample(found["dead"]), paused)
 
-    return Call(script, keys.names(script.keys), (count,), decode)
+    return queue_query("sample_types", keys, (count,), decode)
 
 
 def _sample(row: list[Any]) -> StateSample:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qsync.broker.call import Argument, Call
-from qsync.broker.script import load
+from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.keys import QueueKeys
 
 REPORTS_READ: Final = 200
@@ -28,22 +27,20 @@ class StoredTypeStats:
 
 def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str]]:
     """Store reports by their field; return the fields of those that were there before."""
-    script = load("report_types")
     args: list[Argument] = []
     for field, report in reports.items():
         args += (field, report)
-    return Call(script, keys.names(script.keys), tuple(args), _texts)
+    return queue_call("report_types", keys, args, _texts)
 
 
 def roll_types(
     keys: QueueKeys, directory: bytes, reports: Sequence[str], fields: Mapping[str, bytes | None]
 ) -> Call[bool]:
     """Replace reports by fields of the statistics; False: the directory has changed meanwhile."""
-    script = load("roll_types")
     args: list[Argument] = [directory, len(reports), *reports]
     for field, block in fields.items():
         args += (field, block or b"")
-    return Call(script, keys.names(script.keys), tuple(args), bool)
+    return queue_call("roll_types", keys, args, bool)
 
 
 def type_stats(
@@ -55,18 +52,16 @@ def type_stats(
     now_us: int | None = None,
 ) -> Call[StoredTypeStats]:
     """Read fields of the statistics, up to FIELDS_READ, and a part of the reports."""
-    script = load("type_stats")
     args = ("" if now_us is None else now_us, reports, offset, *fields)
 
-    def decode(reply: Any) -> StoredTypeStats:
-        answer = script.reply(reply)
+    def decode(answer: dict[str, Any]) -> StoredTypeStats:
         flat = answer["reports"]
         blocks = dict(zip(fields, answer["blocks"], strict=True))
         names = _texts(flat[::2])
         held = {name: data for name, data in zip(names, flat[1::2], strict=True) if data}
         return StoredTypeStats(int(answer["now"]), blocks, held)
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("type_stats", keys, args, decode)
 
 
 def _texts(raw: Sequence[bytes]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qsync.bounds import QueueBounds
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import now_argument
 from qsync.broker.queue_replies import bounds_in, counters_of, told_apart
 from qsync.broker.script import load
@@ -24,8 +24,7 @@ def get_tasks(
     With `messages=False` existing messages are returned as empty bytes: a caller that only waits
     for the end of a task does not need them, and they may be large.
     """
-    script = load("get_tasks")
-    return Call(script, keys.names(script.keys), ("1" if messages else "", *ids), _shown)
+    return queue_call("get_tasks", keys, ("1" if messages else "", *ids), _shown)
 
 
 def _shown(reply: Any) -> list[StoredTask | None]:
@@ -55,11 +54,7 @@ class Counts:
 
 def permissions(keys: QueueKeys, commands: Sequence[str]) -> Call[list[str]]:
     """Return the commands that the connection's user may not run on a queue."""
-    script = load("permissions")
-
-    return Call(
-        script, keys.names(script.keys), tuple(commands), lambda reply: [n.decode() for n in reply]
-    )
+    return queue_call("permissions", keys, commands, lambda reply: [n.decode() for n in reply])
 
 
 def counts(keys: QueueKeys) -> Call[Counts]:
@@ -170,19 +165,17 @@ def list_tasks(
     now_us: int | None = None,
 ) -> Call[TaskPage]:
     """Read up to `count` tasks of a state that follow `after`; fewer when they are large."""
-    script = load("list_tasks")
     score, id = after or ("", "")
     args: tuple[Argument, ...] = (
         now_argument(now_us), state.value, count, "1" if backwards else "",
         score, _raw(id),
     )  # fmt: skip
 
-    def decode(reply: Any) -> TaskPage:
-        fields = script.reply(reply)
+    def decode(fields: dict[str, Any]) -> TaskPage:
         rows = [_row(state, row) for row in fields["rows"]]
         return TaskPage(int(fields["now"]), fields["total"], bool(fields["more"]), rows)
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_query("list_tasks", keys, args, decode)
 
 
 def _row(state: TaskState, row: list[Any]) -> StoredTaskRow:
@@ -212,10 +205,9 @@ class WorkCheck(NamedTuple):
 
 def check_for_work(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[WorkCheck]:
     """Read whether a server has anything to do in a queue."""
-    script = load("check_for_work")
-    return Call(
-        script,
-        keys.names(script.keys),
+    return queue_call(
+        "check_for_work",
+        keys,
         (now_argument(now_us), lease_us),
         lambda reply: WorkCheck(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
     )
@@ -295,7 +287,6 @@ def schedules(
     keys: QueueKeys, name: str = "", *, now_us: int | None = None
 ) -> Call[tuple[int, list[Published]]]:
     """Read the store's time and a queue's schedules; with `name` only that one and its task."""
-    script = load("schedules")
     args = (now_argument(now_us), name)
 
     def decode(reply: Any) -> tuple[int, list[Published]]:
@@ -308,7 +299,7 @@ def schedules(
             for id, record, seen, note, tick, task in rows
         ]  # fmt: skip
 
-    return Call(script, keys.names(script.keys), args, decode)
+    return queue_call("schedules", keys, args, decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,8 +339,7 @@ def _raw(text: str) -> bytes:
 
 
 def _audit(keys: QueueKeys, args: tuple[Argument, ...]) -> Call[tuple[str, list[AuditRow]]]:
-    script = load("audit")
-    return Call(script, keys.names(script.keys), args, _standing)
+    return queue_call("audit", keys, args, _standing)
 
 
 def _standing(reply: Any) -> tuple[str, list[AuditRow]]:
@@ -375,3 +365,45 @@ def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
         return {name: kind for name, kind in kinds.items() if kind != "none"}, int(reply[1])
 
     return Call(script, keys.names(script.keys), (), decode)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPosition:
+    """What delays a task. `rank` is the number of pending tasks before it; None if not pending.
+
+    `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
+    last fetch of its server.
+    """
+
+    now_us: int
+    rank: int | None
+    pending: int
+    holder: str | None
+    fetched_at_us: int
+    fetch_number: int
+    pause_note: bytes | None
+    paused_at_us: int
+    ended: int
+    """Number of attempts that ended in the queue so far."""
+    above: int = 0
+    """Number of pending tasks of a higher priority."""
+    next_run_us: int | None = None
+    """Due time of its next run, with the payload of a later call, in us; None if no run follows."""
+
+
+def pending_position(
+    keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
+) -> Call[PendingPosition]:
+    """Read what delays a task."""
+    args = (now_argument(now_us), id, lock, server)
+
+    def decode(row: dict[str, Any]) -> PendingPosition:
+        rank, holder = row["rank"], row["holder"].decode(errors="backslashreplace")
+        return PendingPosition(
+            row["now"], None if rank < 0 else rank, row["pending"], holder or None,
+            number(row["fetched_at"]), number(row["fetch_number"]), row["pause_note"] or None,
+            number(row["paused_at"]), number(row["completed"]) + number(row["failed"]),
+            row["above"], number(row["next_run"]) or None,
+        )  # fmt: skip
+
+    return queue_query("pending_position", keys, args, decode)

@@ -14,7 +14,7 @@ from qsync.cli.prompts import ProgressLine, confirm
 from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue
 from qsync.formatting import plural
 from qsync.inspector import Filter, Inspector, Step
-from qsync.inspector.tasks import LIMIT
+from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.state import TaskState
 
 MakeStep = Callable[..., Awaitable[Step]]
@@ -102,7 +102,7 @@ class BulkJob:
                 cursor: str | None = None
                 while True:
                     page = await inspector.tasks(
-                        name, self.state, limit=LIMIT, cursor=cursor, filter=filter,
+                        name, self.state, limit=MAX_PAGE_SIZE, cursor=cursor, filter=filter,
                         newest_first=False,
                     )  # fmt: skip
                     matches, scanned = matches + len(page.tasks), scanned + page.scanned

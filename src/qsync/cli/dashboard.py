@@ -63,8 +63,8 @@ def dashboard(
         f"{TOKEN}: options are visible in `ps`.",
     )] = None,
     view_token: Annotated[str | None, option(
-        metavar="TOKEN", envvar=VIEW_TOKEN, help="Also let in who has this token (min. 16 "
-        f"characters), to look and change nothing. Prefer {VIEW_TOKEN}. Needs --token.",
+        metavar="TOKEN", envvar=VIEW_TOKEN, help="Accept this token, too (min. 16 characters): "
+        f"users with it can only read. Prefer {VIEW_TOKEN}. Needs --token.",
     )] = None,
     allow_actions: Annotated[
         bool,

@@ -20,7 +20,7 @@ from qsync.inspector import OperatorEvent
 from qsync.inspector.event_values import ACTIONS
 from qsync.times import MAX_SECONDS
 
-SHOWN: Final = 50
+EVENTS_SHOWN: Final = 50
 
 SORTS: Final[dict[str, Callable[[OperatorEvent], Any]]] = {
     "time": lambda event: -event.at.timestamp(),
@@ -49,7 +49,7 @@ def events(
         typer.Option(
             "--limit", "-n", metavar="N", min=1, max=MOST_EVENTS, help="Show at most N actions."
         ),
-    ] = SHOWN,
+    ] = EVENTS_SHOWN,
     sort: Annotated[str, sort_option(
         SORTS, "Column to sort by: time (latest first), by, action, queue or number (largest "
         "first).  [default: time]",

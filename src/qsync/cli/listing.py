@@ -1,4 +1,4 @@
-"""Prints what a command lists, in the format and as often as its options say."""
+"""Prints the rows of lists in the chosen format, once or repeatedly."""
 
 from __future__ import annotations
 

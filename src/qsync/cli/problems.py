@@ -11,17 +11,17 @@ from qsync.formatting import coarse_duration, plural, relative, utc_time
 from qsync.inspector import Died, Fleet, Inspector, MissedRun, QueueInfo
 from qsync.state import TaskState
 
-MOST: Final = 10
+MAX_LINES: Final = 10
 """Largest number of lines."""
 
 
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
     """Return the number of different errors of the unacknowledged dead tasks, by queue.
 
-    It is known for up to MOST queues, where one read suffices: about 20,000 tasks.
+    It is known for up to MAX_LINES queues, where one read suffices: about 20,000 tasks.
     """
     numbers = {}
-    for info in [info for info in queues if info.died is not None][:MOST]:
+    for info in [info for info in queues if info.died is not None][:MAX_LINES]:
         part = await inspector.errors(info.name, TaskState.DEAD)
         first_at = info.died.first_at if info.died else None
         if part.cursor is None and first_at is not None:
@@ -46,10 +46,10 @@ def print_problems(
     ]
     if lines:
         print_line("")
-    for line in lines[:MOST]:
+    for line in lines[:MAX_LINES]:
         print_line(line)
-    if len(lines) > MOST:
-        print_line(f"And {plural(len(lines) - MOST, 'more problem')}.")
+    if len(lines) > MAX_LINES:
+        print_line(f"And {plural(len(lines) - MAX_LINES, 'more problem')}.")
 
 
 def problems_of(queues: Sequence[QueueInfo], fleet: Fleet, errors: Mapping[str, int]) -> list[str]:

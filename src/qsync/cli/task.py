@@ -36,10 +36,9 @@ from qsync.cli.options import (
 )
 from qsync.cli.output import escaped_lines, print_json, print_line, print_raw
 from qsync.cli.store import open_store, queue_of, task_missing
-from qsync.cli.task_detail import print_task
+from qsync.cli.task_detail import print_stack, print_task
 from qsync.cli.task_list import ORDER, TaskQuery, list_matching
 from qsync.cli.task_sort import SortTasks
-from qsync.cli.task_stack import print_stack
 from qsync.formatting import local_time
 from qsync.inspector import Change, Explanation, Inspector, TaskDetail
 from qsync.inspector.bulk import WAITING
@@ -49,7 +48,7 @@ task: Final = CommandGroup(
     name="task", help="List, show, enqueue, retry, cancel and delete tasks.", no_args_is_help=True
 )
 
-MEASURE_S: Final = 0.5
+RATE_INTERVAL_S: Final = 0.5
 """Time to measure the rate of a queue, for the estimate of when a task's turn comes."""
 
 
@@ -138,7 +137,7 @@ async def _detail(
         exit_with(task_missing(id, name))
     if not explained or detail.row.state not in UNFINISHED:
         return detail, None
-    return detail, await inspector.explain(id, queue=name, measure=MEASURE_S)
+    return detail, await inspector.explain(id, queue=name, measure=RATE_INTERVAL_S)
 
 
 def _write(data: bytes) -> None:
@@ -178,7 +177,7 @@ def explain(
 
 async def _explain(inspector: Inspector, id: str, queue: str | None) -> Explanation:
     name = await queue_of(inspector, id, queue)
-    explanation = await inspector.explain(id, queue=name, measure=MEASURE_S)
+    explanation = await inspector.explain(id, queue=name, measure=RATE_INTERVAL_S)
     if explanation.state is None:
         exit_with(task_missing(id, name))
     return explanation

@@ -20,7 +20,7 @@ from qsync.cli.task_sort import SORTED_TASKS, first_sorted
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
-from qsync.inspector.tasks import LIMIT
+from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
 
@@ -82,7 +82,7 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
     tasks, scanned, progress = list[TaskRow](), 0, ProgressLine()
     try:
         while states:
-            most = LIMIT if query.sort else min(query.limit - len(tasks), LIMIT)
+            most = MAX_PAGE_SIZE if query.sort else min(query.limit - len(tasks), MAX_PAGE_SIZE)
             page = await inspector.tasks_of(
                 queues_by_state[states[0]], states[0], limit=most,
                 cursor=cursor, filter=query.filter, newest_first=query.newest_first,

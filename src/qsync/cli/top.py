@@ -22,7 +22,7 @@ from qsync.errors import StoreUnavailable
 if TYPE_CHECKING:  # rich takes long to import
     from rich.console import Console
 
-MEASURE_S: Final = 0.5
+RATE_INTERVAL_S: Final = 0.5
 """Time between the two readings of a single frame, which shows rates."""
 
 WIDTH: Final = 120
@@ -77,7 +77,7 @@ def top(
 
 async def _read_twice(model: TopModel) -> None:
     await model.read()
-    await asyncio.sleep(MEASURE_S)
+    await asyncio.sleep(RATE_INTERVAL_S)
     await model.read()
 
 

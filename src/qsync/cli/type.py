@@ -18,15 +18,23 @@ from qsync.cli.command import (
 )
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import By, Json, Preview, StoreOptions, Why, queue_option, sort_option
-from qsync.cli.output import Cell, Column, Row, count_cell, print_json, print_line, print_table
+from qsync.cli.output import (
+    Cell,
+    Column,
+    Row,
+    count_cell,
+    print_json,
+    print_line,
+    print_table,
+    state_cell,
+)
 from qsync.cli.prompts import current_user
 from qsync.cli.queue_tables import pause_note
 from qsync.cli.store import check_queue, exit_unknown_queue, open_store
-from qsync.cli.type_detail import print_slowest, print_starts
 from qsync.formatting import duration, local_time, plural
-from qsync.inspector import Period, RunStats, TypeInfo, TypeList, TypeStats
+from qsync.inspector import Period, RunStats, ServerStart, SlowTask, TypeInfo, TypeList, TypeStats
 from qsync.inspector.type_values import PERIODS
-from qsync.inspector.types import LISTED
+from qsync.inspector.types import LISTED_PERIODS
 
 HELP: Final = "Types of tasks: list, show, pause, resume. Without a command: list."
 
@@ -57,7 +65,7 @@ def period_option(names: Iterable[str]) -> Any:
     )  # fmt: skip
 
 
-ListPeriod = Annotated[Period, period_option(LISTED)]
+ListPeriod = Annotated[Period, period_option(LISTED_PERIODS)]
 
 ShowPeriod = Annotated[Period, period_option(PERIODS)]
 
@@ -302,3 +310,37 @@ def resume(
         )
     else:
         print_line(f"{name}: resumed in queue {queue}; {plural(waiting, 'task')} waited")
+
+
+STARTS_SHOWN: Final = 10
+
+
+def print_starts(starts: Sequence[ServerStart]) -> None:
+    """Print when servers of the type started, and with which version: the last ten times."""
+    if not starts:
+        return
+    print_line("")
+    print_line("Servers started, as after a deploy:", "bold")
+    columns = [Column("FROM"), Column("VERSION", shrink=True), Column("SERVERS", right=True)]
+    rows: list[Row] = [
+        [local_time(start.at), start.version, f"{start.servers:,}"]
+        for start in starts[-STARTS_SHOWN:]
+    ]
+    print_table(columns, rows)
+
+
+def print_slowest(slow: Sequence[SlowTask]) -> None:
+    """Print the slowest tasks of the type."""
+    if not slow:
+        return
+    print_line("")
+    print_line("Slowest tasks: running, dead, or completed today or yesterday:", "bold")
+    columns = [
+        Column("ID"), Column("STATE"), Column("DURATION", right=True), Column("STARTED"),
+        Column("SERVER", shrink=True),
+    ]  # fmt: skip
+    rows: list[Row] = [
+        [task.id, state_cell(task.state), duration(task.seconds), local_time(task.at), task.server]
+        for task in slow
+    ]
+    print_table(columns, rows)

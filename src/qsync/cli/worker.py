@@ -37,7 +37,7 @@ from qsync.worker.supervisor import Supervisor
 
 log: Final = logging.getLogger("qsync.worker")
 
-SHOWN: Final = 10
+NAMES_LOGGED: Final = 10
 """Maximum number of unserved queues, and of types per queue, that the log names."""
 
 
@@ -220,13 +220,13 @@ def _unserved(app: Qsync, served: Sequence[str]) -> str:
     if not types:
         return ""
     shown = [
-        f"{queue} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for queue, names in list(types.items())[:SHOWN]
+        f"{queue} ({', '.join(names[:NAMES_LOGGED])}{', ...' if len(names) > NAMES_LOGGED else ''})"
+        for queue, names in list(types.items())[:NAMES_LOGGED]
     ]
     return (
         f"this worker does not serve {plural(len(types), 'queue')} that tasks of the app go to: "
-        f"{', '.join(shown)}{', ...' if len(types) > SHOWN else ''}; add them to --queues, or "
-        "start another worker for them"
+        f"{', '.join(shown)}{', ...' if len(types) > NAMES_LOGGED else ''}; add them to --queues, "
+        "or start another worker for them"
     )
 
 

@@ -22,11 +22,12 @@ from qsync.enqueueing import (
 )  # fmt: skip
 from qsync.errors import ConfigError, QsyncError
 from qsync.idempotency import CallSequences
-from qsync.keys import GlobalKeys, QueueKeys, check_id, queue_keys, shorten
+from qsync.keys import GlobalKeys, QueueKeys, check_id, queue_keys
 from qsync.new_task import NewTask
 from qsync.queue_announcer import QueueAnnouncer
 from qsync.task_lookup import Search
 from qsync.times import Duration
+from qsync.value_text import shorten
 
 T = TypeVar("T")
 

@@ -22,12 +22,12 @@ from qsync.app import Qsync
 from qsync.client import AsyncHandle, Handle
 from qsync.errors import DuplicateTask, InvalidTask, Retry, Snooze
 from qsync.instrumentation import Extension, missing
-from qsync.keys import class_name
 from qsync.mux import CallNext
 from qsync.server import process_pool_child
 from qsync.server.current import running
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
+from qsync.value_text import class_name
 from qsync.version import __version__
 
 try:

@@ -21,7 +21,7 @@ from qsync.app import Qsync
 from qsync.client import AsyncClient
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
-from qsync.keys import shorten
+from qsync.value_text import shorten
 
 try:
     from starlette.applications import Starlette

@@ -21,8 +21,9 @@ from qsync.broker.store_info import MIN_VERSION, evicts_tasks
 from qsync.diagnostics.limit_check import examine_limits
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.formatting import size
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import DEFAULT
+from qsync.value_text import shorten
 
 Level = Literal["ok", "warning", "problem", "unknown"]
 

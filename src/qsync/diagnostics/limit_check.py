@@ -16,16 +16,16 @@ from qsync.keys import GlobalKeys, QueueKeys
 from qsync.limit import limit_name
 from qsync.state import TaskState
 
-QUEUES: Final = 100
+QUEUES_CHECKED: Final = 100
 """Maximum number of queues whose limits are checked."""
 
 LIMITS: Final = 500
 """Approximate number of limits read per queue."""
 
-LONG_S: Final = 3600.0
+LONG_WAIT_S: Final = 3600.0
 """Waiting time above which a limit is reported, in seconds."""
 
-NAMED: Final = 5
+LIMITS_NAMED: Final = 5
 """Maximum number of limits that a finding names."""
 
 
@@ -39,7 +39,7 @@ class QueueLimits(NamedTuple):
 
 async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits]:
     """Return the limits of the queues that use any; raise QsyncError if the store denies access."""
-    names = (await broker.run(views.queues(keys))).names[:QUEUES]
+    names = (await broker.run(views.queues(keys))).names[:QUEUES_CHECKED]
     queues = [QueueKeys(keys.prefix, name) for name in sorted(names)]
     limits = []
     for queue in queues:
@@ -75,7 +75,7 @@ def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
             f"{state.limit} of {queue}" for state in page.states if not _has_rule(page, state)
         ]
         stuck += [f"{state.limit} of {queue}" for state in page.states if _is_stuck(state)]
-        if waited_s > LONG_S:
+        if waited_s > LONG_WAIT_S:
             long.append(f"{queue} ({duration(waited_s)})")
     texts = []
     if without:
@@ -105,8 +105,12 @@ def _is_stuck(state: LimitState) -> bool:
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMED])
-    return f"{shown} and {plural(len(names) - NAMED, 'other')}" if len(names) > NAMED else shown
+    shown = ", ".join(names[:LIMITS_NAMED])
+    return (
+        f"{shown} and {plural(len(names) - LIMITS_NAMED, 'other')}"
+        if len(names) > LIMITS_NAMED
+        else shown
+    )
 
 
 async def examine_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[str] | None:

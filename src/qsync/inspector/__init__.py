@@ -15,7 +15,6 @@ from qsync.broker.aio import AsyncBroker
 from qsync.inspector.backlog import KeyShares, _BacklogMixin
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.composition import Composition, _CompositionMixin
-from qsync.inspector.died import Died
 from qsync.inspector.edits import _EditsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.errors import _ErrorsMixin
@@ -29,8 +28,7 @@ from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.live_servers import HandlerStack
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.monitoring import LastRun, QueueSample, TypeShares, _MonitoringMixin
-from qsync.inspector.overview import Overview
-from qsync.inspector.queues import _QueuesMixin
+from qsync.inspector.queues import Overview, _QueuesMixin
 from qsync.inspector.schedule_runs import Backfill, MissedRun, ScheduleRun, _ScheduleRunsMixin
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
 from qsync.inspector.search_query import SearchQuery, Term, parse_search
@@ -52,6 +50,7 @@ from qsync.inspector.values import (
     Attempt,
     Change,
     Day,
+    Died,
     Edit,
     Event,
     Filter,

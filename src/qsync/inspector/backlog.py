@@ -10,7 +10,7 @@ import msgspec
 from qsync.broker import bounds_ops
 from qsync.inspector.base import Base
 
-SAMPLE: Final = 200
+KEYS_SAMPLED: Final = 200
 """Number of pending tasks whose fairness key is read."""
 
 
@@ -40,7 +40,7 @@ class _BacklogMixin(Base):
 
     async def key_shares(self, queue: str = "default") -> KeyShares:
         """Return the fairness keys of pending tasks: of up to 200 exactly, of more as a sample."""
-        call = bounds_ops.sample_keys(self._keys(queue), count=SAMPLE)
+        call = bounds_ops.sample_keys(self._keys(queue), count=KEYS_SAMPLED)
         pending, keys = await self._broker.run(call)
         counts = Counter(key for key in keys if key)
         return KeyShares(pending=pending, read=len(keys), keys=dict(counts.most_common()))

@@ -15,18 +15,21 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from qsync import codec
-from qsync.broker import event_ops, views
+from qsync.broker import event_ops, ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import check_broker, ends_in
 from qsync.broker.call import Call
 from qsync.broker.event_ops import KEY_BYTES
+from qsync.broker.op_values import Enqueued
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask, QsyncError, SchemaMismatch
 from qsync.inspector.event_values import Actor, new_key
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.new_task import NewTask, new_nonce
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
 from qsync.times import from_us
+from qsync.value_text import shorten
 
 T = TypeVar("T")
 
@@ -73,6 +76,12 @@ def cursor_at(place: PageKey, *, until_us: int = 0, action: bytes = b"") -> str:
     """Return the cursor of the tasks after a position."""
     score, id = place
     return str(Cursor(score, id.encode(errors="surrogateescape"), until_us, action))
+
+
+def enqueue_once(keys: QueueKeys, tasks: Sequence[NewTask]) -> Call[list[Enqueued]]:
+    """Return a call that enqueues tasks; repeated after a lost reply, it changes nothing, even if
+    they have left the queue."""
+    return ops.enqueue(keys, tasks, sender=new_nonce().hex(), number=1)
 
 
 def no_cursor(text: object) -> Phrase:

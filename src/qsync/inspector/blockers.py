@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsync.broker.pending_view import PendingPosition
+from qsync.broker.views import PendingPosition
 from qsync.inspector.explanation import Reason
 from qsync.inspector.limit_values import LimitInfo
 from qsync.inspector.live_servers import Record

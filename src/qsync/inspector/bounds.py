@@ -8,8 +8,8 @@ from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.values import Change
-from qsync.keys import shorten
 from qsync.phrase import phrase
+from qsync.value_text import shorten
 
 
 class _BoundsMixin(_LiveServersMixin):

@@ -19,7 +19,7 @@ from qsync.message import decode_failure
 from qsync.phrase import phrase
 from qsync.state import TaskState
 
-SCAN: Final = 250
+TASKS_PER_STEP: Final = 250
 """Number of tasks read per step."""
 
 WAITING: Final = (TaskState.SCHEDULED, TaskState.RETRY)
@@ -165,7 +165,7 @@ class _BulkMixin(_TasksMixin):
         """Read a part of the tasks of a state, and select those that match."""
         after = None if cursor is None else cursor.place
         page = await self._broker.run(
-            views.list_tasks(self._keys(queue), stored_in(state), count=SCAN, after=after)
+            views.list_tasks(self._keys(queue), stored_in(state), count=TASKS_PER_STEP, after=after)
         )
         until_us = page.now_us if cursor is None else cursor.until_us
         # Skip tasks that came after the first step: an earlier step may have run them.

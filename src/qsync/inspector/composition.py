@@ -15,7 +15,7 @@ from qsync.inspector.values import Change
 from qsync.state import TaskState
 from qsync.times import Duration, duration_us
 
-SAMPLE: int = 250
+TASKS_SAMPLED: int = 250
 """Number of tasks that are read at each end of the pending tasks."""
 
 
@@ -40,8 +40,8 @@ class _CompositionMixin(_LiveServersMixin):
         keys, state = self._keys(queue), TaskState.PENDING
         first, last = await self._run_all(
             [
-                views.list_tasks(keys, state, count=SAMPLE),
-                views.list_tasks(keys, state, count=SAMPLE, backwards=True),
+                views.list_tasks(keys, state, count=TASKS_SAMPLED),
+                views.list_tasks(keys, state, count=TASKS_SAMPLED, backwards=True),
             ]
         )
         tasks = {row.id: decode_row(row) for row in (*first.rows, *last.rows)}

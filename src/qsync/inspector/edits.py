@@ -8,10 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import edit_op, ops, registry_ops, views
+from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask, state_of
 from qsync.errors import InvalidTask, QueueFull
+from qsync.inspector.base import enqueue_once
 from qsync.inspector.edit_values import check_shape, encoded_payload, payload_version, with_edit
 from qsync.inspector.tasks import RUNNABLE, TIMED, _TasksMixin, rerun_of
 from qsync.inspector.values import Change, refused
@@ -70,7 +71,7 @@ class _EditsMixin(_TasksMixin):
             new = shown.message or b""
         if dry_run:
             return Change(outcome="done", state=shown.state)
-        call = edit_op.edit(
+        call = operator_ops.edit(
             self._keys(queue), id, shown.state, seen=shown.message or b"", message=new, due=due,
             rerun=rerun_of(id, shown) if retry else None,
         )  # fmt: skip
@@ -124,7 +125,7 @@ class _EditsMixin(_TasksMixin):
             return Change(outcome="done", state=state, queue=target)
         await self._broker.run(registry_ops.register(self._globals, [target]))
         try:
-            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+            [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
         if reply.outcome != "created":

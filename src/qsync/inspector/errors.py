@@ -16,12 +16,12 @@ from qsync.inspector.base import cursor_at, read_cursor
 from qsync.inspector.bulk import _BulkMixin, one_of
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, group_of, merge_groups
 from qsync.inspector.task_rows import decode_row, fits
-from qsync.inspector.tasks import SCAN
+from qsync.inspector.tasks import TASKS_PER_SCAN
 from qsync.inspector.values import Filter
 from qsync.state import TaskState
 from qsync.times import datetime_us, from_us
 
-CALLS: Final = 40
+MAX_CALLS: Final = 40
 """Largest number of calls of a part, which count 500 tasks each."""
 
 GROUPS: Final = 500
@@ -67,7 +67,7 @@ class _ErrorsMixin(_BulkMixin):
         place: PageKey | None = None if after is None else after.place
         groups: dict[str, ErrorGroup] = {}
         scanned = 0
-        for _ in range(CALLS):
+        for _ in range(MAX_CALLS):
             call = error_ops.count_errors(keys, state, after=place, known=groups)
             counts = await self._broker.run(call)
             for error in counts.errors:
@@ -76,7 +76,7 @@ class _ErrorsMixin(_BulkMixin):
             place = counts.place or place
             if more and not counts.read:
                 page = await self._broker.run(
-                    views.list_tasks(keys, state, count=SCAN, after=place, backwards=True)
+                    views.list_tasks(keys, state, count=TASKS_PER_SCAN, after=place, backwards=True)
                 )
                 rows = [group_of(queue, decode_row(row)) for row in page.rows]
                 groups = {group.id: group for group in merge_groups([*groups.values(), *rows])}

@@ -10,10 +10,10 @@ from qsync.broker.event_ops import MOST_EVENTS, StoredEvent
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.event_values import ACTIONS, OperatorEvent, operator_event
-from qsync.keys import shorten
 from qsync.phrase import phrase
 from qsync.suggestions import did_you_mean
 from qsync.times import datetime_us
+from qsync.value_text import shorten
 
 READ_PER_QUEUE: Final = 100
 """Number of actions read of each of very many queues, if more are asked for without a filter."""

@@ -11,7 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from qsync.bounds import QueueBounds
-from qsync.broker import bounds_ops, limit_ops, pending_view, type_ops, views
+from qsync.broker import bounds_ops, limit_ops, type_ops, views
 from qsync.broker.leased_batch import crash_count
 from qsync.broker.stored_task import lease_until, state_of
 from qsync.errors import InvalidTask
@@ -248,7 +248,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def _started_us(facts: Facts) -> int | None:
-    """Return when a running task started: as its server says, else when its fetch was sent."""
+    """Return when a running task started, by its server; else the time of its fetch."""
     shown, located = facts.task.shown, facts.located
     server = server_of(shown)
     for record in facts.servers:
@@ -351,9 +351,7 @@ class _ExplainMixin(_LiveServersMixin):
             decode_task, id, shown
         )  # in a thread: the message may be large
         holder = holder_of_token(shown.owner or "")
-        call = pending_view.pending_position(
-            keys, id, lock=looked.options.lock or "", server=holder
-        )
+        call = views.pending_position(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)
         rate = self._note_rate(queue, located.ended)
         if rate is None and located.rank and measure:
@@ -404,7 +402,7 @@ class _ExplainMixin(_LiveServersMixin):
                 return duplicate_of(explanation)
         holder = None
         if rejected.lock:
-            call = pending_view.pending_position(self._keys(rejected.queue), "", lock=rejected.lock)
+            call = views.pending_position(self._keys(rejected.queue), "", lock=rejected.lock)
             holder = (await self._broker.run(call)).holder
         if holder is None:
             return not_found(task.id or "", rejected.queue)

@@ -11,7 +11,7 @@ from qsync.inspector.live_servers import Record, _LiveServersMixin
 from qsync.inspector.servers import server_info_of, unknown_types_of
 from qsync.inspector.values import ServerInfo
 
-LONG_S: Final = 600.0
+LONG_RUN_S: Final = 600.0
 """Time after which a running task is called long, in seconds."""
 
 
@@ -50,10 +50,10 @@ class _FleetMixin(_LiveServersMixin):
         return Fleet(
             servers=[server_info_of(record, [], complete=False) for record in records],
             unknown_types=unknown_types_of(records),
-            long_runs=long_runs_of(records, now_us, LONG_S),
+            long_runs=long_runs_of(records, now_us, LONG_RUN_S),
         )
 
-    async def long_runs(self, *, at_least: float = LONG_S) -> list[LongRun]:
+    async def long_runs(self, *, at_least: float = LONG_RUN_S) -> list[LongRun]:
         """Return the tasks that have run for `at_least` seconds, the longest first.
 
         Each server reports its hundred longest, twice per lease time.

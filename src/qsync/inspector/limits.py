@@ -15,7 +15,7 @@ from qsync.inspector.values import Change
 from qsync.limit import LimitRule, check_limit, limit_name
 from qsync.times import from_us
 
-PAGE: Final = 100
+LIMITS_PER_PAGE: Final = 100
 """Approximate number of limits in a page."""
 
 BY_LENGTH: Final = 100
@@ -35,13 +35,17 @@ class _LimitsMixin(Base):
         if not (start.isascii() and start.isdecimal() and len(start) <= 20):
             raise InvalidTask(no_cursor(cursor))
         keys = self._keys(queue)
-        page = await self._broker.run(limit_ops.list_limits(keys, cursor=start, count=PAGE))
+        page = await self._broker.run(
+            limit_ops.list_limits(keys, cursor=start, count=LIMITS_PER_PAGE)
+        )
         if start == "0":
             return _first_page(queue, page)
         rules = await self._broker.run(limit_ops.list_limits(keys, count=1))
         return _page(queue, page, page.states, rules)
 
-    async def limits_of(self, queues: Sequence[str], *, count: int = PAGE) -> list[LimitPage]:
+    async def limits_of(
+        self, queues: Sequence[str], *, count: int = LIMITS_PER_PAGE
+    ) -> list[LimitPage]:
         """Return the first page of the limits of several queues, in one round trip.
 
         A page has about `count` limits in use, and all rules besides.

@@ -10,7 +10,7 @@ from typing import Final
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, no_cursor, read_cursor
-from qsync.inspector.tasks import SCAN, SCANS, _TasksMixin
+from qsync.inspector.tasks import MAX_SCANS, TASKS_PER_SCAN, _TasksMixin
 from qsync.inspector.values import Filter, Page, TaskRow
 from qsync.state import TaskState
 
@@ -80,7 +80,9 @@ class _TaskListsMixin(_TasksMixin):
             )  # fmt: skip
             rows, total, scanned = rows + page.tasks, total + page.total, scanned + page.scanned
             after = names[index + 1] if index + 1 < len(names) else None
-            is_full = len(rows) >= limit or (filter is not None and scanned >= SCAN * SCANS)
+            is_full = len(rows) >= limit or (
+                filter is not None and scanned >= TASKS_PER_SCAN * MAX_SCANS
+            )
             if page.cursor is not None:
                 return Page(
                     tasks=rows, cursor=f"{name}/{page.cursor}", total=total, scanned=scanned

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
+
+import msgspec
 
 from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.event_ops import recorded
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor, readable
-from qsync.inspector.died import Died
 from qsync.inspector.event_values import new_key
 from qsync.inspector.live_servers import _LiveServersMixin
-from qsync.inspector.overview import Overview
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
-from qsync.inspector.values import Change, Day, Forgotten, QueueInfo, Step
+from qsync.inspector.values import Change, Day, Died, Forgotten, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
 from qsync.message import decode_failure
 from qsync.phrase import phrase
 from qsync.state import TaskState
-from qsync.times import from_us
+from qsync.times import DAY_US, from_us
 
-DAYS: Final = 90
+COUNTER_DAYS: Final = 90
 """Number of days for which counters are kept."""
 
-DAY_US: Final = 86_400_000_000
-
-FORGOTTEN: Final = 500
+TASKS_PER_FORGET: Final = 500
 """Approximate number of tasks that one call of `forget` deletes."""
 
 KEY_SCANS: Final = 100
@@ -96,8 +94,8 @@ class _QueuesMixin(_LiveServersMixin):
 
         InvalidTask if `days` is not from 0 to 90.
         """
-        if type(days) is not int or not 0 <= days <= DAYS:
-            raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {DAYS}")
+        if type(days) is not int or not 0 <= days <= COUNTER_DAYS:
+            raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {COUNTER_DAYS}")
         shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
         exists = any(shown.states.values()) or await self._is_queue(name)
         return self._queue_info(name, shown, days) if exists else None
@@ -219,7 +217,7 @@ class _QueuesMixin(_LiveServersMixin):
         deleted = 0
         for state in (*PURGED, TaskState.ACTIVE):
             more = True
-            while more and deleted < FORGOTTEN:
+            while more and deleted < TASKS_PER_FORGET:
                 purged = await self._broker.run(operator_ops.purge(self._keys(queue), state))
                 deleted += purged.deleted
                 more = purged.last is not None
@@ -270,3 +268,24 @@ def _days(stats: dict[str, int], today: int, count: int) -> list[Day]:
             day = date(1970, 1, 1) + timedelta(days=number)
             days.append(Day(day=day, counters=counters))
     return days
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """The queues, by name, and the ids of the live servers; `at` is the store's time.
+
+    `total` is the number of queues in use. With more than about a thousand, `queues` holds a part
+    of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out because
+    a later version of qsync wrote their data.
+    """
+
+    at: datetime
+    queues: list[QueueInfo]
+    servers: list[str]
+    total: int = 0
+    cursor: str | None = None
+    later: list[str] = []
+
+    @property
+    def more(self) -> int:
+        """Number of queues in other parts."""
+        return max(0, self.total - len(self.queues) - len(self.later))

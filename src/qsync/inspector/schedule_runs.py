@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import ops, schedule_run_ops, views
+from qsync.broker import schedule_run_ops, views
 from qsync.broker.base import ends_in
 from qsync.broker.op_values import Enqueued
 from qsync.broker.schedule_records import read_record
@@ -18,7 +18,7 @@ from qsync.broker.schedule_run_ops import Made, Note, StoredRun, run_field
 from qsync.broker.stored_schedules import StoredScheduleRow, decode_record
 from qsync.broker.stored_task import state_of
 from qsync.errors import InvalidTask, QueueFull
-from qsync.inspector.base import RECORD_S
+from qsync.inspector.base import RECORD_S, enqueue_once
 from qsync.inspector.schedules import _SchedulesMixin, task_of_schedule
 from qsync.keys import QueueKeys
 from qsync.new_task import NewTask
@@ -197,7 +197,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         full = None
         while tasks:
             try:
-                return await self._broker.run(ops.enqueue(keys, tasks)), full
+                return await self._broker.run(enqueue_once(keys, tasks)), full
             except QueueFull as error:
                 full, tasks = str(error), tasks[: min(error.room, len(tasks) - 1)]
         return [], full

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import ops, program_schedule_ops, schedule_ops, schedule_run_ops, views
+from qsync.broker import program_schedule_ops, schedule_ops, schedule_run_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.event_ops import recorded
@@ -17,7 +17,7 @@ from qsync.broker.schedule_run_ops import Note, run_field
 from qsync.broker.stored_schedules import Content, StoredSchedule, StoredScheduleRow, decode_record
 from qsync.broker.views import Published
 from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
-from qsync.inspector.base import RECORD_S, Base
+from qsync.inspector.base import RECORD_S, Base, enqueue_once
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo, refused
 from qsync.new_task import NewTask
@@ -27,13 +27,13 @@ from qsync.schedules import AsyncSchedules, checked_content
 from qsync.task import PAYLOAD_LIMIT, Task
 from qsync.times import datetime_us, from_us
 
-LAST_TASKS: Final = 500
+LAST_TASKS_READ: Final = 500
 """Number of schedules for which the state of the last task is read."""
 
-AHEAD: Final = 3
+TICKS_SHOWN: Final = 3
 """Number of next ticks shown."""
 
-LISTED: Final = 1000
+SCHEDULES_LISTED: Final = 1000
 """Number of stored schedules of a queue that are listed."""
 
 
@@ -65,7 +65,7 @@ class _SchedulesMixin(Base):
     async def _stored_infos(
         self, prefix: str, of_programs: set[tuple[str, str]]
     ) -> list[ScheduleInfo]:
-        """Return the stored schedules of all queues, at most LISTED per queue."""
+        """Return the stored schedules of all queues, at most SCHEDULES_LISTED per queue."""
         if prefix:
             check_schedule_name(prefix, "prefix")
         queues = await self._broker.run(schedule_ops.schedule_queues(self._globals))
@@ -73,9 +73,9 @@ class _SchedulesMixin(Base):
         for queue in queues:
             rows: dict[str, StoredScheduleRow] = {}
             cursor = "0" if prefix else ""
-            while len(rows) < LISTED:
+            while len(rows) < SCHEDULES_LISTED:
                 call = schedule_ops.stored_page(
-                    self._keys(queue), cursor=cursor, count=LISTED, prefix=prefix
+                    self._keys(queue), cursor=cursor, count=SCHEDULES_LISTED, prefix=prefix
                 )
                 [page] = await self._replies([call])
                 if isinstance(page, SchemaMismatch):
@@ -84,7 +84,7 @@ class _SchedulesMixin(Base):
                 cursor = page.cursor
                 if cursor == "0":
                     break
-            for name in sorted(rows)[:LISTED]:
+            for name in sorted(rows)[:SCHEDULES_LISTED]:
                 of_program = (queue, name) in of_programs
                 infos.append(stored_info(queue, page.now_us, rows[name], of_program=of_program))
         return infos
@@ -93,7 +93,7 @@ class _SchedulesMixin(Base):
         """Add the task of the last tick and its state, if the store still has it."""
         ids = [
             tick_id(info.name, datetime_us("tick", info.last_tick)) if info.last_tick else ""
-            for info in infos[:LAST_TASKS]
+            for info in infos[:LAST_TASKS_READ]
         ]
         indices = [index for index, id in enumerate(ids) if id]
         replies = await self._run_all(
@@ -214,13 +214,13 @@ class _SchedulesMixin(Base):
         if task is None:
             return refused(phrase("no server of this version published its task"))
         try:
-            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+            [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
         while reply.outcome == "exists":  # another one was made in the same millisecond
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
-            [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+            [reply] = await self._broker.run(enqueue_once(keys, [task]))
         created = reply.outcome == "created"
         ids, number = [reply.id], int(created)
         await self._record("schedule.trigger", name, queue=queue, number=number, ids=ids)
@@ -325,7 +325,7 @@ def task_of_schedule(
 def _ticks(schedule: Schedule, now_us: int) -> list[datetime]:
     ticks: list[datetime] = []
     tick_us: int | None = now_us
-    while len(ticks) < AHEAD and tick_us is not None:
+    while len(ticks) < TICKS_SHOWN and tick_us is not None:
         tick_us = schedule.next_after(tick_us)
         if tick_us is not None:
             ticks.append(from_us(tick_us))

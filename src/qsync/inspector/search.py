@@ -13,7 +13,7 @@ from qsync.inspector.base import cursor_at, no_cursor, readable
 from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, _BulkMixin
 from qsync.inspector.search_query import SearchQuery
 from qsync.inspector.task_rows import fits
-from qsync.inspector.tasks import FIND_PAGES, SCAN, SCANS
+from qsync.inspector.tasks import FIND_PAGES, MAX_SCANS, TASKS_PER_SCAN
 from qsync.inspector.values import Step, TaskRow
 from qsync.phrase import phrase
 from qsync.state import TaskState
@@ -116,7 +116,12 @@ class _SearchMixin(_BulkMixin):
                 end = _cursor(following[0][0], "")
             else:
                 end = None
-            if page.cursor or len(rows) >= limit or scanned >= SCAN * SCANS or index == TARGETS:
+            if (
+                page.cursor
+                or len(rows) >= limit
+                or scanned >= TASKS_PER_SCAN * MAX_SCANS
+                or index == TARGETS
+            ):
                 break
         else:
             end = None

@@ -20,8 +20,8 @@ from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
 from qsync.times import from_us
 
-PAGE: Final = 250
-PAGES: Final = 20
+ACTIVE_PER_PAGE: Final = 250
+ACTIVE_PAGES: Final = 20
 """Number of pages of a queue's active tasks that are read for one server."""
 
 
@@ -42,7 +42,10 @@ class _ServersMixin(_LiveServersMixin):
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
         pages, later = await self._read_each(
-            queues, lambda name: views.list_tasks(self._keys(name), TaskState.ACTIVE, count=PAGE)
+            queues,
+            lambda name: views.list_tasks(
+                self._keys(name), TaskState.ACTIVE, count=ACTIVE_PER_PAGE
+            ),
         )
         running: dict[str, list[RunningTask]] = {}
         cut = set(later)
@@ -85,8 +88,10 @@ class _ServersMixin(_LiveServersMixin):
         Return False if there are too many, or if a later version of qsync wrote them.
         """
         after: PageKey | None = None
-        for _ in range(PAGES):
-            call = views.list_tasks(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
+        for _ in range(ACTIVE_PAGES):
+            call = views.list_tasks(
+                self._keys(queue), TaskState.ACTIVE, count=ACTIVE_PER_PAGE, after=after
+            )
             [page] = await self._replies([call])
             if isinstance(page, SchemaMismatch):
                 return False
@@ -177,7 +182,9 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
     )
     tasks = running.setdefault(row.server, [])
     # A task whose lease is renewed during the scan moves in the order and occurs twice.
-    if not any(other.id == task.id and other.queue == task.queue for other in tasks[-PAGE:]):
+    if not any(
+        other.id == task.id and other.queue == task.queue for other in tasks[-ACTIVE_PER_PAGE:]
+    ):
         tasks.append(task)
 
 

@@ -11,17 +11,17 @@ import msgspec
 from qsync.broker import type_stats_ops, views
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import DecodedTask, decode_row, server_of
-from qsync.slow_runs import DAY_US, SlowRun, decode_slow_runs, slowest
+from qsync.slow_runs import SlowRun, decode_slow_runs, slowest
 from qsync.state import TaskState
-from qsync.times import from_us
+from qsync.times import DAY_US, from_us
 from qsync.type_rolls import reported_slow_runs, slow_runs_of
 
-READ: Final = 250
+TASKS_READ: Final = 250
 """Number of running and of dead tasks that are read."""
 
-SHOWN: Final = 10
+SLOW_TASKS_SHOWN: Final = 10
 
-REPORTS: Final = 1000
+MAX_REPORTS: Final = 1000
 """Maximum number of servers' reports that are read."""
 
 
@@ -54,14 +54,14 @@ class _SlowTasksMixin(_LiveServersMixin):
         since = {id: us for record in records for name, id, us in record.since if name == queue}
         pages = await self._run_all(
             [
-                views.list_tasks(keys, TaskState.ACTIVE, count=READ),
-                views.list_tasks(keys, TaskState.DEAD, count=READ, backwards=True),
+                views.list_tasks(keys, TaskState.ACTIVE, count=TASKS_READ),
+                views.list_tasks(keys, TaskState.DEAD, count=TASKS_READ, backwards=True),
             ]
         )
         tasks = [decode_row(row) for page in pages for row in page.rows]
         slow = slowest_of((task for task in tasks if _type_of(task) == type), since, now_us)
         completed = [_completed(run) for run in await self._slow_runs(type, queue, now_us)]
-        listed = sorted([*slow, *completed], key=lambda task: -task.seconds)[:SHOWN]
+        listed = sorted([*slow, *completed], key=lambda task: -task.seconds)[:SLOW_TASKS_SHOWN]
         if not listed:
             return []
         shown = await self._broker.run(
@@ -81,7 +81,7 @@ class _SlowTasksMixin(_LiveServersMixin):
                 type_stats_ops.type_stats(
                     keys, [] if offset else [field], reports=at_once, offset=offset
                 )
-                for offset in range(0, REPORTS, at_once)
+                for offset in range(0, MAX_REPORTS, at_once)
             ]
         )
         reports = {name: data for part in parts for name, data in part.reports.items()}
@@ -97,7 +97,7 @@ def slowest_of(
     `since` has the start times of those that are running.
     """
     slow = [found for task in tasks if (found := _slow(task, since, now_us)) is not None]
-    return sorted(slow, key=lambda task: -task.seconds)[:SHOWN]
+    return sorted(slow, key=lambda task: -task.seconds)[:SLOW_TASKS_SHOWN]
 
 
 def _slow(task: DecodedTask, since: Mapping[str, int], now_us: int) -> SlowTask | None:

@@ -9,8 +9,8 @@ from typing import Final
 from qsync import codec
 from qsync.backoff import ExponentialBackoff
 from qsync.broker.leased_batch import crash_count
-from qsync.broker.pending_view import PendingPosition
 from qsync.broker.stored_task import lease_until, result_of
+from qsync.broker.views import PendingPosition
 from qsync.inspector.edit_values import former_payload
 from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import DecodedTask, row_of

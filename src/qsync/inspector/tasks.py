@@ -7,15 +7,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import (
-    operator_ops,
-    ops,
-    pending_view,
-    registry_ops,
-    reschedule_op,
-    stored_task,
-    views,
-)
+from qsync.broker import operator_ops, ops, registry_ops, stored_task, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.stored_task import StoredTask, state_of
 from qsync.errors import InvalidTask
@@ -23,20 +15,21 @@ from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
 from qsync.inspector.task_rows import decode_row, decode_task, is_unread, matches, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow, refused
-from qsync.keys import check_id, server_of_token, shorten
+from qsync.keys import check_id, server_of_token
 from qsync.message import NORMAL_PRIORITY, Failure, decode_failure
 from qsync.phrase import phrase
 from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
 from qsync.times import Duration, due_text, from_us
+from qsync.value_text import shorten
 
-LIMIT: Final = 100
+MAX_PAGE_SIZE: Final = 100
 """Largest page."""
 
-SCAN: Final = 250
-SCANS: Final = 4
-"""With a filter, a page reads SCAN tasks at a time, up to SCANS times."""
+TASKS_PER_SCAN: Final = 250
+MAX_SCANS: Final = 4
+"""With a filter, a page reads TASKS_PER_SCAN tasks at a time, up to MAX_SCANS times."""
 
 FIND_PAGES: Final = 5
 """Number of pages of about a thousand queue names that are searched for an id."""
@@ -81,8 +74,8 @@ class _TasksMixin(Base):
         keys, place = self._keys(queue), None if after is None else after.place
         rows: list[TaskRow] = []
         scanned = total = unread = 0
-        for _ in range(SCANS if narrowed or is_kept else 1):
-            count = SCAN if narrowed else limit
+        for _ in range(MAX_SCANS if narrowed or is_kept else 1):
+            count = TASKS_PER_SCAN if narrowed else limit
             page = await self._broker.run(
                 views.list_tasks(keys, stored, count=count, after=place, backwards=backwards)
             )
@@ -111,9 +104,7 @@ class _TasksMixin(Base):
         # In a thread: the message may be large, whatever the present limit on payloads is.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
-        located = await self._broker.run(
-            pending_view.pending_position(self._keys(queue), id, lock=lock)
-        )
+        located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
         return await asyncio.to_thread(detail_of, queue, task, located)
 
     async def find(self, id: str) -> list[TaskRow]:
@@ -198,7 +189,7 @@ class _TasksMixin(Base):
         Give `delay`, a duration from now, or `process_at`. `refused` in any other state.
         """
         due = due_text(delay=delay, process_at=process_at)
-        call = reschedule_op.reschedule(self._keys(queue), check_id(id), due)
+        call = operator_ops.reschedule(self._keys(queue), check_id(id), due)
         reply = await self._broker.run(recorded(call, self._actor.event("task.reschedule")))
         if reply.state is None:
             return Change(outcome="not_found")
@@ -249,8 +240,10 @@ class _TasksMixin(Base):
 
 
 def _check_limit(limit: int) -> None:
-    if type(limit) is not int or not 1 <= limit <= LIMIT:
-        raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}")
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidTask(
+            f"limit: {shorten(limit)} is not a whole number from 1 to {MAX_PAGE_SIZE}"
+        )
 
 
 def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> operator_ops.RerunRequest:

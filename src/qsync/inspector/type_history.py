@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from qsync.inspector.type_values import Period, TypePoint, run_stats
 from qsync.server_starts import StoredStart, decode_starts, merge_starts
-from qsync.times import from_us
+from qsync.times import MINUTE_US, from_us
 from qsync.type_counts import TypeCounts, decode_block, sum_of
 from qsync.type_rolls import (
     STARTS_FIELD,
@@ -17,8 +17,6 @@ from qsync.type_rolls import (
     minutes_of,
     reported_starts,
 )
-
-MINUTE_US: Final = 60_000_000
 
 
 class Span(NamedTuple):

@@ -27,7 +27,6 @@ from qsync.inspector.type_values import (
     run_stats,
 )
 from qsync.inspector.values import Change, Pause
-from qsync.keys import shorten
 from qsync.phrase import phrase
 from qsync.server_starts import StoredStart
 from qsync.state import TaskState
@@ -35,15 +34,16 @@ from qsync.task import check_type
 from qsync.times import datetime_us, from_us
 from qsync.type_counts import sum_of
 from qsync.type_rolls import DIRECTORY, STARTS_FIELD, decode_directory
+from qsync.value_text import shorten
 
-LISTED: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
+LISTED_PERIODS: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
 """Periods of lists of types; 90 days of each type would be too much to read."""
 
-SAMPLE: Final = 500
-SAMPLES: Final = 2
-"""To count tasks of a state by type, SAMPLE tasks are read at a time, up to SAMPLES times."""
+TASKS_PER_SAMPLE: Final = 500
+MAX_SAMPLES: Final = 2
+"""Number of reads, of TASKS_PER_SAMPLE tasks each, that count the tasks of a state by type."""
 
-REPORTS: Final = 1000
+MAX_REPORTS: Final = 1000
 """Maximum number of servers' reports that are read."""
 
 
@@ -57,7 +57,7 @@ class _TypesMixin(Base):
         Pending and dead tasks are counted among the first 1,000 of each; `TypeList.pending` and
         `dead` say whether these are all. InvalidTask for another period.
         """
-        _check_period(period, LISTED)
+        _check_period(period, LISTED_PERIODS)
         keys = self._keys(queue)
         paused = {paused_type.type: paused_type for paused_type in await self.paused_types(queue)}
         pending, pending_of = await self._sample(queue, TaskState.PENDING)
@@ -137,7 +137,7 @@ class _TypesMixin(Base):
         ]
         calls += [
             type_stats_ops.type_stats(keys, [], reports=type_stats_ops.REPORTS_READ, offset=offset)
-            for offset in range(0, REPORTS, type_stats_ops.REPORTS_READ)
+            for offset in range(0, MAX_REPORTS, type_stats_ops.REPORTS_READ)
         ]
         parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(calls)
         blocks = {field: data for part in parts for field, data in part.blocks.items()}
@@ -149,8 +149,8 @@ class _TypesMixin(Base):
         """Count the first tasks of a state by type."""
         counts, place = Counter[str](), None
         read = total = 0
-        for _ in range(SAMPLES):
-            call = views.list_tasks(self._keys(queue), state, count=SAMPLE, after=place)
+        for _ in range(MAX_SAMPLES):
+            call = views.list_tasks(self._keys(queue), state, count=TASKS_PER_SAMPLE, after=place)
             page = await self._broker.run(call)
             total = page.total
             for row in page.rows:

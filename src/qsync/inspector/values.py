@@ -9,11 +9,18 @@ import msgspec
 
 from qsync import codec
 from qsync.bounds import QueueBounds
-from qsync.inspector.died import Died
 from qsync.message import NORMAL_PRIORITY
 from qsync.phrase import Phrase
 from qsync.schedule import every_phrase
 from qsync.state import TaskState
+
+
+class Died(msgspec.Struct, frozen=True, kw_only=True):
+    """The dead tasks of a queue that no operator has acknowledged, and when they died."""
+
+    number: int
+    first_at: datetime
+    last_at: datetime
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):

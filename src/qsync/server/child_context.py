@@ -19,8 +19,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qsync.errors import QsyncError
-from qsync.keys import class_name, shorten
 from qsync.task import TaskInfo
+from qsync.value_text import class_name, shorten
 
 if TYPE_CHECKING:  # a process imports them when a handler asks for the client
     from qsync.broker.address import Address

@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict, TypeVar
 from qsync.backoff import LONGEST_LIST, RetryPolicy
 from qsync.broker.op_values import FetchPolicy
 from qsync.errors import ConfigError
-from qsync.keys import NAME, check_name, shorten
+from qsync.keys import NAME, check_name
 from qsync.mux import Middleware, Mux, check_middlewares
 from qsync.retry_policy import retry_rules
 from qsync.server.error_log import LogErrors, check_log_errors
@@ -20,6 +20,7 @@ from qsync.server.lifespan_check import Lifespan, check_lifespan
 from qsync.suggestions import did_you_mean
 from qsync.task import DEFAULT, Task, TaskInfo
 from qsync.times import Duration, duration_us
+from qsync.value_text import shorten
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 

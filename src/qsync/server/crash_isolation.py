@@ -19,11 +19,11 @@ from typing import Final
 
 from qsync.server.queue_state import RELEASED, LeasedTask
 
-PATIENCE_S: Final = 2.0
+MAX_WAIT_TO_START_S: Final = 2.0
 """Longest time that a suspect waits for running tasks to end, in seconds; then it starts beside
 them, but no other task starts."""
 
-LOOK_S: Final = 0.5
+START_CHECK_S: Final = 0.5
 """Interval of the check whether a suspect may start, in seconds. If a check comes later, a handler
 blocked the event loop; no task could end then, so the delay does not count as waiting."""
 
@@ -140,7 +140,7 @@ class CrashIsolation:
         The caller also checks when a running task ends.
         """
         if self._wait_for_company(now):
-            return LOOK_S
+            return START_CHECK_S
         if now < self._rested:
             soon = (
                 self._rested if running or ready else min(self._rested, self._ended + SHORT_REST_S)
@@ -148,9 +148,9 @@ class CrashIsolation:
             if now < soon:
                 return soon - now
         since = self._wait_since(now)
-        since = self._since = since + max(0.0, now - self._looked - LOOK_S)
+        since = self._since = since + max(0.0, now - self._looked - START_CHECK_S)
         self._looked = now
-        return min(LOOK_S, max(0.0, since + PATIENCE_S - now)) if running else 0.0
+        return min(START_CHECK_S, max(0.0, since + MAX_WAIT_TO_START_S - now)) if running else 0.0
 
     def _wait_since(self, now: float) -> float:
         """Return the time since which a suspect waits for running tasks; start to wait if new."""

@@ -23,13 +23,13 @@ from qsync.state import TaskState
 
 log: Final = logging.getLogger("qsync.server")
 
-NAMED: Final = 20
+TASKS_NAMED: Final = 20
 """Maximum number of tasks that one log record names; it counts the others."""
 
 HOOKED: Final = 250
 """Maximum number of tasks of one fetch for which the "dead" hooks are called."""
 
-LOOK_S: Final = 5.0
+STORE_TIMEOUT_S: Final = 5.0
 """Time limit for reading the tasks from the store, in seconds."""
 
 
@@ -58,8 +58,8 @@ class CrashLog:
         try:
             died = await self._died(keys, fetched) if fetched.died else []
             if fetched.recovered > len(names):
-                call = views.list_tasks(keys, TaskState.PENDING, count=NAMED)
-                rows = (await self._broker.run(call, patience=LOOK_S)).rows
+                call = views.list_tasks(keys, TaskState.PENDING, count=TASKS_NAMED)
+                rows = (await self._broker.run(call, patience=STORE_TIMEOUT_S)).rows
                 names |= {row.id: name_of(row) for row in rows if crash_count(row.shown.crashes)}
         except QsyncError as error:
             log.debug("cannot read which tasks of queue %s were recovered: %s", keys.queue, error)
@@ -69,11 +69,11 @@ class CrashLog:
                 "queue %s: recovered %d tasks of servers that died%s",
                 keys.queue, fetched.recovered, listed(list(names.values()), fetched.recovered),
             )  # fmt: skip
-        for row in died[:NAMED]:
+        for row in died[:TASKS_NAMED]:
             self._tell_death(keys.queue, row)
         if died and self._hooks is not None:
             await self._call_hooks(self._hooks, keys, died)
-        died = died[:NAMED]
+        died = died[:TASKS_NAMED]
         if fetched.died > len(died):
             more = fetched.died - len(died)
             log.error(
@@ -82,9 +82,9 @@ class CrashLog:
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:
         """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""
-        count = min(fetched.died, NAMED if self._hooks is None else HOOKED)
+        count = min(fetched.died, TASKS_NAMED if self._hooks is None else HOOKED)
         call = views.list_tasks(keys, TaskState.DEAD, count=count, backwards=True)
-        page = await self._broker.run(call, patience=LOOK_S)
+        page = await self._broker.run(call, patience=STORE_TIMEOUT_S)
         return [row for row in page.rows if row.shown.score == fetched.now_us]
 
     async def _call_hooks(
@@ -93,7 +93,7 @@ class CrashLog:
         """Call the "dead" hooks; read the messages again first, since a page may truncate them."""
         ids = [row.id for row in died]
         try:
-            shown = await self._broker.run(views.get_tasks(keys, ids), patience=LOOK_S)
+            shown = await self._broker.run(views.get_tasks(keys, ids), patience=STORE_TIMEOUT_S)
         except QsyncError as error:
             log.warning("cannot read the dead tasks of queue %s for hooks: %s", keys.queue, error)
             return
@@ -138,8 +138,8 @@ def listed(names: Sequence[str], total: int) -> str:
     """Return `: a, b and 7 more`, or an empty string without names."""
     if not names:
         return ""
-    shown = ", ".join(names[:NAMED])
-    more = total - min(len(names), NAMED)
+    shown = ", ".join(names[:TASKS_NAMED])
+    more = total - min(len(names), TASKS_NAMED)
     return f": {shown}" + (f" and {more} more" if more > 0 else "")
 
 

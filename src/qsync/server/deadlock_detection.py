@@ -13,7 +13,7 @@ from qsync.server.queue_state import LeasedTask
 
 log: Final = logging.getLogger("qsync.server")
 
-PATIENCE_S: Final = 1.0
+DEADLOCK_AFTER_S: Final = 1.0
 """Time for which all slots must hold waiting tasks before a warning, in seconds: another server may
 run the awaited tasks soon."""
 
@@ -61,7 +61,9 @@ class Waits:
         with self._lock:
             self._waiting[leased] = (queue, id, threaded)
         if not self._said and self.stuck:
-            self._loop.call_soon_threadsafe(self._loop.call_later, PATIENCE_S, self._warn_if_stuck)
+            self._loop.call_soon_threadsafe(
+                self._loop.call_later, DEADLOCK_AFTER_S, self._warn_if_stuck
+            )
         try:
             yield
         finally:

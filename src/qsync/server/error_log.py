@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from qsync.errors import ConfigError
 from qsync.formatting import printable
-from qsync.keys import class_name, shorten
 from qsync.server.error_text import message_of, program_trace
+from qsync.value_text import class_name, shorten
 
 LogErrors = Literal["class", "message", "traceback"]
 """Detail of an exception in the log; each level includes the one before it."""

@@ -13,8 +13,8 @@ from typing import Final
 
 from qsync.errors import InvalidTask, QsyncError
 from qsync.formatting import printable
-from qsync.keys import class_name
 from qsync.message import ERROR_LIMIT, SHORT_ERROR_LIMIT
+from qsync.value_text import class_name
 
 MESSAGE_LIMIT: Final = 1000
 """Maximum size of an error's message in the log, in bytes."""

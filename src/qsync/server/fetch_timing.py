@@ -22,7 +22,7 @@ that its node may be down; if it answers after all, surplus tasks are handed bac
 CROWD: Final = 256
 """Maximum number of busy queues in one round; the others follow in the next rounds."""
 
-TURN_S: Final = 0.005
+CROWDED_ROUND_S: Final = 0.005
 """Delay before the next round while more than CROWD queues are busy, in seconds."""
 
 GRAIN: Final = 4
@@ -163,7 +163,7 @@ class FetchTiming:
         times = [math.inf, self._busy_queues.next_at()]
         if self._busy_queues.count() > CROWD and not self._in_flight:
             # This round left out some busy queues.
-            times.append(now + (TURN_S if room else PASS_ON_S))
+            times.append(now + (CROWDED_ROUND_S if room else PASS_ON_S))
         for name in self._in_flight:
             queue = self._queues[name]
             if queue.requested and now - queue.sent_at < SLOT_RESERVATION_S:

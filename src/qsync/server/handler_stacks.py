@@ -20,7 +20,7 @@ from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 STACKS_KEPT: Final = 5
 """Number of answers that a server's record has."""
 
-LONGEST: Final = 100
+RUNS_RECORDED: Final = 100
 """Number of tasks whose start a server's record has: those that run longest."""
 
 ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
@@ -68,7 +68,7 @@ class HandlerStacks:
         now = boot_s()
         return [
             (name, id, self._queues[name].store_time_us() - int((now - begun) * 1_000_000))
-            for begun, name, id in heapq.nsmallest(LONGEST, running)
+            for begun, name, id in heapq.nsmallest(RUNS_RECORDED, running)
         ]
 
 

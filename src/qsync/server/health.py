@@ -27,7 +27,7 @@ LIVE_LIMIT_S: Final = 60.0
 """Default time after which a process that does not answer, or whose event loop is blocked, is no
 longer live, in seconds."""
 
-AWAY_S: Final = 3.0
+STORE_AWAY_S: Final = 3.0
 """Time without an answer to a fetch after which the store counts as unreachable, in seconds."""
 
 SILENT_S: Final = 15.0
@@ -109,7 +109,7 @@ class HealthProbe:
         limit = max(SILENT_S, 3 * self._config.sweep_s)
         for queue in self._queues:
             asked = queue.in_flight
-            if asked is not None and now - asked.since >= AWAY_S:
+            if asked is not None and now - asked.since >= STORE_AWAY_S:
                 away[queue.name] = round(now - asked.since, 1)
             elif 0 < queue.answered < now - limit:
                 silent[queue.name] = round(now - queue.answered, 1)

@@ -32,7 +32,7 @@ from qsync.server.queue_state import QueueState
 from qsync.server.wake_channel import Wakes
 
 PART: Final = "look for tasks"
-PAGE: Final = 100
+CHECKS_PER_EXCHANGE: Final = 100
 """Number of checks in one pipeline."""
 
 SLOW_S: Final = 300.0
@@ -74,8 +74,10 @@ class BusyQueues:
         self._on_unsent = on_unsent
         self.has_room = False
         """True if the server has free slots, so that it may be woken."""
-        # Up to PAGE queues start busy; with more, the first check tells which are.
-        self._busy = {} if len(queues) > PAGE else {queue.name: queue for queue in queues}
+        # Up to CHECKS_PER_EXCHANGE queues start busy; with more, the first check tells which are.
+        self._busy = (
+            {} if len(queues) > CHECKS_PER_EXCHANGE else {queue.name: queue for queue in queues}
+        )
         self._times: list[tuple[float, str, QueueState]] = []
         self._timed: dict[str, float] = {}
         """Earliest time in the heap, by queue."""
@@ -189,8 +191,8 @@ class BusyQueues:
         """Return the queues that may have pending tasks; if there are many, check them first."""
         if not self.many:
             return queues
-        for start in range(0, len(queues), PAGE):
-            await self._check_page(queues[start : start + PAGE])
+        for start in range(0, len(queues), CHECKS_PER_EXCHANGE):
+            await self._check_page(queues[start : start + CHECKS_PER_EXCHANGE])
         return [queue for queue in queues if not self.is_idle(queue)]
 
     async def _check_all(self) -> None:
@@ -200,8 +202,11 @@ class BusyQueues:
             if self._wakes is not None:
                 self._wakes.follow_slots()
         else:
-            parts = range(0, len(self._queues), PAGE)
-            errors = [await self._check_page(self._queues[start : start + PAGE]) for start in parts]
+            parts = range(0, len(self._queues), CHECKS_PER_EXCHANGE)
+            errors = [
+                await self._check_page(self._queues[start : start + CHECKS_PER_EXCHANGE])
+                for start in parts
+            ]
         for error in errors:
             if error is not None:
                 raise error

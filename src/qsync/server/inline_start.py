@@ -5,8 +5,8 @@ message. A handler that awaits nothing does not need a task of its own: the star
 step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
 starter continues in a new one. Each handler still sees an asyncio task and a context of its own.
 
-The starter takes tasks from those that are ready one at a time, for up to TURN_S, and then settles
-all that have ended in this turn at once.
+The starter takes tasks from those that are ready one at a time, for up to YIELD_AFTER_S, and then
+settles all that have ended in this turn at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qsync.server.run_metrics import RunMetrics
 from qsync.server.run_records import RunRecords
 from qsync.server.type_tally import TIMED
 
-TURN_S: Final = 0.0002
+YIELD_AFTER_S: Final = 0.0002
 """Time after which the starter yields to the rest of the event loop, in seconds."""
 
 WAITS: Final = 100
@@ -142,7 +142,7 @@ class InlineStarter:
                 self._end_turn()
 
     def _turn(self, me: asyncio.Task[None]) -> tuple[Run, Any, contextvars.Context] | None:
-        """Run tasks for TURN_S at most; return the run that waits, or None.
+        """Run tasks for YIELD_AFTER_S at most; return the run that waits, or None.
 
         A handler that cancels or keeps the asyncio task ends the turn: other runs don't share it.
         """
@@ -152,7 +152,7 @@ class InlineStarter:
         references = getrefcount(me)
         self.draining = True
         now = boot_s()
-        turn_ends = now + TURN_S
+        turn_ends = now + YIELD_AFTER_S
         for leased, way in self._runs.startable():
             if way.suspended_recently:
                 self._runs.begin(leased, way)

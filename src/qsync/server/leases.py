@@ -17,10 +17,10 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.op_values import HandedBack, LeaseRef
 from qsync.errors import QsyncError
-from qsync.keys import shorten
 from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import RELEASED, LeasedTask, QueueState, Stop
+from qsync.value_text import shorten
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -107,8 +107,8 @@ class LeaseKeeper:
     ) -> list[LeasedTask]:
         """Renew the leases of a late or repeated fetch, and return the tasks that are still held.
 
-        Their leases began at `since`, by boot_s, or later. If the renewal fails, assume that they
-        began at `since`, so that no task starts whose lease may have expired.
+        The leases began at `since` on the clock boot_s, or later. If the renewal fails, assume that
+        they began then, so that no task starts whose lease may have expired.
         """
         for leased in tasks:
             leased.leased_us = 0  # a repeated reply has another time than the lease

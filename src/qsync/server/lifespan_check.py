@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from qsync.errors import ConfigError
-from qsync.keys import shorten
+from qsync.value_text import shorten
 
 Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
 """Function that a server calls without arguments at its start; `current().state` is the value that

@@ -15,7 +15,7 @@ from qsync.broker.op_values import HandedBack as Back
 from qsync.broker.op_values import Killed, LeaseRef, Retried
 from qsync.errors import ConfigError, RateLimited, Retry, SkipRetry, Snooze
 from qsync.fingerprint import mark_of
-from qsync.keys import class_name, class_path, server_of_token, shorten
+from qsync.keys import server_of_token
 from qsync.limit import limit_name
 from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
 from qsync.retry_policy import NO_RULES, RetryRules
@@ -28,6 +28,7 @@ from qsync.server.error_text import (
     first_line,
 )
 from qsync.server.queue_state import LeasedTask
+from qsync.value_text import class_name, class_path, shorten
 
 TOO_LATE: Final = "deadline passed before it could start"
 

@@ -21,7 +21,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_records import digest_of, record_of, template_of
 from qsync.broker.schedule_run_ops import missed
 from qsync.errors import QsyncError, SchemaMismatch
-from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer
 from qsync.schedule import Periodic
@@ -31,6 +31,7 @@ from qsync.server.outage_log import Outage
 from qsync.server.schedule_heap import Entry, ScheduleHeap
 from qsync.server.schedule_notes import send_notes
 from qsync.task import Task
+from qsync.value_text import raised_at, shorten
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -127,7 +128,7 @@ class _PeriodicQueue:
             try:
                 await self._follow(await self._learn())
             except SchemaMismatch as error:
-                log.error("no more periodic tasks of queue %s: %s", self._keys.queue, error)
+                log.info("no more periodic tasks of queue %s: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)

@@ -17,7 +17,7 @@ from qsync.broker.call import Call
 FEW: Final = 8
 """Number of queues up to which separate calls are faster: the broker has that many connections."""
 
-MOST: Final = 100
+MAX_REQUESTS: Final = 100
 """Maximum number of `run_many` requests in one exchange."""
 
 Request = tuple[Sequence[Call[Any]], asyncio.Future[list[Any]]]
@@ -46,7 +46,7 @@ class CallPipeline:
     async def _send(self) -> None:
         while self._waiting:
             requests: list[Request] = []
-            while self._waiting and len(requests) < MOST:
+            while self._waiting and len(requests) < MAX_REQUESTS:
                 requests.append(self._waiting.popleft())
             try:
                 answers = await self._broker.run_many(

@@ -46,7 +46,7 @@ IDLE_S: Final = 60.0
 REUSE: Final = 10_000
 """Number of tasks after which a process is ended, to free memory that they leaked."""
 
-PATIENCE_S: Final = 0.01
+TAKE_BACK_AFTER_S: Final = 0.01
 """Time without an answer after which the pool takes back tasks that have not begun, in seconds."""
 
 SMALL: Final = 8 * 1024
@@ -243,7 +243,7 @@ class ProcessPool:
         if not process.sent:
             return process.since + IDLE_S
         if len(process.sent) > 1:
-            return process.since + PATIENCE_S
+            return process.since + TAKE_BACK_AFTER_S
         limit = process.sent[0].limit
         return None if limit is None else process.since + limit
 
@@ -259,7 +259,7 @@ class ProcessPool:
         elif not process.sent:
             if now >= process.since + IDLE_S:
                 self._end(process, kill=False)
-        elif len(process.sent) > 1 and now >= process.since + PATIENCE_S:
+        elif len(process.sent) > 1 and now >= process.since + TAKE_BACK_AFTER_S:
             process.quick = False
             self._wait_again(process.recall())
         self._watch(process)

@@ -23,7 +23,6 @@ import msgspec
 
 from qsync import codec
 from qsync.errors import InvalidTask, RateLimited, Retry, SkipRetry, Snooze
-from qsync.keys import class_name, shorten
 from qsync.message import ERROR_LIMIT
 from qsync.mux import Handler
 from qsync.server import fork_guard
@@ -31,6 +30,7 @@ from qsync.server.child_context import ChildContext, ChildServer, ChildSetup
 from qsync.server.current import running
 from qsync.server.error_text import DEPTH_LIMIT, STACK_LIMIT, stack_text
 from qsync.task import TaskInfo
+from qsync.value_text import class_name, shorten
 
 TRACEBACK_LIMIT: Final = 16 * 1024
 """Maximum number of characters of a traceback in a reply."""

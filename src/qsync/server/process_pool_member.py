@@ -24,7 +24,7 @@ from qsync.server import process_pool_child
 from qsync.server.child_context import PROGRESS, ChildSetup
 from qsync.server.queue_state import Claim
 
-START_S: Final = 60.0
+START_TIMEOUT_S: Final = 60.0
 """Longest time that a process may take to start and to import a handler, in seconds."""
 
 STACK_S: Final = 1.0
@@ -143,14 +143,14 @@ class WorkerProcess:
     async def prepare(self, path: str) -> None:
         """Start the process if it does not run, and import the handler in it."""
         try:
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(START_TIMEOUT_S):
                 if self._process is None:
                     await self._start()
                 call = HandlerCall(path, b"", None, None, self._loop.create_future())
                 self.send([call])
                 await call.future
         except TimeoutError:
-            msg = f"no process could start and import {path} within {START_S:.0f} s"
+            msg = f"no process could start and import {path} within {START_TIMEOUT_S:.0f} s"
             raise HandlerError(msg) from None
         self._prepared.add(path)
         self.quick = False

@@ -235,6 +235,12 @@ class QueueState:
         "upkeep_pending",
     )  # fmt: skip
 
+    refused: bool
+    """True if the store refused the last settlements: fetch nothing until it accepts them."""
+
+    awaits_rules: bool
+    """True until the store has the program's limits and bounds of the queue: fetch nothing."""
+
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
         self.name: str = keys.queue
@@ -258,16 +264,13 @@ class QueueState:
         """True if the last fetch left no tasks: wait for a wake."""
         self.has_more_pending: bool = False
         """True if the last fetch left pending tasks."""
-        self.refused: bool = False
-        """True if the store refused the last settlements: fetch nothing until it accepts them."""
-        self.awaits_rules: bool = False
-        """True until the store has the program's limits and bounds of the queue: fetch nothing."""
+        self.refused = False
+        self.awaits_rules = False
         self.upkeep_pending: bool = False
         """True if more upkeep of the queue is due at once."""
         self.last_fetch: float = -1e9
-        """Time of the last answer to a fetch, by boot_s."""
         self.answered: float = -1e9
-        """Time of the last answer to a fetch or a look, by boot_s."""
+        """Times of the last answer to a fetch, and to a fetch or a check, by boot_s."""
         self.next_due: float | None = None
         """Time at which a task or upkeep of the queue is next due, by boot_s."""
         self.unknown_type_at: float = -1e9
@@ -275,9 +278,8 @@ class QueueState:
         self.generation: str | None = None
         """Generation of the queue's data at the last fetch."""
         self.store_now_us: int = 0
-        """Store's clock at the last fetch, in microseconds; 0 before the first fetch."""
         self.store_now_read_at: float = 0.0
-        """Time at which that fetch was sent, by boot_s."""
+        """Store's clock at the last fetch, us (0 before the first), and its sending, by boot_s."""
 
     def store_time_us(self) -> int:
         """Return the latest time that the store's clock may show now, in microseconds; 0 before the

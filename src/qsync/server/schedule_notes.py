@@ -13,7 +13,7 @@ from qsync.server.clock import boot_s
 from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_state import LeasedTask
 
-BATCH: Final = 100
+NOTES_PER_CALL: Final = 100
 
 _OUTCOMES: Final[dict[type, str]] = {Completion: "c", Killed: "f", LeaseRef: "x"}
 
@@ -42,7 +42,7 @@ class ScheduleNotes:
     async def send(self) -> None:
         """Send what was noted."""
         while self._notes:
-            part, self._notes = self._notes[:BATCH], self._notes[BATCH:]
+            part, self._notes = self._notes[:NOTES_PER_CALL], self._notes[NOTES_PER_CALL:]
             await send_notes(self._broker, self._keys, part)
 
 
@@ -50,7 +50,7 @@ async def send_notes(broker: Any, keys: QueueKeys, notes: Sequence[Note]) -> Non
     """Send notes; errors of the store are ignored."""
     await broker.run_many(
         [
-            schedule_run_ops.note_runs(keys, notes[start : start + BATCH])
-            for start in range(0, len(notes), BATCH)
+            schedule_run_ops.note_runs(keys, notes[start : start + NOTES_PER_CALL])
+            for start in range(0, len(notes), NOTES_PER_CALL)
         ]
     )

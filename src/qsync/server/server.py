@@ -33,27 +33,26 @@ from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.health import HealthProbe, ServerHealth
-from qsync.server.heartbeat_threads import HeartbeatThreads
+from qsync.server.heartbeat import HeartbeatThreads
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
+from qsync.server.layout_check import readable_config
 from qsync.server.leases import LeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
-from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_rules import QueueRules
 from qsync.server.queue_state import QueueState
-from qsync.server.replaced_parts import ReplacedParts
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
 from qsync.server.server_inbox import ServerInbox
-from qsync.server.server_parts import Loops, Part, StopAction
+from qsync.server.server_parts import Loops, Part, ReplacedParts, StopAction
 from qsync.server.settler import Settler
 from qsync.server.shutdown import Shutdown
 from qsync.server.signals import signals
 from qsync.server.stopping import HungHandlers
-from qsync.server.store_check import check_store, read_store_info
+from qsync.server.store_check import check_permissions, check_store, read_store_info
 from qsync.server.stored_ticks import StoredTicks
 from qsync.server.type_reports import TypeReports
 from qsync.server.type_tally import TypeTally
@@ -251,6 +250,7 @@ class Server:
         if info is None:
             raise _StopRequested
         check_store(info, self.address, allow_eviction=config.allow_eviction)
+        config = self.config = await readable_config(self._broker, self.prefix, config)
         self._queues = [QueueState(QueueKeys(self.prefix, name)) for name in config.weights]
         await check_permissions(self._broker, [queue.keys for queue in self._queues])
         self._queue_rules = QueueRules(
@@ -284,7 +284,7 @@ class Server:
         Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
         until the store has settled the tasks, so heartbeats come before settlers. Fetches are last.
         """
-        config, outage = self.config, self._outage
+        config, outage, queues = self.config, self._outage, self._queues
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung, self.replaced.threads, self.child_setup)
         finder = HandlerFinder(self._broker, self.prefix, self.id)
@@ -293,15 +293,15 @@ class Server:
         runner, capacity = self._runner, self._capacity
         leases = self._make_lease_keeper()
         fetcher = self._fetcher = Fetcher(
-            self.holder, config, self._broker, self._queues, runner, capacity, leases, outage,
+            self.holder, config, self._broker, queues, runner, capacity, leases, outage,
             CrashLog(self._broker, hooks),
         )  # fmt: skip
         control = self._control = ServerInbox(
-            self.id, self.prefix, config, self._broker, self._queues, runner, capacity, leases,
+            self.id, self.prefix, config, self._broker, queues, runner, capacity, leases,
             self.mux.types, self._on_order_to_stop, outage, context.waits, invoker.process_stack,
         )  # fmt: skip
         watchdog = LoopWatchdog(capacity.ready)
-        self._health = HealthProbe(config, self._queues, capacity, control, watchdog)
+        self._health = HealthProbe(config, queues, capacity, control, watchdog)
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
             StopAction(invoker.aclose, closes=True),
@@ -309,12 +309,10 @@ class Server:
             StopAction(runner.aclose, closes=True),
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
-            TypeReports(
-                self.holder, self._broker, self._queues, self._types, outage, self.run_metrics
-            ),
+            TypeReports(self.holder, self._broker, queues, self._types, outage, self.run_metrics),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(hooks),
-            HeartbeatThreads(self._broker, self._queues, config.lease_s, leases, watchdog, outage),
+            HeartbeatThreads(self._broker, queues, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             StopAction(shutdown.settle),
             StopAction(shutdown.end_running),

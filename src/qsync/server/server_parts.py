@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+from qsync.broker.address import Address
+from qsync.broker.aio import AsyncBroker
+from qsync.server.thread_pool import Threads
 
 Work = Callable[[], Awaitable[None]]
 
@@ -80,3 +85,14 @@ async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class ReplacedParts:
+    """The broker; where `def` handlers run (None means a pool of threads); whether schedules tick;
+    and the longest wait of a batch for more tasks, in seconds (None means that of its handler)."""
+
+    broker: Callable[[Address], AsyncBroker] = AsyncBroker
+    threads: Threads | None = None
+    ticks: bool = True
+    batch_wait_s: float | None = None

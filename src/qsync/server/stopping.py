@@ -25,7 +25,7 @@ from qsync.server.timeouts import Timeouts
 
 log: Final = logging.getLogger("qsync.server")
 
-NAMED: Final = 10
+TASKS_NAMED: Final = 10
 """Maximum number of tasks that the log of a shutdown names."""
 
 HUNG_AFTER_S: Final = 5.0
@@ -241,8 +241,10 @@ def _log_unfinished(running: Sequence[LeasedTask]) -> None:
     """Log the tasks whose handlers still run when `shutdown_timeout` is over."""
     if not running:
         return
-    named = [f"{leased.id} ({ascii(leased.message.type)[1:-1]})" for leased in running[:NAMED]]
-    more = f", and {len(running) - NAMED} more" if len(running) > NAMED else ""
+    named = [
+        f"{leased.id} ({ascii(leased.message.type)[1:-1]})" for leased in running[:TASKS_NAMED]
+    ]
+    more = f", and {len(running) - TASKS_NAMED} more" if len(running) > TASKS_NAMED else ""
     log.warning(
         "shutdown_timeout is over: handlers of %d tasks are stopped, and the tasks handed back to "
         "run again: %s%s", len(running), ", ".join(named), more,

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Final
 
 from qsync.backoff import AWAY_CAP_S, Backoff
+from qsync.broker import acl, views
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
 from qsync.broker.store_info import MIN_VERSION, StoreInfo, evicts_tasks
-from qsync.errors import ConfigError, StoreUnavailable
+from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.keys import QueueKeys
 from qsync.server.outage_log import Outage
 
-TRIES = 8
+MAX_TRIES = 8
 """Number of attempts to reach the store at a server's start, unless the server waits for the
 store."""
 
@@ -21,8 +27,8 @@ async def read_store_info(
     broker: AsyncBroker, outage: Outage, stopping: asyncio.Event, *, wait: bool
 ) -> StoreInfo | None:
     """Return the store's version and settings; None if `stopping` is set first. Retry while the
-    store is unreachable: TRIES times, or without limit if `wait` is true."""
-    backoff, tries = Backoff(cap=AWAY_CAP_S) if wait else Backoff(), TRIES
+    store is unreachable: MAX_TRIES times, or without limit if `wait` is true."""
+    backoff, tries = Backoff(cap=AWAY_CAP_S) if wait else Backoff(), MAX_TRIES
     while True:
         try:
             info = await broker.info()
@@ -55,3 +61,35 @@ def check_store(info: StoreInfo, address: Address, *, allow_eviction: bool) -> N
             f"the store's maxmemory-policy is {policy}: it may delete tasks; set it to "
             "noeviction, or start with allow_eviction=True (qsync worker --allow-eviction)"
         )
+
+
+log: Final = logging.getLogger("qsync.server")
+
+
+PERMISSIONS_TIMEOUT_S: Final = 1.0
+"""Time limit for the check on one node, in seconds."""
+
+
+async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) -> None:
+    """Raise ConfigError if the user may not run all commands that a server needs.
+
+    Log only a warning if it may not use channels: the server works, but clients notice results
+    later. Ask the node of the first queue; if it is unreachable, the second's and the third's.
+    Skip the check if none of them answers.
+    """
+    for keys in queues[:3]:
+        call = views.permissions(keys, acl.checkable("server"))
+        [refused] = await broker.run_many([call], ends=ends_in(PERMISSIONS_TIMEOUT_S))
+        if not isinstance(refused, StoreUnavailable):
+            break
+    if isinstance(refused, StoreUnavailable) or not refused:
+        return
+    if isinstance(refused, QsyncError):
+        raise refused
+    text = (
+        f"the user of the store at {broker.address} {acl.shortfall(refused, keys.prefix)}; "
+        f"`qsync acl server --prefix {keys.prefix}` prints the rights that a server needs"
+    )
+    if set(refused) - acl.CHANNELS:
+        raise ConfigError(text)
+    log.warning("%s; until then clients notice results up to 5 s later", text)

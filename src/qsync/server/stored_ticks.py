@@ -19,26 +19,27 @@ from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff, spread
 from qsync.broker import schedule_ops, views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.schedule_ops import BATCH, TickRow
+from qsync.broker.schedule_ops import SCHEDULES_PER_CALL, TickRow
 from qsync.broker.schedule_run_ops import Note, missed, tick_of
 from qsync.broker.stored_schedules import StoredScheduleRow, decode_record, next_tick, ticks_of
 from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask
 from qsync.schedule import tick_id
 from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
 from qsync.server.schedule_notes import send_notes
+from qsync.value_text import shorten
 
 log: Final = logging.getLogger("qsync.server")
 
-POLL_S: Final = 1.0
+QUEUES_INTERVAL_S: Final = 1.0
 """Interval for reading which queues have schedules to check, in seconds."""
 
-LOOK_S: Final = 60.0
+MAX_CHECK_INTERVAL_S: Final = 60.0
 """Longest time between two checks of a queue's schedules, in seconds."""
 
-LEAST_S: Final = 0.01
+MIN_CHECK_INTERVAL_S: Final = 0.01
 """Shortest time between two checks that found few schedules, in seconds."""
 
 APART_S: Final = 0.005
@@ -46,7 +47,7 @@ APART_S: Final = 0.005
 another one has enqueued it."""
 
 
-MOST_UNREAD: Final = 10 * BATCH
+MOST_UNREAD: Final = 10 * SCHEDULES_PER_CALL
 """Maximum number of schedules that a check reads again although the last check could not."""
 
 
@@ -73,14 +74,14 @@ class TickCheck(NamedTuple):
 async def tick_due(
     broker: AsyncBroker, keys: QueueKeys, *, unread: int = 0, now_us: int | None = None
 ) -> TickCheck:
-    """Enqueue the due ticks of up to BATCH stored schedules of a queue.
+    """Enqueue the due ticks of up to SCHEDULES_PER_CALL stored schedules of a queue.
 
     `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
     the check leaves out all but MOST_UNREAD of them, and reads more schedules to make up for
     these.
     """
     again = min(unread, MOST_UNREAD)
-    offset, count = unread - again, BATCH + 2 * again
+    offset, count = unread - again, SCHEDULES_PER_CALL + 2 * again
     call = schedule_ops.due_schedules(keys, count=count, offset=offset, now_us=now_us)
     due = await broker.run(call)
     if due.wrong:
@@ -125,10 +126,12 @@ async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None
     )  # fmt: skip
     cursor: str | None = "0"
     while cursor is not None:
-        page = await broker.run(schedule_ops.stored_page(keys, cursor=cursor, count=BATCH))
+        page = await broker.run(
+            schedule_ops.stored_page(keys, cursor=cursor, count=SCHEDULES_PER_CALL)
+        )
         rows = [tick for row in page.rows if (tick := _earlier(row, now_us)) is not None]
-        for start in range(0, len(rows), BATCH):
-            part = rows[start : start + BATCH]
+        for start in range(0, len(rows), SCHEDULES_PER_CALL):
+            part = rows[start : start + SCHEDULES_PER_CALL]
             await broker.run(schedule_ops.tick_schedules(keys, part, now_us=now_us))
         cursor = page.cursor if page.cursor != "0" else None
     await broker.run(schedule_ops.tick_schedules(keys, [], now_us=now_us))
@@ -213,7 +216,7 @@ class StoredTicks:
             if not self._denied:
                 log.warning("stored schedules do not run on this server: %s", error)
             self._denied = True
-            return LOOK_S
+            return MAX_CHECK_INTERVAL_S
         except QsyncError as error:
             self._outage.failed(part, error)
             return self._backoff.next()
@@ -228,7 +231,7 @@ class StoredTicks:
                 )
                 group.create_task(queue.run())
             queue.announced(number)
-        return POLL_S
+        return QUEUES_INTERVAL_S
 
 
 class _ScheduledQueue:
@@ -268,11 +271,13 @@ class _ScheduledQueue:
             try:
                 pause = await self._tick()
             except SchemaMismatch as error:
-                log.error("no more stored schedules of queue %s: %s", self._keys.queue, error)
+                log.info("no more stored schedules of queue %s: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)
-                pause = LOOK_S if isinstance(error, ConfigError) else self._backoff.next()
+                pause = (
+                    MAX_CHECK_INTERVAL_S if isinstance(error, ConfigError) else self._backoff.next()
+                )
                 await asyncio.sleep(pause)
                 continue
             with suppress(TimeoutError):
@@ -282,7 +287,7 @@ class _ScheduledQueue:
     async def _tick(self) -> float:
         """Enqueue what is due; return the time until the next check, in seconds."""
         now = asyncio.get_running_loop().time()
-        if self._unread > MOST_UNREAD and now - self._whole_at > LOOK_S:
+        if self._unread > MOST_UNREAD and now - self._whole_at > MAX_CHECK_INTERVAL_S:
             self._unread = 0  # a schedule that can be read may be among those left out
         if self._unread <= MOST_UNREAD:
             self._whole_at = now
@@ -299,9 +304,9 @@ class _ScheduledQueue:
         if ticked.more:
             return 0
         if ticked.next_us is None:
-            return LOOK_S
+            return MAX_CHECK_INTERVAL_S
         until_s = (ticked.next_us - ticked.now_us) / 1_000_000 + self._apart_s
-        return min(max(until_s, LEAST_S), LOOK_S)
+        return min(max(until_s, MIN_CHECK_INTERVAL_S), MAX_CHECK_INTERVAL_S)
 
     async def _created(self, tasks: Sequence[NewTask]) -> list[NewTask]:
         """Return the tasks that no held unique lock has kept out of the store."""

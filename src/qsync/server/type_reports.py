@@ -29,6 +29,7 @@ from qsync.server.server_parts import cancel
 from qsync.server.type_tally import TypeTally
 from qsync.server_starts import encode_start, start_report
 from qsync.slow_runs import encode_slow_report
+from qsync.times import MINUTE_US
 from qsync.type_counts import TypeCounts, encode_report
 from qsync.type_rolls import (
     DIRECTORY,
@@ -47,10 +48,8 @@ log: Final = logging.getLogger("qsync.server")
 REPORT_S: Final = 15.0
 """Time between two reports of the running minute, in seconds."""
 
-STORE_S: Final = 1.0
+STORE_TIMEOUT_S: Final = 1.0
 """Longest time that a report waits for the store, in seconds."""
-
-MINUTE_US: Final = 60_000_000
 
 ROLL_AFTER_S: Final = 20
 """Longest time after a minute after which a server rolls it up, in seconds."""
@@ -175,7 +174,7 @@ class TypeReports:
         queue = self._queues[name]
         report = self._reports(name, minute, rows, starts=starts)
         call = type_stats_ops.report_types(queue.keys, report)
-        [reply] = await self._broker.run_many([call], ends=ends_in(STORE_S))
+        [reply] = await self._broker.run_many([call], ends=ends_in(STORE_TIMEOUT_S))
         if not isinstance(reply, QsyncError):
             self._failing, self._sent[name] = False, runs
             if starts:

@@ -20,7 +20,7 @@ from qsync.server.stored_ticks import tick_due
 from qsync.state import TaskState
 from qsync.testing.store import Clock
 
-CALLS: Final = 100
+CALLS_PER_ROUND_TRIP: Final = 100
 """Number of calls in one round trip."""
 
 TICKS: Final = 100_000
@@ -157,10 +157,10 @@ class Advance:
 
     async def _enqueue(self, broker: AsyncBroker, ticks: Sequence[Tick]) -> None:
         keys = self._keys()
-        for start in range(0, len(ticks), CALLS):
+        for start in range(0, len(ticks), CALLS_PER_ROUND_TRIP):
             calls = [
                 _call(self._periodics[tick.number], keys[tick.number], tick.at_us)
-                for tick in ticks[start : start + CALLS]
+                for tick in ticks[start : start + CALLS_PER_ROUND_TRIP]
             ]
             for answer in await broker.run_many(calls):
                 if isinstance(answer, QsyncError):

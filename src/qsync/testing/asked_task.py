@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from qsync.batch_function import BatchFunction
 from qsync.errors import ConfigError, InvalidTask
-from qsync.keys import shorten
 from qsync.task import TaskInfo
 from qsync.task_function import TaskFunction
+from qsync.value_text import shorten
 
 
 @runtime_checkable

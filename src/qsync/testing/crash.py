@@ -11,11 +11,11 @@ from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.errors import ConfigError, QsyncError
-from qsync.keys import shorten
 from qsync.mux import CallNext
 from qsync.server.current import running
 from qsync.server.server import Server
 from qsync.task import TaskInfo
+from qsync.value_text import shorten
 
 POINTS: Final = (
     "before handler", "during handler", "before complete", "after complete", "before failure",

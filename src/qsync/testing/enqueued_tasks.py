@@ -19,7 +19,7 @@ WAITING: Final = (
 )  # fmt: skip
 """States of tasks that have not ended."""
 
-PAGE: Final = 250
+TASKS_PER_CALL: Final = 250
 """Number of tasks in one call."""
 
 
@@ -67,8 +67,8 @@ def statuses(broker: Broker, prefix: str) -> Iterator[TaskStatus]:
         keys = QueueKeys(prefix, queue)
         for state in WAITING:
             ids = list(_ids(broker, keys, state))
-            for start in range(0, len(ids), PAGE):
-                part = ids[start : start + PAGE]
+            for start in range(0, len(ids), TASKS_PER_CALL):
+                part = ids[start : start + TASKS_PER_CALL]
                 shown = broker.run(views.get_tasks(keys, part))
                 for id, task in zip(part, shown, strict=True):
                     if task is not None:
@@ -90,7 +90,7 @@ def queues_of(broker: Broker, prefix: str) -> list[str]:
 def _ids(broker: Broker, keys: QueueKeys, state: TaskState) -> Iterator[str]:
     after: PageKey | None = None
     while True:
-        page = broker.run(views.list_tasks(keys, state, count=PAGE, after=after))
+        page = broker.run(views.list_tasks(keys, state, count=TASKS_PER_CALL, after=after))
         yield from (row.id for row in page.rows)
         if not page.more or not page.rows:
             return

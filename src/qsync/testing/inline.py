@@ -20,7 +20,6 @@ from qsync.broker.stored_task import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, TaskNotFound
 from qsync.hooks import Hooks
-from qsync.keys import shorten
 from qsync.message import ENVELOPE_HEAD, Result, decode_message
 from qsync.mux import Mux
 from qsync.new_task import NewTask
@@ -35,7 +34,7 @@ from qsync.state import TaskState
 from qsync.task import PAYLOAD_LIMIT, Task, TaskInfo
 from qsync.task_queries import AsyncTaskQueries, TaskQueries
 from qsync.testing.calling_thread import CallingThread
-from qsync.testing.shared_clients import close_clients
+from qsync.value_text import shorten
 from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
 
 NOWHERE = Address("node", settings={"path": "/nowhere/qsync.testing.inline"})
@@ -277,3 +276,28 @@ class _InlineAsyncClient(WrappedAsyncClient, _RunsInPlaceAsync):
         self.runs = runs
         self._queries = _InlineAsyncQueries(self._broker, self._global_keys.prefix)
         self._queries.ended = runs.ended
+
+
+CLOSE_S = 10.0
+"""Time limit for closing a client of an event loop in another thread, in seconds."""
+
+
+def close_clients(app: Qsync) -> None:
+    """Close the app's shared clients of this process and of all event loops."""
+    try:
+        here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    for loop, client in app._connections.by_loop.items():
+        if loop is here:
+            task = loop.create_task(client.aclose())
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+        elif loop.is_running():
+            asyncio.run_coroutine_threadsafe(client.aclose(), loop).result(CLOSE_S)
+        elif not loop.is_closed() and here is None:
+            loop.run_until_complete(client.aclose())
+    app.close()
+
+
+_closing: set[asyncio.Task[None]] = set()

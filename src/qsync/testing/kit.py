@@ -12,7 +12,7 @@ from typing import Any, Self
 from qsync.app import Qsync
 from qsync.broker.bounds_ops import put_program_bounds
 from qsync.errors import ConfigError, QsyncError
-from qsync.keys import QueueKeys, shorten
+from qsync.keys import QueueKeys
 from qsync.task_function import TaskFunction
 from qsync.testing.advance import Advance
 from qsync.testing.asked_task import AnyTask, asked_task
@@ -20,12 +20,13 @@ from qsync.testing.calling_thread import CallingThread, run_on_loop
 from qsync.testing.crash import CrashPlan
 from qsync.testing.drain import Drain
 from qsync.testing.enqueued_tasks import EnqueuedTask, enqueued, matching
-from qsync.testing.shared_clients import close_clients
+from qsync.testing.inline import close_clients
 from qsync.testing.store import TestStore, session_store
+from qsync.value_text import shorten
 
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 
-SHOWN = 10
+TASKS_SHOWN = 10
 """Number of tasks that a failed assertion shows."""
 
 
@@ -103,8 +104,8 @@ class _AnyKit:
         lines = [f"no task {name}({expected}){where} is enqueued"]
         if tasks:
             lines.append(f"of {name} there are:")
-            lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:SHOWN]]
-            lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
+            lines += [f"  {enqueued_task!r}" for enqueued_task in tasks[:TASKS_SHOWN]]
+            lines += [f"  and {len(tasks) - TASKS_SHOWN} more"] if len(tasks) > TASKS_SHOWN else []
         else:
             lines.append("no task of this function is waiting or running")
             if isinstance(task, TaskFunction) and not self._is_of_app(task):

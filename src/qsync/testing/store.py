@@ -27,7 +27,7 @@ from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 PREFIX: Final = "qsync-test-"
 """Start of the prefixes of tests."""
 
-START_S: Final = 30.0
+START_TIMEOUT_S: Final = 30.0
 """Time limit for the start of a store, in seconds."""
 
 WATCHED: Final = '"$0" "$@" & store=$!; read -r _; kill $store; wait $store'
@@ -163,7 +163,7 @@ def _start_store() -> str:
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(end)
-    ends = time.monotonic() + START_S
+    ends = time.monotonic() + START_TIMEOUT_S
     while not _answers(path):
         if watch.poll() is not None or time.monotonic() > ends:
             said = (folder / "log").read_text(errors="replace")[-2000:]

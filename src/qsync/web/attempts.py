@@ -11,8 +11,8 @@ from typing import Final
 from qsync import store_clock
 from qsync.errors import ConfigError
 from qsync.inspector import Explanation, OperatorEvent, TaskDetail
-from qsync.keys import shorten
 from qsync.state import TaskState
+from qsync.value_text import shorten
 from qsync.web.translation import _
 
 WIDTH: Final = 100.0
@@ -105,7 +105,7 @@ def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) ->
 
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:
-    """Return the seconds between two times, which two clocks may have told; None if unknown."""
+    """Return the seconds between two times, which may be of two clocks; None if unknown."""
     if start is None or end is None:
         return None
     return max(0.0, (end - start).total_seconds())

@@ -349,7 +349,7 @@ def root_of(request: Request) -> str:
 
 
 def local_path(next_path: str, root: str) -> str:
-    """Return the path if it belongs to the dashboard, otherwise the first page's."""
+    """Return the path if it belongs to the dashboard, else the path of the first page."""
     is_inside = next_path.startswith(f"{root}/") and not next_path.startswith("//")
     is_plain = (
         next_path.isascii()

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, Step
-from qsync.inspector.tasks import LIMIT
+from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.web.pages import Site, links
 from qsync.web.query import Fields, Selection, selection_of
 from qsync.web.translation import _, marked, marked_plural, ngettext
@@ -37,7 +37,7 @@ COUNT_S: Final = 2.0
 
 MAX_CURSOR_LENGTH: Final = 400
 COUNTS: Final = ("scanned", "done", "duplicate", "too_late")
-MAX_COUNT: Final = 10**12
+MAX_TASKS: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ async def run_steps(
     total = await step(form.text("cursor", MAX_CURSOR_LENGTH) or None)
     while total.cursor is not None and time.monotonic() < end:
         total += await step(total.cursor)
-    counts = {name: form.number(name, 0, 0, MAX_COUNT) + getattr(total, name) for name in COUNTS}
+    counts = {name: form.number(name, 0, 0, MAX_TASKS) + getattr(total, name) for name in COUNTS}
     if total.cursor is None:
         good = counts["done"] > 0 or not counts["scanned"]
         return site.go(
@@ -141,7 +141,11 @@ async def count(site: Site, selection: Selection) -> Matching:
     end, cursor, number, scanned = time.monotonic() + COUNT_S, None, 0, 0
     while True:
         page = await site.inspector.tasks(
-            selection.queue, selection.state, limit=LIMIT, cursor=cursor, filter=selection.filter
+            selection.queue,
+            selection.state,
+            limit=MAX_PAGE_SIZE,
+            cursor=cursor,
+            filter=selection.filter,
         )
         number, scanned, cursor = number + len(page.tasks), scanned + page.scanned, page.cursor
         if cursor is None:
@@ -165,7 +169,7 @@ async def continue_page(site: Site, request: Request) -> Response:
     kind = KINDS.get(action)
     if kind is None:
         return site.page(request, "error", status=404, title=_("Page not found"), text="")
-    counts = {name: fields.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
+    counts = {name: fields.number(name, 0, 0, MAX_TASKS) for name in COUNTS}
     hidden_fields = {**selection.query, "state": selection.state, "sure": "yes",
             "cursor": fields.text("cursor", MAX_CURSOR_LENGTH), **counts}  # fmt: skip
     return site.page(

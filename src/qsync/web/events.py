@@ -13,8 +13,8 @@ from qsync.inspector.event_values import ACTIONS
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 
-READ: Final = 500
-SHOWN: Final = 5
+EVENTS_READ: Final = 500
+EVENTS_SHOWN: Final = 5
 """Number of actions that pages of queues, tasks, schedules, limits and servers show."""
 
 QUEUE_CHOICES: Final = 500
@@ -24,7 +24,9 @@ async def list_all(site: Site, request: Request) -> Response:
     """List the last actions, of all queues or of one."""
     fields = Fields(request.query_params.multi_items())
     queue, action = fields.text("queue"), fields.text("action", 40)
-    listed = await site.inspector.events(queue=queue or None, action=action or None, limit=READ)
+    listed = await site.inspector.events(
+        queue=queue or None, action=action or None, limit=EVENTS_READ
+    )
     events, sheet = sheet_of(listed, fields)
     overview = await site.inspector.overview()
     names = [info.name for info in overview.queues]
@@ -41,6 +43,6 @@ async def last_actions(site: Site, queue: str, **which: Any) -> list[OperatorEve
     An empty `queue` stands for the actions that belong to none.
     """
     try:
-        return await site.inspector.events(queue=queue, limit=SHOWN, **which)
+        return await site.inspector.events(queue=queue, limit=EVENTS_SHOWN, **which)
     except ConfigError:
         return []

@@ -18,7 +18,7 @@ from qsync.errors import QsyncError
 from qsync.formatting import csv_cell
 from qsync.inspector import SearchPage, SearchQuery, TaskRow
 from qsync.inspector.search_query import MAX_QUERY
-from qsync.inspector.tasks import LIMIT
+from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.web.pages import Site
 from qsync.web.query import Fields
 from qsync.web.search import parse_for
@@ -44,7 +44,7 @@ async def tasks(site: Site, request: Request) -> Response:
     if kind not in KINDS:
         return site.page(request, "error", status=404, title=_("Page not found"), text="")
     query = parse_for(site, fields.text("q", MAX_QUERY + 1))
-    first = await site.inspector.search(query, limit=LIMIT)  # what it refuses gets a page
+    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)  # what it refuses gets a page
     media_type, name = KINDS[kind]
     return StreamingResponse(
         _stream(site, query, first, kind), media_type=media_type,
@@ -66,7 +66,7 @@ async def _stream(
             remaining -= len(rows)
             if page.cursor is None or not remaining:
                 return
-            page = await site.inspector.search(query, limit=LIMIT, cursor=page.cursor)
+            page = await site.inspector.search(query, limit=MAX_PAGE_SIZE, cursor=page.cursor)
             await asyncio.sleep(min(1.0, time.monotonic() - began))
     except QsyncError as error:  # a file that ends early must not look whole
         log.warning("export: %s", error)

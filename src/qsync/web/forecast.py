@@ -17,7 +17,7 @@ Steps = Sequence[tuple[float, Figures] | None]
 WINDOW_S: Final = 300.0
 """Length of the window of samples, in seconds."""
 
-LEAST_S: Final = 30.0
+MIN_WINDOW_S: Final = 30.0
 """Minimum time of samples for a forecast, in seconds."""
 
 FAR_S: Final = 7 * 86_400.0
@@ -56,7 +56,7 @@ def growth_of(steps: Steps) -> float | None:
     """Return by how many tasks a second the backlog has grown lately; None if not known yet."""
     recent = _recent(steps)
     seconds = sum(length for length, _ in recent[1:])
-    if seconds < LEAST_S:
+    if seconds < MIN_WINDOW_S:
         return None
     return (recent[-1][1].pending - recent[0][1].pending) / seconds
 

@@ -9,9 +9,8 @@ from qsync.errors import InvalidTask
 from qsync.limit import LimitRule, check_limit, limit_rule
 from qsync.phrase import phrase, phrase_of
 from qsync.web.events import last_actions
-from qsync.web.field_errors import not_seconds, not_whole
 from qsync.web.pages import Site
-from qsync.web.query import Fields
+from qsync.web.query import Fields, not_seconds, not_whole
 from qsync.web.queues import no_queue
 from qsync.web.translation import _
 

@@ -17,7 +17,7 @@ from qsync.web.charts import PER_SECOND, SECONDS, BarChart, LineChart, bar_chart
 from qsync.web.pages import Site
 from qsync.web.problems import all_problems, paused_types_of, unhandled_of
 from qsync.web.query import Fields, sheet_of
-from qsync.web.sampler import CHARTED_QUEUES, DAYS, SAMPLES, Sampler, filled
+from qsync.web.sampler import CHARTED_QUEUES, DAYS_CHARTED, SAMPLES_KEPT, Sampler, filled
 from qsync.web.translation import _, coarse, day_and_month
 
 BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
@@ -25,7 +25,7 @@ BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 DAY_COUNTERS: Final = ("enqueued", "completed", "failed", "dead", "crashed")
 """Counters in the table of days."""
 
-PERIODS: Final = (7, DAYS, 90)
+PERIODS: Final = (7, DAYS_CHARTED, 90)
 """Numbers of days to choose from."""
 
 MISSED_FOR: Final = timedelta(days=1)
@@ -92,7 +92,7 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
             series,
             unit=unit,
             begins=begins,
-            width=SAMPLES - 1,
+            width=SAMPLES_KEPT - 1,
             interval_s=sampler.interval_s,
         )
 
@@ -109,7 +109,7 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
 def days_of(fields: Fields) -> int:
     """Return the number of days that a page is asked to show: one of PERIODS."""
     asked = fields.text("days")
-    return next((days for days in PERIODS if str(days) == asked), DAYS)
+    return next((days for days in PERIODS if str(days) == asked), DAYS_CHARTED)
 
 
 def day_charts(days: Sequence[Day], number: int) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Filter
-from qsync.phrase import phrase
+from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
+from qsync.value_text import shorten
 from qsync.web.names import state_title
 from qsync.web.translation import _, marked
 
@@ -194,3 +195,19 @@ def sheet_of(items: Sequence[T], fields: Fields) -> tuple[Sequence[T], Sheet]:
     last = max(1, math.ceil(len(items) / PAGE_SIZE))
     number = fields.number("page", 1, 1, last)
     return items[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], Sheet(number, last, len(items))
+
+
+def not_whole(field: str, text: str) -> Phrase:
+    """Return that a field is not a whole number."""
+    return phrase("%(field)s: %(value)s is not a whole number", field=field, value=shorten(text))
+
+
+def not_number(field: str, text: str) -> Phrase:
+    """Return that a field is not a number."""
+    return phrase("%(field)s: %(value)s is not a number", field=field, value=shorten(text))
+
+
+def not_seconds(field: str, text: str) -> Phrase:
+    """Return that a field is not a number of seconds."""
+    value = shorten(text)
+    return phrase("%(field)s: %(value)s is not a number of seconds", field=field, value=value)

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from qsync.bounds import WhenFull
 from qsync.errors import InvalidTask
 from qsync.phrase import phrase_of, within
-from qsync.web.field_errors import not_number, not_whole
 from qsync.web.pages import Site
+from qsync.web.query import not_number, not_whole
 from qsync.web.queues import no_queue
 from qsync.web.translation import _
 from qsync.worker.child_limits import size_of

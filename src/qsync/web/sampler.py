@@ -20,13 +20,13 @@ from qsync.state import TaskState
 log: Final = logging.getLogger("qsync.web")
 
 INTERVAL_S: Final = 5.0
-SAMPLES: Final = 181
+SAMPLES_KEPT: Final = 181
 """Number of samples kept, for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
 """Number of queues that have charts of their own, and that the sums by day include."""
 
-DAYS: Final = 30
+DAYS_CHARTED: Final = 30
 DAYS_CACHE_S: Final = 60.0
 """Time for which the counters by day are cached."""
 
@@ -72,7 +72,7 @@ class Sampler:
     def __init__(self, inspector: Inspector, *, interval_s: float = INTERVAL_S) -> None:
         self.interval_s = interval_s
         self._inspector = inspector
-        self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES)
+        self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES_KEPT)
         self._task: asyncio.Task[None] | None = None
         self._days: dict[int, tuple[float, list[Day]]] = {}
         """Time of the last read, and the counters, by number of days."""
@@ -81,7 +81,7 @@ class Sampler:
     @property
     def minutes(self) -> int:
         """Time span of the samples, in minutes."""
-        return round((SAMPLES - 1) * self.interval_s / 60)
+        return round((SAMPLES_KEPT - 1) * self.interval_s / 60)
 
     def start(self) -> None:
         """Start sampling in the running event loop, unless it has started already."""
@@ -130,7 +130,7 @@ class Sampler:
             intervals.append((after.time - before.time, second.since(first)))
         return intervals
 
-    async def days(self, number: int = DAYS) -> list[Day]:
+    async def days(self, number: int = DAYS_CHARTED) -> list[Day]:
         """Return the counters of all queues (the first 50) by day, the latest first.
 
         They are at most a minute old; to read them again takes a call per queue.
@@ -152,7 +152,7 @@ class Sampler:
         return [Day(day=day, counters=totals[day]) for day in sorted(totals, reverse=True)]
 
 
-def filled(days: Sequence[Day], count: int = DAYS) -> list[Day]:
+def filled(days: Sequence[Day], count: int = DAYS_CHARTED) -> list[Day]:
     """Return the last `count` days up to today, the latest last; idle days are included."""
     by_day = {day.day: day.counters for day in days}
     today = max([store_clock.now().date(), *by_day])

@@ -15,9 +15,8 @@ from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.schedule import Missed
 from qsync.task import DEFAULT, Task
 from qsync.web.bulk_actions import back_to
-from qsync.web.field_errors import not_seconds
 from qsync.web.pages import Site
-from qsync.web.query import Fields, sheet_of
+from qsync.web.query import Fields, not_seconds, sheet_of
 from qsync.web.tasks import failed
 from qsync.web.template_filters import form_number
 from qsync.web.translation import _
@@ -93,7 +92,7 @@ async def _edit(inspector: Inspector, values: dict[str, str]) -> Change:
 
 
 def _schedule_from(values: dict[str, str]) -> dict[str, Any]:
-    """Return when a schedule ticks, as its form says.
+    """Return when a schedule ticks, from the fields of its form.
 
     Raises InvalidTask if the period is not a number.
     """

@@ -43,7 +43,7 @@ SORTS: Final[dict[str, str]] = {
 SORTED_MOST: Final = 1000
 """Maximum number of matches that can be sorted in an order other than that of their queues."""
 
-PART: Final = 100
+MATCHES_PER_PART: Final = 100
 """Largest number of matches of one part."""
 
 _NEWEST_FIRST: Final = {"newest": True, "oldest": False}
@@ -167,7 +167,7 @@ async def _scan(
         began = time.monotonic()
         page = await site.inspector.search(
             query,
-            limit=min(PART, limit - len(result.rows)),
+            limit=min(MATCHES_PER_PART, limit - len(result.rows)),
             cursor=cursor,
             newest_first=newest_first,
         )

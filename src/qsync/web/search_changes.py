@@ -13,7 +13,7 @@ from qsync.inspector import Change, SearchQuery
 from qsync.inspector.search import CHANGED, Verb
 from qsync.inspector.search_query import MAX_QUERY
 from qsync.state import TaskState
-from qsync.web.bulk_actions import BUDGET_S, COUNTS, MAX_COUNT, summary
+from qsync.web.bulk_actions import BUDGET_S, COUNTS, MAX_TASKS, summary
 from qsync.web.pages import Site, links
 from qsync.web.query import Fields
 from qsync.web.roles import given_role, lacking
@@ -68,8 +68,8 @@ async def _count_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
     """Count for a while; then show the progress, or ask for a confirmation with the number."""
-    numbers = {state: form.number(f"n-{state}", 0, 0, MAX_COUNT) for state in TaskState}
-    scanned, unread = (form.number(name, 0, 0, MAX_COUNT) for name in ("scanned", "unread"))
+    numbers = {state: form.number(f"n-{state}", 0, 0, MAX_TASKS) for state in TaskState}
+    scanned, unread = (form.number(name, 0, 0, MAX_TASKS) for name in ("scanned", "unread"))
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
     total = await site.inspector.search_total(query, verb) if cursor is None else None
     if total is not None:
@@ -121,7 +121,7 @@ async def _change_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
     """Change for a while; then show the progress, or the summary."""
-    counts = {name: form.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
+    counts = {name: form.number(name, 0, 0, MAX_TASKS) for name in COUNTS}
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
     while True:
         part = await site.acting(request).search_step(query, verb, cursor=cursor)

@@ -16,10 +16,10 @@ from qsync.inspector.edits import COPY_HEADER
 from qsync.inspector.payload_preview import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE, TIMED
 from qsync.inspector.values import refused
-from qsync.keys import shorten
 from qsync.phrase import phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.times import MAX_SECONDS
+from qsync.value_text import shorten
 from qsync.web.attempts import bars_of, outcomes, trace_link
 from qsync.web.bulk_actions import back_to
 from qsync.web.events import last_actions

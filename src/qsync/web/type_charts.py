@@ -13,7 +13,7 @@ from qsync.inspector import RunStats, ServerInfo, TypePoint, TypeStats
 from qsync.web.charts import HEIGHT, WIDTH, Line, Values, ceiling, path_of, time_ceiling
 from qsync.web.translation import _, count, day_and_month, marked, seconds
 
-DAYS: Final = ("7d", "90d")
+DAILY_PERIODS: Final = ("7d", "90d")
 """Periods whose axis shows days."""
 
 DAY_S: Final = 86_400
@@ -122,7 +122,7 @@ def when(stats: TypeStats, moment: datetime) -> str:
     if stats.step_s >= DAY_S:
         return day_and_month(moment.date())
     clock = f"{moment:%H:%M} UTC"
-    return f"{day_and_month(moment.date())} {clock}" if stats.period in DAYS else clock
+    return f"{day_and_month(moment.date())} {clock}" if stats.period in DAILY_PERIODS else clock
 
 
 def _chart(

@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from qsync.errors import InvalidTask
 from qsync.inspector import Period, TypeInfo
 from qsync.inspector.type_values import PERIODS
-from qsync.inspector.types import LISTED
+from qsync.inspector.types import LISTED_PERIODS
 from qsync.phrase import phrase_of
 from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Site, links
@@ -48,7 +48,7 @@ async def list_all(site: Site, request: Request) -> Response:
     fields = Fields(request.query_params.multi_items())
     names = (await site.inspector.queue_names())[:QUEUES_SHOWN]
     queue = fields.text("queue") or ("default" if "default" in names or not names else names[0])
-    period, sort = _period(fields, LISTED), fields.text("sort")
+    period, sort = _period(fields, LISTED_PERIODS), fields.text("sort")
     listing = await site.inspector.types(queue, period=period)
     types = listing.types
     if sort in SORTS:
@@ -56,7 +56,7 @@ async def list_all(site: Site, request: Request) -> Response:
     shown, sheet = sheet_of(types, fields)
     return site.page(
         request, "types", queue=queue, names=names, listing=listing, types=shown, sheet=sheet,
-        sort=sort, period=period, periods=[(each, PERIOD_NAMES[each]) for each in LISTED],
+        sort=sort, period=period, periods=[(each, PERIOD_NAMES[each]) for each in LISTED_PERIODS],
     )  # fmt: skip
 
 

@@ -16,13 +16,13 @@ import msgspec
 WINDOW_S: Final = 120.0
 """Longest time over which rates are measured, in seconds."""
 
-LEAST_S: Final = 1.0
+MIN_WINDOW_S: Final = 1.0
 """Shortest time over which rates are measured, in seconds."""
 
 BEHIND_S: Final = 1.0
 """Age of the oldest pending task, in seconds, above which all workers count as fully busy."""
 
-MOST: Final = 1000
+MAX_WORKERS: Final = 1000
 """Default limit on the number of workers asked for."""
 
 
@@ -62,7 +62,7 @@ class ScaleTarget(msgspec.Struct, frozen=True):
     per_worker: float | None = None
     """Tasks that a worker finishes per second; None means the measured rate."""
     least: int = 0
-    most: int = MOST
+    most: int = MAX_WORKERS
 
 
 class ScaleAdvice(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class Scaler:
         first, now = self._samples[0], self._samples[-1]
         span_s = now.at - first.at
         arriving = finishing = measured = None
-        if span_s >= LEAST_S:
+        if span_s >= MIN_WINDOW_S:
             arriving = self._steady()
             finishing = (now.finished - first.finished) / span_s
             measured = self._per_worker()

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server import process_pool_child
 from qsync.server.error_log import log_trace
 from qsync.server.error_text import message_of, program_trace
@@ -32,13 +32,12 @@ from qsync.server.health import ServerHealth
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
 from qsync.worker import logs
-from qsync.worker.child_limits import AGAIN_S, Limits, memory_used
-from qsync.worker.child_limits import LOOK_S as LIMITS_S
+from qsync.worker.child_limits import LIMITS_CHECK_S, REPORT_AGAIN_S, Limits, memory_used
 from qsync.worker.load_app import TargetError, load
 
 log: Final = logging.getLogger("qsync.worker")
 
-LOOK_S: Final = 0.5
+FILES_CHECK_S: Final = 0.5
 """Time between two checks for newly imported files, in seconds."""
 
 
@@ -125,7 +124,7 @@ class Parent:
                 reason = limits.exceeded(tasks, memory_used())
                 if reason is not None:
                     self.send(worn=reason)
-                time.sleep(LIMITS_S if reason is None else AGAIN_S)
+                time.sleep(LIMITS_CHECK_S if reason is None else REPORT_AGAIN_S)
 
         threading.Thread(target=work, name="qsync-limits", daemon=True).start()
 
@@ -135,7 +134,7 @@ class Parent:
         def work() -> None:
             while True:
                 self.send_files()
-                time.sleep(LOOK_S)
+                time.sleep(FILES_CHECK_S)
 
         threading.Thread(target=work, name="qsync-files", daemon=True).start()
 
@@ -204,6 +203,11 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
                     on_stop_order=lambda: parent.send(retired=True),
                 )
             )
+    except SchemaMismatch as error:
+        if not server.broken:  # no queue is left: another process would find the same
+            parent.send_error(error)
+            parent.send(hopeless=True)
+        return 1
     except QsyncError as error:
         parent.send_error(error)
         return 1

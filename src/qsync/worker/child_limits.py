@@ -13,10 +13,10 @@ from typing import Final
 from qsync.errors import ConfigError
 from qsync.phrase import phrase
 
-LOOK_S: Final = 0.25
+LIMITS_CHECK_S: Final = 0.25
 """Interval at which a child checks its limits, in seconds."""
 
-AGAIN_S: Final = 10.0
+REPORT_AGAIN_S: Final = 10.0
 """Interval at which a child over a limit reports it again, in seconds."""
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", int, float)
 
-PATIENCE_S: Final = 1.0
+PROCESSES_TIMEOUT_S: Final = 1.0
 """Time that the processes have to answer, in seconds."""
 
 SCALE_FRESH_S: Final = 1.0
@@ -44,7 +44,7 @@ LISTS: Final = 8
 
 log: Final = logging.getLogger("qsync.worker")
 
-STORE_S: Final = 5.0
+STORE_TIMEOUT_S: Final = 5.0
 """Time that the store has to answer, in seconds."""
 
 
@@ -149,14 +149,14 @@ class HealthPort:
         """Ask on the parent's event loop; if that does not answer, report the parent as silent."""
         if self._supervisor is None or self._loop is None:
             return [ProcessHealth(0, 0, None, ended="has not started yet")]
-        question = self._supervisor.ask(PATIENCE_S)
+        question = self._supervisor.ask(PROCESSES_TIMEOUT_S)
         try:
             answer = asyncio.run_coroutine_threadsafe(question, self._loop)
         except RuntimeError:  # the loop is closed
             question.close()
             return [ProcessHealth(0, 0, None, ended="has stopped")]
         try:
-            async with asyncio.timeout(2 * PATIENCE_S):
+            async with asyncio.timeout(2 * PROCESSES_TIMEOUT_S):
                 reports = await asyncio.wrap_future(answer)
         except (TimeoutError, CancelledError):
             return [ProcessHealth(0, 0, None, unheard_s=time.monotonic() - self._heard_at)]
@@ -187,7 +187,7 @@ class _Backlog:
         except ValueError as error:
             return bad_request(str(error))
         try:
-            async with asyncio.timeout(STORE_S):
+            async with asyncio.timeout(STORE_TIMEOUT_S):
                 if queues == self._queues:
                     scaler = await self._measure(queues)
                 else:
@@ -210,8 +210,8 @@ class _Backlog:
             scaler = measured.scaler
             if scaler.age_s(time.monotonic()) >= SCALE_FRESH_S:
                 scaler.add(await _sample(self._inspector, queues))
-            if scaler.span_s < autoscale.LEAST_S:
-                await asyncio.sleep(autoscale.LEAST_S)
+            if scaler.span_s < autoscale.MIN_WINDOW_S:
+                await asyncio.sleep(autoscale.MIN_WINDOW_S)
                 scaler.add(await _sample(self._inspector, queues))
         return scaler
 
@@ -274,7 +274,7 @@ def _goal(query: Query) -> autoscale.ScaleTarget:
         target_s=_number(query, "target", 30.0),
         per_worker=_number(query, "per_server", 0.0) or None,
         least=_int_parameter(query, "min", 0),
-        most=_int_parameter(query, "max", autoscale.MOST),
+        most=_int_parameter(query, "max", autoscale.MAX_WORKERS),
     )
 
 

@@ -26,7 +26,7 @@ HEAD_LIMIT: Final = 8192
 HEAD_S: Final = 5.0
 """Time in which a request must arrive, in seconds."""
 
-ANSWER_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 10.0
 """Time in which a request must be answered and the answer read, in seconds."""
 
 CONNECTIONS: Final = 64
@@ -131,7 +131,7 @@ class HealthServer:
             async with asyncio.timeout(HEAD_S):
                 head = await reader.readuntil(b"\r\n\r\n")
             connection.asked = True
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 writer.write(_encode(*await self._answer(head)))
                 await writer.drain()
         except asyncio.LimitOverrunError:

@@ -37,7 +37,7 @@ the store after the first run."""
 TRY_S: Final = (0.5, 2.0)
 """Time that the store has to answer, in seconds: at the first attempt, and after a failure."""
 
-PAGE: Final = 500
+TASKS_LOGGED: Final = 500
 """Number of active tasks of a queue that are read to log the names of the dead server's tasks."""
 
 
@@ -104,7 +104,7 @@ class LeaseAbandoner:
             try:
                 self._run(job)
             except SchemaMismatch as error:
-                log.info("cannot abandon server %s: %s", job.server_id, error)
+                log.debug("cannot abandon server %s: %s", job.server_id, error)
                 self._remove(job)
                 continue
             except QsyncError as error:
@@ -161,7 +161,7 @@ class LeaseAbandoner:
 
     def _read_names(self, job: _Job, keys: QueueKeys) -> list[str]:
         """Return names of the server's tasks, from one page, before others recover them."""
-        call = views.list_tasks(keys, TaskState.ACTIVE, count=PAGE)
+        call = views.list_tasks(keys, TaskState.ACTIVE, count=TASKS_LOGGED)
         try:
             rows = self._try(job, call).rows
         except StoreUnavailable:

@@ -13,8 +13,8 @@ from typing import Any
 
 from qsync.app import Qsync
 from qsync.errors import QsyncError
-from qsync.keys import shorten
 from qsync.mux import Mux
+from qsync.value_text import shorten
 
 
 class TargetError(Exception):

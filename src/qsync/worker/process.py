@@ -75,6 +75,8 @@ class Child:
         """Traceback of `error`."""
         self.retired: bool = False
         """Whether an operator told the child to stop."""
+        self.hopeless: bool = False
+        """Whether another process would end for the same reason."""
         self.worn: str | None = None
         """Limit that the child has reached, as text; None if it has reached none."""
         self.replacing = False
@@ -156,6 +158,7 @@ class Child:
         self.trace = report.get("trace", self.trace)
         self.queues = report.get("queues", self.queues)
         self.retired = report.get("retired", self.retired)
+        self.hopeless = report.get("hopeless", self.hopeless)
         self.worn = report.get("worn", self.worn)
         if "rows" in report:
             self.rows = msgspec.convert(report["rows"], list[MetricRow])

@@ -29,7 +29,7 @@ from qsync.worker.zombie_reaper import keep_reaping
 
 log: Final = logging.getLogger("qsync.worker")
 
-TRIES: Final = 5
+MAX_START_FAILURES: Final = 5
 """Number of failures to start in a row after which the worker gives up."""
 
 RETRY_START_S: Final = 0.2
@@ -39,7 +39,7 @@ STEADY_S: Final = 2.0
 """Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
 crash costs the other tasks little. The delay doubles each time a child ends earlier than that."""
 
-START_S: Final = 60.0
+REPLACEMENT_START_S: Final = 60.0
 """Time that a replacement child has to load the app, in seconds."""
 
 GIVE_UP_S: Final = 3.0
@@ -50,7 +50,7 @@ ECHO_S: Final = 0.2
 """Signals within this time count as one, in seconds: a terminal and a wrapper like `uv run` send
 one each."""
 
-LATE_S: Final = 5.0
+KILL_AFTER_S: Final = 5.0
 """Time beyond `shutdown_timeout` after which a child that does not stop is killed, in seconds."""
 
 
@@ -173,7 +173,11 @@ class Supervisor:
                 self._retire(slot)
                 return
             delay = slot.delay(child)
-            if slot.failures >= TRIES and not self._plan.reload:
+            if child.hopeless and not self._plan.reload:
+                self._failed = child.exit_reason()
+                self._stop()
+                return
+            if slot.failures >= MAX_START_FAILURES and not self._plan.reload:
                 self._give_up(child)
                 return
             await self._pause(slot, child, delay)
@@ -198,7 +202,7 @@ class Supervisor:
             await slot.changed.wait()
             return
         if child.failed_to_start:
-            tries = f"try {slot.failures} of {TRIES}, the next in {delay:.1f} s"
+            tries = f"try {slot.failures} of {MAX_START_FAILURES}, the next in {delay:.1f} s"
             _tell_end(child, logging.ERROR, tries)
         else:
             _tell_end(child, logging.WARNING, f"another starts in {delay:.1f} s")
@@ -261,7 +265,7 @@ class Supervisor:
 
     def _give_up(self, child: Child) -> None:
         self._failed = (
-            f"process {child.number} failed to start {TRIES} times in a row, "
+            f"process {child.number} failed to start {MAX_START_FAILURES} times in a row, "
             f"the last time: {child.exit_reason()}"
         )
         self._stop()
@@ -295,7 +299,7 @@ class Supervisor:
     async def _replace(self, slot: _ChildSlot) -> bool:
         old, new = slot.child, await self._launch(slot)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(REPLACEMENT_START_S):
                 await new.changed.wait()
             if not new.ended.is_set() and not self._plan.reload:
                 async with asyncio.timeout(FIRST_S):
@@ -303,7 +307,9 @@ class Supervisor:
         if new.ended.is_set() or not new.changed.is_set():
             if not self._stopping.is_set():
                 reason = (
-                    new.exit_reason() if new.ended.is_set() else f"not ready after {START_S:.0f} s"
+                    new.exit_reason()
+                    if new.ended.is_set()
+                    else f"not ready after {REPLACEMENT_START_S:.0f} s"
                 )
                 log.error("the new process failed to start: %s", reason)
             new.kill()
@@ -332,7 +338,9 @@ class Supervisor:
     @property
     def _patience(self) -> float:
         """Time that a child has to stop, in seconds; it shrinks with each further signal."""
-        return {1: self._plan.shutdown_timeout + LATE_S, 2: LATE_S}.get(max(self._stops, 1), 0.5)
+        return {1: self._plan.shutdown_timeout + KILL_AFTER_S, 2: KILL_AFTER_S}.get(
+            max(self._stops, 1), 0.5
+        )
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import Final
 
-LOOK_S: Final = 1.0
+REAP_INTERVAL_S: Final = 1.0
 """Time between two checks for orphans that have ended, in seconds."""
 
 
@@ -34,4 +34,4 @@ async def keep_reaping(ours: Callable[[], Collection[int] | None]) -> None:
         reapable = ours()
         if reapable is not None:
             reap(reapable)
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(REAP_INTERVAL_S)

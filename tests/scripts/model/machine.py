@@ -35,9 +35,8 @@ from qsync.broker import (
     views,
 )
 from qsync.broker.call import Call
-from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
-from qsync.broker.reschedule_op import reschedule
+from qsync.broker.operator_ops import edit, reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import StoredScheduleRow
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch

@@ -13,7 +13,6 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from qsync.bounds import Bounds
-from qsync.broker.edit_op import EditOutcome
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import (
     Completion,
@@ -26,8 +25,7 @@ from qsync.broker.op_values import (
     Outcome,
     Retried,
 )
-from qsync.broker.operator_ops import PurgeStep, RerunRequest
-from qsync.broker.reschedule_op import Rescheduled
+from qsync.broker.operator_ops import EditOutcome, PurgeStep, RerunRequest, Rescheduled
 from qsync.limit import LimitRule
 from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask

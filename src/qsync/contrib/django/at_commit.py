@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
+from weakref import WeakSet
 
 from django.db import transaction
 
@@ -11,10 +13,11 @@ class CommitCallback:
     """A call that waits for the commit of a transaction.
 
     Django keeps it in its list after `captureOnCommitCallbacks` has made the call, so the object
-    records that itself.
+    records that itself. A rollback drops it.
     """
 
-    def __init__(self, send: Callable[[], None]) -> None:
+    def __init__(self, database: str, send: Callable[[], None]) -> None:
+        self.database = database
         self._send = send
         self.called: bool = False
 
@@ -24,13 +27,19 @@ class CommitCallback:
         self._send()
 
 
+_callbacks: Final = WeakSet[CommitCallback]()
+"""Those of all threads: an async test runs beside the thread that has its transaction."""
+
+
 def at_commit(database: str, send: Callable[[], None]) -> None:
     """Make the call when this thread's transaction commits."""
-    transaction.on_commit(CommitCallback(send), using=database)
+    callback = CommitCallback(database, send)
+    _callbacks.add(callback)
+    transaction.on_commit(callback, using=database)
 
 
 def waiting(database: str) -> int:
-    """Return the number of calls that wait for this thread's transaction to commit."""
-    # Undocumented, but as old as on_commit, and Django's own TestCase reads it.
-    calls = [entry[1] for entry in transaction.get_connection(database).run_on_commit]
-    return sum(isinstance(call, CommitCallback) and not call.called for call in calls)
+    """Return the number of calls that wait for the commit of a transaction."""
+    return sum(
+        callback.database == database and not callback.called for callback in list(_callbacks)
+    )

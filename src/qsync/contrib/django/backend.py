@@ -25,9 +25,9 @@ from qsync.contrib.django.project import project_client, project_sender
 from qsync.contrib.django.results import result_from
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, TaskNotFound
-from qsync.keys import shorten
 from qsync.new_task import new_id
 from qsync.suggestions import did_you_mean
+from qsync.value_text import shorten
 
 
 class QsyncBackend(tasks_api.BaseTaskBackend):
@@ -45,6 +45,10 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
     supports_priority = True
 
     def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
+        if isinstance(queues := params.get("QUEUES"), str):
+            raise tasks_api.InvalidTaskBackend(
+                f"TASKS: {alias!r}: QUEUES: {queues!r} is not a list; give [{queues!r}]"
+            )
         super().__init__(alias, params)
         for name in self.options:
             if name not in tasks.OPTIONS:
@@ -63,8 +67,16 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         try:
             tasks.check(task, self.options)
         except InvalidTask as error:
-            raise tasks_api.InvalidTask(str(error)) from error
+            raise tasks_api.InvalidTask(self._error_of_options() or str(error)) from error
         tasks.register(task)
+
+    def _error_of_options(self) -> str:
+        """Return what is wrong with OPTIONS; "" if nothing is."""
+        try:
+            tasks.check_defaults(self.options)
+        except InvalidTask as error:
+            return f"TASKS: {self.alias!r}: OPTIONS: {error}"
+        return ""
 
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Send the task as the setting ENQUEUE says, and return its TaskResult.
@@ -123,10 +135,8 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
                 f"TASKS: {self.alias!r} needs 'qsync.contrib.django' in INSTALLED_APPS.",
                 id="qsync.E005",
             )
-        try:
-            tasks.check_defaults(self.options)
-        except InvalidTask as error:
-            yield checks.Error(f"TASKS: {self.alias!r}: OPTIONS: {error}", id="qsync.E006")
+        if error := self._error_of_options():
+            yield checks.Error(error, id="qsync.E006")
 
 
 def task(function: Any = None, *, backend: str = "default", **options: Any) -> Any:

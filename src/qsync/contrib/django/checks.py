@@ -24,7 +24,7 @@ from qsync.contrib.django.project import check_limits, project_app
 from qsync.errors import ConfigError, QsyncError
 from qsync.task_function import TaskFunction
 
-PATIENCE_S = 2.0
+STORE_TIMEOUT_S = 2.0
 """Time that the store has to answer in `check --deploy`, in seconds."""
 
 
@@ -94,7 +94,7 @@ def check_store(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
     except ImproperlyConfigured:
         return []
     try:
-        type(app)(configured.url, prefix=app.prefix, patience=PATIENCE_S).ping()
+        type(app)(configured.url, prefix=app.prefix, patience=STORE_TIMEOUT_S).ping()
     except QsyncError as error:
         return [checks.Warning(f"The store does not answer: {error}", id="qsync.W002")]
     return []

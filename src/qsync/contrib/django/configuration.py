@@ -16,8 +16,9 @@ from django.utils.module_loading import import_string
 
 from qsync.app import Qsync
 from qsync.connections import URL
-from qsync.keys import shorten
 from qsync.server.config import ServerOptions
+from qsync.suggestions import did_you_mean
+from qsync.value_text import shorten
 
 Enqueue = Literal["on_commit", "now", "outbox"]
 
@@ -81,11 +82,11 @@ def configuration() -> Configuration:
     if not isinstance(setting, Mapping):
         raise SettingError(f"QSYNC: {shorten(setting)} is not a dict", "qsync.E002")
     option_names = (*OWN, *app_options())
-    if unknown := [name for name in setting if name not in option_names]:
+    if unknown := [str(name) for name in setting if name not in option_names]:
         names = ", ".join(map(shorten, unknown))
-        raise SettingError(
-            f"QSYNC: no such option: {names}; there are {', '.join(option_names)}", "qsync.E002"
-        )
+        hint = did_you_mean(unknown[0].upper(), option_names) if len(unknown) == 1 else ""
+        hint = hint or f"; there are {', '.join(option_names)}"
+        raise SettingError(f"QSYNC: no such option: {names}{hint}", "qsync.E002")
     url = setting.get("URL") or os.environ.get(URL)
     if not url:
         raise SettingError(
@@ -139,6 +140,12 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
     if value.get("LANGUAGE") not in (None, *DASHBOARD_LANGUAGES):
         shown, languages = shorten(value["LANGUAGE"]), " or ".join(map(repr, DASHBOARD_LANGUAGES))
         raise SettingError(f"QSYNC: DASHBOARD: LANGUAGE: {shown} is not {languages}", "qsync.E004")
+    mask = value.get("MASK")
+    if mask is not None and not callable(mask) and not isinstance(mask, str):
+        raise SettingError(
+            f"QSYNC: DASHBOARD: MASK: {shorten(mask)} is neither a function nor its dotted path",
+            "qsync.E004",
+        )
     traces = value.get("TRACE_URL")
     if traces is not None and not (isinstance(traces, str) and "{trace_id}" in traces):
         raise SettingError(

@@ -26,7 +26,7 @@ from qsync.instrumentation import missing
 if TYPE_CHECKING:
     from qsync.web import Dashboard
 
-ANSWER_S: Final = 30.0
+VIEW_TIMEOUT_S: Final = 30.0
 """Longest wait of a view; the dashboard itself ends a request after 10 s."""
 
 
@@ -52,7 +52,7 @@ class DashboardThread:
     def answer(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
         """Return the response of the dashboard; blocks."""
         future = asyncio.run_coroutine_threadsafe(self._answer(scope, body), self._loop)
-        return future.result(ANSWER_S)
+        return future.result(VIEW_TIMEOUT_S)
 
     async def _answer(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
         if self._dashboard is None:
@@ -80,7 +80,7 @@ class DashboardThread:
 
     def close(self) -> None:
         """Close the connections and end the thread; no view may be waiting for an answer."""
-        asyncio.run_coroutine_threadsafe(self._exits.aclose(), self._loop).result(ANSWER_S)
+        asyncio.run_coroutine_threadsafe(self._exits.aclose(), self._loop).result(VIEW_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

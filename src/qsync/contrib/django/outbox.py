@@ -19,7 +19,7 @@ from qsync.connections import Connections
 from qsync.contrib.django.at_commit import at_commit
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
 from qsync.contrib.outbox.relay import Relay
 from qsync.contrib.outbox.rows import UnsentRow, make_row
 from qsync.errors import DuplicateTask
@@ -83,7 +83,7 @@ class DjangoDatabase:
                     id=entity.id, queue=entity.queue, message=bytes(entity.message),
                     created_at=entity.created_at,
                 )
-                for entity in query.order_by("created_at")[:BATCH]
+                for entity in query.order_by("created_at")[:ROWS_PER_BATCH]
             ]  # fmt: skip
             if locks:
                 yield _DjangoBatch(rows, self.delete)
@@ -160,9 +160,15 @@ def relay_of(connections: Connections) -> Relay:
     return Relay(connections, DjangoDatabase(configuration().database))
 
 
+def _is_in_memory(database: str) -> bool:
+    """Return whether no other process has the database, and none needs a relay: a test's SQLite."""
+    connection = connections[database]
+    return connection.vendor == "sqlite" and connection.is_in_memory_db()
+
+
 def run_relay(connections: Connections, server: Server) -> None:
     """Run a relay alongside the server if the project uses the outbox."""
-    if configuration().enqueue != "outbox":
+    if configuration().enqueue != "outbox" or _is_in_memory(configuration().database):
         return
     inner = server.config.lifespan
 

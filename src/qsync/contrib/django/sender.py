@@ -17,6 +17,7 @@ from qsync.contrib.django.configuration import configuration
 from qsync.contrib.django.outbox import DjangoOutbox
 from qsync.errors import DuplicateTask
 from qsync.formatting import plural
+from qsync.loop_internals import running_loop
 from qsync.new_task import new_id
 from qsync.task import Arguments, Task
 
@@ -80,9 +81,14 @@ class ProjectSender:
         count = waiting(configuration().database)
         if not count:
             return ""
+        tasks = f"waiting for the commit of this transaction: {plural(count, 'enqueue')}"
+        if running_loop() is not None:
+            return (
+                f"{tasks}; a TestCase does not commit, and captureOnCommitCallbacks captures "
+                "nothing in an async test: use a TransactionTestCase"
+            )
         return (
-            f"waiting for the commit of this transaction: {plural(count, 'enqueue')}; a TestCase "
-            "does not commit, so run the code under test in\n"
+            f"{tasks}; a TestCase does not commit, so run the code under test in\n"
             "  with self.captureOnCommitCallbacks(execute=True):"
         )
 

@@ -15,7 +15,7 @@ from qsync.contrib.django import tasks_api
 from qsync.contrib.django.project import django_tasks, handlers, limited_tasks
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, SkipRetry, Snooze, TaskCancelled
-from qsync.keys import class_path, server_of_token, shorten
+from qsync.keys import server_of_token
 from qsync.limit import LimitTemplates
 from qsync.message import NORMAL_PRIORITY
 from qsync.running_task import running
@@ -23,6 +23,7 @@ from qsync.server.outcome import gave_up_itself, timed_out
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
 from qsync.uniqueness import OnDuplicate
+from qsync.value_text import class_path, shorten
 
 OPTIONS: Final = (
     "retry", "retry_delay", "timeout", "deadline", "unique", "unique_key", "retention",

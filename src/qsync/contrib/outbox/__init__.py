@@ -25,8 +25,8 @@ from qsync.contrib.outbox.database import Backlog
 from qsync.contrib.outbox.relay import AsyncRelay, Relay
 from qsync.contrib.outbox.rows import UnsentRow, make_row
 from qsync.errors import ConfigError
-from qsync.keys import shorten
 from qsync.task import Task
+from qsync.value_text import shorten
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection

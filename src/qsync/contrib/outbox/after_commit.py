@@ -16,13 +16,13 @@ from qsync.contrib.outbox.sending import send, send_async, tell, tell_async
 
 log: Final = logging.getLogger("qsync.outbox")
 
-PATIENCE_S: Final = 1.0
+STORE_TIMEOUT_S: Final = 1.0
 """Time limit for the store after a commit, in seconds; after that a relay sends the row."""
 
-AWAY_S: Final = 5.0
+RELAY_ONLY_S: Final = 5.0
 """Time during which relays send all rows after the store was unavailable, in seconds."""
 
-MOST: Final = 1000
+MAX_ROWS: Final = 1000
 """Maximum number of rows per transaction that its process sends; relays send the others."""
 
 
@@ -45,7 +45,7 @@ class AfterCommit:
         """Connections with a short patience to the app's store, which tests may replace."""
         if self._made is None or not self._made.is_alike(self._app):
             self.close()
-            self._made = self._app.copy(prefix=self._app.prefix, patience=PATIENCE_S)
+            self._made = self._app.copy(prefix=self._app.prefix, patience=STORE_TIMEOUT_S)
         return self._made
 
     def send(
@@ -62,7 +62,7 @@ class AfterCommit:
             return
         try:
             client: Client = self._quick.shared()
-            sent = send(client, committed(rows[:MOST]))
+            sent = send(client, committed(rows[:MAX_ROWS]))
             if sent.error is not None:
                 self._leave(sent.error)
             if sent.ids:
@@ -93,7 +93,7 @@ class AfterCommit:
         """Send the rows and delete those that the store acknowledged."""
         try:
             client = self._quick.here()
-            rows = rows[:MOST] if committed is None else await committed(rows[:MOST])
+            rows = rows[:MAX_ROWS] if committed is None else await committed(rows[:MAX_ROWS])
             sent = await send_async(client, rows)
             if sent.error is not None:
                 self._leave(sent.error)
@@ -111,8 +111,8 @@ class AfterCommit:
             await asyncio.gather(*waiting)
 
     def _leave(self, error: Exception) -> None:
-        self._away_until = time.monotonic() + AWAY_S
+        self._away_until = time.monotonic() + RELAY_ONLY_S
         log.warning(
             "for %g s only relays send rows of the outbox: %s: %s",
-            AWAY_S, type(error).__name__, error,
+            RELAY_ONLY_S, type(error).__name__, error,
         )  # fmt: skip

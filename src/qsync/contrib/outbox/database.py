@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from qsync.contrib.outbox.rows import UnsentRow
 
-BATCH: Final = 250
+ROWS_PER_BATCH: Final = 250
 """Maximum number of rows per batch."""
 
 YOUNG_S: Final = 2.0
@@ -39,7 +39,7 @@ class Database(Protocol):
     """A database whose calls block."""
 
     def take(self, before: datetime, without: Collection[str]) -> AbstractContextManager[RowBatch]:
-        """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
+        """Take up to ROWS_PER_BATCH rows from before a time that no relay has, oldest first."""
 
     def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""
@@ -63,7 +63,7 @@ class AsyncDatabase(Protocol):
     def take(
         self, before: datetime, without: Collection[str]
     ) -> AbstractAsyncContextManager[AsyncBatch]:
-        """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
+        """Take up to ROWS_PER_BATCH rows from before a time that no relay has, oldest first."""
 
     async def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
@@ -96,7 +96,9 @@ class ConnectionDatabase:
         """See Database."""
         connection = self._open()
         with connection.transaction():
-            records = connection.execute(self._statements.take, (before, list(without), BATCH))
+            records = connection.execute(
+                self._statements.take, (before, list(without), ROWS_PER_BATCH)
+            )
             rows = [
                 UnsentRow(id=id, queue=queue, message=bytes(message), created_at=created)
                 for id, queue, message, created in records

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from qsync.client import AsyncClient, Client
 from qsync.connections import Connections
 from qsync.contrib.outbox.database import (
-    BATCH,
+    ROWS_PER_BATCH,
     AsyncDatabase,
     Backlog,
     Database,
@@ -36,10 +36,10 @@ PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 10.0
 """Longest time between two attempts while store or database is unavailable, in seconds."""
 
-PATIENCE_S: Final = 5.0
+STORE_TIMEOUT_S: Final = 5.0
 """Time limit for the store while the rows of a batch are locked, in seconds."""
 
-MEASURE_S: Final = 5.0
+BACKLOG_INTERVAL_S: Final = 5.0
 """Time between two measurements of the backlog, in seconds."""
 
 OLD_S: Final = 60.0
@@ -59,7 +59,7 @@ class _Progress:
         """Backlog at the last count; None before the first count."""
         self.unreadable: dict[str, None] = {}
         self._pause_s = PAUSE_S
-        self._measured = -MEASURE_S
+        self._measured = -BACKLOG_INTERVAL_S
         self._warned = -OLD_S
 
     def pause_after(self, taken: int, sent: Sent) -> float:
@@ -72,7 +72,7 @@ class _Progress:
         if sent.error is not None:
             return self.pause_after_error(sent.error)
         self._pause_s = PAUSE_S
-        return 0.0 if taken == BATCH and sent.ids else PAUSE_S
+        return 0.0 if taken == ROWS_PER_BATCH and sent.ids else PAUSE_S
 
     def pause_after_error(self, error: BaseException) -> float:
         """Return how long to wait after an error, in seconds; each wait doubles."""
@@ -89,7 +89,7 @@ class _Progress:
     def is_due(self) -> bool:
         """Return whether it is time to measure the backlog."""
         now = time.monotonic()
-        if now - self._measured < MEASURE_S:
+        if now - self._measured < BACKLOG_INTERVAL_S:
             return False
         self._measured = now
         return True
@@ -111,7 +111,7 @@ class Relay(_Progress):
 
     def __init__(self, connections: Connections, database: Database) -> None:
         super().__init__()
-        self._connections = connections.copy(prefix=connections.prefix, patience=PATIENCE_S)
+        self._connections = connections.copy(prefix=connections.prefix, patience=STORE_TIMEOUT_S)
         self._database = database
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -178,7 +178,7 @@ class AsyncRelay(_Progress):
 
     def __init__(self, connections: Connections, database: AsyncDatabase) -> None:
         super().__init__()
-        self._connections = connections.copy(prefix=connections.prefix, patience=PATIENCE_S)
+        self._connections = connections.copy(prefix=connections.prefix, patience=STORE_TIMEOUT_S)
         self._database = database
         self._task: asyncio.Task[None] | None = None
 

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
-from qsync.keys import shorten
+from qsync.value_text import shorten
 
 try:
     from sqlalchemy import (
@@ -93,7 +93,7 @@ def take(
         select(table)
         .where(table.c.created_at < before)
         .order_by(table.c.created_at)
-        .limit(BATCH)
+        .limit(ROWS_PER_BATCH)
         .with_for_update(skip_locked=True)
     )
     if without:

@@ -19,10 +19,11 @@ from qsync.client import AsyncHandle, Handle
 from qsync.contrib.sentry.monitors import Monitors
 from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry, Snooze, TaskFailed
 from qsync.instrumentation import Extension
-from qsync.keys import class_name, server_of_token, shorten
+from qsync.keys import server_of_token
 from qsync.mux import CallNext
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
+from qsync.value_text import class_name, shorten
 
 ORIGIN: Final = "auto.queue.qsync"
 SYSTEM: Final = "qsync"
@@ -47,6 +48,8 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
     reported twice. Raises ConfigError if the app has enqueued or is instrumented already, or an
     option is wrong.
     """
+    if not isinstance(app, Qsync):
+        raise ConfigError(f"app: {shorten(app)} is not a Qsync")
     if report not in get_args(Report):
         raise ConfigError(f"report: {shorten(report)} is neither 'all' nor 'final'")
     sentry = _Sentry(report, Monitors() if monitors else None)
@@ -88,6 +91,8 @@ class _Sentry:
 
     async def around(self, task: TaskInfo, call_next: CallNext) -> Any:
         """Run the task in a separate scope and transaction; this is the middleware."""
+        decision: BaseException | None = None
+        value: Any = None
         with sentry_sdk.isolation_scope() as scope:
             scope.clear_breadcrumbs()
             _describe(scope, task)
@@ -101,15 +106,18 @@ class _Sentry:
                 _describe_span(span, task)
                 try:
                     value = await call_next()
-                except (Retry, SkipRetry, Snooze):
+                except (Retry, SkipRetry, Snooze) as error:
                     span.set_status(SPANSTATUS.ABORTED)
-                    raise
+                    decision = error  # raised below: the span would become one of an error
                 except Exception as error:
                     span.set_status(SPANSTATUS.INTERNAL_ERROR)
                     _keep(error, scope, span)
                     raise
-                span.set_status(SPANSTATUS.OK)
-                return value
+                if decision is None:
+                    span.set_status(SPANSTATUS.OK)
+        if decision is not None:
+            raise decision
+        return value
 
     async def failed(self, task: TaskInfo, error: BaseException) -> None:
         """Report an attempt that failed; a hook."""
@@ -118,7 +126,7 @@ class _Sentry:
 
     async def dead(self, task: TaskInfo, error: BaseException) -> None:
         """Report a task that is dead although no attempt failed; a hook."""
-        if isinstance(error, TaskFailed) and not hasattr(error, KEPT):
+        if isinstance(error, TaskFailed) and not hasattr(error, SCOPE_ATTRIBUTE):
             _capture(task, error)
 
 
@@ -155,18 +163,18 @@ def _is_ours(part: str) -> bool:
 
 # Reports.
 
-KEPT: Final = "_qsync_sentry"
+SCOPE_ATTRIBUTE: Final = "_qsync_sentry"
 """Attribute of an error with the scope of the run that raised it: its trace and breadcrumbs."""
 
 
 def _keep(error: Exception, scope: Scope, span: Any) -> None:
     with contextlib.suppress(AttributeError):  # a class with slots
-        setattr(error, KEPT, (scope, span))
+        setattr(error, SCOPE_ATTRIBUTE, (scope, span))
 
 
 def _capture(task: TaskInfo, error: BaseException) -> None:
     """Send an event for a failed attempt, or a dead task."""
-    scope, span = getattr(error, KEPT, (None, None))
+    scope, span = getattr(error, SCOPE_ATTRIBUTE, (None, None))
     if scope is None:
         with sentry_sdk.isolation_scope() as other:
             other.clear_breadcrumbs()

@@ -12,13 +12,12 @@ from sentry_sdk.crons.consts import MonitorStatus
 from qsync.schedule import Cron, Every, Periodic, Schedule
 from qsync.server.server import Server
 from qsync.task import TaskInfo
+from qsync.times import MINUTE_US
 
 NAMESPACE: Final = uuid.UUID("6f1f5b38-6f0e-4f8e-9d39-0a5c3f0b7f51")
 """Namespace for the ids of check-ins, which are derived from task ids."""
 
 SLUG_LENGTH: Final = 50
-
-MINUTE_US: Final = 60_000_000
 
 UNITS: Final = (("day", 1440), ("hour", 60), ("minute", 1))
 

@@ -37,9 +37,11 @@ local function count_bytes()
 end
 
 -- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
-local function refuse(bound, most, there, ids, bodies, fits)
-  local place = 0
-  while ids[place + 1] ~= bodies[2 * fits + 1] do
+-- Of tasks that share an id, the one that does not fit is that with its message.
+local function refuse(bound, most, there, tasks, bodies, fits)
+  local id, body, place = bodies[2 * fits + 1], bodies[2 * fits + 2], 0
+  local ids, messages = tasks.ids, tasks.messages
+  while ids[place + 1] ~= id or string.sub(body, -#messages[place + 1]) ~= messages[place + 1] do
     place = place + 1
   end
   error({ err = table.concat({ 'FULL', bound, to_text(most), to_text(there), to_text(place) }, ' ') })
@@ -133,8 +135,8 @@ local function drop_oldest(now, over, created, new_bytes)
 end
 
 -- Make sure that new tasks fit: drop others, or fail the call, before anything is written. `bodies`
--- holds id and message of each in turn, `ids` the ids of all tasks of the call.
-local function make_room(now, ids, bodies, created)
+-- holds id and message of each in turn, `tasks` all tasks of the call, as read_tasks returns them.
+local function make_room(now, tasks, bodies, created)
   local known = redis.call('HMGET', KEYS.meta, 'bounds', '!bounds', 'bytes')
   local bytes, new_bytes = parse_int(known[3]), 0
   for i = 2, 2 * created, 2 do
@@ -159,7 +161,7 @@ local function make_room(now, ids, bodies, created)
       end
       if fits then
         local most = bound == 'max_tasks' and most_tasks or most_bytes
-        refuse(bound, most, bound == 'max_tasks' and waiting or there, ids, bodies, fits)
+        refuse(bound, most, bound == 'max_tasks' and waiting or there, tasks, bodies, fits)
       end
     end
   end

@@ -14,7 +14,7 @@ from typer.core import TyperOption
 
 from qsync.cli.worker import worker
 
-HELP: Final = """Run the tasks of the project until told to stop.
+HELP: Final = """Run the tasks of the project until stopped.
 
 For example: manage.py qsync_worker --processes 4 --queues mail=3,default=1
 
@@ -36,7 +36,7 @@ TARGET: Final = "qsync.contrib.django.worker:app"
 class Command(BaseCommand):
     """Passes the command line to `qsync worker`."""
 
-    help = "Runs the tasks of the project until told to stop."
+    help = "Runs the tasks of the project until stopped."
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Run the command line: Django's options first, then those of `qsync worker`."""
