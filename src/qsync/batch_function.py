@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast
 
 from qsync.backoff import ExponentialBackoff
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
-from qsync.errors import ConfigError
 from qsync.limit import LimitTemplates
 from qsync.mux import Handler, Middleware, make_batch_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.task import Task, TaskInfo
-from qsync.task_function import TaskOptions, need_loop, need_no_loop, overridden, task_name
+from qsync.task_function import (
+    TaskOptions,
+    check_function,
+    need_loop,
+    need_no_loop,
+    overridden,
+    task_name,
+)
 from qsync.times import Duration
-from qsync.value_text import shorten
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -45,9 +49,8 @@ class BatchFunction(Generic[V]):
         dont_retry_for: ErrorClasses | None = None,
         options: TaskOptions,
     ) -> None:
-        if isinstance(function, BatchFunction) or not inspect.isfunction(function):
-            msg = f"batch: {shorten(function)} is not a plain function (def or async def)"
-            raise ConfigError(msg)
+        if name is None or getattr(function, "__name__", None) != "<lambda>":
+            check_function(function, "batch")
         stored = options.copy()
         delay = options.get("retry_delay")
         if callable(delay) and not isinstance(delay, ExponentialBackoff):

@@ -104,7 +104,7 @@ def tagged(value: object, *, sort: bool = False) -> object:
 def _misfit(value: object, place: str = "") -> str | None:
     """Return the place of a number or text that msgpack cannot carry, and why; None without one."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        text = f"an integer of {value.bit_length()} bits does not fit into 64; give it as text"
+        text = "integers from -2**63 to 2**64 - 1 can be carried, not this one; give it as text"
     elif isinstance(value, str) and not _is_unicode(value):
         text = "a text with lone surrogates is not valid Unicode; give its bytes instead"
     elif isinstance(value, dict):

@@ -235,6 +235,36 @@ class Signature:
             raise InvalidTask(f"task {self._name!r}: {text}")
         return args, kwargs
 
+    def from_json(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of a call, given as values of JSON, in the types of the annotations.
+
+        Arguments without a parameter stay as they are: `bind` refuses them. Raises InvalidTask on a
+        mismatch, with the parameter's name.
+        """
+        rest, extra = self._of_kind(Parameter.VAR_POSITIONAL), self._of_kind(Parameter.VAR_KEYWORD)
+        named = (Parameter.VAR_POSITIONAL, Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD)
+        slots = [slot for slot in self._slots if slot.kind not in named]
+        values = [self._from_json(slot, value) for slot, value in zip(slots, args, strict=False)]
+        others = list(args[len(slots) :])
+        values += others if rest is None else self._from_json(rest, others)
+        by_name = {name: self._by_name.get(name, extra) for name in kwargs}
+        return values, {
+            name: value if (slot := by_name[name]) is None else self._from_json(slot, value)
+            for name, value in kwargs.items()
+        }
+
+    def _of_kind(self, kind: Any) -> _PayloadParameter | None:
+        return next((slot for slot in self._slots if slot.kind is kind), None)
+
+    def _from_json(self, slot: _PayloadParameter, value: Any) -> Any:
+        try:
+            data = codec.encode(value)
+        except codec.CodecError as error:
+            raise InvalidTask(f"task {self._name!r}: argument {slot.name!r}: {error}") from None
+        return self._convert(slot, slot.name, msgspec.Raw(data))
+
     def _carry(self, name: str, value: Any, *, sort: bool = False) -> Any:
         transport = (self._by_name.get(name) or self._slots[-1]).transport
         if type(value) in transport.leaves:

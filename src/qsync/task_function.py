@@ -110,7 +110,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         dont_retry_for: ErrorClasses | None = None,
         options: TaskOptions,
     ) -> None:
-        _check(function)
+        check_function(function)
         stored = options.copy()
         delay = options.get("retry_delay")
         if callable(delay) and not isinstance(delay, ExponentialBackoff):
@@ -328,7 +328,7 @@ def _main_name(module: Mapping[str, Any]) -> str | None:
     return ".".join(parts)
 
 
-def _check(function: Any) -> None:
+def check_function(function: Any, where: str = "task") -> None:
     """Raise ConfigError unless the function is a plain one that a server can call."""
     if isinstance(function, TaskFunction):
         problem = "is a task already"
@@ -344,7 +344,7 @@ def _check(function: Any) -> None:
         problem = "is a generator function, whose body would never run"
     else:
         return
-    raise ConfigError(f"task: {shorten(function)} {problem}")
+    raise ConfigError(f"{where}: {shorten(function)} {problem}")
 
 
 _FROM_INPUT: Final = (
@@ -354,7 +354,7 @@ _FROM_INPUT: Final = (
 
 _METHOD: Final = (
     "no server has the object that it belongs to: make it a function at the top of its module (a "
-    "static method has @staticmethod above @app.task)"
+    "static method has @staticmethod above the decorator)"
 )
 
 

@@ -162,6 +162,13 @@ def test_missing_queue_error_names_existing_prefixes(valkey: Store, prefix: str)
         assert "There is no queue yet." in said
         assert f"{prefix}-shop" in said
         assert "not a prefix" not in said
+    lists = ("task list", "dead list", "errors list", "schedule list", "server list", "events")
+    for command in lists:
+        ran = qsync(*command.split(), env=env)
+        assert ran.code == 0, ran.err
+        assert "There is no queue yet." in ran.err
+        assert f"{prefix}-shop" in ran.err
+    assert qsync("dead", "list", "--json", env=env).out.startswith(("[", "{"))
     for words in (["task", "list", "-q", "x"], ["queue", "pause", "x"], ["task", "show", "a"]):
         ran = qsync(*words, env=env)
         assert ran.code == 1

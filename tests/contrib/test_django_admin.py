@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -23,6 +24,7 @@ from tests.support.stores import Store, wait_until_async
 LIST = "/admin/qsync/schedule/"
 ADD = f"{LIST}add/"
 PACK = "tests.support.django_shop.tasks.pack"
+STAMP = "tests.support.django_shop.tasks.stamp"
 SEND = "tests.support.django_shop.tasks.send"
 BILL = "tests.support.django_shop.tasks.bill"
 NEW = {
@@ -112,6 +114,34 @@ def test_schedule_is_created_and_enqueues_its_task(project: Qsync, staff: Client
     assert (schedule.type, schedule.queue) == (PACK, "default")
     assert "Schedule report-42: enqueued its task" in text_of(act(staff, "run", "report-42"))
     assert pending(project) == {"product": "tea"}
+
+
+def test_arguments_are_converted_to_the_types_of_the_parameters(
+    project: Qsync, staff: Client
+) -> None:
+    key, when = "e252b3ae-62f2-4be5-8b3b-f6eadd964338", "2026-01-02T03:04:05Z"
+    arguments = f'{{"key": "{key}", "when": "{when}", "prices": ["1.50"]}}'
+    answer = staff.post(ADD, {**NEW, "task": STAMP, "arguments": arguments}, follow=True)
+    assert "was added successfully" in text_of(answer)
+    act(staff, "run", "report-42")
+    assert pending(project) == {"key": key, "when": when, "prices": ["1.50"]}
+    for arguments, text in (
+        ('["7", "2026-01-02T03:04:05Z", []]', "argument 'key': Invalid UUID"),
+        ("[18446744073709551616]", "cannot be encoded as msgpack: an integer of 65 bits"),
+        (f'["{key}", "{when}", [], 1]', "too many positional arguments"),
+        (f'{{"key": "{key}", "colour": 1}}', "it has no parameter 'colour'"),
+    ):
+        new = {**NEW, "name": "other", "task": STAMP, "arguments": arguments}
+        errors = re.findall(r"errorlist[^>]*>(.*?)</ul>", text_of(staff.post(ADD, new)))
+        assert text in errors[0]
+
+
+def test_user_whose_name_is_a_number_is_recorded(project: Qsync, staff: Client) -> None:
+    from django.contrib.auth.models import User
+
+    put(project)
+    with patch.object(User, "get_username", lambda user: 5551):
+        assert "Paused by 5551" in text_of(act(staff, "pause", "report-42"))
 
 
 def test_task_of_django_tasks_runs_from_a_schedule(project: Qsync, staff: Client) -> None:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from qsync import ConfigError, InvalidTask, Mux, Qsync, Task
+from qsync import ConfigError, InvalidTask, Mux, Qsync, Task, TaskInfo
 from qsync.new_task import new_task
 from qsync.task_function import TaskFunction
 from qsync.worker.load_app import TargetError, load
@@ -51,11 +51,19 @@ def test_method_is_refused_with_an_alternative() -> None:
     for method in (Service.method, Service().method, Service.of_class):
         with pytest.raises(ConfigError, match=r"is a method.*function at the top of its module"):
             app.task(name="m")(method)
+        with pytest.raises(ConfigError, match=r"batch: .*is a method.*function at the top"):
+            app.batch(name="m", max_size=3)(method)
     with pytest.raises(ConfigError, match="is a method of class Inner; "):
 
         class Inner:
             @app.task
             def method(self) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"batch: .* is a method of class Other; "):
+
+        class Other:
+            @app.batch(max_size=3)
+            def method(self, tasks: list[TaskInfo]) -> None: ...
 
     assert isinstance(Service.static, TaskFunction)
     assert Service.static(3) == 3

@@ -34,7 +34,14 @@ from qsync.cli.options import (
 )
 from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
 from qsync.cli.prompts import ProgressLine
-from qsync.cli.store import StoreSession, all_queues, check_queue, exit_unknown_queue, open_store
+from qsync.cli.store import (
+    StoreSession,
+    all_queues,
+    check_queue,
+    exit_unknown_queue,
+    note_no_queue,
+    open_store,
+)
 from qsync.cli.task_detail import print_error
 from qsync.fingerprint import FAILING
 from qsync.formatting import local_time, plural, relative
@@ -146,6 +153,7 @@ def _list(
         def show() -> None:
             groups = sorted(_read(session, selected, states), key=SORTS[sort])
             output.print_rows(groups, lambda whole: _print(groups, whole=whole))
+            note_no_queue(session, groups)
 
         output.repeat(show)
 

@@ -14,7 +14,7 @@ from qsync.cli.command import option
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import OnlyQueue, StoreOptions, duration_of, sort_option
 from qsync.cli.output import Column, print_line, print_table
-from qsync.cli.store import check_queue, open_store
+from qsync.cli.store import check_queue, note_no_queue, open_store
 from qsync.formatting import local_time
 from qsync.inspector import OperatorEvent
 from qsync.inspector.event_values import ACTIONS
@@ -81,6 +81,7 @@ def events(
             )
             events = sorted(events, key=SORTS[sort])
             output.print_rows(events, lambda whole: _print(events, whole=whole))
+            note_no_queue(session, events)
 
         output.repeat(show)
 

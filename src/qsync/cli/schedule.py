@@ -31,7 +31,7 @@ from qsync.cli.prompts import confirm, current_user
 from qsync.cli.queue_tables import pause_note
 from qsync.cli.schedule_preview import info_of, preview, preview_put
 from qsync.cli.schedule_runs import SHOWN_RUNS, in_zone, print_runs
-from qsync.cli.store import StoreSession, check_queue, open_store, unknown_name
+from qsync.cli.store import StoreSession, check_queue, note_no_queue, open_store, unknown_name
 from qsync.formatting import local_time, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
 
@@ -84,6 +84,7 @@ def list_schedules(
             of_queue = [info for info in infos if queue in (None, info.queue)]
             schedules = sorted(sorted(of_queue, key=SORTS["name"]), key=SORTS[sort])
             output.print_rows(schedules, lambda whole: _print(schedules, whole=whole))
+            note_no_queue(session, infos)
 
         output.repeat(show)
 

@@ -13,7 +13,7 @@ from qsync.cli.command import EXIT_CODES, CommandGroup, argument, runs_alone, wi
 from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import Json, Preview, StoreOptions, sort_option
 from qsync.cli.output import Cell, Column, Row, print_line, print_table
-from qsync.cli.store import open_store, unknown_name
+from qsync.cli.store import note_no_queue, open_store, unknown_name
 from qsync.formatting import duration, percent, plural, relative
 from qsync.inspector import Change, Inspector, ServerInfo
 
@@ -77,6 +77,7 @@ def _list(tasks: bool, sort: str, store: StoreOptions, output: OutputOptions) ->
             servers = session.run(session.inspector.servers(tasks=with_tasks))
             running = sorted(servers, key=SORTS[sort])
             output.print_rows(running, lambda whole: _print(running, tasks=tasks, whole=whole))
+            note_no_queue(session, running)
 
         output.repeat(show)
 

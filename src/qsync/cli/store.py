@@ -236,6 +236,12 @@ def note_later(queues: Sequence[str]) -> None:
         typer.echo(escape(text), err=True)
 
 
+def note_no_queue(session: StoreSession, rows: Sequence[object]) -> None:
+    """Print on stderr, below an empty list, that there is no queue and which prefixes have some."""
+    if not rows and not session.run(session.inspector.queue_names()):
+        typer.echo(escape(session.run(no_queue_yet(session.inspector))), err=True)
+
+
 async def check_queue(inspector: Inspector, name: str) -> None:
     """Exit unless there is such a queue."""
     if await inspector.queue(name) is None:

@@ -15,7 +15,7 @@ from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
 from qsync.cli.prompts import ProgressLine
-from qsync.cli.store import all_queues, exit_unknown_queue, open_store
+from qsync.cli.store import all_queues, exit_unknown_queue, note_no_queue, open_store
 from qsync.cli.task_sort import SORTED_TASKS, first_sorted
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
@@ -132,6 +132,7 @@ def list_matching(query: TaskQuery, store: StoreOptions, output: OutputOptions) 
             output.print_rows(
                 listing.tasks, lambda whole: print_tasks(listing, query, whole=whole), listing
             )
+            note_no_queue(session, listing.tasks)
             if listing.cursor and output.format in (Format.JSONL, Format.CSV):
                 typer.echo(f"More: --cursor {listing.cursor}", err=True)
 

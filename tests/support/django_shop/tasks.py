@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import connection
@@ -27,6 +30,10 @@ async def weigh(product: str) -> int:
 @app.task(unique=True)
 def count() -> int:
     return Order.objects.count()
+
+
+@app.task
+def stamp(key: UUID, when: datetime, prices: list[Decimal]) -> None: ...
 
 
 class OutOfStock(Exception):

@@ -178,7 +178,7 @@ class ScheduleAdmin(_ModelAdmin):
             if action == "run":
                 change = store.trigger(id)
             elif action == "pause":
-                change = store.pause(id, request.user.get_username(), why)
+                change = store.pause(id, str(request.user.get_username()), why)
             elif action == "resume":
                 change = store.resume(id)
             else:

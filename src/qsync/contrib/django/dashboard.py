@@ -154,7 +154,7 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
         )
     if not (user.is_active and user.is_staff):
         raise PermissionDenied
-    scope = _scope(request, rest, user.get_username())
+    scope = _scope(request, rest, str(user.get_username()))  # a model may have a number
     scope["qsync.host_role"] = _role(request)
     return dashboard_thread().answer(scope, request.body)
 

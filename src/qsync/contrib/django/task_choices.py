@@ -26,7 +26,7 @@ def built(type: str, arguments: str, queue: str) -> Task[Any]:
     function = project_app().functions.get(type)
     django_task = django_tasks.get(type)
     if function is not None:
-        args, kwargs = _split(value)
+        args, kwargs = function._signature.from_json(*_split(value))
         task = function.build(*args, **kwargs)
     elif django_task is not None:
         # Not above: Django 5.2 has no django.tasks, and then no task is registered.
