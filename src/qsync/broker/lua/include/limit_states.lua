@@ -276,18 +276,6 @@ local function after_element(message, at)
   return at + 1 + (NUMBER_BYTES[kind] or 0)
 end
 
--- Return whether a list has names of limits alone, and no more than a task can have. Another list, from
--- a message that no client wrote, would fail the script, and so stop the whole queue.
-local function are_limits(limits)
-  for i, limit in pairs(limits) do
-    if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
-      and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then
-      return false
-    end
-  end
-  return true
-end
-
 -- Return the limits in a message; none if it is lost or damaged. Its options are the last of eight
 -- elements.
 local function limits_of_message(message)
@@ -299,7 +287,15 @@ local function limits_of_message(message)
     return (cmsgpack.unpack(string.sub(message, at)))
   end)
   local limits = known and type(options) == 'table' and options.lm
-  return type(limits) == 'table' and are_limits(limits) and limits or {}
+  -- A list of anything but limits, from a message that no client wrote, would fail the script, and so
+  -- stop the whole queue.
+  for i, limit in pairs(type(limits) == 'table' and limits or {}) do
+    if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
+      and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then
+      return {}
+    end
+  end
+  return type(limits) == 'table' and limits or {}
 end
 
 -- Return whether the limits in a message are this one alone, if that is seen without decoding it: the
