@@ -214,8 +214,8 @@ def _read(text: str) -> Bounds:
     tasks, size, way, *_ = [*text.split(" "), "", "", ""]
     when_full: Any = way if way in get_args(WhenFull) else "raise"
     return Bounds(
-        max_tasks=int(tasks) if tasks.isdigit() else None,
-        max_bytes=int(size) if size.isdigit() else None,
+        max_tasks=int(tasks) if _is_number(tasks) else None,
+        max_bytes=int(size) if _is_number(size) else None,
         when_full=when_full,
     )
 
@@ -225,5 +225,10 @@ def _read_operator(text: str) -> OperatorBounds:
     return OperatorBounds(
         bounds=_read(text),
         by=by,
-        at=from_us(int(at_us)) if at_us.isdigit() and len(at_us) < 17 else None,
+        at=from_us(int(at_us)) if _is_number(at_us) else None,
     )
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number that `int` takes; the store may be damaged."""
+    return text.isascii() and text.isdigit() and len(text) < 17

@@ -7,12 +7,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops, program_schedule_ops, views
+from qsync import codec
+from qsync.bounds import Bounds
+from qsync.broker import (
+    bounds_ops,
+    limit_ops,
+    ops,
+    program_schedule_ops,
+    schedule_run_ops,
+    type_ops,
+    views,
+)
 from qsync.broker.op_values import LeaseRef
 from qsync.keys import QUEUE_KEYS
+from qsync.limit import LimitRule
 from qsync.message import Failure, decode_failure
 from qsync.state import STORED, TaskState
 from tests.scripts.test_ops_locks import LOCK, NAME
+from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, DAY, LAPSE, STATES, Rig, S
 
 GARBAGE = {
@@ -38,7 +50,8 @@ def spoilt_fields(name: str) -> list[str]:
     return {
         "unique": [f"={NAME}", "@a", "odd", "=", "@"],
         "fetches": ["s", "t", "gone"],
-        "meta": ["v", "swept", "cursor", "fetches_cursor", "day", "weight:k", "paused_at"],
+        "meta": ["v", "swept", "cursor", "fetches_cursor", "day", "weight:k", "paused_at",
+                 "bytes", "bounds", "!bounds", "latency_target", "dead_known", "ticked", "tally"],
         "stats": [
             f"{counter}{day}"
             for counter in ("enqueued", "bytes", "completed", "failed", "retried", "crashed",
@@ -246,3 +259,91 @@ def test_a_time_that_no_datetime_can_hold_is_shown_as_the_last(rig: Rig) -> None
     assert status.state is TaskState.SCHEDULED
     assert status.due_at is not None
     assert status.due_at.year == 9999
+
+
+LISTS_OF_NO_LIMITS = (
+    [[1]],
+    [True],
+    [{}],
+    [1.5],
+    {"a": "b"},
+    "one",
+    ["@t"],
+    ["x"] * 5,
+    ["a\0b"],
+    [""],
+)
+
+
+@pytest.mark.faults(55)
+def test_message_whose_limits_are_none_stops_no_other(rig: Rig) -> None:
+    """Scripts read the limits of a message when it is due, recovered or handed back."""
+    one = {"one": LimitRule(concurrency=1)}
+    for limits in LISTS_OF_NO_LIMITS:
+        rig.reset()
+        rig.run(limit_ops.put_limit_rules(rig.keys, one, now_us=rig.now))
+        rig.send([with_limits(task, "one") for task in rig.tasks("a", "b", "c")])
+        rig.enqueue("later", delay=1)
+        [held] = rig.lease()
+        message = rig.field("tasks", "later")
+        assert message is not None
+        hostile = message[:11] + codec.encode([b"n" * 8, "t", b"p", False, 3, {"lm": limits}])[1:]
+        for id in ("b", "later"):
+            rig.set("tasks", id, hostile)
+        assert rig.complete(held) == ["ok"]
+        rig.now += 2 * S
+        rig.enqueue("good")
+        assert "good" in rig.fetch().ids, limits
+        settled(rig)
+        assert rig.ids("limited") == []
+
+
+@pytest.mark.guarantee(2)
+def test_size_of_messages_that_is_no_number_leaves_no_partial_transition(rig: Rig) -> None:
+    for value in GARBAGE.values():
+        rig.reset()
+        rig.run(bounds_ops.set_bounds(rig.keys, Bounds(max_bytes=10_000), by="me"))
+        for verb in (rig.complete, rig.kill):
+            rig.enqueue("a")
+            held = rig.lease()
+            rig.set("meta", "bytes", value)
+            assert verb(*held) == ["ok"]
+            assert rig.state("a") == (None if verb == rig.complete else "dead")
+        rig.set("meta", "bytes", value)
+        assert rig.delete("dead", "a") == 1
+        assert rig.field("tasks", "a") is None
+        assert rig.enqueue("b") == [("created", "b")]
+
+
+def test_records_of_any_length_cost_the_store_little(rig: Rig) -> None:
+    """A pattern that finds nothing in a long text must not try every place of it."""
+    rig.enqueue("a")
+    for value in (b"9" * 50_000, b"1 " * 25_000, b"\0" * 50_000, b"x\0" * 25_000):
+        for name, field in (
+            ("schedule_runs", "s"), ("schedule_runs", "!"), ("schedules", "#s"), ("schedules", "#"),
+            ("limit_rules", "@"), ("limit_rules", "@t"), ("limit_rules", "!one"),
+            ("meta", "bounds"), ("meta", "!bounds"),
+        ):  # fmt: skip
+            rig.set(name, field, value)
+        rig.client.slowlog_reset()
+        [last] = rig.run(schedule_run_ops.last_runs(rig.keys, count=100))
+        assert (last.field, last.success, last.failure) == ("s", None, None)
+        rig.run(schedule_run_ops.missed_runs(rig.keys))
+        note = schedule_run_ops.Note("s", 1_700_000_000_000, "T", "c1,2")
+        rig.run(schedule_run_ops.note_runs(rig.keys, [note]))
+        rig.run(program_schedule_ops.begin_ticks(rig.keys, ["s"], digests=["f0"]))
+        rig.run(type_ops.paused_types(rig.keys))
+        rig.run(bounds_ops.queue_bounds(rig.keys))
+        rig.run(limit_ops.list_limits(rig.keys))
+        slow = [entry["duration"] for entry in rig.client.slowlog_get()]
+        assert max(slow, default=0) < 500_000
+
+
+def test_generation_that_is_no_text_is_shown_escaped(rig: Rig) -> None:
+    rig.enqueue("a")
+    for value in GARBAGE.values():
+        rig.set("meta", "generation", value)
+        shown = value.decode(errors="backslashreplace")
+        check = rig.run(views.check_for_work(rig.keys, lease_us=S))
+        assert check.generation == (shown or None)
+        assert rig.fetch().generation == shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -391,12 +392,16 @@ def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
         place = Place(store, prefix)
         keys = schedule_ops.QueueKeys(prefix, "default")
         async with app_of.async_client() as client:
-            for name in ("future", "nightly", "good"):
+            for name in ("future", "hostile", "nightly", "good"):
                 await client.schedules.put(name, Task("t"), every=0.5)
             with store.client() as redis:
                 record = redis.hget(keys.key("stored_schedules"), "future")
                 redis.hset(
                     keys.key("stored_schedules"), "future", record[:8] + b"\xf0" + record[9:]
+                )
+                digits = struct.pack(">H", 5000) + b"9" * 5000
+                redis.hset(
+                    keys.key("stored_schedules"), "hostile", record[:9] + digits + record[17:]
                 )
             await place.broker.run(
                 program_schedule_ops.publish_schedules(keys, [("nightly", b"", b"")])
@@ -409,10 +414,11 @@ def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
     with caplog.at_level(logging.ERROR, "qsync"):
         asyncio.run(main())
     lines = sorted(record.getMessage() for record in caplog.records)
-    assert len(lines) == 2, lines
+    assert len(lines) == 3, lines
     assert lines[0].startswith("stored schedule 'future' of queue default has no tasks: its ")
     assert "upgrade this server" in lines[0]
-    assert lines[1].startswith(
+    assert lines[1].endswith("its expression has 5000 bytes; 1000 are allowed")
+    assert lines[2].startswith(
         "stored schedule 'nightly' of queue default has no tasks: a periodic"
     )
 

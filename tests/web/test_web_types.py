@@ -118,6 +118,7 @@ async def test_type_shows_slow_tasks_and_when_its_servers_started(
         await bed.serve("w", types=["mail"], uptime_s=1200, version="1.2.3", since=since)
         await bed.serve("v", types=["mail"], uptime_s=10**6, version="1.2.2")
         await bed.serve("u", types=["mail"], uptime_s=60, version="1.2.3", app_version="b2f")
+        await bed.serve("t", types=["mail"], uptime_s=10**18, version="hostile")
         quick, gone = SlowRun(5, "quick", now_us), SlowRun(100 * S, "gone", now_us)
         other = SlowRun(999 * S, "other", now_us)
         runs = {"mail": [quick, gone], "bill": [other]}

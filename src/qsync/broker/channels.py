@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Collection
 from typing import Any, Final, Literal, NamedTuple
 
+from qsync.broker.call_values import text_of
+
 SUBSCRIBE: Final = "SSUBSCRIBE"
 UNSUBSCRIBE: Final = "SUNSUBSCRIBE"
 PING: Final = "PING"
@@ -64,9 +66,9 @@ class Channels:
         if not isinstance(reply, list):
             self._answered(PING, "")  # PONG while no channel is subscribed
             return None
-        kind, channel = reply[0], bytes(reply[1]).decode()
+        kind, channel = reply[0], text_of(bytes(reply[1]))
         if kind == b"smessage":
-            return ChannelEvent("ended", channel, bytes(reply[2]).decode())
+            return ChannelEvent("ended", channel, text_of(bytes(reply[2])))
         if kind == b"ssubscribe":
             self._answered(SUBSCRIBE, channel)
             if channel not in self._targets:

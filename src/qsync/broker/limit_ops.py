@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import now_argument
-from qsync.broker.stored_task import score_us
+from qsync.broker.stored_task import number, score_us
 from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name
 
@@ -211,9 +211,7 @@ def _operator_rule(limit: str, packed: bytes) -> StoredOperatorRule | None:
     if rule is None:
         return None
     at_us, _, by = b" ".join(packed.split(b" ")[4:]).partition(b" ")
-    return StoredOperatorRule(
-        limit, rule, by.decode(errors="replace"), int(at_us) if at_us.isdigit() else 0
-    )
+    return StoredOperatorRule(limit, rule, by.decode(errors="replace"), number(at_us))
 
 
 def _state(now: int, limit: bytes, text: bytes, waiting: int, opens_at: bytes) -> LimitState:

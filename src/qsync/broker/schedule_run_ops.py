@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from qsync.broker.call import Argument, Call, queue_call
+from qsync.broker.stored_task import number
 from qsync.keys import QueueKeys
 from qsync.schedule import tick_id
 from qsync.times import datetime_us
@@ -133,7 +134,11 @@ def missed_runs(keys: QueueKeys) -> Call[list[tuple[str, int]]]:
 
     def decode(reply: Any) -> list[tuple[str, int]]:
         pairs = [entry.rpartition("@") for entry in reply[0].decode(errors="replace").split()]
-        return [(field, int(ms) * 1000) for field, _, ms in pairs if ms.isdecimal() and field]
+        return [
+            (field, number(ms.encode()) * 1000)
+            for field, _, ms in pairs
+            if number(ms.encode()) and field
+        ]
 
     return queue_call("schedule_runs", keys, (MISSED,), decode)
 

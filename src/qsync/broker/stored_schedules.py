@@ -150,9 +150,13 @@ def decode_record(record: bytes) -> Content:
     try:
         head, size = struct.unpack_from(">BH", record, STAMP)
         start = STAMP + 3 + size
-        text = record[STAMP + 3 : start].decode()
+        when = record[STAMP + 3 : start]
+        text = when.decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise codec.CodecError(str(error)) from error
+    if len(when) > MAX_EXPRESSION_LENGTH:
+        msg = f"its expression has {len(when)} bytes; {MAX_EXPRESSION_LENGTH} are allowed"
+        raise codec.CodecError(msg)
     if len(record) < start or head >> 4 != FORMAT or head & 3 >= len(MISSED) or head & 8:
         msg = f"schedule format {head} is not one of {FORMAT}; upgrade this server"
         raise codec.CodecError(msg)

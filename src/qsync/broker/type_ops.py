@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from qsync.broker.call import Call, queue_call, queue_query
 from qsync.broker.script import load
+from qsync.broker.stored_task import number
 from qsync.keys import QueueKeys
 
 PAUSED_MOST: Final = 100
@@ -60,7 +61,7 @@ def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[Sto
             at_us, _, note = pause.partition(b" ")
             types.append(
                 StoredPause(
-                    name.decode(errors="replace"), note, int(at_us) if at_us.isdigit() else 0,
+                    name.decode(errors="replace"), note, number(at_us),
                     waiting,
                 )
             )  # fmt: skip

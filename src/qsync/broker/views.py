@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from qsync.bounds import QueueBounds
 from qsync.broker.call import Argument, Call, queue_call, queue_query
-from qsync.broker.call_values import now_argument
+from qsync.broker.call_values import now_argument, text_of
 from qsync.broker.queue_replies import bounds_in, counters_of, told_apart
 from qsync.broker.script import load
 from qsync.broker.stored_task import StoredTask, number, score_us
@@ -209,7 +209,7 @@ def check_for_work(keys: QueueKeys, *, lease_us: int, now_us: int | None = None)
         "check_for_work",
         keys,
         (now_argument(now_us), lease_us),
-        lambda reply: WorkCheck(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
+        lambda reply: WorkCheck(text_of(reply[0]) or None, bool(reply[1]), bool(reply[2])),
     )
 
 

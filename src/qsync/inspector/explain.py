@@ -255,7 +255,7 @@ def _started_us(facts: Facts) -> int | None:
         if record.id == server and (us := record.started_us(facts.queue, facts.task.id)):
             return us
     number = (shown.owner or "").rpartition("/")[2]
-    is_last = number.isdigit() and int(number) == located.fetch_number
+    is_last = number == str(located.fetch_number)
     return located.fetched_at_us if is_last and located.fetched_at_us else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ from qsync.broker import stored_task, views
 from qsync.inspector.base import Base
 
 T = TypeVar("T")
+
+UPTIME_LIMIT_S: Final = 100 * 365 * 86_400
+"""Longest uptime that a record can claim, so that the time of the start is a datetime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
         pid=number("pid"),
         version=text("version"),
         python=text("python"),
-        uptime=float(number("uptime_s")),
+        uptime=float(min(max(0, number("uptime_s")), UPTIME_LIMIT_S)),
         concurrency=number("concurrency"),
         running=number("running"),
         quiet=bool(number("quiet")),

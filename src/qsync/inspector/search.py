@@ -155,7 +155,8 @@ class _SearchMixin(_BulkMixin):
             return SearchStep(state=None, step=Step(scanned=0, done=0, cursor=None))
         target, inner = remaining[0]
         until_us, _, place = inner.partition(".")
-        until = int(until_us) if until_us.isascii() and until_us.isdigit() else now_us
+        is_number = until_us.isascii() and until_us.isdigit() and len(until_us) < 20
+        until = int(until_us) if is_number else now_us
         change = {
             "retry": self.retry_matching, "cancel": self.cancel_matching,
             "delete": self.delete_matching,

@@ -7,15 +7,20 @@
 -- returns three values per schedule: its field; its last completed run and its last failed or missed
 --   one, as noted, empty if none is among its last 20
 check_schema()
+
+-- Bytes of a record that are read, from its end: 20 runs are shorter. A pattern that finds nothing
+-- tries every place, so a damaged record of any length would block the store.
+local most = 2048
+
 local count, cursor, rows = tonumber(ARGV.count), '0', {}
 for _ = 1, 10 do
   local part = redis.call('HSCAN', KEYS.schedule_runs, cursor, 'COUNT', count)
   for i = 1, #part[2], 2 do
-    local field, runs = part[2][i], table.concat({ ' ', part[2][i + 1] })
+    local field, runs = part[2][i], table.concat({ ' ', string.sub(part[2][i + 1], -most) })
     if field ~= '!' and #rows < 3 * count then
       rows[#rows + 1] = field
-      rows[#rows + 1] = string.match(runs, '.* (%d+%uc%-?%d+,%d+)') or ''
-      rows[#rows + 1] = string.match(runs, '.* (%d+%u[fm]%-?%d+,?%d*)') or ''
+      rows[#rows + 1] = string.match(runs, '^.* (%d+%uc%-?%d+,%d+)') or ''
+      rows[#rows + 1] = string.match(runs, '^.* (%d+%u[fm]%-?%d+,?%d*)') or ''
     end
   end
   cursor = part[1]

@@ -13,10 +13,15 @@ check_schema()
 check_hash(KEYS.schedules)
 check_rights(KEYS.schedule_runs, { 'HGET', 'HSET', 'HDEL' })
 
+-- Return the end of a record, which is longer than any that is not damaged.
+local function noted_runs(field)
+  return string.sub(redis.call('HGET', KEYS.schedule_runs, field) or '', -2048)
+end
+
 -- Keep the last `most` entries of a field, with this one in place of the entry that `is_same` finds.
 local function keep(field, entry, most, is_same)
   local kept = {}
-  for other in string.gmatch(redis.call('HGET', KEYS.schedule_runs, field) or '', '[^ ]+') do
+  for other in string.gmatch(noted_runs(field), '[^ ]+') do
     if not is_same(other) then
       kept[#kept + 1] = other
     end
@@ -49,7 +54,7 @@ for i = 1, #ARGV, 5 do
   local was_missed = schedule ~= ''
   if not was_missed or redis.call('HEXISTS', KEYS.schedules, table.concat({ '!', schedule })) == 0 then
     local before = string.match(
-      table.concat({ ' ', redis.call('HGET', KEYS.schedule_runs, field) or '' }), table.concat({ ' ', tick, '(%u[^ ]*)' })
+      table.concat({ ' ', noted_runs(field) }), table.concat({ ' ', tick, '(%u[^ ]*)' })
     )
     local known = before and string.sub(before, 2) or '-'
     if how == '' then

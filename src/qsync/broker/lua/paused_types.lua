@@ -15,5 +15,8 @@ for name in string.gmatch(redis.call('HGET', KEYS.limit_rules, '@') or '', '[^%z
     'ZLEXCOUNT', KEYS.waiters, table.concat({ '[', limit, '\0' }), table.concat({ '(', limit, '\1' })
   )
   types[#types + 1] = { name, redis.call('HGET', KEYS.limit_rules, limit) or '', waiting }
+  if #types == 100 then -- no more can be paused
+    break
+  end
 end
 return reply({ now = to_text(clock(ARGV.now)), types = types })

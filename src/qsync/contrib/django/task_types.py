@@ -208,7 +208,7 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
 def enqueued_at(headers: Mapping[str, str]) -> Any:
     """Return the time of the enqueue in the headers of a task; None without one."""
     text = headers.get(ENQUEUED, "")
-    return from_us(int(text)) if text.isdecimal() else None
+    return from_us(int(text)) if text.isdecimal() and len(text) < 20 else None
 
 
 class _Attempt:

@@ -287,6 +287,14 @@ local function limits_of_message(message)
     return (cmsgpack.unpack(string.sub(message, at)))
   end)
   local limits = known and type(options) == 'table' and options.lm
+  -- A list of anything but limits, from a message that no client wrote, would fail the script, and so
+  -- stop the whole queue.
+  for i, limit in pairs(type(limits) == 'table' and limits or {}) do
+    if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
+      and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then
+      return {}
+    end
+  end
   return type(limits) == 'table' and limits or {}
 end
 

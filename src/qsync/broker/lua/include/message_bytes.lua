@@ -15,7 +15,12 @@ local function stored_bytes(ids)
   return bytes
 end
 
+-- Add to the size. A value that is not a number is replaced: an error would end the script between
+-- its writes. An audit finds the wrong number.
 local function add_bytes(amount)
-  redis.call('HINCRBY', KEYS.meta, 'bytes', string.format('%.0f', amount))
+  local answer = redis.pcall('HINCRBY', KEYS.meta, 'bytes', string.format('%.0f', amount))
+  if type(answer) == 'table' and answer.err then
+    redis.pcall('HSET', KEYS.meta, 'bytes', string.format('%.0f', math.max(amount, 0)))
+  end
 end
 -- end flow
