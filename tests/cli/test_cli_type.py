@@ -26,6 +26,10 @@ def test_type_is_paused_and_resumed_while_servers_run(live: Live) -> None:
     paused = live.ok("type", "pause", "hold", "--reason", "provider is down", "--by", "ann")
     assert paused.out.strip() == "hold: paused in queue default"
     waiting = live.enqueue(*[Task("hold", timeout=60)] * 2)
+    told = live.ok("stats").out
+    assert "default: type hold is paused by ann " in told
+    assert "provider is down; " in told
+    assert "qsync type resume hold --queue default" in told
     told = live.ok("task", "explain", waiting[1]).out
     assert "Type 'hold' is paused by ann since " in told
     assert "UTC: provider is down." in told

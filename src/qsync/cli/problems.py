@@ -7,8 +7,9 @@ from shlex import quote
 from typing import Final
 
 from qsync.cli.output import print_line
+from qsync.cli.queue_tables import pause_note
 from qsync.formatting import coarse_duration, plural, relative, utc_time
-from qsync.inspector import Died, Fleet, Inspector, MissedRun, QueueInfo
+from qsync.inspector import Died, Fleet, Inspector, MissedRun, PausedType, QueueInfo
 from qsync.state import TaskState
 
 MAX_LINES: Final = 10
@@ -31,11 +32,20 @@ async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[s
     return numbers
 
 
+async def paused_types_of(
+    inspector: Inspector, queues: Sequence[QueueInfo]
+) -> list[tuple[str, PausedType]]:
+    """Return the paused types of up to MAX_LINES queues that have limited tasks."""
+    limited = [info.name for info in queues if info.states[TaskState.LIMITED]][:MAX_LINES]
+    return [(name, each) for name in limited for each in await inspector.paused_types(name)]
+
+
 def print_problems(
     queues: Sequence[QueueInfo],
     fleet: Fleet,
     missed: Sequence[MissedRun],
     errors: Mapping[str, int],
+    paused: Sequence[tuple[str, PausedType]] = (),
 ) -> None:
     """Print a line for each problem, with the command that shows more."""
     lines = problems_of(queues, fleet, errors)
@@ -43,6 +53,12 @@ def print_problems(
         f"{run.queue}: schedule {run.schedule} missed its run of {utc_time(run.tick)}; "
         f"qsync schedule history {quote(run.schedule)} --queue {run.queue}"
         for run in missed
+    ]
+    lines += [
+        f"{queue}: type {each.type} is {pause_note(each.pause)}; "
+        f"{plural(each.waiting, 'task')} set aside; "
+        f"qsync type resume {quote(each.type)} --queue {queue}"
+        for queue, each in paused
     ]
     if lines:
         print_line("")

@@ -11,7 +11,7 @@ from qsync.cli.command import argument
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import StoreOptions
 from qsync.cli.output import print_line
-from qsync.cli.problems import errors_of, print_problems
+from qsync.cli.problems import errors_of, paused_types_of, print_problems
 from qsync.cli.queue_tables import (
     SortQueues,
     print_counters,
@@ -66,7 +66,8 @@ def stats(
                 fleet = session.run(session.inspector.fleet())
                 missed = session.run(session.inspector.missed_runs(names_shown))
                 errors = session.run(errors_of(session.inspector, queues))
-                print_problems(queues, fleet, missed, errors)
+                paused = session.run(paused_types_of(session.inspector, queues))
+                print_problems(queues, fleet, missed, errors, paused)
                 _print_counters(queues, days)
 
             document = {"at": overview.at, "servers": overview.servers, "queues": queues}

@@ -62,6 +62,14 @@ class Clock:
     read_at: float = -math.inf
 
 
+@dataclass
+class Waiting:
+    """How many tasks of types without a handler wait, by queue and type; see `problems`."""
+
+    numbers: dict[str, dict[str, tuple[int, bool]]] = field(default_factory=dict)
+    counted_at: float = -math.inf
+
+
 def make_environment() -> Environment:
     """Return the template environment, which escapes HTML and invisible characters."""
     environment = Environment(
@@ -107,6 +115,7 @@ class Site:
     others: Mapping[str, str] = field(default_factory=dict)
     """All sites of the dashboard if there are several: their names and paths."""
 
+    waiting: Waiting = field(default_factory=Waiting)
     _clock: Clock = field(default_factory=Clock)
 
     @cached_property

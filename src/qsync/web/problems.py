@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Final
@@ -24,8 +25,9 @@ SAMPLED_QUEUES: Final = 3
 COUNTED_QUEUES: Final = 5
 COUNTED_TYPES: Final = 5
 COUNT_STEPS: Final = 4
+COUNTED_FOR_S: Final = 3.0
 """Maximum numbers for counting tasks without a handler: queues, types of a queue, and steps of 250
-tasks for each type."""
+tasks for each type and state; and the time for which the numbers are taken as known."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
@@ -79,17 +81,39 @@ async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple
 async def unhandled_of(
     site: Site, unknown: Mapping[str, Sequence[str]]
 ) -> dict[str, list[tuple[str, str]]]:
-    """Return the types without a handler by queue, and how many of their tasks wait, as text."""
+    """Return the types without a handler by queue, and how many of their tasks wait, as text.
+
+    The numbers are counted once in COUNTED_FOR_S, for all open pages.
+    """
+    counted = {
+        queue: list(types[:COUNTED_TYPES])
+        for queue, types in islice(unknown.items(), COUNTED_QUEUES)
+    }
+    numbers, now = site.waiting.numbers, time.monotonic()
+    is_known = all({*types} <= {*numbers.get(queue, ())} for queue, types in counted.items())
+    if not is_known or now - site.waiting.counted_at > COUNTED_FOR_S:
+        numbers = site.waiting.numbers = await _count_waiting(site, counted)
+        site.waiting.counted_at = now
     unhandled = {}
-    for queue, types in islice(unknown.items(), COUNTED_QUEUES):
-        counts = await asyncio.gather(
-            *[_waiting_of(site, queue, type) for type in types[:COUNTED_TYPES]]
-        )
-        unhandled[queue] = [*zip_longest(types, counts, fillvalue="")]
+    for queue, types in counted.items():
+        of_types = [numbers[queue][type] for type in types]
+        texts = [count(number) + ("" if is_whole else "+") for number, is_whole in of_types]
+        unhandled[queue] = [*zip_longest(unknown[queue], texts, fillvalue="")]
     return unhandled
 
 
-async def _waiting_of(site: Site, queue: str, type: str) -> str:
+async def _count_waiting(
+    site: Site, unknown: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, tuple[int, bool]]]:
+    """Return by queue and type how many tasks wait, and whether that is all of them."""
+    numbers = {}
+    for queue, types in unknown.items():
+        counts = await asyncio.gather(*[_waiting_of(site, queue, type) for type in types])
+        numbers[queue] = dict(zip(types, counts, strict=True))
+    return numbers
+
+
+async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
     """Return how many tasks of a type wait, among the first thousand or so of each state."""
     number, is_whole = 0, True
     for state in (TaskState.SCHEDULED, TaskState.PENDING):
@@ -102,7 +126,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> str:
             if cursor is None:
                 break
         is_whole = is_whole and cursor is None
-    return count(number) + ("" if is_whole else "+")
+    return number, is_whole
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:

@@ -48,6 +48,8 @@ def escape_invisible(value: Any) -> Any:
     text = str(value)
     if len(text) > TEXT_LIMIT:
         text = f"{text[:TEXT_LIMIT]}…"
+    if text.isascii() and text.isprintable():
+        return text
     return _INVISIBLE.sub(_code, text)
 
 
