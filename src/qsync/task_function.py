@@ -268,7 +268,7 @@ def need_loop(name: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigError(
-            f"task {name!r}: enqueue() needs a running event loop, and there is none in "
+            f"task {name!r}: enqueue() needs a running event loop of asyncio, and there is none in "
             "this thread; use enqueue_sync()"
         ) from None
 

@@ -70,6 +70,54 @@ def test_full_queues_share_by_weight(
 
 
 @pytest.mark.faults(78)
+@pytest.mark.parametrize("limited", [tuple(WEIGHTS), ("critical",), ("lower",)], ids=" ".join)
+def test_queues_whose_tasks_have_limits_share_by_weight(
+    valkey: Store, prefix: str, measured: Measured, limited: tuple[str, ...]
+) -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            for queue, weight in WEIGHTS.items():
+                limits = ["api"] if queue in limited else None
+                await b.client.enqueue_many(
+                    [Task("note", queue=queue, limits=limits) for _ in range(300 * weight)]
+                )
+            mux = noting(lambda task: order.append(task.queue))
+            async with b.server(mux, queues=WEIGHTS, concurrency=7):
+                await until(lambda: len(order) >= 1800, timeout=30)
+
+    asyncio.run(main())
+    found = shares(order[:1800])
+    wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
+    measured("shares of queues with limited tasks, furthest off", wrong)
+    assert wrong <= 0.05, found
+
+
+@pytest.mark.faults(78)
+def test_tasks_with_an_open_limit_keep_their_place_among_others(
+    valkey: Store, prefix: str, measured: Measured
+) -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many([Task("note")] * 300)
+            await b.client.enqueue_many(
+                [Task("note", limits=["api"], id=f"l{n}") for n in range(100)]
+            )
+            await b.client.enqueue_many([Task("note")] * 3000)
+            async with b.server(noting(lambda task: order.append(task.id)), concurrency=7):
+                await until(lambda: len(order) >= 3400, timeout=30)
+
+    asyncio.run(main())
+    places = [place for place, id in enumerate(order) if id in {f"l{n}" for n in range(100)}]
+    measured("last of the tasks 300 to 399, which have a limit", places[-1])
+    assert [order[place] for place in places] == [f"l{n}" for n in range(100)]
+    assert places[-1] < 1500  # what was leased ahead when the first of them was found goes first
+
+
+@pytest.mark.faults(78)
 @pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_the_share_of_an_empty_queue_goes_to_the_others(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None

@@ -551,6 +551,12 @@ def test_plain_kit_on_an_event_loop_names_the_async_kit(shop: Shop, qsync_sync: 
     asyncio.run(main())
 
 
+def test_kit_without_an_event_loop_of_asyncio_says_so(shop: Shop, qsync: Kit) -> None:
+    for call in (qsync.drain(), qsync.advance(days=1)):  # as trio would step them
+        with pytest.raises(ConfigError, match="for anyio, set anyio_backend to asyncio"):
+            call.send(None)
+
+
 def test_kit_of_a_wider_scope_waits_while_another_is_open(shop: Shop, qsync_sync: SyncKit) -> None:
     shop.send.enqueue_sync(Invoice(1))
     with SyncKit(shop.app) as inner:

@@ -72,9 +72,10 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
         text = await page(web, "/limits", queue="default")
         assert "customer:42 0 of 1 3 closed" in text
         assert "Open now" in text
-        text = await web.press(
-            (await web.client.get("/limits", params={"queue": "default"})).text, "Open now"
-        )
+        query = {"queue": "default", "limit": "customer:42"}
+        shown = (await web.client.get("/limits", params=query)).text
+        assert shown.count("/limit/open") == 2, "at the limit and in the list"
+        text = await web.press(shown, "Open now")
         assert said(text) == "customer:42 is open."
         assert "Limit opened" in text
         assert "Open now" not in text

@@ -506,11 +506,11 @@ def test_credentials_are_never_shown(tmp_path: Path) -> None:
 
 MISTAKES = {
     "no colon": (["shop"], "not of the form MODULE:APP"),
-    "a file": (["shop.py:app"], "not its file: shop:app say"),
-    "a path": (["./site/shop.py:app"], "not its file: site.shop:app say"),
+    "a file": (["shop.py:app"], "not its file, e.g. shop:app"),
+    "a path": (["./site/shop.py:app"], "not its file, e.g. site.shop:app"),
     "a path below src": (
         ["src/goods/tasks.py:app"],
-        "goods.tasks:app say; it is in the folder src: install the project, or set PYTHONPATH=src",
+        "goods.tasks:app; it is in the folder src: install the project, or set PYTHONPATH=src",
     ),
     "a module below src": (["goods.tasks:app"], "on sys.path; it is in the folder src: install"),
     "no module": (["nowhere:app"], "module 'nowhere' was not found"),
@@ -561,7 +561,8 @@ def invoke(mistaken: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     before = set(sys.modules)
     yield lambda *arguments, **env: CliRunner().invoke(main.app, arguments, env=env)
     for name in set(sys.modules) - before:
-        del sys.modules[name]
+        if not name.startswith("qsync"):
+            del sys.modules[name]
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

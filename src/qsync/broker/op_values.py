@@ -125,6 +125,8 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     """Whether more tasks can be fetched."""
     left_for_free: bool = False
     """Whether only a server with free slots can fetch the tasks that are left."""
+    passed_over: bool = False
+    """Whether tasks with limits were passed over, because the server has no free slots for them."""
     spared: dict[str, int] = {}
     """Number of crashes that did not count, by id; only tasks with such crashes."""
     since: dict[str, int] = {}

@@ -345,8 +345,9 @@ def _fetched(values: Any) -> FetchResult:
         own_lapsed=[text_of(id) for id in reply["own_lapsed"]],
         paused=bool(reply["paused"]),
         generation=text_of(reply["generation"]),
-        left=reply["left"] == 1,
+        left=reply["left"] in (1, 3),
         left_for_free=reply["left"] == 2,
+        passed_over=reply["left"] in (2, 3),
         spared=spared_crashes(ids, crashes) if any(crashes) else {},
         since=runnable_times(ids, since) if any(since) else {},
     )

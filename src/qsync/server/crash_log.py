@@ -15,7 +15,7 @@ from qsync.broker.truncated import decode_cut
 from qsync.broker.views import StoredTaskRow
 from qsync.codec import CodecError
 from qsync.errors import QsyncError
-from qsync.formatting import printable
+from qsync.formatting import plural, printable
 from qsync.keys import QueueKeys
 from qsync.server.hook_calls import HookCalls
 from qsync.server.queue_state import LeasedTask
@@ -66,8 +66,9 @@ class CrashLog:
             died = []
         if fetched.recovered:
             log.warning(
-                "queue %s: recovered %d tasks of servers that died%s",
-                keys.queue, fetched.recovered, listed(list(names.values()), fetched.recovered),
+                "queue %s: recovered %s of servers that died%s",
+                keys.queue, plural(fetched.recovered, "task"),
+                listed(list(names.values()), fetched.recovered),
             )  # fmt: skip
         for row in died[:TASKS_NAMED]:
             self._tell_death(keys.queue, row)
@@ -77,7 +78,7 @@ class CrashLog:
         if fetched.died > len(died):
             more = fetched.died - len(died)
             log.error(
-                "queue %s: %d tasks are dead because they crashed too often", keys.queue, more
+                "queue %s: %s crashed too often and died", keys.queue, plural(more, "more task")
             )
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:
@@ -108,8 +109,8 @@ class CrashLog:
     def _tell_death(self, queue: str, row: StoredTaskRow) -> None:
         type, crashes = _type_of(row), crash_count(row.shown.crashes)
         log.error(
-            "task %s of type %s on queue %s is dead: crashed %d times",
-            row.id, type, queue, crashes,
+            "task %s of type %s on queue %s is dead: crashed %s",
+            row.id, type, queue, plural(crashes, "time"),
             extra={
                 "task_id": row.id, "queue": queue, "task_type": type, "crashes": crashes,
                 "final": True,

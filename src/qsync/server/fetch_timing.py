@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from qsync.broker.op_values import FetchResult
 from qsync.server.config import Config
 from qsync.server.idle_scan import PASS_ON_S, BusyQueues
-from qsync.server.queue_state import QueueState
+from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.weights import Shares
 
 ROUND_TIMEOUT_S: Final = 0.1
@@ -80,7 +81,10 @@ class FetchTiming:
         """Number of free slots that the fetch in flight from a queue may fill with tasks that have
         limits, which are not leased ahead."""
         self.awaiting_slots: set[str] = set()
-        """Queues whose last fetch left tasks with limits for lack of free slots."""
+        """Queues whose last fetch left only tasks with limits, for lack of free slots."""
+        self.in_order: set[str] = set()
+        """Queues whose tasks with limits are next. While there are any, no tasks are leased ahead:
+        they would take the slots that tasks with limits need."""
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
 
@@ -108,6 +112,8 @@ class FetchTiming:
         busy_queues = self._busy_queues
         busy_queues.begin(now)
         queues = [queue for queue in busy_queues.first(CROWD) if queue.name not in self._in_flight]
+        if self.in_order:
+            wanted = min(wanted, free)
         slots = wanted - self._reserved(now)
         ready = [
             queue for queue in queues if now >= self.retry_at[queue.name] and not queue.awaits_rules
@@ -131,6 +137,16 @@ class FetchTiming:
             if shares.get(queue.name) or queue.name in upkeep
         ]
         return Round(fetches, queues, ready, slots)
+
+    def note_limits(
+        self, queue: str, count: int, fetched: FetchResult, leased: Sequence[LeasedTask]
+    ) -> None:
+        """Note whether a fetch of `count` tasks passed over tasks with limits, or brought some."""
+        (self.awaiting_slots.add if fetched.left_for_free else self.awaiting_slots.discard)(queue)
+        if fetched.passed_over:
+            self.in_order.add(queue)
+        elif count and queue in self.in_order and not any(task.has_limits for task in leased):
+            self.in_order.remove(queue)
 
     def open_slots(self) -> int:
         """Return the free slots that fetches in flight may not give to tasks with limits."""

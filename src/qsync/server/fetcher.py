@@ -399,6 +399,7 @@ class Fetcher:
         leased = hold(
             queue, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
         )
+        self._timing.note_limits(queue.name, count, fetched, leased)
         if fetched.recovered or fetched.died:
             self._crash_log.recovered(queue.keys, fetched, leased)
         late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
@@ -433,8 +434,6 @@ class Fetcher:
         if self._outage.parts:
             self._outage.worked(_part(queue))
         queue.has_more_pending = fetched.left
-        awaiting = self._timing.awaiting_slots
-        (awaiting.add if fetched.left_for_free else awaiting.discard)(queue.name)
         # Upkeep may have made tasks pending without a wake, so don't wait for one.
         if fetched.left or fetched.left_for_free:
             queue.exhausted = False

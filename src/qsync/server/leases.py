@@ -17,6 +17,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.op_values import HandedBack, LeaseRef
 from qsync.errors import QsyncError
+from qsync.formatting import plural
 from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import RELEASED, LeasedTask, QueueState, Stop
@@ -160,8 +161,8 @@ class LeaseKeeper:
             return
         held = list(queue.held.values())
         log.error(
-            "store lost: the generation of queue %s changed from %s to %s; %d tasks held are lost",
-            queue.name, shorten(before), shorten(generation), len(held),
+            "store lost: the generation of queue %s changed from %s to %s; %s held are lost",
+            queue.name, shorten(before), shorten(generation), plural(len(held), "task"),
         )  # fmt: skip
         for leased in held:
             self._stopper.lose(leased)

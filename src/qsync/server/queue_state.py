@@ -156,6 +156,11 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
         """Whether the handler has been called, or may have been."""
         return self.begun_s > 0 and not self.waits
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether the task counts in a limit."""
+        return self.message.options is not None and bool(self.message.options.limits)
+
     def begins(self) -> bool:
         """Record that the handler starts now; return False if the lease has expired."""
         self.begun_s = boot_s()

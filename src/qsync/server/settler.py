@@ -19,6 +19,7 @@ from qsync.broker import op_values, ops
 from qsync.broker.call import Call
 from qsync.broker.op_values import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull
+from qsync.formatting import plural
 from qsync.message import Result
 from qsync.server.clock import boot_s
 from qsync.server.hook_calls import HookCalls
@@ -188,8 +189,8 @@ class Settler:
                 )  # fmt: skip
             else:
                 log.warning(
-                    "handed back %d tasks of queue %s that the store did not settle",
-                    len(answer), self.queue.name,
+                    "handed back %s of queue %s that the store did not settle",
+                    plural(len(answer), "task"), self.queue.name,
                 )  # fmt: skip
 
     async def _settle(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -221,8 +222,8 @@ class Settler:
                 failed += self._refused(part, error)
         if full:
             log.warning(
-                "the store is out of memory: the results of %d tasks of queue %s are lost, of %s",
-                len(full), self.queue.name, _some_ids(full),
+                "the store is out of memory: the results of %s of queue %s are lost, of %s",
+                plural(len(full), "task"), self.queue.name, _some_ids(full),
             )  # fmt: skip
             without = [(leased, _without_result(record)) for leased, record in full]
             for part, error in await self._send(list(_without_room(without))):

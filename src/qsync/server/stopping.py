@@ -14,6 +14,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from qsync.broker.op_values import HandedBack
+from qsync.formatting import plural
 from qsync.server.asyncio_internals import abandon
 from qsync.server.batch_call import BatchCall
 from qsync.server.capacity import Capacity
@@ -246,6 +247,6 @@ def _log_unfinished(running: Sequence[LeasedTask]) -> None:
     ]
     more = f", and {len(running) - TASKS_NAMED} more" if len(running) > TASKS_NAMED else ""
     log.warning(
-        "shutdown_timeout is over: handlers of %d tasks are stopped, and the tasks handed back to "
-        "run again: %s%s", len(running), ", ".join(named), more,
+        "shutdown_timeout is over: handlers of %s are stopped, and handed back to run again: "
+        "%s%s", plural(len(running), "task"), ", ".join(named), more,
     )  # fmt: skip

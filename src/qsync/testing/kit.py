@@ -195,6 +195,7 @@ class Kit(_AnyKit):
         errors of failed attempts are raised: a single one itself, several as an ExceptionGroup. A
         retry runs in the same drain only if it is due by then; `advance` makes others due.
         """
+        _check_async("drain")
         await self._drain().run()
 
     async def advance(
@@ -207,6 +208,7 @@ class Kit(_AnyKit):
         the store's clock moves, not this process's. With `schedules=False` no schedule ticks; the
         next move with schedules enqueues the missed ticks.
         """
+        _check_async("advance")
         await self._advance(by, units, schedules=schedules).run()
 
 
@@ -229,6 +231,14 @@ class SyncKit(_AnyKit):
         """Do what `Kit.advance` does; blocks."""
         _check_plain("advance")
         run_on_loop(self._advance(by, units, schedules=schedules).run()).result()
+
+
+def _check_async(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        msg = f"{name}: no event loop of asyncio runs here; for anyio, set anyio_backend to asyncio"
+        raise ConfigError(msg) from None
 
 
 def _check_plain(name: str) -> None:

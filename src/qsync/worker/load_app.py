@@ -33,8 +33,9 @@ def load(target: str) -> Qsync:
     if not colon or not name or not attribute:
         raise TargetError(f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app")
     if name.endswith(".py") or "/" in name:
-        msg = f"{target}: give the module name, not its file: {_module_of(name)}:{attribute}"
-        raise TargetError(f"{msg} say{_where(_module_of(name))}")
+        module_name = _module_of(name)
+        msg = f"{target}: give the module name, not its file, e.g. {module_name}:{attribute}"
+        raise TargetError(msg + _where(module_name))
     here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -216,7 +216,7 @@ class Model(Schedules):
         only_free = not opened and (len(self.those("pending")) == stayed or stayed >= LIMIT)
         return replace(
             answer, more=self.more, left=left and not only_free,
-            left_for_free=left and only_free,
+            left_for_free=left and only_free, passed_over=left and stayed > 0,
         )  # fmt: skip
 
     def _open_due(self, now: int) -> None:

@@ -74,7 +74,8 @@
 -- REPLY[12] paused     flag
 -- REPLY[13] generation text
 -- plain REPLY[14] left flag  more tasks can be fetched
--- flow REPLY[14] left  int   1: more tasks can be fetched; 2: only by a server with free slots
+-- flow REPLY[14] left  int   1: more tasks can be fetched; 2: only by a server with free slots;
+--                             3: more, and tasks with limits were passed over for lack of free slots
 -- returns the fields of REPLY; ids, messages and the three lists after them match by position
 local stored = redis.call(
   'HMGET', KEYS.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'
@@ -167,7 +168,7 @@ if moved then
   head = read_pending(0, wanted)
 end
 -- flow:
-local ids, messages, lost, left, parked, refused, takable =
+local ids, messages, lost, left, parked, refused, for_whom =
   take_pending(head, wanted, tonumber(ARGV.max_bytes), limit, tonumber(ARGV.free))
 -- plain:
 local ids, messages, lost, left = take_pending(head, wanted, tonumber(ARGV.max_bytes), limit)
@@ -218,7 +219,7 @@ end
 -- 5 wake
 -- flow:
 local opened_now = settle_limits()
-left, takable = left or opened_now, takable or opened_now
+left, for_whom = left or opened_now, opened_now and for_whom == 2 and 3 or for_whom
 -- end flow
 wake_next(left, paused, virtual, limit)
 publish_ended()
@@ -239,7 +240,7 @@ local fields = {
   next_due = next_due < math.huge and math.min(math.max(0, next_due - now), 2 ^ 53) or -1, more = more,
   recovered = #recovered, died = #died, ids = ids, messages = messages, own_lapsed = own,
   -- flow:
-  left = left and not paused and (takable and 1 or 2) or 0,
+  left = left and not paused and for_whom or 0,
   -- plain:
   left = left and not paused,
   -- end flow

@@ -18,9 +18,9 @@ local parking = { most = 300, chunk = 250 }
 -- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all
 -- their limits or none; those that a limit refuses are collected for park_pending, and those that
 -- find no free slot stay. Tasks of paused types are parked, too. It parks at most `parking.most`
--- tasks, and passes at most `limit` that stay. Returns ids; messages; ids without a message, of which there
--- should be none; whether tasks are left; ids to park, and the limit that refused each, by id; and
--- whether this server can take any of the tasks left.
+-- tasks, and passes at most `limit` that stay. Returns ids; messages; ids without a message, of
+-- which there should be none; whether tasks are left; ids to park, and the limit that refused each,
+-- by id; and of the tasks left: 1 if none stayed, 2 if all did, 3 if only some did.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus = 0, 0, 0, head, 0, false
@@ -49,7 +49,7 @@ local function take_pending(head, wanted, max_bytes, limit, free)
       elseif taken >= wanted then
         surplus = true
       elseif taken > 0 and bytes + #body > max_bytes then
-        return ids, messages, lost, true, parked, refused, true
+        return ids, messages, lost, true, parked, refused, stayed > 0 and 3 or 1
       else
         taken, bytes = taken + 1, bytes + #body
         ids[taken], messages[taken] = id, body
@@ -61,11 +61,13 @@ local function take_pending(head, wanted, max_bytes, limit, free)
     end
     position = position + count
     if #chunk == count then
-      return ids, messages, lost, surplus or stayed > 0, parked, refused, surplus
+      return ids, messages, lost, surplus or stayed > 0, parked, refused,
+        stayed == 0 and 1 or surplus and 3 or 2
     end
   end
   local left = wanted > 0 or #head > 0
-  return ids, messages, lost, left, parked, refused, left and stayed < limit
+  return ids, messages, lost, left, parked, refused,
+    stayed == 0 and 1 or stayed < limit and 3 or 2
 end
 -- plain:
 -- Read the first `wanted` tasks, up to `max_bytes` of messages; `head` is what read_pending returns
