@@ -6,6 +6,7 @@ Those of the server stand in server/asyncio_internals.py.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -15,7 +16,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-running_loop = getattr(asyncio, "_get_running_loop", _running_loop)
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = getattr(
+    asyncio, "_get_running_loop", _running_loop
+)
 """Return the event loop that runs in this thread, or None. Raising an exception instead would
 take six times as long."""
 
