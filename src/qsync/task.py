@@ -39,6 +39,9 @@ LOWER: Final = "lower"
 PAYLOAD_LIMIT: Final = 1024 * 1024
 """Default limit of an encoded payload, bytes."""
 
+MAX_PAYLOAD_LIMIT: Final = 31 * 1024 * 1024
+"""Largest limit of an encoded payload, bytes: servers do not receive messages of over 32 MiB."""
+
 REMEMBER_IDS: Final = 3600.0
 """Default time for which the store remembers ids that callers chose, seconds."""
 

@@ -205,7 +205,7 @@ def test_client_given_a_url_names_the_way_to_create_one(kind: Any, make: str) ->
     assert (client.prefix if kind is Inspector else repr(client).split("'")[1]) == "qsync"
 
 
-@pytest.mark.parametrize("limit", [0, -1, True, 1.5, None])
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, None, 31 * 2**20 + 1])
 def test_a_payload_limit_is_a_positive_number(colour: Colour, store: Store, limit: Any) -> None:
     with pytest.raises(ConfigError, match=r"^payload_limit: "):
         colour.client(store.url, "p", payload_limit=limit)

@@ -65,6 +65,7 @@ def test_example_from_the_request_to_the_result_in_the_browser(
 
         web = start(f"{site} 127.0.0.1:{{port}}").wait_ready()
         serving = start(worker)
+        serving.says("is ready")
         with chromium() as browser:
             visit = Visit(browser, web.url)
             visit.go("/")

@@ -522,6 +522,13 @@ def test_old_rows_are_logged(
     assert "waiting in the outbox: 1 row, the oldest for 12" in caplog.text
 
 
+def test_count_that_fails_is_repeated_at_the_next_step() -> None:
+    progress = relays._Progress()
+    assert [progress.is_due(), progress.is_due()] == [True, True]
+    progress.note(Backlog(rows=1, oldest_s=2.0))
+    assert not progress.is_due()
+
+
 def test_pauses_grow_while_the_store_is_away() -> None:
     progress = relays._Progress()
     pauses = [progress.pause_after_error(OSError("no route")) for _ in range(6)]

@@ -298,6 +298,19 @@ def test_message_whose_limits_are_none_stops_no_other(rig: Rig) -> None:
         assert rig.ids("limited") == []
 
 
+@pytest.mark.faults(59)
+def test_message_that_no_server_could_receive_in_time_is_fetched_cut(rig: Rig) -> None:
+    """Else the server asks for the same batch again and again, and no other task runs."""
+    rig.enqueue("large", "next")
+    rig.set("tasks", "large", b"\x98" + b"x" * (32 << 20))
+    for _ in range(2):
+        fetched = rig.fetch(number=10**6)
+        assert [len(message) for message in fetched.messages] == [1000]
+    assert rig.fetch(number=10**6 + 1).ids == ["next"]
+    assert rig.kill(LeaseRef("large", f"s/{10**6}"), failed=False) == ["ok"]
+    assert rig.client.hstrlen(rig.keys.key("tasks"), "large") == (32 << 20) + 1
+
+
 @pytest.mark.guarantee(2)
 def test_size_of_messages_that_is_no_number_leaves_no_partial_transition(rig: Rig) -> None:
     for value in GARBAGE.values():

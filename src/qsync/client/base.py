@@ -25,6 +25,7 @@ from qsync.idempotency import CallSequences
 from qsync.keys import GlobalKeys, QueueKeys, check_id, queue_keys
 from qsync.new_task import NewTask
 from qsync.queue_announcer import QueueAnnouncer
+from qsync.task import MAX_PAYLOAD_LIMIT
 from qsync.task_lookup import Search
 from qsync.times import Duration
 from qsync.value_text import shorten
@@ -53,6 +54,9 @@ class ClientBase:
     ) -> None:
         if type(payload_limit) is not int or payload_limit < 1:
             msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
+            raise ConfigError(msg)
+        if payload_limit > MAX_PAYLOAD_LIMIT:
+            msg = f"payload_limit: {payload_limit} is over {MAX_PAYLOAD_LIMIT} bytes (31 MiB)"
             raise ConfigError(msg)
         self._broker: Any = broker
         self._registrations: Any

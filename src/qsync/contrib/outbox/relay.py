@@ -88,16 +88,12 @@ class _Progress:
 
     def is_due(self) -> bool:
         """Return whether it is time to measure the backlog."""
-        now = time.monotonic()
-        if now - self._measured < BACKLOG_INTERVAL_S:
-            return False
-        self._measured = now
-        return True
+        return time.monotonic() - self._measured >= BACKLOG_INTERVAL_S
 
     def note(self, backlog: Backlog) -> None:
         """Store a measurement, and log a warning about old rows."""
         self.backlog = backlog
-        now = time.monotonic()
+        now = self._measured = time.monotonic()
         if backlog.oldest_s >= OLD_S and now - self._warned >= OLD_S:
             self._warned = now
             log.warning(
