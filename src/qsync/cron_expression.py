@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import Final
 
 from qsync.errors import InvalidTask
+from qsync.formatting import hide_credentials
 from qsync.phrase import Phrase, phrase, plural_phrase
+from qsync.value_text import URL_LIMIT
 
 _ANY_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - a reading of a clock
 _RANGES: Final = {
@@ -59,7 +61,8 @@ def cron_fields(expression: object) -> list[str]:
 
 def field_error(field: str, value: object, why: Phrase) -> Phrase:
     """Return the text of an error about a value: the field, the value and what to do."""
-    return phrase("%(field)s=%(value)s: %(why)s", field=field, value=f"{value!r:.200}", why=why)
+    shown = hide_credentials(repr(value)[:URL_LIMIT])[:200]
+    return phrase("%(field)s=%(value)s: %(why)s", field=field, value=shown, why=why)
 
 
 def _problem(fields: list[str], error: str) -> Phrase:

@@ -16,9 +16,8 @@ def shorten(value: object, limit: int = 80) -> str:
     Credentials of a URL are replaced by dots, since a URL may be passed in place of another value.
     """
     try:
-        if isinstance(value, str):
-            value = hide_credentials(value[:URL_LIMIT])
-        text = ascii(value[: limit + 1] if isinstance(value, str | bytes) else value)
+        text = ascii(value[:URL_LIMIT] if isinstance(value, str | bytes) else value)
+        text = hide_credentials(text[:URL_LIMIT])
     except Exception:
         text = f"<{class_name(value)} that has no repr>"
     return text if len(text) <= limit else text[:limit] + "..."

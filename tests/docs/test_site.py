@@ -179,6 +179,20 @@ def test_every_option_of_a_worker_is_in_the_command_line() -> None:
     assert options <= set(re.findall(r"--[a-z][a-z-]+", PAGES["cli.md"]))
 
 
+def test_commands_in_the_docs_have_only_options_that_a_worker_has() -> None:
+    reference = PAGES["cli.md"].split("\n## qsync worker\n")[1].split("\n## ")[0]
+    known = set(re.findall(r"--[a-z][a-z-]+", reference))
+    commands = [
+        (page, command)
+        for page, text in PAGES.items()
+        for command in re.findall(r"^\$ qsync worker [^#|\n]*", text, re.MULTILINE)
+    ]
+    assert len(commands) > 3
+    for page, command in commands:
+        unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", command)) - known
+        assert not unknown, f"{page}: {command}"
+
+
 def test_every_option_of_a_url_is_described() -> None:
     page = PAGES["addresses.md"]
     named = set(re.findall(r"`([a-z_]+)`", page))

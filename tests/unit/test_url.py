@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,8 @@ from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 from qsync import ConfigError, Qsync, QsyncError, Task
 from qsync.broker import redis_clients
 from qsync.web.attempts import check_trace_url
+from qsync.web.language import check_language
+from qsync.web.roles import check_role
 from tests.support.stores import Store
 
 CANARY = "s3cr3tX"
@@ -257,6 +260,11 @@ MISPLACED: list[Callable[[str], object]] = [
     lambda url: Qsync("redis://h", prefix=url),
     lambda url: Task("t", queue=url),
     lambda url: check_trace_url(url),
+    lambda url: Qsync("redis://h").periodic(cron="0 9 * * *", tz=url),
+    lambda url: Qsync("redis://h").periodic(cron=url),
+    lambda url: check_role(cast("Any", url)),
+    lambda url: check_language(url),
+    lambda url: Task("t", queue=cast("Any", {"nested": url})),
 ]
 
 

@@ -384,6 +384,7 @@ class Fetcher:
             return
         delay = self._backoffs[queue.name].next()
         self._timing.retry_at[queue.name] = boot_s() + delay
+        self._timing.in_order.discard(queue.name)  # a node that is away must not slow the others
         self._outage.failed(_part(queue), error)
 
     # The answer to a fetch.

@@ -27,6 +27,7 @@ from qsync.errors import (
 from qsync.inspector import Inspector
 from qsync.keys import NAME
 from qsync.phrase import phrase_of
+from qsync.value_text import shorten
 from qsync.web import (
     bulk_actions,
     dead,
@@ -289,7 +290,9 @@ def _by_path(first: Inspector, others: Mapping[str, Inspector]) -> dict[str, tup
     sites = {"": (first.prefix, first)} if isinstance(first, Inspector) else {}
     for name, inspector in others.items():
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in (".", ".."):
-            raise ConfigError(f"others: {name!r:.80} is not a name of letters, digits, _ . and -")
+            raise ConfigError(
+                f"others: {shorten(name)} is not a name of letters, digits, _ . and -"
+            )
         if name in [title for title, each in sites.values()]:
             raise ConfigError(f"others: {name} is the name of another store of this dashboard")
         sites[f"/store/{name}"] = (name, inspector)

@@ -17,6 +17,7 @@ from typing import Final
 from starlette.requests import Request
 
 from qsync.errors import ConfigError
+from qsync.value_text import shorten
 
 DOMAIN: Final = "qsync"
 COOKIE: Final = "qsync_language"
@@ -76,7 +77,7 @@ def check_language(code: str | None) -> Language | None:
         return None
     if code not in LANGUAGES:
         raise ConfigError(
-            f"language: unknown value {code!r:.80}; use {' or '.join(map(repr, LANGUAGES))}"
+            f"language: unknown value {shorten(code)}; use {' or '.join(map(repr, LANGUAGES))}"
         )
     return LANGUAGES[code]
 

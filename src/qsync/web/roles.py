@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, cast, get_args
 from starlette.requests import Request
 
 from qsync.errors import ConfigError
+from qsync.value_text import shorten
 from qsync.web.translation import _, marked
 
 Role = Literal["view", "operate", "delete"]
@@ -54,7 +55,7 @@ def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
     if callable(role) or role in RANK:
         return role
     raise ConfigError(
-        f"role: {role!r:.80} is neither a function of the request nor one of {', '.join(RANK)}"
+        f"role: {shorten(role)} is neither a function of the request nor one of {', '.join(RANK)}"
     )
 
 
