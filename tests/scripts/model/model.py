@@ -244,8 +244,8 @@ class Model(Schedules):
             and len(refused) < PARKED_MOST
         ):
             size = min(wanted - len(taken), CHUNK)
-            if 0 < at == len(refused):
-                size = min(PARKED_MOST - at, PARK_CHUNK)
+            if 0 < at <= 2 * len(refused):
+                size = min(PARKED_MOST - len(refused), PARK_CHUNK)
             chunk = pending[at : at + size]
             at += len(chunk)
             for id in chunk:

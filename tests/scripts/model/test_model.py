@@ -114,6 +114,22 @@ def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
         machine.fetch("t", 1, 1)
 
 
+@pytest.mark.skipif(not available("valkey"), reason="needs valkey")
+def test_flood_of_a_paused_type_is_set_aside_in_steps() -> None:
+    """More tasks than a fetch sets aside, and than it reads at a time."""
+    with Rig("valkey") as rig:
+        machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
+        machine._restart()
+        machine.enqueue([(f"{n}", {}) for n in range(400)])
+        machine.enqueue([("-1", {})])
+        machine.enqueue([(f"{n}", {}) for n in range(400, 800)])
+        machine.pause_type("type")
+        for limited, held in ((300, []), (600, ["-1"]), (800, ["-1"])):
+            machine.fetch("s", 2, 1)
+            assert len(machine.model.those("limited")) == limited
+            assert [one.id for one in machine.held] == held
+
+
 QUICK: Final = (
     "settle without token", "lock outlives death", "recovery reads messages",
     "no room for anything", "due tasks moved in two steps",

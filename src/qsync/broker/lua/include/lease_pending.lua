@@ -10,9 +10,9 @@ local function read_pending(position, count, most)
 end
 
 -- flow:
--- Maximum number of tasks that a fetch parks, and number of ids that are read at once while all tasks
--- so far were parked: those of a paused type may be many in a row.
-local parking = { most = 300, chunk = 250 }
+-- Maximum number of tasks that a fetch parks, and number of ids, or bytes of messages, that are read at
+-- once while at least half of the tasks so far were parked: those of a paused type may be many in a row.
+local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what
 -- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all
@@ -23,11 +23,12 @@ local parking = { most = 300, chunk = 250 }
 -- by id; and of the tasks left: 1 if none stayed, 2 if all did, 3 if only some did.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
-  local taken, bytes, position, chunk, stayed, surplus = 0, 0, 0, head, 0, false
+  local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0
   while taken < wanted and #lost < limit and stayed < limit and #parked < parking.most do
     local count = math.min(wanted - taken, CHUNK)
-    if position > 0 and #parked == position then
-      count = math.min(parking.most - #parked, parking.chunk)
+    if #parked > 0 and 2 * #parked >= position then
+      count = math.min(parking.most - #parked, parking.chunk, parking.bytes * position / read)
+      count = math.max(1, math.floor(count))
     end
     chunk = position == 0 and head or read_pending(position, count, parking.chunk)
     count = math.min(#chunk, count)
@@ -38,6 +39,7 @@ local function take_pending(head, wanted, max_bytes, limit, free)
     for i, body in ipairs(bodies) do
       local id = chunk[i]
       local limits = held_limits[id]
+      read = read + (body and #body or 0)
       local refusing = body and limits_used and paused_limit(body)
         or body and limits and unstartable_limit(limits)
       if not body then
