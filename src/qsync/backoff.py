@@ -51,12 +51,12 @@ class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least, most in (
+        for name, minimum, maximum in (
             ("first", 0, _MAX_S), ("factor", 1, 1000), ("longest", 0, _MAX_S), ("jitter", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if type(value) not in (int, float) or not least <= value <= most:
-                msg = f"{name}: {shorten(value)} is not a number from {least} to {most}"
+            if type(value) not in (int, float) or not minimum <= value <= maximum:
+                msg = f"{name}: {shorten(value)} is not a number from {minimum} to {maximum}"
                 raise ConfigError(f"ExponentialBackoff: {msg}")
 
     def __call__(self, attempt: int, error: object = None) -> float:
@@ -79,15 +79,15 @@ RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
 """Delays, a callable `(attempt, error) -> delay`, or None for the default windows."""
 
 
-def spread(least: float, most: float) -> float:
+def spread(minimum: float, maximum: float) -> float:
     """Return a random number in this range, so that servers do not act at the same moment."""
-    return least + _chance() * (most - least)  # noqa: S311 - not a secret
+    return minimum + _chance() * (maximum - minimum)  # noqa: S311 - not a secret
 
 
 def default_delay(attempt: int, *, random: Callable[[], float] = _chance) -> float:
     """Return the default delay after this attempt, in seconds; attempt 1 is the first."""
-    least, most = WINDOWS_S[min(max(attempt, 1), len(WINDOWS_S)) - 1]
-    return least + random() * (most - least)
+    minimum, maximum = WINDOWS_S[min(max(attempt, 1), len(WINDOWS_S)) - 1]
+    return minimum + random() * (maximum - minimum)
 
 
 class Backoff:

@@ -46,7 +46,7 @@ class Batcher(Generic[T, U]):
         patience: float,
         too_late: Callable[[], Exception],
         calls: int = 1,
-        most: int = op_values.BATCH_BYTES,
+        max_bytes: int = op_values.BATCH_BYTES,
         run_one: Callable[[T, float], Awaitable[U]] | None = None,
     ) -> None:
         """Make a batcher.
@@ -56,7 +56,7 @@ class Batcher(Generic[T, U]):
         patience  longest wait of a caller, seconds
         too_late  makes the error for a caller that waited longer
         calls     maximum number of calls in a batch; together they carry at most BATCH_BYTES
-        most      maximum size of one call, in bytes
+        max_bytes maximum size of one call, in bytes
         run_one   sends one item, faster than `run`; gets the seconds left to its caller
         """
         self._run = run
@@ -66,7 +66,7 @@ class Batcher(Generic[T, U]):
         self._line_s = min(LINE_S, patience / 2)
         self._too_late = too_late
         self._calls = calls
-        self._most = most
+        self._max_bytes = max_bytes
         self._loop: asyncio.AbstractEventLoop | None = None
         """Event loop of the first caller; the owner rejects callers on other loops."""
         self._items: list[T] = []
@@ -213,7 +213,7 @@ class Batcher(Generic[T, U]):
     def _batch_count(self) -> int:
         """Return how many items go into the next batch."""
         runs = ops.batches(
-            self._items[: self._calls * op_values.BATCH_SIZE], self._size, self._most
+            self._items[: self._calls * op_values.BATCH_SIZE], self._size, self._max_bytes
         )
         count = len(next(runs))
         if self._calls > 1:

@@ -89,7 +89,7 @@ def limit_rule(
         why = phrase("rate: %(value)s needs per=, e.g. per=1 for a second", value=shorten(rate))
         raise InvalidTask(within(where, why))
     rate = _count(within(where, "rate"), rate)
-    per_us = duration_us(within(where, "per"), per, least=0.001)
+    per_us = duration_us(within(where, "per"), per, minimum=0.001)
     if rate > per_us:
         why = phrase(
             "rate: %(value)s in %(per)s s is over one a microsecond", value=str(rate),

@@ -31,11 +31,6 @@ STORED: tuple[TaskState, ...] = tuple(
 """States that have a sorted set; TRANSITIONS uses only these."""
 
 
-def stored_as(state: TaskState) -> TaskState:
-    """Return the state whose sorted set holds the tasks of this one."""
-    return TaskState.COMPLETED if state is TaskState.CANCELLED else state
-
-
 UNFINISHED = frozenset(
     {
         TaskState.SCHEDULED,

@@ -6,12 +6,13 @@ from typing import Final
 
 from qsync.formatting import hide_credentials
 
+SHOWN_LENGTH: Final = 80
 URL_LIMIT: Final = 4096
 """Longest beginning of a value, in characters, that messages search for a URL."""
 
 
-def shorten(value: object, limit: int = 80) -> str:
-    """Return a value as text for a message: escaped, and cut to about `limit` characters.
+def shorten(value: object) -> str:
+    """Return a value as text for a message: escaped, and cut to about SHOWN_LENGTH characters.
 
     Credentials of a URL are replaced by dots, since a URL may be passed in place of another value.
     """
@@ -20,7 +21,7 @@ def shorten(value: object, limit: int = 80) -> str:
         text = hide_credentials(text[:URL_LIMIT])
     except Exception:
         text = f"<{class_name(value)} that has no repr>"
-    return text if len(text) <= limit else text[:limit] + "..."
+    return text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + "..."
 
 
 def class_name(value: object) -> str:
@@ -29,13 +30,13 @@ def class_name(value: object) -> str:
     return name
 
 
-def class_path(value: object, limit: int = 256) -> str:
-    """Return module and qualified class name of a value; "" if they are not text within `limit`."""
+def class_path(value: object) -> str:
+    """Return module and qualified class name of a value; "" if they are no text or too long."""
     kind = type(value)
     module: object = type.__dict__["__module__"].__get__(kind)
     name: str = type.__dict__["__qualname__"].__get__(kind)
     path = f"{module}.{name}"
-    valid = isinstance(module, str) and len(path) <= limit and path.isprintable()
+    valid = isinstance(module, str) and len(path) <= 256 and path.isprintable()
     return path if valid else ""
 
 

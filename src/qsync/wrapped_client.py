@@ -52,7 +52,7 @@ class WrappedClient(Client):
             [outgoing] = tasks.tasks
             handle = super().enqueue(outgoing, queue=queue, durability=durability)
             tasks.sent([handle])
-        self.tell(_created([outgoing], [handle]))
+        self.call_hooks(_created([outgoing], [handle]))
         return handle
 
     def enqueue_many(
@@ -61,10 +61,10 @@ class WrappedClient(Client):
         with entered(self._around, _listed(tasks), None) as outgoing:
             handles = super().enqueue_many(outgoing.tasks, durability=durability)
             outgoing.sent(handles)
-        self.tell(_created(outgoing.tasks, handles))
+        self.call_hooks(_created(outgoing.tasks, handles))
         return handles
 
-    def tell(self, created: Iterable[TaskInfo]) -> None:
+    def call_hooks(self, created: Iterable[TaskInfo]) -> None:
         """Call the "enqueued" hooks for new tasks."""
         for hook, info in _due(self._hooks, created):
             try:
@@ -92,7 +92,7 @@ class WrappedAsyncClient(AsyncClient):
             [outgoing] = tasks.tasks
             handle = await super().enqueue(outgoing, queue=queue, durability=durability)
             tasks.sent([handle])
-        await self.tell(_created([outgoing], [handle]))
+        await self.call_hooks(_created([outgoing], [handle]))
         return handle
 
     async def enqueue_many(
@@ -101,10 +101,10 @@ class WrappedAsyncClient(AsyncClient):
         with entered(self._around, _listed(tasks), None) as outgoing:
             handles = await super().enqueue_many(outgoing.tasks, durability=durability)
             outgoing.sent(handles)
-        await self.tell(_created(outgoing.tasks, handles))
+        await self.call_hooks(_created(outgoing.tasks, handles))
         return handles
 
-    async def tell(self, created: Iterable[TaskInfo]) -> None:
+    async def call_hooks(self, created: Iterable[TaskInfo]) -> None:
         """Call the "enqueued" hooks for new tasks."""
         for hook, info in _due(self._hooks, created):
             try:

@@ -203,7 +203,7 @@ def test_call_within_its_patience_continues_while_the_store_answers_others() -> 
 
     async def main() -> list[int]:
         batcher: Batcher[int, int] = Batcher(
-            slow, lambda _: 1, most=10, patience=0.2, too_late=TimeoutError
+            slow, lambda _: 1, max_bytes=10, patience=0.2, too_late=TimeoutError
         )
         return await asyncio.gather(*[batcher.submit(at) for at in range(200)])
 

@@ -11,9 +11,9 @@ from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor, Damage
 from qsync.keys import QueueKeys
 from qsync.task import Task
+from tests.support.counters import with_counted
 from tests.support.server import bench, left_over
 from tests.support.stores import Store, wait_until
-from tests.support.tally import with_tally
 
 
 def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
@@ -50,7 +50,7 @@ def counter(store: Store, prefix: str, name: str, queue: str = "default") -> int
     keys = QueueKeys(prefix, queue)
     with store.client() as client:
         stats, meta = client.hgetall(keys.key("stats")), client.hgetall(keys.key("meta"))
-    return int(with_tally(stats, meta).get(name.encode(), 0))
+    return int(with_counted(stats, meta).get(name.encode(), 0))
 
 
 def wait_empty(store: Store, prefix: str, timeout: float = 20) -> None:

@@ -30,10 +30,10 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.users import Users
 from tests.chaos.verdict import judge, reasons_of, recovery_times, sequence
 from tests.guarantees.conftest import Measured
+from tests.support.counters import with_counted
 from tests.support.processes import ROOT
 from tests.support.server import left_over
 from tests.support.stores import Store, wait_until
-from tests.support.tally import with_tally
 
 LEASE: Final = 1.5
 MAX_CRASHES: Final = 3
@@ -111,7 +111,7 @@ class Chaos:
         evidence, key = self.evidence, self.keys.key
         evidence.notes = read_notes(self.folder / "history")
         with self.store.client() as client:
-            counters = with_tally(client.hgetall(key("stats")), client.hgetall(key("meta")))
+            counters = with_counted(client.hgetall(key("stats")), client.hgetall(key("meta")))
             evidence.counters = {
                 name.decode(): int(value) for name, value in counters.items() if b":" not in name
             }

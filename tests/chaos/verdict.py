@@ -173,12 +173,12 @@ class _Judge:
 
     def reasons(self) -> dict[str, int]:
         """How often tasks were started again for which reason."""
-        tally: dict[str, int] = defaultdict(int)
+        counts: dict[str, int] = defaultdict(int)
         for runs in self.runs.values():
             for before, again in itertools.pairwise(runs):
                 if (reason := self._reason(before, again)) is not None:
-                    tally[reason] += 1
-        return dict(tally)
+                    counts[reason] += 1
+        return dict(counts)
 
     def _left(self) -> Iterator[str]:
         evidence = self.evidence

@@ -139,10 +139,10 @@ def test_tasks_in_progress_counts_running_tasks(valkey: Store, prefix: str) -> N
     asyncio.run(work())
 
 
-def held(tally: RunMetrics) -> list[LeasedTask]:
+def held(run_metrics: RunMetrics) -> list[LeasedTask]:
     return [
         one
-        for metrics in tally._by_queue.values()
+        for metrics in run_metrics._by_queue.values()
         for one in metrics.queue.held.values()
         if one.row
     ]

@@ -423,6 +423,32 @@ def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
     )
 
 
+def test_number_of_queues_with_schedules_is_bounded(
+    app_of: Any,
+    store: Store,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hostile program can write any number of names."""
+    monkeypatch.setattr("qsync.server.stored_ticks.MOST_QUEUES", 3)
+
+    async def main() -> None:
+        place = Place(store, prefix)
+        with store.client() as redis:
+            names = {f"q{number}": "1" for number in range(10)}
+            redis.hset(GlobalKeys(prefix).schedule_queues, mapping=names)
+        async with place.running():
+            await wait_until_async(lambda: len(caplog.records) > 0)
+        await place.broker.aclose()
+
+    with caplog.at_level(logging.ERROR, "qsync"):
+        asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records] == [
+        "10 queues have stored schedules; this server enqueues those of the first 3 only"
+    ]
+
+
 def test_tick_due_takes_the_time_of_a_test(app_of: Any, store: Store, prefix: str) -> None:
     async def main() -> None:
         place = Place(store, prefix)

@@ -147,12 +147,12 @@ class History:
             return self._outcome()
 
     def _outcome(self) -> Outcome:
-        ledger, tally = self.ledger, self.network.tally
+        ledger, network = self.ledger, self.network.counts
         return Outcome(
             seed=self.seed,
             wrong=tuple(ledger.wrong),
             digest=self.network.digest,
-            calls=tally.calls,
+            calls=network.calls,
             tasks=len(ledger.entries),
             lapsed=ledger.counts.get("lapsed", 0),
             recreated=ledger.recreated,
@@ -161,8 +161,8 @@ class History:
             recovery_s=max(ledger.recoveries, default=0.0),
             resume_s=max(self.network.resumes, default=0.0),
             drained_s=max(0.0, self.drained_at - self.peace_at),
-            faults=self.plague.counts + tally.fates,
-            refusals=tally.refusals,
+            faults=self.plague.counts + network.fates,
+            refusals=network.refusals,
             events=tuple(self.network.events),
         )
 

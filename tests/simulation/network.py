@@ -79,7 +79,7 @@ class Listener:
 
 
 @dataclass(slots=True)
-class Tally:
+class NetworkCounts:
     """Number of calls by fault."""
 
     calls: int = 0
@@ -107,7 +107,7 @@ class Network:
         """Seconds from each return of the store until a server fetched."""
         self.latencies = NEAR
         self.codes: Sequence[str] = CODES
-        self.tally = Tally()
+        self.counts = NetworkCounts()
         self.events: list[tuple[Any, ...]] = []
         self._random = random.Random(seed)
         self._world = Context()
@@ -128,10 +128,10 @@ class Network:
 
     def send(self, process: Proc, commands: Sequence[Command], deliver: Deliver) -> None:
         """Send commands; `deliver` gets one reply or error each, or is never called."""
-        self.tally.calls += len(commands)
+        self.counts.calls += len(commands)
         fate = self._fate(process, len(commands))
         if fate != "well":
-            self.tally.fates[fate] += 1
+            self.counts.fates[fate] += 1
             process.trouble()
         there, back = self._latency(), self._latency()
 
@@ -223,7 +223,7 @@ class Network:
             known = self.store.scripts[command[1]]
             spared = code.startswith("OOM") and known.frugal
             if (all_of_them or at == which) and not spared:
-                self.tally.refusals[code, known.name] += 1
+                self.counts.refusals[code, known.name] += 1
                 error = error_of(code)
                 if isinstance(error, failures.ConnectionError):  # redis-py gives up on the rest
                     replies += [error] * (len(commands) - at)

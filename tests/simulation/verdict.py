@@ -15,7 +15,7 @@ from tests.simulation.process import WALL
 from tests.simulation.stored import NAMES
 from tests.simulation.ticks import MOVED
 from tests.simulation.work import DEAF_S, MAX_CRASHES, QUEUES, Wanted
-from tests.support.tally import with_tally
+from tests.support.counters import with_counted
 
 if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
     from tests.simulation.history import History
@@ -196,7 +196,7 @@ class Verdict:
             {name.encode(): value for name, value in self._fields(queue, key).items()}
             for key in ("stats", "meta")
         )
-        stats = {name.decode(): int(v) for name, v in with_tally(stored, meta).items()}
+        stats = {name.decode(): int(v) for name, v in with_counted(stored, meta).items()}
         for entry in self.ledger.entries.values():
             if entry.queue == queue:
                 stats["enqueued"] = stats.get("enqueued", 0) - entry.created

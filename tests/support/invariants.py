@@ -9,8 +9,8 @@ from typing import Any, Final
 from qsync.broker.views import Counts
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.state import STORED, TRANSITIONS, UNFINISHED, TaskState
+from tests.support.counters import with_counted
 from tests.support.queue_driver import STATES, Dump
-from tests.support.tally import with_tally
 
 VERBS: Final[dict[str, tuple[str, ...]]] = {
     # What may happen to a task in a call, in order.
@@ -138,7 +138,7 @@ def comparable(dump: Dump) -> Dump:
         or f.startswith(b"virtual:")
         or (f, v) == (b"schema", b"2")
     }
-    counted = with_tally(dump.get("stats", {}), dump.get("meta", {}))
+    counted = with_counted(dump.get("stats", {}), dump.get("meta", {}))
     stats = {f: v for f, v in counted.items() if b":" not in f}
     rest = {name: held for name, held in dump.items() if name not in ("meta", "stats", "fetches")}
     return rest | ({"meta": meta} if meta else {}) | ({"stats": stats} if stats else {})

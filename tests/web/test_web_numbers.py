@@ -24,10 +24,10 @@ from qsync.type_counts import OUTCOMES, TypeCounts, encode_report
 from qsync.type_rolls import report_field
 from qsync.web import create_app
 from qsync.web.names import COUNTERS
+from tests.support.counters import with_counted
 from tests.support.dashboard import visiting
 from tests.support.inspector_driver import Bed, bed
 from tests.support.stores import Store
-from tests.support.tally import with_tally
 
 QUEUES = ("alpha", "beta", "gamma")
 SEEDS = (1, 2, 3)
@@ -128,7 +128,7 @@ class Truth:
 
     def counter(self, queue: str, name: str, day: str = "") -> int:
         stats, meta = (self.client.hgetall(self.key(queue, held)) for held in ("stats", "meta"))
-        return int(with_tally(stats, meta).get((name + day).encode(), 0))
+        return int(with_counted(stats, meta).get((name + day).encode(), 0))
 
     def keys(self, queue: str) -> Counter[str]:
         """Return the number of pending tasks by fairness key."""

@@ -438,7 +438,7 @@ def at(second: float, **values: Any) -> ScaleSample:
     [
         # Nothing at all to do.
         ([at(0), at(10)], ScaleTarget(), 0, 0.0),
-        ([at(0), at(10)], ScaleTarget(least=2), 2, 0.0),
+        ([at(0), at(10)], ScaleTarget(minimum=2), 2, 0.0),
         # 10 a second come, two workers do 10 a second and are 600 behind: 10 + 600/30 = 30, by 5.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
@@ -456,7 +456,7 @@ def at(second: float, **values: Any) -> ScaleSample:
         ),
         (
             [at(0), at(10, pending=10**6, oldest_s=60, finished=100)],
-            ScaleTarget(most=9), 9, 100_000.0,
+            ScaleTarget(maximum=9), 9, 100_000.0,
         ),
         # They keep up, a quarter of the slots is busy: one of two is enough.
         ([at(0), at(10, active=5, enqueued=100, finished=100)], ScaleTarget(), 1, 0.0),
@@ -504,7 +504,7 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
             )  # fmt: skip
             made.add(sample)
             if second:
-                workers = made.advise(ScaleTarget(least=1, most=50)).desired
+                workers = made.advise(ScaleTarget(minimum=1, maximum=50)).desired
             seen.append((workers, pending))
     assert max(count for count, _ in seen) <= 30
     assert [left for _, left in seen[20:]] == [0] * len(seen[20:])
@@ -558,7 +558,7 @@ def test_many_idle_workers_with_tiny_tasks_are_too_many() -> None:
     samples = [
         at(15.0 * n, servers=10, slots=100, enqueued=30 * n, finished=30 * n) for n in range(8)
     ]
-    assert scaler(*samples).advise(ScaleTarget(least=1)).desired == 1
+    assert scaler(*samples).advise(ScaleTarget(minimum=1)).desired == 1
 
 
 def test_workers_are_counted_by_their_processes() -> None:

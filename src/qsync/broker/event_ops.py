@@ -52,7 +52,7 @@ def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
     `key` is random, of KEY_BYTES. `grows`: calls with this key and record are steps of one action,
     whose numbers are added; otherwise they are one call that was repeated.
     """
-    cut = {name: _cut(getattr(record, name), most) for name, most in _TEXT_BYTES.items()}
+    cut = {name: _cut(getattr(record, name), limit) for name, limit in _TEXT_BYTES.items()}
     return (b"+" if grows else b"-") + key + codec.encode(replace(record, **cut))
 
 
@@ -115,6 +115,6 @@ def _record(data: bytes) -> EventRecord | None:
     return record
 
 
-def _cut(text: str, most: int) -> str:
+def _cut(text: str, limit: int) -> str:
     data = text.encode(errors="replace")
-    return text if len(data) <= most else data[: most - 3].decode(errors="ignore") + "…"
+    return text if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "…"

@@ -174,7 +174,7 @@ class LimitDamage:
     """Whether the queue has tasks with limits but is not marked with the layout for them."""
 
 
-def audit_limits(keys: QueueKeys, *, first: int = 0, count: int = 500) -> Call[LimitDamage]:
+def audit_limits(keys: QueueKeys, *, first: int = 0) -> Call[LimitDamage]:
     """Look for damage of limits, and of waiters from this rank on."""
 
     def decode(fields: dict[str, Any]) -> LimitDamage:
@@ -185,7 +185,7 @@ def audit_limits(keys: QueueKeys, *, first: int = 0, count: int = 500) -> Call[L
         flags = (bool(fields[name]) for name in ("more", "uncounted", "unmarked"))
         return LimitDamage(miscounted, shut, unlisted, strays, *flags)
 
-    return queue_query("audit_limits", keys, (first, count), decode)
+    return queue_query("audit_limits", keys, (first, 500), decode)
 
 
 def _packed(rule: LimitRule) -> bytes:

@@ -38,16 +38,16 @@ from qsync.new_task import NewTask
 
 
 def batches(
-    items: Sequence[Any], size: Callable[[Any], int], most: int = BATCH_BYTES
+    items: Sequence[Any], size: Callable[[Any], int], max_bytes: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
-    """Split items into batches of at most BATCH_SIZE items and `most` bytes, at least one item."""
-    if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= most:
+    """Split items into batches of 1 to BATCH_SIZE items, with `max_bytes` bytes if several."""
+    if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= max_bytes:
         yield items
         return
     start = total = 0
     for index, item in enumerate(items):
         amount = size(item)
-        if index > start and (index - start >= BATCH_SIZE or total + amount > most):
+        if index > start and (index - start >= BATCH_SIZE or total + amount > max_bytes):
             yield items[start:index]
             start, total = index, 0
         total += amount

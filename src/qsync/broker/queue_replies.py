@@ -12,14 +12,14 @@ WAITING: Final = UNFINISHED - {TaskState.ACTIVE}
 """States whose tasks count towards the bound `max_tasks`."""
 
 
-def told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:
+def separate_cancelled(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:
     """Return the number of tasks by state, with cancelled tasks separated from completed ones."""
     completed = stored[TaskState.COMPLETED] - cancelled
     return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
 
 
-TALLY_TASK: Final = 1_000_000_000_000
-"""What a task adds to the tally in meta, beside its size in bytes (include/tally.lua)."""
+ONE_TASK: Final = 1_000_000_000_000
+"""What a task adds to the field `tally` of meta, beside its size (include/count_enqueued.lua)."""
 
 
 def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]:
@@ -35,7 +35,7 @@ def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]
     }
     day, summed = tally
     if day.isdigit() and summed.isdigit() and len(summed) < 17:
-        tasks, size = divmod(int(summed), TALLY_TASK)
+        tasks, size = divmod(int(summed), ONE_TASK)
         for name, amount in (("enqueued", tasks), ("bytes", size)):
             for counter in (name, f"{name}:{int(day)}"):
                 counters[counter] = counters.get(counter, 0) + amount

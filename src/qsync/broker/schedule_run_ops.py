@@ -149,12 +149,12 @@ def _runs(text: str) -> list[StoredRun]:
         match = _ENTRY.fullmatch(entry)
         if match is None:
             continue
-        tick_ms, manner, outcome = int(match[1]), MADE[match[2]], match[3]
+        tick_ms, origin, outcome = int(match[1]), MADE[match[2]], match[3]
         if outcome == "-":
-            runs.append(StoredRun(tick_ms, manner))
+            runs.append(StoredRun(tick_ms, origin))
         elif outcome[0] == "m":
-            runs.append(StoredRun(tick_ms, manner, "missed", first_ms=int(outcome[1:])))
+            runs.append(StoredRun(tick_ms, origin, "missed", first_ms=int(outcome[1:])))
         else:
             lag, took = map(int, outcome[1:].split(","))
-            runs.append(StoredRun(tick_ms, manner, OUTCOMES[outcome[0]], lag, took))
+            runs.append(StoredRun(tick_ms, origin, OUTCOMES[outcome[0]], lag, took))
     return runs

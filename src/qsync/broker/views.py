@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qsync.bounds import QueueBounds
 from qsync.broker.call import Argument, Call, queue_call, queue_query
 from qsync.broker.call_values import now_argument, text_of
-from qsync.broker.queue_replies import bounds_in, counters_of, told_apart
+from qsync.broker.queue_replies import bounds_in, counters_of, separate_cancelled
 from qsync.broker.script import load
 from qsync.broker.stored_task import StoredTask, number, score_us
 from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
@@ -63,7 +63,7 @@ def counts(keys: QueueKeys) -> Call[Counts]:
 
     def decode(reply: Any) -> Counts:
         sizes = dict(zip(script.keys, map(int, reply[0]), strict=False))
-        states = told_apart({state: sizes.pop(state.value) for state in STORED}, reply[2])
+        states = separate_cancelled({state: sizes.pop(state.value) for state in STORED}, reply[2])
         return Counts(states, sizes, counters_of(reply[1], reply[3]))
 
     return Call(script, keys.names(script.keys), (), decode)
@@ -113,7 +113,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
         stored, died = {TaskState(name): size for name, size in sizes}, fields["died"]
         return QueueSnapshot(
             now_us=int(fields["now"]),
-            states=told_apart(stored, fields["cancelled"]),
+            states=separate_cancelled(stored, fields["cancelled"]),
             memory=None if fields["memory"] < 0 else fields["memory"],
             pause_note=fields["pause_note"] or None,
             paused_at_us=number(fields["paused_at"]),

@@ -287,8 +287,8 @@ def _print_table(limits: list[LimitInfo], *, whole: bool) -> None:
 
 
 def _taken(info: LimitInfo) -> str:
-    most = info.rule.concurrency if info.rule else None
-    return f"{info.taken:,}" if most is None else f"{info.taken:,} of {most:,}"
+    maximum = info.rule.concurrency if info.rule else None
+    return f"{info.taken:,}" if maximum is None else f"{info.taken:,} of {maximum:,}"
 
 
 def _opens(info: LimitInfo) -> str:

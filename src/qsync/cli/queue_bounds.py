@@ -181,9 +181,9 @@ def _report(name: str, bounds: QueueBounds, as_json: bool, *, dry_run: bool = Fa
 
 def _print_composition(composition: Composition) -> None:
     """Print of which types the pending tasks are."""
-    most = list(composition.types.items())[:TOP]
-    if most:
-        parts = [f"{name} {number:,}" for name, number in most]
+    commonest = list(composition.types.items())[:TOP]
+    if commonest:
+        parts = [f"{name} {number:,}" for name, number in commonest]
         hidden = len(composition.types) - TOP
         more = f", {hidden:,} more" if hidden > 0 else ""
         print_line(f"types of {composition.sampled:,} pending: {', '.join(parts)}{more}")

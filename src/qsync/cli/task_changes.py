@@ -161,14 +161,14 @@ def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
     """Return a verb that changes nothing: it succeeds for tasks in one of the states."""
 
     def verb(inspector: Inspector) -> ChangeTask:
-        async def look(id: str, *, queue: str) -> Change:
+        async def preview(id: str, *, queue: str) -> Change:
             detail = await inspector.task(id, queue=queue)
             if detail is None:
                 return Change(outcome="not_found")
             state = detail.row.state
             return Change(outcome="done" if state in states else "too_late", state=state)
 
-        return look
+        return preview
 
     return verb
 

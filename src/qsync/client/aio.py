@@ -237,7 +237,7 @@ class AsyncClient(ClientBase):
         outbox = Batcher(
             partial(self._enqueue, keys, wait), size_of,
             patience=self._allowance(wait), too_late=self._broker.too_late,
-            calls=calls, most=CALL_BYTES,
+            calls=calls, max_bytes=CALL_BYTES,
             run_one=partial(self._enqueue_one, keys) if wait is None else None,
         )  # fmt: skip
         self._outboxes[durability][queue] = outbox

@@ -227,12 +227,11 @@ def _build(app_versions: Iterable[str]) -> GaugeMetricFamily:
 
 
 class StoreMetrics:
-    """The metrics of all queues; requests within `fresh_s` seconds share a reading."""
+    """The metrics of all queues; requests within CACHE_S seconds share a reading."""
 
-    def __init__(self, inspector: Inspector, *, fresh_s: float = CACHE_S) -> None:
+    def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
-        self._fresh_s = fresh_s
-        self._read_at = -fresh_s
+        self._read_at = -CACHE_S
         self._last: list[Metric] = []
         self._lock = asyncio.Lock()
 
@@ -243,7 +242,7 @@ class StoreMetrics:
     async def metrics(self) -> list[Metric]:
         """Return the metrics; if the store does not answer, `qsync_store_up` is 0."""
         async with self._lock:
-            if time.monotonic() - self._read_at >= self._fresh_s:
+            if time.monotonic() - self._read_at >= CACHE_S:
                 self._last = await _read(self._inspector)
                 self._read_at = time.monotonic()
             return self._last
@@ -254,13 +253,12 @@ class StoreCollector(Collector):
 
     Every process would report the same, so register it in one process, for example beside the
     dashboard. It reads in a thread, over a connection that it closes afterwards; scrapes within
-    `fresh_s` seconds share a reading.
+    CACHE_S seconds share a reading.
     """
 
-    def __init__(self, app: Qsync, *, fresh_s: float = CACHE_S) -> None:
+    def __init__(self, app: Qsync) -> None:
         self._app = app
-        self._fresh_s = fresh_s
-        self._read_at = -fresh_s
+        self._read_at = -CACHE_S
         self._last: list[Metric] = []
         self._lock = threading.Lock()
 
@@ -271,7 +269,7 @@ class StoreCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the metrics; if the store does not answer, `qsync_store_up` is 0."""
         with self._lock:
-            if time.monotonic() - self._read_at >= self._fresh_s:
+            if time.monotonic() - self._read_at >= CACHE_S:
                 # Use another thread: this one may have a running event loop.
                 with ThreadPoolExecutor(1, "qsync-metrics") as thread:
                     self._last = thread.submit(asyncio.run, self._read()).result()

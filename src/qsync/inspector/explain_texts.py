@@ -50,32 +50,32 @@ def _obstacle(info: LimitInfo) -> Phrase:
     """Return why a limit lets no task start now."""
     if info.closed_until is not None:
         return phrase("closed until %(time)s", time=info.closed_until)
-    most = info.rule.concurrency if info.rule else None
-    if most is not None and info.taken >= most:
-        return _taken(info, most)
+    maximum = info.rule.concurrency if info.rule else None
+    if maximum is not None and info.taken >= maximum:
+        return _taken(info, maximum)
     if info.opens_at is not None and info.rule is not None:
         return phrase("opens at %(time)s (%(rule)s)", time=info.opens_at, rule=info.rule.phrase)
     return phrase("open, and other tasks wait before it")
 
 
-def _taken(info: LimitInfo, most: int) -> Phrase:
+def _taken(info: LimitInfo, maximum: int) -> Phrase:
     holders = ", ".join(info.holders[:HOLDERS_SHOWN])
     others = info.taken - len(info.holders[:HOLDERS_SHOWN])
     if not holders:
         return plural_phrase(
             "%(taken)s of %(num)s slot in use", "%(taken)s of %(num)s slots in use",
-            most, taken=info.taken,
+            maximum, taken=info.taken,
         )  # fmt: skip
     if others <= 0:
         return plural_phrase(
             "%(taken)s of %(num)s slot in use by %(ids)s",
             "%(taken)s of %(num)s slots in use by %(ids)s",
-            most, taken=info.taken, ids=holders,
+            maximum, taken=info.taken, ids=holders,
         )  # fmt: skip
     return plural_phrase(
         "%(taken)s of %(num)s slot in use by %(ids)s and %(more)s more",
         "%(taken)s of %(num)s slots in use by %(ids)s and %(more)s more",
-        most, taken=info.taken, ids=holders, more=others,
+        maximum, taken=info.taken, ids=holders, more=others,
     )  # fmt: skip
 
 

@@ -55,8 +55,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def full(self) -> bool:
         """Whether all slots are in use."""
-        most = self.rule.concurrency if self.rule else None
-        return most is not None and self.taken >= most
+        maximum = self.rule.concurrency if self.rule else None
+        return maximum is not None and self.taken >= maximum
 
 
 class LimitPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,7 +100,7 @@ class BatchRuns:
     async def _run(self, call: BatchCall, infos: list[TaskInfo], way: BoundHandler) -> None:
         first = call.tasks[0]
         context = BatchContext(
-            first, infos[0], self._context, self._progress.tell, _infos=infos, _call=call
+            first, infos[0], self._context, self._progress.report, _infos=infos, _call=call
         )
         running.set(context)
         values: Sequence[Any] | None = None

@@ -83,20 +83,20 @@ class ChildServer:
     def __init__(
         self,
         setup: ChildSetup | None,
-        tell: Callable[[bytes], None],
+        report: Callable[[bytes], None],
         find: Callable[[str], Any],
     ) -> None:
         self._setup = setup
         self._find = find
-        self._tell = tell
+        self._send = report
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._adopted = contextlib.ExitStack()
         self._lifespan: _Lifespan | None = None
 
-    def tell(self, done: float, total: float) -> None:
+    def report(self, done: float, total: float) -> None:
         """Send a progress report of the running task."""
-        self._tell(PROGRESS.pack(done, total))
+        self._send(PROGRESS.pack(done, total))
 
     def adopt(self, connections: Any) -> None:
         """Point an app in this process at a test's store; the address carries the test's clock."""
@@ -215,4 +215,4 @@ class ChildContext:
 
     def progress(self, done: float, total: float) -> None:
         """Report the task's progress to the server."""
-        self._server.tell(float(done), float(total))
+        self._server.report(float(done), float(total))

@@ -123,13 +123,13 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "queues", _weights(self.queues))
-        for name, least, most in (
+        for name, minimum, maximum in (
             ("concurrency", 1, 100_000), ("max_crashes", 1, 1000), ("dead_limit", 0, 10**9),
         ):  # fmt: skip
-            _checked_integer(name, getattr(self, name), least, most)
-        for name, least in (("threads", 1), ("processes", 1), ("max_hung", 0), ("prefetch", 0)):
+            _checked_integer(name, getattr(self, name), minimum, maximum)
+        for name, minimum in (("threads", 1), ("processes", 1), ("max_hung", 0), ("prefetch", 0)):
             if getattr(self, name) is not None:
-                _checked_integer(name, getattr(self, name), least, 100_000)
+                _checked_integer(name, getattr(self, name), minimum, 100_000)
         if self.result_limit is not None:
             _checked_integer("result_limit", self.result_limit, 1, RESULT_LIMIT_MOST)
         for name, least_s in (
@@ -311,19 +311,21 @@ def _weights(queues: object) -> dict[str, int]:
     return weights
 
 
-def _checked_integer(name: str, value: object, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise ConfigError(f"{name}: {shorten(value)} is not a whole number from {least} to {most}")
+def _checked_integer(name: str, value: object, minimum: int, maximum: int) -> int:
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise ConfigError(
+            f"{name}: {shorten(value)} is not a whole number from {minimum} to {maximum}"
+        )
     return value
 
 
-def _seconds(name: str, value: object, least: float) -> None:
+def _seconds(name: str, value: object, minimum: float) -> None:
     number = value.total_seconds() if isinstance(value, timedelta) else value
     if (
         not isinstance(number, int | float)
         or isinstance(number, bool)
         or not math.isfinite(number)
-        or not least <= number <= 10 * 365 * 86_400
+        or not minimum <= number <= 10 * 365 * 86_400
     ):
-        msg = f"{name}: {shorten(value)} is not a number of seconds from {least:g} to 10 years"
+        msg = f"{name}: {shorten(value)} is not a number of seconds from {minimum:g} to 10 years"
         raise ConfigError(msg)

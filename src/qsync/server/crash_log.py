@@ -39,7 +39,7 @@ class CrashLog:
     def __init__(self, broker: AsyncBroker, hooks: HookCalls | None = None) -> None:
         self._broker = broker
         self._hooks = hooks
-        self._telling: set[asyncio.Task[None]] = set()
+        self._log_tasks: set[asyncio.Task[None]] = set()
 
     def recovered(
         self, keys: QueueKeys, fetched: FetchResult, leased: Sequence[LeasedTask]
@@ -50,11 +50,11 @@ class CrashLog:
             for leased_task in leased
             if leased_task.crashes
         }
-        task = asyncio.get_running_loop().create_task(self._tell(keys, fetched, names))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        task = asyncio.get_running_loop().create_task(self._log(keys, fetched, names))
+        self._log_tasks.add(task)
+        task.add_done_callback(self._log_tasks.discard)
 
-    async def _tell(self, keys: QueueKeys, fetched: FetchResult, names: dict[str, str]) -> None:
+    async def _log(self, keys: QueueKeys, fetched: FetchResult, names: dict[str, str]) -> None:
         try:
             died = await self._died(keys, fetched) if fetched.died else []
             if fetched.recovered > len(names):
@@ -119,9 +119,9 @@ class CrashLog:
 
     async def aclose(self) -> None:
         """Cancel pending log records."""
-        for task in self._telling:
+        for task in self._log_tasks:
             task.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        await asyncio.gather(*self._log_tasks, return_exceptions=True)
 
 
 def name_of(row: StoredTaskRow) -> str:

@@ -158,7 +158,7 @@ def _own_lines(text: str) -> str:
     return "\n".join(lines)
 
 
-def _causes(error: BaseException, keep: Keep, most: int = 3) -> Iterator[str]:
+def _causes(error: BaseException, keep: Keep, depth: int = 3) -> Iterator[str]:
     """Yield the text of a group's exceptions and of the causes or contexts: at most 3 of each."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions[:3]:
@@ -167,10 +167,10 @@ def _causes(error: BaseException, keep: Keep, most: int = 3) -> Iterator[str]:
     cause, how = error.__cause__, "raised from"
     if cause is None and not error.__suppress_context__:
         cause, how = error.__context__, "raised while handling"
-    if cause is not None and most:
+    if cause is not None and depth:
         yield f"{how} {head_of(cause)}"
         yield _trace(cause, keep)
-        yield from _causes(cause, keep, most - 1)
+        yield from _causes(cause, keep, depth - 1)
 
 
 def cut(text: str, limit: int) -> str:

@@ -48,7 +48,7 @@ class Failures:
         self._loop = asyncio.get_running_loop()
         self.unknown_types: dict[tuple[str, str], None] = {}
         """Queue and type of tasks without a handler on this server, in order of arrival."""
-        self._telling: set[asyncio.Task[None]] = set()
+        self._callbacks: set[asyncio.Task[None]] = set()
 
     def failed(
         self, leased: LeasedTask, error: BaseException, record: Any, *, brief: bool = False
@@ -78,9 +78,9 @@ class Failures:
         log_error(log, level, f"{_name(leased)} {outcome}", error, detail, fields)
         if self._on_error is not None and leased.info is not None and not asked:
             info = replace(leased.info, final=dead)
-            task = self._loop.create_task(self._tell(error, info))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            task = self._loop.create_task(self._call_on_error(error, info))
+            self._callbacks.add(task)
+            task.add_done_callback(self._callbacks.discard)
 
     def snoozed(self, leased: LeasedTask, error: Snooze) -> None:
         """Log that a handler asked to run later."""
@@ -119,7 +119,7 @@ class Failures:
             f"and a task that no server knows for {UNKNOWN_FOR} is dead{self._similar(key[1])}"
         )
         log_trace(log, logging.WARNING, text, "", leased.fields)
-        self._finder.look(*key)
+        self._finder.search(*key)
 
     def _similar(self, type: str) -> str:
         """Return a hint if a known type differs only in its package; else an empty string."""
@@ -131,7 +131,7 @@ class Failures:
                 )
         return ""
 
-    async def _tell(self, error: BaseException, info: TaskInfo) -> None:
+    async def _call_on_error(self, error: BaseException, info: TaskInfo) -> None:
         try:
             if self._on_error is None:
                 return
@@ -144,9 +144,9 @@ class Failures:
 
     async def aclose(self) -> None:
         """Cancel pending calls of `on_error`."""
-        for task in self._telling:
+        for task in self._callbacks:
             task.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        await asyncio.gather(*self._callbacks, return_exceptions=True)
 
 
 def _name(leased: LeasedTask) -> str:

@@ -23,21 +23,21 @@ class HandlerFinder:
         self._broker = broker
         self._keys = GlobalKeys(prefix)
         self._server_id = server_id
-        self._looking: set[asyncio.Task[None]] = set()
+        self._searches: set[asyncio.Task[None]] = set()
 
-    def look(self, queue: str, type: str) -> None:
+    def search(self, queue: str, type: str) -> None:
         """Look in the background, and log a warning if there is such a server."""
-        task = asyncio.get_running_loop().create_task(self._look(queue, type))
-        self._looking.add(task)
-        task.add_done_callback(self._looking.discard)
+        task = asyncio.get_running_loop().create_task(self._search(queue, type))
+        self._searches.add(task)
+        task.add_done_callback(self._searches.discard)
 
     async def aclose(self) -> None:
         """Stop looking."""
-        for task in self._looking:
+        for task in self._searches:
             task.cancel()
-        await asyncio.gather(*self._looking, return_exceptions=True)
+        await asyncio.gather(*self._searches, return_exceptions=True)
 
-    async def _look(self, queue: str, type: str) -> None:
+    async def _search(self, queue: str, type: str) -> None:
         with suppress(QsyncError):  # it is only a hint
             _, live = await self._broker.run(queue_servers.live(self._keys))
             others = [server for server in live if server != self._server_id]
@@ -46,10 +46,10 @@ class HandlerFinder:
                 if isinstance(record, QsyncError) or not queue_servers.knows(record, type):
                     continue
                 if queue_servers.serves(record, queue):
-                    self._tell(queue, type, server)
+                    self._warn(queue, type, server)
                     return
 
-    def _tell(self, queue: str, type: str, server: str) -> None:
+    def _warn(self, queue: str, type: str, server: str) -> None:
         log.warning(
             "server %s has a handler for type %s and serves queue %s of prefix %s as well: two "
             "programs with different tasks hand each other's tasks back and forth, which delays "

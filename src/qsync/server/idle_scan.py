@@ -92,11 +92,11 @@ class BusyQueues:
         """Return the number of busy queues."""
         return len(self._busy)
 
-    def first(self, most: int) -> Sequence[QueueState]:
-        """Return the first `most` busy queues; all of them if the server is `strict`."""
-        if self._strict or len(self._busy) <= most:
+    def first(self, limit: int) -> Sequence[QueueState]:
+        """Return the first `limit` busy queues; all of them if the server is `strict`."""
+        if self._strict or len(self._busy) <= limit:
             return list(self._busy.values())
-        some = list(itertools.islice(self._busy.values(), most))
+        some = list(itertools.islice(self._busy.values(), limit))
         for queue in some:  # so that the others are first in the next round
             self._to_end(queue)
         return some

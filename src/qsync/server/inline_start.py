@@ -29,7 +29,7 @@ from qsync.server.outcome import NEVER_RUN, never_run
 from qsync.server.queue_state import RUNNING, SETTLING, LeasedTask
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.run_records import RunRecords
-from qsync.server.type_tally import TIMED
+from qsync.server.type_counter import TIMED
 
 YIELD_AFTER_S: Final = 0.0002
 """Time after which the starter yields to the rest of the event loop, in seconds."""

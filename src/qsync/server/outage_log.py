@@ -36,18 +36,18 @@ class Outage:
         """Record that a part failed; the part retries, and calls `worked` when it succeeds."""
         with self._lock:
             now = time.monotonic()
-            news = type(error) not in self.parts.values()
+            is_new = type(error) not in self.parts.values()
             if not self.parts:
                 self._since = now
             self.parts[part] = type(error)
             self.reason = str(error)
             remind = now - self._said >= REMIND_S
-            if news or remind:
+            if is_new or remind:
                 self._said = now
             lasts = _length_text(now - self._since)
-        if not news and not remind:
+        if not is_new and not remind:
             log.debug("still cannot %s: %s", part, error)
-        elif news:
+        elif is_new:
             log.warning("cannot %s, retrying: %s", part, error)
         elif isinstance(error, StoreUnavailable):
             log.warning("the store has been away for %s: %s", lasts, error)

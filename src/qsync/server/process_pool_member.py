@@ -332,8 +332,8 @@ class WorkerProcess:
         """Fail the call that ran when the process died, with the cause of the death."""
         self._process.join(EXIT_S)
         code = self._process.exitcode
-        manner = "the cause is unknown" if code is None else manner_of(code)
-        error = HandlerError(f"the process died: {manner}")
+        cause = "the cause is unknown" if code is None else manner_of(code)
+        error = HandlerError(f"the process died: {cause}")
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(fail, call, error)
 

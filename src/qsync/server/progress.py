@@ -26,7 +26,7 @@ class ProgressReports:
         self._flushes: list[tuple[LeasedTask, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tell(self, leased: LeasedTask, done: float, total: float) -> None:
+    def report(self, leased: LeasedTask, done: float, total: float) -> None:
         """Record a task's progress, and schedule its storage."""
         leased.progress = (done, total)
         self._loop.call_soon_threadsafe(self._note, leased)

@@ -48,7 +48,7 @@ class RunMetrics:
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:
-        self._told_apart = frozenset(list(types)[:limit])
+        self._counted_types = frozenset(list(types)[:limit])
         self._by_queue: dict[str, _QueueMetrics] = {}
 
     def started(self, leased: LeasedTask) -> None:
@@ -114,7 +114,7 @@ class RunMetrics:
 
     def _row(self, metrics: _QueueMetrics, type: str) -> MetricRow:
         """Return the row of a type; types beyond the limit share one row."""
-        name = type if type in self._told_apart else OTHER
+        name = type if type in self._counted_types else OTHER
         row = metrics.by_type.setdefault(name, MetricRow(metrics.queue.name, name))
         metrics.by_type[type] = row
         return row

@@ -95,7 +95,7 @@ class Runner:
         self._default_timeout = self.stopping.default_timeout
         self._records = RunRecords(config, invoker, self._failures, self.stopping)
         self._starter = InlineStarter(
-            self, context, self._progress.tell, self._guard, metrics, self._records
+            self, context, self._progress.report, self._guard, metrics, self._records
         )
         self._gathering = capacity.gathering
         self._batches = BatchRuns(
@@ -284,7 +284,7 @@ class Runner:
         try:
             if begun is None:
                 info: Any = leased.info
-                running.set(HandlerContext(leased, info, self._context, self._progress.tell))
+                running.set(HandlerContext(leased, info, self._context, self._progress.report))
                 if leased.crashes and not await self._mark(leased):
                     return
                 # The mark may have been slow, or a handler may have blocked the loop meanwhile.

@@ -82,11 +82,11 @@ class ScheduleHeap:
             heapq.heappop(self._heap)  # outdated: the entry has another time by now
         return self._heap[0][0] if self._heap else None
 
-    def pop(self, now_us: int, most: int) -> Sequence[tuple[Entry, int]]:
+    def pop(self, now_us: int, limit: int) -> Sequence[tuple[Entry, int]]:
         """Remove entries with a due tick, and return each with that tick; the caller plans them
-        again. Check at most `most` entries."""
+        again. Check at most `limit` entries."""
         due = []
-        for _ in range(most):
+        for _ in range(limit):
             at_us = self.next_us()
             if at_us is None or at_us > now_us:
                 break

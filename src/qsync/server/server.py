@@ -54,8 +54,8 @@ from qsync.server.signals import signals
 from qsync.server.stopping import HungHandlers
 from qsync.server.store_check import check_permissions, check_store, read_store_info
 from qsync.server.stored_ticks import StoredTicks
+from qsync.server.type_counter import TypeCounter
 from qsync.server.type_reports import TypeReports
-from qsync.server.type_tally import TypeTally
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -116,7 +116,7 @@ class Server:
         self._health: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
-        self._types = TypeTally(self.mux.types, self.config.version)
+        self._types = TypeCounter(self.mux.types, self.config.version)
         self._stopping = asyncio.Event()
         self._force = asyncio.Event()
         self._stop_once = asyncio.Lock()
@@ -337,7 +337,7 @@ class Server:
                 on_settled=lambda: self._runner.see_settled(),
                 on_accepted=capacity.room_made.set,
                 metrics=self.run_metrics,
-                hooks=hooks, type_tally=self._types,
+                hooks=hooks, type_counter=self._types,
             )
             for queue in self._queues
         }  # fmt: skip

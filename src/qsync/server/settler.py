@@ -29,7 +29,7 @@ from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.schedule_notes import ScheduleNotes
-from qsync.server.type_tally import TIMED, TypeTally
+from qsync.server.type_counter import TIMED, TypeCounter
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -81,7 +81,7 @@ class Settler:
         on_accepted: Callable[[], None],
         metrics: RunMetrics | None,
         hooks: HookCalls | None,
-        type_tally: TypeTally,
+        type_counter: TypeCounter,
     ) -> None:
         self._broker = broker
         self.queue = queue
@@ -92,10 +92,10 @@ class Settler:
         self._on_accepted = on_accepted
         self._metrics = metrics
         self._hooks = hooks
-        self._type_tally = type_tally
+        self._type_counter = type_counter
         self._timed: list[tuple[LeasedTask, float]] = []
         """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
-        self._floors = type_tally.slowest(queue.name).floors
+        self._floors = type_counter.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
         """When runs that may be among the slowest of their type ended, by task id and boot_s."""
         self._schedule_notes = ScheduleNotes(broker, queue.keys)
@@ -251,9 +251,9 @@ class Settler:
     def _settled(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
     ) -> None:
-        self._type_tally.settled(self.queue.name, verb, part, outcomes)
+        self._type_counter.settled(self.queue.name, verb, part, outcomes)
         if self._timed:
-            self._type_tally.timed(self.queue, self._timed)
+            self._type_counter.timed(self.queue, self._timed)
             self._timed = []
         if self._slow_ends:
             self._note_slow_runs(verb, part, outcomes)
@@ -282,7 +282,7 @@ class Settler:
             ended_s = self._slow_ends.pop(record.id, None)
             if ended_s is None or leased is None or verb != "complete" or outcome == "lost":
                 continue
-            self._type_tally.completed_slowly(self.queue, leased, ended_s)
+            self._type_counter.completed_slowly(self.queue, leased, ended_s)
 
     def _note_lost(
         self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]

@@ -37,7 +37,7 @@ class _Counter:
         self._react = react
         self._seen, self._last = 0, -math.inf
 
-    def hear(self) -> None:
+    def count(self) -> None:
         now = asyncio.get_running_loop().time()
         before, self._last = self._last, now
         if now - before >= SAME_SIGNAL_S:
@@ -65,7 +65,7 @@ class _Handler:
 
     def _hear(self) -> None:
         for counter in list(self.counters):
-            counter.hear()
+            counter.count()
         if self._of_loop is not None:
             callback, args = self._of_loop
             callback(*args)

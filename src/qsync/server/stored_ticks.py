@@ -47,6 +47,10 @@ APART_S: Final = 0.005
 another one has enqueued it."""
 
 
+MOST_QUEUES: Final = 2000
+"""Largest number of queues whose stored schedules a server enqueues; each takes 5 KiB and a call
+every few seconds, and a hostile program can name any number."""
+
 MOST_UNREAD: Final = 10 * SCHEDULES_PER_CALL
 """Maximum number of schedules that a check reads again although the last check could not."""
 
@@ -197,6 +201,8 @@ class StoredTicks:
         self._outage = outage
         self._queues: dict[str, _ScheduledQueue] = {}
         self._denied = False
+        self._is_over = False
+        """Whether it has been logged that there are too many queues."""
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -224,6 +230,9 @@ class StoredTicks:
         self._backoff.reset()
         for name, number in numbers.items():
             queue = self._queues.get(name)
+            if queue is None and len(self._queues) >= MOST_QUEUES:
+                self._log_excess(len(numbers))
+                continue
             if queue is None:
                 keys = QueueKeys(self._globals.prefix, name)
                 queue = self._queues[name] = _ScheduledQueue(
@@ -232,6 +241,15 @@ class StoredTicks:
                 group.create_task(queue.run())
             queue.announced(number)
         return QUEUES_INTERVAL_S
+
+    def _log_excess(self, number: int) -> None:
+        """Log once that there are too many queues."""
+        if not self._is_over:
+            self._is_over = True
+            log.error(
+                "%d queues have stored schedules; this server enqueues those of the first %d only",
+                number, MOST_QUEUES,
+            )  # fmt: skip
 
 
 class _ScheduledQueue:

@@ -26,7 +26,7 @@ from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server_parts import cancel
-from qsync.server.type_tally import TypeTally
+from qsync.server.type_counter import TypeCounter
 from qsync.server_starts import encode_start, start_report
 from qsync.slow_runs import encode_slow_report
 from qsync.times import MINUTE_US
@@ -68,14 +68,14 @@ class TypeReports:
         server_id: str,
         broker: AsyncBroker,
         queues: Sequence[QueueState],
-        type_tally: TypeTally,
+        type_counter: TypeCounter,
         outage: Outage,
         metrics: RunMetrics | None = None,
     ) -> None:
         self._server_id = server_id
         self._broker = broker
         self._queues = {queue.name: queue for queue in queues}
-        self._type_tally = type_tally
+        self._type_counter = type_counter
         self._metrics = metrics
         self._outage = outage
         self._failing = False
@@ -127,7 +127,7 @@ class TypeReports:
         now_us = self._now_us()
         if not now_us:
             return {}
-        minute, counts = now_us // MINUTE_US, self._type_tally.counts(self._queues.values())
+        minute, counts = now_us // MINUTE_US, self._type_counter.counts(self._queues.values())
         reported = self._minute or minute
         is_over, due = minute != reported, dict[str, int]()
         rows_of = self._since_base(counts)
@@ -138,9 +138,9 @@ class TypeReports:
             fields = await self._send(queue, reported, rows, starts=starts, final=last or is_over)
             if (rows and is_over) or any((minute_of(field) or minute) < minute for field in fields):
                 due[queue] = minute
-            self._type_tally.slowest(queue).begin_day(now_us)
+            self._type_counter.slowest(queue).begin_day(now_us)
             if is_over:
-                self._type_tally.slowest(queue).forget_fresh()
+                self._type_counter.slowest(queue).forget_fresh()
         if is_over:
             self._base, self._sent = counts, {}
         self._minute = minute
@@ -151,12 +151,12 @@ class TypeReports:
         reports: dict[str, bytes] = {}
         if rows:
             reports[report_field(minute, self._server_id)] = encode_report(rows)
-        if slow := self._type_tally.slowest(queue).fresh():
+        if slow := self._type_counter.slowest(queue).fresh():
             reports[report_field(minute, self._server_id, SLOW_REPORT)] = encode_slow_report(slow)
         if starts:
             age_us = round((boot_s() - self._started) * 1e6)
-            tally, at_us = self._type_tally, self._now_us() - age_us
-            start = start_report(at_us, tally.version, tally.types)
+            counter, at_us = self._type_counter, self._now_us() - age_us
+            start = start_report(at_us, counter.version, counter.types)
             reports[report_field(minute, self._server_id, START_REPORT)] = encode_start(start)
         return reports
 

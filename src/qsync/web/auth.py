@@ -125,13 +125,7 @@ class CallbackAuth:
 class TokenAccess:
     """Lets in requests with the token: in a header, or in a cookie that the sign-in form sets."""
 
-    def __init__(
-        self,
-        token: str,
-        *,
-        view_token: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, token: str, *, view_token: str | None = None) -> None:
         for field, text in (("token", token), ("view_token", view_token)):
             if text is not None and len(text) < MIN_TOKEN_LENGTH:
                 raise ConfigError(
@@ -140,7 +134,7 @@ class TokenAccess:
         self._hash = _hash(token)
         self._view_hash = None if view_token is None else _hash(view_token)
         self._sessions: OrderedDict[str, float] = OrderedDict()
-        self._throttle = LoginThrottle(clock)
+        self._throttle = LoginThrottle()
         self._has_warned = False
 
     async def admit(self, request: Request) -> str | Response:

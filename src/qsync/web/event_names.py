@@ -53,9 +53,9 @@ OUTCOMES: Final = {
 }
 
 
-def run_made(manner: str) -> str:
+def run_made(origin: str) -> str:
     """Return how a run of a schedule was made."""
-    return _(MADE[manner])
+    return _(MADE[origin])
 
 
 def run_outcome(outcome: str) -> str:

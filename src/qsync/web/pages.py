@@ -55,7 +55,7 @@ class Flash(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass
-class Clock:
+class StoreClock:
     """How far the store's clock is ahead, and when that was read, by time.monotonic."""
 
     ahead_s: float = 0.0
@@ -116,7 +116,7 @@ class Site:
     """All sites of the dashboard if there are several: their names and paths."""
 
     waiting: Waiting = field(default_factory=Waiting)
-    _clock: Clock = field(default_factory=Clock)
+    _clock: StoreClock = field(default_factory=StoreClock)
 
     @cached_property
     def _base(self) -> Mapping[str, Any]:

@@ -61,8 +61,8 @@ class ScaleTarget(msgspec.Struct, frozen=True):
     """Target time to drain the backlog, in seconds."""
     per_worker: float | None = None
     """Tasks that a worker finishes per second; None means the measured rate."""
-    least: int = 0
-    most: int = MAX_WORKERS
+    minimum: int = 0
+    maximum: int = MAX_WORKERS
 
 
 class ScaleAdvice(msgspec.Struct, frozen=True):
@@ -188,7 +188,7 @@ class Scaler:
             desired = math.ceil(in_hand / slots) if slots else 1
         if slots:  # do not remove workers that run tasks
             desired = max(desired, math.ceil(now.active / slots))
-        return max(goal.least, min(desired, goal.most))
+        return max(goal.minimum, min(desired, goal.maximum))
 
 
 def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:

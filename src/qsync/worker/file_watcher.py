@@ -20,7 +20,7 @@ class FileWatcher:
             if file not in self._marks:
                 self._marks[file] = _mark(file)
 
-    def look(self) -> list[str]:
+    def changed_files(self) -> list[str]:
         """Return the files that have changed since the last call."""
         changed = []
         for file, before in self._marks.items():

@@ -273,8 +273,8 @@ def _goal(query: Query) -> autoscale.ScaleTarget:
     return autoscale.ScaleTarget(
         target_s=_number(query, "target", 30.0),
         per_worker=_number(query, "per_server", 0.0) or None,
-        least=_int_parameter(query, "min", 0),
-        most=_int_parameter(query, "max", autoscale.MAX_WORKERS),
+        minimum=_int_parameter(query, "min", 0),
+        maximum=_int_parameter(query, "max", autoscale.MAX_WORKERS),
     )
 
 

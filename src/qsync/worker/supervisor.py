@@ -329,7 +329,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await self._stopping.wait()
-            if changed := self._watch.look():
+            if changed := self._watch.changed_files():
                 log.info("%s changed: replacing the processes", ", ".join(changed))
                 await self._rolling_restart()
 

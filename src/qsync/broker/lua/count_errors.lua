@@ -36,7 +36,7 @@ local known = {}
 for fingerprint in string.gmatch(ARGV.known, '%S+') do
   known[fingerprint] = true
 end
-local tally, read, marked, returned = new_tally(), 0, true, 0
+local counts, read, marked, returned = new_error_counts(), 0, true, 0
 while marked and read < #ids do
   local before, some = read, {}
   for i = 1, math.min(100, #ids - read) do
@@ -46,7 +46,7 @@ while marked and read < #ids do
   local crashes = any_crashes and redis.call('HMGET', KEYS.crashes, unpack(some)) or {}
   for i, id in ipairs(some) do
     local record = records[i]
-    local mark = read_mark(tally, record)
+    local mark = read_mark(counts, record)
     if not mark or died_of_crashes(crashes[i]) then
       marked = false
       break
@@ -60,15 +60,15 @@ while marked and read < #ids do
       mark.entry.sample = { id, length, message, record }
       returned = returned + #message + #record
     end
-    add_to_tally(mark, is_dead and id or failed_at(record))
+    count_failure(mark, is_dead and id or failed_at(record))
     read = before + i
   end
 end
 local score = read > 0 and redis.call('ZSCORE', set, ids[read]) or ''
 if is_dead then
-  read_times(tally, set)
+  read_times(counts, set)
 end
 return reply({
-  more = first + read < total, read = read, errors = list_tally(tally), score = score,
+  more = first + read < total, read = read, errors = list_error_counts(counts), score = score,
   id = ids[read],
 })

@@ -3,7 +3,7 @@
 -- enqueue. It makes shared functions only in the blocks that need them. A repeated call writes nothing and returns the same reply, even after the task has left
 -- the queue. When the store is out of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue
--- include: check_schema ensure_schema clock wake_server counters tally
+-- include: check_schema ensure_schema clock wake_server counters count_enqueued
 -- include: fairness_tags enqueue_replay
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -77,8 +77,8 @@ if reply == 1 then
       sum = redis.pcall('HINCRBY', KEYS.meta, 'tally', 1000000000000 + #stamped)
     end
     if not (type(sum) == 'number' and sum >= 1000000000000 and sum < 64000000000000) then
-      -- here: clock counters tally
-      tally(now, known[3], #stamped, sum)
+      -- here: clock counters count_enqueued
+      count_enqueued(now, known[3], #stamped, sum)
     end
     return 'created'
   end

@@ -12,7 +12,7 @@ from typing import Final
 from qsync.client import Client
 from qsync.connections import Connections
 from qsync.contrib.outbox.rows import UnsentRow
-from qsync.contrib.outbox.sending import send, send_async, tell, tell_async
+from qsync.contrib.outbox.sending import call_hooks, call_hooks_async, send, send_async
 
 log: Final = logging.getLogger("qsync.outbox")
 
@@ -67,7 +67,7 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 delete(sent.ids)
-            tell(client, sent)
+            call_hooks(client, sent)
         except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
 
@@ -99,7 +99,7 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 await delete(sent.ids)
-            await tell_async(client, sent)
+            await call_hooks_async(client, sent)
         except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
 

@@ -23,7 +23,7 @@ from qsync.contrib.outbox.database import (
     Database,
     due_before,
 )
-from qsync.contrib.outbox.sending import Sent, send, send_async, tell, tell_async
+from qsync.contrib.outbox.sending import Sent, call_hooks, call_hooks_async, send, send_async
 from qsync.errors import QsyncError
 from qsync.formatting import plural
 from qsync.server.outbox_backlog import OutboxBacklog, relays
@@ -165,7 +165,7 @@ class Relay(_Progress):
             sent = send(client, batch.rows)
             if sent.ids:
                 batch.delete(sent.ids)
-        tell(client, sent)
+        call_hooks(client, sent)
         return self.pause_after(len(batch.rows), sent)
 
 
@@ -212,5 +212,5 @@ class AsyncRelay(_Progress):
             sent = await send_async(client, batch.rows)
             if sent.ids:
                 await batch.delete(sent.ids)
-        await tell_async(client, sent)
+        await call_hooks_async(client, sent)
         return self.pause_after(len(batch.rows), sent)

@@ -75,16 +75,16 @@ class Sent:
         return (info_of(task, now_us) for task in self.created)
 
 
-def tell(client: Client, sent: Sent) -> None:
+def call_hooks(client: Client, sent: Sent) -> None:
     """Call the hooks of "enqueued". Hooks may be slow, so no rows should be locked."""
     if isinstance(client, WrappedClient):
-        client.tell(sent.infos())
+        client.call_hooks(sent.infos())
 
 
-async def tell_async(client: AsyncClient, sent: Sent) -> None:
-    """Call the hooks of "enqueued", as `tell` does."""
+async def call_hooks_async(client: AsyncClient, sent: Sent) -> None:
+    """Call the hooks of "enqueued", as `call_hooks` does."""
     if isinstance(client, WrappedAsyncClient):
-        await client.tell(sent.infos())
+        await client.call_hooks(sent.infos())
 
 
 def _calls(rows: Sequence[UnsentRow], sent: Sent) -> Iterator[tuple[str, Sequence[NewTask]]]:

@@ -2,7 +2,7 @@
 -- key, its length in bytes as 4 hex digits, and a fingerprint of 8; records of older versions have
 -- none.
 
-local function new_tally()
+local function new_error_counts()
   return { order = {}, by_error = {}, by_mark = {}, lengths = {} }
 end
 
@@ -16,9 +16,9 @@ local function mark_length(tail)
   return length + (length < 32 and 1 or length < 256 and 2 or 3)
 end
 
--- Return the mark in these characters, its header included, and add its error to the tally; false
+-- Return the mark in these characters, its header included, and add its error to the counts; false
 -- if the header does not match the mark.
-local function parse_mark(tally, text)
+local function parse_mark(counts, text)
   local head = #text < 33 and 1 or #text < 258 and 2 or 3
   local length = #text - head
   local expected = head == 1 and string.char(160 + length) or head == 2 and string.char(217, length)
@@ -27,31 +27,31 @@ local function parse_mark(tally, text)
     return false
   end
   local fingerprint = string.sub(text, -8)
-  local entry = tally.by_error[fingerprint]
+  local entry = counts.by_error[fingerprint]
   if not entry then
     entry = { fingerprint = fingerprint, number = 0, sample = {}, keys = {}, names = {} }
-    tally.by_error[fingerprint] = entry
-    tally.order[#tally.order + 1] = entry
+    counts.by_error[fingerprint] = entry
+    counts.order[#counts.order + 1] = entry
   end
   return { entry = entry, key = string.sub(text, head + 1, -13) }
 end
 
--- Return the mark of a record, which belongs to an error of the tally; false without a mark.
-local function read_mark(tally, record)
+-- Return the mark of a record, which belongs to an error of the counts; false without a mark.
+local function read_mark(counts, record)
   local tail = record and string.sub(record, -12) or ''
-  local length = tally.lengths[tail]
+  local length = counts.lengths[tail]
   if not length then
     length = mark_length(tail)
-    tally.lengths[tail] = length
+    counts.lengths[tail] = length
   end
   if length == 0 then
     return false
   end
   local text = string.sub(record, -length)
-  local mark = tally.by_mark[text]
+  local mark = counts.by_mark[text]
   if mark == nil then
-    mark = parse_mark(tally, text)
-    tally.by_mark[text] = mark
+    mark = parse_mark(counts, text)
+    counts.by_mark[text] = mark
   end
   return mark
 end
@@ -69,7 +69,7 @@ end
 
 -- Count a task with this mark. At most 10 fairness keys of an error are counted by name; the others
 -- share the empty name. `at` is a time, or the id of the task when the latest come first.
-local function add_to_tally(mark, at)
+local function count_failure(mark, at)
   local entry, key = mark.entry, mark.key
   entry.number = entry.number + 1
   if type(at) == 'string' then
@@ -89,9 +89,9 @@ local function add_to_tally(mark, at)
   end
 end
 
--- Replace ids in the tally by their scores.
-local function read_times(tally, set_key)
-  for _, entry in ipairs(tally.order) do
+-- Replace ids in the counts by their scores.
+local function read_times(counts, set_key)
+  for _, entry in ipairs(counts.order) do
     if entry.number > 0 then
       entry.last = tonumber(redis.call('ZSCORE', set_key, entry.last))
       entry.first = tonumber(redis.call('ZSCORE', set_key, entry.first))
@@ -100,9 +100,9 @@ local function read_times(tally, set_key)
 end
 
 -- Return the counts as a list of lists.
-local function list_tally(tally)
+local function list_error_counts(counts)
   local rows = {}
-  for _, entry in ipairs(tally.order) do
+  for _, entry in ipairs(counts.order) do
     local keys = {}
     for _, name in ipairs(entry.names) do
       keys[#keys + 1] = name

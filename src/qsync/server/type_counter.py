@@ -36,7 +36,7 @@ _COLUMNS: Final = {
 Entry = tuple[LeasedTask | None, Any]
 
 
-class TypeTally:
+class TypeCounter:
     """The counts of the queues of a server; they only grow.
 
     `types` are those that the server has handlers for, and `version` is that of its program.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from qsync.broker.queue_replies import counters_of
 
 
-def with_tally(stats: Mapping[bytes, bytes], meta: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+def with_counted(stats: Mapping[bytes, bytes], meta: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Return the fields of stats with the tasks that enqueues have counted in meta so far."""
     tally = [meta.get(b"tally_day", b""), meta.get(b"tally", b"")]
     counted = counters_of([], tally)
