@@ -12,7 +12,7 @@ from qsync.broker.views import PageKey, StoredTaskRow
 from qsync.keys import QueueKeys
 from qsync.state import TaskState
 
-COUNTED_MOST: Final = 500
+COUNTED_MOST: Final = 250
 """Maximum number of tasks that one call counts."""
 
 

@@ -20,6 +20,11 @@ from qsync.server.queue_state import LeasedTask
 AHEAD_S: Final = 0.1
 """Time for which tasks are leased ahead, in seconds, at the recent throughput."""
 
+MEASUREMENT_S: Final = 0.05
+MEASUREMENT_STARTS: Final = 256
+"""The throughput is measured again after this time, in seconds, or this number of starts, so that a
+server that gets many tasks at once soon leases tasks ahead."""
+
 
 class Capacity:
     """Tells how many tasks the server may lease."""
@@ -84,7 +89,7 @@ class Capacity:
     def _ahead(self) -> int:
         now = time.monotonic()
         passed = now - self._measured_at
-        if passed >= 0.05:
+        if passed >= MEASUREMENT_S or (passed > 0 and self.started >= MEASUREMENT_STARTS):
             weight = min(1.0, passed / 0.2)
             self._throughput += weight * (self.started / passed - self._throughput)
             self._started_before += self.started
