@@ -11,7 +11,8 @@ import pytest
 from qsync import Mux, Qsync, Task, TaskInfo, current
 from qsync.errors import ConfigError, StoreUnavailable
 from qsync.schedule import Every, Periodic
-from qsync.server import outage_log
+from qsync.server import health, outage_log
+from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
@@ -24,6 +25,11 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
         for record in caplog.records
         if record.name.startswith("qsync") and record.levelno >= level
     ]
+
+
+def blocked_clients(store: Store) -> int:
+    with store.client() as client:
+        return int(client.info("clients")["blocked_clients"])
 
 
 @pytest.mark.faults(23)
@@ -75,6 +81,36 @@ async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
     first, last = lines(caplog)
     assert re.match("cannot .*is not available", first)
     assert re.fullmatch(r"the store is back after \d.*s", last)
+
+
+@pytest.mark.faults(23)
+async def test_idle_servers_notice_the_end_of_an_outage_before_their_next_sweep(
+    own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are ready while they wait for tasks, and name the store's error while they cannot."""
+    monkeypatch.setattr(health, "STORE_AWAY_S", 0.05)
+    address = Qsync(own_store.url, prefix=prefix).client()._address
+
+    def idle_server(*queues: str) -> Server:
+        return Server(address, prefix=prefix, mux=Mux(), queues=list(queues), sweep=60)
+
+    servers = [idle_server("default"), idle_server("default", "other")]
+    async with servers[0], servers[1]:
+        await wait_until_async(lambda: blocked_clients(own_store) >= 4, 10)  # inboxes, too
+        fetches = [queue.in_flight for queue in servers[0]._health._queues if queue.in_flight]
+        await wait_until_async(lambda: boot_s() - fetches[0].since > 0.1)
+        assert [server.condition().away for server in servers] == [{}, {}]
+        own_store.kill()
+        for server in servers:
+            await wait_until_async(lambda server=server: server.condition().away, 10)
+            assert "is not available" in server.condition().unavailable
+        assert set(servers[1].condition().away) == {"default", "other"}
+        assert len(lines(caplog)) == 2
+        await asyncio.to_thread(own_store.restart)
+        await wait_until_async(lambda: len(lines(caplog)) == 4, 20)
+        assert [server.condition().unavailable for server in servers] == ["", ""]
+        assert [server.condition().away for server in servers] == [{}, {}]
+    assert all(line.startswith("the store is back after") for line in lines(caplog)[2:])
 
 
 def test_long_outage_logs_one_line_per_minute(

@@ -401,8 +401,9 @@ STARTED = ServerHealth(started=True)
             False,
             True,
         ),
-        (ProcessHealth(1, 5, None, unheard_s=9.9), True, False, False),
-        (ProcessHealth(1, 5, None, unheard_s=10.0), False, False, False),
+        (ProcessHealth(1, 5, None, unheard_s=9.9), True, False, True),
+        (ProcessHealth(1, 5, None, unheard_s=10.0), False, False, True),
+        (ProcessHealth(1, 5, None, unheard_s=9.9, was_ready=False), True, False, False),
         (ProcessHealth(1, 5, None, ended="ended: exit code 1", unheard_s=99), True, False, False),
     ],
 )

@@ -22,6 +22,9 @@ UNSENT_S: Final = 3600.0
 """Time for which a server also blocks on a queue whose tasks came without wake messages, in
 seconds."""
 
+PROBE_S: Final = 0.001
+"""Time of the first wait after a failed one, in seconds: it tells whether the store is back."""
+
 
 class Waiters:
     """The blocking connections of a server, each with the queues that it covers."""

@@ -87,6 +87,8 @@ class FetchTiming:
         they would take the slots that tasks with limits need."""
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
+        self.wait_again_at = 0.0
+        """Time of the next wait for tasks, by boot_s, if the last one failed."""
 
     def awaited_until(self, now: float) -> float | None:
         """Return until when the next round waits for fetches in flight; None if it may begin."""
@@ -177,6 +179,8 @@ class FetchTiming:
         """Return the seconds until the next round; infinity: not before an event."""
         room = planned.slots > 0
         times = [math.inf, self._busy_queues.next_at()]
+        if now < self.wait_again_at:  # idle queues have no other time
+            times.append(self.wait_again_at)
         if self._busy_queues.count() > CROWD and not self._in_flight:
             # This round left out some busy queues.
             times.append(now + (CROWDED_ROUND_S if room else PASS_ON_S))

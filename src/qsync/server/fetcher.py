@@ -23,7 +23,7 @@ from qsync.broker.listeners import BlockingPop
 from qsync.broker.op_values import FetchResult, HandedBack
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
-from qsync.server.blocking_waits import UNSENT_S, Waiters
+from qsync.server.blocking_waits import PROBE_S, UNSENT_S, Waiters
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
@@ -32,7 +32,7 @@ from qsync.server.fetch_timing import FetchTiming
 from qsync.server.fetched_tasks import hold
 from qsync.server.idle_scan import BusyQueues
 from qsync.server.leases import LeaseKeeper
-from qsync.server.outage_log import Outage
+from qsync.server.outage_log import Outage, fetch_part
 from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
 from qsync.server.runner import Runner
 from qsync.server.server_parts import cancel
@@ -243,7 +243,8 @@ class Fetcher:
             blocked = timing.to_block_on(queues, now)
             if not blocked:
                 continue
-            seconds = timing.block_s(blocked, queues, now)
+            failing = any(fetch_part(queue.name) in self._outage.parts for queue in blocked)
+            seconds = PROBE_S if failing else timing.block_s(blocked, queues, now)
             if len(self._queues) > 1 or timing.due_soon(blocked[0], now):
                 self._waiters.tasks[waiter] = self._spawn(self._wait(waiter, blocked, seconds))
             elif blocked[0].name not in self._in_flight and blocked[0].in_flight is None:
@@ -257,18 +258,17 @@ class Fetcher:
             self._waiters.backoffs[waiter].reset()
             if self._outage.parts:
                 for queue in queues:
-                    self._outage.worked(_part(queue))
+                    self._outage.worked(fetch_part(queue.name))
             if woken is not None:
                 queue = self._waiters.queue_of(woken[0])
                 if self._wakes is not None and self._wakes.waits(queue):
                     self._waiters.block_on(queue, UNSENT_S)
                 self._on_wake(queue)
         except QsyncError as error:
-            delay = self._waiters.backoffs[waiter].next()
+            again_at = self._timing.wait_again_at = boot_s() + self._waiters.backoffs[waiter].next()
             for queue in queues:
-                self._timing.retry_at[queue.name] = boot_s() + delay
-            for queue in queues:
-                self._outage.failed(_part(queue), error)
+                self._timing.retry_at[queue.name] = again_at
+                self._outage.failed(fetch_part(queue.name), error)
         finally:
             self._waiters.tasks[waiter] = None
             self._wakeup.set()
@@ -281,6 +281,7 @@ class Fetcher:
         Only a server of one queue can do so, since nothing else may fill the slots meanwhile.
         """
         queue.requested, queue.sent_at = slots, boot_s()
+        queue.blocked_until = queue.sent_at + seconds
         self._timing.free[queue.name] = min(slots, self._timing.open_slots())
         work = self._spawn(self._fetch_on_wake(waiter, queue, slots, seconds))
         self._in_flight[queue.name] = self._waiters.tasks[waiter] = work
@@ -302,10 +303,10 @@ class Fetcher:
                 )
         except QsyncError as error:
             self._timing.retry_at[queue.name] = boot_s() + self._waiters.backoffs[waiter].next()
-            self._outage.failed(_part(queue), error)
+            self._outage.failed(fetch_part(queue.name), error)
         finally:
             self._waiters.tasks[waiter] = None
-            queue.requested = 0
+            queue.requested, queue.blocked_until = 0, 0.0
             self._in_flight.pop(queue.name, None)
             self._wakeup.set()
 
@@ -385,7 +386,7 @@ class Fetcher:
         delay = self._backoffs[queue.name].next()
         self._timing.retry_at[queue.name] = boot_s() + delay
         self._timing.in_order.discard(queue.name)  # a node that is away must not slow the others
-        self._outage.failed(_part(queue), error)
+        self._outage.failed(fetch_part(queue.name), error)
 
     # The answer to a fetch.
 
@@ -433,7 +434,7 @@ class Fetcher:
             self._busy_queues.set_due(queue, queue.next_due)
         self._backoffs[queue.name].reset()
         if self._outage.parts:
-            self._outage.worked(_part(queue))
+            self._outage.worked(fetch_part(queue.name))
         queue.has_more_pending = fetched.left
         # Upkeep may have made tasks pending without a wake, so don't wait for one.
         if fetched.left or fetched.left_for_free:
@@ -443,7 +444,3 @@ class Fetcher:
         if count and not repeated and (fetched.left or not fetched.more):
             self._timing.shares.note_fetch(queue.name, count, len(fetched.ids), left=fetched.left)
         self._leases.see_generation(queue, fetched.generation)
-
-
-def _part(queue: QueueState) -> str:
-    return f"fetch from queue {queue.name}"

@@ -19,6 +19,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.loop_watchdog import STALL_S, LoopWatchdog
+from qsync.server.outage_log import Outage, fetch_part
 from qsync.server.outbox_backlog import OutboxBacklog, largest_backlog
 from qsync.server.queue_state import QueueState
 from qsync.server.server_inbox import ServerInbox
@@ -28,7 +29,8 @@ LIVE_LIMIT_S: Final = 60.0
 longer live, in seconds."""
 
 STORE_AWAY_S: Final = 3.0
-"""Time without an answer to a fetch after which the store counts as unreachable, in seconds."""
+"""Time after which the store counts as unreachable, in seconds: since a fetch that it has not
+answered, or since the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
 """Time without a fetch after which a queue counts as not served, in seconds; three times `sweep` if
@@ -40,7 +42,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
 
     started: bool = False
     unavailable: str = ""
-    """Reason why a server that has not started yet cannot reach the store."""
+    """Last error of the store while a part of the server cannot reach it; empty otherwise."""
     stopping: bool = False
     quiet: bool = False
     running: int = 0
@@ -54,7 +56,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
     blocked_in: str = ""
     """Function that blocks it, with file and line."""
     away: dict[str, float] = {}
-    """Queues whose fetch has no answer, each with the time since the fetch."""
+    """Queues from which the store does not let the server fetch, each with the time since then."""
     silent: dict[str, float] = {}
     """Queues without a recent fetch, each with the time since the last one."""
     outbox: OutboxBacklog | None = None
@@ -95,12 +97,14 @@ class HealthProbe:
         capacity: Capacity,
         control: ServerInbox,
         watchdog: LoopWatchdog,
+        outage: Outage,
     ) -> None:
         self._config = config
         self._queues = queues
         self._capacity = capacity
         self._control = control
         self._watchdog = watchdog
+        self._outage = outage
 
     def read(self, *, stopping: bool) -> ServerHealth:
         """Return the condition at this moment."""
@@ -109,14 +113,17 @@ class HealthProbe:
         limit = max(SILENT_S, 3 * self._config.sweep_s)
         for queue in self._queues:
             asked = queue.in_flight
-            if asked is not None and now - asked.since >= STORE_AWAY_S:
-                away[queue.name] = round(now - asked.since, 1)
+            away_s = 0.0 if asked is None else now - max(asked.since, queue.blocked_until)
+            away_s = max(away_s, self._outage.failing_s(fetch_part(queue.name)))
+            if away_s >= STORE_AWAY_S:
+                away[queue.name] = round(away_s, 1)
             elif 0 < queue.answered < now - limit:
                 silent[queue.name] = round(now - queue.answered, 1)
         blocked_s = self._watchdog.blocked_s()
         blocked = blocked_s >= STALL_S
         return ServerHealth(
             started=True,
+            unavailable=self._outage.reason,
             stopping=stopping,
             quiet=self._control.quiet,
             running=self._capacity.running,
@@ -153,9 +160,16 @@ def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
     reasons = [
         f"{_process_phrase(report)} {report.ended or _not_started(report.condition)}"
         for report in reports
-        if report.condition is None or not report.condition.started
+        if not _has_started(report)
     ]
     return HealthVerdict(not reasons, tuple(reasons))
+
+
+def _has_started(report: ProcessHealth) -> bool:
+    """Return whether a process has begun to take tasks, also if it does not answer just now."""
+    if report.condition is None:
+        return report.was_ready and not report.ended
+    return report.condition.started
 
 
 def ready(reports: Sequence[ProcessHealth]) -> HealthVerdict:
@@ -180,11 +194,12 @@ def _idle_because(report: ProcessHealth) -> list[str]:
         return [f"{who} is draining: it takes no new tasks"]
     if condition.blocked_s:
         return [f"{who}: {_blocked(condition)}"]
+    reason = f": {condition.unavailable}" if condition.unavailable else ""
     return [
-        f"{who}: the store has not answered a fetch from queue {queue} for {since_s:.1f} s"
+        f"{who}: the store has not answered a fetch from queue {queue} for {since_s:.1f} s{reason}"
         for queue, since_s in condition.away.items()
     ] + [
-        f"{who} has not fetched from queue {queue} for {since_s:.1f} s"
+        f"{who} has not fetched from queue {queue} for {since_s:.1f} s{reason}"
         for queue, since_s in condition.silent.items()
     ]
 

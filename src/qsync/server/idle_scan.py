@@ -19,12 +19,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from qsync.backoff import spread
+from qsync.backoff import AWAY_CAP_S, Backoff, spread
 from qsync.broker import views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import IdleCheck
 from qsync.broker.views import WorkCheck
-from qsync.errors import QsyncError, SchemaMismatch
+from qsync.errors import QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.outage_log import Outage
@@ -175,17 +175,18 @@ class BusyQueues:
 
     async def run(self) -> None:
         """Check all queues once per `sweep`, until cancelled."""
+        backoff = Backoff(cap=AWAY_CAP_S)
         while True:
-            began = boot_s()
-            try:
-                await self._check_all()
-                self._outage.worked(PART)
-            except SchemaMismatch:
-                raise
-            except QsyncError as error:
-                self._outage.failed(PART, error)
             interval = self._sweep_s * spread(0.9, 1.0)  # jitter spreads the checks
-            await asyncio.sleep(max(interval - (boot_s() - began), 0.001))
+            ends = boot_s() + interval
+            unchecked = await self._check(self._queues)
+            if self._wakes is not None:
+                self._wakes.follow_slots()
+            while unchecked and boot_s() < ends:
+                await asyncio.sleep(backoff.next())
+                unchecked = await self._check(unchecked)
+            backoff.reset()
+            await asyncio.sleep(max(ends - boot_s(), 0.001))
 
     async def with_tasks(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
         """Return the queues that may have pending tasks; if there are many, check them first."""
@@ -195,21 +196,31 @@ class BusyQueues:
             await self._check_page(queues[start : start + CHECKS_PER_EXCHANGE])
         return [queue for queue in queues if not self.is_idle(queue)]
 
-    async def _check_all(self) -> None:
-        """Check every queue once; if some checks fail, raise the first error afterwards."""
+    async def _check(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
+        """Check each queue once, and log an outage; return those whose store is unreachable.
+
+        In a cluster, the other nodes are not asked again for the sake of one that is down.
+        """
         if self._broker.address.kind == "cluster":
-            errors = await asyncio.gather(*map(self._check_and_listen, self._queues))
-            if self._wakes is not None:
-                self._wakes.follow_slots()
+            pages = [[queue] for queue in queues]
+            errors = await asyncio.gather(*map(self._check_and_listen, queues))
         else:
-            parts = range(0, len(self._queues), CHECKS_PER_EXCHANGE)
-            errors = [
-                await self._check_page(self._queues[start : start + CHECKS_PER_EXCHANGE])
-                for start in parts
-            ]
-        for error in errors:
-            if error is not None:
-                raise error
+            starts = range(0, len(queues), CHECKS_PER_EXCHANGE)
+            pages = [list(queues[start : start + CHECKS_PER_EXCHANGE]) for start in starts]
+            errors = [await self._check_page(page) for page in pages]
+        failures = [error for error in errors if error is not None]
+        if not failures:
+            self._outage.worked(PART)
+            return ()
+        if isinstance(failures[0], SchemaMismatch):
+            raise failures[0]
+        self._outage.failed(PART, failures[0])
+        return [
+            queue
+            for page, error in zip(pages, errors, strict=True)
+            if isinstance(error, StoreUnavailable)
+            for queue in page
+        ]
 
     async def _check_page(self, queues: Sequence[QueueState]) -> QsyncError | None:
         calls = [views.check_for_work(queue.keys, lease_us=self._lease_us) for queue in queues]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from qsync.errors import QsyncError, StoreUnavailable
 
@@ -20,12 +20,21 @@ REMIND_S: Final = 60.0
 """Interval of the log lines while the store is unreachable, in seconds."""
 
 
+class PartFailure(NamedTuple):
+    """A failing part of a server."""
+
+    kind: type[QsyncError]
+    """Class of its last error."""
+    since: float
+    """Time of its first failure in a row, by time.monotonic."""
+
+
 class Outage:
     """The parts of a server that cannot reach the store, or whose calls it refuses."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, type[QsyncError]] = {}
-        """Failing parts with their error class; may be read without the lock."""
+        self.parts: dict[str, PartFailure] = {}
+        """Failing parts; may be read without the lock."""
         self.reason: str = ""
         """Text of the last error; empty while all parts work. May be read without the lock."""
         self._lock = threading.Lock()
@@ -36,10 +45,11 @@ class Outage:
         """Record that a part failed; the part retries, and calls `worked` when it succeeds."""
         with self._lock:
             now = time.monotonic()
-            is_new = type(error) not in self.parts.values()
+            is_new = not self._fails_by(type(error))
             if not self.parts:
                 self._since = now
-            self.parts[part] = type(error)
+            before = self.parts.get(part)
+            self.parts[part] = PartFailure(type(error), now if before is None else before.since)
             self.reason = str(error)
             remind = now - self._said >= REMIND_S
             if is_new or remind:
@@ -59,12 +69,12 @@ class Outage:
         if part not in self.parts:
             return
         with self._lock:
-            kind = self.parts.pop(part, None)
-            if self.parts or kind is None:
+            failure = self.parts.pop(part, None)
+            if self.parts or failure is None:
                 return
             self.reason = ""
             lasted = _length_text(time.monotonic() - self._since)
-        if kind is StoreUnavailable:
+        if failure.kind is StoreUnavailable:
             log.warning("the store is back after %s", lasted)
         else:
             log.warning("the store accepts all commands again, after %s", lasted)
@@ -72,8 +82,21 @@ class Outage:
     def note(self, action: str, error: QsyncError) -> None:
         """Log a failure that is not retried; during an outage only at level DEBUG."""
         with self._lock:
-            repeated = type(error) is StoreUnavailable and StoreUnavailable in self.parts.values()
+            repeated = type(error) is StoreUnavailable and self._fails_by(StoreUnavailable)
         log.log(logging.DEBUG if repeated else logging.WARNING, "cannot %s: %s", action, error)
+
+    def failing_s(self, part: str) -> float:
+        """Return the time since a part began to fail, in seconds; 0 while it works."""
+        failure = self.parts.get(part)
+        return 0.0 if failure is None else time.monotonic() - failure.since
+
+    def _fails_by(self, kind: type[QsyncError]) -> bool:
+        return any(failure.kind is kind for failure in self.parts.values())
+
+
+def fetch_part(queue: str) -> str:
+    """Return the name of the part that fetches from a queue, or waits for its tasks."""
+    return f"fetch from queue {queue}"
 
 
 def _length_text(seconds: float) -> str:

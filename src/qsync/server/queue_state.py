@@ -218,6 +218,7 @@ class QueueState:
     __slots__ = (
         "answered",
         "awaits_rules",
+        "blocked_until",
         "exhausted",
         "generation",
         "handed_back_token",
@@ -263,6 +264,8 @@ class QueueState:
         """Ids that the heartbeat thread renewed for a fetch whose answer is unread."""
         self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
+        self.blocked_until: float = 0.0
+        """Time until which the fetch in flight waits for a wake, by boot_s; 0: it does not wait."""
         self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
         self.exhausted: bool = False

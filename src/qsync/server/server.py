@@ -301,7 +301,7 @@ class Server:
             self.mux.types, self._on_order_to_stop, outage, context.waits, invoker.process_stack,
         )  # fmt: skip
         watchdog = LoopWatchdog(capacity.ready)
-        self._health = HealthProbe(config, queues, capacity, control, watchdog)
+        self._health = HealthProbe(config, queues, capacity, control, watchdog, outage)
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
             StopAction(invoker.aclose, closes=True),
