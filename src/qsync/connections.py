@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl
     from qsync.inspector import Inspector
     from qsync.instrumentation import Extension, Sender
+    from qsync.task_builder import TaskBuilder
     from qsync.wrapped_client import AroundEnqueue
 
 URL = "QSYNC_URL"
@@ -226,6 +227,11 @@ class Connections:
         return {name: self._options[name] for name in ("payload_limit", "remember_ids")}
 
     @property
+    def builders(self) -> list[TaskBuilder]:
+        """Builders of the extensions, in the order in which they are asked."""
+        return [each.builder for each in self.extensions if each.builder is not None]
+
+    @property
     def in_use(self) -> bool:
         """True when the app has shared clients."""
         return bool(self._blocking or self._by_loop)
@@ -236,7 +242,7 @@ class Connections:
         from qsync.inspector import Inspector
 
         broker = AsyncBroker(self.address, patience=self._patience)
-        return Inspector(broker, prefix=self.prefix)
+        return Inspector(broker, prefix=self.prefix, builders=self.builders)
 
     def shared(self) -> Client:
         """Return the shared blocking client of this process."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qsync.client import AsyncHandle, Handle
 from qsync.formatting import install_command
 from qsync.task import Task
+from qsync.task_builder import TaskBuilder
 from qsync.wrapped_client import AroundEnqueue
 
 if TYPE_CHECKING:
@@ -35,16 +36,18 @@ def _nothing(server: Server) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """A context around each enqueue, a hook for each new server, and a sender.
+    """A context around each enqueue, a hook for each new server, a sender, and a builder.
 
-    `sender` gets the tasks of `fn.enqueue` and `fn.enqueue_sync`. An app has at most one extension
-    of each name, but any number of extensions without a name.
+    `sender` gets the tasks of `fn.enqueue` and `fn.enqueue_sync`. `builder` encodes and checks the
+    arguments that operators give in the command line and the dashboard. An app has at most one
+    extension of each name, but any number of extensions without a name.
     """
 
     name: str = ""
     around_enqueue: AroundEnqueue | None = None
     server: Callable[[Server], None] = _nothing
     sender: Sender | None = None
+    builder: TaskBuilder | None = None
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:

@@ -90,6 +90,16 @@ def pending(project: Qsync) -> Any:
     return asyncio.run(read())
 
 
+def operators(project: Qsync) -> set[tuple[str, str]]:
+    """The recorded actions, each with its user."""
+
+    async def read() -> Any:
+        async with project.inspector() as inspector:
+            return await inspector.events()
+
+    return {(event.action, event.by) for event in asyncio.run(read())}
+
+
 def text_of(answer: Any) -> str:
     return html.unescape(answer.content.decode())
 
@@ -127,7 +137,7 @@ def test_arguments_are_converted_to_the_types_of_the_parameters(
     assert pending(project) == {"key": key, "when": when, "prices": ["1.50"]}
     for arguments, text in (
         ('["7", "2026-01-02T03:04:05Z", []]', "argument 'key': Invalid UUID"),
-        ("[18446744073709551616]", "cannot be encoded as msgpack: an integer of 65 bits"),
+        ("[18446744073709551616]", "cannot be encoded as msgpack: integers from"),
         (f'["{key}", "{when}", [], 1]', "too many positional arguments"),
         (f'{{"key": "{key}", "colour": 1}}', "it has no parameter 'colour'"),
     ):
@@ -186,6 +196,10 @@ def test_limits_of_a_scheduled_task_of_django_tasks_are_filled(
         ({"tz": "Mars"}, "not in the time zone database"),
         ({"name": "a b"}, "give 1 to 128 of A-Z"),
         ({"queue": "a b"}, "is not 1 to 128 characters"),
+        (
+            {"queue": "nope"},
+            "no running server serves it; there are default, mail",
+        ),
         ({"arguments": "{"}, "not JSON"),
         ({"arguments": "1"}, "give a JSON list, or an object"),
         ({"arguments": "[1, 2]"}, "pack"),
@@ -234,7 +248,7 @@ def test_edit_changes_when_and_keeps_the_task(project: Qsync, staff: Client) -> 
 def test_pause_and_resume_from_the_list(project: Qsync, staff: Client) -> None:
     put(project)
     text = text_of(act(staff, "pause", "report-42", why="stocktaking"))
-    assert "Schedule report-42: paused." in text
+    assert "Schedule report-42: paused: stocktaking." in text
     assert "Paused by ann: stocktaking" in text
     shown = info(project)
     assert shown is not None
@@ -245,6 +259,26 @@ def test_pause_and_resume_from_the_list(project: Qsync, staff: Client) -> None:
     shown = info(project)
     assert shown is not None
     assert shown.paused is None
+    text = text_of(act(staff, "run", "report-42"))
+    [id] = re.findall(r"enqueued its task ([^<\s]+Z)\.", text)
+    history = text_of(staff.get(f"{LIST}default_3Areport-42/history/"))
+    assert f"Enqueued its task {id}." in history
+    assert "Paused: stocktaking." in history
+    assert operators(project) == {
+        ("schedule.pause", "ann"), ("schedule.resume", "ann"), ("schedule.trigger", "ann"),
+    }  # fmt: skip
+
+
+def test_queue_of_a_running_server_is_accepted(project: Qsync, staff: Client) -> None:
+    async def serve() -> Any:
+        async with project.server(queues=["elsewhere"]), project.inspector() as inspector:
+            await wait_until_async(lambda: inspector.servers())
+            return await asyncio.to_thread(staff.post, ADD, {**NEW, "queue": "elsewhere"})
+
+    assert asyncio.run(serve()).status_code == 302
+    schedule = stored(project)
+    assert schedule is not None
+    assert schedule.queue == "elsewhere"
 
 
 def test_delete_asks_first_from_the_page_and_from_the_list(project: Qsync, staff: Client) -> None:

@@ -7,6 +7,7 @@ import html
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.conf import settings
@@ -171,7 +172,9 @@ def test_form_of_another_site_is_refused(
 ) -> None:
     with project.client() as client:
         client.enqueue(Task("pack", [1], queue="parcels"))
-    assert pause(staff, **headers).status_code == 403
+    refused = pause(staff, **headers)
+    assert refused.status_code == 403
+    assert b"Origin and Sec-Fetch-Site" in refused.content
     assert not paused(project)
 
 
@@ -205,3 +208,31 @@ def test_role_of_a_user_comes_from_the_setting(
     assert answers("operate") == (303, False)
     users["staff"].user_permissions.add(Permission.objects.get(codename="delete_schedule"))
     assert answers(path) == (303, True)
+
+
+def test_new_schedule_encodes_the_arguments_of_django_tasks(
+    project: Qsync, staff: Client, writable: None
+) -> None:
+    from tests.support.django_shop.tasks import send
+
+    def put(payload: str) -> Any:
+        form = {
+            "new": "yes", "name": "nightly", "type": send.module_path, "queue": "mail",
+            "payload": payload, "cron": "0 3 * * *", "missed": "skip",
+        }  # fmt: skip
+        kind = "application/x-www-form-urlencoded"
+        return staff.post(f"{PAGE}schedule/put", urlencode(form), content_type=kind, headers=SAME)
+
+    refused = put('{"adress": "ann"}')
+    assert refused.status_code == 400
+    assert "missing a required argument: 'address'" in html.unescape(refused.content.decode())
+    assert put('{"address": "ann"}').status_code == 303
+
+    async def payload() -> Any:
+        async with project.inspector() as inspector:
+            change = await inspector.trigger("nightly", queue="mail")
+            task = await inspector.task(change.holder or "", queue="mail")
+            assert task is not None
+            return task.value()
+
+    assert asyncio.run(payload()) == {"args": [], "kwargs": {"address": "ann"}}

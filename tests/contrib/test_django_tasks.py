@@ -16,7 +16,7 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from qsync import ConfigError, DuplicateTask, Qsync
+from qsync import ConfigError, DuplicateTask, InvalidTask, Qsync, Task
 from qsync.message import decode_message
 from tests.support import django_project
 from tests.support.stores import Store
@@ -382,3 +382,51 @@ def test_limit_that_is_not_declared_is_named_by_checks_and_by_the_server(
     assert "no limit 'custmer', only customer; did you mean 'customer'?" in found.msg
     with pytest.raises(ConfigError, match="custmer"):
         project.server()
+
+
+def test_arguments_of_operators_are_encoded_or_refused(project: Qsync, shop: Any) -> None:
+    from qsync.cli.new_task import task_of
+
+    path, stored = shop.send.module_path, {"args": ["ann"], "kwargs": {"copies": 2}}
+    built = shop.send.build("ann", copies=2)
+    for value in (["ann"], {"address": "ann"}, {"args": ["ann"], "kwargs": {}}):
+        task = task_of(path, value, {"queue": "default", "headers": {"by": "cli"}}, project)
+        args, kwargs = task.payload["args"], task.payload["kwargs"]
+        assert args == ["ann"] or kwargs == {"address": "ann"}
+        assert (task.queue, task.headers) == ("default", {"by": "cli", "django-backend": "default"})
+    assert (built.payload, built.queue, built.retry) == (stored, "mail", 1)
+    for value in (b"", {"adress": "ann"}, ["ann", "bob"], 3, {"args": ["ann"], "kwargs": {"a": 1}}):
+        with pytest.raises(InvalidTask, match=r"send': |arguments: give a JSON list"):
+            task_of(path, value, {}, project)
+    for bad in ((object(),), (), ("ann", 2)):
+        with pytest.raises(InvalidTask, match="task 'tests"):
+            shop.send.build(*bad)
+
+    async def edit(id: str) -> None:
+        async with project.inspector() as inspector:
+            for payload in ({"address": "bob"}, {"args": [], "kwargs": {}}):
+                with pytest.raises(InvalidTask, match=r"has the form|missing a required"):
+                    await inspector.copy_task(id, payload, queue="mail")
+                with pytest.raises(InvalidTask, match=r"has the form|missing a required"):
+                    await inspector.edit_task(id, payload, queue="mail")
+            assert (await inspector.edit_task(id, stored, queue="mail")).ok
+
+    with project.client() as client:
+        handle = client.enqueue(built.replace(delay=3600))
+        put = client.schedules.put("nightly", built, cron="0 3 * * *")
+    asyncio.run(edit(handle.id))
+    assert (put.type, put.queue) == (path, "mail")
+
+
+def test_run_and_result_of_a_payload_of_another_form(project: Qsync, shop: Any) -> None:
+    with project.client() as client:
+        ids = [
+            client.enqueue(Task(shop.send.module_path, payload, queue="mail", retry=3)).id
+            for payload in ({"address": "ann"}, b"ann")
+        ]
+    results = [shop.send.get_result(id) for id in ids]
+    finish(project, *results)
+    for result in results:
+        [error] = result.errors
+        assert 'of django.tasks has the form {"args": [...], "kwargs": {...}}' in error.traceback
+        assert (result.attempts, result.args, result.kwargs) == (1, [], {})

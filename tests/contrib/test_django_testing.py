@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
-from qsync import InvalidTask, Qsync
+from qsync import ConfigError, InvalidTask, Qsync, Task
 from qsync.testing import SyncKit, inline
 from tests.support import django_project
 from tests.support.stores import Store
@@ -42,6 +42,11 @@ def test_tasks_of_django_are_found_with_their_arguments(
         kit.drain()
         result.refresh()
         assert result.return_value == {"to": "ann", "copies": 2}
+        with project.client() as client:
+            client.enqueue(Task(shop.send.module_path, {"address": "bob"}, queue="mail"))
+        assert [task.arguments for task in kit.enqueued(shop.send)] == [
+            {"payload": {"address": "bob"}}
+        ]
 
 
 @pytest.mark.parametrize("enqueue", ["on_commit", "outbox"])
@@ -108,3 +113,17 @@ def test_result_of_an_inline_task_is_read_by_its_id(project: Qsync, shop: Any) -
         assert read.return_value == {"to": "ann", "copies": 2}
         assert (read.args, read.kwargs) == (["ann"], {"copies": 2})
         assert read.started_at is None or read.enqueued_at <= read.finished_at
+
+
+def test_kit_of_a_test_case_in_an_async_test(project: Qsync, shop: Any, valkey: Store) -> None:
+    async def test(kit: SyncKit) -> Any:
+        result = await shop.send.aenqueue("ann", copies=2)
+        with pytest.raises(ConfigError, match=r"`await sync_to_async\(self\.qsync\.drain\)\(\)`"):
+            kit.drain()
+        kit.assert_enqueued(shop.send, address="ann")
+        await sync_to_async(kit.drain)()
+        await result.arefresh()
+        return result.return_value
+
+    with SyncKit(project, url=valkey.url) as kit:
+        assert async_to_sync(test)(kit) == {"to": "ann", "copies": 2}

@@ -45,6 +45,11 @@ def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None)
     batch = app.batches.get(type)
     if batch is not None:
         return batch.options(**options).build(payload)
+    for builder in app._connections.builders:
+        task = builder.build(type, payload)
+        if task is not None:
+            headers = {**(task.headers or {}), **(options.get("headers") or {})}
+            return task.replace(**{**options, "headers": headers or None})
     types = app.server().mux.types
     if type not in types:
         close = difflib.get_close_matches(type, types, 1)

@@ -8,6 +8,7 @@ or another value of `Change`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -66,6 +67,7 @@ from qsync.inspector.values import (
     TaskDetail,
     TaskRow,
 )
+from qsync.task_builder import TaskBuilder
 
 __all__ = [
     "Attempt",
@@ -156,8 +158,10 @@ class Inspector(
     argument is invalid.
     """
 
-    def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
-        super().__init__(broker, prefix=prefix)
+    def __init__(
+        self, broker: AsyncBroker, *, prefix: str = "qsync", builders: Sequence[TaskBuilder] = ()
+    ) -> None:
+        super().__init__(broker, prefix=prefix, builders=builders)
 
     async def __aenter__(self) -> Self:
         return self

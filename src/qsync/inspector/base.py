@@ -28,6 +28,8 @@ from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask, new_nonce
 from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
+from qsync.task import DEFAULT, Task
+from qsync.task_builder import TaskBuilder
 from qsync.times import from_us
 from qsync.value_text import shorten
 
@@ -121,12 +123,15 @@ def check_state(state: str) -> TaskState:
 class Base:
     """The store access that all parts of the inspector share."""
 
-    def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
+    def __init__(
+        self, broker: AsyncBroker, *, prefix: str = "qsync", builders: Sequence[TaskBuilder] = ()
+    ) -> None:
         check_broker(broker, "Qsync(url, prefix=...).inspector()")
         self._broker = broker
         self._globals = GlobalKeys(prefix)
         self._readings: dict[str, deque[tuple[float, int]]] = {}
         self._actor = Actor()
+        self._builders = builders
 
     def acting(self, by: str, *, as_one: bool = False) -> Self:
         """Return this inspector, with the name that the record of actions shows for its changes.
@@ -137,6 +142,24 @@ class Base:
         copied = copy.copy(self)
         copied._actor = Actor(by, new_key() if as_one else b"")
         return copied
+
+    def build_task(self, type: str, arguments: Any = b"", *, queue: str = "") -> Task[Any]:
+        """Return a task for arguments decoded from JSON, to put into a schedule or to enqueue.
+
+        Arguments of a django.tasks task of the app, a list or an object, are checked and encoded as
+        its program does; those of other types are the payload. InvalidTask if they do not match.
+        `queue` is by default the task's own.
+        """
+        for builder in self._builders:
+            task = builder.build(type, arguments)
+            if task is not None:
+                return task.replace(queue=queue) if queue else task
+        return Task(type, arguments, queue=queue or DEFAULT)
+
+    def _check_payload(self, type: str, payload: Any) -> None:
+        """Raise InvalidTask if tasks of this type cannot have the payload."""
+        for builder in self._builders:
+            builder.check(type, payload)
 
     @property
     def prefix(self) -> str:

@@ -62,6 +62,7 @@ class _EditsMixin(_TasksMixin):
         message = _message_of(shown)
         _check_version(message, version)
         check_shape(message, payload)
+        self._check_payload(message.type, payload)
         now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
         options = edited_options(shown.message or b"")
         by_whom = by or self._actor.by
@@ -114,6 +115,7 @@ class _EditsMixin(_TasksMixin):
         data, is_value = message.payload, message.is_value
         if payload is not msgspec.UNSET:
             check_shape(message, payload)
+            self._check_payload(message.type, payload)
             data, is_value = encoded_payload(payload)
         keys = self._keys(target)
         due = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from qsync.phrase import phrase, phrase_of
 from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
 from qsync.schedules import AsyncSchedules, checked_content
 from qsync.task import PAYLOAD_LIMIT, Task
+from qsync.task_builder import TaskBuilder
 from qsync.times import datetime_us, from_us
 
 LAST_TASKS_READ: Final = 500
@@ -40,8 +42,10 @@ SCHEDULES_LISTED: Final = 1000
 class _SchedulesMixin(Base):
     """Operations on schedules."""
 
-    def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
-        super().__init__(broker, prefix=prefix)
+    def __init__(
+        self, broker: AsyncBroker, *, prefix: str = "qsync", builders: Sequence[TaskBuilder] = ()
+    ) -> None:
+        super().__init__(broker, prefix=prefix, builders=builders)
         self._stored = AsyncSchedules(broker, prefix, PAYLOAD_LIMIT, lambda: None)
 
     async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:

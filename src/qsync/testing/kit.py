@@ -246,5 +246,9 @@ def _check_plain(name: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    msg = f"{name}: an event loop runs in this thread; use the fixture qsync, and await {name}()"
-    raise ConfigError(msg)
+    raise ConfigError(
+        f"{name}: an event loop runs in this thread, and {name}() would block it. In pytest, use "
+        f"the fixture qsync, and `await qsync.{name}()`. With QsyncMixin in a test case of Django, "
+        f"`await sync_to_async(self.qsync.{name})()` (from asgiref.sync); without Django, derive "
+        f"from unittest.IsolatedAsyncioTestCase, and `await self.qsync.{name}()`"
+    )

@@ -13,7 +13,7 @@ from qsync.inspector import Change, Inspector
 from qsync.inspector.values import refused
 from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.schedule import Missed
-from qsync.task import DEFAULT, Task
+from qsync.task import DEFAULT
 from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Site
 from qsync.web.query import Fields, not_seconds, sheet_of
@@ -78,9 +78,8 @@ async def _create(inspector: Inspector, values: dict[str, str]) -> Change:
     name = values["name"]
     if await inspector.stored_schedule(name) is not None:
         return refused(phrase("name: schedule %(name)s already exists", name=name))
-    task: Task[Any] = Task(
-        values["type"], _payload(values["payload"]), queue=values["queue"] or DEFAULT
-    )
+    payload, queue = _payload(values["payload"]), values["queue"] or DEFAULT
+    task = inspector.build_task(values["type"], payload, queue=queue)
     await inspector.put_schedule(name, task, **_schedule_from(values))
     return Change(outcome="done")
 

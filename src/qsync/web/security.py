@@ -200,7 +200,12 @@ class _Limited:
 
 def _refuse_post(request: Request) -> Response | None:
     if not same_origin(request):
-        return _text(_("Not sent by a page of this dashboard: nothing was changed."), 403)
+        text = _(
+            "Not sent by a page of this dashboard: nothing was changed. Browsers send the headers "
+            "Origin and Sec-Fetch-Site, which must name this site; a script uses `qsync` or an "
+            "Inspector instead of the forms."
+        )
+        return _text(text, 403)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         return _text(_("The request body is not a form."), 415)

@@ -96,17 +96,17 @@ class ScheduleAdmin(_ModelAdmin):
     def save_model(self, request: Any, obj: Any, form: Any, change: bool) -> None:
         """Write a schedule to the store."""
         if change:
-            changed = store.change(obj, form.when())
+            changed = store.change(obj, form.when(), _user(request))
             if not changed.ok:
                 raise InvalidTask(_failed(obj.name, changed))
         else:
-            store.create(obj.name, form.built, form.when())
+            store.create(obj.name, form.built, form.when(), _user(request))
             obj.queue = form.built.queue
             obj.id = f"{obj.queue}:{obj.name}"
 
     def delete_model(self, request: Any, obj: Any) -> None:
         """Delete a schedule from the store."""
-        store.delete(obj.id)
+        store.delete(obj.id, _user(request))
 
     def get_deleted_objects(self, objs: Any, request: Any) -> Any:
         """Return the objects of a deletion: only the schedules, which have no related objects."""
@@ -172,26 +172,30 @@ class ScheduleAdmin(_ModelAdmin):
         return HttpResponseRedirect(request.get_full_path())
 
     def _do(self, request: Any, action: str, ids: list[str]) -> None:
-        why = request.POST.get("why", "").strip()
+        by, why = _user(request), request.POST.get("why", "").strip()
         for id in ids:
             name = id.partition(":")[2]
             if action == "run":
-                change = store.trigger(id)
+                change = store.trigger(id, by)
             elif action == "pause":
-                change = store.pause(id, str(request.user.get_username()), why)
+                change = store.pause(id, by, why)
             elif action == "resume":
-                change = store.resume(id)
+                change = store.resume(id, by)
             else:
-                change = store.delete(id)
+                change = store.delete(id, by)
             if not change.ok:
                 messages.error(request, _failed(name, change, action))
                 continue
-            done = DONE[action] + (f" {change.holder}" if action == "run" else "")
+            done = DONE[action]
+            if action == "run":
+                done += f" {change.holder}"
+            elif action == "pause" and why:
+                done += f": {why}"
             if action == "delete":
                 self.log_deletions(request, [Schedule(id=id, name=name)])
             else:
-                self.log_change(request, Schedule(id=id, name=name), f"{done.capitalize()}.")
-            messages.success(request, f"Schedule {name}: {done}.")
+                self.log_change(request, Schedule(id=id, name=name), _sentence(done))
+            messages.success(request, f"Schedule {name}: {_sentence(done, first=False)}")
 
     def page(self, request: Any, template: str, status: int = 200, **context: Any) -> Any:
         """Return a page of the admin."""
@@ -200,6 +204,16 @@ class ScheduleAdmin(_ModelAdmin):
             {**self.admin_site.each_context(request), "opts": self.opts, **context},
             status=status,
         )  # fmt: skip
+
+
+def _user(request: Any) -> str:
+    return str(request.user.get_username())  # a model may have a number
+
+
+def _sentence(text: str, *, first: bool = True) -> str:
+    """Return a text with a full stop, and with a capital if it comes first; ids keep their case."""
+    begin = text[0].upper() if first else text[0]
+    return begin + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _is_stored(obj: Any) -> bool:

@@ -18,7 +18,7 @@ from qsync.contrib.django.sender import ProjectSender
 from qsync.errors import ConfigError
 from qsync.instrumentation import Extension
 from qsync.mux import Mux, check_mux
-from qsync.task import DEFAULT
+from qsync.task import DEFAULT, Task
 
 BACKEND = "qsync.contrib.django.QsyncBackend"
 
@@ -30,6 +30,29 @@ django_tasks: Final[dict[str, Any]] = {}
 
 limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
 """Queue, and names of the limits, of tasks of django.tasks that have limits, by type."""
+
+
+class DjangoTaskBuilder:
+    """Encodes and checks the arguments of tasks of django.tasks for operators."""
+
+    def build(self, type: str, value: Any) -> Task[Any] | None:
+        """See TaskBuilder."""
+        task = django_tasks.get(type)
+        if task is None:
+            return None
+        # Not above: Django 5.2 has no django.tasks, and then no task is registered.
+        from qsync.contrib.django import task_types
+
+        return task_types.from_json(task, value)
+
+    def check(self, type: str, payload: Any) -> None:
+        """See TaskBuilder."""
+        task = django_tasks.get(type)
+        if task is not None:
+            from qsync.contrib.django import task_types
+
+            task_types.check_payload(task, payload)
+
 
 _lock = threading.RLock()
 _made: tuple[Qsync, ProjectSender] | None = None
@@ -72,7 +95,7 @@ def _make() -> tuple[Qsync, ProjectSender]:
     except ConfigError as error:
         raise SettingError(f"QSYNC: {error}", "qsync.E004") from error
     sender = ProjectSender(app._connections)
-    app.extend(Extension(server=keep_connections_fresh, sender=sender))
+    app.extend(Extension(server=keep_connections_fresh, sender=sender, builder=DjangoTaskBuilder()))
     app.extend(Extension(server=partial(run_relay, app._connections)))
     app.extend(Extension(server=lambda _: check_limits(app)))
     return app, sender

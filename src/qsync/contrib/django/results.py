@@ -29,7 +29,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
     info = status(id, queue, shown)
     failure = decode_failure(shown.failure)
     record = _kept(shown)
-    payload = info.value()
+    args, kwargs = tasks.stored_call(info.value()) or ([], {})  # it may be of another form
     began = _begun(shown, failure)
     if began is not None and info.finished_at is not None:
         began = min(began, info.finished_at)  # a server estimates the store's clock
@@ -45,8 +45,8 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
         started_at=began,
         finished_at=info.finished_at,
         last_attempted_at=info.started_at or began,
-        args=payload["args"],
-        kwargs=payload["kwargs"],
+        args=args,
+        kwargs=kwargs,
         backend=alias,
         errors=_errors(shown, failure),
         worker_ids=_workers(shown, failure, record),

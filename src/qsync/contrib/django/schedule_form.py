@@ -82,7 +82,7 @@ class AddForm(ChangeForm):
         cleaned = self.cleaned_data
         check_schedule_name(cleaned["name"])
         if cleaned["queue"]:
-            check_name("queue", cleaned["queue"])
+            _check_queue(cleaned["queue"])
         self.built = task_choices.built(cleaned["task"], cleaned["arguments"], cleaned["queue"])
         when = self.when()
         checked_content(cleaned["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT)
@@ -90,6 +90,17 @@ class AddForm(ChangeForm):
             raise InvalidTask(f"name: there is a schedule {cleaned['name']} already")
         if schedule_store.find(f"{self.built.queue}:{cleaned['name']}") is not None:
             raise InvalidTask(f"name: a program has a periodic task {cleaned['name']}")
+
+
+def _check_queue(queue: str) -> None:
+    """Raise InvalidTask unless the project or a running server has the queue."""
+    check_name("queue", queue)
+    queues = task_choices.queues()
+    if queue not in queues and queue not in schedule_store.queues_of_servers():
+        raise InvalidTask(
+            f"queue: the project has no queue {queue}, and no running server serves it; there are "
+            f"{', '.join(queues)}"
+        )
 
 
 def _shown(error: InvalidTask, fields: Any) -> tuple[str | None, str]:

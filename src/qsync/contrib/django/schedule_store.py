@@ -18,10 +18,12 @@ from qsync.task import Task
 T = TypeVar("T")
 
 
-def _ask(question: Callable[[Inspector], Awaitable[T]]) -> T:
+def _ask(question: Callable[[Inspector], Awaitable[T]], by: str = "") -> T:
+    """Return the answer of an inspector, whose changes are recorded with the user's name."""
+
     async def ask() -> T:
         async with project_app().inspector() as inspector:
-            return await question(inspector)
+            return await question(inspector.acting(by))
 
     answer: T = async_to_sync(ask)()
     return answer
@@ -63,36 +65,43 @@ def is_taken(name: str) -> bool:
     return _ask(lambda inspector: inspector.stored_schedule(name)) is not None
 
 
-def create(name: str, task: Task[Any], when: dict[str, Any]) -> None:
+def queues_of_servers() -> set[str]:
+    """Return the queues that running servers of the store serve."""
+    servers = _ask(lambda inspector: inspector.servers(tasks=False))
+    return {queue for server in servers for queue in server.queues}
+
+
+def create(name: str, task: Task[Any], when: dict[str, Any], by: str) -> None:
     """Put a schedule into the store. Raise InvalidTask if a program uses its name for this
     queue."""
-    _ask(lambda inspector: inspector.put_schedule(name, task, **when))
+    _ask(lambda inspector: inspector.put_schedule(name, task, **when), by)
 
 
-def change(schedule: Schedule, when: dict[str, Any]) -> Change:
+def change(schedule: Schedule, when: dict[str, Any], by: str) -> Change:
     """Change when a schedule of the store ticks."""
-    return _ask(lambda inspector: inspector.reschedule(schedule.name, queue=schedule.queue, **when))
+    name, queue = schedule.name, schedule.queue
+    return _ask(lambda inspector: inspector.reschedule(name, queue=queue, **when), by)
 
 
-def delete(id: str) -> Change:
+def delete(id: str, by: str) -> Change:
     """Delete a schedule from the store."""
     queue, name = _parts(id)
-    return _ask(lambda inspector: inspector.delete_schedule(name, queue=queue))
+    return _ask(lambda inspector: inspector.delete_schedule(name, queue=queue), by)
 
 
 def pause(id: str, by: str, why: str) -> Change:
     """Pause a schedule: its ticks are skipped."""
     queue, name = _parts(id)
-    return _ask(lambda inspector: inspector.pause_schedule(name, queue=queue, by=by, why=why))
+    return _ask(lambda inspector: inspector.pause_schedule(name, queue=queue, why=why), by)
 
 
-def resume(id: str) -> Change:
+def resume(id: str, by: str) -> Change:
     """Resume a schedule from its next tick on."""
     queue, name = _parts(id)
-    return _ask(lambda inspector: inspector.resume_schedule(name, queue=queue))
+    return _ask(lambda inspector: inspector.resume_schedule(name, queue=queue), by)
 
 
-def trigger(id: str) -> Change:
+def trigger(id: str, by: str) -> Change:
     """Enqueue the task of a schedule once, now."""
     queue, name = _parts(id)
-    return _ask(lambda inspector: inspector.trigger(name, queue=queue))
+    return _ask(lambda inspector: inspector.trigger(name, queue=queue), by)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from qsync.contrib.django.project import django_tasks, handlers, project_app
+from qsync.contrib.django.project import DjangoTaskBuilder, django_tasks, handlers, project_app
 from qsync.errors import InvalidTask
 from qsync.task import DEFAULT, Task
 
@@ -17,6 +17,16 @@ def choices() -> list[tuple[str, str]]:
     return [(type, type) for type in sorted({*project_app().functions, *handlers.types})]
 
 
+def queues() -> list[str]:
+    """Return the queues that the project's workers serve, and those of its tasks."""
+    app = project_app()
+    options = [function.defaults for function in app.functions.values()]
+    options += [batch.defaults for batch in app.batches.values()]
+    own = {task_options.get("queue") or DEFAULT for task_options in options}
+    of_django_tasks = {task.queue_name for task in django_tasks.values()}
+    return sorted({*app._server_options["queues"], *own, *of_django_tasks})
+
+
 def built(type: str, arguments: str, queue: str) -> Task[Any]:
     """Return a task for arguments in JSON; an empty queue means the task's own queue.
 
@@ -24,15 +34,11 @@ def built(type: str, arguments: str, queue: str) -> Task[Any]:
     """
     value = _decoded(arguments)
     function = project_app().functions.get(type)
-    django_task = django_tasks.get(type)
     if function is not None:
         args, kwargs = function._signature.from_json(*_split(value))
         task = function.build(*args, **kwargs)
-    elif django_task is not None:
-        # Not above: Django 5.2 has no django.tasks, and then no task is registered.
-        from qsync.contrib.django import task_types
-
-        task = task_types.scheduled(django_task, *_split(value))
+    elif (django_task := DjangoTaskBuilder().build(type, value)) is not None:
+        task = django_task
     else:  # a handler of a Mux takes any payload
         task = Task(type, b"" if value is None else value, queue=queue or DEFAULT)
     return task.replace(queue=queue) if queue else task

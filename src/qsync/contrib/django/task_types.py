@@ -19,6 +19,7 @@ from qsync.keys import server_of_token
 from qsync.limit import LimitTemplates
 from qsync.message import NORMAL_PRIORITY
 from qsync.running_task import running
+from qsync.server.error_text import BadPayload
 from qsync.server.outcome import gave_up_itself, timed_out
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
@@ -38,6 +39,8 @@ FIELDS: Final = (
 
 RETENTION: Final = timedelta(days=1)
 """Default time for which results are kept."""
+
+PAYLOAD_FORM: Final = 'a payload of django.tasks has the form {"args": [...], "kwargs": {...}}'
 
 BACKEND: Final = "django-backend"
 ENQUEUED: Final = "django-enqueued-us"
@@ -64,6 +67,18 @@ class QsyncTask(tasks_api.Task):
     debounce: Duration | None = None
     debounce_max: Duration | None = None
     limits: list[str] | tuple[str, ...] | None = None
+
+    def build(self, *args: Any, **kwargs: Any) -> Task[Any]:
+        """Return a `qsync.Task` for these arguments, e.g. for `client.schedules.put`.
+
+        Raises qsync.InvalidTask if they do not match the parameters, or are not JSON.
+        """
+        self.get_backend().validate_task(self)
+        try:
+            normal = tasks_api.normalize_json({"args": args, "kwargs": kwargs})
+        except (TypeError, ValueError) as error:
+            raise InvalidTask(f"task {self.module_path!r}: {error}") from None
+        return scheduled(self, normal["args"], normal["kwargs"])
 
 
 class UnsupportedResult(TypeError):
@@ -100,15 +115,12 @@ def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
     options["headers"] = {
         **(options.get("headers") or {}), BACKEND: result.backend, ENQUEUED: str(enqueued_us),
     }  # fmt: skip
-    run_after = task.run_after
-    if run_after is not None and timezone.is_naive(run_after):  # without USE_TZ
-        run_after = timezone.make_aware(run_after)
     payload = {"args": result.args, "kwargs": result.kwargs}
     if options.get("limits"):
         options["limits"] = _limits(task, options, _arguments(task, result.args, result.kwargs))
     return Task(
         task.module_path, payload,
-        id=result.id, queue=task.queue_name, process_at=run_after, **options,
+        id=result.id, queue=task.queue_name, process_at=_aware(task.run_after), **options,
     )  # fmt: skip
 
 
@@ -123,7 +135,52 @@ def scheduled(task: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Task[Any
         options["limits"] = _limits(task, options, arguments)
     options["headers"] = {**(options.get("headers") or {}), BACKEND: task.backend}
     payload = {"args": args, "kwargs": dict(kwargs)}
-    return Task(task.module_path, payload, queue=task.queue_name, **options)
+    process_at = _aware(task.run_after)
+    return Task(task.module_path, payload, queue=task.queue_name, process_at=process_at, **options)
+
+
+def from_json(task: Any, value: Any) -> Task[Any]:
+    """Return the task for arguments decoded from JSON: a list, an object of names and values, or
+    both as they are stored; None and b"" are no arguments.
+
+    Raises qsync.InvalidTask if they do not match the parameters.
+    """
+    if value is None or value == b"":
+        return scheduled(task, [], {})
+    if (call := stored_call(value)) is not None:
+        return scheduled(task, *call)
+    if isinstance(value, list):
+        return scheduled(task, value, {})
+    if isinstance(value, dict):
+        return scheduled(task, [], value)
+    raise InvalidTask("arguments: give a JSON list, or an object of names and values")
+
+
+def stored_call(payload: Any) -> tuple[list[Any], dict[str, Any]] | None:
+    """Return the positional and keyword arguments of a stored payload; None if it has another
+    form."""
+    if not isinstance(payload, dict) or payload.keys() != {"args", "kwargs"}:
+        return None
+    args, kwargs = payload["args"], payload["kwargs"]
+    good = isinstance(args, list) and isinstance(kwargs, dict) and all(map(_is_text, kwargs))
+    return (args, kwargs) if good else None
+
+
+def _is_text(name: object) -> bool:
+    return isinstance(name, str)
+
+
+def check_payload(task: Any, payload: Any) -> None:
+    """Raise qsync.InvalidTask unless the task can run with this payload."""
+    call = stored_call(payload)
+    if call is None:
+        raise InvalidTask(f"task {task.module_path!r}: {PAYLOAD_FORM}")
+    _arguments(task, *call)
+
+
+def _aware(time: Any) -> Any:
+    """Return a time with a time zone, as `run_after` has none without USE_TZ."""
+    return timezone.make_aware(time) if time is not None and timezone.is_naive(time) else time
 
 
 def _limits(task: Any, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
@@ -211,13 +268,21 @@ def enqueued_at(headers: Mapping[str, str]) -> Any:
     return from_us(int(text)) if text.isdecimal() and len(text) < 20 else None
 
 
+def _call_of(info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a task that runs; BadPayload, which is not retried, without them."""
+    call = stored_call(info.value())
+    if call is None:
+        raise BadPayload(f"task {info.type!r}: {PAYLOAD_FORM}")
+    return call
+
+
 class _Attempt:
     """An attempt on a server, with the TaskResult that is passed to signals and to the task."""
 
     def __init__(self, path: str, info: TaskInfo, *, in_thread: bool) -> None:
         self._in_thread = in_thread
         task = django_tasks[path]
-        value = info.value()
+        args, kwargs = _call_of(info)
         self._info = info
         self._now = timezone.now()
         alias = info.headers.get(BACKEND, task.backend)
@@ -230,8 +295,8 @@ class _Attempt:
             started_at=self._now,
             finished_at=None,
             last_attempted_at=self._now,
-            args=value["args"],
-            kwargs=value["kwargs"],
+            args=args,
+            kwargs=kwargs,
             backend=alias,
             errors=[],
             worker_ids=[""] * (info.attempt - 1) + [server_of_token(info.token)],

@@ -1,0 +1,21 @@
+"""The interface through which an extension encodes and checks the payloads of its tasks."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from qsync.task import Task
+
+
+class TaskBuilder(Protocol):
+    """Knows task types whose payload has a form of its own, e.g. those of django.tasks."""
+
+    def build(self, type: str, value: Any) -> Task[Any] | None:
+        """Return a task for arguments decoded from JSON (b"" without any); None for a type that it
+        does not know.
+
+        Raises InvalidTask if the arguments do not match the parameters.
+        """
+
+    def check(self, type: str, payload: Any) -> None:
+        """Raise InvalidTask if the type is known and its tasks cannot have this payload."""
