@@ -79,8 +79,8 @@ def validated(
 def checked_task(task: object) -> Task:
     if not isinstance(task, Task):
         how = "give Task(type, payload)"
-        if hasattr(task, "build"):  # a TaskFunction
-            name = getattr(task, "__name__", "task")
+        if hasattr(task, "build"):  # a TaskFunction, or a task of django.tasks
+            name = getattr(task, "__name__", None) or getattr(task, "name", "task")
             how = f"give {name}.build(...), or call {name}.enqueue(...)"
         if inspect.iscoroutine(task):
             name = task.__name__

@@ -414,16 +414,20 @@ def test_arguments_of_operators_are_encoded_or_refused(project: Qsync, shop: Any
     with project.client() as client:
         handle = client.enqueue(built.replace(delay=3600))
         put = client.schedules.put("nightly", built, cron="0 3 * * *")
+        with pytest.raises(InvalidTask, match=r"QsyncTask is not a Task; give send\.build\("):
+            client.schedules.put("other", shop.send, cron="0 3 * * *")
     asyncio.run(edit(handle.id))
     assert (put.type, put.queue) == (path, "mail")
 
 
-def test_run_and_result_of_a_payload_of_another_form(project: Qsync, shop: Any) -> None:
+def test_run_and_result_of_a_payload_of_another_form(project: Qsync, shop: Any, api: Any) -> None:
     with project.client() as client:
         ids = [
             client.enqueue(Task(shop.send.module_path, payload, queue="mail", retry=3)).id
             for payload in ({"address": "ann"}, b"ann")
         ]
+    with pytest.raises(api.exceptions.TaskResultMismatch):
+        shop.describe.get_result(ids[0])
     results = [shop.send.get_result(id) for id in ids]
     finish(project, *results)
     for result in results:

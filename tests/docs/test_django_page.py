@@ -56,7 +56,9 @@ def test_project_of_the_page_works_and_its_tests_pass(tmp_path: Path) -> None:
     make_project(tmp_path)
     for words in ("makemigrations shop", "migrate", "check"):
         python(tmp_path, "manage.py", *words.split())
-    assert "OK" in python(tmp_path, "manage.py", "test")
+    tested = python(tmp_path, "manage.py", "test")
+    assert "Ran 2 tests" in tested
+    assert "OK" in tested
     with contextlib.ExitStack() as stack:
 
         def start(*words: str) -> WebProcess:
