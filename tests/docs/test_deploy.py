@@ -123,7 +123,7 @@ def test_probes_use_existing_endpoints() -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container()[probe]
         assert asked["httpGet"]["port"] == port["name"]
-        assert asked["timeoutSeconds"] > cli_health.PATIENCE_S
+        assert asked["timeoutSeconds"] > cli_health.PROCESSES_TIMEOUT_S
         paths[probe] = asked["httpGet"]["path"]
     assert paths == {
         "startupProbe": "/startup", "readinessProbe": "/ready", "livenessProbe": "/live",
@@ -159,7 +159,7 @@ def test_autoscaler_uses_existing_endpoints() -> None:
     assert (asked.hostname or "").split(".")[0] == service
     goal = cli_health._goal(dict(parse_qsl(asked.query)))
     assert goal.target_s == 30
-    assert goal.least == spec["minReplicaCount"]
+    assert goal.minimum == spec["minReplicaCount"]
     assert trigger["metadata"]["valueLocation"] in ScaleAdvice.__struct_fields__
     # As many replicas as are desired: the value by the number of replicas is to be one.
     assert trigger["metricType"] == "AverageValue"

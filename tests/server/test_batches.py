@@ -68,7 +68,7 @@ def test_a_call_gets_up_to_max_size_tasks_in_their_order(valkey: Store, prefix: 
         async with bench(valkey.url, prefix) as b:
             calls = Calls()
             handles = await b.client.enqueue_many(tasks_of(250))
-            async with b.server(mux_of(calls, max_size=100, max_wait=0.05)):
+            async with b.server(mux_of(calls, max_size=100, max_wait=0.5)):
                 await all_gone(b, handles)
             assert calls.sizes == [100, 100, 50]
             assert calls.payloads == [b"%d" % number for number in range(250)]
