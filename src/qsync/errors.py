@@ -26,6 +26,9 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+_RETRY: Final = "retry"
+"""Text of a Retry without a message and without a cause."""
+
 LONGEST_SNOOZE_S: Final = 10 * 365 * 86_400.0
 """Longest delay of a Snooze, in seconds: ten years."""
 
@@ -139,12 +142,22 @@ class LeaseLost(QsyncError):
 class Retry(QsyncError):
     """Raise it in a handler to have the task retried; the run counts as an attempt.
 
-    `delay` is in seconds or a timedelta; None means the task's own `retry_delay`.
+    `delay` is in seconds or a timedelta; None means the task's own `retry_delay`. Without a
+    message, the text is the class and the message of the exception that it is raised from or while
+    handling: `raise Retry(delay=2) from error`.
     """
 
-    def __init__(self, message: str = "retry", *, delay: float | timedelta | None = None) -> None:
+    def __init__(self, message: str = _RETRY, *, delay: float | timedelta | None = None) -> None:
         super().__init__(message)
         self.delay = delay
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        cause = self.__cause__ or (None if self.__suppress_context__ else self.__context__)
+        if text != _RETRY or cause is None:
+            return text
+        reason = str(cause)
+        return f"{type(cause).__name__}: {reason}" if reason else type(cause).__name__
 
 
 class SkipRetry(QsyncError):

@@ -295,8 +295,12 @@ class Registry:
     def _check_periodic_task(
         self, task: TaskFunction[..., Any, ..., Any], settings: dict[str, Any]
     ) -> None:
-        if any(settings.values()):
-            raise ConfigError(f"{', '.join(settings)}: give them to {task!r} itself")
+        misplaced = [
+            name for name, value in settings.items()
+            if value is not None and (name != "middleware" or value)
+        ]  # fmt: skip
+        if misplaced:
+            raise ConfigError(f"{', '.join(misplaced)}: give them to {task!r} itself")
         if self._mux.find(task.name) is not task.handler:
             raise ConfigError(f"periodic: {task!r} is a task of another app")
 

@@ -25,7 +25,7 @@ from qsync import codec
 from qsync.convert import MISFITS, Convert, converter, misfit, nodes
 from qsync.errors import ConfigError, InvalidTask, QsyncError
 from qsync.message import Result
-from qsync.suggestions import did_you_mean
+from qsync.suggestions import did_you_mean, option_hint
 from qsync.task import Arguments, Task, TaskInfo
 from qsync.value_text import shorten
 from qsync.value_transport import ValueTransport
@@ -177,6 +177,8 @@ class Signature:
             use = f"{self._function_name}.options({name}=...).enqueue(...)"
             return f"{name!r} is an option, not a parameter; use {use}"
         hint = did_you_mean(name, self._by_name)
+        if not hint and (hint := option_hint(name, _OPTIONS)):
+            hint += f" Give it by {self._function_name}.options(...)"
         parameters = ", ".join(self._by_name) or "none"
         return f"{error}; it has no parameter {name!r}, only {parameters}{hint}"
 

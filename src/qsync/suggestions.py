@@ -41,6 +41,28 @@ EQUIVALENTS: Final = {
 """Options of tasks in other libraries, without a leading underscore, and what qsync calls them."""
 
 
+NOTES: Final = {
+    "bind": (
+        "there is no 'bind': give the function a first parameter that is annotated as TaskInfo, "
+        "def send(task: TaskInfo, ...)"
+    ),
+    "ignore_result": "leave it out: a result is kept only if the task has a retention",
+    "expires": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(seconds=...)",
+    "max_age": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(...)",
+    "max_tries": "did you mean 'retry'? It does not count the first attempt: 4 for 5 tries",
+}
+"""Options of other libraries for which a name of qsync says too little."""
+
+
+def option_hint(name: str, options: Iterable[str]) -> str:
+    """Return what an option of another library is called here; "" for any other name."""
+    plain = name.lstrip("_")
+    if plain in NOTES:
+        return f"; {NOTES[plain]}"
+    equivalent = EQUIVALENTS.get(plain, "")
+    return f"; did you mean the option {equivalent!r}?" if equivalent in set(options) else ""
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean '...'?` with the known name that is meant; else an empty text."""
     if not isinstance(name, str):
@@ -56,8 +78,9 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
     """Return the error for an option of a task that does not exist."""
     names = list(known)
-    meant = did_you_mean(option, names)
-    there = f"{meant} There" if meant else "; there"
+    note = NOTES.get(option.lstrip("_")) if isinstance(option, str) else None
+    meant = f"; {note}" if note else did_you_mean(option, names)
+    there = f"{meant}{'' if meant.endswith('?') else '.'} There" if meant else "; there"
     return InvalidTask(f"{where}: no option {shorten(option)}{there} are {', '.join(names)}")
 
 

@@ -184,8 +184,17 @@ def options_of(task: Task) -> StoredOptions:
         process_at = datetime_us("process_at", task.process_at)
     if task.deadline is not None:
         deadline = datetime_us("deadline", task.deadline)
-        if task.deadline <= datetime.now(UTC):
+        now = datetime.now(UTC)
+        if task.deadline <= now:
             raise InvalidTask(f"deadline: {task.deadline.isoformat()} is already past")
+        delay_us = _optional_us("delay", task.delay) or 0
+        start = datetime_us("now", now) + delay_us if process_at is None else process_at
+        if start > deadline:
+            option = "delay" if process_at is None else "process_at"
+            raise InvalidTask(
+                f"{option}: the task would start at {from_us(start).isoformat()}, after its "
+                f"deadline {task.deadline.isoformat()}: it would be dead without a run"
+            )
     retention = _optional_us("retention", task.retention)
     if retention == 0:
         raise InvalidTask("retention: 0 keeps nothing; leave it out, or give a positive time")
@@ -273,9 +282,22 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task as its handler sees it.
 
-    `payload` is always bytes: the caller's bytes, or the msgpack of its value, which `value()`
-    decodes. `attempt` counts from 1. `crashes` is how many times a server died while it ran the
-    task. `final` is True when the task is dead; `on_error` sees it for a failure without a retry.
+    id              the same in each attempt
+    type            for a task function its name
+    payload         bytes: those of the caller, or the msgpack of its value, which `value()` decodes
+    queue           name of the queue
+    retry           how many attempts may follow the first one
+    attempt         number of this attempt, from 1
+    last_attempt    True if no retry follows when this attempt fails
+    crashes         how many times a server died while it ran the task
+    enqueued_at     time of the enqueue, by the store's clock; `enqueued_at_us` in microseconds
+    deadline        latest start of an attempt, or None; `deadline_us` in microseconds
+    headers         mapping of text to text, as enqueued
+    token           token of the lease, "" outside of a server
+    is_value        True if the payload is the msgpack of a value
+    final           True when the task is dead; `on_error` and hooks see it after the last failure
+
+    `qsync.testing.task_info(attempt=2)` makes one for a test.
     """
 
     id: str

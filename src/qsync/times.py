@@ -55,11 +55,22 @@ def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -
 def datetime_us(field: str, value: datetime) -> int:
     """Return an aware datetime as Unix time in microseconds. Raise InvalidTask if it is naive."""
     if not isinstance(value, datetime):
-        raise InvalidTask(f"{field}: {shorten(value)} is not a datetime")
+        msg = f"{field}: {shorten(value)} is not a datetime; give one, e.g. {_example(value)}"
+        raise InvalidTask(msg)
     if value.tzinfo is None or value.utcoffset() is None:
         msg = f"{field}: {value.isoformat()} is naive; give it a time zone, e.g. datetime.now(UTC)"
         raise InvalidTask(msg)
     return (value - _EPOCH) // timedelta(microseconds=1)
+
+
+def _example(value: object) -> str:
+    """Return the expression for a time after this duration; after a minute for another value."""
+    after = "seconds=60"
+    if isinstance(value, timedelta):
+        after = f"seconds={value.total_seconds():g}"
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        after = f"seconds={value:g}"
+    return f"datetime.now(UTC) + timedelta({after})"
 
 
 def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:

@@ -553,6 +553,37 @@ def test_options_are_overridden_for_one_call() -> None:
     assert urgent() is None
 
 
+def test_options_of_other_libraries_are_refused_with_what_to_write() -> None:
+    app: Any = Qsync(URL)
+
+    @app.task("t")
+    def task() -> None: ...
+
+    for option, value, hint in (
+        ("bind", True, r"no option 'bind'; .* annotated as TaskInfo, def send\(task: TaskInfo"),
+        ("ignore_result", True, "no option 'ignore_result'; leave it out: a result is kept only"),
+        ("expires", 60, r"did you mean 'deadline'\? It is a time: datetime.now\(UTC\) \+"),
+        ("max_tries", 5, "did you mean 'retry'\\? It does not count the first attempt"),
+        ("deadline", 60, r"not a datetime; .*now\(UTC\) \+ timedelta\(seconds=60\)$"),
+        ("deadline", timedelta(minutes=2), r"datetime.now\(UTC\) \+ timedelta\(seconds=120\)$"),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            app.task("u", **{option: value})(task.__wrapped__)
+    for option, hint in {
+        "_defer_by": r"did you mean the option 'delay'\? Give it by task.options\(\.\.\.\)",
+        "_expires": r"did you mean 'deadline'\? It is a time",
+    }.items():
+        with pytest.raises(InvalidTask, match=hint):
+            task.build(**{option: 60})
+    soon = datetime.now(UTC) + timedelta(seconds=5)
+    for late in ({"delay": 60}, {"process_at": soon + timedelta(seconds=1)}):
+        with pytest.raises(InvalidTask, match=f"{next(iter(late))}: .* after its deadline"):
+            task.options(deadline=soon, **late)
+    task.options(deadline=soon, delay=1)
+    with pytest.raises(ConfigError, match=r"^retry_for: give them to"):
+        app.periodic(every=1, retry_for=())(task)
+
+
 def test_options_are_checked_at_once() -> None:
     app = Qsync(URL)
 

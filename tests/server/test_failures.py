@@ -43,6 +43,13 @@ def mux() -> Mux:
     async def poll(task: TaskInfo) -> None:
         raise Retry("not there yet", delay=0)
 
+    @mux.handle("caused")
+    async def caused(task: TaskInfo) -> None:
+        try:
+            raise LookupError("no such order")
+        except LookupError as error:
+            raise Retry(delay=0.05) from error
+
     @mux.handle("skip")
     async def skip(task: TaskInfo) -> None:
         raise SkipRetry("no such customer")
@@ -96,7 +103,7 @@ def test_failed_attempts_are_warnings_and_the_death_is_an_error(
     told, records = run(valkey.url, prefix, caplog, task)
     assert [one.levelname for one in records] == ["WARNING", "WARNING", "ERROR"]
     assert [vars(one)["final"] for one in records] == [False, False, True]
-    assert "failed, attempt 1 of 3: ValueError: boom" in records[0].getMessage()
+    assert "failed, attempt 1 of 3, next at once: ValueError: boom" in records[0].getMessage()
     assert "is dead: failed, attempt 3 of 3: ValueError: boom" in records[2].getMessage()
     assert told.calls == [
         ("bad", "ValueError", 1, False), ("bad", "ValueError", 2, False),
@@ -168,8 +175,20 @@ def test_poll_is_not_a_failure_until_its_attempts_are_used_up(
 ) -> None:
     told, records = run(valkey.url, prefix, caplog, Task("poll", b"", retry=2))
     assert [one.levelname for one in records] == ["INFO", "INFO", "ERROR"]
-    assert "will run again, attempt 1 of 3: Retry: not there yet" in records[0].getMessage()
+    text = "will run again at once, attempt 1 of 3: Retry: not there yet"
+    assert text in records[0].getMessage()
     assert told.calls == [("poll", "Retry", 3, True)]
+
+
+def test_retry_without_a_message_has_the_text_of_its_cause(
+    valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, records = run(valkey.url, prefix, caplog, Task("caused", b"", retry=1))
+    cause = "Retry: LookupError: no such order"
+    first, last = (record.getMessage() for record in records)
+    assert f"will run again in 50 ms, attempt 1 of 2: {cause}" in first
+    assert f"is dead: failed, attempt 2 of 2: {cause}" in last
+    assert vars(records[0])["error"] == cause
 
 
 def test_skip_retry_is_not_logged_as_a_failure(

@@ -187,3 +187,27 @@ def test_wrong_arguments_of_a_schedule_are_refused_where_they_are_given(
     with pytest.raises(ConfigError) as caught:
         app.periodic(every=60, name="clean", arguments=arguments)(clean)
     assert says in str(caught.value)
+
+
+def raised(retry: Retry, error: BaseException, *, chain: str) -> Retry:
+    """Return the Retry after it was raised from the error, while handling it, or from None."""
+    try:
+        try:
+            raise error
+        except BaseException as caught:
+            if chain == "from":
+                raise retry from caught
+            if chain == "none":
+                raise retry from None
+            raise retry  # noqa: B904 - the case under test
+    except Retry as again:
+        return again
+
+
+def test_text_of_a_retry_is_its_message_or_its_cause() -> None:
+    boom = LookupError("no order 7")
+    assert str(Retry()) == str(raised(Retry(), boom, chain="none")) == "retry"
+    assert str(raised(Retry("later"), boom, chain="from")) == "later"
+    for chain in ("from", "while"):
+        assert str(raised(Retry(delay=2), boom, chain=chain)) == "LookupError: no order 7"
+    assert str(raised(Retry(), TimeoutError(), chain="from")) == "TimeoutError"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -799,11 +800,12 @@ def test_invalid_health_address_is_refused() -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-async def test_health_port_without_the_extra_warns_that_metrics_are_off(
+async def test_health_port_without_prometheus_client_says_that_metrics_are_off(
     installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if not installed:
         monkeypatch.setitem(sys.modules, "prometheus_client", None)  # type: ignore[arg-type]
+    caplog.set_level(logging.INFO, "qsync.worker")
     supervisor: Any = None  # answers no request here
     app = Qsync("redis://localhost:1")
     port = cli_health.HealthPort("127.0.0.1", 0, app, queues=["a"], processes=1)
@@ -813,5 +815,8 @@ async def test_health_port_without_the_extra_warns_that_metrics_are_off(
     assert b" 404 " in await reader.readline()  # it runs
     writer.close()
     port.close()
-    warned = any("/metrics of the health port is off" in text for text in caplog.messages)
-    assert warned is not installed
+    said = [record for record in caplog.records if "/metrics of the health" in record.message]
+    assert len(said) == (not installed)
+    for record in said:
+        assert record.levelno == logging.INFO
+        assert "pip install prometheus-client" in record.message

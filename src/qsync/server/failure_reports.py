@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from qsync.broker.op_values import Killed, Retried
 from qsync.errors import Retry, SkipRetry, Snooze
-from qsync.formatting import printable
+from qsync.formatting import duration, printable
 from qsync.server.config import Config
 from qsync.server.current import fields_of
 from qsync.server.error_log import LogErrors, log_error, log_trace
@@ -63,16 +63,18 @@ class Failures:
         dead = type(record) is Killed
         fields = {**leased.fields, "final": dead}
         attempt = f"attempt {leased.failure.attempts + 1} of {leased.message.retry + 1}"
+        due = ""
         if isinstance(record, Retried):
-            fields["retry_in_s"] = record.delay_us / 1_000_000
+            fields["retry_in_s"] = delay_s = record.delay_us / 1_000_000
+            due = f"in {duration(delay_s)}" if delay_s else "at once"
         if isinstance(error, Retry) and not dead:
-            level, outcome = logging.INFO, f"will run again, {attempt}"
+            level, outcome = logging.INFO, f"will run again {due}, {attempt}"
         elif isinstance(error, SkipRetry):
             level, outcome = logging.WARNING, f"is dead by its own decision, {attempt}"
         elif dead:
             level, outcome = logging.ERROR, f"is dead: failed, {attempt}"
         else:
-            level, outcome = logging.WARNING, f"failed, {attempt}"
+            level, outcome = logging.WARNING, f"failed, {attempt}, next {due}"
         asked = (isinstance(error, Retry) and not dead) or isinstance(error, SkipRetry)
         detail = "message" if (asked or brief) and self._detail == "traceback" else self._detail
         log_error(log, level, f"{_name(leased)} {outcome}", error, detail, fields)

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from qsync.server.current import running
 from qsync.server.standalone_context import PlainContext, plain_task
-from qsync.task import TaskInfo
+from qsync.task import DEFAULT, TaskInfo
+from qsync.times import datetime_us
 
-__all__ = ["context"]
+__all__ = ["context", "task_info"]
+
+
+def task_info(
+    *,
+    id: str = "in-place",
+    type: str = "in-place",
+    payload: bytes = b"",
+    queue: str = DEFAULT,
+    retry: int = 3,
+    attempt: int = 1,
+    crashes: int = 0,
+    enqueued_at: datetime | None = None,
+    deadline: datetime | None = None,
+    headers: Mapping[str, str] | None = None,
+    final: bool = False,
+) -> TaskInfo:
+    """Return a TaskInfo, for a direct call of a function whose first parameter is one.
+
+        assert await crawl(task_info(attempt=2), "https://example.com") == 200
+
+    `enqueued_at` is now unless given. Raises InvalidTask when a time is not an aware datetime.
+    """
+    return TaskInfo(
+        id=id, type=type, payload=payload, queue=queue, retry=retry, attempt=attempt,
+        crashes=crashes, final=final, headers=headers or {},
+        enqueued_at_us=datetime_us("enqueued_at", enqueued_at or datetime.now(UTC)),
+        deadline_us=None if deadline is None else datetime_us("deadline", deadline),
+    )  # fmt: skip
 
 
 @contextmanager

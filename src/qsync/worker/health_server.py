@@ -18,7 +18,6 @@ import msgspec
 
 from qsync.app import Qsync
 from qsync.errors import InvalidTask, QsyncError
-from qsync.formatting import install_command
 from qsync.keys import check_name
 from qsync.server import health
 from qsync.server.health import HealthVerdict, ProcessHealth
@@ -43,6 +42,8 @@ LISTS: Final = 8
 """Number of queue lists, besides the worker's own, whose samples are kept."""
 
 log: Final = logging.getLogger("qsync.worker")
+
+_INSTALL: Final = "pip install prometheus-client"
 
 STORE_TIMEOUT_S: Final = 5.0
 """Time that the store has to answer, in seconds."""
@@ -100,7 +101,7 @@ class HealthPort:
         self._loop = asyncio.get_running_loop()
         self._http.start()
         if not counts_tasks():
-            log.warning("/metrics of the health port is off: %s", install_command("prometheus"))
+            log.info("/metrics of the health port is off; for it, %s", _INSTALL)
 
     def close(self) -> None:
         """Stop answering."""
@@ -117,9 +118,7 @@ class HealthPort:
 
     async def _metrics(self, query: Query) -> Response:
         if not counts_tasks():
-            return bad_request(
-                f"metrics need prometheus-client: {install_command('prometheus')}", 404
-            )
+            return bad_request(f"metrics need prometheus-client: {_INSTALL}", 404)
         from qsync.contrib import prometheus
 
         conditions = [

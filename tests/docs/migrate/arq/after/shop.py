@@ -6,14 +6,15 @@ from qsync import Qsync, Retry, TaskInfo, current
 
 @contextlib.asynccontextmanager
 async def lifespan() -> AsyncIterator[dict[str, str]]:
-    await report.enqueue()  # at the start, too
+    # At the start, too: of each process, so at most one is to wait or run.
+    await report.options(unique=True, on_duplicate="skip").enqueue()
     yield {"bank": "a connection to the bank"}
 
 
 app = Qsync(prefix="shop", lifespan=lifespan, timeout=30)  # the store is named by QSYNC_URL
 
 
-@app.task(retry=4, retention=3600)
+@app.task(retry=4, retry_for=(), retention=3600)  # only a Retry runs it again
 async def charge(task: TaskInfo, order: int, cents: int) -> str:
     if task.attempt == 1:
         raise Retry("the bank does not answer", delay=1)
