@@ -175,26 +175,7 @@ _NO_OPTIONS: Final = (*(None,) * 14, NORMAL_PRIORITY)
 
 def options_of(task: Task) -> StoredOptions:
     """Check the options of a task and return them as stored, without the lock."""
-    process_at = deadline = None
-    if task.process_at is not None:
-        if task.delay is not None:
-            raise InvalidTask(
-                f"process_at: {task.process_at} and delay: {task.delay} exclude each other"
-            )
-        process_at = datetime_us("process_at", task.process_at)
-    if task.deadline is not None:
-        deadline = datetime_us("deadline", task.deadline)
-        now = datetime.now(UTC)
-        if task.deadline <= now:
-            raise InvalidTask(f"deadline: {task.deadline.isoformat()} is already past")
-        delay_us = _optional_us("delay", task.delay) or 0
-        start = datetime_us("now", now) + delay_us if process_at is None else process_at
-        if start > deadline:
-            option = "delay" if process_at is None else "process_at"
-            raise InvalidTask(
-                f"{option}: the task would start at {from_us(start).isoformat()}, after its "
-                f"deadline {task.deadline.isoformat()}: it would be dead without a run"
-            )
+    process_at, delay_us, deadline = _times(task)
     retention = _optional_us("retention", task.retention)
     if retention == 0:
         raise InvalidTask("retention: 0 keeps nothing; leave it out, or give a positive time")
@@ -210,7 +191,7 @@ def options_of(task: Task) -> StoredOptions:
         window_us=unique.window_us,
         fairness_key=_short_text("fairness_key", task.fairness_key, 256),
         headers=_checked_headers(task.headers),
-        delay_us=_optional_us("delay", task.delay) or None,
+        delay_us=delay_us or None,
         process_at_us=process_at,
         priority=None if task.priority == NORMAL_PRIORITY else task.priority,
         replaces=unique.replaces,
@@ -218,6 +199,31 @@ def options_of(task: Task) -> StoredOptions:
         debounce_max_us=unique.debounce_max_us,
         limits=check_limits(task.limits),
     )
+
+
+def _times(task: Task) -> tuple[int | None, int | None, int | None]:
+    """Return `process_at`, `delay` and `deadline`, us. Raise InvalidTask if they do not fit."""
+    process_at = deadline = None
+    if task.process_at is not None:
+        if task.delay is not None:
+            raise InvalidTask(
+                f"process_at: {task.process_at} and delay: {task.delay} exclude each other"
+            )
+        process_at = datetime_us("process_at", task.process_at)
+    delay = _optional_us("delay", task.delay)
+    if task.deadline is not None:
+        deadline = datetime_us("deadline", task.deadline)
+        now = datetime.now(UTC)
+        if task.deadline <= now:
+            raise InvalidTask(f"deadline: {task.deadline.isoformat()} is already past")
+        start = datetime_us("now", now) + (delay or 0) if process_at is None else process_at
+        if start > deadline:
+            raise InvalidTask(
+                f"{'delay' if process_at is None else 'process_at'}: the task would start at "
+                f"{from_us(start).isoformat()}, after its deadline {task.deadline.isoformat()}, "
+                "and be dead without a run"
+            )
+    return process_at, delay, deadline
 
 
 def _optional_us(field: str, value: Duration | None) -> int | None:
