@@ -77,14 +77,16 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     id            1 to 128 printable ASCII characters, no spaces; by default a random one.
                   The store refuses a second task with the same id, also when the first has left
                   the queue: for an hour after its enqueue, or `Qsync(remember_ids=...)`
-    retry         how many attempts may follow the first one when attempts fail
+    retry         how many attempts may follow the first one when attempts fail; the app has no
+                  default for it
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
                   an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
                   and then 30 min to 1 h
     delay         earliest start, as a duration after the enqueue
     process_at    earliest start, as a time; excludes `delay`
     timeout       longest time that one attempt may take
-    deadline      latest start: no attempt starts after this time
+    deadline      latest start, as a time: no attempt starts after it, e.g.
+                  `datetime.now(UTC) + timedelta(minutes=10)`
     unique        True: refuse another task with the same type, payload and queue until this one
                   has finished; a duration: also for that long after the enqueue
     unique_key    text to compare in place of type and payload; needs `unique`, `on_duplicate` or

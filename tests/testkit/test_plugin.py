@@ -116,7 +116,7 @@ def test_the_tests_of_the_page_pass(run: Run) -> None:
     files = {name: text for name, text in programs().items() if "django" not in name}
     assert {"shop/tasks.py", "tests/test_crash.py", "tests/test_inline.py"} < files.keys()
     files |= {"pytest.ini": SETTINGS}
-    assert "6 passed" in run(
+    assert "7 passed" in run(
         *PYTEST,
         "-p",
         "pytest_asyncio.plugin",
