@@ -107,9 +107,9 @@ class Registry:
         is the name by which a server imports the module (see `qsync.task_function`).
 
         `retry_for` limits retries to errors of these classes; `()`: to a Retry that the handler
-        raises. An error of a class in
-        `dont_retry_for` makes the task dead at once. A timeout is a TimeoutError. A `retry_delay`
-        that is a `def (attempt, error)` stays with the function; any other goes with each task.
+        raises. An error of a class in `dont_retry_for` makes the task dead at once. A timeout is a
+        TimeoutError. A `retry_delay` that is a `def (attempt, error)` stays with the function; any
+        other goes with each task.
 
         The payload is a map of the arguments by name. They may be values that msgpack can carry,
         dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
@@ -260,10 +260,9 @@ class Registry:
         missed     what to enqueue for ticks that are over 30 s late, as no server was running:
                    nothing ("skip"), one task for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
-        name       name of the schedule for all servers; by default the name of the task. A second
-                   schedule of a task needs one
+        name       name of the schedule for all servers; by default the name of the task
 
-        A plain function becomes a task with this name, which is its type; `executor`, `middleware` and the options are
+        A plain function becomes a task with this name; `executor`, `middleware` and the options are
         as for `task`. If the function is a task, the options override the task's.
         Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
         has no value, or `id`, `deadline` or `process_at` is given: these differ from tick to tick.
