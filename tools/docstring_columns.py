@@ -47,9 +47,11 @@ def all_rows(docstring: str) -> dict[str, str]:
 
 
 def to_markdown(docstring: str) -> str:
-    """Return the docstring with its columns as lists."""
+    """Return the docstring with its columns as lists, and its trees as blocks of code."""
     return "\n\n".join(
-        "\n".join(f"* `{name}`: {text}" for name, text in rows(part)) or part
+        f"```text\n{part}\n```"
+        if "\n├── " in part
+        else "\n".join(f"* `{name}`: {text}" for name, text in rows(part)) or part
         for part in docstring.split("\n\n")
     )
 

@@ -18,6 +18,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 INCLUDE: Final = re.compile(r"(<!-- include (\S+) -->\n).*?(<!-- end of include -->)", re.DOTALL)
+KINDS: Final = {".py": "python", ".go": "go", ".service": "ini", ".env": "ini"}
+"""Language of a code block, by the suffix of its file."""
 
 
 def files_of(page: str) -> list[str]:
@@ -30,7 +32,7 @@ def generated(page: str) -> str:
 
     def shown(match: re.Match[str]) -> str:
         text = (ROOT / match[2]).read_text("utf-8").rstrip("\n")
-        kind = {".py": "python", ".go": "go"}[Path(match[2]).suffix]
+        kind = KINDS[Path(match[2]).suffix]
         return f"{match[1]}\n```{kind}\n{text}\n```\n\n{match[3]}"
 
     return INCLUDE.sub(shown, page)

@@ -2,13 +2,14 @@
 
 Pages link to files outside of docs/, as on GitHub; on the site these links lead to the repository.
 CHANGELOG.md and CONTRIBUTING.md become pages. `llms.txt` lists all pages, whose Markdown stands
-beside them.
+beside them, with the docstrings that the pages show.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,10 @@ from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # MkDocs loads this file by its path
+
+from tools.api_markdown import expanded  # noqa: E402 - needs the path above
+
 BRANCH: Final = "main"
 
 FROM_ROOT: Final = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
@@ -44,8 +49,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def resolved(match: re.Match[str]) -> str:
         return _target(match[1], source, uri, config)
 
-    texts[uri] = LINK.sub(resolved, markdown)
-    return texts[uri]
+    text = LINK.sub(resolved, markdown)
+    texts[uri] = expanded(text)
+    return text
 
 
 def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:

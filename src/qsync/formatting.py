@@ -152,8 +152,11 @@ def plain_number(value: float) -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra, as in the README."""
-    return f"pip install '.[{extra}]' in a clone of qsync"
+    """Return how to install an extra, for any way in which qsync was installed.
+
+    The package may come from an index, a wheel or a clone; docs/index.md has their commands.
+    """
+    return f"install qsync-py[{extra}]"
 
 
 def printable(text: str) -> str:

@@ -139,7 +139,7 @@ import {module}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ModuleNotFoundError: {needs}")
-    assert last.endswith(f"is not installed: pip install '.[{extra}]' in a clone of qsync")
+    assert last.endswith(f"is not installed: install qsync-py[{extra}]")
 
 
 # Where the store is.

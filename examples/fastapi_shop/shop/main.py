@@ -3,13 +3,13 @@
 import html
 import os
 import secrets
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from qsync import InvalidTask, TaskNotFound
+from qsync import InvalidTask, StoreUnavailable, TaskNotFound
 from qsync.contrib.fastapi import QueueClient, lifespan, mount_dashboard
 from shop.tasks import app, pack
 
@@ -43,14 +43,26 @@ async def status(order: str, client: QueueClient) -> str:
     return page("Order", f"<p>Your order is {task.state}.</p>", refresh=True)
 
 
-async def staff(user: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> None:
+@api.exception_handler(StoreUnavailable)
+async def store_is_away(request: Request, error: StoreUnavailable) -> HTMLResponse:
+    text = page("Sorry", "<p>We cannot take orders right now. Please try again.</p>")
+    return HTMLResponse(text, 503, {"Retry-After": "5"})
+
+
+async def staff(
+    request: Request, user: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]
+) -> None:
     password = os.environ.get("SHOP_STAFF_PASSWORD", "")
-    given = user.password.encode()
-    if not password or not secrets.compare_digest(given, password.encode()):
+    if not password or not secrets.compare_digest(user.password.encode(), password.encode()):
         raise HTTPException(401, "For staff only.", {"WWW-Authenticate": "Basic"})
+    request.state.operator = user.username
 
 
-mount_dashboard(api, "/ops", app, dependencies=[Depends(staff)])
+def operator(request: Any) -> str:
+    return str(request.state.operator)
+
+
+mount_dashboard(api, "/ops", app, dependencies=[Depends(staff)], auth=operator, read_only=False)
 
 
 def page(title: str, *parts: str, refresh: bool = False) -> str:

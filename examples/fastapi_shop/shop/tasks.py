@@ -6,7 +6,7 @@ import os
 from qsync import Qsync
 
 # Without QSYNC_URL the store is a private Valkey in the folder .qsync.
-app = Qsync(os.environ.get("QSYNC_URL") or "embedded://", prefix="fastapi-shop")
+app = Qsync(os.environ.get("QSYNC_URL") or "embedded://", prefix="fastapi-shop", patience=3)
 
 
 @app.task(retry=5, timeout=30, retention=3600)

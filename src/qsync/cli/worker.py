@@ -61,7 +61,8 @@ def worker(
     running tasks to end, and delays other tasks for at most 1 s more.
 
     Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal
-    stops at once. SIGHUP replaces the processes one after another with the current code.
+    stops at once. SIGHUP replaces the processes one after another with the current code; under
+    nohup it is ignored, so use a supervisor or setsid there.
 
     Options override the server settings of the app, e.g. `Qsync(timeout=60)`.
     """
