@@ -47,7 +47,7 @@ class _EditsMixin(_TasksMixin):
         With `retry` the task becomes pending now, as by `run`; with `delay` a scheduled or retried
         one is due then. The task keeps its id, options, limits and unique lock, and its former
         payload (TaskDetail.edits). `too_late` if it is in another state or was changed meanwhile;
-        InvalidTask if `payload` is too large or of another kind, or `payload_version` not `version`.
+        InvalidTask if it is too large or of another kind, or if `payload_version` is not `version`.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)
