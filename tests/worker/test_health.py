@@ -819,4 +819,4 @@ async def test_health_port_without_prometheus_client_says_that_metrics_are_off(
     assert len(said) == (not installed)
     for record in said:
         assert record.levelno == logging.INFO
-        assert "pip install prometheus-client" in record.message
+        assert "install qsync-py[prometheus]" in record.message

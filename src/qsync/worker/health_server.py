@@ -18,6 +18,7 @@ import msgspec
 
 from qsync.app import Qsync
 from qsync.errors import InvalidTask, QsyncError
+from qsync.formatting import install_command
 from qsync.keys import check_name
 from qsync.server import health
 from qsync.server.health import HealthVerdict, ProcessHealth
@@ -42,8 +43,6 @@ LISTS: Final = 8
 """Number of queue lists, besides the worker's own, whose samples are kept."""
 
 log: Final = logging.getLogger("qsync.worker")
-
-_INSTALL: Final = "pip install prometheus-client"
 
 STORE_TIMEOUT_S: Final = 5.0
 """Time that the store has to answer, in seconds."""
@@ -101,7 +100,9 @@ class HealthPort:
         self._loop = asyncio.get_running_loop()
         self._http.start()
         if not counts_tasks():
-            log.info("/metrics of the health port is off; for it, %s", _INSTALL)
+            log.info(
+                "/metrics of the health port is off; for it, %s", install_command("prometheus")
+            )
 
     def close(self) -> None:
         """Stop answering."""
@@ -118,7 +119,8 @@ class HealthPort:
 
     async def _metrics(self, query: Query) -> Response:
         if not counts_tasks():
-            return bad_request(f"metrics need prometheus-client: {_INSTALL}", 404)
+            how = install_command("prometheus")
+            return bad_request(f"metrics need prometheus-client: {how}", 404)
         from qsync.contrib import prometheus
 
         conditions = [
