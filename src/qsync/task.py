@@ -215,16 +215,8 @@ def _times(task: Task) -> tuple[int | None, int | None, int | None]:
     delay = _optional_us("delay", task.delay)
     if task.deadline is not None:
         deadline = datetime_us("deadline", task.deadline)
-        now = datetime.now(UTC)
-        if task.deadline <= now:
+        if task.deadline <= datetime.now(UTC):
             raise InvalidTask(f"deadline: {task.deadline.isoformat()} is already past")
-        start = datetime_us("now", now) + (delay or 0) if process_at is None else process_at
-        if start > deadline:
-            raise InvalidTask(
-                f"{'delay' if process_at is None else 'process_at'}: the task would start at "
-                f"{from_us(start).isoformat()}, after its deadline {task.deadline.isoformat()}, "
-                "and be dead without a run"
-            )
     return process_at, delay, deadline
 
 

@@ -575,11 +575,6 @@ def test_options_of_other_libraries_are_refused_with_what_to_write() -> None:
     }.items():
         with pytest.raises(InvalidTask, match=hint):
             task.build(**{option: 60})
-    soon = datetime.now(UTC) + timedelta(seconds=5)
-    for late in ({"delay": 60}, {"process_at": soon + timedelta(seconds=1)}):
-        with pytest.raises(InvalidTask, match=f"{next(iter(late))}: .* after its deadline"):
-            task.options(deadline=soon, **late)
-    task.options(deadline=soon, delay=1)
     with pytest.raises(ConfigError, match=r"^retry_for: give them to"):
         app.periodic(every=1, retry_for=())(task)
 
