@@ -305,8 +305,7 @@ class Queue:
         sizes = [len(Known(sent, 0).message) for sent in new]
         dropped = self.bounds.make_room(waiting, sizes)
         if isinstance(dropped, Refusal):
-            # An id that the call has twice counts from its first place.
-            room = [sent.id for sent in tasks].index(new[dropped.fitting].id)
+            room = list(tasks).index(new[dropped.fitting])
             bound, limit, count = dropped.bound, dropped.limit, dropped.count
             raise QueueFull("model", bound=bound, limit=limit, count=count, room=room)
         self.unready(dropped)
