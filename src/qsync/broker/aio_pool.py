@@ -102,9 +102,8 @@ class AioPool:
             while True:
                 await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
                 now = loop.time()
-                if (
-                    now - ends > LOOP_BLOCKED_S and not late
-                ):  # the loop was blocked: read what has arrived
+                # If the loop was blocked, read what has arrived.
+                if now - ends > LOOP_BLOCKED_S and not late:
                     ends, late = now + LOOP_BLOCKED_S / 2, True
                 ends = max(ends, self._answered + LINE_S)
                 if turn.done():

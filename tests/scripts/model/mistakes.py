@@ -373,8 +373,7 @@ def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
 
 def opened_limit_tries_nobody() -> contextlib.AbstractContextManager[None]:
     """The waiters of a limit that an operator opens are not tried before its old time."""
-    right = "  redis.call('ZADD', KEYS.openings, to_text(now), limit)\n"
-    return planted("open_limit.lua", right, "")
+    return planted("open_limit.lua", "if open_one_limit(now, limit) then\n", "if true then\n")
 
 
 def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
@@ -396,8 +395,8 @@ def limited_leased_ahead() -> contextlib.AbstractContextManager[None]:
 
 def raised_rule_opens_nothing() -> contextlib.AbstractContextManager[None]:
     """A raised rule does not move the waiters."""
-    right = "    redis.call('ZADD', KEYS.openings, to_text(now), limit)\n"
-    return planted("include/change_rules.lua", right, "")
+    right = "  local name = string.match(field, '^!?(.*)$')\n"
+    return planted("include/change_rules.lua", right, f"{right}  if true then return 1 end\n")
 
 
 def fairness_restarts_beside_waiters() -> contextlib.AbstractContextManager[None]:

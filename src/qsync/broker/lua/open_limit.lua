@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- open_limit: end the time for which RateLimited has closed a limit. Its rule still holds, and a
 -- handler that raises RateLimited again closes it again.
--- include: check_schema preconditions clock wake_server record_event
+-- include: check_schema preconditions clock wake_server open_limits record_event
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] waiters   zset    limit and id of each limited task
 -- KEYS[3] openings  zset    limits by the time at which they open, us
@@ -28,12 +28,7 @@ if tonumber(use) + tonumber(ready) > 0 or tonumber(tat) > now then
 else
   redis.call('HDEL', KEYS.limits, limit)
 end
-local waiter = redis.call(
-  'ZRANGEBYLEX', KEYS.waiters, table.concat({ '[', limit, '\0' }),
-  table.concat({ '(', limit, '\1' }), 'LIMIT', 0, 1
-)[1]
-if waiter then
-  redis.call('ZADD', KEYS.openings, to_text(now), limit)
+if open_one_limit(now, limit) then
   wake_server()
 end
 record_event(now, ARGV.event, 1, {})

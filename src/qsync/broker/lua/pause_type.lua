@@ -2,7 +2,7 @@
 -- pause_type: pause or resume a type of tasks in a queue. Tasks of a paused type become limited:
 -- new tasks at once, pending ones when a fetch reaches them. After a resume, fetches return them to
 -- pending.
--- include: check_schema preconditions ensure_schema clock wake_server record_event
+-- include: check_schema preconditions ensure_schema clock wake_server open_limits record_event
 -- KEYS[1] limit_rules hash  `@` -> paused types, `@<type>` -> pause
 -- KEYS[2] waiters   zset    limit and id of each limited task
 -- KEYS[3] openings  zset    limits by the time at which they open, us
@@ -38,12 +38,7 @@ local function resume_type()
   else
     redis.call('HDEL', KEYS.limit_rules, '@')
   end
-  local waiter = redis.call(
-    'ZRANGEBYLEX', KEYS.waiters, table.concat({ '[', limit, '\0' }),
-    table.concat({ '(', limit, '\1' }), 'LIMIT', 0, 1
-  )[1]
-  if waiter then
-    redis.call('ZADD', KEYS.openings, to_text(now), limit)
+  if open_one_limit(now, limit) then
     wake_server()
   end
 end
