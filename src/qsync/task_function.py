@@ -9,7 +9,6 @@ to `folder/__init__.py`. A function of an interactive session needs a name.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import inspect
@@ -40,6 +39,7 @@ from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, InvalidTask
 from qsync.limit import LimitTemplates
+from qsync.loop_internals import running_loop
 from qsync.mux import Handler, Middleware, make_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.server.current import running
@@ -264,20 +264,16 @@ def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptio
 
 def need_loop(name: str) -> None:
     """Raise ConfigError unless an event loop runs in this thread, as `enqueue` needs it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if running_loop() is None:
         raise ConfigError(
             f"task {name!r}: enqueue() needs a running event loop of asyncio, and there is none in "
             "this thread; use enqueue_sync()"
-        ) from None
+        )
 
 
 def need_no_loop(name: str) -> None:
     """Raise ConfigError if an event loop runs in this thread, which `enqueue_sync` would block."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if running_loop() is None:
         return
     raise ConfigError(
         f"task {name!r}: enqueue_sync() would block the event loop that runs in this "

@@ -15,6 +15,7 @@ from qsync.broker.call import Durability
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import InvalidTask
 from qsync.hooks import Hook, Hooks, log_failure
+from qsync.loop_internals import running_loop
 from qsync.new_task import payload_of
 from qsync.task import Task, TaskInfo
 from qsync.times import datetime_us
@@ -170,9 +171,8 @@ def _info(task: Task, handle: Handle[Any] | AsyncHandle[Any]) -> TaskInfo:
 
 def _run(coroutine: Any) -> None:
     """Run a coroutine to its end, or on the loop that runs in this thread."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = running_loop()
+    if loop is None:
         asyncio.run(coroutine)
         return
     task = loop.create_task(coroutine)

@@ -12,6 +12,9 @@ from qsync.keys import QueueKeys
 REPORTS_READ: Final = 200
 """Maximum number of reports that one call reads."""
 
+MAX_REPORTS: Final = 1000
+"""Maximum number of servers' reports of a queue that an inspector reads."""
+
 FIELDS_READ: Final = 500
 """Maximum number of fields that one call reads."""
 

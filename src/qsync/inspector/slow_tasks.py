@@ -21,9 +21,6 @@ TASKS_READ: Final = 250
 
 SLOW_TASKS_SHOWN: Final = 10
 
-MAX_REPORTS: Final = 1000
-"""Maximum number of servers' reports that are read."""
-
 
 class SlowTask(msgspec.Struct, frozen=True, kw_only=True):
     """A running, completed or dead task; `at` is the start of its last attempt.
@@ -81,7 +78,7 @@ class _SlowTasksMixin(_LiveServersMixin):
                 type_stats_ops.type_stats(
                     keys, [] if offset else [field], reports=at_once, offset=offset
                 )
-                for offset in range(0, MAX_REPORTS, at_once)
+                for offset in range(0, type_stats_ops.MAX_REPORTS, at_once)
             ]
         )
         reports = {name: data for part in parts for name, data in part.reports.items()}

@@ -43,9 +43,6 @@ TASKS_PER_SAMPLE: Final = 500
 MAX_SAMPLES: Final = 2
 """Number of reads, of TASKS_PER_SAMPLE tasks each, that count the tasks of a state by type."""
 
-MAX_REPORTS: Final = 1000
-"""Maximum number of servers' reports that are read."""
-
 
 class _TypesMixin(Base):
     """Operations on types of tasks."""
@@ -137,7 +134,7 @@ class _TypesMixin(Base):
         ]
         calls += [
             type_stats_ops.type_stats(keys, [], reports=type_stats_ops.REPORTS_READ, offset=offset)
-            for offset in range(0, MAX_REPORTS, type_stats_ops.REPORTS_READ)
+            for offset in range(0, type_stats_ops.MAX_REPORTS, type_stats_ops.REPORTS_READ)
         ]
         parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(calls)
         blocks = {field: data for part in parts for field, data in part.blocks.items()}

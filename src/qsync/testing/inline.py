@@ -20,6 +20,7 @@ from qsync.broker.stored_task import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, TaskNotFound
 from qsync.hooks import Hooks
+from qsync.loop_internals import running_loop
 from qsync.message import ENVELOPE_HEAD, Result, decode_message
 from qsync.mux import Mux
 from qsync.new_task import NewTask
@@ -146,11 +147,8 @@ class _Context(PlainContext):
     @property
     def client(self) -> Any:
         """The app's client of this thread: an AsyncClient on an event loop, otherwise a Client."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._app._connections.shared()
-        return self._app._connections.here()
+        connections = self._app._connections
+        return connections.shared() if running_loop() is None else connections.here()
 
 
 class _InlineQueries(TaskQueries):
@@ -284,10 +282,7 @@ CLOSE_S = 10.0
 
 def close_clients(app: Qsync) -> None:
     """Close the app's shared clients of this process and of all event loops."""
-    try:
-        here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-    except RuntimeError:
-        here = None
+    here = running_loop()
     for loop, client in app._connections.by_loop.items():
         if loop is here:
             task = loop.create_task(client.aclose())

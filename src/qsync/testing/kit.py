@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import difflib
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from qsync.app import Qsync
 from qsync.broker.bounds_ops import put_program_bounds
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import QueueKeys
+from qsync.loop_internals import running_loop
 from qsync.task_function import TaskFunction
 from qsync.testing.advance import Advance
 from qsync.testing.asked_task import AnyTask, asked_task
@@ -234,17 +234,14 @@ class SyncKit(_AnyKit):
 
 
 def _check_async(name: str) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        msg = f"{name}: no event loop of asyncio runs here; for anyio, set anyio_backend to asyncio"
-        raise ConfigError(msg) from None
+    if running_loop() is None:
+        raise ConfigError(
+            f"{name}: no event loop of asyncio runs here; for anyio, set anyio_backend to asyncio"
+        )
 
 
 def _check_plain(name: str) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if running_loop() is None:
         return
     raise ConfigError(
         f"{name}: an event loop runs in this thread, and {name}() would block it. In pytest, use "
