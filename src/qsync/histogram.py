@@ -70,7 +70,7 @@ class Cells(NamedTuple):
 
 
 def cells_in(weights: Sequence[float]) -> Cells:
-    """Guess the cells of the median and the 95th percentile from the weights of the buckets.
+    """Estimate the cells of the median and the 95th percentile from the weights of the buckets.
 
     The result is exactly the same on all machines.
     """

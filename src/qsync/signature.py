@@ -240,7 +240,7 @@ class Signature:
     def from_json(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Return the arguments of a call, given as values of JSON, in the types of the annotations.
+        """Convert arguments from JSON values to the types of their annotations.
 
         Arguments without a parameter stay as they are: `bind` refuses them. Raises InvalidTask on a
         mismatch, with the parameter's name.

@@ -1,7 +1,7 @@
-"""What the store's clock says, as far as this context knows. Without I/O.
+"""The store's clock, as known in this context. Without I/O.
 
 All times in the store come from its clock, so "3 min ago" must count from that clock, not from the
-one of the machine that shows it. Until `follow` is called, both clocks are taken to agree.
+one of the machine that shows it. Until `follow` is called, both clocks are assumed to agree.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ def ahead(store_time: datetime) -> float:
 
 
 def follow(ahead_s: float) -> None:
-    """Let `now` be this many seconds ahead of this machine's clock, in the present context."""
+    """Set how many seconds `now` is ahead of this machine's clock, in this context."""
     _ahead_s.set(ahead_s)

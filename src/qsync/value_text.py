@@ -1,4 +1,4 @@
-"""Describes values and exceptions in messages and logs, whatever their own code does."""
+"""Describes values and exceptions in messages and logs, even if their own code raises."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 
 def option(*names: str, **settings: Any) -> Any:
-    """Return an option whose help says itself what its default is."""
+    """Return an option whose help text states its default."""
     return typer.Option(*names, show_default=False, show_envvar=False, **settings)
 
 
 def argument(**settings: Any) -> Any:
-    """Return an argument whose help says itself what its default is."""
+    """Return an argument whose help text states its default."""
     return typer.Argument(show_default=False, show_envvar=False, **settings)
 
 

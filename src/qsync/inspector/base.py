@@ -81,8 +81,8 @@ def cursor_at(place: PageKey, *, until_us: int = 0, action: bytes = b"") -> str:
 
 
 def enqueue_once(keys: QueueKeys, tasks: Sequence[NewTask]) -> Call[list[Enqueued]]:
-    """Return a call that enqueues tasks; repeated after a lost reply, it changes nothing, even if
-    they have left the queue."""
+    """Return a call that enqueues tasks and can be repeated after a lost reply: a repetition does
+    nothing, even if the tasks have left the queue."""
     return ops.enqueue(keys, tasks, sender=new_nonce().hex(), number=1)
 
 

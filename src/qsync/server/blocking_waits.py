@@ -23,7 +23,7 @@ UNSENT_S: Final = 3600.0
 seconds."""
 
 PROBE_S: Final = 0.001
-"""Time of the first wait after a failed one, in seconds: it tells whether the store is back."""
+"""Length of the first wait after a failed one, in seconds. It shows whether the store is back."""
 
 
 class Waiters:

@@ -41,7 +41,7 @@ WAKE_MARGIN_S: Final = 0.0005
 milliseconds."""
 
 RULES_CHECK_S: Final = 0.1
-"""Time between two looks whether the store has the rules of a queue, in seconds."""
+"""Time between two checks whether the store has the rules of a queue, in seconds."""
 
 
 class Round(NamedTuple):

@@ -166,7 +166,7 @@ def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
 
 
 def _has_started(report: ProcessHealth) -> bool:
-    """Return whether a process has begun to take tasks, also if it does not answer just now."""
+    """Return whether a process has begun to take tasks, even if it does not answer now."""
     if report.condition is None:
         return report.was_ready and not report.ended
     return report.condition.started

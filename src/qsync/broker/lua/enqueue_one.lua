@@ -26,8 +26,8 @@ if known[1] ~= '1' then
   ensure_schema(known[1])
 end
 local last = redis.call('HGET', KEYS.calls, ARGV.sender)
--- Almost always the record is `<number> <time>`, and both numbers have as many digits: then they
--- are compared as text.
+-- Nearly always the record is `<number> <time>`, and its number has as many digits as this one, so
+-- they can be compared as text.
 if last and not (#last == #ARGV.number + 17 and last < ARGV.number) then
   -- here: clock enqueue_replay
   local number, before = tonumber(ARGV.number), last_call(ARGV.sender)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def _ask(question: Callable[[Inspector], Awaitable[T]], by: str = "") -> T:
-    """Return the answer of an inspector, whose changes are recorded with the user's name."""
+    """Ask an inspector that acts for the user `by`, and return its answer."""
 
     async def ask() -> T:
         async with project_app().inspector() as inspector:
