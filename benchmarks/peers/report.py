@@ -21,10 +21,10 @@ takes its tasks with it."""
 HOW = """\
 Every queue does the same work on the same store, a Valkey on the same machine without AOF that is
 emptied before each part; all take a turn in each round, and the figures are medians of the rounds.
-Each runs in an environment of its own with the same interpreter, one server process, hiredis and
-uvloop where it can use them, and settings as its own documentation recommends for speed with
-at-least-once delivery, where it has that. In brackets the ratio to qsync: coroutines with
-coroutines, threads with threads. For rates more is better, for latency and memory less.
+Each queue has its own environment with the same interpreter, one server process, hiredis and uvloop
+where it can use them, and the settings that its documentation recommends for fast at-least-once
+delivery, if it has that. The ratio to qsync is in brackets: coroutines with coroutines, threads
+with threads. For rates more is better, for latency and memory less.
 
 * **drain**: no-op tasks with a payload of 32 bytes that wait when the server starts, by handlers
   of the kind named, 100 at once for coroutines; from the first handler's start to the last one's

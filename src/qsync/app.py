@@ -123,9 +123,9 @@ class Qsync(Registry):
     def server(self, mux: Mux | None = None, **config: Unpack[ServerOptions]) -> Server:
         """Return a new server for the app's tasks and periodic tasks, and the handlers of `mux`.
 
-        The options are those of `qsync.server.config.Config`; the app's options are the defaults.
-        The server does not know tasks that are defined later. Raises ConfigError when two handlers
-        have the same type, or an option is wrong.
+        Takes the options of `qsync.server.config.Config`; the app's options are the defaults. The
+        server does not know tasks that are defined later. Raises ConfigError when two handlers have
+        the same type, or an option is wrong.
         """
         # Imported here, so that programs that only enqueue start sooner.
         from qsync.server.child_context import ChildSetup

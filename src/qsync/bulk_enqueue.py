@@ -39,7 +39,7 @@ def size_of(task: NewTask) -> int:
 
 
 class Chunk(NamedTuple):
-    """The tasks of one call, and their indexes among the tasks of the bulk."""
+    """The tasks of one call, and their indexes among all tasks of the `enqueue_many`."""
 
     indices: Sequence[int]
     tasks: Sequence[NewTask]
@@ -77,7 +77,7 @@ class BulkEnqueue(Generic[T]):
         """Encoded tasks that have options; None for a plain task, which its call encodes."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
-        """Nonces by index, for ids that are repeated in the bulk and for children of a handler."""
+        """Nonces by index, for repeated ids and for tasks that a handler enqueues."""
         self._answered: list[tuple[Chunk, list[Enqueued]]] = []
         """Chunks with their replies whose handles are not made yet."""
         self._check(tasks, payload_limit)

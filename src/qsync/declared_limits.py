@@ -52,7 +52,7 @@ class DeclaredLimits:
                 raise InvalidTask(_two_queues(name, {**uses, queue: task}))
 
     def check_task(self, task: Task, queue: str) -> None:
-        """Raise InvalidTask if a limit of a task to enqueue counts in another queue.
+        """Raise InvalidTask if the task names a limit whose tasks are counted in another queue.
 
         A limit that no task function names counts in the queue of the first such task.
         """

@@ -231,8 +231,9 @@ def _guard(program: str) -> None:
 def _keep(program: str, path: Path, users: int, data: int) -> None:
     """Run Valkey until SIGTERM comes or no user is left; then `users` is locked exclusively.
 
-    When the first Valkey answers, the guardian reports that to the user that started it. A Valkey
-    that ends after it has answered is restarted; one that ends before ends the guardian.
+    When the first Valkey answers, the guardian reports that to the user that started it. If Valkey
+    exits after it has answered once, the guardian restarts it; if it exits before, the guardian
+    exits too.
     """
     stop_requested = False
 

@@ -22,7 +22,7 @@ def stored_size(task: NewTask) -> int:
 def in_parts(
     tasks: Sequence[NewTask], full: QueueFull
 ) -> Generator[Sequence[NewTask], Any, list[Enqueued | Exception]]:
-    """Store the tasks for which a bounded queue has room: each task has a caller of its own.
+    """Store the tasks for which a bounded queue has room: each task has its own caller.
 
     Yields the tasks of the next call, and receives its reply: the outcomes or the error. Returns
     the answer for each task. `full` is the error of the call with all tasks. If a task does not

@@ -54,7 +54,7 @@ class InvalidTask(QsyncError, ValueError):
 class DuplicateTask(QsyncError):
     """Another task holds the id or the unique lock of the task.
 
-    `id` and `queue` are those of the other task: `client.handle(error.id, queue=error.queue)`.
+    `id` and `queue` identify the other task: `client.handle(error.id, queue=error.queue)`.
     """
 
     def __init__(self, message: str, *, id: str, queue: str) -> None:

@@ -149,7 +149,7 @@ class Registry:
         lease, attempts, retries, deadline and result. The shortest timeout of the tasks applies to
         the call. A task that is cancelled while the call runs ends as cancelled when the call ends;
         the call is cancelled once all of its tasks are. A call takes one slot of `concurrency`. A
-        task that a crash of a server has interrupted runs in a call of its own.
+        task that a crash of a server has interrupted runs in its own call.
 
         The other options are as for `task`, but the function runs on the event loop or in a thread,
         never in a process. Raises ConfigError when the name is taken, the function cannot be called

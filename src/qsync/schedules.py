@@ -176,8 +176,8 @@ class Schedules(_AnySchedules):
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
         tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
-        even in another queue. Ticks from before the call are not enqueued for a new schedule. A
-        call that changes nothing keeps ticks that are due; a paused schedule stays paused.
+        even in another queue. A new schedule enqueues no ticks from before the call. A call that
+        changes nothing keeps ticks that are due; a paused schedule stays paused.
 
         Two concurrent calls for one name and two queues may leave a schedule in both; the next call
         for this name leaves one.
@@ -255,8 +255,8 @@ class AsyncSchedules(_AnySchedules):
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
         tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
-        even in another queue. Ticks from before the call are not enqueued for a new schedule. A
-        call that changes nothing keeps ticks that are due; a paused schedule stays paused.
+        even in another queue. A new schedule enqueues no ticks from before the call. A call that
+        changes nothing keeps ticks that are due; a paused schedule stays paused.
 
         Two concurrent calls for one name and two queues may leave a schedule in both; the next call
         for this name leaves one.

@@ -8,7 +8,7 @@ from qsync.task import Task
 
 
 class TaskBuilder(Protocol):
-    """Knows task types whose payload has a form of its own, e.g. those of django.tasks."""
+    """Knows task types whose payload has its own form, e.g. those of django.tasks."""
 
     def build(self, type: str, value: Any) -> Task[Any] | None:
         """Return a task for arguments decoded from JSON (b"" without any); None for a type that it

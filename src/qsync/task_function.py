@@ -266,7 +266,7 @@ def need_loop(name: str) -> None:
     """Raise ConfigError unless an event loop runs in this thread, as `enqueue` needs it."""
     if running_loop() is None:
         raise ConfigError(
-            f"task {name!r}: enqueue() needs a running event loop of asyncio, and there is none in "
+            f"task {name!r}: enqueue() needs a running asyncio event loop, and there is none in "
             "this thread; use enqueue_sync()"
         )
 

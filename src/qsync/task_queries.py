@@ -241,7 +241,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigError(
-                "an AsyncClient needs a running event loop of asyncio, and there is none in this "
+                "an AsyncClient needs a running asyncio event loop, and there is none in this "
                 "thread; use Client"
             ) from None
         if self._loop is not None and self._loop is not loop:

@@ -37,10 +37,10 @@ TYPES: Final = 100
 OTHER: Final = "other"
 
 KEPT_HOURS: Final = 48
-"""Number of hours for which minutes are kept, besides the running one."""
+"""Number of hours for which minutes are kept, besides the current one."""
 
 KEPT_DAYS: Final = 90
-"""Number of days for which hours are kept, besides the running one."""
+"""Number of days for which hours are kept, besides the current one."""
 
 DIRECTORY: Final = "#"
 

@@ -127,7 +127,7 @@ class Broker(BaseBroker["Pool"]):
         raise unavailable(reply, self.address) from reply
 
     def subscribe(self, node: Node | None) -> Subscription:
-        """Return a subscription to a node's sharded channels, on a connection of its own.
+        """Return a subscription to a node's sharded channels, on its own connection.
 
         None: the only node.
         """

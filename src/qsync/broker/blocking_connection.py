@@ -1,7 +1,7 @@
 """Connections of a blocking broker: one exchange at a time, with a time limit each.
 
 redis-py opens and closes the connection, which includes TLS, credentials and the database. In
-between, a `SocketConnection` uses its socket and a parser of its own: redis-py's reading and
+between, a `SocketConnection` uses its socket and its own parser: redis-py's reading and
 writing take more processor time than the rest of an enqueue.
 """
 

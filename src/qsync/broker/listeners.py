@@ -1,6 +1,6 @@
 """Connections that block on wake lists, or that subscribe to channels.
 
-Each uses a connection of its own, without retries, and closes it if a reply is more than
+Each uses its own connection, without retries, and closes it if a reply is more than
 BLOCKING_READ_GRACE_S late.
 """
 

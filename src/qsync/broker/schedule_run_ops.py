@@ -56,7 +56,7 @@ class StoredRun(NamedTuple):
 
     @property
     def ended_ms(self) -> int:
-        """When it ended; of a missed run, its tick."""
+        """Time at which it ended; for a missed run, the time of its tick."""
         return self.tick_ms + self.lag_ms + self.took_ms
 
 

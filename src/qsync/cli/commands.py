@@ -1,4 +1,4 @@
-"""The table of the commands, each in a file of its own that is imported when it is needed."""
+"""The table of the commands, each in its own file, which is imported when needed."""
 
 from __future__ import annotations
 

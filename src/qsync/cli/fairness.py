@@ -120,7 +120,7 @@ def reset(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Give a fairness key the weight 1 again."""
+    """Reset the weight of a fairness key to 1."""
     with open_store(store) as session:
         if dry_run:
             has_other = key in session.run(session.inspector.weights(queue))

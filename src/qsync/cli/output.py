@@ -111,7 +111,7 @@ def escaped_lines(text: str) -> list[str]:
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool = False) -> None:
-    """Print the rows, one line each; nothing without rows.
+    """Print the rows, one line each; print nothing if there are none.
 
     A table fits the width of the terminal. Nothing is cut if it is `whole`, or outside of a
     terminal.

@@ -133,7 +133,7 @@ Lease = Annotated[float | None, option(
 )]  # fmt: skip
 
 ShutdownTimeout = Annotated[float | None, option(
-    metavar="SECONDS", help="Time that running tasks get after a stop; then they restart "
+    metavar="SECONDS", help="Time that running tasks have to end after a stop; then they restart "
     "elsewhere.  [default: 30]",
 )]  # fmt: skip
 

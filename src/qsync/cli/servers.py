@@ -65,8 +65,8 @@ def list_servers(
     """List the running servers.
 
     RUNNING is the number of tasks that a server runs, and how many it can run, as of its last
-    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are those of this moment, so
-    there may be more of them, and a lease may be of a task that has not begun to run.
+    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current, so there may be
+    more of them, and a lease may belong to a task that has not begun to run.
     """
     _list(tasks, sort, store, output)
 

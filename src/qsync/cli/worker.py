@@ -61,8 +61,8 @@ def worker(
     running tasks to end, and delays other tasks for at most 1 s more.
 
     Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal
-    stops at once. SIGHUP replaces the processes one after another with the current code; under
-    nohup it is ignored, so use a supervisor or setsid there.
+    stops at once. SIGHUP restarts the processes one after another, so that they load the current
+    code. Under nohup, SIGHUP is ignored: use a supervisor or setsid.
 
     Options override the server settings of the app, e.g. `Qsync(timeout=60)`.
     """

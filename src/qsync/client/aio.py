@@ -283,7 +283,7 @@ class AsyncClient(ClientBase):
             reply = await self._reply_to(keys, part, wait, ends)
 
     async def _enqueue_one(self, keys: QueueKeys, task: NewTask, remaining_s: float) -> Enqueued:
-        """Send a task in a call of its own; raise its error."""
+        """Send a task in its own call; raise its error."""
         reply = await self._reply_to(keys, (task,), None, ends_in(remaining_s))
         if isinstance(reply, QsyncError):
             raise reply

@@ -67,7 +67,7 @@ def mount_dashboard(
     """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
 
     Each of `dependencies`, e.g. `Depends(staff)`, runs before every request and refuses it by
-    raising an HTTPException. The other options are those of `qsync.web.create_app`; a function for
+    raising an HTTPException. Also takes the options of `qsync.web.create_app`; a function for
     `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token` and
     `auth` says who has access, or the path is invalid.
     """

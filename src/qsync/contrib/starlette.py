@@ -129,8 +129,8 @@ def mount_dashboard(
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
 
-    The options are those of `qsync.web.create_app`. Raises ConfigError when neither `token` nor
-    `auth` says who has access, or the path is invalid.
+    Takes the options of `qsync.web.create_app`. Raises ConfigError when neither `token` nor `auth`
+    says who has access, or the path is invalid.
     """
     if not isinstance(site, Starlette):
         raise ConfigError(f"site: {shorten(site)} is not a Starlette application")

@@ -78,7 +78,7 @@ SCAN_SIZE: Final = 1000
 """Number of keys or queue names that the store scans in one step."""
 
 MAX_DAMAGES: Final = 10_000
-"""Largest number of damages reported per queue; run the audit again after a repair."""
+"""Maximum number of problems reported per queue; run the audit again after a repair."""
 
 LEASE_US: Final = 30_000_000
 """Time to renew the lease of a task that a repair made active again, in microseconds."""
@@ -190,7 +190,7 @@ class Auditor:
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
         """Repair what can be repaired; return the number of repairs by kind.
 
-        It is lower than the number of damages if some of them have changed since the audit.
+        It is lower than the number of problems if some of them have changed since the audit.
         """
         repairs: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}

@@ -76,7 +76,7 @@ class _BoundsMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def reset_weight(self, queue: str, key: str) -> Change:
-        """Give a fairness key the weight 1 again; `not_found` if it has no other."""
+        """Reset the weight of a fairness key to 1; `not_found` if it has no other."""
         call = bounds_ops.set_weight(self._keys(queue), _check_key(key), None)
         event = self._actor.event("weight.reset", key)
         changed = await self._broker.run(recorded(call, event))

@@ -103,9 +103,9 @@ class _EditsMixin(_TasksMixin):
     ) -> Change:
         """Enqueue a copy of a task in any state, with another payload if one is given.
 
-        `id` and `queue` of the outcome are those of the copy. It has the options of the task, all
-        attempts and the header `qsync-copy-of`, but neither deadline nor unique lock. `into`
-        is another queue.
+        The `id` and `queue` of the outcome identify the copy. It has the options of the task, all
+        attempts and the header `qsync-copy-of`, but neither deadline nor unique lock. `into` is
+        another queue.
         """
         shown = await self._show(id, queue)
         if shown is None:

@@ -1,4 +1,4 @@
-"""Reading the record of operators' actions."""
+"""Reads the record of operators' actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading limits, and the rules that operators set."""
+"""Reads limits, and sets and removes the rules of operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading queues, and pause, resume, purge and forget."""
+"""Reads, pauses, resumes, purges and forgets queues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and changing the schedules of programs and of the store."""
+"""Reads and changes the schedules of programs and of the store."""
 
 from __future__ import annotations
 

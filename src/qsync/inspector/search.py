@@ -95,7 +95,7 @@ class _SearchMixin(_BulkMixin):
     ) -> SearchPage:
         """Return a page of the tasks that a search finds, from the cursor of an earlier page on.
 
-        About 1000 tasks are read, of the first 5,000 queues. Parse the query by `parse_search`.
+        Reads about 1000 tasks, from the first 5,000 queues. `parse_search` parses the query. Raises
         InvalidTask if the cursor is invalid.
         """
         _, targets, later = await self._targets(query, query.states)

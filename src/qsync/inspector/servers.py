@@ -1,4 +1,4 @@
-"""Reading servers and their running tasks, and the orders quiet and stop."""
+"""Reads servers and their running tasks, and tells servers to be quiet or to stop."""
 
 from __future__ import annotations
 

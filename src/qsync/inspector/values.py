@@ -292,7 +292,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
 
-    `at` is the new due time of a task that was rescheduled; `id` and `queue` are those of a copy.
+    `at` is the new due time of a task that was rescheduled; `id` and `queue` identify a copy.
     `phrase` is `why` as a template and its values, for a translation.
     """
 

@@ -129,7 +129,8 @@ class CrashIsolation:
         return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Return whether suspects wait for a slot, or for suspects that others have joined."""
+        """Return whether suspects wait: for suspects that other tasks have joined, or to start
+        together."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)

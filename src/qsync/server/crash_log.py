@@ -34,7 +34,7 @@ STORE_TIMEOUT_S: Final = 5.0
 
 
 class CrashLog:
-    """Logs the tasks that fetches recovered, in the background."""
+    """Logs, in the background, the tasks that fetches recovered."""
 
     def __init__(self, broker: AsyncBroker, hooks: HookCalls | None = None) -> None:
         self._broker = broker

@@ -51,10 +51,9 @@ class HandlerFinder:
 
     def _warn(self, queue: str, type: str, server: str) -> None:
         log.warning(
-            "server %s has a handler for type %s and serves queue %s of prefix %s as well: two "
-            "programs with different tasks hand each other's tasks back and forth, which delays "
-            "them. Give each program a prefix or a queue of its own; while a new version is rolled "
-            "out this is expected",
+            "server %s has a handler for type %s and also serves queue %s of prefix %s: two "
+            "programs with different tasks hand each other's tasks back, which delays them. Give "
+            "each program its own prefix or queue. During a rolling deploy this is expected",
             server, printable(type), queue, self._keys.prefix,
             extra={"queue": queue, "task_type": type},
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """Starts runs. Runs that end without awaiting anything share one asyncio task.
 
 Creating and scheduling an asyncio task costs as much as all other work that a server does for a
-message. A handler that awaits nothing does not need a task of its own: the starter takes the first
+message. A handler that awaits nothing does not need its own task: the starter takes the first
 step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
-starter continues in a new one. Each handler still sees an asyncio task and a context of its own.
+starter continues in a new one. Each handler still has its own asyncio task and context.
 
 The starter takes tasks from those that are ready one at a time, for up to YIELD_AFTER_S, and then
 settles all that have ended in this turn at once.
@@ -50,7 +50,7 @@ class Runs(Protocol):
         """Take the tasks that may start now, in their order, while slots are free."""
 
     def begin(self, leased: LeasedTask, way: BoundHandler) -> None:
-        """Start a run in an asyncio task of its own."""
+        """Start a run in its own asyncio task."""
 
     def occupy(self, leased: LeasedTask) -> None:
         """Count a run that has a slot until it ends."""

@@ -169,7 +169,7 @@ class LeaseKeeper:
 
 
 class ThreadLeaseKeeper:
-    """Keeps the leases of one node in a heartbeat thread, on a connection of its own."""
+    """Keeps the leases of one node in a heartbeat thread, on its own connection."""
 
     def __init__(self, broker: Broker, lease_s: float, outage: Outage) -> None:
         self._broker = broker

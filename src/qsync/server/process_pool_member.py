@@ -1,6 +1,6 @@
 """One process for `def` handlers, as the server sees it: its sockets, and the calls sent to it.
 
-The process leads a session of its own, so that programs started by its handlers are killed with it.
+The process leads its own session, so that programs started by its handlers are killed with it.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class Runner:
         return True
 
     def begin(self, leased: LeasedTask, way: BoundHandler) -> None:
-        """Start a task in an asyncio task of its own."""
+        """Start a task in its own asyncio task."""
         if way.suspended_recently:
             way.suspended_recently -= 1
         self.occupy(leased)

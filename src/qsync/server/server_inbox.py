@@ -90,8 +90,9 @@ class ServerInbox:
     async def announce(self) -> None:
         """Publish the server's record twice per lease duration, until cancelled.
 
-        The first is published when the inbox is empty, since operators who see it may send orders,
-        and not later than EMPTY_S: the inbox may lie on a node of a cluster that is away.
+        The first record is published once the inbox is empty, because operators who see the server
+        may send it orders. After EMPTY_S it is published in any case: the cluster node that holds
+        the inbox may be down.
         """
         every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
         with contextlib.suppress(TimeoutError):

@@ -50,7 +50,7 @@ class Loops:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start the coroutines, each in an asyncio task of its own."""
+        """Start the coroutines, each in its own asyncio task."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._guard(work)) for work in self._works]
 

@@ -1,7 +1,7 @@
 """Detects runs that exceed their timeout, with one timer for all runs.
 
 Runs with the same timeout expire in the order of their start. So one queue per timeout is enough,
-and no run pays for a timer of its own.
+and no run pays for its own timer.
 """
 
 from __future__ import annotations

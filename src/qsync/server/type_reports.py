@@ -46,7 +46,7 @@ from qsync.type_rolls import (
 log: Final = logging.getLogger("qsync.server")
 
 REPORT_S: Final = 15.0
-"""Time between two reports of the running minute, in seconds."""
+"""Time between two reports of the current minute, in seconds."""
 
 STORE_TIMEOUT_S: Final = 1.0
 """Longest time that a report waits for the store, in seconds."""
@@ -80,10 +80,10 @@ class TypeReports:
         self._outage = outage
         self._failing = False
         self._base: dict[tuple[str, str], TypeCounts] = {}
-        """Counts at the beginning of the running minute, by queue and type."""
+        """Counts at the beginning of the current minute, by queue and type."""
         self._minute = 0
         self._sent: dict[str, int] = {}
-        """Number of runs in the last report of the running minute, by queue."""
+        """Number of runs in the last report of the current minute, by queue."""
         self._started = boot_s()
         self._start_reported: set[str] = set()
         """Queues to which the server's start has been reported."""
@@ -119,7 +119,7 @@ class TypeReports:
         return max((queue.store_time_us() for queue in self._queues.values()), default=0)
 
     async def report(self, *, last: bool = False) -> dict[str, int]:
-        """Report the running minute, or the one that has just ended; `last`: for the last time.
+        """Report the current minute, or the one that has just ended; `last`: for the last time.
 
         Returns the minute before which reports of a queue can be rolled up, by queue; only queues
         that have such reports.
@@ -189,7 +189,7 @@ class TypeReports:
         return []
 
     def _since_base(self, counts: Mapping[tuple[str, str], TypeCounts]) -> dict[str, Counts]:
-        """Return what was counted in the running minute, by queue and type."""
+        """Return what was counted in the current minute, by queue and type."""
         changes: dict[str, Counts] = {}
         for (queue, type), row in counts.items():
             since = _difference(row, self._base.get((queue, type)))

@@ -1,7 +1,7 @@
 """Waits for tasks in many queues of a cluster, with one connection per node instead of per queue.
 
 A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. The
-server subscribes to a channel of its own in each queue, and then registers there as idle
+server subscribes to its own channel in each queue, and then registers there as idle
 (`mark_idle`). A script that adds a task removes one idle server's id and sends that server a
 message. From then on the server is not idle in that queue, until it registers again.
 

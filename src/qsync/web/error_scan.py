@@ -88,7 +88,8 @@ class ErrorScanner:
     async def errors_since(self, queue: str, since: datetime) -> int | None:
         """Return the number of different errors of tasks that died in a queue since a time.
 
-        It is that of the last scan, None if there is none yet. Begin a new scan if the last is old.
+        It comes from the last scan; None before the first one. Begins a new scan if the last is
+        old.
         """
         self._begin_if_old()
         if queue not in self._dead_of and self._task is not None:

@@ -63,7 +63,7 @@ async def set_weight(site: Site, request: Request) -> Response:
 
 
 async def reset_weight(site: Site, request: Request) -> Response:
-    """Give a fairness key the weight 1 again."""
+    """Reset the weight of a fairness key to 1."""
     form = await site.form(request)
     name, key = form.text("queue"), form.text("key")
     change = await site.acting(request).reset_weight(name, key)

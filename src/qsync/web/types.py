@@ -30,7 +30,7 @@ EARLIER: Final[dict[Period, str]] = {
     "1h": marked("yesterday at this time"), "24h": marked("the day before"),
     "7d": marked("the week before"), "90d": "",
 }  # fmt: skip
-"""What the faint line of a period shows."""
+"""Label of the faint line in the charts of each period."""
 
 QUEUES_SHOWN: Final = 100
 

@@ -184,7 +184,7 @@ class Scaler:
                 1, math.ceil((arriving + now.pending / goal.target_s) / per_worker - 1e-9)
             )
         else:
-            # No attempt has ended yet, so tasks may take long: give each task a slot of its own.
+            # No attempt has ended yet, so tasks may take long: give each task its own slot.
             desired = math.ceil(in_hand / slots) if slots else 1
         if slots:  # do not remove workers that run tasks
             desired = max(desired, math.ceil(now.active / slots))

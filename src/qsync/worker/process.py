@@ -105,7 +105,7 @@ class Child:
 
     @property
     def failed_to_start(self) -> bool:
-        """Whether the child ended before it was ready, or soon after with an error of its own.
+        """Whether the child ended before it was ready, or soon after with its own error.
 
         A child that is killed while it serves has started: one of its tasks may have killed it.
         Such a task is dead once it has killed `max_crashes` servers.

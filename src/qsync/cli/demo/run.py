@@ -99,7 +99,7 @@ class DemoClient:
             self._ledger.wrong["typed"] += counts != tasks.count(offset)
 
     async def unique(self) -> None:
-        """Enqueue the same 20 tasks by 8 clients at once, each in an order of its own."""
+        """Enqueue the same 20 tasks by 8 clients at once, each in its own order."""
         holders = defaultdict[str, set[str]](set)
 
         async def call(seed: int) -> None:
@@ -174,7 +174,7 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def _worker(self) -> AsyncIterator[None]:
-        """Run `qsync worker` in a process of its own; raise DemoError if it ends by itself."""
+        """Run `qsync worker` in a separate process; raise DemoError if it ends by itself."""
         self._screen.tell(f"$ qsync {' '.join(WORKER)}")
         log = self._folder / "worker.log"
         # PR_SET_PDEATHSIG: the system ends the worker if the demo is killed.

@@ -12,8 +12,8 @@ from django.db import transaction
 class CommitCallback:
     """A call that waits for the commit of a transaction.
 
-    Django keeps it in its list after `captureOnCommitCallbacks` has made the call, so the object
-    records that itself. A rollback drops it.
+    `captureOnCommitCallbacks` leaves the object in the list of Django after the call, so the object
+    records itself that it was called. A rollback drops it.
     """
 
     def __init__(self, database: str, send: Callable[[], None]) -> None:

@@ -33,7 +33,8 @@ def _nothing(id: str, created: bool, /) -> None:
 
 
 class ProjectSender:
-    """Sends tasks as the setting ENQUEUE says, which is read at each enqueue.
+    """Sends tasks at the time that the setting ENQUEUE selects; the setting is read at each
+    enqueue.
 
     A task of an open transaction gets its id at once. `created` of its handle is False, since the
     store does not have it yet.

@@ -49,7 +49,7 @@ WITHOUT_LOCKS: Final = "sqlite"
 def make_table(name: str, metadata: MetaData) -> Table:
     """Return the table of an outbox. Raise ConfigError if the metadata is wrong or has it already.
 
-    MySQL needs types of its own: its BLOB ends at 64 KiB, and its DATETIME has whole seconds.
+    MySQL needs other types: its BLOB holds at most 64 KiB, and its DATETIME only whole seconds.
     """
     if not isinstance(metadata, MetaData):
         raise ConfigError(

@@ -23,8 +23,8 @@ local function message_idle_server()
 end
 
 -- Wake one server. An element that is in the list already wakes the next server that blocks on it.
--- `there` is what EXISTS returns for both keys if the script has asked already: idle servers count
--- 2, the element 1.
+-- `there` is the reply of `EXISTS idle idle wake`, if the script has it already: 2 if servers are
+-- idle, plus 1 if the list has an element.
 local function wake_server(there)
   there = there or redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
   if there == 1 or there ~= 0 and message_idle_server() or there == 3 then

@@ -18,11 +18,11 @@ HELP: Final = """Run the tasks of the project until stopped.
 
 For example: manage.py qsync_worker --processes 4 --queues mail=3,default=1
 
-Ctrl-C or SIGTERM stops: running tasks may continue for the shutdown timeout; a second one stops at
-once. SIGHUP replaces the processes one after another, by ones that load the current code.
+Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal stops at
+once. SIGHUP restarts the processes one after another, so that they load the current code.
 
-Options override those of the setting QSYNC. --settings, --pythonpath and --skip-checks are those of
-every command of Django."""
+Options override the setting QSYNC. --settings, --pythonpath and --skip-checks work as in every
+Django command."""
 
 QUEUES: Final = (
     "Queues to serve, with weights that share the free slots, e.g. mail=3,default=1; a weight is 1 "
