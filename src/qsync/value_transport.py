@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
+from datetime import datetime, time
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from qsync import codec, msgpack_extensions
 from qsync.convert import MISFITS, Convert, is_steady, leaves, misfit
-from qsync.round_trip_check import difference
+from qsync.msgpack_extensions import model_fields
 
 
 class ValueTransport:
@@ -85,3 +87,90 @@ class ValueTransport:
             else inspect.formatannotation(annotation)
         )
         return f"expected {name}, got {type_name}"
+
+
+def difference(sent: Any, got: Any) -> str | None:
+    """Return where and how `got` differs from `sent`, without values; None when they are equal."""
+    cls = type(sent)
+    if cls is not type(got):
+        if cls in (int, bool) and type(got) is float and got == sent:
+            return None  # int for float: type checkers accept it, and the number does not change
+        return f": {cls.__qualname__} would arrive as {type(got).__qualname__}"
+    if cls is list or cls is tuple:
+        return _items(sent, got)
+    if cls is dict:
+        return _dicts(sent, got)
+    fields = _fields(sent)
+    if fields is not None:
+        return _records(fields, _fields(got) or {})
+    return None if _equal(sent, got) else f": {cls.__qualname__} would arrive with another value"
+
+
+def _equal(sent: Any, got: Any) -> bool:
+    if isinstance(sent, datetime | time):
+        return _mark(sent) == _mark(got)
+    if isinstance(sent, Decimal):
+        return bool(sent.as_tuple() == got.as_tuple())
+    if isinstance(sent, set | frozenset):
+        return {*map(_mark, sent)} == {*map(_mark, got)}
+    if isinstance(sent, float) and sent != sent:
+        return bool(got != got)
+    return bool(sent == got)
+
+
+def _mark(value: Any) -> tuple[type, Any]:
+    """Return a key that is equal for a value and an exact copy of it.
+
+    Datetimes are compared by their ISO text: `==` ignores offsets, and calls times of a repeated
+    hour unequal. Without a time zone `fold` counts too; with one, the offset contains it.
+    """
+    if isinstance(value, datetime | time):
+        fold = value.fold if value.tzinfo is None else None
+        return type(value), (value.isoformat(), fold)
+    return type(value), value
+
+
+def _items(sent: Any, got: Any) -> str | None:
+    if len(sent) != len(got):
+        return ": it would arrive with another length"
+    for index, (one, other) in enumerate(zip(sent, got, strict=True)):
+        if (problem := difference(one, other)) is not None:
+            return f"[{index}]{problem}"
+    return None
+
+
+def _dicts(sent: dict[Any, Any], got: dict[Any, Any]) -> str | None:
+    arrived = {_mark(key): value for key, value in got.items()}
+    if len(sent) != len(got) or {*map(_mark, sent)} != set(arrived):
+        return ": it would arrive with other keys"
+    for key, value in sent.items():
+        if (problem := difference(value, arrived[_mark(key)])) is not None:
+            return f"[{key!r}]{problem}" if type(key) in (int, str) else f"[...]{problem}"
+    return None
+
+
+def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
+    for name, value in sent.items():
+        if name not in got:
+            return f".{name}: it would be lost"
+        if (problem := difference(value, got[name])) is not None:
+            return f".{name}{problem}"
+    return None
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a record by name; None when the value is no record."""
+    cls = type(value)
+    if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
+        inside = model_fields(value)
+        fields = inside if isinstance(inside, dict) else {"root": inside}
+        return {**fields, **(value.__pydantic_private__ or {})}
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in cls.__struct_fields__}
+    if hasattr(cls, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in cls.__dataclass_fields__}
+    if hasattr(cls, "__attrs_attrs__"):
+        return {attribute.name: getattr(value, attribute.name) for attribute in cls.__attrs_attrs__}
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return dict(zip(cls._fields, value, strict=True))
+    return None

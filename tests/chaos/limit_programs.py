@@ -21,7 +21,6 @@ from typing import Any, Final
 # Imported before the programs are forked, as is all else.
 import qsync.broker.aio_pool
 import qsync.broker.blocking_pool
-import qsync.server.handler_stacks
 import qsync.server.server
 import qsync.server.server_inbox
 import qsync.server.stored_ticks  # noqa: F401

@@ -13,7 +13,7 @@ from sentry_sdk.transport import Transport
 
 from qsync import ConfigError, Qsync, Retry, SkipRetry, Snooze
 from qsync.contrib import opentelemetry, sentry
-from qsync.contrib.sentry.monitors import config_of, slug_of
+from qsync.contrib.sentry.instrumentation import config_of, slug_of
 from qsync.schedule import Cron, Every
 from tests.support.stores import Store, wait_until_async
 

@@ -19,7 +19,6 @@ from qsync.broker import (
     schedule_ops,
     schedule_run_ops,
     type_ops,
-    type_stats_ops,
 )
 from qsync.broker.acl import scripts
 from qsync.broker.call import Call
@@ -213,10 +212,10 @@ OTHER: dict[str, Make] = {
     "unregister": lambda rig, held: registry_ops.unregister(rig.globals, ["a"]),
     "pause": lambda rig, held: operator_ops.pause(rig.keys, b"me"),
     "resume": lambda rig, held: operator_ops.resume(rig.keys),
-    "report_types": lambda rig, held: type_stats_ops.report_types(rig.keys, {"1:s": b"x"}),
+    "report_types": lambda rig, held: type_ops.report_types(rig.keys, {"1:s": b"x"}),
     "roll_types": lambda rig, held: (
-        rig.run(type_stats_ops.report_types(rig.keys, {"1:s": b"x", "2:s": b"y"})),
-        type_stats_ops.roll_types(rig.keys, b"", ["1:s"], {"#": b"d", "m0:t": b"z", "m1:t": None}),
+        rig.run(type_ops.report_types(rig.keys, {"1:s": b"x", "2:s": b"y"})),
+        type_ops.roll_types(rig.keys, b"", ["1:s"], {"#": b"d", "m0:t": b"z", "m1:t": None}),
     )[-1],
     "note runs": lambda rig, held: schedule_run_ops.note_runs(rig.keys, [Note("daily", 1, "M")]),
     "pause_type": lambda rig, held: type_ops.pause_type(rig.keys, "t", b"me", now_us=rig.now),

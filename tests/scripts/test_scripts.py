@@ -26,7 +26,6 @@ from qsync.broker import (
     schedule_ops,
     schedule_run_ops,
     type_ops,
-    type_stats_ops,
     views,
 )
 from qsync.broker.call import Call
@@ -485,9 +484,9 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         ),
         "open_limit": (limit_ops.open_limit(keys, "a"), 0),
         "list_limits": (limit_ops.list_limits(keys), 0),
-        "report_types": (type_stats_ops.report_types(keys, {"1:s": b"a", "2:s": b"b"}), 2),
-        "roll_types": (type_stats_ops.roll_types(keys, b"", ["1:s"], {"#": b"d"}), 3),
-        "type_stats": (type_stats_ops.type_stats(keys, ["#", "m1:t"], reports=1), 2),
+        "report_types": (type_ops.report_types(keys, {"1:s": b"a", "2:s": b"b"}), 2),
+        "roll_types": (type_ops.roll_types(keys, b"", ["1:s"], {"#": b"d"}), 3),
+        "type_stats": (type_ops.type_stats(keys, ["#", "m1:t"], reports=1), 2),
         "pause_type": (type_ops.pause_type(keys, "t", b"me"), 0),
         "paused_types": (type_ops.paused_types(keys), 0),
         "audit_limits": (limit_ops.audit_limits(keys), 0),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qsync import Mux, Task, TaskInfo
 from qsync.inspector import Inspector
-from qsync.server.handler_stacks import WAITING
+from qsync.server.server_inbox import WAITING
 from tests.support.handlers import wait_for
 from tests.support.server import bench
 from tests.support.stores import Store, wait_until_async

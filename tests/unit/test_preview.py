@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qsync import InvalidTask, Task, codec
 from qsync.inspector.edit_values import payload_as_json
 from qsync.inspector.msgpack_json import STRING_LIMIT, TEXT_LIMIT, preview
-from qsync.inspector.payload_preview import show
+from qsync.inspector.task_detail import show
 from qsync.keys import QueueKeys
 from qsync.message import Message, Result, StoredOptions
 from qsync.web import create_app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qsync.schedule import Every, Missed, Periodic
-from qsync.server.schedule_heap import Entry, ScheduleHeap
+from qsync.server.periodic import Entry, ScheduleHeap
 from qsync.task import Task
 
 GRACE_US = 30_000_000

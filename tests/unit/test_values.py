@@ -31,11 +31,11 @@ from qsync.inspector.msgpack_json import preview
 from qsync.message import Result, decode_message
 from qsync.new_task import new_task
 from qsync.results import decode_result
-from qsync.round_trip_check import difference
 from qsync.server.error_text import ResultNotKept
 from qsync.server.invoke import encode_result
 from qsync.signature import Signature
 from qsync.task import Task, TaskInfo
+from qsync.value_transport import difference
 
 
 def seen(payload: object) -> TaskInfo:

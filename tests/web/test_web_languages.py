@@ -20,7 +20,7 @@ from qsync.schedule import Every, every_phrase
 from qsync.state import TaskState
 from qsync.web import create_app, translation
 from qsync.web.charts import PER_SECOND, line_chart
-from qsync.web.event_details import event_detail
+from qsync.web.event_names import event_detail
 from qsync.web.language import ENGLISH, LANGUAGES, check_language, language_of, preferred, use
 from qsync.web.template_filters import escape_invisible, gettext, ngettext
 from tests.support.dashboard import SAME, visiting

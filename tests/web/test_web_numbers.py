@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qsync import Task, codec
-from qsync.broker import ops, type_stats_ops
+from qsync.broker import ops, type_ops
 from qsync.broker.op_values import Completion
 from qsync.fingerprint import fingerprint_of
 from qsync.formatting import size
@@ -204,7 +204,7 @@ async def fill(made: Bed, chance: random.Random) -> None:
         row = TypeCounts(chance.randint(5, 5000), [chance.randint(0, 500) for _ in OUTCOMES])
         minute = int((await inspector.overview()).at.timestamp()) // 60
         report = {report_field(minute, "s"): encode_report({"t": row})}
-        await made.broker.run(type_stats_ops.report_types(made.keys(queue), report))
+        await made.broker.run(type_ops.report_types(made.keys(queue), report))
         if chance.random() < 0.5:
             await inspector.pause(queue, by="b", why="w")
     for n in range(chance.randint(0, 4)):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from qsync import Task, codec
-from qsync.broker import ops, type_stats_ops
+from qsync.broker import ops, type_ops
 from qsync.broker.op_values import Killed
 from qsync.histogram import cell_of
 from qsync.message import FailedAttempt, Failure
@@ -32,7 +32,7 @@ async def report(web: Visitor, **rows: TypeCounts) -> None:
     now = int((await web.bed.inspector.overview()).at.timestamp()) // 60
     for minute in (now, now - 1440):
         reports = {report_field(minute, "s"): encode_report(rows)}
-        await web.bed.broker.run(type_stats_ops.report_types(web.bed.keys(), reports))
+        await web.bed.broker.run(type_ops.report_types(web.bed.keys(), reports))
 
 
 def counts(started: int, completed: int, dead: int) -> TypeCounts:
@@ -130,7 +130,7 @@ async def test_type_shows_slow_tasks_and_when_its_servers_started(
             )
         }
         reports = {f"s{minute}:w": encode_slow_report(runs), **starts, "v1:x": b"?", "s1:x": b"?"}
-        await bed.broker.run(type_stats_ops.report_types(key, reports))
+        await bed.broker.run(type_ops.report_types(key, reports))
         slow = await bed.inspector.slow_tasks("mail")
         assert [(task.id, task.state, task.server, task.stored) for task in slow] == [
             ("runs", "active", "w", True), ("gone", "completed", "w", False),

@@ -149,7 +149,7 @@ def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
 
 ORPHANS = """
 import ctypes, os, sys, time
-from qsync.worker.zombie_reaper import reap
+from qsync.worker.process import reap
 
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans become children of this one, as of PID 1
 reading, writing = os.pipe()

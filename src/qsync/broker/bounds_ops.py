@@ -6,8 +6,7 @@ import contextlib
 from typing import Any
 
 from qsync.bounds import Bounds, QueueBounds, read_bounds
-from qsync.broker.call import Call, queue_call, queue_query
-from qsync.broker.call_values import now_argument
+from qsync.broker.call import Call, now_argument, queue_call, queue_query
 from qsync.keys import QueueKeys
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Any, Final, Literal, NamedTuple
 
-from qsync.broker.call_values import text_of
+from qsync.broker.call import text_of
 
 SUBSCRIBE: Final = "SSUBSCRIBE"
 UNSUBSCRIBE: Final = "SUNSUBSCRIBE"

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qsync.broker.call import Argument, Call, queue_call, queue_query
-from qsync.broker.call_values import now_argument
+from qsync.broker.call import Argument, Call, now_argument, queue_call, queue_query
 from qsync.broker.stored_task import number, score_us
 from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name

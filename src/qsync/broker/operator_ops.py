@@ -6,8 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from qsync.broker.call import Argument, Call, queue_call, queue_query
-from qsync.broker.call_values import bounded, now_argument, pairs_of, text_of, texts_of
+from qsync.broker.call import (
+    Argument,
+    Call,
+    bounded,
+    now_argument,
+    pairs_of,
+    queue_call,
+    queue_query,
+    text_of,
+    texts_of,
+)
 from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL
 from qsync.keys import QueueKeys

@@ -12,8 +12,18 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from msgspec.structs import replace
 
-from qsync.broker.call import Argument, Call, Durability, Wait, queue_call
-from qsync.broker.call_values import bounded, now_argument, text_of, text_tuple, texts_of
+from qsync.broker.call import (
+    Argument,
+    Call,
+    Durability,
+    Wait,
+    bounded,
+    now_argument,
+    queue_call,
+    text_of,
+    text_tuple,
+    texts_of,
+)
 from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.leased_batch import crash_count, only_tasks, runnable_times, spared_crashes
 from qsync.broker.op_values import (

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
-from qsync.broker.call import Argument, Call, queue_call
-from qsync.broker.call_values import bounded, now_argument
+from qsync.broker.call import Argument, Call, bounded, now_argument, queue_call
 from qsync.broker.enqueue_options import enqueue_options
 from qsync.broker.operator_ops import _note
 from qsync.broker.schedule_run_ops import run_field

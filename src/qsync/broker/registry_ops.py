@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qsync.broker.call import Call
-from qsync.broker.call_values import now_argument
+from qsync.broker.call import Call, now_argument
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys
 

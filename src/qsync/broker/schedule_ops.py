@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from qsync.broker.call import Argument, Call, queue_call, queue_query
-from qsync.broker.call_values import now_argument
+from qsync.broker.call import Argument, Call, now_argument, queue_call, queue_query
 from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.program_schedule_ops import SCHEDULE_SILENCE_US
 from qsync.broker.schedule_run_ops import run_field

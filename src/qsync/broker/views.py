@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qsync.bounds import QueueBounds
-from qsync.broker.call import Argument, Call, queue_call, queue_query
-from qsync.broker.call_values import now_argument, text_of
+from qsync.broker.call import Argument, Call, now_argument, queue_call, queue_query, text_of
 from qsync.broker.queue_replies import bounds_in, counters_of, separate_cancelled
 from qsync.broker.script import load
 from qsync.broker.stored_task import StoredTask, number, score_us

@@ -19,8 +19,7 @@ from qsync.cli.options import (
     Yes,
 )
 from qsync.cli.store import open_store
-from qsync.cli.task_list import TaskQuery, list_matching
-from qsync.cli.task_sort import SortTasks
+from qsync.cli.task_list import SortTasks, TaskQuery, list_matching
 from qsync.state import TaskState
 
 dead: Final = CommandGroup(

@@ -37,8 +37,7 @@ from qsync.cli.options import (
 from qsync.cli.output import escaped_lines, print_json, print_line, print_raw
 from qsync.cli.store import open_store, queue_of, task_missing
 from qsync.cli.task_detail import print_stack, print_task
-from qsync.cli.task_list import ORDER, TaskQuery, list_matching
-from qsync.cli.task_sort import SortTasks
+from qsync.cli.task_list import ORDER, SortTasks, TaskQuery, list_matching
 from qsync.formatting import local_time
 from qsync.inspector import Change, Explanation, Inspector, TaskDetail
 from qsync.inspector.bulk import WAITING

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from datetime import datetime
+from heapq import nsmallest
+from typing import Annotated, Any, Final
 
 import typer
 from msgspec import Struct
@@ -12,17 +14,54 @@ from msgspec import Struct
 from qsync import store_clock
 from qsync.cli.command import USAGE, exit_with
 from qsync.cli.listing import Format, OutputOptions
-from qsync.cli.options import StoreOptions
+from qsync.cli.options import StoreOptions, sort_option
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
 from qsync.cli.prompts import ProgressLine
 from qsync.cli.store import all_queues, exit_unknown_queue, note_no_queue, open_store
-from qsync.cli.task_sort import SORTED_TASKS, first_sorted
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
 from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
+
+SORTED_TASKS: Final = 100_000
+"""Number of tasks after which a sorted list reads no further."""
+
+
+def _sort_time(time: datetime | None) -> float:
+    return float("inf") if time is None else time.timestamp()
+
+
+def _latest(time: datetime | None) -> float:
+    return float("inf") if time is None else -time.timestamp()
+
+
+SORTS: Final[dict[str, Callable[[TaskRow], Any]]] = {
+    "age": lambda row: _sort_time(row.enqueued_at),
+    "due": lambda row: _sort_time(row.due_at),
+    "ended": lambda row: _latest(row.ended_at or row.died_at),
+    "type": lambda row: row.type,
+    "queue": lambda row: row.queue,
+    "attempts": lambda row: -row.ended_attempts,
+    "priority": lambda row: -row.priority,
+    "size": lambda row: -row.size,
+}
+"""Sort keys by name; equal tasks follow in the order of their ids."""
+
+SortTasks = Annotated[str | None, sort_option(
+    SORTS,
+    "Read all matching tasks and sort them: age (oldest first), due (soonest first), ended (latest "
+    "first), type, queue, or attempts, priority or size (largest first).  [default: as they are "
+    "stored, state by state]",
+)]  # fmt: skip
+
+
+def first_sorted(rows: list[TaskRow], sort: str, limit: int) -> list[TaskRow]:
+    """Return the first rows in the order of a column."""
+    key = SORTS[sort]
+    return nsmallest(limit, rows, key=lambda row: (key(row), row.id))
+
 
 ORDER: Final = (
     TaskState.ACTIVE, TaskState.PENDING, TaskState.LIMITED, TaskState.SCHEDULED, TaskState.RETRY,

@@ -13,19 +13,15 @@ from types import TracebackType
 from typing import Self
 
 from qsync.broker.aio import AsyncBroker
-from qsync.inspector.backlog import KeyShares, _BacklogMixin
 from qsync.inspector.bounds import _BoundsMixin
-from qsync.inspector.composition import Composition, _CompositionMixin
+from qsync.inspector.composition import Composition, KeyShares, _CompositionMixin
 from qsync.inspector.edits import _EditsMixin
-from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
-from qsync.inspector.errors import _ErrorsMixin
+from qsync.inspector.error_groups import ErrorGroup, ErrorPart, _ErrorsMixin, merge_groups
 from qsync.inspector.event_values import OperatorEvent
 from qsync.inspector.events import _EventsMixin
 from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.explanation import Explanation, Reason
-from qsync.inspector.fleet import Fleet, LongRun, _FleetMixin
-from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
-from qsync.inspector.limits import _LimitsMixin
+from qsync.inspector.limits import LimitInfo, LimitPage, OperatorRule, _LimitsMixin
 from qsync.inspector.live_servers import HandlerStack
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.monitoring import LastRun, QueueSample, TypeShares, _MonitoringMixin
@@ -33,7 +29,7 @@ from qsync.inspector.queues import Overview, _QueuesMixin
 from qsync.inspector.schedule_runs import Backfill, MissedRun, ScheduleRun, _ScheduleRunsMixin
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
 from qsync.inspector.search_query import SearchQuery, Term, parse_search
-from qsync.inspector.servers import _ServersMixin
+from qsync.inspector.servers import Fleet, LongRun, _ServersMixin
 from qsync.inspector.slow_tasks import SlowTask, _SlowTasksMixin
 from qsync.inspector.type_values import (
     PausedType,
@@ -138,8 +134,6 @@ class Inspector(
     _ScheduleRunsMixin,
     _LimitsMixin,
     _BoundsMixin,
-    _BacklogMixin,
-    _FleetMixin,
     _CompositionMixin,
     _TypesMixin,
     _SlowTasksMixin,

@@ -15,8 +15,8 @@ from qsync import codec
 from qsync.errors import InvalidTask
 from qsync.message import EditedOptions, Message, StoredEdit
 from qsync.phrase import phrase
-from qsync.round_trip_check import difference
 from qsync.task import PAYLOAD_LIMIT
+from qsync.value_transport import difference
 
 OPTIONS_LIMIT: Final = 11 * 1024
 """Largest encoded options, in bytes: lists of tasks read the last 12 KiB of a message."""

@@ -15,7 +15,6 @@ from qsync.broker import bounds_ops, limit_ops, type_ops, views
 from qsync.broker.leased_batch import crash_count
 from qsync.broker.stored_task import lease_until, state_of
 from qsync.errors import InvalidTask
-from qsync.inspector.blockers import Facts, able_servers, blockers_of, quoted_type
 from qsync.inspector.explain_texts import (
     DIED,
     EXPIRED,
@@ -31,7 +30,14 @@ from qsync.inspector.explain_texts import (
     set_aside_sentence,
     shortened,
 )
-from qsync.inspector.explanation import Explanation, Reason
+from qsync.inspector.explanation import (
+    Explanation,
+    Facts,
+    Reason,
+    able_servers,
+    blockers_of,
+    quoted_type,
+)
 from qsync.inspector.limits import info_of
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import decode_task, pause_of, server_of

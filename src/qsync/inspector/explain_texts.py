@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from qsync.inspector.blockers import Facts
-from qsync.inspector.limit_values import LimitInfo
+from qsync.inspector.explanation import Facts
+from qsync.inspector.limits import LimitInfo
 from qsync.message import NORMAL_PRIORITY
 from qsync.phrase import Ordinal, Phrase, phrase, plural_phrase
 from qsync.times import from_us

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from qsync.broker import type_stats_ops, views
+from qsync.broker import type_ops, views
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import DecodedTask, decode_row, server_of
 from qsync.slow_runs import SlowRun, decode_slow_runs, slowest
@@ -71,14 +71,12 @@ class _SlowTasksMixin(_LiveServersMixin):
 
     async def _slow_runs(self, type: str, queue: str, now_us: int) -> list[SlowRun]:
         """Read the slowest completed runs, and the reports that are not merged into them yet."""
-        keys, at_once = self._keys(queue), type_stats_ops.REPORTS_READ
+        keys, at_once = self._keys(queue), type_ops.REPORTS_READ
         field = slow_runs_of(type)
-        parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(
+        parts: list[type_ops.StoredTypeStats] = await self._run_all(
             [
-                type_stats_ops.type_stats(
-                    keys, [] if offset else [field], reports=at_once, offset=offset
-                )
-                for offset in range(0, type_stats_ops.MAX_REPORTS, at_once)
+                type_ops.type_stats(keys, [] if offset else [field], reports=at_once, offset=offset)
+                for offset in range(0, type_ops.MAX_REPORTS, at_once)
             ]
         )
         reports = {name: data for part in parts for name, data in part.reports.items()}

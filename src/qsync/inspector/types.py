@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
 
 from qsync import codec
-from qsync.broker import type_ops, type_stats_ops, views
+from qsync.broker import type_ops, views
 from qsync.broker.event_ops import recorded
 from qsync.broker.truncated import decode_cut
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, pause_of
-from qsync.inspector.type_history import Steps, TypeHistory, fields_of, steps_of
 from qsync.inspector.type_values import (
     PERIODS,
     PausedType,
@@ -23,17 +23,26 @@ from qsync.inspector.type_values import (
     ServerStart,
     TypeInfo,
     TypeList,
+    TypePoint,
     TypeStats,
     run_stats,
 )
 from qsync.inspector.values import Change, Pause
 from qsync.phrase import phrase
-from qsync.server_starts import StoredStart
+from qsync.server_starts import StoredStart, decode_starts, merge_starts
 from qsync.state import TaskState
 from qsync.task import check_type
-from qsync.times import datetime_us, from_us
-from qsync.type_counts import sum_of
-from qsync.type_rolls import DIRECTORY, STARTS_FIELD, decode_directory
+from qsync.times import MINUTE_US, datetime_us, from_us
+from qsync.type_counts import TypeCounts, decode_block, sum_of
+from qsync.type_rolls import (
+    DIRECTORY,
+    STARTS_FIELD,
+    decode_directory,
+    hours_of,
+    merged_reports,
+    minutes_of,
+    reported_starts,
+)
 from qsync.value_text import shorten
 
 LISTED_PERIODS: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
@@ -59,7 +68,7 @@ class _TypesMixin(Base):
         paused = {paused_type.type: paused_type for paused_type in await self.paused_types(queue)}
         pending, pending_of = await self._sample(queue, TaskState.PENDING)
         dead, dead_of = await self._sample(queue, TaskState.DEAD)
-        directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
+        directory = await self._broker.run(type_ops.type_stats(keys, [DIRECTORY]))
         type_ids = decode_directory(directory.blocks[DIRECTORY]).types
         steps = steps_of(period, directory.now_us)
         fields = [field for type in type_ids for field in fields_of(type, steps)]
@@ -99,7 +108,7 @@ class _TypesMixin(Base):
         check_type(type)
         keys = self._keys(queue)
         paused = {each.type: each for each in await self.paused_types(queue)}.get(type)
-        directory = await self._broker.run(type_stats_ops.type_stats(keys, [DIRECTORY]))
+        directory = await self._broker.run(type_ops.type_stats(keys, [DIRECTORY]))
         type_ids = decode_directory(directory.blocks[DIRECTORY]).types
         steps = steps_of(period, directory.now_us)
         before = steps.earlier()
@@ -126,17 +135,17 @@ class _TypesMixin(Base):
         self, queue: str, fields: Sequence[str], type_ids: dict[str, int]
     ) -> TypeHistory:
         """Read fields of the statistics, and the reports that are not in them yet."""
-        keys, at_once = self._keys(queue), type_stats_ops.FIELDS_READ
+        keys, at_once = self._keys(queue), type_ops.FIELDS_READ
         unique = list(dict.fromkeys(fields))
         calls = [
-            type_stats_ops.type_stats(keys, unique[first : first + at_once])
+            type_ops.type_stats(keys, unique[first : first + at_once])
             for first in range(0, len(unique), at_once)
         ]
         calls += [
-            type_stats_ops.type_stats(keys, [], reports=type_stats_ops.REPORTS_READ, offset=offset)
-            for offset in range(0, type_stats_ops.MAX_REPORTS, type_stats_ops.REPORTS_READ)
+            type_ops.type_stats(keys, [], reports=type_ops.REPORTS_READ, offset=offset)
+            for offset in range(0, type_ops.MAX_REPORTS, type_ops.REPORTS_READ)
         ]
-        parts: list[type_stats_ops.StoredTypeStats] = await self._run_all(calls)
+        parts: list[type_ops.StoredTypeStats] = await self._run_all(calls)
         blocks = {field: data for part in parts for field, data in part.blocks.items()}
         reports = {field: data for part in parts for field, data in part.reports.items()}
         # In a thread: a hundred types take tens of milliseconds.
@@ -222,3 +231,107 @@ def _check_period(period: str, known: Sequence[str]) -> None:
                 value=shorten(period), known=", ".join(known),
             )
         )  # fmt: skip
+
+
+class Span(NamedTuple):
+    """The steps of a period; `before`: how many minutes earlier the line to compare with begins."""
+
+    minutes: int
+    number: int
+    before: int
+
+
+SPANS: Final[dict[Period, Span]] = {
+    "1h": Span(1, 60, 1440), "24h": Span(60, 24, 1440), "7d": Span(60, 168, 7 * 1440),
+    "90d": Span(1440, 90, 0),
+}  # fmt: skip
+
+
+class Steps(NamedTuple):
+    """Numbers of the steps to show, in steps since the epoch."""
+
+    span: Span
+    first: int
+    last: int
+
+    def earlier(self) -> Steps | None:
+        """Return the steps of the time before, if there are any."""
+        if not self.span.before:
+            return None
+        shift = self.span.before // self.span.minutes
+        return Steps(self.span, self.first - shift, self.last - shift)
+
+
+def steps_of(period: Period, now_us: int) -> Steps:
+    """Return the steps of a period that ends now."""
+    span = SPANS[period]
+    last = now_us // MINUTE_US // span.minutes
+    return Steps(span, last - span.number + 1, last)
+
+
+def fields_of(type: str, steps: Steps) -> list[str]:
+    """Return the fields of type_stats that have these steps of a type."""
+    span = steps.span
+    if span.minutes == 1:
+        return [minutes_of(hour, type) for hour in range(steps.first // 60, steps.last // 60 + 1)]
+    per_day = 1440 // span.minutes
+    days = range(steps.first // per_day, steps.last // per_day + 1)
+    return [hours_of(day, type) for day in days]
+
+
+class TypeHistory:
+    """The counts of types: stored blocks, and reports that are not in them yet."""
+
+    def __init__(
+        self, blocks: Mapping[str, bytes | None], reports: Mapping[str, bytes], types: Iterable[str]
+    ) -> None:
+        self._blocks = {field: data for field, data in blocks.items() if data}
+        self._fresh = merged_reports(reports, types)
+        self._starts = merge_starts(
+            decode_starts(blocks.get(STARTS_FIELD)), reported_starts(reports), 0
+        )
+
+    def starts(self, type: str, since_us: int) -> list[StoredStart]:
+        """Return the starts of servers with a handler for a type, since a time."""
+        return [
+            start for start in self._starts if start.concerns(type) and start.last_us >= since_us
+        ]
+
+    @property
+    def fresh_types(self) -> set[str]:
+        """Types in the reports."""
+        return set(self._fresh)
+
+    def counts(self, type: str, steps: Steps) -> dict[int, TypeCounts]:
+        """Return the counts of a type by step; steps without any are left out."""
+        parts_of: dict[int, list[TypeCounts]] = {}
+        minutes = steps.span.minutes
+        for field in fields_of(type, steps):
+            base = int(field[1:].partition(":")[0]) * (60 if minutes == 1 else 24)
+            per_step = 24 if minutes > 60 else 1
+            numbers = range(steps.first * per_step - base, (steps.last + 1) * per_step - base)
+            for period, counts in decode_block(self._blocks.get(field), numbers).items():
+                parts_of.setdefault((base + period) // per_step, []).append(counts)
+        for minute, counts in self._fresh.get(type, {}).items():
+            parts_of.setdefault(minute // minutes, []).append(counts)
+        return {
+            number: parts[0] if len(parts) == 1 else sum_of(parts)
+            for number, parts in parts_of.items()
+            if steps.first <= number <= steps.last
+        }
+
+    def points(self, type: str, steps: Steps) -> list[TypePoint]:
+        """Return a point for each step."""
+        counts = self.counts(type, steps)
+        return [
+            TypePoint(
+                at=moment_of_step(steps, number),
+                stats=run_stats(counts[number]) if number in counts else None,
+            )
+            for number in range(steps.first, steps.last + 1)
+        ]
+
+
+def moment_of_step(steps: Steps, number: int) -> datetime:
+    """Return when a step begins."""
+    return from_us(number * steps.span.minutes * MINUTE_US)

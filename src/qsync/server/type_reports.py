@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from qsync.broker import type_stats_ops
+from qsync.broker import type_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.errors import QsyncError
@@ -173,7 +173,7 @@ class TypeReports:
             return []
         queue = self._queues[name]
         report = self._reports(name, minute, rows, starts=starts)
-        call = type_stats_ops.report_types(queue.keys, report)
+        call = type_ops.report_types(queue.keys, report)
         [reply] = await self._broker.run_many([call], ends=ends_in(STORE_TIMEOUT_S))
         if not isinstance(reply, QsyncError):
             self._failing, self._sent[name] = False, runs
@@ -211,7 +211,7 @@ async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
     If another server does so at the same time, one of them changes nothing.
     """
     minute = now_us // MINUTE_US
-    call = type_stats_ops.type_stats(keys, [DIRECTORY], reports=type_stats_ops.REPORTS_READ)
+    call = type_ops.type_stats(keys, [DIRECTORY], reports=type_ops.REPORTS_READ)
     read = await broker.run(call)
     ended = {
         field: data
@@ -224,12 +224,12 @@ async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
     directory = decode_directory(raw)
     merged = merged_reports(ended, directory.types)
     fields, blocks = needed_fields(merged, ended), dict[str, bytes | None]()
-    for first in range(0, len(fields), type_stats_ops.FIELDS_READ):
-        part = fields[first : first + type_stats_ops.FIELDS_READ]
-        blocks |= (await broker.run(type_stats_ops.type_stats(keys, part))).blocks
+    for first in range(0, len(fields), type_ops.FIELDS_READ):
+        part = fields[first : first + type_ops.FIELDS_READ]
+        blocks |= (await broker.run(type_ops.type_stats(keys, part))).blocks
     work = partial(roll, directory, merged, ended, blocks, minute)
     change = work() if len(merged) <= INLINE_TYPES else await asyncio.to_thread(work)
-    call_roll = type_stats_ops.roll_types(keys, raw or b"", list(ended), change.fields)
+    call_roll = type_ops.roll_types(keys, raw or b"", list(ended), change.fields)
     return await broker.run(call_roll)
 
 

@@ -15,11 +15,10 @@ from qsync.keys import QueueKeys
 from qsync.loop_internals import running_loop
 from qsync.task_function import TaskFunction
 from qsync.testing.advance import Advance
-from qsync.testing.asked_task import AnyTask, asked_task
 from qsync.testing.calling_thread import CallingThread, run_on_loop
 from qsync.testing.crash import CrashPlan
 from qsync.testing.drain import Drain
-from qsync.testing.enqueued_tasks import EnqueuedTask, enqueued, matching
+from qsync.testing.enqueued_tasks import AnyTask, EnqueuedTask, asked_task, enqueued, matching
 from qsync.testing.inline import close_clients
 from qsync.testing.store import TestStore, session_store
 from qsync.value_text import shorten

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, QueueInfo, Shown, TaskDetail
 from qsync.inspector.edits import COPY_HEADER
-from qsync.inspector.payload_preview import show as show_bytes
+from qsync.inspector.task_detail import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE, TIMED
 from qsync.inspector.values import refused
 from qsync.phrase import phrase

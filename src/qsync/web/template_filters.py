@@ -17,8 +17,7 @@ from qsync.inspector.msgpack_json import TEXT_LIMIT
 from qsync.phrase import Phrase, filled
 from qsync.web import names, translation
 from qsync.web.attempts import short_server
-from qsync.web.event_details import event_detail
-from qsync.web.event_names import action_name, run_made, run_outcome
+from qsync.web.event_names import action_name, event_detail, run_made, run_outcome
 from qsync.web.language import current
 from qsync.web.names import state_name, state_title
 

@@ -22,12 +22,13 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import re
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -226,3 +227,32 @@ class Child:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
         return f"killed by signal {-code}"
+
+
+REAP_INTERVAL_S: Final = 1.0
+"""Time between two checks for orphans that have ended, in seconds."""
+
+
+def reap(ours: Collection[int]) -> int:
+    """Reap ended processes, up to the first in `ours`, which asyncio reaps; return their number.
+
+    A process that a handler started becomes a child of PID 1 when the handler's process dies.
+    """
+    reaped = 0
+    with contextlib.suppress(ChildProcessError):  # there are no children
+        while True:
+            child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if child is None or child.si_pid in ours:
+                break
+            os.waitpid(child.si_pid, os.WNOHANG)
+            reaped += 1
+    return reaped
+
+
+async def keep_reaping(ours: Callable[[], Collection[int] | None]) -> None:
+    """Reap orphans until cancelled; skip a round while `ours` returns None (not known)."""
+    while True:
+        reapable = ours()
+        if reapable is not None:
+            reap(reapable)
+        await asyncio.sleep(REAP_INTERVAL_S)

@@ -24,8 +24,7 @@ from qsync.server.health import ProcessHealth
 from qsync.server.metrics import MetricRow, MetricTotals
 from qsync.worker.file_watcher import FileWatcher
 from qsync.worker.lease_abandoner import LeaseAbandoner
-from qsync.worker.process import FIRST_S, Child, Plan
-from qsync.worker.zombie_reaper import keep_reaping
+from qsync.worker.process import FIRST_S, Child, Plan, keep_reaping
 
 log: Final = logging.getLogger("qsync.worker")
 

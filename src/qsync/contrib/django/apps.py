@@ -24,7 +24,7 @@ class QsyncConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, prepare the processes of handlers, and find the tasks."""
-        from qsync.contrib.django import checks, handler_process
+        from qsync.contrib.django import checks
         from qsync.contrib.django.database import fresh_connections
 
         checks.register_checks()
@@ -33,8 +33,8 @@ class QsyncConfig(AppConfig):
         # A child process cannot load settings that a program configured in code, which have no
         # name.
         named = ENVIRONMENT_VARIABLE in os.environ
-        if named and handler_process.set_up not in process_pool_child.at_start:
-            process_pool_child.at_start.append(handler_process.set_up)
+        if named and set_up not in process_pool_child.at_start:
+            process_pool_child.at_start.append(set_up)
         _import_tasks()
 
 
@@ -54,3 +54,10 @@ def _import_tasks() -> None:
             f"SystemCheckError: System check identified some issues:\n\nERRORS:\n{shown}\n\n"
             "System check identified 1 issue (0 silenced)."
         ) from None
+
+
+def set_up() -> None:
+    """Load the settings and the apps; a new process calls this before it imports a handler."""
+    import django
+
+    django.setup()
