@@ -149,8 +149,11 @@ class _AnySchedules:
 
     def _delete(self, name: str) -> Trips[bool]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
-        deleted = yield [schedule_ops.delete_schedule(self._keys(queue), name) for queue in queues]
-        return any(deleted)
+        keys = [self._keys(queue) for queue in queues]
+        # Read first: a delete that is repeated because its reply was lost finds nothing.
+        stored = yield [schedule_ops.stored_schedules(of_queue, [name]) for of_queue in keys]
+        deleted = yield [schedule_ops.delete_schedule(of_queue, name) for of_queue in keys]
+        return any(deleted) or any(row is not None for _, [row] in stored)
 
 
 class Schedules(_AnySchedules):

@@ -12,6 +12,7 @@ from qsync import codec
 from qsync.bounds import Bounds
 from qsync.broker import (
     bounds_ops,
+    limit_ops,
     operator_ops,
     ops,
     program_schedule_ops,
@@ -29,6 +30,7 @@ from qsync.broker.schedule_ops import TickRow
 from qsync.broker.schedule_run_ops import Note
 from qsync.broker.script import read
 from qsync.broker.stored_schedules import StoredScheduleRow
+from qsync.limit import LimitRule
 from qsync.message import decode_message
 from tests.scripts.test_ops_locks import LOCK, NAME
 from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, START, Rig, S
@@ -341,6 +343,60 @@ def test_repeated_operation_has_no_further_effect(rig: Rig, name: str) -> None:
     once = rig.dump()
     rig.run(call)
     assert rig.dump() == once
+
+
+ACTIONS: dict[str, Make] = {
+    name: OTHER[name]
+    for name in (
+        "cancel pending", "cancel scheduled", "run scheduled", "run dead", "delete dead",
+        "edit retry and run", "edit dead and run", "resume stored",
+        "delete schedule", "resume_type", "acknowledge dead", "set bounds", "remove bounds",
+        "set weight", "set latency target",
+    )
+} | {
+    "resume": lambda rig, held: (
+        rig.run(operator_ops.pause(rig.keys, b"me")),
+        operator_ops.resume(rig.keys),
+    )[-1],
+    "reset weight": lambda rig, held: (
+        rig.run(bounds_ops.set_weight(rig.keys, "k", 2.5)),
+        bounds_ops.set_weight(rig.keys, "k", None),
+    )[-1],
+    "reset latency target": lambda rig, held: (
+        rig.run(bounds_ops.set_latency_target(rig.keys, S)),
+        bounds_ops.set_latency_target(rig.keys, None),
+    )[-1],
+    "forget schedule": lambda rig, held: (
+        rig.run(
+            program_schedule_ops.publish_schedules(
+                rig.keys, [("hourly", b"r", b"t")], now_us=rig.now
+            )
+        ),
+        program_schedule_ops.forget_schedule(rig.keys, "hourly", silence_us=0, now_us=rig.now),
+    )[-1],
+    "reset limit": lambda rig, held: (
+        rig.run(limit_ops.set_limit(rig.keys, "c", LimitRule(concurrency=2), "ann")),
+        limit_ops.set_limit(rig.keys, "c", None, ""),
+    )[-1],
+    "open limit": lambda rig, held: (
+        rig.client.hset(rig.keys.key("limits"), "c", f"0 0 0 {2**52}"),
+        limit_ops.open_limit(rig.keys, "c"),
+    )[-1],
+}  # fmt: skip
+"""Actions of operators that change one thing."""
+
+
+@pytest.mark.faults(35)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_action_whose_reply_was_lost_answers_the_same_again(rig: Rig, name: str) -> None:
+    call = recorded(ACTIONS[name](rig, queue(rig)), EVENT)
+    before = rig.dump()
+    answer = rig.run(call)
+    assert rig.dump() != before
+    assert rig.run(call) == answer
+    another = event_bytes(EventRecord("task.delete", "ann"), b"87654321", grows=False)
+    if name in ("resume", "reset limit", "delete schedule", "delete dead"):
+        assert not rig.run(recorded(call, another))
 
 
 @pytest.mark.parametrize("name", SETTLE | HOLD)

@@ -14,10 +14,9 @@ local now = clock(ARGV.now)
 local until_us = math.min(now, parse_int(ARGV.through, now))
 local known = math.min(now, parse_int(redis.call('HGET', KEYS.meta, 'dead_known'), 0))
 if until_us <= known then
-  return 0
+  return record_event(now, ARGV.event, 0, {})
 end
 local after = table.concat({ '(', to_text(known) })
 local number = redis.call('ZCOUNT', KEYS.dead, after, to_text(until_us))
 redis.call('HSET', KEYS.meta, 'dead_known', to_text(until_us))
-record_event(now, ARGV.event, number, {})
-return number
+return record_event(now, ARGV.event, number, {})

@@ -77,4 +77,4 @@ end
 if redis.call('HEXISTS', KEYS.tasks, id) == 1 then
   return { 'finished', '' }
 end
-return { 'missing', '' }
+return { record_event(now, ARGV.event, 0, {}) == 1 and 'cancelled' or 'missing', '' }

@@ -61,5 +61,4 @@ end
 forget_recent_ids(gone)
 note_ended(gone)
 publish_ended()
-record_event(now, ARGV.event, #gone, gone)
-return #gone
+return record_event(now, ARGV.event, #gone, gone)

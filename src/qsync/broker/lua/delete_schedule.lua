@@ -17,7 +17,7 @@ check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
 local record = redis.call('HGET', KEYS.stored_schedules, id)
 if not record or ARGV.stamp ~= '' and string.sub(record, 1, 8) ~= ARGV.stamp then
-  return 0
+  return record_event(now, ARGV.event, 0, {})
 end
 check_set(KEYS.next_ticks)
 check_rights(KEYS.next_ticks, { 'ZREM' })

@@ -57,7 +57,7 @@ local stored = redis.call('HGET', KEYS.tasks, id)
 local digest = stored and redis.sha1hex(stored)
 if not set or not digest or not redis.call('ZSCORE', set, id)
   or digest ~= ARGV.seen and stored ~= ARGV.message then
-  return reply({ outcome = 'changed' })
+  return reply({ outcome = record_event(now, ARGV.event, 0, {}) == 1 and 'ok' or 'changed' })
 end
 local counts_bytes = keeps_bytes()
 if is_dead and runs then

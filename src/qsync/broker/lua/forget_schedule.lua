@@ -15,7 +15,7 @@
 check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
 if redis.call('HEXISTS', KEYS.schedules, '=' .. id) == 0 then
-  return -1
+  return record_event(now, ARGV.event, 0, {}) == 1 and 1 or -1
 end
 if now - parse_int(redis.call('HGET', KEYS.schedules, '@' .. id), 0) < tonumber(ARGV.silence) then
   return 0

@@ -21,7 +21,7 @@ local now, limit = clock(ARGV.now), ARGV.limit
 local state = redis.call('HGET', KEYS.limits, limit) or ''
 local use, ready, tat, closed = string.match(state, '^(%d+) (%d+) (%d+) (%d+)$')
 if not closed or tonumber(closed) <= now then
-  return 0
+  return record_event(now, ARGV.event, 0, {})
 end
 if tonumber(use) + tonumber(ready) > 0 or tonumber(tat) > now then
   redis.call('HSET', KEYS.limits, limit, table.concat({ use, ready, tat, '0' }, ' '))

@@ -25,5 +25,4 @@ redis.call('HDEL', KEYS.meta, 'paused_at')
 if changed == 1 then
   wake_server()
 end
-record_event(now, ARGV.event, changed, {})
-return changed
+return record_event(now, ARGV.event, changed, {})

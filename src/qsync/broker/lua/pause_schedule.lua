@@ -26,7 +26,7 @@ if ARGV.note ~= '' then
   return before and 0 or 1
 end
 if not before then
-  return 0
+  return record_event(now, ARGV.event, 0, {})
 end
 check_hash(KEYS.ticks)
 check_rights(KEYS.ticks, { 'HSET' })

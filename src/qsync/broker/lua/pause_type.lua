@@ -46,9 +46,8 @@ end
 if ARGV.note == '' then
   if is_paused then
     resume_type()
-    record_event(now, ARGV.event, 1, {})
   end
-  return is_paused and 1 or 0
+  return record_event(now, ARGV.event, is_paused and 1 or 0, {})
 end
 if not is_paused and #others >= tonumber(ARGV.most) then
   return -1

@@ -31,5 +31,4 @@ end
 if changed > 0 then
   wake_server()
 end
-record_event(now, ARGV.event, changed, {})
-return changed
+return record_event(now, ARGV.event, changed, {})

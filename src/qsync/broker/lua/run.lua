@@ -72,5 +72,7 @@ if #running > 0 then
   settle_limits()
   wake_server()
 end
-record_event(now, ARGV.event, #running, running)
+if record_event(now, ARGV.event, #running, running) == 1 and #replies == 2 then
+  replies[1] = 'ok'
+end
 return replies

@@ -44,5 +44,4 @@ if most_bytes == math.huge then
 elseif not known[3] then
   redis.call('HSET', KEYS.meta, 'bytes', to_text(count_bytes()))
 end
-record_event(now, ARGV.event, changed, {})
-return changed
+return record_event(now, ARGV.event, changed, {})

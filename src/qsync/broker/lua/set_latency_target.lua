@@ -17,5 +17,4 @@ else
   redis.call('HSET', KEYS.meta, 'latency_target', ARGV.target)
   changed = before == ARGV.target and 0 or 1
 end
-record_event(now, ARGV.event, changed, {})
-return changed
+return record_event(now, ARGV.event, changed, {})

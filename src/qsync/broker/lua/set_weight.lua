@@ -18,5 +18,4 @@ else
   redis.call('HSET', KEYS.meta, name, ARGV.weight)
   changed = before == ARGV.weight and 0 or 1
 end
-record_event(now, ARGV.event, changed, {})
-return changed
+return record_event(now, ARGV.event, changed, {})

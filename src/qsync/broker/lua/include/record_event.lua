@@ -18,16 +18,22 @@ end
 -- and a record that is opaque to the scripts. A repeated call with `-` is recorded once; calls with
 -- `+` and the same key are steps of one action, whose numbers are added. `ids` are those of the
 -- tasks; they are kept only while all of them fit.
+-- Returns what the caller is told: `number`; for a repeated call with `-` the number of the first.
 local function record_event(now, event, number, ids)
-  if event == '' or number == 0 then
-    return
+  local is_step = string.sub(event, 1, 1) == '+'
+  if event == '' or is_step and number == 0 then
+    return number
   end
   local key, record = string.sub(event, 2, 9), string.sub(event, 10)
   local entry, before = recent_event(key, record)
   local at, names = to_text(now), table.concat(ids, ' ')
-  if before and string.sub(event, 1, 1) == '-' then
-    return
-  elseif before then
+  if before and not is_step then
+    return parse_int(before.number, number)
+  elseif number == 0 then
+    return 0
+  end
+  local changed = number
+  if before then
     at, number = before.at or at, number + parse_int(before.number, 0)
     names = (before.ids or '') == '' and '' or table.concat({ before.ids, names }, ' ')
   end
@@ -38,4 +44,5 @@ local function record_event(now, event, number, ids)
   if entry and type(added) == 'string' then
     redis.pcall('XDEL', KEYS.events, entry)
   end
+  return changed
 end
