@@ -1,20 +1,46 @@
 """Makes a forked child forget what it must not share with its parent: connections, random values.
 
 Python calls the functions of `os.register_at_fork` in the children that it forks. uWSGI forks
-without Python, unless it has the option `py-call-uwsgi-fork-hooks`. So `notice` compares the
-process id, which blocking calls and the encoding of a task do.
+without Python, unless it has the option `py-call-uwsgi-fork-hooks`. So blocking calls and the
+encoding of a task call `notice`. On Linux it reads a byte of a page that the kernel clears in each
+child, since to ask for the process id is a system call, which takes ten times as long.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
+_WIPE_ON_FORK: Final = 18
+"""MADV_WIPEONFORK of Linux 4.14, which Python does not name."""
+
 _resets: Final[list[Callable[[], None]]] = []
 _lock = threading.Lock()
 _pid = os.getpid()
+
+
+def _wiped_page() -> mmap.mmap | None:
+    """Return a page whose first byte is 1 and that the kernel clears in each forked child.
+
+    None: the system has no such pages.
+    """
+    if sys.platform != "linux":
+        return None
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        page.madvise(_WIPE_ON_FORK)
+    except OSError:
+        page.close()
+        return None
+    page[0] = 1
+    return page
+
+
+_page = _wiped_page()
 
 
 def on_fork(reset: Callable[[], None]) -> None:
@@ -24,7 +50,7 @@ def on_fork(reset: Callable[[], None]) -> None:
 
 def notice() -> None:
     """Reset what was inherited if this process was forked without Python."""
-    if os.getpid() != _pid:
+    if not _page[0] if _page is not None else os.getpid() != _pid:
         with _lock:  # other threads wait until all is reset
             if os.getpid() != _pid:
                 _reset()
@@ -35,6 +61,8 @@ def _reset() -> None:
     for reset in _resets:
         reset()
     _pid = os.getpid()
+    if _page is not None:
+        _page[0] = 1
 
 
 def _forked() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import operator
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
@@ -161,18 +160,24 @@ def check_type(value: object) -> str:
 
 def has_options(task: Task) -> bool:
     """Return whether a task gives options besides type, payload, queue, id and retry."""
-    try:
-        return _given_options(task) != _NO_OPTIONS
-    except Exception:  # a value of a wrong type that cannot be compared
-        return True
-
-
-_given_options: Final = operator.attrgetter(
-    "retry_delay", "delay", "process_at", "timeout", "deadline", "unique", "unique_key",
-    "retention", "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max", "limits",
-    "priority",
-)  # fmt: skip
-_NO_OPTIONS: Final = (*(None,) * 14, NORMAL_PRIORITY)
+    return not (
+        # The first comparison that fails ends the chain; a tuple of all takes twice as long.
+        task.delay is None
+        and task.retry_delay is None
+        and task.process_at is None
+        and task.timeout is None
+        and task.deadline is None
+        and task.unique is None
+        and task.unique_key is None
+        and task.on_duplicate is None
+        and task.debounce is None
+        and task.debounce_max is None
+        and task.retention is None
+        and task.fairness_key is None
+        and task.headers is None
+        and task.limits is None
+        and task.priority == NORMAL_PRIORITY
+    )
 
 
 def options_of(task: Task) -> StoredOptions:

@@ -32,6 +32,9 @@ Kind = type[SocketConnection] | type[LibraryConnection]
 TIMEOUT_S = 10
 
 
+ECHO_LATE = hiredis.pack_command(("ECHO", "late"))
+
+
 @contextmanager
 def connected(answer: Answer, kind: Kind = SocketConnection) -> Iterator[SocketConnection]:
     """A connection to a server that runs this function for each command after the handshake."""
@@ -139,9 +142,26 @@ def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> N
         one._poll = lambda ms: waits.append(ms) or poll(ms)
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
         assert one.request([("ECHO", "a")], None) == [b"a"]
-        assert 0 < waits[0] <= 500
-        assert waits[-1] == TIMEOUT_S * 1000
-        assert one.raw._sock.gettimeout() == 0
+        assert waits == []  # the kernel waited
+        for until, limit_ms in ((time.monotonic() + 0.5, 500), (None, TIMEOUT_S * 1000)):
+            sent = threading.Timer(0.1, lambda: one.raw._sock.sendall(ECHO_LATE))
+            sent.start()
+            assert one.request([("ECHO", "silence")], until) == [b"late"]
+            sent.join()
+            assert limit_ms - 450 < waits.pop() <= limit_ms
+        assert one.raw._sock.gettimeout() is None
+
+
+def test_packet_is_answered_by_the_expected_reply_or_not() -> None:
+    with connected(echo) as one:
+        packet = hiredis.pack_command(("ECHO", "a"))
+        assert one.converse(packet, b"$1\r\na\r\n")
+        assert not one.converse(packet, b"$1\r\nb\r\n")
+        assert one.error is None
+        assert one.request([("ECHO", "c")], None) == [b"c"]
+        one._timeout = 0.05
+        assert not one.converse(hiredis.pack_command(("ECHO", "silence")), b"+OK\r\n")
+        assert isinstance(one.error, failures.TimeoutError)
 
 
 def test_command_that_the_peer_does_not_read_times_out() -> None:

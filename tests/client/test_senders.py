@@ -8,13 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qsync.broker import redis_clients
+from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
+from qsync.broker.enqueue_packet import pack_enqueue
+from qsync.broker.exchanges import evalsha
+from qsync.broker.protocol import pack_command
 from qsync.broker.script import load
 from qsync.client import AsyncClient, Client
-from qsync.errors import QsyncError
+from qsync.errors import DuplicateTask, QsyncError
 from qsync.idempotency import CallId, CallSequences
+from qsync.new_task import new_nonce, new_task
 from qsync.task import Task
 from tests.chaos.proxy import Proxy
 from tests.support.client_driver import Hand
@@ -53,8 +57,9 @@ def empty(hand: Hand) -> bool:
 
 @pytest.mark.parametrize("many", [False, True])
 def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
-    proxy: Proxy, hand: Hand, prefix: str, many: bool
+    proxy: Proxy, hand: Hand, prefix: str, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("qsync.broker.blocking_connection.WARM_S", 60.0)  # one goes as a packet
     broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
     with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
         client.enqueue(Task("t"))
@@ -138,6 +143,46 @@ def test_threads_share_senders_and_no_number_comes_twice() -> None:
 
 
 @pytest.mark.faults(12)
+def test_packet_is_the_command_of_the_call(valkey: Store, hand: Hand, prefix: str) -> None:
+    for id, payload, number in (("", b"", 1), ("own-id", "é" * 70_000, 12_345_678)):
+        task = new_task(Task("t", payload, id=id or None), new_nonce())
+        call = ops.enqueue(hand.keys, [task], sender="s" * 22, number=number)
+        packet = pack_enqueue(hand.keys, task, "s" * 22, number)
+        assert packet == pack_command(evalsha(call))
+
+
+def test_lone_enqueues_go_as_packets_unless_an_option_needs_more(
+    valkey: Store, hand: Hand, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsync.broker.blocking_connection.WARM_S", 60.0)
+    with Client(hand.broker, prefix=prefix) as client:
+        sent: list[bool] = []
+        converse = hand.broker.converse
+
+        def noted(packet: bytes, expected: bytes) -> bool:
+            sent.append(converse(packet, expected))
+            return sent[-1]
+
+        hand.broker.converse = noted  # type: ignore[method-assign]
+        client.enqueue(Task("t"))  # registers the queue
+        handle = client.enqueue(Task("t"))
+        assert sent == [True]
+        assert handle.created
+        assert handle.info().state == "pending"
+        client.enqueue(Task("t", delay=60))
+        client.enqueue(Task("t", id="own"))
+        with pytest.raises(DuplicateTask):
+            client.enqueue(Task("t", b"other", id="own"))
+        assert sent == [True]
+        hand.broker.client_at(None).script_flush()
+        assert [client.enqueue(Task("t")).created for _ in range(3)] == [True] * 3
+        assert sent == [True, False, False, False], "after another reply it is careful for a while"
+        hand.broker._unexpected_until = 0.0
+        assert client.enqueue(Task("t")).created
+        assert sent[-1]
+        assert hand.broker.client_at(None).hlen(hand.keys.key("tasks")) == 8
+
+
 def test_copied_process_memory_raises_an_error(valkey: Store, hand: Hand, prefix: str) -> None:
     """A machine that was restored twice from one snapshot has two clients of one identity."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:

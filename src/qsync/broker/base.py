@@ -73,6 +73,14 @@ class BaseBroker(Generic[PoolT]):
         self._failure: BaseException | None = None
         """Last error that was retried."""
 
+    @property
+    def sends_packets(self) -> bool:
+        """Whether calls may be sent encoded, by `converse`: they carry no time of a test's clock,
+        and its single time limit, the read timeout, leaves time for another attempt."""
+        ends = ends_in(self.patience or ONE_TRY_S)
+        is_patient = exchange_end(ends, self._read_timeout, used=True) is None
+        return is_patient and self.address.clock is None
+
     def with_longer_timeout(self, seconds: float) -> Self:
         """Return a broker of the same store for calls whose wait delays the reply by `seconds`.
 

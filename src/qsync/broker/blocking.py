@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qsync import forks
 from qsync.backoff import Backoff
@@ -42,9 +42,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+UNEXPECTED_S: Final = 1.0
+"""Time for which a broker does not `converse` after an unexpected reply, in seconds."""
+
 
 class Broker(BaseBroker["Pool"]):
     """Runs calls on the store and blocks until they return. Safe for threads and across forks."""
+
+    _unexpected_until = 0.0
+    """Monotonic time until which the broker does not `converse`."""
 
     def run(self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None) -> T:
         """Make one call. Retry transient errors for `patience` seconds; None means no limit.
@@ -87,6 +93,31 @@ class Broker(BaseBroker["Pool"]):
         if isinstance(reply, BaseException):
             return self._decode_one(reply, call)
         return call.decode(reply)
+
+    def converse(self, packet: bytes, expected: bytes) -> bool:
+        """Send an encoded call once; return whether the encoded reply is `expected`.
+
+        False: it was not sent, or got another reply or none; make the call with `run_once`. The
+        caller has noticed forks, and has the patience for the read timeout.
+        """
+        pool = self._pools.get(None)
+        if pool is None or self.flow_queues or time.monotonic() < self._unexpected_until:
+            return False
+        if (connection := pool.take_warm()) is None:
+            return False
+        try:
+            is_expected = connection.converse(packet, expected)
+        except BaseException:
+            pool.discard(connection)
+            raise
+        if is_expected:
+            pool.release(connection)
+        elif connection.error is not None:
+            pool.discard(connection)
+        else:  # e.g. the store is full: closing a connection for each refusal would cost more
+            pool.drop(connection)
+            self._unexpected_until = time.monotonic() + UNEXPECTED_S
+        return is_expected
 
     def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
         """Return whether the node that holds a key can confirm this durability; False: unknown.

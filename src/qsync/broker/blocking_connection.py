@@ -8,6 +8,9 @@ writing take more processor time than the rest of an enqueue.
 from __future__ import annotations
 
 import select
+import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -21,6 +24,14 @@ from qsync.broker.protocol import pack_command, pack_commands
 
 MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
+
+WARM_S: Final = 0.02
+"""Time since its last reply, in seconds, for which a connection may be used without the check that
+the store has not closed it, which is a system call."""
+
+KERNEL_WAIT_S: Final = 0.01
+"""Time for which a read waits in the kernel before it polls, in seconds: most replies come sooner,
+and then the read is one system call. It is short, since it begins again after each signal."""
 
 _READ_SIZE: Final = 64 * 1024
 _MORE: Final = object()
@@ -41,8 +52,9 @@ def wrap_connection(connection: Any, timeout: float) -> SocketConnection | Libra
 class SocketConnection:
     """A connection on the socket of one of redis-py.
 
-    The socket does not block: with a timeout, each write and read would take one more system call.
-    A socket with TLS, or one that cannot be polled, has a timeout instead.
+    Writes do not block, and reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with a
+    timeout of Python, each would take one more system call. Where the kernel does not limit reads,
+    they poll at once. A socket with TLS, or one that cannot be polled, has a timeout of Python.
     """
 
     def __init__(
@@ -53,6 +65,8 @@ class SocketConnection:
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used: bool = False
         """Whether it has served an exchange, and so may have died while idle."""
+        self.warm_until: float = 0.0
+        """Monotonic time until which the connection is used without a check."""
         self._timeout = self._current_timeout = timeout
         self._socket = sock
         self._parser = hiredis.Reader(
@@ -63,8 +77,11 @@ class SocketConnection:
         self._poll = _poll_of(sock)
         """Waits up to a number of ms; returns whether the socket has data or was closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")
-        """Whether the socket has a timeout."""
-        sock.settimeout(timeout if self._blocks else 0)
+        """Whether the socket has a timeout of Python."""
+        self._kernel_waits = not self._blocks and _limit_reads(sock)
+        """Whether a read of the socket waits in the kernel, for KERNEL_WAIT_S."""
+        self._usual_timeout = timeout if self._blocks else None if self._kernel_waits else 0
+        sock.settimeout(self._usual_timeout)
 
     def is_usable(self) -> bool:
         """Return whether the idle connection is open and has received no unexpected data."""
@@ -96,20 +113,42 @@ class SocketConnection:
                     self._send(packet, until)
             if overlap is not noop:
                 overlap()
-            parser = self._parser
-            while len(replies) < count:
-                parser.feed(self._receive(until))
-                while (reply := parser.gets()) is not _MORE:
-                    if isinstance(reply, failures.ConnectionError):  # e.g. the store is loading
-                        raise reply
-                    replies.append(reply)
-            if len(replies) > count:  # replies can no longer be matched to commands
-                replies.clear()
-                raise failures.InvalidResponse("an unexpected reply")
+            self._read(replies, count, until)
+            self.warm_until = time.monotonic() + WARM_S
         except redis_errors.LIBRARY_ERRORS as error:
             self.error = _described(error)
             replies += [self.error] * (count - len(replies))
         return replies
+
+    def converse(self, packet: bytes, expected: bytes) -> bool:
+        """Send an encoded command; return whether the encoded reply is `expected`.
+
+        After another reply the connection must be closed: those bytes may belong to no command.
+        When the connection breaks, `error` is set. Each write and read has the timeout of the
+        connection.
+        """
+        self.used = True
+        try:
+            self._send(packet, None)
+            data = self._receive(None)
+        except redis_errors.LIBRARY_ERRORS as error:
+            self.error = _described(error)
+            return False
+        self.warm_until = time.monotonic() + WARM_S
+        return data == expected
+
+    def _read(self, replies: list[Any], count: int, until: float | None) -> None:
+        """Append `count` replies."""
+        parser = self._parser
+        while len(replies) < count:
+            parser.feed(self._receive(until))
+            while (reply := parser.gets()) is not _MORE:
+                if isinstance(reply, failures.ConnectionError):  # e.g. the store is loading
+                    raise reply
+                replies.append(reply)
+        if len(replies) > count:  # replies can no longer be matched to commands
+            replies.clear()
+            raise failures.InvalidResponse("an unexpected reply")
 
     def _send(self, packet: bytes, until: float | None) -> None:
         if self._blocks:
@@ -117,29 +156,40 @@ class SocketConnection:
             self._socket.sendall(packet)
             return
         try:
-            sent = self._socket.send(packet)
+            sent = self._socket.send(packet, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
         if sent < len(packet):
             # Send the rest in pieces, with one timeout for all of them.
             self._socket.settimeout(self._remaining_s(until))
             self._socket.sendall(memoryview(packet)[sent:])
-            self._socket.settimeout(0)
+            self._socket.settimeout(self._usual_timeout)
 
     def _receive(self, until: float | None) -> bytes:
         """Return the data that have arrived; wait for them if there are none."""
+        if self._kernel_waits and (until is None or until - time.monotonic() > 2 * KERNEL_WAIT_S):
+            try:
+                return self._received(0)
+            except BlockingIOError:
+                pass  # it is slow, so now the limit is exact
         while True:
+            flags = 0
             if self._blocks:
                 self._limit(until)
-            elif not self._poll(self._remaining_s(until) * 1000):
+            elif self._poll(self._remaining_s(until) * 1000):
+                flags = socket.MSG_DONTWAIT
+            else:
                 raise TimeoutError
             try:
-                data: bytes = self._socket.recv(_READ_SIZE)
+                return self._received(flags)
             except BlockingIOError:  # the packet that woke it was damaged
                 continue
-            if not data:
-                raise failures.ConnectionError("Connection closed by server.")
-            return data
+
+    def _received(self, flags: int) -> bytes:
+        data: bytes = self._socket.recv(_READ_SIZE, flags)
+        if not data:
+            raise failures.ConnectionError("Connection closed by server.")
+        return data
 
     def _remaining_s(self, until: float | None) -> float:
         if until is None:
@@ -200,6 +250,21 @@ class LibraryConnection:
             self.error = error
             replies += [error] * (len(commands) - len(replies))
         return replies
+
+
+def _limit_reads(sock: Any) -> bool:
+    """Let the kernel limit each read of a blocking socket; return False if it cannot.
+
+    A socket of gevent or eventlet, which is of another class, must not block in the kernel.
+    """
+    if sys.platform != "linux" or type(sock) is not socket.socket:
+        return False
+    limit = struct.pack("@ll", 0, round(KERNEL_WAIT_S * 1_000_000))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    except OSError:
+        return False
+    return True
 
 
 def _limit_socket(connection: Any, seconds: float) -> None:

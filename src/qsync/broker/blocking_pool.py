@@ -55,6 +55,17 @@ class Pool:
                 raise
             self._close(connection)
 
+    def take_warm(self) -> SocketConnection | None:
+        """Return an idle connection that got a reply a moment ago; None: use `acquire`."""
+        try:
+            connection = self._free.pop()
+        except IndexError:
+            return None
+        if isinstance(connection, SocketConnection) and connection.warm_until > time.monotonic():
+            return connection
+        self._free.append(connection)
+        return None
+
     def release(self, connection: SocketConnection | LibraryConnection) -> None:
         """Return a connection to the pool; all its replies must have been read."""
         self._free.append(connection)
@@ -65,6 +76,10 @@ class Pool:
         """Close a broken connection, and the idle ones, which may be broken as well."""
         self._close(connection)
         self.discard_idle()
+
+    def drop(self, connection: SocketConnection | LibraryConnection) -> None:
+        """Close a connection whose protocol state is unknown."""
+        self._close(connection)
 
     def discard_idle(self) -> None:
         """Close the idle connections."""

@@ -37,11 +37,18 @@ def need_flow(tasks: Iterable[NewTask]) -> bool:
     return any(map(_FLOW_OF, tasks))
 
 
+def has_options(task: NewTask) -> bool:
+    """Return whether a task has options that a script reads."""
+    return bool(
+        task.due or task.fairness_key or task.lock or task.remember_us or task.flow is not None
+    )
+
+
 def enqueue_options(task: NewTask) -> bytes:
     """Return the packed options of a task; empty without any."""
-    flow = task.flow
-    if flow is None and not (task.due or task.fairness_key or task.lock or task.remember_us):
+    if not has_options(task):
         return b""
+    flow = task.flow
     plain = (task.due, task.fairness_key, task.lock, task.window_us, task.remember_us)
     if flow is None:
         return codec.encode(_EnqueueOptions(*plain))

@@ -43,9 +43,14 @@ def pack_command(command: tuple[Any, ...]) -> bytes:
 def _evalsha_head(begin: tuple[Any, ...], count: int) -> tuple[bytes, int]:
     """Return the bytes of an EVALSHA before its `count` arguments, and the number of bytes to skip
     when these are encoded as a command."""
+    return pack_begin(begin, count), len(b"*%d\r\n" % count)
+
+
+def pack_begin(begin: tuple[Any, ...], count: int) -> bytes:
+    """Encode the begin of a command, before its last `count` arguments."""
     start: bytes = hiredis.pack_command(begin)
     _, rest = start.split(b"\r\n", 1)
-    return b"*%d\r\n%b" % (len(begin) + count, rest), len(b"*%d\r\n" % count)
+    return b"*%d\r\n%b" % (len(begin) + count, rest)
 
 
 def pack_commands(commands: Sequence[tuple[Any, ...]]) -> Iterable[bytes]:

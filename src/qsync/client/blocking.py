@@ -10,6 +10,8 @@ from qsync.broker import ops, views
 from qsync.broker.base import check_broker, ends_in, noop
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
+from qsync.broker.enqueue_options import has_options
+from qsync.broker.enqueue_packet import CREATED_REPLY, pack_enqueue
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import BulkEnqueue, fitting
 from qsync.client.base import ClientBase
@@ -50,6 +52,7 @@ class Client(ClientBase):
     ) -> None:
         check_broker(broker, "Qsync(url, prefix=...).client()")
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
+        self._sends_packets = broker.sends_packets
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
@@ -89,7 +92,14 @@ class Client(ClientBase):
         self._queries.check_open()
         outgoing = self._ready(task, queue)
         durability = self._durability_of(durability)
-        [outcome] = self._send_call(outgoing.queue, (outgoing,), durability)
+        call_id = self._call_sequences.take()
+        try:
+            if durability is None and self._stores_at_once(outgoing, call_id):
+                outcome = Enqueued("created", outgoing.id)
+            else:
+                [outcome] = self._send_as(call_id, outgoing.queue, (outgoing,), durability)
+        finally:
+            self._call_sequences.give_back(call_id)
         if outcome.outcome != "created" and is_refused(outgoing, outcome):
             raise duplicate(outgoing, outcome)
         return self._handle(outgoing, outcome)
@@ -200,18 +210,40 @@ class Client(ClientBase):
             _decode=task.decode or decode_result,
         )  # fmt: skip
 
+    def _stores_at_once(self, task: NewTask, call_id: tuple[str, int]) -> bool:
+        """Store a task without options by one packet; return whether the store has created it.
+
+        False: send the call as usual, with the same id, as a repetition of this one.
+        """
+        if not self._sends_packets or has_options(task) or self._announcer.is_due(task.queue):
+            return False
+        packet = pack_enqueue(self._keys(task.queue), task, *call_id)
+        is_created: bool = self._broker.converse(packet, CREATED_REPLY)
+        return is_created
+
     def _send_call(
         self, queue: str, tasks: Sequence[NewTask], durability: Durability | None
     ) -> list[Enqueued]:
         """Send tasks of a queue in one call; raise its error."""
-        keys = self._keys(queue)
-        wait = self._wait(keys, durability)
-        sender, number = call_id = self._call_sequences.take()
+        call_id = self._call_sequences.take()
         try:
-            call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
-            reply = self._send_one(keys, call)
+            return self._send_as(call_id, queue, tasks, durability)
         finally:
             self._call_sequences.give_back(call_id)
+
+    def _send_as(
+        self,
+        call_id: tuple[str, int],
+        queue: str,
+        tasks: Sequence[NewTask],
+        durability: Durability | None,
+    ) -> list[Enqueued]:
+        """Send tasks of a queue in the call with this id; raise its error."""
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        sender, number = call_id
+        call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+        reply = self._send_one(keys, call)
         if isinstance(reply, QsyncError):
             raise reply
         return reply
