@@ -6,7 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo docs test test-most test-chaos test-alone collect redis-envs test-redis test-lowest test-stores test-django release-check test-again soak bench bench-peers check messages format clean
+SOAK_PARTS := slow acl model simulation outbox limits mutants django release
+
+.PHONY: help demo docs test test-most test-chaos test-alone collect redis-envs test-redis test-lowest test-stores test-django release-check test-again soak $(SOAK_PARTS:%=soak-%) bench bench-peers check messages format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -18,7 +20,7 @@ help:
 	@echo "make test-lowest  a part of it with the lowest releases of all dependencies"
 	@echo "make test-stores  what differs between stores, on the redis-server of the path"
 	@echo "make release-check  what a release would upload: built twice, compared, installed and run"
-	@echo "make soak    the tests that take long"
+	@echo "make soak    the tests that take long, about two hours; SOAK=10 for ten times as much"
 	@echo "make bench   measure qsync on this machine, beside the floor; charts go to .bench"
 	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
 	@echo "make docs    build the documentation site into site/"
@@ -120,16 +122,31 @@ AS_USERS := $(wildcard tests/scripts/test_ops*.py tests/inspector/test_inspector
 	$(addprefix tests/scripts/test_, views.py counts.py) $(addprefix tests/client/test_, client.py handle.py) \
 	$(addprefix tests/server/test_, server.py periodic.py)
 
-soak: $(VENV)/installed-dev
-	$(BIN)/pytest -m slow --timeout 1800
+# What takes long, in parts: about two hours on two cores. SOAK=10 makes ten times the rounds, seeds and
+# examples; `make -k soak` goes on after a part that failed, and each part is a target of its own.
+# Ctrl-C or SIGTERM ends the rounds and the simulation with the verdict so far.
+SOAK ?= 1
+times = $$(( $(1) * $(SOAK) ))
+soak: $(SOAK_PARTS:%=soak-%)
+
+soak-slow: $(VENV)/installed-dev
+	$(BIN)/pytest -v -m slow --timeout 1800 --durations 10
+soak-acl: $(VENV)/installed-dev
 	QSYNC_TEST_ACL=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadscope $(AS_USERS)
-	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/scripts/model/test_model.py -k match_the_model
-	$(BIN)/python -m tests.simulation --seeds 20000
-	$(BIN)/python -m tests.chaos.outbox_rounds --rounds 1000
-	$(BIN)/python -m tests.chaos.limit_rounds --rounds 10000
-	$(BIN)/python -m tests.chaos.limit_rounds --minutes 60
-	$(BIN)/python -m tools.mutants
+soak-model: $(VENV)/installed-dev
+	QSYNC_MODEL_EXAMPLES=$(call times,500) $(BIN)/pytest -s tests/scripts/model/test_model.py -k match_the_model
+soak-simulation: $(VENV)/installed-dev
+	$(BIN)/python -m tests.simulation --seeds $(call times,2000) --from $$(date +%s) --processes 2
+soak-outbox: $(VENV)/installed-dev
+	$(BIN)/python -m tests.chaos.outbox_rounds --rounds $(call times,250)
+soak-limits: $(VENV)/installed-dev
+	$(BIN)/python -m tests.chaos.limit_rounds --rounds $(call times,500)
+	$(BIN)/python -m tests.chaos.limit_rounds --minutes $(call times,10)
+soak-mutants: $(VENV)/installed-dev
+	$(BIN)/python -m tools.mutants --sample $(call times,20)
+soak-django:
 	$(MAKE) test-django
+soak-release:
 	$(MAKE) release-check
 
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.

@@ -1,7 +1,8 @@
 """python -m tools.mutants: plant each known mistake, and say what finds it and how soon.
 
 A check that cannot find mistakes proves nothing. `--write` keeps the table for
-docs/reliability.md; names as arguments plant only these. Exits with 1 when a mistake is missed.
+docs/reliability.md; names as arguments plant only these, and `--sample N` only
+that many, chosen at random. Exits with 1 when a mistake is missed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -170,19 +172,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mutants")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--by", choices=sorted({by for _, by, _, _ in PLANTED}))
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="number of mistakes to plant, chosen at random"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     rows = []
-    for planted in PLANTED:
-        if options.names and planted[0] not in options.names:
-            continue
-        if options.by in (None, planted[1]):
-            found = look_for(*planted)
-            rows.append(found)
-            sys.stdout.write(f"{found.mistake} | {shown(found)['by']} | ")
-            sys.stdout.write(f"{shown(found)['needed']} | {shown(found)['seen']}\n")
-            sys.stdout.flush()
+    chosen = [
+        planted
+        for planted in PLANTED
+        if (not options.names or planted[0] in options.names) and options.by in (None, planted[1])
+    ]
+    if options.sample is not None and options.sample < len(chosen):
+        chosen = random.sample(chosen, options.sample)
+    for number, planted in enumerate(chosen, 1):
+        sys.stdout.write(f"{number} of {len(chosen)}: ")
+        sys.stdout.flush()
+        found = look_for(*planted)
+        rows.append(found)
+        sys.stdout.write(f"{found.mistake} | {shown(found)['by']} | ")
+        sys.stdout.write(f"{shown(found)['needed']} | {shown(found)['seen']}\n")
+        sys.stdout.flush()
         if options.write:
             keep(rows)
     return 1 if any(one.needed is None for one in rows) else 0

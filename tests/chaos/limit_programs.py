@@ -58,6 +58,7 @@ class Setting:
 
 def run_server(setting: Setting) -> None:
     """Run the tasks until killed, or until the process that started this one ends."""
+    os.setsid()  # Ctrl-C reaches the program that kills, which then ends this one
     logging.getLogger("qsync").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     random.seed(os.urandom(16))

@@ -9,6 +9,8 @@ again at once. Tasks of four customers have two slots each, and some tasks a rat
 instead. After each kill, one look at the store compares its counts with the active tasks. In the
 end all tasks have run, and the history of leases says whether a limit was ever exceeded, and how
 much of the rate was used.
+
+A line a minute says how far it is. Ctrl-C or SIGTERM ends the kills early, with the verdict so far.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from tests.chaos.limit_verdict import (
     read_runs,
     used,
 )
+from tests.chaos.progress import Progress
 from tests.support.invariants import check_limits
 from tests.support.server import left_over
 from tests.support.stores import Store, wait_until
@@ -84,8 +87,8 @@ class Outcome:
 class Rounds:
     """The servers and the store, and the kills."""
 
-    def __init__(self, store: Store, folder: Path, lease_s: float) -> None:
-        self._store, self._lease_s = store, lease_s
+    def __init__(self, store: Store, folder: Path, lease_s: float, progress: Progress) -> None:
+        self._store, self._lease_s, self._progress = store, lease_s, progress
         self._history = folder / "history"
         self._history.touch()
         self._setting = Setting(store.url, self._history, lease_s)
@@ -120,7 +123,8 @@ class Rounds:
             self._app.close()
 
     def _kill_at_once(self, rounds: int, choice: random.Random) -> None:
-        while self._outcome.kills.total() < rounds:
+        while self._outcome.kills.total() < rounds and not self._progress.stopped:
+            self._progress.tell(self._describe)
             self._see_ends()
             time.sleep(choice.uniform(0.0, LONGEST_MOMENT_S))
             if choice.random() < STORE_KILLS:
@@ -133,13 +137,21 @@ class Rounds:
     def _kill_in_time(self, minutes: float, choice: random.Random) -> None:
         began = time.monotonic()
         ends, next_kill = began + 60 * minutes, began + 60 / KILLS_A_MINUTE
-        while (now := time.monotonic()) < ends:
+        while (now := time.monotonic()) < ends and not self._progress.stopped:
+            self._progress.tell(self._describe)
             self._fill()
             self._look()
             if now >= next_kill:
                 next_kill += 60 / KILLS_A_MINUTE * choice.uniform(0.5, 1.5)
                 self._kill_servers(1, choice)
             time.sleep(0.05)
+
+    def _describe(self) -> str:
+        outcome = self._outcome
+        return (
+            f"{outcome.kills.total()} kills, {self._ended} of {len(self._limits)} tasks ended, "
+            f"{len(outcome.wrong)} wrong"
+        )
 
     def _start(self) -> None:
         process = self._context.Process(target=run_server, args=(self._setting,), daemon=True)
@@ -215,9 +227,6 @@ class Rounds:
 
     def _judge(self) -> Outcome:
         outcome, runs = self._outcome, read_runs(self._history)
-        import shutil
-
-        shutil.copy(self._history, "/tmp/h6/history")
         self._look()
         with self._store.client() as client:
             kept = client.hgetall(self._keys.key("limits"))
@@ -240,13 +249,13 @@ class Rounds:
 
 
 @contextlib.contextmanager
-def parts(lease_s: float = 0.5) -> Iterator[Rounds]:
+def parts(lease_s: float = 0.5, progress: Progress | None = None) -> Iterator[Rounds]:
     """A store that loses nothing when it is killed, and the rounds on it."""
     with (
         tempfile.TemporaryDirectory(prefix="qsync-limits-") as folder,
         Store("valkey", aof=True) as store,
     ):
-        yield Rounds(store, Path(folder), lease_s)
+        yield Rounds(store, Path(folder), lease_s, progress or Progress())
 
 
 def main() -> int:
@@ -258,7 +267,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     timed = options.minutes > 0
-    with parts(lease_s=2.0 if timed else 0.5) as rounds:
+    with Progress() as progress, parts(2.0 if timed else 0.5, progress) as rounds:
         outcome = rounds.run(
             options.seed, rounds=0 if timed else options.rounds, minutes=options.minutes
         )

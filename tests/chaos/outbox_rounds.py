@@ -7,6 +7,9 @@ round one or two of the application, the relay, the store and the database are k
 and started again: 1,000 rounds with PostgreSQL, and 1,000 with SQLite, which has no server to kill.
 The server that runs the tasks lives on: a task whose server dies runs again, with or without an
 outbox.
+
+A line a minute says how far it is. Ctrl-C or SIGTERM ends the rounds early, with the verdict so
+far.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +36,7 @@ from sqlalchemy import Engine, text
 from qsync import Qsync
 from qsync.contrib.outbox import Outbox
 from tests.chaos.outbox_programs import PREFIX, ROLES, Places, make_engine, run_role
+from tests.chaos.progress import Progress
 from tests.support.postgres import Postgres
 from tests.support.stores import Store, wait_until
 
@@ -63,13 +68,16 @@ class Outcome:
     """Orders that ran and were not committed, or ran more than once."""
 
     kills: Counter[str]
+    rounds: int = 0
 
 
 class Rounds:
     """The parts, and the rounds on them."""
 
-    def __init__(self, store: Store, database: Postgres | None, folder: Path) -> None:
-        self._store, self._database = store, database
+    def __init__(
+        self, store: Store, database: Postgres | None, folder: Path, progress: Progress
+    ) -> None:
+        self._store, self._database, self._progress = store, database, progress
         if database is None:
             file = folder / "orders.db"
             addresses = "", f"sqlite:///{file}", f"sqlite+aiosqlite:///{file}"
@@ -122,11 +130,15 @@ class Rounds:
     def run(self, rounds: int, seed: int) -> Outcome:
         """Run the rounds, wait until everything has settled, and compare."""
         choice, kills = random.Random(seed), Counter[str]()
+        done = 0
         self._make_tables()
         for role in ROLES:
             self.start(role)
         try:
             for victims in self._choose(rounds, choice):
+                if self._progress.stopped:
+                    break
+                self._progress.tell(partial(self._describe, done, rounds))
                 self._see_orders()
                 time.sleep(choice.uniform(0.0, LONGEST_MOMENT_S))
                 for part in victims:
@@ -134,15 +146,23 @@ class Rounds:
                 for part in victims:
                     self.start(part)
                 kills.update(victims)
+                done += 1
             self._see_orders()
             self.end("application", signal.SIGKILL)
             with contextlib.suppress(AssertionError):  # the outcome says what is missing
                 wait_until(self._is_settled, timeout=SETTLE_S, every=0.1)
-            return self.outcome(kills)
+            return self.outcome(kills, done)
         finally:
             for role in list(self._processes):
                 self.end(role, signal.SIGTERM if role == "server" else signal.SIGKILL)
             self._engine.dispose()
+
+    def _describe(self, done: int, rounds: int) -> str:
+        outcome = self.outcome(Counter())
+        return (
+            f"{done} of {rounds} rounds, {outcome.committed} orders committed, "
+            f"{len(outcome.missing)} not run yet, {len(outcome.surplus)} wrong"
+        )
 
     def _choose(self, rounds: int, choice: random.Random) -> Iterator[list[str]]:
         """Yield the victims of each round: each part in turn, one time in three with another."""
@@ -193,7 +213,7 @@ class Rounds:
         [[left]] = self._ask("SELECT count(*) FROM qsync_outbox")
         return not left and not self.outcome(Counter()).missing
 
-    def outcome(self, kills: Counter[str]) -> Outcome:
+    def outcome(self, kills: Counter[str], rounds: int = 0) -> Outcome:
         """Compare what is committed with what has run."""
         orders = {id for (id,) in self._ask("SELECT id FROM orders")}
         ran = self._places.ran
@@ -204,18 +224,36 @@ class Rounds:
             sorted(orders - runs.keys()),
             sorted(id for id, times in runs.items() if times > 1 or id not in orders),
             kills,
+            rounds,
         )
 
 
 @contextlib.contextmanager
-def parts(database: str) -> Iterator[Rounds]:
+def parts(database: str, progress: Progress | None = None) -> Iterator[Rounds]:
     """A store that loses nothing when it is killed, a database, and the rounds on them."""
     with (
         tempfile.TemporaryDirectory(prefix="qsync-rounds-") as folder,
         Store("valkey", aof=True) as store,
         Postgres() if database == "postgresql" else contextlib.nullcontext() as postgres,
     ):
-        yield Rounds(store, postgres, Path(folder))
+        yield Rounds(store, postgres, Path(folder), progress or Progress())
+
+
+def run(database: str, rounds: int, seed: int, progress: Progress) -> bool:
+    """Run the rounds on a database, print the outcome, and return whether it is as it must be."""
+    began = time.monotonic()
+    with parts(database, progress) as running:
+        outcome = running.run(rounds, seed)
+    kills = ", ".join(f"{part} {times}" for part, times in sorted(outcome.kills.items()))
+    sys.stdout.write(
+        f"{database}, seed {seed}: {outcome.rounds} rounds in "
+        f"{time.monotonic() - began:.0f} s, killed: {kills}; "
+        f"{outcome.committed} orders committed, {outcome.sent_twice} sent twice, "
+        f"{len(outcome.missing)} did not run, "
+        f"{len(outcome.surplus)} ran without a commit or twice\n"
+    )
+    sys.stdout.flush()
+    return not (outcome.missing or outcome.surplus)
 
 
 def main() -> int:
@@ -226,20 +264,10 @@ def main() -> int:
     parser.add_argument("--database", choices=DATABASES, help="one of them only")
     options = parser.parse_args()
     failed = False
-    for database in [options.database] if options.database else DATABASES:
-        began = time.monotonic()
-        with parts(database) as rounds:
-            outcome = rounds.run(options.rounds, options.seed)
-        kills = ", ".join(f"{part} {times}" for part, times in sorted(outcome.kills.items()))
-        sys.stdout.write(
-            f"{database}, seed {options.seed}: {options.rounds} rounds in "
-            f"{time.monotonic() - began:.0f} s, killed: {kills}; "
-            f"{outcome.committed} orders committed, {outcome.sent_twice} sent twice, "
-            f"{len(outcome.missing)} did not run, "
-            f"{len(outcome.surplus)} ran without a commit or twice\n"
-        )
-        sys.stdout.flush()
-        failed = failed or bool(outcome.missing or outcome.surplus)
+    with Progress() as progress:
+        for database in [options.database] if options.database else DATABASES:
+            if not progress.stopped:
+                failed = not run(database, options.rounds, options.seed, progress) or failed
     return 1 if failed else 0
 
 

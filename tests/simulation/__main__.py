@@ -2,7 +2,8 @@
 
 --seed N lives through that one again, exactly as before. --show ID prints the events that speak of
 a task, --all every event. --processes P shares the seeds among so many processes, with a store
-each. --mistakes plants each known mistake and says how many seeds it takes to find it.
+each. A line a minute says how far it is; Ctrl-C or SIGTERM ends with the verdict so far.
+--mistakes plants each known mistake and says how many seeds it takes to find it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import islice
 
 import redis
 
+from tests.chaos.progress import Progress
 from tests.simulation.history import Outcome
 from tests.simulation.mutants import MUTANTS, caught
 from tests.simulation.runs import SHOWN, Summary, outcomes, spread
@@ -38,16 +40,17 @@ def main() -> int:
     if options.seed is not None:
         options.first, options.seeds, options.every = options.seed, 1, 1
     if options.processes > 1 and not options.mistakes:
-        return finish(
-            time.monotonic(),
-            spread(
+        began = time.monotonic()
+        with Progress() as progress:
+            summary = spread(
                 options.seeds,
                 first=options.first,
                 processes=options.processes,
                 within_s=options.within,
                 at_least=options.at_least,
-            ),
-        )
+                progress=progress,
+            )
+        return finish(began, summary)
     socket = str(shared_store("valkey").config["unixsocket"])
     with redis.Redis(unix_socket_path=socket, protocol=2) as client:
         return find_mistakes(client, options) if options.mistakes else soak(client, options)
@@ -70,11 +73,8 @@ def find_mistakes(client: redis.Redis, options: argparse.Namespace) -> int:
 def soak(client: redis.Redis, options: argparse.Namespace) -> int:
     """Live through many seeds."""
     began = time.monotonic()
-    done = 0
 
     def tell(outcome: Outcome) -> None:
-        nonlocal done
-        done += 1
         if options.json:
             return
         if outcome.wrong:
@@ -83,12 +83,18 @@ def soak(client: redis.Redis, options: argparse.Namespace) -> int:
             say(*map(repr, outcome.events), sep="\n")
         elif options.show:
             say(*explain(outcome.events, options.show), sep="\n")
-        if done % 100 == 0:
-            say(f"{done} seeds, {done / (time.monotonic() - began):.1f}/s")
 
     last = options.first + options.seeds * options.every
     seeds = range(options.first, last, options.every)
-    summary = outcomes(client, seeds, within_s=options.within, at_least=options.at_least, tell=tell)
+    with Progress() as progress:
+        summary = outcomes(
+            client,
+            seeds,
+            within_s=options.within,
+            at_least=options.at_least,
+            progress=progress,
+            tell=tell,
+        )
     if options.json:
         say(summary.encode())
         return 0

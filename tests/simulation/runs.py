@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import redis
 
+from tests.chaos.progress import Progress
 from tests.simulation.history import Outcome, live
 
 ROOT: Final = Path(__file__).parents[2]
@@ -100,9 +101,12 @@ def outcomes(
     *,
     within_s: float | None = None,
     at_least: int = 0,
+    progress: Progress | None = None,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
     """Live through seeds, in order, as far as the time allows; `tell` gets each outcome.
+
+    `progress` prints a line a minute, and ends the run when it is stopped.
 
     At least `at_least` seeds run, however long they take.
     """
@@ -111,6 +115,10 @@ def outcomes(
     for seed in seeds:
         if ends is not None and summary.seeds >= at_least and time.monotonic() > ends:
             break
+        if progress is not None:
+            if progress.stopped:
+                break
+            progress.tell(lambda: f"{summary.seeds} seeds, bad: {list(summary.bad) or 'none'}")
         outcome = live(seed, client)
         summary.add(outcome)
         tell(outcome)
@@ -124,8 +132,12 @@ def spread(
     processes: int | None = None,
     within_s: float | None = None,
     at_least: int = 0,
+    progress: Progress | None = None,
 ) -> Summary:
-    """Run the seeds in several processes with a store each; each process takes every n-th seed."""
+    """Run the seeds in several processes with a store each; each process takes every n-th seed.
+
+    Each prints its own line a minute; the signal that stops `progress` stops them all.
+    """
     number = processes or max(1, os.cpu_count() or 1)
     with ExitStack() as stack:
         children = [
@@ -140,6 +152,8 @@ def spread(
             )
             for part in range(min(number, seeds))
         ]
+        if progress is not None:
+            progress.on_stop = lambda: [child.send_signal(signal.SIGTERM) for child in children]
         summary = Summary()
         for text in _results(children):
             summary.merge(Summary.decode(text))
@@ -148,7 +162,9 @@ def spread(
 
 def _child(*options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.simulation", "--json", *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def _results(children: Iterable[subprocess.Popen[str]]) -> Iterator[str]:
@@ -157,6 +173,8 @@ def _results(children: Iterable[subprocess.Popen[str]]) -> Iterator[str]:
         while open_:
             text, _ = open_[0].communicate()
             child = open_.pop(0)
+            if child.returncode == -signal.SIGTERM:
+                continue  # stopped before its first seed
             if child.returncode not in (0, 1):
                 raise RuntimeError(f"a process of the simulation ended with {child.returncode}")
             yield text

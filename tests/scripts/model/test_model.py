@@ -1,17 +1,20 @@
 """The core of the suite: the scripts behave like the model for any sequence of calls.
 
 QSYNC_MODEL_EXAMPLES sets how many runs of STEPS calls are made, which are then other ones each
-time. A failure prints the steps that lead to it.
+time, or those of `--hypothesis-seed N`; with `-s` a line a minute says how many were made. A
+failure prints the steps that lead to it.
 """
 
 from __future__ import annotations
 
 import os
+from itertools import count
 from typing import Any, Final
 
 import pytest
 
 from qsync.state import TRANSITIONS
+from tests.chaos.progress import Progress
 from tests.scripts.model.machine import Scripts, run_machine
 from tests.scripts.model.mistakes import IN_SCHEDULES, IN_SCRIPTS
 from tests.support.invariants import VERBS
@@ -29,7 +32,21 @@ DEFAULT: Final = {"valkey": 100, "redis": 25}
 @pytest.mark.parametrize("binary", BINARIES)
 def test_scripts_match_the_model(binary: Binary) -> None:
     with Rig(binary) as rig:
-        run_machine(rig, examples=int(EXAMPLES or DEFAULT[binary]), fixed=EXAMPLES is None)
+        examples = int(EXAMPLES or DEFAULT[binary])
+        run_machine(rig, examples=examples, fixed=EXAMPLES is None, machine=counted(examples))
+
+
+def counted(examples: int) -> type[Scripts]:
+    """Return the machine with a line of progress a minute."""
+    progress, made = Progress(), count(1)
+
+    class Counted(Scripts):
+        def teardown(self) -> None:
+            super().teardown()
+            number = next(made)
+            progress.tell(lambda: f"{number} of {examples} runs")
+
+    return Counted
 
 
 @pytest.mark.parametrize("binary", BINARIES)
