@@ -97,25 +97,25 @@ def test_all_waiting_tasks_are_run_at_once(live: Live) -> None:
     [later] = live.enqueue(Task("note", delay=600, retention=600))
     for id in ids:
         live.reaches(id, "retry")
-    dry = live.ok("task", "run-waiting", "--error", "customer: 1", "--dry-run").out
+    dry = live.ok("task", "retry", "--state", "retry", "--error", "customer: 1", "--dry-run").out
     assert dry == "3 of 12 retry tasks would be pending now\n"
     live.broken = False
-    done = live.ok("task", "run-waiting", "--error", "customer: 1", "--json").json
+    done = live.ok("task", "retry", "--state", "retry", "--error", "customer: 1", "--json").json
     assert done == {"scanned": 12, "done": 3, "duplicate": 0, "too_late": 0}
     for n, id in enumerate(ids):
         live.reaches(id, "completed" if n in (1, 10, 11) else "retry")
-    assert live.ok("task", "run-waiting", "-q", "default").out == (
+    assert live.ok("task", "retry", "--state", "retry", "--all").out == (
         "9 of 9 retry tasks pending now\n"
     )
     for id in ids:
         live.reaches(id, "completed")
     assert live.state(later) == "scheduled"
-    assert live.ok("task", "run-waiting", "--state", "scheduled").out == (
+    assert live.ok("task", "retry", "--state", "scheduled", "--all").out == (
         "1 of 1 scheduled tasks pending now\n"
     )
     live.reaches(later, "completed")
-    said = live.refused("task", "run-waiting", "--state", "dead", code=2)
-    assert "use scheduled or retry" in said
+    said = live.refused("task", "retry", "--state", "active", "--all", code=2)
+    assert "use dead, scheduled or retry" in said
 
 
 def test_dead_task_stays_dead_while_another_task_holds_its_lock(live: Live) -> None:

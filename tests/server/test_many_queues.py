@@ -115,7 +115,7 @@ def test_command_line_says_what_it_left_out_and_bulk_work_leaves_out_nothing(
     assert f"of {MANY + 3:,} queues" in live.ok("top", "--once").out
     assert hidden in live.ok("stats", hidden).out
     assert "far" in live.ok("task", "list", "--state", "scheduled").out
-    live.ok("task", "run-waiting", "--state", "scheduled")
+    live.ok("task", "retry", "--state", "scheduled", "--all")
     found = live.do(live.inspector.queue(hidden))
     assert found is not None
     assert found.states[TaskState.PENDING] == 1

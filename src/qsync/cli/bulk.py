@@ -11,7 +11,7 @@ import typer
 from qsync.cli.command import INTERRUPTED
 from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import ProgressLine, confirm
-from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue
+from qsync.cli.store import StoreSession, state_counts
 from qsync.formatting import plural
 from qsync.inspector import Filter, Inspector, Step
 from qsync.inspector.tasks import MAX_PAGE_SIZE
@@ -82,23 +82,18 @@ class BulkJob:
         self._print_report(steps)
 
     async def _queues(self, inspector: Inspector) -> dict[str, int]:
-        """Return the queues, with the number of tasks that each has in the state."""
-        name = self.filters.queue
-        if name is None:
-            return {info.name: info.states[self.state] for info in await all_queues(inspector)}
-        info = await inspector.queue(name)
-        if info is None:
-            await exit_unknown_queue(inspector, name)
-        return {name: info.states[self.state]}
+        """Return the queues that have tasks in the state, with their number."""
+        counts = await state_counts(inspector, self.filters.queue)
+        return {name: states[self.state] for name, states in counts.items() if states[self.state]}
 
     async def _count(self, inspector: Inspector) -> tuple[int, int]:
         counts = await self._queues(inspector)
         total, filter = sum(counts.values()), self.filters.filter
         if filter is None:
             return total, total
-        progress, matches, scanned = ProgressLine(), 0, 0
-        try:
-            for name in (name for name, count in counts.items() if count):
+        matches = scanned = 0
+        with ProgressLine() as progress:
+            for name in counts:
                 cursor: str | None = None
                 while True:
                     page = await inspector.tasks(
@@ -110,24 +105,19 @@ class BulkJob:
                     cursor = page.cursor
                     if cursor is None:
                         break
-        finally:
-            progress.clear()
         return matches, total
 
     async def _steps(self, inspector: Inspector, make_step: MakeStep, steps: list[Step]) -> None:
         counts = await self._queues(inspector)
-        progress, total = ProgressLine(), sum(counts.values())
-        done = Step(scanned=0, done=0, cursor=None)
-        try:
-            for name in (name for name, count in counts.items() if count):
+        total, done = sum(counts.values()), Step(scanned=0, done=0, cursor=None)
+        with ProgressLine() as progress:
+            for name in counts:
                 async for step in inspector.steps(make_step, name, self.state, self.filters.filter):
                     steps.append(step)
                     done += step
                     progress.show(
                         f"searched {done.scanned:,} of {total:,}, {done.done:,} {self.verb}"
                     )
-        finally:
-            progress.clear()
 
     def _print_report(self, steps: list[Step]) -> None:
         total = sum(steps, Step(scanned=0, done=0, cursor=None))

@@ -132,6 +132,20 @@ def runs_alone(context: typer.Context) -> bool:
     return False
 
 
+def lists_alone(group: typer.Typer, listing: Callable[..., Any], text: str) -> None:
+    """Let a group without a command do what its command `list` does."""
+    call: Any = with_options(listing)
+
+    def alone(*, ctx: typer.Context, **options: Any) -> None:
+        if runs_alone(ctx):
+            call(**options)
+
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *inspect.signature(call).parameters.values()]
+    _declare(alone, parameters)
+    group.callback(help=text)(alone)
+
+
 class QsyncCommand(TyperCommand):
     """A command that sets the command path when it runs, and shows its arguments by name."""
 
@@ -224,6 +238,11 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
             arguments[name] = kind(**{field: arguments.pop(field) for field in names})
         return function(**arguments)
 
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    _declare(call, parameters)
     return call
+
+
+def _declare(function: Any, parameters: list[inspect.Parameter]) -> None:
+    """Give a function the parameters that typer reads."""
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

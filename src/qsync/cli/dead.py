@@ -19,6 +19,7 @@ from qsync.cli.options import (
     Yes,
 )
 from qsync.cli.store import open_store
+from qsync.cli.task_changes import check_everything
 from qsync.cli.task_list import SortTasks, TaskQuery, list_matching
 from qsync.state import TaskState
 
@@ -104,11 +105,4 @@ def _check_state(filters: FilterOptions) -> None:
 
 def _check(filters: FilterOptions, everything: bool) -> None:
     _check_state(filters)
-    if filters.filter is None and not everything:
-        exit_with(
-            "no filter is given: use --query, --type, --error, --id, --older-than, --newer-than or "
-            "--all",
-            USAGE,
-        )
-    if filters.filter is not None and everything:
-        exit_with("--all and filters exclude each other", USAGE)
+    check_everything(filters, everything)

@@ -16,9 +16,8 @@ from qsync.cli.command import (
     CommandGroup,
     argument,
     exit_with,
+    lists_alone,
     option,
-    runs_alone,
-    with_options,
 )
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
@@ -32,15 +31,22 @@ from qsync.cli.options import (
     Yes,
     sort_option,
 )
-from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
+from qsync.cli.output import (
+    Column,
+    Row,
+    count_cell,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+)
 from qsync.cli.prompts import ProgressLine
 from qsync.cli.store import (
     StoreSession,
-    all_queues,
     check_queue,
-    exit_unknown_queue,
     note_no_queue,
     open_store,
+    state_counts,
 )
 from qsync.cli.task_detail import print_error
 from qsync.fingerprint import FAILING
@@ -98,24 +104,6 @@ class Selected:
     filter: Filter | None
 
 
-@errors.callback(help=HELP)
-@with_options
-def errors_alone(
-    *,
-    ctx: typer.Context,
-    queue: OnlyQueue = None,
-    type: OfType = None,
-    newer_than: NewerThan = None,
-    states: States = None,
-    sort: Sort = "tasks",
-    store: StoreOptions,
-    output: OutputOptions,
-) -> None:
-    """List the errors if no command is given."""
-    if runs_alone(ctx):
-        _list(Selected(queue, _filter(type, newer_than)), states or FAILING, sort, store, output)
-
-
 @errors.command("list")
 def list_errors(
     *,
@@ -133,29 +121,19 @@ def list_errors(
     it are the same. About 300,000 tasks a second are counted; with --newer-than, and where an older
     version of qsync wrote the errors, 20,000.
     """
-    _list(Selected(queue, _filter(type, newer_than)), states or FAILING, sort, store, output)
-
-
-def _filter(type: str | None, newer_than: float | None, group: str | None = None) -> Filter | None:
-    filter = Filter(type=type, newer_than=newer_than, group=group)
-    return None if filter == Filter() else filter
-
-
-def _list(
-    selected: Selected,
-    states: Sequence[TaskState],
-    sort: str,
-    store: StoreOptions,
-    output: OutputOptions,
-) -> None:
+    filter = Filter(type=type, newer_than=newer_than)
+    selected = Selected(queue, None if filter == Filter() else filter)
     with open_store(store) as session:
 
         def show() -> None:
-            groups = sorted(_read(session, selected, states), key=SORTS[sort])
+            groups = sorted(_read(session, selected, states or FAILING), key=SORTS[sort])
             output.print_rows(groups, lambda whole: _print(groups, whole=whole))
             note_no_queue(session, groups)
 
         output.repeat(show)
+
+
+lists_alone(errors, list_errors, HELP)
 
 
 def _read(
@@ -167,10 +145,10 @@ def _read(
 async def _groups(
     inspector: Inspector, selected: Selected, states: Sequence[TaskState]
 ) -> list[ErrorGroup]:
-    counts = await _counts(inspector, selected.queue)
+    counts = await state_counts(inspector, selected.queue)
     total = sum(counts[name].get(state, 0) for name in counts for state in states)
-    groups, scanned, progress = list[ErrorGroup](), 0, ProgressLine()
-    try:
+    groups, scanned = list[ErrorGroup](), 0
+    with ProgressLine() as progress:
         for name, state in [(name, state) for name in counts for state in states]:
             cursor: str | None = None
             while counts[name].get(state):
@@ -180,18 +158,7 @@ async def _groups(
                 cursor = part.cursor
                 if cursor is None:
                     break
-    finally:
-        progress.clear()
     return groups
-
-
-async def _counts(inspector: Inspector, queue: str | None) -> dict[str, dict[TaskState, int]]:
-    if queue is None:
-        return {info.name: info.states for info in await all_queues(inspector)}
-    info = await inspector.queue(queue)
-    if info is None:
-        await exit_unknown_queue(inspector, queue)
-    return {queue: info.states}
 
 
 def _print(groups: Sequence[ErrorGroup], *, whole: bool) -> None:
@@ -224,8 +191,7 @@ def show(
         print_json({"group": group, "sample": detail})
         return
     print_line(f"Error {group.id}", "bold")
-    for name, text in _facts(group):
-        print_line(f"{name.ljust(6)}  {text}")
+    print_facts(_facts(group))
     if detail is not None:
         print_error(detail)
 
@@ -236,13 +202,12 @@ def _facts(group: ErrorGroup) -> list[tuple[str, str]]:
     )
     queues = ", ".join(f"{name} {count:,}" for name, count in group.queues.items())
     keys = ", ".join(f"{name or 'others'} {count:,}" for name, count in group.keys.items())
-    facts = [
+    return [
         ("tasks", states), ("type", group.type or "?"), ("error", group.text),
         ("where", group.where), ("queues", queues), ("keys", keys),
         ("first", local_time(group.first_at) if group.first_at else ""),
         ("last", local_time(group.last_at) if group.last_at else ""), ("sample", group.sample),
     ]  # fmt: skip
-    return [(name, text) for name, text in facts if text]
 
 
 def _find_group(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:

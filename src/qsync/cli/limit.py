@@ -22,7 +22,7 @@ from qsync.cli.options import (
     queue_option,
     sort_option,
 )
-from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
+from qsync.cli.output import Cell, Column, Row, print_facts, print_json, print_line, print_table
 from qsync.cli.prompts import current_user
 from qsync.cli.store import StoreSession, check_queue, open_store
 from qsync.errors import InvalidTask
@@ -326,6 +326,4 @@ def _print_limit(info: LimitInfo) -> None:
         facts.append(("opens", local_time(info.opens_at)))
     if info.holders:
         facts.append(("held by", ", ".join(info.holders)))
-    width = max(len(name) for name, _ in facts)
-    for name, text in facts:
-        print_line(f"{name.ljust(width)}  {text}")
+    print_facts(facts, max(len(name) for name, _ in facts))

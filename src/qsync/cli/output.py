@@ -105,6 +105,13 @@ def print_line(text: str, style: str = "") -> None:
         print_raw(escape(text))
 
 
+def print_facts(facts: Sequence[tuple[str, str | None]], width: int = 6) -> None:
+    """Print a line for each fact that has a text, with the names in a column."""
+    for name, text in facts:
+        if text:
+            print_line(f"{name.ljust(width)}  {text}")
+
+
 def escaped_lines(text: str) -> list[str]:
     """Return the lines of a text, each of them escaped."""
     return [escape(line.expandtabs()) for line in text.rstrip("\n").split("\n")]

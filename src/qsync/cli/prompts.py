@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 import typer
 
@@ -37,6 +37,15 @@ class ProgressLine:
         self._shown_at = time.monotonic()
         self._width = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the text from the terminal."""
+        if self._width:
+            typer.echo(f"\r{' ' * self._width}\r", nl=False, err=True)
+            self._width = 0
+
     def show(self, text: str) -> None:
         """Show a text, unless another one was shown a moment ago."""
         now = time.monotonic()
@@ -48,12 +57,6 @@ class ProgressLine:
             self._width = len(text)
         else:
             typer.echo(text, err=True)
-
-    def clear(self) -> None:
-        """Remove the text from the terminal."""
-        if self._width:
-            typer.echo(f"\r{' ' * self._width}\r", nl=False, err=True)
-            self._width = 0
 
 
 def current_user() -> str:

@@ -150,9 +150,7 @@ def purge(
     with open_store(store) as session:
         if not states:
             raise InvalidTask(f"--state is missing: use one or more of {', '.join(PURGED)}")
-        info = session.run(session.inspector.queue(name))
-        if info is None:
-            session.run(exit_unknown_queue(session.inspector, name))
+        info = session.run(check_queue(session.inspector, name))
         purged = list(dict.fromkeys(states))
         parts = [purged_with(state, info.states) for state in purged]
         held = sum(count for _, count in parts)
@@ -171,14 +169,12 @@ def purge(
 
 
 async def _purge(inspector: Inspector, name: str, states: list[TaskState], held: int) -> int:
-    progress, total = ProgressLine(), Step(scanned=0, done=0, cursor=None)
-    try:
+    total = Step(scanned=0, done=0, cursor=None)
+    with ProgressLine() as progress:
         for state in states:
             async for step in inspector.steps(inspector.purge, name, state):
                 total += step
                 progress.show(f"deleted {total.done:,} of {held:,}")
-    finally:
-        progress.clear()
     return total.done
 
 
@@ -197,9 +193,7 @@ def delete(
     Refused while a running server takes tasks from it, and without --force while it holds tasks.
     """
     with open_store(store) as session:
-        info = session.run(session.inspector.queue(name))
-        if info is None:
-            session.run(exit_unknown_queue(session.inspector, name))
+        info = session.run(check_queue(session.inspector, name))
         tasks = f" and its {plural(info.total, 'task')}" if info.total else ""
         if dry_run:
             serving = session.run(session.inspector.fleet()).of_queue(name)
@@ -235,16 +229,14 @@ def _print_dry_run(info: QueueInfo, servers: int, *, force: bool, as_json: bool)
 
 
 async def _forget(inspector: Inspector, name: str, *, force: bool) -> Forgotten:
-    progress, deleted = ProgressLine(), 0
-    try:
+    deleted = 0
+    with ProgressLine() as progress:
         for _ in range(MAX_STEPS):
             step = await inspector.forget(name, force=force)
             deleted += step.deleted
             if step.outcome != "more":
                 break
             progress.show(f"deleted {deleted:,}, {step.left:,} left")
-    finally:
-        progress.clear()
     return msgspec.structs.replace(step, deleted=deleted)
 
 

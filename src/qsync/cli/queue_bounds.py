@@ -79,9 +79,7 @@ Target = Annotated[float | None, option(
 def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
     """Show a queue: its tasks by state, its bounds, and how close it is to them."""
     with open_store(store) as session:
-        info = session.run(session.inspector.queue(name))
-        if info is None:
-            session.run(exit_unknown_queue(session.inspector, name))
+        info = session.run(check_queue(session.inspector, name))
         if as_json:
             print_json(info)
             return

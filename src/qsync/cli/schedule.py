@@ -27,7 +27,7 @@ from qsync.cli.options import (
     duration_of,
     sort_option,
 )
-from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
+from qsync.cli.output import Cell, Column, Row, print_facts, print_json, print_line, print_table
 from qsync.cli.prompts import confirm, current_user
 from qsync.cli.queue_tables import pause_note
 from qsync.cli.schedule_runs import SHOWN_RUNS, in_zone, print_runs
@@ -163,9 +163,7 @@ def _print_one(info: ScheduleInfo) -> None:
         ),
     ]  # fmt: skip
     print_line(f"Schedule {info.name}", "bold")
-    for field, text in rows:
-        if text:
-            print_line(f"{field.ljust(9)}  {text}")
+    print_facts(rows, width=9)
     for note in _notes(info):
         print_line(note, "yellow")
 

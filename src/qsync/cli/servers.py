@@ -9,7 +9,7 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import EXIT_CODES, CommandGroup, argument, runs_alone, with_options
+from qsync.cli.command import EXIT_CODES, CommandGroup, argument, lists_alone
 from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import Json, Preview, StoreOptions, sort_option
 from qsync.cli.output import Cell, Column, Row, print_line, print_table
@@ -43,21 +43,6 @@ Sort = Annotated[str, sort_option(
 Tasks = Annotated[bool, typer.Option("--tasks", help="Show the tasks that each server runs.")]
 
 
-@servers.callback(help=HELP)
-@with_options
-def servers_alone(
-    *,
-    ctx: typer.Context,
-    tasks: Tasks = False,
-    sort: Sort = "id",
-    store: StoreOptions,
-    output: OutputOptions,
-) -> None:
-    """List the running servers if no command is given."""
-    if runs_alone(ctx):
-        _list(tasks, sort, store, output)
-
-
 @servers.command("list")
 def list_servers(
     *, tasks: Tasks = False, sort: Sort = "id", store: StoreOptions, output: OutputOptions
@@ -68,10 +53,6 @@ def list_servers(
     heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current, so there may be
     more of them, and a lease may belong to a task that has not begun to run.
     """
-    _list(tasks, sort, store, output)
-
-
-def _list(tasks: bool, sort: str, store: StoreOptions, output: OutputOptions) -> None:
     with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:
 
@@ -82,6 +63,9 @@ def _list(tasks: bool, sort: str, store: StoreOptions, output: OutputOptions) ->
             note_no_queue(session, running)
 
         output.repeat(show)
+
+
+lists_alone(servers, list_servers, HELP)
 
 
 def _print(running: list[ServerInfo], *, tasks: bool, whole: bool) -> None:

@@ -38,6 +38,7 @@ from qsync.errors import (
 )
 from qsync.inspector import Inspector, QueueInfo
 from qsync.keys import check_name
+from qsync.state import TaskState
 from qsync.task import PAYLOAD_LIMIT
 from qsync.worker.logs import escape
 
@@ -242,10 +243,19 @@ def note_no_queue(session: StoreSession, rows: Sequence[object]) -> None:
         typer.echo(escape(session.run(no_queue_yet(session.inspector))), err=True)
 
 
-async def check_queue(inspector: Inspector, name: str) -> None:
-    """Exit unless there is such a queue."""
-    if await inspector.queue(name) is None:
+async def check_queue(inspector: Inspector, name: str) -> QueueInfo:
+    """Return a queue; exit unless there is one of this name."""
+    info = await inspector.queue(name)
+    if info is None:
         await exit_unknown_queue(inspector, name)
+    return info
+
+
+async def state_counts(inspector: Inspector, queue: str | None) -> dict[str, dict[TaskState, int]]:
+    """Return the tasks by state of a queue, or of all queues; exit if there is no such queue."""
+    if queue is None:
+        return {info.name: info.states for info in await all_queues(inspector)}
+    return {queue: (await check_queue(inspector, queue)).states}
 
 
 async def queue_of(inspector: Inspector, id: str, queue: str | None) -> str:

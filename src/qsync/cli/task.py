@@ -250,4 +250,3 @@ def reschedule(
 for _change in (task_changes.retry, task_changes.cancel, task_changes.delete, task_edit.edit):
     task.command()(_change)
 task.command("run", hidden=True)(task_changes.retry)
-task.command("run-waiting", hidden=True)(task_changes.run_waiting)  # now `retry --state`

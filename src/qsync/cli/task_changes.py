@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 import typer
 
@@ -14,11 +15,39 @@ from qsync.cli.options import DryRun, FilterOptions, Json, StoreOptions, Yes
 from qsync.cli.prompts import confirm
 from qsync.cli.store import open_store
 from qsync.inspector import Change, Inspector
-from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, WAITING
+from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED
 from qsync.state import TaskState
 
 ChangeTask = Callable[..., Awaitable[Change]]
 """Changes the task of an id and a queue, as `Inspector.run` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskChange:
+    """A change of tasks in one of the states, by id or by steps over all that match."""
+
+    states: tuple[TaskState, ...]
+    verb: str
+    done: str
+    """What the report says of a changed task."""
+    change_task: Callable[[Inspector], ChangeTask]
+    make_step: Callable[[Inspector], MakeStep]
+
+
+RETRY: Final = TaskChange(
+    RETRIED, "retried", "pending now",
+    lambda inspector: inspector.run, lambda inspector: inspector.retry_matching,
+)  # fmt: skip
+
+CANCEL: Final = TaskChange(
+    CANCELLABLE, "cancelled", "cancelled",
+    lambda inspector: inspector.cancel, lambda inspector: inspector.cancel_matching,
+)  # fmt: skip
+
+DELETE: Final = TaskChange(
+    DELETABLE, "deleted", "deleted",
+    lambda inspector: inspector.delete, lambda inspector: inspector.delete_matching,
+)  # fmt: skip
 
 Ids = Annotated[list[str] | None, argument(
     metavar="ID", help="Task id(s); or select tasks by --state.",
@@ -53,24 +82,9 @@ def retry(
     """
     if ids:
         _refuse_filters(state, filters, everything)
-        verb = dry(RETRIED) if dry_run else _run
-        change_each(ids, filters.queue, store, as_json, verb, _conditional("pending now", dry_run))
-        return
-    states = _checked(state, filters, everything, RETRIED, "retried")
-    _change_matching(_retry_step, states, "pending now", filters, store, as_json, dry_run)
-
-
-def run_waiting(
-    *,
-    state: State = TaskState.RETRY,
-    filters: FilterOptions,
-    dry_run: DryRun = False,
-    store: StoreOptions,
-    as_json: Json = False,
-) -> None:
-    """Run all tasks now that wait for a retry or for their scheduled time."""
-    states = _checked(state, filters, True, WAITING, "run", checked_all=False)
-    _change_matching(_retry_step, states, "pending now", filters, store, as_json, dry_run)
+        _change_ids(RETRY, ids, filters.queue, store, as_json, dry_run)
+    else:
+        _change_matching(RETRY, state, filters, everything, store, as_json, dry_run)
 
 
 def cancel(
@@ -93,14 +107,10 @@ def cancel(
     """
     if ids:
         _refuse_filters(state, filters, everything)
-        verb = dry(CANCELLABLE) if dry_run else _cancel
-        change_each(ids, filters.queue, store, as_json, verb, _conditional("cancelled", dry_run))
+        _change_ids(CANCEL, ids, filters.queue, store, as_json, dry_run)
         return
-    states = _checked(state, filters, everything, CANCELLABLE, "cancelled")
-    _change_matching(
-        _cancel_step, states, "cancelled", filters, store, as_json, dry_run,
-        question=None if yes else "Cancel",
-    )  # fmt: skip
+    question = None if yes else "Cancel"
+    _change_matching(CANCEL, state, filters, everything, store, as_json, dry_run, question)
 
 
 def delete(
@@ -123,38 +133,10 @@ def delete(
         if not dry_run:
             noun = "task" if len(ids) == 1 else "tasks"
             confirm(f"Delete {noun} {', '.join(ids)}?", yes=yes)
-        verb = dry(DELETABLE) if dry_run else _delete
-        change_each(ids, filters.queue, store, as_json, verb, _conditional("deleted", dry_run))
+        _change_ids(DELETE, ids, filters.queue, store, as_json, dry_run)
         return
-    states = _checked(state, filters, everything, DELETABLE, "deleted")
-    _change_matching(
-        _delete_step, states, "deleted", filters, store, as_json, dry_run,
-        question=None if yes else "Delete",
-    )  # fmt: skip
-
-
-def _retry_step(inspector: Inspector) -> MakeStep:
-    return inspector.retry_matching
-
-
-def _cancel_step(inspector: Inspector) -> MakeStep:
-    return inspector.cancel_matching
-
-
-def _delete_step(inspector: Inspector) -> MakeStep:
-    return inspector.delete_matching
-
-
-def _run(inspector: Inspector) -> ChangeTask:
-    return inspector.run
-
-
-def _cancel(inspector: Inspector) -> ChangeTask:
-    return inspector.cancel
-
-
-def _delete(inspector: Inspector) -> ChangeTask:
-    return inspector.delete
+    question = None if yes else "Delete"
+    _change_matching(DELETE, state, filters, everything, store, as_json, dry_run, question)
 
 
 def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
@@ -173,60 +155,71 @@ def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
     return verb
 
 
-def _conditional(done: str, dry_run: bool) -> str:
-    return f"would be {done}" if dry_run else done
-
-
 def _refuse_filters(state: TaskState | None, filters: FilterOptions, everything: bool) -> None:
     if state is not None or filters.filter is not None or filters.states or everything:
         exit_with("ids and --state, --all or filters exclude each other", USAGE)
 
 
-def _checked(
-    state: TaskState | None,
-    filters: FilterOptions,
-    everything: bool,
-    states: tuple[TaskState, ...],
-    verb: str,
-    *,
-    checked_all: bool = True,
+def _checked_state(
+    change: TaskChange, state: TaskState | None, filters: FilterOptions
 ) -> TaskState:
-    """Return the state of the tasks to change; exit if the options do not say which tasks."""
+    """Return the state of the tasks to change; exit if the options name none that is possible."""
     if filters.states:
         if len(filters.states) > 1 or state not in (None, filters.states[0]):
             exit_with("give one state, by --state or by state: in the query", USAGE)
         [state] = filters.states
     if state is None:
         exit_with("give ids, or --state with filters or --all", USAGE)
-    if state not in states:
-        others = f"{', '.join(states[:-1])} or {states[-1]}"
-        exit_with(f"--state {state}: such tasks cannot be {verb}; use {others}", USAGE)
-    if checked_all and filters.filter is None and not everything:
+    if state not in change.states:
+        others = f"{', '.join(change.states[:-1])} or {change.states[-1]}"
+        exit_with(f"--state {state}: such tasks cannot be {change.verb}; use {others}", USAGE)
+    return state
+
+
+def check_everything(filters: FilterOptions, everything: bool) -> None:
+    """Exit unless either a filter or --all is given."""
+    if filters.filter is None and not everything:
         exit_with(
             "no filter is given: use --query, --type, --error, --id, --older-than, --newer-than or "
             "--all",
             USAGE,
         )
-    if checked_all and filters.filter is not None and everything:
+    if filters.filter is not None and everything:
         exit_with("--all and filters exclude each other", USAGE)
-    return state
 
 
 def _change_matching(
-    pick: Callable[[Inspector], MakeStep],
-    state: TaskState,
-    verb: str,
+    change: TaskChange,
+    state: TaskState | None,
     filters: FilterOptions,
+    everything: bool,
     store: StoreOptions,
     as_json: bool,
     dry_run: bool,
-    *,
     question: str | None = None,
 ) -> None:
     """Change the matching tasks by steps; ask first if a question is given."""
+    checked = _checked_state(change, state, filters)
+    check_everything(filters, everything)
     with open_store(store) as session:
-        job = BulkJob(session, filters, state, verb, as_json)
-        job.carry_out(pick(session.inspector), dry_run=dry_run, question=question)
+        job = BulkJob(session, filters, checked, change.done, as_json)
+        step = change.make_step(session.inspector)
+        job.carry_out(step, dry_run=dry_run, question=question)
+
+
+def _change_ids(
+    change: TaskChange,
+    ids: list[str],
+    queue: str | None,
+    store: StoreOptions,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    if dry_run:
+        done = f"would be {change.done}"
+        change_each(ids, queue, store, as_json, dry(change.states), done)
+    else:
+        change_each(ids, queue, store, as_json, change.change_task, change.done)
 
 
 def change_each(

@@ -17,7 +17,7 @@ from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import StoreOptions, sort_option
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
 from qsync.cli.prompts import ProgressLine
-from qsync.cli.store import all_queues, exit_unknown_queue, note_no_queue, open_store
+from qsync.cli.store import note_no_queue, open_store, state_counts
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
@@ -109,7 +109,7 @@ class TaskQuery:
 
 async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
     """Return a page of tasks, state by state or sorted; exit if there is no such queue."""
-    counts = await _counts(inspector, query.queue)
+    counts = await state_counts(inspector, query.queue)
     queues_by_state = {
         state: [name for name, states in counts.items() if states.get(state)]
         for state in ORDER
@@ -118,8 +118,8 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
     total = sum(counts[name][state] for state, names in queues_by_state.items() for name in names)
     occupied = [state for state, names in queues_by_state.items() if names]
     states, cursor = _resume(occupied, query.cursor)
-    tasks, scanned, progress = list[TaskRow](), 0, ProgressLine()
-    try:
+    tasks, scanned = list[TaskRow](), 0
+    with ProgressLine() as progress:
         while states:
             most = MAX_PAGE_SIZE if query.sort else min(query.limit - len(tasks), MAX_PAGE_SIZE)
             page = await inspector.tasks_of(
@@ -134,19 +134,8 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
             if scanned >= SORTED_TASKS if query.sort else len(tasks) >= query.limit:
                 break
             progress.show(f"searched {scanned:,} of {total:,}, {len(tasks):,} match")
-    finally:
-        progress.clear()
     end = f"{states[0]}/{cursor or ''}" if states and not query.sort else None
     return Listing(tasks=tasks, total=total, scanned=scanned, cursor=end, queues=len(counts))
-
-
-async def _counts(inspector: Inspector, queue: str | None) -> dict[str, dict[TaskState, int]]:
-    if queue is None:
-        return {info.name: info.states for info in await all_queues(inspector)}
-    info = await inspector.queue(queue)
-    if info is None:
-        await exit_unknown_queue(inspector, queue)
-    return {queue: info.states}
 
 
 def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState], str | None]:

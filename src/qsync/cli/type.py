@@ -13,8 +13,7 @@ from qsync.cli.command import (
     CommandGroup,
     argument,
     exit_with,
-    runs_alone,
-    with_options,
+    lists_alone,
 )
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import By, Json, Preview, StoreOptions, Why, queue_option, sort_option
@@ -74,22 +73,6 @@ TypeName = Annotated[str, argument(metavar="TYPE", help="Type of the tasks.")]
 TypeQueue = Annotated[str, queue_option("Queue of the type.")]
 
 
-@type_.callback(help=HELP)
-@with_options
-def types_alone(
-    *,
-    ctx: typer.Context,
-    queue: TypeQueue = "default",
-    period: ListPeriod = "1h",
-    sort: SortTypes = "name",
-    store: StoreOptions,
-    output: OutputOptions,
-) -> None:
-    """List the types if no command is given."""
-    if runs_alone(ctx):
-        _list(queue, period, sort, store, output)
-
-
 @type_.command("list")
 def list_types(
     *,
@@ -106,12 +89,6 @@ def list_types(
     WAIT and RUN are the median and the 95th percentile. PENDING and DEAD count among the first
     1,000 tasks; a + says that there are more.
     """
-    _list(queue, period, sort, store, output)
-
-
-def _list(
-    queue: str, period: Period, sort: str, store: StoreOptions, output: OutputOptions
-) -> None:
     with open_store(store) as session:
 
         def show() -> None:
@@ -128,6 +105,9 @@ def _list(
             output.print_rows(types, print_types)
 
         output.repeat(show)
+
+
+lists_alone(type_, list_types, HELP)
 
 
 def sorted_types(types: Sequence[TypeInfo], by: str) -> list[TypeInfo]:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.resources import files
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from starlette.applications import Starlette
@@ -171,12 +170,7 @@ class Dashboard(Starlette):
             site.sampler.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for site in self.sites:
             await site.sampler.stop()
             await site.error_scanner.stop()

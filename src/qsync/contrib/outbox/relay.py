@@ -11,7 +11,6 @@ import contextlib
 import logging
 import threading
 import time
-from types import TracebackType
 from typing import Any, Final, Self
 
 from qsync.client import AsyncClient, Client
@@ -119,12 +118,7 @@ class Relay(_Progress):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopping.set()
         with contextlib.suppress(ValueError):
             relays.remove(self._last_count)
@@ -134,13 +128,8 @@ class Relay(_Progress):
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await asyncio.to_thread(self.__exit__, kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.__exit__)
 
     def _run(self) -> None:
         client: Client | None = None
