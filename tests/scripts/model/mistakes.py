@@ -292,12 +292,14 @@ def in_flow(lines: str) -> str:
 
 def paused_type_is_fetched() -> contextlib.AbstractContextManager[None]:
     """A fetch leases tasks of a paused type."""
-    return planted("include/lease_pending.lua", "limits_used and paused_limit(body)", "false")
+    return planted(
+        "include/lease_pending.lua", "body and any_paused and paused_limit(body)", "false"
+    )
 
 
 def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
     """A task that leaves active gives two slots back."""
-    right = "    state.use = math.max(0, state.use - 1)\n"
+    right = "      state[field] = math.max(0, state[field] - 1)\n"
     return planted("include/limit_states.lua", right, right.replace("- 1", "- 2"))
 
 
@@ -338,7 +340,7 @@ def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
 
 def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
     """A limit whose rate is used up keeps no time at which it opens."""
-    right = "    if any_waiters and not is_limit_full(state) and has_waiter(limit, state) then\n"
+    right = "    if any_waiters and held < state.rule.slots and has_waiter(limit, state) then\n"
     return planted("include/limit_waiters.lua", right, "    if false then\n")
 
 
@@ -383,7 +385,7 @@ def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
 
 def newcomer_before_waiters() -> contextlib.AbstractContextManager[None]:
     """A new task goes to pending though others wait for its limit."""
-    right = "    if not is_limit_open(state) or has_waiter(limit, state) then\n"
+    right = "    if not is_limit_open(state) or has_waiter(limits[i], state) then\n"
     return planted("include/limit_waiters.lua", right, "    if not is_limit_open(state) then\n")
 
 

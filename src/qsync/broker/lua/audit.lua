@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- audit: scan a part of a key, and read where each id in it is recorded.
--- include: check_schema limit_states
+-- include: check_schema message_limits
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- audit_limits: find limits whose counts are wrong or that nothing would open. In a part of the
 -- limited tasks and of the waiters, also find tasks without an entry and entries without a task.
--- include: check_schema limit_states limit_waiters limit_counts
+-- include: check_schema message_limits limit_states limit_waiters limit_counts
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] limit_rules hash  name -> its rule
 -- KEYS[3] holds     hash    id -> its limits, of unfinished tasks
@@ -55,8 +55,7 @@ local function shut_limits()
       break
     end
     local limit = string.match(entry, '^[^%z]*')
-    read_limits({ limit })
-    if not is_limit_full(limit_states[limit]) and not redis.call('ZSCORE', KEYS.openings, limit) then
+    if not is_limit_full(touch_limit(limit)) and not redis.call('ZSCORE', KEYS.openings, limit) then
       found[#found + 1] = limit
     end
     from = table.concat({ '[', limit, '\1' })

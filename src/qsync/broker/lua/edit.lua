@@ -2,7 +2,8 @@
 -- edit: replace the message of a scheduled, retry or dead task, and run the task or change when it is
 -- due, if it still has the message that the caller saw.
 -- A repeated call finds its own message and writes it again; after a run it finds the task moved.
--- include: check_schema preconditions clock wake_server limit_states limit_waiters priority_bands
+-- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
+-- include: priority_bands
 -- include: fairness_tags unique_locks revive_dead schedule_due note_runnable message_bytes
 -- include: record_event
 -- KEYS[1] pending    zset    ids by order tag

@@ -12,7 +12,7 @@
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
--- flow include: limit_states limit_waiters priority_bands
+-- flow include: message_limits limit_states limit_waiters priority_bands
 -- include: crash_counts fairness_tags unique_locks ended_tasks forget_tasks runnable_since
 -- include: note_runnable
 -- flow include: schedule_due successors start_successors band_times

@@ -2,7 +2,7 @@
 -- purge: delete the first tasks of a state; of the active ones only those whose lease has expired,
 -- since the others run. It deletes fewer tasks than asked for when they are large: at most 16 MiB,
 -- or one task.
--- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
 -- flow include: message_bytes
 -- include: unique_locks ended_tasks forget_tasks page_position record_event
 -- KEYS[1] tasks      hash    id -> message

@@ -2,7 +2,8 @@
 -- repair: repair damage that an audit found and that is still there.
 -- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
 -- server owns becomes active.
--- include: check_schema preconditions ensure_schema clock wake_server limit_states limit_waiters
+-- include: check_schema preconditions ensure_schema clock wake_server
+-- include: message_limits limit_states limit_waiters
 -- include: limit_counts
 -- include: counters unique_locks ended_tasks forget_tasks recover_expired
 -- include: schedule_due note_runnable message_bytes successors start_successors

@@ -24,6 +24,7 @@ local parking = { most = 300, chunk = 250, bytes = 4000000 }
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0
+  local any_paused = limits_used and next(paused_limits()) ~= nil
   while taken < wanted and #lost < limit and stayed < limit and #parked < parking.most do
     local count = math.min(wanted - taken, CHUNK)
     if #parked > 0 and 2 * #parked >= position then
@@ -36,11 +37,11 @@ local function take_pending(head, wanted, max_bytes, limit, free)
     if limits_used and count > 0 then
       read_holds({ unpack(chunk, 1, count) })
     end
-    for i, body in ipairs(bodies) do
-      local id = chunk[i]
+    for i = 1, #bodies do
+      local id, body = chunk[i], bodies[i]
       local limits = held_limits[id]
       read = read + (body and #body or 0)
-      local refusing = body and limits_used and paused_limit(body)
+      local refusing = body and any_paused and paused_limit(body)
         or body and limits and unstartable_limit(limits)
       if not body then
         lost[#lost + 1] = id

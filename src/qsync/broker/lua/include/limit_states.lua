@@ -2,7 +2,8 @@
 -- <rate> <per us> <burst>`, 0 for none; the record of an operator's rule also has when it was set
 -- and by whom. A state is `<in use> <ready> <tat us> <closed until us>`: in use are active tasks
 -- that hold the limit, ready are pending ones. Rates use GCRA; tat is its theoretical arrival time.
--- States are read once per script, changed here, and written by save_limits.
+-- States are read once per script, changed here, and written by save_limits. Functions that run for
+-- each task count their loops: a call of `ipairs` costs a function call for each element.
 
 local limits_now, limits_used = 0, false
 local limit_states, touched_limits, held_limits = {}, {}, {}
@@ -20,25 +21,6 @@ local function paused_limits()
     end
   end
   return type_limits
-end
-
-local function is_type_limit(limit)
-  return string.byte(limit) == 64
-end
-
--- Return the limit `@<type>` of the type in a stored message; nil if the message is lost or damaged.
--- In front of the type are 11 bytes that the store adds, and a nonce of 10 bytes.
-local function type_limit(message)
-  local kind, length, low = string.byte(message or '', 22, 24)
-  local first, last = 23, 0
-  if kind and kind >= 0xa0 and kind < 0xc0 then
-    last = 22 + kind - 0xa0
-  elseif kind == 0xd9 and length then
-    first, last = 24, 23 + length
-  elseif kind == 0xda and low then
-    first, last = 25, 24 + 256 * length + low
-  end
-  return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
 end
 
 -- Return the limit of the type in a stored message if that type is paused.
@@ -79,10 +61,14 @@ local unlimited = { slots = math.huge, interval = 0, tolerance = 0, lateness = 0
 local no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 }
 
 -- What was read before, by text: rules and the counts in states. Many limits have the same rule, and
--- many states without a time are alike. `by_field` has stored rules by field of limit_rules, and
--- `by_name` the rules of names, which many limits share: the operator's, else the program's. `late`
--- has by limit how late this script opens it, in us.
-local known = { rules = {}, counts = {}, by_field = {}, by_name = {}, late = {}, all_fields = false }
+-- many states without a time are alike; `texts` has the texts of such states. `by_field` has stored
+-- rules by field of limit_rules, and `by_name` the rules of names, which many limits share: the
+-- operator's, else the program's. `all_fields` is whether all of them were read, and `own_rules`
+-- whether a single limit may have one. `late` has by limit how late this script opens it, in us.
+local known = {
+  rules = {}, counts = { [false] = { 0, 0, 0, 0 } }, texts = {}, by_field = {}, by_name = {}, late = {},
+  all_fields = false, own_rules = true,
+}
 
 -- Return a rule as a table; false when it is not valid. `lateness` is the longest time by which a task
 -- may start after its limit opened without making the next ones later. It is less than the time between
@@ -113,38 +99,46 @@ local function known_tat(tat, rule)
 end
 
 -- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the limit;
--- nil: not known.
+-- nil: not known. A state of a limit `@<type>` has `is_type`, and one whose tat was capped `is_capped`.
 local function new_limit_state(text, rule)
   local counts = known.counts[text]
-  if not counts and text then
+  if not counts then
     local use, ready, tat, closed = string.match(text, '^(%d+) (%d+) (%d+) (%d+)$')
     counts = { tonumber(use or 0), tonumber(ready or 0), tonumber(tat or 0), tonumber(closed or 0) }
     if counts[3] + counts[4] == 0 then
       known.counts[text] = counts
     end
   end
-  return {
-    use = counts and counts[1] or 0, ready = counts and counts[2] or 0,
-    tat = counts and known_tat(counts[3], rule) or 0, closed = counts and counts[4] or 0,
-    stored_tat = counts and counts[3] or 0, stored = text, rule = rule, touched = false, waits = nil,
+  local state = {
+    use = counts[1], ready = counts[2], tat = counts[3], closed = counts[4],
+    stored = text, rule = rule, touched = false, waits = nil,
   }
+  if state.tat > 0 then
+    state.tat = known_tat(counts[3], rule)
+    state.is_capped = state.tat < counts[3] or nil
+  end
+  return state
 end
 
--- Read the rules in these fields. For many fields one scan may read all rules: the store returns a
--- small hash as a whole.
-local function read_rule_fields(fields)
-  if #fields > 40 and not known.all_fields then
-    local part = redis.call('HSCAN', KEYS.limit_rules, '0', 'COUNT', 10)
-    known.all_fields = part[1] == '0'
-    for i = 1, known.all_fields and #part[2] or 0, 2 do
-      known.by_field[part[2][i]] = part[2][i + 1]
-    end
-  end
-  if known.all_fields or #fields == 0 then
+-- Read all rules with one scan, if the store returns them at once, as it does with a small hash.
+local function scan_rules()
+  local part = redis.call('HSCAN', KEYS.limit_rules, '0', 'COUNT', 10)
+  if part[1] ~= '0' then
     return
   end
-  for i, text in ipairs(redis.call('HMGET', KEYS.limit_rules, unpack(fields))) do
-    known.by_field[fields[i]] = text
+  known.all_fields, known.own_rules = true, false
+  for i = 1, #part[2], 2 do
+    known.by_field[part[2][i]] = part[2][i + 1]
+    known.own_rules = known.own_rules or string.find(part[2][i], '^!.*:') ~= nil
+  end
+end
+
+-- Read the rules in these fields.
+local function read_rule_fields(fields)
+  if #fields > 0 and not known.all_fields then
+    for i, text in ipairs(redis.call('HMGET', KEYS.limit_rules, unpack(fields))) do
+      known.by_field[fields[i]] = text
+    end
   end
 end
 
@@ -152,58 +146,74 @@ end
 -- for its name, then the program's. The name of `customer:42` is `customer`. Returns one rule per
 -- limit.
 local function read_rules(limits)
-  local fields, names, rules, by_field, by_name = {}, {}, {}, known.by_field, known.by_name
-  local fresh = {}
-  for i, limit_name in ipairs(limits) do
-    local name = string.match(limit_name, '^[^:]*')
-    names[i], fields[i] = name, '!' .. limit_name
-    if by_name[name] == nil then
-      by_name[name] = unlimited
-      fresh[#fresh + 1] = name
-    end
+  if #limits > 40 and not known.all_fields then
+    scan_rules()
   end
-  for _, name in ipairs(fresh) do
-    fields[#fields + 1] = '!' .. name
-    fields[#fields + 1] = name
+  local fields, names, rules, by_field, by_name = {}, {}, {}, known.by_field, known.by_name
+  local fresh, own_rules, name, prefix = {}, known.own_rules, nil, nil
+  for i = 1, #limits do
+    local limit_name = limits[i]
+    if own_rules then
+      fields[i] = '!' .. limit_name
+    end
+    if not prefix or string.sub(limit_name, 1, #prefix) ~= prefix then
+      name = string.match(limit_name, '^[^:]*')
+      prefix = name .. ':'
+      if by_name[name] == nil then
+        by_name[name] = unlimited
+        fresh[#fresh + 1] = name
+      end
+    end
+    names[i] = name
+  end
+  for _, new_name in ipairs(fresh) do
+    fields[#fields + 1] = table.concat({ '!', new_name })
+    fields[#fields + 1] = new_name
   end
   read_rule_fields(fields)
-  for _, name in ipairs(fresh) do
-    local own, program = by_field['!' .. name], by_field[name]
-    by_name[name] = own and read_rule(own) or program and read_rule(program) or unlimited
+  for _, new_name in ipairs(fresh) do
+    local own, program = by_field[table.concat({ '!', new_name })], by_field[new_name]
+    by_name[new_name] = own and read_rule(own) or program and read_rule(program) or unlimited
   end
-  for i, name in ipairs(names) do
-    local own = by_field[fields[i]]
-    rules[i] = own and read_rule(own) or by_name[name]
+  for i = 1, #limits do
+    local own = own_rules and by_field[fields[i]]
+    rules[i] = own and read_rule(own) or by_name[names[i]]
   end
   return rules
 end
 
--- Read the states of limits that were not read before.
+-- Read the states of limits that were not read before; none of them is that of a type.
 local function read_limits(limits)
-  local fresh = {}
-  for _, limit in ipairs(limits) do
-    if limit_states[limit] == nil and is_type_limit(limit) then
-      limit_states[limit] = new_limit_state(false, paused_limits()[limit] and no_slots or unlimited)
-    elseif limit_states[limit] == nil then
+  local fresh, count = {}, 0
+  for i = 1, #limits do
+    local limit = limits[i]
+    if limit_states[limit] == nil then
       limit_states[limit] = false
-      fresh[#fresh + 1] = limit
+      count = count + 1
+      fresh[count] = limit
     end
   end
-  for first = 1, #fresh, 500 do
-    local part = { unpack(fresh, first, math.min(first + 499, #fresh)) }
+  for first = 1, count, 500 do
+    local part = count <= 500 and fresh or { unpack(fresh, first, math.min(first + 499, count)) }
     local states, rules = redis.call('HMGET', KEYS.limits, unpack(part)), read_rules(part)
-    for i, limit in ipairs(part) do
-      limit_states[limit] = new_limit_state(states[i], rules[i])
+    for i = 1, #part do
+      limit_states[part[i]] = new_limit_state(states[i], rules[i])
     end
   end
 end
 
 -- Return the state of a limit, which save_limits writes.
 local function touch_limit(limit)
-  if not limit_states[limit] then
-    read_limits({ limit })
-  end
   local state = limit_states[limit]
+  if not state then
+    if is_type_limit(limit) then
+      state = new_limit_state(false, paused_limits()[limit] and no_slots or unlimited)
+      state.is_type, limit_states[limit] = true, state
+    else
+      read_limits({ limit })
+      state = limit_states[limit]
+    end
+  end
   if not state.touched then
     state.touched = true
     touched_limits[#touched_limits + 1] = limit
@@ -227,7 +237,7 @@ local function correct_starts(limits)
   local any = false
   read_limits(limits)
   for _, limit in ipairs(limits) do
-    if limit_states[limit].tat < limit_states[limit].stored_tat then
+    if limit_states[limit].is_capped then
       touch_limit(limit)
       any = true
     end
@@ -255,96 +265,47 @@ local function limits_in(text)
   return limits
 end
 
--- Bytes that the length of a text, of bytes or of a number takes in msgpack, by its first byte.
-local LENGTH_BYTES = {
-  [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4,
-}
-local NUMBER_BYTES = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 }
-
--- Return the position after the text, bytes, number or flag at `at`. (cmsgpack knows no bytes.)
-local function after_element(message, at)
-  local kind = string.byte(message, at)
-  if kind >= 0xa0 and kind < 0xc0 then
-    return at + 1 + kind - 0xa0
-  elseif LENGTH_BYTES[kind] then
-    local length = 0
-    for i = at + 1, at + LENGTH_BYTES[kind] do
-      length = length * 256 + string.byte(message, i)
-    end
-    return at + 1 + LENGTH_BYTES[kind] + length
-  end
-  return at + 1 + (NUMBER_BYTES[kind] or 0)
-end
-
--- Return the limits in a message; none if it is lost or damaged. Its options are the last of eight
--- elements.
-local function limits_of_message(message)
-  local known, options = pcall(function()
-    local at = 2
-    for _ = 1, 7 do
-      at = after_element(message, at)
-    end
-    return (cmsgpack.unpack(string.sub(message, at)))
-  end)
-  local limits = known and type(options) == 'table' and options.lm
-  -- A list of anything but limits, from a message that no client wrote, would fail the script, and so
-  -- stop the whole queue.
-  for i, limit in pairs(type(limits) == 'table' and limits or {}) do
-    if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
-      and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then
-      return {}
-    end
-  end
-  return type(limits) == 'table' and limits or {}
-end
-
--- Return whether the limits in a message are this one alone, if that is seen without decoding it: the
--- options end with its name. False if it is not sure.
-local function has_only_limit(message, limit)
-  local size = #limit
-  local head = size < 32 and 5 or 6
-  local at = #message - size - head + 1
-  if at < 32 or size > 255 then
-    return false
-  end
-  local a, l, m, count, kind, length = string.byte(message, at, at + head - 1)
-  return a == 0xa2 and l == 0x6c and m == 0x6d and count == 0x91
-    and (kind == 0xa0 + size and head == 5 or kind == 0xd9 and length == size)
-    and string.find(message, limit, at + head, true) == at + head
-end
-
 -- Read what tasks hold, for ids that were not read before, with the states of these limits.
 local function read_holds(ids)
-  local fresh, limits = {}, {}
-  for _, id in ipairs(ids) do
+  local fresh, count = {}, 0
+  for i = 1, #ids do
+    local id = ids[i]
     if held_limits[id] == nil then
       held_limits[id] = false
-      fresh[#fresh + 1] = id
+      count = count + 1
+      fresh[count] = id
     end
   end
-  if #fresh == 0 or redis.call('EXISTS', KEYS.holds) == 0 then
+  if count == 0 or redis.call('EXISTS', KEYS.holds) == 0 then
     return
   end
-  for i, text in ipairs(redis.call('HMGET', KEYS.holds, unpack(fresh))) do
+  local limits, total = {}, 0
+  local texts = redis.call('HMGET', KEYS.holds, unpack(fresh))
+  for i = 1, count do
+    local text = texts[i]
     if text then
-      held_limits[fresh[i]] = limits_in(text)
-      for _, limit in ipairs(held_limits[fresh[i]]) do
-        limits[#limits + 1] = limit
+      local held = limits_in(text)
+      held_limits[fresh[i]] = held
+      for place = 1, #held do
+        total = total + 1
+        limits[total] = held[place]
       end
     end
   end
   read_limits(limits)
 end
 
--- Change the state of each limit that tasks hold; a limit that several of them hold changes as often.
-local function change_held(ids, change)
+-- Subtract tasks from a count of each limit that they hold: `use` or `ready`.
+local function subtract_held(ids, field)
   if not limits_used then
     return
   end
   read_holds(ids)
-  for _, id in ipairs(ids) do
-    for _, limit in ipairs(held_limits[id] or {}) do
-      change(touch_limit(limit))
+  for i = 1, #ids do
+    local held = held_limits[ids[i]]
+    for place = 1, held and #held or 0 do
+      local state = touch_limit(held[place])
+      state[field] = math.max(0, state[field] - 1)
     end
   end
 end
@@ -378,16 +339,12 @@ end
 
 -- Subtract active tasks from the counts of their limits.
 local function release_slots(ids)
-  change_held(ids, function(state)
-    state.use = math.max(0, state.use - 1)
-  end)
+  subtract_held(ids, 'use')
 end
 
 -- Subtract pending tasks from the counts of their limits.
 local function release_ready(ids)
-  change_held(ids, function(state)
-    state.ready = math.max(0, state.ready - 1)
-  end)
+  subtract_held(ids, 'ready')
 end
 
 -- Let no task that holds the limit start before `moment`.
@@ -398,24 +355,28 @@ end
 
 -- Return the first of the limits for which a ready task cannot start now; nil without one.
 local function unstartable_limit(limits)
-  for _, limit in ipairs(limits) do
-    local state = limit_states[limit]
+  for i = 1, #limits do
+    local state = limit_states[limits[i]]
     local rule = state.rule
     local early = rule.interval > 0 and state.tat - rule.tolerance > limits_now
     if state.use >= rule.slots or state.closed > limits_now or early then
-      return limit
+      return limits[i]
     end
   end
 end
 
 -- Count a ready task as started.
 local function take_limits(limits)
-  for _, limit in ipairs(limits) do
-    local state = touch_limit(limit)
+  for i = 1, #limits do
+    local state = touch_limit(limits[i])
     local interval = state.rule.interval
-    state.use, state.ready = state.use + 1, math.max(0, state.ready - 1)
+    state.use = state.use + 1
+    if state.ready > 0 then
+      state.ready = state.ready - 1
+    end
     if interval > 0 then
-      state.tat = math.ceil(math.max(state.tat, limits_now - (known.late[limit] or 0)) + interval)
+      local late = known.late[limits[i]] or 0
+      state.tat = math.ceil(math.max(state.tat, limits_now - late) + interval)
     end
   end
 end
@@ -439,10 +400,13 @@ end
 -- Delete what tasks hold, since they end or become limited. The caller has removed them from all
 -- counts.
 local function drop_holds(ids)
-  if limits_used and #ids > 0 and redis.call('EXISTS', KEYS.holds) == 1 then
+  if not limits_used or #ids == 0 then
+    return
+  end
+  if redis.call('EXISTS', KEYS.holds) == 1 then
     redis.call('HDEL', KEYS.holds, unpack(ids))
   end
-  for _, id in ipairs(limits_used and ids or {}) do
-    held_limits[id] = false
+  for i = 1, #ids do
+    held_limits[ids[i]] = false
   end
 end

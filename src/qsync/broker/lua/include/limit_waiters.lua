@@ -3,13 +3,10 @@
 -- are ordered by bytes, and the first one of a limit is the first to start. A task of a paused type is
 -- under `@<type>`, before its own limits.
 
--- Maximum number of waiters that a script moves. A limit with more gets an opening that is due now.
-local MOVES_MOST = 500
-
--- Maximum number of them under limits of types: there may be a million after a resume.
-local TYPE_MOVES_MOST = 150
-
-local moves_left, type_moves_left, opened_waiters = MOVES_MOST, TYPE_MOVES_MOST, 0
+-- Numbers of waiters that a script may still move, and that it moved into pending. A limit with more
+-- gets an opening that is due now. Limits of types have a lower number: there may be a million waiters
+-- after a resume.
+local moves_left, type_moves_left, opened_waiters = 500, 150, 0
 
 -- Return the entry of a waiter. Its tag takes 8 bytes that are ordered like the number: a positive one
 -- gets the sign bit, and all bits of a negative one are inverted.
@@ -42,9 +39,9 @@ end
 -- Return the first entry under a limit; nil when no task waits there. No entry is between the limit and
 -- its first one.
 local function first_waiter(limit_name)
-  local entry = redis.call('ZRANGEBYLEX', KEYS.waiters, '(' .. limit_name, '+', 'LIMIT', 0, 1)[1]
-  if entry and string.byte(entry, #limit_name + 1) == 0
-    and string.find(entry, limit_name, 1, true) == 1 then
+  local head = limit_name .. '\0'
+  local entry = redis.call('ZRANGEBYLEX', KEYS.waiters, '[' .. head, '+', 'LIMIT', 0, 1)[1]
+  if entry and string.find(entry, head, 1, true) == 1 then
     return entry
   end
 end
@@ -68,8 +65,8 @@ end
 
 -- Add a task that becomes pending to the counts of its limits.
 local function add_ready(limits)
-  for _, limit in ipairs(limits) do
-    local state = touch_limit(limit)
+  for i = 1, #limits do
+    local state = touch_limit(limits[i])
     state.ready = state.ready + 1
   end
 end
@@ -77,10 +74,10 @@ end
 -- Return the limit for which a task that becomes pending has to wait: one that is not open, or for
 -- which others wait; nil without one.
 local function refusing_limit(limits)
-  for _, limit in ipairs(limits) do
-    local state = touch_limit(limit)
-    if not is_limit_open(state) or has_waiter(limit, state) then
-      return limit
+  for i = 1, #limits do
+    local state = touch_limit(limits[i])
+    if not is_limit_open(state) or has_waiter(limits[i], state) then
+      return limits[i]
     end
   end
 end
@@ -207,63 +204,84 @@ local function remove_waiters(ids)
 end
 
 -- Return limit and id of the first waiter of each touched limit that is open; of the limit of a type,
--- which nothing closes meanwhile, of several waiters.
-local function first_waiters()
-  local limits, ids, entries = {}, {}, {}
-  for _, limit in ipairs(touched_limits) do
-    local state, is_type = limit_states[limit], is_type_limit(limit)
-    local room = math.min(moves_left, 50) - #ids
-    if is_type then
-      room = math.min(room, type_moves_left)
-    end
-    if room > 0 and state.waits ~= false and is_limit_open(state) then
-      local before = #entries
-      if is_type then
-        for _, entry in ipairs(waiters_of(limit, room)) do
-          entries[#entries + 1] = entry
+-- which nothing closes meanwhile, of several waiters. It looks at the touched limits from `from` on,
+-- and returns the first one that it has not looked at.
+local function first_waiters(from)
+  local limits, ids, entries, count, most = {}, {}, {}, 0, math.min(moves_left, 50)
+  local place, last = from, #touched_limits
+  while place <= last and count < most do
+    local limit = touched_limits[place]
+    local state = limit_states[limit]
+    if state.use + state.ready < state.rule.slots and state.waits ~= false
+      and is_limit_open(state) then
+      local before = count
+      if state.is_type then
+        local room = math.min(most - count, type_moves_left)
+        for _, entry in ipairs(room > 0 and waiters_of(limit, room) or {}) do
+          count = count + 1
+          limits[count], entries[count] = limit, entry
         end
-        type_moves_left = type_moves_left - (#entries - before)
+        type_moves_left = type_moves_left - (count - before)
+        if room > 0 then
+          state.waits = count > before
+        end
       else
-        entries[before + 1] = first_waiter(limit)
+        local entry = first_waiter(limit)
+        state.waits = entry ~= nil
+        if entry then
+          count = count + 1
+          limits[count], entries[count] = limit, entry
+        end
       end
-      state.waits = #entries > before
-      for at = before + 1, #entries do
-        limits[at], ids[at] = limit, string.sub(entries[at], #limit + 10)
+      for i = before + 1, count do
+        ids[i] = string.sub(entries[i], #limit + 10)
       end
     end
+    place = place + 1
   end
-  return limits, ids, entries
+  return limits, ids, entries, place
 end
 
 -- Move the waiters that first_waiters returned: into pending, or under another of their limits that
--- is not open. An entry without a limited task is removed.
+-- is not open. An entry without a limited task is removed. Returns whether one of the limits may have
+-- room for more.
 local function move_waiters(limits, ids, entries)
   local tags = redis.call('ZMSCORE', KEYS.limited, unpack(ids))
   local messages = redis.call('HMGET', KEYS.tasks, unpack(ids))
-  local pending, opened, holds, gone, moved = {}, {}, {}, {}, {}
-  for i, limit in ipairs(limits) do
-    local id, tag, message = ids[i], tags[i], messages[i]
-    local held = message and has_only_limit(message, limit) and { limit }
-      or limits_of_message(message)
-    local other = tag and (paused_limit(message) or closed_limit(held, limit))
-    if not tag or is_limit_open(limit_states[limit]) then
+  local pending, opened, holds, gone, moved, count, held_count = {}, {}, {}, {}, {}, 0, 0
+  local any_paused, again, shared, before = next(paused_limits()) ~= nil, false, false, nil
+  for i = 1, #limits do
+    local limit, id, tag, message = limits[i], ids[i], tags[i], messages[i]
+    local state = limit_states[limit]
+    local alone = message and has_only_limit(message, limit)
+    local held = not alone and limits_of_message(message)
+    local other = tag and (
+      any_paused and paused_limit(message) or held and closed_limit(held, limit)
+    )
+    shared = shared or limit == before or not alone
+    if not tag or not shared or is_limit_open(state) then
       moves_left = moves_left - 1
-      limit_states[limit].waits = nil
+      state.waits = nil
       gone[#gone + 1] = entries[i]
       if other then
         add_waiter(moved, other, tag, id)
       elseif tag then
-        opened[#opened + 1] = id
-        pending[#pending + 1] = tag
-        pending[#pending + 1] = id
-        if #held > 0 then
+        count = count + 1
+        opened[count], pending[2 * count - 1], pending[2 * count] = id, tag, id
+        if alone then
+          state.ready = state.ready + 1
+        else
           add_ready(held)
-          holds[#holds + 1] = id
-          holds[#holds + 1] = table.concat(held, '\0')
-          held_limits[id] = held
+        end
+        if alone or #held > 0 then
+          held_count = held_count + 2
+          holds[held_count - 1], holds[held_count] = id, alone and limit or table.concat(held, '\0')
+          held_limits[id] = held or { limit }
         end
       end
     end
+    again = again or state.use + state.ready < state.rule.slots
+    before = limit
   end
   if #gone > 0 then
     redis.call('ZREM', KEYS.waiters, unpack(gone))
@@ -279,6 +297,7 @@ local function move_waiters(limits, ids, entries)
     end
     redis.call('ZADD', KEYS.pending, unpack(pending))
   end
+  return again
 end
 
 -- Move waiters of touched limits into pending while their limits are open. Returns how many.
@@ -286,13 +305,15 @@ local function open_waiters()
   if not limits_used or redis.call('EXISTS', KEYS.waiters) == 0 then
     return 0
   end
-  local before = opened_waiters
+  local before, from = opened_waiters, 1
   while moves_left > 0 do
-    local limits, ids, entries = first_waiters()
+    local limits, ids, entries, next_place = first_waiters(from)
     if #ids == 0 then
       break
     end
-    move_waiters(limits, ids, entries)
+    if not move_waiters(limits, ids, entries) then
+      from = next_place
+    end
   end
   return opened_waiters - before
 end
@@ -303,28 +324,34 @@ local function state_text(state)
     return string.format('%.0f %.0f %.0f %.0f', state.use, state.ready, state.tat, state.closed)
   end
   local place = state.use * 2 ^ 26 + state.ready
-  known.counts[place] = known.counts[place]
-    or string.format('%.0f %.0f 0 0', state.use, state.ready)
-  return known.counts[place]
+  local text = known.texts[place]
+  if not text then
+    text = string.format('%.0f %.0f 0 0', state.use, state.ready)
+    known.texts[place] = text
+  end
+  return text
 end
 
 -- Write the states of touched limits, and the time at which each limit with waiters opens, unless a
 -- task that leaves will open it.
 local function save_limits()
-  local stored, gone, openings, shut = {}, {}, {}, {}
+  local stored, gone, openings, shut, count = {}, {}, {}, {}, 0
   local any_waiters = redis.call('EXISTS', KEYS.waiters) == 1
-  for _, limit in ipairs(touched_limits) do
+  local any_openings = redis.call('EXISTS', KEYS.openings) == 1
+  for i = 1, #touched_limits do
+    local limit = touched_limits[i]
     local state = limit_states[limit]
-    if state.use + state.ready > 0 or math.max(state.tat, state.closed) > limits_now then
-      stored[#stored + 1] = limit
-      stored[#stored + 1] = state_text(state)
+    local held = state.use + state.ready
+    if held > 0 or math.max(state.tat, state.closed) > limits_now then
+      count = count + 2
+      stored[count - 1], stored[count] = limit, state_text(state)
     elseif state.stored then
       gone[#gone + 1] = limit
     end
-    if any_waiters and not is_limit_full(state) and has_waiter(limit, state) then
+    if any_waiters and held < state.rule.slots and has_waiter(limit, state) then
       openings[#openings + 1] = to_text(math.ceil(limit_opens_at(state)))
       openings[#openings + 1] = limit
-    else
+    elseif any_openings then
       shut[#shut + 1] = limit
     end
   end
@@ -334,7 +361,7 @@ local function save_limits()
   if #gone > 0 then
     redis.call('HDEL', KEYS.limits, unpack(gone))
   end
-  if #shut > 0 and redis.call('EXISTS', KEYS.openings) == 1 then
+  if #shut > 0 then
     redis.call('ZREM', KEYS.openings, unpack(shut))
   end
   if #openings > 0 then

@@ -1,0 +1,81 @@
+-- message_limits: the limits of a task, and the limit `@<type>` of its type, as its message has them.
+
+local function is_type_limit(limit)
+  return string.byte(limit) == 64
+end
+
+-- Return the limit `@<type>` of the type in a stored message; nil if the message is lost or damaged.
+-- In front of the type are 11 bytes that the store adds, and a nonce of 10 bytes.
+local function type_limit(message)
+  local kind, length, low = string.byte(message or '', 22, 24)
+  local first, last = 23, 0
+  if kind and kind >= 0xa0 and kind < 0xc0 then
+    last = 22 + kind - 0xa0
+  elseif kind == 0xd9 and length then
+    first, last = 24, 23 + length
+  elseif kind == 0xda and low then
+    first, last = 25, 24 + 256 * length + low
+  end
+  return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
+end
+
+-- Bytes that the length of a text, of bytes or of a number takes in msgpack, by its first byte.
+local LENGTH_BYTES = {
+  [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4,
+}
+local NUMBER_BYTES = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 }
+
+-- Return the position after the text, bytes, number or flag at `at`. (cmsgpack knows no bytes.)
+local function after_element(message, at)
+  local kind = string.byte(message, at)
+  if kind >= 0xa0 and kind < 0xc0 then
+    return at + 1 + kind - 0xa0
+  elseif LENGTH_BYTES[kind] then
+    local length = 0
+    for i = at + 1, at + LENGTH_BYTES[kind] do
+      length = length * 256 + string.byte(message, i)
+    end
+    return at + 1 + LENGTH_BYTES[kind] + length
+  end
+  return at + 1 + (NUMBER_BYTES[kind] or 0)
+end
+
+-- Return the limits in a message; none if it is lost or damaged. Its options are the last of eight
+-- elements.
+local function limits_of_message(message)
+  local known, options = pcall(function()
+    local at = 2
+    for _ = 1, 7 do
+      at = after_element(message, at)
+    end
+    return (cmsgpack.unpack(string.sub(message, at)))
+  end)
+  local limits = known and type(options) == 'table' and options.lm
+  -- A list of anything but limits, from a message that no client wrote, would fail the script, and so
+  -- stop the whole queue.
+  for i, limit in pairs(type(limits) == 'table' and limits or {}) do
+    if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
+      and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then
+      return {}
+    end
+  end
+  return type(limits) == 'table' and limits or {}
+end
+
+-- What stands in front of a limit in the options of a message with that one alone, `lm` and a list of
+-- one text, by the size of the limit.
+local only_limit_heads = {}
+
+-- Return whether the limits in a message are this one alone, if that is seen without decoding it: the
+-- options end with its name. False if it is not sure.
+local function has_only_limit(message, limit_name)
+  local size = #limit_name
+  local head = only_limit_heads[size]
+  if not head then
+    local length = size < 32 and string.char(0xa0 + size) or string.char(0xd9, math.min(size, 255))
+    head = table.concat({ '\162lm\145', length })
+    only_limit_heads[size] = head
+  end
+  return size < 256 and #message >= size + #head + 31
+    and string.sub(message, -size - #head) == head .. limit_name
+end
