@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Final
 
 from qsync.errors import InvalidTask
-from qsync.formatting import hide_credentials
 from qsync.phrase import Phrase, phrase, plural_phrase
+from qsync.url_masking import hide_credentials
 from qsync.value_text import URL_LIMIT
 
 _ANY_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - a reading of a clock

@@ -7,7 +7,6 @@ and `csv_cell` escape other texts.
 from __future__ import annotations
 
 import contextlib
-import re
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,17 +19,6 @@ _UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 Parts = list[tuple[str, str]]
 """Numbers with their units, `[("4", "min"), ("10", "s")]`."""
-
-
-_CREDENTIALS: Final = re.compile(
-    r"""(?i)\b([a-z][a-z0-9+.-]*://)\S*@\S*?(?=['"]?[:;,.]?(?:\s|$))"""
-    r"""|\b((?:redis|valkey|unix|embedded)[a-z+]*://)\S*\?\S*?(?=['"]?[:;,.]?(?:\s|$))"""
-)
-
-
-def hide_credentials(text: str) -> str:
-    """Return the text with only the scheme of each URL that may contain a password."""
-    return _CREDENTIALS.sub(lambda match: f"{match[1] or match[2]}...", text)
 
 
 def duration(seconds: float) -> str:

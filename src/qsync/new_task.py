@@ -1,4 +1,4 @@
-"""Encodes a task for the store."""
+"""Encodes a task for the store; checks its options and the size of its payload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queries behind handles: the status of a task, its result, and its cancellation."""
+"""The queries behind handles: wait for a result, read a status, cancel and reschedule a task."""
 
 from __future__ import annotations
 

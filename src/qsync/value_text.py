@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from qsync.formatting import hide_credentials
+from qsync.url_masking import hide_credentials
 
 SHOWN_LENGTH: Final = 80
 URL_LIMIT: Final = 4096

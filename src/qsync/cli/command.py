@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from qsync.formatting import hide_credentials
+from qsync.url_masking import hide_credentials
 from qsync.worker.logs import escape
 
 NOT_DONE: Final = 1

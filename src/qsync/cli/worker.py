@@ -21,12 +21,13 @@ from qsync.cli.early_stop import early_stop
 from qsync.cli.options import AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
-from qsync.formatting import hide_credentials, install_command, plural
+from qsync.formatting import install_command, plural
 from qsync.server.config import seconds
 from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
 from qsync.server.server import Server
 from qsync.task import DEFAULT
+from qsync.url_masking import hide_credentials
 from qsync.version import __version__
 from qsync.worker import logs
 from qsync.worker.health_server import HealthPort, counts_tasks
