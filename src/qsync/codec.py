@@ -45,7 +45,7 @@ class CodecError(ValueError):
 
 
 def encode(value: object) -> bytes:
-    """Encode a value as msgpack. Raise CodecError if msgpack cannot carry it."""
+    """Encode a value as msgpack. Raise CodecError if msgpack cannot encode it."""
     try:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
@@ -102,9 +102,9 @@ def tagged(value: object, *, sort: bool = False) -> object:
 
 
 def _misfit(value: object, place: str = "") -> str | None:
-    """Return the place of a number or text that msgpack cannot carry, and why; None without one."""
+    """Return the place of a value that msgpack cannot encode, and why; None if there is none."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        text = "integers from -2**63 to 2**64 - 1 can be carried, not this one; give it as text"
+        text = "integers from -2**63 to 2**64 - 1 can be encoded, not this one; give it as text"
     elif isinstance(value, str) and not _is_unicode(value):
         text = "a text with lone surrogates is not valid Unicode; give its bytes instead"
     elif isinstance(value, dict):
@@ -140,7 +140,7 @@ def decode(data: bytes, type: Any = Any) -> Any:
 
 
 def encode_compressed(value: object) -> bytes:
-    """Encode a value as msgpack, and compress it. Raise CodecError if msgpack cannot carry it."""
+    """Encode a value as msgpack, and compress it. Raise CodecError if msgpack cannot encode it."""
     return zlib.compress(encode(value), 9)
 
 

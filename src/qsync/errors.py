@@ -4,7 +4,7 @@ QsyncError
 ├── ConfigError          a setting or a registration is wrong: fix the program
 ├── InvalidTask          the task or an option of it cannot be accepted: fix the call
 ├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
-├── TaskNotFound         the queue does not have the task (any more)
+├── TaskNotFound         the queue does not have the task, or no longer
 ├── TaskNotWaiting       the task has no due time to change: it is pending, runs or has ended
 ├── QueueFull            the queue has reached a bound, or the store is full: try again later
 ├── SchemaMismatch       another version of qsync wrote the queue's data: use that version

@@ -66,8 +66,10 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 
     def _value(self, record: Result | None, seconds: float | None) -> R:
         if record is None:
-            msg = f"task {self.id!r} in queue {self.queue!r} did not end within {seconds:g} s"
-            raise ResultTimeout(msg)
+            raise ResultTimeout(
+                f"task {self.id!r} in queue {self.queue!r} did not end within {seconds:g} s; "
+                f"`qsync task explain {self.id}` says what it waits for"
+            )
         return self._decode(record)
 
     def _due_at(self, reply: Rescheduled) -> datetime:

@@ -61,7 +61,7 @@ def check_event(event: object) -> Event:
     for name in EVENTS:
         if event == name:
             return name
-    raise ConfigError(f"on: there is no event {shorten(event)}; there are {', '.join(EVENTS)}")
+    raise ConfigError(f"on: there is no event {shorten(event)}; use one of {', '.join(EVENTS)}")
 
 
 def log_failure(event: Event, hook: Hook, id: str, error: BaseException) -> None:

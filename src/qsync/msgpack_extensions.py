@@ -37,7 +37,7 @@ _IP: Final = (
 )  # fmt: skip
 
 TEXTS: Final = (PurePath, *_IP)
-"""Types that are carried as text for an annotated parameter, besides those that msgspec knows."""
+"""Types that are encoded as text for an annotated parameter, besides those that msgspec knows."""
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
@@ -89,7 +89,7 @@ CARRIED: Final[frozenset[type]] = frozenset({*LEAVES, *_NAMES, list, Ext})
 
 
 class NotCarried(TypeError):
-    """A value that msgpack cannot carry; `place` is its path in the payload, e.g. `[0]['x']`."""
+    """A value that msgpack cannot encode; `place` is its path in the payload, e.g. `[0]['x']`."""
 
     def __init__(self, why: str, place: str = "") -> None:
         super().__init__(why)
@@ -245,23 +245,23 @@ def is_model(cls: type) -> bool:
 
 
 def unsupported_reason(value: object) -> str:
-    """Return why msgpack cannot carry a value, and what to give instead."""
+    """Return why msgpack cannot encode a value, and what to give instead."""
     cls = type(value)
     name = cls.__qualname__
     for base in _BASES:
         if issubclass(cls, base):
             how = _AS_BASE.get(base, f"{base.__name__}(value)")
             return (
-                f"{name} is a subclass of {base.__name__}, which alone can be carried; give {how}"
+                f"{name} is a subclass of {base.__name__}, which alone can be encoded; give {how}"
             )
     if hasattr(cls, "item") and hasattr(cls, "dtype"):
-        return f"a value of type {name} cannot be carried; give value.item() or value.tolist()"
+        return f"a value of type {name} cannot be encoded; give value.item() or value.tolist()"
     if is_model(cls) or name == "SimpleLazyObject":  # Django's request.user is one
-        return f"a value of type {name} cannot be carried; give its primary key, value.pk"
+        return f"a value of type {name} cannot be encoded; give its primary key, value.pk"
     if cls.__name__ == "__proxy__":  # a lazy translation of Django
-        return "a lazy text cannot be carried; give str(value)"
+        return "a lazy text cannot be encoded; give str(value)"
     return (
-        f"a value of type {name} cannot be carried; give builtin values, or a dataclass, and "
+        f"a value of type {name} cannot be encoded; give builtin values, or a dataclass, and "
         "annotate it"
     )
 

@@ -197,8 +197,10 @@ class Mux:
         """Register a handler. Raise ConfigError if its type has another one."""
         existing = self._handlers.setdefault(handler.type, handler)
         if existing is not handler:
-            msg = f"type {handler.type!r} already has a handler: {_name(existing.function)}"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"type {handler.type!r} already has a handler: {_name(existing.function)}; give "
+                "one of them another type (name= of a task function)"
+            )
 
     def include(self, other: Mux) -> None:
         """Register all handlers of another mux. Raise ConfigError if a type has another handler."""

@@ -1,4 +1,4 @@
-"""Reads the outcome of a task for a caller that waits, and sets how often to poll.
+"""Reads the outcome of a task for a caller that waits in task_queries.py, and how often to poll.
 
 The end is published on a channel of the queue (see result_listener.py). Such a message may be lost,
 so callers also poll: they read the task at the start, when a message comes, and every 1 to 5 s.
@@ -63,8 +63,8 @@ def _retention(message: Message) -> int | None:
 def not_found(id: str, queue: str) -> TaskNotFound:
     """Return the error for a task that is not in the queue."""
     return TaskNotFound(
-        f"task {id!r} is not in queue {queue!r} (any more): it is done and was not kept "
-        "(retention=), was deleted, or is in another queue, which client.find(id) finds"
+        f"task {id!r} is not in queue {queue!r}: it has ended and was not kept (no retention=), "
+        "was deleted, or is in another queue (client.find(id) finds it)"
     )
 
 

@@ -233,7 +233,7 @@ class Signature:
                 args.append(slot.default)
         if values:
             names = ", ".join(self._by_name) or "none"
-            text = f"no parameter for {len(values)} of the payload's arguments; there are: {names}"
+            text = f"no parameter for {len(values)} of the payload's arguments; parameters: {names}"
             raise InvalidTask(f"task {self._name!r}: {text}")
         return args, kwargs
 

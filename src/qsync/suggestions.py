@@ -80,8 +80,10 @@ def no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
     names = list(known)
     note = NOTES.get(option.lstrip("_")) if isinstance(option, str) else None
     meant = f"; {note}" if note else did_you_mean(option, names)
-    there = f"{meant}{'' if meant.endswith('?') else '.'} There" if meant else "; there"
-    return InvalidTask(f"{where}: no option {shorten(option)}{there} are {', '.join(names)}")
+    options = f"{meant}{'' if meant.endswith('?') else '.'} The" if meant else "; the"
+    return InvalidTask(
+        f"{where}: no option {shorten(option)}{options} options are {', '.join(names)}"
+    )
 
 
 def no_attribute(task: str, attribute: str) -> str:

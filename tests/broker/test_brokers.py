@@ -273,7 +273,7 @@ def test_full_store_refuses_tasks_and_accepts_all_other_calls(store: Store, pref
     ("url", "said"),
     [
         ("localhost:6379", "does not begin with"),
-        ("http://localhost", "does not begin with"),
+        ("http://localhost", "http:// is not a scheme of a store"),
         ("redis://localhost:port", "url"),
         ("redis://localhost/0?nonsense=1", "nonsense"),
         ("redis+sentinel://localhost:26379", "does not name the service"),
@@ -286,7 +286,7 @@ def test_full_store_refuses_tasks_and_accepts_all_other_calls(store: Store, pref
         ("redis://:s3cr3t/s3cr3t@localhost", "write / as %2F"),
         ("redis+cluster://:s3cr3t?s3cr3t@a:1,b:2", "write / as %2F"),
         ("unix://", "does not name the socket"),
-        ("", "url: give e.g. redis://localhost:6379; '' does not begin"),
+        ("", "url: it is empty; use e.g. redis://localhost:6379"),
     ],
 )
 def test_wrong_url_error_hides_password(url: str, said: str) -> None:

@@ -587,10 +587,12 @@ def test_options_are_checked_at_once() -> None:
 
     unknown: Any = {"retires": 3}
     wrong: Any = {"retry": -1}
-    with pytest.raises(InvalidTask, match=r"'retires'; did you mean 'retry'\? There are queue, id"):
+    with pytest.raises(
+        InvalidTask, match=r"'retires'; did you mean 'retry'\? The options are queue"
+    ):
         task.options(**unknown)
     of_celery: Any = {"countdown": 3}
-    with pytest.raises(InvalidTask, match=r"no option 'countdown'; did you mean 'delay'\? There"):
+    with pytest.raises(InvalidTask, match=r"no option 'countdown'; did you mean 'delay'\? The"):
         task.options(**of_celery)
     with pytest.raises(ConfigError, match=r"no option 'autoretry_for'; did you mean 'retry_for'"):
         app.task(autoretry_for=OSError)(len)  # type: ignore[call-overload]
@@ -601,7 +603,7 @@ def test_options_are_checked_at_once() -> None:
         InvalidTask, match=r"executor is fixed; give it to @app.task\(executor=...\)"
     ):
         task.options(**fixed)
-    with pytest.raises(ConfigError, match="There are name, executor, middleware"):
+    with pytest.raises(ConfigError, match="The options are name, executor, middleware"):
         app.task("u", **unknown)(task.__wrapped__)
     with pytest.raises(InvalidTask, match="retry: -1"):
         task.options(**wrong)
@@ -778,7 +780,9 @@ def test_sync_and_async_errors_name_each_other() -> None:
     @app.task("t")
     def task() -> None: ...
 
-    with pytest.raises(ConfigError, match=r"needs a running event loop.*use enqueue_sync\(\)"):
+    with pytest.raises(
+        ConfigError, match=r"needs a running asyncio event loop.*use enqueue_sync\(\)"
+    ):
         _ = task.enqueue()
 
     async def main() -> None:
@@ -1027,7 +1031,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
         ({"every": 5, "id": "x"}, "id would be the same for every tick"),
         ({"every": 5, "deadline": datetime(2100, 1, 1, tzinfo=UTC)}, "deadline would be"),
         ({"every": 5, "process_at": datetime(2100, 1, 1, tzinfo=UTC)}, "process_at would be"),
-        ({"every": 5, "retires": 1}, "There are name, cron, every, tz, "),
+        ({"every": 5, "retires": 1}, "The options are name, cron, every, tz, "),
         ({"every": 5, "executor": "thread"}, "executor: 'thread'"),
         ({"every": 5, "name": "taken"}, "periodic 'taken': the name is taken"),
     ],

@@ -148,9 +148,9 @@ def test_objects_of_django_that_a_task_cannot_take_are_named_with_what_to_give(
     from tests.support.django_shop.models import Order
 
     values: list[tuple[Any, str]] = [
-        (Order(), "type Order cannot be carried; give its primary key, value.pk"),
-        (SimpleLazyObject(Order), "SimpleLazyObject cannot be carried; give its primary key"),
-        ([gettext_lazy("tea")], r"\[0\]: a lazy text cannot be carried; give str\(value\)"),
+        (Order(), "type Order cannot be encoded; give its primary key, value.pk"),
+        (SimpleLazyObject(Order), "SimpleLazyObject cannot be encoded; give its primary key"),
+        ([gettext_lazy("tea")], r"\[0\]: a lazy text cannot be encoded; give str\(value\)"),
     ]
     other = Qsync("redis://127.0.0.1:1")
 

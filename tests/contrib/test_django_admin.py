@@ -198,7 +198,7 @@ def test_limits_of_a_scheduled_task_of_django_tasks_are_filled(
         ({"queue": "a b"}, "is not 1 to 128 characters"),
         (
             {"queue": "nope"},
-            "no running server serves it; there are default, mail",
+            "no running server serves it; the queues are default, mail",
         ),
         ({"arguments": "{"}, "not JSON"),
         ({"arguments": "1"}, "give a JSON list, or an object"),

@@ -283,7 +283,10 @@ def test_priority_of_django_is_one_of_qsync(
             "executor: 'process' is not for tasks of dj",
         ),
         (lambda shop: _decorated(queue="mail"), "no option 'queue'; did you mean 'queue_name'"),
-        (lambda shop: _decorated(colour=1), "no option 'colour'; there are queue_name, takes_con"),
+        (
+            lambda shop: _decorated(colour=1),
+            "no option 'colour'; the options are queue_name, takes_con",
+        ),
     ],
 )
 def test_wrong_task_is_refused(
@@ -319,7 +322,9 @@ def test_unknown_option_of_the_backend_is_named(project: Qsync, shop: Any, api: 
     changed = {**django_project.TASKS["default"], "OPTIONS": {"colour": 1}}
     with (
         override_settings(TASKS={"default": changed}),
-        pytest.raises(api.InvalidTaskBackend, match="no such option: 'colour'; there are retry, "),
+        pytest.raises(
+            api.InvalidTaskBackend, match="no such option: 'colour'; the options are retry, "
+        ),
     ):
         shop.send.enqueue("ann")
 

@@ -611,7 +611,7 @@ def test_audit_command_reports_and_repairs(binary: Binary, monkeypatch: pytest.M
         (["--audit", "--role", "client"], "--role and --audit exclude each other"),
         (["--audit", "--queue", "a b"], "queue: 'a b' is not"),
         (["--prefix", "a b"], "prefix: 'a b' is not"),
-        (["--url", "http://x"], "does not begin with"),
+        (["--url", "http://x"], "is not a scheme of a store"),
     ],
 )
 def test_audit_command_refuses_wrong_arguments(

@@ -296,7 +296,7 @@ def test_enqueued_hook_runs_for_ticks(app: Qsync) -> None:
 
 
 def test_wrong_hooks_are_refused(app: Qsync) -> None:
-    with pytest.raises(ConfigError, match="no event 'ended'; there are enqueued, started, comp"):
+    with pytest.raises(ConfigError, match="no event 'ended'; use one of enqueued, started, comp"):
         app.on("ended")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"on 'failed': .* is not a function \(task, error\)"):
         app.on("failed")(lambda task: None)

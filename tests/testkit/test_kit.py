@@ -363,7 +363,7 @@ def test_a_crash_during_a_handler_in_a_thread_loses_its_outcome(shop: Shop, qsyn
 
 def test_crash_refuses_unknown_point_and_reports_unreached_one(shop: Shop, qsync: Kit) -> None:
     with (
-        pytest.raises(ConfigError, match="no point 'at lunch'; there are before handler, during"),
+        pytest.raises(ConfigError, match="no point 'at lunch'; use one of before handler, during"),
         qsync.crash("at lunch"),
     ):
         pass

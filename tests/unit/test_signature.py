@@ -252,7 +252,7 @@ def test_task_info_is_injected_as_first() -> None:
         ((1, "b"), {"b": "c", "d": {1}}, "'b'"),
         ((1, "b"), {"d": {1}, "rest": 1}, "'rest' is a parameter of its own"),
         ((1, "b"), {"d": {1}, "a": 1}, "'a'"),
-        ((1, 1j), {"d": {1}}, "argument 'b': a value of type complex cannot be carried"),
+        ((1, 1j), {"d": {1}}, "argument 'b': a value of type complex cannot be encoded"),
         ((1, "b"), {"d": {1}, "red": iter([])}, "argument 'red'"),
     ],
 )
@@ -324,7 +324,7 @@ def test_missing_and_unknown_arguments_are_named() -> None:
     signature = Signature("t", function)
     with pytest.raises(InvalidTask, match="argument 'b' is missing"):
         signature.arguments(sent({"a": 1}))
-    with pytest.raises(InvalidTask, match=r"no parameter for 1 of .* there are: a, b"):
+    with pytest.raises(InvalidTask, match=r"no parameter for 1 of .* parameters: a, b"):
         signature.arguments(sent({"a": 1, "b": 2, "c": 3}))
 
 

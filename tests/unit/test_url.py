@@ -74,7 +74,7 @@ def test_options_of_sentinels_are_theirs_and_tls_is_shared() -> None:
 
 
 WRONG = [
-    ("redis://h?nonsense=1", "unknown option 'nonsense'; there are db, username"),
+    ("redis://h?nonsense=1", "unknown option 'nonsense'; the options are db, username"),
     ("redis://h?passwrd=x", "unknown option 'passwrd'; did you mean password"),
     ("redis://h?PASSWORD=x", "unknown option 'PASSWORD'; did you mean password"),
     ("rediss://h?ssl_ca_cert=x", "unknown option 'ssl_ca_cert'; did you mean ssl_ca_certs"),
@@ -117,8 +117,8 @@ WRONG = [
     ("redis://a,b", r"go with redis\+cluster:// or redis\+sentinel://"),
     ("redis://h o", "its host is not host:port"),
     ("redis://[::x]", "its host is not host:port"),
-    ("http://h", "http://... does not begin with one of redis://"),
-    ("redis:/h", "does not begin with one of redis://"),
+    ("http://h", "http:// is not a scheme of a store; use e.g. redis://localhost:6379"),
+    ("redis:/h", "it does not begin with a scheme; use e.g. redis://localhost:6379"),
 ]
 
 

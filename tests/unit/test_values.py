@@ -373,12 +373,12 @@ class Cat(Animal):
         (timedelta, Span(1), "give timedelta(value.days, value.seconds, value.microseconds)"),
         (UUID, Uid(int=1), "expected UUID, got Uid; give a value of exactly the annotated type"),
         (Any, Uid(int=1), "give UUID(bytes=value.bytes)"),
-        (Any, Triple((1, 2, 3)), "Triple is a subclass of tuple, which alone can be carried; give"),
+        (Any, Triple((1, 2, 3)), "Triple is a subclass of tuple, which alone can be encoded; give"),
         (Decimal, Money("1.10"), "give Decimal(value)"),
         (int, Scalar(), "give value.item()"),
         (Any, Scalar(), "give value.item()"),
         (Any, [{"a": Shouting("x")}], "[0]['a']: Shouting is a subclass of str"),
-        (Any, object(), "a value of type object cannot be carried"),
+        (Any, object(), "a value of type object cannot be encoded"),
         (time, time(1, tzinfo=ZoneInfo("Europe/Moscow")), "time would arrive with another value"),
     ],
 )
@@ -397,12 +397,12 @@ def test_value_that_would_change_is_refused_where_it_is_given(
     [
         (
             {"n": 2**64},
-            "['n']: integers from -2**63 to 2**64 - 1 can be carried, not this one; give",
+            "['n']: integers from -2**63 to 2**64 - 1 can be encoded, not this one; give",
         ),
-        ([1, -(2**63) - 1], "[1]: integers from -2**63 to 2**64 - 1 can be carried"),
+        ([1, -(2**63) - 1], "[1]: integers from -2**63 to 2**64 - 1 can be encoded"),
         ({"a": ["x\ud800"]}, "['a'][0]: a text with lone surrogates is not valid Unicode"),
         ({"a": Shouting("x")}, "['a']: Shouting is a subclass of str"),
-        ({"a": Scalar()}, "['a']: a value of type Scalar cannot be carried; give value.item()"),
+        ({"a": Scalar()}, "['a']: a value of type Scalar cannot be encoded; give value.item()"),
     ],
 )
 def test_payload_that_cannot_be_carried_says_where_and_what_to_do(value: Any, says: str) -> None:

@@ -191,7 +191,7 @@ def test_payloads_are_masked_by_a_function_of_the_working_directory(
 
 @pytest.mark.parametrize(
     ("args", "part"),
-    [((), "no store is given"), (("--url", "http://x"), "http://... does not begin"),
+    [((), "no store is given"), (("--url", "http://x"), "http:// is not a scheme"),
      (("--url", "redis://x", "--prefix", "a b"), "prefix"),
      (("--url", "redis://x", "--mask", "json"), "MODULE:FUNCTION"),
      (("--url", "redis://x", "--mask", "nope:f"), "ModuleNotFoundError"),

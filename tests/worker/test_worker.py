@@ -542,7 +542,7 @@ MISTAKES = {
     "lease": (["shop:app", "--lease", "-1"], "lease: -1.0 is not"),
     "a bad url": (
         ["shop:app", "--url", "http://x"],
-        "url: give e.g. redis://localhost:6379; http://... does not begin with",
+        "url: http:// is not a scheme of a store; use e.g. redis://localhost:6379",
     ),
     "a url that is not used": (["fixed:app", "--url", "redis://h2"], "--url: the app sets its own"),
     "a prefix that is not used": (["fixed:app", "--prefix", "b"], "--prefix: the app sets its own"),

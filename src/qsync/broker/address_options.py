@@ -160,7 +160,7 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
         return f"unknown option {shown}; did you mean {close[0]}?"
     if after_secret:
         return "its query has an unknown option after a password; write & as %26 in a password"
-    return f"unknown option {shown}; there are {', '.join(OPTIONS)}"
+    return f"unknown option {shown}; the options are {', '.join(OPTIONS)}"
 
 
 def check_tls(settings: Mapping[str, Any], before: str = "") -> None:

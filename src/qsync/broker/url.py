@@ -1,7 +1,7 @@
 """Parse the URL of a store.
 
 Errors show only its scheme, hosts and option names: in a misspelt URL any other part may belong to
-a password.
+a password. (`qsync.url_masking` masks the URLs in other texts.)
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ def parse(url: str) -> Address:
     scheme = re.sub("^valkey", "redis", match[1].lower()) if match else ""
     if match is None or scheme not in SCHEMES:
         schemes = ", ".join(f"{name}://" for name in SCHEMES)
-        shown = f"{match[1]}://..." if match else "it" if url else "''"
-        msg = f"url: give e.g. redis://localhost:6379; {shown} does not begin with one of {schemes}"
-        raise ConfigError(msg)
+        what = f"{match[1]}:// is not a scheme of a store" if match else "it is empty"
+        if not match and url.strip():
+            what = "it does not begin with a scheme"
+        raise ConfigError(
+            f"url: {what}; use e.g. redis://localhost:6379 (the schemes are {schemes})"
+        )
     _, authority, path, query, fragment = match.groups(default="")
     try:
         if "@" in path + query + fragment:
@@ -178,7 +181,7 @@ def _network(
         if not re.fullmatch(r"[\w.-]+", service, re.ASCII):
             raise ValueError("a service name has letters, digits, '.', '_' and '-'")
     if not re.fullmatch(r"/?|/\d{1,9}/?", path):
-        raise ValueError("its path is not a database number")
+        raise ValueError("its path is not a database number, such as /0")
     if path.strip("/"):
         _add(options, {"db": int(path.strip("/"))})
     if not tls:

@@ -185,10 +185,10 @@ def unknown_name(names: Sequence[str], name: str, noun: str, *, if_none: str = "
     if not names:
         return f"there is no {noun} {name}, nor any other{if_none}"
     close = difflib.get_close_matches(name, names, 1)
-    meant = f"; did you mean {close[0]}?" if close else ";"
+    meant = f"did you mean {close[0]}? Choose" if close else "choose"
     more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     listed = f"{', '.join(names[:NAMES_SHOWN])}{more}"
-    return f"there is no {noun} {name}{meant} there are: {listed}"
+    return f"there is no {noun} {name}; {meant} from: {listed}"
 
 
 async def exit_unknown_queue(inspector: Inspector, name: str) -> NoReturn:

@@ -117,8 +117,9 @@ class Failures:
             return
         self.unknown_types[key] = None
         text = (
-            f"{_name(leased)} goes back: this server has no handler for type {printable(key[1])}, "
-            f"and a task that no server knows for {UNKNOWN_FOR} is dead{self._similar(key[1])}"
+            f"{_name(leased)} returns to the queue: this server has no handler for type "
+            f"{printable(key[1])}; a task without a handler for {UNKNOWN_FOR} is dead"
+            f"{self._similar(key[1])}"
         )
         log_trace(log, logging.WARNING, text, "", leased.fields)
         self._finder.search(*key)

@@ -35,7 +35,7 @@ class CrashPlan:
 
     def __init__(self, point: str) -> None:
         if point not in POINTS:
-            msg = f"crash: there is no point {shorten(point)}; there are {', '.join(POINTS)}"
+            msg = f"crash: there is no point {shorten(point)}; use one of {', '.join(POINTS)}"
             raise ConfigError(msg)
         self.point = point
         self.happened: bool = False

@@ -53,8 +53,8 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         for name in self.options:
             if name not in tasks.OPTIONS:
                 raise tasks_api.InvalidTaskBackend(
-                    f"TASKS: {alias!r}: OPTIONS: no such option: {shorten(name)}; there are "
-                    f"{', '.join(tasks.OPTIONS)}"
+                    f"TASKS: {alias!r}: OPTIONS: no such option: {shorten(name)}; the "
+                    f"options are {', '.join(tasks.OPTIONS)}"
                 )
 
     def validate_task(self, task: Any) -> None:
@@ -156,8 +156,9 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
 
     for name in options:
         if name not in tasks.FIELDS:
-            there = did_you_mean(name, tasks.FIELDS) or f"; there are {', '.join(tasks.FIELDS)}"
-            raise tasks_api.InvalidTask(f"task: no option {shorten(name)}{there}")
+            hint = did_you_mean(name, tasks.FIELDS)
+            hint = hint or f"; the options are {', '.join(tasks.FIELDS)}"
+            raise tasks_api.InvalidTask(f"task: no option {shorten(name)}{hint}")
 
     def make(func: Any) -> Any:
         task_class = tasks_api.task_backends[backend].task_class

@@ -85,7 +85,7 @@ def configuration() -> Configuration:
     if unknown := [str(name) for name in setting if name not in option_names]:
         names = ", ".join(map(shorten, unknown))
         hint = did_you_mean(unknown[0].upper(), option_names) if len(unknown) == 1 else ""
-        hint = hint or f"; there are {', '.join(option_names)}"
+        hint = hint or f"; the options are {', '.join(option_names)}"
         raise SettingError(f"QSYNC: no such option: {names}{hint}", "qsync.E002")
     url = setting.get("URL") or os.environ.get(URL)
     if not url:

@@ -98,8 +98,8 @@ def _check_queue(queue: str) -> None:
     queues = task_choices.queues()
     if queue not in queues and queue not in schedule_store.queues_of_servers():
         raise InvalidTask(
-            f"queue: the project has no queue {queue}, and no running server serves it; there are "
-            f"{', '.join(queues)}"
+            f"queue: the project has no queue {queue}, and no running server serves it; the "
+            f"queues are {', '.join(queues)}"
         )
 
 
