@@ -25,6 +25,26 @@ from qsync.task import Task
 from tests.support.stores import Cluster, Store, free_port, wait_until
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_connections_being_opened_are_closed_with_the_pool(
+    valkey: Store, cancelled: bool
+) -> None:
+    broker = AsyncBroker(redis_clients.parse(valkey.url), connections=8)
+    for turns in range(12):
+        pool = broker._pool_for(None)
+        callers = [asyncio.ensure_future(pool.acquire(5.0)) for _ in range(8)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await broker.aclose()
+        if cancelled:
+            for caller in callers:
+                caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        connections = [*pool._pool._available_connections, *pool._pool._in_use_connections]
+        assert connections or not turns
+        assert not any(connection.is_connected for connection in connections)
+
+
 async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
     store: Store, prefix: str
 ) -> None:

@@ -166,6 +166,15 @@ def test_autoscaler_uses_existing_endpoints() -> None:
     assert trigger["metadata"]["targetValue"] == "1"
 
 
+def test_image_installs_requirements_before_it_copies_the_code() -> None:
+    """Else each change of the code installs them again."""
+    steps = (DEPLOY / "docker" / "Dockerfile").read_text().splitlines()
+    [requirements] = [at for at, step in enumerate(steps) if step.startswith("COPY requirements")]
+    [install] = [at for at, step in enumerate(steps) if "-r requirements.txt" in step]
+    [code] = [at for at, step in enumerate(steps) if step.startswith("COPY . ")]
+    assert requirements < install < code
+
+
 def test_containers_cannot_run_as_root() -> None:
     assert pod()["securityContext"]["runAsNonRoot"] is True
     security = container()["securityContext"]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import Any, Final
+
+import redis.exceptions as failures
 
 from qsync.broker import redis_clients
 from qsync.broker.base import LINE_S, LOOP_BLOCKED_S
 from qsync.broker.protocol import PlainConnection, RedisConnection, wrap_connection
+
+CLOSED_TEXT: Final = "the broker was closed while it connected"
 
 
 class AioPool:
@@ -28,6 +32,7 @@ class AioPool:
         """Callers that wait for a connection, first come first."""
         self._answered = -LINE_S
         """Time of the store's last reply, by the loop's clock."""
+        self._closed = False
 
     @property
     def is_served(self) -> bool:
@@ -57,8 +62,7 @@ class AioPool:
                 if connection.is_open:
                     return connection
                 await self._close(connection)
-            async with asyncio.timeout(seconds):
-                return wrap_connection(await self._pool.get_connection())
+            return wrap_connection(await self._connect(seconds))
         except BaseException:
             self._call_next()
             raise
@@ -84,9 +88,23 @@ class AioPool:
         await self._pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections, including those that are being opened."""
+        self._closed = True
         self._free.clear()
         await redis_clients.aclose(self._client)
+
+    async def _connect(self, seconds: float) -> Any:
+        try:
+            async with asyncio.timeout(seconds):
+                raw = await self._pool.get_connection()
+        except BaseException:
+            if self._closed:  # redis-py keeps a connection whose caller was cancelled
+                await self._pool.disconnect(inuse_connections=False)
+            raise
+        if self._closed:  # the pool did not know it yet when it was closed
+            await raw.disconnect(nowait=True)
+            raise failures.ConnectionError(CLOSED_TEXT)
+        return raw
 
     async def _close(self, connection: RedisConnection | PlainConnection) -> None:
         await connection.raw.disconnect(nowait=True)
