@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qsync.bounds import Bounds, QueueBounds
-from qsync.broker import bounds_ops, limit_ops, operator_ops, program_schedule_ops, views
+from qsync.broker import bounds_ops, limit_ops, operator_ops, ops, program_schedule_ops, views
 from qsync.broker.op_values import LeaseRef
 from qsync.errors import QueueFull
 from qsync.inspector.base import enqueue_once
@@ -132,6 +132,26 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
     assert refused.value.room == 3
     rig.enqueue("1", "2", "3")
     assert rig.ids("pending") == ["1", "2", "3"]
+
+
+def test_holder_that_its_own_call_drops_was_replaced_first(rig: Rig) -> None:
+    """Callers that share a round trip: the room for a new task is that of a replaced one."""
+    doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
+    bound(rig, max_tasks=2, when_full="drop_oldest")
+    rig.enqueue("doc", **doc)
+    rig.enqueue("a")
+    call = ops.enqueue(
+        rig.keys, [*rig.tasks("again", **doc), *rig.tasks("b")], sender="me", number=1,
+        now_us=rig.now,
+    )  # fmt: skip
+    for _ in range(2):
+        assert [(one.outcome, one.id) for one in rig.run(call)] == [
+            ("replaced", "doc"),
+            ("created", "b"),
+        ]
+    assert rig.ids("pending") == ["a", "b"]
+    assert rig.counters()["dropped"] == 1
+    assert rig.enqueue("later", **doc) == [("created", "later")]
 
 
 def test_repeated_call_of_an_operator_does_not_store_a_dropped_task_again(rig: Rig) -> None:

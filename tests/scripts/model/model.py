@@ -81,7 +81,9 @@ class Model(Schedules):
     ) -> tuple[list[Enqueued], list[int]]:
         """Enqueue tasks; the answers, and the places, from 1 on, of those that replace others."""
         answers, new = self._answers(now, tasks, recent)
+        before = set(self.tasks)
         self.make_room(now, tasks, new)
+        dropped = before - set(self.tasks)
         replacing = [place for place, one in enumerate(answers, 1) if one.outcome == "replaced"]
         self.flow |= bool(new or replacing) and any(sent.flow is not None for sent in tasks)
         due: dict[str, int] = {}
@@ -100,7 +102,7 @@ class Model(Schedules):
                 self.awake = self.awake or task.state == "pending"
         self.to_later(now, "scheduled", due)
         last = {answers[place - 1].id: place for place in replacing}
-        outcomes: dict[str, Any] = {}
+        outcomes: dict[str, Any] = dict.fromkeys(dropped, "replaced")
         for place in replacing:
             holder = answers[place - 1].id
             if holder not in outcomes:

@@ -5,8 +5,8 @@
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: message_limits limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due
--- flow include: note_runnable successors message_bytes replace_holder ended_tasks forget_tasks
--- flow include: queue_bounds
+-- flow include: note_runnable successors message_bytes ended_tasks forget_tasks
+-- flow include: queue_bounds replace_holder
 -- include: insert_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag

@@ -6,6 +6,9 @@
 -- Maximum number of tasks that one call drops to make room.
 local DROPPED_MOST = 1000
 
+-- Ids that this call has dropped, as keys.
+local dropped_ids = {}
+
 -- Return the bounds in force, infinite without one: waiting tasks, bytes, what to do when full.
 local function read_bounds(program, operator)
   local tasks, bytes, way = string.match(operator or program or '', '^(%d*) (%d*) (%l[%l_]*)')
@@ -104,6 +107,9 @@ local function drop(now, set_key, ids)
     forget_recent_ids(ids)
     note_ended(ids)
     count(now, 'dropped', #ids)
+    for _, id in ipairs(ids) do
+      dropped_ids[id] = true
+    end
   end
 end
 

@@ -122,9 +122,12 @@ end
 
 -- Let a task take the place of the holder of its lock. Returns the outcome: `replaced`; or
 -- `duplicate` when the holder has ended and only the window of its lock is left; another task may
--- have its id by then. A repeated call
--- finds its own message and changes nothing.
+-- have its id by then. A holder that this call has dropped to make room for its other tasks counts as
+-- replaced first. A repeated call finds its own message and changes nothing.
 local function replace_holder(now, head, message, option, holder)
+  if dropped_ids[holder] then
+    return 'replaced'
+  end
   local stored = redis.call('HGET', KEYS.tasks, holder)
   if not stored then
     return 'duplicate'
