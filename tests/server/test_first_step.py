@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,10 @@ def block(seconds: float) -> None:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         pass
+
+
+class Value:
+    """Return value of a handler; a weak reference shows whether the server holds it."""
 
 
 def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
@@ -124,3 +129,61 @@ def test_task_whose_lease_has_expired_does_not_start(valkey: Store, prefix: str)
     asyncio.run(main())
     assert set(tokens) == set(expired)
     assert all(tokens[id] != expired[id] for id in tokens)  # each started under another lease
+
+
+def test_handlers_that_raise_wait_and_return_begin_one_after_another(
+    valkey: Store, prefix: str
+) -> None:
+    mux, stopped, all_begun = Mux(), list[str](), asyncio.Event()
+    returned: list[weakref.ref[Value]] = []
+
+    @mux.handle("raises")
+    async def raises(task: TaskInfo) -> None:
+        raise LookupError(task.id)
+
+    @mux.handle("waits")
+    async def waits(task: TaskInfo) -> str:
+        await all_begun.wait()
+        await asyncio.sleep(0)
+        return task.id
+
+    @mux.handle("returns")
+    async def returns(task: TaskInfo) -> object:
+        value = Value()
+        returned.append(weakref.ref(value))
+        return value
+
+    @mux.handle("forever")
+    async def forever(task: TaskInfo) -> None:
+        try:
+            await asyncio.Event().wait()
+        except BaseException as error:
+            stopped.append(type(error).__name__)
+            raise
+
+    @mux.handle("last")
+    async def last(task: TaskInfo) -> None:
+        all_begun.set()
+        assert stopped == []
+        assert [reference() for reference in returned] == [None, None]
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            forever = await b.client.enqueue(Task("forever", b"", retry=0))
+            order = ("waits", "raises", "returns", "waits", "raises", "raises", "returns", "last")
+            handles = await b.client.enqueue_many(
+                Task(type, b"", retention=None if type == "returns" else 60, retry=0)
+                for type in order
+            )
+            async with b.server(mux, concurrency=20):
+                for type, handle in zip(order, handles, strict=True):
+                    if type == "raises":
+                        with pytest.raises(TaskFailed, match=f"LookupError: .*{handle.id}"):
+                            await handle.result(timeout=10)
+                    elif type == "waits":
+                        assert await handle.result(timeout=10) == handle.id
+                await handles[-1].result(timeout=10)
+                await forever.cancel()
+                await until(lambda: stopped == ["CancelledError"])
+
+    asyncio.run(main())
