@@ -14,7 +14,7 @@ import redis.exceptions as failures
 import uvloop
 from redis.asyncio.connection import Connection
 
-from qsync.broker.protocol import RedisConnection
+from qsync.broker.protocol import RedisConnection, pack_command
 from tests.support.server import until
 from tests.support.stores import HOST, Store, wait_until
 
@@ -79,6 +79,14 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
             assert replies[3:] == [[b"a", None], None]
             assert one.is_open
             assert await one.request([("ECHO", words[0])], 10) == [b"OK"]
+            packet = pack_command(("ECHO", words[0]))
+            [in_pieces] = await one.request([packet], 10, usual_reply=words[0])
+            assert in_pieces in (b"OK", words[0])  # the network may join the pieces
+        async with connected(echo) as one:
+            packet, usual = pack_command(("ECHO", "a")), b"$1\r\na\r\n"
+            assert await one.request([packet], 10, usual_reply=usual) == [usual]
+            assert await one.request([packet], 10, usual_reply=b"other") == [b"a"]
+            assert await one.request([packet], 10) == [b"a"]
 
     run(main())
 

@@ -183,6 +183,38 @@ def test_lone_enqueues_go_as_packets_unless_an_option_needs_more(
         assert hand.broker.client_at(None).hlen(hand.keys.key("tasks")) == 8
 
 
+async def test_lone_async_enqueues_go_as_packets_unless_an_option_needs_more(
+    proxy: Proxy, hand: Hand, prefix: str
+) -> None:
+    broker = AsyncBroker(redis_clients.parse(proxy.url))
+    async with AsyncClient(broker, prefix=prefix) as client:
+        sent: list[bool] = []
+        converse = broker.converse
+
+        async def noted(packet: bytes, expected: bytes, *, seconds: float) -> bool:
+            sent.append(await converse(packet, expected, seconds=seconds))
+            return sent[-1]
+
+        broker.converse = noted  # type: ignore[method-assign]
+        await client.enqueue(Task("t"))  # registers the queue
+        handle = await client.enqueue(Task("t"))
+        assert sent == [True]
+        assert handle.created
+        assert (await handle.info()).state == "pending"
+        await client.enqueue(Task("t", delay=60))
+        await client.enqueue(Task("t", id="own"))
+        with pytest.raises(DuplicateTask):
+            await client.enqueue(Task("t", b"other", id="own"))
+        assert sent == [True]
+        await asyncio.to_thread(hand.broker.client_at(None).script_flush)
+        assert [(await client.enqueue(Task("t"))).created for _ in range(2)] == [True] * 2
+        assert sent == [True, False, True], "a script that the store forgot is sent again"
+        proxy.reset()
+        assert (await client.enqueue(Task("t"))).created
+        tasks = await asyncio.to_thread(hand.broker.client_at(None).hlen, hand.keys.key("tasks"))
+        assert tasks == 7
+
+
 def test_copied_process_memory_raises_an_error(valkey: Store, hand: Hand, prefix: str) -> None:
     """A machine that was restored twice from one snapshot has two clients of one identity."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:

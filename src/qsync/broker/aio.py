@@ -104,6 +104,33 @@ class AsyncBroker(BaseBroker["AioPool"]):
             return self._decode_one(reply, call)
         return call.decode(reply)
 
+    async def converse(self, packet: bytes, expected: bytes, *, seconds: float) -> bool:
+        """Send an encoded call once; return whether the encoded reply is `expected`.
+
+        False: it was not sent, or got another reply or none; make the call with `run_once`. It is
+        not sent if the caller's remaining patience, `seconds`, leaves no time for another attempt.
+        """
+        timeout, pool = self._read_timeout, self._pools.get(None)
+        if pool is None or self._refused or self.flow_queues or seconds < 1.8 * timeout:
+            return False
+        if (connection := pool.take()) is None:
+            return False
+        if not connection.takes_packets:
+            pool.release(connection)
+            return False
+        try:
+            replies = await connection.request((packet,), timeout, usual_reply=expected)
+        except BaseException:
+            await pool.discard(connection)
+            raise
+        if connection.error is None:
+            pool.release(connection)
+        else:
+            await pool.discard(connection)
+            await pool.discard_all()
+        is_expected: bool = replies[0] == expected
+        return is_expected
+
     def too_late(self) -> QsyncError:
         """Return the error for a caller whose patience ended while its call was in flight."""
         return unavailable(self._failure or TimeoutError(), self.address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import hiredis
 import redis.exceptions as failures
@@ -53,18 +53,22 @@ def pack_begin(begin: tuple[Any, ...], count: int) -> bytes:
     return b"*%d\r\n%b" % (len(begin) + count, rest)
 
 
-def pack_commands(commands: Sequence[tuple[Any, ...]]) -> Iterable[bytes]:
-    """Encode commands into packets of at least PACKET bytes, except for the last one."""
+def pack_commands(commands: Sequence[tuple[Any, ...] | bytes]) -> Iterable[bytes]:
+    """Encode commands into packets of at least PACKET bytes, except for the last one.
+
+    Bytes are a command that is encoded already.
+    """
     if len(commands) == 1:
-        return (pack_command(commands[0]),)
+        command = commands[0]
+        return (command if isinstance(command, bytes) else pack_command(command),)
     return _pack(commands)
 
 
-def _pack(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
+def _pack(commands: Sequence[tuple[Any, ...] | bytes]) -> Iterator[bytes]:
     packed: list[bytes] = []
     size = 0
     for command in commands:
-        data = pack_command(command)
+        data = command if isinstance(command, bytes) else pack_command(command)
         packed.append(data)
         size += len(data)
         if size >= PACKET:
@@ -85,6 +89,9 @@ def wrap_connection(connection: Any) -> RedisConnection | PlainConnection:
 class RedisConnection(asyncio.Protocol):
     """A connection of redis-py that serves one exchange at a time."""
 
+    takes_packets: Literal[True] = True
+    """Whether `request` takes encoded commands and a usual reply."""
+
     def __init__(self, connection: Any) -> None:
         self.raw = connection
         self.error: Exception | None = None
@@ -102,6 +109,8 @@ class RedisConnection(asyncio.Protocol):
         )
         self._replies: list[Any] = []
         self._expected = 0
+        self._usual_reply: bytes | None = None
+        """Encoded reply that most exchanges of this kind get, which is not parsed."""
         self._answer: asyncio.Future[None] | None = None
         self._due = 0.0
         """Time at which the exchange in flight times out, by the loop's clock."""
@@ -120,17 +129,20 @@ class RedisConnection(asyncio.Protocol):
 
     async def request(
         self,
-        commands: Sequence[tuple[Any, ...]],
+        commands: Sequence[tuple[Any, ...] | bytes],
         seconds: float,
         overlap: Callable[[], None] = noop,
+        usual_reply: bytes | None = None,
     ) -> list[Any]:
         """Send the commands; return one reply per command, the store's error replies included.
 
         `overlap` is called once the commands are sent. If the connection breaks or the exchange
         takes longer than `seconds`, that error replaces each missing reply and `error` is set. A
-        cancellation sets `error` as well.
+        cancellation sets `error` as well. An encoded reply that is equal to `usual_reply` is
+        returned as it is, which saves parsing it.
         """
         self._replies, self._expected = [], len(commands)
+        self._usual_reply = usual_reply
         if self.is_open:
             self._answer = self._loop.create_future()
             self._limit(seconds)
@@ -160,6 +172,11 @@ class RedisConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the received bytes; wake the caller once all its replies are there."""
+        usual, self._usual_reply = self._usual_reply, None
+        if usual is not None and usual == data:
+            self._replies.append(data)
+            self._wake()
+            return
         self._parser.feed(data)
         replies = self._replies
         try:
@@ -236,6 +253,9 @@ class RedisConnection(asyncio.Protocol):
 
 class PlainConnection:
     """A `RedisConnection` on redis-py's public methods, for releases with other internals."""
+
+    takes_packets: Literal[False] = False
+    """Whether `request` takes encoded commands and a usual reply."""
 
     def __init__(self, connection: Any) -> None:
         self.raw = connection

@@ -13,6 +13,8 @@ from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import check_broker, ends_in, noop
 from qsync.broker.call import Call, Durability, Wait
+from qsync.broker.enqueue_options import has_options
+from qsync.broker.enqueue_packet import CREATED_REPLY, pack_enqueue
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
@@ -59,6 +61,7 @@ class AsyncClient(ClientBase):
     ) -> None:
         check_broker(broker, "Qsync(url, prefix=...).async_client()")
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
+        self._sends_packets = broker.sends_packets
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
@@ -283,8 +286,24 @@ class AsyncClient(ClientBase):
             reply = await self._reply_to(keys, part, wait, ends)
 
     async def _enqueue_one(self, keys: QueueKeys, task: NewTask, remaining_s: float) -> Enqueued:
-        """Send a task in its own call; raise its error."""
-        reply = await self._reply_to(keys, (task,), None, ends_in(remaining_s))
+        """Send a task in its own call; raise its error.
+
+        A task without options goes as a packet first. If its reply is not that the task was
+        created, the call is made as usual, with the same id, as a repetition.
+        """
+        sender, number = call_id = self._call_sequences.take()
+        try:
+            if (
+                self._sends_packets
+                and not has_options(task)
+                and not self._announcer.is_due(keys.queue)
+            ):
+                packet = pack_enqueue(keys, task, sender, number)
+                if await self._broker.converse(packet, CREATED_REPLY, seconds=remaining_s):
+                    return Enqueued("created", task.id)
+            reply = await self._reply_as(call_id, keys, (task,), None, ends_in(remaining_s))
+        finally:
+            self._call_sequences.give_back(call_id)
         if isinstance(reply, QsyncError):
             raise reply
         return reply[0]
@@ -304,21 +323,33 @@ class AsyncClient(ClientBase):
         self, keys: QueueKeys, tasks: Sequence[NewTask], wait: Wait | None, ends: float
     ) -> list[Enqueued] | QsyncError:
         """Send tasks of a queue in one call."""
-        sender, number = call_id = self._call_sequences.take()
+        call_id = self._call_sequences.take()
         try:
-            call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
-            if wait is not None or self._announcer.is_due(keys.queue):
-                [reply] = await self._send(keys, [call], ends)
-                return reply
-            reply = await self._broker.run_once(call, ends=ends)
-            if isinstance(reply, StoreUnavailable):
-                try:
-                    reply = await self._broker.run(call, ends=ends)
-                except QsyncError as error:
-                    reply = error
-            return reply or duplicate_client_error(keys)
+            return await self._reply_as(call_id, keys, tasks, wait, ends)
         finally:
             self._call_sequences.give_back(call_id)
+
+    async def _reply_as(
+        self,
+        call_id: tuple[str, int],
+        keys: QueueKeys,
+        tasks: Sequence[NewTask],
+        wait: Wait | None,
+        ends: float,
+    ) -> list[Enqueued] | QsyncError:
+        """Send tasks of a queue in the call with this id."""
+        sender, number = call_id
+        call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+        if wait is not None or self._announcer.is_due(keys.queue):
+            [reply] = await self._send(keys, [call], ends)
+            return reply
+        reply = await self._broker.run_once(call, ends=ends)
+        if isinstance(reply, StoreUnavailable):
+            try:
+                reply = await self._broker.run(call, ends=ends)
+            except QsyncError as error:
+                reply = error
+        return reply or duplicate_client_error(keys)
 
     async def _send_queues(
         self,
