@@ -213,6 +213,17 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
         check_same(value, returned(value, type(value)))
 
 
+def test_excluded_field_of_a_model_keeps_its_value() -> None:
+    """`difference` asks the code under test for the fields of a model; this test does not."""
+    value = Secret(shown=1, hidden="kept", theName=5)
+    for got in (
+        through(value, Secret),
+        through([value], list[Secret])[0],
+        returned(value, Secret),
+    ):
+        assert (got.shown, got.hidden) == (1, "kept")
+
+
 @pytest.mark.parametrize("value", [NAIVE.replace(fold=1), time(1, 30, fold=1)])
 def test_second_pass_through_an_hour_is_told_from_the_first(value: Any) -> None:
     """`fold` counts when a zone is set later; `==` does not see it."""
