@@ -155,6 +155,26 @@ def test_refusal_during_an_outage_has_a_separate_line(
     ]
 
 
+def test_refusal_that_is_not_retried_has_one_line_in_an_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A password that the store takes no more: heartbeats fail three times per second."""
+    log, refused = Outage(), ConfigError("wrong password")
+    log.failed("read the inbox", refused)
+    for _ in range(3):
+        log.note("renew what was fetched", refused)
+        log.note("store the progress", refused)
+    assert lines(caplog) == [
+        "cannot read the inbox, retrying: wrong password",
+        "cannot renew what was fetched: wrong password",
+        "cannot store the progress: wrong password",
+    ]
+    log.worked("read the inbox")
+    log.note("renew what was fetched", refused)
+    assert lines(caplog)[-1] == "cannot renew what was fetched: wrong password"
+    assert len(lines(caplog)) == 5
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.04, "0.0 s"), (42.04, "42.0 s"), (60, "1 min"), (130, "2 min 10 s")]
 )

@@ -40,6 +40,8 @@ class Outage:
         self._lock = threading.Lock()
         self._since = 0.0
         self._said = 0.0
+        self._noted: set[str] = set()
+        """Actions whose failure was logged while a part was failing."""
 
     def failed(self, part: str, error: QsyncError) -> None:
         """Record that a part failed; the part retries, and calls `worked` when it succeeds."""
@@ -73,6 +75,7 @@ class Outage:
             if self.parts or failure is None:
                 return
             self.reason = ""
+            self._noted.clear()
             lasted = _length_text(time.monotonic() - self._since)
         if failure.kind is StoreUnavailable:
             log.warning("the store is back after %s", lasted)
@@ -80,9 +83,15 @@ class Outage:
             log.warning("the store accepts all commands again, after %s", lasted)
 
     def note(self, action: str, error: QsyncError) -> None:
-        """Log a failure that is not retried; during an outage only at level DEBUG."""
+        """Log a failure that is not retried; while a part fails, once for each action.
+
+        Further ones, and those of a store that is known to be away, are logged at level DEBUG.
+        """
         with self._lock:
             repeated = type(error) is StoreUnavailable and self._fails_by(StoreUnavailable)
+            repeated = repeated or action in self._noted
+            if self.parts:
+                self._noted.add(action)
         log.log(logging.DEBUG if repeated else logging.WARNING, "cannot %s: %s", action, error)
 
     def failing_s(self, part: str) -> float:
