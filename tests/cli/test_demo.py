@@ -20,8 +20,7 @@ from typing import Any, Final
 import pytest
 from rich.console import Console
 
-from qsync.cli.demo.account import KINDS, End, Ledger, ServerNotes, Summary, account
-from qsync.cli.demo.screen import print_summary
+from qsync.cli.demo.account import KINDS, End, Ledger, ServerNotes, Summary, account, print_summary
 from qsync.inspector import TaskRow
 from qsync.keys import QUEUE_KEYS
 from qsync.state import TaskState

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qsync.cli.demo.screen import NEXT_STEPS
+from qsync.cli.demo.account import NEXT_STEPS
 from tests.support.stores import Store, available
 
 ROOT = Path(__file__).parents[2]

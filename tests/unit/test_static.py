@@ -24,7 +24,7 @@ IMPORTERS: Final = {
     "__init__.py": "that of a module in the table of public names in that file",
     "server/process_pool_child.py": "that of a handler registered in the parent process",
     "worker/load_app.py": "that of the app, on the command line",
-    "cli/commands.py": "those of the table of commands in that file",
+    "cli/main.py": "those of the table of commands in that file",
     "cli/dashboard.py": "those of the extra's packages, and of the mask on the command line",
 }
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import typer
@@ -17,7 +21,6 @@ from qsync.broker.blocking import Broker
 from qsync.broker.credentials import without_provider
 from qsync.cli import server_options as options
 from qsync.cli.command import with_options
-from qsync.cli.early_stop import early_stop
 from qsync.cli.options import AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
@@ -253,3 +256,43 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
     if unserved := _unserved(app, list(config.weights)):
         # With --queues the operator has chosen, and other workers may serve the rest.
         log.log(logging.INFO if chosen else logging.WARNING, unserved)
+
+
+class _Stopped(BaseException):
+    """Not an Exception, so that imported code does not catch it by accident."""
+
+
+@contextlib.contextmanager
+def early_stop(doing: str) -> Iterator[Callable[[], None]]:
+    """Exit with code 0 and one line on SIGTERM or SIGINT, even as PID 1.
+
+    The kernel does not deliver a signal to PID 1 that it has no handler for. A command that runs an
+    event loop sets handlers of its own. `doing` says what was interrupted. Call the yielded
+    function at the end: imported code may have swallowed the exception.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    seen: list[str] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        seen.append(signal.Signals(number).name)
+        raise _Stopped
+
+    def check() -> None:
+        if seen:
+            raise _Stopped
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield check
+    except BaseException as error:
+        # Imported code may have turned the exception into another one.
+        if not seen:
+            raise
+        typer.echo(f"qsync worker: {seen[0]} while {doing}: no task was started", err=True)
+        raise typer.Exit(0) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

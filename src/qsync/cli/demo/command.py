@@ -44,7 +44,7 @@ def demo(
     """
     from rich.console import Console  # it takes long to import, and other commands do without
 
-    from qsync.cli.demo.screen import print_summary
+    from qsync.cli.demo.account import print_summary
     from qsync.cli.output import print_json
 
     console = Console(stderr=as_json)
@@ -80,7 +80,7 @@ def _folder(*, keep: bool) -> Iterator[Path]:
 
 def _run(console: Console, folder: Path, tasks: int, *, clean_up: bool) -> Summary:
     """Run the demo and show it; exit with one line if it cannot continue or is stopped."""
-    from qsync.cli.demo.screen import DemoError
+    from qsync.cli.demo.account import DemoError
 
     async def play() -> Summary:
         from qsync.cli.demo.run import Run  # this reads the environment

@@ -21,8 +21,7 @@ from rich.console import Console
 
 import qsync
 from qsync.cli.demo import tasks
-from qsync.cli.demo.account import Ledger, ServerNotes, Summary, account
-from qsync.cli.demo.screen import DemoError, Screen
+from qsync.cli.demo.account import DemoError, Ledger, Screen, ServerNotes, Summary, account
 from qsync.client import AsyncClient
 from qsync.errors import TaskCancelled, TaskFailed
 from qsync.state import STORED, UNFINISHED, TaskState
