@@ -10,9 +10,7 @@ import asyncio
 from collections import deque
 from typing import Any, Final
 
-import redis.exceptions as failures
-
-from qsync.broker import redis_clients
+from qsync.broker import redis_clients, redis_errors
 from qsync.broker.base import LINE_S, LOOP_BLOCKED_S
 from qsync.broker.protocol import PlainConnection, RedisConnection, wrap_connection
 
@@ -103,7 +101,7 @@ class AioPool:
             raise
         if self._closed:  # the pool did not know it yet when it was closed
             await raw.disconnect(nowait=True)
-            raise failures.ConnectionError(CLOSED_TEXT)
+            raise redis_errors.ConnectionError(CLOSED_TEXT)
         return raw
 
     async def _close(self, connection: RedisConnection | PlainConnection) -> None:
