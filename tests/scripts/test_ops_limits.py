@@ -176,3 +176,18 @@ def test_server_without_free_slots_gets_no_limited_task(rig: Rig) -> None:
     reply = rig.run(call)
     assert reply.ids == ["plain"]
     assert (reply.left, reply.left_for_free) == (False, True)
+
+
+def test_limits_of_many_tasks_are_looked_up_in_hash_tables(rig: Rig) -> None:
+    def encodings() -> list[bytes]:
+        names = [rig.keys.key(name) for name in ("limits", "holds")]
+        return [rig.client.execute_command("OBJECT", "ENCODING", name) for name in names]
+
+    rig.send([with_limits(task, f"c:{task.id}") for task in rig.tasks("a", "b")])
+    assert b"hashtable" not in encodings()
+    ids = [f"id{number}" for number in range(20)]
+    rig.send([with_limits(task, f"c:{task.id}") for task in rig.tasks(*ids)])
+    assert encodings() == [b"hashtable"] * 2
+    rig.complete(*rig.lease(20))
+    assert (state(rig, "c:id19"), rig.ids("pending")) == (b"0 1 0 0", ["id18", "id19"])
+    assert (state(rig, ""), rig.field("holds", "")) == (None, None)

@@ -89,17 +89,10 @@ local function read_rule(text)
   return rule
 end
 
--- Return the stored tat, capped at that of a limit that has just used its whole burst: it may stem
--- from a lower rate that was raised since.
-local function known_tat(tat, rule)
-  if tat <= limits_now or rule.interval == 0 then
-    return tat
-  end
-  return math.min(tat, math.ceil(limits_now + rule.interval + rule.tolerance))
-end
-
 -- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the limit;
--- nil: not known. A state of a limit `@<type>` has `is_type`, and one whose tat was capped `is_capped`.
+-- nil: not known. The tat is capped at that of a limit that has just used its whole burst: it may stem
+-- from a lower rate that was raised since. Then the state has `is_capped`; that of a limit `@<type>`
+-- has `is_type`.
 local function new_limit_state(text, rule)
   local counts = known.counts[text]
   if not counts then
@@ -113,8 +106,8 @@ local function new_limit_state(text, rule)
     use = counts[1], ready = counts[2], tat = counts[3], closed = counts[4],
     stored = text, rule = rule, touched = false, waits = nil,
   }
-  if state.tat > 0 then
-    state.tat = known_tat(counts[3], rule)
+  if state.tat > limits_now and rule.interval > 0 then
+    state.tat = math.min(state.tat, math.ceil(limits_now + rule.interval + rule.tolerance))
     state.is_capped = state.tat < counts[3] or nil
   end
   return state

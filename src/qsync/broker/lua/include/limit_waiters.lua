@@ -82,6 +82,18 @@ local function refusing_limit(limits)
   end
 end
 
+-- Write fields of a hash of limits; `args` holds field and value in turn. The store keeps a hash of up
+-- to 512 short values as a list, which every lookup scans: a long value under the empty name, which
+-- neither a limit nor a task has, first turns it into a hash table until the key is deleted.
+local function write_fields(hash_key, args)
+  if #args > 32 then
+    redis.call('HSET', hash_key, '', string.rep('x', 65), unpack(args))
+    redis.call('HDEL', hash_key, '')
+  elseif #args > 0 then
+    redis.call('HSET', hash_key, unpack(args))
+  end
+end
+
 -- Put tasks into pending, or into limited where one of their limits refuses them. `args` holds tag
 -- and id in turn; `new_holds` the limits of tasks that hold none yet, and `refused` the limits of
 -- their types if these are paused, by id. Returns the number of tasks in pending.
@@ -110,9 +122,7 @@ local function admit_tasks(args, new_holds, refused)
     redis.call('ZADD', KEYS.waiters, unpack(waiters))
     drop_holds(parked)
   end
-  if #holds > 0 then
-    redis.call('HSET', KEYS.holds, unpack(holds))
-  end
+  write_fields(KEYS.holds, holds)
   if #pending > 0 then
     redis.call('ZADD', KEYS.pending, unpack(pending))
   end
@@ -212,8 +222,8 @@ local function first_waiters(from)
   while place <= last and count < most do
     local limit = touched_limits[place]
     local state = limit_states[limit]
-    if state.use + state.ready < state.rule.slots and state.waits ~= false
-      and is_limit_open(state) then
+    if state.waits ~= false and state.use + state.ready < state.rule.slots
+      and limit_opens_at(state) <= limits_now then
       local before = count
       if state.is_type then
         local room = math.min(most - count, type_moves_left)
@@ -292,9 +302,7 @@ local function move_waiters(limits, ids, entries)
   if #opened > 0 then
     opened_waiters = opened_waiters + #opened
     redis.call('ZREM', KEYS.limited, unpack(opened))
-    if #holds > 0 then
-      redis.call('HSET', KEYS.holds, unpack(holds))
-    end
+    write_fields(KEYS.holds, holds)
     redis.call('ZADD', KEYS.pending, unpack(pending))
   end
   return again
@@ -355,9 +363,7 @@ local function save_limits()
       shut[#shut + 1] = limit
     end
   end
-  if #stored > 0 then
-    redis.call('HSET', KEYS.limits, unpack(stored))
-  end
+  write_fields(KEYS.limits, stored)
   if #gone > 0 then
     redis.call('HDEL', KEYS.limits, unpack(gone))
   end

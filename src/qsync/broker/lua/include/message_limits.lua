@@ -19,25 +19,26 @@ local function type_limit(message)
   return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
 end
 
--- Bytes that the length of a text, of bytes or of a number takes in msgpack, by its first byte.
-local LENGTH_BYTES = {
-  [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4,
+-- Bytes that the length of a text or of bytes, or a number, takes in msgpack, by its first byte.
+local ELEMENT_BYTES = {
+  length = { [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4 },
+  number = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 },
 }
-local NUMBER_BYTES = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 }
 
 -- Return the position after the text, bytes, number or flag at `at`. (cmsgpack knows no bytes.)
 local function after_element(message, at)
   local kind = string.byte(message, at)
+  local length_bytes = ELEMENT_BYTES.length[kind]
   if kind >= 0xa0 and kind < 0xc0 then
     return at + 1 + kind - 0xa0
-  elseif LENGTH_BYTES[kind] then
+  elseif length_bytes then
     local length = 0
-    for i = at + 1, at + LENGTH_BYTES[kind] do
+    for i = at + 1, at + length_bytes do
       length = length * 256 + string.byte(message, i)
     end
-    return at + 1 + LENGTH_BYTES[kind] + length
+    return at + 1 + length_bytes + length
   end
-  return at + 1 + (NUMBER_BYTES[kind] or 0)
+  return at + 1 + (ELEMENT_BYTES.number[kind] or 0)
 end
 
 -- Return the limits in a message; none if it is lost or damaged. Its options are the last of eight
