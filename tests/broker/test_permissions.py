@@ -12,8 +12,10 @@ import pytest
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo
 from qsync.broker import op_values, operator_ops, ops, redis_clients
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.script import load
 from qsync.diagnostics.doctor import Doctor
 from qsync.keys import QueueKeys
+from tests.chaos.proxy import Proxy
 from tests.support.queue_driver import BINARIES, FAILURE
 from tests.support.stores import HOST, Store
 
@@ -148,3 +150,16 @@ def test_doctor_reports_no_missing_right_of_a_full_user(store: Store) -> None:
         "ok",
         "the user has the permissions of client, server, reader, admin",
     )
+
+
+async def test_server_starts_while_the_store_refuses_the_check_of_rights(
+    valkey: Store, prefix: str
+) -> None:
+    """As a full store does; whether a right is missing remains unknown."""
+    with Proxy(valkey.port) as proxy, Qsync(proxy.url, prefix=prefix) as app:
+        refusals = proxy.answer(
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            only=load("permissions").sha.encode(),
+        )
+        async with app.server(Mux()):
+            assert refusals.given == 1

@@ -135,7 +135,7 @@ class Chaos:
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
             and " is dead: " not in line  # deaths are checked separately
-            and not killed_at_start(line, evidence)
+            and not killed_by_test(line, evidence)
         ]
         audit = subprocess.run(
             [sys.executable, "-m", "qsync", "doctor", "--audit", "--json"],
@@ -146,9 +146,9 @@ class Chaos:
         assert json.loads(audit.stdout), "the audit looked at something"
 
 
-def killed_at_start(line: str, evidence: Evidence) -> bool:
-    """Whether a worker logs that a process failed to start although the test killed it."""
-    said = re.search(r"\(pid (\d+)\) failed to start: killed by SIGKILL; try 1 ", line)
+def killed_by_test(line: str, evidence: Evidence) -> bool:
+    """Whether a worker logs the end of a process that the test killed, at its start or stop."""
+    said = re.search(r"\(pid (\d+)\) (?:failed to start|ended): killed by SIGKILL", line)
     kills = {trouble.pid for trouble in evidence.troubles if trouble.kind == "kill"}
     return said is not None and int(said[1]) in kills
 

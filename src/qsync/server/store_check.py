@@ -14,7 +14,7 @@ from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.store_info import MIN_VERSION, StoreInfo, evicts_tasks
-from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import QueueKeys
 from qsync.server.outage_log import Outage
 
@@ -74,15 +74,15 @@ async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) ->
     """Raise ConfigError if the user may not run all commands that a server needs.
 
     Log only a warning if it may not use channels: the server works, but clients notice results
-    later. Ask the node of the first queue; if it is unreachable, the second's and the third's.
-    Skip the check if none of them answers.
+    later. Ask the node of the first queue; if it is unreachable or refuses as a full store does,
+    the second's and the third's. Skip the check if none of them answers.
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))
         [refused] = await broker.run_many([call], ends=ends_in(PERMISSIONS_TIMEOUT_S))
-        if not isinstance(refused, StoreUnavailable):
+        if not isinstance(refused, StoreUnavailable | QueueFull):
             break
-    if isinstance(refused, StoreUnavailable) or not refused:
+    if isinstance(refused, StoreUnavailable | QueueFull) or not refused:
         return
     if isinstance(refused, QsyncError):
         raise refused
