@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from qsync.cli.command import EXIT_CODES, INTERRUPTED, CommandGroup, command_path, usage_in_one_line
+from qsync.cli.typer_internals import defer_pydantic
 from qsync.version import __version__
 from qsync.worker.logs import hold_standard_files
 
@@ -172,6 +173,8 @@ class Sections(TyperGroup):
                 ctx.fail(f"No command {name!r}. Did you mean {' or '.join(full_names)}?")
         return super().resolve_command(ctx, args)
 
+
+defer_pydantic()
 
 app: Final = CommandGroup(
     name="qsync",
