@@ -10,7 +10,6 @@ from typing import Final
 
 from qsync.broker.call import Call
 from qsync.broker.exchanges import evalsha
-from qsync.broker.protocol import pack_begin
 from qsync.broker.script import load
 from qsync.keys import QueueKeys, names_beside
 from qsync.message import ENVELOPE_HEAD
@@ -31,6 +30,8 @@ def pack_enqueue(keys: QueueKeys, task: NewTask, sender: str, number: int) -> by
 @lru_cache(maxsize=1024)
 def _head(base: str, sender: str) -> bytes:
     """Return the request up to the number of the call."""
+    from qsync.broker.protocol import pack_begin  # imports redis-py
+
     script = load("enqueue_one")
     call = Call(script, names_beside(f"{base}:", script.keys), ("", ENVELOPE_HEAD, sender), bool)
     return pack_begin(evalsha(call), 3)
