@@ -48,7 +48,7 @@ class BatchCall:
 
 
 class BatchContext(HandlerContext, eq=False, kw_only=True):
-    """The Current of a call of a batch handler; its task is the first one."""
+    """The `Current` of a batch handler's call; `task` is the first task of the call."""
 
     _infos: Sequence[TaskInfo]
     _call: BatchCall
@@ -96,7 +96,7 @@ class WrongOutcomes(QsyncError):
 
 
 def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
-    """Return a result or an exception for each task of a call; raise if the value has others."""
+    """Return the outcomes in a batch handler's value: a result or an exception for each task."""
     if value is None:
         return [None] * count
     if type(value) in NEVER_RUN:

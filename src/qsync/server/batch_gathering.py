@@ -1,8 +1,8 @@
 """Gathers leased tasks of batch handlers until a batch is complete. Runs on the event loop.
 
-A batch is complete when it has `max_size` tasks, `max_wait` after its first task, or before the
-deadline of one of its tasks. Then it is due: it starts as soon as a slot is free. An open batch has
-no slot, so it blocks nothing.
+A batch is complete when it has `max_size` tasks, when `max_wait` has passed since its first task,
+or when one of its tasks would miss its deadline by waiting longer. Then it is due: it starts as
+soon as a slot is free. An open batch has no slot, so it blocks nothing.
 """
 
 from __future__ import annotations
@@ -66,8 +66,11 @@ class Gathering:
                 return
 
     def spare(self) -> int:
-        """Return how many more tasks to fetch for open batches: no more than they can still take or
-        already have, since a fetch may bring other tasks instead."""
+        """Return how many more tasks to fetch for open batches.
+
+        For each batch, this is at most its free room and at most its present size, since the fetch
+        may bring tasks of other types instead.
+        """
         spare = 0
         for batch in self._open.values():
             size = len(batch.tasks)

@@ -113,7 +113,7 @@ class BatchRuns:
             value = await way.invoke(infos[0], call.limit)
             call.handler = None
             if call.stopped is not None and call.stopped != "shutdown":
-                raise asyncio.CancelledError  # the handler caught its own
+                raise asyncio.CancelledError  # the handler caught its cancellation
             if value is not None:
                 values = outcomes_of_call(value, len(call.tasks))
         except BaseException as error:
@@ -154,7 +154,7 @@ class BatchRuns:
             return outcomes.stopped(leased, value, brief=brief)
         try:
             return outcomes.done(leased, value, way)
-        except BaseException as error:  # a result that cannot be kept
+        except BaseException as error:  # the result cannot be stored
             return outcomes.stopped(leased, error)
 
     async def _flush_progress(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
@@ -175,7 +175,7 @@ class BatchRuns:
         )
 
     def _end(self, call: BatchCall, records: Sequence[Any] | None) -> None:
-        """Settle the tasks of a call and free its slot, unless it has ended before.
+        """Settle the tasks of a call and free its slot, unless this has been done already.
 
         `records` is None if all tasks have completed.
         """
@@ -191,7 +191,7 @@ class BatchRuns:
         self._refill()
 
     def _settle(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Pass the outcomes of tasks to their settlers; None if the lease is lost."""
+        """Pass the outcomes of tasks to their settlers; an outcome of None means a lost lease."""
         entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
         for leased, record in zip(tasks, records, strict=True):
             leased.phase = SETTLING

@@ -22,8 +22,8 @@ AHEAD_S: Final = 0.1
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
-"""The throughput is measured again after this time, in seconds, or this number of starts, so that a
-server that gets many tasks at once soon leases tasks ahead."""
+"""Seconds, or number of starts, after which the throughput is measured again. The second limit lets
+a server that gets many tasks at once soon lease tasks ahead."""
 
 
 class Capacity:
@@ -103,7 +103,8 @@ class Capacity:
         return ahead
 
     def signal(self) -> None:
-        """Signal what has become true: that nothing runs, or that there is room."""
+        """Signal `idle` if nothing runs or is ready, and `room_made` if more tasks should be
+        leased."""
         self.signal_idle()
         if self.notify_room and len(self.ready) <= self._refill_below:
             self.room_made.set()

@@ -200,7 +200,7 @@ class ChildContext:
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:
-        """Return the task alone: batch handlers do not run in processes."""
+        """Return only this task: batch handlers do not run in processes."""
         return (self.task,)
 
     @property

@@ -302,7 +302,8 @@ class ServerOptions(TypedDict, total=False):
 
 
 def _version(version: object) -> str | None:
-    """Return the version of the program, if it or the environment names one."""
+    """Return the given version of the program, or the one in the environment; None without
+    either."""
     name, value = (
         ("version", version) if version is not None else (VERSION, os.environ.get(VERSION))
     )

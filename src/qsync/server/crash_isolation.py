@@ -7,9 +7,9 @@ Isolation is bounded. Other tasks join a suspect that still runs after ALONE_S. 
 does not count for the suspect, since any of them may be the cause. The suspect is spared: next time
 it runs alone GROWTH times as long. After it was spared three times, each crash counts again.
 
-Suspects run one after another. Suspects that were never spared run together once the series has
-taken TOTAL_S, or would take it because one of them runs long while many wait. Spared suspects
-always begin alone.
+Suspects run one after another, for TOTAL_S. After that, suspects that were never spared run
+together. They do so earlier if one of them runs long and so many wait that the series would exceed
+TOTAL_S. Spared suspects always begin alone.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class CrashIsolation:
         return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Return whether suspects wait: for suspects that other tasks have joined, or to start
-        together."""
+        """Return whether suspects wait for others that still run in company, or for a joint
+        start."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)
@@ -154,7 +154,8 @@ class CrashIsolation:
         return min(START_CHECK_S, max(0.0, since + MAX_WAIT_TO_START_S - now)) if running else 0.0
 
     def _wait_since(self, now: float) -> float:
-        """Return the time since which a suspect waits for running tasks; start to wait if new."""
+        """Return the time since which a suspect waits for running tasks; begin the wait if there is
+        none."""
         if self._since is None:
             self._since = self._looked = now
             if now - self._rested > TOTAL_S:  # a new series of suspects

@@ -1,4 +1,5 @@
-"""Logs the tasks during which servers died: those that run again, and those that are dead now."""
+"""Logs tasks whose server died while running them: those that run again, and those that are
+dead."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Current(Protocol[S_co]):
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:
-        """The tasks of the call: the list of a batch handler, else the one that runs."""
+        """The tasks of the call: all tasks of a batch, or only the running one."""
 
     @property
     def client(self) -> Any:

@@ -26,7 +26,7 @@ STACK_LIMIT: Final = 4096
 """Maximum size of the stack of a running handler, in bytes."""
 
 DEPTH_LIMIT: Final = 200
-"""Maximum number of frames that are read of it."""
+"""Maximum number of frames of that stack that are read."""
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _OURS: Final = (str(Path(__file__).parent), str(Path(_PACKAGE, "contrib")))
@@ -91,7 +91,7 @@ def program_trace(error: BaseException) -> str:
         return ""
     try:
         elsewhere = getattr(error, "traceback", None)  # from a handler in another process
-        # The time limit of qsync raises TimeoutError: frames of qsync would tell nothing.
+        # At its time limit, qsync raises TimeoutError; frames of qsync would tell nothing.
         keep = _foreign_frames if type(error) is TimeoutError else _program_frames
         parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, keep)
     except Exception:  # the user's class may override any of these attributes

@@ -53,8 +53,8 @@ class Failures:
     def failed(
         self, leased: LeasedTask, error: BaseException, record: Any, *, brief: bool = False
     ) -> None:
-        """Log an attempt that ended with this error, and call `on_error`; `brief`: log no
-        traceback, since another task of the same call has it.
+        """Log an attempt that ended with this error, and call `on_error`. With `brief`, leave out
+        the traceback, which is logged for another task of the same call.
 
         `on_error` is not called for a Retry with attempts left, nor for a SkipRetry.
         """
@@ -109,7 +109,7 @@ class Failures:
         log_trace(log, logging.WARNING, text, "", fields)
 
     def unknown(self, leased: LeasedTask, record: Any) -> None:
-        """Log that this server has no handler for a task, which goes back or is dead."""
+        """Log that this server has no handler for a task, which is handed back or dead."""
         if type(record) is Killed:
             self.died(leased, f"no server had a handler for its type for {UNKNOWN_FOR}")
         key = (leased.queue.name, leased.message.type)

@@ -17,11 +17,11 @@ ROUND_TIMEOUT_S: Final = 0.1
 queues take part in it."""
 
 SLOT_RESERVATION_S: Final = 0.3
-"""Time for which a fetch in flight reserves its slots against the other queues, in seconds. After
-that its node may be down; if it answers after all, surplus tasks are handed back."""
+"""Time for which a fetch in flight reserves its slots against the other queues, in seconds. A node
+that takes longer may be down; if it answers after all, surplus tasks are handed back."""
 
 CROWD: Final = 256
-"""Maximum number of busy queues in one round; the others follow in the next rounds."""
+"""Maximum number of busy queues in one round; further queues follow in the next rounds."""
 
 CROWDED_ROUND_S: Final = 0.005
 """Delay before the next round while more than CROWD queues are busy, in seconds."""
@@ -41,7 +41,7 @@ WAKE_MARGIN_S: Final = 0.0005
 milliseconds."""
 
 RULES_CHECK_S: Final = 0.1
-"""Time between two checks whether the store has the rules of a queue, in seconds."""
+"""Time between two checks of whether the store has the rules of a queue, in seconds."""
 
 
 class Round(NamedTuple):
@@ -98,7 +98,7 @@ class FetchTiming:
     def _awaited_until(self, queue: QueueState) -> float:
         """Return until when a round waits for the fetch in flight from a queue.
 
-        A round that begins without the queue gives its share to the others.
+        A round that begins without the queue gives its share to the other queues.
         """
         if queue.exhausted:
             return -math.inf
@@ -131,7 +131,7 @@ class FetchTiming:
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
-            hungry = hungry[:crowd]  # the others come next: queues fetched from go to the end
+            hungry = hungry[:crowd]  # the rest come next: queues fetched from go to the end
         shares = self.shares.split(slots, hungry) if slots > 0 and hungry else {}
         fetches = [
             (queue, shares.get(queue.name, 0))
@@ -151,7 +151,8 @@ class FetchTiming:
             self.in_order.remove(queue)
 
     def open_slots(self) -> int:
-        """Return the free slots that fetches in flight may not give to tasks with limits."""
+        """Return the number of free slots that no fetch in flight may fill with tasks with
+        limits."""
         flying = sum(self.free.get(queue, 0) for queue in self._in_flight)
         return max(0, self._open() - flying)
 
@@ -176,7 +177,7 @@ class FetchTiming:
         )
 
     def next_round(self, now: float, planned: Round) -> float:
-        """Return the seconds until the next round; infinity: not before an event."""
+        """Return the seconds until the next round; infinity if only an event starts it."""
         room = planned.slots > 0
         times = [math.inf, self._busy_queues.next_at()]
         if now < self.wait_again_at:  # idle queues have no other time
@@ -202,7 +203,7 @@ class FetchTiming:
                 times.append(queue.next_due)
         return max(0.0, min(times) - now)
 
-    # Waits for a wake.
+    # Waiting for a wake.
 
     def to_block_on(self, queues: Sequence[QueueState], now: float) -> list[QueueState]:
         """Return which of a connection's queues to block on now; none after a failed wait."""
@@ -223,8 +224,8 @@ class FetchTiming:
     ) -> float:
         """Return how long to block on some of a connection's queues, in seconds.
 
-        If a busy queue is left out the wait ends soon, and the next one includes the queue if it
-        is empty by then. The store's cost of a blocking pop grows with the number of lists.
+        If a busy queue is left out, the wait ends soon, so that the next wait can include the queue
+        if it is empty by then. The store's cost of a blocking pop grows with the number of lists.
         """
         if blocked == queues:
             return self._until_upkeep(blocked, now)

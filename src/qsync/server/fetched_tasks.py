@@ -30,7 +30,7 @@ def hold(
         try:
             messages = decode_messages(fetched.messages)
         except codec.CodecError:
-            pass  # find out which, and hold the others
+            pass  # below: find out which task it is, and hold the others
         else:
             return _hold_new(queue, token, fetched, messages, sent, expires, capacity)
     tasks: list[LeasedTask] = []
@@ -67,7 +67,7 @@ def _hold_new(
     queue: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
     expires: float, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
-    """Do as `hold` for tasks that never failed: most fetches bring no others."""
+    """Do the same as `hold`, but only for tasks that never failed; most fetches bring no others."""
     leased_us = fetched.now_us
     tasks = [
         LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires, leased_us)

@@ -43,9 +43,9 @@ log: Final = logging.getLogger("qsync.server")
 
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0
-"""Time after handing back a task without a handler, in seconds. During it, this server fetches due
-tasks UNKNOWN_TYPE_YIELD_S later, so that other servers go first. It is longer than the maximum
-delay of such a task."""
+"""Time, in seconds, for which this server fetches due tasks UNKNOWN_TYPE_YIELD_S late after it has
+handed back a task without a handler, so that other servers get them first. It is longer than the
+maximum delay of such a task."""
 
 
 class Fetcher:
@@ -385,7 +385,7 @@ class Fetcher:
             return
         delay = self._backoffs[queue.name].next()
         self._timing.retry_at[queue.name] = boot_s() + delay
-        self._timing.in_order.discard(queue.name)  # a node that is away must not slow the others
+        self._timing.in_order.discard(queue.name)  # a silent node must not slow other nodes
         self._outage.failed(fetch_part(queue.name), error)
 
     # The answer to a fetch.

@@ -56,7 +56,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
     blocked_in: str = ""
     """Function that blocks it, with file and line."""
     away: dict[str, float] = {}
-    """Queues from which the store does not let the server fetch, each with the time since then."""
+    """Queues from which fetches fail, each with the time for which they have failed."""
     silent: dict[str, float] = {}
     """Queues without a recent fetch, each with the time since the last one."""
     outbox: OutboxBacklog | None = None

@@ -59,7 +59,8 @@ class HookCalls:
         self._errors[leased] = TaskFailed(why), False
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Call the hooks of an outcome that the store recorded; None if the lease was lost."""
+        """Call the hooks of an outcome that the store recorded; an outcome of None means a lost
+        lease."""
         noted = self._errors.pop(leased, None)
         info = leased.info or leased.task_info()
         if type(record) is Completion:

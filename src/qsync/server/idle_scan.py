@@ -2,10 +2,10 @@
 
 A server of one queue always fetches from it. A server of many queues checks all of them once per
 `sweep`: a check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
-The server fetches only from queues in which a check found tasks or due upkeep. All servers of a
-queue check it; the first one that finds upkeep due does it, so that the servers share this work and
-any one of them suffices. Between checks, a queue becomes busy by a wake, or at the due time that
-its last fetch returned.
+The server fetches only from queues in which a check found tasks or due upkeep. Every server of a
+queue checks it. The first server that finds upkeep due does it, so the servers share this work, and
+one server is enough. Between checks, a queue becomes busy by a wake, or at the due time that its
+last fetch returned.
 
 So a lost wake delays tasks by at most `sweep`, and an idle queue costs one check per `sweep`.
 """
@@ -40,7 +40,8 @@ SLOW_S: Final = 300.0
 removes expired data."""
 
 PASS_ON_S: Final = 0.1
-"""Shortest interval at which a server without a free slot fetches for due tasks, in seconds."""
+"""Shortest interval at which a server without a free slot fetches to promote due tasks, in
+seconds."""
 
 
 class BusyQueues:
@@ -97,7 +98,7 @@ class BusyQueues:
         if self._strict or len(self._busy) <= limit:
             return list(self._busy.values())
         some = list(itertools.islice(self._busy.values(), limit))
-        for queue in some:  # so that the others are first in the next round
+        for queue in some:  # so that the remaining queues are first in the next round
             self._to_end(queue)
         return some
 
@@ -199,7 +200,7 @@ class BusyQueues:
     async def _check(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
         """Check each queue once, and log an outage; return those whose store is unreachable.
 
-        In a cluster, the other nodes are not asked again for the sake of one that is down.
+        In a cluster, a node that is down does not make this ask the other nodes again.
         """
         if self._broker.address.kind == "cluster":
             pages = [[queue] for queue in queues]

@@ -5,8 +5,8 @@ message. A handler that awaits nothing does not need its own task: the starter t
 step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
 starter continues in a new one. Each handler still has its own asyncio task and context.
 
-The starter takes tasks from those that are ready one at a time, for up to YIELD_AFTER_S, and then
-settles all that have ended in this turn at once.
+The starter takes ready tasks one at a time, for up to YIELD_AFTER_S, and then settles all tasks
+that ended in this turn together.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class Runs(Protocol):
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
         begun: Awaitable[Any] | None = None,
     ) -> Run:  # fmt: skip
-        """Run a task that has a slot to its outcome; `task` is the asyncio task that it runs in,
-        None: its own. `begun` is its handler, if that has begun."""
+        """Run a task that has a slot until it has an outcome. `task` is the asyncio task in which
+        it runs; None means a separate one. `begun` is its handler, if the handler has begun."""
 
     def fail(self, leased: LeasedTask, error: BaseException) -> None:
         """Settle a task that has a slot and whose handler raised."""
 
     def end_turn(self, ended: list[Ended], timed: Sequence[Timed], last: Timed | None) -> None:
-        """Settle the tasks that have ended without a slot, and let others start.
+        """Settle the tasks that have ended without a slot, and let other tasks start.
 
-        `last` used up the time of the turn, so a long run is always the last one.
+        `last` is the run that used up the time of the turn; a long run is always the last one.
         """
 
 
@@ -219,7 +219,7 @@ class InlineStarter:
 
     def _keep(self, leased: LeasedTask, way: BoundHandler, value: Any) -> Run | None:
         """End the run of a task that is kept with its result; return the rest of the run if the
-        task's last progress must be stored before."""
+        task's last progress must be stored first."""
         leased.task = None
         if leased.progress is not None:
             return self._run_in_slot(leased, way, None, _ended(value))
@@ -244,8 +244,8 @@ class InlineStarter:
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None,
         begun: Awaitable[Any] | None = None,
     ) -> Run:  # fmt: skip
-        """Return the run of a task that may wait, or the rest of it if its handler has begun; it
-        has a slot from now on."""
+        """Give a slot to a task that may wait; return its run, or the rest of the run if its
+        handler has begun."""
         self._runs.occupy(leased)
         return self._runs.run(leased, way, task, begun)
 
@@ -276,9 +276,10 @@ _RETURNED_NONE: Final = Returned(None)
 def first_steps() -> FirstSteps:
     """Return a generator that takes the first step of each handler that is sent to it.
 
-    It answers with a Returned if the handler has ended, else with what the handler awaits. It then
-    drives this handler on until it answers with a Returned. Once a handler has raised, it is used
-    up. A handler that it awaits costs a third of one whose `send` ends with StopIteration.
+    The generator answers with a Returned if the handler has ended, else with what the handler
+    awaits. It then drives this handler on until it answers with a Returned. After a handler has
+    raised, the generator is exhausted. Driving a handler in this way costs a third of calling its
+    `send` until StopIteration.
     """
     steps = _take_first_steps()
     next(steps)

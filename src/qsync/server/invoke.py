@@ -54,10 +54,10 @@ class BoundHandler:
     """Converter for a stored result; None means no conversion, or the handler's process does it."""
     rules: RetryRules = NO_RULES
     direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
-    """The handler itself, if it is called with the task alone and nothing is around it."""
+    """The handler itself, if it takes only the task and no middleware is around it."""
     suspended_recently: int = 0
-    """Number of next runs that start in an asyncio task of their own, because a recent run of the
-    handler awaited something."""
+    """Number of further runs that start in an asyncio task of their own, because a recent run of
+    the handler awaited something."""
 
 
 @dataclass(slots=True)

@@ -83,9 +83,10 @@ class Outage:
             log.warning("the store accepts all commands again, after %s", lasted)
 
     def note(self, action: str, error: QsyncError) -> None:
-        """Log a failure that is not retried; while a part fails, once for each action.
+        """Log a failure that is not retried; while a part fails, log each action once.
 
-        Further ones, and those of a store that is known to be away, are logged at level DEBUG.
+        Repeated failures, and failures of a store known to be unreachable, are logged at level
+        DEBUG.
         """
         with self._lock:
             repeated = type(error) is StoreUnavailable and self._fails_by(StoreUnavailable)

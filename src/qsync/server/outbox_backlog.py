@@ -1,7 +1,7 @@
 """The backlog of an outbox whose relay runs beside the servers of this process.
 
-A worker serves it at the /metrics of its health port. Relays are in `qsync.contrib.outbox`, which
-servers do not import, so a relay that starts adds its function here.
+A worker serves the backlog at /metrics of its health port. Relays are in `qsync.contrib.outbox`,
+which servers do not import, so a relay that starts adds its function here.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def failed(
 
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
-    """Return the record of a task whose handler asked to run later: it goes back with a delay and
-    is charged no attempt, or is dead if its deadline passes before then. RateLimited closes a
+    """Return the record of a task whose handler asked to run later: it is handed back with a delay
+    without counting an attempt, or is dead if its deadline passes before then. RateLimited closes a
     limit, for which the task then waits.
 
     Raises ConfigError if the task does not have the limit.
@@ -184,7 +184,7 @@ def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
 
 
 def _encoded(leased: LeasedTask, record: Failure) -> bytes:
-    """Return the record with the mark by which failures are counted."""
+    """Encode the record, with the mark by which failures are counted."""
     options = leased.message.options
     key = None if options is None else options.fairness_key
     return codec.encode(replace(record, mark=mark_of(leased.message.type, record.error, key)))

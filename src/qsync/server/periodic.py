@@ -37,7 +37,7 @@ from qsync.value_text import raised_at, shorten
 
 
 class Entry:
-    """A schedule, and the time after which its ticks are not enqueued yet, as far as known here."""
+    """A schedule, and the time up to which its ticks are known to be enqueued."""
 
     __slots__ = ("after_us", "at_us", "build", "periodic")
 
@@ -54,7 +54,7 @@ class Entry:
         return self.periodic.name
 
     def missed(self, tick_us: int | None, now_us: int) -> tuple[int, int] | None:
-        """Return the last and the first tick before `tick_us`, the due one, that are skipped."""
+        """Return the last and the first skipped tick before the due tick, `tick_us`."""
         schedule = self.periodic.schedule
         if self.periodic.missed != "skip" or self.after_us is None:
             return None
@@ -89,10 +89,10 @@ class ScheduleHeap:
             heapq.heappush(self._heap, (at_us, next(self._order), entry))
 
     def learn(self, entry: Entry, after_us: int, now_us: int, *, again: bool = False) -> None:
-        """Record the time after which an entry's ticks are not enqueued yet, and check it then.
+        """Record the time up to which an entry's ticks are enqueued, and plan a check at that time.
 
-        Ignore a time that is not later than the known one, unless `again` is true or the known one
-        is from a clock that was ahead.
+        Ignore a time that is not later than the known time, unless `again` is true or the known
+        time is from a clock that was ahead.
         """
         if is_of_wrong_clock(entry.after_us or now_us, now_us):
             entry.after_us = None

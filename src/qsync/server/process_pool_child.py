@@ -178,7 +178,7 @@ def _stack(thread: int) -> str:
 
 
 def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
-    """Return import path and task of the request with this ticket; skip requests without one."""
+    """Return import path and task of the request with this ticket; skip the requests before it."""
     while True:
         head = requests.read(10)
         if len(head) < 10:

@@ -111,7 +111,7 @@ class WorkerProcess:
         self._asks: tuple[socket.socket, socket.socket] | None = None
         """Socket pair on which this side asks for the stack of the handler, a byte at a time."""
         self._asked: deque[asyncio.Future[str]] = deque()
-        """What waits for a stack, in order."""
+        """Futures of the requests for a stack, in order."""
         self._watched: int | None = None
         """File descriptor that becomes readable when the process ends."""
         self._number = 0
@@ -125,7 +125,7 @@ class WorkerProcess:
         self.since: float = self._loop.time()
         """Time of the last answer, or of the first call sent to the idle process if later."""
         self.quick: bool = False
-        """True if the last calls took less than QUICK_S each, so that others may be sent ahead."""
+        """True if the last calls took less than QUICK_S each, so that more may be sent ahead."""
         self.preparing = False
         self.dead: bool = False
         self.calls: int = 0
@@ -276,7 +276,8 @@ class WorkerProcess:
         return True
 
     def _read(self) -> bytes:
-        """Read what the process has sent; nothing if there is none, or it has ended."""
+        """Return the bytes that the process has sent; empty if there are none, or the process has
+        ended."""
         if self._socket is None:
             return b""
         try:
@@ -305,7 +306,7 @@ class WorkerProcess:
         if not future.done():
             future.set_result(reply)
         if self.sent and (claim := self.sent[0].claim) is not None:
-            claim.may_begin()  # only to record the time: the process begins it anyway
+            claim.may_begin()  # only to record the time: the process begins the call anyway
 
     def _has_died(self) -> None:
         """Handle the end of a process that this side did not end: deliver answers, fail the call

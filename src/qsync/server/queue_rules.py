@@ -70,8 +70,11 @@ class QueueRules:
         await cancel([*self._again.values()])
 
     def publish_again(self, queue: str) -> None:
-        """Publish the rules of a queue in the background, until the store has them; and the bounds
-        of queues that this server does not serve, since it would not see their loss."""
+        """Publish the rules of a queue in the background, until the store has them.
+
+        Also publish the bounds of queues that this server does not serve, since it would not notice
+        their loss.
+        """
         unserved = self._bounds.keys() - self._served.keys()
         self._publish_all(unserved | ({queue} if self._has_rules(queue) else set()))
 

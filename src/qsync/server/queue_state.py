@@ -62,12 +62,12 @@ class Phase(IntEnum):
     """The stage of a leased task on this server."""
 
     QUEUED = 0
-    """It waits for a slot."""
+    """The task waits for a slot."""
     RUNNING = 1
     SETTLING = 2
-    """It has ended, and the store does not know it yet."""
+    """The task has ended, and the store does not know it yet."""
     RELEASED = 3
-    """The server no longer holds it."""
+    """The server no longer holds the task."""
 
 
 QUEUED: Final = Phase.QUEUED
@@ -79,8 +79,8 @@ RELEASED: Final = Phase.RELEASED
 class LeasedTask(msgspec.Struct, eq=False, gc=False):
     """A task that this server holds a lease of.
 
-    A busy server holds thousands, so the garbage collector does not look at them. Thus a cycle of
-    references must be broken when the task ends: of `task`, `timer` and `call`.
+    A busy server holds thousands, so the garbage collector does not track them. So a reference
+    cycle through `task`, `timer` or `call` must be broken when the task ends.
     """
 
     queue: QueueState
@@ -245,7 +245,8 @@ class QueueState:
     """True if the store refused the last settlements: fetch nothing until it accepts them."""
 
     awaits_rules: bool
-    """True until the store has the program's limits and bounds of the queue: fetch nothing."""
+    """True until the store has the program's limits and bounds of the queue: fetch nothing until
+    then."""
 
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
@@ -287,7 +288,8 @@ class QueueState:
         """Generation of the queue's data at the last fetch."""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
-        """Store's clock at the last fetch, us (0 before the first), and its sending, by boot_s."""
+        """Store's clock at the last fetch, us (0 before the first), and when it was sent, by
+        boot_s."""
 
     def store_time_us(self) -> int:
         """Return the latest time that the store's clock may show now, in microseconds; 0 before the
@@ -297,8 +299,10 @@ class QueueState:
         return self.store_now_us + int((boot_s() - self.store_now_read_at) * 1_000_000)
 
     def ran_at(self, now_us: int, sent: float) -> float:
-        """Estimate when the store ran a fetch that was sent at `sent`, by boot_s; never too late:
-        from its clock at that time, which the previous fetch compared with ours."""
+        """Estimate when the store ran a fetch, by boot_s; never too late.
+
+        `now_us` is the store's clock at that time. The previous fetch related it to boot_s.
+        """
         if not self.store_now_us:
             return sent
         passed = (now_us - self.store_now_us) / 1_000_000

@@ -217,7 +217,7 @@ class Runner:
                 self._metrics.unknown(leased)
             self.settle(leased, record)
             return False
-        if leased.crashes:  # in a call of its own: it may have ended a server
+        if leased.crashes:  # in a call of its own: it may have crashed a server
             self.begin(leased, batch.alone)
             return True
         self._gathering.add(leased, batch.limits, self._ready)
@@ -254,9 +254,9 @@ class Runner:
                 self._metrics.started(leased)
 
     def end_turn(self, ended: list[Ended], timed: Sequence[Timed], last: Timed | None) -> None:
-        """Settle the tasks that have ended without a slot, and start others.
+        """Settle the tasks that have ended without a slot, and start other tasks.
 
-        `last` is the run at whose end the time of the turn was over.
+        `last` is the run that used up the time of the turn.
         """
         self._capacity.started += len(ended)
         of_queues: dict[str, list[Ended]]
@@ -277,8 +277,8 @@ class Runner:
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None = None,
         begun: Awaitable[Any] | None = None,
     ) -> None:  # fmt: skip
-        """Run a task to its outcome; `task` is the asyncio task that it runs in, None for its own.
-        `begun` is its handler, if that has begun."""
+        """Run a task until it has an outcome. `task` is the asyncio task in which it runs; None
+        means a separate one. `begun` is its handler, if the handler has begun."""
         if self._guard.forked:
             fork_guard.end()
         try:
@@ -299,7 +299,7 @@ class Runner:
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
                 if leased.stop is not None and leased.stop != "shutdown":
-                    raise asyncio.CancelledError  # the handler caught its own
+                    raise asyncio.CancelledError  # the handler caught its cancellation
                 record: Any = self._records.done(leased, value, way)
                 if leased.progress is not None and record.retention_us is not None:
                     await self._progress.flush(leased)  # the retained task shows its last progress
@@ -377,7 +377,7 @@ class Runner:
         if self._metrics is not None:
             self._metrics.finished(leased)
         if type(record) is outcome.Snoozed and record.limit:
-            self._closing.append(leased)  # no task of the limit may take the slot before
+            self._closing.append(leased)  # until then, no task of the limit may take the slot
         else:
             self._capacity.running -= 1
         if record is None:

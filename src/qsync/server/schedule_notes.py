@@ -21,7 +21,7 @@ _OUTCOMES: Final[dict[type, str]] = {Completion: "c", Killed: "f", LeaseRef: "x"
 class ScheduleNotes:
     """Collects the ends of runs in one queue, and sends them.
 
-    A history is a help for people: what the store refuses is dropped.
+    Histories only inform people, so notes that the store refuses are dropped.
     """
 
     def __init__(self, broker: CallPipeline, keys: QueueKeys) -> None:
@@ -40,7 +40,7 @@ class ScheduleNotes:
         self._notes.append(ended(field, tick[1], outcome, begun_us=begun_us, took_ms=took_ms))
 
     async def send(self) -> None:
-        """Send what was noted."""
+        """Send the collected notes."""
         while self._notes:
             part, self._notes = self._notes[:NOTES_PER_CALL], self._notes[NOTES_PER_CALL:]
             await send_notes(self._broker, self._keys, part)

@@ -160,8 +160,7 @@ class Server:
         The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
         The second signal hands them back at once. The third exits the process immediately. Each
         signal reaches all servers of the event loop, and the handler that was installed before,
-        e.g. uvicorn's. On another thread than the main one, the server runs without signal
-        handling.
+        e.g. uvicorn's. Outside the main thread, the server runs without signal handling.
 
         Raises QsyncError when a part of the server crashes or too many handlers hang, and
         SchemaMismatch when the store holds data of another qsync version.
@@ -277,7 +276,8 @@ class Server:
         """Make the parts of the server, in the order of their start; they stop in reverse.
 
         Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
-        until the store has settled the tasks, so heartbeats come before settlers. Fetches are last.
+        until the store has settled the tasks, so heartbeats come before settlers. Fetching starts
+        last and stops first.
         """
         config, outage, queues = self.config, self._outage, self._queues
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
@@ -405,7 +405,7 @@ class Server:
     async def abort(self) -> None:
         """End the server as a crash does, for tests: settle nothing, and hand nothing back.
 
-        Its leases are still in the store. Handlers on the event loop are cancelled.
+        Its leases stay in the store. Handlers on the event loop are cancelled.
         """
         self._stopping.set()
         async with self._stop_once:

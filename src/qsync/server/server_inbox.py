@@ -236,10 +236,10 @@ class ServerInbox:
 
 
 STACKS_KEPT: Final = 5
-"""Number of answers that a server's record has."""
+"""Maximum number of stacks in a server's record."""
 
 RUNS_RECORDED: Final = 100
-"""Number of tasks whose start a server's record has: those that run longest."""
+"""Maximum number of tasks whose start is in a server's record: those that run longest."""
 
 ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
 
@@ -247,7 +247,7 @@ WAITING: Final = "The handler waits for a free thread or process."
 
 
 class HandlerStacks:
-    """Reads what the tasks of a server's queues are doing; used on the event loop."""
+    """Reads the stacks of a server's running handlers; used on the event loop."""
 
     def __init__(
         self,
@@ -257,10 +257,10 @@ class HandlerStacks:
         self._queues = {queue.name: queue for queue in queues}
         self._process_stack = process_stack
         self._answers: deque[tuple[str, str, str, str]] = deque(maxlen=STACKS_KEPT)
-        """Number of the request, queue, id and stack."""
+        """Answers, each with the number of its request, queue, id and stack."""
 
     async def answer(self, number: str, name: str, id: str) -> None:
-        """Read the stack of a task for the request of this number."""
+        """Read the stack of a task for the request with this number."""
         queue = self._queues.get(name)
         leased = None if queue is None else queue.held.get(id)
         text = "" if leased is None else stack_of(leased)

@@ -89,8 +89,12 @@ async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
 
 @dataclass(slots=True)
 class ReplacedParts:
-    """The broker; where `def` handlers run (None means a pool of threads); whether schedules tick;
-    and the longest wait of a batch for more tasks, in seconds (None means that of its handler)."""
+    """Parts of a server that its creator may replace, e.g. for tests.
+
+    `threads` runs the `def` handlers; None means a pool of threads. `ticks` tells whether schedules
+    tick. `batch_wait_s` is the longest wait of a batch for more tasks, in seconds; None means that
+    of its handler.
+    """
 
     broker: Callable[[Address], AsyncBroker] = AsyncBroker
     threads: Threads | None = None

@@ -1,4 +1,4 @@
-"""Settles ended tasks in the store in batches: each has the tasks that ended during the last one.
+"""Settles ended tasks in the store in batches: each has the tasks that ended during the one before.
 
 Each queue has its own settler, so that an unreachable node delays only the queues on it.
 """
@@ -46,7 +46,7 @@ Operation = Callable[..., Call[list[op_values.Outcome]]]
 
 
 class SettlementBatch(NamedTuple):
-    """Entries that are settled by one call."""
+    """Entries that one call settles."""
 
     verb: str
     operation: Operation
@@ -94,7 +94,8 @@ class Settler:
         self._hooks = hooks
         self._type_counter = type_counter
         self._timed: list[tuple[LeasedTask, float]] = []
-        """Some of the tasks that have ended, with the time by boot_s: one in TIMED of a batch."""
+        """Sample of the ended tasks, one in TIMED of a batch, each with the time of its end by
+        boot_s."""
         self._floors = type_counter.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
         """When runs that may be among the slowest of their type ended, by task id and boot_s."""
@@ -127,8 +128,11 @@ class Settler:
         timed: Sequence[tuple[LeasedTask, float]],
         slowest: Sequence[tuple[LeasedTask, float]] = (),
     ) -> None:
-        """Queue several tasks in the phase SETTLING, as `add` does. A sample of them, and the
-        slowest, come with the time of their end, by boot_s."""
+        """Queue several tasks in the phase SETTLING, as `add` does.
+
+        `timed` is a sample of them, and `slowest` the slowest ones, each with the time of its end
+        by boot_s.
+        """
         self._timed += timed
         for leased, ended_s in slowest:
             if ended_s - leased.begun_s > self._floors.get(leased.message.type, 0.0):

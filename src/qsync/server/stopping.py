@@ -48,7 +48,7 @@ class HungHandlers:
             self._on_too_many(self.count)
 
     def ended(self, *_: object) -> None:
-        """Uncount a hung handler that has ended after all."""
+        """Subtract a hung handler that has ended after all."""
         self.count -= 1
 
 

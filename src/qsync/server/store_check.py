@@ -74,8 +74,8 @@ async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) ->
     """Raise ConfigError if the user may not run all commands that a server needs.
 
     Log only a warning if it may not use channels: the server works, but clients notice results
-    later. Ask the node of the first queue; if it is unreachable or refuses as a full store does,
-    the second's and the third's. Skip the check if none of them answers.
+    later. Ask the node of the first queue; if it is unreachable or out of memory, ask the nodes of
+    the second and third queue. Skip the check if none of them answers.
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))

@@ -64,7 +64,7 @@ class TickCheck(NamedTuple):
     rows: int
     """Number of due schedules that were read."""
     refused: list[str]
-    """Schedules with the name of a program's periodic task; they have no task."""
+    """Schedules with the name of a program's periodic task, for which no task was enqueued."""
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
     unread_count: int
@@ -81,8 +81,8 @@ async def tick_due(
     """Enqueue the due ticks of up to SCHEDULES_PER_CALL stored schedules of a queue.
 
     `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
-    the check leaves out all but MOST_UNREAD of them, and reads more schedules to make up for
-    these.
+    the check leaves out all but MOST_UNREAD of them, and reads more schedules to make up for those
+    that it reads in vain.
     """
     again = min(unread, MOST_UNREAD)
     offset, count = unread - again, SCHEDULES_PER_CALL + 2 * again
@@ -120,9 +120,10 @@ async def tick_due(
 
 
 async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None:
-    """Set the next ticks of all schedules again: the store's clock was ahead, and was set back.
+    """Set the next ticks of all schedules again, after the store's clock was ahead and was set
+    back.
 
-    If the server dies meanwhile, another one starts again: the last call ends it.
+    If this server dies before the last call, another server begins anew.
     """
     log.warning(
         "the store's clock was set back by over an hour: planning the stored schedules of queue %s "
@@ -142,7 +143,7 @@ async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None
 
 
 def _earlier(row: StoredScheduleRow, now_us: int) -> TickRow | None:
-    """Return the change of a schedule's next tick to an earlier one; None if it is right."""
+    """Return the change of a schedule's next tick to an earlier one; None if the tick is right."""
     try:
         content = decode_record(row.record)
     except (codec.CodecError, InvalidTask):
@@ -167,7 +168,7 @@ def _ticks(row: StoredScheduleRow, queue: str, now_us: int) -> TickRow:
 
 
 def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
-    """Return the note of the ticks that nothing is enqueued for, because they are too late."""
+    """Return the note of the ticks that are too late to be enqueued; None if there are none."""
     if not row.record or row.next_us is None:
         return None
     first = ticks.tasks[0].id if ticks.tasks else None
@@ -218,7 +219,7 @@ class StoredTicks:
         part = "read the stored schedules"
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
-        except ConfigError as error:  # a user with the rights of an older version
+        except ConfigError as error:  # the store's user has the rights of an older version
             if not self._denied:
                 log.warning("stored schedules do not run on this server: %s", error)
             self._denied = True
@@ -275,7 +276,7 @@ class _ScheduledQueue:
         self._unread = 0
         """Number of due schedules that cannot be read, as the last check counted them."""
         self._whole_at = 0.0
-        """Time of the last check that left none of them out, by the loop's clock."""
+        """Time of the last check that left out no unreadable schedule, by the loop's clock."""
 
     def announced(self, number: bytes) -> None:
         """Check the schedules now if this number, which clients change, has changed."""

@@ -1,7 +1,7 @@
 """Counts the runs of a server by queue and type, for the statistics of types.
 
-It counts whole batches as they are settled, and times one run of eight at most: a busy server ends
-tasks every few microseconds. (RunMetrics times each run, for metrics.) All on the event loop.
+It counts whole batches as they are settled, and times at most one run in eight: a busy server ends
+tasks every few microseconds. (RunMetrics times each run, for metrics.) It runs on the event loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Entry = tuple[LeasedTask | None, Any]
 class TypeCounter:
     """The counts of the queues of a server; they only grow.
 
-    `types` are those that the server has handlers for, and `version` is that of its program.
+    `types` are the types that the server has handlers for; `version` is the version of its program.
     """
 
     def __init__(self, types: Sequence[str] = (), version: str | None = None) -> None:
@@ -120,6 +120,6 @@ class TypeCounter:
 
 
 def _new_row(rows: dict[str, TypeCounts], type: str) -> TypeCounts:
-    """Return the row of a type, which may have none yet."""
+    """Return the row of a type; create it if there is none."""
     name = type if type in rows or len(rows) < TYPES else OTHER
     return rows.setdefault(name, TypeCounts())

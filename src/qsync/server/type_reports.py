@@ -1,9 +1,9 @@
-"""Reports what a server counted of each type of tasks, by minute, and rolls ended minutes up.
+"""Reports a server's counts of each task type by minute, and rolls up the minutes that have ended.
 
 The slowest completed runs of a minute, and once the start of the server, are reports of their own.
 A report replaces the server's earlier one of the same minute, so it can be sent twice. When a
 minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
-What the store does not take is dropped and counted: statistics never delay a server.
+Reports that the store does not take are dropped and counted: statistics never delay a server.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STORE_TIMEOUT_S: Final = 1.0
 """Longest time that a report waits for the store, in seconds."""
 
 ROLL_AFTER_S: Final = 20
-"""Longest time after a minute after which a server rolls it up, in seconds."""
+"""Longest delay between the end of a minute and its roll-up by a server, in seconds."""
 
 INLINE_TYPES: Final = 10
 """Number of types up to which a roll runs on the event loop; it takes about 0.5 ms a type."""
@@ -61,7 +61,8 @@ Counts = dict[str, TypeCounts]
 
 
 class TypeReports:
-    """Reports the counts of a server to the store; `metrics` count what it does not take."""
+    """Reports the counts of a server to the store; `metrics` count the runs whose reports the store
+    does not take."""
 
     def __init__(
         self,
@@ -89,7 +90,8 @@ class TypeReports:
         """Queues to which the server's start has been reported."""
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_after_s = zlib.crc32(server_id.encode()) % ROLL_AFTER_S
-        """Differs from server to server, so that they do not do the same work at the same time."""
+        """Delay of this server's roll-ups, in seconds. It differs from server to server, so that
+        they do not do the same work at the same time."""
 
     async def start(self) -> None:
         """Begin to report."""
@@ -119,10 +121,10 @@ class TypeReports:
         return max((queue.store_time_us() for queue in self._queues.values()), default=0)
 
     async def report(self, *, last: bool = False) -> dict[str, int]:
-        """Report the current minute, or the one that has just ended; `last`: for the last time.
+        """Report the current minute, or the one that has just ended; `last` marks the last report.
 
-        Returns the minute before which reports of a queue can be rolled up, by queue; only queues
-        that have such reports.
+        Returns, for each queue with reports to roll up, the minute before which they can be rolled
+        up.
         """
         now_us = self._now_us()
         if not now_us:
@@ -163,8 +165,8 @@ class TypeReports:
     async def _send(
         self, name: str, minute: int, rows: Counts, *, starts: bool, final: bool
     ) -> list[str]:
-        """Send reports unless they say the same as the last ones; return the fields of
-        the reports that were there before.
+        """Send reports, unless they equal the last ones; return the fields of the reports that the
+        store had before.
 
         `starts`: report the server's start, too; `final`: no other report of this minute follows.
         """

@@ -62,8 +62,8 @@ class Shares:
     def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
         """Note how many tasks a fetch brought, and whether it left some.
 
-        With fewer than wanted, large payloads cut it short or the queue is empty: neither saves up
-        credit.
+        A fetch that brings fewer tasks than wanted was cut short by large payloads, or emptied the
+        queue. In both cases the queue saves up no credit.
         """
         if left and brought < wanted:
             self._truncated[queue] = max(1, brought)
@@ -77,9 +77,10 @@ class Shares:
         return queue in self._truncated
 
     def _keep_ratio(self, earned: dict[str, float]) -> None:
-        """If the fetches of a queue are cut short, reduce the credit of the others by the ratio.
+        """If the fetches of a queue are cut short, reduce the credit of the other queues by the
+        same ratio.
 
-        A queue of more weight than that one earns as before: it takes what the other cannot use.
+        A queue with more weight than the cut one earns as before: it uses what the cut one cannot.
         """
         for name, brought in self._truncated.items():
             if name not in earned:

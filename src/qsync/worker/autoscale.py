@@ -23,7 +23,7 @@ BEHIND_S: Final = 1.0
 """Age of the oldest pending task, in seconds, above which all workers count as fully busy."""
 
 MAX_WORKERS: Final = 1000
-"""Default limit on the number of workers asked for."""
+"""Default maximum of the number of workers to advise."""
 
 
 class ScaleSample(msgspec.Struct, frozen=True):
@@ -199,8 +199,8 @@ def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:
 def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
     """Return the busy share of the workers' capacity between two samples, from 0 to 1.
 
-    While tasks wait, every worker does what it can even if slots are free, for example when its CPU
-    is saturated. Otherwise it is the share of busy slots.
+    While tasks wait for over BEHIND_S, the share is 1: every worker does what it can even if slots
+    are free, for example when its CPU is saturated. Otherwise, it is the share of busy slots.
     """
     took_s = now.at - last.at
     if not now.slots or took_s <= 0:

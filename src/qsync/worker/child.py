@@ -167,7 +167,7 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     set_up_logs()
     logs.catch_uncaught()
     if logs.is_set_up():
-        # Log this way in the processes of handlers too.
+        # Log in the same way in the processes of handlers.
         process_pool_child.at_start.append(set_up_logs)
     if order["tally"]:
         server.run_metrics = server.run_metrics or RunMetrics(server.mux.types)
@@ -199,7 +199,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
             runner.run(
                 server.run(
                     on_ready=on_ready,
-                    # At once: the process may be killed before it has stopped.
+                    # Report it at once: the process may be killed before it has stopped.
                     on_stop_order=lambda: parent.send(retired=True),
                 )
             )

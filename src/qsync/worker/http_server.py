@@ -61,12 +61,12 @@ class _HealthConnection:
 
 
 class HealthServer:
-    """Serves routes (path -> function) until it is closed. ConfigError if it cannot listen.
+    """Serves routes (path -> function) until it is closed; raises ConfigError if it cannot listen.
 
     The functions run on the event loop of the server's thread. A new connection is always accepted:
     at the limit, it evicts the oldest connection, if possible one that has sent no request. A Host
     header must hold an IP address, a name that public DNS does not have, `host`, or one of `names`;
-    others are refused, to protect against DNS rebinding.
+    requests with another one are refused, to protect against DNS rebinding.
     """
 
     def __init__(

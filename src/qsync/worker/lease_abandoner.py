@@ -143,7 +143,7 @@ class LeaseAbandoner:
         return self._broker.node_of(key)
 
     def _run(self, job: _Job) -> None:
-        """Run one step of a job. QsyncError if the store did not carry it out."""
+        """Run one step of a job; raise QsyncError if the store did not carry it out."""
         if job.keys is None:
             keys, id = GlobalKeys(self._prefix), job.server_id
             self._try(job, registry_ops.server_heartbeat(keys, id, ttl_us=0))

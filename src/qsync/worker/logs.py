@@ -84,7 +84,8 @@ def is_set_up() -> bool:
 
 
 def add_task(record: logging.LogRecord) -> bool:
-    """Add the current task's fields to a record made within a handler; a filter that keeps all."""
+    """Add the current task's fields to a record made within a handler; a filter that keeps every
+    record."""
     around = running.get(None)
     if around is not None and not hasattr(record, "task_id"):
         vars(record).update(fields_of(around.task))
