@@ -288,8 +288,7 @@ class QueueState:
         """Generation of the queue's data at the last fetch."""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
-        """Store's clock at the last fetch, us (0 before the first), and when it was sent, by
-        boot_s."""
+        """Store's clock at the last fetch, us (0: none yet), and when it was sent, by boot_s."""
 
     def store_time_us(self) -> int:
         """Return the latest time that the store's clock may show now, in microseconds; 0 before the
