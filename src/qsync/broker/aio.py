@@ -107,8 +107,9 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def converse(self, packet: bytes, expected: bytes, *, seconds: float) -> bool:
         """Send an encoded call once; return whether the encoded reply is `expected`.
 
-        False: it was not sent, or got another reply or none; make the call with `run_once`. It is
-        not sent if the caller's remaining patience, `seconds`, leaves no time for another attempt.
+        False means that the call was not sent, or got another reply or none; then make it with
+        `run_once`. It is not sent if the caller's remaining patience, `seconds`, leaves no time for
+        another attempt.
         """
         timeout, pool = self._read_timeout, self._pools.get(None)
         if pool is None or self._refused or self.flow_queues or seconds < 1.8 * timeout:
@@ -378,7 +379,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
                 if not isinstance(error, TimeoutError) and not isinstance(
                     error.__cause__, TimeoutError
                 ):
-                    # After a timeout the store may be well, and all connections in use.
+                    # After a timeout, the store may be reachable, but all connections in use.
                     self._refused[pool] = time.monotonic(), error
                 return [error] * len(commands)
             if queued and pool.is_served:  # the store replies; the caller waited in line
@@ -416,7 +417,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         since, error = refused
         if now - since < RECONNECT_S:
             return error
-        self._refused[pool] = now, error  # this call connects; the others get the old error
+        self._refused[pool] = now, error  # this call connects; other calls get the old error
         return None
 
 

@@ -27,7 +27,7 @@ class AioPool:
         self.available: int = connections
         """Number of connections that may still be taken into use; if 0, the next caller waits."""
         self._queue: deque[asyncio.Future[None]] = deque()
-        """Callers that wait for a connection, first come first."""
+        """Callers that wait for a connection, first come, first served."""
         self._answered = -LINE_S
         """Time of the store's last reply, by the loop's clock."""
         self._closed = False

@@ -21,7 +21,7 @@ T = TypeVar("T")
 PoolT = TypeVar("PoolT")
 
 DEFAULT_PATIENCE_S: Final = 10.0
-"""Default time that a client tries a call before it raises StoreUnavailable, in seconds."""
+"""Default time for which a client tries a call before it raises StoreUnavailable, in seconds."""
 
 ONE_TRY_S: Final = 2.0
 """Time limit of a call with a patience of 0, which is tried once, in seconds."""
@@ -75,8 +75,11 @@ class BaseBroker(Generic[PoolT]):
 
     @property
     def sends_packets(self) -> bool:
-        """Whether calls may be sent encoded, by `converse`: they carry no time of a test's clock,
-        and its single time limit, the read timeout, leaves time for another attempt."""
+        """Whether calls may be sent encoded, by `converse`.
+
+        They may if they carry no time of a test's clock, and if the patience leaves time for
+        another attempt after the read timeout, the only time limit of `converse`.
+        """
         ends = ends_in(self.patience or ONE_TRY_S)
         is_patient = exchange_end(ends, self._read_timeout, used=True) is None
         return is_patient and self.address.clock is None
@@ -98,7 +101,8 @@ class BaseBroker(Generic[PoolT]):
         return "" if self._slots is None else name_of(self._slots.holder(key))
 
     def node_of(self, key: str) -> Node | None:
-        """Return the node that holds a key, without I/O; None means the only node, or not known."""
+        """Return the node that holds a key, without I/O; None means the only node, or an unknown
+        one."""
         try:
             return None if self._slots is None else self._slots.best_guess(key)
         except redis_errors.LIBRARY_ERRORS:

@@ -76,7 +76,7 @@ class Broker(BaseBroker["Pool"]):
         ends: float = math.inf,
         overlap: Callable[[], None] = noop,
     ) -> list[T | QsyncError]:
-        """Try each call once, until `ends`: all in one round trip, in a cluster one for each.
+        """Try each call once, until `ends`: all in one round trip; in a cluster, each in its own.
 
         Calls with a wait must come last and share the same wait. `overlap` runs while the store
         works on the calls; it is not called in a cluster.
@@ -97,8 +97,8 @@ class Broker(BaseBroker["Pool"]):
     def converse(self, packet: bytes, expected: bytes) -> bool:
         """Send an encoded call once; return whether the encoded reply is `expected`.
 
-        False: it was not sent, or got another reply or none; make the call with `run_once`. The
-        caller has noticed forks, and has the patience for the read timeout.
+        False means that the call was not sent, or got another reply or none; then make it with
+        `run_once`. The caller has called `forks.notice`, and its patience covers the read timeout.
         """
         pool = self._pools.get(None)
         if pool is None or self.flow_queues or time.monotonic() < self._unexpected_until:
@@ -120,7 +120,7 @@ class Broker(BaseBroker["Pool"]):
         return is_expected
 
     def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
-        """Return whether the node that holds a key can confirm this durability; False: unknown.
+        """Return True if the node that holds a key can confirm this durability, False if unknown.
 
         Raises ConfigError when it cannot.
         """
@@ -160,7 +160,7 @@ class Broker(BaseBroker["Pool"]):
     def subscribe(self, node: Node | None) -> Subscription:
         """Return a subscription to a node's sharded channels, on its own connection.
 
-        None: the only node.
+        A node of None means the only node.
         """
         from qsync.broker.listeners import Subscription  # imports redis-py
 

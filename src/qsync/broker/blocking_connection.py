@@ -52,9 +52,9 @@ def wrap_connection(connection: Any, timeout: float) -> SocketConnection | Libra
 class SocketConnection:
     """A connection on the socket of one of redis-py.
 
-    Writes do not block, and reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with a
-    timeout of Python, each would take one more system call. Where the kernel does not limit reads,
-    they poll at once. A socket with TLS, or one that cannot be polled, has a timeout of Python.
+    Writes do not block, and reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with
+    Python's socket timeout, each would take one more system call. Where the kernel does not limit
+    reads, they poll at once. A socket with TLS, or one that cannot be polled, has Python's timeout.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SocketConnection:
         self._poll = _poll_of(sock)
         """Waits up to a number of ms; returns whether the socket has data or was closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")
-        """Whether the socket has a timeout of Python."""
+        """Whether the socket has Python's timeout."""
         self._kernel_waits = not self._blocks and _limit_reads(sock)
         """Whether a read of the socket waits in the kernel, for KERNEL_WAIT_S."""
         self._usual_timeout = timeout if self._blocks else None if self._kernel_waits else 0
@@ -99,8 +99,8 @@ class SocketConnection:
         """Send the commands; return one reply per command, the store's error replies included.
 
         `overlap` is called once the commands are sent. If the connection breaks or the exchange
-        takes until `until`, that error replaces each missing reply and `error` is set. None: each
-        write and read has the timeout of the connection.
+        takes until `until`, that error replaces each missing reply and `error` is set. If `until`
+        is None, each write and read has the timeout of the connection.
         """
         self.used = True
         replies: list[Any] = []
@@ -171,7 +171,7 @@ class SocketConnection:
             try:
                 return self._received(0)
             except BlockingIOError:
-                pass  # it is slow, so now the limit is exact
+                pass  # the reply is slow: now wait with the exact limit
         while True:
             flags = 0
             if self._blocks:
@@ -182,7 +182,7 @@ class SocketConnection:
                 raise TimeoutError
             try:
                 return self._received(flags)
-            except BlockingIOError:  # the packet that woke it was damaged
+            except BlockingIOError:  # the packet that ended the wait was damaged
                 continue
 
     def _received(self, flags: int) -> bytes:

@@ -104,7 +104,7 @@ class Pool:
         until = min(ends, time.monotonic() + self._read_timeout)
         in_time = True
         with self._freed:
-            # From here on, a thread that returns a connection calls the next one that waits.
+            # From here on, a thread that returns a connection wakes the next waiting thread.
             self._waiting += 1
             try:
                 while True:
@@ -151,8 +151,8 @@ class Pool:
     def _forget(self) -> None:
         """Start empty; after a fork the parent's connections and locks must not be used."""
         self._free: list[SocketConnection | LibraryConnection | None] = [None] * self._connections
-        """Idle connections, the one used last at the end, and above them a None for each further
-        connection that may be made. Threads take and return them without a lock."""
+        """A None for each further connection that may be made, then the idle connections, the last
+        used at the end. Threads take and return entries without a lock."""
         self._freed = threading.Condition()
         self._waiting = 0
         """Number of threads that wait for a connection; changed under the condition."""

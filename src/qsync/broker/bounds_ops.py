@@ -72,7 +72,8 @@ def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
 
 
 def acknowledge_dead(keys: QueueKeys, until_us: int | None) -> Call[int]:
-    """Note that operators know of the tasks that died until a time; return how many are new."""
+    """Note that operators know of the tasks that died up to a time; return how many are newly
+    known."""
     return queue_call("acknowledge_dead", keys, ("", "", "" if until_us is None else until_us), int)
 
 

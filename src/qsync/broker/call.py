@@ -80,7 +80,7 @@ def queue_query(
 
 
 def bounded(items: Sequence[T]) -> Sequence[T]:
-    """Return the items, at most MAX_TASKS_PER_CALL: Lua's `unpack` may not take more."""
+    """Return the items; raise ValueError over MAX_TASKS_PER_CALL, the limit for Lua's `unpack`."""
     if len(items) > MAX_TASKS_PER_CALL:
         msg = f"{len(items)} tasks in one call are over the limit of {MAX_TASKS_PER_CALL}"
         raise ValueError(msg)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         | redis.cluster.RedisCluster
         | redis.asyncio.cluster.RedisCluster
     )
-else:  # without importing redis-py, which the owner of a client has done
+else:  # not imported here: the owner of a client has imported its library
     AnyClient = Any
 
 _LIBRARIES: Final = ("redis", "valkey")

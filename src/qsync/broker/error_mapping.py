@@ -79,7 +79,7 @@ _UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
 """Error of a store without a command; managed stores hide commands in this way."""
 
 _COMMAND_ADVICE: Final = (("'client", "leave out client_name"),)
-"""Pairs of a pattern of the error and an advice for a command that is missing or forbidden."""
+"""Pairs of an error pattern and the advice for a command that is missing or forbidden."""
 
 _TLS: Final = re.compile(
     r"\[SSL: [^\]]*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|UNSUPPORTED_PROTOCOL|UNRECOGNIZED_NAME"
@@ -96,7 +96,7 @@ _TLS_ADVICE: Final = (
     ("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN",
      "it requires a client certificate that the store trusts: ssl_certfile= and ssl_keyfile="),
 )  # fmt: skip
-"""Pairs of a pattern of the error and an advice; the first match is used."""
+"""Pairs of an error pattern and its advice; the first match is used."""
 
 _TRANSIENT_CODES: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",

@@ -17,7 +17,7 @@ COUNTED_MOST: Final = 250
 
 
 class CountedError(NamedTuple):
-    """The failed tasks of one error: its fingerprint, their number, and times in us."""
+    """One error: its fingerprint, the number of tasks that failed with it, and when, in us."""
 
     fingerprint: str
     number: int
@@ -26,14 +26,14 @@ class CountedError(NamedTuple):
     keys: dict[str, int]
     """Number of tasks by fairness key; the empty name counts the tasks of all other keys."""
     sample: StoredTaskRow | None
-    """The last of them; None for a known error."""
+    """The task that failed last; None for a known error."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorCounts:
-    """A part of the failed tasks of a state, the latest first.
+    """Counts of a part of the failed tasks of a state, the latest first.
 
-    It may end before a task whose record has no mark: that is the next one if `read` is 0 and
+    The part ends before a task whose record has no mark. Such a task is next if `read` is 0 and
     `more` is true.
     """
 
@@ -49,7 +49,7 @@ def count_errors(
 ) -> Call[ErrorCounts]:
     """Count the dead or retried tasks before `after`, in descending order, by error.
 
-    The reply has no last task for the errors in `known`.
+    Errors in `known` are returned without their last task.
     """
     score, id = after or ("", "")
     raw = id.encode(errors="surrogateescape")

@@ -19,7 +19,7 @@ from qsync.keys import GlobalKeys, QueueKeys
 T = TypeVar("T")
 
 MOST_EVENTS: Final = 500
-"""Number of actions that a stream keeps; the scripts have it, too."""
+"""Number of actions that a stream keeps; the scripts have the same number."""
 
 KEY_BYTES: Final = 8
 
@@ -28,7 +28,7 @@ _TEXT_BYTES: Final = {"by": 128, "subject": 256, "detail": 512}
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):
-    """What a caller tells of an action. The scripts do not read it."""
+    """A caller's description of an action; opaque to the scripts."""
 
     action: str
     by: str = ""
@@ -37,7 +37,7 @@ class EventRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StoredEvent(NamedTuple):
-    """An entry of the record. `record` None: it cannot be read."""
+    """An entry of the record. If its content cannot be read, `record` is None."""
 
     at_us: int
     number: int
@@ -49,8 +49,8 @@ class StoredEvent(NamedTuple):
 def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
     """Return an action as the scripts take it.
 
-    `key` is random, of KEY_BYTES. `grows`: calls with this key and record are steps of one action,
-    whose numbers are added; otherwise they are one call that was repeated.
+    `key` is KEY_BYTES random bytes. With `grows`, calls with this key and record are steps of one
+    action, whose numbers are added; otherwise they are repetitions of one call.
     """
     cut = {name: _cut(getattr(record, name), limit) for name, limit in _TEXT_BYTES.items()}
     return (b"+" if grows else b"-") + key + codec.encode(replace(record, **cut))
@@ -71,7 +71,7 @@ def record_event(
     ids: Sequence[str] = (),
     now_us: int | None = None,
 ) -> Call[int]:
-    """Record an action that no other script records: of a queue, or one that belongs to none."""
+    """Record an action that no other script records; it concerns one queue or none."""
     script = load("record_event")
     args = ("" if now_us is None else now_us, event, number, *ids)
     return Call(script, _names(keys, script), args, int)

@@ -67,7 +67,7 @@ def _repeat_refused(
 def lone_command(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Command | None:
     """Return the command that `send_calls` sends first for one call without a wait.
 
-    None for other calls. `after_lone` takes the reply, if it is an error of the store.
+    Return None for other calls. If the reply is an error of the store, pass it to `after_lone`.
     """
     if len(calls) > 1 or flow_queues or calls[0].wait is not None:
         return None
@@ -75,7 +75,7 @@ def lone_command(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Command |
 
 
 def after_lone(calls: Sequence[Call[Any]], replies: list[Any], flow_queues: set[str]) -> Exchanges:
-    """Go on with a call whose `lone_command` got this reply; return its reply, in a list."""
+    """Continue a call whose `lone_command` got this reply; return the final reply, in a list."""
     replies = yield from _repeat_unknown(calls, replies)
     return (yield from _repeat_refused(calls, replies, flow_queues))
 
@@ -86,7 +86,7 @@ def _adapted(call: Call[Any], flow_queues: set[str]) -> Call[Any]:
 
 
 def _needs_flow(call: Call[Any], reply: Any) -> bool:
-    """Return whether the plain variant was refused since the queue has flow control."""
+    """Return whether the plain variant was refused because the queue has flow control."""
     return (
         isinstance(reply, redis_errors.ResponseError)
         and call.script.is_plain
@@ -139,8 +139,8 @@ def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
 def in_cluster(slots: SlotMap, call: Call[Any], flow_queues: set[str]) -> ClusterSteps:
     """Make a call on the node that holds its keys, following redirections; return its reply.
 
-    Yields a key and receives the node that holds it, or yields a node and exchanges and receives
-    the return value of these. Variants are chosen as in `send_calls`.
+    Yields a key and receives the node that holds it, or yields a node with exchanges and receives
+    their return value. Variants are chosen as in `send_calls`.
     """
     call = _adapted(call, flow_queues)
     reply = yield from _on_holder(slots, call)

@@ -26,7 +26,7 @@ def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int
 
 
 def only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
-    """Return the lists of a batch at full length, without entries whose id no task can have.
+    """Return the lists of a batch, padded to equal length, without entries with an impossible id.
 
     Such entries come from outside qsync; recovery deletes them once their lease expires.
     """

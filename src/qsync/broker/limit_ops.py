@@ -44,7 +44,7 @@ class LimitState:
     closed_until_us: int | None
     """Time until which no task starts; None if it is not closed."""
     opens_at_us: int | None
-    """Time at which the first waiter can be tried; None if none waits, or they wait for a slot."""
+    """Time at which the first waiter can be tried; None without waiters, or if they need a slot."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,8 +254,8 @@ class BlockingPop:
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
         """Send commands; return their replies, None for each that did not arrive in time.
 
-        A timeout closes the connection but raises nothing: the store may be well, since a handler
-        can block the loop. If the store is down, the next exchange fails.
+        A timeout closes the connection but raises nothing: the store may be reachable, since a
+        handler can block the loop. If the store is down, the next exchange fails.
         """
         connection = self._connection or await self._open()
         try:

@@ -46,7 +46,7 @@ class LeaseRef(NamedTuple):
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):
-    """A task that succeeded. `retention_us` None: the task and its result are deleted at once."""
+    """A task that succeeded. If `retention_us` is None, it is deleted at once with its result."""
 
     id: str
     token: str
@@ -64,7 +64,7 @@ class Retried(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """A task that becomes dead. `failed`: whether an attempt failed; False: none was started."""
+    """A task that becomes dead. `failed` is False if no attempt was started."""
 
     id: str
     token: str
@@ -75,10 +75,10 @@ class Killed(NamedTuple):
 class HandedBack(NamedTuple):
     """A task that a server hands back without counting an attempt.
 
-    `delay_us` None: the task goes to the head of pending. `limit`: a limit that is closed for
-    `closed_us`: no task that holds it starts before. `started`: the handler began, so the start
-    counts for the rates of its limits. `leased_us`: the store's time of the lease; 0: not known, so
-    the start counts too.
+    If `delay_us` is None, the task goes to the head of pending. `limit` is closed for `closed_us`;
+    until then, no task that holds it starts. `started` means that the handler began, so that the
+    start counts for the rates of its limits. `leased_us` is the store's time of the lease; 0 if
+    unknown, so that the start counts too.
     """
 
     id: str

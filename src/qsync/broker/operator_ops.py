@@ -25,7 +25,7 @@ from qsync.state import TaskState
 
 
 class RerunRequest(NamedTuple):
-    """A task to run now. The other fields are for dead tasks; `failure` is the record that they
+    """A task to run now. All fields but `id` are for dead tasks; `failure` is the record that they
     keep."""
 
     id: str
@@ -69,7 +69,7 @@ def run_many(
 def delete(
     keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
 ) -> Call[int]:
-    """Delete the tasks that are still in `state` (not `active`); return how many were."""
+    """Delete the tasks that are still in `state` (not `active`); return how many were deleted."""
     return queue_call("delete", keys, (now_argument(now_us), "", state, *bounded(ids)), int)
 
 

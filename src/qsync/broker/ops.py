@@ -50,7 +50,8 @@ from qsync.new_task import NewTask
 def batches(
     items: Sequence[Any], size: Callable[[Any], int], max_bytes: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
-    """Split items into batches of 1 to BATCH_SIZE items, with `max_bytes` bytes if several."""
+    """Split items into batches of at most BATCH_SIZE items and `max_bytes` bytes; a larger item is
+    a batch of its own."""
     if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= max_bytes:
         yield items
         return
@@ -145,7 +146,7 @@ def fetch(
     """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
     At most `free` tasks with limits are leased: those that can start at once; None means `wanted`.
-    `again`: this number was sent before and got no reply.
+    `again` means that this number was sent before and got no reply.
     """
     script = load("fetch")
     args = (
@@ -249,7 +250,7 @@ def mark_started(
 ) -> Call[list[Outcome]]:
     """Mark tasks that crashed before as running: from now on a crash of the server counts for them.
 
-    `together`: several suspects run at the same time, and up to three crashes do not count.
+    With `together`, several suspects run at the same time, and up to three crashes do not count.
     """
     args = [value for task in bounded(tasks) for value in task]
     if together:

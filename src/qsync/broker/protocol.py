@@ -47,7 +47,7 @@ def _evalsha_head(begin: tuple[Any, ...], count: int) -> tuple[bytes, int]:
 
 
 def pack_begin(begin: tuple[Any, ...], count: int) -> bytes:
-    """Encode the begin of a command, before its last `count` arguments."""
+    """Encode the beginning of a command, before its last `count` arguments."""
     start: bytes = hiredis.pack_command(begin)
     _, rest = start.split(b"\r\n", 1)
     return b"*%d\r\n%b" % (len(begin) + count, rest)
@@ -56,7 +56,7 @@ def pack_begin(begin: tuple[Any, ...], count: int) -> bytes:
 def pack_commands(commands: Sequence[tuple[Any, ...] | bytes]) -> Iterable[bytes]:
     """Encode commands into packets of at least PACKET bytes, except for the last one.
 
-    Bytes are a command that is encoded already.
+    An item of type bytes is a command that is already encoded.
     """
     if len(commands) == 1:
         command = commands[0]

@@ -1,8 +1,8 @@
 """The last runs of schedules: calls that note and read them. See `qsync.broker.ops`.
 
-A run is noted by how it was made and what came of it: `<tick, ms><how><what>`, where what is `-`
-(not known), `m` and the first missed tick, or `c`, `f` or `x` (completed, failed, cancelled) with
-start and duration after a tick, `<lag, ms>,<duration, ms>`.
+A note says how a run was made and how it ended: `<tick, ms><how><what>`, where what is `-` (not
+known), `m` and the first missed tick, or `c`, `f` or `x` (completed, failed, cancelled) with start
+and duration after a tick, `<lag, ms>,<duration, ms>`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUTCOMES: Final[dict[str, Outcome]] = {
 }  # fmt: skip
 
 MISSED: Final = "!"
-"""Field of the ticks of a queue that were missed."""
+"""Field that holds the missed ticks of a queue."""
 
 _TICK_ID: Final = re.compile(r"(.{1,110})@(\d{4}-\d\d-\d\dT[\d:.]{8,15})Z")
 _ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,15})")
@@ -45,7 +45,7 @@ class Note(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """A noted run. Of a missed one, `first_ms` is the first tick that was missed with it."""
+    """A noted run. For a missed run, `first_ms` is the first tick that was missed with it."""
 
     tick_ms: int
     made: Made
@@ -98,7 +98,7 @@ def missed(name: str, tick_us: int, first_us: int) -> Note:
 def note_runs(keys: QueueKeys, notes: Sequence[Note]) -> Call[int]:
     """Note runs, at most 100; return how many were noted.
 
-    Missed ones of a paused schedule are not.
+    Missed runs of a paused schedule are not noted.
     """
     args: list[Argument] = []
     for note in notes:

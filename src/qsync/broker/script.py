@@ -13,8 +13,8 @@ names cost the store nothing. `reply({ ids = ids, more = true })` makes the repl
 order of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
 fields for Python.
 
-The store makes the functions of the includes again on each call. A line `-- here: wake_server` in
-the body places an include in the block that needs it, so that other calls do not pay for it.
+On each call, the store creates the functions of the includes again. A line `-- here: wake_server`
+in the body places an include in the block that needs it, so that other calls do not pay for it.
 
 A script whose header has the line `-- variants: plain flow` has two variants. Queues without flow
 control run the plain one, which has none of its keys and none of its cost. Lines that only one
@@ -122,7 +122,7 @@ def has_variants(name: str) -> bool:
 
 
 def plain_of(name: str) -> str:
-    """Return the script whose flow variant stands in for this one; empty: it has none such."""
+    """Return the script whose flow variant stands in for this one; empty if there is none."""
     match = _PLAIN_OF.search(read(f"{name}.lua"))
     return match[1] if match else ""
 

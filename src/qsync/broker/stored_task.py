@@ -41,8 +41,7 @@ def number(text: bytes | None) -> int:
 
 
 def score_us(text: bytes | str) -> int:
-    """Return the time in microseconds that a score of the store is; a damaged store may have any
-    number, which is brought to at most 4e17."""
+    """Convert a score to microseconds, limited to 4e17: a damaged store may hold any number."""
     return int(max(-4e17, min(float(text), 4e17)))
 
 

@@ -38,7 +38,8 @@ class StoredPause:
 def pause_type(
     keys: QueueKeys, type: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Pause a type of tasks. Return whether it was not paused yet; None if too many types are."""
+    """Pause a type of tasks. Return whether it was not paused yet; None if too many types are
+    paused."""
     return _pause_type(keys, type, note or b"paused", now_us)
 
 
@@ -117,7 +118,7 @@ FIELDS_READ: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class StoredTypeStats:
-    """What the store holds of the statistics of a queue's types."""
+    """The statistics of a queue's types, as the store holds them."""
 
     now_us: int
     blocks: dict[str, bytes | None]

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- acknowledge_dead: note until when operators know of the dead tasks of a queue. Only `overview` reads
--- it.
+-- acknowledge_dead: note up to which time of death operators know of the dead tasks of a queue.
+-- Only `overview` reads that time.
 -- include: check_schema clock record_event
 -- KEYS[1] meta      hash    dead_known
 -- KEYS[2] events    stream  actions of operators

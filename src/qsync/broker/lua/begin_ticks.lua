@@ -22,7 +22,7 @@ from, to = parse_int(from, 0), parse_int(to, 0)
 -- Return the time since which the expression is in force, 0 for always, and record that it still
 -- is. `#<schedule>` holds for each expression its digest, that time, and when a server last asked.
 local function in_force_since(id, digest)
-  -- Eight entries are shorter; a damaged record of any length would block the store.
+  -- Eight entries are shorter than this; a longer, damaged record would block the store.
   local known = string.sub(redis.call('HGET', KEYS.schedules, '#' .. id) or '', 1, 1024)
   local all, latest, kept = {}, 0, {}
   for of, since, seen in string.gmatch(known, '(%x+) (%d+) (%d+)') do

@@ -75,7 +75,7 @@ end
 if created > 0 then
   remember(now, tasks, times, others)
 end
--- Record a call that only found its own tasks too: they may have left when it is repeated.
+-- Also record a call that found only its own tasks: they may have left when it is repeated.
 -- flow:
 if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then
 -- plain:

@@ -1,7 +1,8 @@
 #!lua
 -- enqueue_one: store one new task without options, which takes the store a third of the time of
--- enqueue. It makes shared functions only in the blocks that need them. A repeated call writes nothing and returns the same reply, even after the task has left
--- the queue. When the store is out of memory, it refuses the call and writes nothing.
+-- enqueue. It creates shared functions only in the blocks that need them. A repeated call writes
+-- nothing and returns the same reply, even after the task has left the queue. When the store is out
+-- of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue
 -- include: check_schema ensure_schema clock wake_server counters count_enqueued
 -- include: fairness_tags enqueue_replay
@@ -48,13 +49,14 @@ end
 local now = tonumber(now_text)
 local time_bytes = struct.pack('>I8', now)
 local stamped = ARGV.head .. time_bytes .. ARGV.message
--- The first write fails before anything was written; the others are undone when one of them fails.
+-- If the first write fails, nothing has been written; if a later one fails, the earlier ones are
+-- undone.
 redis.call('HSET', KEYS.calls, ARGV.sender, ARGV.number .. ' ' .. now_text)
 local reply = redis.pcall('HSETNX', KEYS.tasks, ARGV.id, stamped)
 if reply == 1 then
   reply = redis.pcall('ZADD', KEYS.fairness, 'INCR', '1', '')
   if type(reply) == 'string' then
-    -- The reply is passed on as it is: to make text of a number takes longer than the rest.
+    -- The reply is passed on as it is: converting a number to text takes longer than the rest.
     local tag, virtual = reply, tonumber(known[2] or '0')
     local last_tag = tonumber(reply)
     if not (virtual and virtual >= 0 and last_tag >= virtual + 1 and last_tag < 2 ^ 53) then

@@ -94,8 +94,8 @@ end
 
 -- Return a reply; each one has the time, the generation, and whether the queue is paused.
 -- The first message may exceed max_bytes, but no client writes one of over 32 MiB. A server that
--- could not receive it in time would ask for it again and again, so it gets the beginning, which it
--- cannot decode.
+-- could not receive a longer one in time would ask for it again and again, so it gets only the
+-- beginning, which it cannot decode.
 local function answer(fields)
   local first = fields.messages and fields.messages[1]
   if first and #first > 33554432 then

@@ -3,7 +3,7 @@
 -- go to the head of pending in the given order, or with a delay to scheduled. A task with a cancel
 -- request ends instead. A task that never started gives its starts back to the rates of its limits,
 -- less what these have regained since its lease.
--- A row may close a limit for a time: until then no task that holds it starts.
+-- A row may close a limit for some time; meanwhile no task that holds it starts.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts

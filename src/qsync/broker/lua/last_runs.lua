@@ -8,8 +8,8 @@
 --   one, as noted, empty if none is among its last 20
 check_schema()
 
--- Bytes of a record that are read, from its end: 20 runs are shorter. A pattern that finds nothing
--- tries every place, so a damaged record of any length would block the store.
+-- Number of bytes that are read from the end of a record; 20 runs are shorter. A pattern without a
+-- match tries every position, so a long, damaged record would block the store.
 local most = 2048
 
 local count, cursor, rows = tonumber(ARGV.count), '0', {}

@@ -13,7 +13,7 @@ check_schema()
 check_hash(KEYS.schedules)
 check_rights(KEYS.schedule_runs, { 'HGET', 'HSET', 'HDEL' })
 
--- Return the end of a record. All of a record that is not damaged fits.
+-- Return the end of a record; an undamaged record fits as a whole.
 local function noted_runs(field)
   return string.sub(redis.call('HGET', KEYS.schedule_runs, field) or '', -2048)
 end

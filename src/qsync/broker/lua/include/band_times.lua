@@ -8,7 +8,7 @@ end
 -- Value above which a virtual time restarts as soon as no task waits.
 local far_time = 2 ^ 39
 
--- Return tags of pending tasks that include the last of each band; `ids` are in their order.
+-- Return tags of these pending ids, which are in order, including the last tag of each band.
 local function last_tags(ids)
   local last = redis.call('ZSCORE', KEYS.pending, ids[#ids])
   local first = #ids > 1 and redis.call('ZSCORE', KEYS.pending, ids[1]) or last
@@ -18,7 +18,8 @@ local function last_tags(ids)
   return redis.call('ZMSCORE', KEYS.pending, unpack(ids))
 end
 
--- Advance the virtual time of each band to the last of these tags, which were leased, in order.
+-- Advance the virtual time of each band to its last tag in `tags`, the ordered tags of leased
+-- tasks.
 local function advance_bands(tags)
   local last, fields = {}, {}
   for _, text in ipairs(tags) do

@@ -1,6 +1,6 @@
--- count_enqueued: count plain tasks that are enqueued one by one. Up to 64 of them wait in the field
--- `tally` of meta, which takes one write for each task; the counters `enqueued` and `bytes`, in all
--- and per day, take four. Readers add what waits.
+-- count_enqueued: count plain tasks that are enqueued one by one. Up to 64 of them are summed in
+-- the field `tally` of meta, with one write for each task; the counters `enqueued` and `bytes`, in
+-- total and per day, would take four. Readers add the tally.
 
 -- What a task adds to the field `tally`, beside its size in bytes, which is at most 2^29.
 local one_task = 1000000000000

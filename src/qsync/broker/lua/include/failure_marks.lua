@@ -6,8 +6,8 @@ local function new_error_counts()
   return { order = {}, by_error = {}, by_mark = {}, lengths = {} }
 end
 
--- Return the length of a mark with its header, of which these are the last 12 characters; 0 if they
--- are not of a mark.
+-- Return the length of a mark with its header, given its last 12 characters; 0 if they do not end a
+-- mark.
 local function mark_length(tail)
   if not string.find(tail, '^%x%x%x%x%x%x%x%x%x%x%x%x$') then
     return 0
@@ -16,8 +16,8 @@ local function mark_length(tail)
   return length + (length < 32 and 1 or length < 256 and 2 or 3)
 end
 
--- Return the mark in these characters, its header included, and add its error to the counts; false
--- if the header does not match the mark.
+-- Return the mark in this text, which begins with its header, and add its error to the counts;
+-- false if the header does not match the mark.
 local function parse_mark(counts, text)
   local head = #text < 33 and 1 or #text < 258 and 2 or 3
   local length = #text - head
@@ -36,7 +36,7 @@ local function parse_mark(counts, text)
   return { entry = entry, key = string.sub(text, head + 1, -13) }
 end
 
--- Return the mark of a record, which belongs to an error of the counts; false without a mark.
+-- Return the mark of a record, with its error in the counts; false if the record has no mark.
 local function read_mark(counts, record)
   local tail = record and string.sub(record, -12) or ''
   local length = counts.lengths[tail]
@@ -62,7 +62,7 @@ local function failed_at(record)
   return good and tonumber(at) or 0
 end
 
--- Return whether a dead task died because servers crashed with it: its record is of an earlier error.
+-- Return whether a task is dead because servers crashed; then its record is of an earlier error.
 local function died_of_crashes(crashes)
   return crashes and string.sub(crashes, -1) == '!'
 end
@@ -108,7 +108,7 @@ local function list_error_counts(counts)
       keys[#keys + 1] = name
       keys[#keys + 1] = entry.keys[name]
     end
-    -- An error of which the part ended before its first task has no number.
+    -- The number is 0 if the part ended before the first task of the error.
     if entry.number > 0 then
       rows[#rows + 1] = {
         entry.fingerprint, entry.number, entry.first, entry.last, keys, entry.sample,

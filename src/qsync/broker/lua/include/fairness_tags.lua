@@ -3,7 +3,7 @@
 -- key and V the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the
 -- store as numbers, which keeps all 17 digits.
 
--- From here on, adding 1 to a double has no effect. qsync never gives such tags.
+-- From this value on, adding 1 to a double has no effect. qsync never gives such tags.
 local tag_limit = 2 ^ 53
 
 -- Return the tag in a text or score; 0 when it is not valid.
@@ -61,7 +61,7 @@ local function tagger(virtual)
 end
 
 -- flow:
--- Return the members of ids, which are empty for tasks without a fairness key or another priority.
+-- Return the members of ids; empty for tasks with normal priority and without a fairness key.
 local function members_of(ids)
   local found = redis.call('EXISTS', KEYS.keys) == 1 and redis.call('HMGET', KEYS.keys, unpack(ids))
   local members = {}
@@ -71,7 +71,7 @@ local function members_of(ids)
   return members
 end
 
--- Return the lowest tag of a priority in pending and limited; its virtual time without any.
+-- Return the lowest tag of a priority in pending and limited; without tasks, its virtual time.
 local function head_of_band(priority)
   local pending = lowest_of_band(KEYS.pending, priority)
   local limited = limits_used and lowest_of_band(KEYS.limited, priority)

@@ -3,15 +3,15 @@
 -- Number of ids that are read at once.
 local CHUNK = 50
 
--- Return the ids of pending from `position` on: `count` of them, and one more, which shows that
--- others are left. At most CHUNK ids are read, or `most`.
+-- Return `count` ids of pending from `position` on, and one more, which shows that others are left.
+-- `count` counts as at most `most`, or CHUNK without `most`.
 local function read_pending(position, count, most)
   return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, most or CHUNK))
 end
 
 -- flow:
--- Maximum number of tasks that a fetch parks, and number of ids, or bytes of messages, that are read at
--- once while at least half of the tasks so far were parked: those of a paused type may be many in a row.
+-- A fetch parks at most `most` tasks. While at least half of the tasks so far were parked, it reads
+-- `chunk` ids, or `bytes` of messages, at once: many tasks in a row may be of a paused type.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what

@@ -32,10 +32,10 @@ local function paused_limit(message)
   return limit and type_limits[limit] and limit or nil
 end
 
--- Begin with the time `now`; `needed` if this call brings tasks with limits, or starts successors,
--- which hold none before. A queue without any
--- keys of limits costs one command, and all other functions do nothing. Fails before the first
--- write if a later one would fail.
+-- Begin with the time `now`. `needed` is true if this call brings tasks with limits, or starts
+-- successors, which hold no limits yet. Otherwise, for a queue without any keys of limits, this
+-- costs one command, and all other functions do nothing. Fails before the first write if a later
+-- one would fail.
 local function begin_limits(now, needed)
   limits_now = now
   limits_used = next(paused_limits()) ~= nil or needed or redis.call(
@@ -70,9 +70,9 @@ local known = {
   all_fields = false, own_rules = true,
 }
 
--- Return a rule as a table; false when it is not valid. `lateness` is the longest time by which a task
--- may start after its limit opened without making the next ones later. It is less than the time between
--- two starts, so at most rate + burst tasks start in any window.
+-- Return a rule as a table; false when it is not valid. `lateness` is the longest time after the
+-- opening of its limit at which a task can start without delaying the next starts. It is less than
+-- the time between two starts, so at most rate + burst tasks start in any window.
 local function read_rule(text)
   local rule = known.rules[text]
   if rule == nil then
@@ -89,10 +89,10 @@ local function read_rule(text)
   return rule
 end
 
--- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the limit;
--- nil: not known. The tat is capped at that of a limit that has just used its whole burst: it may stem
--- from a lower rate that was raised since. Then the state has `is_capped`; that of a limit `@<type>`
--- has `is_type`.
+-- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the
+-- limit; nil: not known. The tat is capped at that of a limit that has just used its whole burst:
+-- it may stem from a lower rate that was raised since. A capped state has `is_capped`; the state of
+-- a limit `@<type>` has `is_type`.
 local function new_limit_state(text, rule)
   local counts = known.counts[text]
   if not counts then
@@ -175,7 +175,7 @@ local function read_rules(limits)
   return rules
 end
 
--- Read the states of limits that were not read before; none of them is that of a type.
+-- Read the states of limits that were not read before; none of them is the limit of a type.
 local function read_limits(limits)
   local fresh, count = {}, 0
   for i = 1, #limits do
@@ -346,7 +346,7 @@ local function close_limit(limit, moment)
   state.closed = math.max(state.closed, moment)
 end
 
--- Return the first of the limits for which a ready task cannot start now; nil without one.
+-- Return the first of the limits that keeps a ready task from starting now; nil if none does.
 local function unstartable_limit(limits)
   for i = 1, #limits do
     local state = limit_states[limits[i]]

@@ -3,9 +3,9 @@
 -- are ordered by bytes, and the first one of a limit is the first to start. A task of a paused type is
 -- under `@<type>`, before its own limits.
 
--- Numbers of waiters that a script may still move, and that it moved into pending. A limit with more
--- gets an opening that is due now. Limits of types have a lower number: there may be a million waiters
--- after a resume.
+-- Number of waiters that the script may still move, the same for limits of types, and number that
+-- it moved into pending. A limit with more waiters gets an opening that is due now. Limits of types
+-- move fewer: after a resume there may be a million waiters.
 local moves_left, type_moves_left, opened_waiters = 500, 150, 0
 
 -- Return the entry of a waiter. Its tag takes 8 bytes that are ordered like the number: a positive one
@@ -36,8 +36,8 @@ local function waiters_of(limit_name, most)
   )
 end
 
--- Return the first entry under a limit; nil when no task waits there. No entry is between the limit and
--- its first one.
+-- Return the first entry under a limit; nil when no task waits there. No other entry sorts between
+-- the limit and its first entry.
 local function first_waiter(limit_name)
   local head = limit_name .. '\0'
   local entry = redis.call('ZRANGEBYLEX', KEYS.waiters, '[' .. head, '+', 'LIMIT', 0, 1)[1]
@@ -188,7 +188,8 @@ local function park_pending(ids, refused)
   drop_holds(ids)
 end
 
--- Remove the entries of limited tasks that leave; the caller removes them from `limited` after this.
+-- Remove the entries of tasks that leave `limited`; the caller removes the tasks from it
+-- afterwards.
 local function remove_waiters(ids)
   if not limits_used or #ids == 0 then
     return
@@ -213,9 +214,9 @@ local function remove_waiters(ids)
   end
 end
 
--- Return limit and id of the first waiter of each touched limit that is open; of the limit of a type,
--- which nothing closes meanwhile, of several waiters. It looks at the touched limits from `from` on,
--- and returns the first one that it has not looked at.
+-- Return limit, id and entry of the first waiter of each touched limit that is open; for the limit
+-- of a type, which nothing closes meanwhile, those of several waiters. The search begins at place
+-- `from` of the touched limits. Also return the place at which the next search begins.
 local function first_waiters(from)
   local limits, ids, entries, count, most = {}, {}, {}, 0, math.min(moves_left, 50)
   local place, last = from, #touched_limits

@@ -19,7 +19,8 @@ local function type_limit(message)
   return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
 end
 
--- Bytes that the length of a text or of bytes, or a number, takes in msgpack, by its first byte.
+-- Number of bytes that a number, or the length of a text or of bytes, takes in msgpack, by first
+-- byte.
 local ELEMENT_BYTES = {
   length = { [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4 },
   number = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 },
@@ -63,12 +64,12 @@ local function limits_of_message(message)
   return type(limits) == 'table' and limits or {}
 end
 
--- What stands in front of a limit in the options of a message with that one alone, `lm` and a list of
--- one text, by the size of the limit.
+-- Bytes in front of the limit in the options of a message with a single limit, by the size of the
+-- limit: `lm` and a list of one text.
 local only_limit_heads = {}
 
--- Return whether the limits in a message are this one alone, if that is seen without decoding it: the
--- options end with its name. False if it is not sure.
+-- Return whether this is surely the only limit in a message, judging by the end of its options,
+-- without decoding it.
 local function has_only_limit(message, limit_name)
   local size = #limit_name
   local head = only_limit_heads[size]

@@ -1,9 +1,9 @@
 -- priority_bands: strict priorities within a queue. The order tags of a priority are a band, and the
 -- band of a higher priority lies below. Fair queueing works within a band: each has a virtual time,
 -- `v` for the normal priority and `virtual:<priority>` for the others.
--- A member stands for a task in `keys` and `fairness`: its fairness key; with another priority than
--- the normal one, the byte 255, the digit of the priority and the fairness key. No fairness key
--- begins with that byte, which is not valid UTF-8.
+-- A member stands for a task in `keys` and `fairness`. It is the fairness key; unless the priority
+-- is normal, the byte 255 and the digit of the priority come first. No fairness key begins with
+-- that byte, which is not valid UTF-8.
 
 local normal_priority, band_width, band_reach = 5, 2 ^ 41, 2 ^ 40
 
@@ -57,7 +57,7 @@ local function band_time(priority)
   return band_times[priority]
 end
 
--- Return the lowest tag of a priority in a set; nothing when it has none of its tasks.
+-- Return the lowest tag of a priority in a set; nothing when the set has no task of that priority.
 local function lowest_of_band(set_key, priority)
   local middle = band_middle(priority)
   local first = redis.call(

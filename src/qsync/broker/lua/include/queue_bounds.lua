@@ -40,7 +40,7 @@ local function count_bytes()
 end
 
 -- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
--- Of tasks that share an id, the one that does not fit is that with its message.
+-- If several tasks of the call have the id that does not fit, the one with its message counts.
 local function refuse(bound, most, there, tasks, bodies, fits)
   local id, body, place = bodies[2 * fits + 1], bodies[2 * fits + 2], 0
   local ids, messages = tasks.ids, tasks.messages
@@ -61,8 +61,8 @@ local function fitting(bodies, created, tasks, bytes, most_tasks, most_bytes)
   return created
 end
 
--- Add the first ids of a state to `ids`, lowest priority first, until `over` says that they
--- suffice. A priority has a band of the order tags, 2^41 wide; times are in one band.
+-- Add the first ids of a state to `ids`, lowest priority first, until `over` has counted down to 0.
+-- Each priority has a band of order tags, 2^41 wide; sets ordered by time have no bands.
 local function first_of(set_key, over, ids, banded)
   local below = '+inf'
   while #ids < DROPPED_MOST and over.tasks + over.bytes > 0 do
@@ -114,8 +114,9 @@ local function drop(now, set_key, ids)
 end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
--- whether that was possible. Otherwise nothing is dropped. A queue that is far above its bound, which
--- was lowered, need only become smaller by this call of `created` tasks with `new_bytes` bytes.
+-- whether that was possible. Otherwise nothing is dropped. If the bound was lowered and the queue
+-- is far above it, it is enough that this call, with `created` tasks of `new_bytes` bytes, makes
+-- the queue smaller.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })

@@ -1,5 +1,5 @@
--- record_event: the record of operators' actions. Nothing depends on it: a command that fails, for
--- want of a right say, is ignored.
+-- record_event: the record of operators' actions. Nothing depends on it, so a command that fails,
+-- e.g. for lack of a permission, is ignored.
 
 -- Return the id and the fields of a recent entry with this key and record; nil without one.
 local function recent_event(key, record)
@@ -18,7 +18,8 @@ end
 -- and a record that is opaque to the scripts. A repeated call with `-` is recorded once; calls with
 -- `+` and the same key are steps of one action, whose numbers are added. `ids` are those of the
 -- tasks; they are kept only while all of them fit.
--- Returns what the caller is told: `number`; for a repeated call with `-` the number of the first.
+-- Returns the number to reply with: `number`, or for a repeated call with `-` that of the first
+-- call.
 local function record_event(now, event, number, ids)
   local is_step = string.sub(event, 1, 1) == '+'
   if event == '' or is_step and number == 0 then

@@ -1,9 +1,9 @@
 -- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
--- later task. A holder that waits is changed in place. For one that is active the later task is
--- kept in `successors`: when the attempt has ended, in whatever way, the task starts again with it
--- (include/start_successors.lua). So the last payload always runs, and never two at the same time.
--- The message keeps the enqueue time of the first call whose payload has not run; the maximum delay
--- of a debounce counts from it.
+-- later task. A waiting holder is changed in place. If the holder is active, the later task is kept
+-- in `successors`: when the attempt has ended, in whatever way, the holder starts again with it
+-- (include/start_successors.lua). So the last payload always runs, and two never run at the same
+-- time. The message keeps the enqueue time of the first call whose payload has not run; the maximum
+-- delay of a debounce counts from it.
 
 -- Fail before the first write if a replacement would fail.
 local function check_replacements()
@@ -36,7 +36,7 @@ local function replaced_due(now, option, first)
   return math.max(now, due)
 end
 
--- Return a message as it is stored, with a time of enqueue; `head` is in front of that.
+-- Return a message as it is stored: `head`, the time of enqueue, and the message.
 local function stamped(head, time, message)
   return table.concat({ head, struct.pack('>I8', time), message })
 end
