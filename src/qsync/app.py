@@ -53,12 +53,14 @@ class Qsync(Registry):
                     without limit
     durability      what enqueues wait for by default: "fsync", "replica" or None (no wait); see
                     `Client.enqueue`
-    confirm_timeout longest wait for that, seconds; after it the handle's `confirmed` is False
-    remember_ids    how long after its enqueue the store refuses an id that a caller chose, also
-                    when the task has left the queue, by default an hour; 0: only while it is there
+    confirm_timeout longest wait for the confirmation, seconds; after it the handle's `confirmed` is
+                    False
+    remember_ids    how long after an enqueue the store refuses the same id again, if the caller
+                    chose it, even if the task has left the queue; by default an hour; 0: only while
+                    the task is in the queue
     credential_provider
-                    makes user and password for each connection, e.g. an IAM token: an object with
-                    `get_credentials()`, as of redis-py; see docs/managed-stores.md
+                    object whose `get_credentials()` returns user and password for each connection,
+                    e.g. an IAM token, as in redis-py; see docs/managed-stores.md
 
     All other options are defaults for the servers of the app and of `qsync worker`: `concurrency`,
     `timeout`, `middleware`, `on_error`, `lifespan` and so on; see `qsync.server.config.Config`.
@@ -170,7 +172,7 @@ class Qsync(Registry):
         self._connections.extend(extension)
 
     def on(self, event: Event) -> Callable[[F], F]:
-        """Call the decorated function, `def` or `async def`, at each such event of a task.
+        """Call the decorated function, `def` or `async def`, at each event of this kind.
 
         enqueued   (task)         a client of the app has stored a task
         started    (task)         the handler is about to run, and waits for the function

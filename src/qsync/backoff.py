@@ -91,7 +91,7 @@ def default_delay(attempt: int, *, random: Callable[[], float] = _chance) -> flo
 
 
 class Backoff:
-    """Delays between attempts to reconnect: from 50 to 100 ms at first up to 50 ms to 5 s.
+    """Delays between attempts to reconnect: at first 50 to 100 ms, later 50 ms to 5 s.
 
     A delay is at least 50 ms, so there are at most 20 attempts per second. Call `reset()` after a
     success. `base`, `cap` and `floor` are in seconds.
@@ -116,9 +116,9 @@ class Backoff:
 def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     """Return the delay before the retry, in seconds, after this attempt failed; 1 is the first.
 
-    When the policy raises, or returns anything but 0 s to 100 years, the function logs a warning
-    and returns the default delay. The warning has no text of the exception, which may contain the
-    payload.
+    If the policy raises, or returns a value outside 0 s to 100 years, the function logs a warning
+    and returns the default delay. The warning omits the text of the exception, which may contain
+    the payload.
     """
     if policy is None:
         return default_delay(attempt)

@@ -174,7 +174,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def of_program(self) -> Bounds:
-        """The program's bounds, perhaps none."""
+        """The program's bounds; no bounds if it gives none."""
         return self.program or NO_BOUNDS
 
     @property
@@ -201,7 +201,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_bounds(program: bytes, operator: bytes, waiting: int, size: int) -> QueueBounds:
-    """Read the bounds of a queue as the store has them."""
+    """Decode the stored bounds of a queue."""
     return QueueBounds(
         program=_read(program.decode(errors="replace")) if program else None,
         operator=_read_operator(operator.decode(errors="replace")) if operator else None,

@@ -21,7 +21,8 @@ from qsync.task import Task, has_options
 T = TypeVar("T")
 
 CALL_BYTES: Final = 1024 * 1024
-"""Largest size of a call, bytes, unless one task is larger; the store takes 2 to 5 ms for it."""
+"""Maximum size of a call, in bytes; the store takes 2 to 5 ms for it. A larger task has its own
+call."""
 
 _COSTLY: Final = 2 * CALL_BYTES // op_values.BATCH_SIZE
 """Minimum size, in bytes, to assume for a task with a lock, a fairness key, a due time or a chosen
@@ -214,7 +215,7 @@ def _calls(
 
 
 class Lookahead(Generic[T]):
-    """An iterator that can make its next item ahead."""
+    """An iterator that can make its next item in advance."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items

@@ -20,7 +20,7 @@ _RANGES: Final = {
     "month": phrase("1 to 12, or JAN to DEC"),
     "day-of-week": phrase("0 to 7, SUN to SAT, or e.g. 5L or 1#2"),
 }
-"""Values of the fields of a cron expression, by the names in errors of cronsim."""
+"""Allowed values of the fields of a cron expression, by the fields' names in errors of cronsim."""
 _NAMES: Final = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -30,7 +30,7 @@ _NAMES: Final = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-"""Names of expressions in other crons, and what to write here."""
+"""Shorthand names in other crons, and the equivalent expressions."""
 
 
 def cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> Iterator[datetime]:

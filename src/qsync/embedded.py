@@ -277,9 +277,9 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
         "maxmemory-policy": "noeviction",
         "disable-thp": "no",
     }
-    # The wheel's Valkey uses the malloc of the C library. By default that keeps few freed chunks
-    # for reuse, and takes memory from all over a large heap, which misses the CPU caches. Huge
-    # pages reduce TLB misses.
+    # The wheel's Valkey uses the malloc of the C library. By default it keeps few freed chunks for
+    # reuse, and allocates from all over a large heap, which causes CPU cache misses. Huge pages
+    # reduce TLB misses.
     tunables = os.environ.get(
         "GLIBC_TUNABLES", "glibc.malloc.tcache_count=20000:glibc.malloc.hugetlb=1"
     )

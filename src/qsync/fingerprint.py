@@ -60,7 +60,7 @@ def _innermost(trace: str) -> re.Match[str] | None:
 
 
 def _short(file: str) -> str:
-    """Return the file and its folder: what is above may change with each deploy."""
+    """Return the file and its folder; the folders above may change with each deploy."""
     return "/".join(re.split(r"[/\\]", file)[-2:])
 
 

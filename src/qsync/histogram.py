@@ -1,7 +1,7 @@
 """Histograms of durations, whose quantiles are within about 7 %. Pure.
 
-Counts come by cell; a cell is at most 15 % wide. What is stored for long has only the weights of
-18 buckets, and in which cells its median and its 95th percentile lie.
+Counts come by cell; a cell is at most 15 % wide. A long-term record has only the weights of 18
+buckets, and the cells of its median and its 95th percentile.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Histogram(msgspec.Struct):
     """Durations that were counted; weights may be fractions.
 
     cells   count of each cell that is not empty
-    stored  weights of the buckets, by what is known of their quantiles
+    stored  weights of the buckets, by the known cells of their quantiles
     """
 
     cells: dict[int, float] = msgspec.field(default_factory=dict)
@@ -134,8 +134,8 @@ class Histogram(msgspec.Struct):
     def quantile(self, share: float) -> float | None:
         """Estimate a quantile, in seconds; None if the histogram is empty.
 
-        It is the middle of its cell, so it is off by half of the cell's width at most, 7 %, if the
-        counts are known by cell or the share is MEDIAN or HIGH. Beyond a day it is a day.
+        The result is the middle of a cell, so its error is at most half of the cell's width, 7 %,
+        if the counts are known by cell or the share is MEDIAN or HIGH. The longest result is a day.
         """
         cells = self._cells_at((share,))
         return None if cells is None else _middle(cells[0])

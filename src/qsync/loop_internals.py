@@ -1,6 +1,6 @@
 """All uses of undocumented names of event loops below the server, with their fallbacks.
 
-Those of the server stand in server/asyncio_internals.py.
+Those of the server are in server/asyncio_internals.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = getattr(
     asyncio, "_get_running_loop", _running_loop
 )
-"""Return the event loop that runs in this thread, or None. Raising an exception instead would
-take six times as long."""
+"""Return the event loop that runs in this thread, or None. An exception in place of None would take
+six times as long."""
 
 
 def is_quiet(loop: asyncio.AbstractEventLoop) -> bool | None:

@@ -12,7 +12,7 @@ from qsync import codec
 from qsync.backoff import ExponentialBackoff
 
 NORMAL_PRIORITY: Final = 5
-"""Priority of a task that gives none; 9 is the highest, 1 the lowest."""
+"""Default priority of a task; 9 is the highest, 1 the lowest."""
 
 
 class StoredEdit(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -41,7 +41,7 @@ TEXTS: Final = (PurePath, *_IP)
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
-    """Return ISO 8601 text, with `fold` beside it for a value without zone, as ISO has no fold."""
+    """Return ISO 8601 text; for a value without time zone also its `fold`, which ISO 8601 lacks."""
     text = value.isoformat()
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 

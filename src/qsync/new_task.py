@@ -95,7 +95,7 @@ def new_id() -> str:
 
 
 def _next_id() -> str:
-    """Return a new id, after the nonce of its task, which has noticed a fork."""
+    """Return a new id. Call `new_nonce` before: it notices a fork."""
     try:
         return _ids.pop()
     except IndexError:

@@ -106,10 +106,10 @@ class Registry:
         The default name is the function's module and qualified name; in a program's main module it
         is the name by which a server imports the module (see `qsync.task_function`).
 
-        `retry_for` limits retries to errors of these classes; `()`: to a Retry that the handler
-        raises. An error of a class in `dont_retry_for` makes the task dead at once. A timeout is a
-        TimeoutError. A `retry_delay` that is a `def (attempt, error)` stays with the function; any
-        other goes with each task.
+        `retry_for` limits retries to errors of these classes; with `()`, only a Retry that the
+        handler raises is retried. An error of a class in `dont_retry_for` makes the task dead at
+        once. A timeout is a TimeoutError. A `retry_delay` that is a `def (attempt, error)` stays
+        with the function; any other goes with each task.
 
         The payload is a map of the arguments by name. They may be values that msgpack can carry,
         dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
@@ -257,7 +257,7 @@ class Registry:
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
+        missed     what to enqueue for ticks over 30 s late, because no server was running:
                    nothing ("skip"), one task for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
         name       name of the schedule for all servers; by default the name of the task
@@ -317,8 +317,8 @@ class Registry:
     ) -> None:
         """Declare a limit for tasks with `limits=[name]`, or `limits=["name:value"]`.
 
-        rate         starts in each time `per`, of all servers together
-        per          that time, in seconds or as a timedelta
+        rate         number of starts in each period `per`, on all servers together
+        per          the period, in seconds or as a timedelta
         burst        number of starts allowed at once after an idle time; default: a tenth of
                      `rate`, at least 1
         concurrency  tasks of all servers that run at the same time

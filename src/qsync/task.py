@@ -209,7 +209,8 @@ def options_of(task: Task) -> StoredOptions:
 
 
 def _times(task: Task) -> tuple[int | None, int | None, int | None]:
-    """Return `process_at`, `delay` and `deadline`, us. Raise InvalidTask if they do not fit."""
+    """Return `process_at`, `delay` and `deadline`, us. Raise InvalidTask if one is wrong or two
+    exclude each other."""
     process_at = deadline = None
     if task.process_at is not None:
         if task.delay is not None:

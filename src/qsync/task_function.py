@@ -242,7 +242,7 @@ class TaskFunction(Generic[P, R, Q, V]):
 
 
 def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptions:
-    """Return the options of a task with others in their place. Raise InvalidTask if one is wrong.
+    """Return the options of a task, overridden by others. Raise InvalidTask if one is wrong.
 
     `delay` replaces `process_at`, and `process_at` replaces `delay`.
     """

@@ -88,8 +88,8 @@ def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
 
 
 def from_us(us: int) -> datetime:
-    """Return Unix time in microseconds as an aware datetime in UTC, the first or the last possible
-    one if it is beyond: a damaged store may hold any number."""
+    """Return Unix time in microseconds as an aware datetime in UTC. A time out of range becomes
+    FIRST or LAST: a damaged store may hold any number."""
     try:
         return _EPOCH + timedelta(microseconds=us)
     except OverflowError:
@@ -97,8 +97,8 @@ def from_us(us: int) -> datetime:
 
 
 def is_of_wrong_clock(moment_us: int, now_us: int) -> bool:
-    """Return whether a recorded time is from a clock that was wrong, and has been set back since.
+    """Return whether a recorded time is from a clock that was ahead and has since been set back.
 
-    It is then over an hour ahead. The scripts have the same function.
+    Such a time is over an hour in the future. The scripts have the same function.
     """
     return moment_us - now_us > 3_600_000_000

@@ -1,8 +1,9 @@
 """Statistics of one type of tasks in one period, and how the store keeps them. Pure.
 
 A block holds the periods of one type: 60 minutes of an hour, or 24 hours of a day. Counts are
-exact. Of a histogram it keeps the square root of each bucket's share, in 12 steps, and the cells of
-its median and its 95th percentile: less than half of the memory of exact counts.
+exact. Of a histogram, a block keeps the square root of each bucket's share, in 12 steps, and the
+cells of the median and the 95th percentile, which takes less than half of the memory of exact
+counts.
 """
 
 from __future__ import annotations
@@ -108,9 +109,9 @@ def encode_block(periods: Mapping[int, TypeCounts]) -> bytes:
 
 
 def decode_block(data: bytes | None, only: Container[int] | None = None) -> dict[int, TypeCounts]:
-    """Return the periods in a block, or the wanted ones of them.
+    """Return the periods in a block: all, or those in `only`.
 
-    Returns none if there is no block, or it is damaged.
+    The result is empty if there is no block, or it is damaged.
     """
     if not data:
         return {}
@@ -163,7 +164,8 @@ def _shares(weights: Sequence[float]) -> list[int]:
 
 
 def _offsets(histogram: Histogram, shares: Sequence[int]) -> list[int]:
-    """Return how far the cells of the quantiles are from where the shares suggest them.
+    """Return the differences between the cells of the quantiles and those estimated from the
+    shares.
 
     An offset n is stored as 2n, or as -2n - 1 if it is negative.
     """

@@ -49,15 +49,15 @@ STARTS_FIELD: Final = "v"
 
 SLOW_REPORT: Final = "s"
 START_REPORT: Final = "v"
-"""Beginnings of the fields of reports on slow runs, and on the start of a server; other reports
-have none. Versions without these statistics leave such reports alone."""
+"""Prefixes of the fields of reports on slow runs and on starts of servers; other reports have no
+prefix. Versions without these statistics leave such reports alone."""
 
 TRIMMED_MOST: Final = 1000
 """Maximum number of fields that one roll deletes."""
 
 
 class Directory(msgspec.Struct, array_like=True):
-    """Which types a queue has statistics of, and from which hour and day on."""
+    """The types that have statistics in a queue, and since which hour and day."""
 
     number: int = 0
     """Number of rolls, so that each one changes the directory."""
@@ -70,7 +70,8 @@ class Directory(msgspec.Struct, array_like=True):
 
 
 class RollUp(msgspec.Struct, frozen=True):
-    """What a roll changes: fields of type_stats, None deletes one; the new directory is in it."""
+    """The changes of a roll: new values of fields of type_stats, including the directory; None
+    deletes a field."""
 
     fields: dict[str, bytes | None]
 
@@ -105,7 +106,7 @@ def kind_of(field: str) -> str:
 
 
 def minute_of(field: str) -> int | None:
-    """Return the minute of a report; None for a field that is none."""
+    """Return the minute of a report; None for a field that is not a report."""
     number = field.partition(":")[0].removeprefix(kind_of(field))
     return int(number) if number.isdecimal() and len(number) < 12 else None
 

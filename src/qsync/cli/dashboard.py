@@ -187,7 +187,7 @@ def _make(
 ) -> Dashboard:
     from qsync.web.app import make_dashboard
 
-    # Without a token, everybody who can use this machine is let in.
+    # Without a token, anyone who can use this machine has access.
     auth: Any = "host" if token is None else None
     try:
         return make_dashboard(
@@ -254,7 +254,8 @@ def _serve(
         forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
         http=limits.protocol(),
-        # uvicorn counts connections, too, which `limits` keeps below: this bounds requests.
+        # uvicorn counts connections and running requests. `limits` already keeps connections below
+        # this, so it bounds the requests.
         limit_concurrency=2 * CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",

@@ -118,8 +118,8 @@ def list_errors(
     """List the errors of dead and retried tasks, the most frequent first.
 
     Tasks have the same error if their type, the class of the exception and the function that raised
-    it are the same. About 300,000 tasks a second are counted; with --newer-than, and where an older
-    version of qsync wrote the errors, 20,000.
+    it are the same. Counts about 300,000 tasks a second, or 20,000 with --newer-than and for errors
+    that an older version of qsync wrote.
     """
     filter = Filter(type=type, newer_than=newer_than)
     selected = Selected(queue, None if filter == Filter() else filter)

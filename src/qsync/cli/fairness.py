@@ -53,9 +53,9 @@ def list_weights(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """List whose tasks are pending, and the weights that are not 1.
+    """List the fairness keys of pending tasks, and the weights that are not 1.
 
-    Of a backlog of over 200 tasks, the numbers are estimated from 200 of them.
+    If over 200 tasks are pending, the numbers are estimates from a sample of 200.
     """
     with open_store(store) as session:
 

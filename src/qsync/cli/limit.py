@@ -215,7 +215,7 @@ def open_now(
 
 
 async def _closed(inspector: Inspector, name: str, queue: str) -> Change:
-    """Return what opening a limit would come to."""
+    """Return the outcome that opening a limit would have."""
     if await inspector.queue(queue) is None:
         return Change(outcome="not_found")
     info = await inspector.limit(name, queue=queue)

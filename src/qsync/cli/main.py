@@ -133,7 +133,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
 class Sections(TyperGroup):
     """The commands by section; for a verb without its noun, it names the full command.
 
-    A command is imported when it is asked for: `qsync stats` needs nothing of the others.
+    A command is imported when it is requested, so `qsync stats` does not import the others.
     """
 
     def __init__(self, **options: Any) -> None:

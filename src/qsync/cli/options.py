@@ -39,7 +39,7 @@ App = Annotated[str | None, option(
 AppUrl = Annotated[str | None, option(
     metavar="URL", help=f"URL of the store, for an app that does not name it. {_URL_HELP}",
 )]  # fmt: skip
-"""Without a variable: the app reads that itself, if it wants to."""
+"""No environment variable: an app that names no URL reads QSYNC_URL itself."""
 
 AppPrefix = Annotated[str | None, option(
     metavar="NAME", help=f"Prefix of all keys, for an app that does not name it; or set {PREFIX}.",

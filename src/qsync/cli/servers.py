@@ -49,9 +49,9 @@ def list_servers(
 ) -> None:
     """List the running servers.
 
-    RUNNING is the number of tasks that a server runs, and how many it can run, as of its last
-    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current, so there may be
-    more of them, and a lease may belong to a task that has not begun to run.
+    RUNNING is the number of tasks that a server runs, and the number that it can run, as of its
+    last heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current: a server
+    may have more leases than that, also of tasks that have not begun to run.
     """
     with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:

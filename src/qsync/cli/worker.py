@@ -120,7 +120,8 @@ def _plan(
 
 
 def _write_no_bytecode() -> None:
-    """Python compares compiled files with their sources by whole seconds; edits are faster."""
+    """Write no compiled files: Python compares their times with those of the sources in whole
+    seconds, so it could miss an edit."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
@@ -216,7 +217,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _unserved(app: Qsync, served: Sequence[str]) -> str:
-    """Return which queues the tasks of the app go to that this worker does not serve; or ""."""
+    """Return the queues of the app's tasks that this worker does not serve, as text, or ""."""
     types: dict[str, list[str]] = {}
     for name, function in sorted(app.functions.items()):
         queue = function.defaults.get("queue", DEFAULT)

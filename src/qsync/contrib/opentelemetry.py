@@ -60,9 +60,9 @@ def instrument(
     it, only the exception's type and traceback lines are recorded, since its text may contain parts
     of the payload.
 
-    In threads, the run's span is the current span of the handler. So it is with executor="process"
-    if the handler's module instruments the app that it enqueues with. Raises ConfigError if the app
-    has already enqueued or is instrumented.
+    In threads, the run's span is the current span of the handler. The same holds for
+    executor="process" if the handler's module instruments the app that it enqueues with. Raises
+    ConfigError if the app has already enqueued or is instrumented.
     """
     tracer = trace.get_tracer("qsync", __version__, tracer_provider)
     tracing = Tracing(tracer, run, error_text)

@@ -59,7 +59,7 @@ LABELLED_LIMITS: Final = 500
 """Number of pairs of a queue and the name of a limit with their own label."""
 
 LIMITS_READ: Final = 1000
-"""Approximate number of limits in use that are read of a queue; a name may have many values."""
+"""Approximate number of limits in use that are read per queue; a name may have many values."""
 
 LABELLED_TYPES: Final = 1000
 """Number of pairs of a queue and a type with their own label."""

@@ -79,7 +79,8 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
 
 @contextlib.contextmanager
 def _in_state(site: Starlette, app: Qsync, client: AsyncClient) -> Iterator[None]:
-    """Have the client in the state of the site. Raise ConfigError if it has that of another app."""
+    """Keep the client in the state of the site during the block. Raise ConfigError if another app's
+    is there."""
     running = _running(site)
     if any(other is not app for other, _ in running):
         raise ConfigError(_SECOND_APP)

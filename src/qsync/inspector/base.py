@@ -87,7 +87,7 @@ def enqueue_once(keys: QueueKeys, tasks: Sequence[NewTask]) -> Call[list[Enqueue
 
 
 def no_cursor(text: object) -> Phrase:
-    """Return that a text is not a cursor."""
+    """Return the message that a text is not a cursor."""
     return phrase("cursor: %(value)s is not a cursor of an earlier page", value=shorten(text))
 
 
@@ -223,7 +223,7 @@ class Base:
         return readable(names, await self._replies([read(name) for name in names]))
 
     async def _replies(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """Run all calls in batches; in place of a reply may be a SchemaMismatch."""
+        """Run all calls in batches; the reply of a refused call is its SchemaMismatch."""
         results: list[Any] = []
         for start in range(0, len(calls), CALLS_PER_TRIP):
             part = calls[start : start + CALLS_PER_TRIP]

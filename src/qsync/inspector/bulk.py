@@ -31,7 +31,7 @@ DELETABLE: Final = tuple(state for state in TaskState if state is not TaskState.
 
 
 class _Part(NamedTuple):
-    """The matching tasks of a part of a state; `cursor` None: it was the last part.
+    """The matching tasks of a part of a state; `cursor` is None for the last part.
 
     `action` is the key of the action that the steps are recorded as.
     """

@@ -29,7 +29,7 @@ class KeyShares(msgspec.Struct, frozen=True, kw_only=True):
 
     pending  number of pending tasks
     read     number of those whose key was read: all of them, or 200
-    keys     number of those by fairness key, the most first; tasks without a key are not in it
+    keys     number of those by fairness key, the largest first; tasks without a key are left out
     """
 
     pending: int
@@ -96,7 +96,7 @@ class _CompositionMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def key_shares(self, queue: str = "default") -> KeyShares:
-        """Return the fairness keys of pending tasks: of up to 200 exactly, of more as a sample."""
+        """Return the fairness keys of pending tasks: all of up to 200 tasks, or a sample."""
         call = bounds_ops.sample_keys(self._keys(queue), count=KEYS_SAMPLED)
         pending, keys = await self._broker.run(call)
         counts = Counter(key for key in keys if key)

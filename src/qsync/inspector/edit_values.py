@@ -41,8 +41,9 @@ def too_large_for_form() -> InvalidTask:
 def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None) -> str:
     """Return a payload as text to edit: JSON, or the text that its bytes are.
 
-    Raises InvalidTask if the text would not become the same payload again, or is for a form and
-    has more than `limit` characters; the cost of that is bounded by the limit.
+    Raises InvalidTask if the payload does not survive the way to text and back, or if the text has
+    more than `limit` characters, the maximum of a form. The limit also bounds the cost of the
+    check.
     """
     # A number of 9 bytes has at least three characters in JSON, a comma or bracket included.
     if limit is not None and len(payload) > 4 * limit:
@@ -71,7 +72,7 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
 
 
 def _escape(match: re.Match[str]) -> str:
-    """Return a character that is invisible as JSON writes it in ASCII; others as they are."""
+    """Return an invisible character as its JSON escape; other characters unchanged."""
     char = match[0]
     return char if char.isprintable() else json.dumps(char)[1:-1]
 
@@ -105,7 +106,8 @@ def encoded_payload(payload: Any) -> tuple[bytes, bool]:
 
 
 def payload_version(payload: bytes, *, is_value: bool) -> str:
-    """Return a short text that changes with the payload, for edits of what somebody has seen."""
+    """Return a short text that changes with the payload, so that an edit applies only to the
+    payload that was shown."""
     return hashlib.sha256(payload + bytes([is_value])).hexdigest()[:32]
 
 

@@ -65,7 +65,7 @@ class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorPart(msgspec.Struct, frozen=True, kw_only=True):
-    """The groups of one part of a queue's tasks; `cursor` None: it was the last part."""
+    """The groups of one part of a queue's tasks; `cursor` is None for the last part."""
 
     groups: list[ErrorGroup]
     scanned: int

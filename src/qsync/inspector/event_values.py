@@ -87,7 +87,7 @@ class Actor(NamedTuple):
 
     by: str = ""
     key: bytes = b""
-    """Key of the one action whose steps all changes are; empty: each is an action of its own."""
+    """Key of the action that all changes are steps of; empty: each change is a separate action."""
 
     def event(
         self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""
@@ -117,7 +117,7 @@ def operator_event(queue: str | None, stored: StoredEvent) -> OperatorEvent | No
 def describe(state: str, filter: Filter | None) -> str:
     """Return which tasks a bulk change selects, e.g. `dead, error: Timeout`.
 
-    Of arguments only the names: a dashboard may mask their values.
+    Arguments are named without their values, which a dashboard may mask.
     """
     filter_fields = {} if filter is None else msgspec.structs.asdict(filter)
     filter_fields |= {"args": [path for path, _ in filter_fields.get("args", ())]}

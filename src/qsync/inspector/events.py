@@ -16,10 +16,10 @@ from qsync.times import datetime_us
 from qsync.value_text import shorten
 
 READ_PER_QUEUE: Final = 100
-"""Number of actions read of each of very many queues, if more are asked for without a filter."""
+"""Number of actions read per queue if the request has no filter and would read over READ_MOST."""
 
 READ_MOST: Final = 50_000
-"""Number of actions of all queues up to which each queue is read as far as is asked for."""
+"""Maximum number of actions, over all queues, that a request without a filter may read in full."""
 
 
 class _EventsMixin(Base):

@@ -49,7 +49,7 @@ from qsync.task import Task
 from qsync.times import from_us
 
 RUN_ALONE: Final = 2
-"""Number of crashes from which on a task runs alone in its process."""
+"""Minimum number of crashes after which a task runs alone in its process."""
 
 MAX_MEASURE_S: Final = 5.0
 

@@ -27,7 +27,7 @@ EXPIRED: Final = phrase(
 
 
 def limited_sentence(info: LimitInfo, before: int) -> Phrase:
-    """Return why a limit lets the task not start, and how many start before it."""
+    """Return why a limit keeps the task from starting, and its position among the waiting tasks."""
     order = phrase("next to start")
     if before:
         order = phrase("%(position)s to start", position=Ordinal(before + 1))
@@ -38,7 +38,7 @@ def limited_sentence(info: LimitInfo, before: int) -> Phrase:
 
 
 def set_aside_sentence(before: int) -> Phrase:
-    """Return that the type of the task is paused, and how many tasks of it wait before it."""
+    """Return the sentence for a task that is set aside, with the number of tasks before it."""
     return plural_phrase(
         "Set aside, behind %(num)s earlier task of its type.",
         "Set aside, behind %(num)s earlier tasks of its type.",
@@ -128,7 +128,7 @@ def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | 
 
 
 def lease_sentence(remaining: timedelta, is_alive: bool) -> Phrase:
-    """Return when the lease of a running task expires, whose server is alive or not."""
+    """Return when the lease of a running task expires, and whether its server is alive."""
     if is_alive:
         return phrase(
             "Its lease expires in %(length)s unless the server renews it.", length=remaining

@@ -125,7 +125,7 @@ def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase
 
 
 def paused_phrase(pause: Pause) -> Phrase:
-    """Return `paused`, with by whom, since when and why."""
+    """Return `paused`, with the operator, the time and the reason."""
     text = phrase("paused")
     if pause.by and pause.at:
         text = phrase("paused by %(name)s since %(time)s", name=pause.by, time=pause.at)

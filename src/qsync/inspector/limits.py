@@ -37,7 +37,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     in_use        tasks that run with the limit, or that a server has leased
     ready         tasks that the limit allows to start, and that wait for a server
     waiting       tasks that wait for the limit; a task counts at one of its limits only
-    opens_at      when the first waiting task is tried; None means when another ends, or none waits
+    opens_at      when the first waiting task is tried; None if that is when another task ends, or
+                  if none waits
     closed_until  until when a handler has closed the limit with RateLimited
     holders       ids of tasks in use and ready, as far as they were read; only for a single limit
     """
@@ -87,8 +88,8 @@ class _LimitsMixin(Base):
     async def limits(self, queue: str = "default", *, cursor: str | None = None) -> LimitPage:
         """Return a page of the limits of a queue: those in use, and those that have a rule.
 
-        A page has about 100 limits in use, and may have fewer although others follow; the first
-        page has all rules besides.
+        A page has about 100 limits in use, or fewer even if another page follows. The first page
+        also has all rules.
         """
         start = cursor or "0"
         if not (start.isascii() and start.isdecimal() and len(start) <= 20):
@@ -107,7 +108,7 @@ class _LimitsMixin(Base):
     ) -> list[LimitPage]:
         """Return the first page of the limits of several queues, in one round trip.
 
-        A page has about `count` limits in use, and all rules besides.
+        A page has about `count` limits in use, and also all rules.
         """
         calls = [limit_ops.list_limits(self._keys(name), count=count) for name in queues]
         pages = await self._run_all(calls)

@@ -43,10 +43,11 @@ class Record:
     app_version: str = ""
     """Version of the program; empty if none was set."""
     stacks: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """Number of the request, queue, id and stack of the last tasks that were asked for."""
+    """The last requested stacks: number of the request, queue and id of the task, stack."""
 
     def started_us(self, queue: str, id: str) -> int | None:
-        """Return when a task started, by the store's clock; None if the server has not said."""
+        """Return when a task started, by the store's clock; None if the server has not reported
+        it."""
         return next((us for *key, us in self.since if key == [queue, id]), None)
 
     def takes(self, queue: str) -> bool:

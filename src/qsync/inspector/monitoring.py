@@ -17,12 +17,13 @@ from qsync.times import from_us
 SAMPLE: Final = 200
 SMALL_SAMPLE: Final = 20
 SAMPLED: Final = 5000
-"""Of each state of a queue SAMPLE tasks are read; of many queues fewer, about SAMPLED in all and at
-least SMALL_SAMPLE of each queue."""
+"""Number of tasks read per state of a queue: SAMPLE; if there are many queues, about SAMPLED in
+all, but at least SMALL_SAMPLE per queue."""
 
 SCHEDULES: Final = 500
 FEW_SCHEDULES: Final = 20
-"""Of a queue SCHEDULES schedules are read; of many queues fewer, at least FEW_SCHEDULES of each."""
+"""Number of schedules read per queue: SCHEDULES; if there are many queues, fewer, but at least
+FEW_SCHEDULES."""
 
 
 class TypeShares(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +31,7 @@ class TypeShares(msgspec.Struct, frozen=True, kw_only=True):
 
     total  number of tasks in the state
     read   number of tasks whose type was read
-    types  about how many tasks are of each type; exactly if all were read
+    types  approximate number of tasks of each type; exact if all were read
     """
 
     total: int
@@ -67,8 +68,8 @@ class _MonitoringMixin(Base):
     async def samples(self, queues: Sequence[str]) -> list[QueueSample]:
         """Return the types of pending and dead tasks, and the last runs of schedules, per queue.
 
-        Up to 200 tasks of each state are read, so that long queues cost no more than short ones,
-        and up to 500 schedules; of each of many queues fewer, at least 20.
+        Reads up to 200 tasks of each state, so that long queues cost no more than short ones, and
+        up to 500 schedules; if there are many queues, fewer of each, but at least 20.
         """
         tasks = min(SAMPLE, max(SMALL_SAMPLE, SAMPLED // max(1, len(queues))))
         schedules = max(FEW_SCHEDULES, SCHEDULES // max(1, len(queues)))

@@ -37,11 +37,11 @@ NOTED: Final = 100
 class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run of a schedule.
 
-    tick      the time that it is for; of one made by hand, when it was asked for
+    tick      scheduled time; of a manual run, time of the request
     made      tick | manual | backfill
     outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
               `missed_from` is the first tick that was missed with it; or the state of its task; or
-              unknown: the task has left and no server noted how
+              unknown: the task has left the queue and no server noted its outcome
     started_at, duration   of the last attempt; seconds
     task      id of its task
     """
@@ -67,9 +67,9 @@ class Backfill(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a backfill, or of its dry run.
 
     ticks     number of ticks in the interval
-    enqueued  tasks enqueued, or of a dry run those that would be
+    enqueued  number of enqueued tasks; in a dry run, of those that would be enqueued
     skipped   ticks that ran before, as far as the store knows, or whose task is in the queue
-    refused   why nothing, or after `enqueued` tasks no more, was enqueued: the queue is full, say
+    refused   why no task, or none after the `enqueued` ones, was enqueued, e.g. a full queue
     """
 
     ticks: int
@@ -118,12 +118,12 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def backfill(
         self, name: str, *, queue: str, start: datetime, end: datetime, dry_run: bool = False
     ) -> Backfill | None:
-        """Enqueue the task of a schedule for each of its ticks from `start` on and before `end`.
+        """Enqueue the task of a schedule for each of its ticks from `start` until before `end`.
 
-        At most 1,000 ticks, which are in the past. A tick that ran is not enqueued again: its task
-        has the tick's id, which the store refuses for a week after the task has left. With
-        `dry_run` nothing is enqueued. None if there is no such schedule; InvalidTask if the
-        interval is wrong.
+        The interval must have at most 1,000 ticks, all in the past. A tick that ran is not enqueued
+        again: its task has the tick's id, which the store refuses for a week after the task has
+        left. With `dry_run` nothing is enqueued. None if there is no such schedule; InvalidTask if
+        the interval is wrong.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))
@@ -149,7 +149,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         return await self._enqueue_ticks(name, queue, new, ticks=len(ticks))
 
     async def _not_run(self, name: str, queue: str, tasks: Sequence[NewTask]) -> list[NewTask]:
-        """Return the tasks of ticks that neither ran, as far as is noted, nor are in the queue."""
+        """Return the tasks of ticks that have no noted run and are not in the queue."""
         keys = self._keys(queue)
         [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
         ran = {_id(name, run) for run in noted if run.outcome != "missed"}

@@ -283,7 +283,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
 def stored_info(
     queue: str, now_us: int, row: StoredScheduleRow, *, of_program: bool = False
 ) -> ScheduleInfo:
-    """Return the description of a stored schedule; `of_program`: a program has its name, too."""
+    """Return the description of a stored schedule; `of_program`: a program has a schedule of its
+    name, too."""
     since = from_us(row.since_us) if row.record else None
     info = ScheduleInfo(
         queue=queue, name=row.name, schedule="?", cron=None, every=None, tz=None, missed="",

@@ -130,7 +130,7 @@ class _SearchMixin(_BulkMixin):
         )
 
     async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
-        """Return the number of tasks that a change of all would change, by state.
+        """Return how many tasks a change of all found tasks would affect, by state.
 
         None if the search has a filter: then `search_step` counts them.
         """

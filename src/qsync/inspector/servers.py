@@ -148,8 +148,8 @@ class _ServersMixin(_LiveServersMixin):
     async def stack(self, id: str, *, queue: str = "default") -> HandlerStack | None:
         """Ask the server of a running task for the stack of its handler.
 
-        None if the task does not run, or if the server does not answer within STACK_WAIT_S: its
-        event loop is blocked then, or its version is older.
+        None if the task does not run, or if the server does not answer within STACK_WAIT_S, because
+        its event loop is blocked or its version is too old.
         """
         [shown] = await self._broker.run(views.get_tasks(self._keys(queue), [id], messages=False))
         if shown is None or not shown.owner:

@@ -31,15 +31,15 @@ class PausedType(msgspec.Struct, frozen=True, kw_only=True):
 class RunStats(msgspec.Struct, frozen=True, kw_only=True):
     """The runs of a type in a period, as servers counted them.
 
-    started        runs that began, retries too
+    started        runs that began, including retries
     completed      runs that succeeded
     failed         runs that failed: `retried` of them are followed by another, `dead` are not
     failure_share  failed runs of those that completed or failed; None if there are none
     wait_p50       median time from when a task could start to its first start, in seconds; retries
                    do not count
-    wait_p95       95th percentile of it
+    wait_p95       95th percentile of that time
     run_p50        median duration of a run, in seconds
-    run_p95        95th percentile of it
+    run_p95        95th percentile of the duration
     """
 
     started: int
@@ -106,7 +106,7 @@ class TypeList(msgspec.Struct, frozen=True, kw_only=True):
 class ServerStart(msgspec.Struct, frozen=True, kw_only=True):
     """Servers of one version that started within an hour of each other, as after a deploy.
 
-    version  that of the program, `Qsync(version=...)` or QSYNC_VERSION; `qsync <version>` without
+    version  that of the program, `Qsync(version=...)` or QSYNC_VERSION; else `qsync <version>`
     """
 
     at: datetime
@@ -121,7 +121,7 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     points  the period, oldest first; the last point is not over
     before  the same points one day earlier (of `7d`: one week); empty for `90d`
     stats   the whole period
-    starts  starts of its servers in the period, oldest first; the store keeps 200 of a queue
+    starts  starts of its servers in the period, oldest first; the store keeps 200 per queue
     """
 
     queue: str

@@ -99,7 +99,8 @@ class _TypesMixin(Base):
     async def type_stats(
         self, type: str, *, queue: str = "default", period: Period = "1h"
     ) -> TypeStats:
-        """Return the runs of a type in the last `1h`, `24h`, `7d` or `90d`, with one point a step.
+        """Return the runs of a type in the last `1h`, `24h`, `7d` or `90d`, with one point per
+        step.
 
         Servers report every 15 seconds. Minutes are kept for 48 hours, hours for 90 days. All
         points are without counts for a type that no server has reported.
@@ -234,7 +235,7 @@ def _check_period(period: str, known: Sequence[str]) -> None:
 
 
 class Span(NamedTuple):
-    """The steps of a period; `before`: how many minutes earlier the line to compare with begins."""
+    """The steps of a period; the comparison line begins `before` minutes earlier."""
 
     minutes: int
     number: int

@@ -313,7 +313,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def refused(why: Phrase | str, **fields: Any) -> Change:
-    """Return that a change was refused, and why."""
+    """Return the outcome of a refused change, with the reason."""
     phrase = why if isinstance(why, Phrase) else None
     return Change(outcome="refused", why=str(why), phrase=phrase, **fields)
 

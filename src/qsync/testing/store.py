@@ -34,7 +34,7 @@ WATCHED: Final = '"$0" "$@" & store=$!; read -r _; kill $store; wait $store'
 """Shell program that runs a store until its input ends, which is when this process has ended."""
 
 LOOKED_AT: Final = 100_000
-"""Number of keys of a given store that are searched for queues from outside tests."""
+"""Number of keys of a given store that are searched for queues that no test created."""
 
 
 class Clock:

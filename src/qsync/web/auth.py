@@ -38,7 +38,7 @@ MAX_SESSIONS: Final = 10_000
 MIN_TOKEN_LENGTH: Final = 16
 
 VIEW_MARK: Final = ".view"
-"""End of the cookie of a session that changes nothing."""
+"""End of the cookie of a read-only session."""
 
 MAX_ATTEMPTS: Final = 5
 ATTEMPTS_WINDOW_S: Final = 60.0
@@ -179,7 +179,7 @@ class TokenAccess:
     def session(self, *, now: float | None = None, view: bool = False) -> str:
         """Start a session of a week; return the value of its cookie.
 
-        With `view` it is one of a user who changes nothing.
+        With `view` the session is read-only.
 
         Sessions are kept in memory, so an ended session stays ended. A restart ends all sessions.
         """

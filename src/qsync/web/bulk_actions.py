@@ -119,7 +119,8 @@ async def apply_to_selected(
 
 
 class Matching(NamedTuple):
-    """The number of tasks that match, at least, and of the others that were read."""
+    """The number of tasks that match (a minimum unless `is_whole`), and of those read that do
+    not."""
 
     number: int
     others: int = 0

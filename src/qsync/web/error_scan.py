@@ -27,7 +27,8 @@ BRIEF_S: Final = 0.05
 
 MIN_AGE_S: Final = 2.0
 SHARE: Final = 20
-"""A new scan begins once the last one is MIN_AGE_S old, and SHARE times as old as it took long."""
+"""A new scan begins once the last one is at least MIN_AGE_S old, and its age is SHARE times its
+duration."""
 
 UNRESTED: Final = 200_000
 """Number of tasks that a scan counts before it rests between its parts."""
@@ -67,7 +68,7 @@ class ErrorScanner:
         self._inspector = inspector
         self._task: asyncio.Task[None] | None = None
         self._last = NOTHING
-        """The last finished scan; before the first one, what that has found so far."""
+        """The last finished scan; until the first one has finished, its results so far."""
         self._dead_of: dict[str, list[ErrorGroup]] = {}
         """Errors of the dead tasks by queue, as of the last finished scan."""
         self._history: deque[tuple[float, dict[str, int]]] = deque()

@@ -21,7 +21,7 @@ MIN_WINDOW_S: Final = 30.0
 """Minimum time of samples for a forecast, in seconds."""
 
 FAR_S: Final = 7 * 86_400.0
-"""A queue that takes longer than this is called steady."""
+"""Time to empty from which a queue is called steady, in seconds."""
 
 LARGE: Final = 100
 """Backlog above which a growing queue is a problem."""

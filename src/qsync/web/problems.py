@@ -83,7 +83,7 @@ async def unhandled_of(
 ) -> dict[str, list[tuple[str, str]]]:
     """Return the types without a handler by queue, and how many of their tasks wait, as text.
 
-    The numbers are counted once in COUNTED_FOR_S, for all open pages.
+    The numbers are counted at most once per COUNTED_FOR_S, for all open pages.
     """
     counted = {
         queue: list(types[:COUNTED_TYPES])
@@ -130,7 +130,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
-    """Return the queues with a backlog that none of the servers takes. Pure, but for texts."""
+    """Return the queues with a backlog that no server takes. Pure except for the language."""
     if not fleet.servers:
         return []  # the overview says so, once for all queues
     text = _("no running server takes its tasks.")
@@ -142,7 +142,7 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
 
 
 def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
-    """Return the queues most of whose backlog has one fairness key. Pure, but for texts."""
+    """Return the queues whose backlog has mostly one fairness key. Pure except for the language."""
     problems = []
     for queue, share in shares.items():
         key = next(iter(share.keys), "")

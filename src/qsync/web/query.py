@@ -1,4 +1,4 @@
-"""Parses the fields of queries and forms, with limits on their size. Pure, but for texts."""
+"""Parses the fields of queries and forms, with size limits. Pure except for the language."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Roles of users: what each of them may change. `view` changes nothing, `operate` all but deletes.
+"""Roles of users: `view` may change nothing, `operate` everything except deletions, `delete` all.
 
-A request that changes something has a route; ROLES says which role it takes.
+ROLES names the role that each route of a change requires.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROLES: Final[dict[str, Role]] = {
     "/schedule/resume": "operate", "/schedule/trigger": "operate", "/schedule/forget": "delete",
     "/schedule/backfill": "operate",
 }  # fmt: skip
-"""Role that each route requires. The search deletes only for `delete`, too."""
+"""Role that each route requires. In a search, too, only `delete` may delete."""
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
@@ -60,7 +60,7 @@ def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
 
 
 async def role_of(role: RoleOf | Role, request: Request) -> Role:
-    """Return the role of a user; what the function does not name right is `view`."""
+    """Return the role of a user; `view` if the function returns another value."""
     if not callable(role):
         return role
     answer: Any = role(request)
@@ -76,17 +76,18 @@ def given_role(request: Request) -> Role:
 
 
 def allows(role: Role, path: str) -> bool:
-    """Return whether a role may send the form of a path; what is no change, everybody may."""
+    """Return whether a role may send the form of a path. Every role may send a form that changes
+    nothing."""
     return path not in ROLES or RANK[role] >= RANK[ROLES[path]]
 
 
 def refusal(role: Role, route: str) -> str | None:
-    """Return why a role may not change what a route changes; None if it may."""
+    """Return why a role may not use the route of a change; None if it may."""
     return lacking(role, ROLES.get(route, "delete"))
 
 
 def lacking(role: Role, needed: Role) -> str | None:
-    """Return that a role lacks the rights of another one; None if it has them."""
+    """Return the message for a role that lacks the rights of another; None if it has them."""
     if RANK[role] >= RANK[needed]:
         return None
     return _(

@@ -1,4 +1,4 @@
-"""Filters and functions of the templates. Pure, but for the language of the request.
+"""Filters and functions of the templates. Pure except for the language.
 
 Templates escape HTML. This module escapes characters that are invisible or that change the
 direction of text, and translates phrases.
@@ -29,7 +29,7 @@ _INVISIBLE: Final = re.compile(
 )
 """Controls, bidirectional marks, invisible spaces and joiners, and lone surrogates.
 
-A no-break space between digits is how some languages set thousands apart.
+A no-break space between digits stays: some languages separate thousands by it.
 """
 
 
@@ -71,7 +71,7 @@ def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
 
 def _markup(text: str, values: dict[str, Any]) -> Markup:
     """Return a text of the catalogue with its values, which are escaped as all output is."""
-    if "<" not in text:  # it may stand in an attribute
+    if "<" not in text:  # it may be in an attribute
         text = text.replace('"', "&#34;")
     return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
 

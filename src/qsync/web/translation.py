@@ -48,7 +48,7 @@ def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
 
 
 def translated(text: Phrase | str) -> str:
-    """Return a phrase in the language of the request; a text as it is."""
+    """Return a phrase in the language of the request, and a text unchanged."""
     if not isinstance(text, Phrase):
         return text
     if text.plural is None:
@@ -140,7 +140,7 @@ def coarse(value: float) -> str:
 
 
 def relative(time: datetime | None) -> str:
-    """Return how long ago or in how long a time is, by the store's clock; empty if unknown."""
+    """Return a time relative to now, by the store's clock; empty if unknown."""
     if time is None:
         return ""
     seconds = (time - store_clock.now()).total_seconds()
@@ -170,7 +170,7 @@ def day_and_month(day: date) -> str:
 
 
 def count(number: float | None) -> str:
-    """Return a count with its thousands apart; empty if unknown."""
+    """Return a count with separated thousands; empty if unknown."""
     return "" if number is None else current().digits(f"{number:,.0f}")
 
 

@@ -1,4 +1,5 @@
-"""What became of the demo's tasks, and what it prints: progress while it runs, then the account."""
+"""The outcome of the demo's tasks, and what the demo prints: its progress, and the account at the
+end."""
 
 from __future__ import annotations
 

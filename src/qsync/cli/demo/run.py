@@ -33,8 +33,8 @@ WORKER: Final = (
     "--queues", ",".join(f"{name}={weight}" for name, weight in QUEUES.items()),
     "--shutdown-timeout", "5",
 )  # fmt: skip
-SLOW: Final = 40  # few enough for one server to run the slow tasks of two
-TIMEOUT_S: Final = 3600.0  # for results: long, since other programs may have the machine
+SLOW: Final = 40  # few enough that one server can run all of them
+TIMEOUT_S: Final = 3600.0  # for results; long, since the machine may be busy
 
 
 class DemoClient:

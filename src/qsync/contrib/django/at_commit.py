@@ -28,7 +28,7 @@ class CommitCallback:
 
 
 _callbacks: Final = WeakSet[CommitCallback]()
-"""Those of all threads: an async test runs beside the thread that has its transaction."""
+"""Callbacks of all threads: an async test runs in another thread than its transaction."""
 
 
 def at_commit(database: str, send: Callable[[], None]) -> None:

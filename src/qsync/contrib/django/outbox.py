@@ -161,7 +161,8 @@ def relay_of(connections: Connections) -> Relay:
 
 
 def _is_in_memory(database: str) -> bool:
-    """Return whether no other process has the database, and none needs a relay: a test's SQLite."""
+    """Return whether the database is in memory, as in tests: it needs no relay, and no other
+    process has it."""
     connection = connections[database]
     return connection.vendor == "sqlite" and connection.is_in_memory_db()
 

@@ -220,7 +220,8 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
 
 
 def check_types(task: Any) -> None:
-    """Check what Django compares without a check; qsync.InvalidTask when its type is wrong."""
+    """Check the fields that Django compares without a check of their types; raise qsync.InvalidTask
+    for a wrong type."""
     if not isinstance(task.priority, int) or isinstance(task.priority, bool):
         raise InvalidTask(
             "priority must be a whole number between -100 and 100. "  # Django's words

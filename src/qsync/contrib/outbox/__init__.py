@@ -49,7 +49,7 @@ class Outbox:
 
     table     name of the table, which may have a schema: "shop.qsync_outbox"
     metadata  MetaData of SQLAlchemy in which the table is, e.g. `Base.metadata`, so that its
-              migrations include the table; by default one of its own
+              migrations include the table; by default a separate one
 
     A row that is sent twice does not run twice: the store refuses a known id for the app's
     `remember_ids`, even after the task has ended. So an app with `remember_ids=0` raises

@@ -49,7 +49,7 @@ class Database(Protocol):
 
 
 class AsyncBatch(Protocol):
-    """Like Batch, with an awaitable `delete`."""
+    """Like RowBatch, with an awaitable `delete`."""
 
     rows: Sequence[UnsentRow]
 

@@ -113,7 +113,7 @@ class _Sentry:
                     value = await call_next()
                 except (Retry, SkipRetry, Snooze) as error:
                     span.set_status(SPANSTATUS.ABORTED)
-                    decision = error  # raised below: the span would become one of an error
+                    decision = error  # raised below: here it would mark the span as failed
                 except Exception as error:
                     span.set_status(SPANSTATUS.INTERNAL_ERROR)
                     _keep(error, scope, span)
