@@ -73,7 +73,7 @@ class SocketConnection:
             protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
-        """Returns the number of decrypted bytes; None without TLS."""
+        """Function that returns the number of decrypted bytes; None without TLS."""
         self._poll = _poll_of(sock)
         """Waits up to a number of ms; returns whether the socket has data or was closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")

@@ -37,7 +37,7 @@ class EventRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StoredEvent(NamedTuple):
-    """An entry of the record. If its content cannot be read, `record` is None."""
+    """An entry of the record. `record` is None if it cannot be read."""
 
     at_us: int
     number: int

@@ -122,8 +122,8 @@ def _repeat_unknown(calls: Sequence[Call[Any]], replies: list[Any]) -> Exchanges
 def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
     """Make one call on a cluster node; return its reply.
 
-    `asking`: another node redirected the call here with ASK, since it is moving the keys to this
-    node. Calls with a wait are not sent with ASKING.
+    With `asking`, another node redirected the call here with ASK, since it is moving the keys to
+    this node. Calls with a wait are not sent with ASKING.
     """
     if call.wait is not None:
         [reply] = yield from with_confirmation([call], call.wait)

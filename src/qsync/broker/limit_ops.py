@@ -58,7 +58,7 @@ class LimitsPage:
     """Rules of operators, by name or limit."""
     states: list[LimitState]
     cursor: str
-    """Cursor of the next page; "0": the end."""
+    """Cursor of the next page; "0" after the last page."""
 
 
 @dataclass(frozen=True, slots=True)

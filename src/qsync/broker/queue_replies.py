@@ -19,13 +19,13 @@ def separate_cancelled(stored: dict[TaskState, int], cancelled: int) -> dict[Tas
 
 
 ONE_TASK: Final = 1_000_000_000_000
-"""What a task adds to the field `tally` of meta, beside its size (include/count_enqueued.lua)."""
+"""What a task adds to the field `tally` of meta, besides its size (include/count_enqueued.lua)."""
 
 
 def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]:
     """Return the counters by name, without those that are not valid numbers.
 
-    `tally`: the day and the sum of the tasks that the counters do not have yet.
+    `tally` is the day and the sum of the tasks that the counters do not include yet.
     """
     pairs = zip(flat[::2], flat[1::2], strict=True)
     counters = {

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import all errors of redis-py when one is first used; Python then finds the others."""
+        """Import all errors of redis-py when one is first used; later uses do not call this
+        function."""
         if name.startswith("__"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from redis import exceptions

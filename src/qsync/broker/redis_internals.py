@@ -69,7 +69,7 @@ def address_remap(cluster: Any) -> Any:
 def limit_socket(connection: Any, seconds: float) -> None:
     """Limit each write and read of an open connection to `seconds`.
 
-    As a fallback the timeout that the connection was made with stays.
+    As a fallback, the connection keeps the timeout that it was made with.
     """
     try:
         sock = connection._sock

@@ -32,7 +32,7 @@ class PutOutcome(NamedTuple):
 
 
 class DueSchedules(NamedTuple):
-    """The due schedules, and the next tick of the others."""
+    """The due schedules, and the next tick of all other schedules."""
 
     now_us: int
     next_us: int | None

@@ -86,7 +86,7 @@ def template_of(task: NewTask) -> bytes:
 
 
 def read_record(data: bytes) -> ScheduleRecord:
-    """Decode a record; an invalid one gives an empty record."""
+    """Decode a record; return an empty record if it is invalid."""
     try:
         record: ScheduleRecord = codec.decode(data, ScheduleRecord)
     except codec.CodecError:

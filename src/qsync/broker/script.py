@@ -90,7 +90,7 @@ class Script:
     """Whether there is a flow variant, and this is a plain one."""
     allow_oom: bool | None = None
     flow_name: str = ""
-    """Script that has the flow variant; empty: this one."""
+    """Script that has the flow variant; empty if it is this one."""
 
     def flow(self) -> Script:
         """Return the flow variant of a plain script."""
@@ -110,7 +110,7 @@ def read(path: str) -> str:
 
 
 def variant(text: str, *, flow: bool) -> str:
-    """Return the text of a file as one variant has it."""
+    """Return the text of a file without the lines of the other variant."""
     text = _BLOCK.sub(lambda found: found[1] if flow else found[2] or "", text)
     own, other_lines = (_FLOW_LINE, _PLAIN_LINE) if flow else (_PLAIN_LINE, _FLOW_LINE)
     return own.sub(r"-- \1\2", other_lines.sub("", text))

@@ -105,7 +105,7 @@ class Content(NamedTuple):
     message: bytes
 
     def details(self) -> Message:
-        """Decode the message of the task. Raise CodecError if it is not one of a known version."""
+        """Decode the message of the task. Raise CodecError if it has no known version."""
         return decode_message(ENVELOPE_HEAD + bytes(8) + self.message)
 
     def task(self, id: str, queue: str) -> NewTask:
@@ -181,7 +181,7 @@ def _next_after(schedule: Cron | Every, moment_us: int) -> int:
 
 
 def next_tick(schedule: Cron | Every, moment_us: int) -> int:
-    """Return the first tick after the moment, NEVER_US without one."""
+    """Return the first tick after the moment; NEVER_US if there is none."""
     return _next_after(schedule, moment_us)
 
 

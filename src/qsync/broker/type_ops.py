@@ -91,7 +91,8 @@ class TypeSample:
 
 
 def sample_types(keys: QueueKeys, *, count: int) -> Call[TypeSample]:
-    """Count the types of up to `count` pending and dead tasks each, from all over the state."""
+    """Count the types of up to `count` pending and `count` dead tasks, sampled from the whole
+    state."""
 
     def decode(found: dict[str, Any]) -> TypeSample:
         paused = sorted(name.decode(errors="replace") for name in found["paused"])
@@ -126,7 +127,7 @@ class StoredTypeStats:
 
 
 def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str]]:
-    """Store reports by their field; return the fields of those that were there before."""
+    """Store reports by their field; return the fields of the reports that the store had before."""
     args: list[Argument] = []
     for field, report in reports.items():
         args += (field, report)
@@ -136,7 +137,8 @@ def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str
 def roll_types(
     keys: QueueKeys, directory: bytes, reports: Sequence[str], fields: Mapping[str, bytes | None]
 ) -> Call[bool]:
-    """Replace reports by fields of the statistics; False: the directory has changed meanwhile."""
+    """Replace reports by fields of the statistics; return False if the directory has changed
+    meanwhile."""
     args: list[Argument] = [directory, len(reports), *reports]
     for field, block in fields.items():
         args += (field, block or b"")

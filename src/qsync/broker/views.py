@@ -285,7 +285,8 @@ class Published:
 def schedules(
     keys: QueueKeys, name: str = "", *, now_us: int | None = None
 ) -> Call[tuple[int, list[Published]]]:
-    """Read the store's time and a queue's schedules; with `name` only that one and its task."""
+    """Read the store's time and a queue's schedules; with `name`, only that schedule and its
+    task."""
     args = (now_argument(now_us), name)
 
     def decode(reply: Any) -> tuple[int, list[Published]]:
@@ -310,12 +311,12 @@ class AuditRow:
     beside: tuple[str, ...]
     """Names of the hashes that have an entry for the id."""
     lock: str
-    """Lock that the id is recorded to hold; empty: none."""
+    """Lock that the id is recorded to hold; empty if there is none."""
     holder: str
     """Id that holds that lock."""
     claim: str
-    """Lock that names the id as its holder, if the audit found it that way. For an invalid entry
-    among the locks: its name, with an empty id."""
+    """Lock that names the id as its holder, if the audit found the id through that lock. For an
+    invalid entry among the locks, it is the entry's name, and the id is empty."""
     message: bytes | None
     """Message of the task; only given when the claim is not its lock."""
 
@@ -333,7 +334,7 @@ def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, l
 
 
 def _raw(text: str) -> bytes:
-    """Return the stored bytes of an id that an audit found, valid UTF-8 or not."""
+    """Return the stored bytes of an id that an audit found, even if they are not valid UTF-8."""
     return text.encode(errors="surrogateescape")
 
 

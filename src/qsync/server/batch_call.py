@@ -33,7 +33,7 @@ class BatchCall:
         """Stop the call if none of its tasks should continue; return whether this stopped it.
 
         A timeout or a shutdown stops all tasks. If only some tasks are cancelled or lost, the call
-        continues for the others.
+        continues for the remaining tasks.
         """
         self.plain = False
         if why in ("timeout", "shutdown"):

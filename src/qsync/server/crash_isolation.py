@@ -129,14 +129,13 @@ class CrashIsolation:
         return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Return whether suspects wait for others that still run in company, or for a joint
-        start."""
+        """Return whether suspects wait for those of `together` to end, or are to start together."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)
 
     def delay(self, now: float, *, running: int, ready: int) -> float:
-        """Return the seconds until the next check of the first waiting suspect; 0: it may start.
+        """Return the seconds until the next check of the first waiting suspect; 0 if it may start.
 
         The caller also checks when a running task ends.
         """

@@ -25,7 +25,7 @@ from qsync.state import TaskState
 log: Final = logging.getLogger("qsync.server")
 
 TASKS_NAMED: Final = 20
-"""Maximum number of tasks that one log record names; it counts the others."""
+"""Maximum number of tasks that one log record names; it only counts further tasks."""
 
 HOOKED: Final = 250
 """Maximum number of tasks of one fetch for which the "dead" hooks are called."""

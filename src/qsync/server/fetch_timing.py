@@ -83,8 +83,8 @@ class FetchTiming:
         self.awaiting_slots: set[str] = set()
         """Queues whose last fetch left only tasks with limits, for lack of free slots."""
         self.in_order: set[str] = set()
-        """Queues whose tasks with limits are next. While there are any, no tasks are leased ahead:
-        they would take the slots that tasks with limits need."""
+        """Queues whose tasks with limits are next. While there are such queues, no tasks are leased
+        ahead: they would take the slots that tasks with limits need."""
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at = 0.0

@@ -67,7 +67,7 @@ def _hold_new(
     queue: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
     expires: float, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
-    """Do the same as `hold`, but only for tasks that never failed; most fetches bring no others."""
+    """Do the same as `hold`, for tasks that never failed: most fetches bring only such tasks."""
     leased_us = fetched.now_us
     tasks = [
         LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires, leased_us)

@@ -1,4 +1,4 @@
-"""Warns when another server of a queue has the handlers that this one lacks."""
+"""Warns when another server of a queue has handlers that this server lacks."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
     app_version: str = ""
     """Version of the program; empty if it is not set."""
     blocked_s: float = 0.0
-    """Time for which the event loop has been blocked; 0: it is not blocked."""
+    """Time for which the event loop has been blocked; 0 if it is not blocked."""
     blocked_in: str = ""
     """Function that blocks it, with file and line."""
     away: dict[str, float] = {}

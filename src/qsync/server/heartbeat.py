@@ -92,7 +92,8 @@ class Heartbeat:
         """Renew the leases of all held tasks; return False if some renewals failed.
 
         Cluster slots move, so these queues may be on several nodes. A node that does not answer is
-        skipped for the rest of the round, so that it does not delay the renewals on the others.
+        skipped for the rest of the round, so that it does not delay the renewals on the other
+        nodes.
         """
         silent: set[str] = set()
         all_done = True

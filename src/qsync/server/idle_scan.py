@@ -200,7 +200,7 @@ class BusyQueues:
     async def _check(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
         """Check each queue once, and log an outage; return those whose store is unreachable.
 
-        In a cluster, a node that is down does not make this ask the other nodes again.
+        In a cluster, the caller does not check other nodes again because one node is down.
         """
         if self._broker.address.kind == "cluster":
             pages = [[queue] for queue in queues]

@@ -1,4 +1,5 @@
-"""Keeps a server's leases: renews and repairs them, hands tasks back, and drops lost ones.
+"""Keeps a server's leases: renews and repairs them, hands tasks back, and drops tasks whose lease
+is lost.
 
 The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
 thread keeps the leases of its node with a ThreadLeaseKeeper. Both interpret the store's answers
@@ -96,7 +97,7 @@ class LeaseKeeper:
         self.stop(renewal.apply(await self._broker.run(renewal.call)))
 
     def stop(self, refusals: Iterable[Refusal]) -> None:
-        """Stop the cancelled tasks, and lose the others."""
+        """Stop the cancelled tasks, and those whose lease this server no longer holds."""
         for leased, answer in refusals:
             if answer == "cancelled":
                 self._stopper.stop(leased, "cancelled")

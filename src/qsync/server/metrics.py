@@ -37,7 +37,7 @@ class MetricRow(msgspec.Struct, array_like=True):
     """Number of runs whose statistics the store did not take."""
     oldest_began: float = 0.0
     """When the oldest running task started, by `time.monotonic`, which all processes of a machine
-    share; 0: none runs."""
+    share; 0 if none runs."""
 
     def add(self, other: MetricRow) -> None:
         """Add the counts of another row to this one."""

@@ -50,7 +50,7 @@ TAKE_BACK_AFTER_S: Final = 0.01
 """Time without an answer after which the pool takes back tasks that have not begun, in seconds."""
 
 SMALL: Final = 8 * 1024
-"""Maximum size of a task that may be sent to a process behind others, in bytes."""
+"""Maximum size of a task that may be sent to a process behind other tasks, in bytes."""
 
 _CLOSED: Final = "the pool of processes is closed"
 

@@ -77,7 +77,7 @@ class HandlerCall:
     ) -> None:
         self.path: str = path
         self.info: bytes = info
-        """The task in msgpack; empty: only import the handler."""
+        """The task in msgpack; if empty, the process only imports the handler."""
         self.limit: float | None = limit
         self.claim: Claim | None = claim
         self.future: asyncio.Future[bytes] = future

@@ -94,7 +94,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     expires: float
     """Time at which the lease expires, by boot_s; each renewal extends it."""
     leased_us: int = 0
-    """Store's time of the lease, in microseconds; 0: not known, after a late or repeated reply."""
+    """Store's time of the lease, in microseconds; 0 if unknown, after a late or repeated reply."""
     spared: int = 0
     """Number of crashes that do not count, because another task may have caused them."""
     since_us: int = 0
@@ -112,12 +112,12 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     waits: bool = False
     """True while the task has a slot and waits for a thread or a process."""
     turn: float = 0.0
-    """Time at which the task got its thread or process, by time.monotonic; 0: not yet, or it needs
-    none."""
+    """Time at which the task got its thread or process, by time.monotonic; 0 if it has none yet, or
+    needs none."""
     thread: int = 0
-    """Identifier of the thread that runs the handler; 0: not yet, or it is on the event loop."""
+    """Identifier of the thread that runs the handler; 0 before that, or on the event loop."""
     begun_s: float = 0.0
-    """Time at which the handler started, by boot_s; 0: not yet."""
+    """Time at which the handler started, by boot_s; 0 before that."""
     began: float = 0.0
     """Start of the run, by time.monotonic; only RunMetrics sets it."""
     row: MetricRow | None = None

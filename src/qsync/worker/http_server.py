@@ -66,7 +66,7 @@ class HealthServer:
     The functions run on the event loop of the server's thread. A new connection is always accepted:
     at the limit, it evicts the oldest connection, if possible one that has sent no request. A Host
     header must hold an IP address, a name that public DNS does not have, `host`, or one of `names`;
-    requests with another one are refused, to protect against DNS rebinding.
+    other requests are refused, to protect against DNS rebinding.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ class Lines(logging.Handler):
             line = self.format(record)
         except Exception as error:  # arguments that do not match the format, or a failing __str__
             line = self.format(_unshowable(record, error))
-        if sys.is_finalizing():  # no thread can start now, so waiting for one would never end
+        if sys.is_finalizing():  # no thread can start now, so waiting for it would never end
             if self._descriptor is not None:
                 with contextlib.suppress(OSError):
                     os.write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))

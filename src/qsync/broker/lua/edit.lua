@@ -1,7 +1,8 @@
 #!lua
 -- edit: replace the message of a scheduled, retry or dead task, and run the task or change when it is
 -- due, if it still has the message that the caller saw.
--- A repeated call finds its own message and writes it again; after a run it finds the task moved.
+-- A repeated call finds its own message and writes it again; if the first call ran the task, it
+-- finds the task in another state.
 -- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
 -- include: priority_bands
 -- include: fairness_tags unique_locks revive_dead schedule_due note_runnable message_bytes
