@@ -143,7 +143,15 @@ class _Judge:
         unchanged = (again.attempt, again.crashes) == (before.attempt, before.crashes)
         if unchanged and any(e.kind == "cancelled" for e in self.ends[before.id, before.token]):
             return "handed back"
+        if unchanged and before.crashes and self._crashed(before, again):
+            # Another suspect on the same server may have caused the crash, so it did not count.
+            return "crashed beside suspects"
         return None
+
+    def _crashed(self, before: Note, again: Note) -> bool:
+        """Whether there was a fault before the server can have recorded the end of the run."""
+        recorded = [end.at + self.evidence.lease for end in self.ends[before.id, before.token]]
+        return self._troubles(before.at, min([again.at, *recorded])) > 0
 
     def _troubles(self, begin: float, end: float) -> int:
         """How many faults there were by which a lease may have lapsed between these times."""
