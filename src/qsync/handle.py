@@ -115,7 +115,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         InvalidTask       the task has no `retention`, so its result is not kept, and it is not
                           dead; raised at once
         ResultTimeout     the task did not end within `timeout`; it keeps running
-        TaskFailed        the task is dead, also when its result was over the size limit; the
+        TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
         TaskCancelled     the task was cancelled
         TaskNotFound      the task has left the queue, e.g. because its retention is over
@@ -147,7 +147,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
         wrong, TaskNotFound when the queue does not have the task, and TaskNotWaiting in any other
-        state, also when a server promoted the task first; then nothing is changed.
+        state, e.g. if a server promoted the task first; then nothing is changed.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(self._queries.reschedule(self.id, self.queue, due))
@@ -193,7 +193,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         InvalidTask       the task has no `retention`, so its result is not kept, and it is not
                           dead; raised at once
         ResultTimeout     the task did not end within `timeout`; it keeps running
-        TaskFailed        the task is dead, also when its result was over the size limit; the
+        TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
         TaskCancelled     the task was cancelled
         TaskNotFound      the task has left the queue, e.g. because its retention is over
@@ -225,7 +225,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
         wrong, TaskNotFound when the queue does not have the task, and TaskNotWaiting in any other
-        state, also when a server promoted the task first; then nothing is changed.
+        state, e.g. if a server promoted the task first; then nothing is changed.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(await self._queries.reschedule(self.id, self.queue, due))

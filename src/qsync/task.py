@@ -74,7 +74,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
 
     queue         name of the queue
     id            1 to 128 printable ASCII characters, no spaces; by default a random one.
-                  The store refuses a second task with the same id, also when the first has left
+                  The store refuses a second task with the same id, even if the first has left
                   the queue: for an hour after its enqueue, or `Qsync(remember_ids=...)`
     retry         how many attempts may follow the first one when attempts fail; the app has no
                   default for it

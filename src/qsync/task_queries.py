@@ -235,8 +235,8 @@ class AsyncTaskQueries(_TaskQueriesBase):
         self._loop = self.check_loop()
 
     def check_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running event loop. Raise ConfigError if there is none, as under trio, or the
-        client belongs to another one."""
+        """Return the running event loop. Raise ConfigError if there is none, as under trio, or if
+        the client belongs to another loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -34,7 +34,7 @@ _WAITS: Final = 1 + len(OUTCOMES)
 _RUNS: Final = _WAITS + BUCKETS
 _KNOWN: Final = _RUNS + BUCKETS
 _COLUMNS: Final = _KNOWN + 2 * len(Cells._fields)
-"""First columns of the parts of a row: buckets of both histograms, cells of their quantiles."""
+"""First columns of both histograms and of the cells of their quantiles, and number of columns."""
 
 _WAIT_CELLS: Final = 1000
 _RUN_CELLS: Final = 2000

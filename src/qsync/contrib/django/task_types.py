@@ -270,7 +270,8 @@ def enqueued_at(headers: Mapping[str, str]) -> Any:
 
 
 def _call_of(info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of a task that runs; BadPayload, which is not retried, without them."""
+    """Return the arguments of a running task. Raise BadPayload, which is not retried, if it has
+    none."""
     call = stored_call(info.value())
     if call is None:
         raise BadPayload(f"task {info.type!r}: {PAYLOAD_FORM}")
@@ -319,7 +320,8 @@ class _Attempt:
     def succeed(self, value: Any) -> dict[str, Any]:
         """Return the value to store, and send the signal that the task ended.
 
-        The server discards the value of a stopped run; at a shutdown, only that of a thread.
+        The server discards the value of a stopped run; at a shutdown, it discards only that of a
+        handler in a thread.
         """
         stop = _stopped()
         if stop is not None and (stop != "shutdown" or self._in_thread):
