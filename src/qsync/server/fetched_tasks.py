@@ -30,7 +30,7 @@ def hold(
         try:
             messages = decode_messages(fetched.messages)
         except codec.CodecError:
-            pass  # below: find out which task it is, and hold the others
+            pass  # below: find out which message it is, and hold the other tasks
         else:
             return _hold_new(queue, token, fetched, messages, sent, expires, capacity)
     tasks: list[LeasedTask] = []

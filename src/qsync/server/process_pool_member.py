@@ -310,7 +310,7 @@ class WorkerProcess:
 
     def _has_died(self) -> None:
         """Handle the end of a process that this side did not end: deliver answers, fail the call
-        that ran, and return the others to the pool."""
+        that ran, and return the other calls to the pool."""
         self.dead = True
         while self.receive():  # answers that it wrote before its end
             pass

@@ -226,7 +226,7 @@ class Stopping:
 
     def _running(self) -> list[LeasedTask]:
         """Return the tasks that have a slot; first those that wait for a thread or a process, so
-        that none of them starts while the others are stopped."""
+        that none of them starts while the other tasks are stopped."""
         held = [leased for queue in self._queues for leased in queue.held.copy().values()]
         running = [leased for leased in held if leased.phase is RUNNING]
         return sorted(running, key=lambda leased: not leased.waits)

@@ -18,7 +18,7 @@ from qsync.type_rolls import OTHER
 from qsync.version import __version__
 
 TYPES: Final = 200
-"""Number of types of a queue that are counted on their own; the others count as `OTHER`."""
+"""Number of types of a queue that are counted separately; further types count as `OTHER`."""
 
 TIMED: Final = 8
 """One in this many tasks that end in a row is timed."""

@@ -30,7 +30,7 @@ class Shares:
         """Return the number of slots for each of these queues, at most BATCH_SIZE.
 
         If a queue does not use its slots, the caller leaves it out of the next round, which shares
-        them among the others.
+        them among the other queues.
         """
         if not queues:
             return {}

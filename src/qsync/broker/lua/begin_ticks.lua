@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- begin_ticks: read the time after which the ticks of schedules are due: the last tick enqueued, or
 -- the time since which the schedule has its current expression, if that is later. For a new
--- schedule, for one whose expression changed, and for one that no server published while others
--- were published, that time is now, so that no earlier ticks are enqueued. During a deploy, old and
--- new servers may publish two expressions of one schedule. So each expression has its own time,
--- kept while servers publish it. A last tick from a clock that was wrong counts as now.
+-- schedule, for one whose expression changed, and for one that no server published while other
+-- schedules were published, that time is now, so that no earlier ticks are enqueued. During a
+-- deploy, old and new servers may publish two expressions of one schedule. So each expression has
+-- its own time, kept while servers publish it. A last tick from a clock that was wrong counts as
+-- now.
 -- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the

@@ -67,8 +67,8 @@ local function died_of_crashes(crashes)
   return crashes and string.sub(crashes, -1) == '!'
 end
 
--- Count a task with this mark. At most 10 fairness keys of an error are counted by name; the others
--- share the empty name. `at` is a time, or the id of the task when the latest come first.
+-- Count a task with this mark. At most 10 fairness keys of an error are counted by name; further
+-- keys share the empty name. `at` is a time, or the id of the task when the latest come first.
 local function count_failure(mark, at)
   local entry, key = mark.entry, mark.key
   entry.number = entry.number + 1

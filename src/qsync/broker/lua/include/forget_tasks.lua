@@ -80,7 +80,7 @@ local function check_end_cancelled()
   check_set(KEYS.completed)
 end
 
--- End cancelled tasks: those with a retention go to completed, the others leave the queue. The
+-- End cancelled tasks: those with a retention go to completed, the rest leave the queue. The
 -- `cancels` hash has the retention. The caller has removed the ids from their state already.
 local function end_cancelled(now, ids)
   local gone = {}

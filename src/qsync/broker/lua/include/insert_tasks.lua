@@ -56,7 +56,7 @@ local function due_time(now, text)
 end
 
 -- flow:
--- Return whether a task uses flow control: the options of others have five elements.
+-- Return whether a task uses flow control: without it, its options have five elements.
 local function use_flow(options)
   for _, option in pairs(options) do
     if #option > 5 then

@@ -305,8 +305,8 @@ end
 
 -- Give back the starts of active tasks that never began; `leased_at` has the times of their leases.
 -- Their slots are released separately. What a limit has regained since the oldest of the leases may
--- have been used by others: without these leases it could have been full meanwhile. So no window has
--- more starts than the rate and the burst.
+-- have been used by other tasks: without these leases it could have been full meanwhile. So no
+-- window has more starts than the rate and the burst.
 local function refund_starts(ids, leased_at)
   if not limits_used then
     return

@@ -72,7 +72,7 @@ local function add_ready(limits)
 end
 
 -- Return the limit for which a task that becomes pending has to wait: one that is not open, or for
--- which others wait; nil without one.
+-- which other tasks wait; nil if there is none.
 local function refusing_limit(limits)
   for i = 1, #limits do
     local state = touch_limit(limits[i])

@@ -1,6 +1,7 @@
 -- open_limits: let the next fetch check the waiters of limits that may be open now.
 
--- Maximum number of limits with waiters that one call opens; the others open when a task leaves.
+-- Maximum number of limits with waiters that one call opens; further limits open when a task
+-- leaves.
 local OPENED_MOST = 10000
 
 -- Give each limit with waiters from `from` on, in order of bytes, an opening that is due now. Returns

@@ -1,9 +1,9 @@
--- priority_bands: strict priorities within a queue. The order tags of a priority are a band, and the
--- band of a higher priority lies below. Fair queueing works within a band: each has a virtual time,
--- `v` for the normal priority and `virtual:<priority>` for the others.
--- A member stands for a task in `keys` and `fairness`. It is the fairness key; unless the priority
--- is normal, the byte 255 and the digit of the priority come first. No fairness key begins with
--- that byte, which is not valid UTF-8.
+-- priority_bands: strict priorities within a queue. The order tags of a priority are a band, and
+-- the band of a higher priority lies below. Fair queueing works within a band: each has a virtual
+-- time, `v` for the normal priority and `virtual:<priority>` for the other priorities. A member
+-- stands for a task in `keys` and `fairness`. It is the fairness key; unless the priority is
+-- normal, the byte 255 and the digit of the priority come first. No fairness key begins with that
+-- byte, which is not valid UTF-8.
 
 local normal_priority, band_width, band_reach = 5, 2 ^ 41, 2 ^ 40
 

@@ -141,8 +141,9 @@ local function drop_oldest(now, over, created, new_bytes)
   return true
 end
 
--- Make sure that new tasks fit: drop others, or fail the call, before anything is written. `bodies`
--- holds id and message of each in turn, `tasks` all tasks of the call, as read_tasks returns them.
+-- Make sure that new tasks fit: drop older tasks, or fail the call, before anything is written.
+-- `bodies` holds id and message of each in turn, `tasks` all tasks of the call, as read_tasks
+-- returns them.
 local function make_room(now, tasks, bodies, created)
   local known = redis.call('HMGET', KEYS.meta, 'bounds', '!bounds', 'bytes')
   local bytes, new_bytes = parse_int(known[3]), 0
