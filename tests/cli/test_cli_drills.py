@@ -121,7 +121,7 @@ def test_tasks_of_an_unknown_type_after_a_deploy(live: Live, operator: Operator)
 def test_a_stuck_task(
     live: Live, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("qsync.inspector.live_servers.LONG_RUN_S", 0)
+    monkeypatch.setattr("qsync.inspector.servers.LONG_RUN_S", 0)
     live.serve()
     live.enqueue(Task("hold", id="stuck"))
     wait_until(lambda: live.do(live.inspector.fleet()).long_runs, 20)

@@ -28,7 +28,7 @@ def browser() -> Iterator[Any]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes minutes at night takes a second here."""
     monkeypatch.setattr("qsync.web.forecast.MIN_WINDOW_S", 0.5)
-    monkeypatch.setattr("qsync.inspector.live_servers.LONG_RUN_S", 1)
+    monkeypatch.setattr("qsync.inspector.servers.LONG_RUN_S", 1)
 
 
 @pytest.fixture
