@@ -138,7 +138,9 @@ class Rounds:
             for victims in self._choose(rounds, choice):
                 if self._progress.stopped:
                     break
-                self._progress.tell(partial(self._describe, done, rounds))
+                self._progress.tell(
+                    partial("{} of {} rounds, {} kills".format, done, rounds, kills.total())
+                )
                 self._see_orders()
                 time.sleep(choice.uniform(0.0, LONGEST_MOMENT_S))
                 for part in victims:
@@ -156,13 +158,6 @@ class Rounds:
             for role in list(self._processes):
                 self.end(role, signal.SIGTERM if role == "server" else signal.SIGKILL)
             self._engine.dispose()
-
-    def _describe(self, done: int, rounds: int) -> str:
-        outcome = self.outcome(Counter())
-        return (
-            f"{done} of {rounds} rounds, {outcome.committed} orders committed, "
-            f"{len(outcome.missing)} not run yet, {len(outcome.surplus)} wrong"
-        )
 
     def _choose(self, rounds: int, choice: random.Random) -> Iterator[list[str]]:
         """Yield the victims of each round: each part in turn, one time in three with another."""
