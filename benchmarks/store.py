@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
-from qsync.broker import redis_clients
 from qsync.broker.aio import AsyncBroker
-from qsync.embedded import Embedded
+from qsync.embedded import valkey_environment, valkey_program
+
+START_S: Final = 10.0
+"""Time within which the store answers, in seconds."""
 
 
 @contextlib.asynccontextmanager
 async def private_store() -> AsyncIterator[str]:
     """Start a Valkey without AOF on a unix socket; yield its URL; wait for its end."""
-    folder = Path(tempfile.mkdtemp(prefix="qsync-bench-"))
-    try:
-        with Embedded(folder) as store:
-            url = f"unix://{quote(store.socket)}"
-            broker = AsyncBroker(redis_clients.parse(url), connections=1)
-            try:
-                await broker.ask("CONFIG", "SET", "appendonly", "no")
-            finally:
-                await broker.aclose()
-            yield url
-        await asyncio.to_thread(_wait_for_end, folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _wait_for_end(folder: Path) -> None:
-    with (folder / "users.lock").open() as lock:
-        # The guardian of the store holds this lock until the store has ended.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with tempfile.TemporaryDirectory(prefix="qsync-bench-") as folder:
+        socket = Path(folder) / "valkey.sock"
+        valkey = await asyncio.create_subprocess_exec(
+            valkey_program(), "--port", "0", "--unixsocket", str(socket), "--dir", folder,
+            "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            env=valkey_environment(),
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(START_S):
+                while not socket.exists():  # noqa: ASYNC110 - a file system has no event for it
+                    await asyncio.sleep(0.01)
+            yield f"unix://{quote(str(socket))}"
+        finally:
+            valkey.terminate()
+            await valkey.wait()
 
 
 @dataclass(frozen=True, slots=True)
