@@ -106,7 +106,21 @@ def read(path: str) -> str:
 
     `load` reads every file through this function, so that a test can plant a mistake in one.
     """
-    return _LOADER.get_data(str(_FOLDER / path)).decode()
+    text = _texts().get(path)
+    return _LOADER.get_data(str(_FOLDER / path)).decode() if text is None else text
+
+
+@cache
+def _texts() -> dict[str, str]:
+    """Read all files when the first is needed; return their texts by path; none from an archive.
+
+    An upgrade may replace the files under a running process, and a script must not be put together
+    from files of two versions.
+    """
+    return {
+        path.relative_to(_FOLDER).as_posix(): path.read_text("utf-8")
+        for path in _FOLDER.rglob("*.lua")
+    }
 
 
 def variant(text: str, *, flow: bool) -> str:
