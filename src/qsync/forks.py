@@ -26,7 +26,7 @@ _pid = os.getpid()
 def _wiped_page() -> mmap.mmap | None:
     """Return a page whose first byte is 1 and that the kernel clears in each forked child.
 
-    None: the system has no such pages.
+    Return None if the system has no such pages.
     """
     if sys.platform != "linux":
         return None
@@ -50,10 +50,15 @@ def on_fork(reset: Callable[[], None]) -> None:
 
 def notice() -> None:
     """Reset what was inherited if this process was forked without Python."""
-    if not _page[0] if _page is not None else os.getpid() != _pid:
+    if _is_child():
         with _lock:  # other threads wait until all is reset
-            if os.getpid() != _pid:
+            if _is_child():
                 _reset()
+
+
+def _is_child() -> bool:
+    """Return whether this process was forked since the last reset."""
+    return os.getpid() != _pid if _page is None else not _page[0]
 
 
 def _reset() -> None:

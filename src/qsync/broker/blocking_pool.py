@@ -53,10 +53,10 @@ class Pool:
             except BaseException:
                 self._put_back()
                 raise
-            self._close(connection)
+            self.drop(connection)
 
     def take_warm(self) -> SocketConnection | None:
-        """Return an idle connection that got a reply a moment ago; None: use `acquire`."""
+        """Return an idle connection that got a reply within WARM_S; None if there is none."""
         try:
             connection = self._free.pop()
         except IndexError:
@@ -74,12 +74,8 @@ class Pool:
 
     def discard(self, connection: SocketConnection | LibraryConnection) -> None:
         """Close a broken connection, and the idle ones, which may be broken as well."""
-        self._close(connection)
+        self.drop(connection)
         self.discard_idle()
-
-    def drop(self, connection: SocketConnection | LibraryConnection) -> None:
-        """Close a connection whose protocol state is unknown."""
-        self._close(connection)
 
     def discard_idle(self) -> None:
         """Close the idle connections."""
@@ -91,7 +87,7 @@ class Pool:
             if connection is None:
                 self._put_back()
             else:
-                self._close(connection)
+                self.drop(connection)
 
     def close(self) -> None:
         """Close the idle connections. The next exchange connects again."""
@@ -118,7 +114,8 @@ class Pool:
                 self._waiting -= 1
         raise failures.TimeoutError("all connections to the store are in use")
 
-    def _close(self, connection: SocketConnection | LibraryConnection) -> None:
+    def drop(self, connection: SocketConnection | LibraryConnection) -> None:
+        """Close a connection and return its place to the pool."""
         connection.raw.disconnect()
         self._put_back()
 

@@ -21,7 +21,7 @@ def streams(
 ) -> tuple[asyncio.Transport, asyncio.BaseProtocol, Callable[[Any], Exception]] | None:
     """Return transport and protocol of an open asyncio connection, and its parser of error replies.
 
-    None: this release of redis-py has other internals.
+    Return None if this release of redis-py has other internals.
     """
     try:
         transport = connection._writer.transport
@@ -37,7 +37,7 @@ def streams(
 def socket_and_parser(connection: Any) -> tuple[socket.socket, Callable[[Any], Exception]] | None:
     """Return the socket of an open blocking connection, and its parser of error replies.
 
-    None: this release of redis-py has other internals.
+    Return None if this release of redis-py has other internals.
     """
     sock = getattr(connection, "_sock", None)
     if not isinstance(sock, socket.socket):

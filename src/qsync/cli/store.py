@@ -244,7 +244,7 @@ def note_no_queue(session: StoreSession, rows: Sequence[object]) -> None:
 
 
 async def check_queue(inspector: Inspector, name: str) -> QueueInfo:
-    """Return a queue; exit unless there is one of this name."""
+    """Return the queue with this name; exit if there is none."""
     info = await inspector.queue(name)
     if info is None:
         await exit_unknown_queue(inspector, name)

@@ -13,8 +13,7 @@ from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import check_broker, ends_in, noop
 from qsync.broker.call import Call, Durability, Wait
-from qsync.broker.enqueue_options import has_options
-from qsync.broker.enqueue_packet import CREATED_REPLY, pack_enqueue
+from qsync.broker.enqueue_packet import CREATED_REPLY
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
@@ -61,7 +60,6 @@ class AsyncClient(ClientBase):
     ) -> None:
         check_broker(broker, "Qsync(url, prefix=...).async_client()")
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
-        self._sends_packets = broker.sends_packets
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
@@ -291,16 +289,13 @@ class AsyncClient(ClientBase):
         A task without options goes as a packet first. If its reply is not that the task was
         created, the call is made as usual, with the same id, as a repetition.
         """
-        sender, number = call_id = self._call_sequences.take()
+        call_id = self._call_sequences.take()
         try:
-            if (
-                self._sends_packets
-                and not has_options(task)
-                and not self._announcer.is_due(keys.queue)
+            packet = self._packet(keys, task, call_id)
+            if packet is not None and await self._broker.converse(
+                packet, CREATED_REPLY, seconds=remaining_s
             ):
-                packet = pack_enqueue(keys, task, sender, number)
-                if await self._broker.converse(packet, CREATED_REPLY, seconds=remaining_s):
-                    return Enqueued("created", task.id)
+                return Enqueued("created", task.id)
             reply = await self._reply_as(call_id, keys, (task,), None, ends_in(remaining_s))
         finally:
             self._call_sequences.give_back(call_id)

@@ -11,6 +11,8 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
+from qsync.broker.enqueue_options import has_options
+from qsync.broker.enqueue_packet import pack_enqueue
 from qsync.broker.views import QueueNames
 from qsync.bulk_enqueue import BulkEnqueue, Lookahead, RoundTrip
 from qsync.declared_limits import DeclaredLimits
@@ -59,6 +61,7 @@ class ClientBase:
             msg = f"payload_limit: {payload_limit} is over {MAX_PAYLOAD_LIMIT} bytes (31 MiB)"
             raise ConfigError(msg)
         self._broker: Any = broker
+        self._sends_packets = broker.sends_packets
         self._registrations: Any
         self._address = broker.address
         self._global_keys = GlobalKeys(prefix)
@@ -131,6 +134,12 @@ class ClientBase:
             remember_us=self._remember_us,
             declared=self.declared,
         )
+
+    def _packet(self, keys: QueueKeys, task: NewTask, call_id: tuple[str, int]) -> bytes | None:
+        """Return the encoded call that enqueues a task; None if it must go as a `Call`."""
+        if not self._sends_packets or has_options(task) or self._announcer.is_due(keys.queue):
+            return None
+        return pack_enqueue(keys, task, *call_id)
 
     def _registration(self, queue: str) -> Call[Any] | None:
         """Return the call that registers the queue in the store, to be sent with its tasks.

@@ -10,8 +10,7 @@ from qsync.broker import ops, views
 from qsync.broker.base import check_broker, ends_in, noop
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
-from qsync.broker.enqueue_options import has_options
-from qsync.broker.enqueue_packet import CREATED_REPLY, pack_enqueue
+from qsync.broker.enqueue_packet import CREATED_REPLY
 from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import BulkEnqueue, fitting
 from qsync.client.base import ClientBase
@@ -52,7 +51,6 @@ class Client(ClientBase):
     ) -> None:
         check_broker(broker, "Qsync(url, prefix=...).client()")
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
-        self._sends_packets = broker.sends_packets
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
@@ -211,15 +209,12 @@ class Client(ClientBase):
         )  # fmt: skip
 
     def _stores_at_once(self, task: NewTask, call_id: tuple[str, int]) -> bool:
-        """Store a task without options by one packet; return whether the store has created it.
+        """Try to store a task by an encoded call; return whether the store has created it.
 
-        False: send the call as usual, with the same id, as a repetition of this one.
+        If it returns False, repeat the call as usual, with the same id.
         """
-        if not self._sends_packets or has_options(task) or self._announcer.is_due(task.queue):
-            return False
-        packet = pack_enqueue(self._keys(task.queue), task, *call_id)
-        is_created: bool = self._broker.converse(packet, CREATED_REPLY)
-        return is_created
+        packet = self._packet(self._keys(task.queue), task, call_id)
+        return packet is not None and self._broker.converse(packet, CREATED_REPLY)
 
     def _send_call(
         self, queue: str, tasks: Sequence[NewTask], durability: Durability | None

@@ -59,7 +59,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     long_runs: list[LongRun]
 
     def of_queue(self, queue: str) -> list[ServerInfo]:
-        """Return the servers that take tasks from a queue; draining ones do not."""
+        """Return the servers that take tasks from a queue, without those that drain."""
         return [server for server in self.servers if queue in server.queues and not server.quiet]
 
 
