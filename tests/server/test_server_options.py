@@ -215,6 +215,32 @@ async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
                 release.set()
 
 
+async def test_tasks_that_wait_for_a_thread_behind_slow_ones_go_to_another_server(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose tasks were quick lets some wait for its threads, and then all are slow."""
+    monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
+    mux, release, begun = Mux(), threading.Event(), list[str]()
+
+    @mux.handle("quick")
+    def quick(task: TaskInfo) -> None: ...
+
+    @mux.handle("wait")
+    def wait(task: TaskInfo) -> None:
+        begun.append(server_of_token(task.token))
+        release.wait(60)
+
+    async with bench(valkey.url, prefix) as b:
+        types = ["quick"] * 5000 + ["wait"] * 6
+        await b.client.enqueue_many(Task(type, b"") for type in types)
+        async with b.server(mux, server_id="one"):
+            await until(lambda: begun == ["one"] * 2, timeout=30)
+            async with b.server(mux, server_id="two"):
+                await until(lambda: sorted(begun) == ["one"] * 2 + ["two"] * 2, timeout=30)
+                release.set()
+                await until(lambda: len(begun) == 6, timeout=30)
+
+
 def test_wait_for_a_default_thread_does_not_count_as_run_time(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,6 +236,33 @@ async def test_free_thread_checks_whether_the_next_task_may_begin() -> None:
     await pool.close(1)
 
 
+async def test_calls_that_wait_too_long_for_a_thread_are_taken_back() -> None:
+    pool, gate, inside, called = ThreadPool(1), threading.Event(), threading.Event(), list[int]()
+
+    def hold() -> None:
+        inside.set()
+        gate.wait(10)
+
+    def submit(number: int, claim: Claim | None) -> asyncio.Future[None]:
+        context = contextvars.copy_context()
+        return pool.submit(context, called.append, (number,), {}, claim)
+
+    first = pool.submit(contextvars.copy_context(), hold, (), {}, Claim())
+    await until(inside.is_set)
+    hook, task = submit(1, None), submit(2, Claim())
+    pool.take_back(60)
+    assert not task.done(), "it has not waited for so long"
+    pool.take_back(0)
+    with pytest.raises(HandlerNotStarted):
+        await task
+    assert not first.done(), "its function has begun"
+    gate.set()
+    await asyncio.gather(first, hook)
+    await submit(3, Claim())
+    assert called == [1, 3]
+    await pool.close(1)
+
+
 @pytest.mark.faults(101)
 async def test_free_process_checks_whether_the_next_task_may_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,10 @@ from qsync.server.queue_state import LeasedTask
 AHEAD_S: Final = 0.1
 """Time for which tasks are leased ahead, in seconds, at the recent throughput."""
 
+AT_THREADS: Final = 20
+"""One in so many of the tasks leased ahead may already wait for a thread: AHEAD_S / AT_THREADS is
+5 ms of work."""
+
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
 """Seconds, or number of starts, after which the throughput is measured again. The second limit lets
@@ -29,8 +33,13 @@ a server that gets many tasks at once soon lease tasks ahead."""
 class Capacity:
     """Tells how many tasks the server may lease."""
 
-    def __init__(self, config: Config, suspects: CrashIsolation, gathering: Gathering) -> None:
+    def __init__(
+        self, config: Config, suspects: CrashIsolation, gathering: Gathering,
+        *, threads_only: bool = False,
+    ) -> None:  # fmt: skip
+        """`threads_only`: every task with a slot needs a thread, and there are `concurrency`."""
         self._config = config
+        self._threads_only = threads_only
         self._suspects = suspects
         self.gathering = gathering
         """Batches of leased tasks that are incomplete, or wait for a slot."""
@@ -48,6 +57,9 @@ class Capacity:
         """Whether to signal `room_made`; False while a round of fetches is in flight."""
         self.idle: asyncio.Event = asyncio.Event()
         self.idle.set()
+        self.waiting_slots: int = 0
+        """Number of slots beyond `concurrency`, for tasks that wait for a thread. While handlers
+        are quick, a thread that is free then begins its next task without the event loop."""
         self._refill_below = 0
         """Number of tasks in `ready` at which the server fetches again."""
         self._throughput = 0.0
@@ -57,6 +69,16 @@ class Capacity:
     def started_total(self) -> int:
         """Number of tasks started so far."""
         return self._started_before + self.started
+
+    @property
+    def slots(self) -> int:
+        """Return how many tasks may have a slot."""
+        return self._config.concurrency + self.waiting_slots
+
+    @property
+    def in_use(self) -> int:
+        """Return how many tasks run, without those that wait in a slot beyond `concurrency`."""
+        return min(self.running, self._config.concurrency)
 
     def open_slots(self) -> int:
         """Return how many tasks could start now: the slots without a task leased for them."""
@@ -100,6 +122,8 @@ class Capacity:
         if self._config.prefetch is not None:
             ahead = min(ahead, self._config.prefetch)
         self._refill_below = ahead // 2
+        if self._threads_only:
+            self.waiting_slots = ahead // AT_THREADS
         return ahead
 
     def signal(self) -> None:

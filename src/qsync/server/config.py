@@ -219,14 +219,16 @@ class Config:
         """Return the configuration for these handlers: if all are `def`, lower concurrency to
         `thread_count`.
 
-        Further tasks would wait for a thread here while another server may have a free one. If
-        `threads` is given, return the configuration unchanged.
+        Further tasks would wait for a thread here while another server may have a free one; only
+        quick ones do (see Capacity). If `threads` is given, return the configuration unchanged.
         """
+        return replace(self, concurrency=self.thread_count) if self.threads_only(mux) else self
+
+    def threads_only(self, mux: Mux) -> bool:
+        """Return whether all handlers are `def` and run in the default number of threads."""
         if self.threads is not None or not mux.handlers:
-            return self
-        if any(handler.place != "thread" for handler in mux.handlers):
-            return self
-        return replace(self, concurrency=self.thread_count)
+            return False
+        return all(handler.place == "thread" for handler in mux.handlers)
 
     @property
     def lease_s(self) -> float:

@@ -126,7 +126,7 @@ class HealthProbe:
             unavailable=self._outage.reason,
             stopping=stopping,
             quiet=self._control.quiet,
-            running=self._capacity.running,
+            running=self._capacity.in_use,
             tasks=self._capacity.started_total,
             concurrency=self._config.concurrency,
             app_version=self._config.version or "",

@@ -87,7 +87,7 @@ class Invoker:
         self.bound: dict[str, BoundHandler] = {}
         """The handlers that `find` has returned so far, by type."""
         self._batches: dict[str, BoundBatch] = {}
-        self._threads = threads or ThreadPool(config.thread_count, hung)
+        self.threads: Threads = threads or ThreadPool(config.thread_count, hung)
         self._config = config
         self._setup = setup
         needed = any(handler.place == "process" for handler in mux.handlers)
@@ -150,7 +150,7 @@ class Invoker:
         if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
             return hook(*args)
         try:
-            called = self._threads.submit(contextvars.copy_context(), hook, args, {})
+            called = self.threads.submit(contextvars.copy_context(), hook, args, {})
         except RuntimeError:  # the server has closed the pool
             return hook(*args)
         return await called
@@ -161,7 +161,7 @@ class Invoker:
 
     async def aclose(self) -> None:
         """Close the pools; handlers that run in threads are not stopped."""
-        await self._threads.close(0.0)
+        await self.threads.close(0.0)
         if self._processes is not None:
             await self._processes.close(1.0)
 
@@ -171,7 +171,7 @@ class Invoker:
                 return _on_loop(handler)
             case "thread":
                 around = (*self._middleware, *handler.middleware)
-                return _in_thread(handler, self._threads, [*filter(in_thread, around)])
+                return _in_thread(handler, self.threads, [*filter(in_thread, around)])
             case "process":
                 return self._in_process(handler)
 

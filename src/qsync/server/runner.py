@@ -147,7 +147,7 @@ class Runner:
         """Take the tasks that may start now from `ready`, while slots are free; set suspects aside
         and gather the tasks of batch handlers."""
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
-        slots, suspected, bound = self._concurrency, self._suspected, self._invoker.bound
+        slots, suspected, bound = capacity.slots, self._suspected, self._invoker.bound
         isolating = suspects.alone is not None or len(suspects.waiting) > 0
         while ready and capacity.running < slots:
             if isolating and suspects.blocks_others(time.monotonic()):
@@ -415,6 +415,10 @@ class Runner:
             ended = suspects.drop_ended(time.monotonic()) or ended
         if ended:
             self._start_some()
+
+    def take_back_from_threads(self, waited_s: float) -> None:
+        """Hand back the tasks that have waited for a thread for over `waited_s` seconds."""
+        self._invoker.threads.take_back(waited_s)
 
     def give_up(self, leased: LeasedTask) -> None:
         """End a task whose handler still runs after its stop, and all tasks of its call."""

@@ -323,7 +323,9 @@ class Server:
         gathering = Gathering(
             lambda: self._runner.start_batches(), longest_wait_s=self.replaced.batch_wait_s
         )
-        capacity = self._capacity = Capacity(self.config, suspects, gathering)
+        capacity = self._capacity = Capacity(
+            self.config, suspects, gathering, threads_only=self.config.threads_only(self.mux)
+        )
         pipeline = CallPipeline(self._broker, len(self._queues))
         settlers = {
             queue.name: Settler(

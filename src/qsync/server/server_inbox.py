@@ -155,9 +155,9 @@ class ServerInbox:
             "python": ".".join(map(str, sys.version_info[:3])),
             "uptime_s": int(boot_s() - self._started),
             "concurrency": self._config.concurrency,
-            "running": self._capacity.running,
+            "running": self._capacity.in_use,
             "quiet": int(self.quiet),
-            "waiting": self._capacity.running if self._waits.stuck else self._waits.count,
+            "waiting": self._capacity.in_use if self._waits.stuck else self._waits.count,
             "queues": codec.encode(self._config.weights),
             "types": codec.encode(list(self._types)),
             "unknown": codec.encode(self._runner.unknown_types),
@@ -176,11 +176,15 @@ class ServerInbox:
         await self._inbox.aclose()
 
     async def watch_stale(self) -> None:
-        """Hand back tasks that were leased ahead over STALE_S ago and have not started."""
+        """Hand back tasks that were leased ahead over STALE_S ago and have not started, also those
+        that wait for a thread by now."""
         while True:
             await asyncio.sleep(STALE_S / 4)
-            if self._capacity.ready or self._capacity.gathering.due:
+            capacity = self._capacity
+            if capacity.ready or capacity.gathering.due:
                 self._runner.stopping.hand_back_ready(older_than=STALE_S)
+            if capacity.running > self._config.concurrency:
+                self._runner.take_back_from_threads(STALE_S)
 
     async def read_inbox(self) -> None:
         """Carry out orders until cancelled.

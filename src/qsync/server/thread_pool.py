@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
@@ -32,7 +33,7 @@ class _Call:
 
     __slots__ = (
         "abandoned", "claim", "counted_lost", "error", "future", "hung", "perform", "replaced",
-        "started", "thread_ended", "value",
+        "started", "submitted", "thread_ended", "value", "withdrawn",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +44,9 @@ class _Call:
         self.claim = claim
         self.value: Any = None
         self.error: BaseException | None = None
+        self.submitted = time.monotonic()
         self.started = False
+        self.withdrawn = False
         self.abandoned = False
         self.counted_lost = False
         self.replaced = False
@@ -66,6 +69,10 @@ class Threads(Protocol):
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
         """Cancel the future of a call; return False if its function never begins."""
+
+    def take_back(self, waited_s: float) -> None:
+        """Fail the calls that have waited for a thread for over `waited_s` seconds with
+        HandlerNotStarted."""
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more calls; return False if some still run after `timeout` seconds."""
@@ -152,6 +159,19 @@ class ThreadPool:
         self._loop.call_later(REPLACE_S, self._replace, call)
         return True
 
+    def take_back(self, waited_s: float) -> None:
+        """Fail the calls that have waited for a thread for over `waited_s` seconds with
+        HandlerNotStarted. A call that begins meanwhile runs as if nothing had happened."""
+        limit = time.monotonic() - waited_s
+        for call in list(self._calls.values()):
+            if call.submitted >= limit:
+                return  # later calls have waited for less
+            if call.started or call.claim is None or call.future.done():
+                continue
+            call.withdrawn = True  # first: the thread sets `started`, and then reads `withdrawn`
+            if not call.started:
+                call.future.set_exception(HandlerNotStarted())
+
     def abandon_waiting(self) -> None:
         """Abandon all calls that no thread has begun."""
         for call in list(self._calls.values()):
@@ -221,7 +241,7 @@ class ThreadPool:
             call.started = True
             if not call.abandoned:
                 try:
-                    if call.claim is not None and not call.claim.may_begin():
+                    if call.withdrawn or (call.claim is not None and not call.claim.may_begin()):
                         raise HandlerNotStarted
                     call.value = call.perform()
                 except BaseException as error:

@@ -63,6 +63,9 @@ class CallingThread:
         """Cancel the future of a call, whose function continues if it has begun."""
         return future.cancel()
 
+    def take_back(self, waited_s: float) -> None:
+        """Do nothing: the waiting thread runs all calls."""
+
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - as ThreadPool.close
         """Do nothing, since the thread does not belong to a pool."""
         return True
