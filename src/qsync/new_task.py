@@ -68,6 +68,12 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     """Whether the client accepts, without an error, that another task holds the unique lock."""
 
 
+def with_nonce(task: NewTask, nonce: bytes) -> NewTask:
+    """Return the task with another nonce. The store takes two enqueues of one id and one nonce for
+    the same enqueue, and refuses the second one if the nonces differ."""
+    return msgspec.structs.replace(task, message=task.message[:2] + nonce + task.message[10:])
+
+
 _BYTES: Final = (bytes, bytearray, memoryview)
 
 _nonces: Final[list[bytes]] = []

@@ -381,6 +381,21 @@ async def test_trigger_enqueues_the_task_of_a_schedule(store: Store, prefix: str
         assert night.last_tick is None, "the ticks go on as ever"
 
 
+async def test_triggers_within_a_millisecond_enqueue_a_task_each(store: Store, prefix: str) -> None:
+    app = ticking(store.url, prefix, [])
+    async with inspecting(store.url, prefix) as (_, inspector):
+        async with serve(app):
+
+            async def published() -> bool:
+                return await inspector.schedule("fast", queue="default") is not None
+
+            await wait_until_async(published)
+        triggers = [inspector.trigger("fast", queue="default") for _ in range(50)]
+        changes = await asyncio.gather(*triggers)
+        assert {change.outcome for change in changes} == {"done"}
+        assert len({change.holder for change in changes}) == 50
+
+
 async def test_a_schedule_that_no_server_has_is_forgotten(store: Store, prefix: str) -> None:
     app = ticking(store.url, prefix, [])
     keys = QueueKeys(prefix, "other")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import limit_ops, op_values, ops
+from qsync.broker.op_values import FetchResult
 from qsync.limit import LimitRule
 from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, POLICY, Rig, S
@@ -176,6 +177,24 @@ def test_server_without_free_slots_gets_no_limited_task(rig: Rig) -> None:
     reply = rig.run(call)
     assert reply.ids == ["plain"]
     assert (reply.left, reply.left_for_free) == (False, True)
+
+
+def test_server_that_published_rules_for_other_data_gets_no_limited_task(rig: Rig) -> None:
+    """The store lost the data and with them the rules, which the server does not know yet."""
+    generation = rig.fetch().generation
+    send(rig, ("c",), "a", "b")
+    rig.enqueue("plain")
+
+    def fetch(number: int, rules: str) -> FetchResult:
+        return rig.run(ops.fetch(
+            rig.keys, server="s", number=number, wanted=5, policy=POLICY, rules=rules,
+            now_us=rig.now,
+        ))  # fmt: skip
+
+    reply = fetch(98, "an earlier generation")
+    assert reply.ids == ["plain"]
+    assert (reply.generation, reply.left_for_free) == (generation, True)
+    assert fetch(99, generation).ids == ["a", "b"]
 
 
 def test_limits_of_many_tasks_are_looked_up_in_hash_tables(rig: Rig) -> None:

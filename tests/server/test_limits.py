@@ -216,6 +216,35 @@ async def test_rules_are_there_before_the_first_task_starts_and_after_a_loss_of_
         await wait_until_async(again)
 
 
+async def test_limits_hold_for_the_first_tasks_after_a_loss_of_data(
+    app: Qsync, valkey: Store
+) -> None:
+    """Servers wait for tasks when the store loses all data, and then come tasks with limits."""
+    runs = Runs()
+    app.limit("customer", concurrency=2)
+
+    @app.task(name="export", limits=["customer:{customer_id}"])
+    async def export(customer_id: int) -> None:
+        await runs.run(customer_id)
+
+    @app.task(name="free")
+    async def free() -> None:
+        await runs.run("free")
+
+    async with (
+        app, app.async_client() as client,
+        app.server(concurrency=10, sweep=60), app.server(concurrency=10, sweep=60),
+    ):  # fmt: skip
+        await client.enqueue_many([free.build() for _ in range(20)])
+        await until(lambda: runs.done == 20)
+        for expected in (28, 36, 44):
+            with valkey.client() as raw:
+                raw.delete(*raw.keys(f"*{app.prefix}:*"))
+            await client.enqueue_many([export.build(7) for _ in range(8)])
+            await until(lambda expected=expected: runs.done == expected, timeout=20)
+    assert runs.most[7] == 2
+
+
 # Enqueue in every way that carries limits.
 
 

@@ -140,20 +140,23 @@ def fetch(
     wanted: int,
     policy: FetchPolicy,
     free: int | None = None,
+    rules: str = "",
     again: bool = False,
     now_us: int | None = None,
 ) -> Call[FetchResult]:
     """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
     At most `free` tasks with limits are leased: those that can start at once; None means `wanted`.
-    `again` means that this number was sent before and got no reply.
+    `rules` is the generation for which the server has published its program's rules: no tasks with
+    limits are leased if the data are of another one; empty means any. `again` means that this
+    number was sent before and got no reply.
     """
     script = load("fetch")
     args = (
         now_argument(now_us), server, number, min(wanted, MAX_TASKS_PER_CALL), policy.lease_us,
         policy.max_crashes, policy.dead_limit, policy.dead_age_us, policy.max_bytes, int(again),
     )  # fmt: skip
-    flow_args = (*args, args[3] if free is None else max(0, free))
+    flow_args = (*args, args[3] if free is None else max(0, free), rules)
     return Call(script, keys.names(script.keys), args, _fetched, flow_args=flow_args)
 
 

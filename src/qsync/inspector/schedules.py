@@ -21,7 +21,7 @@ from qsync.errors import InvalidTask, QueueFull, SchemaMismatch
 from qsync.inspector.base import RECORD_S, Base, enqueue_once
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo, refused
-from qsync.new_task import NewTask
+from qsync.new_task import NewTask, new_nonce, with_nonce
 from qsync.phrase import phrase, phrase_of
 from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
 from qsync.schedules import AsyncSchedules, checked_content
@@ -217,6 +217,7 @@ class _SchedulesMixin(Base):
         task = task_of_schedule(source, tick_id(name, tick_ms * 1000), queue)
         if task is None:
             return refused(phrase("no server of this version published its task"))
+        task = with_nonce(task, new_nonce())
         try:
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:

@@ -373,6 +373,7 @@ class Fetcher:
                 wanted=wanted,
                 policy=self._policy,
                 free=self._timing.free.get(queue.name, 0),
+                rules=queue.rules_generation,
             )
             queue.in_flight = FetchInFlight(call, f"{self._holder}/{queue.number}", boot_s())
             return call

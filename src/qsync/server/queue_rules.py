@@ -84,17 +84,22 @@ class QueueRules:
             self._again[name] = asyncio.get_running_loop().create_task(self._publish(name))
 
     async def _publish(self, queue: str) -> None:
+        state, published = self._served.get(queue), ""
         try:
             while queue in self._due:
                 self._due.discard(queue)
+                if state is not None and self._limits:
+                    published = state.generation or ""
                 for call in self._calls(queue):
                     await self._broker.run(call, patience=None)
         except QsyncError as error:
             self._outage.note(f"publish limits and bounds of queue {queue}", error)
+            published = ""  # the store would lease no tasks with limits for as long as it refuses
         finally:
             del self._again[queue]
-            if queue in self._served:
-                self._served[queue].awaits_rules = False
+            if state is not None:
+                state.awaits_rules = False
+                state.rules_generation = published
 
     def _has_rules(self, queue: str) -> bool:
         return bool(self._limits) or queue in self._bounds

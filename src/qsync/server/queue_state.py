@@ -233,6 +233,7 @@ class QueueState:
         "refused",
         "requested",
         "revoked_token",
+        "rules_generation",
         "sent_at",
         "store_now_read_at",
         "store_now_us",
@@ -247,6 +248,14 @@ class QueueState:
     awaits_rules: bool
     """True until the store has the program's limits and bounds of the queue: fetch nothing until
     then."""
+
+    generation: str | None
+    """Generation of the queue's data at the last fetch; None before it."""
+
+    rules_generation: str
+    """Generation for which the server has published its program's limits; empty if it has none, or
+    before the first fetch. While the data are of another generation, the store leases no tasks with
+    limits to the server."""
 
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
@@ -284,8 +293,8 @@ class QueueState:
         """Time at which a task or upkeep of the queue is next due, by boot_s."""
         self.unknown_type_at: float = -1e9
         """Time at which this server last handed back a task without a handler, by boot_s."""
-        self.generation: str | None = None
-        """Generation of the queue's data at the last fetch."""
+        self.generation = None
+        self.rules_generation = ""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
         """Store's clock at the last fetch, us (0: none yet), and when it was sent, by boot_s."""

@@ -60,6 +60,8 @@
 -- ARGV[9] max_bytes    int     maximum size of the messages; the first task may exceed it
 -- ARGV[10] again       int     1: this number was sent before and got no reply
 -- flow ARGV[11] free   int     maximum number of tasks with limits to lease: the free slots
+-- flow ARGV[12] rules  text    generation for which the server has published its program's rules;
+--                              with another one, no tasks with limits are leased; empty: any
 -- REPLY[1] now         int   us
 -- REPLY[2] next_due    int   us until the next task or upkeep is due; -1: none known
 -- REPLY[3] more        flag  upkeep has more to do
@@ -175,8 +177,10 @@ if moved then
   head = read_pending(0, wanted)
 end
 -- flow:
-local ids, messages, lost, left, parked, refused, for_whom =
-  take_pending(head, wanted, tonumber(ARGV.max_bytes), limit, tonumber(ARGV.free))
+local ids, messages, lost, left, parked, refused, for_whom = take_pending(
+  head, wanted, tonumber(ARGV.max_bytes), limit,
+  ARGV.rules ~= '' and ARGV.rules ~= generation and 0 or tonumber(ARGV.free)
+)
 -- plain:
 local ids, messages, lost, left = take_pending(head, wanted, tonumber(ARGV.max_bytes), limit)
 -- end flow
