@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
@@ -37,14 +36,15 @@ class _Call:
     )  # fmt: skip
 
     def __init__(
-        self, perform: Callable[[], Any], future: asyncio.Future[Any], claim: Claim | None
-    ) -> None:
+        self, perform: Callable[[], Any], future: asyncio.Future[Any], claim: Claim | None,
+        submitted: float,
+    ) -> None:  # fmt: skip
         self.perform = perform
         self.future = future
         self.claim = claim
         self.value: Any = None
         self.error: BaseException | None = None
-        self.submitted = time.monotonic()
+        self.submitted = submitted
         self.started = False
         self.withdrawn = False
         self.abandoned = False
@@ -126,7 +126,8 @@ class ThreadPool:
         if self._closed:
             raise RuntimeError("the pool of threads is closed")
         future = self._loop.create_future()
-        call = _Call(partial(context.run, function, *args, **kwargs), future, claim)
+        perform = partial(context.run, function, *args, **kwargs)
+        call = _Call(perform, future, claim, self._loop.time())
         self._calls[future] = call
         try:
             self._start_threads()
@@ -162,7 +163,7 @@ class ThreadPool:
     def take_back(self, waited_s: float) -> None:
         """Fail the calls that have waited for a thread for over `waited_s` seconds with
         HandlerNotStarted. A call that begins meanwhile runs as if nothing had happened."""
-        limit = time.monotonic() - waited_s
+        limit = self._loop.time() - waited_s
         for call in list(self._calls.values()):
             if call.submitted >= limit:
                 return  # later calls have waited for less
