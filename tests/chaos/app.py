@@ -1,5 +1,5 @@
-"""The app that `qsync worker` runs amid chaos. What happens is appended to the file that
-CHAOS_HISTORY names, one line and one write an event, and never goes through the store.
+"""The app that `qsync worker` runs amid chaos. Each event is appended to the file that
+CHAOS_HISTORY names, as one line in one write; it never goes through the store.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ mux = Mux()
 
 
 class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a handler is to do: so many seconds of nothing, and so many attempts that fail."""
+    """A handler's instructions: how many seconds to sleep, and how many attempts to fail."""
 
     sleep: float = 0.0
     fail: int = 0
 
 
 class Chaotic(Qsync):
-    """Its servers do the upkeep of their queues often."""
+    """An app whose servers do the upkeep of their queues often."""
 
     def server(self, mux: Mux | None = None, **config: Any) -> Any:
         return super().server(mux, sweep=0.2, **config)

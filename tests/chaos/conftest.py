@@ -16,7 +16,7 @@ __all__ = ["history", "launch", "measured"]
 
 @pytest.fixture(scope="module")
 def durable() -> Iterator[Store]:
-    """A Valkey for this module that loses nothing when it is killed."""
+    """Yield a Valkey for this module that loses no data when it is killed."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Store("valkey", aof=True) as store:
@@ -25,6 +25,6 @@ def durable() -> Iterator[Store]:
 
 @pytest.fixture
 def proxy(durable: Store) -> Iterator[Proxy]:
-    """A way to that store that can fail."""
+    """Yield a proxy before that store, which can cause faults."""
     with Proxy(durable.port) as proxy:
         yield proxy

@@ -17,7 +17,7 @@ from tests.support.stores import Store, wait_until
 
 
 def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
-    """The ids of tasks that are in the store now."""
+    """Enqueue the tasks and return their ids."""
 
     async def main() -> list[str]:
         async with bench(url, prefix) as b:
@@ -27,7 +27,7 @@ def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
 
 
 def damages(store: Store, prefix: str) -> list[Damage]:
-    """The damages that an audit finds."""
+    """Return the damages that an audit finds."""
 
     async def main() -> list[Damage]:
         broker = AsyncBroker(redis_clients.parse(store.url))
@@ -40,13 +40,13 @@ def damages(store: Store, prefix: str) -> list[Damage]:
 
 
 def pass_time(seconds: float) -> None:
-    """Enter a context for some seconds."""
+    """Let some seconds pass."""
     ends = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() >= ends, timeout=seconds + 5)
 
 
 def counter(store: Store, prefix: str, name: str, queue: str = "default") -> int:
-    """A counter of a queue."""
+    """Return a counter of a queue."""
     keys = QueueKeys(prefix, queue)
     with store.client() as client:
         stats, meta = client.hgetall(keys.key("stats")), client.hgetall(keys.key("meta"))
@@ -54,7 +54,7 @@ def counter(store: Store, prefix: str, name: str, queue: str = "default") -> int
 
 
 def wait_empty(store: Store, prefix: str, timeout: float = 20) -> None:
-    """Wait until all tasks of the queue have ended and gone."""
+    """Wait until all tasks of the queue have ended and left it."""
     with store.client() as client:
         wait_until(
             lambda: left_over(client, prefix).keys() <= {"calls"},

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """A line that a handler wrote: start, and then end, fail or cancelled."""
+    """A line that a handler wrote: `start`, then `end`, `fail` or `cancelled`."""
 
     at: float
-    """Seconds by CLOCK_MONOTONIC."""
+    """Time in seconds, by CLOCK_MONOTONIC."""
     pid: int
     kind: str
     id: str
@@ -21,7 +21,7 @@ class Note(NamedTuple):
 
 
 def read_notes(path: Path) -> list[Note]:
-    """All lines of a history, in the order of their times."""
+    """Return all lines of a history, in the order of their times."""
     notes = []
     if path.exists():
         for line in path.read_bytes().rpartition(b"\n")[0].decode().splitlines():
@@ -32,7 +32,7 @@ def read_notes(path: Path) -> list[Note]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The tasks that a client asked for."""
+    """The tasks that a client tried to enqueue."""
 
     id: str
     retry: int
@@ -43,7 +43,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A fault of servers or of the store, with its begin and end."""
+    """A fault of servers or of the store, with its start and end."""
 
     kind: str
     begin: float
@@ -54,7 +54,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A dead task as the store has it."""
+    """A dead task, as stored."""
 
     error: str
     attempts: int

@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 def plan(seed: int, seconds: float, lease: float) -> list[Step]:
-    """The faults of a seed: every kind in a random order, some at the same time."""
+    """Return the faults of a seed: every kind in random order, some at the same time."""
     chance = random.Random(f"plan {seed}")
     steps: list[Step] = []
     at = 0.0
@@ -58,7 +58,7 @@ def plan(seed: int, seconds: float, lease: float) -> list[Step]:
 
 
 class Faults:
-    """Does what the plan says to a fleet, its store and the proxies before it."""
+    """Causes the faults of the plan in a fleet, its store and the proxies before it."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Faults:
         self._storm(seconds, 0.1, "CLIENT", "KILL", "TYPE", "pubsub")
 
     def _squeeze(self, chance: random.Random, seconds: float) -> None:
-        """Let the store run out of memory now, and have memory again later."""
+        """Let the store run out of memory, and give it memory again later."""
         with (
             self._store_lock,
             self._trouble("squeeze"),

@@ -1,4 +1,4 @@
-"""`qsync worker` as an operator has it: a parent with children, killed, frozen and replaced."""
+"""`qsync worker` as in production: a parent with children that are killed, frozen and replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STARTED: Final = re.compile(r" started, pid (\d+)")
 
 
 class Worker:
-    """One parent, its children, and what they log."""
+    """One parent, its children, and their logs."""
 
     _numbers = itertools.count(1)
 
@@ -56,7 +56,7 @@ class Worker:
         return self._log.read_text(errors="replace")
 
     def children(self) -> list[int]:
-        """The process ids of the children that live, the oldest first."""
+        """Return the process ids of the live children, oldest first."""
         found = [int(pid) for pid in STARTED.findall(self.log())]
         return [pid for pid in found if _lives(pid, self.process.pid)]
 
@@ -69,12 +69,12 @@ class Worker:
             send(pid, signal.SIGKILL)
         self.process.wait(timeout=10)
         _watchdog().remove(self.process.pid)
-        for pid in self.children():  # one that was just being started
+        for pid in self.children():  # a child that was just being started
             send(pid, signal.SIGKILL)
         return children
 
     def stop(self, timeout: float = 20) -> int:
-        """Stop in order; the exit code."""
+        """Stop gracefully; return the exit code."""
         if self.running:
             self.process.terminate()
         code = self.process.wait(timeout=timeout)
@@ -89,7 +89,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def _lives(pid: int, parent: int) -> bool:
-    """Whether the process is there, and still is a child of this one or has lost it."""
+    """Return whether the process lives and its parent is this process or has died."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""A client in a thread that enqueues one task after the other, and records the outcomes."""
+"""A client in a thread that enqueues one task after another and records the outcomes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Flow:
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._number = 0
         self.accepted: list[tuple[float, str]] = []
-        """When a call returned, by the monotonic clock, and the id of its task."""
+        """Time at which each call returned, by the monotonic clock, and the id of its task."""
         self.confirmed: dict[str, bool | None] = {}
         self.asked: dict[str, float] = {}
         """Time of the call."""
@@ -55,11 +55,11 @@ class Flow:
         return {id for _, id in self.accepted}
 
     def since(self, at: float) -> list[str]:
-        """The tasks that were accepted after this time, in order."""
+        """Return the tasks that were accepted after this time, in order."""
         return [id for accepted_at, id in self.accepted if accepted_at > at]
 
     def longest_gap(self, since: float) -> float:
-        """The longest time between two accepted tasks from then on."""
+        """Return the longest time between two accepted tasks from then on."""
         times = [since, *(at for at, _ in self.accepted if at > since)]
         return max(b - a for a, b in zip(times, [*times[1:], times[-1]], strict=True))
 

@@ -1,7 +1,7 @@
-"""The server that is killed in rounds on limits, and the history that it writes.
+"""The server that `limit_rounds` kills, and the history that it writes.
 
-Each line is one write: `lease`, `start` or `end`, a time in microseconds of Unix time, the token
-of the lease and the task. A lease has the time of the store at which its slots and its rate were
+Each line is one write: `lease`, `start` or `end`, the Unix time in microseconds, the token of the
+lease, and the task. The time of a lease is the store's time at which its slots and its rate were
 taken.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-# Imported before the programs are forked, as is all else.
+# Imported before the programs are forked, like all other modules.
 import qsync.broker.aio_pool
 import qsync.broker.blocking_pool
 import qsync.server.server
@@ -49,7 +49,7 @@ for _name in ("fetch", "complete", "renew", "hand_back", "mark_started", "regist
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where a server finds the store and the history, and how long its leases are."""
+    """The store and the history of a server, and the length of its leases."""
 
     store: str
     history: Path
@@ -57,8 +57,8 @@ class Setting:
 
 
 def run_server(setting: Setting) -> None:
-    """Run the tasks until killed, or until the process that started this one ends."""
-    os.setsid()  # Ctrl-C reaches the program that kills, which then ends this one
+    """Run the tasks until killed, or until the parent process ends."""
+    os.setsid()  # Ctrl-C reaches the parent, which then ends this process
     logging.getLogger("qsync").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     random.seed(os.urandom(16))
@@ -90,7 +90,7 @@ def run_server(setting: Setting) -> None:
 
 
 def _note_leases(note: Any) -> None:
-    """Note each task of a fetch with the store's time."""
+    """Record each task of a fetch with the store's time."""
     real = Fetcher._handle_result
 
     async def handle_result(

@@ -3,14 +3,15 @@
     python -m tests.chaos.limit_rounds --rounds 10000
     python -m tests.chaos.limit_rounds --minutes 60
 
-Kills follow each other as soon as tasks have run in between, one to three servers at a time, or the
-store. Minutes kill 20 servers each. All with SIGKILL, at random moments; what was killed starts
-again at once. Tasks of four customers have two slots each, and some tasks a rate besides or
-instead. After each kill, one look at the store compares its counts with the active tasks. In the
-end all tasks have run, and the history of leases says whether a limit was ever exceeded, and how
-much of the rate was used.
+Each kill hits one to three servers, or the store; the next one follows as soon as some tasks have
+run. A minute is about 20 kills of servers. All kills are SIGKILL, at random moments; a killed
+process starts again at once. Each of four customers has two slots for its tasks; some tasks also,
+or only, have a rate. After each kill, the counts in the store are compared with its active tasks.
+At the end all tasks have run, and the history of leases shows whether a limit was ever exceeded,
+and how much of the rate was used.
 
-A line a minute says how far it is. Ctrl-C or SIGTERM ends the kills early, with the verdict so far.
+The program prints its progress once a minute. Ctrl-C or SIGTERM ends the kills early, with the
+verdict so far.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ KINDS: Final = (
 SERVERS: Final = 4
 BACKLOG: Final = 400
 PROGRESS: Final = 2
-"""Tasks that end between two kills, at least."""
+"""Minimum number of tasks that end between two kills."""
 
 LONGEST_MOMENT_S: Final = 0.03
-"""Longest time from those tasks to the kill, in seconds."""
+"""Longest time from the end of those tasks to the kill, in seconds."""
 
 STORE_KILLS: Final = 0.05
 """Share of the rounds that kill the store."""
@@ -78,7 +79,8 @@ class Outcome:
     looks: int = 0
     wrong: list[str] = field(default_factory=list)
     above_rate: float = 0.0
-    """Most starts in a window, less those that its length allows; the burst is the bound."""
+    """Largest number of starts in a window beyond those that its length allows; at most the
+    burst."""
 
     used: float = 0.0
     """Share of the rate that was used."""
@@ -112,7 +114,7 @@ class Rounds:
                 self._kill_at_once(rounds, choice)
             else:
                 self._kill_in_time(minutes, choice)
-            with contextlib.suppress(AssertionError):  # the verdict says what is left
+            with contextlib.suppress(AssertionError):  # the verdict names the tasks that are left
                 wait_until(self._is_empty, timeout=PROGRESS_S, every=0.1)
             return self._judge()
         finally:
@@ -176,7 +178,7 @@ class Rounds:
             self._start()
 
     def _fill(self) -> None:
-        """Keep tasks waiting."""
+        """Enqueue tasks so that some always wait."""
         with self._history.open("rb") as file:
             file.seek(self._read)
             lines = file.read().rpartition(b"\n")[0]
@@ -201,7 +203,7 @@ class Rounds:
         wait_until(ended, timeout=PROGRESS_S, message="no task ends: are slots lost?")
 
     def _look(self) -> None:
-        """Compare the counts of limits with the active tasks, in one look."""
+        """Compare the counts of limits with the active tasks, in one atomic read."""
         with self._store.client() as client, client.pipeline(transaction=True) as pipe:
             for name in ("limits", "holds"):
                 pipe.hgetall(self._keys.key(name))
@@ -250,7 +252,7 @@ class Rounds:
 
 @contextlib.contextmanager
 def parts(lease_s: float = 0.5, progress: Progress | None = None) -> Iterator[Rounds]:
-    """A store that loses nothing when it is killed, and the rounds on it."""
+    """Start a store that loses no data when it is killed, and yield the rounds on it."""
     with (
         tempfile.TemporaryDirectory(prefix="qsync-limits-") as folder,
         Store("valkey", aof=True) as store,
@@ -259,7 +261,7 @@ def parts(lease_s: float = 0.5, progress: Progress | None = None) -> Iterator[Ro
 
 
 def main() -> int:
-    """Run rounds, or for some minutes."""
+    """Run a number of rounds, or run for some minutes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="so many kills")
     parser.add_argument("--minutes", type=float, default=0.0, help="for so long, 20 kills each")

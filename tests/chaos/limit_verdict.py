@@ -1,4 +1,4 @@
-"""What a history of leases says of limits: slots that were given twice, and starts too many."""
+"""Checks a history of leases for slots that were given twice and for excess starts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Run:
     id: str
     leased_us: int
     ended_us: int | None = None
-    """None: its server was killed, or it still runs."""
+    """None if its server was killed or it still runs."""
 
 
 def read_runs(path: Path) -> list[Run]:
     """Return the started leases of a history, by the time of the lease.
 
-    Those of a repeated fetch are left out: the time of its first reply is not known.
+    The leases of a repeated fetch are left out: the time of its first reply is unknown.
     """
     leased: dict[tuple[str, str], int] = {}
     runs: dict[tuple[str, str], Run] = {}
@@ -55,9 +55,9 @@ def given_twice(
     slots: Mapping[str, int],
     lease_us: int,
 ) -> list[str]:
-    """Return the leases that were given while all slots of a limit were surely held.
+    """Return the leases that were given while all slots of a limit were certainly held.
 
-    A lease surely holds until its handler ends, or for its first length.
+    A lease certainly lasts until its handler ends, or for its initial duration.
     """
     found = []
     held: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -75,7 +75,7 @@ def given_twice(
 
 
 def most_above_rate(times_us: Iterable[int], rate: float) -> float:
-    """Return by how many starts any window exceeds what the rate allows in it."""
+    """Return the largest number of starts by which a window exceeds its rate."""
     excess = most = 0.0
     before_us = None
     for at_us in times_us:

@@ -1,6 +1,7 @@
-"""The programs around an outbox that are killed: applications that write orders, relays, a server.
+"""The programs around an outbox that `outbox_rounds` kills: applications that write orders, relays,
+a server.
 
-Each start of an application or a relay takes another way to the database, in turn.
+Each start of an application or a relay uses the next of the database's libraries, in turn.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from qsync.contrib.outbox import Outbox
 
 PREFIX: Final = "outbox-rounds"
 INSERT: Final = "INSERT INTO orders (id) VALUES (%s)"
-"".encode("idna")  # imports tables that names of hosts need
+"".encode("idna")  # imports tables that host names need
 INSERT_TEXT: Final = text("INSERT INTO orders (id) VALUES (:id)")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the programs find each other."""
+    """Addresses and files that the programs share."""
 
     store: str
     dsn: str
@@ -53,17 +54,17 @@ class Places:
 
     async_address: str
     ran: Path
-    """The server appends the order of each run."""
+    """File to which the server appends the order of each run."""
 
     log: Path
 
 
 class Undo(Exception):
-    """Rolls a transaction or a savepoint back."""
+    """Raised to roll back a transaction or a savepoint."""
 
 
 def undo_sometimes() -> None:
-    """Roll one in four back."""
+    """Roll back one transaction in four."""
     if random.random() < 0.25:
         raise Undo
 
@@ -90,7 +91,7 @@ def make_engine(places: Places) -> Engine:
     return engine
 
 
-# Applications: each writes orders and their tasks until the database is away.
+# Applications: each writes orders and their tasks until the database fails.
 
 
 def write_by_psycopg(outbox: Outbox, places: Places) -> None:
@@ -148,7 +149,7 @@ def write_by_async_session(outbox: Outbox, places: Places) -> None:
 
 
 def application(app: Qsync, places: Places, turn: int) -> None:
-    """Write orders without end."""
+    """Write orders until killed."""
     writers: list[Callable[[Outbox, Places], None]] = [write_by_session, write_by_async_session]
     if places.dsn:
         writers += [write_by_psycopg, write_by_async_psycopg]
@@ -156,7 +157,7 @@ def application(app: Qsync, places: Places, turn: int) -> None:
     while True:
         with contextlib.suppress(psycopg.Error, SQLAlchemyError):
             writers[turn % len(writers)](outbox, places)
-        time.sleep(0.02)  # the database is away, or locked by another process
+        time.sleep(0.02)  # the database is unreachable, or locked by another process
 
 
 # Relays.
@@ -168,7 +169,7 @@ async def _relay_async(outbox: Outbox, places: Places) -> None:
 
 
 def relay(app: Qsync, places: Places, turn: int) -> None:
-    """Run a relay without end."""
+    """Run a relay until killed."""
     ways: list[Any] = [make_engine(places), None, *([places.dsn] if places.dsn else [])]
     way, outbox = ways[turn % len(ways)], Outbox(app)
     if way is None:
@@ -178,7 +179,7 @@ def relay(app: Qsync, places: Places, turn: int) -> None:
 
 
 def server(app: Qsync, places: Places, turn: int) -> None:
-    """Run the tasks, and note each run in a file by one write."""
+    """Run the tasks, and record each run in a file by one write."""
     mux = Mux()
     ran = os.open(places.ran, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -193,8 +194,8 @@ ROLES: Final = {"application": application, "relay": relay, "server": server}
 
 
 def run_role(role: str, places: Places, turn: int) -> None:
-    """Run a program in a new process, which ends with the process that started it."""
-    os.setsid()  # Ctrl-C reaches the program that kills, which then ends this one
+    """Run a program in a new process, which ends with its parent."""
+    os.setsid()  # Ctrl-C reaches the parent, which then ends this process
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 2)
     logging.basicConfig(level=logging.INFO)

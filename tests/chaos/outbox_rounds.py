@@ -8,8 +8,8 @@ and started again: 1,000 rounds with PostgreSQL, and 1,000 with SQLite, which ha
 The server that runs the tasks lives on: a task whose server dies runs again, with or without an
 outbox.
 
-A line a minute says how far it is. Ctrl-C or SIGTERM ends the rounds early, with the verdict so
-far.
+The program prints its progress once a minute. Ctrl-C or SIGTERM ends the rounds early, with the
+verdict so far.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ DATABASES: Final = ("postgresql", "sqlite")
 SETTLE_S: Final = 60.0
 PROGRESS_S: Final = 60.0
 TRANSACTIONS: Final = 5
-"""Orders that are committed between two kills, at least."""
+"""Minimum number of orders that are committed between two kills."""
 
 LONGEST_MOMENT_S: Final = 0.05
-"""Longest time from those orders to the kill, in seconds."""
+"""Longest time from the last of those orders to the kill, in seconds."""
 
 TABLE: Final = "CREATE TABLE orders (n {}, id varchar(32) NOT NULL UNIQUE)"
 COUNTER: Final = {"postgresql": "bigserial PRIMARY KEY", "sqlite": "integer PRIMARY KEY"}
 SENT_TWICE: Final = "was sent before"
-"""Text of the log for a row that the store knows."""
+"""Log text for a row whose task is already in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Rounds:
-    """The parts, and the rounds on them."""
+    """The parts around an outbox, and the rounds of kills."""
 
     def __init__(
         self, store: Store, database: Postgres | None, folder: Path, progress: Progress
@@ -87,15 +87,15 @@ class Rounds:
         self._engine: Engine = make_engine(self._places)
         self._starts: Counter[str] = Counter()
         self._processes: dict[str, BaseProcess] = {}
-        # Forks of a process that has imported everything: a start of an interpreter takes longer
-        # than all the rest of a round.
+        # Starts programs as forks of a process that has imported everything: the start of an
+        # interpreter takes longer than the rest of a round.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
             ["tests.chaos.outbox_programs", "tests.support.postgres"]
         )
 
     def start(self, part: str) -> None:
-        """Start a part again; a program takes the next way to the database."""
+        """Start a part again; a program uses the next of the database's libraries."""
         if part == "store":
             self._store.start()
         elif part == "database":
@@ -120,7 +120,7 @@ class Rounds:
             self.end(part, signal.SIGKILL)
 
     def end(self, role: str, number: signal.Signals) -> None:
-        """End a program."""
+        """Send a signal to a program and wait until it has ended."""
         process = self._processes.pop(role, None)
         if process is not None and process.pid is not None:
             if process.is_alive():
@@ -151,7 +151,7 @@ class Rounds:
                 done += 1
             self._see_orders()
             self.end("application", signal.SIGKILL)
-            with contextlib.suppress(AssertionError):  # the outcome says what is missing
+            with contextlib.suppress(AssertionError):  # the outcome names the missing orders
                 wait_until(self._is_settled, timeout=SETTLE_S, every=0.1)
             return self.outcome(kills, done)
         finally:
@@ -185,7 +185,7 @@ class Rounds:
         except AssertionError:
             application = self._processes["application"]
             if application.pid is not None and application.is_alive():
-                os.kill(application.pid, signal.SIGUSR1)  # it writes where its threads are
+                os.kill(application.pid, signal.SIGUSR1)  # it prints the stacks of its threads
                 time.sleep(1)
             log = self._places.log.read_text(errors="replace")
             log += f"\nthe application: {application.exitcode}"
@@ -197,7 +197,7 @@ class Rounds:
         return int(self._ask("SELECT coalesce(max(n), 0) FROM orders")[0][0])
 
     def _ask(self, query: str) -> list[Any]:
-        """Return the rows of a query, on a connection that the database has not ended."""
+        """Return the rows of a query; reconnect if the database has closed the connection."""
         with contextlib.suppress(Exception), self._engine.connect() as connection:
             return list(connection.execute(text(query)))
         self._engine.dispose()
@@ -209,7 +209,7 @@ class Rounds:
         return not left and not self.outcome(Counter()).missing
 
     def outcome(self, kills: Counter[str], rounds: int = 0) -> Outcome:
-        """Compare what is committed with what has run."""
+        """Compare the committed orders with those that ran."""
         orders = {id for (id,) in self._ask("SELECT id FROM orders")}
         ran = self._places.ran
         runs = Counter(ran.read_text().split()) if ran.exists() else Counter[str]()
@@ -225,7 +225,7 @@ class Rounds:
 
 @contextlib.contextmanager
 def parts(database: str, progress: Progress | None = None) -> Iterator[Rounds]:
-    """A store that loses nothing when it is killed, a database, and the rounds on them."""
+    """Start a store that loses no data when it is killed and a database, and yield the rounds."""
     with (
         tempfile.TemporaryDirectory(prefix="qsync-rounds-") as folder,
         Store("valkey", aof=True) as store,
@@ -235,7 +235,8 @@ def parts(database: str, progress: Progress | None = None) -> Iterator[Rounds]:
 
 
 def run(database: str, rounds: int, seed: int, progress: Progress) -> bool:
-    """Run the rounds on a database, print the outcome, and return whether it is as it must be."""
+    """Run the rounds on a database, print the outcome, and return whether each committed order ran
+    once."""
     began = time.monotonic()
     with parts(database, progress) as running:
         outcome = running.run(rounds, seed)

@@ -1,4 +1,4 @@
-"""Progress of a long run on the terminal, and its early end by Ctrl-C or SIGTERM."""
+"""Prints the progress of a long run, and ends the run early on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Final, Self
 
 EVERY_S: Final = 60.0
 SAME_SIGNAL_S: Final = 1.0
-"""Longest time between two signals that are one request."""
+"""Longest time between two signals that count as one request."""
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Progress:
-    """Print a line a minute, and note the first signal that asks the run to stop.
+    """Prints a line a minute, and records the first signal that asks the run to stop.
 
-    A run asks `stopped` between its steps and ends with the verdict so far. Another signal ends
-    it without one, unless it comes with the first, as `timeout` and a terminal send it twice.
+    A run checks `stopped` between its steps and ends with the verdict so far. A second signal ends
+    it without a verdict, unless it follows at once: `timeout` and a terminal send the signal twice.
     """
 
     def __init__(self, every_s: float = EVERY_S) -> None:
@@ -46,7 +46,8 @@ class Progress:
             signal.signal(number, handler)
 
     def tell(self, line: Callable[[], str]) -> None:
-        """Print the time since the start and the line, if the last one is old enough."""
+        """Print the time since the start and the line, unless a line was printed less than a minute
+        ago."""
         now = time.monotonic()
         if now - self._printed >= self._every_s:
             self._printed = now

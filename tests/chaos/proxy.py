@@ -1,7 +1,7 @@
-"""A TCP proxy between the queue and its store, whose ways of failing are switched while it runs.
+"""A TCP proxy between the queue and its store, whose faults are switched while it runs.
 
-It cuts what it passes on into commands and replies, so that it can answer a command itself, lose
-one reply, or fall silent, without a reply ever reaching the wrong command.
+It splits the streams into commands and replies. So it can answer a command itself, lose one reply,
+or fall silent, without a reply ever reaching the wrong command.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from tests.chaos.resp import Frames, command_name
 from tests.support.stores import HOST, free_port
 
 RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER that has a connection end by RST."""
+"""Value of SO_LINGER that makes a connection end by RST."""
 
 STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC", b"PSYNC")
-"""After these, what the store says is no answer to a command any more."""
+"""After these commands, the store's messages no longer answer commands."""
 
 
 @dataclass
 class Direction:
-    """The faults of one direction. Chances are per command or reply.
+    """The faults of one direction. Probabilities are per command or reply.
 
     delay, jitter  seconds that it takes, and up to so much more
     hole           nothing passes; see Proxy.forget for what becomes of it afterwards
@@ -46,7 +46,7 @@ class Direction:
 
 @dataclass(eq=False)
 class Answer:
-    """An error that takes the place of the store's reply, and of the command."""
+    """An error that the proxy returns instead of passing the command on."""
 
     text: str
     left: float
@@ -57,26 +57,27 @@ class Answer:
 
 @dataclass(eq=False)
 class Link:
-    """One connection, with its other half to the store."""
+    """A connection of a client, and the one to the store that belongs to it."""
 
     client: asyncio.StreamWriter
     store: asyncio.StreamWriter
     owed: deque[bytes | None] = field(default_factory=deque)
-    """For each command that is not answered: our answer to it, or None where the store's comes."""
+    """For each unanswered command, the proxy's own answer; None if the store answers it."""
     streaming: bool = False
     silent: set[str] = field(default_factory=set)
-    """The directions in which nothing passes any more."""
+    """The directions in which nothing passes."""
 
 
 class Proxy:
-    """Listens on a port of its own, in a thread; passes on to the store at another."""
+    """Listens on a port, in a thread, and forwards to the store's port."""
 
     def __init__(self, port: int, *, seed: int = 0) -> None:
         self.target = port
         self.port = free_port()
         self.up, self.down = Direction(), Direction()
         self.forget = True
-        """A connection that was in a black hole stays dead; otherwise the held data passes late."""
+        """True if a connection that was in a black hole stays dead; if False, the held data passes
+        late."""
         self.accepted = 0
         self.commands = 0
         self._answers: list[Answer] = []
@@ -106,11 +107,11 @@ class Proxy:
     # The switches.
 
     def refuse(self, on: bool = True) -> None:
-        """Connections are refused, as by a host that is up while no store runs on it."""
+        """Refuse connections, as a host does on which no store runs."""
         self._do(self._listen, not on)
 
     def reset(self) -> int:
-        """All connections end by RST; how many there were."""
+        """End all connections by RST; return their number."""
         return int(self._do(self._reset))
 
     def half_close(self) -> int:
@@ -120,21 +121,21 @@ class Proxy:
     def answer(
         self, text: str, *, count: float = float("inf"), share: float = 1.0, only: bytes = b""
     ) -> Answer:
-        """Commands are answered by this error, and not passed on.
+        """Answer commands with this error instead of passing them on.
 
-        So many of them, or so large a share of them; of those that hold these bytes.
+        Applies to `count` commands, or to a `share` of them, among those that contain `only`.
         """
         answer = Answer(text, count, share, only)
         self._answers.append(answer)
         return answer
 
     def withdraw(self, answer: Answer) -> None:
-        """Commands are not answered by this error any more."""
+        """Stop answering commands with this error."""
         if answer in self._answers:
             self._answers.remove(answer)
 
     def forbid(self, text: str, *names: str) -> None:
-        """Commands of these names are answered by an error; `{}` in it stands for the name."""
+        """Answer commands of these names with an error, in which `{}` stands for the name."""
         for name in names:
             self._forbidden[name.encode()] = b"-" + text.format(name).encode() + b"\r\n"
 
@@ -148,10 +149,10 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
+        """Number of connections."""
         return len(self._links)
 
-    # In the thread.
+    # Run the proxy; called in its thread.
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         async def call() -> Any:
@@ -169,12 +170,12 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._listen(False)
-        await _turns(5)  # what is just being accepted
+        await _turns(5)  # connections that are just being accepted
         self._reset()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await _turns(5)  # what is just being closed
+        await _turns(5)  # connections that are just being closed
 
     def _reset(self) -> int:
         links = list(self._links)
@@ -203,7 +204,7 @@ class Proxy:
         task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
 
-        def over(_: object) -> None:  # one that never began is over too
+        def over(_: object) -> None:  # a connection that never began is over, too
             writer.transport.abort()
             self._tasks.discard(task)
 
@@ -250,7 +251,7 @@ class Proxy:
             return
 
     async def _hold(self, way: str, link: Link) -> None:
-        """Take as long as it is to take."""
+        """Wait for the delay of this direction."""
         begun = getattr(self, way)
         if begun.delay or begun.jitter:
             await asyncio.sleep(begun.delay + self._chance.uniform(0, begun.jitter))
@@ -260,7 +261,7 @@ class Proxy:
             await asyncio.sleep(0.02)
 
     def _happens(self, way: str, link: Link) -> bool:
-        """Whether this command or reply, and everything after it, is lost."""
+        """Return whether this command or reply, and everything after it, is lost."""
         direction: Direction = getattr(self, way)
         if direction.cut and self._chance.random() < direction.cut:
             link.silent |= {"up", "down"}
@@ -302,7 +303,7 @@ class Proxy:
         return None
 
     def _pay(self, link: Link) -> None:
-        """Give those answers of ours whose turn it is."""
+        """Send the proxy's own answers whose turn it is."""
         while link.owed and link.owed[0] is not None:
             if "down" not in link.silent:
                 link.client.write(link.owed[0])
@@ -324,6 +325,6 @@ class Proxy:
 
 
 async def _turns(count: int) -> None:
-    """Let the loop run this many times."""
+    """Let the loop take this many turns."""
     for _ in range(count):
         await asyncio.sleep(0)

@@ -1,10 +1,10 @@
-"""Where commands and replies begin and end in a stream of RESP."""
+"""Splits a stream of RESP into commands and replies."""
 
 from __future__ import annotations
 
 
 def frame_end(data: bytes | bytearray, at: int) -> int | None:
-    """Where the RESP frame that begins at `at` ends; None when it is not all there."""
+    """Return the end of the RESP frame that begins at `at`; None while it is incomplete."""
     stop = data.find(b"\r\n", at)
     if stop < 0:
         return None
@@ -23,13 +23,13 @@ def frame_end(data: bytes | bytearray, at: int) -> int | None:
 
 
 class Frames:
-    """Cuts a stream of RESP into whole frames."""
+    """Splits a stream of RESP into whole frames."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The frames that are whole by now."""
+        """Add data; return the frames that are now complete."""
         self._data += data
         frames, at = [], 0
         while at < len(self._data) and (end := frame_end(self._data, at)) is not None:
@@ -39,13 +39,13 @@ class Frames:
         return frames
 
     def rest(self) -> bytes:
-        """Remove and return the rest."""
+        """Remove and return the incomplete rest."""
         rest = bytes(self._data)
         self._data.clear()
         return rest
 
 
 def command_name(frame: bytes) -> bytes:
-    """The name of the command that a frame holds."""
+    """Return the name of the command in a frame."""
     parts = frame.split(b"\r\n", 3)
     return parts[2].upper() if len(parts) > 3 else b""

@@ -1,7 +1,7 @@
 """Workers, store and network fail at the same time by a seeded plan, and every guarantee holds.
 
-CHAOS_SEED replays a seed, CHAOS_SECONDS says for how long; what processes did differs from run to
-run, what was done to them does not.
+CHAOS_SEED replays a seed, CHAOS_SECONDS sets the duration. The faults are the same in each run of a
+seed; the reactions of the processes differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ QUEUE: Final = "default"
 
 @pytest.fixture
 def durable_store() -> Iterator[Store]:
-    """A store that loses nothing when it is killed."""
+    """Yield a store that loses no data when it is killed."""
     with Store("valkey", aof=True) as store:
         yield store
 
@@ -107,7 +107,7 @@ class Chaos:
             )
 
     def _look(self) -> None:
-        """The contents of the store at the end."""
+        """Record the contents of the store at the end."""
         evidence, key = self.evidence, self.keys.key
         evidence.notes = read_notes(self.folder / "history")
         with self.store.client() as client:
@@ -147,7 +147,8 @@ class Chaos:
 
 
 def killed_by_test(line: str, evidence: Evidence) -> bool:
-    """Whether a worker logs the end of a process that the test killed, at its start or stop."""
+    """Return whether the line is a worker's about a process that the test killed at its start or
+    stop."""
     said = re.search(r"\(pid (\d+)\) (?:failed to start|ended): killed by SIGKILL", line)
     kills = {trouble.pid for trouble in evidence.troubles if trouble.kind == "kill"}
     return said is not None and int(said[1]) in kills

@@ -23,7 +23,7 @@ CONFIG = {"lease": 6.0, "concurrency": 20}
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """A cluster of this module's own."""
+    """Start a cluster for this module."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Cluster(primaries=3, replicas=1) as cluster:
@@ -59,13 +59,13 @@ def is_primary(node: Store) -> bool:
 
 
 def tried_again(cluster: Cluster) -> int:
-    """How often nodes had keys of a script elsewhere, and some not."""
+    """Return how often nodes answered TRYAGAIN: they had only some of a script's keys."""
     stats = [node.command("INFO", "errorstats") for node in cluster.nodes]
     return sum(one.get("errorstat_TRYAGAIN", {"count": 0})["count"] for one in stats)
 
 
 def operations_a_second(*flows: Flow) -> float:
-    """The enqueues per second that callers complete, measured over half a second."""
+    """Return the enqueues per second that callers complete, measured over half a second."""
     began = time.monotonic()
     pass_time(0.5)
     return sum(len(flow.since(began)) for flow in flows) / (time.monotonic() - began)
@@ -165,7 +165,7 @@ def test_a_replica_takes_over_while_its_primary_lives(
     assert max(gaps) <= (5 if how else 2)
     if not how:
         assert (lost, again) == (set(), 0)
-    # The old primary may accept some until it learns of the new one.
+    # The old primary may accept writes until it learns of the new one.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     assert all(began - 0.5 <= accepted[id] <= over + 2 for id in lost)
     assert server.running

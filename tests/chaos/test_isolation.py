@@ -18,8 +18,8 @@ from tests.support.stores import Store, wait_until
 
 PER_PROCESS = 30
 BOUND_S = 20.0
-"""Until the last of them has started again: 10 s that suspects may take one after another, and the
-start of two processes. One at a time they would need three minutes."""
+"""Longest time until the last killed task has started again: 10 s for suspects, which run one after
+another, and the start of two processes. One at a time, the tasks would need three minutes."""
 
 
 @pytest.mark.timeout(180)
@@ -38,7 +38,7 @@ def test_tasks_of_two_killed_processes_start_again_within_a_bound(
         ids = enqueue(valkey.url, prefix, [Task("work", {"sleep": 3})] * (3 * PER_PROCESS))
         wait_until(lambda: len(started()) == len(ids))
         send(first, signal.SIGKILL)
-        # Another has slots for what the first leaves behind, once its own tasks are over.
+        # Another server has slots for the tasks of the first when its own tasks have ended.
         second = wait_until(lambda: next((one.pid for one in started() if one.crashes), None))
         send(second, signal.SIGKILL)
         killed = time.monotonic()

@@ -1,4 +1,4 @@
-"""One fault of the network at a time, and errors that the store answers by."""
+"""One fault of the network at a time, and error replies of the store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ERRORS = (
     "ERR Error running script: Script killed by user with SCRIPT KILL.",
     "ERR max number of clients reached",
 )
-"""Errors that pass: the same call succeeds some time later."""
+"""Transient errors: the same call succeeds some time later."""
 
 REFUSALS: dict[str, type[QsyncError]] = {
     "OOM command not allowed when used memory > 'maxmemory'.": QueueFull,
@@ -59,7 +59,8 @@ REFUSALS: dict[str, type[QsyncError]] = {
 
 
 def digests() -> list[tuple[str, bytes]]:
-    """Each script by its name, with a digest; some have two, with and without leave to fill."""
+    """Return each script's name and digest; a script with variants with and without `allow-oom` has
+    two."""
     return [
         (file.name.removesuffix(".lua"), load(file.name[:-4], allow_oom=allow_oom).sha.encode())
         for file in (files("qsync.broker") / "lua").iterdir()
@@ -69,7 +70,7 @@ def digests() -> list[tuple[str, bytes]]:
 
 
 async def exercise(b: Bench, mark: str) -> None:
-    """Use every part of the queue once or more."""
+    """Use every part of the queue at least once."""
     kept = {"retention": 60.0}
     good = [Task("good", n, **kept) for n in range(10)] + [Task("good", n) for n in range(10)]
     handles = await b.client.enqueue_many(good)
@@ -115,7 +116,7 @@ def handlers(runs: Counter[str]) -> Mux:
 
 
 async def live_through(error: str, store: Store, prefix: str, given: Counter[str]) -> None:
-    """The first call of each script is answered by the error, and some of all later ones are."""
+    """Answer the first call of each script, and some later calls, with the error."""
     runs: Counter[str] = Counter()
     with Proxy(store.port) as proxy:
         async with (
@@ -158,7 +159,7 @@ def test_every_script_survives_every_store_error(
 
 
 class Erring:
-    """A way to the store on which the first call of each script is answered by an error."""
+    """A proxy that answers the first call of each script with an error."""
 
     def __init__(self, store: Store, error: str) -> None:
         self.error = error
@@ -177,11 +178,11 @@ class Erring:
         self._proxy.__exit__()
 
     def calls(self) -> list[Call[Any]]:
-        """One of each script."""
+        """Return one call of each script."""
         return [call for call, _ in calls().values()]
 
     def not_given(self) -> list[str]:
-        """The scripts to which the error was not answered."""
+        """Return the scripts that were not answered with the error."""
         found = zip(self.calls(), self._answers, strict=True)
         return [call.script.name for call, answer in found if answer.given != 1]
 
@@ -196,7 +197,7 @@ def test_every_script_is_repeated_after_a_transient_error(durable: Store, colour
         await broker.aclose()
 
     def block_on_all(erring: Erring) -> None:
-        # A broker for each call: once a queue has bounds, a broker knows to send the flow variants.
+        # Each call has its own broker: a broker that knows of bounds sends the flow variants.
         for call in erring.calls():
             with contextlib.closing(Broker(erring.address)) as broker:
                 broker.run(call)
@@ -239,7 +240,8 @@ def test_permanent_error_is_raised_at_once(durable: Store, error: str) -> None:
 def test_cancelled_caller_leaves_no_reply_to_others(
     durable: Store, proxy: Proxy, prefix: str, measured: Measured, count: int
 ) -> None:
-    """Calls through a slow network are cancelled at random moments; the rest have their answers."""
+    """Calls through a slow network are cancelled at random moments; the others get their own
+    answers."""
     chance = random.Random(count)
     proxy.down.jitter = 0.004
     outcomes: Counter[str] = Counter()
@@ -334,7 +336,7 @@ def test_after_a_black_hole_tasks_are_fetched_again(
     measured: Measured,
     holes: int,
 ) -> None:
-    """Connections in the black hole stay silent for good, without an error."""
+    """Connections in the black hole stay silent forever, without an error."""
     chance = random.Random(holes)
     server = launch(proxy.url, lease=3.0)
     delays = []
@@ -484,7 +486,7 @@ def test_lost_hints_lose_no_task(
     news = proxy.answer("NOPERM no permissions to access a channel", only=b"SSUBSCRIBE")
     orders = proxy.answer("NOPERM no permissions to access a key", only=f"{prefix}:inbox:".encode())
     pass_time(0.1)
-    proxy.reset()  # what was blocked on the inbox before is gone
+    proxy.reset()  # calls that were blocked on the inbox before are gone
 
     async def main() -> tuple[float, float]:
         async with bench(proxy.url, prefix) as b:

@@ -18,7 +18,7 @@ from tests.support.stores import Store, wait_until
 PROCESSES = 4
 GAP_S = 3.0
 ROUNDS = 3
-"""What else runs on the machine slows down the start of processes: the best round counts."""
+"""Other load on the machine slows down the start of processes, so the best round counts."""
 
 
 @pytest.mark.faults(7)
@@ -27,13 +27,14 @@ ROUNDS = 3
 def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
     valkey: Store, prefix: str, tmp_path: Path, measured: Measured, poisons: int
 ) -> None:
-    """Measured from the first poison on, one every three seconds, each of them dead in the end."""
+    """The time is measured from the first poison on; one comes every three seconds, and each is
+    dead in the end."""
     dead = QueueKeys(prefix, "default").key("dead")
     options = ("-n", str(PROCESSES), "--concurrency", "5", "--lease", "5")
     worker = Worker(valkey.url, prefix, tmp_path, *options).start()
 
     def ended(begin: float, end: float) -> float:
-        """Tasks a second."""
+        """Return the tasks per second that ended in this time."""
         notes = read_notes(tmp_path / "history")
         return sum(note.kind == "end" and begin < note.at < end for note in notes) / (end - begin)
 
@@ -47,7 +48,8 @@ def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
             pass_time(1.5)
             poisoned = time.monotonic()
             for _ in range(poisons):
-                # A fairness key of its own: it does not wait behind the others.
+                # The poison has its own fairness key, so that it does not wait behind the other
+                # tasks.
                 enqueue(valkey.url, prefix, [Task("die", {}, fairness_key="die")])
                 pass_time(GAP_S)
             end = time.monotonic()
@@ -85,7 +87,7 @@ def test_a_worker_outlives_one_poison_after_the_other(
         wait_until(lambda: valkey.command("HLEN", queue.key("tasks")) == 2, timeout=60, every=0.1)
         wait_until(lambda: valkey.command("ZCARD", queue.key("dead")) == 2, timeout=60, every=0.1)
         notes = read_notes(tmp_path / "history")
-        for id in ids[:2]:  # at first, all tasks of a crash are suspects
+        for id in ids[:2]:  # at first, all tasks that a crash hit are suspects
             starts = [note.crashes for note in notes if note.id == id]
             assert starts == sorted(set(starts))
             assert starts[-1] == 2

@@ -1,8 +1,8 @@
 """A primary is lost or demoted, and a replica that may lack its last writes takes its place.
 
-The replica hears of the primary through a proxy, which can hold back what it says: a replica that
-merely stands still finds it all in its socket later. Clients and servers have another proxy for an
-address that moves, as a virtual one does.
+The replica receives the primary's writes through a proxy, which can hold them back: a replica that
+is merely stopped would read them all from its socket later. Clients and servers use another proxy
+as an address that moves, like a virtual IP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.stores import HOST, Store, available, wait_until
 
 
 class Pair:
-    """A primary and a replica that may change places, again and again."""
+    """A primary and a replica that can exchange their roles repeatedly."""
 
     def __init__(self) -> None:
         self.stores = [Store("valkey"), Store("valkey")]
@@ -72,7 +72,7 @@ class Pair:
         self.link.up.hole = self.link.down.hole = True
 
     def lose(self) -> None:
-        """The primary is killed, and the replica takes its place with what it has."""
+        """Kill the primary and promote the replica with the data that it has."""
         old, new = self.stores
         old.kill()
         new.command("REPLICAOF", "NO", "ONE")
@@ -81,7 +81,7 @@ class Pair:
         self.stores.reverse()
 
     def demote(self) -> None:
-        """Switch the roles in an orderly way; connections to the old primary stay open."""
+        """Exchange the roles without a loss; connections to the old primary stay open."""
         old, new = self.stores
         old.command("FAILOVER")
         wait_until(lambda: new.command("INFO", "replication")["role"] == "master")
@@ -151,7 +151,7 @@ def test_confirmed_tasks_survive_a_failover(
         lost = quick.ids - kept
         assert sure.errors + quick.errors + blocking.errors == []
         assert yes, "some were confirmed"
-        # What is lost is what the link had not carried: nothing that was accepted before the last
+        # Only writes that the link had not carried are lost: none that was accepted before the last
         # confirmed task was sent.
         carried_until = max(asked[id] for id in yes)
         assert {id for at, id in quick.accepted if at < carried_until} <= kept
@@ -202,7 +202,7 @@ def test_failover_that_loses_completions_repeats_tasks_under_their_ids(
         ended = {event.id: event.at for event in history.of("end") if event.at < promoted_at}
         rerun = {event.id for event in history.of("start") if event.at > promoted_at} & ended.keys()
         again += len(rerun)
-        # Only of these the replica cannot have heard that they ended.
+        # Only for these tasks the replica may lack the record of their end.
         assert all(ended[id] > cut_at - 0.2 for id in rerun)
         assert {event.attempt for event in history.of("start")} == {1}
         pair.revive()

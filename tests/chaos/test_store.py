@@ -38,7 +38,7 @@ def test_tasks_run_within_two_seconds_of_a_store_restart(
     measured: Measured,
     restarts: int,
 ) -> None:
-    """The longer it is away, the longer are the waits between tries: it is away for up to 2.5 s."""
+    """The store is away for up to 2.5 s, since the delay between tries grows with the outage."""
     chance = random.Random(restarts)
     launch(durable.url, lease=10.0, concurrency=20)
     delays = []
@@ -62,7 +62,7 @@ def test_tasks_run_within_two_seconds_of_a_store_restart(
 
 
 def copied(store: Store, folder: Path) -> Path:
-    """A copy of the append-only file in that folder: the part of it that grows."""
+    """Copy the append-only file to that folder; return the path of the part that grows."""
     shutil.copytree(store.folder / "appendonlydir", folder / "appendonlydir")
     [grows] = (folder / "appendonlydir").glob("*.incr.aof")
     return grows
@@ -100,7 +100,7 @@ def test_truncated_append_only_file_leaves_sound_data(
 
         with Flow(store.url, prefix, make=make, every=0.0) as flow:
             history.wait("end", 200)
-            servers[0].kill()  # so that some leases lapse
+            servers[0].kill()  # so that some leases expire
             history.wait("end", 400)
         assert flow.errors == []
         servers[1].kill()
@@ -153,7 +153,8 @@ def test_old_copy_of_the_store_is_drained(
         measured("old copy, tasks that ran again", len(again))
         measured("old copy, tasks of later that are gone", len(set(later)))
         measured("old copy, seconds that a lease had left", left)
-        # The server has to come back, and leases are spared a third of their time after an outage.
+        # The server has to reconnect, and no lease expires for a third of its length after an
+        # outage.
         healed_s = max(left, AWAY_CAP_S + LEASE_S / 3) + 2 * SWEEP_S
         assert again[0].at - back_at <= healed_s
         assert {event.id for event in again} <= set(first)
@@ -166,7 +167,7 @@ def test_old_copy_of_the_store_is_drained(
 
 @contextlib.contextmanager
 def storming(store: Store, every: float, *command: str) -> Iterator[list[object]]:
-    """Give a command again and again; afterwards the list holds the replies."""
+    """Send a command repeatedly during the block; afterwards the list has the replies."""
     over, replies = threading.Event(), []
 
     def storm() -> None:
@@ -192,7 +193,8 @@ FLUSHES_A_S = 50.0
 def test_tasks_complete_while_scripts_are_flushed(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
-    """Up to 50 times a second, between the calls of clients and of a server of two queues."""
+    """SCRIPT FLUSH runs up to 50 times a second, between the calls of clients and of a server of
+    two queues."""
     queues = ("default", "other")
     server = launch(durable.url, concurrency=20, queues=dict.fromkeys(queues, 1))
 
@@ -320,7 +322,7 @@ def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
     proxy.forget = False
     durable.pause()
     pass_time(1.5)
-    proxy.up.hole = True  # the other is the first that the store hears
+    proxy.up.hole = True  # the other server is the first to reach the store
     durable.resume()
     history.wait("start", 20, pid=winner.pid)
     back_at = time.monotonic()
@@ -336,7 +338,7 @@ def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
 
 
 def leases(store: Store, prefix: str) -> dict[bytes, float]:
-    """Until when each active task is leased."""
+    """Return the end of each active task's lease."""
     with store.client() as client:
         active = client.zrange(QueueKeys(prefix, "default").key("active"), 0, -1, withscores=True)
     return dict(active)
@@ -376,7 +378,7 @@ def test_due_tasks_survive_a_kill_during_promotion(
 ) -> None:
     """Tasks become due continuously, while servers that promote them keep dying."""
     chance = random.Random(kills)
-    config = {"concurrency": 10, "max_crashes": 100}  # of so many kills some hit a task often
+    config = {"concurrency": 10, "max_crashes": 100}  # some kills hit the same task
 
     def make(number: int) -> Task:
         return task(delay=chance.uniform(0.0, 0.5), retry=5, fail=number % 2, retry_delay=0.05)

@@ -23,7 +23,7 @@ def ran(id: str, at: float, token: str, *, end: str = "end", attempt: int = 1, c
 
 
 def sound() -> Evidence:
-    """A run with one task per possible outcome."""
+    """Return a run with one task per possible outcome."""
     evidence = Evidence(lease=1.0, max_crashes=3)
     for id, retry, fail, retention in (
         ("plain", 0, 0, False), ("kept", 0, 0, True), ("flaky", 1, 1, False),
@@ -71,7 +71,7 @@ def without(evidence: Evidence, id: str, token: str = "") -> None:
 
 
 def turned(evidence: Evidence, id: str, token: str, kind: str) -> None:
-    """The run ended in another way."""
+    """Replace the end of a run by one of another kind."""
     evidence.notes = [
         note._replace(kind=kind)
         if (note.id, note.token) == (id, token) and note.kind != "start"
@@ -143,7 +143,7 @@ def the_zombies_result(evidence: Evidence) -> None:
 
 
 def a_zombie_was_heard(evidence: Evidence) -> None:
-    """It ended while the task ran elsewhere under another lease."""
+    """Let a run end while its task runs elsewhere under another lease."""
     evidence.results["twice"] = A
 
 

@@ -22,7 +22,7 @@ LOCKS: Final = 5
 
 
 class Users:
-    """Enqueue from two threads until told to stop."""
+    """Enqueues from two threads until stopped."""
 
     def __init__(self, url: str, prefix: str, evidence: Evidence, seed: int) -> None:
         self._address = redis_clients.parse(url)
@@ -42,7 +42,7 @@ class Users:
             thread.start()
 
     def stop(self) -> None:
-        """No more; returns when both have ended."""
+        """Stop enqueueing; return when both threads have ended."""
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -56,7 +56,7 @@ class Users:
     def _task(self, chance: random.Random, id: str) -> tuple[Task, Wanted]:
         options: dict[str, Any] = {"id": id, "retry": 2, "retry_delay": 0.05}
         plan: dict[str, Any] = {"sleep": chance.choice((0.0, 0.005, 0.02, 0.1))}
-        if chance.random() < 0.05:  # so that there always are some to be frozen with their server
+        if chance.random() < 0.05:  # so that a frozen server always has some of these tasks
             plan["sleep"] = chance.choice((0.5, 1.5))
         kind = chance.random()
         if kind < 0.15:
@@ -82,7 +82,7 @@ class Users:
         if isinstance(error, DuplicateTask):
             self._evidence.refused[wanted.id] = error.id
         elif isinstance(error, StoreUnavailable | QueueFull):
-            # The queue may have become full between two attempts of which the first succeeded.
+            # The queue may have become full after the first attempt, which succeeded.
             self.unavailable += 1
             self._evidence.perhaps[wanted.id] = wanted
         else:

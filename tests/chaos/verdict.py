@@ -16,7 +16,7 @@ KEPT = {"tasks", "dead", "crashes", "failures", "completed", "results"}
 STRUCTURE = {
     "meta", "stats", "fetches", "calls", "recent", "wake", "idle", "type_reports", "type_stats",
 }  # fmt: skip
-"""Keys that may live for ever, beside the sets of queues and servers."""
+"""Keys without a TTL, besides the sets of queues and servers."""
 
 
 def judge(evidence: Evidence) -> list[str]:
@@ -25,7 +25,7 @@ def judge(evidence: Evidence) -> list[str]:
 
 
 def recovery_times(evidence: Evidence) -> list[float]:
-    """For each run whose process was killed, the seconds until its task ran again."""
+    """Return, for each run whose process was killed, the seconds until its task ran again."""
     starts: dict[str, list[Note]] = defaultdict(list)
     ended = {(note.id, note.token) for note in evidence.notes if note.kind != "start"}
     for note in evidence.notes:
@@ -48,7 +48,7 @@ class _Judge:
         self.evidence = evidence
         self.runs: dict[str, list[Note]] = defaultdict(list)
         self.ends: dict[tuple[str, str], list[Note]] = defaultdict(list)
-        """The notes with which runs ended, by id and token."""
+        """The notes that ended runs, by id and token."""
         for note in sorted(evidence.notes):
             if note.kind == "start":
                 self.runs[note.id].append(note)
@@ -108,9 +108,9 @@ class _Judge:
         return any(one.kind.startswith(("squeeze", "errors")) for one in self.evidence.troubles)
 
     def _ended(self, run: Note, kind: str) -> bool:
-        """Whether the run ended so, and its server may say so to the store.
+        """Return whether the run ended with this kind of note while its server held the lease.
 
-        It may not when the task had been started again meanwhile: then the lease was another's.
+        A task that was started again meanwhile belongs to another lease.
         """
         later = [other.at for other in self.runs[run.id] if other.at > run.at]
         return any(
@@ -123,7 +123,7 @@ class _Judge:
         if wanted is None:
             yield f"{id} is dead, and nobody had it accepted"
         elif dead.error.startswith("crashed "):
-            # A server may die between the mark before a start and the start: that counts, too.
+            # A crash between the mark of a start and the start itself counts, too.
             most = self.evidence.max_crashes
             befell = self._troubles(wanted.at, float("inf"))
             if dead.crashes != most or befell < most or not any(run.crashes for run in runs):
@@ -134,7 +134,7 @@ class _Judge:
                 yield f"{id} is dead after the attempts {sorted(failed)}: {dead.error}"
 
     def _reason(self, before: Note, again: Note) -> str | None:
-        """Why a task was started again."""
+        """Return why a task was started again; None if there was no reason."""
         if again.attempt == before.attempt and again.crashes > before.crashes:
             return "crashed" if self._troubles(before.at, again.at) else None
         if again.attempt == before.attempt + 1 and again.crashes >= before.crashes:
@@ -149,12 +149,12 @@ class _Judge:
         return None
 
     def _crashed(self, before: Note, again: Note) -> bool:
-        """Whether there was a fault before the server can have recorded the end of the run."""
+        """Return whether a fault began before the server can have recorded the end of the run."""
         recorded = [end.at + self.evidence.lease for end in self.ends[before.id, before.token]]
         return self._troubles(before.at, min([again.at, *recorded])) > 0
 
     def _troubles(self, begin: float, end: float) -> int:
-        """How many faults there were by which a lease may have lapsed between these times."""
+        """Return the number of faults between these times by which a lease may have expired."""
         lease = self.evidence.lease
         return sum(
             trouble.begin <= end and trouble.end >= begin - lease
@@ -212,7 +212,7 @@ def reasons_of(evidence: Evidence) -> dict[str, int]:
 
 
 def sequence(notes: Sequence[Note], id: str) -> str:
-    """The events of a task as text."""
+    """Return the events of a task as text."""
     return "\n".join(
         f"{note.at:.3f} {note.kind} attempt {note.attempt} crashes {note.crashes} {note.token}"
         for note in sorted(notes)

@@ -16,7 +16,7 @@ Measured = Callable[[str, object], None]
 
 @pytest.fixture
 def history(tmp_path: Path) -> History:
-    """The history of the servers of a test."""
+    """Return the history of a test's servers."""
     return History(tmp_path / "history")
 
 
@@ -38,7 +38,7 @@ def launch(prefix: str, history: History) -> Iterator[Launch]:
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Measured:
-    """Print a figure, and keep it in the report."""
+    """Return a function that prints a figure and adds it to the report."""
 
     def tell(name: str, value: object) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)

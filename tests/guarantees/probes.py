@@ -16,7 +16,7 @@ from tests.support.stores import Store
 
 @contextlib.contextmanager
 def pinging(store: Store) -> Iterator[list[float]]:
-    """Ping a store during the block; the list then has each round trip in milliseconds."""
+    """Ping a store during the block; afterwards the list has each round trip in milliseconds."""
     taken: list[float] = []
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.ping_probe", str(store.port)],
@@ -34,7 +34,7 @@ def pinging(store: Store) -> Iterator[list[float]]:
 
 
 def slow_scripts(store: Store) -> dict[float, str]:
-    """The names and durations of the scripts that took over 10 ms."""
+    """Return the names and durations of the scripts that took over 10 ms."""
     names = {
         load(file.name.removesuffix(".lua"), allow_oom=allow_oom).sha: file.name
         for file in (files("qsync.broker") / "lua").iterdir()

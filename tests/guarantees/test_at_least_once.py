@@ -25,7 +25,7 @@ SERVERS = 4
 KILLS = 20
 RESTARTS = 2
 LASTS_S = 11.0
-"""How long the enqueueing, and with it the killing, takes."""
+"""Duration of the enqueueing and the kills, in seconds."""
 
 DEAD = {"tasks", "dead", "crashes"}
 """Keys that dead tasks leave behind."""
@@ -34,8 +34,8 @@ DEAD = {"tasks", "dead", "crashes"}
 def mixed_tasks(chance: random.Random) -> list[Task]:
     """Tasks that use each part of the data model.
 
-    They are short: one that runs for 0.4 s had a chance of one in 500 to run in three processes in
-    turn that are killed here meanwhile, and then it would rightly be taken for their killer.
+    They are short: a task of 0.4 s would have a chance of one in 500 to be hit by three kills in a
+    row, and would then rightly be taken for their cause.
     """
     tasks = []
     for n in range(TASKS):
@@ -60,7 +60,8 @@ def mixed_tasks(chance: random.Random) -> list[Task]:
 
 
 async def enqueue_all(url: str, prefix: str, tasks: list[Task]) -> int:
-    """Enqueue at an even pace, whatever happens to the store; how many calls had to be repeated."""
+    """Enqueue at an even pace, even during outages of the store; return how many calls had to be
+    repeated."""
     repeated = 0
     began = time.monotonic()
     async with bench(url, prefix) as b:
@@ -83,7 +84,7 @@ class Chaos:
         self._chance, self._store, self._launch = chance, store, launch
         self.servers = [self._start() for _ in range(SERVERS)]
         self.killed: dict[int, float] = {}
-        """Process ids of killed servers, and when."""
+        """Process ids of killed servers, and the times of the kills."""
         self.outages: list[tuple[float, float]] = []
         for server in self.servers:
             server.wait_ready()
@@ -118,9 +119,10 @@ class Chaos:
 
 
 def unexplained(history: History, chaos: Chaos) -> list[str]:
-    """Ids that ran again for no reason: neither a failure, nor a killed server, nor an outage.
+    """Return the ids of tasks that ran again without a failure, a killed server or an outage.
 
-    While the store is away, and for a lease after that, a lease may lapse though its server lives.
+    During an outage of the store, and for the length of a lease after it, a live server's lease may
+    expire.
     """
     starts: dict[str, list[Event]] = {}
     for event in history.of("start"):

@@ -24,7 +24,7 @@ def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
     blocked = launch(valkey.url, server_id="blocked", lease=LEASE_S, concurrency=30)
     others = [task(sleep=1.0) for _ in range(10)]
     others += [task("work-in-thread", sleep=1.0) for _ in range(10)]
-    # These wait for a slot when the loop is blocked, or are still in the queue.
+    # These tasks wait for a slot when the loop is blocked, or are still in the queue.
     others += [task(sleep=0.01) for _ in range(100)]
     block = task("block", id="block", sleep=5 * LEASE_S)
 
@@ -34,7 +34,7 @@ def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
 
     asyncio.run(enqueue())
     history.wait("start", 1, id="block")
-    launch(valkey.url, lease=LEASE_S)  # it takes whatever lease lapses
+    launch(valkey.url, lease=LEASE_S)  # takes the task of each lease that expires
     history.wait("end", len(others) + 1)
     starts = history.of("start")
     measured("blocked loop, starts", len(starts))
@@ -104,7 +104,8 @@ def test_tasks_leased_by_a_blocked_server_run_elsewhere(
 def test_server_with_a_held_interpreter_loses_only_its_leases(
     valkey: Store, prefix: str, launch: Launch, history: History
 ) -> None:
-    """Not even the heartbeat runs meanwhile: another server runs the tasks, whose results count."""
+    """Not even the heartbeat runs meanwhile: another server runs the tasks, and its results
+    count."""
     holder = launch(valkey.url, server_id="holder", lease=LEASE_S)
     hold = task("hold", id="hold", sleep_at={"holder": 4 * LEASE_S}, retention=600)
     beside = [task(sleep_at={"holder": 2 * LEASE_S}, retention=600) for _ in range(5)]

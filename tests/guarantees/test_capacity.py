@@ -16,7 +16,7 @@ from tests.support.server import bench, left_over, until
 from tests.support.stores import Cluster, Store, wait_until
 
 TASKS: Final = 15_000
-"""Of each queue."""
+"""Number of tasks in each queue."""
 
 ROUNDS: Final = 3
 
@@ -25,7 +25,7 @@ CHUNK: Final = 100_000
 
 
 def spread(cluster: Cluster, prefix: str) -> dict[Store, list[str]]:
-    """Names of three queues for each primary."""
+    """Return the names of three queues for each primary."""
     names: dict[Store, list[str]] = {node: [] for node in cluster.nodes}
     number = 0
     while any(len(held) < 3 for held in names.values()):
@@ -42,7 +42,7 @@ def cpu_s(node: Store) -> float:
 
 
 async def work(cluster: Cluster, prefix: str, queues: Sequence[str]) -> float:
-    """Send and run the tasks; the processor seconds of the primary that had most to do."""
+    """Enqueue and run the tasks; return the processor time of the busiest primary, in seconds."""
     mux, done = Mux(), 0
 
     @mux.handle("nothing")
@@ -63,7 +63,8 @@ async def work(cluster: Cluster, prefix: str, queues: Sequence[str]) -> float:
 def test_three_primaries_have_over_twice_the_throughput_of_one(
     cluster: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """By the processor time of the busiest, since here all of them share two cores."""
+    """The processor time of the busiest primary is compared, since here all primaries share two
+    cores."""
     names = spread(cluster, prefix)
     one = next(iter(names.values()))[:3]
     three = [queues[-1] for queues in names.values()]

@@ -27,7 +27,7 @@ LEASE_S = 1.0
 def test_servers_with_wrong_and_jumping_clocks_run_every_task_once(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """No timer is early, no lease or deadline lapses before or after its time, nothing is lost."""
+    """No timer is early, leases and deadlines expire on time, and no task is lost."""
     servers = [
         launch(valkey.url, clock_s=offset, lease=LEASE_S, concurrency=100)
         for offset in (HOUR_S, -HOUR_S)
@@ -106,7 +106,7 @@ def test_ten_schedulers_with_wrong_clocks_that_are_killed_make_each_tick_once(
     ticks: int,
     kills: int,
 ) -> None:
-    """None is left out either; one that ran again was that of a server that was killed."""
+    """Each tick runs; only a tick of a killed server runs twice."""
     chance = random.Random(ticks)
     every = Every(0.25)
 
@@ -155,7 +155,7 @@ def tick_of(id: str) -> int:
 
 
 def between(every: Every, first: int, last: int) -> Iterator[int]:
-    """All ticks from one to the other."""
+    """Return all ticks from the first time to the second."""
     tick: int | None = first
     while tick is not None and tick <= last:
         yield tick

@@ -1,4 +1,4 @@
-"""Clusters and Sentinels: tasks live their lives there too, and a primary may die."""
+"""Tasks complete on clusters and behind Sentinels, even when a primary dies."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from tests.support.stores import Cluster, Sentinel, wait_until, wait_until_async
 
 WEIGHTS = (5, 3, 1)
 SHARED = 18_000
-"""Primaries answer one by one, so the order is even over some hundreds of tasks, not over ten."""
+"""Primaries answer one by one, so the order is even over some hundreds of tasks, but not over
+ten."""
 
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """A cluster of this module's own, for it loses a primary, and then serves what it still can."""
+    """Start a cluster for this module; it loses a primary and goes on with the others."""
     with Cluster(config={"cluster-require-full-coverage": "no"}) as cluster:
         yield cluster
 
 
 def queues_on_each(cluster: Cluster, prefix: str) -> list[str]:
-    """One queue on each primary."""
+    """Return one queue on each primary."""
     found: dict[int, str] = {}
     for n in itertools.count():
         queue = f"queue-{n}"
@@ -124,7 +125,7 @@ def test_queues_on_different_primaries_share_by_weight(
 
 
 class Stream:
-    """Tasks enqueued one after the other to some queues, and when each ran."""
+    """Enqueues tasks one after another to some queues, and records when each ran."""
 
     def __init__(self, b: Bench, queues: list[str], *, every: float = 0.005) -> None:
         self.ran: dict[str, list[float]] = defaultdict(list)
@@ -157,16 +158,16 @@ class Stream:
             await asyncio.sleep(self._every)
 
     def count(self, queue: str, since: float) -> int:
-        """How many ran from `since` on."""
+        """Return how many tasks ran from `since` on."""
         return sum(at > since for at in self.ran[queue])
 
     def rate(self, queue: str, since: float = 0.0) -> float:
-        """How many ran in a second, from `since` or the first on."""
+        """Return how many tasks ran per second, from `since` or the first run on."""
         times = [at for at in self.ran[queue] if at > since]
         return len(times) / (time.monotonic() - (since or times[0]))
 
     def longest_gap(self, queue: str, since: float) -> float:
-        """The longest time in which none of the queue ran, from `since` on."""
+        """Return the longest time in which no task of the queue ran, from `since` on."""
         times = [since, *(at for at in self.ran[queue] if at > since), time.monotonic()]
         return max(after - before for before, after in itertools.pairwise(times))
 
@@ -175,7 +176,7 @@ class Stream:
 
 
 async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> None:
-    """Wait until nothing of the queues is left."""
+    """Wait until no task of the queues is left."""
     with store.client() as client:
         await wait_until_async(
             lambda: not any(left_over(client, prefix, queue) for queue in queues), timeout=20
@@ -201,7 +202,7 @@ def test_other_queues_continue_while_a_primary_is_down(
                     before = {queue: stream.rate(queue) for queue in queues}
                     killed_at = time.monotonic()
                     victim.kill() if how == "killed" else victim.pause()
-                    # The replica has taken over, and a good many tasks have run on it.
+                    # Return whether the replica has taken over and many tasks have run on it.
                     await until(lambda: stream.count(hit, killed_at + 0.5) > 50, 30)
                     shares = [stream.rate(one, killed_at) / before[one] for one in others]
                     gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}
@@ -214,13 +215,13 @@ def test_other_queues_continue_while_a_primary_is_down(
             )
             measured(f"cluster, primary {how}, least share of their rate", min(shares))
             measured(f"cluster, primary {how}, tasks lost with the primary", len(stream.lost(hit)))
-            # The node timeout is 1 s. One that stands still is given up on after 5 s more.
+            # The node timeout is 1 s. A node that is stopped is given up after 5 s more.
             assert gaps[hit] <= (6 if how == "killed" else 9)
             assert max(gaps[one] for one in others) <= 1
-            if how == "standing":  # one that is killed soon has its replica in its place
+            if how == "standing":  # a killed node is soon replaced by its replica
                 assert min(shares) >= 0.9
             assert [stream.lost(one) for one in others] == [set(), set()]
-            assert len(stream.lost(hit)) <= 5  # what the replica had not been told of
+            assert len(stream.lost(hit)) <= 5  # writes that the replica had not received
 
     asyncio.run(main())
     victim.start() if how == "killed" else victim.resume()
@@ -231,7 +232,7 @@ def test_other_queues_continue_while_a_primary_is_down(
 def test_unanswered_fetch_blocks_no_slot_of_other_queues(
     replicated: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """Not even the only slot there is, for which it was sent."""
+    """The task does not even keep the only slot, for which it was sent."""
     queues = queues_on_each(replicated, prefix)
     hit, *others = queues
     victim = replicated.holder(f"{{{prefix}:{hit}}}:tasks")

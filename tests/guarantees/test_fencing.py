@@ -20,7 +20,8 @@ LONG = 10
 
 
 def dump(store: Store, prefix: str) -> dict[str, Any]:
-    """All that a queue holds, without what its upkeep and renewals change, and without `lost`."""
+    """Return the contents of a queue, without the fields that upkeep and renewals change, and
+    without `lost`."""
     base = QueueKeys(prefix, "default").base
     found: dict[str, Any] = {}
     with store.client() as client:
@@ -48,7 +49,8 @@ def counter(store: Store, prefix: str, name: str) -> int:
 
 
 def zombie_tasks() -> dict[str, Task]:
-    """By name; the zombie's part is over while it stands still, the other's is not always."""
+    """Return tasks by name: on the zombie they end while it is stopped, on the other server not
+    always."""
     zombie, live = {"zombie": 0.5}, {"zombie": 0.5, "live": 4.0}
     kept: dict[str, Any] = {"retention": 600}
     tasks: dict[str, Task] = {}
@@ -99,7 +101,7 @@ def test_a_zombie_changes_nothing(
     history.wait("cancelled", len(stopped), pid=zombie.pid)
     zombie.terminate()
     assert zombie.wait() == 0
-    # Its statistics say what it lost: that is about itself, and changes no task.
+    # Its statistics count the lost lease: they concern the server itself and change no task.
     after = dump(valkey, prefix)
     assert after | {"type_reports": {}} == before | {"type_reports": {}}
     ends = history.of("end", pid=zombie.pid)

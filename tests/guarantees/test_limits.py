@@ -28,7 +28,7 @@ def rig() -> Iterator[Rig]:
 
 
 def fill(rig: Rig, count: int, *limits: str) -> float:
-    """Enqueue so many tasks; return the bytes that each takes in the store."""
+    """Enqueue `count` tasks; return the bytes that each takes in the store."""
     rig.reset()
     wait_until(lambda: rig.client.info("memory")["lazyfree_pending_objects"] == 0)
     rules = {"customer": LimitRule(concurrency=1)}
@@ -42,9 +42,9 @@ def fill(rig: Rig, count: int, *limits: str) -> float:
 
 
 def commands_of_a_fetch(rig: Rig) -> dict[str, int]:
-    """How often a fetch that leases one task of another key runs each command."""
+    """Return how often a fetch that leases one task of another key runs each command."""
     rig.enqueue("first", "second")
-    assert len(rig.fetch(1).ids) == 1  # the one that holds the limit
+    assert len(rig.fetch(1).ids) == 1  # the task that holds the limit
     assert rig.fetch(1).ids == ["first"]
     rig.client.config_resetstat()
     assert rig.fetch(1).ids == ["second"]

@@ -18,9 +18,9 @@ INNOCENTS = 50
 
 
 def mixed(chance: random.Random) -> tuple[list[Task], str]:
-    """Innocent tasks, quick ones, slow ones, some in threads; poison among them; and its id.
+    """Return quick and slow tasks, some in threads, with poison among them, and its id.
 
-    Tasks of one lease are recovered in the order of their ids, so these say nothing.
+    Tasks of one lease are recovered in the order of their ids, so the ids must be random.
     """
     names = [f"{chance.randrange(16**8):08x}" for _ in range(INNOCENTS + 1)]
     tasks = [
@@ -37,7 +37,7 @@ def mixed(chance: random.Random) -> tuple[list[Task], str]:
 
 
 async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerProcess:
-    """When the server has died, let its leases lapse and start another, as a supervisor does."""
+    """When the server has died, let its leases expire and start another, as a supervisor does."""
     if server.running:
         return server
     server.wait()

@@ -1,7 +1,7 @@
-"""A guard against getting slow: ratios within one run, and counts, which no other load can change.
+"""A guard against slowdowns: ratios within one run, and counts, which other load cannot change.
 
-Times are of processor time where that can be had. On a busy machine a single round may still be
-disturbed, so the best of a few counts: what the code can do, it does in one of them.
+Times are processor time where it can be measured. On a busy machine a single round may still be
+disturbed, so the best of a few rounds counts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float],
 
 
 def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> None:
-    """By processor time of the server process, its threads included."""
+    """The processor time of the server process counts, including its threads."""
 
     async def share(harness: Harness) -> float:
         floor = await throughput.baseline(harness, 20_000)
@@ -68,7 +68,7 @@ def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> Non
 
 
 def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
-    """A batch is fetched and settled at once; a call a task would be 10,000 and more."""
+    """Batches are fetched and settled in one call each; a call per task would be over 10,000."""
 
     async def calls(harness: Harness) -> float:
         drained = await throughput.drain(harness, LOOP, 10_000)
@@ -81,7 +81,8 @@ def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
 
 
 def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> None:
-    """In both colours; the least of many short rounds, in turn, since load comes and goes."""
+    """Blocking and async clients take turns in many short rounds, and the minimum of each counts,
+    since the load varies."""
 
     async def ratio(harness: Harness) -> float:
         ratios = []
@@ -101,7 +102,8 @@ def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> No
 
 
 def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measured) -> None:
-    """1,000 and 100,000 pending; the least of the batches, since the store's clock is a wall's."""
+    """With 1,000 and 100,000 pending tasks; the minimum of the batches counts, since the store
+    measures wall time."""
 
     async def ratio(harness: Harness) -> float:
         us = []
@@ -119,7 +121,7 @@ def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measure
 
 
 def test_an_idle_server_asks_the_store_for_little(measured: Measured) -> None:
-    """Over more than a sweep."""
+    """The count covers more than one sweep."""
 
     async def rate() -> float:
         async with private_store() as url, Harness(url, replace(QUICK, idle_s=6.0)) as harness:

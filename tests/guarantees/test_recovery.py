@@ -1,4 +1,4 @@
-"""The tasks of a server that died run again soon, on whatever other server lives."""
+"""The tasks of a server that died run again soon on another live server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS = 20
 def kill_and_watch(
     launch: Launch, url: str, prefix: str, victim: ServerProcess, phase_s: float
 ) -> tuple[ServerProcess, list[float]]:
-    """Kill a server with running tasks; the one that came to their rescue, and their delays."""
+    """Kill a server with running tasks; return the server that recovered them, and their delays."""
 
     async def enqueue() -> set[str]:
         async with bench(url, prefix) as b:
@@ -55,7 +55,8 @@ def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     delays: list[float] = []
     victim = launch(valkey.url, lease=1.0, sweep=0.2)
     for _ in range(rounds):
-        # Renewals come every third of the lease: kill at any moment between two.
+        # Leases are renewed after a third of their length, so kill at any moment between two
+        # renewals.
         phase_s = chance.uniform(0, 0.4)
         victim, found = kill_and_watch(launch, valkey.url, prefix, victim, phase_s)
         delays += found
@@ -87,7 +88,7 @@ def test_a_wake_that_is_lost_delays_a_task_by_no_more_than_a_sweep(
         call = ops.enqueue(QueueKeys(prefix, "default"), [new_task(task(), new_nonce())])
         with valkey.client() as client, client.pipeline(transaction=True) as pipe:
             pipe.eval(call.script.text, len(call.keys), *call.keys, *call.args)
-            pipe.delete(QueueKeys(prefix, "default").key("wake"))  # before anybody gets it
+            pipe.delete(QueueKeys(prefix, "default").key("wake"))  # before any server gets it
             enqueued_at = time.monotonic()
             pipe.execute()
         delays.append(history.wait("start", at)[-1].at - enqueued_at)
@@ -102,7 +103,7 @@ BURST = 200
 def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
     valkey: Store, prefix: str, measured: Measured
 ) -> None:
-    """Upkeep finds due tasks without a wake, and a full batch tells it that there are more."""
+    """Upkeep finds due tasks without a wake, and a full batch shows that there are more."""
     chance, mux, ran = random.Random(7), Mux(), list[str]()
 
     @mux.handle("note")
@@ -124,4 +125,4 @@ def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
 
     took = asyncio.run(main())
     measured("bursts of 200, the longest took, s", max(took))
-    assert max(took) < 1  # ten tasks a sweep would be two
+    assert max(took) < 1  # at ten tasks per sweep it would take 2 s

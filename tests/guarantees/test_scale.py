@@ -20,8 +20,8 @@ CHUNK = 100_000
 DRAINED = 100_000
 
 ROUNDS = 3
-"""What else runs on the machine may hold up the store in the middle of a script: one round in which
-none took long shows what they take."""
+"""Other load on the machine may delay the store in the middle of a script, so one round without a
+slow script is enough."""
 
 
 @pytest.mark.faults(29)
@@ -29,7 +29,7 @@ none took long shows what they take."""
 def test_no_script_takes_over_10_ms_with_a_million_pending_and_a_million_scheduled(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Enqueue, upkeep, fetch and settlement, with servers that come, die and are recovered."""
+    """Enqueue, do upkeep, fetch and settle, with servers that start, die and are recovered."""
     later = datetime.now(UTC) + timedelta(hours=1)
 
     async def fill(store: Store, chunks: int) -> None:

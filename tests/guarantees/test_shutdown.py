@@ -18,7 +18,7 @@ from tests.support.stores import Store, wait_until
 TASKS = 100
 GRACE_S = 1.0
 LEASE_S = 30.0
-"""A lease so long that none expires in these tests."""
+"""Length of leases, so long that none expires in these tests."""
 
 KINDS = [
     pytest.param("work", False, id="async"),
@@ -72,7 +72,7 @@ def test_task_running_after_the_grace_is_handed_back_and_starts_elsewhere(
     assert left_s <= GRACE_S + 2
     assert again[-1].at - handed_back_at <= 1
     assert {(event.attempt, event.crashes) for event in again} == {(1, 0)}
-    # Those that were done within the grace were not repeated.
+    # Tasks that ended within the grace period were not repeated.
     assert {event.id for event in history.of("end", pid=leaving.pid)} >= {one.id for one in quick}
     assert len(history.of("start")) == TASKS + len(tasks)
     wait_until(lambda: left_over(valkey.client(), prefix) == {})
@@ -96,7 +96,7 @@ def test_a_second_signal_hands_back_at_once(
     history.wait("start", TASKS, pid=leaving.pid)
     leaving.terminate()
     wait_until(lambda: "stopping: " in leaving.log())
-    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # until then it counts as the same
+    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # until then it counts as the same server
     wait_until(lambda: time.monotonic() > same_ends)
     told_at = time.monotonic()
     leaving.terminate()
@@ -116,7 +116,8 @@ def test_a_second_signal_hands_back_at_once(
 def test_third_signal_ends_the_process_and_leases_recover_its_tasks(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The store is down, so nothing can be handed back, and the shutdown does not wait for it."""
+    """The store is down, so no task can be handed back, and the shutdown does not wait for the
+    store."""
     config = {"lease": 2.0, "sweep": 0.2, "concurrency": 10, "shutdown_timeout": 60.0}
     leaving = launch(own_store.url, server_id="leaving", **config)
     enqueue(own_store, prefix, [task(sleep_at={"leaving": 600.0}) for _ in range(10)])
@@ -152,7 +153,7 @@ def test_restarting_servers_neither_lose_nor_repeat_a_task(
     leaving = launch(valkey.url, **config)
     for _ in range(6):
         coming = launch(valkey.url, ready=False, **config)
-        # In the middle of its work, with tasks running, leased ahead and being fetched.
+        # The server stops amid its work, with tasks running, leased ahead and being fetched.
         history.wait("start", chance.randrange(1, 100), pid=leaving.pid)
         leaving.terminate()
         assert leaving.wait() == 0

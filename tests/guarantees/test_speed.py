@@ -22,7 +22,8 @@ LEAST_SHARE = 0.2
 
 
 class Took(NamedTuple):
-    """Seconds by the clock, and of this process's processor time, which other load spares."""
+    """Wall time and this process's processor time, in seconds; other load does not affect the
+    latter."""
 
     wall: float
     cpu: float
@@ -36,7 +37,8 @@ class Took(NamedTuple):
 
 
 async def floor(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[None]]) -> Took:
-    """Cost of decoding messages and awaiting the handler in a task and context each."""
+    """Return the cost of decoding the messages and awaiting the handler for each in its own asyncio
+    task and context."""
     loop = asyncio.get_running_loop()
 
     async def one(data: bytes) -> None:
@@ -64,7 +66,7 @@ async def floor(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[N
 
 
 async def enqueue_at_once(b: Bench, count: int) -> float:
-    """The seconds for that many calls of `enqueue` by 100 callers."""
+    """Return the time that 100 callers take for that many calls of `enqueue`."""
 
     async def caller() -> None:
         for _ in range(count // 100):
@@ -76,7 +78,7 @@ async def enqueue_at_once(b: Bench, count: int) -> float:
 
 
 async def round_of(store: Store, prefix: str, measured: Measured) -> Took:
-    """Measure all once; what the floor takes as a share of what the drain does."""
+    """Measure each once; return the time of the floor as a share of the drain's."""
     mux, seen, all_seen = Mux(), 0, asyncio.Event()
 
     @mux.handle("noop")
@@ -119,5 +121,6 @@ def test_server_is_close_to_the_minimum_cost(
         if best.cpu >= LEAST_SHARE:
             break
     assert best.cpu >= LEAST_SHARE
-    # By the clock it is about the same on an idle machine; on a busy one the store takes its time.
+    # On an idle machine, wall time shows about the same; on a busy one it includes the store's
+    # delays.
     assert best.wall >= LEAST_SHARE / 4

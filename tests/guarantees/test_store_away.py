@@ -1,4 +1,4 @@
-"""During an outage of the store, servers wait quietly; they settle everything afterwards."""
+"""During an outage of the store, servers wait quietly; they settle all tasks afterwards."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_tasks_survive_an_outage_of_the_store(
 ) -> None:
     """Half of the tasks end while the store is away, half of them after its return.
 
-    With one server leases of 1 s lapse meanwhile, but there is nobody else to take the tasks; with
-    two and leases of 30 s none lapses. In both cases each task runs once.
+    With one server, leases of 1 s expire meanwhile, but no other server can take the tasks; with
+    two servers and leases of 30 s, none expires. In both cases each task runs once.
     """
     running = [launch(own_store.url, lease=lease_s, concurrency=TASKS) for _ in range(servers)]
 
@@ -93,7 +93,7 @@ def test_tasks_survive_an_outage_of_the_store(
 def test_two_servers_with_expired_leases_repeat_nothing(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Leases lapse while the store is away; on its return each server gets to renew its own."""
+    """Leases expire while the store is away; on its return each server can renew its own."""
     running = [launch(own_store.url, lease=1.5, concurrency=TASKS) for _ in range(2)]
 
     async def enqueue() -> None:

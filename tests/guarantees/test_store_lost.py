@@ -1,4 +1,4 @@
-"""If the store comes back empty, servers log that once, drop the lost tasks, and continue."""
+"""If the store comes back empty, servers log the loss once, drop the lost tasks, and continue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS = 8
 
 @pytest.fixture
 def forgetful() -> Iterator[Store]:
-    """A store that keeps nothing over a restart."""
+    """Yield a store that loses all data in a restart."""
     if not available("valkey"):
         pytest.skip("there is no Valkey")
     with Store("valkey") as store:
@@ -43,7 +43,8 @@ def lose_all(store: Store, how: str) -> None:
 def test_servers_survive_the_loss_of_all_data(
     forgetful: Store, prefix: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Running handlers are stopped or end in vain, and new tasks run at once on both servers."""
+    """Running handlers are stopped or their results are discarded, and new tasks run at once on
+    both servers."""
     caplog.set_level(logging.WARNING, logger="qsync")
 
     async def main() -> list[Server]:
@@ -118,7 +119,7 @@ def test_servers_survive_the_loss_of_all_data(
 
 
 def scripts_run(client: Any) -> int:
-    """How many scripts the store has run."""
+    """Return how many scripts the store has run."""
     return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
 
@@ -126,7 +127,8 @@ def scripts_run(client: Any) -> int:
 def test_older_state_of_the_same_generation_is_not_a_loss(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a failover that loses writes the queue is the same, and its running tasks continue."""
+    """After a failover that loses writes, servers see the same queue, and its running tasks
+    continue."""
     caplog.set_level(logging.ERROR, logger="qsync")
 
     async def main() -> int:

@@ -1,4 +1,4 @@
-"""100,000 schedules in the store: memory, what an idle server costs, and how late ticks are."""
+"""100,000 schedules in the store: memory, the cost of an idle server, and the delay of ticks."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_idle_server_with_100_000_schedules_costs_next_to_nothing(
 
     async def main() -> tuple[float, float]:
         async with Qsync(store.url, prefix=prefix).server():
-            await asyncio.sleep(3)  # until it has looked at all schedules
+            await asyncio.sleep(3)  # until it has read all schedules
             commands, cpu, began = commands_of(), time.process_time(), time.monotonic()
-            await asyncio.sleep(20)  # what is measured is a time without work
+            await asyncio.sleep(20)  # the measured time is one without work
             passed = time.monotonic() - began
             return (commands_of() - commands) / passed, (time.process_time() - cpu) / passed
 

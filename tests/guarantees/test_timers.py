@@ -18,7 +18,7 @@ from tests.support.server import bench, left_over
 from tests.support.stores import Store, wait_until
 
 ROUNDS = 3
-"""What else runs may load the machine: the best round counts."""
+"""Other programs may load the machine, so the best round counts."""
 
 MANY = 100_000
 
@@ -39,9 +39,10 @@ def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
 def lateness_of_round(
     store: Store, prefix: str, history: History, count: int, spread: timedelta
 ) -> list[float]:
-    """Run timers that are due one after the other; how late each started, ms by the store's clock.
+    """Run timers that are due one after another; return each one's delay in ms, by the store's
+    clock.
 
-    The store's clock is that of the machine, by which the history is written.
+    The store's clock is the machine's, which the history uses, too.
     """
     first = store_time(store) + timedelta(seconds=2.5)
     due: dict[str, float] = {}
@@ -109,7 +110,7 @@ def round_of_many(
     at: int,
     measured: Measured,
 ) -> float:
-    """Have MANY tasks due at one instant; the milliseconds of the slowest ping or script."""
+    """Have MANY tasks due at one instant; return the milliseconds of the slowest ping or script."""
     with store.client() as client:
         client.config_set("slowlog-log-slower-than", 10_000)
         client.slowlog_reset()
@@ -141,7 +142,7 @@ MILLION = 1_000_000
 def test_a_million_due_at_once_can_all_run_within_a_minute(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """In one queue of two, and tasks of the other start meanwhile as ever."""
+    """The tasks are in one of two queues; tasks of the other start meanwhile as usual."""
     with Store("valkey") as store:
         run_at_once(store.pid)
         with store.client() as client:

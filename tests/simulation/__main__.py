@@ -1,9 +1,9 @@
-"""python -m tests.simulation --seeds N [--from M]: live through many seeds and say what was wrong.
+"""python -m tests.simulation --seeds N [--from M]: run many seeds and print the problems found.
 
---seed N lives through that one again, exactly as before. --show ID prints the events that speak of
-a task, --all every event. --processes P shares the seeds among so many processes, with a store
-each. A line a minute says how far it is; Ctrl-C or SIGTERM ends with the verdict so far.
---mistakes plants each known mistake and says how many seeds it takes to find it.
+--seed N repeats that seed exactly. --show ID prints the events of a task, --all every event.
+--processes P shares the seeds among P processes, each with its own store. The program prints its
+progress once a minute; Ctrl-C or SIGTERM ends it with the verdict so far. --mistakes plants each
+known mistake and prints how many seeds it takes to find it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def find_mistakes(client: redis.Redis, options: argparse.Namespace) -> int:
-    """Print a table of the planted mistakes, and of the seeds that it took to find each."""
+    """Print a table of the planted mistakes, with the number of seeds that it took to find each."""
     missed = 0
     for name, plant in MUTANTS.items():
         seeds = range(options.first, options.first + options.seeds)
@@ -71,7 +71,7 @@ def find_mistakes(client: redis.Redis, options: argparse.Namespace) -> int:
 
 
 def soak(client: redis.Redis, options: argparse.Namespace) -> int:
-    """Live through many seeds."""
+    """Run many seeds."""
     began = time.monotonic()
 
     def tell(outcome: Outcome) -> None:
@@ -102,7 +102,7 @@ def soak(client: redis.Redis, options: argparse.Namespace) -> int:
 
 
 def finish(began: float, summary: Summary) -> int:
-    """Say what came of it all."""
+    """Print the summary and return the exit code."""
     took = time.monotonic() - began
     for seed, wrong in islice(summary.bad.items(), SHOWN):
         say(f"seed {seed}:", *wrong, sep="\n    ")

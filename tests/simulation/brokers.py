@@ -1,6 +1,6 @@
-"""The brokers of the code under test, with the simulated network where they meet redis-py.
+"""The brokers of the code under test, with the simulated network in place of redis-py.
 
-Patience, tries, translation of errors and the way from EVALSHA to EVAL are the real ones.
+Patience, retries, mapping of errors and the fallback from EVALSHA to EVAL are the real ones.
 """
 
 from __future__ import annotations

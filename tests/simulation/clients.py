@@ -145,7 +145,7 @@ class AsyncUser:
         by_id = {task.id: task for task in tasks if task.id is not None}
         if len(handles) == len(tasks):
             pairs = list(zip(handles, tasks, strict=True))
-        else:  # only those that have ids can be told
+        else:  # without ids, the tasks cannot be matched
             pairs = [(one, by_id[one.id]) for one in handles if one.id in by_id]
         assert len(plans) == len(tasks)
         for handle, task in pairs:
@@ -209,7 +209,7 @@ def refused(books: Books, task: Task, error: QsyncError, began: float) -> None:
 
 
 def right_result(books: Books, wanted: Wanted, value: Any) -> None:
-    """Check a result that a client got."""
+    """Check the result that a client received."""
     books.results += 1
     if value != wanted.plan["n"]:
         books.ledger.find(f"{wanted.id} has the result {value}, not {wanted.plan['n']}")

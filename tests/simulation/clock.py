@@ -68,14 +68,14 @@ UNUSED: Final = {
 
 
 def this_process() -> Proc:
-    """The process that runs now."""
+    """Return the process that runs now."""
     strand = STRAND.get()
     assert strand is not None
     return cast("Proc", strand.process)
 
 
 class VirtualTime:
-    """Replaces the module `time`: the clocks of the process that asks."""
+    """Replaces the module `time` with the clocks of the calling process."""
 
     CLOCK_MONOTONIC = 1
     CLOCK_BOOTTIME = 7
@@ -96,7 +96,7 @@ class VirtualTime:
 
 
 def reading_boot_s() -> list[Any]:
-    """The modules that read the clock of leases."""
+    """Return the modules that read the clock of leases."""
     modules = [module for name, module in sys.modules.items() if name.startswith("qsync.")]
     return [module for module in modules if getattr(module, "boot_s", None) is REAL_BOOT_S]
 
@@ -135,7 +135,7 @@ def replaced(loop: SimLoop, turns: Turns, seed: str) -> Iterator[None]:
     """Run the code under test in the simulation inside the block."""
     before = []
     chance = random.getstate()
-    random.seed(seed)  # of the delays between tries
+    random.seed(seed)  # for the delays between retries
     try:
         for module, name, value in _replacements(loop, turns, seed):
             before.append((module, name, getattr(module, name)))
@@ -148,5 +148,5 @@ def replaced(loop: SimLoop, turns: Turns, seed: str) -> Iterator[None]:
 
 
 def world() -> contextvars.Context:
-    """A context of no process."""
+    """Return a context that belongs to no process."""
     return contextvars.Context()

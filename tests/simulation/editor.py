@@ -1,6 +1,7 @@
-"""A client that changes documents, of which only the last version is wanted: debounced tasks.
+"""A client that changes documents, of which only the last version matters: debounced tasks.
 
-The ledger does not follow them, since one of them stands for many calls; here is what must hold.
+The ledger does not follow these tasks, since one of them stands for many calls; this module checks
+them instead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ VERSIONS: Final = 14
 
 @dataclass(slots=True)
 class Documents:
-    """The accepted versions of each document, and those that handlers have seen."""
+    """The accepted versions of each document, and the versions that handlers have received."""
 
     accepted: dict[int, int] = field(default_factory=dict)
     ran: dict[int, int] = field(default_factory=dict)
@@ -35,7 +36,7 @@ class Documents:
         self.ran[document] = max(plan["version"], self.ran.get(document, 0))
 
     def missing(self) -> dict[int, int]:
-        """The documents whose last accepted version no handler has finished."""
+        """Return the documents whose last accepted version no handler has finished."""
         return {one: last for one, last in self.accepted.items() if self.ran.get(one, 0) < last}
 
 
@@ -44,7 +45,7 @@ def is_edit(id: bytes | str) -> bool:
 
 
 class Editor:
-    """Enqueues a task for each version, one after the other."""
+    """Enqueues a task for each version, one after another."""
 
     def __init__(self, rng: random.Random, queue: str, documents: Documents) -> None:
         self._random = rng

@@ -14,22 +14,22 @@ US: Final = 1_000_000
 
 @dataclass(slots=True)
 class Delivery:
-    """A lease, as the store gave it."""
+    """A lease, as the store returned it."""
 
     token: str
     fetched_us: int
     expires_us: int
-    """By the store's clock, which may jump."""
+    """Expiry by the store's clock, which may jump."""
     expires_at: float
-    """The same, as the time of the history."""
+    """Expiry in the time of the history."""
     length_us: int
     marked: bool = False
     together: bool = False
-    """It began beside other suspects, so a crash is not charged to it."""
+    """True if it began beside other suspects, so that a crash is not charged to it."""
     ended: str | None = None
     started: bool = False
     copied: bool = False
-    """Whether a copy of an answered fetch took it; no server reads the answer to the copy."""
+    """True if a copy of an answered fetch took it; no server reads the reply to the copy."""
     recovered: bool = False
     """True once the store has recovered it from a dead server."""
 
@@ -44,18 +44,18 @@ class Entry:
     due_us: int = 0
     kept_until_us: int = 0
     remembered_until_us: int = 0
-    """Time until which no other task is taken under this id, after the last one was."""
+    """Time until which the store refuses another task with this id."""
     lock: str = ""
     limits: tuple[str, ...] = ()
     place: int = 0
-    """Place among all tasks, by their enqueue."""
+    """Position among all tasks, in the order of their enqueues."""
     in_order: bool = False
-    """It was due at once, without limits and fairness key."""
+    """True if it was due at once, without limits and without a fairness key."""
     cancel_asked: bool = False
     cancel_retention: Any = ""
     cancel_asked_us: int = 0
     unsure: bool = False
-    """It may have been created again after an unobserved end."""
+    """True if it may have been created again after an unobserved end."""
     ran_on_us: int = 0
     """Time for which it ran after its cancel request, if that was too long."""
     priority: int = NORMAL_PRIORITY
@@ -64,16 +64,17 @@ class Entry:
     deliveries: list[Delivery] = field(default_factory=list)
     starts: int = 0
     returned_attempts: int = 0
-    """Failed attempts when a server handed it back, which it does with the last one of a task, too,
-    if it stops before the store takes the death: then the task runs once more."""
+    """Failed attempts when a server handed it back. A server that stops before the store has
+    recorded a task's death hands it back, too, so that its last attempt runs once more."""
 
     @property
     def lease(self) -> Delivery | None:
-        """The lease under which it runs."""
+        """Lease under which it runs; None if it has none."""
         last = self.deliveries[-1] if self.deliveries else None
         return last if last is not None and last.ended is None else None
 
     def surely_open(self, now_us: int) -> bool:
-        """Whether it is unfinished; a task with an expired lease may have ended unseen."""
+        """Return whether it is certainly unfinished; a task with an expired lease may have ended
+        unobserved."""
         lease = self.lease
         return self.phase == "waiting" or (lease is not None and now_us < lease.expires_us)

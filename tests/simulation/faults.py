@@ -1,4 +1,4 @@
-"""The faults of the processes and the store of a history, one after the other."""
+"""The faults of the processes and the store of a history, one after another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.simulation.store import Snapshot
 from tests.simulation.work import QUEUES
 
 OUTAGE_S: Final = (1.5 * DEFAULT_PATIENCE_S, 2.0 * DEFAULT_PATIENCE_S)
-"""Duration of an outage: longer than the patience of callers at its begin."""
+"""Duration of an outage: longer than the patience of callers at its start."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0
@@ -37,7 +37,7 @@ class Plague:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Cause one fault after the other, until the end of the faults."""
+        """Cause one fault after another, until the end of the faults."""
         world = self.world
         kinds = [kind for kind, chance in world.profile.faults.items() if chance]
         while world.faulty and kinds:
@@ -61,7 +61,7 @@ class Plague:
         self.crash()
 
     def crash(self) -> None:
-        """A server dies."""
+        """Kill a server."""
         if (victim := self.population.victim()) is not None:
             self.population.crash(victim)
 
@@ -92,7 +92,7 @@ class Plague:
         victim.wall_offset += self.world.rng.choice((-HOUR_S, HOUR_S))
         self._note(victim.name, "has another time", victim.wall_offset)
 
-    # The way to the store
+    # The connection to the store
 
     def _partition(self) -> None:
         victim = self.world.rng.choice(self.population.all)
@@ -122,7 +122,7 @@ class Plague:
         self._trouble_all(seconds + LEASE / 3)
 
     def _trouble_all(self, seconds: float) -> None:
-        """Record that all leases may expire within that time."""
+        """Record that all leases may expire within this time."""
         for process in self.population.servers:
             process.trouble(seconds)
 
@@ -132,7 +132,7 @@ class Plague:
         self.world.network.store.forget_scripts()
 
     def _restart(self) -> None:
-        """The store is killed and restarted; its append-only file is whole."""
+        """Kill and restart the store with its whole append-only file."""
         rng = self.world.rng
         down_s, loading_s = rng.uniform(0.05, 1.2 * LEASE), rng.choice((0.0, rng.uniform(0, 1)))
         self._note("store", "killed", down_s, loading_s)
@@ -158,8 +158,8 @@ class Plague:
                 return
 
     def _roll_back(self) -> None:
-        """The store comes back as it was a moment ago: the end of its file is lost, or a replica
-        took over that lagged behind."""
+        """Restore the store's data of a moment ago: the end of its file is lost, or a lagging
+        replica took over."""
         snapshot = self.world.network.store.snapshot()
         self._later(self.world.rng.uniform(0.02, 1.5), self._restore, snapshot)
 
@@ -171,7 +171,7 @@ class Plague:
             self._restart()
 
     def _flush(self) -> None:
-        """All data are lost, with or without a restart."""
+        """Lose all data, with or without a restart."""
         self._note("store", "flushed")
         self.world.network.store.flush()
         self._trouble_all(LEASE + 0.5)
@@ -197,7 +197,7 @@ class Plague:
         self._later(self.world.rng.uniform(0.1, 3.0), self.resume, queue)
 
     async def pause_types(self) -> None:
-        """Pause one type after the other, each for a while."""
+        """Pause one type after another, each for a while."""
         rng = random.Random(f"operator {self.world.seed}")
         while self.world.faulty:
             await asyncio.sleep(rng.expovariate(1 / 0.3))

@@ -40,7 +40,7 @@ class Outcome:
     lapsed: int
     recreated: int
     lost: int
-    """Tasks that the store lost with its data."""
+    """Number of tasks that the store lost with its data."""
     seconds: float
     """Virtual ones."""
     recovery_s: float
@@ -48,11 +48,11 @@ class Outcome:
     resume_s: float
     """Longest time from a return of the store until a server fetched."""
     drained_s: float
-    """From the end of the faults until all had ended."""
+    """Time from the end of the faults until all tasks had ended, in seconds."""
     faults: Counter[str]
     """Counts of the faults of processes, the store and calls."""
     refusals: Counter[tuple[str, str]]
-    """The errors that the store answered, by code and script."""
+    """Counts of the store's error replies, by code and script."""
     events: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
 
 
@@ -135,7 +135,7 @@ class History:
         self.ledger.find(f"{context['message']}: {type(error).__name__}: {error} {trace}")
 
     def run(self) -> Outcome:
-        """Live through it."""
+        """Run the history."""
         with self._in_place():
             course = self.loop.create_task(self._course(), context=clock.world())
             try:
@@ -174,7 +174,7 @@ class History:
         if quiet:
             logging.disable(logging.CRITICAL)
         collects = gc.isenabled()
-        gc.disable()  # what is dropped must not run at a moment that differs from run to run
+        gc.disable()  # finalizers must not run at moments that differ from run to run
         try:
             with clock.replaced(self.loop, self.turns, f"chance {self.seed}"):
                 try:
@@ -187,16 +187,17 @@ class History:
                 gc.enable()
 
     def _bury(self) -> None:
-        """Close what never came to its end, without a chance to do anything."""
+        """Close unfinished threads and coroutines; nothing that they do has an effect."""
         for process in self.population.all:
             process.alive = False
         self.turns.end()
-        # What a coroutine gathers as it is closed gets this loop, and none that nobody would close.
+        # Futures that a coroutine creates while it is closed get this loop, not a new one that
+        # nobody would close.
         asyncio.set_event_loop(self.loop)
         buried: set[asyncio.Task[Any]] = set()
         while tasks := asyncio.all_tasks(self.loop) - buried:
             buried |= tasks
-            for task in tasks:  # one that is closed may make another
+            for task in tasks:  # a closed task may create another
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()
@@ -208,7 +209,8 @@ class History:
 def live(
     seed: int, store: redis.Redis, *, arrange: Callable[[History], Any] | None = None
 ) -> Outcome:
-    """The outcome of a seed, on a store that is emptied for it; `arrange` may change what it is."""
+    """Return the outcome of a seed, on a store that is emptied for it; `arrange` may change the
+    history first."""
     store.flushall()
     history = History(seed, store)
     if arrange is not None:

@@ -1,6 +1,6 @@
-"""Records the store's replies, and derives which server may run each task, and until when.
+"""Records the store's replies, and derives which server may run each task, and for how long.
 
-It sees each call as it is made, so it knows of calls whose answer got lost too.
+It sees each call as it is made, so it also knows of calls whose reply was lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.simulation.stored import StoredBook
 from tests.simulation.ticks import TickBook
 
 MOST: Final = 40
-"""How often a task is given to servers, in histories as short as these."""
+"""Maximum number of leases of a task, in histories as short as these."""
 
 CALL_KEPT_US: Final = 600 * US
 """Time for which the store remembers the last enqueue of a sender."""
@@ -39,15 +39,19 @@ class Ledger:
         self.stored = StoredBook(self.find)
         self.limits = LimitBook(self.find)
         self.unsure = 0
-        """Enqueues of which it cannot be told whether they made a task: it may have left unseen."""
+        """Number of enqueues that may or may not have created a task, since a task may have left
+        unobserved."""
         self.recreated = 0
-        """Tasks that were made again after they had ended and left, by another call."""
+        """Number of tasks that another call created again after they had ended and left."""
         self.recoveries: list[float] = []
-        """Seconds from the end of a dead server's lease until its task was free again."""
+        """Time from the end of each dead server's lease until its task was free again, in
+        seconds."""
         self.back_us = 0
-        """How far the store's clock has gone back: ticks may be early by as much."""
+        """Total by which the store's clock has gone back, in microseconds; ticks may be early by as
+        much."""
         self.forgetful = False
-        """The store's clock has gone so far that it forgets the calls of its senders."""
+        """True if the store's clock has jumped so far ahead that it forgets the calls of its
+        senders."""
         self.losses = 0
         """Number of times that the store has lost data."""
         self.lost: set[tuple[str, str]] = set()
@@ -55,27 +59,28 @@ class Ledger:
         self.void: set[tuple[str, str, str]] = set()
         """Leases that the store has lost: queue, id and token."""
         self._starts: dict[tuple[str, str], int] = {}
-        """How often a task was started before the store last lost data."""
+        """Number of starts of each task before the store last lost data."""
         self.upkept_us: dict[str, int] = {}
-        """By queue, time of the last fetch that did its upkeep since the store last lost data."""
+        """Time of each queue's last fetch with upkeep since the store last lost data."""
         self._numbers: dict[tuple[str, str], int] = {}
-        """By queue and server, the number of its last fetch."""
+        """Number of the last fetch, by queue and server."""
         self._latest_us = 0
-        """By the store's clock, at its highest: what has lapsed or come due by then stays so."""
+        """Latest time that the store's clock has shown: leases that had expired and tasks that were
+        due by then stay so."""
         self._open_locks: dict[tuple[str, str], str] = {}
         self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
-        """By queue and sender: the number of its last call that made a task, when, the answer."""
+        """Number, time and reply of the last call that created a task, by queue and sender."""
 
     # The store's data
 
     def copy(self) -> Any:
-        """Known state of the store."""
+        """Return a copy of the known state of the store."""
         stored = self.stored.versions, self.stored.deleted
         state = self.entries, self.ticks.times, self._open_locks, self._calls, self.unsure, stored
         return deepcopy(state)
 
     def lose(self, kept: Any | None) -> None:
-        """The store has lost its data: all of them, or what came after the copy was made."""
+        """Record that the store has lost all data, or all changes since the copy was made."""
         entries = self.entries
         self.upkept_us.clear()
         state = ({}, {}, {}, {}, 0, ({}, set())) if kept is None else deepcopy(kept)
@@ -92,14 +97,15 @@ class Ledger:
             if entry.created > (left.created if left else 0):
                 self.lost.add(key)
         for key, entry in self.entries.items():
-            # Whether it was run, even if the store does not know.
+            # Runs count, even if the store has lost their record.
             entry.starts = max(entry.starts, self._starts.get(key, 0))
-            # What an earlier loss took may be back: the copy can be later than that one's.
+            # Leases of an earlier loss may be back: the copy can be newer than that of the earlier
+            # loss.
             self.void -= {(*key, one.token) for one in entry.deliveries}
 
     @property
     def now(self) -> float:
-        """The time of the history."""
+        """Time of the history, in seconds."""
         return self._clock()
 
     def find(self, text: str) -> None:
@@ -107,7 +113,7 @@ class Ledger:
         self.wrong.append(f"{self._clock():.4f} {text}")
 
     def entry(self, queue: str, id: str) -> Entry:
-        """The task of this id."""
+        """Return the task with this id."""
         key = (queue, id)
         found = self.entries.get(key)
         if found is None:
@@ -135,7 +141,7 @@ class Ledger:
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
                 self.find(f"enqueue {number} of {sender} is answered {reply}, and was by {said}")
-            return  # said once more, and nothing was done
+            return  # a repeated reply; the store changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
         for at, ((id, _, options), outcome) in enumerate(zip(tasks, reply[::2], strict=False)):
@@ -160,9 +166,9 @@ class Ledger:
         if there or (entry.phase == "kept" and self._latest_us < entry.kept_until_us):
             open_ = entry.phase != "active" or entry.surely_open(self._latest_us)
             if entry.cancel_asked and not open_:
-                self.unsure += 1  # maybe it was recovered, and ended by that, and is made again
+                self.unsure += 1  # its recovery may have ended it; then it was created again
                 entry.unsure, entry.cancel_asked = True, False
-            return  # said once more
+            return  # a repeated reply
         self.unsure += entry.phase == "kept"
         entry.created += 1
         self.count("enqueued")
@@ -263,9 +269,10 @@ class Ledger:
         self.check_cause(entry, lease)
 
     def see_owners(self, queue: str, owners: dict[bytes, bytes]) -> None:
-        """Note which tasks of dead servers are free again, after a fetch that recovered some.
+        """Record which tasks of dead servers are free again, after a fetch that recovered some.
 
-        They may wait long for their next server: for their limits, or until one has a free slot.
+        They may wait long for their next server: for their limits, or until a server has a free
+        slot.
         """
         for entry in self.entries.values():
             lease = entry.lease if entry.queue == queue and not entry.cancel_asked else None
@@ -280,7 +287,7 @@ class Ledger:
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
         """Check that a lease expires only if its server could not renew it, could not hand its task
-        back during a shutdown, or never heard of it."""
+        back during a shutdown, or never received it."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
@@ -316,7 +323,8 @@ class Ledger:
     def _leases(
         self, queue: str, args: Sequence[Any], stride: int, reply: Any, good: Sequence[str]
     ) -> Iterator[tuple[Entry, Delivery | None, Sequence[Any]]]:
-        """The tasks for which a call was taken, the leases that it was made under, the rest."""
+        """Yield the tasks for which the store accepted a call, the lease of each, and the other
+        arguments."""
         for at, answer in enumerate(reply):
             id, token, *rest = args[stride * at : stride * (at + 1)]
             if answer.decode() in good and not is_edit(id):
@@ -390,7 +398,8 @@ class Ledger:
             yield entry, rest
 
     def _check_cancel(self, entry: Entry, lease: Delivery, now: int) -> None:
-        """Note a run that went on for longer after its cancel than it takes to hear of it."""
+        """Record a run that continued after its cancel request for longer than the request takes to
+        arrive."""
         since = max(entry.cancel_asked_us, lease.fetched_us)
         if entry.cancel_asked and now - since > lease.length_us // 3 + US:
             server = self.servers[lease.token.rpartition("/")[0]]
@@ -428,7 +437,8 @@ class Ledger:
 
 
 def _in_full(reply: Any, ids: Sequence[str]) -> list[bytes]:
-    """The outcomes of an enqueue, with an id for each task, even if the reply is one word."""
+    """Return the outcomes of an enqueue, with an id for each task, even if the reply is one
+    word."""
     if reply != b"created":
         return list(reply)
     return [part for id in ids for part in (b"created", id.encode())]

@@ -1,4 +1,4 @@
-"""The limits of histories: their rules, the tasks that have them, and checks of what they allow."""
+"""The limits of histories: their rules, the tasks that have them, and checks that they hold."""
 
 from __future__ import annotations
 
@@ -20,37 +20,38 @@ RULES: Final = {
 """Rules of the program that servers publish."""
 
 ROUNDED_US: Final = 1_000
-"""Most that rounding adds to the times of a limit in a history."""
+"""Maximum that rounding adds to the times of a limit in a history, in microseconds."""
 
 
 def interval_us(limit: str) -> float:
-    """The time between two starts; 0: without a rate."""
+    """Return the time between two starts, in microseconds; 0 without a rate."""
     rule = RULES.get(limit.partition(":")[0])
     return rule.per_us / rule.rate if rule is not None and rule.rate and rule.per_us else 0.0
 
 
 @dataclass
 class LimitBook:
-    """What the store may know of rates, which types are paused, and who waits for whom."""
+    """Bounds of the rates' times in the store, the paused types, and the order of waiting tasks."""
 
     find: Callable[[str], None]
     times: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By queue and limit, the time from which its next start is counted, at the latest."""
+    """Latest possible time from which the next start is counted, by queue and limit."""
     unknown: set[str] = field(default_factory=set)
     """Queues whose times are read from the store next, since it has lost data."""
     paused: set[tuple[str, str]] = field(default_factory=set)
     """Paused types of queues."""
     orderly: bool = True
-    """Tasks of a priority come in their order: no type was paused, and no data were lost."""
+    """True while tasks of a priority are leased in their order: no type was paused, and no data
+    were lost."""
 
     def lose(self, queues: Iterable[str]) -> None:
-        """The store has lost data."""
+        """Record that the store has lost data of these queues."""
         self.unknown |= set(queues)
         self.paused.clear()
         self.orderly = False
 
     def see_lease(self, entry: Entry, message: bytes, entries: Iterable[Entry], now: int) -> None:
-        """A task is leased, by a fetch that was not made before."""
+        """Record that a fetch leased a task; repeated fetches are left out."""
         if self.orderly and entry.in_order and not entry.deliveries:
             self._check_order(entry, entries)
         if self.paused and (entry.queue, decode_message(message).type) in self.paused:
@@ -60,7 +61,8 @@ class LimitBook:
             self.times[entry.queue, limit] = max(before, now) + interval_us(limit)
 
     def _check_order(self, entry: Entry, entries: Iterable[Entry]) -> None:
-        """A task that was never leased before comes after those that wait for longer."""
+        """Check that a task that was never leased before comes after tasks that have waited
+        longer."""
         for other in entries:
             waits = other.in_order and not other.deliveries and other.phase == "waiting"
             same = (other.queue, other.priority) == (entry.queue, entry.priority)
@@ -69,7 +71,7 @@ class LimitBook:
                 return
 
     def check_slots(self, entry: Entry, entries: Iterable[Entry], now: int) -> None:
-        """No more tasks than a limit allows have leases that hold."""
+        """Check that no more tasks than a limit allows have valid leases."""
         for limit in entry.limits:
             rule = RULES.get(limit.partition(":")[0])
             held = [
@@ -82,9 +84,10 @@ class LimitBook:
                 self.find(f"{len(held)} tasks hold {limit}: {held}")
 
     def refund(self, queue: str, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Tasks were handed back that never started: of each the time of its lease and its limits.
+        """Record that tasks were handed back that never started: for each, the time of its lease
+        and its limits.
 
-        What their rates have regained since the oldest of the leases may have been used.
+        Starts that their rates have regained since the oldest of the leases may have been used.
         """
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
@@ -96,7 +99,7 @@ class LimitBook:
             self.times[queue, limit] = max(0.0, before - max(0.0, amount))
 
     def check_rates(self, queue: str, states: Mapping[str, str]) -> None:
-        """No rate counts a start that did not happen: `states` are those in the store."""
+        """Check that no rate counts a start that did not happen, by the states in the store."""
         for limit, text in states.items():
             stored = float(text.split()[2])
             if queue in self.unknown:
@@ -107,12 +110,12 @@ class LimitBook:
         self.unknown.discard(queue)
 
     def see_pause(self, queue: str, type: str, note: bytes) -> None:
-        """A type was paused or resumed."""
+        """Record that a type was paused or resumed."""
         self.orderly = False
         (self.paused.add if note else self.paused.discard)((queue, type))
 
 
 def as_texts(pairs: Iterable[Any]) -> dict[str, str]:
-    """The fields of a hash, as HGETALL returns them."""
+    """Return the fields of a hash, as HGETALL returns them, as text."""
     flat = [each.decode() for each in pairs]
     return dict(zip(flat[::2], flat[1::2], strict=True))

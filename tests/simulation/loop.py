@@ -1,8 +1,9 @@
 """An event loop whose time is virtual: when nothing is ready it jumps to the next timer.
 
 Every callback belongs to a strand, which is the event loop or a thread of a simulated process, or
-to the world. Within a strand the order is asyncio's; between strands the seed chooses. A strand
-can be held back, and one whose process died never runs again.
+to the world, that is, the network, the store and the plan of the faults. Within a strand the order
+is asyncio's; between strands the seed chooses. A strand can be held back, and one whose process
+died never runs again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Final, Literal, Protocol
 
 
 class Handle:
-    """A callback that is to be run. It does for asyncio, and costs less than asyncio's own."""
+    """A callback that is to be run. It has all that asyncio needs, and costs less than asyncio's
+    own class."""
 
     __slots__ = ("args", "callback", "cancelled_", "context", "when_")
 
@@ -54,7 +56,7 @@ class Process(Protocol):
     threads: list[Strand]
 
     def holds(self, strand: Strand) -> bool:
-        """Whether the strand stands still."""
+        """Return whether the strand is held back."""
 
 
 class Strand:
@@ -72,14 +74,16 @@ class Strand:
 STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
     "strand", default=None
 )
-"""None: the world, that is the network, the store and the plan of the faults."""
+"""Strand of the running callback; None for the world."""
 
 
 STEP_S: Final = 0.000_002
-"""How long a callback takes: some time has to pass when something waits for a moment."""
+"""Duration of a callback, in seconds: time has to pass even while callbacks poll without a
+pause."""
 
 MAX_STEPS: Final = 400_000
-"""A history whose store jumps an hour twelve times takes 215,000, for thousands of missed ticks."""
+"""Maximum number of steps of a history. One whose store jumps an hour twelve times takes 215,000,
+for thousands of missed ticks."""
 
 
 class Stuck(Exception):
@@ -98,18 +102,19 @@ class SimLoop(asyncio.BaseEventLoop):
         self._random = random.Random(seed)
         self._world: deque[Handle] = deque()
         self._lines: dict[Strand | None, deque[Handle]] = {}
-        """The strands that have something to do, in the order in which they came to have it."""
+        """Strands with ready callbacks, in the order in which they became ready."""
         self._timers: list[tuple[float, int, Handle]] = []
         self._numbers = itertools.count()
         self._signals: dict[tuple[Process, int], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._graveyard: list[Handle] = []
-        """Callbacks of dead processes, kept so that nothing of these is cleaned up meanwhile."""
+        """Callbacks of dead processes, kept so that no finalizer of them runs during the
+        history."""
         self.executor: Callable[[Callable[[], Any]], asyncio.Future[Any]] | None = None
 
     def time(self) -> float:
         return self.now
 
-    # What asyncio and the code under test ask for.
+    # Methods that asyncio and the code under test call.
 
     def call_soon(  # type: ignore[override]
         self,
@@ -117,7 +122,7 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> Handle:
-        if context is None:  # an empty one is false
+        if context is None:  # an empty context is false
             context = contextvars.copy_context()
         handle = Handle(callback, args, context)
         self._line_up(handle)
@@ -171,13 +176,13 @@ class SimLoop(asyncio.BaseEventLoop):
         self._signals[strand.process, sig] = (callback, args)
 
     def remove_signal_handler(self, sig: int) -> bool:
-        strand = STRAND.get()  # None: the process is long dead, and is being buried
+        strand = STRAND.get()  # the process is dead, and is being cleaned up
         return strand is not None and self._signals.pop((strand.process, sig), None) is not None
 
-    # What the world does.
+    # Methods for the world.
 
     def signal(self, process: Process, sig: int) -> bool:
-        """Send a signal to a process; False when it has no handler for it, which is its death."""
+        """Send a signal to a process; return False if it has no handler for it and has to die."""
         if (process, sig) not in self._signals:
             return False
         callback, args = self._signals[process, sig]
@@ -196,10 +201,10 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timers.clear()
         self._graveyard.clear()
 
-    # One step after the other.
+    # One step after another.
 
     def _run_once(self) -> None:
-        """Go on until told to stop: a round of asyncio's own loop for each step would be slow."""
+        """Run steps until stopped: a round of asyncio's own loop for each step would be slow."""
         lines, timers, pick = self._lines, self._timers, self._random.random
         while not self._stopping:
             while timers and (timers[0][0] <= self.now or timers[0][2].cancelled_):
@@ -261,7 +266,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.now = max(self.now, self._timers[0][0])
 
     def _write_to_self(self) -> None:
-        """Nothing sleeps, so nothing has to be woken."""
+        """Do nothing: the loop never sleeps."""
 
     def _process_events(self, event_list: Any) -> None:
-        """There are no sockets."""
+        """Do nothing: there are no sockets."""

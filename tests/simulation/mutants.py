@@ -1,6 +1,6 @@
-"""Planted mistakes, each of which the simulation must find to prove its worth.
+"""Planted mistakes, each of which the simulation must find.
 
-A mistake is planted for one history, by exchanging a piece of the code under test.
+A mistake is planted for one history, by replacing a part of the code under test.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def fetch_not_repeated_nor_mended() -> Iterator[None]:
-    """After a lost reply a fetch is made under a new number, and nobody looks after what the first
-    may have brought: each alone would do."""
+    """After a lost reply a fetch is made under a new number, and the tasks that the first may have
+    leased are not reconciled: either alone would suffice."""
     real = Fetcher._call
 
     def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
@@ -81,12 +81,12 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
 
 
 def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
-    """A server with a reused name takes its predecessor's leases for its own."""
+    """A server with a reused name treats its predecessor's leases as its own."""
     return exchanged(server, "holder_of", lambda given, server_id: server_id)
 
 
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
-    """A script that the store does not have is not sent."""
+    """A script that the store lacks is not sent."""
 
     def unrepeated(calls: Any, replies: list[Any]) -> exchanges.Exchanges:
         return replies
@@ -106,7 +106,7 @@ def transient_not_retried() -> contextlib.AbstractContextManager[None]:
 
 
 def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
-    """Whether a deadline is past is judged by the server's own clock."""
+    """The server's own clock decides whether a deadline has passed."""
     return exchanged(
         QueueState, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
     )
@@ -114,7 +114,7 @@ def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def no_hand_back_at_shutdown() -> Iterator[None]:
-    """A server that stops leaves its tasks to their leases."""
+    """A server that stops does not hand back its tasks; their leases expire."""
 
     async def nothing_to_stop(self: Shutdown) -> None:
         pass
@@ -130,7 +130,7 @@ def no_hand_back_at_shutdown() -> Iterator[None]:
 
 
 def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
-    """A task is started though its lease may be over."""
+    """A task is started though its lease may have expired."""
     real = Runner._begin
 
     def begin(self: Runner, leased: LeasedTask) -> bool:
@@ -141,7 +141,7 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
 
 
 def crash_not_marked() -> contextlib.AbstractContextManager[None]:
-    """A task that crashed before is started without its mark."""
+    """A task that crashed before is started without a mark."""
 
     async def mark(self: Runner, leased: LeasedTask) -> bool:
         return True
@@ -164,7 +164,8 @@ def suspects_not_alone() -> Iterator[None]:
 
 
 def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[None]:
-    """Others start as soon as the handler of a suspect has ended, though a crash counts for it."""
+    """Other tasks start as soon as the handler of a suspect has ended, though a crash still counts
+    for the suspect."""
 
     def see(self: Runner) -> None:
         suspects = self._suspects
@@ -175,7 +176,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
 
 
 def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
-    """Lease and deadline are checked before a task is marked, and not afterwards."""
+    """Lease and deadline are checked before a task is marked, but not afterwards."""
     real = RunRecords.too_late
 
     def too_late(self: RunRecords, leased: LeasedTask) -> Any:
@@ -185,7 +186,8 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
 
 
 def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
-    """A thread that becomes free begins the next task, whatever has become of that overlap."""
+    """A thread that becomes free begins the next task without checking whether it may still
+    start."""
     return exchanged(HandlerContext, "may_begin", lambda self: True)
 
 
@@ -201,7 +203,7 @@ def cancel_ignored() -> contextlib.AbstractContextManager[None]:
 
 
 def settlement_given_up() -> contextlib.AbstractContextManager[None]:
-    """A settlement that the store did not take is forgotten."""
+    """A settlement that the store did not accept is dropped."""
     real = Settler._settle
 
     async def settle(self: Settler, entries: Any) -> list[Any]:
@@ -212,14 +214,14 @@ def settlement_given_up() -> contextlib.AbstractContextManager[None]:
 
 
 def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
-    """The heartbeat leaves out what is being settled."""
+    """The heartbeat does not renew tasks that are being settled."""
     return exchanged(leases, "RELEASED", Phase.SETTLING)
 
 
 @contextlib.contextmanager
 def unread_left_alone() -> Iterator[None]:
-    """What was fetched while a handler blocks the loop the heartbeat neither renews nor hands
-    back: each alone would do."""
+    """The heartbeat neither renews nor hands back tasks that were fetched while a handler blocks
+    the loop: either alone would suffice."""
     with (
         exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, queue: True),
         exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, queue: None),
@@ -228,7 +230,8 @@ def unread_left_alone() -> Iterator[None]:
 
 
 def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
-    """A lease is counted from the arrival of the reply, and a late one is not renewed."""
+    """A lease is counted from the arrival of the reply, and a lease that arrives late is not
+    renewed."""
     real = Fetcher._handle_result
 
     async def landed(
@@ -321,7 +324,7 @@ def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None
 
 
 def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
-    """A stored schedule owes ticks from before it was put: all since a minute before."""
+    """A stored schedule also owes the ticks of the minute before it was put."""
     real = stored_ticks.ticks_of
 
     def ticks_of(row: Any, content: Any, now_us: int) -> Any:
@@ -335,7 +338,7 @@ def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[No
 
 @contextlib.contextmanager
 def patience_adds_up() -> Iterator[None]:
-    """A caller's patience begins when its batch is sent, not when it asks."""
+    """A caller's patience begins when its batch is sent, not when it calls."""
     with (
         exchanged(Batcher, "_remaining_s", lambda self, arrival: self._patience),
         exchanged(Batcher, "_expire_at", lambda self, due: None),
@@ -345,8 +348,8 @@ def patience_adds_up() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patience_begins_again() -> Iterator[None]:
-    """A call that is repeated by itself, after a round trip with others, is tried for the whole
-    patience once more."""
+    """A call that is repeated alone, after a round trip with others, gets the whole patience
+    again."""
     real, awaited = blocking.Broker.run, aio.AsyncBroker.run
 
     def run(self: blocking.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
@@ -366,13 +369,13 @@ def patience_begins_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiters_left_to_themselves() -> Iterator[None]:
-    """Returning a slot moves no waiter, and tells no fetch to do so."""
+    """Returning a slot neither moves a waiting task nor has a fetch do so."""
     with waiter_that_nobody_moves(), opening_that_nobody_keeps():
         yield
 
 
 def priority_that_starves() -> contextlib.AbstractContextManager[None]:
-    """New tasks of another priority than the normal one go before those that wait in its band."""
+    """New tasks of a priority other than normal go before the tasks that wait in its band."""
     right = "    last[key] = tag\n"
     wrong = """    local priority = read_member(key)
     local first = priority ~= normal_priority and lowest_of_band(KEYS.pending, priority)
@@ -411,11 +414,11 @@ def caught(
     *,
     arrange: Callable[[History], Any] | None = None,
 ) -> Outcome | None:
-    """The first of the seeds that finds the mistake; None when none of them does.
+    """Return the outcome of the first seed that finds the mistake; None if none of them does.
 
-    `arrange` may change what befalls the histories.
+    `arrange` may change the faults of the histories.
 
-    A seed that goes wrong without the mistake too has found something else, and is told on stderr.
+    A seed that also fails without the mistake has found another problem, and is printed on stderr.
     """
     for seed in seeds:
         with plant():

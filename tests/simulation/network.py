@@ -1,7 +1,8 @@
 """The simulated network between processes and the store.
 
-A request that is on its way arrives whether or not its sender still waits, or lives. What can
-befall it is drawn by the seed: lost before or after, late, twice, refused, cut off in the middle.
+A request in flight arrives even if its sender has given up or died. The seed draws its fault: the
+request or its reply is lost, it arrives late or twice, it is refused, or it is cut off in the
+middle.
 """
 
 from __future__ import annotations
@@ -48,24 +49,25 @@ CODES: Final = (
     "NOSCRIPT No matching script.",
     "OOM command not allowed when used memory > 'maxmemory'.",
 )
-"""Errors that a store may return instead of making a call."""
+"""Errors that a store may return instead of executing a call."""
 
 SILENCE_S: Final = 5.0
-"""Longest wait for a lost reply."""
+"""Longest wait for a lost reply, in seconds."""
 
 RESUME_S: Final = 2.0
-"""Tasks are fetched again so soon after the store has come back."""
+"""Longest time from a return of the store to the next fetch, in seconds."""
 
 NEAR: Final = (0.0001, 0.0005, 0.002)
 FAR: Final = (0.01, 0.05, 0.1)
-"""Seconds that one way takes, near the store and far from it."""
+"""Possible one-way latencies, near the store and far from it, in seconds."""
 
 UNWATCHED: Final = frozenset(("server_heartbeat", "set_server_info", "register"))
-"""Scripts by which servers make themselves known. No task depends on them and nobody reads their
-answers, so they are made along with the next call."""
+"""Scripts by which servers register. No task depends on them and no server reads their replies, so
+they are run along with the next call."""
 
 UNHEARD: Final = UNWATCHED | {"progress"}
-"""Scripts whose arguments differ between processes, or have no order: no part of a history."""
+"""Scripts whose arguments differ between processes, or have no order; the history leaves them
+out."""
 
 
 @dataclass(eq=False, slots=True)
@@ -75,7 +77,7 @@ class Listener:
     process: Proc
     channel: str
     hear: Callable[[str | None], None]
-    """Gets an id; None: the connection is gone."""
+    """Called with an id, or with None when the connection is lost."""
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ class NetworkCounts:
     calls: int = 0
     fates: Counter[str] = field(default_factory=Counter)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By code and script."""
+    """Number of error replies, by code and script."""
 
 
 class Network:
@@ -97,14 +99,14 @@ class Network:
         self.loop = loop
         self.ledger = ledger
         self.away_until = 0.0
-        """The store is unreachable until then."""
+        """Time until which the store is unreachable."""
         self.down_until = 0.0
-        """It does not run until then: connections are refused at once."""
+        """Time until which the store does not run, so that connections are refused at once."""
         self.loading_until = 0.0
         self.fetched_at = 0.0
-        """When a server last fetched."""
+        """Time at which a server last fetched."""
         self.resumes: list[float] = []
-        """Seconds from each return of the store until a server fetched."""
+        """Time from each return of the store until a server fetched, in seconds."""
         self.latencies = NEAR
         self.codes: Sequence[str] = CODES
         self.counts = NetworkCounts()
@@ -117,11 +119,11 @@ class Network:
 
     @property
     def digest(self) -> str:
-        """Of all that happened at the store, so that two histories can be compared."""
+        """Digest of all events at the store, by which two histories can be compared."""
         return hashlib.blake2b(repr(self.events).encode(), digest_size=16).hexdigest()
 
     def note(self, *event: Any) -> None:
-        """Keep an event of the history."""
+        """Record an event of the history."""
         self.events.append((round(self.loop.now, 6), *event))
 
     # Trips
@@ -181,7 +183,7 @@ class Network:
     def _fate(self, process: Proc, count: int) -> str:
         link = process.link
         if self.loop.now < self.down_until:
-            return "well"  # the answer is that nobody is there
+            return "well"  # the connection is refused
         if self.unreachable(process):
             process.trouble()
             return self._random.choice(("well", "before"))
@@ -194,14 +196,14 @@ class Network:
         return "well"
 
     def unreachable(self, process: Proc) -> bool:
-        """Whether this process is cut off now."""
+        """Return whether this process cannot reach the store now."""
         return process.link.away or self.loop.now < max(self.away_until, self.down_until)
 
     def _latency(self) -> float:
         return self._random.choice(self.latencies)
 
     def _maybe_silent(self, process: Proc, seconds: float, deliver: Deliver, count: int) -> None:
-        """The connection breaks, or nothing is heard any more until the sender gives up."""
+        """Break the connection, or send no reply until the sender gives up."""
         if self._random.random() < 0.7:
             self._after(seconds, deliver, [broken()] * count)
         else:
@@ -214,7 +216,7 @@ class Network:
     def _refuse(
         self, process: Proc, commands: Sequence[Command], back: float, deliver: Deliver
     ) -> None:
-        """One command, or all of them, meet an error of the store."""
+        """Answer one command, or all of them, with an error of the store."""
         code = self._random.choice(self.codes)
         all_of_them = self._random.random() < 0.7
         which = self._random.randrange(len(commands))
@@ -263,13 +265,14 @@ class Network:
     def block(
         self, process: Proc, keys: Sequence[str], seconds: float, deliver: Callable[[Any], None]
     ) -> Blocked:
-        """BLPOP: `deliver` gets (key, element), None in the end, or an error, or is not called."""
+        """Run BLPOP: `deliver` gets (key, element), None at the timeout, or an error, or is not
+        called."""
         blocked = Blocked(process, keys, deliver)
         fate = self._fate(process, 1)
         if fate in ("before", "cut", "refused"):
             self._after(self._latency(), deliver, broken())
             return blocked
-        if fate == "after":  # it is not known to the store that nobody listens any more
+        if fate == "after":  # the store does not know that the caller has left
             blocked.deliver = lambda reply: None
             self._after(self._random.uniform(0, seconds), deliver, broken())
         self._after(self._latency(), self._blocks, blocked, seconds)
@@ -294,11 +297,12 @@ class Network:
             self._after(self._latency(), blocked.deliver, None)
 
     def hang_up(self, blocked: Blocked) -> None:
-        """The connection is closed; the store learns of it a little later."""
+        """Close the connection; the store learns of it a little later."""
         self._after(self._latency(), self.store.leave, blocked)
 
     def died(self, process: Proc, *, at_once: bool) -> None:
-        """The connections of a dead process are closed, or else nobody closes them."""
+        """Close the connections of a dead process, or leave them open, as when its machine is
+        lost."""
         self._listeners = [one for one in self._listeners if one.process is not process]
         if at_once:
             for blocked in self.store.waiting():
@@ -306,7 +310,7 @@ class Network:
                     self.store.leave(blocked)
 
     def break_connections(self) -> None:
-        """All connections break, and who waits at them learns of it."""
+        """Break all connections; their waiting callers learn of it."""
         for blocked in self.store.waiting():
             self.store.leave(blocked)
             self._after(self._latency(), blocked.deliver, broken())
@@ -315,7 +319,7 @@ class Network:
             self._after(self._latency(), listener.hear, None)
 
     def restart(self, down_s: float, loading_s: float) -> None:
-        """The store is killed and comes back, with its data but without its scripts."""
+        """Kill the store and restart it, with its data but without its scripts."""
         self.break_connections()
         self.store.forget_scripts()
         self.down_until = max(self.down_until, self.loop.now + down_s)

@@ -1,4 +1,4 @@
-"""The processes of a history: servers, clients and supervisors, and their starts and ends."""
+"""Starts and stops the processes of a history: servers, clients and supervisors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NEW: Final = (*OLD, "new")
 
 
 class World(Protocol):
-    """The part of the history that its processes use."""
+    """The part of a history that its processes use."""
 
     seed: int
     loop: SimLoop
@@ -78,7 +78,7 @@ class Population:
         return [*self.others, *self.servers]
 
     def victim(self) -> Proc | None:
-        """A live server."""
+        """Return a live server; None if there is none."""
         live = [one for one in self.servers if one.alive]
         return self.world.rng.choice(live) if live else None
 
@@ -92,7 +92,7 @@ class Population:
     # Servers
 
     def start_server(self, types: tuple[str, ...]) -> Proc:
-        """Start a process that serves all queues, until it is told to stop or dies."""
+        """Start a process that serves all queues until it is stopped or dies."""
         process = self._process("server")
         process.types = types
         self.servers.append(process)
@@ -139,8 +139,8 @@ class Population:
             self._restart_later(types)
 
     def _host(self, process: Proc) -> str | None:
-        """The name that the server gets from its host: in every other history without a supervisor
-        the lowest that no living server has, so that names are used again."""
+        """Return the server's host name. In every other history without a supervisor it is the
+        first that no live server has, so that names are reused."""
         if self.world.profile.supervised or self.world.seed % 2:
             return None
         taken = {self.hosts.get(one) for one in self.servers if one.alive and one is not process}
@@ -150,7 +150,7 @@ class Population:
         return self.hosts[process]
 
     def check_left(self, process: Proc, holder: str) -> None:
-        """A server that was told to stop, and that nothing befell, leaves no leases behind."""
+        """Check that a server that stopped without a fault left no leases behind."""
         world = self.world
         if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
             return
@@ -162,7 +162,8 @@ class Population:
                 world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
 
     def crash(self, process: Proc) -> None:
-        """A process dies; where there is a supervisor it learns of it, and another is started."""
+        """Kill a process; start another if it was a server, and let the supervisor, if any,
+        know."""
         world = self.world
         if not process.alive:
             return

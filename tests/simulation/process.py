@@ -11,12 +11,13 @@ from typing import Any, Final
 from tests.simulation.loop import STRAND, SimLoop, Strand
 
 WALL: Final = 4_000_000_000.0
-"""Unix time at the start of a history, by the store: far from now, so that a real clock shows."""
+"""Unix time at the start of a history, by the store: far from now, so that reading a real clock is
+noticed."""
 
 
 FATES: Final = ("before", "after", "late", "twice", "refused", "cut")
-"""Faults of a call: lost before or after it is made, late, made twice, answered with an error, or
-cut off in the middle of a batch."""
+"""Faults of a call: it or its reply is lost, it is late, made twice, answered with an error, or cut
+off in the middle of a batch."""
 
 
 class Link:
@@ -33,7 +34,7 @@ class Link:
 
 
 class Proc:
-    """A process. Its coroutines run in its context, by which the loop knows whose they are."""
+    """A process. Its coroutines run in its context, by which the loop knows their process."""
 
     def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
         self.loop = loop
@@ -43,7 +44,7 @@ class Proc:
         self.died_at: float | None = None
         self.types: tuple[str, ...] = ()
         self.poisoned_by: str | None = None
-        """The task that killed it."""
+        """The task that killed it; None if none did."""
         self.frozen = 0
         self.stalled = 0
         self.link = Link()
@@ -56,11 +57,11 @@ class Proc:
         self.context.run(STRAND.set, self.strand)
         self.tasks: list[asyncio.Task[Any]] = []
         self.troubles: list[tuple[float, float]] = []
-        """When it froze, or a call of its did not go as it should: begin and end."""
+        """Start and end of each freeze and each failed call."""
         self.stalls: list[tuple[float, float]] = []
         self.freezes: list[tuple[float, float]] = []
         self.mishaps: list[float] = []
-        """When a call of its own had another fate than all calls to the store."""
+        """Times at which a fault hit one of its own calls, but not all calls to the store."""
         self.told_to_stop: float | None = None
 
     def __repr__(self) -> str:
@@ -70,11 +71,12 @@ class Proc:
         return bool(self.frozen or (self.stalled and strand.kind == "loop"))
 
     def clock(self) -> float:
-        """Seconds on its own clock, which begins anywhere and goes a little wrong."""
+        """Return the time of its own clock, which starts anywhere and drifts a little, in
+        seconds."""
         return self.offset + self.loop.now * (1 + self.drift)
 
     def wall(self) -> float:
-        """Unix time as this machine has it."""
+        """Return the Unix time of this machine, in seconds."""
         return WALL + self.loop.now + self.wall_offset
 
     def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -89,22 +91,23 @@ class Proc:
         self.died_at = self.loop.now
 
     def trouble(self, seconds: float = 0.0) -> None:
-        """Something befell it that may cost it its leases."""
+        """Record a fault that may cost it its leases."""
         self.troubles.append((self.loop.now, self.loop.now + seconds))
 
     def troubled(self, since: float, until: float) -> bool:
-        """Whether something did within that time."""
+        """Return whether it died or had such a fault within this time."""
         if self.died_at is not None and self.died_at <= until:
             return True
         return any(begin <= until and end >= since for begin, end in self.troubles)
 
     def stood_still(self, since: float, until: float) -> bool:
-        """Whether its event loop did within that time, or it was troubled."""
+        """Return whether its event loop was blocked within this time, or it had a fault."""
         stalled = any(begin <= until and end >= since for begin, end in self.stalls)
         return stalled or self.troubled(since, until)
 
     def stood_still_for(self, since: float, until: float) -> float:
-        """For how many seconds within that time it, or its event loop, stood still at most."""
+        """Return for how many seconds at most the process or its event loop was stopped within this
+        time."""
         pauses = (*self.stalls, *self.freezes)
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in pauses)
 

@@ -13,13 +13,13 @@ FAULTS: Final = (
     "flush_scripts", "restart", "pause", "quiet",
 )  # fmt: skip
 LOSSES: Final = ("roll_back", "flush", "store_jump")
-"""Faults after which more is excused: each is in few histories only."""
+"""Faults after which the verdict excuses more: only few histories have each of them."""
 
 OPERATORS: Final = ("pause_type",)
-"""What operators do beside pausing queues; in some histories only."""
+"""Actions of operators besides pausing queues, in some histories only."""
 
 OUTAGES: Final = ("outage",)
-"""Faults that make a history longer: each is in few of them, once."""
+"""Faults that make a history longer: few histories have one, once."""
 
 
 class Profile:
@@ -47,14 +47,14 @@ class Profile:
         in_threads = rng.random() < 0.5
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
         self.threads = rng.choice((None, None, 1, 2))
-        """Fewer than the tasks that may run, so that some wait for one."""
+        """Fewer threads than tasks that may run, so that some tasks wait for one."""
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
         self.stored = rng.random() < 0.5
-        """Whether a client puts schedules into the store."""
+        """True if a client puts schedules into the store."""
         self.flow = rng.random() < 0.3
-        """Whether there are priorities, and an editor whose tasks replace one another."""
+        """True if there are priorities, and an editor whose tasks replace one another."""
         self.pauses_types = self.tasks % 4 == 3
-        """Whether an operator pauses and resumes types all the time."""
+        """True if an operator pauses and resumes types all the time."""
         self.limits = 0.6 if self.tasks % 3 == 0 else 0.0
-        """Share of tasks with limits. Neither it nor pauses of types are drawn, so that other
-        histories stay as they are."""
+        """Share of tasks with limits. Neither this share nor pauses of types are drawn at random,
+        so that the other draws of a seed stay the same."""

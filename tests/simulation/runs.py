@@ -1,4 +1,4 @@
-"""Many seeds: one after the other, or shared among processes with a store each."""
+"""Runs many seeds: one after another, or shared among processes with a store each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Summary:
     drained_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
-    """By code, as in `LOADING`, and script: `LOADING fetch`."""
+    """Number of error replies by code and script, e.g. `LOADING fetch`."""
 
     def add(self, outcome: Outcome) -> None:
         """Add the outcome of a seed."""
@@ -69,7 +69,7 @@ class Summary:
         self.refusals += other.refusals
 
     def encode(self) -> str:
-        """As text, for another process."""
+        """Return the summary as text, for another process."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
@@ -104,9 +104,9 @@ def outcomes(
     progress: Progress | None = None,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
-    """Live through seeds, in order, as far as the time allows; `tell` gets each outcome.
+    """Run seeds in order until the time is over; call `tell` with each outcome.
 
-    `progress` prints a line a minute, and ends the run when it is stopped.
+    `progress` prints a line a minute, and ends the run when stopped.
 
     At least `at_least` seeds run, however long they take.
     """

@@ -1,6 +1,6 @@
 """The store of a history: a real Valkey on virtual time, and its waiting callers.
 
-Each call is made at one instant of virtual time. The store restarts, forgets what came last, is
+Each call is made at one instant of virtual time. The store restarts, loses its last writes, is
 flushed, and its clock jumps.
 """
 
@@ -46,14 +46,14 @@ class Known:
     name: str
     text: str
     timed: bool
-    """Its first argument is the time."""
+    """True if its first argument is the time."""
     frugal: bool
-    """It is run though memory is short."""
+    """True if it runs even when the store is out of memory."""
 
 
 @cache
 def _timed(name: str) -> bool:
-    """Whether the first argument of a script is the time, as its header says."""
+    """Return whether the first argument of a script is the time, by its header."""
     return re.search(r"^-- ARGV\[1\] now ", script.read(f"{name}.lua"), re.MULTILINE) is not None
 
 
@@ -63,7 +63,7 @@ def _known(name: str, text: str) -> Known:
 
 
 def _scripts() -> dict[str, Known]:
-    """All scripts by digest."""
+    """Return all scripts by digest."""
     found = {}
     for name in NAMES:
         for allow_oom in (None, True, False):
@@ -74,13 +74,13 @@ def _scripts() -> dict[str, Known]:
 
 
 def error_of(code: str) -> Exception:
-    """The exception that redis-py makes of an error reply."""
+    """Return the exception that redis-py raises for an error reply."""
     parse: Callable[[str], Exception] = BaseParser.parse_error
     return parse(code)
 
 
 class Line:
-    """A connection to the real store: one round trip at a time, as cheap as can be."""
+    """A connection to the real store: one round trip at a time, at the lowest cost."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -88,13 +88,13 @@ class Line:
         self._reader = hiredis.Reader(replyError=error_of)
 
     def trip(self, commands: Sequence[Command]) -> Replies:
-        """The replies; errors are among them."""
+        """Send commands; return the replies, errors included."""
         self._socket.sendall(b"".join(pack_commands(commands)))
         reader = self._reader
         replies: Replies = []
         while len(replies) < len(commands):
             reply = reader.gets()
-            if reply is False:  # there is no such reply
+            if reply is False:  # scripts return no such reply
                 data = self._socket.recv(1 << 14)
                 assert data, "the real store is gone"
                 reader.feed(data)
@@ -107,7 +107,7 @@ _lines: dict[str, Line] = {}
 
 
 def line_to(store: redis.Redis) -> Line:
-    """The one connection of this process to a store on a unix socket."""
+    """Return this process's connection to a store on a unix socket."""
     pool: Any = store.connection_pool
     path: str = pool.connection_kwargs["path"]
     if path not in _lines:
@@ -130,19 +130,19 @@ class Snapshot:
     """A copy of the store's data and of the ledger's knowledge."""
 
     values: tuple[tuple[bytes, int, bytes], ...]
-    """Key, remaining milliseconds to live or 0, and what DUMP says."""
+    """Key, TTL in milliseconds or 0, and the output of DUMP."""
     ledger: Any
 
 
 class SimStore:
-    """Makes calls, and serves those who wait for an element of a list."""
+    """Executes calls, and serves callers that wait for an element of a list."""
 
     def __init__(
         self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seen: Seen, wake: Wake
     ) -> None:
         self.loop = loop
         self.skew_us = 0
-        """Total jump of its clock."""
+        """Total jump of its clock, in microseconds."""
         self.latest_us = 0
         """Latest time that its clock has shown."""
         self.jumps: list[tuple[float, int]] = []
@@ -153,7 +153,7 @@ class SimStore:
         self._blocked: dict[str, list[Blocked]] = {}
         self._later: list[Command] = []
         self._filled: set[str] = set()
-        """The lists that may have an element."""
+        """Lists that may have an element."""
         by_sha = _scripts()
         self.scripts = by_sha | {known.text: known for known in by_sha.values()}
         here = self.plain("SCRIPT", "EXISTS", *by_sha)
@@ -170,20 +170,21 @@ class SimStore:
         return now_us
 
     def jump(self, seconds: float) -> None:
-        """Its clock jumps: a step by NTP, or a replica takes over whose clock differs."""
+        """Let its clock jump, as by a step of NTP or the takeover of a replica with another
+        clock."""
         _ = self.now_us  # for `latest_us`
         self.skew_us += round(seconds * 1_000_000)
         self.jumps.append((self.loop.now, round(seconds * 1_000_000)))
 
     def jumped_us(self, since: float = 0.0) -> tuple[int, int]:
-        """How far its clock jumped since then, forward and back."""
+        """Return how far its clock has jumped since then, forward and back."""
         jumps = [by for at, by in self.jumps if at >= since]
         return sum(by for by in jumps if by > 0), -sum(by for by in jumps if by < 0)
 
     # Calls
 
     def execute(self, process: Proc | None, commands: Iterable[Command]) -> Replies:
-        """Make calls now. A caller that blocks on a list gets a new element at once."""
+        """Execute calls now. A caller that blocks on a list gets a new element at once."""
         sent: list[Command] = []
         roles: list[str | None] = []
         for command in map(self._timed, commands):
@@ -207,7 +208,7 @@ class SimStore:
         return answers
 
     def execute_later(self, commands: Iterable[Command]) -> None:
-        """Make calls with the next ones, for what nobody waits for is not worth a round trip."""
+        """Execute calls with the next ones: no caller waits for their replies."""
         self._later += map(self._timed, commands)
 
     def _timed(self, command: Command) -> Command:
@@ -231,11 +232,11 @@ class SimStore:
         return replies[len(late) :]
 
     def plain(self, *command: Any) -> Any:
-        """One command of the world's own."""
+        """Run a command outside of the history; return its reply."""
         return self.read([command])[0]
 
     def read(self, commands: Sequence[Command]) -> Replies:
-        """Commands of the world's own."""
+        """Run commands outside of the history; return their replies."""
         replies = self._line.trip(commands) if commands else []
         for reply in replies:
             if isinstance(reply, Exception):
@@ -245,7 +246,8 @@ class SimStore:
     # What waits
 
     def block(self, blocked: Blocked) -> tuple[str, bytes] | None:
-        """An element of one of the lists; None: there is none, and now it waits for one."""
+        """Return an element of one of the lists; if there is none, return None and let the caller
+        wait."""
         for key in blocked.keys:
             element = self.plain("LPOP", key) if key in self._filled else None
             self._filled.discard(key)
@@ -265,11 +267,11 @@ class SimStore:
                 waiting.remove(blocked)
 
     def waiting(self) -> list[Blocked]:
-        """The waiting callers, each once."""
+        """Return the waiting callers, each once."""
         return list(dict.fromkeys(one for waiting in self._blocked.values() for one in waiting))
 
     def _serve(self, key: str, element: bytes) -> None:
-        if not self._blocked[key]:  # it has just been served from another of its lists
+        if not self._blocked[key]:  # the caller has just been served from another list
             self.plain("LPUSH", key, element)
             self._filled.add(key)
             return
@@ -277,20 +279,20 @@ class SimStore:
         self.leave(blocked)
         self._wake(blocked, key, element)
 
-    # What it loses
+    # Losses of data
 
     def forget_scripts(self) -> None:
         """SCRIPT FLUSH."""
         self.plain("SCRIPT", "FLUSH", "SYNC")
 
     def flush(self) -> None:
-        """All data is gone."""
+        """Delete all data."""
         self.read([("UNLINK", key) for key in self.plain("KEYS", "*")])
         self._filled.clear()
         self._ledger.lose(None)
 
     def snapshot(self) -> Snapshot:
-        """Its current content."""
+        """Return its current data."""
         keys = sorted(self.plain("KEYS", "*"))
         found = self.read([(word, key) for key in keys for word in ("PTTL", "DUMP")])
         pairs = zip(keys, found[::2], found[1::2], strict=True)
@@ -307,10 +309,10 @@ class SimStore:
 
 
 def refused() -> Exception:
-    """The error of a refused connection."""
+    """Return the error of a refused connection."""
     return failures.ConnectionError("connection refused")
 
 
 def broken() -> Exception:
-    """The connection is gone."""
+    """Return the error of a lost connection."""
     return failures.ConnectionError("reset by peer")

@@ -23,7 +23,7 @@ EARLY_US: Final = 10_000
 
 @dataclass
 class Version:
-    """One version of a stored schedule: since when it owes ticks, and its ticks so far."""
+    """A version of a stored schedule: the time from which it owes ticks, and its ticks so far."""
 
     stamp: bytes
     since_us: int
@@ -37,11 +37,11 @@ class StoredBook:
     def __init__(self, find: Callable[[str], None]) -> None:
         self._find = find
         self.versions: dict[tuple[str, str], list[Version]] = {}
-        """By queue and name; the last one is in force unless it is in `deleted`."""
+        """Versions by queue and name; the last one is in force unless it is in `deleted`."""
         self.deleted: set[tuple[str, str]] = set()
 
     def see_put(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
-        """Note a put and its reply."""
+        """Record a put and its reply."""
         _, _, name, _, record = args
         stamp, of_program = reply
         known = self.versions.setdefault((queue, name), [])
@@ -53,14 +53,14 @@ class StoredBook:
             self.deleted.discard((queue, name))
 
     def see_delete(self, queue: str, args: Sequence[Any], reply: Any) -> None:
-        """Note a delete and its reply."""
+        """Record a delete and its reply."""
         if reply:
             self.deleted.add((queue, args[1]))
 
     def see_ticks(
         self, queue: str, now: int, args: Sequence[Any], reply: Any, back_us: int
     ) -> Iterator[tuple[str, bytes]]:
-        """Note ticks; yield id and options of each task that was enqueued."""
+        """Record ticks; yield the id and options of each task that was enqueued."""
         at = 2
         for outcome in reply:
             name, stamp, _, _, count = args[at : at + 5]
@@ -92,7 +92,7 @@ class StoredBook:
         version.ticks.append(tick_us)
 
     def check_complete(self) -> None:
-        """No version has left out a tick between its first and its last."""
+        """Check that no version left out a tick between its first and its last."""
         for (_, name), versions in self.versions.items():
             for version in versions:
                 ticks = sorted(version.ticks)
@@ -112,7 +112,7 @@ class Scheduler:
         self._version = 0
 
     async def run(self, client: AsyncClient, seconds: float) -> None:
-        """Change schedules for so many seconds; what the store does not answer is left."""
+        """Change schedules for some seconds; skip changes that the store does not answer."""
         async with client:
             for name in NAMES:
                 await self._put(client, name)

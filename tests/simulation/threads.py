@@ -1,8 +1,8 @@
 """Threads that take turns with the event loop, so that exactly one of them runs at any time.
 
-A simulated thread is a greenlet that hands over whenever it blocks, and is resumed by a callback of
-the loop, in its own strand and at a moment of virtual time. So the order is the seed's, and the
-code in the thread is the real one, with its real way of blocking.
+A simulated thread is a greenlet that yields whenever it blocks. A callback of the loop resumes it,
+in its own strand and at a moment of virtual time. So the seed sets the order, and the thread runs
+the real code, including the calls by which it blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Turns:
     """The threads of one history."""
 
     on_loop = False
-    """A planted mistake: a part that should be a thread runs on the event loop."""
+    """True for a planted mistake: a part that should be a thread runs on the event loop."""
 
     def __init__(self, loop: SimLoop) -> None:
         self.loop = loop
@@ -36,7 +36,7 @@ class Turns:
         self.errors: list[BaseException] = []
 
     def run_in_thread(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The future of what a function returns in a thread of the current process."""
+        """Run a function in a thread of the current process; return a future of its result."""
         future: asyncio.Future[Any] = self.loop.create_future()
         strand = STRAND.get()
         assert strand is not None
@@ -70,7 +70,7 @@ _running: SimThread | None = None
 
 
 def current_thread() -> SimThread:
-    """The simulated thread that runs."""
+    """Return the simulated thread that runs."""
     assert _running is not None, "the event loop must not block"
     return _running
 
@@ -110,11 +110,11 @@ class SimThread:
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def is_alive(self) -> bool:
-        """Whether it has begun and not ended."""
+        """Return whether it has started and not ended."""
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
-        """Block, in another simulated thread, until it has ended."""
+        """Block the calling simulated thread until this one has ended."""
         if self._alive:
             self._ended.wait(timeout)
 
@@ -135,7 +135,7 @@ class SimThread:
             raise Killed
 
     def wake(self) -> None:
-        """It continues in its next turn."""
+        """Let it continue in its next turn."""
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def kill(self) -> None:
@@ -222,7 +222,7 @@ class SimQueue:
 
 
 class SimCondition:
-    """In the place of threading.Condition; nobody else runs while one has it."""
+    """Replaces threading.Condition; no other thread runs while a thread holds it."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns

@@ -8,27 +8,29 @@ from typing import Final
 from tests.simulation.entries import US
 
 MOVED: Final = "moved"
-"""A schedule that the deploy changes, from ten minutes to a second; all of its ticks are wanted."""
+"""A schedule that the deploy changes, from ten minutes to a second; it makes up for all missed
+ticks."""
 
 EARLY_US: Final = 10_000
-"""A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
-store's is looked at once a minute."""
+"""Maximum time by which a tick may be early: the rates of two machines' clocks differ by up to
+1e-4, and servers read the store's clock once a minute."""
 
 
 class TickBook:
-    """The ticks that the store has taken."""
+    """The ticks that the store has accepted."""
 
     def __init__(self, find: Callable[[str], None]) -> None:
         self._find = find
         self.times: dict[tuple[str, str], list[int]] = {}
-        """By queue and schedule."""
+        """Times of ticks, by queue and schedule."""
         self.lost: set[tuple[str, str, int]] = set()
         """Queue, schedule and time of each tick that the store lost."""
         self.changed_us: int | None = None
         """Time at which the first server with a different expression of a schedule started."""
 
     def see(self, queue: str, schedule: str, tick_us: int, id: str, now: int, back_us: int) -> None:
-        """A tick was taken. Ticks may be early by as much as the store's clock has gone back."""
+        """Record a tick that was accepted. Ticks may be early by as much as the store's clock has
+        gone back."""
         if tick_us > now + EARLY_US + back_us:
             self._find(f"tick {id} came {(tick_us - now) / US} s early")
         if schedule == MOVED and tick_us % (600 * US):

@@ -17,11 +17,11 @@ from tests.simulation.ticks import MOVED
 from tests.simulation.work import DEAF_S, MAX_CRASHES, QUEUES, Wanted
 from tests.support.counters import with_counted
 
-if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
+if TYPE_CHECKING:  # the history creates its verdict, so this import would be a cycle
     from tests.simulation.history import History
 
 BAR_LEASES: Final = 10
-"""All is over within so many leases of peace."""
+"""Maximum time until all tasks have ended after the last fault, in leases."""
 
 SLACK_S: Final = 1.0
 
@@ -41,7 +41,7 @@ SUCCEEDS: Final = ("ok", "slow", "nested", "progress", "crash", "block")
 
 
 class Verdict:
-    """Looks at the store, at the ledger, and at what clients and handlers know."""
+    """Compares the store, the ledger and the records of clients and handlers."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -52,7 +52,8 @@ class Verdict:
         self.find = history.ledger.find
         self._last: dict[tuple[str, str], dict[str, Any]] = {}
         self._cut_short = False
-        """The servers were stopped before all tasks had ended, since a problem was found before."""
+        """True if the servers were stopped before all tasks had ended, since a problem had been
+        found."""
 
     def _key(self, queue: str, name: str) -> str:
         return QueueKeys(PREFIX, queue).key(name)
@@ -62,7 +63,7 @@ class Verdict:
         return ("HGETALL", key) if name in HASHES else ("ZRANGE", key, 0, -1, "WITHSCORES")
 
     def _fields(self, queue: str, name: str) -> dict[str, Any]:
-        """The fields of a hash, or the ids in a state with their scores."""
+        """Return the fields of a hash, or the ids in a state with their scores."""
         if self._last:
             return self._last[queue, name]
         return _pairs(self.plain(*self._command(queue, name)))
@@ -78,7 +79,7 @@ class Verdict:
         self._last = dict(zip(names, map(_pairs, replies), strict=True))
 
     async def recovered(self) -> None:
-        """No dead server has a lease any more, a lease and a sweep after peace."""
+        """Check that dead servers have no leases a lease and a sweep after the last fault."""
         loop = self.history.loop
         while loop.now < self._last_trouble() + LEASE + SWEEP + SLACK_S:
             if not self._unfinished():
@@ -89,13 +90,13 @@ class Verdict:
             for id, token in self._fields(queue, "owner").items():
                 server = self.ledger.servers[token.decode().rpartition("/")[0]]
                 lease = self.ledger.entry(queue, id).lease
-                # A renewal may have been under way for a while when its sender died.
+                # A renewal may have been in flight for a while when its sender died.
                 if not server.alive and (lease is None or lease.expires_us < over_us):
                     self.find(f"{id} is still leased to {server.name}, dead for long")
 
     def _last_trouble(self) -> float:
-        """When peace came, a server died of a task, or one of those that are left had last stood
-        still or waited for an answer that was late or did not come."""
+        """Return the time of the last fault, death or stop of a server, or late or lost reply to a
+        live server."""
         last: float = self.history.peace_at
         for server in self.history.population.servers:
             if server.died_at is not None:
@@ -105,7 +106,7 @@ class Verdict:
         return last
 
     async def drained(self) -> None:
-        """All tasks have ended. If a problem was found before, do not wait for that."""
+        """Wait until all tasks have ended. Return at once if a problem was found before."""
         loop = self.history.loop
         due_us = max([entry.due_us for entry in self.ledger.entries.values()], default=0)
         due = loop.now + max(0.0, (due_us - self._now_us) / US)
@@ -121,7 +122,7 @@ class Verdict:
             await asyncio.sleep(POLL_S)
 
     def _work_left(self) -> float:
-        """Seconds that the handlers of what is unfinished may take, one after the other."""
+        """Return the seconds that the handlers of unfinished tasks may take, one after another."""
         total = 0.0
         for wanted in self.books.accepted.values():
             entry = self.ledger.entry(wanted.queue, wanted.id)
@@ -187,8 +188,8 @@ class Verdict:
             if lock.startswith("@"):
                 self.find(f"{lock} in {queue} is a lock of a task that ended")
             elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
-                # Fetches sweep the windows that ended, once a second; an idle queue is fetched from
-                # every few minutes, and enqueue takes no ended window for a lock.
+                # Fetches sweep ended windows once a second. An idle queue is fetched from every few
+                # minutes, and enqueue does not treat an ended window as a lock.
                 self.find(f"{lock} in {queue} is held by nobody: {value!r}")
 
     def _check_counters(self, queue: str) -> None:
@@ -217,7 +218,7 @@ class Verdict:
             return
         state = self._state(wanted)
         ended = entry.finished or state == "dead"
-        # One that was cancelled while it ran ends, unseen, when its lease lapses.
+        # A task that was cancelled while it ran may end unobserved, when its lease expires.
         cancelled = entry.unsure or (entry.cancel_asked and (entry.deliveries or state))
         if not ended and not cancelled:
             if self._cut_short and self._waits(wanted):
@@ -272,7 +273,8 @@ class Verdict:
             self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
 
     def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
-        """Only the poison, and what was alone in a process that died for other reasons, dies."""
+        """Check that only poison, or a task alone in processes that died for other reasons, is dead
+        of crashes."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
         if len(lapsed) < MAX_CRASHES:
             self.find(f"{wanted.id} is dead of crashes, and had {len(lapsed)} lapses")
@@ -292,17 +294,17 @@ class Verdict:
             self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s though it was cancelled")
 
     def _check_ticks(self) -> None:
-        """Once a schedule is known to the store no tick is left out, and none comes twice."""
-        if not self.ledger.forgetful:  # the clock leapt over the grace of ticks
+        """Check that no tick of a schedule in the store is left out or comes twice."""
+        if not self.ledger.forgetful:  # the clock jumped past the grace of ticks
             self.ledger.stored.check_complete()
         for (queue, name), ticks in self.ledger.ticks.times.items():
             if name == MOVED:
-                continue  # it is looked after as its ticks come
+                continue  # it is checked as its ticks come
             seconds, missed = SCHEDULES[name]
             period = round(seconds * US)
             lost = {tick for *of, tick in self.ledger.ticks.lost if of == [queue, name]}
             left_out = set(range(ticks[0], ticks[-1] + 1, period)) - set(ticks) - lost
-            passed = self.ledger.forgetful and missed != "all"  # the clock leapt over their grace
+            passed = self.ledger.forgetful and missed != "all"  # the clock jumped past their grace
             if ticks != sorted(set(ticks)) or (left_out and not passed):
                 shown = [tick / US - WALL for tick in ticks]
                 self.find(f"ticks of {name} are {shown}, lost with the store {len(lost)}")
@@ -311,7 +313,8 @@ class Verdict:
                 self.find(f"{name} made up for more than one missed tick: {ticks}")
 
     def _check_documents(self) -> None:
-        """The last version of each document was run, or is dead of the crashes beside it."""
+        """Check that the last version of each document was run, or is dead by the crashes of other
+        tasks."""
         if self.ledger.losses or self._cut_short:
             return
         tasks, dead = self._fields(QUEUES[0], "tasks"), self._fields(QUEUES[0], "dead")
@@ -339,6 +342,6 @@ def _pairs(flat: Any) -> dict[str, Any]:
 
 
 def explain(events: Any, id: str) -> list[str]:
-    """The events of a history that speak of a task."""
+    """Return the events of a history that mention a task."""
     needle = repr(id)[1:-1]
     return [repr(event) for event in events if needle in repr(event)]

@@ -27,28 +27,30 @@ KINDS: Final = {
 }  # fmt: skip
 
 CHARGED: Final = (ValueError, Retry, SkipRetry, TimeoutError, RuntimeError)
-"""The exception of failing handlers."""
+"""Exceptions by which handlers fail on purpose."""
 
 QUEUES: Final = ("main", "side")
 MAX_CRASHES: Final = 3
 SPARED_MOST: Final = 3
-"""So many crashes beside other suspects are not charged to a task, as include/crash.lua says."""
+"""Number of crashes beside other suspects that are not charged to a task; see include/crash_counts.lua."""
 
 DEAF_S: Final = 5.0
-"""How long a handler that does not heed its cancellation goes on: for longer than a lease."""
+"""Time for which a handler that ignores its cancellation continues, in seconds: longer than a
+lease."""
 
 KNOWN_S: Final = 5.0
-"""After so many seconds servers have seen that the store's clock has jumped."""
+"""Time after which servers have noticed a jump of the store's clock, in seconds."""
 
 LONGEST_DELAY_S: Final = 5.0
-"""A client gives up before its patience ends when the next delay would go beyond that, and no delay
-is longer than this."""
+"""Longest delay between retries, in seconds. A client gives up early when the next delay would
+exceed its patience."""
 
 LONGEST_WAIT_S: Final = DEFAULT_PATIENCE_S + LINE_S + 1.0
-"""A caller is answered within its patience; one in a line that moves waits `LINE_S` longer."""
+"""Longest time of a call, in seconds: its patience, and `LINE_S` more in a waiting line that
+moves."""
 
 CHILD: Final = 1_000_000
-"""Added to the number of a task, it is that of its child."""
+"""Offset from the number of a task to that of its child."""
 
 
 @dataclass(slots=True)
@@ -71,14 +73,14 @@ class Books:
     ledger: Ledger
     store: SimStore
     asked: set[int] = field(default_factory=lambda: {0})
-    """The numbers of the tasks that somebody asked for; 0 are ticks."""
+    """Numbers of the tasks that clients or handlers enqueued; 0 stands for ticks."""
     accepted: dict[tuple[str, str], Wanted] = field(default_factory=dict)
     documents: Documents = field(default_factory=Documents)
     unanswered: int = 0
     results: int = 0
 
     def given_up(self, what: object, error: Exception, began: float) -> None:
-        """Note that a call failed, and check that its client was patient with the store before."""
+        """Record that a call failed, and check that its client retried for its patience."""
         self.unanswered += 1
         took = self.ledger.now - began
         if isinstance(error, StoreUnavailable) and took < DEFAULT_PATIENCE_S - LONGEST_DELAY_S:
@@ -86,7 +88,8 @@ class Books:
         self.check_in_time(what, began)
 
     def check_in_time(self, what: object, began: float) -> None:
-        """Check that a call ended with its caller's patience, whatever others waited for."""
+        """Check that a call ended within its caller's patience, even if other callers waited
+        longer."""
         strand = STRAND.get()
         assert strand is not None
         process, now = cast("Proc", strand.process), self.ledger.now
@@ -95,7 +98,8 @@ class Books:
             self.ledger.find(f"{what} took {took:.3f} s")
 
     def past_deadline(self, task: TaskInfo, now: float) -> float:
-        """Seconds since the deadline of a task; a clock that jumped is not yet known to all."""
+        """Return the seconds since the deadline of a task, less recent jumps of the store's clock,
+        which servers may not have noticed."""
         if task.deadline_us is None:
             return 0.0
         forward_us, _ = self.store.jumped_us(now - KNOWN_S)
@@ -118,7 +122,7 @@ class Handlers:
         mux = Mux()
         for type in types:
             threaded = type.endswith("-thread")
-            if threaded:  # its body may begin long after its middleware
+            if threaded:  # the body may begin long after the middleware
                 mux.handle(type)(self._handle_in_thread)
             else:
                 mux.handle(type, middleware=(self._beginning,))(self._handle)
@@ -144,7 +148,7 @@ class Handlers:
         return plan["n"]
 
     def _began(self, task: TaskInfo) -> None:
-        """Check that it may run now."""
+        """Check that the task may run now."""
         books, process = self._books, self._process
         if is_edit(task.id):
             return
@@ -244,7 +248,7 @@ class Handlers:
         made = self._child(task, plan)
         try:
             handle = await current().client.enqueue(made)
-        except DuplicateTask:  # an earlier run of this task was that far
+        except DuplicateTask:  # an earlier run of this task had enqueued the child
             return
         except (StoreUnavailable, QueueFull) as error:
             raise ValueError("no child") from error
@@ -317,7 +321,7 @@ class Handlers:
 
 
 def accept(books: Books, handle: Any, plan: dict[str, Any], task: Task) -> Wanted:
-    """Note that an enqueue returned."""
+    """Record that an enqueue returned."""
     deadline = None if task.deadline is None else round(task.deadline.timestamp() * US)
     retention: Any = task.retention
     wanted = Wanted(handle.queue, handle.id, plan, task.retry, deadline, retention)
