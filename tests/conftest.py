@@ -1,4 +1,4 @@
-"""Fixtures: real stores that are started once a session, and clients of both colours."""
+"""Fixtures: real stores that are started once per session, and blocking and async clients."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ NEEDS: Final[dict[Binary, str]] = {
 LONG_FOLDERS: Final = (
     "simulation", "model", "worker", "cli", "web", "docs", "contrib", "embedded", "server",
 )  # fmt: skip
-"""Folders with the longest modules, the longest first."""
+"""Folders with the longest modules, longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long modules first: the last of them would keep one core busy while others idle."""
+    """Run long modules first: a long one at the end would keep one core busy while the others
+    idle."""
     ranks = {name: rank for rank, name in enumerate(LONG_FOLDERS)}
     items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
 
@@ -49,19 +50,19 @@ def _started(binary: Binary) -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Store]:
-    """A Valkey for the whole session."""
+    """Yield a Valkey for the whole session."""
     yield from _started("valkey")
 
 
 @pytest.fixture(scope="session")
 def redis_store() -> Iterator[Store]:
-    """A Redis for the whole session."""
+    """Yield a Redis for the whole session."""
     yield from _started("redis")
 
 
 @pytest.fixture(params=["valkey", "redis_store"])
 def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
-    """The Valkey, and then the Redis, empty."""
+    """Yield the Valkey, and then the Redis, empty."""
     store: Store = request.getfixturevalue(request.param)
     store.flush()
     with limited.as_user(store, request.module.__name__, prefix) as seen:
@@ -70,7 +71,7 @@ def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
 
 @pytest.fixture
 def own_store() -> Iterator[Store]:
-    """A Valkey for this test alone, which may be killed, paused or filled; its data survive a
+    """Yield a Valkey for this test alone, which may be killed, paused or filled; its data survive a
     kill."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
@@ -80,7 +81,8 @@ def own_store() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Three primaries for the whole session. Other tests use it too, so use your own prefix."""
+    """Yield a cluster of three primaries for the whole session. Other tests use it, too, so use
+    your own prefix."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Cluster(replicas=0) as cluster:
@@ -92,15 +94,15 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def prefix() -> str:
-    """A prefix that no other test uses."""
+    """Return a prefix that no other test uses."""
     return f"test-{next(_numbers)}"
 
 
 class Colour:
-    """One of the two colours of client, so that one test can be about both.
+    """A colour of client, blocking or async, so that one test covers both.
 
-    `do(client.enqueue(task))` is the handle, whether the call blocks or is awaited; coroutines run
-    in an event loop that lives in a thread. `begin(lambda: handle.result())` goes on beside.
+    `do(client.enqueue(task))` returns the handle, whether the call blocks or is awaited; coroutines
+    run in an event loop in a thread. `begin(lambda: handle.result())` runs concurrently.
     """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -119,7 +121,7 @@ class Colour:
         confirm_timeout: float = CONFIRM_TIMEOUT,
         **broker: Any,
     ) -> Any:
-        """A new client, and its broker with these options; closed at the end of the test."""
+        """Return a new client with these options; it is closed at the end of the test."""
         address = redis_clients.parse(url)
         options: dict[str, Any] = {
             "prefix": prefix,
@@ -173,6 +175,6 @@ def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture(params=["blocking", "async"])
 def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
-    """The blocking client, and then the async one."""
+    """Yield the blocking colour, and then the async one."""
     with _loop_in_thread() as loop, contextlib.closing(Colour(request.param, loop)) as colour:
         yield colour

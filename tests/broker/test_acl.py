@@ -56,13 +56,13 @@ class Guarded:
         return self.store.url.replace("//", f"//{role}:secret@")
 
     def refused(self) -> set[str]:
-        """The commands that the store denied since the last call."""
+        """Return the commands that the store has denied since the last call."""
         entries = self.store.command("ACL", "LOG")
         self.store.command("ACL", "LOG", "RESET")
         return {_text(entry, "object") for entry in entries}
 
     def used(self) -> set[str]:
-        """The commands that were run since the last call."""
+        """Return the commands that were run since the last call."""
         with self.store.client() as client:
             stats = client.info("commandstats")
         self.store.command("CONFIG", "RESETSTAT")
@@ -76,7 +76,7 @@ def _text(entry: Any, field: str) -> str:
 
 
 def is_old(store: Store) -> bool:
-    """Whether it is a Redis before 7.2."""
+    """Return whether the store is a Redis before 7.2."""
     info = store.command("INFO", "server")
     version = tuple(map(int, info["redis_version"].split(".")[:2]))
     return "valkey_version" not in info and version < (7, 2)
@@ -122,7 +122,7 @@ def handlers(done: list[str]) -> Mux:
 
 
 async def life(client_url: str, server_url: str) -> None:
-    """All that a client and a server do, as these users."""
+    """Use all of a client and a server, as these users."""
     tasks = Qsync(server_url, prefix=PREFIX)
 
     @tasks.periodic(every=0.2, name="tick")
@@ -152,7 +152,7 @@ async def life(client_url: str, server_url: str) -> None:
             running = await client.enqueue(Task("long", retention=60))
             await active(running)
             assert await running.cancel()
-            # Waits for a task of another queue, after those for this one.
+            # This call waits for a task of another queue, after the calls for this one.
             other = await client.enqueue(Task("echo", queue="other", delay=1000, retention=60))
             longer = asyncio.create_task(other.result(LINGER + 2))
             with pytest.raises(TaskCancelled):
@@ -178,7 +178,7 @@ async def active(handle: AsyncHandle[Any]) -> None:
 
 
 async def abandon_nobody(url: str) -> None:
-    """Do what the parent of a dead server does."""
+    """Abandon a server, as the parent of a dead one does."""
     broker = AsyncBroker(redis_clients.parse(url), connections=1)
     try:
         keys = QueueKeys(PREFIX, "default")
@@ -200,14 +200,14 @@ def test_client_and_server_roles_suffice_for_all_operations(guarded: Guarded) ->
 
 
 def test_client_and_server_roles_contain_no_unused_right(guarded: Guarded) -> None:
-    """Each command that is allowed is run; what is not is in a branch that is rarely taken."""
+    """Each allowed command is run, except those of rare branches."""
     guarded.used()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
     unused = set(acl.commands("server", old=guarded.old)) - guarded.used()
     assert unused <= {
         "wait", "waitaof",  # durability=
         "ping",  # Qsync.ping
-        "hgetall",  # a result() that no server would end
+        "hgetall",  # a result() without a live server
         "hkeys", "zremrangebyscore", "unlink", "hscan", "lindex", "lpop",
     }  # fmt: skip
 
@@ -296,7 +296,7 @@ def test_docs_list_what_each_role_can_do() -> None:
 
 
 def denied(client: Any, *command: str | bytes | int) -> bool:
-    """Whether the store refuses the command because the user lacks the right."""
+    """Return whether the store refuses the command because the user lacks the right."""
     try:
         client.execute_command(*command)
     except Exception as error:
@@ -402,5 +402,5 @@ def test_roles_suffice_in_a_cluster(cluster: Cluster) -> None:
     }
     assert refused <= {"info"}
     used = {name for node in cluster.nodes for name in node.command("INFO", "commandstats")}
-    rare = {"asking"}  # while a queue is moved
+    rare = {"asking"}  # a queue is being moved
     assert {f"cmdstat_{command}" for command in {*acl.CLUSTER} - rare} <= used

@@ -77,7 +77,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
     sent = new_task(Task("t", body, headers={"h": "v"}), new_nonce()).message
     parts = msgspec.msgpack.decode(STAMP + sent)
     parts[3] = type
-    if kind > 0.95:  # the payload counts as a value
+    if kind > 0.95:  # so that the payload counts as a value
         parts[5] = True
     at = chance.randrange(len(parts))
     if chance.random() < 0.2:
@@ -86,7 +86,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
 
 
 def attack(client: Any, keys: QueueKeys, chance: random.Random, mark: Path) -> None:
-    """Hostile records lie among what is pending, some with records of failures and crashes."""
+    """Add hostile records to pending, some with records of failures and crashes."""
     for begin in range(0, RECORDS, 500):
         pipe = client.pipeline(transaction=True)
         for n in range(begin, begin + 500):
@@ -112,7 +112,7 @@ async def still_works(url: str, prefix: str) -> None:
 def test_ten_thousand_hostile_records_make_a_server_do_nothing(
     binary: Binary, prefix: str, tmp_path: Path
 ) -> None:
-    """The server imports nothing, calls only registered handlers, stays small, and keeps
+    """The server imports nothing, calls only registered handlers, does not grow, and keeps
     working."""
     mark, keys = tmp_path / "mark", QueueKeys(prefix, "default")
     with Store(binary) as store, store.client() as client:
@@ -206,7 +206,7 @@ def test_queue_without_rights_is_refused_and_nothing_is_written(
                 colour.do(call())
         assert [key for key in store.command("KEYS", "*") if b":other}" in key] == []
         assert set(before) <= set(store.command("KEYS", "*"))
-        # Two prefixes of one store do not see each other either.
+        # Users of two prefixes of one store cannot see each other, either.
         stranger = colour.client(store.url.replace("//", "//joe:secret@"), "theirs")
         with pytest.raises(ConfigError, match="refuses"):
             colour.do(stranger.enqueue(Task("t")))

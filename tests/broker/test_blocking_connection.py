@@ -1,5 +1,5 @@
-"""A blocking connection between exchanges: what arrives in pieces, too late, wrong, or not at all;
-and threads that share the connections of a pool."""
+"""Blocking connections: replies that arrive in pieces, too late, wrong, or not at all; and threads
+that share the connections of a pool."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ ECHO_LATE = hiredis.pack_command(("ECHO", "late"))
 
 @contextmanager
 def connected(answer: Answer, kind: Kind = SocketConnection) -> Iterator[SocketConnection]:
-    """A connection to a server that runs this function for each command after the handshake."""
+    """Yield a connection to a server that runs this function for each command after the
+    handshake."""
 
     def serve() -> None:
         sock, _ = listener.accept()
@@ -49,7 +50,7 @@ def connected(answer: Answer, kind: Kind = SocketConnection) -> Iterator[SocketC
                     if command[0] == b"CLIENT":
                         sock.sendall(b"+OK\r\n")
                     else:
-                        with suppress(OSError):  # the other side has closed
+                        with suppress(OSError):  # the peer has closed the connection
                             answer(command[-1], sock)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -142,7 +143,7 @@ def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> N
         one._poll = lambda ms: waits.append(ms) or poll(ms)
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
         assert one.request([("ECHO", "a")], None) == [b"a"]
-        assert waits == []  # the kernel waited
+        assert waits == []  # the wait was in the kernel
         for until, limit_ms in ((time.monotonic() + 0.5, 500), (None, TIMEOUT_S * 1000)):
             sent = threading.Timer(0.1, lambda: one.raw._sock.sendall(ECHO_LATE))
             sent.start()
@@ -280,7 +281,7 @@ def test_threads_wait_for_one_of_few_connections(store: Store) -> None:
         wait_until(lambda: pool._waiting == 2)
         pool.release(held[0])
         wait_until(lambda: pool._waiting == 1)
-        pool.discard(held[1])  # its slot goes to the other caller
+        pool.discard(held[1])  # the other caller gets its slot
         taken = [future.result(20) for future in waiting]
         assert held[0] in taken
         assert held[1] not in taken

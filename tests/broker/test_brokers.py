@@ -1,4 +1,4 @@
-"""The broker: cancellation, errors of the store, scripts that it does not know."""
+"""The brokers: cancellation, errors of the store, and scripts that the store lacks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_connections_being_opened_are_closed_with_the_pool(
 async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
     store: Store, prefix: str
 ) -> None:
-    """asyncio.wait_for, by which redis-py sends, may forget one on Python 3.11."""
+    """On Python 3.11, asyncio.wait_for, which redis-py uses to send, may swallow a cancellation."""
 
     broker = AsyncBroker(redis_clients.parse(store.url), connections=4)
     keys = GlobalKeys(prefix)
@@ -67,7 +67,7 @@ async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
         if outcomes["answered"] < number // 8:  # a busy store takes more turns to reply
             turns += turns // 4
         if not asked:
-            # Those before it that were cancelled may not have been sent.
+            # Earlier calls that were cancelled may not have been sent.
             assert 0 <= task.result() <= number % 50 + 1
         # Later calls on the same connections get their own replies.
         size = await broker.run(
@@ -181,7 +181,7 @@ def test_missing_database_is_an_error_at_once(store: Store, prefix: str) -> None
 
 
 def test_cluster_node_is_distinguished_from_single_store(cluster: Cluster, prefix: str) -> None:
-    """A server would see only some of its queues there; a client says what scheme to use."""
+    """A server would see only some of its queues there; the error names the right scheme."""
     [url, *_] = (node.url for node in cluster.nodes)
     app = Qsync(url, prefix=prefix, patience=0)
     with pytest.raises(ConfigError, match=r"is a node of a cluster; use redis\+cluster://"):
@@ -346,7 +346,7 @@ def test_wrong_password_is_an_error_at_once(prefix: str) -> None:
 def test_unreachable_store_is_tried_ten_times_a_second_for_any_number_of_callers(
     prefix: str,
 ) -> None:
-    """Each connection is reset as soon as it is made; all calls fail by that, and none hangs."""
+    """Each connection is reset as soon as it is open; all calls fail, and none hangs."""
     attempts = 0
 
     async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -415,7 +415,7 @@ def test_callers_get_connections_in_order_of_arrival(store: Store) -> None:
 async def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(
     cluster: Cluster, prefix: str
 ) -> None:
-    """No call fails for lack of a connection, whatever the number of concurrent calls."""
+    """No call fails for lack of a connection, however many run concurrently."""
 
     broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
     replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)

@@ -1,4 +1,5 @@
-"""Clients that an app is given: their settings are copied or refused by name, never dropped."""
+"""Clients of redis-py that are passed to an app: their settings are copied or refused by name,
+never dropped."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def test_address_and_user_of_the_client_are_copied(make: Any) -> None:
     address = redis_clients.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
     assert str(address) == "redis://h:7/3"
     settings = {**address.settings}
-    settings.pop("socket_keepalive", None)  # for which not all releases have a default
+    settings.pop("socket_keepalive", None)  # not all releases have a default for it
     assert settings == {**given, "socket_connect_timeout": 2.0}
 
 

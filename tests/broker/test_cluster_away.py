@@ -1,4 +1,4 @@
-"""An unreachable cluster node stops nothing that does not need it."""
+"""An unreachable cluster node affects only calls that need it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.stores import HOST, Cluster, available, wait_until, wait_unti
 
 @pytest.fixture(scope="module")
 def partial() -> Iterator[Cluster]:
-    """A cluster that serves the slots whose nodes are there."""
+    """Yield a cluster that serves the slots of its reachable nodes."""
     if not available("valkey"):
         pytest.skip("needs valkey")
     with partial_cluster() as cluster:
@@ -45,7 +45,7 @@ def partial() -> Iterator[Cluster]:
 
 @pytest.fixture(params=["gone", "still"])
 def queue(request: pytest.FixtureRequest, partial: Cluster, prefix: str) -> Iterator[str]:
-    """The node of the queue is reachable, but the node with the set of queues is not."""
+    """Yield a queue whose node is reachable, while the node with the set of queues is not."""
     with lists_away(partial, prefix, gone=request.param == "gone") as found:
         yield found
 
@@ -60,7 +60,7 @@ def test_enqueues_of_a_fresh_client_and_of_an_old_one_do_not_wait(
         began = time.monotonic()
         assert colour.do(client.enqueue(Task("t", queue=queue))).created
         took.append(time.monotonic() - began)
-        client._announcer._next.clear()  # as after a minute: the queue is to be registered again
+        client._announcer._next.clear()  # as after a minute, when the queue is registered again
     began = time.monotonic()
     handles = colour.do(client.enqueue_many([Task("t", queue=queue)] * 300))
     took.append(time.monotonic() - began)
@@ -149,7 +149,7 @@ def test_server_with_limits_and_bounds_starts_while_the_node_of_one_queue_is_fro
             assert bounds.in_force.max_tasks == 1000
 
     asyncio.run(asyncio.wait_for(main(), 60))
-    assert most == 1  # no task of the frozen queue started before its limit was there
+    assert most == 1  # no task of the frozen queue started before its limit was stored
 
 
 @pytest.mark.faults(86)
@@ -235,12 +235,12 @@ def test_inbox_is_read_after_its_slot_moved(partial: Cluster, prefix: str) -> No
 
     async def main() -> None:
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
-            server = app.server(mux, lease=60)  # a cancel that is lost would take 20 s
+            server = app.server(mux, lease=60)  # a lost cancel would take 20 s
             async with server:
                 handle = await client.enqueue(Task("t"))
                 await begun.wait()
                 await asyncio.to_thread(move_slot, partial, GlobalKeys(prefix).inbox(server.id))
-                # A blocked read is ended by the move, and its next try finds the new node.
+                # The move ends the blocked read, and the next one finds the new node.
                 began = time.monotonic()
                 await handle.cancel()
                 await wait_until_async(lambda: server._capacity.running == 0, 15)
@@ -354,9 +354,10 @@ def test_idle_server_stops_without_waiting_for_a_frozen_node(partial: Cluster, p
                 await begun.wait()
                 away.pause()
                 began = time.monotonic()
-            # Beside its shutdown_timeout: to stop a handler, to wake others, a renewal, its record.
+            # Besides shutdown_timeout: stop a handler, wake other servers, renew, delete the
+            # record.
             assert time.monotonic() - began < 0.5 + 5 * 1.0
-            # Asked of its node: a client of the cluster may wait for that which stands still.
+            # The node is asked directly: a cluster client might wait for the stopped node.
             assert holder.command("ZCARD", QueueKeys(prefix, there).key("pending")) == 3
 
     try:

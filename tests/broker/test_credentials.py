@@ -1,4 +1,4 @@
-"""Credentials that a provider makes for each connection."""
+"""Credential providers, which supply credentials for each connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def double(task: TaskInfo) -> int:
 
 
 class Tokens:
-    """A provider whose tokens are numbered; the store takes `token-1` and `token-2`."""
+    """A provider with numbered tokens; the store accepts `token-1` and `token-2`."""
 
     def __init__(self, *, user: str, fails: int = 0) -> None:
         self.user = user
@@ -43,7 +43,7 @@ class Tokens:
 
 
 class AwaitedTokens(Tokens):
-    """A provider whose method asyncio connections await."""
+    """A provider with the method that asyncio connections await."""
 
     awaited = 0
 
@@ -55,7 +55,7 @@ class AwaitedTokens(Tokens):
 
 @contextmanager
 def user(store: Store | Cluster, name: str) -> Iterator[str]:
-    """A user of the store, or of all nodes of a cluster, with two tokens as passwords."""
+    """Create a user of the store, or of all nodes of a cluster, with two tokens as passwords."""
     nodes = store.nodes if isinstance(store, Cluster) else [store]
     for node in nodes:
         node.command("ACL", "SETUSER", name, "on", ">token-1", ">token-2", "~*", "&*", "+@all")
@@ -68,7 +68,7 @@ def user(store: Store | Cluster, name: str) -> Iterator[str]:
 
 @contextmanager
 def clients(app: Qsync, colour: Colour) -> Iterator[Any]:
-    """A client of the app, of this colour."""
+    """Yield a client of the app, blocking or async."""
     client = app.async_client() if colour.name == "async" else app.client()
     try:
         yield client
@@ -88,7 +88,7 @@ def test_each_connection_calls_the_provider(
             handle = colour.do(client.enqueue(Task("double", 21, retention=60)))
             first = tokens.asked
             assert first > 0
-            # A connection that the store closes, as at the end of a token's life.
+            # Let the store close a connection, as when a token expires.
             tokens.number = 2
             for node in place.nodes if isinstance(place, Cluster) else [place]:
                 node.command("ACL", "SETUSER", name, "resetpass", ">token-2")

@@ -44,7 +44,7 @@ class Pair:
         self.replica.start().command("REPLICAOF", HOST, self.primary.port)
         wait_until(lambda: b"state=online" in self.primary_says())
         with self.primary.client() as client:
-            client.publish("replicate", "")  # the first answer of a replica may take a second
+            client.publish("replicate", "")  # the first reply of a replica may take a second
             assert client.wait(1, 4000) == 1
         return self
 
@@ -62,7 +62,7 @@ class Pair:
 
     @contextlib.contextmanager
     def silent_replica(self) -> Iterator[None]:
-        """The replica stays connected and acknowledges nothing."""
+        """Keep the replica connected, but without acknowledgements."""
         self.replica.pause()
         try:
             yield
@@ -79,7 +79,7 @@ def pair() -> Iterator[Pair]:
 
 
 def stored(store: Store, prefix: str, queue: str = "default") -> int:
-    """The number of messages in the queue."""
+    """Return the number of messages in the queue."""
     return int(store.command("HLEN", QueueKeys(prefix, queue).key("tasks")))
 
 
@@ -140,7 +140,7 @@ def test_a_connection_lost_while_it_waits_leaves_the_task_unconfirmed(
 def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
     pair: Pair, prefix: str, colour_of: type
 ) -> None:
-    """The first reply was lost, and the repeated call writes nothing that WAIT could wait for."""
+    """The first reply was lost, and the repeated call writes no data that WAIT could wait for."""
     keys = QueueKeys(prefix, "default")
     tasks = [new_task(Task("t"), new_nonce())]
     call = ops.enqueue(keys, tasks, wait=ops.wait(keys, "replica", timeout_ms=100))
@@ -214,7 +214,7 @@ def test_durability_of_the_app_applies_to_its_tasks_and_clients(
 
 @needs_valkey
 def test_task_missing_on_the_replica_was_not_confirmed(prefix: str, colour: Colour) -> None:
-    """A replica that is cut off during enqueues and then promoted has all confirmed tasks."""
+    """A replica that was disconnected during enqueues and then promoted has all confirmed tasks."""
     with Pair() as pair:
         client = colour.client(
             pair.primary.url, prefix, durability="replica", confirm_timeout=SHORT
@@ -231,7 +231,7 @@ def test_task_missing_on_the_replica_was_not_confirmed(prefix: str, colour: Colo
 
 @needs_valkey
 def test_confirmed_task_survives_the_primary(prefix: str) -> None:
-    """Enqueues go on while the replica is promoted; each that was confirmed is there afterwards."""
+    """Enqueues continue while the replica is promoted; afterwards it has all confirmed tasks."""
     confirmed: list[str] = []
 
     async def main(sentinel: Sentinel) -> None:
@@ -263,11 +263,11 @@ def test_confirmed_task_survives_the_primary(prefix: str) -> None:
         asyncio.run(main(sentinel))
 
 
-# Where it cannot be
+# Stores that cannot confirm
 
 
 def refused(colour: Colour, store: Store, prefix: str, durability: Any) -> str:
-    """The error of a durable enqueue, which has written nothing."""
+    """Return the error of a durable enqueue, after a check that it has written nothing."""
     client = colour.client(store.url, prefix)
     with pytest.raises(ConfigError, match=r"^durability") as caught:
         colour.do(client.enqueue(Task("t"), durability=durability))
@@ -342,7 +342,7 @@ def test_invalid_durability_is_refused(own_store: Store, prefix: str, colour: Co
             Qsync(own_store.url, confirm_timeout=seconds)  # type: ignore[arg-type]
 
 
-# In a cluster
+# Clusters
 
 
 @pytest.fixture(scope="module")

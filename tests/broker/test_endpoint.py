@@ -1,4 +1,4 @@
-"""The address of a store is resolved at each connect, since the name may move to another one."""
+"""The address of a store is resolved at each connect, since the name may move to another store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ NAME = "store.invalid"
 
 @pytest.fixture
 def moving(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Store], Store]]:
-    """The store that the name stands for, as a list of one that may be exchanged; and another."""
+    """Yield a list with the store that the name stands for, which tests may replace, and another
+    store."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *args: Any, **options: Any) -> Any:

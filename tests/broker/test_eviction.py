@@ -49,7 +49,8 @@ def test_a_full_store_with_a_volatile_policy_keeps_all_tasks(
 
 
 def test_only_server_records_have_a_ttl(store: Store, prefix: str) -> None:
-    """Tasks in each state, with a result, a lock, a key and a schedule; a live server, an order."""
+    """The store has tasks in each state, with a result, a lock, a fairness key and a schedule, a
+    live server and an order."""
 
     async def main() -> dict[bytes, int]:
         app = Qsync(store.url, prefix=prefix)

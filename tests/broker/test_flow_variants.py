@@ -23,7 +23,7 @@ PLAIN, FLOW = load("enqueue").sha, load("enqueue", flow=True).sha
 
 
 class Sent:
-    """The digests of the scripts that a broker sends, exchange by exchange."""
+    """Records the digests of the scripts that a broker sends, by exchange."""
 
     def __init__(self) -> None:
         self.exchanges: list[list[str]] = []
@@ -34,7 +34,7 @@ class Sent:
             self.exchanges.append(digests)
 
     def take(self) -> list[list[str]]:
-        """The commands that were sent since the last call."""
+        """Return the commands that were sent since the last call."""
         taken, self.exchanges = self.exchanges, []
         return taken
 
@@ -71,7 +71,7 @@ def enqueue(keys: QueueKeys, id: str) -> Any:
 
 
 def queues(client: Any, prefix: str) -> tuple[QueueKeys, QueueKeys]:
-    """A queue of layout 2, and one that does not exist; the store knows the scripts."""
+    """Return a queue of layout 2, and one that does not exist."""
     flow, plain = QueueKeys(prefix, "flow"), QueueKeys(prefix, "plain")
     client.hset(flow.key("meta"), "schema", 2)
     return flow, plain
@@ -148,7 +148,7 @@ def test_flow_variant_follows_its_queue_in_a_cluster(
 def holds(client: Any, keys: QueueKeys) -> bool:
     try:
         return bool(client.exists(keys.key("meta")))
-    except Exception:  # MOVED: another node has it
+    except Exception:  # MOVED: another node has the slot
         return False
 
 

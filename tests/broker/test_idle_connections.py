@@ -1,4 +1,4 @@
-"""Connections that died while idle, without either end being told."""
+"""Connections that died while idle, without notice to either end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDLE = 5
 
 
 def idle(broker: Broker) -> list[Any]:
-    """The open connections of a broker that no thread uses."""
+    """Return the idle open connections of a broker."""
     return [connection for connection in broker._pool_for(None)._free if connection is not None]
 
 
@@ -91,7 +91,7 @@ def test_a_server_fetches_soon_after_its_connections_died(store: Store, prefix: 
 
 
 def listeners(store: Store) -> set[bytes]:
-    """The connections that listen, by the numbers that the store gave them."""
+    """Return the client ids of the listening connections."""
     lines = store.command("CLIENT", "LIST", "TYPE", "pubsub")
     return {line.split()[0] for line in lines.splitlines() if line}
 
@@ -114,7 +114,7 @@ def test_a_subscription_that_is_silent_is_replaced(
 
 @pytest.mark.faults(38)
 def test_quiet_subscription_stays_open(colour: Colour, store: Store, prefix: str) -> None:
-    """The store answers each ping of an idle subscription."""
+    """The subscription stays open, since the store answers its pings."""
     with Proxy(store.port) as proxy:
         client = colour.client(proxy.url, prefix)
         handle = colour.do(client.enqueue(Task("t", retention=60)))
@@ -135,7 +135,7 @@ def test_quiet_subscription_stays_open(colour: Colour, store: Store, prefix: str
 @pytest.mark.faults(38)
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
 async def test_idle_connections_use_tcp_keepalive(store: Store) -> None:
-    """Keepalive is set whatever redis-py's defaults and the options of a given client are."""
+    """Keepalive is set regardless of redis-py's defaults and of the options of a client object."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
     address = redis_clients.parse(store.url)
     own = redis.Redis(host="127.0.0.1", port=store.port, socket_keepalive=False)

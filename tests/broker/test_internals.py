@@ -1,4 +1,4 @@
-"""Releases of redis-py and Python that lack an undocumented name: the queue works all the same."""
+"""The queue works with releases of redis-py and Python that lack an undocumented name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(program: str, *arguments: str, path: Path | None = None) -> tuple[str, s
 
 @pytest.fixture
 def renamed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A folder with a redis-py that has another name for something, everywhere."""
+    """Create a folder with a redis-py in which an internal name is renamed."""
     name: str = request.param
     shutil.copytree(Path(redis.__file__).parent, tmp_path / "redis")
     changed = 0

@@ -1,7 +1,7 @@
-"""Managed stores forbid commands. qsync works without the commands that managed stores forbid.
+"""qsync works without the commands that managed stores forbid.
 
-A proxy before a real store forbids them, as a store that does not know the command (ElastiCache,
-for one) or as one whose user may not run it.
+A proxy before a real store forbids them, either like a store that lacks the command (e.g.
+ElastiCache) or like a store whose user may not run it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EACH = pytest.mark.parametrize(
 
 @contextmanager
 def forbidding(store: Store, text: str, *names: str) -> Iterator[str]:
-    """The URL of a proxy that forbids commands."""
+    """Yield the URL of a proxy that forbids commands."""
     with Proxy(store.port) as proxy:
         proxy.forbid(text, *names)
         yield proxy.url

@@ -1,4 +1,4 @@
-"""Each caller gets an answer when its own patience ends, however many callers wait."""
+"""Each caller gets an answer by the end of its own patience, however many callers wait."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.support.stores import Store, wait_until
 
 PATIENCE_S = 1.0
 MARGIN_S = 2.0
-"""Tolerance for a busy machine; waits that add up are late by far more."""
+"""Tolerance for a busy machine, in seconds; waits that add up would be late by far more."""
 
 KEPT = Task("t", retention=60)
 
 
 @pytest.fixture(params=["gone", "still"])
 def away(request: pytest.FixtureRequest, own_store: Store) -> Callable[[], None]:
-    """Make the store refuse connections or hang; restore it afterwards."""
+    """Return a function that makes the store refuse connections or hang; it recovers afterwards."""
     return own_store.kill if request.param == "gone" else own_store.pause
 
 
 def refused_after(ask: Callable[[], Any]) -> float:
-    """Seconds until a call raises StoreUnavailable."""
+    """Return the seconds until a call raises StoreUnavailable."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         ask()
@@ -191,7 +191,8 @@ async def test_callers_of_thousands_of_queues_continue_while_the_store_answers(
 
 
 def test_call_within_its_patience_continues_while_the_store_answers_others() -> None:
-    """In a moving queue of callers, the last one's turn comes long after its patience has ended."""
+    """In a moving line of callers, the last one's turn would come long after its patience has
+    ended."""
     turns: list[float] = []
 
     async def slow(items: list[int], left: float) -> list[int]:

@@ -1,4 +1,5 @@
-"""A store user without channels, or without a command: tasks stay whole, and one line says so."""
+"""A store user without channels, or without a command: tasks stay whole, and one log line names the
+missing right."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 def url_of(store: Store, *rules: str) -> str:
-    """The URL of a user with these rules."""
+    """Return the URL of a user with these rules."""
     store.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules)
     return f"redis://app:pw@{HOST}:{store.port}"
 
@@ -155,7 +156,7 @@ def test_doctor_reports_no_missing_right_of_a_full_user(store: Store) -> None:
 async def test_server_starts_while_the_store_refuses_the_check_of_rights(
     valkey: Store, prefix: str
 ) -> None:
-    """As a full store does; whether a right is missing remains unknown."""
+    """A full store refuses the check; whether a right is missing stays unknown."""
     with Proxy(valkey.port) as proxy, Qsync(proxy.url, prefix=prefix) as app:
         refusals = proxy.answer(
             "OOM command not allowed when used memory > 'maxmemory'.",

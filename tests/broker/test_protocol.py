@@ -1,4 +1,4 @@
-"""A connection between exchanges: what arrives in pieces, too late, wrong, or not at all."""
+"""Async connections: replies that arrive in pieces, too late, wrong, or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def connected(answer: Answer) -> AsyncIterator[RedisConnection]:
-    """A connection to a server that runs this function for each command after the handshake."""
+    """Yield a connection to a server that runs this function for each command after the
+    handshake."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = hiredis.Reader()
@@ -81,7 +82,7 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
             assert await one.request([("ECHO", words[0])], 10) == [b"OK"]
             packet = pack_command(("ECHO", words[0]))
             [in_pieces] = await one.request([packet], 10, usual_reply=words[0])
-            assert in_pieces in (b"OK", words[0])  # the network may join the pieces
+            assert in_pieces in (b"OK", words[0])  # the network may merge the pieces
         async with connected(echo) as one:
             packet, usual = pack_command(("ECHO", "a")), b"$1\r\na\r\n"
             assert await one.request([packet], 10, usual_reply=usual) == [usual]
@@ -112,7 +113,8 @@ def test_late_or_missing_reply_becomes_an_error_in_its_place(
     async def main() -> None:
         async with connected(some) as one:
             replies = await one.request([("ECHO", "a"), ("ECHO", "silence"), ("ECHO", "b")], 0.2)
-            # The reply to the third is taken for that to the second: so nothing more is believed.
+            # The reply to the third command looks like the reply to the second, so no further reply
+            # is trusted.
             assert replies[0] == b"a"
             assert isinstance(replies[2], TimeoutError)
             assert not one.is_open

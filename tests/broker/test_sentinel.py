@@ -1,4 +1,4 @@
-"""Sentinels: their own credentials, connections that are waited for, and errors that say why."""
+"""Sentinels: their own credentials, waits for free connections, and errors that name the cause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sentinel() -> Iterator[Sentinel]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[tuple[Store, Store]]:
-    """A primary and its Sentinel, each with a password of its own."""
+    """Yield a primary and its Sentinel, each with its own password."""
     with Store("valkey", config={"requirepass": "primary"}) as primary:
         watch = [f"monitor main {HOST} {primary.port} 1", "auth-pass main primary"]
         config = {"requirepass": "watcher", "sentinel": watch}
@@ -41,7 +41,7 @@ def guarded() -> Iterator[tuple[Store, Store]]:
 def test_callers_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, colour: Colour, prefix: str
 ) -> None:
-    """Any number of callers get a connection, whereas redis-py's own pool refuses all but a few."""
+    """Any number of callers get a connection, whereas redis-py's pool refuses all but a few."""
     options = {"connections": 2, "patience": 0}
     client = colour.client(sentinel.url, prefix, **options)
     waiting = [
@@ -65,13 +65,14 @@ async def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
 
 @pytest.mark.faults(90)
 def test_busy_connections_are_not_a_refusing_store(sentinel: Sentinel, prefix: str) -> None:
-    """The next exchange is made as soon as one is free, not refused for a tenth of a second."""
+    """The next exchange starts as soon as a connection is free; no pause follows, as after a
+    refusal."""
 
     async def main(url: str) -> None:
         broker = AsyncBroker(redis_clients.parse(url), connections=1, read_timeout=0.3)
         await broker.ping()
         pool = broker._pool_for(None)
-        connection = await pool.acquire(1)  # the only one
+        connection = await pool.acquire(1)  # the only connection
         call = views.counts(QueueKeys(prefix, "q"))
         with pytest.raises(StoreUnavailable):
             await broker.run(call, patience=0.1)
@@ -169,7 +170,7 @@ def test_a_client_made_by_sentinel_keeps_its_settings(
 
 
 class Password:
-    """A provider of the primary's password, which counts how often it is asked."""
+    """A provider of the primary's password that counts its calls."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""The helpers that the other tests stand on: stores that can be killed, paused and failed over."""
+"""The helpers of other tests: stores that can be killed, paused and failed over."""
 
 from __future__ import annotations
 

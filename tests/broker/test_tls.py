@@ -1,4 +1,4 @@
-"""rediss://: clients and servers on an encrypted connection, to a store that they can trust."""
+"""rediss://: clients and servers use encrypted connections and verify the store's certificate."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of 127.0.0.1, signed by itself; its key is beside it."""
+    """Return the path of a self-signed certificate for 127.0.0.1; its key is in the same folder."""
     return make_certificate(tmp_path_factory.mktemp("tls"), f"IP:{HOST}")
 
 
 def make_certificate(folder: Path, name: str) -> Path:
-    """A certificate that is signed by itself; its key is beside it."""
+    """Create a self-signed certificate with its key in the same folder; return its path."""
     subprocess.run(
         [
             OPENSSL or "openssl", "req", "-x509", "-days", "2", "-subj", "/CN=qsync",
@@ -50,7 +50,7 @@ def make_certificate(folder: Path, name: str) -> Path:
 
 
 def tls_config(port: int, certificate: Path) -> dict[str, Value]:
-    """Settings of a store that speaks TLS on this port."""
+    """Return the settings of a store with TLS on this port."""
     return {
         "tls-port": port,
         "tls-cert-file": str(certificate),
@@ -62,7 +62,7 @@ def tls_config(port: int, certificate: Path) -> dict[str, Value]:
 
 @pytest.fixture(scope="module")
 def address(certificate: Path) -> Iterator[str]:
-    """The address of a store that accepts TLS."""
+    """Yield the address of a store that accepts TLS."""
     port = free_port()
     with Store("redis", config=tls_config(port, certificate)):
         yield f"rediss://{HOST}:{port}"
@@ -88,7 +88,7 @@ def test_a_task_goes_to_a_server_and_its_result_comes_back(
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The certificate of an authority that signed nothing here."""
+    """Return the certificate of an authority that signed no certificate here."""
     return make_certificate(tmp_path_factory.mktemp("other"), f"IP:{HOST}")
 
 
@@ -96,7 +96,7 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_untrusted_certificate_is_an_error_at_once(
     address: str, other_authority: Path, colour: Colour, prefix: str, query: str
 ) -> None:
-    """The error comes at once, whatever the caller's patience, and says what to do."""
+    """The error comes at once, without waiting for the caller's patience, and says what to do."""
     client = colour.client(address + query.format(other=other_authority), prefix, patience=60)
     with pytest.raises(ConfigError, match=r"(?i)certificate verify failed.*ssl_ca_certs="):
         colour.do(client.enqueue(Task("add", [1, 2])))
@@ -133,7 +133,7 @@ def test_port_without_tls_is_an_error_at_once(colour: Colour, prefix: str) -> No
 def test_silent_port_is_reported_as_a_possible_tls_port(
     store: Store, colour: Colour, prefix: str
 ) -> None:
-    """A store takes the beginning of a TLS handshake for half a command, and says nothing."""
+    """A store treats the start of a TLS handshake as an incomplete command and does not reply."""
     url = store.url.replace("redis://", "rediss://") + "?socket_connect_timeout=0.3"
     client = colour.client(url, prefix, patience=0, read_timeout=0.3)
     with pytest.raises(StoreUnavailable, match="does the port speak TLS"):
@@ -182,7 +182,7 @@ def test_client_certificate_is_sent_to_a_store_that_requests_it(
 
 @pytest.fixture(scope="module")
 def guarded(certificate: Path) -> Iterator[str]:
-    """A primary and its Sentinel that accept only TLS, and the URL without options."""
+    """Start a primary and its Sentinel that accept only TLS; yield the URL without options."""
     port, watcher_port = free_port(), free_port()
     with Store("redis", config=tls_config(port, certificate)):
         config = {

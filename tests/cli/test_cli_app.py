@@ -34,7 +34,7 @@ async def raw(task) -> None: ...
 def shop(
     valkey: Store, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """MODULE:APP of an app in the working directory."""
+    """Yield the MODULE:APP of an app in the working directory."""
     name = f"shop_{prefix.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(SHOP.format(url=valkey.url, prefix=prefix))
     monkeypatch.chdir(tmp_path)
@@ -66,10 +66,10 @@ def test_every_command_takes_store_and_prefix_from_the_app(
         given = [] if "QSYNC_APP" in env else ["--app", shop]
         ran = qsync(*words, *given, env=env)
         if words == ["task", "cancel", "a"] and env:
-            assert ran.code == 1  # it was cancelled the first time
+            assert ran.code == 1  # the first call cancelled it
             assert "no task a in any queue" in ran.err or "not there" in ran.err + ran.out
             continue
-        if words == ["doctor"]:  # it sets its own store
+        if words == ["doctor"]:  # the app sets its own store
             assert "Valkey" in ran.out
         else:
             assert ran.code == 0, ran.err

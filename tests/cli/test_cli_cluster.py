@@ -1,4 +1,4 @@
-"""The commands that are processes of their own, on a cluster: worker, dashboard, doctor."""
+"""The commands that run as processes, on a cluster: worker, dashboard, doctor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.web.test_web_command import running
 from tests.worker.test_health import Probed
 
 QUEUES = ("default", "mail", "lower")
-"""They lie on more than one node."""
+"""Queues on more than one node."""
 
 
 def test_worker_on_a_cluster_is_shown_scaled_and_changed(
     tmp_path: Path, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker process dies and its task runs again, as the operator's commands show."""
+    """A worker process dies and its task runs again; the operator's commands show both."""
     shop = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     options = ("--processes", "2", "--health-port", "0", "--queues", ",".join(QUEUES))
     monkeypatch.setenv("QSYNC_PREFIX", prefix)
@@ -92,7 +92,7 @@ def test_edit_types_events_search_and_backfill_reach_every_node(
     env = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     app = Qsync(cluster.url, prefix=prefix)
     slots = {key_slot(f"{prefix}:q{n}".encode()) * 3 // 16384: f"q{n}" for n in range(50)}
-    queues = first, second, third = [slots[part] for part in range(3)]  # a node has each
+    queues = first, second, third = [slots[part] for part in range(3)]  # one for each node
     with app.client() as client:
         for queue in queues:
             client.enqueue(Task("pay", {"invoice": 7}, queue=queue, id=f"pay-{queue}", delay=3600))

@@ -1,4 +1,4 @@
-"""Incidents as an operator meets them: found, understood and resolved within three commands."""
+"""Incidents that an operator finds, understands and resolves within three commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_COMMANDS = 3
 
 
 class Operator:
-    """Types commands, which are counted."""
+    """Runs commands and counts them."""
 
     def __init__(self, live: Live) -> None:
         self.live = live

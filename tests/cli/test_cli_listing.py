@@ -119,7 +119,7 @@ def test_watch_goes_on_while_the_store_is_away(capsys: pytest.CaptureFixture[str
     assert not events
     assert capsys.readouterr().err.endswith(": the store is not available; trying again\n")
     events[:] = [away]
-    with pytest.raises(StoreUnavailable):  # it has never answered
+    with pytest.raises(StoreUnavailable):  # the store has never answered
         OutputOptions(watch=0.001).repeat(show)
 
 
@@ -329,7 +329,7 @@ def test_lists_of_errors_schedules_limits_and_keys_are_sorted(live: Live) -> Non
 def test_times_count_from_the_clock_of_the_store(
     live: Live, monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
-    """This machine is an hour off; every "ago" and "in" is right nevertheless."""
+    """The clock of this machine is an hour off, but every "ago" and "in" is right."""
     [waits, running] = live.enqueue(Task("note", delay=600), Task("hold"))
     live.serve()
     wait_until(lambda: live.began == [running])
@@ -446,7 +446,7 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
 
 
 def test_every_command_that_changes_something_has_a_dry_run() -> None:
-    """All but those that start something."""
+    """Commands that start a program are left out."""
     changing = {
         name: command for name, command in commands()
         if name.split()[-1] in {

@@ -20,7 +20,7 @@ def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
 
 
 def running(live: Live, *ids: str) -> None:
-    """Tasks that wait to be released run."""
+    """Enqueue tasks that run until released; return when they run."""
     live.enqueue(*(Task("hold", id=id, timeout=60) for id in ids))
     wait_until(lambda: sorted(live.began) == sorted(ids))
 
@@ -65,7 +65,7 @@ def test_one_server_is_drained_and_another_stopped(live: Live) -> None:
 
 @pytest.fixture
 def nightly(live: Live) -> Live:
-    """With a server that has published a schedule."""
+    """Return a Live with a server that has published a schedule."""
 
     async def night() -> None:
         live.began.append("night")

@@ -1,4 +1,4 @@
-"""Commands as people have them: at a terminal, and completed by their shell."""
+"""Commands at a terminal, and their completion in shells."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ QSYNC: Final = str(Path(sys.executable).with_name("qsync"))
 
 
 class Terminal:
-    """A command that runs at a terminal of 100 by 30."""
+    """A command that runs in a terminal of 100 by 30 characters."""
 
     def __init__(self, live: Live, *words: str) -> None:
         self._main, self._other = pty.openpty()
         termios.tcsetwinsize(self._other, (30, 100))
         self.before = termios.tcgetattr(self._other)
         self.seen = self.raw = ""
-        """What it has written; `seen` is without colours and movements."""
+        """Output so far; `seen` is without colours and cursor movements."""
         self.process = subprocess.Popen(
             [QSYNC, *words],
             stdin=self._other,
@@ -56,7 +56,7 @@ class Terminal:
         os.close(self._other)
 
     def shows(self, pattern: str, timeout: float = 20) -> re.Match[str]:
-        """Wait until what it has written has this."""
+        """Wait until the output matches the pattern."""
         end = time.monotonic() + timeout
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, (pattern, self.seen)
@@ -71,9 +71,9 @@ class Terminal:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def interrupted(self) -> int:
-        """The exit code of a question after Ctrl-C, pressed once a second as people do.
+        """Press Ctrl-C at a prompt, once a second; return the exit code.
 
-        Python keeps a signal that comes just before it waits for a line until the next one.
+        Python defers a signal that comes just before it reads a line until the next signal.
         """
         end = time.monotonic() + 20
         while self.process.poll() is None:
@@ -286,7 +286,8 @@ def test_command_imports_nothing_of_the_other_commands() -> None:
 
 
 def test_command_with_valid_options_does_not_import_pydantic() -> None:
-    """typer converts with it from 0.29 on, and its import takes a third of a short command."""
+    """typer converts values with it from 0.29 on, and its import takes a third of a short command's
+    time."""
     program = (
         "import sys; from qsync.cli.main import main; sys.argv = ['qsync', *sys.argv[1:]];"
         "import atexit; atexit.register(lambda: print('pydantic' in sys.modules)); main()"

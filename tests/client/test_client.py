@@ -1,4 +1,4 @@
-"""Enqueueing, by clients of both colours."""
+"""Enqueueing, by blocking and async clients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def ids_in(store: Store, hand: Hand, state: str = "pending") -> list[str]:
 
 
 def scripts_run(store: Store) -> int:
-    """The number of script runs since the last CONFIG RESETSTAT."""
+    """Return the number of script runs since the last CONFIG RESETSTAT."""
     stats = store.command("INFO", "commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
@@ -72,7 +72,7 @@ def now_us(store: Store) -> int:
     return int(seconds) * 1_000_000 + int(rest)
 
 
-# the two colours
+# blocking and async
 
 
 @pytest.mark.parametrize(("blocking", "awaited"), [(Client, AsyncClient), (Handle, AsyncHandle)])
@@ -319,7 +319,7 @@ def test_duplicates_among_many_have_the_handle_of_the_holder(
 def test_id_repeated_in_one_call_is_created_once(
     colour: Colour, client: Any, store: Store, hand: Hand, between: int
 ) -> None:
-    """Though both are the same to the byte, and in one call of the script or in two."""
+    """Both messages have the same bytes, and go in one call of the script or in two."""
     task = Task("t", b"x", id="a")
     filler = [Task("t") for _ in range(between)]
     handles = colour.do(client.enqueue_many([task, *filler, task, task]))
@@ -355,7 +355,7 @@ def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: S
 
 @pytest.mark.faults(34)
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
-    """Enqueue as a client does after a lost reply."""
+    """Enqueue again, as a client does after a lost reply."""
     tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
     bulk = BulkEnqueue(tasks, payload_limit=100, handle=blocking._handle)
     [trip] = bulk.round_trips(hand.keys, range(3), CallSequences().acquire(0), None, calls=1)
@@ -371,11 +371,11 @@ def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -
     assert hand.broker.run(views.counts(hand.keys)).others["tasks"] == 0
 
 
-# what goes wrong
+# failures
 
 
 def fill(store: Store, *, room: int) -> None:
-    """Limit the store's memory to about this many more bytes."""
+    """Limit the store's memory to about this many bytes above its present use."""
     used = store.command("INFO", "memory")["used_memory"]
     store.command("CONFIG", "SET", "maxmemory", used + room)
 
@@ -468,7 +468,7 @@ def test_clients_are_context_managers(store: Store, prefix: str) -> None:
 
 
 def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str) -> None:
-    """The error comes whether or not the client's first loop still exists."""
+    """The error is raised whether or not the client's first loop still exists."""
     client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
 
     async def enqueue() -> AsyncHandle[Any]:
@@ -500,7 +500,7 @@ def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str)
 
 
 def test_async_client_without_a_loop_of_asyncio_raises_an_error(store: Store, prefix: str) -> None:
-    """As under trio, which drives coroutines without a loop."""
+    """trio, for example, drives coroutines without an asyncio loop."""
     client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
     for call in (client.enqueue(Task("t")), client.enqueue_many([Task("t")]), client.aclose()):
         with pytest.raises(ConfigError, match="needs a running asyncio event loop"):
@@ -513,7 +513,7 @@ def test_async_client_without_a_loop_of_asyncio_raises_an_error(store: Store, pr
 def test_bytes_like_payload_is_sent_unchanged(
     colour: Colour, client: Any, make: Callable[[bytes], Any]
 ) -> None:
-    """Not the msgpack of a value: handlers get the very bytes."""
+    """Bytes are not encoded as msgpack: handlers get exactly the same bytes."""
     status = colour.do(colour.do(client.enqueue(Task("t", make(b"abc")))).info())
     assert (status.payload, status.value(), status.value(bytes)) == (b"abc", b"abc", b"abc")
 
@@ -595,7 +595,7 @@ def test_concurrent_calls_share_round_trips_and_keep_their_order(
 
 
 def test_many_callers_alternate_between_two_batches(store: Store, prefix: str) -> None:
-    """While the store works for one half, the other goes on to ask again."""
+    """While the store works for one half of the callers, the other half prepares its next calls."""
 
     async def main(client: AsyncClient) -> None:
         async def caller() -> None:
@@ -727,7 +727,8 @@ def test_short_reply_leaves_no_caller_waiting() -> None:
     ("factory", "expected"),
     [
         (asyncio.new_event_loop, [[1], [2], [3, 4, 5], [6]]),
-        # It does not tell who is ready, so the first one after a lone caller counts as alone.
+        # uvloop does not show its ready callbacks, so the first caller after a lone one counts as
+        # alone.
         (uvloop.new_event_loop, [[1], [2], [3], [4, 5], [6]]),
     ],
 )
@@ -791,7 +792,7 @@ def test_cancelled_lone_caller_does_not_affect_later_callers() -> None:
         assert first.cancelled()
         go_on.set()
         assert await asyncio.gather(*others) == [20, 30]
-        # One that is cancelled before its batch was sent is not in it.
+        # A caller that is cancelled before its batch is sent is left out.
         early = asyncio.ensure_future(batcher.submit(4))
         await asyncio.sleep(0)
         late = asyncio.ensure_future(batcher.submit(5))
@@ -820,7 +821,7 @@ def test_ids_and_nonces_are_drawn_once_by_many_threads() -> None:
 
 
 def test_new_ids_never_begin_with_a_dash() -> None:
-    ids = [new_id() for _ in range(10_000)]  # without a redraw, 156 of them would
+    ids = [new_id() for _ in range(10_000)]  # without a redraw, about 156 would begin with a dash
     assert not [id for id in ids if id.startswith("-")]
     assert any("-" in id for id in ids)
 
@@ -833,9 +834,10 @@ def test_threads_share_a_client(blocking: Client, store: Store, hand: Hand) -> N
 
 
 def forked(work: Any) -> int:
-    """A child that does some work and ends; its process id."""
+    """Fork a child that does some work and ends; return its process id."""
     with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads; that it works beside ours is the point.
+        # Python 3.12 warns about forks in programs with threads; the test shows that qsync's
+        # threads allow them.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""An address with a clock, which tests have, gives scripts its time instead of the store's."""
+"""An address with a clock, for tests, passes that clock's time to scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`current()`: what it says of itself, its types, and how a test gives one to a function."""
+"""`current()`: its repr, its types, and how a test provides one to a function."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ asyncio.run(main())
 
 
 def run(store: Store, prefix: str, folder: Path, kind: str, how: str = "returns") -> list[str]:
-    """The lines that the program noted."""
+    """Run the program; return the lines that it recorded."""
     script, log = folder / "program.py", folder / "log"
     script.write_text(PROGRAM)
     done = subprocess.run(

@@ -54,12 +54,12 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers poll only when they are woken, so that only messages bring results."""
+    """Let callers poll only when woken, so that only messages bring results."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def subscribers(store: Store, hand: Hand) -> int:
-    """The number of connections subscribed to the queue's ended tasks."""
+    """Return the number of connections subscribed to the queue's ended tasks."""
     return int(store.command("PUBSUB", "SHARDNUMSUB", hand.keys.done)[1])
 
 
@@ -68,7 +68,7 @@ def _listened(store: Store, hand: Hand) -> bool:
 
 
 def scripts_run(store: Store) -> int:
-    """The number of script runs since the last CONFIG RESETSTAT."""
+    """Return the number of script runs since the last CONFIG RESETSTAT."""
     stats = store.command("INFO", "commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
@@ -114,7 +114,7 @@ class Data:
 def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
     colour: Colour, client: Any, given: Any, type: Any, value: Any
 ) -> None:
-    """By msgspec, or by pydantic where it is pydantic's, as for task functions."""
+    """msgspec decodes it, or pydantic for its own types, as for task functions."""
     assert colour.do(colour.do(client.enqueue(Task("t", given))).info()).value(type) == value
 
 
@@ -182,7 +182,7 @@ def test_a_task_without_retention_has_no_result(
     store.command("CONFIG", "RESETSTAT")
     with pytest.raises(InvalidTask, match=r"retention: task 'a' in queue 'default' has none"):
         colour.do(handle.result())
-    assert scripts_run(store) <= 2  # EVALSHA, and EVAL if the store does not know the script
+    assert scripts_run(store) <= 2  # EVALSHA, and EVAL if the store lacks the script
     with pytest.raises(InvalidTask, match="retention"):
         colour.do(client.handle("a").result())
     hand.kill(hand.one(), "boom")
@@ -308,7 +308,7 @@ def test_results_are_polled_without_the_right_to_subscribe(
         handle = colour.do(client.enqueue(KEPT))
         [held] = hand.take()
         waiting = colour.begin(handle.result)
-        wait_until(lambda: store.command("ACL", "LOG"))  # what was denied
+        wait_until(lambda: store.command("ACL", "LOG"))  # the denied rights
         hand.succeed(held, value=3)
         assert waiting.result(10) == 3
         assert subscribers(store, hand) == 0
@@ -431,7 +431,7 @@ def test_stopped_store_raises_store_unavailable(
 def test_cancel_ends_a_waiting_task(
     colour: Colour, client: Any, hand: Hand, state: str, retention: int | None, rebuilt: bool
 ) -> None:
-    """With retention it is kept, and its result says so; without it leaves."""
+    """With retention, the cancelled task is kept; without, it is removed."""
     delay = 60 if state == "scheduled" else None
     handle = colour.do(client.enqueue(Task("t", id="a", delay=delay, retention=retention)))
     if state == "retry":
@@ -596,7 +596,7 @@ def test_cluster_handle_reads_results_and_cancels_on_the_right_node(
 
 
 async def test_waiting_callers_do_not_read_payloads(store: Store, prefix: str) -> None:
-    """Otherwise five hundred callers would request half a gigabyte at once."""
+    """Otherwise, five hundred callers would request half a gigabyte at once."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))
     async with AsyncClient(broker, prefix=prefix) as client:

@@ -1,4 +1,4 @@
-"""docs/design/data-model.md is enough to enqueue a task and to read its result without qsync."""
+"""docs/design/data-model.md suffices to enqueue a task and to read its result without qsync."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pack = msgspec.msgpack.encode
 
 
 def plain(source: str) -> str:
-    """The plain variant of a script or a piece of one."""
+    """Return the plain variant of a script or an include."""
     kept, keeping = [], True
     for line in source.splitlines():
         match re.match(r"-- (flow:|plain:|end flow)$", line.strip()):
@@ -38,7 +38,7 @@ def plain(source: str) -> str:
 
 
 class ForeignClient:
-    """A client that knows the scripts and the page about the data model, and nothing of qsync."""
+    """A client built from the scripts and the page about the data model, without qsync."""
 
     def __init__(self, url: str, prefix: str, queue: str = "default") -> None:
         self.redis = redis.Redis.from_url(url, protocol=2)
@@ -61,7 +61,7 @@ class ForeignClient:
     def enqueue(
         self, id: str, type: str, value: object, options: object, call: object, number: int
     ) -> Any:
-        """Enqueue one task; `call` are the options that the script reads."""
+        """Enqueue a task; `call` has the options that the script reads."""
         fields = (os.urandom(8), type, pack(value), True, 3, options)
         self.message = b"".join(map(pack, fields))
         return self.send(id, call, number)

@@ -23,7 +23,7 @@ from tests.support.stores import Store
 
 HOUR = 3600 * S
 MOST = 250_000
-"""The number of remembered ids of a queue."""
+"""Maximum number of remembered ids of a queue."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -33,7 +33,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def chosen(*ids: str, time_us: int = HOUR, **options: Any) -> list[NewTask]:
-    """Encoded tasks with these ids, with a new nonce for each call."""
+    """Return encoded tasks with these ids, with a new nonce for each call."""
     nonce = new_nonce()
     return [new_task(Task("t", id=id, **options), nonce, remember_us=time_us) for id in ids]
 
@@ -76,7 +76,7 @@ def test_finished_task_is_not_run_again_by_its_id(
 def test_unconfirmed_enqueue_is_not_run_again_by_its_id(
     own_store: Store, prefix: str, colour: Colour
 ) -> None:
-    """An enqueue whose durability was not confirmed may be repeated like one without an answer."""
+    """An enqueue whose durability was not confirmed may be repeated, like one without a reply."""
     client = colour.client(own_store.url, prefix)
     handle = colour.do(client.enqueue(Task("t", id="a"), durability="fsync"))
     assert handle.confirmed
@@ -90,7 +90,7 @@ def test_unconfirmed_enqueue_is_not_run_again_by_its_id(
 
 def test_remember_ids_is_an_option_of_the_app(valkey: Store, prefix: str) -> None:
     def repeat(value: Any, id: str) -> bool:
-        """Whether the id is taken again after its task has left the queue."""
+        """Return whether the id is accepted again after its task has left the queue."""
         with Qsync(valkey.url, prefix=prefix, remember_ids=value).client() as client:
             client.enqueue(Task("t", id=id))
             with valkey.client() as redis:
@@ -111,7 +111,7 @@ def test_wrong_time_to_remember_ids_is_refused(value: Any) -> None:
 
 
 def test_tasks_without_a_chosen_id_cost_nothing(valkey: Store, prefix: str) -> None:
-    """One Task object that is sent twice is two tasks."""
+    """A Task object that is sent twice makes two tasks."""
     with Qsync(valkey.url, prefix=prefix).client() as client:
         task = Task("t")
         handles = client.enqueue_many([task, task, Task("t", delay=1)])
@@ -122,7 +122,7 @@ def test_tasks_without_a_chosen_id_cost_nothing(valkey: Store, prefix: str) -> N
 
 
 def test_nested_enqueue_uses_the_time_of_the_app(valkey: Store, prefix: str) -> None:
-    """Clients that handlers are given remember ids, and take payloads, as the app says."""
+    """Clients from `current()` have the app's settings for remembered ids and payload sizes."""
     app = Qsync(valkey.url, prefix=prefix, remember_ids=0, payload_limit=3_000_000)
     done: list[str] = []
 
@@ -243,7 +243,7 @@ def test_a_deleted_queue_forgets_its_ids(rig: Rig) -> None:
 
 
 def test_tick_id_is_not_remembered(rig: Rig) -> None:
-    """A schedule keeps its last tick; a task of the same id does not stop it."""
+    """A schedule records its last tick; a task with the same id does not stop it."""
     [task] = rig.tasks("hourly@1")
     rig.send(chosen("hourly@1"))
     rig.complete(*rig.lease())
@@ -308,7 +308,7 @@ def test_client_in_another_language_has_the_default(valkey: Store, prefix: str) 
 
 
 def test_task_refused_by_a_lock_may_be_enqueued_later(rig: Rig) -> None:
-    """Its id is not remembered, since nothing was enqueued."""
+    """Its id is not remembered, since no task was enqueued."""
     assert rig.send(chosen("a", unique=True, unique_key="l")) == [("created", "a")]
     assert rig.send(chosen("b", unique=True, unique_key="l")) == [("duplicate", "a")]
     rig.complete(*rig.lease())
@@ -316,7 +316,7 @@ def test_task_refused_by_a_lock_may_be_enqueued_later(rig: Rig) -> None:
 
 
 def test_model_detects_a_reused_id(rig: Rig) -> None:
-    """The check by the model sees the planted mistake in four steps."""
+    """The model check finds the planted mistake in four steps."""
 
     def steps() -> None:
         machine = type("Steps", (Scripts,), {"rig": rig})()

@@ -1,4 +1,4 @@
-"""A result that cannot be stored is a failure, which `result()`, the log and listings show."""
+"""A result that cannot be stored makes the task fail; `result()`, the log and listings show why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MB = 1_000_000
 
 
 def result_of(app: Qsync, value: Any, retention: float | None = 60) -> tuple[Any, Any, list[int]]:
-    """The result or its error, the status afterwards or None, and the attempts that were made."""
+    """Return the result or its error, the status afterwards or None, and the attempts."""
     mux, attempts = Mux(), list[int]()
 
     @mux.handle("t")

@@ -36,7 +36,7 @@ def proxy(valkey: Store) -> Iterator[Proxy]:
 @pytest.fixture
 def hand(valkey: Store, prefix: str) -> Iterator[Hand]:
     with Hand(valkey.url, prefix) as hand:
-        # Else the first reply that is lost is the one that the store does not know the script.
+        # Otherwise the first lost reply would be NOSCRIPT.
         hand.broker.client_at(None).script_load(load("enqueue").text)
         yield hand
 
@@ -59,7 +59,7 @@ def empty(hand: Hand) -> bool:
 def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
     proxy: Proxy, hand: Hand, prefix: str, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsync.broker.blocking_connection.WARM_S", 60.0)  # one goes as a packet
+    monkeypatch.setattr("qsync.broker.blocking_connection.WARM_S", 60.0)  # one of them as a packet
     broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
     with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
         client.enqueue(Task("t"))
@@ -216,7 +216,8 @@ async def test_lone_async_enqueues_go_as_packets_unless_an_option_needs_more(
 
 
 def test_copied_process_memory_raises_an_error(valkey: Store, hand: Hand, prefix: str) -> None:
-    """A machine that was restored twice from one snapshot has two clients of one identity."""
+    """A machine that was restored twice from one snapshot has two clients with the same
+    identity."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         with client._call_sequences.acquire(1) as [snapshot]:
             pass

@@ -23,7 +23,7 @@ NAMES = [f"q{at}" for at in range(30)]
 
 @pytest.fixture(scope="module")
 def partial() -> Iterator[Cluster]:
-    """A cluster that serves the slots whose nodes are there."""
+    """Yield a cluster that serves the slots of its reachable nodes."""
     if not available("valkey"):
         pytest.skip("needs valkey")
     config = {"cluster-require-full-coverage": "no"}
@@ -33,7 +33,7 @@ def partial() -> Iterator[Cluster]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers poll only when they are woken, so that only messages bring results."""
+    """Let callers poll only when woken, so that only messages bring results."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
@@ -42,19 +42,19 @@ def threads() -> int:
 
 
 def listening(nodes: list[Store]) -> int:
-    """The number of connections that have a subscription."""
+    """Return the number of connections with a subscription."""
     lists = [node.command("CLIENT", "LIST", "TYPE", "pubsub") for node in nodes]
     return sum(len(lines.splitlines()) for lines in lists)
 
 
 def subscribed(nodes: list[Store], channels: list[str]) -> int:
-    """The number of these channels that have subscribers."""
+    """Return how many of these channels have subscribers."""
     found = [node.command("PUBSUB", "SHARDCHANNELS") for node in nodes]
     return len({name.decode() for names in found for name in names} & set(channels))
 
 
 def begin(colour: Colour, client: Any, names: list[str]) -> tuple[list[Any], list[Any]]:
-    """Handles of a task in each queue, and a wait for each of their results."""
+    """Enqueue a task in each queue; return the handles, and a wait for each result."""
     handles = [colour.do(client.enqueue(Task("t", queue=name, retention=60))) for name in names]
     return handles, [colour.begin(each.result) for each in handles]
 
@@ -74,7 +74,7 @@ def check_bound(colour: Colour, url: str, nodes: list[Store], prefix: str, most:
     assert listening(nodes) - before[1] == most
     assert threads() - before[0] <= most
     assert_cancelled(colour, handles[1:], waits[1:])
-    # No caller waits for the other queues any longer.
+    # No caller waits for the other queues any more.
     wait_until(lambda: subscribed(nodes, channels) == 1, 10)
     assert_cancelled(colour, handles[:1], waits[:1])
     wait_until(lambda: listening(nodes) == before[1], 10)
@@ -98,7 +98,7 @@ def test_frozen_node_does_not_delay_waits_on_other_nodes(
     colour: Colour, partial: Cluster, prefix: str
 ) -> None:
     client = colour.client(partial.url, prefix)
-    # The list of servers is there as well, which waits read to warn of queues without any.
+    # The list of servers, which waits read to warn of queues without one, is on that node, too.
     silent = partial.holder(f"{prefix}:servers")
     names = [f"q{at}" for at in range(40)]
     at_silent = [name for name in names if partial.holder(QueueKeys(prefix, name).done) is silent]

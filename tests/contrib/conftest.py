@@ -1,4 +1,4 @@
-"""A Django project and a PostgreSQL server for the tests of qsync.contrib."""
+"""Fixtures with a Django project and a PostgreSQL server for the tests of qsync.contrib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.stores import Store
 
 @pytest.fixture
 def project(valkey: Store) -> Iterator[Qsync]:
-    """The app of the Django project, with an empty store."""
+    """Yield the app of the Django project, with an empty store."""
     django_project.set_up(valkey.url)
     from django.db import connections
 

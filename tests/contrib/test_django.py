@@ -25,11 +25,11 @@ from tests.support.stores import Store
 
 
 class Undo(Exception):
-    """Rolls a transaction back."""
+    """Raised to roll back a transaction."""
 
 
 def pending(app: Qsync, queue: str = "default") -> list[str]:
-    """Ids of the pending tasks, in the order in which they run."""
+    """Return the ids of the pending tasks, in the order in which they run."""
 
     async def read() -> list[str]:
         async with app.inspector() as inspector:
@@ -46,7 +46,7 @@ def enqueue_sync(product: str) -> Any:
 
 
 def enqueue_async(product: str) -> Any:
-    """Enqueue as Django's sync code calls async code: on an event loop in another thread."""
+    """Enqueue as when Django's sync code calls async code: on an event loop in another thread."""
     from tests.support.django_shop.tasks import pack
 
     async def send() -> Any:

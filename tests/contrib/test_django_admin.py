@@ -1,4 +1,4 @@
-"""Schedules in the Django admin: by permission, with forms that the store agrees with."""
+"""Schedules in the Django admin: permissions, and forms that reject what the store would refuse."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def admin_urls(project: Qsync) -> Iterator[None]:
 
 
 def signed_in(*permissions: str) -> Client:
-    """A browser of a user of the staff with these permissions."""
+    """Return a test client, signed in as a staff user with these permissions."""
     from django.contrib.auth.models import Permission, User
 
     User.objects.all().delete()
@@ -78,7 +78,7 @@ def info(project: Qsync, name: str = "report-42") -> ScheduleInfo | None:
 
 
 def pending(project: Qsync) -> Any:
-    """The arguments of the one pending task."""
+    """Return the arguments of the one pending task."""
 
     async def read() -> Any:
         async with project.inspector() as inspector:
@@ -91,7 +91,7 @@ def pending(project: Qsync) -> Any:
 
 
 def operators(project: Qsync) -> set[tuple[str, str]]:
-    """The recorded actions, each with its user."""
+    """Return the recorded actions, each with its user."""
 
     async def read() -> Any:
         async with project.inspector() as inspector:

@@ -1,4 +1,4 @@
-"""The dashboard within a Django site: staff only, under WSGI and ASGI, with forms."""
+"""The dashboard in a Django site: staff only, under WSGI and ASGI, with forms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def staff(users: dict[str, Any]) -> Client:
 
 @pytest.fixture
 def writable(project: Qsync, valkey: Store) -> Iterator[None]:
-    """A dashboard with actions."""
+    """Enable actions on the dashboard."""
     changed = django_project.options(valkey.url, DASHBOARD={"READ_ONLY": False})
     with override_settings(QSYNC=changed):
         yield
@@ -83,7 +83,7 @@ def test_language_comes_from_browser_setting_site_or_choice(
     with override_settings(
         MIDDLEWARE=english, USE_I18N=True, LANGUAGE_CODE="en", LANGUAGES=[("en", "English")]
     ):
-        of_site = Client()  # it reads the middleware with its first request
+        of_site = Client()  # Django loads the middleware at its first request
         of_site.force_login(users["staff"])
         assert language_of(of_site, "ru") == "en"
     close_dashboard()
@@ -183,7 +183,7 @@ def test_dashboard_is_read_only_by_default(project: Qsync, staff: Client) -> Non
 
 
 def role_by_permission(request: Any) -> str:
-    """The role of a test's users: the permission to delete schedules stands for that to delete."""
+    """Return the role of a test user: the permission to delete schedules grants `delete`."""
     return "delete" if request.user.has_perm("qsync.delete_schedule") else "view"
 
 

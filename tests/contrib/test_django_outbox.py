@@ -26,7 +26,7 @@ from tests.support.stores import Store, wait_until, wait_until_async
 
 @pytest.fixture
 def rows(project: Qsync, valkey: Store) -> Iterator[Any]:
-    """The rows of the outbox, which is empty."""
+    """Yield the model of the outbox, which is empty."""
     from qsync.contrib.django.models import OutboxRow
     from qsync.contrib.django.project import project_sender
 
@@ -92,7 +92,7 @@ def test_chosen_id_of_a_waiting_row_is_refused_and_the_transaction_goes_on(
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
 def alias(request: pytest.FixtureRequest, rows: Any) -> Iterator[str]:
-    """A database of the project with an empty outbox."""
+    """Yield the alias of a database of the project, with an empty outbox."""
     if request.param == "sqlite":
         yield "default"
         return
@@ -135,7 +135,7 @@ def test_outbox_works_without_use_tz(
             assert [row.id for row in batch.rows] == [handle.id]
             batch.delete([handle.id])
         assert database.backlog().rows == 0
-        connections[alias].close()  # its time zone is that of the settings
+        connections[alias].close()  # it has the time zone of the settings
 
 
 def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held: None) -> None:

@@ -17,7 +17,7 @@ from tests.support.stores import Store
 
 @pytest.fixture
 def shop(project: Qsync) -> Any:
-    """The tasks of the installed app."""
+    """Return the tasks of the installed app."""
     from tests.support.django_shop import tasks
 
     return tasks

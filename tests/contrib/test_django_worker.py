@@ -68,7 +68,8 @@ def run(client: Client, name: str) -> Any:
 
 
 def end_connections(database: Postgres) -> int:
-    """End all connections to the database but this one, as a restart of the server does."""
+    """End all other connections to the database, as a restart of the server does; return their
+    number."""
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         rows = connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -38,7 +38,7 @@ def app(valkey: Store, prefix: str) -> Iterator[Qsync]:
 
 
 def shop(app: Qsync, **options: Any) -> tuple[FastAPI, list[AsyncClient]]:
-    """An API, and the clients that its requests got."""
+    """Return an API, and the clients that its requests received."""
     api = FastAPI(**{"lifespan": lifespan(app), **options})
     seen: list[AsyncClient] = []
 
@@ -257,7 +257,7 @@ def test_large_body_is_refused_by_the_dashboard(app: Qsync) -> None:
 
 @pytest.mark.parametrize("path", ["/ops/", "/api/ops/"])
 def test_dashboard_behind_a_proxy_links_below_its_root_path(app: Qsync, path: str) -> None:
-    """The proxy takes the root path off, or does not."""
+    """The proxy may or may not strip the root path."""
     with TestClient(operated(app), root_path="/api", headers={"x-user": "ann"}) as web:
         assert 'href="/api/ops/static/style.css"' in web.get(path).text
 

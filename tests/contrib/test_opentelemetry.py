@@ -40,7 +40,7 @@ CANARY = "canary-9b1f"
 
 
 class Traced:
-    """An app that is traced, and the spans that it made."""
+    """A traced app and its spans."""
 
     def __init__(self, url: str, prefix: str, mux: Mux, **options: Any) -> None:
         self._exporter = InMemorySpanExporter()
@@ -61,13 +61,14 @@ class Traced:
         return [span for span in self.spans if span.name == name]
 
     async def wait(self, name: str, count: int) -> list[ReadableSpan]:
-        """Wait until so many spans of a name have ended."""
+        """Wait until `count` spans with this name have ended; return them."""
         await until(lambda: len(self.named(name)) >= count)
         return self.named(name)
 
 
 def connected(spans: list[ReadableSpan], root: ReadableSpan) -> bool:
-    """Whether all spans are of one trace, and each one but the root has its parent among them."""
+    """Return whether all spans belong to one trace, and each except the root has its parent among
+    them."""
     ids = {span.context.span_id for span in spans}
     return all(
         span.context.trace_id == root.context.trace_id
@@ -82,7 +83,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 @contextlib.contextmanager
 def request(traced: Traced) -> Iterator[None]:
-    """Do what a web framework's instrumentation does around a request."""
+    """Open the span that a web framework's instrumentation opens for a request."""
     with traced.tracer.start_as_current_span("request"):
         yield
 
@@ -96,7 +97,7 @@ async def closing(app: Qsync) -> AsyncIterator[None]:
 
 
 def nested() -> Mux:
-    """outer enqueues inner; on the loop, and in a thread."""
+    """Return a mux in which `outer` enqueues `inner`, on the loop and in a thread."""
     mux = Mux()
 
     @mux.handle("outer")
@@ -246,7 +247,7 @@ def test_functions_that_are_tasks_are_traced_and_headers_of_a_task_stay(
 def test_a_server_started_within_a_span_does_not_adopt_its_tasks(
     valkey: Store, prefix: str
 ) -> None:
-    """A task that came without a context begins a trace of its own."""
+    """A task that was enqueued without a context starts a new trace."""
     traced = Traced(valkey.url, prefix, nested())
     plain = Qsync(valkey.url, prefix=prefix)
 
@@ -341,7 +342,7 @@ def test_unsampled_trace_is_marked_in_the_header(valkey: Store, prefix: str) -> 
             await until(lambda: bool(seen))
 
     asyncio.run(work())
-    assert int(seen[0].rpartition("-")[2], 16) & 1 == 0  # the bit that says: sampled
+    assert int(seen[0].rpartition("-")[2], 16) & 1 == 0  # the sampled flag
 
 
 def test_errors_are_recorded_without_their_text(valkey: Store, prefix: str) -> None:

@@ -79,7 +79,7 @@ def count(engine: Engine, outbox: Outbox) -> int:
 
 
 def make_old(engine: Engine, outbox: Outbox) -> None:
-    """Make all rows old enough for a relay."""
+    """Make all rows old enough for a relay to send them."""
     before = datetime.now(UTC) - timedelta(minutes=2)
     with engine.begin() as connection:
         connection.execute(update(outbox.table).values(created_at=before))
@@ -307,7 +307,7 @@ def test_row_sent_again_does_not_run_again_after_its_task_has_ended(
             await wait_until_async(lambda: len(ran) == 2)
 
     asyncio.run(serve())
-    assert ran == ["ran", "ran"]  # the second is the task that was enqueued last
+    assert ran == ["ran", "ran"]  # the second run is of the task that was enqueued last
     assert count(engine, outbox) == 0
 
 
@@ -370,7 +370,7 @@ def test_relay_sends_5000_rows_a_second(app: Qsync, outbox: Outbox, database: Po
     with outbox.relay(database.dsn) as relay:
         wait_until(lambda: relay.sent == count, timeout=60)
     rate = count / (time.monotonic() - began)
-    sys.stdout.write(f"outbox relay, rows per second: {rate:.0f}\n")  # pytest -s shows it
+    sys.stdout.write(f"outbox relay, rows per second: {rate:.0f}\n")  # for `pytest -s`
     assert rate > 5000
 
 
@@ -428,7 +428,7 @@ def test_session_sends_only_what_the_commit_keeps(
         kept = outbox.row(Task("send", 1))
         session.add(kept)
         session.flush()
-        savepoint = session.connection().begin_nested()  # the session does not know of it
+        savepoint = session.connection().begin_nested()  # the session does not know that
         session.add(outbox.row(Task("send", 2)))
         session.flush()
         savepoint.rollback()

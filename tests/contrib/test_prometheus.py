@@ -1,4 +1,4 @@
-"""Metrics count what happened, and the number of series is bounded."""
+"""Metrics count correctly, and the number of series is bounded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SERVER = {"lease": 2.0, "sweep": 0.2, "shutdown_timeout": 2.0}
 
 
 def series(metrics: Iterable[Metric]) -> dict[tuple[str, ...], float]:
-    """Name, and label values by label name -> value, of the text that Prometheus would read."""
+    """Return the values by name and labels, parsed from the exposition."""
     text = prometheus.render(metrics).decode()
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
@@ -105,7 +105,7 @@ def test_runs_are_counted_by_queue_type_and_outcome(valkey: Store, prefix: str) 
     }
     bad = {"queue": "default", "type": "bad"}
     assert value("qsync_task_run_seconds_count", **bad) == 3
-    assert value("qsync_task_wait_seconds_count", **bad) == 1  # retries have no part in it
+    assert value("qsync_task_wait_seconds_count", **bad) == 1  # without the retries
     assert value("qsync_tasks_running", **bad) == 0
 
 
@@ -149,7 +149,7 @@ def held(run_metrics: RunMetrics) -> list[LeasedTask]:
 
 
 def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
-    """A task that was to start later has not waited before that."""
+    """The wait of a delayed task begins at its due time."""
 
     async def work() -> list[MetricRow]:
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
@@ -165,7 +165,7 @@ def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
 
     [row] = asyncio.run(work())
     assert sum(row.waits) == 2
-    assert row.wait_s < 3.0  # both together; from its enqueue on, one alone has that
+    assert row.wait_s < 3.0  # the sum of both; since its enqueue, one alone would be above
 
 
 def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, prefix: str) -> None:
@@ -183,7 +183,7 @@ def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, p
 
     [row] = asyncio.run(work())
     assert 0.3 <= row.wait_s < 30
-    assert sum(row.waits[:7]) == 0  # none of up to 0.25 s
+    assert sum(row.waits[:7]) == 0  # no wait of up to 0.25 s
 
 
 def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: str) -> None:
@@ -244,7 +244,7 @@ def _info(name: str) -> Any:
 
 
 def test_counts_of_a_server_remain_after_its_end(valkey: Store, prefix: str) -> None:
-    """Counters never decrease, which would look like a restart."""
+    """Counters never decrease, since that would look like a restart."""
     app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
     prometheus.instrument(app, registry=registry)
     labels = {"queue": "default", "type": "good", "outcome": "completed"}
@@ -343,7 +343,7 @@ def test_every_counter_of_the_store_has_a_metric_that_is_explained() -> None:
 
 
 def test_metric_names_follow_the_prometheus_conventions() -> None:
-    """Units are in the names, counters end in _total, and no two metrics have one name."""
+    """Names have units, counters end in _total, and each name is unique."""
     metrics = [
         *prometheus.server_metrics([MetricRow("q", "t")], [ServerHealth(started=True)]),
         *prometheus.worker_metrics(0),

@@ -1,4 +1,5 @@
-"""qsync.contrib.sentry with the real SDK, whose transport collects what it would send."""
+"""qsync.contrib.sentry with the real SDK, whose transport collects envelopes instead of sending
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 class Collector(Transport):
-    """Keeps the items of envelopes in place of sending them."""
+    """A transport that keeps the items of envelopes instead of sending them."""
 
     items: list[tuple[str, dict[str, Any]]]
 

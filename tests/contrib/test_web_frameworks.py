@@ -1,4 +1,4 @@
-"""The examples for web frameworks, served by the commands that they name, and driven whole."""
+"""The examples for web frameworks, run by the commands that they name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., WebProcess]
 
 @pytest.fixture
 def start(own_store: Store, tmp_path: Path) -> Iterator[Start]:
-    """Start a program in a folder; the store is one of the test's own."""
+    """Return a function that starts a program in a folder, with the test's own store."""
     with contextlib.ExitStack() as stack:
 
         def start(folder: Path, words: str, **environment: str) -> WebProcess:
@@ -38,7 +38,7 @@ def start(own_store: Store, tmp_path: Path) -> Iterator[Start]:
 
 
 def commands(text: str) -> tuple[str, str]:
-    """The commands of an example: its worker and its site."""
+    """Return the commands of an example: its worker and its site."""
     worker, site = re.findall(
         r"^(?:\$ )?(?:[A-Z_]+=\w+ )?((?:qsync|uvicorn|gunicorn) .*)$", text, re.M
     )
@@ -46,13 +46,13 @@ def commands(text: str) -> tuple[str, str]:
 
 
 def connections(store: Store) -> int:
-    """How many clients are connected, beside the one that asks."""
+    """Return how many clients are connected, besides this one."""
     with store.client() as client:
         return len(client.client_list()) - 1
 
 
 def buys(web: WebProcess, product: str = "lamp") -> str:
-    """Buy something: the address of the order."""
+    """Buy a product; return the address of the order."""
     answer = httpx.post(f"{web.url}/orders/{product}", timeout=30)
     assert answer.status_code == 303, answer.text
     return answer.headers["location"]
@@ -126,7 +126,7 @@ def test_fastapi_example_from_the_request_to_the_result_in_the_browser(
 
 
 def test_fastapi_example_needs_no_store_of_its_own(start: Start, tmp_path: Path) -> None:
-    """Both commands as they stand: the worker and the site share the store in the folder."""
+    """Both commands run unchanged: the worker and the site share the store in the folder."""
     folder = tmp_path / "copy"
     (folder / "shop").mkdir(parents=True)
     for file in (FASTAPI / "shop").glob("*.py"):

@@ -1,3 +1,3 @@
-"""The programs of the migration guides have tests of their own, which test_migrate.py runs."""
+"""Excludes the tests of the migration guides' programs, which test_migrate.py runs."""
 
 collect_ignore = ["migrate"]

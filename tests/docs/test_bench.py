@@ -1,4 +1,4 @@
-"""`python -m benchmarks` runs, reports and draws what it measured, and leaves nothing behind."""
+"""`python -m benchmarks` runs, reports and plots its results, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.report import Report, as_json, format_value
 from benchmarks.scale import FULL
 from tests.support.stores import Cluster, Store, wait_until
 
-pytestmark = pytest.mark.timeout(300)  # a busy machine starts processes slowly
+pytestmark = pytest.mark.timeout(300)  # since a busy machine starts processes slowly
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = tuple(MEASURES)
@@ -51,7 +51,7 @@ def bench(*arguments: str, folder: Path, timeout: float = 280) -> subprocess.Com
 
 @dataclass
 class Run:
-    """A whole run: what it printed, what it wrote."""
+    """A whole run: its output and its files."""
 
     folder: Path
     said: str
@@ -170,7 +170,7 @@ def test_given_store_is_left_unchanged(own_store: Store, tmp_path: Path) -> None
     written = json.loads(done.stdout)
     assert {one["measure"] for one in written["figures"]} == {"bulk", "latency", "store"}
     assert own_store.url.removeprefix("redis://") in written["machine"]["store_at"]
-    assert "enqueue_many" in done.stderr  # the table makes way for the JSON
+    assert "enqueue_many" in done.stderr  # JSON instead of the table
     assert own_store.command("KEYS", "*") == [b"somebody's"]
 
 

@@ -27,7 +27,7 @@ ENVIRONMENT = DEPLOY / "systemd" / "shop.env"
 
 
 def kubernetes(name: str) -> dict[str, Any]:
-    """The objects of a file, by kind."""
+    """Return the objects of a file, by kind."""
     text = (DEPLOY / "kubernetes" / name).read_text()
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
 
 
 def unit(key: str) -> list[str]:
-    """The values of a key of the unit."""
+    """Return the values of a key of the unit."""
     return [
         line.split("=", 1)[1]
         for line in UNIT.read_text().splitlines()
@@ -62,7 +62,7 @@ def unit(key: str) -> list[str]:
 
 
 def dockerfile(instruction: str) -> list[str]:
-    """The command of an instruction, which is a JSON list."""
+    """Return the command of an instruction, which is a JSON list."""
     text = (DEPLOY / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
     found = re.findall(rf"^{instruction} .*?(\[.*\])$", text, re.MULTILINE)
     words: list[str] = json.loads(found[-1])
@@ -70,7 +70,7 @@ def dockerfile(instruction: str) -> list[str]:
 
 
 def commands() -> dict[str, list[str]]:
-    """Every command line of ours in these files."""
+    """Return every command line of qsync in these files."""
     variables = environment()
     line = unit("ExecStart")[0].replace("/opt/%i/.venv/bin/", "")
     for name in ("QSYNC_APP", "QSYNC_OPTIONS"):
@@ -84,7 +84,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """The options of a command line, as the command would see them; it is not run."""
+    """Return the parsed options of a command line, without running it."""
     group: Any = typer.main.get_command(app)
     assert words[0] == "qsync"
     command = group.commands[words[1]]
@@ -128,7 +128,7 @@ def test_probes_use_existing_endpoints() -> None:
     assert paths == {
         "startupProbe": "/startup", "readinessProbe": "/ready", "livenessProbe": "/live",
     }  # fmt: skip
-    # Beyond the pod's own loopback: or the probes would not reach it.
+    # Listen beyond the pod's loopback, so that the probes can connect.
     for where in ("kubernetes", "dockerfile", "compose"):
         assert parsed(commands()[where])["health_host"] == "0.0.0.0"  # noqa: S104 - as above
     [url] = re.findall(r"http://[^']+", dockerfile("HEALTHCHECK")[-1])
@@ -161,13 +161,13 @@ def test_autoscaler_uses_existing_endpoints() -> None:
     assert goal.target_s == 30
     assert goal.minimum == spec["minReplicaCount"]
     assert trigger["metadata"]["valueLocation"] in ScaleAdvice.__struct_fields__
-    # As many replicas as are desired: the value by the number of replicas is to be one.
+    # The target is one per replica, since the metric is the desired number of replicas.
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["targetValue"] == "1"
 
 
 def test_image_installs_requirements_before_it_copies_the_code() -> None:
-    """Else each change of the code installs them again."""
+    """Otherwise, each change of the code would install them again."""
     steps = (DEPLOY / "docker" / "Dockerfile").read_text().splitlines()
     [requirements] = [at for at, step in enumerate(steps) if step.startswith("COPY requirements")]
     [install] = [at for at, step in enumerate(steps) if "-r requirements.txt" in step]
@@ -212,7 +212,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 
 def options_of(command: Any) -> set[str]:
-    """The options of a command and of those below it."""
+    """Return the options of a command and of its subcommands."""
     found = {option for param in command.params for option in param.opts}
     return found.union(*map(options_of, getattr(command, "commands", {}).values()))
 

@@ -33,19 +33,19 @@ MEMORY_FULL = {"flags=allow-oom": "runs", "flags=no-writes": "reads only", "": "
 
 
 def section(text: str, name: str) -> str:
-    """The text between two marks."""
+    """Return the text between two marks."""
     [found] = re.findall(rf"<!-- {name} -->(.*?)<!-- end of {name} -->", text, re.DOTALL)
     return str(found)
 
 
 def table(text: str, name: str) -> list[list[str]]:
-    """The rows of a table, as lists of cells."""
+    """Return the rows of a table, as lists of cells."""
     lines = [line for line in section(text, name).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def names(text: str) -> list[str]:
-    """The names in backticks."""
+    """Return the names in backticks."""
     return re.findall(r"`([^`]+)`", text)
 
 
@@ -53,12 +53,12 @@ def names(text: str) -> list[str]:
 
 
 def files_of(page: str) -> set[str]:
-    """The files of the package that a page names."""
+    """Return the files of the package that a page names."""
     return {name for name in names(page) if re.fullmatch(r"[a-z_]+(/[a-z_]+)*\.(py|lua)", name)}
 
 
 def exists(name: str) -> bool:
-    """Whether a file is there: in the package, or a script named without its folder."""
+    """Return whether a file of the package, or a script without its folder, exists."""
     folders = (PACKAGE, ROOT, PACKAGE / "broker" / "lua")
     return any((folder / name).exists() for folder in folders)
 
@@ -243,7 +243,7 @@ def _scripts_of(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]
 
 
 def callers(of: list[str]) -> set[str]:
-    """The files that name one of these operations, without the kit for tests of users."""
+    """Return the files that name one of these operations, except the test kit."""
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}\b" for name in of))
     return {name for name, text in sources().items() if pattern.search(text)}
 
@@ -340,7 +340,7 @@ def _options_sent(new: new_task.NewTask) -> list[Any]:
 
 
 def _task_of(vector: dict[str, Any]) -> task.Task:
-    """The task that a caller would give."""
+    """Return the task that a caller would pass."""
     fields = vector["fields"]
     given: dict[str, Any] = {
         "type": fields["type"],

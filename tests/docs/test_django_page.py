@@ -1,4 +1,4 @@
-"""docs/django.md makes a project that works, and the programs of docs/outbox.md run."""
+"""The project of docs/django.md works, and the programs of docs/outbox.md run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_embedded = pytest.mark.skipif(not available("valkey"), reason="needs valke
 
 
 def python(folder: Path, *words: str, **environment: str) -> str:
-    """Run a program of Python in a folder, and return what it says."""
+    """Run a Python program in a folder; return its output."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,
@@ -38,7 +38,7 @@ def python(folder: Path, *words: str, **environment: str) -> str:
 
 
 def make_project(folder: Path) -> None:
-    """Make a project as the page says: `startproject`, `startapp`, and its files."""
+    """Create the project of the page: `startproject`, `startapp`, and its files."""
     python(folder, "-m", "django", "startproject", "mysite", ".")
     python(folder, "manage.py", "startapp", "shop")
     files = re.findall(
@@ -86,7 +86,8 @@ def test_page_names_every_check() -> None:
 
 
 def test_program_of_the_outbox_page(tmp_path: Path, valkey: Store, prefix: str) -> None:
-    """As it stands, but for the address and the prefix, with a look at the queue at its end."""
+    """The program runs unchanged except for the address, the prefix and a check of the queue at the
+    end."""
     program = re.search(r"```python\n(from sqlalchemy.*?)```", OUTBOX, re.DOTALL)
     assert program is not None
     source = program[1].replace("redis://localhost:6379", valkey.url)

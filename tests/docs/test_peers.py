@@ -1,4 +1,4 @@
-"""The comparison with other queues is complete; nothing of them is installed or imported here."""
+"""The comparison with other queues is complete; none of them is installed or imported here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKED_FOR = {
 
 
 def names_of(file: Path) -> dict[str, ast.AST]:
-    """The top-level definitions of a file, by name."""
+    """Return the top-level definitions of a file, by name."""
     found: dict[str, ast.AST] = {}
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -76,7 +76,7 @@ def test_every_requirement_is_pinned_and_every_setting_has_its_link() -> None:
 def test_every_server_is_of_the_peers_file_and_serves_as_said() -> None:
     for peer in PEERS:
         command = " ".join(peer.server)
-        if peer.name != "rq":  # it gets the handler's import path with each task
+        if peer.name != "rq":  # each task carries the handler's import path
             assert f"benchmarks.peers.adapters.{peer.name}" in command, peer.name
         assert ("{threads}" in command) == bool(peer.threads), peer.name
         if peer.handlers == "coroutine" and peer.name != "qsync":  # 100 is qsync's default

@@ -1,6 +1,6 @@
-"""A client written from docs/design/data-model.md alone: its tasks and schedules run.
+"""The tasks and schedules of a client that is written from docs/design/data-model.md alone.
 
-Nothing of qsync encodes what this client sends; its bytes are those of docs/design/vectors.json.
+The client encodes its messages without qsync; their bytes equal those of docs/design/vectors.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEAD = bytes.fromhex("9801cf")
 
 
 def script_text(verb: str, *, flow: bool = False) -> tuple[str, list[str]]:
-    """Return a script as the section "Scripts" says, and the names of its keys."""
+    """Return a script, assembled as in the section "Scripts", and the names of its keys."""
     variant = "flow " if flow else "plain "
     first, *lines = (LUA / f"{verb}.lua").read_text("utf-8").splitlines()
     pieces, slots, body = [], dict[str, str](), list[str]()
@@ -56,7 +56,7 @@ def _of_variant(lines: list[str], *, flow: bool) -> Iterator[str]:
 
 
 class ForeignClient:
-    """Sends what the page says."""
+    """A client that follows the page."""
 
     def __init__(self, kit: SyncKit) -> None:
         self._ask = kit._opened.broker.ask
@@ -88,7 +88,7 @@ class ForeignClient:
 
 
 def section_keys(name: str) -> list[str]:
-    """The names between two marks of the page."""
+    """Return the names between two marks of the page."""
     [text] = re.findall(rf"<!-- {name} -->(.*?)<!-- end of {name} -->", PAGE, re.DOTALL)
     return re.findall(r"`(\w+)`", text)
 
@@ -141,7 +141,7 @@ def test_schedules_of_a_client_in_another_language_tick(
     with kit.app.client() as client:
         before = client.schedules.get("foreign")
         assert before is not None
-        kit.advance(days=1)  # each of them ticks within a day
+        kit.advance(days=1)  # each ticks within a day
         ticks = kit.enqueued(before.type)
         assert ticks
         assert all(tick.id.startswith("foreign@") for tick in ticks)
@@ -149,7 +149,7 @@ def test_schedules_of_a_client_in_another_language_tick(
         _, [stored] = kit._opened.broker.run(row)
         assert stored is not None
         content = decode_record(stored.record)
-        # Our own client sends the same record, so it finds nothing to change.
+        # qsync's client sends the same record, so it changes nothing.
         details = content.details()
         options = {"retry": details.retry, "retention": _seconds(details.options)}
         payload = codec.decode(details.payload) if details.is_value else details.payload

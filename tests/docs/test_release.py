@@ -1,4 +1,5 @@
-"""What a release says of itself agrees with the tree. (`make release-check` checks built files.)"""
+"""The version, changelog and metadata of a release match the tree. (`make release-check` checks
+built files.)"""
 
 from __future__ import annotations
 
@@ -94,7 +95,7 @@ def test_lowest_releases_are_those_of_the_package() -> None:
     assert done.stdout.split() == pins
 
 
-# The checks of a release see what is wrong.
+# The checks of a release find each fault.
 
 
 def test_builds_that_differ_are_named(tmp_path: Path) -> None:

@@ -82,4 +82,4 @@ ESSENTIAL = {
     "fetch without number", "all that is due at once", "crash not counted",
     "recovery reads messages", "connection kept after a cancel", "tick id without time",
 }  # fmt: skip
-"""Planted mistakes, each of which some search must find."""
+"""Planted mistakes that at least one search must find."""

@@ -41,7 +41,7 @@ PUBLIC = (
         if path != PACKAGE / "contrib" / "__init__.py"
     ),
 )
-"""Files of the modules whose names are public."""
+"""Files of the modules with public names."""
 
 
 def module_of(file: str) -> str:
@@ -69,7 +69,7 @@ def documented(page: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site; the build fails at each warning."""
+    """Return the built site; any warning fails the build."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
@@ -136,7 +136,7 @@ def test_repository_is_that_of_the_package() -> None:
     assert f"repository: {urls['Repository']} " in config
 
 
-# What is documented.
+# Documented names.
 
 
 @pytest.mark.parametrize("file", PUBLIC)
@@ -235,7 +235,7 @@ def test_every_key_of_a_queue_is_described() -> None:
     } == set()
 
 
-# How docstrings are read.
+# Parsing of docstrings.
 
 
 def test_columns_of_a_docstring_become_a_list() -> None:

@@ -1,4 +1,4 @@
-"""docs/structlog.md: its program logs what the page says."""
+"""docs/structlog.md: its program logs the lines of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "structlog.md").read_text("utf-8")
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The page's program as a module."""
+    """Yield the page's program as a module."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     [program] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

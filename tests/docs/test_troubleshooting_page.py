@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: each of its commands runs, and says what the page promises."""
+"""docs/troubleshooting.md: each of its commands runs, with the output of the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_commands_of_the_page_run_and_say_what_it_promises(valkey: Store, prefix
         live.serve(queues=["default"], concurrency=1)
         live.enqueue(Task("hold", id=RUNNING, timeout=60))
         wait_until(lambda: live.began == [RUNNING])
-        wait_until(lambda: "1/1 " in live.ok("server", "list").out)  # the next heartbeat says so
+        wait_until(lambda: "1/1 " in live.ok("server", "list").out)  # the next heartbeat reports it
         live.enqueue(Task("send", id=WAITING, queue="mail"))
         outputs = {}
         for command in COMMANDS:

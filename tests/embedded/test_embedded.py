@@ -1,4 +1,4 @@
-"""The embedded store: who starts it, who keeps it running, and what ends it."""
+"""The embedded store: its start, its guardian, and its end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with Embedded(sys.argv[1]) as store:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder whose store has ended, or will within seconds, when the test is over."""
+    """Yield a folder, whose store ends within seconds after the test."""
     folder = tmp_path / "store"
     yield folder
     if folder.exists():
@@ -41,12 +41,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def idle(folder: Path) -> bool:
-    """Whether no guardian and no Valkey of this folder is running."""
+    """Return whether neither a guardian nor a Valkey of this folder is running."""
     return not any(locked(folder / name) for name in ("guardian.lock", "valkey.lock"))
 
 
 def locked(path: Path, kind: int = fcntl.LOCK_SH) -> bool:
-    """Whether another process holds a conflicting lock."""
+    """Return whether another process holds a conflicting lock."""
     if not path.exists():
         return False
     with path.open() as file:
@@ -59,7 +59,7 @@ def locked(path: Path, kind: int = fcntl.LOCK_SH) -> bool:
 
 @contextmanager
 def user(folder: Path, program: str = USER) -> Iterator[subprocess.Popen[str]]:
-    """A process that uses the store, in a process group of its own; it has started by now."""
+    """Start a process that uses the store, in its own process group; yield it when it is ready."""
     with subprocess.Popen(
         [sys.executable, "-c", program, str(folder)],
         stdin=subprocess.PIPE,
@@ -86,7 +86,7 @@ def valkey_pid(folder: Path) -> int:
 
 
 def process(pid: int, column: str) -> str:
-    """The line of ps about a process; empty for one that has ended."""
+    """Return a column of ps for a process; empty if it has ended."""
     words = ["ps", "-o", f"{column}=", "-p", str(pid)]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -255,7 +255,7 @@ def test_next_start_repairs_a_store_without_a_guardian(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next guardian stops it")
 def test_killed_guardian_stops_valkey(folder: Path) -> None:
-    """While Valkey is running, its lock keeps another Valkey from its data."""
+    """While Valkey is running, its lock keeps another Valkey away from its data."""
     with user(folder):
         valkey, guardian = valkey_pid(folder), guardian_pid(folder)
         os.kill(valkey, signal.SIGSTOP)
@@ -283,7 +283,7 @@ def test_stale_socket_is_replaced(folder: Path) -> None:
 
 
 def test_copied_folder_is_a_separate_store(folder: Path, tmp_path: Path) -> None:
-    """A copied folder, whose files name the socket, does not lead to the first store."""
+    """The files of a copied folder name the old socket, but do not lead to the first store."""
     with Embedded(folder):
         pid = valkey_pid(folder)
         copy = tmp_path / "copy"

@@ -52,7 +52,7 @@ def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Rep
 
 
 def fill(rig: Rig) -> None:
-    """Tasks in all states, with all that can be kept beside them."""
+    """Enqueue tasks in all states, with all kinds of records about them."""
     rig.client.sadd("test:queues", "queue")
     rig.enqueue("done", "kept", "failed", "dead", "crashed", "running")
     rig.enqueue("window", unique=1000)
@@ -62,7 +62,7 @@ def fill(rig: Rig) -> None:
     rig.retry(held["failed"], delay_us=10**16)
     rig.kill(held["dead"], held["window"])
     rig.now += LEASE + S
-    rig.fetch(0, server="other")  # recovers what lapsed
+    rig.fetch(0, server="other")  # recovers the expired lease
     running = rig.lease()
     rig.mark_started(*running)
     rig.run(ops.progress(rig.keys, [(*running[0], 1, 2)]))
@@ -94,7 +94,7 @@ def test_empty_store_has_no_damage(rig: Rig) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """A damage: how it is made, what the audit finds, and what holds after the repair."""
+    """A damage: how to cause it, what the audit finds, and a check of the repair."""
 
     name: str
     plant: Callable[[Rig], object]
@@ -128,7 +128,7 @@ def _lock_of(rig: Rig, id: str) -> str:
 
 
 def _leased_anew(rig: Rig) -> bool:
-    """It is leased for a while, and its holder may end it."""
+    """Return whether the task is leased, and its holder may complete it."""
     ahead = (rig.score("active", "crashed") or 0) / S - time.time()
     token = rig.field("owner", "crashed") or b""
     ended = rig.complete(LeaseRef("crashed", token.decode()))
@@ -136,7 +136,7 @@ def _leased_anew(rig: Rig) -> bool:
 
 
 def _lapsed(rig: Rig) -> bool:
-    """The next fetch recovers it."""
+    """Return whether the next fetch recovers the task."""
     rig.now = round(time.time() * S)
     return rig.fetch(0).recovered == 1 and rig.state("crashed") == "pending"
 
@@ -147,12 +147,12 @@ def _error(rig: Rig, id: str) -> str:
 
 
 def _bound(rig: Rig) -> None:
-    """From now on the queue keeps the size of its messages."""
+    """Set a bound, so that the queue records the size of its messages."""
     rig.run(bounds_ops.put_program_bounds(rig.keys, Bounds(max_bytes=10**9)))
 
 
 def _next_run(rig: Rig) -> bytes:
-    """The record of a next run with the message of another task."""
+    """Return the record of a next run, with the message of another task."""
     return b"%d 0 " % rig.now + (rig.field("tasks", "pending") or b"")
 
 
@@ -373,7 +373,7 @@ def test_each_damage_is_found_and_repaired(rig: Rig, plant: Plant) -> None:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_damage_in_bounded_queue_is_repaired(rig: Rig, plant: Plant) -> None:
-    """The size of all messages may be wrong by it too, and is right afterwards."""
+    """The damage may also make the recorded size of all messages wrong; the repair corrects it."""
     fill(rig)
     _bound(rig)
     plant.plant(rig)
@@ -443,7 +443,7 @@ def test_foreign_keys_are_named(rig: Rig) -> None:
     rig.client.hset("test:server:a", "f", 1)
     rig.client.rpush("test:inbox:b", 1)
     rig.client.pexpire("test:inbox:b", 100_000)
-    rig.client.xadd("test:events", {"action": "delete"})  # of a queue that is gone
+    rig.client.xadd("test:events", {"action": "delete"})  # of a deleted queue
     rig.client.hset("test:schedule_queues", "queue", 1)
     found = {(damage.kind, damage.id) for damage in auditing(rig, repair=True).damages}
     strays = {"test:foo", "{test:queue}:foo", "{test:!}:tasks", "test:server:a"}
@@ -459,7 +459,7 @@ def test_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
 
 
 def test_audit_accepts_larger_scan_pages(rig: Rig) -> None:
-    """What is stored compactly is scanned as a whole, however large it is."""
+    """A key in a compact encoding is scanned as a whole, however large it is."""
     setting = "zset-max-listpack-entries"
     before = rig.client.config_get(setting)[setting]
     rig.client.config_set(setting, 20_000)
@@ -485,7 +485,7 @@ def test_many_damages_are_all_repaired(rig: Rig) -> None:
 @pytest.mark.faults(80)
 @pytest.mark.guarantee(2)
 def test_store_in_use_has_no_damage(own_store: Store, prefix: str) -> None:
-    """Audits beside servers that run, fail, retry, cancel and recover find nothing."""
+    """Audits find no damage while servers run, fail, retry, cancel and recover tasks."""
     mux = Mux()
 
     @mux.handle("t")

@@ -37,7 +37,7 @@ def tasks(*ids: str, **options: Any) -> list[Task]:
 
 
 async def each_state(bed: Bed) -> None:
-    """A task in each state, called by its first letter; one more is pending."""
+    """Enqueue a task for each state, with its first letter as the id, and one more pending task."""
     await bed.dead(Task("t", id="d", retry=0), error="boom\nthe trace")
     await bed.enqueue(Task("t", id="c", retention=60))
     await bed.complete(await bed.lease(), 60, codec.encode(Result(codec.encode([1, 2]))))
@@ -134,7 +134,7 @@ def test_counters_are_kept_by_day(store: Store, prefix: str) -> None:
 
 
 def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) -> None:
-    """A task that was scheduled, or failed before, has waited only since it was due."""
+    """A task that was scheduled, or failed before, has waited only since its due time."""
 
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="later", delay=3600))
@@ -144,8 +144,8 @@ def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) ->
             message = client.hget(bed.keys().key("tasks"), "later")
             early = message[:3] + (1_000_000).to_bytes(8) + message[11:]
             client.hset(bed.keys().key("tasks"), "later", early)
-            assert (await bed.inspector.overview()).queues[0].latency < 60  # it was run just now
-            client.delete(bed.keys().key("progress"))  # where that is not known
+            assert (await bed.inspector.overview()).queues[0].latency < 60  # runnable just now
+            client.delete(bed.keys().key("progress"))  # as if that were unknown
         now = (await bed.inspector.overview()).at.timestamp()
         latency = (await bed.inspector.overview()).queues[0].latency
         assert latency == pytest.approx(now - 1 - 3600, abs=30)
@@ -251,7 +251,7 @@ def ids(found: list[Page]) -> list[str]:
 def test_pages_contain_each_task_once_in_order(
     store: Store, prefix: str, state: str, newest_first: bool
 ) -> None:
-    """Also those of one score, whose order is that of the bytes of their ids."""
+    """Tasks with the same score are in the order of the bytes of their ids."""
 
     async def work(bed: Bed) -> None:
         names = [f"{letter}{n}" for letter in "~!aA-_0" for n in range(9)]
@@ -270,7 +270,7 @@ def test_cursor_stays_valid_while_tasks_change(store: Store, prefix: str) -> Non
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks(*[f"{n:02}" for n in range(30)]))
         first = await bed.inspector.tasks("default", "pending", limit=10)
-        for id in ("00", "05", "09", "15"):  # the one that the cursor names among them
+        for id in ("00", "05", "09", "15"):  # including the task that the cursor names
             assert (await bed.inspector.delete(id, state="pending")).ok
         await bed.enqueue(*tasks("new"))
         rest = await pages(bed.inspector, "pending", limit=10, cursor=first.cursor)
@@ -564,7 +564,7 @@ def test_dead_tasks_are_retried_by_a_filter_in_steps(store: Store, prefix: str) 
         before = await inspector.queue("default")
         assert before is not None
         total = await all_steps(bed, inspector.run_dead, "default", Filter(type="b", error="Y"))
-        # The lock of two of them is with a third task.
+        # A third task holds the lock of two of them.
         assert (total.scanned, total.done, total.duplicate) == (1200, 498, 2)
         after = await inspector.queue("default")
         assert after is not None
@@ -590,7 +590,7 @@ def test_two_dead_of_one_lock_do_not_both_run(store: Store, prefix: str) -> None
 
 
 def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) -> None:
-    """Else a task that fails at once would go round for ever."""
+    """Otherwise, a task that fails at once would be retried forever."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks(*[f"{n:03}" for n in range(350)]))
@@ -604,7 +604,7 @@ def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) ->
 
 
 def test_waiting_tasks_are_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
-    """Tasks that fail again meanwhile are skipped, or the steps would never end."""
+    """Tasks that fail again meanwhile are skipped, since the steps would never end otherwise."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
@@ -680,7 +680,7 @@ def test_purge_deletes_the_tasks_of_a_state(store: Store, prefix: str, state: st
 
 
 async def left(bed: Bed, *kept: str) -> dict[str, Any]:
-    """The keys of the queue that tell of a task."""
+    """Return the keys of the queue that mention a task."""
     found = {}
     for name, (kind, _) in QUEUE_KEYS.items():
         waits = {"wake", "idle", "fetches"}
@@ -858,7 +858,7 @@ def test_reader_role_can_use_all_reading_methods(store: Store, prefix: str) -> N
 
 
 def test_failure_record_of_an_old_version_is_read(store: Store, prefix: str) -> None:
-    """Written before attempts were kept."""
+    """The record was written before attempts were kept."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks("d"))
@@ -919,7 +919,7 @@ def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: b
             await inspector.trigger("s", queue="default"),
         ]  # fmt: skip
         for state, id in BY_STATE.items():
-            shown = "cancelled" if state == "completed" else state  # garbage says that it was
+            shown = "cancelled" if state == "completed" else state  # garbage counts as a cancel
             found = await pages(inspector, shown, limit=2, filter=Filter(error="", type="*"))
             assert id in ids(found)
             answers += [*found, await inspector.task(id), await inspector.explain(id)]

@@ -1,4 +1,4 @@
-"""The inspector beside running servers: what it shows of them, and how they obey orders."""
+"""The inspector with running servers: its views of them, and their reactions to orders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def inspecting(url: str, prefix: str) -> AsyncIterator[tuple[Bench, Inspec
 
 
 def sleeping() -> tuple[Mux, list[str], list[str]]:
-    """Handlers for `long`, which sleeps; the ids that began, and those that were stopped."""
+    """Return a mux with `long`, which sleeps, and the ids that began and that were stopped."""
     mux, began, stopped = Mux(), list[str](), list[str]()
 
     @mux.handle("long")
@@ -75,7 +75,7 @@ async def test_cancel_with_a_lost_order_takes_effect_within_a_third_of_the_lease
 async def test_a_dead_task_is_found_by_its_error_read_and_run_again(
     store: Store, prefix: str
 ) -> None:
-    """Its traceback is longer than what is kept of it; the first line and the end are there."""
+    """Its traceback is longer than the kept part, which has the first line and the end."""
 
     broken, done = True, list[str]()
     mux = Mux()
@@ -203,8 +203,8 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
 async def test_order_is_carried_out_however_soon_it_follows_the_record(
     valkey: Store, prefix: str
 ) -> None:
-    """Orders that a server finds at its start are for an earlier server, so it has read them by
-    the time that its record shows it to operators."""
+    """A server discards orders that it finds at its start, since they are for an earlier server. It
+    does so before its record shows it to operators."""
     keys, order = GlobalKeys(prefix), codec.encode(["quiet"])
 
     def send_at_sight(server_id: str) -> None:
@@ -231,7 +231,7 @@ async def test_order_is_carried_out_however_soon_it_follows_the_record(
 
 @pytest.mark.faults(77)
 async def test_nothing_starts_after_a_pause(store: Store, prefix: str) -> None:
-    """But for what was fetched before it, which starts or goes back within a second."""
+    """Only tasks that were fetched before start, or are handed back, within a second."""
 
     mux, began = Mux(), list[str]()
 
@@ -257,7 +257,7 @@ async def test_nothing_starts_after_a_pause(store: Store, prefix: str) -> None:
         seen = len(began)
         assert seen <= held
         await made.client.enqueue_many([Task("t") for _ in range(10)])
-        await asyncio.sleep(0.5)  # over two sweeps: that nothing happens takes time to see
+        await asyncio.sleep(0.5)  # two sweeps, to see that nothing happens
         assert len(began) == seen
         assert (await inspector.resume("default")).ok
         await until(lambda: len(began) > seen)
@@ -280,7 +280,7 @@ async def test_a_pause_outlives_store_and_servers(own_store: Store, prefix: str)
         assert found is not None
         assert found.paused is not None
         assert (found.paused.by, found.paused.why) == ("ann", "deploy")
-        await asyncio.sleep(0.5)  # over two sweeps: that nothing happens takes time to see
+        await asyncio.sleep(0.5)  # two sweeps, to see that nothing happens
         assert began == []
         assert (await inspector.explain("a")).reason == "paused"
         await inspector.resume("default")
@@ -291,7 +291,7 @@ async def test_a_pause_outlives_store_and_servers(own_store: Store, prefix: str)
 
 
 def ticking(url: str, prefix: str, ticked: list[str], **options: Any) -> Qsync:
-    """An app with a schedule that ticks ten times a second, and one that ticks rarely."""
+    """Return an app with a schedule that ticks ten times a second, and one that ticks rarely."""
     app = Qsync(url, prefix=prefix)
 
     @app.periodic(every=0.1, name="fast", **options)
@@ -339,12 +339,12 @@ async def test_paused_schedule_skips_its_ticks(store: Store, prefix: str, missed
             await until(lambda: len(ticked) > 1)
             change = await inspector.pause_schedule("fast", queue="default", by="a", why="b")
             assert change.ok
-            await asyncio.sleep(0.3)  # what was enqueued before runs
+            await asyncio.sleep(0.3)  # the task that was enqueued before runs
             seen = len(ticked)
             await asyncio.sleep(0.5)  # five ticks
             assert len(ticked) == seen
         ticked.clear()
-        async with serve(app):  # it holds for servers that come later
+        async with serve(app):  # the pause also holds for later servers
             await asyncio.sleep(0.5)
             assert ticked == []
             [fast, _] = await inspector.schedules()

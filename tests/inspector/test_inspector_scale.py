@@ -1,4 +1,4 @@
-"""The inspector on a million tasks: each call runs a few short scripts, and other work
+"""The inspector with a million tasks: each call runs a few short scripts, and other work
 continues."""
 
 from __future__ import annotations

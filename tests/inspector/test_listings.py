@@ -24,7 +24,7 @@ S = 1_000_000
 
 
 def die(store: Store, prefix: str, deaths: list[tuple[str, str, int]], type: str = "t") -> None:
-    """Dead tasks: queue, id, when it died, seconds."""
+    """Let tasks die: queue, id, time of death in seconds."""
 
     async def main() -> None:
         async with bed(store.url, prefix) as made:
@@ -49,7 +49,7 @@ LATEST_FIRST = [id for _, id, _ in sorted(DEATHS, key=lambda one: -one[2])]
 
 
 async def walk(made: Bed, limit: int, filter: Filter | None, **options: bool) -> list[str]:
-    """The ids of all pages, in order."""
+    """Return the ids of all pages, in order."""
     ids: list[str] = []
     cursor: str | None = None
     while True:
@@ -114,7 +114,7 @@ def test_command_line_lists_queues_in_one_order_with_a_column(live: Live, valkey
             break
         cursor = ["--cursor", page["cursor"]]
     assert found == LATEST_FIRST
-    # All that fit are of one queue, and the column is there all the same.
+    # All matches are in one queue, but the column is shown.
     assert "QUEUE" in live.ok("dead", "list", "--id", "d03").out
     assert "QUEUE" not in live.ok("dead", "list", "--queue", "a").out
 

@@ -1,4 +1,5 @@
-"""Types and schedules for metrics: exact for short queues, estimates at a bounded cost for long."""
+"""Types and schedules for metrics: exact for short queues, estimates at a bounded cost for long
+ones."""
 
 from __future__ import annotations
 

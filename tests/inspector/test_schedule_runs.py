@@ -38,7 +38,7 @@ def app_of(store: Store, prefix: str) -> Qsync:
 async def history(
     inspector: Inspector, name: str, holds: Callable[[list[ScheduleRun]], bool]
 ) -> list[ScheduleRun]:
-    """The history of a schedule, once this holds of it."""
+    """Wait until the history of a schedule meets a condition; return it."""
     found: list[ScheduleRun] = []
 
     async def look() -> bool:
@@ -106,7 +106,7 @@ async def test_notes_replace_each_other_and_are_bounded(store: Store, prefix: st
         await note(Note("s", 4 * HOUR_US // 1000, "", "c1,1"))
         [left] = await made.inspector.missed_runs(["default"])
         assert left.schedule == "other"
-        # 20 runs, and so many bytes.
+        # A history has at most 20 runs, and a limited size.
         await note(*[Note("s", 1_764_428_400_000 + n, "B", f"c{n},86400000") for n in range(100)])
         assert [run.lag_ms for run in await runs()] == list(range(80, 100))
         await note(*[missed(f"m{n}", HOUR_US, HOUR_US) for n in range(9)])

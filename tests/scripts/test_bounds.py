@@ -72,11 +72,11 @@ def test_call_beyond_max_tasks_is_refused_as_a_whole(rig: Rig) -> None:
         rig.enqueue("c", "a", "d", "e")
     error = refused.value
     assert (error.queue, error.bound, error.limit, error.count) == ("queue", "max_tasks", 5, 3)
-    assert error.room == 3  # c, a (which is there) and d
+    assert error.room == 3  # c, the existing a, and d
     assert "queue queue is full: 3 tasks wait there, and max_tasks is 5" in str(error)
     assert rig.dump() == before
     rig.enqueue("c", "a", "d")
-    assert rig.enqueue("a") == [("exists", "a")]  # finds itself or another: needs no room
+    assert rig.enqueue("a") == [("exists", "a")]  # an existing id needs no room
 
 
 def test_room_counts_to_the_task_that_does_not_fit_though_another_has_its_id(rig: Rig) -> None:
@@ -85,7 +85,7 @@ def test_room_counts_to_the_task_that_does_not_fit_though_another_has_its_id(rig
     duplicate = rig.tasks("x", unique=True, unique_key="l")
     with pytest.raises(QueueFull) as refused:
         rig.send([*duplicate, *rig.tasks("a"), *rig.tasks("x")])
-    assert refused.value.room == 2  # the duplicate, which needs none, and a
+    assert refused.value.room == 2  # a, and the duplicate, which needs no room
 
 
 def test_active_tasks_do_not_count_and_come_back_beyond_the_bound(rig: Rig) -> None:
@@ -135,7 +135,8 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
 
 
 def test_holder_that_its_own_call_drops_was_replaced_first(rig: Rig) -> None:
-    """Callers that share a round trip: the room for a new task is that of a replaced one."""
+    """Two callers share a round trip: the new task of one takes the place of the other's replaced
+    task."""
     doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
     bound(rig, max_tasks=2, when_full="drop_oldest")
     rig.enqueue("doc", **doc)
@@ -267,7 +268,8 @@ def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
 
 
 def check(rig: Rig, seed: int, when_full: Any) -> None:
-    """Do things at random; after each, the bytes are exact and no enqueue has passed a bound."""
+    """Do random actions; after each, check that the bytes are exact and no enqueue has passed a
+    bound."""
     rig.reset()
     chance = random.Random(seed)
     rig.enqueue(*[f"old{number}" for number in range(5)])

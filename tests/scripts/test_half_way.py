@@ -1,6 +1,6 @@
-"""A script that fails has written nothing, and one that succeeds has done all of a transition.
+"""A script that fails has written nothing, and a script that succeeds has completed its transition.
 
-Each command of each script is refused in turn, and each of its keys holds something else in turn.
+Each command of each script is refused in turn, and each of its keys gets a wrong type in turn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from tests.support.queue_driver import BINARIES, DAY, FAILURE, LEASE, Dump, Rig,
 
 
 def late_fetch(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
-    """A fetch that promotes, recovers, kills, ends what was cancelled, leases, sweeps and trims."""
+    """Return a fetch that promotes, recovers, kills, ends cancelled tasks, leases, sweeps and
+    trims."""
     rig.set("crashes", "a", "2+")
     rig.now += 4000 * S
     policy = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=0, dead_age_us=DAY)
@@ -62,7 +63,7 @@ def enqueue_chosen(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
 
 
 def limited_queue(rig: Rig) -> LeaseRef:
-    """Limited tasks of all states, and the lease of the one that holds their limit."""
+    """Enqueue limited tasks of all states; return the lease of the task that holds their limit."""
     rules = {"c": LimitRule(concurrency=1), "r": LimitRule(rate=1, per_us=S, burst=1)}
     rig.run(limit_ops.put_limit_rules(rig.keys, rules, now_us=rig.now))
     rig.send([with_limits(task, "c:1", "r") for task in rig.tasks("l1", "l2", "l3", retention=5)])
@@ -126,7 +127,8 @@ LIMITED: dict[str, Make] = {
 
 
 def paused_queue(rig: Rig) -> LeaseRef:
-    """The limited tasks with a paused type, some set aside, and the lease of one that runs."""
+    """Enqueue the limited tasks with a paused type, some set aside; return the lease of a running
+    one."""
     held = limited_queue(rig)
     rig.run(type_ops.pause_type(rig.keys, "type", b"me", now_us=rig.now))
     rig.enqueue("aside")
@@ -155,7 +157,7 @@ PAUSED: dict[str, Make] = {
 
 
 def in_flow(make: Make) -> Make:
-    """The call in its flow variant, if its script has one."""
+    """Return a function that makes the call in its flow variant, if its script has one."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
         call = recording(make)(rig, held)
@@ -181,7 +183,7 @@ BESIDE = {
     "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
     "events",
 }  # fmt: skip
-"""Keys without influence on tasks: writes to them may be missing."""
+"""Keys that do not affect tasks: a failed script may leave them unwritten."""
 
 
 RECORDING = {"XADD", "XDEL", "XREVRANGE"}
@@ -198,18 +200,18 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def core(dump: Dump, *, less: str = "") -> Dump:
-    """The keys that decide the state and content of tasks."""
+    """Return the keys that decide the state and content of tasks."""
     return {name: held for name, held in dump.items() if name not in BESIDE and name != less}
 
 
 def shape(dump: Dump) -> dict[str, set[Any]]:
-    """The fields of each key, without their values, which differ from one making to the next."""
+    """Return the fields of each key, without their values, which differ between runs."""
     return {name: set(held) for name, held in core(dump).items()}
 
 
 @contextlib.contextmanager
 def lacking(rig: Rig, command: str) -> Iterator[Broker]:
-    """The store as a user who may do everything but these commands."""
+    """Yield a broker of a user with all rights except these commands."""
     rules = ["reset", "on", ">secret", "~*", "&*", "+@all", f"-{command.lower()}"]
     rig.client.execute_command("ACL", "SETUSER", "lacking", *rules)
     broker = Broker(redis_clients.parse(f"unix://lacking:secret@{rig.socket}"))
@@ -220,7 +222,7 @@ def lacking(rig: Rig, command: str) -> Iterator[Broker]:
 
 
 def commands(call: Any) -> list[str]:
-    """The commands of the script of a call, except those that run it."""
+    """Return the commands of a call's script, except those that run it."""
     return sorted({name for name, _ in _COMMAND.findall(call.script.text)} - {"MEMORY"})
 
 

@@ -1,4 +1,4 @@
-"""The cost of an idle queue: no writes; and a late copy of a fetch does no harm."""
+"""An idle queue costs no writes; a late copy of a fetch does no harm."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Queue:
         return sent
 
     def written(self) -> int:
-        """Bytes of the append-only file."""
+        """Return the size of the append-only file, in bytes."""
         info: dict[str, Any] = self.store.client().info("persistence")
         return int(info["aof_current_size"])
 
@@ -98,7 +98,7 @@ def test_queue_with_tasks_for_later_costs_no_writes(queue: Queue) -> None:
 
 @pytest.mark.faults(99)
 def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
-    """What servers and clients left there has its time; then nothing is written any more."""
+    """The records of servers and clients expire; then nothing more is written."""
     sent = queue.enqueue(Task("a"))
     dead = queue.enqueue(Task("a"))
     queue.fetch("s0")
@@ -124,7 +124,7 @@ def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> N
     names = [f"q{at}" for at in range(queues)]
 
     def announced() -> list[float]:
-        """Until when each server counts as live."""
+        """Return the times until which each server counts as live."""
         with queue.store.client() as client:
             return [score for _, score in client.zrange(servers, 0, -1, withscores=True)]
 
@@ -135,7 +135,7 @@ def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> N
                 await running.enter_async_context(server)
             await wait_until_async(lambda: len(announced()) == 10)
             latest = max(announced())
-            await wait_until_async(lambda: min(announced()) > latest)  # and all have fetched
+            await wait_until_async(lambda: min(announced()) > latest)  # all servers have fetched
             before = queue.written()
             latest = max(announced())
             await wait_until_async(lambda: min(announced()) > latest)
@@ -206,7 +206,7 @@ async def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, pre
 
 
 def test_late_copy_of_a_repeated_fetch_leases_nothing(queue: Queue) -> None:
-    """The first copy hung on a dead connection while the second one was answered."""
+    """The first copy was stuck on a dead connection while the second one was answered."""
     assert queue.repeat("s", 7, again=True).ids == []
     sent = queue.enqueue(Task("a"))
     assert queue.repeat("s", 7).ids == []

@@ -1,6 +1,6 @@
 """Examples of each operation.
 
-Fetch, crashes, locks, order, calls that are run twice and spoilt stores have files of their own.
+Fetch, crashes, locks, order, repeated calls and corrupted stores have their own files.
 """
 
 from __future__ import annotations
@@ -539,7 +539,7 @@ def test_days_are_kept_for_90_days(rig: Rig) -> None:
     for n in range(95):
         rig.enqueue(f"t{n}")
         rig.now += DAY
-    rig.fetch(1)  # an idle queue is left as it is
+    rig.fetch(1)  # does not touch an idle queue
     days = sorted(
         int(name.partition(b":")[2])
         for name in rig.dump()["stats"]

@@ -18,7 +18,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
-    """A server leases all tasks, perhaps marks them, and dies; another server recovers them."""
+    """Let a server lease all tasks, perhaps mark them, and die; another server recovers them."""
     held = rig.lease(server=server)
     if mark:
         rig.mark_started(*held)
@@ -194,7 +194,7 @@ def test_surviving_task_loses_its_crash_mark(rig: Rig, how: str) -> None:
         rig.fetch(0)
     assert crashes(rig, "a") == b"1"
     crash(rig)
-    assert crashes(rig, "a") == b"1"  # it was not running
+    assert crashes(rig, "a") == b"1"  # the task was not running
 
 
 def test_success_resets_the_crash_count(rig: Rig) -> None:
@@ -269,7 +269,7 @@ def test_live_abandoned_server_is_fenced_after_its_task_is_taken(rig: Rig) -> No
     rig.enqueue("a")
     [zombie] = rig.lease()
     rig.abandon("s")
-    assert rig.renew(zombie) == ["ok"]  # nobody took it yet
+    assert rig.renew(zombie) == ["ok"]  # no server has taken it yet
     rig.abandon("s")
     [heir] = rig.lease(server="t")
     assert rig.renew(zombie) == ["lost"]

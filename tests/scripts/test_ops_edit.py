@@ -1,4 +1,5 @@
-"""The message of a waiting or dead task can be replaced, in one step with what follows from it."""
+"""The message of a waiting or dead task can be replaced, together with the changes that follow from
+it."""
 
 from __future__ import annotations
 

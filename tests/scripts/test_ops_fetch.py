@@ -20,7 +20,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield rig
 
 
-# What is leased
+# Leases
 
 
 def test_tasks_are_fetched_in_the_order_of_enqueue(rig: Rig) -> None:
@@ -358,7 +358,7 @@ def test_age_and_number_together_trim_the_minimum(rig: Rig) -> None:
         rig.enqueue(id)
         rig.kill(*rig.lease())
         rig.now += S
-    # Two are too old, and of the four that are not, one is too many.
+    # Two are too old, and the other four are one too many.
     rig.fetch(0, policy=replace(POLICY, dead_age_us=4 * S + S // 2, dead_limit=3))
     assert rig.ids("dead") == ["d", "e", "f"]
     assert rig.counters()["trimmed"] == 3
@@ -430,7 +430,7 @@ def test_sweep_of_hashes_continues_after_a_clock_jump_back(rig: Rig) -> None:
 
 
 def processed(rig: Rig) -> int:
-    """How many commands the store has carried out, those in scripts among them."""
+    """Return how many commands the store has executed, including those of scripts."""
     number: int = rig.client.info("stats")["total_commands_processed"]
     return number
 
@@ -444,7 +444,7 @@ def test_fetch_without_work_runs_few_commands(rig: Rig, flow: bool) -> None:
     before = rig.dump()
     commands = processed(rig)
     assert rig.fetch(5, number=2).ids == []
-    # The call, three that it makes, and this INFO.
+    # The EVALSHA, its three commands, and this INFO.
     assert processed(rig) - commands <= 5
     assert rig.dump() == before
     rig.enqueue("a")

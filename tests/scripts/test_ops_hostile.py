@@ -1,5 +1,4 @@
-"""Whatever another program wrote into a field, the scripts continue and other tasks run as
-usual."""
+"""Other programs may write anything into a field: scripts continue and other tasks run as usual."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def spoilt_fields(name: str) -> list[str]:
-    """The fields of a hash that scripts read."""
+    """Return the fields of a hash that scripts read."""
     return {
         "unique": [f"={NAME}", "@a", "odd", "=", "@"],
         "fetches": ["s", "t", "gone"],
@@ -69,7 +68,7 @@ def spoil(rig: Rig, name: str, value: bytes) -> None:
 
 
 def work(rig: Rig) -> None:
-    """Each operation, on the task `a` and on others; none may be refused."""
+    """Call each operation, on the task `a` and on others; none may be refused."""
     rig.enqueue("n1", "n2", "n3", fairness_key="k")
     rig.enqueue("locked", **LOCK)
     rig.enqueue("later", delay=1)
@@ -118,8 +117,8 @@ def work(rig: Rig) -> None:
 
 
 def settled(rig: Rig) -> None:
-    """After a while all remaining tasks can be fetched and completed, and nothing is left
-    behind."""
+    """Check that all remaining tasks can be fetched and completed later, and that no data is
+    left."""
     for _ in range(5):
         rig.now += LAPSE
         rig.be_seen()
@@ -234,7 +233,7 @@ def test_invalid_crash_count_counts_as_0(rig: Rig, value: bytes) -> None:
     rig.now += LAPSE
     rig.be_seen()
     found = rig.fetch(server="t")
-    if value == b"5:":  # what begins with a number is one, whatever mark follows
+    if value == b"5:":  # a number counts even if another mark follows
         assert rig.state("a") == "dead"
     else:
         assert found.crashes == [1]
@@ -277,7 +276,7 @@ LISTS_OF_NO_LIMITS = (
 
 @pytest.mark.faults(55)
 def test_message_whose_limits_are_none_stops_no_other(rig: Rig) -> None:
-    """Scripts read the limits of a message when it is due, recovered or handed back."""
+    """Scripts read the limits of a message when its task is due, recovered or handed back."""
     one = {"one": LimitRule(concurrency=1)}
     for limits in LISTS_OF_NO_LIMITS:
         rig.reset()
@@ -300,7 +299,8 @@ def test_message_whose_limits_are_none_stops_no_other(rig: Rig) -> None:
 
 @pytest.mark.faults(59)
 def test_message_that_no_server_could_receive_in_time_is_fetched_cut(rig: Rig) -> None:
-    """Else the server asks for the same batch again and again, and no other task runs."""
+    """Otherwise the server would fetch the same batch over and over, and no other task would
+    run."""
     rig.enqueue("large", "next")
     rig.set("tasks", "large", b"\x98" + b"x" * (32 << 20))
     for _ in range(2):
@@ -329,7 +329,7 @@ def test_size_of_messages_that_is_no_number_leaves_no_partial_transition(rig: Ri
 
 
 def test_records_of_any_length_cost_the_store_little(rig: Rig) -> None:
-    """A pattern that finds nothing in a long text must not try every place of it."""
+    """A pattern without a match in a long text must not be tried at every position."""
     rig.enqueue("a")
     for value in (b"9" * 50_000, b"1 " * 25_000, b"\0" * 50_000, b"x\0" * 25_000):
         for name, field in (

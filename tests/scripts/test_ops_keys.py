@@ -1,4 +1,5 @@
-"""Every operation uses only the keys that it declares, as a restricted store and a cluster show."""
+"""Every operation uses only its declared keys, as a user with restricted rights and a cluster
+show."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
-    """The answer to the call of a user who may do what the rules say, and has all commands."""
+    """Return the reply to a call by a user with access to its keys only, and all commands."""
     word = token_hex()
     own = ["reset", "on", f">{word}", "+@all"]
     rig.client.execute_command("ACL", "SETUSER", "narrow", *own, *rules)
@@ -79,7 +80,7 @@ def test_user_with_fewer_rights_is_refused(rig: Rig) -> None:
 
 
 class InCluster(Rig):
-    """A queue in a cluster, and a prefix of its own."""
+    """A queue in a cluster, with its own prefix."""
 
     def __init__(self, cluster: Cluster, prefix: str) -> None:
         self.keys, self.globals = QueueKeys(prefix, "queue"), GlobalKeys(prefix)

@@ -32,7 +32,7 @@ def state(rig: Rig, limit: str) -> bytes | None:
 def test_pending_task_that_a_limit_refuses_is_parked_and_takes_none_of_its_limits(rig: Rig) -> None:
     send(rig, ("c", "d"), "a")
     rig.run(limit_ops.set_limit(rig.keys, "d", LimitRule(concurrency=1), "me", now_us=rig.now))
-    rig.set("limits", "d", "1 1 0 0")  # one more task has it than its new rule allows
+    rig.set("limits", "d", "1 1 0 0")  # one more task holds it than its new rule allows
     assert rig.fetch().ids == []
     assert rig.state("a") == "limited"
     assert state(rig, "c") is None
@@ -97,7 +97,7 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
 
 
 def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> None:
-    """By then the rate has regained it, and others have started."""
+    """By then the rate has regained the start, and other tasks have used it."""
     rule = LimitRule(rate=1, per_us=S, burst=2)
     rig.run(limit_ops.set_limit(rig.keys, "r", rule, "me", now_us=rig.now))
     send(rig, ("r",), "a", "b", "c", "d", "e", "f")
@@ -111,7 +111,7 @@ def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> No
         rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
         return rig.fetch().ids
 
-    # Half a start was left, and half of one was not regained yet.
+    # Half a start was left, and half a start was not yet regained.
     assert hand_back(early, leased_us) == ["a"]
     assert hand_back(late, 0) == [], "it is not known when it was leased"
     rig.now += S
@@ -144,7 +144,7 @@ def test_waiters_start_after_a_clock_that_was_ahead(rig: Rig, ahead_s: int) -> N
     send(rig, ("r",), "a", "b", "c")
     assert sorted(rig.fetch().ids) == ["a", "d1"]
     rig.now -= ahead_s * S
-    rig.now += 2 * S  # two sweeps: the first finds the opening
+    rig.now += 2 * S  # the first sweep finds the opening, the second moves the task
     rig.fetch()
     rig.now += 2 * S
     assert rig.fetch().ids == ["b"]
@@ -161,7 +161,7 @@ def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:
     assert rig.fetch().next_due_us == S - 20_000
     rig.now += S - 20_000
     assert rig.fetch().ids == ["c"]
-    rig.now += 5 * S  # a start that is very late is ahead of its time by 50 ms at most
+    rig.now += 5 * S  # a very late start brings the next one forward by at most 50 ms
     assert rig.fetch().ids == ["d"]
     assert rig.fetch().ids == []
     assert rig.field("limits", "r") == b"4 0 %d 0" % (rig.now + S - 50_000)

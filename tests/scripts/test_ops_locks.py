@@ -1,4 +1,5 @@
-"""Unique locks: taken at enqueue, and freed only by the end of the task, in any way."""
+"""Unique locks are taken at enqueue, and freed only by the end of the task, whether it succeeds or
+not."""
 
 from __future__ import annotations
 
@@ -203,7 +204,7 @@ def test_locks_of_different_keys_are_independent(rig: Rig) -> None:
     assert rig.enqueue("f", payload=b"p") == [("created", "f")]
 
 
-# A dead task that is run again
+# Dead tasks that are run again
 
 
 @pytest.mark.faults(73)

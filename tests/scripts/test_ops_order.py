@@ -1,4 +1,5 @@
-"""Pending is shared by key and weight; what goes back goes to its head; V never moves back."""
+"""Fairness keys share pending by weight; tasks that are handed back go to its head; the virtual
+time never moves back."""
 
 from __future__ import annotations
 
@@ -96,7 +97,7 @@ def test_promoted_tasks_take_the_place_of_their_key(rig: Rig, how: str) -> None:
     fill(rig, "early", 10)
     order = rig.fetch(10).ids
     assert len([id for id in order if id.startswith("late")]) == 5
-    # Each key goes on from its own last tag.
+    # Each key continues from its own last tag.
     rig.enqueue("late-last", fairness_key="late")
     rig.enqueue("early-last", fairness_key="early")
     assert set(rig.fetch().ids[-2:]) == {"late-last", "early-last"}

@@ -20,7 +20,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def leased(rig: Rig) -> list[LeaseRef]:
-    """Two tasks that a server holds, in the order of their lease and not of their names."""
+    """Lease two tasks; return them in the order of their leases, which is not that of their ids."""
     rig.enqueue("b", "a")
     held = rig.lease(server="s")
     assert [one.id for one in held] == ["b", "a"]
@@ -28,7 +28,7 @@ def leased(rig: Rig) -> list[LeaseRef]:
 
 
 def fetch(rig: Rig, number: int, *, server: str = "t") -> op_values.FetchResult:
-    """Fetch as `Rig.fetch` does, but without earlier signs of a server."""
+    """Fetch like `Rig.fetch`, but without recording that a server was present before."""
     call = ops.fetch(
         rig.keys, server=server, number=number, wanted=5, policy=POLICY, now_us=rig.now
     )
@@ -79,7 +79,7 @@ def test_leases_are_not_spared_while_servers_are_live(rig: Rig) -> None:
 
 
 def test_short_clock_gap_does_not_expire_leases(rig: Rig) -> None:
-    """A server that renews every third of a lease loses no lease in an outage of half a lease."""
+    """Servers renew every third of a lease, so a gap of half a lease expires none."""
     leased(rig)
     rig.now += LEASE // 2
     assert fetch(rig, 1).ids == []
@@ -102,7 +102,7 @@ def test_clock_jump_counts_as_an_outage(rig: Rig) -> None:
 
 @pytest.mark.faults(7)
 def test_abandoned_leases_are_not_spared(rig: Rig) -> None:
-    """Its server is known to be dead."""
+    """The server of abandoned leases is known to be dead."""
     leased(rig)
     rig.enqueue("c")
     rig.lease(server="u")

@@ -1,4 +1,5 @@
-"""A task that replaces the holder of its lock; debounced tasks. The last payload always runs."""
+"""Tasks that replace the holder of their lock, and debounced tasks. The last payload always
+runs."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def replace(rig: Rig, id: str, payload: str, **options: Any) -> tuple[str, str]:
-    """Enqueue a task that takes the place of the holder of `doc`."""
+    """Enqueue a task that replaces the holder of `doc`; return the outcome."""
     options = {"unique_key": "doc", "on_duplicate": "replace", **options}
     [outcome] = rig.enqueue(id, payload=payload.encode(), **options)
     return outcome
@@ -42,7 +43,7 @@ def payload(rig: Rig, id: str) -> str:
 
 
 def run_next(rig: Rig) -> tuple[LeaseRef, str]:
-    """Lease the only task that is there; it and the payload that its handler gets."""
+    """Lease the only task; return its lease and the payload that its handler gets."""
     fetched = rig.fetch()
     [id], [message] = fetched.ids, fetched.messages
     return LeaseRef(id, f"s/{rig._number}"), decode_message(message).payload.decode()
@@ -91,7 +92,7 @@ def test_pending_holder_with_a_later_due_time_is_scheduled(rig: Rig) -> None:
     "end", ["complete", "keep", "retry", "kill", "hand back", "hand back later", "cancel", "crash"]
 )
 def test_active_holder_runs_again_after_any_outcome(rig: Rig, end: str) -> None:
-    """With the last payload, all attempts, and its lock: the payload is never lost."""
+    """It runs with the last payload, all attempts and its lock: the payload is never lost."""
     replace(rig, "a", "old", retention=60)
     held, ran = run_next(rig)
     assert ran == "old"
@@ -259,7 +260,7 @@ def test_debounced_task_that_was_not_started_waits_again(rig: Rig) -> None:
 
 
 def test_running_time_of_the_due_time_is_known_to_the_server(rig: Rig) -> None:
-    """So that the time that a task waits in the queue is counted from its due time."""
+    """The server counts the time in the queue from the due time."""
     debounce(rig, "a", "1")
     rig.now += 4 * S
     debounce(rig, "b", "2")

@@ -65,7 +65,7 @@ def test_task_in_any_other_state_stays_as_it_is(rig: Rig) -> None:
 
 
 def test_promoted_task_is_not_taken_back(rig: Rig) -> None:
-    """A task whose time has come can be moved until a fetch promotes it, and not after."""
+    """A due task can be rescheduled until a fetch promotes it."""
     rig.enqueue("a", "b", delay=5)
     rig.now += 5 * S
     assert move(rig, "a", "+60000000").due_us == rig.now + 60 * S

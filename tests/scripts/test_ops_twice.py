@@ -88,7 +88,8 @@ def enqueue_urgent(rig: Rig) -> Call[Any]:
 
 
 def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
-    """An enqueue that replaces a waiting task, or with `held` an active one, and makes another."""
+    """Return an enqueue that replaces a waiting task (with `held`, an active one) and adds
+    another."""
     options: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
     rig.enqueue("doc", **options)
     if held is not None:
@@ -99,7 +100,7 @@ def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
 
 
 def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
-    """The end of attempts, of which one belongs to a task that was replaced meanwhile."""
+    """Return a call that ends attempts, one of a task that was replaced meanwhile."""
     message = rig.field("tasks", held[0].id)
     assert message is not None
     rig.set("successors", held[0].id, b"%d 1 k%s" % (rig.now + 5, message))
@@ -108,7 +109,7 @@ def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
 
 
 def edit_of(rig: Rig, id: str, state: str, **options: Any) -> Call[Any]:
-    """An edit that makes the message of a task longer."""
+    """Return an edit that makes the message of a task longer."""
     seen = rig.field("tasks", id)
     assert seen is not None
     message = codec.encode(msgspec.structs.replace(decode_message(seen), payload=b"new payload"))
@@ -276,7 +277,8 @@ OTHER: dict[str, Make] = {
 
 
 def tick_stored(rig: Rig) -> Call[Any]:
-    """Ticks of two stored schedules, one of them paused, and of one that has lost its record."""
+    """Return ticks of two stored schedules, one of them paused, and of one that has lost its
+    record."""
     due = [StoredScheduleRow(name, STAMP, rig.now) for name in ("daily", "paused", "lost")]
     rows = [
         TickRow(row, rig.now + S, rig.tasks(f"{row.name}@1", fairness_key="k", **LOCK))
@@ -286,7 +288,8 @@ def tick_stored(rig: Rig) -> Call[Any]:
 
 
 def recording(make: Make) -> Make:
-    """The call with a record of an operator's action, if its script takes one."""
+    """Return a function that makes the call with the record of an operator's action, if its script
+    takes one."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
         call = make(rig, held)
@@ -300,7 +303,7 @@ ALL = SETTLE | HOLD | {name: recording(make) for name, make in OTHER.items()}
 
 
 def queue(rig: Rig) -> list[LeaseRef]:
-    """A queue with a task in each state, two of them held; both have crashed before."""
+    """Enqueue a task for each state; return two leases, of tasks that have crashed before."""
     rig.enqueue("d", **LOCK)
     rig.kill(*rig.lease())
     rig.enqueue("c")
@@ -324,7 +327,8 @@ def queue(rig: Rig) -> list[LeaseRef]:
 
 
 def test_every_script_that_writes_is_repeated_here(rig: Rig) -> None:
-    """tests/scripts/test_half_way.py makes these calls, too, and fails each of their commands."""
+    """tests/scripts/test_half_way.py makes these calls, too, and lets each of their commands
+    fail."""
     called = set()
     for make in ALL.values():
         rig.reset()
@@ -458,7 +462,7 @@ def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -
 @pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE)
 def test_a_settlement_run_again_after_the_task_was_fetched_again(rig: Rig, name: str) -> None:
-    """The reply was lost, the task went round, and the same server has it under a new number."""
+    """The reply was lost, and the same server has leased the task again under a new number."""
     call = SETTLE[name](rig, queue(rig))
     rig.run(call)
     rig.now += 10 * S

@@ -31,7 +31,7 @@ OF_QUEUES = [
     for name, (call, _) in sorted(calls().items())
     if call.keys[0].startswith(QueueKeys("p", "q").base) and name != "permissions"
 ]
-"""Scripts on the data of a queue; the others use only keys outside of queues."""
+"""Scripts that use data of a queue; the others use only keys outside of queues."""
 
 pytestmark = pytest.mark.faults(58)
 
@@ -43,7 +43,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def bump(client: Any, keys: QueueKeys) -> None:
-    """A later version has changed the layout of a queue."""
+    """Change the layout of a queue, as a later version does."""
     assert client.hget(keys.key("meta"), "schema") in ("1", b"1")
     client.hincrby(keys.key("meta"), "schema", 2)
 
@@ -85,7 +85,7 @@ def test_script_that_creates_a_queue_stamps_its_schema(rig: Rig) -> None:
 
 @pytest.mark.parametrize("text", ["", "\xc1 this is none"])
 def test_missing_or_damaged_schema_number_stops_nothing(rig: Rig, text: str) -> None:
-    """Data without one have the first layout."""
+    """Data without a recorded layout have the first one."""
     rig.enqueue("a", "b")
     if text:
         rig.set("meta", "schema", text)

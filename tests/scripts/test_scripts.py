@@ -90,12 +90,12 @@ def functions(*, flow: bool) -> dict[str, tuple[str, Function]]:
 
 
 def functions_of(name: str) -> dict[str, tuple[str, Function]]:
-    """The shared functions as a script of VARIANTS has them."""
+    """Return the shared functions as a script of VARIANTS includes them."""
     return functions(flow=lua.is_flow(name))
 
 
 def reached(name: str) -> dict[str, Function]:
-    """The shared functions that a script calls, and those that they call."""
+    """Return the shared functions that a script calls, directly or indirectly."""
     found: dict[str, Function] = {}
     open_, shared = [lua.script(name)], functions_of(name)
     while open_:
@@ -107,14 +107,15 @@ def reached(name: str) -> dict[str, Function]:
 
 
 def used(name: str, kind: str) -> set[str]:
-    """The names after `KEYS.` or `ARGV.` in a script and in the shared functions that it calls."""
+    """Return the names after `KEYS.` or `ARGV.` in a script and in the shared functions that it
+    calls."""
     source = lua.script(name)
     bodies = [source, *(function.body for function in reached(name).values())]
     return {slot for body in bodies for slot in body.uses(kind)}
 
 
 def loaded(name: str) -> Script:
-    """A script of VARIANTS as it is loaded."""
+    """Return a script of VARIANTS, as loaded."""
     script = load(name.partition("/")[0])
     return script.flow() if name.endswith("/flow") else script
 
@@ -165,7 +166,7 @@ def test_includes_do_not_read_arguments(piece: str) -> None:
 
 
 def beginnings(source: Source) -> Iterator[int]:
-    """Where the code begins to read the open-ended part of ARGV."""
+    """Yield the positions from which the code reads the open-ended part of ARGV."""
     for call in source.calls:
         if ("ARGV",) in call.arguments:
             after = call.arguments[call.arguments.index(("ARGV",)) + 1 :]
@@ -276,7 +277,8 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_an_operation() -> None:
-    """The module views loads only scripts that read, and the others load all that change."""
+    """The module `views` loads only read-only scripts, and the other modules load all that
+    write."""
     loaded = {
         module.name: set(
             re.findall(r'(?:load|_settle|queue_call|queue_query)\(\s*"(\w+)"', module.read_text())
@@ -304,7 +306,7 @@ every_source = pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s
 
 @every_source
 def test_scripts_concatenate_only_text(source: Source) -> None:
-    """`..` makes 1.79e+15 of microseconds, so what it joins is text by its form or its name."""
+    """`..` turns microseconds into 1.79e+15, so its operands must be text by their form or name."""
     tokens = source.tokens
     for at, part in enumerate(tokens):
         if part == "..":
@@ -357,7 +359,8 @@ def operand_after(tokens: list[str], at: int) -> list[str]:
 def test_every_command_is_on_a_declared_key(source: Source) -> None:
     """Keys come from KEYS or as parameters; no script builds one.
 
-    The channels that wake servers are, of the name of a key: so they are in its slot.
+    Only the channels that wake servers are built, from the name of a key, so that they are in its
+    slot.
     """
     known = aliases(source)
     for call in source.calls:
@@ -365,14 +368,14 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
             command, *arguments = call.arguments
             assert re.fullmatch(r"'[A-Z]+'", command[0]), "the command is written out"
             if command == ("'MEMORY'",):
-                arguments = arguments[1:]  # the first is a part of the command
+                arguments = arguments[1:]  # the first argument is a part of the command
             if command == ("'SPUBLISH'",) and "".join(arguments[0]) == WAKE_CHANNEL:
                 pass
             elif command != ("'TIME'",):
                 assert is_key(arguments[0], known), (command, arguments[0])
         if call.name in functions(flow=True):
             _, function = functions(flow=True)[call.name]
-            # The last parameters may be left out, and stand for nil.
+            # The last arguments may be left out; they are nil then.
             for parameter, argument in zip(function.parameters, call.arguments, strict=False):
                 if parameter.endswith("_key"):
                     assert is_key(argument, known), (call.name, argument)
@@ -384,7 +387,7 @@ def is_key(argument: tuple[str, ...], known: set[str]) -> bool:
 
 
 def aliases(source: Source) -> set[str]:
-    """Names for keys: parameters called so, and names given to what is in KEYS."""
+    """Return the names for keys: parameters called `..._key`, and variables set from KEYS."""
     names = {
         parameter
         for parameters in re.findall(r"function \w*\(([^)]*)\)", source.text)
@@ -415,11 +418,11 @@ def test_the_rule_on_texts_catches_a_number() -> None:
             test_scripts_concatenate_only_text(Source(f"local x = {wrong}\n"))
 
 
-# What Python sends
+# Arguments that Python sends
 
 
 def calls() -> dict[str, tuple[Call[Any], int]]:
-    """A call of each operation, and for how many tasks."""
+    """Return a call of each operation, and its number of tasks."""
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
     held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
     tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]
@@ -618,7 +621,7 @@ FLOW_KEYS = {"limited", "waiters", "holds", "limits", "limit_rules", "openings"}
 
 
 def test_plain_variants_contain_no_flow_control() -> None:
-    """A queue that does not use it pays for none of it: no key, no argument, no line."""
+    """A queue without flow control does not pay for it: no key, no argument, no line."""
     plain = [load(name) for name in SCRIPTS if has_variants(name)]
     assert {script.name for script in plain} >= {
         "enqueue",

@@ -1,4 +1,4 @@
-"""How a task is shown, in every state that it can be in."""
+"""The views of tasks, in every state."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_views_change_nothing(rig: Rig) -> None:
 
 
 def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
-    """The store's time for it is bounded; of small ones it reads as many as eight."""
+    """The store's time for an overview is bounded; it reads up to eight small messages."""
     rig.enqueue(*"abcdefgh", payload=b"x" * 900_000)
     seen = rig.run(views.overview(rig.keys, now_us=rig.now))
     assert len(seen.first) == 1
@@ -190,7 +190,8 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
 
 
 def test_a_page_returns_no_more_than_a_quarter_of_a_megabyte(rig: Rig) -> None:
-    """Of dead tasks with long errors, and of long messages; the rest is on the next page."""
+    """This holds for dead tasks with long errors and for long messages; the rest is on the next
+    page."""
     ids = [f"d{n}" for n in range(100)]
     rig.enqueue(*ids)
     while held := rig.lease():

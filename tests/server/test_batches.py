@@ -25,7 +25,7 @@ Handler = Callable[[list[TaskInfo]], Any]
 
 
 class Calls:
-    """A batch handler that notes the payloads of its calls."""
+    """A batch handler that records the payloads of its calls."""
 
     def __init__(self, answer: Handler = lambda tasks: None) -> None:
         self.calls: list[list[bytes]] = []
@@ -60,7 +60,7 @@ async def all_gone(b: Bench, handles: Sequence[Any]) -> None:
         await b.gone(handle.id)
 
 
-# What is gathered.
+# Gathering.
 
 
 def test_a_call_gets_up_to_max_size_tasks_in_their_order(valkey: Store, prefix: str) -> None:
@@ -147,7 +147,7 @@ def test_a_call_has_one_slot(valkey: Store, prefix: str) -> None:
 
 
 def test_leases_of_a_waiting_batch_are_bounded(valkey: Store, prefix: str) -> None:
-    """While all slots are in use, the server leases no more than it could run soon."""
+    """While all slots are in use, the server leases no more tasks than it could run soon."""
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
@@ -537,7 +537,7 @@ def test_a_task_that_crashed_before_runs_in_a_call_of_its_own(valkey: Store, pre
     asyncio.run(main())
 
 
-# Around a call.
+# Middleware and context of a call.
 
 
 def test_a_def_handler_runs_in_a_thread_with_its_middleware(valkey: Store, prefix: str) -> None:

@@ -29,7 +29,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def kept(rig: Rig) -> None:
-    """One completed and two cancelled tasks are kept, and one runs whose cancel was asked for."""
+    """Keep one completed and two cancelled tasks, and run one with a cancel request."""
     rig.enqueue("done", retention=60)
     rig.complete(*rig.lease(), retention_us=60 * S, result=b"r")
     rig.enqueue("waited", "ran", "runs", retention=60)

@@ -35,7 +35,7 @@ INFO = TaskInfo(
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes find the handlers of the tests: they are given this path."""
+    """Add the folder of the tests to the path, so that the processes find the handlers."""
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
 
 
@@ -118,7 +118,7 @@ async def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
     wakes = []
     wake = loop.call_soon_threadsafe
     loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))[1]  # type: ignore[method-assign,assignment]
-    wait_until(lambda: pool._queue.empty())  # the loop is held up meanwhile
+    wait_until(lambda: pool._queue.empty())  # the loop is blocked meanwhile
     assert await asyncio.gather(*futures) == list(range(1000))
     assert len(wakes) < 10
     await pool.close(1)
@@ -218,7 +218,7 @@ def test_closing_pool_refuses_calls_and_waits_a_bounded_time() -> None:
     threading.excepthook, before = raised.append, threading.excepthook
     try:
         asyncio.run(main())
-        gate.set()  # the loop is closed by now
+        gate.set()  # the loop is closed
         wait_until(lambda: not own_threads())
     finally:
         threading.excepthook = before

@@ -1,4 +1,4 @@
-"""Failed attempts in the log and in `on_error`: the detail, and whether they are final."""
+"""Failed attempts in the log and in `on_error`: their details, and whether they are final."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def about(caplog: pytest.LogCaptureFixture, type: str) -> list[logging.LogRecord
 def run(
     url: str, prefix: str, caplog: pytest.LogCaptureFixture, task: Task, **config: Any
 ) -> tuple[Told, list[logging.LogRecord]]:
-    """Run a task until it is dead; return what the log and `on_error` got."""
+    """Run a task until it is dead; return what `on_error` received, and the log records."""
     told = Told()
 
     async def main() -> None:
@@ -247,7 +247,7 @@ def test_type_without_a_handler_is_logged_once(
 def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also that a type of the same function under another module has a handler."""
+    """The log also names a type of the same function in another module that has a handler."""
     handlers = Mux()
 
     @handlers.handle("src.shop.send")

@@ -27,7 +27,7 @@ GARBAGE = b"\xc1 this is no message"
 
 
 def echoing(ran: list[str]) -> Mux:
-    """Handlers of the type `x`, which say what ran."""
+    """Return a mux whose handler of `x` records the tasks."""
     mux = Mux()
 
     @mux.handle("x")
@@ -78,7 +78,7 @@ async def test_recovery_does_not_read_messages(store: Store, prefix: str) -> Non
 
 
 def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
-    """A message with other elements."""
+    """Return a message with changed elements."""
     elements = msgspec.msgpack.decode(data)
     change(elements)
     return msgspec.msgpack.encode(elements)
@@ -112,7 +112,7 @@ async def test_messages_of_other_versions_are_handled(store: Store, prefix: str)
 def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
     store: Store, prefix: str
 ) -> None:
-    """Old servers, then both, then new ones, then old ones again, and new ones in the end."""
+    """Old servers run first, then both, new ones, old ones again, and finally new ones."""
 
     async def main() -> None:
         ran: list[str] = []
@@ -142,7 +142,7 @@ def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
                 await enqueue(b)
                 await until(done("x"))
                 await until(done("y"))
-            async with b.server(old):  # it was a mistake: back
+            async with b.server(old):  # the rollback
                 await enqueue(b)
                 await until(done("y"))
             async with b.server(new):
@@ -204,11 +204,11 @@ def test_payload_of_a_megabyte_is_accepted_and_one_byte_more_is_refused() -> Non
 
 
 HEADS = b"\x00\x90\x98\xc0\xc1\xcf\xdd\xdf\xff"
-"""Bytes that mean something where a value of msgpack begins."""
+"""First bytes of values of msgpack."""
 
 
 def spoilt(chance: random.Random, data: bytes) -> bytes:
-    """Some bytes of a message are others, are missing or are more."""
+    """Change, delete or add some bytes of a message."""
     spoilt = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(spoilt) + 1)

@@ -1,4 +1,4 @@
-"""The queue keeps working with processes that fork, and with calls that are cancelled."""
+"""The queue works with processes that fork, and with calls that are cancelled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORKS = 1000
 @pytest.mark.slow
 @pytest.mark.faults(12)
 def test_a_thousand_forks_mix_up_no_reply(valkey: Store, prefix: str) -> None:
-    """Each child uses the client of its parent, which keeps using it too."""
+    """Each child uses the client of its parent, which also continues to use it."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t", id="first"))]
         for number in range(0, FORKS, 20):
@@ -46,13 +46,13 @@ def test_a_thousand_forks_mix_up_no_reply(valkey: Store, prefix: str) -> None:
 @pytest.mark.faults(37)
 @pytest.mark.parametrize("seeds", [40, pytest.param(400, marks=pytest.mark.slow)])
 def test_calls_that_are_cancelled_mix_up_no_reply(valkey: Store, prefix: str, seeds: int) -> None:
-    """Half of 60 calls a seed are cancelled, at any moment: over 10,000 in the long run."""
+    """Half of a seed's 60 calls are cancelled, at random moments; the long run has over 10,000."""
     answers = {seed: mixed_up(valkey.url, prefix, seed) for seed in range(seeds)}
     assert {seed: wrong for seed, wrong in answers.items() if wrong} == {}
 
 
 def test_connection_kept_after_a_cancel_is_detected(valkey: Store, prefix: str) -> None:
     with connection_kept_after_a_cancel(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # of the connections that are kept
+        warnings.simplefilter("ignore", ResourceWarning)  # for the connections that are kept
         assert any(mixed_up(valkey.url, prefix, seed) for seed in range(20))
         gc.collect()

@@ -1,4 +1,4 @@
-"""Runs that end without waiting for anything need no slot, whatever options their tasks have."""
+"""Runs that end without waiting need no slot, with any options of their tasks."""
 
 from __future__ import annotations
 

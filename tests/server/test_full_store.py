@@ -21,7 +21,7 @@ SHORT = b"s" * 50
 
 @contextlib.contextmanager
 def full(store: Store) -> Iterator[None]:
-    """Inside, the store takes no new data."""
+    """Let the store refuse new data during the block."""
     with store.client() as client:
         client.config_set("maxmemory", 1)
         try:
@@ -42,7 +42,7 @@ async def completed(b: Bench, number: int) -> None:
 
 
 class Work:
-    """Handlers that return bytes or nothing, by type; while `go_on` is not set they wait."""
+    """Handlers that return bytes or nothing, by type; they wait until `go_on` is set."""
 
     def __init__(self) -> None:
         self.mux = Mux()
@@ -63,7 +63,8 @@ class Work:
 def test_full_store_drains_tasks_with_results(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each task runs once. A result that does not fit is an error of `result()` and in the log."""
+    """Each task runs once. A result that does not fit raises an error in `result()` and is
+    logged."""
     caplog.set_level(logging.WARNING, "qsync.server")
 
     async def main() -> None:
@@ -112,7 +113,7 @@ async def test_memory_that_ended_tasks_free_is_used_for_results(
 
 @contextlib.contextmanager
 def results_refused(store: Store, b: Bench) -> Iterator[None]:
-    """Inside, the store refuses the end of every task with a retention, and nothing else."""
+    """Let the store refuse the settlement of every task with a retention during the block."""
     with store.client() as client:
         client.set(b.keys().key("results"), "not a hash")
         try:
@@ -134,7 +135,7 @@ async def test_server_fetches_nothing_while_the_store_refuses_settlements(
         async with b.server(work.mux, concurrency=10, prefetch=0):
             with results_refused(store, b):
                 await until(lambda: said(caplog) >= 3)
-                ran = len(work.ran)  # those fetched before the server knew
+                ran = len(work.ran)  # the tasks that were fetched before the first refusal
                 await until(lambda: said(caplog) >= 6)
                 assert len(work.ran) == ran < 200
             await completed(b, 1000)
@@ -142,7 +143,7 @@ async def test_server_fetches_nothing_while_the_store_refuses_settlements(
 
 
 def said(caplog: pytest.LogCaptureFixture) -> int:
-    """The number of log lines about refused settlements."""
+    """Return the number of log lines about refused settlements."""
     return sum("cannot settle" in one.getMessage() for one in caplog.records)
 
 
@@ -151,7 +152,7 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "qsync.server")  # where the refusal is logged again
-    """The tasks go back uncharged, so that they run again once the store takes their ends."""
+    """The tasks are handed back uncharged, and run again when the store accepts settlements."""
 
     work = Work()
     work.go_on.set()

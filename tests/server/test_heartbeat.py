@@ -1,4 +1,4 @@
-"""The heartbeat thread handles a fetch whose answer a blocked loop cannot read."""
+"""The heartbeat thread handles a fetch whose reply a blocked loop cannot read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store
 def blocked(
     store: Store, prefix: str, check: Callable[[ThreadLeaseKeeper, QueueState], None]
 ) -> None:
-    """Have a server of which nothing but its heartbeat runs, and that asked for ten tasks."""
+    """Set up a server that has requested ten tasks and of which only the heartbeat runs."""
 
     async def main() -> None:
         config, broker = Config(lease=6), Broker(redis_clients.parse(store.url))
@@ -57,7 +57,7 @@ def test_heartbeat_hands_back_fetched_tasks_of_a_blocked_loop(store: Store, pref
 
 @pytest.mark.faults(4)
 def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, prefix: str) -> None:
-    """The store has forgotten the fetch by then, and would take it for a new one."""
+    """The store has lost the fetch, and would execute its repetition as a new one."""
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
@@ -76,7 +76,7 @@ def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, pr
 
 @pytest.mark.faults(4)
 def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
-    """After a loss of data these are other tasks than the loop is about to read of."""
+    """After a loss of data, these are not the tasks of the reply that the loop is about to read."""
     client = Qsync(store.url, prefix=prefix).client()
 
     def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:
@@ -93,7 +93,7 @@ def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
 async def test_a_cancellation_in_the_moment_of_an_announcement_is_not_lost(
     valkey: Store, prefix: str, steps: int
 ) -> None:
-    """asyncio.wait_for of Python 3.11 ignores a cancellation that meets a result."""
+    """On Python 3.11, asyncio.wait_for ignores a cancellation that coincides with a result."""
     async with Qsync(valkey.url, prefix=prefix) as app, app.server() as server:
         control = server._control
         announcing = asyncio.create_task(control.announce())

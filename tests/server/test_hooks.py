@@ -26,7 +26,7 @@ def app(valkey: Store, prefix: str) -> Qsync:
 
 
 def hear(app: Qsync) -> ChannelEvent:
-    """Return a list of what hooks of all events hear: event, task, error."""
+    """Return a list to which the hooks of all events append: event, task, error."""
     heard: ChannelEvent = []
     for event in ("enqueued", "started", "completed"):
         app.on(event)(lambda task, event=event: heard.append((event, task, None)))
@@ -76,7 +76,7 @@ def test_failed_hook_runs_for_each_attempt_and_dead_hook_at_the_end(app: Qsync) 
             await wait_until_async(lambda: "dead" in events(heard))
 
     asyncio.run(main())
-    # The server may start the task before the client has read the reply to its enqueue.
+    # The server may start the task before the client has read the reply to the enqueue.
     told = [(event, task.attempt, task.final) for event, task, _ in heard if event != "enqueued"]
     assert told == [
         ("started", 1, False), ("failed", 1, False), ("started", 2, False), ("failed", 2, True),

@@ -1,4 +1,4 @@
-"""Handlers that ignore an order to stop: their tasks end, and their slots are used again."""
+"""Handlers that ignore an order to stop: their tasks end, and their slots become free."""
 
 from __future__ import annotations
 

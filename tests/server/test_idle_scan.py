@@ -20,12 +20,12 @@ LEASE_US = 30 * S
 
 
 def fetches(server: Server) -> int:
-    """The number of fetches of a server from all its queues."""
+    """Return the number of fetches of a server from all its queues."""
     return sum(queue.number for queue in server._queues)
 
 
 class Counting:
-    """A mux that counts what it ran, by queue."""
+    """A mux that counts its runs by queue."""
 
     def __init__(self) -> None:
         self.ran: Counter[str] = Counter()
@@ -57,13 +57,13 @@ async def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix
         await looked(server, 3)
         before = fetches(server)
         await looked(server, 5)
-        # Each is fetched from once in five minutes, whatever a check returns.
+        # Each queue is fetched from once in five minutes, regardless of the checks.
         assert fetches(server) - before <= len(names) // 4
 
 
 @pytest.mark.faults(100)
 async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) -> None:
-    """Two tasks in each of 600 queues, and as many beside them that stay empty."""
+    """600 queues have two tasks each, and 600 others stay empty."""
     count = 600
 
     counting = Counting()
@@ -83,7 +83,7 @@ async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) 
 async def test_task_in_one_of_many_queues_is_found(
     store: Store, prefix: str, queues: int, *, lost: bool
 ) -> None:
-    """By its wake at once; and by a look where nobody heard of it."""
+    """The wake finds it at once; if the wake is lost, a check does."""
 
     counting = Counting()
     names = [f"q{at}" for at in range(queues)]
@@ -137,7 +137,7 @@ async def test_server_of_many_queues_recovers_what_a_dead_one_held(
             await counting.reaches(1)
 
 
-# The reply of a check.
+# Replies of checks.
 
 
 @pytest.fixture

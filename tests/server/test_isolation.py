@@ -1,4 +1,4 @@
-"""The cost of isolating suspects for other tasks, and its protection, on real stores."""
+"""The isolation of suspects on real stores: its cost for other tasks, and its protection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.stores import Store
 
 
 async def crash(b: Bench, ids: list[str], server: str, *, together: bool = False) -> None:
-    """A server takes all that waits, marks these as running and dies."""
+    """Let a server lease all waiting tasks, mark these as running, and die."""
     call = ops.fetch(b.keys(), server=server, number=1, wanted=500, policy=POLICY)
     assert set(ids) <= set((await b.broker.run(call)).ids)
     held = [LeaseRef(id, f"{server}/1") for id in ids]
@@ -31,7 +31,7 @@ async def crash(b: Bench, ids: list[str], server: str, *, together: bool = False
 
 
 async def make_suspects(b: Bench, tasks: list[Task]) -> list[str]:
-    """Enqueue tasks of which each is there when two servers die."""
+    """Enqueue tasks, each of which is running when two servers die."""
     ids = [one.id for one in await b.client.enqueue_many(tasks)]
     for server in ("dead1", "dead2"):
         await crash(b, ids, server)
@@ -41,7 +41,7 @@ async def make_suspects(b: Bench, tasks: list[Task]) -> list[str]:
 
 
 class Recorder:
-    """A handler that stays until it is let go, and one that ends at once."""
+    """A handler that runs until released, and one that ends at once."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []
@@ -78,7 +78,7 @@ async def test_long_suspect_delays_others_for_a_second(valkey: Store, prefix: st
             assert min(times) > crash_isolation.ALONE_S / 2
             assert max(times) < crash_isolation.ALONE_S + 2.5
             assert suspect in recorder.running
-            # From now on its server's crash does not count for it.
+            # From now on, a crash of its server does not count for it.
             assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
             recorder.gate.set()
 
@@ -147,7 +147,7 @@ async def test_with_a_limit_of_two_crashes_a_task_is_a_suspect_after_the_first(
                 await b.gone(id)
 
 
-# What is counted.
+# Counting of crashes.
 
 
 @pytest.fixture(params=BINARIES)
@@ -157,7 +157,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def die(rig: Rig, *, together: bool) -> bytes | None:
-    """One server takes the task, marks it and dies; another finds its lease lapsed."""
+    """Let one server lease the task, mark it and die; another recovers it from its expired
+    lease."""
     held = rig.lease()
     assert rig.run(ops.mark_started(rig.keys, held, together=together)) == ["ok"]
     rig.now += LAPSE

@@ -1,4 +1,4 @@
-"""Handlers notice that their server has lost the lease."""
+"""Handlers can detect that their server has lost the lease."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_handler_in_thread_learns_of_lost_lease_by_progress_and_enqueues(
     def long(task: TaskInfo) -> None:
         client = current().client
         begun.set()
-        with suppress(LeaseLost):  # the lease may be lost between the question and the report
+        with suppress(LeaseLost):  # the lease may be lost between the check and the report
             while not current().cancelled:
                 current().progress(1, 2)
         for what in (

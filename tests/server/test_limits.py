@@ -1,4 +1,4 @@
-"""Limits of an app on its servers: what starts when, and which enqueues carry them."""
+"""Limits of an app on its servers: when tasks start, and which enqueues carry limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def app(valkey: Store, prefix: str) -> Qsync:
 
 
 class Runs:
-    """The concurrent runs by key, and when each began."""
+    """Concurrent runs by key, and the start time of each."""
 
     def __init__(self) -> None:
         self.now: Counter[Any] = Counter()
@@ -250,7 +250,7 @@ async def test_limits_hold_for_the_first_tasks_after_a_loss_of_data(
 
 @asynccontextmanager
 async def stored(app: Qsync) -> AsyncIterator[Any]:
-    """The limits of the tasks that the queue holds, once `count` of them are there."""
+    """Yield a function that waits for `count` tasks in the queue and returns their limits."""
     async with app, app.inspector() as inspector:
 
         async def limits(count: int) -> list[list[str]]:
@@ -371,7 +371,7 @@ def test_free_slots_of_a_round_are_given_once() -> None:
 async def test_rules_that_the_store_lost_are_published_again(
     app: Qsync, valkey: Store, prefix: str, first: str
 ) -> None:
-    """Also if it lost them between the start and the first fetch, whichever server's that is."""
+    """The loss may also come between the start and the first fetch, of this or another server."""
     app.limit("customer", concurrency=2)
     app.queue("default", max_tasks=9)
     app.queue("unserved", max_tasks=3)

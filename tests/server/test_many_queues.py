@@ -1,4 +1,4 @@
-"""Twenty thousand names in the set of queues: reads are bounded, and each can be had."""
+"""Twenty thousand names in the set of queues: reads are bounded, but can reach each of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.stores import Store
 
 MANY = 20_000
 PAGE_AT_MOST = 2.1 * QUEUES_READ
-"""One name less than a page, and a step of SSCAN, which may return a few more than asked for."""
+"""A page less one name, and a step of SSCAN, which may return more than its COUNT."""
 
 
 @pytest.fixture
 def flooded(valkey: Store, prefix: str) -> str:
-    """A prefix with 20,000 names, some of which no queue can have."""
+    """Return a prefix with 20,000 names in the set of queues, some of them invalid."""
     with valkey.client() as client:
         key = GlobalKeys(prefix).queues
         for at in range(0, MANY, 1000):

@@ -36,7 +36,8 @@ def blocked_clients(store: Store) -> int:
 async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All parts at once: fetches, waits, leases, ends of tasks, progress, ticks, inbox, record."""
+    """All parts fail at once: fetches, waits, leases, settlements, progress, ticks, inbox and
+    record."""
     caplog.set_level(logging.DEBUG, "qsync")
     mux = Mux()
     begun = asyncio.Event()
@@ -87,7 +88,8 @@ async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
 async def test_idle_servers_notice_the_end_of_an_outage_before_their_next_sweep(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are ready while they wait for tasks, and name the store's error while they cannot."""
+    """Servers are ready while they wait for tasks; when they cannot fetch, probes name the store's
+    error."""
     monkeypatch.setattr(health, "STORE_AWAY_S", 0.05)
     address = Qsync(own_store.url, prefix=prefix).client()._address
 
@@ -158,7 +160,7 @@ def test_refusal_during_an_outage_has_a_separate_line(
 def test_refusal_that_is_not_retried_has_one_line_in_an_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A password that the store takes no more: heartbeats fail three times per second."""
+    """When the store rejects the password, heartbeats fail three times per second."""
     log, refused = Outage(), ConfigError("wrong password")
     log.failed("read the inbox", refused)
     for _ in range(3):

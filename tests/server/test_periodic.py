@@ -1,4 +1,4 @@
-"""Periodic tasks on a real store: each tick is enqueued once, whatever goes wrong."""
+"""Periodic tasks on a real store: each tick is enqueued once, despite all faults."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Place:
 
     @contextlib.asynccontextmanager
     async def running(self, *tasks: PeriodicTask, loops: int = 1) -> AsyncIterator[None]:
-        """So many loops run meanwhile, on connections of their own, each farther than the last."""
+        """Run `loops` loops during the block, on separate connections, each with more latency than
+        the last."""
         async with asyncio.TaskGroup() as group:
             running = []
             for number in range(loops):
@@ -77,18 +78,18 @@ class Place:
         return QueueKeys(self.prefix, queue)
 
     def ids(self, queue: str = "default") -> list[str]:
-        """All tasks of a queue, in any state."""
+        """Return the ids of all tasks of a queue, in any state."""
         with self.store.client() as client:
             return sorted(id.decode() for id in client.hkeys(self.keys(queue).key("tasks")))
 
     def last(self, name: str, queue: str = "default") -> int | None:
-        """The last tick of a schedule that the store knows."""
+        """Return the last recorded tick of a schedule."""
         with self.store.client() as client:
             found = client.hget(self.keys(queue).key("ticks"), name)
         return None if found is None else int(found)
 
     def set_last(self, name: str, tick_us: int, queue: str = "default") -> None:
-        """The store believes that this was the last tick."""
+        """Record this as the last tick."""
         with self.store.client() as client:
             client.hset(self.keys(queue).key("ticks"), name, tick_us)
 
@@ -112,13 +113,13 @@ def run(store: Store, prefix: str, work: Callable[[Place], Any]) -> None:
 
 
 def ticks_of(name: str, ids: Iterable[str]) -> list[int]:
-    """The ticks that tasks of a schedule are for, rising."""
+    """Return the ticks of a schedule's tasks, in order."""
     times = [id.removeprefix(f"{name}@") for id in ids if id.startswith(f"{name}@")]
     return sorted(datetime_us("tick", datetime.fromisoformat(time)) for time in times)
 
 
 def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
-    """The ticks between two times."""
+    """Return the ticks between two times."""
     ticks = [first_us]
     while ticks[-1] < last_us:
         ticks.append(schedule.next_after(ticks[-1]) or last_us)
@@ -126,14 +127,15 @@ def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
 
 
 def rare_hour(now_us: int) -> Every:
-    """A schedule of about an hour whose last tick is some minutes ago, and its next one far."""
+    """Return a schedule of about an hour whose last tick is some minutes ago and whose next one is
+    far off."""
     periods = range(3000, 3600, 60)
     return Every(next(one for one in periods if 600 < now_us / 1_000_000 % one < one - 600))
 
 
 @pytest.mark.faults(67)
 def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
-    """No tick is left out, and none is enqueued again when its task is done and gone."""
+    """No tick is left out, and none is enqueued again when its task has left the queue."""
     tasks = [periodic("a", Every(0.1)), periodic("b", Every(0.15)), periodic("c", Every(0.1))]
 
     async def work(place: Place) -> None:
@@ -160,7 +162,8 @@ def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(68)
 def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
-    """Its first tick is the first one after a server has seen it, whatever it does about missed."""
+    """A schedule's first tick comes after a server has first published it, with any option for
+    missed ticks."""
 
     async def work(place: Place) -> None:
         new = [periodic(missed, RARE, missed=missed) for missed in ("skip", "once", "all")]
@@ -174,7 +177,8 @@ def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(68)
 def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) -> None:
-    """Exact counts after five ticks without a server, with ten that come back together."""
+    """The counts are exact after five ticks without a server, when ten servers come back
+    together."""
 
     async def work(place: Place) -> None:
         hourly = rare_hour(place.now_us())
@@ -196,10 +200,10 @@ def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) 
 
 @pytest.mark.faults(68)
 def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
-    """A restart over a tick loses nothing, "skip" or not."""
+    """A restart during a tick loses nothing, even with "skip"."""
 
     async def work(place: Place) -> None:
-        # Every 20 s: one or two ticks lie within the 30 s, and the sixth before now does not.
+        # Every 20 s: one or two ticks lie within the 30 s of grace, but not the sixth before now.
         every = Every(20)
         now_us = place.now_us()
         latest = every.previous(now_us)
@@ -219,7 +223,8 @@ def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
 def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
     store: Store, prefix: str
 ) -> None:
-    """The first server after the clock was set back; a tick under an hour ahead is not repeated."""
+    """The first server after the clock was set back continues; a tick under an hour ahead is not
+    repeated."""
 
     async def work(place: Place) -> None:
         now_us = place.now_us()
@@ -237,7 +242,7 @@ def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
 @pytest.mark.faults(45)
 @pytest.mark.guarantee(5)
 def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:
-    """By the store's clock, whatever the server's is."""
+    """The store's clock decides, even if the server's is wrong."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("often", Every(0.2)), loops=3):
@@ -269,7 +274,7 @@ def test_tasks_go_to_their_queues_which_are_registered(store: Store, prefix: str
 
 
 def test_a_tick_whose_lock_is_held_is_skipped(store: Store, prefix: str) -> None:
-    """unique=True: while the task of an earlier tick waits, later ticks bring none."""
+    """With unique=True, later ticks enqueue no task while that of an earlier tick waits."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("one", Every(0.1), unique=True)):
@@ -299,7 +304,7 @@ def test_dead_tick_does_not_prevent_the_next(store: Store, prefix: str) -> None:
 def test_task_that_cannot_be_built_stops_no_other_schedule(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its ticks are skipped with an error in the log, which does not quote the exception."""
+    """Its ticks are skipped, with an error in the log that does not quote the exception."""
     calls = 0
 
     def build() -> Task:
@@ -324,7 +329,7 @@ def test_task_that_cannot_be_built_stops_no_other_schedule(
 @pytest.mark.faults(17, 25)
 @pytest.mark.guarantee(7)
 def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) -> None:
-    """Ticks continue when the store is back; the scripts that it forgot are sent again."""
+    """Ticks continue when the store is back; scripts that it has lost are sent again."""
     with Store(aof=True) as store:
 
         async def work(place: Place) -> None:
@@ -345,7 +350,7 @@ def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) ->
 def test_a_full_store_is_survived(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused ticks are tried again, and within their grace none is lost."""
+    """Refused ticks are retried, and none is lost within the grace."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("often", Every(0.1))):

@@ -82,7 +82,8 @@ def test_on_error_and_retry_delay_get_the_class_that_was_raised(valkey: Store, p
     assert slow.after == 12
     assert isinstance(told["os"], FileNotFoundError)
     assert told["os"].errno == 2
-    # Its class is known only there: the nearest base that is known here, under its own name.
+    # Its class exists only in the process: here it is the nearest known base, with the original
+    # name.
     assert isinstance(told["local"], LookupError)
     assert type(told["local"]).__name__ == "LocalError"
     assert isinstance(told["exit"], HandlerError)
@@ -148,7 +149,7 @@ async def test_large_arguments_and_values_are_transferred() -> None:
 
 
 def test_process_call_has_little_overhead() -> None:
-    """CPU time of the server, which other work on the machine does not lengthen much."""
+    """The server's CPU time counts, which other work on the machine hardly affects."""
 
     async def main() -> float:
         pool, nothing = ProcessPool(2), handler(handlers.nothing)

@@ -1,4 +1,4 @@
-"""Tasks that wait in a process behind a running one never start there once they are taken back."""
+"""Tasks that wait in a process behind a running one never start there after they are taken back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def warm_pool(folder: Path) -> AsyncIterator[tuple[ProcessPool, int]]:
-    """A pool of one process that is quick and has imported the handlers; and its pid."""
+    """Yield a pool of one process that has imported the handlers, and its pid."""
     pool = ProcessPool(1)
     first = waiting_in(folder / "warm")
     (folder / "warm" / "go").touch()

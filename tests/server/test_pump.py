@@ -1,4 +1,4 @@
-"""Runs that share one asyncio task do not affect each other, and handlers cannot notice it."""
+"""Runs that share an asyncio task do not affect each other, and handlers cannot notice it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_handlers_that_wait_for_nothing_share_a_task_and_no_context(
 
 
 def test_a_handler_that_keeps_its_asyncio_task_has_it_to_itself(valkey: Store, prefix: str) -> None:
-    """So that cancelling it, at once or later, affects no other handler."""
+    """Cancelling the task, at once or later, affects no other handler."""
     mux, ended, kept = Mux(), list[str](), list[asyncio.Task[Any]]()
 
     @mux.handle("keeps")
@@ -132,7 +132,7 @@ def test_a_handler_that_waits_after_quick_ones_is_stopped_at_its_limit(
 
 
 def test_task_behind_a_running_handler_has_not_started(valkey: Store, prefix: str) -> None:
-    """So that a heartbeat can hand it back if that handler blocks the loop."""
+    """A heartbeat can hand it back if that handler blocks the loop."""
     phases, mux, servers = list[list[Phase]](), Mux(), list[Any]()
 
     @mux.handle("quick")
@@ -203,7 +203,7 @@ async def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: st
         async with b.server(mux):
             await until(lambda: len(begun) == len(ids))
     overtaken = max(abs(at - int(id)) for at, id in enumerate(begun))
-    assert overtaken <= 100  # as many run at once
+    assert overtaken <= 100  # as many run concurrently
 
 
 async def test_timeouts_drop_ended_runs_and_report_the_others() -> None:

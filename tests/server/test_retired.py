@@ -1,4 +1,4 @@
-"""Servers that an operator stops, and the records of dead servers."""
+"""Servers that an operator stops, and records of dead servers."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, pref
             handle = await b.client.enqueue(Task(type))
             await b.reaches(handle.id, "dead")
             info = await handle.info()
-            assert info.attempt == 1  # another one would not go better
+            assert info.attempt == 1  # another attempt would fail as well
             what = "coroutine" if type == "forgotten" else type
             assert re.fullmatch(
                 f"NeverRun: the handler returned an? {what}, .* did not run: .*",
@@ -126,7 +126,8 @@ async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, pref
 async def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
     store: Store, prefix: str
 ) -> None:
-    """4 KiB are not much: what called the handler is the same for all, and is left out."""
+    """4 KiB is little, so the frames that call the handler, which are always the same, are left
+    out."""
 
     async def around(task: TaskInfo, call_next: CallNext) -> Any:
         return await call_next()
@@ -211,7 +212,7 @@ async def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, p
 async def test_retry_with_invalid_delay_uses_default_delay(
     store: Store, prefix: str, place: str, delay: Any
 ) -> None:
-    """The handler has ended: its task must not stay active for that."""
+    """The handler has ended, so its task must not stay active."""
 
     mux = Mux()
 
@@ -370,7 +371,7 @@ async def test_results_come_back_as_they_were_returned(store: Store, prefix: str
                 handle = await b.client.enqueue(Task(type, at, retention=60))
                 assert await handle.result(timeout=5) == value
         handle = await b.client.enqueue(Task("odd", retention=60))
-        await b.reaches(handle.id, "dead")  # not retried: it would return the same
+        await b.reaches(handle.id, "dead")  # no retry, which would return the same
 
 
 async def test_middleware_wraps_in_order_and_may_change_task_and_value(
@@ -569,7 +570,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str, co
         noticed.set()
 
     mux.handle("hang")(hang if colour == "async" else hang_in_thread)
-    # With a long lease only the inbox can be so quick.
+    # With a long lease, only the inbox can be this fast.
     async with bench(store.url, prefix) as b, b.server(mux, lease=30):
         handle = await b.client.enqueue(Task("hang", retention=60))
         await until(started.is_set)
@@ -577,7 +578,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str, co
         with pytest.raises(TaskCancelled):
             await handle.result(timeout=3)
         await until(noticed.is_set)
-        assert await handle.cancel()  # it is: asking again does no harm
+        assert await handle.cancel()  # a second request does no harm
 
 
 async def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix: str) -> None:
@@ -687,7 +688,7 @@ async def test_an_undecodable_message_is_dead_and_the_others_run(store: Store, p
 async def test_process_handlers_return_fail_time_out_and_die_alone(
     store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # A spawned process is given this path, and so finds the handlers of the tests.
+    # Add the folder of the tests to the path, so that a spawned process finds the handlers.
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
 
     mux = Mux()

@@ -16,7 +16,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 async def _dead_server(using: Bench, number: int) -> list[str]:
-    """Lease a task as a server `worker-0` that is gone since, after so many fetches."""
+    """Lease a task as a server `worker-0` that has since died, after `number` fetches."""
     server = using.server(Mux(), server_id="worker-0")
     fetch = ops.fetch(
         using.keys(), server="worker-0", number=number, wanted=10, policy=server.config.policy()
@@ -26,7 +26,7 @@ async def _dead_server(using: Bench, number: int) -> list[str]:
 
 @pytest.mark.faults(89)
 async def test_restarted_server_with_the_same_id_fetches_at_once(store: Store, prefix: str) -> None:
-    """The life before made a thousand fetches; the new one begins to count again."""
+    """The previous run made a thousand fetches; the new one counts from the start."""
 
     ran: asyncio.Queue[str] = asyncio.Queue()
     mux = Mux()
@@ -71,8 +71,8 @@ async def test_two_servers_with_one_id_both_work(store: Store, prefix: str) -> N
 
 @pytest.mark.faults(89)
 async def test_crash_of_the_previous_run_is_counted(store: Store, prefix: str) -> None:
-    """A restarted server does not take over its predecessor's leases, or a task that kills its
-    server would never be charged."""
+    """A restarted server does not take over its predecessor's leases; otherwise, a task that kills
+    its server would never be charged."""
 
     mux = Mux()
     crashes: asyncio.Queue[int] = asyncio.Queue()
@@ -114,7 +114,7 @@ async def test_order_to_the_previous_run_does_not_reach_the_next(store: Store, p
 
 
 async def test_token_names_the_server_without_the_run(store: Store, prefix: str) -> None:
-    """In views, in the history of failures, and in orders to the server."""
+    """This holds in views, in the history of failures, and in orders to the server."""
 
     mux = Mux()
     started: asyncio.Queue[str] = asyncio.Queue()

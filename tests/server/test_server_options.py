@@ -1,4 +1,4 @@
-"""Options of servers: given to the app as defaults, to `app.server`, or to `qsync worker`."""
+"""Options of servers, passed to the app as defaults, to `app.server`, or to `qsync worker`."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:
     options = set(inspect.signature(worker_command).parameters)
     settings = set(Config.__dataclass_fields__) - others
     assert settings - {"processes", "version"} <= options
-    assert {"task_processes", "app_version"} <= options  # `processes` there is another number
+    assert {"task_processes", "app_version"} <= options  # `processes` has another meaning there
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ async def test_tasks_that_wait_for_a_thread_behind_slow_ones_go_to_another_serve
 def test_wait_for_a_default_thread_does_not_count_as_run_time(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six tasks of 0.4 s each for one thread, none of which may take longer than 1 s."""
+    """Six tasks of 0.4 s each share one thread, with a timeout of 1 s each."""
     monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 1)
     failed: list[BaseException] = []
 

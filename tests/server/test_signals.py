@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT reach every server of a loop, and the program around it."""
+"""SIGTERM and SIGINT reach every server of a loop, and the program around them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def serve(number):
 
 
 class Program:
-    """A program that runs servers, and what it prints."""
+    """A program that runs servers, and its output."""
 
     def __init__(self, body: str, *arguments: str, folder: Path) -> None:
         script, self._output = folder / "program.py", folder / "output"
@@ -167,7 +167,7 @@ def test_server_and_uvicorn_stop_at_the_first_sigterm(
 
 @pytest.fixture
 def at_sigterm() -> Iterator[list[str]]:
-    """The handlers that a SIGTERM reaches, in order."""
+    """Yield a list of the handlers that a SIGTERM reaches, in order."""
     heard: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("program"))
     yield heard

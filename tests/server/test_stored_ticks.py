@@ -1,4 +1,4 @@
-"""Stored schedules on a real store: each tick is one task, whichever server enqueues it."""
+"""Stored schedules on a real store: each tick is one task, even with several servers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def put(
 
 
 def due(rig: Rig) -> list[TickRow]:
-    """The calls of a server that checks now."""
+    """Return the due ticks of a server that checks now."""
     rows = []
     for row in rig.run(schedule_ops.due_schedules(rig.keys, now_us=rig.now)).rows:
         content = decode_record(row.record)
@@ -223,7 +223,7 @@ def test_schedules_continue_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
     put(rig, "yearly", Cron("0 0 1 1 *"))
     yearly_us = next_of(rig, "yearly")
     rig.now += 3 * DAY
-    put(rig, "new", Every(60), "all")  # its ticks count from a time that has not come
+    put(rig, "new", Every(60), "all")  # its ticks count from a time in the future
     asyncio.run(check(rig))
     assert next_of(rig, "a7") > rig.now
     rig.now -= 3 * DAY
@@ -312,7 +312,7 @@ def test_queue_with_schedules_is_not_forgotten_without_force(rig: Rig) -> None:
     assert rig.dump() == {}
 
 
-# The loops of servers
+# Loops of servers
 
 
 class Place:
@@ -358,7 +358,7 @@ def test_ten_servers_enqueue_each_tick_once(app_of: Any, store: Store, prefix: s
                 return [id.decode() for id in held]
 
             await wait_until_async(lambda: len(found()) > 40)
-            tasks[0].cancel()  # the others go on
+            tasks[0].cancel()  # the other schedules continue
             await wait_until_async(lambda: len(found()) > 60)
             for name in names:
                 times = ticks_in(name, found())
@@ -506,7 +506,7 @@ def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, ba
 def test_server_with_rights_of_an_older_version_logs_once_and_continues(
     app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its user may not read a key that the older version does not know."""
+    """The rights of an older version do not include a key that was added later."""
     old = rights_are_old(store)
     rules = [rule for rule in acl.rules("server", prefix, old=old) if "schedule_queues" not in rule]
     store.command("ACL", "SETUSER", "older", "reset", "on", ">secret", *rules)

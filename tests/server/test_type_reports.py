@@ -1,4 +1,4 @@
-"""Servers report what they counted of each type, and roll ended minutes up."""
+"""Servers report their counts of each type, and roll up ended minutes."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_idle_server_reports_nothing(store: Store, prefix: str) -> None:
 
 
 def busy(rng: random.Random, rate: int) -> TypeCounts:
-    """A minute or hour of a type whose tasks take times of a wide distribution."""
+    """Return the counts of a minute or hour of a type with widely distributed run times."""
     row = TypeCounts(rate, [rate - rate // 20, rate // 25, rate // 100, 0, 0, 0, 0])
     for _ in range(min(rate, 300)):
         row.waits.count(rng.lognormvariate(-3, 1))
@@ -278,7 +278,7 @@ def test_slowest_runs_and_starts_of_servers_are_reported_and_kept(
 
 
 async def _another(made: Bench, mux: Mux, keys: QueueKeys, now_us: int) -> None:
-    """Start a later version on the queue; it is stopped, and its report is rolled up."""
+    """Run a server of a later version on the queue, whose report is rolled up."""
     server = made.server(mux, version="1.5")
     async with server:
         reports = next(part for part in server._parts if isinstance(part, TypeReports))

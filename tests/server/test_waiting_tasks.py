@@ -28,14 +28,14 @@ COUNT = 10
 
 
 class Bodies:
-    """A `def` handler that notes which bodies begin, and then stays until it is let go."""
+    """A `def` handler that records which bodies begin, and then runs until released."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.gate = threading.Event()
         self.mux = Mux()
         self.mux.handle("stay")(self.stay)
-        self.mux.handle("other")(self.other)  # else no more tasks are taken than there are threads
+        self.mux.handle("other")(self.other)  # else one task per thread is leased
 
     async def other(self, task: TaskInfo) -> None:
         """Not called."""
@@ -46,7 +46,7 @@ class Bodies:
 
 
 async def reach(b: Bench, ids: list[str], *states: str | None) -> None:
-    """Wait until all these tasks are in one of the states."""
+    """Wait until all these tasks are in one of these states."""
 
     async def check() -> bool:
         return {await b.state(id) for id in ids} <= set(states)
@@ -55,13 +55,13 @@ async def reach(b: Bench, ids: list[str], *states: str | None) -> None:
 
 
 async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
-    """Another server takes the tasks of this one, whose leases lapse at once."""
+    """Let another server lease the tasks of this one, whose leases expire at once."""
     got: set[str] = set()
     numbers = itertools.count(1)
 
-    async def taken() -> bool:  # a renewal in between keeps what is not taken yet
+    async def taken() -> bool:  # a renewal in between keeps some tasks
         await b.broker.run(ops.abandon(b.keys(), server_id))
-        for _ in range(2):  # the first finds the leases lapsed
+        for _ in range(2):  # the first finds the expired leases
             call = ops.fetch(
                 b.keys(), server="other", number=next(numbers), wanted=COUNT, policy=POLICY
             )

@@ -25,12 +25,12 @@ from tests.support.stores import Cluster, Store, available, wait_until, wait_unt
 S = 1_000_000
 NAMES = [f"q{at}" for at in range(66)]
 NEVER_S = 60.0
-"""A sweep so long that only messages, and no checks, find tasks."""
+"""Interval between sweeps, so long that only messages find tasks."""
 
 
 @pytest.fixture(scope="module")
 def partial() -> Iterator[Cluster]:
-    """A cluster that serves the slots whose nodes are there."""
+    """Yield a cluster that serves the slots of its reachable nodes."""
     if not available("valkey"):
         pytest.skip("needs valkey")
     config = {"cluster-require-full-coverage": "no"}
@@ -39,7 +39,7 @@ def partial() -> Iterator[Cluster]:
 
 
 class Ran:
-    """A mux that notes when it ran what."""
+    """A mux that records when and where it ran tasks."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -59,7 +59,7 @@ class Ran:
         return mux
 
     async def lag(self, client: AsyncClient, queue: str) -> float:
-        """The seconds from an enqueue to the start of its handler."""
+        """Return the seconds from an enqueue to the start of its handler."""
         began = time.perf_counter()
         handle = await client.enqueue(Task("a", queue=queue))
         await wait_until_async(lambda: handle.id in self.at, every=0.0005)
@@ -67,7 +67,7 @@ class Ran:
 
 
 def idle_in(cluster: Cluster, prefix: str, server: Server, names: list[str] = NAMES) -> int:
-    """The number of queues in which a server is registered as idle."""
+    """Return the number of queues in which a server is registered as idle."""
     with cluster.client() as client:
         keys = [QueueKeys(prefix, name).key("idle") for name in names]
         return sum(client.zscore(key, server.holder) is not None for key in keys)
@@ -79,7 +79,7 @@ async def all_idle(cluster: Cluster, prefix: str, server: Server, names: list[st
 
 
 def clients(node: Store, **having: str) -> list[dict[str, str]]:
-    """The connections of a node, except the one that asks."""
+    """Return the connections of a node, except this one."""
     lines = node.command("CLIENT", "LIST")
     found = []
     for line in lines if isinstance(lines, list) else lines.decode().splitlines():
@@ -105,7 +105,7 @@ def subscribed(nodes: list[Store]) -> int:
 async def serving(
     cluster: Cluster, prefix: str, names: list[str] = NAMES, **config: Any
 ) -> AsyncIterator[tuple[Ran, Bench, Server]]:
-    """A server of many queues that is idle in all of them."""
+    """Yield a server that is idle in all of its many queues."""
     ran = Ran()
     config = {"sweep": NEVER_S, "lease": 60.0, **config}
     async with (
@@ -126,7 +126,7 @@ async def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
         assert blocked(cluster.nodes) - others[0] == 1, "it waits for orders alone"
         lags = [await ran.lag(using.client, name) for name in NAMES]
         after = [len(clients(node)) for node in cluster.nodes]
-        # Of the server 8 at most for calls and one for heartbeats, 8 of each broker beside.
+        # The server has at most 8 for calls and one for heartbeats, and each other broker 8.
         assert max(now - then for now, then in zip(after, before, strict=True)) < 30
     assert statistics.median(lags) < 0.05
     assert max(lags) < 2
@@ -159,7 +159,7 @@ async def test_server_that_is_full_wakes_another(cluster: Cluster, prefix: str) 
             await using.client.enqueue(Task("a", queue=name))
             await wait_until_async(lambda: len(ran.at) == number)  # noqa: B023
         assert ran.by == {"one": 1, "two": 1}
-        # Now both are full: a third waits, and is fetched as soon as one has a slot.
+        # Now both are full: a third task waits until one of them has a slot.
         await using.client.enqueue(Task("a", queue=names[2]))
         await wait_until_async(lambda: idle_in(cluster, prefix, one, names[2:3]) == 0)
         ran.gate.set()
@@ -182,7 +182,7 @@ async def test_stopped_server_is_not_woken(cluster: Cluster, prefix: str) -> Non
             assert idle_in(cluster, prefix, first, ["q0"]) == 0
 
 
-# The ways to lose a subscription.
+# Losses of a subscription.
 
 
 @pytest.mark.faults(42)
@@ -209,7 +209,7 @@ async def test_frozen_node_does_not_delay_queues_of_other_nodes(
     rest = [name for name in NAMES if name not in others]
 
     async with serving(partial, prefix) as (ran, using, _):
-        for name in NAMES:  # what clients do first in a queue is done
+        for name in NAMES:  # the clients' first calls on a queue are done
             await ran.lag(using.client, name)
         silent.pause()
         try:
@@ -239,7 +239,7 @@ async def test_replica_that_takes_over_wakes_the_server(prefix: str) -> None:
 
 
 def acl_user(cluster: Cluster, name: str, *channels: str) -> str:
-    """The URL of a user who may do everything, on these channels."""
+    """Return the URL of a user with all rights, on these channels."""
     for node in cluster.nodes:
         node.command(
             "ACL", "SETUSER", name, "reset", "on", ">secret", "~*", "+@all",
@@ -271,7 +271,7 @@ async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
         app = Qsync(url, prefix=prefix)
         async with app, app.async_client() as mute:
             before = blocked(partial.nodes)
-            assert await ran.lag(mute, "q3") < 5  # a look finds the first
+            assert await ran.lag(mute, "q3") < 5  # a check finds the first task
             await wait_until_async(lambda: blocked(partial.nodes) == before + 1)
             assert statistics.median([await ran.lag(mute, "q3") for _ in range(9)]) < 0.05
 
@@ -279,7 +279,7 @@ async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
 async def test_server_that_blocks_is_served_beside_one_that_is_sent_messages(
     cluster: Cluster, prefix: str
 ) -> None:
-    """So do servers of one queue, and those of earlier releases."""
+    """Servers of one queue and those of earlier releases block."""
 
     async with (
         serving(cluster, prefix, concurrency=1, prefetch=0) as (ran, using, _),
@@ -380,7 +380,7 @@ def test_ids_not_renewed_are_forgotten(store: Store, queue: Queue) -> None:
 
 
 def test_element_for_an_idle_server_shows_an_unsent_message(store: Store, queue: Queue) -> None:
-    """As clients of earlier releases do."""
+    """Clients of earlier releases push such elements."""
     assert not listen(queue).woken
     with store.client() as client:
         client.lpush(queue.keys.key("wake"), "1")

@@ -1,4 +1,4 @@
-"""Weights also hold for large payloads, of which a fetch brings fewer tasks than requested."""
+"""Weights also hold for large payloads, of which a fetch returns fewer tasks than requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGE = b"x" * 250_000
 @pytest.mark.faults(93)
 @pytest.mark.parametrize("strict", [False, True])
 def test_queue_of_large_payloads_gets_its_share(store: Store, prefix: str, *, strict: bool) -> None:
-    """A fetch takes 16 of them at most."""
+    """A fetch returns at most 16 of these tasks."""
     started: Counter[str] = Counter()
     share: dict[str, int] = {}
     enough = asyncio.Event()
@@ -48,11 +48,11 @@ def test_queue_of_large_payloads_gets_its_share(store: Store, prefix: str, *, st
 def rounds(
     weights: dict[str, int], most: dict[str, int], *, slots: int = 100, count: int = 200
 ) -> dict[str, int]:
-    """How many tasks queues bring in so many rounds, if a fetch brings so many of them at most."""
+    """Return how many tasks each queue yields in `count` rounds, with at most `most` per fetch."""
     shares = Shares(weights, strict=False)
     taken = dict.fromkeys(weights, 0)
     for at in range(count):
-        if at == 3:  # what was learned in the first rounds counts from now on
+        if at == 3:  # count only rounds after the shares have adapted
             taken = dict.fromkeys(weights, 0)
         given = shares.split(slots, list(weights))
         assert sum(given.values()) <= slots

@@ -32,7 +32,7 @@ CHARGED: Final = (ValueError, Retry, SkipRetry, TimeoutError, RuntimeError)
 QUEUES: Final = ("main", "side")
 MAX_CRASHES: Final = 3
 SPARED_MOST: Final = 3
-"""Number of crashes beside other suspects that are not charged to a task; see include/crash_counts.lua."""
+"""Crashes beside other suspects that are not charged to a task; see include/crash_counts.lua."""
 
 DEAF_S: Final = 5.0
 """Time for which a handler that ignores its cancellation continues, in seconds: longer than a

@@ -1,7 +1,7 @@
-"""Tests as a user of the store who has the rights of a role and no more.
+"""Runs tests as a user of the store with the rights of a role and no others.
 
-QSYNC_TEST_ACL=1 has the fixture `store` give out such a user in its URL, by the file of the test.
-Setup and checks of a test run as the user with all rights.
+With QSYNC_TEST_ACL=1, the URL of the fixture `store` names such a user; the file of the test
+decides its role. The setup and the checks of a test run with all rights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ROLES: Final[dict[str, Role]] = {
     "test_views": "reader",
     "test_counts": "reader",
 }
-"""Files whose code under test does with a role; the others are tested with all rights."""
+"""The role that suffices for the code under test, by test file; other files are tested with all
+rights."""
 
 OPTIONAL: Final = {"info", "client|setinfo", "config|get"}
 """Commands whose denial has no effect."""
@@ -41,14 +42,14 @@ _CREDENTIALS: Final = re.compile(r"//[^@/]*@")
 
 
 class AsUser:
-    """A store whose URL is that of a user with the rights of a role, for one prefix."""
+    """A store whose URL names a user with the rights of a role, for one prefix."""
 
     def __init__(self, store: Store, role: Role, prefix: str) -> None:
         self._store = store
         self.user = f"as-{role}"
         old = rights_are_old(store)
         rules = [*acl.rules(role, prefix, old=old)]
-        if role == "admin":  # in whose tests there are servers too
+        if role == "admin":  # its tests run servers, too
             rules += [f"+{command}" for command in acl.commands("server", old=old)]
         store.command("ACL", "SETUSER", self.user, "reset", "on", ">secret", *rules)
         store.command("ACL", "LOG", "RESET")
@@ -58,7 +59,7 @@ class AsUser:
         return self._store.url.replace("//", f"//{self.user}:secret@")
 
     def refused(self) -> set[str]:
-        """The commands that were denied to the user."""
+        """Return the commands that were denied to the user."""
         entries = [_fields(entry) for entry in self._store.command("ACL", "LOG")]
         return {entry["object"] for entry in entries if entry["username"] == self.user}
 
@@ -68,7 +69,8 @@ class AsUser:
 
 @contextmanager
 def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
-    """The store for a test of this file; afterwards nothing was refused that it needs."""
+    """Yield the store for a test of this file; afterwards, check that no needed command was
+    refused."""
     role = ROLES.get(module.rpartition(".")[2])
     if not LIMITED or role is None:
         yield store
@@ -82,19 +84,19 @@ def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
 
 
 def user_of_rigs(store: Store, prefix: str) -> str:
-    """The credentials of a user for tests of single calls, who may also look at everything."""
+    """Return the credentials of a user for tests of single calls, which may also dump the store."""
     made = AsUser(store, "admin", prefix)
     store.command("ACL", "SETUSER", made.user, *(f"+{command}" for command in LOOKING))
     return f"{made.user}:secret@"
 
 
 def unlimited(url: str) -> str:
-    """The same store, for the user who may do everything."""
+    """Return the URL of the same store with all rights."""
     return _CREDENTIALS.sub("//", url) if "//as-" in url else url
 
 
 def rights_are_old(store: Store) -> bool:
-    """Whether it is a Redis before 7.2, which has fewer commands."""
+    """Return whether the store is a Redis before 7.2, which has fewer commands."""
     info = store.command("INFO", "server")
     version = tuple(map(int, info["redis_version"].split(".")[:2]))
     return "valkey_version" not in info and version < (7, 2)

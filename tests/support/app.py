@@ -1,4 +1,4 @@
-"""An app whose tasks run in processes: what a fresh process imports."""
+"""An app whose tasks run in processes; a new process imports this module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ app = Qsync("redis://localhost:1", prefix="elsewhere")
 
 
 class Sum(pydantic.BaseModel):
-    """A result that only pydantic knows how to carry."""
+    """A result that only pydantic can encode."""
 
     total: int
     pid: int

@@ -2,9 +2,9 @@
 
     python -m tests.support.attacked_server URL PREFIX
 
-It runs a good task before it says "ready", so that all that is imported at first use is there. When
-its input ends it prints, as JSON, the auditing events since then that nothing in a store may cause,
-the modules that came, the types that were handled, and by how much its memory has grown.
+It runs a good task before it prints "ready", so that all lazy imports are done. When its input ends
+it prints, as JSON, the forbidden audit events since then, the newly imported modules, the types
+that were handled, and the growth of its memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORBIDDEN: Final = (
     "subprocess.Popen", "pickle.find_class", "marshal.loads", "ctypes.dlopen", "shutil.rmtree",
     "os.remove", "os.rename", "socket.bind",
 )  # fmt: skip
-"""Not `compile`: whoever formats a traceback parses the lines of our own files."""
+"""`compile` is left out: formatting a traceback parses lines of our own files."""
 
 
 def say(line: str) -> None:

@@ -27,7 +27,7 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The browser; without one the test is skipped."""
+    """Yield the browser; without one the test is skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium on the path")
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Visit:
-    """A page in a context of its own, that notes what goes wrong in it."""
+    """A page in its own context that records its errors."""
 
     def __init__(self, browser: Any, url: str, **context: Any) -> None:
         self.url = url

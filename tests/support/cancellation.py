@@ -1,4 +1,4 @@
-"""Calls on a real store that are cancelled at any moment: no reply reaches another call."""
+"""Cancels calls on a real store at random moments: no reply may reach another call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALLS = 60
 
 
 def mixed_up(url: str, prefix: str, seed: int) -> str | None:
-    """Make calls and cancel some of them; says what was wrong with an answer.
+    """Make calls and cancel some of them; return the first wrong answer, or None.
 
     No other test may use the prefix.
     """
@@ -59,7 +59,8 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
 
 @contextlib.contextmanager
 def connection_kept_after_a_cancel() -> Iterator[None]:
-    """Mistake: a call that is cancelled between request and reply gives its connection back."""
+    """Mistake: a call that is cancelled between request and reply returns its connection to the
+    pool."""
     real = redis.asyncio.Connection.disconnect
 
     async def disconnect(self: Any, *args: Any, **options: Any) -> None:

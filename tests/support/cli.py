@@ -1,4 +1,4 @@
-"""The command line beside a server that runs, for tests: one in a thread of this process."""
+"""Runs the command line for tests, with a server in a thread of this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.stores import wait_until
 T = TypeVar("T")
 
 KINDS: Final = ("valkey", "redis_store", "cluster")
-"""Fixtures of the stores on which commands are tried."""
+"""Fixtures of the stores on which commands are tested."""
 
 
 class Ran:
@@ -38,13 +38,13 @@ class Ran:
 def qsync(*words: str, env: dict[str, str | None] | None = None) -> Ran:
     """Run a command in this process; standard input and output are no terminals."""
     environment = {"QSYNC_URL": None, "QSYNC_PREFIX": None, "COLUMNS": "80", **(env or {})}
-    # An exception is a traceback to a user, and none of the commands may show one.
+    # An exception would be a traceback, which no command may show to a user.
     found = CliRunner().invoke(command_line, list(words), env=environment, catch_exceptions=False)
     return Ran(found.exit_code, found.stdout, found.stderr)
 
 
 class Live:
-    """A store with a client, an inspector and, once it is started, a server."""
+    """A store with a client, an inspector and, once started, a server."""
 
     def __init__(self, url: str, prefix: str, loop: asyncio.AbstractEventLoop) -> None:
         self.url, self.prefix, self._loop = url, prefix, loop
@@ -61,7 +61,7 @@ class Live:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     def serve(self, **config: Any) -> Server:
-        """A server that has said that it lives, stopped at the end."""
+        """Start a server that is stopped at the end; return when it has registered."""
         options = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 0.2, **config}
         made = self.app.server(**options)
 
@@ -81,17 +81,17 @@ class Live:
         wait_until(lambda: self.state(id) == state, message=f"{id} is not {state}")
 
     def run(self, *words: str) -> Ran:
-        """A command on this store."""
+        """Run a command on this store."""
         return qsync(*words, env={"QSYNC_URL": self.url, "QSYNC_PREFIX": self.prefix})
 
     def ok(self, *words: str) -> Ran:
-        """A command that ends well."""
+        """Run a command that must succeed."""
         ran = self.run(*words)
         assert ran.code == 0, ran.err
         return ran
 
     def refused(self, *words: str, code: int = 1) -> str:
-        """Return the one line of a command that fails with this exit code."""
+        """Run a command that must fail with this exit code; return its one line of output."""
         ran = self.run(*words)
         assert ran.code == code, (ran.code, ran.out, ran.err)
         assert ran.err.endswith("\n")
@@ -140,7 +140,8 @@ def handlers(live: Live) -> Mux:
 
 
 def charge_one_way(depth: int, text: str) -> None:
-    """Two functions in turn, since Python shortens a traceback of one that calls itself."""
+    """Two functions call each other, since Python shortens the traceback of one that calls
+    itself."""
     charge_the_other_way(depth - 1, text)
 
 
@@ -152,7 +153,7 @@ def charge_the_other_way(depth: int, text: str) -> None:
 
 @contextlib.contextmanager
 def living(url: str, prefix: str) -> Iterator[Live]:
-    """A Live whose parts run in a loop in a thread."""
+    """Yield a Live whose parts run in a loop in a thread."""
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         thread = threading.Thread(target=loop.run_forever)

@@ -17,7 +17,7 @@ from qsync.task import Task
 from tests.support.acl import unlimited
 
 SERVER: Final = "host/1/hand"
-"""The id of the server that this is; with slashes, as a token has one too."""
+"""Id of this server; it has slashes, as tokens do."""
 
 RETENTION_US: Final = 60_000_000
 
@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 
 class Hand:
-    """Takes tasks of a queue and ends them, one way or another."""
+    """Leases tasks of a queue and ends them in different ways."""
 
     def __init__(self, url: str, prefix: str, queue: str = "default") -> None:
         self.broker = Broker(redis_clients.parse(unlimited(url)))
@@ -40,13 +40,13 @@ class Hand:
         self.broker.close()
 
     def enqueue(self, task: Task, *, now_us: int) -> Enqueued:
-        """Enqueue a task at a time of the test's choice."""
+        """Enqueue a task at a time that the test sets."""
         call = ops.enqueue(self.keys, [new_task(task, new_nonce())], now_us=now_us)
         [enqueued] = self.broker.run(call)
         return enqueued
 
     def take(self, wanted: int = 1) -> list[LeaseRef]:
-        """Lease so many tasks; AssertionError when there are fewer."""
+        """Lease exactly this many tasks."""
         number = next(_numbers)
         fetched = self.broker.run(
             ops.fetch(self.keys, server=SERVER, number=number, wanted=wanted, policy=POLICY)
@@ -64,13 +64,13 @@ class Hand:
         assert set(outcomes) == {"ok"}
 
     def succeed(self, *held: LeaseRef, value: Any = None) -> None:
-        """The handlers of the tasks returned a value."""
+        """Complete tasks whose handlers returned a value."""
         raw = isinstance(value, bytes)
         record = Result(value if raw else codec.encode(value), is_value=not raw)
         self.complete(*held, record=codec.encode(record))
 
     def finish(self, held: LeaseRef) -> None:
-        """The handler of a task without retention returned."""
+        """Complete a task without retention."""
         assert self.broker.run(ops.complete(self.keys, [Completion(*held)])) == ["ok"]
 
     def kill(self, held: LeaseRef, error: str) -> None:
@@ -82,7 +82,7 @@ class Hand:
         assert self.broker.run(ops.retry(self.keys, [row])) == ["ok"]
 
     def stop(self, held: LeaseRef) -> None:
-        """The handler was stopped because the task's cancel was asked for."""
+        """End a task whose handler was stopped by a cancel request."""
         assert self.broker.run(ops.end_cancelled(self.keys, [held])) == ["ok"]
 
     def delete(self, id: str, state: str) -> None:

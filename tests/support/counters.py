@@ -1,4 +1,4 @@
-"""Counters as a test reads them from the store: with the tally that meta holds."""
+"""The counters of a queue in the store, including the tally in meta."""
 
 from __future__ import annotations
 

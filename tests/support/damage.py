@@ -1,7 +1,7 @@
-"""Damage of a queue by an operator, an eviction or a bad disk, and its repair.
+"""Damages a queue, as an operator, an eviction or a bad disk does, and repairs it.
 
-The model does not cover a damaged queue: its remains must stop no script, an audit repairs it, and
-then it drains like any other.
+The model does not cover damaged queues: their data must not make any script fail; an audit repairs
+them, and then they drain like any other.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ROUNDS: Final = 40
 
 
 class Damage(NamedTuple):
-    """A damage: of the field of a key at a place in it, or of the key as a whole."""
+    """A damage to one field of a key, or to the whole key."""
 
     how: str
     """lost | spoilt | evicted"""
@@ -68,7 +68,7 @@ class Damage(NamedTuple):
 
 
 class Patient:
-    """A damaged queue, and the calls on it from then on."""
+    """A damaged queue, and the calls on it."""
 
     def __init__(self, rig: Rig, policy: FetchPolicy, number: int) -> None:
         self.rig = rig
@@ -92,7 +92,7 @@ class Patient:
             (client.zrem if is_set else client.hdel)(key, field)
 
     def treat(self, verbs: list[str], held: list[LeaseRef], ids: tuple[str, ...]) -> None:
-        """Make normal calls on the damaged queue, none of which may fail."""
+        """Make ordinary calls on the damaged queue; none may fail."""
         for verb in verbs:
             self.rig.now += LEASE if verb == "fetch" else 1
             self.rig.run(self._call(verb, held or [LeaseRef(ids[0], "s/0")], ids))
@@ -137,9 +137,10 @@ class Patient:
         )  # fmt: skip
 
     def heal(self) -> None:
-        """Repair the damage; only a lock that another task has taken meanwhile stays as it is."""
+        """Repair the damage; only a lock that another task has taken meanwhile is left."""
         auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
-        # A lost message shows a next run that is kept, and that run the limits that it lacks.
+        # A repair can reveal further damage: after a lost message a stored next run, then its
+        # missing limits.
         for _ in range(4):
             report: Report = _finished(auditor.audit(self.rig.keys.queue))
             left = [damage for damage in report.damages if damage.kind != "lock lost"]
@@ -151,9 +152,9 @@ class Patient:
     def drain(self) -> None:
         """Run all tasks to their end; after a year, none of their data is left."""
         self._resume()
-        self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
+        self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back hours
         for at in range(ROUNDS):
-            # After a long pause leases are spared for a while, and after a short one they are not.
+            # After a long pause leases are spared for a while, but not after a short one.
             self.rig.now += LEASE // 2 if at % 2 else 2 * LEASE
             fetched = self.rig.run(self._fetch("doctor", 20))
             held = [LeaseRef(id, f"doctor/{self._number}") for id in fetched.ids]
@@ -172,13 +173,13 @@ class Patient:
         )
 
     def _resume(self) -> None:
-        """Resume the queue, and all types of which it is known that they are paused."""
+        """Resume the queue and all types that the store lists as paused."""
         self.rig.run(operator_ops.resume(self.rig.keys))
         for paused in self.rig.run(type_ops.paused_types(self.rig.keys)):
             self.rig.run(type_ops.resume_type(self.rig.keys, paused.type, now_us=self.rig.now))
 
     def _latest(self) -> int:
-        """When the last of what waits, or is leased, comes due, or the last limit opens."""
+        """Return the latest time at which a task or lease is due or a limit opens."""
         client, key = self.rig.client, self.rig.keys.key
         names = ("scheduled", "active", "retry", "openings")
         last = [client.zrange(key(name), -1, -1, withscores=True) for name in names]
@@ -186,7 +187,7 @@ class Patient:
 
 
 class _AtOnce:
-    """What an audit of one queue needs of an AsyncBroker, on the rig and by its clock."""
+    """The part of AsyncBroker that an audit of one queue needs, on the rig and its clock."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
@@ -198,7 +199,7 @@ class _AtOnce:
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """The value of a coroutine that never waits."""
+    """Return the value of a coroutine that never waits."""
     try:
         work.send(None)
     except StopIteration as end:

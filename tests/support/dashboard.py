@@ -1,4 +1,4 @@
-"""A dashboard with a live system behind it, for tests that drive a browser or speak HTTP."""
+"""A dashboard of a live system, for tests that drive a browser or send HTTP requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.stores import HOST
 T = TypeVar("T")
 
 SAME: Final = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}
-"""Headers that a browser sends with a form of our own page."""
+"""Headers that a browser sends with a form of a dashboard page."""
 
 TRACE: Final = "\n".join(
     ["ValueError: order 4711 has no address", "", *(f" at {n}" for n in range(210))]
@@ -39,7 +39,7 @@ async def visiting(
     base: str = "http://localhost",
     client: tuple[str, int] = ("127.0.0.1", 5000),
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of an ASGI app in this event loop."""
+    """Yield an HTTP client of an ASGI app in this event loop."""
     transport = httpx.ASGITransport(app=app, client=client)
     async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as made:
         yield made
@@ -69,12 +69,12 @@ class Live:
             client.enqueue_many(tasks)
 
     def serve(self, **config: Any) -> Server:
-        """A server runs, until the end."""
+        """Start a server that runs until the end."""
         server = self.app.server(**{"lease": 5, "sweep": 0.2, "shutdown_timeout": 1, **config})
         return self.do(self.enter(server))
 
     async def enter(self, context: contextlib.AbstractAsyncContextManager[T]) -> T:
-        """Enter a context that lasts until the end."""
+        """Enter a context manager that is left at the end."""
         return await self._stack.enter_async_context(context)
 
     def inspect(self, ask: Callable[[Inspector], Coroutine[Any, Any, T]]) -> T:
@@ -87,7 +87,7 @@ class Live:
         return self.do(work())
 
     def open(self, **options: Any) -> str:
-        """A dashboard, by its URL."""
+        """Start a dashboard; return its URL."""
         options = {"auth": None if "token" in options else "host", "read_only": False, **options}
         return self.do(self._open(options))
 
@@ -129,7 +129,7 @@ class Live:
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[str]:
-    """The app over HTTP on a free port, by its URL."""
+    """Serve the app by HTTP on a free port; yield its URL."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )
@@ -139,7 +139,7 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def quiet_server(config: uvicorn.Config) -> AsyncIterator[int]:
-    """A server of uvicorn on a free port that leaves the signals alone, by its port."""
+    """Run uvicorn on a free port, without its signal handlers; yield the port."""
     bound = socket.socket()
     bound.bind((HOST, 0))
     server = _Server(config)
@@ -159,13 +159,13 @@ async def quiet_server(config: uvicorn.Config) -> AsyncIterator[int]:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to pytest: this runs in a thread."""
+        """Install no signal handlers: the server runs in a thread."""
         yield
 
 
 @contextlib.contextmanager
 def live(url: str, prefix: str) -> Iterator[Live]:
-    """A Live that is closed at the end."""
+    """Yield a Live that is closed at the end."""
     made = Live(url, prefix)
     try:
         yield made

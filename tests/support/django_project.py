@@ -1,4 +1,4 @@
-"""A Django project in the process of the tests, which can have only one."""
+"""The Django project of the test process, which can have only one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = "django-shop"
 
 @cache
 def set_up(url: str) -> None:
-    """Configure Django for a store and a SQLite database of its own; once in a process."""
+    """Configure Django for a store and a new SQLite database, once per process."""
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -75,5 +75,5 @@ TASKS: dict[str, Any] = {
 
 
 def options(url: str, **changes: Any) -> dict[str, Any]:
-    """The setting QSYNC, with changes."""
+    """Return the setting QSYNC, with changes."""
     return {"URL": url, "PREFIX": PREFIX, "PATIENCE": 3.0, **changes}

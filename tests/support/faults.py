@@ -1,7 +1,7 @@
 """The faults that the queue has to survive and the guarantees that it gives, by number.
 
-A test says which of them it shows by `@pytest.mark.faults(1, 7)` and `@pytest.mark.guarantee(2)`;
-docs/reliability.md is made from these marks and from the words here.
+A test names those that it covers by `@pytest.mark.faults(1, 7)` and `@pytest.mark.guarantee(2)`;
+docs/reliability.md is generated from these marks and the texts here.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ FAULTS: Final[dict[int, str]] = {
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})
-"""Rows that may be without a test and without a reason."""
+"""Rows that may have neither a test nor a reason."""
 
 LEFT_OUT: Final[dict[int, str]] = {}
-"""Why a row that should have a test has none. A row that gets one has to leave."""
+"""Reasons why rows that should have a test have none. A row with a test must not be here."""

@@ -16,14 +16,16 @@ from tests.support.stores import Store, wait_until_async
 
 TASKS: Final = 600
 MOST_RUN: Final = 300
-"""Tasks that a server of ten slots may run before it sees that their ends are refused."""
+"""Maximum number of tasks that a server of ten slots runs before it notices that their settlements
+are refused."""
 
 FULL_S: Final = 20.0
 REFUSED_S: Final = 2.0
 
 
 def wrong_when_full(store: Store, prefix: str) -> str | None:
-    """Run tasks on a full store, and on one that refuses their ends; says what was wrong.
+    """Run tasks on a full store, and on one that refuses their settlements; return the first
+    problem, or None.
 
     No other test may use the store, which is emptied first: earlier mistakes would count.
     """
@@ -44,7 +46,7 @@ def _mux(ran: list[str]) -> Mux:
 
 
 async def _when_full(store: Store, prefix: str) -> str | None:
-    """The store has no room for a result: tasks end without it."""
+    """Return a problem on a store without room for results: tasks must end without them."""
     prefix = f"{prefix}-full"
     async with bench(store.url, prefix) as b:
         await b.client.enqueue_many([Task("long", retention=600)] * 20)
@@ -66,7 +68,7 @@ async def _when_full(store: Store, prefix: str) -> str | None:
 
 
 async def _when_refused(store: Store, prefix: str) -> str | None:
-    """The store refuses the end of every task: no more are begun."""
+    """Return a problem on a store that refuses all settlements: no more tasks may begin."""
     prefix = f"{prefix}-refused"
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -85,7 +87,7 @@ async def _when_refused(store: Store, prefix: str) -> str | None:
 
 
 def result_sent_again_to_a_full_store() -> contextlib.AbstractContextManager[None]:
-    """Mistake: a result that a full store does not take is sent again for ever."""
+    """Mistake: a result that a full store does not accept is sent again forever."""
 
     async def complete(self: Settler, entries: Sequence[Any]) -> list[Any]:
         return list(entries)
@@ -94,7 +96,7 @@ def result_sent_again_to_a_full_store() -> contextlib.AbstractContextManager[Non
 
 
 def fetching_while_settlements_are_refused() -> contextlib.AbstractContextManager[None]:
-    """Mistake: a server goes on to fetch though the store does not take the ends of its tasks."""
+    """Mistake: a server continues to fetch though the store refuses its settlements."""
 
     def note(self: Settler, *, refused: bool) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Handlers that the tests have run in other processes."""
+"""Handlers that tests run in other processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from qsync.task import TaskInfo
 
 
 class Panic(BaseException):
-    """An error that is no Exception, as the panics of extensions in Rust."""
+    """An error that is not an Exception, like the panics of extensions in Rust."""
 
 
 @dataclass
 class Panics:
-    """A result that fails when it is encoded."""
+    """A result whose encoding fails."""
 
     field: int
 
@@ -51,7 +51,7 @@ class Odd:
 
 
 class OddError(Exception):
-    """Cannot be pickled: it needs two arguments and has one."""
+    """An error that cannot be unpickled: it needs two arguments and stores one."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(first + second)
@@ -67,7 +67,7 @@ def nothing(task: TaskInfo) -> None:
 
 
 class SlowDownError(Exception):
-    """Tells when to come again."""
+    """An error that carries a delay."""
 
     def __init__(self, after: int) -> None:
         super().__init__("slow down")
@@ -174,7 +174,8 @@ def skip(task: TaskInfo) -> None:
 
 
 def wait_for(task: TaskInfo) -> str:
-    """Say who runs it by a file `pid` in the folder that is the payload; wait for a file `go`."""
+    """Write the process id to a file `pid` in the folder that is the payload; wait for a file
+    `go`."""
     folder = Path(task.payload.decode())
     (folder / "new").write_text(str(os.getpid()))
     (folder / "new").rename(folder / "pid")

@@ -1,4 +1,4 @@
-"""Hostile texts for every field, which would act in a page that does not escape them."""
+"""Hostile texts for every field, which would take effect in a page that does not escape them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Incidents for drills of the dashboard and of the command line, made in the store by hand."""
+"""Causes incidents in the store, for drills of the dashboard and the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def outage(url: str, prefix: str, *, queue: str, type: str, count: int) ->
 
 
 async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
-    """Let a task kill three servers, of which it dies."""
+    """Let a task kill three servers, so that it is dead."""
     async with bed(url, prefix) as made:
         await made.enqueue(task, queue=queue)
         keys, policy = made.keys(queue), replace(POLICY, lease_us=1)
@@ -40,7 +40,7 @@ async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
 
 
 async def missed_cron(url: str, prefix: str, name: str, task: Task) -> None:
-    """Let a schedule miss its run of an hour ago, as servers note when they come back."""
+    """Let a schedule miss its run of an hour ago, as servers record when they come back."""
     async with bed(url, prefix) as made:
         await made.inspector.put_schedule(name, task, every=86_400)
         tick_us = (int(time.time()) - 3600) * 1_000_000

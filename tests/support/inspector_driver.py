@@ -1,4 +1,4 @@
-"""An inspector with a queue beside it that tests fill by hand."""
+"""An inspector, and a queue that tests fill by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = FetchPolicy(lease_us=60 * S, max_crashes=3, dead_limit=1_000_000, dead_
 
 
 class Bed:
-    """A store, an inspector of it, and what clients and servers do, done by hand."""
+    """A store, its inspector, and the actions of clients and servers as methods."""
 
     def __init__(self, broker: AsyncBroker, prefix: str) -> None:
         self.broker, self.prefix = broker, prefix
@@ -65,14 +65,14 @@ class Bed:
     async def hand_back(
         self, held: LeaseRef, *, limit: str, closed_us: int, queue: str = "default"
     ) -> None:
-        """A handler raises RateLimited, which closes a limit."""
+        """Hand a task back whose handler raised RateLimited, which closes a limit."""
         row = HandedBack(*held, None, started=True, limit=limit, closed_us=closed_us)
         await self.broker.run(ops.hand_back(self.keys(queue), [row]))
 
     async def dead(self, *tasks: Task, error: str = "boom", queue: str = "default") -> None:
-        """Tasks that are dead; the queue has nothing else pending.
+        """Enqueue tasks and let them die; the queue must have no other pending tasks.
 
-        If all have one type and fairness key, their records have a mark, as servers write it.
+        If all have the same type and fairness key, their records have a mark, as servers write it.
         """
         await self.enqueue(*tasks, queue=queue)
         kinds = {(task.type, task.fairness_key) for task in tasks}
@@ -98,7 +98,7 @@ class Bed:
         self, server: str, *, queues: Sequence[str] = ("default",), types: Sequence[str] = ("t",),
         **fields: Any,
     ) -> None:  # fmt: skip
-        """A server says that it lives."""
+        """Register a live server."""
         keys = GlobalKeys(self.prefix)
         record = {
             "host": "h", "pid": 1, "concurrency": 10, "running": 0, "quiet": 0,
@@ -117,7 +117,7 @@ def failure(error: str, attempts: int = 1, *, mark: str = "") -> bytes:
 
 @contextlib.asynccontextmanager
 async def bed(url: str, prefix: str) -> AsyncIterator[Bed]:
-    """A Bed whose connections are closed at the end."""
+    """Yield a Bed whose connections are closed at the end."""
     broker = AsyncBroker(redis_clients.parse(url))
     made = Bed(broker, prefix)
     try:

@@ -1,4 +1,4 @@
-"""Invariants after every call, checked on dumps of the store without the model."""
+"""Invariants that hold after every call, checked on dumps of the store without the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.counters import with_counted
 from tests.support.queue_driver import STATES, Dump
 
 VERBS: Final[dict[str, tuple[str, ...]]] = {
-    # What may happen to a task in a call, in order.
+    # Transitions of a task in one call, in order.
     "enqueue": ("drop", "enqueue", "replace", "open"),
     "tick": ("drop", "enqueue", "replace", "open"),
     "tick_schedules": ("drop", "enqueue", "replace", "open"),
@@ -66,7 +66,7 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
 
 
 def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
-    """Assert that what lies beside a queue is structural or ends by itself; then it is removed."""
+    """Assert that keys outside of the queue are structural or have a TTL; then delete them."""
     structural = {queue.key(name) for name in QUEUE_KEYS}
     for raw in client.scan_iter():
         key = raw.decode()
@@ -77,9 +77,9 @@ def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
 
 
 def check_counts(dump: Dump, counts: Counts) -> None:
-    """Assert that as much is counted as there is, and that the days make the sum."""
+    """Assert that the counts equal the contents, and that the days add up to the totals."""
     states = dict(counts.states)
-    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # both lie in one set
+    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # both share one set
     for name, count in {**states, **counts.others}.items():
         assert count == len(dump.get(name, {})), f"{name}: {count} are counted"
     total = Counter[str]()
@@ -97,7 +97,8 @@ def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:
 
 
 def reachable(state: TaskState | None, verbs: Sequence[str]) -> set[TaskState | None]:
-    """Where the verbs, each of them at most once and in this order, can lead by TRANSITIONS."""
+    """Return the states that the verbs, each at most once and in this order, can reach by
+    TRANSITIONS."""
     found = {state}
     for verb in verbs:
         found |= {to for at in found for to in TRANSITIONS.get((at, verb), ())}
@@ -114,7 +115,7 @@ def check_locks(dump: Dump) -> None:
 
 
 def check_limits(dump: Dump) -> None:
-    """Assert that what is in use and ready is counted as it is, and that no waiter is forgotten."""
+    """Assert that limits count exactly the tasks that hold them, and that no waiter is missing."""
     counts: dict[bytes, list[int]] = {}
     for id, text in dump.get("holds", {}).items():
         for limit in text.split(b"\0"):
@@ -130,7 +131,7 @@ def check_limits(dump: Dump) -> None:
 
 
 def comparable(dump: Dump) -> Dump:
-    """The keys that the model covers."""
+    """Return the keys that the model covers."""
     meta = {
         f: v
         for f, v in dump.get("meta", {}).items()
@@ -145,7 +146,7 @@ def comparable(dump: Dump) -> Dump:
 
 
 def assert_same(found: Dump, expected: Dump) -> None:
-    """Assert that they are equal, and show what is not."""
+    """Assert that two dumps are equal; the error shows the differences."""
     differing = {
         name: (found.get(name), expected.get(name))
         for name in found.keys() | expected.keys()

@@ -1,4 +1,4 @@
-"""Tasks with limits, as a client encodes them."""
+"""Tasks with limits, as encoded by a client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _tail: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 
 
 def with_limits(task: NewTask, *limits: str) -> NewTask:
-    """The task with limits, in its message too; unchanged without any."""
+    """Return the task with limits, also in its message; unchanged if there are none."""
     if not limits:
         return task
     *fields, options = _tail.decode(b"\x96" + task.message)

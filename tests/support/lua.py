@@ -21,7 +21,7 @@ INCLUDES: Final = tuple(
     sorted(entry.name.removesuffix(".lua") for entry in (FOLDER / "include").iterdir())
 )
 VARIANTS: Final = SCRIPTS + tuple(f"{name}/flow" for name in SCRIPTS if has_variants(name))
-"""The scripts by name, and the flow variants of those that have two."""
+"""Names of the scripts, and of the flow variants of scripts that have both."""
 
 _TOKEN: Final = re.compile(
     r"'(?:\\.|[^'\\])*'"  # text
@@ -34,7 +34,7 @@ OPENING, CLOSING = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Call:
-    """A call in a script: the name that is called, and the tokens of each argument."""
+    """A call in a script: the name of the function, and the tokens of each argument."""
 
     name: str
     arguments: tuple[tuple[str, ...], ...]
@@ -51,7 +51,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a file or of a part of one."""
+    """The text of a file or of a part of it."""
 
     text: str
 
@@ -63,7 +63,7 @@ class Source:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The tokens of the code, comments left out."""
+        """Tokens of the code, without comments."""
         lines = [
             line for line in self.text.splitlines() if not line.lstrip().startswith(("--", "#!"))
         ]
@@ -83,13 +83,13 @@ class Source:
 
     @cached_property
     def rest(self) -> tuple[int, str] | None:
-        """Where the open-ended ARGV slot of the header begins, and what it says."""
+        """First index and description of the header's open-ended ARGV slot; None if it has none."""
         found = re.search(r"^-- ARGV\[(\d+)\.\.\.\] (.*)$", self.header, re.MULTILINE)
         return (int(found[1]), found[2]) if found else None
 
     @cached_property
     def stride(self) -> int:
-        """How many values a task takes in the open-ended slot; 1 unless the header says more."""
+        """Number of values per task in the open-ended slot; 1 unless the header says more."""
         words = {"two": 2, "three": 3, "four": 4, "seven": 7}
         return words.get(self.rest[1].split()[0].strip(","), 1) if self.rest else 0
 
@@ -100,7 +100,7 @@ class Source:
 
     @cached_property
     def functions(self) -> list[Function]:
-        """The functions that begin at the left margin."""
+        """Functions that begin at the left margin."""
         found = re.finditer(
             r"^local function (\w+)\(([^)]*)\)\n(.*?)^end$", self.text, re.MULTILINE | re.DOTALL
         )
@@ -114,7 +114,7 @@ class Source:
         return list(self._calls())
 
     def uses(self, name: str) -> list[str]:
-        """The fields `name.x` that the code mentions."""
+        """Return the fields `name.x` that the code mentions."""
         tokens = self.tokens
         return [
             tokens[at + 2]
@@ -123,7 +123,7 @@ class Source:
         ]
 
     def slots(self, name: str) -> list[str]:
-        """The text between the brackets of each `name[...]`."""
+        """Return the text between the brackets of each `name[...]`."""
         tokens = self.tokens
         return [
             " ".join(arguments_at(tokens, at + 1)[0])
@@ -143,7 +143,7 @@ class Source:
 
 
 def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
-    """The parts of the bracket that opens at a position, split at its commas."""
+    """Return the tokens of the bracket that opens at a position, split at its commas."""
     found: list[list[str]] = [[]]
     depth = 0
     for part in tokens[opening:]:
@@ -161,7 +161,7 @@ def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
 
 
 def script(name: str) -> Source:
-    """The text of a script: of its flow variant for `<name>/flow`, or if it has only that one."""
+    """Return the text of a script: of its flow variant for `<name>/flow`, or if it has no other."""
     text = (FOLDER / f"{name.partition('/')[0]}.lua").read_text("utf-8")
     return Source(variant(text, flow=is_flow(name)))
 
@@ -172,5 +172,5 @@ def piece(name: str, *, flow: bool) -> Source:
 
 
 def is_flow(name: str) -> bool:
-    """Whether a script of VARIANTS has the lines of the flow variant."""
+    """Return whether a script of VARIANTS has the lines of the flow variant."""
     return name.endswith("/flow") or not (has_variants(name) or plain_of(name))

@@ -1,4 +1,4 @@
-"""Plant a mistake in a script, to see that a test catches it."""
+"""Plants mistakes in scripts, to show that a test catches them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qsync.broker import script
 
 @contextmanager
 def planted(path: str, right: str, wrong: str) -> Iterator[None]:
-    """Inside, the file (`kill.lua`, `include/lock.lua`) says `wrong` where it says `right`.
+    """Replace `right` by `wrong` in the file (`kill.lua`, `include/lock.lua`) during the block.
 
-    `right` must be there once. Holds for this process, and for calls that are made inside. Another
-    mistake may be planted beside it, in the same file too.
+    `right` must occur once. The mistake affects this process, and calls that are created in the
+    block. Blocks can be nested, also for the same file.
     """
     read = script.read
     text = read(path)

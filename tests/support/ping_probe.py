@@ -2,8 +2,8 @@
 
     python -m tests.support.ping_probe PORT
 
-It pings every millisecond until its input ends; then it prints, as JSON, the begin (by
-CLOCK_MONOTONIC) and the length of every round trip, in seconds.
+It pings every millisecond until its input ends; then it prints, as JSON, the start (by
+CLOCK_MONOTONIC) and the duration of every round trip, in seconds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tests.support.stores import HOST
 
 
 def run_at_once(pid: int) -> None:
-    """What else runs on the machine does not delay this process, if the system allows that.
+    """Give a process priority over others on the machine, if the system allows it.
 
-    Then what is measured is qsync's own, and not the load of a shared machine.
+    So measurements show the cost of qsync and not the load of a shared machine.
     """
     with contextlib.suppress(PermissionError, AttributeError):
         os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests: on a socket in a temporary folder, without TCP."""
+"""A PostgreSQL server for tests, on a socket in a temporary folder, without TCP."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 from tests.support.stores import wait_until
 
 ACCOUNT: Final = "postgres"
-"""Account of Debian's package; the server refuses to run as root."""
+"""System account of Debian's package; the server refuses to run as root."""
 
 
 def program(name: str) -> Path | None:
-    """The newest program of PostgreSQL with this name; None when it is not installed."""
+    """Return the newest PostgreSQL program with this name; None if none is installed."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=_version)
     if found:
         return found[-1]
@@ -35,7 +35,7 @@ def _version(path: Path) -> int:
 
 
 def available() -> bool:
-    """Whether a server can be started here."""
+    """Return whether a server can be started here."""
     if program("initdb") is None:
         return False
     return os.geteuid() != 0 or ACCOUNT in {entry.pw_name for entry in pwd.getpwall()}
@@ -83,7 +83,7 @@ class Postgres:
         trace: TracebackType | None,
     ) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)  # of the server: stop at once
+            self._process.send_signal(signal.SIGQUIT)  # stops the server at once
             self._process.wait(20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -109,7 +109,7 @@ class Postgres:
         )
 
     def kill(self) -> None:
-        """End the server as a crash does."""
+        """Stop the server as a crash does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(20)

@@ -24,10 +24,10 @@ TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Event(NamedTuple):
-    """One line of a history."""
+    """A line of a history."""
 
     at: float
-    """Seconds by CLOCK_MONOTONIC."""
+    """Time in seconds, by CLOCK_MONOTONIC."""
     wall_us: int
     pid: int
     kind: str
@@ -46,7 +46,7 @@ class History:
         self._read = 0
 
     def poll(self) -> list[Event]:
-        """All events up to now."""
+        """Return all events so far."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self._read)
             whole = file.read().rpartition(b"\n")[0]
@@ -61,7 +61,7 @@ class History:
         return self.events
 
     def of(self, kind: str, *, id: str | None = None, pid: int | None = None) -> list[Event]:
-        """The events of a kind up to now, of one task or one process."""
+        """Return the events of a kind so far, optionally of one task or one process."""
         self.poll()
         return [
             event
@@ -73,7 +73,7 @@ class History:
         return {event.id for event in self.of(kind)}
 
     def wait(self, kind: str, count: int, *, timeout: float = 10, **which: Any) -> list[Event]:
-        """Wait until there are so many events of a kind."""
+        """Wait until there are `count` events of a kind."""
 
         def enough() -> list[Event] | None:
             found = self.of(kind, **which)
@@ -94,7 +94,7 @@ class ServerProcess:
     def __init__(self, url: str, prefix: str, history: History, **config: Any) -> None:
         self.history = history
         self._command = [sys.executable, "-m", "tests.support.server_main", url, prefix]
-        threads = config.get("concurrency", 100)  # no task waits for a thread
+        threads = config.get("concurrency", 100)  # so that no task waits for a thread
         usual = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, "threads": threads}
         self.config = {**usual, **config}
         self._process: subprocess.Popen[bytes] | None = None
@@ -122,13 +122,13 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                start_new_session=True,  # Ctrl-C reaches the tests, which then end it
+                start_new_session=True,  # Ctrl-C reaches the tests, which then end this process
             )
         _watchdog().add(self.pid)
         return self
 
     def wait_ready(self) -> Self:
-        """Tasks are being fetched."""
+        """Wait until the server fetches tasks."""
 
         def ready() -> bool:
             assert self.running, f"the server has exited:\n{self.log()}"
@@ -138,17 +138,17 @@ class ServerProcess:
         return self
 
     def log(self) -> str:
-        """All that it has logged."""
+        """Return the log so far."""
         return self._log.read_text(errors="replace")
 
     def cpu_s(self) -> float:
-        """The processor time that it has used."""
-        # After the name, which may hold spaces, utime and stime are the 12th and 13th.
+        """Return the processor time that the process has used, in seconds."""
+        # After the name, which may contain spaces, utime and stime are fields 12 and 13.
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def sockets(self) -> set[str]:
-        """Those that it has open."""
+        """Return the sockets that the process has open."""
         found = set()
         for file in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -156,28 +156,28 @@ class ServerProcess:
         return {name for name in found if name.startswith("socket:")}
 
     def kill(self) -> None:
-        """End at once (SIGKILL), even when it stands still."""
+        """Kill the process (SIGKILL), even when it is stopped."""
         if self.running:
             self._signal(signal.SIGKILL)
         if self._process is not None:
             self.wait()
 
     def pause(self) -> None:
-        """Stand still (SIGSTOP)."""
+        """Stop the process (SIGSTOP)."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def leap(self) -> None:
-        """Its clock, made wrong by `clock_s`, is wrong the other way round."""
+        """Make its clock, which `clock_s` made wrong, wrong in the other direction."""
         self._signal(signal.SIGUSR1)
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
     def wait(self, timeout: float = 30) -> int:
-        """The exit status, once it has exited."""
+        """Wait until the process has exited; return the exit status."""
         assert self._process is not None
         status = self._process.wait(timeout)
         _watchdog().remove(self.pid)
@@ -189,12 +189,13 @@ class ServerProcess:
 
 
 def task(type: str = "work", /, *, plan: Plan | None = None, **options: Any) -> Task:
-    """A task for the handlers of a ServerProcess; what is not an option of Task is of its Plan."""
+    """Return a task for the handlers of a ServerProcess; options that Task lacks go into its
+    Plan."""
     own = {name: options.pop(name) for name in Plan.__struct_fields__ if name in options}
     return Task(type, msgspec.to_builtins(plan or Plan(**own)), **options)
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which that share of the values lies."""
+    """Return the value below which this share of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

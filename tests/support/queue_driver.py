@@ -47,7 +47,7 @@ DAY: Final = 86_400 * S
 START: Final = 20_000 * DAY
 LEASE: Final = 30 * S
 LAPSE: Final = LEASE + 500
-"""After so long every lease of a batch is over: they end one after another, in their order."""
+"""Time after which every lease of a batch has expired: they expire one after another."""
 
 STATES: Final = tuple(state.value for state in STORED)
 
@@ -57,7 +57,7 @@ FAILURE: Final = codec.encode(Failure(attempts=1, error="boom", failed_at_us=STA
 
 @cache
 def shared_store(binary: Binary) -> Store:
-    """The store that all rigs of a binary share, on a unix socket too."""
+    """Return the store that all rigs of a binary share; it also listens on a unix socket."""
     store = Store(binary)
     store.config["unixsocket"] = str(store.folder / "socket")
     store.start()
@@ -66,7 +66,7 @@ def shared_store(binary: Binary) -> Store:
 
 
 class Rig:
-    """One empty queue and the only data of its store. Its clock moves only when `now` is set."""
+    """An empty queue, alone in its store. Its clock moves only when `now` is set."""
 
     def __init__(self, binary: Binary) -> None:
         store = shared_store(binary)
@@ -93,27 +93,27 @@ class Rig:
         self.client.close()
 
     def reset(self) -> None:
-        """The store is empty and the clock at its start."""
+        """Empty the store and reset the clock."""
         self.client.flushall()
         self.broker.flow_queues.clear()
         self.now = START
 
     def allow_publishing(self, allowed: bool) -> None:
-        """Give the user of the store its rights to channels, or take them away."""
+        """Grant or revoke the store user's rights to channels."""
         pattern = f"&{{{self.keys.prefix}:*}}:{DONE_CHANNEL}" if limited.LIMITED else "&*"
         rules = ["resetchannels", *([pattern] if allowed else [])]
         self.client.execute_command("ACL", "SETUSER", self._user, *rules)
 
     def run(self, call: Call[T]) -> T:
-        """Make a call, never a second time."""
+        """Make a call without retries."""
         return self.broker.run(call, patience=0)
 
     def enqueue(self, *ids: str, **options: Any) -> list[tuple[str, str]]:
-        """Enqueue a task with each of these ids, as one call; outcomes and holders."""
+        """Enqueue a task with each of these ids in one call; return the outcomes and holders."""
         return self.send(self.tasks(*ids, **options))
 
     def tasks(self, *ids: str, **options: Any) -> list[NewTask]:
-        """Tasks ready to be sent, all with one nonce. The payload is the id unless given."""
+        """Return encoded tasks, all with the same nonce. The payload defaults to the id."""
         nonce, type = new_nonce(), options.pop("type", "type")
         payload = options.pop("payload", None)
         return [new_task(Task(type, payload or id.encode(), id=id, **options), nonce) for id in ids]
@@ -130,7 +130,7 @@ class Rig:
         number: int | None = None,
         policy: FetchPolicy = POLICY,
     ) -> FetchResult:
-        """Fetch, under the next number of all unless one is given."""
+        """Fetch, under the next number unless `number` is set."""
         return self.run(self.fetching(wanted, server=server, number=number, policy=policy))
 
     def fetching(
@@ -155,7 +155,7 @@ class Rig:
             self.set("meta", "seen", self.now)
 
     def lease(self, wanted: int = 500, *, server: str = "s") -> list[LeaseRef]:
-        """Fetch, and return what is held by it."""
+        """Fetch, and return the leases."""
         ids = self.fetch(wanted, server=server).ids
         return [LeaseRef(id, f"{server}/{self._number}") for id in ids]
 
@@ -198,7 +198,7 @@ class Rig:
         return self.run(operator_ops.delete(self.keys, ids, state, now_us=self.now))
 
     def abandon(self, server: str) -> int:
-        """Abandon to the end; how many leases were."""
+        """Abandon all leases of a server; return their number."""
         cursor, total = "0", 0
         while True:
             call = ops.abandon(self.keys, server, cursor=cursor)
@@ -212,13 +212,13 @@ class Rig:
         return None if shown is None else stored_task.status(id, "queue", shown)
 
     def state(self, id: str) -> str | None:
-        """The one state that the task is in, None when it is in none."""
+        """Return the state of a task; None if it is in none."""
         found = [name for name in STATES if self.score(name, id) is not None]
         assert len(found) <= 1, f"{id} is in {found}"
         return found[0] if found else None
 
     def ids(self, state: str) -> list[str]:
-        """The ids in a state, by score."""
+        """Return the ids in a state, by score."""
         return [id.decode() for id in self.client.zrange(self.keys.key(state), 0, -1)]
 
     def score(self, name: str, member: str) -> float | None:
@@ -230,16 +230,16 @@ class Rig:
         return value
 
     def set(self, name: str, field: str, value: str | bytes | int) -> None:
-        """Write a field behind the scripts' back."""
+        """Write a field directly, without a script."""
         self.client.hset(self.keys.key(name), field, value)
 
     def counters(self) -> dict[str, int]:
-        """The counters in all, without those of days."""
+        """Return the total counters, without the daily ones."""
         stored = self.client.hgetall(self.keys.key("stats"))
         return {name.decode(): int(value) for name, value in stored.items() if not name.count(b":")}
 
     def woken(self) -> bool:
-        """Whether a server was woken since the last call; counts each wake once."""
+        """Return whether a server was woken since the last call of this method."""
         elements = self.client.lrange(self.keys.key("wake"), 0, -1)
         assert len(elements) <= 1
         self.client.delete(self.keys.key("wake"))
@@ -250,20 +250,20 @@ class Rig:
         return {field.decode(): value.decode() for field, value in stored.items()}
 
     def dumping(self) -> Call[Dump]:
-        """As dump, as a call."""
+        """Return a call that dumps the store; see `dump`."""
         return Call(_DUMP, (), (), lambda reply: _dump(reply, self.keys.base + ":"))
 
     def dump(self, *, lost: bool = False) -> Dump:
-        """All that the store holds: by name for the keys of the queue, else by key.
+        """Return all data of the store: by name for the keys of the queue, else by key.
 
-        `lost`: also the counter of refused settlements, which is the trace that each one leaves.
+        If `lost`, this includes the counter of refused settlements, which each of these increments.
         """
         found = self._unlimited.run(self.dumping(), patience=0)
         return found if lost else without_lost(found)
 
 
 def without_lost(dump: Dump) -> Dump:
-    """The dump without the counters of refused settlements."""
+    """Return the dump without the counters of refused settlements."""
     stats = dump.get("stats", {})
     kept = {field: value for field, value in stats.items() if not field.startswith(b"lost")}
     rest = {name: held for name, held in dump.items() if name != "stats"}

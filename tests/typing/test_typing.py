@@ -1,4 +1,4 @@
-"""The types that users see are an interface: mypy --strict is run over two files that use them."""
+"""The public types are an interface: mypy --strict checks two files that use them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_correct_program_is_accepted_with_the_right_types() -> None:
 
 
 def test_wrong_program_is_refused() -> None:
-    """Each wrong line has just the errors that stand beside it, and no other line has any."""
+    """Each wrong line has exactly the errors in its comment, and no other line has errors."""
     lines = (HERE / "refused.py").read_text().splitlines()
     expected = {
         (number, code)

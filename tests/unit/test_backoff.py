@@ -29,7 +29,7 @@ def test_default_delay_is_within_the_window_of_its_attempt(attempt: int, chance:
 
 
 def test_default_windows_grow_from_seconds_to_an_hour() -> None:
-    """A blip is retried within seconds, and an outage is left alone for longer and longer."""
+    """A short failure is retried within seconds; in an outage, delays grow."""
     least = [default_delay(attempt, random=lambda: 0.0) for attempt in range(1, 8)]
     most = [default_delay(attempt, random=lambda: 1.0) for attempt in range(1, 8)]
     seconds = [list(pair) for pair in zip(least, most, strict=True)]
@@ -40,8 +40,9 @@ def test_default_windows_grow_from_seconds_to_an_hour() -> None:
 @pytest.mark.faults(44)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_retry_storm_is_spread(seed: int) -> None:
-    """10,000 tasks that failed at once come back evenly over each window, and over ever longer
-    ones: the first within a second, so that a blip costs little, the third at 2 % a second."""
+    """10,000 tasks that failed at the same time come back evenly over each window, and the windows
+    grow: the first is under a second, so that a short failure costs little, the third comes back at
+    2 % per second."""
     chance = random.Random(seed).random
     for attempt, (least, most) in enumerate(WINDOWS_S, 1):
         width = (most - least) / 50

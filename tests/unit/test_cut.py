@@ -1,4 +1,4 @@
-"""Messages of which a view left most of the payload out."""
+"""Messages without most of their payload, as views return them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TAIL = 12 * 1024
 
 
 def stored(task: Task) -> bytes:
-    """The message as it lies in the store."""
+    """Return the message, as stored."""
     return ENVELOPE_HEAD + (5_000_000).to_bytes(8) + new_task(task, new_nonce()).message
 
 
 def cut(data: bytes) -> bytes:
-    """As include/cut.lua does."""
+    """Truncate a message like include/truncate_message.lua."""
     return data if len(data) <= 16384 else data[:HEAD] + data[-TAIL:]
 
 

@@ -28,13 +28,13 @@ from tests.support.stores import Store
 def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
     own_store: Store, prefix: str, age: float, left: float
 ) -> None:
-    """The answer to a fetch that was repeated, and then the store is gone: who was given its tasks
-    at the first try may have lost them to somebody by now."""
+    """The store disappears after it has answered a repeated fetch: the leases date from the first
+    try and may have expired."""
 
     async def main() -> None:
         config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))
         queue = QueueState(QueueKeys(prefix, "default"))
-        nothing: Any = None  # it is given nothing to run
+        nothing: Any = None  # the fetch returns no tasks to run
         leases = LeaseKeeper(broker, "s", config.lease_s, nothing, nothing, Outage())
         capacity = Capacity(config, CrashIsolation(), Gathering(lambda: None))
         call = ops.fetch(queue.keys, server="s", number=1, wanted=10, policy=config.policy())

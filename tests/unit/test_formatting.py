@@ -1,4 +1,4 @@
-"""Numbers, durations, sizes and times as people read them."""
+"""Human-readable numbers, durations, sizes and times."""
 
 from __future__ import annotations
 

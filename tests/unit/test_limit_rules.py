@@ -1,4 +1,4 @@
-"""Rules of limits, and the limits of a task: what is accepted."""
+"""Validation of the rules of limits, and of the limits of a task."""
 
 from __future__ import annotations
 

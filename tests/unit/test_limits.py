@@ -1,4 +1,4 @@
-"""Limits of tasks: what is accepted, and how arguments complete them."""
+"""Limits of tasks: their validation, and placeholders that arguments fill."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ async def async_generator(task: TaskInfo) -> AsyncIterator[int]:
     ],
 )
 def test_unusable_handler_is_refused_at_registration(function: Any, says: str) -> None:
-    """Otherwise each of its tasks would fail, or end as done though nothing has been done."""
+    """Otherwise each of its tasks would fail, or complete without having done anything."""
     mux = Mux()
     with pytest.raises(ConfigError, match=f"^handler of 't': .*{re.escape(says)}"):
         mux.handle("t")(function)
@@ -83,7 +83,7 @@ def test_unusable_handler_is_refused_at_registration(function: Any, says: str) -
 
 @pytest.mark.parametrize("type", [plain, 5, "", "a\nb"])
 def test_invalid_type_name_is_refused_at_once(type: Any) -> None:
-    """`@mux.handle` without a name would register nothing and say nothing."""
+    """`@mux.handle` without a name would silently register nothing."""
     with pytest.raises(ConfigError, match=r"^type: .*; @mux.handle\(\"reindex-file\"\) say$"):
         Mux().handle(type)
 

@@ -1,4 +1,4 @@
-"""Payloads and results made readable at a bounded cost, whatever their bytes are."""
+"""Readable previews of any payloads and results, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_any_bytes_are_shown(data: bytes) -> None:
         readable = False
     shown = show(data, is_value=True)
     assert (shown.kind == "value") is readable or b"\xc7" in data or b"\xff" in data or (
-        set(data) & set(range(0xD4, 0xD9))  # an invalid time is an extension of no known kind
+        set(data) & set(range(0xD4, 0xD9))  # an invalid time counts as an unknown extension
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_undecodable_bytes_are_dumped(data: bytes) -> None:
 
 
 async def test_page_of_a_hostile_task_does_not_stop_the_loop(valkey: Store, prefix: str) -> None:
-    """Payload, result, and headers at once."""
+    """Payload, result and headers are all hostile."""
 
     keys = QueueKeys(prefix, "default")
     deep = HOSTILE["900 levels, then a million"]

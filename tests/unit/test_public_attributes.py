@@ -1,4 +1,5 @@
-"""Public attributes have a type that all type checkers infer alike, as pyright --verifytypes wants.
+"""Public attributes have a type that all type checkers infer alike, as pyright --verifytypes
+requires.
 
 `make release-check` runs pyright itself, on the wheel.
 """
@@ -13,14 +14,16 @@ SOURCES = Path(__file__).parents[2] / "src" / "qsync"
 
 
 def is_plain(value: ast.expr, parameters: set[str]) -> bool:
-    """Whether checkers agree on the type: a literal, or a parameter with an annotation."""
+    """Return whether checkers agree on the type: of a literal, or of a parameter with an
+    annotation."""
     return isinstance(value, ast.Constant) or (
         isinstance(value, ast.Name) and value.id in parameters
     )
 
 
 def assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, bool]]:
-    """Yield the public attributes that a method sets without an annotation, and if plainly."""
+    """Yield the public attributes that a method sets without an annotation, and whether checkers
+    agree on the type."""
     parameters = {
         one.arg for one in function.args.args + function.args.kwonlyargs if one.annotation
     }
@@ -32,7 +35,8 @@ def assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple
 
 
 def ambiguous(kind: ast.ClassDef) -> list[str]:
-    """Return the public attributes of a class without an annotation that are not set plainly."""
+    """Return the public attributes of a class without an annotation on whose type checkers may
+    disagree."""
     annotated = {
         node.target.attr if isinstance(node.target, ast.Attribute) else ast.unparse(node.target)
         for node in ast.walk(kind)

@@ -1,4 +1,4 @@
-"""Retry rules of a task: which failures are retried, and when."""
+"""Retry rules of a task: retried failures, and delays."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_callable_delay_is_for_the_decorator_not_for_one_task(app: Qsync) -> Non
 
 
 def test_task_with_rules_is_retried_or_dies(app: Qsync) -> None:
-    """A delay by a callable, an error that is not retried, and one that is."""
+    """The task has a delay by a callable, an error that is not retried, and one that is."""
     asked: list[tuple[int, str]] = []
     runs: list[str] = []
 

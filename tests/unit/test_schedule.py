@@ -1,4 +1,4 @@
-"""When periodic tasks are due: cron, intervals, clock changes, missed ticks, ids of ticks."""
+"""Due times of periodic tasks: cron, intervals, clock changes, missed ticks, ids of ticks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
-# Years in which these zones did all that zones do: changes by half an hour (Lord Howe, Pyongyang),
-# by two (Troll) and three hours (Casey), at midnight, four a year (Casablanca), a last (Sao Paulo).
+# Years in which these zones had all kinds of changes: by half an hour (Lord Howe, Pyongyang), by
+# two (Troll) and three hours (Casey), at midnight, four in a year (Casablanca), and for the last
+# time (Sao Paulo).
 START = datetime(2017, 1, 1, tzinfo=UTC)
 ZONES = [
     "Africa/Cairo", "Africa/Casablanca", "Africa/Khartoum", "Africa/Sao_Tome",
@@ -36,12 +37,12 @@ ZONES = [
 
 
 def us(text: str) -> int:
-    """Microseconds since the epoch of an ISO time with its offset."""
+    """Return the microseconds since the epoch of an ISO time with an offset."""
     return round(datetime.fromisoformat(text).timestamp()) * SECOND
 
 
 def ticks(schedule: Schedule, after: int, until: int) -> list[int]:
-    """All ticks later than `after`, up to and including `until`."""
+    """Return all ticks later than `after`, up to and including `until`."""
     found = []
     tick = schedule.next_after(after)
     while tick is not None and tick <= until:
@@ -51,7 +52,7 @@ def ticks(schedule: Schedule, after: int, until: int) -> list[int]:
 
 
 def ticks_back(schedule: Schedule, after: int, until: int) -> list[int]:
-    """The same, found from the end."""
+    """Return the same as `ticks`, searched from the end."""
     found = []
     tick = schedule.previous(until)
     while tick is not None and tick > after:
@@ -61,14 +62,15 @@ def ticks_back(schedule: Schedule, after: int, until: int) -> list[int]:
 
 
 def local(schedule: Cron, after: str, until: str) -> list[str]:
-    """The ticks as readings of the local clock, with the offset."""
+    """Return the ticks as readings of the local clock, with the offset."""
     zone = ZoneInfo(schedule.tz)
     found = ticks(schedule, us(after), us(until))
     assert found == ticks_back(schedule, us(after), us(until))
     return [f"{datetime.fromtimestamp(t // SECOND, zone):%d %H:%M%z}" for t in found]
 
 
-# An oracle that shares nothing with the code: it looks at a clock, step by step, and compares.
+# An oracle that shares no code with the implementation: it reads a clock step by step, and
+# compares.
 
 
 class Wanted:
@@ -102,12 +104,12 @@ class Wanted:
         return date.month in self.months and (day and weekday if self.both else day or weekday)
 
     def match(self, wall: int) -> bool:
-        """The reading is given in minutes, counted as if every day had 24 hours."""
+        """The reading is in minutes, with 24 hours for each day."""
         return wall % 1440 in self.times and self.day(wall // 1440)
 
 
 def watch_clock(tz: str, moments: Iterable[datetime]) -> list[int]:
-    """The local times of the zone at those moments."""
+    """Return the local times of the zone at these moments."""
     zone = ZoneInfo(tz)
     return [
         (wall := moment.astimezone(zone)).toordinal() * 1440 + wall.hour * 60 + wall.minute
@@ -121,14 +123,16 @@ def steps(start: datetime, minutes: int, step: int) -> list[datetime]:
 
 @cache
 def three_years() -> list[datetime]:
-    """In quarters of an hour: at no other time do these zones change their clocks."""
+    """Return three years in quarters of an hour: these zones change their clocks at no other
+    time."""
     return steps(START, 1095 * 1440, 15)
 
 
 def expected(wanted: Wanted, readings: list[int], start: datetime, step: int) -> list[int]:
-    """Walk over the readings, one every `step` minutes; the first is only looked at.
+    """Walk over the readings, one every `step` minutes, and return the expected ticks; the first
+    reading is only the start.
 
-    A fixed time is due when the clock reaches it for the first time, or jumps over it.
+    A fixed time is due when the clock first reaches it, or jumps over it.
     """
     begin, due, highest = us(start.isoformat()), [], readings[0]
     for n, wall in enumerate(readings):
@@ -171,7 +175,8 @@ def test_cron_matches_the_oracle_around_every_clock_change(name: str) -> None:
 
 
 def terms(low: int, high: int) -> st.SearchStrategy[str]:
-    """A field of an expression. A range has two ends: cronsim takes `5-5/3` for `5/3`."""
+    """Return a strategy for a field of an expression. Ranges have two different ends, since cronsim
+    reads `5-5/3` as `5/3`."""
     number = st.integers(low, high)
     span = st.lists(number, min_size=2, max_size=2, unique=True).map(
         lambda ends: f"{min(ends)}-{max(ends)}"
@@ -432,7 +437,7 @@ def test_a_bad_period_is_refused(seconds: float) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.text("0123456789*/,-#LW MONSUNjan@", max_size=30) | st.text(max_size=30))
 def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
-    """It is refused, or it is a schedule."""
+    """Any text either is refused or makes a schedule."""
     for expression in (text, f"{text} * * * *", f"0 0 {text} * *", f"0 0 * * {text}"):
         try:
             schedule = Cron(expression)
@@ -441,7 +446,7 @@ def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
         assert schedule.next_after(0) is not None
 
 
-# Missed ticks: one a minute, the last one enqueued at minute 0, and now it is `now` minutes later.
+# Missed ticks: one a minute; the last one was enqueued at minute 0, and `now` minutes have passed.
 
 MINUTELY = Every(60)
 
@@ -452,7 +457,7 @@ MINUTELY = Every(60)
     [
         (0.5, [], [], []),
         (1.0, [1], [1], [1]),
-        (1.05, [1], [1], [1]),  # 3 s late is on time
+        (1.05, [1], [1], [1]),  # 3 s late counts as on time
         (1.5, [], [1], [1]),
         (10.0, [10], [10], [*range(1, 11)]),
         (10.5, [], [10], [*range(1, 11)]),
@@ -473,7 +478,7 @@ def test_missed_ticks_follow_their_policy(
 
 @pytest.mark.parametrize("missed", ["skip", "once", "all"])
 def test_every_tick_within_the_grace_is_due(missed: Missed) -> None:
-    """A server that looks up three seconds late drops no tick of a schedule of one a second."""
+    """A server that checks three seconds late drops no tick of a schedule of one a second."""
     due = due_ticks(Every(1), 100 * SECOND, 103 * SECOND, missed, grace_us=5 * SECOND)
     assert due == [101 * SECOND, 102 * SECOND, 103 * SECOND]
 

@@ -11,7 +11,7 @@ S = 1_000_000
 
 
 class Counted:
-    """Every second, and how often anybody asked."""
+    """A schedule of one tick a second that counts its calls."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""Arguments become a payload and come back as they were; what does not fit is named."""
+"""Arguments become a payload and come back unchanged; errors name arguments that cannot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def sent(payload: object) -> TaskInfo:
-    """The task as a server decodes it."""
+    """Return the task, as a server decodes it."""
     packed = codec.encode(payload)
     assert packed in new_task(Task("t", payload), b"nonce123").message
     return info(packed)
@@ -167,7 +167,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     ("annotation", "value"), ROUND_TRIPS, ids=[str(one[0])[:40] for one in ROUND_TRIPS]
 )
 def test_arguments_round_trip_unchanged(annotation: Any, value: Any) -> None:
-    """A value of an annotated type is equal and of the same type on the server, and as a result."""
+    """A value of an annotated type keeps its value and type on the server, and as a result."""
 
     def function(it):  # type: ignore[no-untyped-def]  # annotated below
         return it
@@ -190,7 +190,7 @@ def everything(
 
 
 def test_all_kinds_of_parameters_are_carried() -> None:
-    """Positional-only, defaults, *args, keyword-only and **kwargs arrive where they belong."""
+    """Positional-only, default, *args, keyword-only and **kwargs parameters get their arguments."""
     assert through(everything, 1, "b", d={1}) == (1, "b", 0.5, (), {1}, 5, {})
     assert through(everything, 1, d={1}, b="b", e=6) == (1, "b", 0.5, (), {1}, 6, {})
     everywhere = (1, "b", 2.5, ONE, ONE)
@@ -200,7 +200,7 @@ def test_all_kinds_of_parameters_are_carried() -> None:
 
 
 def test_defaults_are_those_of_the_server() -> None:
-    """A default that a later version of the function has counts for tasks enqueued before."""
+    """A default of a later version of the function applies to tasks that were enqueued before."""
 
     def before(a: int, b: int = 1, *rest: int, c: int = 2) -> None: ...
 
@@ -220,7 +220,7 @@ def test_the_payload_is_plain_data_by_name() -> None:
 
 
 def test_a_payload_by_hand_is_taken() -> None:
-    """msgpack from elsewhere does, and no payload at all where no argument is needed."""
+    """msgpack from other programs is accepted, and an empty payload if no argument is required."""
 
     def function(a: int = 1) -> None: ...
 
@@ -230,7 +230,7 @@ def test_a_payload_by_hand_is_taken() -> None:
 
 
 def test_task_info_is_injected_as_first() -> None:
-    """The first parameter annotated so is filled by the server and unknown to producers."""
+    """The server fills the first parameter with this annotation; producers do not see it."""
 
     def function(task: TaskInfo, /, a: int, **more: int) -> Any:
         return task.id, a, more
@@ -329,7 +329,7 @@ def test_missing_and_unknown_arguments_are_named() -> None:
 
 
 def test_pydantic_does_not_quote_the_input() -> None:
-    """An error ends up in logs and pages; what was in the payload does not."""
+    """Errors appear in logs and pages, so they must not quote the payload."""
     with pytest.raises(InvalidTask) as caught:
         Signature("t", checked).arguments(sent({"model": {"theSize": "hunter2"}}))
     error: BaseException | None = caught.value
@@ -339,7 +339,7 @@ def test_pydantic_does_not_quote_the_input() -> None:
 
 
 def test_equal_arguments_have_one_canonical_encoding() -> None:
-    """For unique locks: sets, dicts and extra arguments give the same bytes however they came."""
+    """For unique locks, sets, dicts and extra arguments give the same bytes in any order."""
 
     def function(a: set[str], b: dict[str, int], **more: int) -> None: ...
 
@@ -403,7 +403,7 @@ def test_a_result_of_another_type_is_an_error() -> None:
 
 
 def test_a_return_type_that_no_payload_can_hold_is_left_alone() -> None:
-    """Most results are never asked for; those that are come as msgpack has them."""
+    """Undeclared results come back as msgpack decodes them."""
 
     def function() -> Iterable[int]:
         return [1]

@@ -1,4 +1,4 @@
-"""Since when a pending task can run: it is counted from there, not from its first enqueue."""
+"""The time since which a pending task can run, which counts instead of its first enqueue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def oldest(rig: Rig) -> float:
-    """How long the oldest pending task has been able to run, seconds."""
+    """Return how long the oldest pending task has been able to run, in seconds."""
     return latency_of(rig.run(views.overview(rig.keys, now_us=rig.now)))
 
 
@@ -46,7 +46,7 @@ def audited(rig: Rig) -> list[object]:
 
 
 def aged(rig: Rig, **options: object) -> op_values.LeaseRef:
-    """A task that was enqueued an hour ago and runs."""
+    """Lease a task that was enqueued an hour ago."""
     rig.enqueue("a", **options)
     [held] = rig.lease()
     rig.now += AGE
@@ -125,7 +125,7 @@ def test_repeated_fetch_returns_the_same_wait_time(rig: Rig) -> None:
 
 
 def test_tasks_at_the_head_do_not_hide_those_that_wait_for_longer(rig: Rig) -> None:
-    """A hand-back puts more tasks before the backlog than are read whole."""
+    """A hand-back puts more tasks before the backlog than a view reads in full."""
     rig.enqueue(*(f"head-{n}" for n in range(100)))
     held = rig.lease(100)
     rig.enqueue("old")
@@ -167,7 +167,8 @@ def test_key_of_another_type_stops_nothing(rig: Rig) -> None:
 
 
 def test_wait_histogram_counts_from_the_hand_back(store: Store, prefix: str) -> None:
-    """The deploy: a server stops while a task of an hour's age runs, and another one starts."""
+    """A server stops while a task that is an hour old runs, and another one starts, as in a
+    deploy."""
     app, started = Qsync(store.url, prefix=prefix), 0
 
     @app.task(name="long", retention=60)

@@ -1,4 +1,4 @@
-"""Files and functions stay small enough to be read at once, and a search finds one class."""
+"""Files and functions stay small, and class names are unique."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Final
 PACKAGE: Final = Path(__file__).parents[2] / "src" / "qsync"
 
 FILE_LINES: Final = 450
-"""Most lines of a file."""
+"""Maximum number of lines of a file."""
 
 FUNCTION_LINES: Final = 40
-"""Most lines of a function, without its signature and decorators."""
+"""Maximum number of lines of a function, without its signature and decorators."""
 
 LONG_FILES: Final[dict[str, int]] = {}
 """Files that are still too long, with their lines; this list only shrinks."""
@@ -22,11 +22,12 @@ LONG_FUNCTIONS: Final = {}
 """Functions that are still too long, with their lines; this list only shrinks."""
 
 SHARED_NAMES: Final = {"Meta", "Migration", "Schedule", "Task"}
-"""Names of several classes: those that Django asks for, its model of a schedule, and its Task."""
+"""Names that several classes may have: Django's conventions, and the Django models of a schedule
+and a task."""
 
 
 def long_files() -> dict[str, int]:
-    """The lines of files that are too long."""
+    """Return the number of lines of files that are too long."""
     sizes = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines())
         for path in PACKAGE.rglob("*.py")
@@ -35,7 +36,7 @@ def long_files() -> dict[str, int]:
 
 
 def long_functions() -> dict[str, int]:
-    """The lines of functions that are too long."""
+    """Return the number of lines of functions that are too long."""
     long: dict[str, int] = {}
     for path in PACKAGE.rglob("*.py"):
         file = path.relative_to(PACKAGE).as_posix()
@@ -54,7 +55,7 @@ def long_functions() -> dict[str, int]:
 
 
 def grown(now: dict[str, int], allowed: dict[str, int]) -> list[str]:
-    """Names that are too long or have grown, and list entries that are no longer needed."""
+    """Return the names that are too long or have grown, and obsolete entries of the list."""
     news = [
         f"{name} has {lines} lines" for name, lines in now.items() if lines > allowed.get(name, 0)
     ]

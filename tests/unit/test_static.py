@@ -20,7 +20,7 @@ FILES: Final = sorted(SOURCE.rglob("*.py"))
 UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "yaml"}
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
-    # Where something is imported by a name, and whose name it is.
+    # Modules that import by a name from outside, and the source of the name.
     "__init__.py": "that of a module in the table of public names in that file",
     "server/process_pool_child.py": "that of a handler registered in the parent process",
     "worker/load_app.py": "that of the app, on the command line",
@@ -60,7 +60,7 @@ def test_nothing_is_unpickled_evaluated_or_imported_by_a_name_from_the_store(pat
 
 
 def test_source_has_no_assert_statement(path: Path) -> None:
-    """`python -O` leaves assertions out."""
+    """`python -O` removes assertions."""
     assert not [node for node in nodes(path) if isinstance(node, ast.Assert)]
 
 
@@ -73,7 +73,7 @@ def test_random_module_is_used_for_jitter_only(path: Path) -> None:
 
 
 def test_names_of_computed_attributes_have_a_type(path: Path) -> None:
-    """`pyright --verifytypes`, which only the release check runs, counts others as unknown."""
+    """`pyright --verifytypes`, which only the release check runs, treats other types as unknown."""
     untyped = [
         f"{path.name}:{node.lineno}"
         for node in ast.parse(path.read_text("utf-8")).body
@@ -87,7 +87,7 @@ def test_names_of_computed_attributes_have_a_type(path: Path) -> None:
 
 
 def test_only_the_exchanges_send_scripts(path: Path) -> None:
-    """And the texts of the scripts are constant: no other file builds one.
+    """The texts of scripts are constant: no other file builds one.
 
     `protocol.py` looks for the name of the command to keep the encoded head of a call.
     """
@@ -99,7 +99,7 @@ def test_only_the_exchanges_send_scripts(path: Path) -> None:
 @pytest.mark.faults(54)
 @pytest.mark.guarantee(8)
 def test_scripts_get_data_as_arguments_only() -> None:
-    """No script is put together from data: its text, and so its name, are the same at each load."""
+    """No script is built from data: its text, and so its digest, is the same at each load."""
     for script in (SOURCE / "broker" / "lua").glob("*.lua"):
         assert load(script.stem).text == load.__wrapped__(script.stem).text
         assert "loadstring" not in script.read_text("utf-8")

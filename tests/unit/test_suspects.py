@@ -1,4 +1,4 @@
-"""When a task that crashed twice may run, told by injected times."""
+"""When a task that crashed twice may run, with injected times."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qsync.server.crash_isolation import (
 
 def waiting(*names: str) -> CrashIsolation:
     suspects = CrashIsolation()
-    stand_ins: Any = names  # it looks at none of their parts
+    stand_ins: Any = names  # CrashIsolation uses none of their attributes
     suspects.waiting.extend(stand_ins)
     return suspects
 
 
 def waited(suspects: CrashIsolation, now: float) -> float:
-    """For how long the first of them still waits beside what never ends."""
+    """Return how long the first suspect waits while another task never ends."""
     began = now
     while delay := suspects.delay(now, running=1, ready=0):
         assert delay <= START_CHECK_S

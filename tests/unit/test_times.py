@@ -1,4 +1,4 @@
-"""When a task began and ended, as its status says."""
+"""Start and end times in the status of a task."""
 
 from __future__ import annotations
 

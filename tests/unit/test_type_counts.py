@@ -62,7 +62,7 @@ def counts(started: int, *runs_s: float, dead: int = 0) -> TypeCounts:
 def rolled(
     stored: dict[str, bytes], reports: dict[str, bytes], now_minute: int
 ) -> dict[str, bytes]:
-    """Roll reports up as a server does; return what the store then holds."""
+    """Roll up reports as a server does; return the fields in the store afterwards."""
     directory = decode_directory(stored.get(DIRECTORY))
     merged = merged_reports(reports, directory.types)
     blocks = {field: stored.get(field) for field in needed_fields(merged, reports)}
@@ -84,7 +84,8 @@ def test_cells_divide_the_buckets_and_are_narrow() -> None:
 
 
 def near(estimate: float | None, exact: float, *, rel: float = 0.08) -> bool:
-    """Whether an estimate shows what it should, apart from times below a tenth of a ms."""
+    """Return whether an estimate is close to the exact value; times below 0.1 ms are not
+    compared."""
     return estimate == pytest.approx(exact, rel=rel, abs=0.0001)
 
 
@@ -104,7 +105,7 @@ def test_quantile_of_counts_is_off_by_8_percent_at_most() -> None:
     "took_s", [0.0004, 0.011, 0.3, 1.01, 7.0, 30.02, 60.02, 200.0, 1500.0, 9000.0]
 )
 def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
-    """A minute, an hour of such minutes, and a day beside another length are as good."""
+    """A minute, an hour of such minutes, and a day with a second duration are equally exact."""
     minute = decode_block(encode_block({0: counts(20, *[took_s] * 20)}))[0]
     hour = sum_of(
         decode_block(encode_block({n: counts(9, *[took_s] * 9) for n in range(60)})).values()
@@ -118,7 +119,7 @@ def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
 
 
 def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
-    """Of many distributions: minutes, their hour, and a week of such hours."""
+    """This holds for minutes, hours and weeks of many distributions."""
     chance = random.Random(7)
     for _ in range(40):
         width, middle = chance.choice([0.02, 0.4, 1.0]), chance.uniform(-5, 6)
@@ -140,7 +141,8 @@ def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
 
 
 def test_records_of_the_version_before_are_read_with_their_wider_buckets() -> None:
-    """Its reports and blocks have buckets alone; it reads those of this version without cells."""
+    """The earlier version writes only buckets, and reads the records of this version without
+    cells."""
     old = {"a": {0: 4, 1: 4, 8 + 3: 4, 26 + 15: 4}}
     row = decode_report(codec.encode(old))["a"]
     assert row.runs.buckets()[15] == 4

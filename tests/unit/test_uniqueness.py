@@ -1,4 +1,4 @@
-"""Priority and the options of unique locks: a wrong one is refused at once, by field and value."""
+"""Priorities and options of unique locks: errors come at once, with field and value."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_wrong_option_is_refused_by_its_name_and_value(options: dict[str, Any], 
 
 
 def reindex(document: int) -> None:
-    """A function to make a task of."""
+    """The function of a task."""
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ pieces = st.sampled_from(
 def test_no_error_about_a_url_shows_what_may_be_a_password(
     scheme: str, separator: str, parts: list[str]
 ) -> None:
-    """At any place of the URL. Only what stands in the place of a host counts as one."""
+    """The password may stand anywhere in the URL. Only the text at the host's position counts as a
+    host."""
     url = f"{scheme}{separator}{''.join(parts)}"
     try:
         redis_clients.parse(url)

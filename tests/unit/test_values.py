@@ -1,4 +1,4 @@
-"""Values arrive as they were given, types included, or are refused where they are given."""
+"""Values arrive unchanged, including their types, or the call raises an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from qsync.value_transport import difference
 
 
 def seen(payload: object) -> TaskInfo:
-    """The task as a server decodes it from the store."""
+    """Return the task, as a server decodes it."""
     sent = new_task(Task("t", payload), b"nonce123").message
     message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent)
     return TaskInfo(
@@ -49,7 +49,7 @@ def seen(payload: object) -> TaskInfo:
 
 
 def function_of(annotation: Any = Any) -> Signature:
-    """A task that takes and returns a value of the annotated type."""
+    """Return the signature of a task that takes and returns a value of the annotated type."""
 
     def function(it):  # type: ignore[no-untyped-def]  # annotated below
         return it
@@ -60,14 +60,14 @@ def function_of(annotation: Any = Any) -> Signature:
 
 
 def through(value: Any, annotation: Any = Any) -> Any:
-    """The argument that a handler gets."""
+    """Return the argument that a handler gets."""
     signature = function_of(annotation)
     [got], _ = signature.arguments(seen(signature.bind([value], {})))
     return got
 
 
 def returned(value: Any, annotation: Any = Any) -> Any:
-    """The result that a handle gives."""
+    """Return the result that a handle returns."""
     signature = function_of(annotation)
     record = codec.decode(encode_result(value, signature.carried_result), Result)
     assert record.error is None, record.error
@@ -169,7 +169,7 @@ everything = settings(max_examples=60, deadline=None, derandomize=True, database
 @everything
 @given(value=anything)
 def test_value_without_annotation_arrives_as_sent(value: Any) -> None:
-    """Arguments, results and payloads: equal, and of the same types at each level."""
+    """Arguments, results and payloads come back equal, with the same types at each level."""
     check_same(value, through(value))
     check_same(value, through(value, None))
     check_same({"a": value}, through({"a": value}, dict[str, Any]))
@@ -214,7 +214,7 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
 
 
 def test_excluded_field_of_a_model_keeps_its_value() -> None:
-    """`difference` asks the code under test for the fields of a model; this test does not."""
+    """`difference` gets the fields of a model from the code under test; this test does not."""
     value = Secret(shown=1, hidden="kept", theName=5)
     for got in (
         through(value, Secret),
@@ -277,7 +277,7 @@ def test_dataclass_of_pydantic_is_carried() -> None:
 
 
 def test_moments_of_a_repeated_hour_may_be_keys_and_members() -> None:
-    """`==` takes them for different from the same moments with a fixed offset."""
+    """For `==`, they differ from the same moments with a fixed offset."""
     at = datetime(2026, 11, 1, 1, 30, tzinfo=ZoneInfo("America/New_York"), fold=1)
     for got in (through({at: 1}, dict[datetime, int]), through({at}), through({at}, set[datetime])):
         assert [one.isoformat() for one in got] == [at.isoformat()]
@@ -325,7 +325,7 @@ class Money(Decimal):
 
 
 class Scalar:
-    """Has the attributes of scalars of numpy."""
+    """Has the attributes of numpy's scalars."""
 
     dtype = "int64"
 
@@ -396,7 +396,7 @@ class Cat(Animal):
 def test_value_that_would_change_is_refused_where_it_is_given(
     annotation: Any, value: Any, says: str
 ) -> None:
-    """The error names task and parameter, and says what would become of the value."""
+    """The error names task and parameter, and what the value would become."""
     with pytest.raises(InvalidTask) as caught:
         function_of(annotation).bind([value], {})
     assert str(caught.value).startswith("task 't': argument 'it': ")
@@ -590,7 +590,7 @@ class Tagged(pydantic.BaseModel):
     ],
 )
 def test_error_about_a_payload_does_not_show_its_values(annotation: Any, payload: Any) -> None:
-    """Neither do the errors that it was raised from, which a traceback would show."""
+    """The causes of the error, which a traceback would show, do not quote it, either."""
     signature = function_of(annotation)
     info = dataclass_info(codec.encode({"it": payload}))
     calls: list[Callable[[], Any]] = [
@@ -616,7 +616,7 @@ def dataclass_info(payload: bytes) -> TaskInfo:
 
 
 def nested(levels: int) -> bytes:
-    """A tuple in a tuple, and so on, by hand."""
+    """Return the encoding of nested tuples, built by hand."""
     data = codec.encode(1)
     for _ in range(levels):
         data = codec.encode(msgspec.msgpack.Ext(1, codec.encode(["tuple", [msgspec.Raw(data)]])))
@@ -686,7 +686,7 @@ def test_value_equal_to_the_default_but_of_another_type_is_another_task() -> Non
 
 
 def test_explicit_default_is_still_sent() -> None:
-    """The lock does without it; the task does not, since the server's default may be another."""
+    """The lock omits a default, but the task has it, since the server's default may differ."""
 
     def sync(a: int, full: bool = False) -> None: ...
 
@@ -705,7 +705,7 @@ def test_equal_sets_and_dicts_give_one_lock() -> None:
 
 
 def test_arguments_are_encoded_at_the_call() -> None:
-    """Later changes of a list do not change the task."""
+    """Later changes to a list do not change the task."""
     for value, annotation in itertools.product([[[1], {"a": [2]}]], [Any, list[Any]]):
         payload = function_of(annotation).bind([value], {})
         value[0].append(9)

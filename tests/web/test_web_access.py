@@ -62,7 +62,7 @@ def all_routes(app: Dashboard) -> list[tuple[str, str]]:
 async def test_every_route_is_denied_to_strangers(
     valkey: Store, prefix: str, options: dict[str, Any], status: int
 ) -> None:
-    """The files, the metrics, what is not there, and every method, too."""
+    """This includes files, metrics, missing pages, and every method."""
 
     async with dashboard(valkey, prefix, read_only=False, **options) as (client, made, app):
         routes = [
@@ -179,7 +179,7 @@ ORIGINS = [None, "http://localhost", "https://localhost", "null", "http://localh
 
 
 async def test_cross_site_requests_change_nothing(valkey: Store, prefix: str) -> None:
-    """Of 77 kinds of request only those from our own pages do something."""
+    """Of 77 kinds of requests, only those from the dashboard's own pages have an effect."""
 
     async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, _):
         for site, origin in itertools.product(SITES, ORIGINS):
@@ -196,7 +196,7 @@ async def test_cross_site_requests_change_nothing(valkey: Store, prefix: str) ->
 async def test_plain_http_from_remote_hosts_is_checked_by_origin(
     valkey: Store, prefix: str
 ) -> None:
-    """Browsers tell the site only where the page is trustworthy."""
+    """Browsers send Sec-Fetch-Site only for trustworthy origins."""
 
     options = {"token": TOKEN, "read_only": False, "base": "http://q.example:8080"}
     async with dashboard(valkey, prefix, **options) as (client, _, _app):
@@ -274,7 +274,7 @@ async def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> N
 async def test_other_names_than_those_allowed_are_refused(
     valkey: Store, prefix: str, host: str, status: int
 ) -> None:
-    """Or a page of another site whose name leads to this machine could read it."""
+    """Otherwise a page of another site whose name resolves to this machine could read it."""
 
     options = {"auth": "host", "hosts": ["localhost", "127.0.0.1", "::1"]}
     async with dashboard(valkey, prefix, **options) as (client, _, _app):

@@ -1,4 +1,4 @@
-"""Forms of the dashboard, without a browser and its script."""
+"""Forms of the dashboard, without a browser and the script."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.stores import Store
 
 
 class Visitor:
-    """Sends the forms of pages as a browser without scripts does."""
+    """Sends the forms of pages like a browser without scripts."""
 
     def __init__(self, client: httpx.AsyncClient, made: Bed) -> None:
         self.client, self.bed = client, made
 
     async def send(self, path: str, **fields: object) -> str:
-        """Post a form; the text of the page that comes of it."""
+        """Post a form; return the text of the resulting page."""
         answer = await self.client.post(path, data=fields, headers=SAME, follow_redirects=True)
         assert answer.status_code in (200, 404), answer.text
         return answer.text
@@ -61,7 +61,7 @@ async def visitor(store: Store, prefix: str) -> AsyncIterator[Visitor]:
 
 
 def said(text: str) -> str:
-    """The message of a page."""
+    """Return the message of a page."""
     found = re.search(r'<p class="flash [a-z]+" role="status">(.*?)</p>', text)
     return html.unescape(found[1]) if found else ""
 
@@ -171,7 +171,8 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a script one presses "Continue" after each second or so; here after each step."""
+    """Without the script, users press "Continue" after about a second each; here after each
+    step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:

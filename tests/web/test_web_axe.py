@@ -1,5 +1,5 @@
-"""Every page in both languages, light and dark, on phones and on a wide screen: axe-core finds
-nothing, and nothing is wider than the window."""
+"""Every page in both languages, light and dark, on phones and on a wide screen: axe-core finds no
+problem, and no element is wider than the window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.dashboard import Live, live
 from tests.support.stores import Store, wait_until
 
 WITHOUT_PAGE = {"/metrics", "/health", "/search/export", "/more"}
-"""Addresses that are no pages, and the one that only a form leads to."""
+"""Addresses that are not pages, and the page that only a form opens."""
 
 WIDTHS = (320, 400, 1440)
 
@@ -46,7 +46,7 @@ def system(valkey: Store, prefix: str) -> Iterator[Live]:
 
 
 def filled(system: Live) -> list[str]:
-    """Fill the pages with what is long, and return their addresses."""
+    """Fill the pages with long texts, and return their addresses."""
     system.serve()
     long = "x" * 128
     system.enqueue(
@@ -81,7 +81,7 @@ def filled(system: Live) -> list[str]:
 
 
 def look(web: Visit, where: str, number: int) -> list[Any]:
-    """Return what is wrong with the page that is open, in light and dark at two widths in turn."""
+    """Return the problems of the open page, in light and dark, at two widths in turn."""
     web.page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
     wrong: list[Any] = []
     schemes = {WIDTHS[number % 3]: "light", WIDTHS[(number + 1) % 3]: "dark"}

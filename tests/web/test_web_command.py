@@ -1,4 +1,4 @@
-"""`qsync dashboard` as a process: where it listens, whom it lets in, what it prints."""
+"""`qsync dashboard` as a process: its addresses, its access checks and its output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "a-token-of-24-characters"
 
 
 class Process:
-    """A dashboard that runs, and what it prints."""
+    """A running dashboard and its output."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, first: str) -> None:
         self.process, self.url, self.first = process, url, first
@@ -32,7 +32,7 @@ class Process:
         return httpx.get(self.url + path, headers=headers)
 
     def stop(self, sent: signal.Signals = signal.SIGTERM) -> str:
-        """Tell it to stop; what it printed besides."""
+        """Stop it; return the rest of the output."""
         self.process.send_signal(sent)
         return self.process.communicate(timeout=20)[0]
 
@@ -63,7 +63,7 @@ def command(*args: str) -> list[str]:
 
 
 def refused(*args: str, folder: Path, **env: str) -> tuple[int, str]:
-    """Exit code and output when it does not start."""
+    """Return the exit code and output of a dashboard that does not start."""
     ended = subprocess.run(
         command(*args), capture_output=True, text=True, timeout=60, check=False, cwd=folder,
         env={**os.environ, "QSYNC_URL": "", **env},

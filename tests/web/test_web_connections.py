@@ -1,4 +1,4 @@
-"""Connections that send nothing, or little, do not keep others from the dashboard."""
+"""Connections that send nothing, or little, do not block other users of the dashboard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def connected(port: int, number: int, sent: bytes = b"") -> Iterator[list[socket
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Read until the other side closes, 10 s at most."""
+    """Return whether the server closes the connection within 10 s."""
     connection.settimeout(10)
     try:
         while connection.recv(65536):
@@ -86,7 +86,7 @@ def test_connection_without_a_head_is_closed_after_seconds(
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer when the body is there; `/wait` never."""
+    """Answer when the body has arrived; never answer `/wait`."""
     while (message := await receive()).get("more_body"):
         pass
     if message["type"] == "http.disconnect":
@@ -114,7 +114,7 @@ async def serving(**options: Any) -> AsyncIterator[tuple[int, ConnectionLimits]]
 
 
 class Peer:
-    """A connection of a client."""
+    """A client's connection."""
 
     opened: ClassVar[list[Peer]] = []
 
@@ -129,7 +129,7 @@ class Peer:
         return cls.opened[-1]
 
     async def ask(self, path: str = "/") -> bytes:
-        """The status line of the answer; empty when the connection was closed."""
+        """Send a request; return the status line, which is empty if the connection was closed."""
         try:
             self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             return (await self.reader.readuntil(b"ok"))[:12]
@@ -150,7 +150,7 @@ BODY = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"
 
 
 async def until(limits: ConnectionLimits, busy: int, reading: int = 0) -> None:
-    """Wait until so many requests are in flight."""
+    """Wait until this many requests are in flight."""
     async with asyncio.timeout(10):
         while True:
             held = list(limits._open)

@@ -26,7 +26,7 @@ GROUP = fingerprint_of("mail", TRACE).id
 
 @pytest.fixture
 async def failed(valkey: Store, prefix: str) -> AsyncIterator[Bed]:
-    """Dead tasks of two errors in two queues."""
+    """Yield a Bed with dead tasks of two errors in two queues."""
     async with bed(valkey.url, prefix) as made:
         await made.dead(*[Task("mail", fairness_key="acme")] * 3, error=TRACE, queue="slow")
         await made.dead(*[Task("mail")] * 2, error=TRACE)
@@ -124,7 +124,7 @@ async def test_long_scan_shows_progress(valkey: Store, prefix: str) -> None:
         began = time.monotonic()
         first = await scanner.read()
         assert time.monotonic() - began < 1.5
-        assert first.total in (0, 10_000)  # 0: the store has not yet answered
+        assert first.total in (0, 10_000)  # 0 until the store has answered
 
         async def finished() -> bool:
             return (await scanner.read()).finished

@@ -1,4 +1,4 @@
-"""Forecasts of a backlog, and the problems that the overview begins with."""
+"""Forecasts of a backlog, and the problems at the top of the overview."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.support.stores import Store
 
 
 def steps(*pending: int | None, seconds: float = 5.0, **last: int) -> Steps:
-    """Intervals after which this much was pending; None: no sample. `last` goes to the last one."""
+    """Return intervals after which this many tasks were pending; None stands for a missing sample.
+    `last` replaces figures of the last one."""
     found: list[tuple[float, Figures] | None] = [
         None if count is None else (seconds, Figures(0, 0, 0, 0, 0.0, count, 0))
         for count in pending
@@ -48,7 +49,7 @@ def queue(pending: int, *, paused: bool = False) -> QueueInfo:
         ([1000 + n for n in range(20)], "grows by 12/min"),
         ([500] * 20, "steady"),
         ([10**9 - n for n in range(20)], "steady"),
-        ([5, 6, 7], ""),  # too short a time
+        ([5, 6, 7], ""),  # too few samples
         ([0] * 20, ""),
         ([], ""),
         ([None] * 20, ""),
@@ -117,7 +118,7 @@ async def died_until_acknowledged(made: Bed) -> None:
     options: dict[str, Any] = {"auth": "host", "read_only": False}
     async with create_app(made.inspector, **options) as app, visiting(app) as client:
         [until] = re.findall(r'name="until" value="(.*?)"', (await client.get("/")).text)
-        await made.dead(Task("mail"), error=TRACE)  # after the look
+        await made.dead(Task("mail"), error=TRACE)  # after the page was read
         form = {"queue": "default", "until": html.unescape(until)}
         for _ in range(2):
             answer = await client.post("/dead/acknowledge", data=form, headers=SAME)

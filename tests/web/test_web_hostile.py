@@ -1,4 +1,4 @@
-"""Sixty hostile texts in every field of every record: they are text, and do nothing."""
+"""Sixty hostile texts in every field of every record are shown as text, without an effect."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def browser() -> Iterator[Any]:
 
 
 def id_of(number: int) -> str:
-    """The text as an id, with what an id may hold of it."""
+    """Return the text as an id, with its allowed characters only."""
     kept = re.sub(r"[^!-~]", "_", TEXTS[number])
     return f"{kept}{number}"[-128:]
 
 
 async def fill(made: Bed, store: Store) -> None:
-    """Texts that a client, a handler, a server or another program could write into the store."""
+    """Write texts that a client, a handler, a server or another program could write into the
+    store."""
     keys, everywhere = QueueKeys(made.prefix, "default"), GlobalKeys(made.prefix)
     await made.enqueue(Task("t", id="fine", delay=60))
     with store.client() as client:
@@ -100,15 +101,15 @@ def test_hostile_texts_execute_nothing_and_break_no_policy(
         assert texts == len(TEXTS), "each dead task was shown, and its error"
         web.page.wait_for_url(
             "**/dead/run"
-        )  # the last page continues by itself, and shows an error
+        )  # the last page continues automatically, and shows an error
         for path in ("/dead?queue=default&limit=100", "/servers", "/schedules", "/task?id=c0"):
             web.go(path)
-            web.refresh()  # what the script puts into the page is no better
+            web.refresh()  # the script inserts further texts
         handlers = "[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())"
         names = set(web.page.evaluate(handlers))
         assert not {name for name in names if name.startswith("on") or name == "style"}
         web.check()
-        # That nothing was noted means something: what does run is stopped and noted.
+        # The control: a script that does run is stopped and recorded.
         web.page.evaluate(SCRIPT)
         web.page.wait_for_function("() => window.hits.length > 0")
         assert web.page.evaluate("window.hits")[0].startswith("CSP script-src")

@@ -1,4 +1,4 @@
-"""The languages of the dashboard: which one a request gets, and that its catalogue is complete."""
+"""The languages of the dashboard: the choice per request, and complete catalogues."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def in_russian(write: Any, *args: Any, **values: Any) -> str:
         use(RUSSIAN)
         return str(write(*args, **values))
 
-    return asyncio.run(asyncio.to_thread(run))  # a context of its own
+    return asyncio.run(asyncio.to_thread(run))  # its own context
 
 
 def test_numbers_durations_and_times_are_written_by_language() -> None:
@@ -259,7 +259,7 @@ def test_catalogues_have_exactly_the_texts_of_the_sources_all_translated() -> No
 
 
 def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
-    """All forms are there, and each has the placeholders of the English text."""
+    """Check that all plural forms exist, each with the placeholders of the English text."""
     single = isinstance(texts, str)
     english = placeholders(texts if single else texts[-1])
     given = [translations] if single else list(translations)
@@ -270,7 +270,7 @@ def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
 
 
 def placeholders(text: str) -> list[str]:
-    """The placeholders of a text; it has no other percent signs."""
+    """Return the placeholders of a text, which must have no other percent signs."""
     assert "%" not in PLACEHOLDER.sub("", text), text
     return sorted(set(PLACEHOLDER.findall(text)) - {""})
 
@@ -282,7 +282,7 @@ def test_values_of_a_chart_are_written_in_the_language_of_the_page() -> None:
         return chart.steps
 
     try:
-        for _ in range(2):  # a second time from the cache
+        for _ in range(2):  # the second time from the cache
             use(ENGLISH)
             shown = steps()
             assert len(shown) == 60

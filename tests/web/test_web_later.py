@@ -1,4 +1,4 @@
-"""A queue that a later version of qsync wrote is left out of lists, which say so."""
+"""Lists leave out queues that a later version of qsync wrote, with a note."""
 
 from __future__ import annotations
 

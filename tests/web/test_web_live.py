@@ -1,4 +1,5 @@
-"""Each action of the dashboard, by its own forms, beside servers: one node, and a cluster."""
+"""Each action of the dashboard, through its forms, with running servers: one node, and a
+cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def system(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
 
 
 class Visitor:
-    """A browser without scripts: it opens pages, fills in their forms and presses their buttons."""
+    """A browser without scripts that opens pages, fills in their forms and presses their
+    buttons."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
@@ -44,7 +46,8 @@ class Visitor:
     def press(
         self, label: str, *, among: str = "", ticked: tuple[str, ...] = (), **typed: str
     ) -> str:
-        """Press the button of the form that has this text, too; what the next page reports."""
+        """Press a button, in the form that contains this text; return the message of the next
+        page."""
         button = rf"<button([^>]*)>{re.escape(label)}</button>"
         for form in re.findall(r"<form.*?</form>", self.text, re.S):
             if (found := re.search(button, form)) and among in form:
@@ -81,7 +84,7 @@ def visiting(system: Live) -> Iterator[Visitor]:
 
 
 def raw(system: Live) -> Any:
-    """A client of the store itself."""
+    """Yield a client of the store."""
     kind = RedisCluster if "cluster" in system.url else Redis
     return kind.from_url(system.url.replace("redis+cluster", "redis").partition(",")[0])
 
@@ -129,7 +132,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert web.press("Resume") == "Queue default is resumed."
         assert queue(system).paused is None
 
-        # A task: one that runs, one that waits, one that is dead.
+        # Running, waiting and dead tasks.
         web.open("/task?id=runs&queue=default")
         assert web.press("Cancel") == "The server was told to stop the task."
         until(system, "cancelled", ids=("runs",))
@@ -144,7 +147,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert web.press("Delete task") == "Task d0 is deleted."
         until(system, None, ids=("d0",))
 
-        # Dead tasks: ticked ones, and all of them.
+        # Selected dead tasks, and all of them.
         web.open("/dead?queue=other")
         assert web.press("Re-run selected", ticked=("d1", "d2")) == "2 tasks re-queued."
         until(system, "completed", "completed", "dead", ids=("d1", "d2", "d3"))
@@ -161,7 +164,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert web.press("Delete 3 tasks") == "3 tasks deleted."
         assert queue(system, "other").states["dead"] == 0
 
-        # Tasks that wait, run, or have completed: ticked ones, and all that wait.
+        # Selected waiting, running or completed tasks, and all waiting ones.
         slow = {"retry": 1, "retry_delay": 600}
         system.enqueue(*(Task("order", id=f"r{n}", retention=60, **slow) for n in range(3)))
         system.enqueue(*(Task("order", id=f"s{n}", retention=60, delay=600) for n in range(3)))
@@ -201,7 +204,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert web.press("Cancel 1 task") == "1 task cancelled."
         until(system, "cancelled", ids=("runs-on",))
 
-        # A schedule, while a server has it.
+        # A schedule that a server publishes.
         wait_until(lambda: system.inspect(lambda i: i.schedules()))
         web.open("/schedules")
         assert "triggered" in web.press("Run now", among="yearly")
@@ -227,17 +230,18 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
             "/schedule/put",
             "/schedule/delete",
             "/queue/delete",
-            # In test_web_search.py, test_web_edit.py, test_web_browser.py and test_web_forecast.py.
+            # These are in test_web_search.py, test_web_edit.py, test_web_browser.py and
+            # test_web_forecast.py.
             "/search/act",
             "/task/edit",
             "/task/stack",
             "/queue/target",
             "/dead/acknowledge",
-            # In tests of types and of schedules.
+            # These are in the tests of types and of schedules.
             "/type/pause",
             "/type/resume",
             "/schedule/backfill",
-            # In test_web_limits.py and test_web_actions.py.
+            # These are in test_web_limits.py and test_web_actions.py.
             "/limit/set",
             "/limit/reset",
             "/limit/open",
@@ -276,7 +280,7 @@ def test_unpublished_schedule_is_forgotten(system: Live) -> None:
     server = system.serve()
     wait_until(lambda: system.inspect(lambda i: i.schedules()))
     system.do(server.stop())
-    with raw(system) as client:  # as if that had been long ago
+    with raw(system) as client:  # as after a long time
         client.hset(QueueKeys(system.prefix, "default").key("schedules"), "@yearly", 5)
     with visiting(system) as web:
         web.open("/schedules")

@@ -1,4 +1,4 @@
-"""Every number on every page equals a count of the store's keys, at random states."""
+"""Every number on every page equals a count of the store's keys, for random states."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STATES = {state.value: state for state in TaskState}
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as a page shows it, with what it is the number of."""
+    """A number on a page, and its meaning."""
 
     row: str
     label: str
@@ -47,7 +47,7 @@ class Cell:
 
 
 class Numbers(HTMLParser):
-    """Collects the cells of tables that are numbers, and the numbers of tiles and tabs."""
+    """Collects the numbers in cells of tables, in tiles and in tabs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Truth:
         return counts[0], counts[2] + counts[3]  # retried and dead
 
     def runs(self, queue: str) -> dict[str, int]:
-        """Return the number of noted runs by schedule."""
+        """Return the number of recorded runs by schedule."""
         found = self.client.hgetall(self.key(queue, "schedule_runs"))
         return {name.decode(): len(runs.split()) for name, runs in found.items() if name != b"!"}
 
@@ -212,7 +212,7 @@ async def fill(made: Bed, chance: random.Random) -> None:
 
 
 def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | None:
-    """Return what the keys say of a cell; None: nothing is known of it."""
+    """Return the value of a cell by the keys; None if it is unknown."""
     kind, _, name = cell.row.partition("-")
     label = cell.label.lower()
     counters = {title: counter for counter, title in COUNTERS.items()}
@@ -284,7 +284,7 @@ async def test_numbers_on_pages_equal_counts_of_keys(valkey: Store, prefix: str,
 
 
 async def look(http: Any, truth: Truth, wrong: list[str]) -> None:
-    """Read all pages, and note what is wrong."""
+    """Read all pages, and add their wrong numbers to `wrong`."""
 
     async def page(path: str, queue: str = "", error: str = "") -> str:
         answer = await http.get(path)

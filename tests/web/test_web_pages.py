@@ -1,4 +1,4 @@
-"""The pages of the dashboard: their content, for any query and at any mount path."""
+"""The pages of the dashboard: their content, with any query and any mount path."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ IDS = {"/queue": "queue=default", "/task": "id=d1", "/edit": "id=d1",
 async def filled(
     store: Store | Cluster, prefix: str, **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Bed]]:
-    """A dashboard of a queue with a bit of everything."""
+    """Yield a dashboard of a queue with all kinds of data."""
     async with bed(store.url, prefix) as made:
         dead = [Task("mail.send", {"n": n}, id=f"d{n}", headers={"h": "v"}) for n in range(3)]
         await made.dead(*dead, error=TRACE)
@@ -74,7 +74,7 @@ async def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str
 async def test_times_count_from_the_clock_of_the_store(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
-    """The host of the dashboard is an hour off; every "ago" and "in" is right nevertheless."""
+    """The clock of the dashboard's host is an hour off, but every "ago" and "in" is right."""
     async with filled(valkey, prefix) as (client, made):
         await made.inspector.pause("default", by="ann", why="x")
         await made.inspector.put_schedule("s", Task("t"), every=60)
@@ -89,7 +89,7 @@ async def test_times_count_from_the_clock_of_the_store(
                 r"\bin ([\d.]+) (s|min|h)\b|(\d+) (s|min|h)[^<]{0,9} ago", text
             ):
                 if path.endswith("id=d1"):
-                    continue  # its attempts have a time of their own
+                    continue  # its attempts have their own times
                 number, unit = match[1] or match[3], match[2] or match[4]
                 assert unit == "s" or (unit == "min" and int(number) <= 20), (path, match[0])
                 seen["ago" if match[3] else "in"] += 1
@@ -178,7 +178,7 @@ async def test_invalid_query_is_explained(valkey: Store, prefix: str, path: str)
 
 
 async def test_dashboard_works_at_any_mount_path(valkey: Store, prefix: str) -> None:
-    """Every link and form of every page stays below the place; the files are there too."""
+    """Every link and form of every page stays below the mount path, and so do the files."""
 
     async with bed(valkey.url, prefix) as made:
         await made.dead(Task("t", id="d1"))
@@ -327,7 +327,8 @@ BANNED = (
 
 
 def test_templates_and_scripts_escape_all_markup() -> None:
-    """Nothing is marked as safe, no script or style is inline, no page asks another site."""
+    """No text is marked as safe, no script or style is inline, and no page loads from another
+    site."""
     for path in [*WEB.glob("templates/*"), *WEB.glob("static/*")]:
         text = path.read_text()
         for banned in BANNED:
@@ -338,7 +339,7 @@ def test_templates_and_scripts_escape_all_markup() -> None:
         others = set(re.findall(r"https?://[\w.]+", text)) - {"http://www.w3.org"}
         assert others == set(), path.name
     for path in WEB.glob("*.py"):
-        # The catalogue's texts have tags of their own; values in them are escaped.
+        # Texts of the catalogue contain tags; values in them are escaped.
         allowed = 1 if path.name == "template_filters.py" else 0
         assert path.read_text().count("Markup(") == allowed, path.name
 

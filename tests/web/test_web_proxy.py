@@ -1,4 +1,4 @@
-"""The dashboard behind a proxy that terminates TLS, and what signing out ends."""
+"""The dashboard behind a proxy that terminates TLS, and the effect of signing out."""
 
 from __future__ import annotations
 

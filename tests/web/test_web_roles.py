@@ -1,4 +1,4 @@
-"""Roles: what users may change, and which buttons they see."""
+"""Roles: the changes that users may make, and the buttons that they see."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_every_change_takes_its_role_and_pages_show_what_is_allowed(
                 for page in PAGES:
                     text = (await client.get(page, headers=headers)).text
                     found = {one or other for one, other in BUTTON.findall(text)}
-                    has_verbs = 'name="verb"' in text  # else the form has no button
+                    has_verbs = 'name="verb"' in text  # otherwise the form has no button
                     seen |= found if has_verbs else found - {"/search/act"}
                 seen -= {"/language"}
                 allowed = {path for path, needed in ROLES.items() if rank >= RANK[needed]}

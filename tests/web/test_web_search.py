@@ -26,7 +26,7 @@ from tests.support.stores import Store
 async def searched(
     store: Store, prefix: str, **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Bed]]:
-    """A dashboard of two queues with tasks in several states."""
+    """Yield a dashboard of two queues with tasks in several states."""
     async with bed(store.url, prefix) as made:
         dead = [
             Task("mail.send", {"customer": "acme" if n % 2 else "zen", "n": n}, id=f"d{n}")
@@ -70,7 +70,7 @@ async def test_search_finds_tasks_of_all_queues_and_states(valkey: Store, prefix
 
 
 async def sorted_over_all_pages(client: httpx.AsyncClient) -> None:
-    """Pages of one task each have all tasks, in the order of all."""
+    """Check that pages of one task each have all tasks, in the order of the whole list."""
     whole = await search(client, "type:*", sort="oldest")
     assert len(whole) > 3
     pages = [
@@ -151,7 +151,7 @@ async def test_masked_payloads_cannot_be_searched(valkey: Store, prefix: str) ->
 
 
 async def confirmed(client: httpx.AsyncClient, query: str, verb: str) -> tuple[str, str]:
-    """The question of a change of all, and the message after it, with all continuations."""
+    """Change all matches; return the confirmation page and the message at the end."""
     form: dict[str, str] = {"q": query, "verb": verb, "scope": "all"}
     question = ""
     while True:

@@ -1,4 +1,4 @@
-"""No sentence of the dashboard stands outside of the catalogue: in templates, code or script."""
+"""All sentences of the dashboard, in templates, code and script, come from the catalogue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEB = Path(qsync.web.__file__).parent
 ENVIRONMENT = make_environment()
 
 MARK = "\ufffc"
-"""Stands for what a template computes."""
+"""Placeholder for the values of a template's expressions."""
 
 NAMES = {"qsync", "id", "msgpack", "Python", "pid", "CSV", "JSON"}
 """Words that are the same in each language."""
@@ -37,7 +37,7 @@ CODE = {
 
 
 class Texts(HTMLParser):
-    """Collects what people read: text and some attributes, but not what is code."""
+    """Collects readable texts and attributes, without code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Texts(HTMLParser):
 
 
 def source_of(node: nodes.Node) -> Iterator[str]:
-    """The output of a template, in order, with a mark for each expression."""
+    """Yield the output of a template, in order, with a mark for each expression."""
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.TemplateData):
             yield child.data
@@ -77,7 +77,8 @@ def source_of(node: nodes.Node) -> Iterator[str]:
 
 
 def consts_outside(node: nodes.Node) -> Iterator[str]:
-    """Texts in expressions of a template, except those that are looked up in the catalogue."""
+    """Yield texts in expressions of a template, except those that are looked up in the
+    catalogue."""
     for child in node.iter_child_nodes():
         is_call = isinstance(child, nodes.Call) and isinstance(child.node, nodes.Name)
         if is_call and child.node.name in KEYWORDS:
@@ -90,7 +91,7 @@ def consts_outside(node: nodes.Node) -> Iterator[str]:
 
 
 def reads_as_text(text: str) -> bool:
-    """Whether a literal is a sentence or a label, rather than a name, a path or code."""
+    """Return whether a literal is a sentence or a label, rather than a name, a path or code."""
     words = WORD.findall(text)
     if not words or set(words) <= NAMES:
         return False
@@ -114,7 +115,8 @@ def test_templates_have_no_text_outside_of_the_catalogue(name: str) -> None:
 UNSEEN_CALLS = {
     "debug", "info", "warning", "exception", "error", "ConfigError", "TypeError", "compile", "cast",
 }  # fmt: skip
-"""What logs, and tells a developer that the program is wrong, is in English; patterns are code."""
+"""Functions for logs and for errors of developers, which are in English, and for patterns, which
+are code."""
 
 HEADERS = {
     "Content-Security-Policy", "Referrer-Policy", "Cache-Control", "Content-Type", "Allow",
@@ -128,7 +130,7 @@ KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "
 
 
 def texts_outside(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Literals of a module that read as texts, except docstrings, logs and the catalogue."""
+    """Yield literals of a module that read as texts, except docstrings, logs and the catalogue."""
     if isinstance(tree, ast.Call):
         name = getattr(tree.func, "attr", None) or getattr(tree.func, "id", "")
         if name in UNSEEN_CALLS:

@@ -1,4 +1,4 @@
-"""The pages of types: the list, one type with charts, and pausing one, without a browser."""
+"""The pages of types: the list, the charts of a type, and its pause, without a browser."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Probed(Worker):
         return re.search(r"health: http://127\.0\.0\.1:(\d+)/", self.out())
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
+        """Return status and body."""
         try:
             url = f"http://127.0.0.1:{self.port}{path}"
             with urllib.request.urlopen(url, timeout=20) as answer:
@@ -109,7 +109,7 @@ class Probed(Worker):
         return status, told["reasons"]
 
     def wait_for(self, name: str, status: int, reason: str = "", timeout: float = 30) -> list[str]:
-        """Wait until a probe is answered so, for this reason."""
+        """Wait until a probe has this status and reason."""
         seen: list[Any] = []
 
         def answered() -> bool:
@@ -120,7 +120,7 @@ class Probed(Worker):
         return list(seen[1])
 
     def metric(self, name: str) -> float | None:
-        """The value of the series of this name and labels."""
+        """Return the value of the series with this name and labels."""
         _, body = self.get("/metrics")
         for line in body.splitlines():
             if line.startswith(f"{name} "):
@@ -196,7 +196,7 @@ def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
             start = f"process 1 has not started yet, retrying: the store at {own_store.url} is not"
             assert reason.startswith(start)
         logged = f"cannot start, retrying: the store at {own_store.url} is not"
-        wait_until(lambda: logged in worker.out())  # the health port may be the first to say it
+        wait_until(lambda: logged in worker.out())  # the health port may report it first
         own_store.restart()
         assert worker.wait_for("ready", 200) == []
 
@@ -249,7 +249,8 @@ def test_metrics_of_several_processes_add_up_and_never_decrease(
 
 
 def test_run_with_an_unrecorded_end_is_not_counted_twice(tmp_path: Path, own_store: Store) -> None:
-    """A server dies between the end of its handlers and the store's answer: they run again."""
+    """A server dies after its handlers have ended, but before the store has replied: the tasks run
+    again."""
     series = '{queue="default",type="wait"}'
     done = 'qsync_task_runs_total{outcome="completed",queue="default",type="wait"}'
     with Probed(tmp_path, own_store.url, "--health-port", "0", "--lease", "3") as worker:
@@ -270,7 +271,7 @@ def test_run_with_an_unrecorded_end_is_not_counted_twice(tmp_path: Path, own_sto
 
 
 def test_counts_of_ended_processes_are_included_exactly_once() -> None:
-    """While one thread sees processes end, another adds up."""
+    """One thread removes ended processes while another sums up."""
 
     class Process:
         def __init__(self) -> None:
@@ -313,7 +314,7 @@ def test_scale_endpoint_returns_desired_workers(tmp_path: Path, store: Store) ->
         assert advice["backlog"] + advice["running"] == 20
         needed = (advice["enqueued_per_second"] + advice["backlog"] / 10) / 0.5
         assert advice["desired"] == pytest.approx(needed, abs=1)
-        assert json.loads(worker.get("/scale")[1])["desired"] == 5  # a slot for each
+        assert json.loads(worker.get("/scale")[1])["desired"] == 5  # one slot each
         assert json.loads(worker.get("/scale?max=3")[1])["desired"] == 3
         assert json.loads(worker.get("/scale?queues=elsewhere")[1])["backlog"] == 0
         for query, reason in [
@@ -438,20 +439,21 @@ def at(second: float, **values: Any) -> ScaleSample:
 @pytest.mark.parametrize(
     ("samples", "goal", "desired", "backlog_s"),
     [
-        # Nothing at all to do.
+        # No work at all.
         ([at(0), at(10)], ScaleTarget(), 0, 0.0),
         ([at(0), at(10)], ScaleTarget(minimum=2), 2, 0.0),
-        # 10 a second come, two workers do 10 a second and are 600 behind: 10 + 600/30 = 30, by 5.
+        # 10 tasks a second arrive, and two workers run 10 a second with a backlog of 600: (10 +
+        # 600/30) / 5 = 6.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(), 6, 60.0,
         ),
-        # The same, to be done in 60 s.
+        # The same, with a target of 60 s.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(target_s=60), 4, 60.0,
         ),
-        # The same, by workers that are known to do 2 a second.
+        # The same, with workers known to run 2 a second.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(per_worker=2), 15, 60.0,
@@ -460,13 +462,13 @@ def at(second: float, **values: Any) -> ScaleSample:
             [at(0), at(10, pending=10**6, oldest_s=60, finished=100)],
             ScaleTarget(maximum=9), 9, 100_000.0,
         ),
-        # They keep up, a quarter of the slots is busy: one of two is enough.
+        # Two workers keep up with a quarter of the slots busy: one suffices.
         ([at(0), at(10, active=5, enqueued=100, finished=100)], ScaleTarget(), 1, 0.0),
-        # They keep up with all slots busy.
+        # The workers keep up with all slots busy.
         ([at(0), at(10, active=20, enqueued=100, finished=100)], ScaleTarget(), 2, 0.0),
         # Running tasks are not interrupted, though no new ones arrive.
         ([at(0, active=20), at(10, active=20)], ScaleTarget(), 2, 0.0),
-        # Nothing has ended yet: a slot for each.
+        # No task has ended yet: one slot each.
         ([at(0), at(10, active=20, pending=35, oldest_s=9)], ScaleTarget(), 6, None),
         # There is no worker, and tasks wait.
         (
@@ -487,10 +489,10 @@ def test_scale_advice_follows_the_samples(
 
 @pytest.mark.parametrize("backlog", [0, 3000])
 def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
-    """As KEDA does: asks every 15 s and has as many workers as are desired, from one on.
+    """Simulates KEDA, which polls every 15 s and runs the desired number of workers, at least one.
 
-    50 tasks a second come, a worker does 10 a second on 20 slots: six keep up and have some to
-    spare. The backlog is gone soon, and then the number stays.
+    50 tasks a second arrive, and a worker runs 10 a second on 20 slots: six keep up with some to
+    spare. The backlog is drained soon, and then the number stays the same.
     """
     made, workers, pending, enqueued, finished = Scaler(1), 1, float(backlog), 0.0, 0.0
     seen = []
@@ -519,7 +521,7 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
 def test_burst_after_idle_minutes_requests_enough_workers(
     after_s: float, polls_while_idle: bool
 ) -> None:
-    """2,000 tasks at once, and one worker that does 13.3 a second: 5 of them take 30 s."""
+    """2,000 tasks at once, and workers that run 13.3 a second each: five of them take 30 s."""
     made = Scaler(1)
 
     def idle(second: float) -> ScaleSample:
@@ -686,7 +688,7 @@ def test_silent_connection_is_closed_and_delays_no_other(
 
 
 def silent(server: HealthServer, count: int, source: str = "127.0.0.1") -> list[socket.socket]:
-    """So many connections that send nothing."""
+    """Open `count` connections that send nothing."""
     return [
         socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(source, 0))
         for _ in range(count)
@@ -704,7 +706,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_silent_connections_of_one_address_do_not_block_others(served: HealthServer) -> None:
-    """Neither others nor itself: its own oldest one makes way."""
+    """The address does not block itself, either: its own oldest connection is closed."""
     opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
         for source in ("127.0.0.1", "127.0.0.2"):
@@ -787,7 +789,7 @@ def test_health_port_responds_while_the_main_thread_is_blocked(served: HealthSer
     async def work() -> None:
         asking.start()
         ends = time.monotonic() + 20
-        while asking.is_alive() and time.monotonic() < ends:  # never gives the loop a turn
+        while asking.is_alive() and time.monotonic() < ends:  # never yields to the loop
             asking.join(0.01)
 
     asyncio.run(work())
@@ -806,7 +808,7 @@ async def test_health_port_without_prometheus_client_says_that_metrics_are_off(
     if not installed:
         monkeypatch.setitem(sys.modules, "prometheus_client", None)  # type: ignore[arg-type]
     caplog.set_level(logging.INFO, "qsync.worker")
-    supervisor: Any = None  # answers no request here
+    supervisor: Any = None  # does not answer this request
     app = Qsync("redis://localhost:1")
     port = cli_health.HealthPort("127.0.0.1", 0, app, queues=["a"], processes=1)
     port.start(supervisor)

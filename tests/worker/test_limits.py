@@ -37,7 +37,7 @@ def test_worn_processes_are_replaced_one_at_a_time_and_no_task_is_lost_or_charge
         worker.enqueue("wait", *["note"] * 100)
         worker.wait_history("ran", 100, timeout=60)
         wait_until(lambda: " is replaced: " in worker.out(), timeout=30)
-        (tmp_path / "go").touch()  # the handler that waits ends
+        (tmp_path / "go").touch()  # the waiting handler ends
         worker.wait_history("end")
         for wave in range(1, 4):
             # A replaced process runs tasks until its successor is ready: it may run a whole wave.
@@ -62,7 +62,7 @@ def all_replaced_have_ended(log: str) -> bool:
 
 
 def check_one_at_a_time(log: str) -> None:
-    """Each process has ended before the next one is replaced."""
+    """Check that each process has ended before the next one is replaced."""
     replacing: str | None = None
     for line in log.splitlines():
         if found := re.search(r"\(pid (\d+)\) is replaced: ", line):

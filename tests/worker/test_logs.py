@@ -1,4 +1,5 @@
-"""Logs: the task is in each record about it, secrets are in none, and no worker breaks of them."""
+"""Logs: each record about a task names it, none has secrets, and errors of logging break no
+worker."""
 
 from __future__ import annotations
 
@@ -149,7 +150,7 @@ FAILING = (
 def worker(
     folder: Path, url: str, *options: str, app: str = APP, **popen: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`qsync worker` with its standard error in the file `out`, unless told otherwise."""
+    """Run `qsync worker` with its standard error in the file `out`, unless `stderr` is set."""
     (folder / "shop.py").write_text(app)
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen(
@@ -182,7 +183,7 @@ def counters(url: str, queue: str = "default") -> dict[str, int]:
 
 
 def plant(store: Store, keys: QueueKeys) -> None:
-    """A raw record that no version can read, with the canary in it."""
+    """Add a raw record that no version can read, with the canary in it."""
     broken = NewTask("raw", keys.queue, CANARY.encode(), "", "", "", 0, None)
     with contextlib.closing(Broker(redis_clients.parse(store.url), connections=1)) as broker:
         broker.run(ops.enqueue(keys, [broken]))
@@ -191,8 +192,8 @@ def plant(store: Store, keys: QueueKeys) -> None:
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, form: str) -> None:
-    """Through all the ways in which a task can fail, with --log-errors class; and each record is
-    one line."""
+    """This covers all ways in which a task can fail, with --log-errors class; each record is one
+    line."""
     valkey.flush()
     valkey.command("ACL", "SETUSER", "probe", "on", f">{PASSWORD}", "~*", "&*", "+@all")
     parts = urlsplit(valkey.url)
@@ -216,7 +217,7 @@ def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, 
             found = counters(valkey.url)
             return found.get("dead", 0) + found.get("completed", 0) >= len(FAILING)
 
-        # All of them, and the raw record, but for the one of an unknown type.
+        # All of them and the raw record, without the one of an unknown type.
         wait_until(ended, timeout=90)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
@@ -235,7 +236,7 @@ def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, 
 
 
 def check_fields(records: list[dict[str, Any]]) -> None:
-    """Every record about a task has its id, queue, type and attempt."""
+    """Check that every record about a task has its id, queue, type and attempt."""
     failed = {one["task_type"]: one for one in records if " failed, attempt " in one["message"]}
     assert set(failed) >= set(FAILING) - {
         "unencodable", "too-large", "hog", "says", "says-thread", "says-process",
@@ -266,7 +267,7 @@ def check_fields(records: list[dict[str, Any]]) -> None:
     assert bad["message"].startswith("a record made at shop.py:")
 
 
-# Standard error that is broken.
+# Broken standard error.
 
 NOISY = """
 from qsync import Mux, Qsync, TaskInfo
@@ -290,7 +291,7 @@ app = Qsync(mux=mux)
 """
 
 NOISY_TASKS = 1500
-"""Whose warnings are more than a pipe holds."""
+"""Number of tasks whose warnings exceed the size of a pipe."""
 
 
 def _close_output() -> None:
@@ -404,7 +405,7 @@ def test_at_a_terminal_a_traceback_has_lines_and_no_control_characters() -> None
 
 @contextlib.contextmanager
 def bare_root() -> Iterator[logging.Logger]:
-    """The root logger without handlers, and as it was afterwards."""
+    """Yield the root logger without handlers; restore it afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers[:] = []
@@ -432,7 +433,7 @@ def test_the_level_is_info_unless_another_is_asked_for() -> None:
         assert isinstance(root.handlers[0], logs.Lines)
 
 
-# Records without a worker: any program that runs a server gets the fields.
+# Records without a worker: the fields are added in any program that runs a server.
 
 
 def test_records_about_tasks_have_fields(

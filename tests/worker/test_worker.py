@@ -1,4 +1,4 @@
-"""`qsync worker`: what its processes run, who dies of what, and what a mistake is answered with."""
+"""`qsync worker`: the work of its processes, their deaths, and its answers to mistakes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def store() -> Iterator[Store]:
 
 
 class Worker:
-    """`qsync worker` in a session of its own, as a terminal would have it."""
+    """`qsync worker` in its own session, as in a terminal."""
 
     def __init__(
         self, folder: Path, url: str, *options: str, stdin: int = subprocess.DEVNULL
@@ -129,12 +129,12 @@ class Worker:
         return self._out.read_text(errors="replace")
 
     def started(self) -> list[int]:
-        """The process ids of all children up to now."""
+        """Return the process ids of all children so far."""
         lines = [line for line in self.out().splitlines() if " started, pid " in line]
         return [int(line.partition("pid ")[2].partition(",")[0]) for line in lines]
 
     def wait_ready(self, servers: int) -> Self:
-        """So many servers have begun to fetch, over all."""
+        """Wait until this many servers have begun to fetch in total."""
         wait_until(
             lambda: self.out().count(" is ready: ") >= servers or self.process.poll() is not None,
             timeout=60,
@@ -147,7 +147,7 @@ class Worker:
             client.enqueue_many([Task(type, payload) for type in types])
 
     def history(self, word: str) -> list[tuple[int, float]]:
-        """Which process (pid) wrote this word, and when (monotonic time)."""
+        """Return the pid of each process that wrote this word, and the monotonic time."""
         path = self.folder / "history"
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [line.split() for line in lines]
@@ -193,7 +193,7 @@ def test_processes_share_the_tasks_and_stop_with_exit_code_0(tmp_path: Path, sto
         (tmp_path / "go").touch()
         worker.enqueue("frozen")
         [(frozen, collected)] = worker.wait_history("frozen", 1)
-        assert frozen > 4 * collected  # a full collection leaves out what the start imported
+        assert frozen > 4 * collected  # a full collection skips the objects of the start
         assert worker.end() == 0, worker.out()
         out = worker.out()
         assert "serves shop:app" in out
@@ -250,7 +250,7 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         figure = f"{processes} processes: started again after {1000 * (began - killed):.0f} ms"
         print(f"\n{figure}")  # noqa: T201 - for `pytest -s`
         assert other != pid
-        # With one process, another has to start first; how long that takes is the machine's affair.
+        # With one process, another has to start first, which depends on the machine.
         assert began - killed < (1 if processes > 1 else 10)
         worker.wait_ready(processes + 1)
         assert "killed by SIGKILL; another starts in 0.1 s" in worker.out()
@@ -270,7 +270,7 @@ def test_a_clean_stop_lets_tasks_end_and_a_second_signal_hands_them_back(
         worker.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping: running tasks have 30 s" in worker.out())
         again = time.monotonic()
-        # The child, too, has heard of the first one, and the second is no echo of it.
+        # The child has received the first one, too, and the second does not count as its echo.
         wait_until(lambda: worker.out().count("stopping: running tasks have") == 2)
         wait_until(lambda: time.monotonic() - again > supervisor.ECHO_S)
         again = time.monotonic()
@@ -448,7 +448,7 @@ def test_a_child_that_cannot_start_ends_the_parent_with_the_reason(
 ) -> None:
     (tmp_path / "shop.py").write_text(
         SHOP + "\nimport sys\nif 'worker' not in sys.argv: raise OSError('no licence')\n"
-    )  # so only the children fail
+    )  # so that only the children fail
     with Worker(tmp_path, store.url) as worker:
         assert worker.process.wait(timeout=90) == 1
         last = worker.out().splitlines()[-1]
@@ -470,8 +470,8 @@ def test_refused_store_ends_the_parent_with_the_reason(tmp_path: Path, store: St
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(7)
 def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
-    """It keeps trying, and stops when requested meanwhile."""
-    debug = ("--log-level", "debug")  # else only the first try is in the log
+    """It keeps trying, and stops when requested."""
+    debug = ("--log-level", "debug")  # otherwise only the first try is logged
     with Store(aof=True) as store, Worker(tmp_path, store.url, *debug) as worker:
         worker.wait_ready(1)
         store.kill()
@@ -551,11 +551,11 @@ MISTAKES = {
 
 @pytest.fixture
 def invoke(mistaken: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """Runs a command in this process, in the folder of mistakes."""
+    """Yield a function that runs a command in this process, in the folder of mistakes."""
     monkeypatch.chdir(mistaken)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("QSYNC_URL", "QSYNC_PREFIX"):
-        # Set first, since only then is it put back.
+        # Set it first, since monkeypatch restores only variables that existed.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     before = set(sys.modules)
@@ -626,7 +626,7 @@ def test_app_comes_from_the_environment_or_the_argument(
 
 @pytest.mark.parametrize("target", ["shop:app", "shop:make", "shop:Holder.inner"])
 def test_app_is_loaded_from_its_target(target: str, invoke: Callable[..., Result]) -> None:
-    """Found, and then refused for its queues: so nothing starts."""
+    """The app is found, and then refused for its queues, so no process starts."""
     done = invoke("worker", target, "--queues", "?", QSYNC_URL="redis://127.0.0.1:1")
     assert "queues: '?' is not 1 to 128 characters" in done.stderr
 
@@ -647,7 +647,7 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-# The parent alone, with children that are a few lines long.
+# The parent, with children of a few lines.
 
 CHILD = """
 import json, os, signal, socket, sys, time
@@ -675,7 +675,7 @@ def plan(program: str, **options: Any) -> Plan:
 
 
 async def ready(one: Supervisor) -> int:
-    """Wait for the child of the first slot to be ready; its pid."""
+    """Wait until the child of the first slot is ready; return its pid."""
     while True:
         child = one._slots[0].child
         if child is not None:

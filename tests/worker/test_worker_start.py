@@ -1,4 +1,4 @@
-"""Starts of `qsync worker` that fail: one line each, in the log's format, and an end."""
+"""Starts of `qsync worker` that fail: each logs one line and ends."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_traceback_of_an_uncaught_exception_is_a_record(tmp_path: Path, store: S
 def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
     tmp_path: Path, store: Store, swallow: bool
 ) -> None:
-    """Even if the imported code catches every exception."""
+    """This holds even if the imported code catches every exception."""
     wait = "(HERE / 'importing').touch()\n" + (
         "while not (HERE / 'go').exists(): time.sleep(0.01)\n"
     )
@@ -181,7 +181,7 @@ def test_orphans_of_a_container_are_reaped_and_children_are_left() -> None:
 
 
 class Bare:
-    """No context manager."""
+    """Not a context manager."""
 
 
 class Entered:

@@ -1,4 +1,4 @@
-"""The actions of the model check: what may be done, how often, and with which arguments."""
+"""The actions of the model check, with their frequencies and arguments."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ RULES: Final = {
     "c": LimitRule(concurrency=1),
     "r": LimitRule(rate=1, per_us=7 * S, burst=1),
 }
-"""Rules of the program: `free` has none."""
+"""Rules of the program; `free` has no rule."""
 
 WEIGHTS: Final = {
     "enqueue": 6, "enqueue_finished": 2, "burst": 4, "tick": 2,
@@ -198,8 +198,8 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "damage": st.tuples(st.lists(damages, min_size=1, max_size=3), treatment),
 }
 
-# One strategy for all actions, since hypothesis leaves out rules at random, and without tasks, or
-# without a fetch, there is nothing to see.
+# All actions share one strategy: hypothesis leaves out rules at random, and runs without enqueues
+# or without fetches would test nothing.
 actions = st.sampled_from([name for name, times in WEIGHTS.items() for _ in range(times)]).flatmap(
     lambda name: st.tuples(st.just(name), ACTIONS[name])
 )

@@ -1,4 +1,4 @@
-"""Bounds of the model: whether new tasks fit, and which ones are dropped for them."""
+"""Bounds of the model: whether new tasks fit, and which waiting tasks are dropped for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WAITING: Final = ("pending", "limited", "retry", "scheduled")
 
 
 class Waiting(NamedTuple):
-    """What decides whether a task of the queue is dropped."""
+    """The facts about a task that decide whether it is dropped."""
 
     id: str
     state: str
@@ -22,14 +22,14 @@ class Waiting(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, int, float, bytes]:
-        """Its place in the order of dropping: lowest priority first, then the oldest."""
+        """Sort key of the order of dropping: lowest priority first, then oldest first."""
         banded = self.state in ("pending", "limited")
         priority = self.priority if banded else 0
         return WAITING.index(self.state), priority, self.score, self.id.encode()
 
 
 class Refusal(NamedTuple):
-    """The bound that refuses a call, its value, the amount there, and how many new tasks fit."""
+    """The bound that refuses a call, its value, the present amount, and how many new tasks fit."""
 
     bound: str
     limit: int
@@ -39,19 +39,19 @@ class Refusal(NamedTuple):
 
 @dataclass
 class QueueBounds:
-    """The bounds of the program and of an operator, as they are stored."""
+    """The bounds of the program and of an operator, as stored."""
 
     program: str = ""
     operator: str = ""
 
     @property
     def in_force(self) -> tuple[float, float, str]:
-        """Most tasks, most bytes, and what a full queue does."""
+        """Maximum number of tasks, maximum number of bytes, and the action of a full queue."""
         tasks, size, way = (*(self.operator or self.program or "  ").split(" "), "", "")[:3]
         return float(tasks or math.inf), float(size or math.inf), way
 
     def make_room(self, queue: Sequence[Waiting], sizes: Sequence[int]) -> list[str] | Refusal:
-        """Return the tasks to drop so that new ones of these sizes fit, or why they do not."""
+        """Return the tasks to drop so that new tasks of these sizes fit, or why they do not fit."""
         most_tasks, most_bytes, way = self.in_force
         waiting = [task for task in queue if task.state in WAITING]
         there = sum(task.size for task in queue) if most_bytes < math.inf else 0
@@ -79,14 +79,14 @@ class QueueBounds:
         return dropped
 
     def contents(self, size: int) -> dict[str, str]:
-        """The value in the form of the store; it keeps the size while a bound needs it."""
+        """Return the bounds as the store holds them, with the size if a bound needs it."""
         kept = self.in_force[1] < math.inf
         fields = {"bounds": self.program, "!bounds": self.operator, "bytes": str(size)}
         return {name: text for name, text in fields.items() if text and (name != "bytes" or kept)}
 
 
 def _fitting(sizes: Sequence[int], tasks: float, size: float) -> int:
-    """How many of the first new tasks fit."""
+    """Return how many of the new tasks fit, counted from the first."""
     for count, added in enumerate(sizes):
         tasks, size = tasks - 1, size - added
         if tasks < 0 or size < 0:

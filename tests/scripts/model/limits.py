@@ -1,4 +1,4 @@
-"""Limits of the model: how much of each is in use, who waits, and when each opens."""
+"""Limits of the model: the use of each limit, its waiters, and when it opens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOVES_MOST: Final = 500
 ROUND_MOST: Final = 50
 TYPE_MOVES_MOST: Final = 150
 WRONG_CLOCK_US: Final = 10_000_000
-"""A next start that is so far ahead may be from a clock that was set back."""
+"""A next start further ahead than this may come from before the clock was set back."""
 
 
 @dataclass
@@ -20,9 +20,9 @@ class Use:
     """State of a limit in the middle of a call."""
 
     use: int = 0
-    """Active tasks that hold it."""
+    """Number of active tasks that hold it."""
     ready: int = 0
-    """Pending tasks that hold it."""
+    """Number of pending tasks that hold it."""
     tat: int = 0
     closed: int = 0
 
@@ -33,7 +33,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Rate:
-    """A rule as it counts for one limit."""
+    """A rule, as it applies to one limit."""
 
     slots: float = math.inf
     interval: float = 0
@@ -41,7 +41,7 @@ class Rate:
 
     @property
     def lateness(self) -> float:
-        """How late a task may start without making the next ones later."""
+        """Maximum delay of a start that does not delay the next ones, in microseconds."""
         return min(self.interval / 2, 50_000)
 
 
@@ -56,7 +56,7 @@ def rate_of(text: str) -> Rate:
 
 
 def entry(limit: str, tag: float, id: str) -> bytes:
-    """The entry of a waiter: it is ordered by limit, tag and id."""
+    """Return the entry of a waiter, which sorts by limit, tag and id."""
     [bits] = struct.unpack(">Q", struct.pack(">d", tag))
     bits = bits ^ (1 << 63) if bits < 1 << 63 else bits ^ (1 << 64) - 1
     return limit.encode() + b"\0" + struct.pack(">Q", bits) + id.encode()
@@ -64,26 +64,26 @@ def entry(limit: str, tag: float, id: str) -> bytes:
 
 @dataclass
 class Limits:
-    """The state of the limits of a queue."""
+    """State of the limits of a queue."""
 
     rules: dict[str, str] = field(default_factory=dict)
-    """The rules as they are stored."""
+    """Rules, as stored."""
     stored: dict[str, Use] = field(default_factory=dict)
     pauses: dict[str, str] = field(default_factory=dict)
-    """The limits `@<type>` of paused types -> their pauses as they are stored."""
+    """Pauses as stored, by the limits `@<type>` of paused types."""
     openings: dict[str, int] = field(default_factory=dict)
     waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
-    """Entry of each waiter -> limit and id."""
+    """Limit and id of each waiter, by its entry."""
     type_moves: int = TYPE_MOVES_MOST
     """Number of waiters of types that this call may still move."""
     _live: dict[str, Use] = field(default_factory=dict)
     _late: dict[str, float] = field(default_factory=dict)
-    """How late this call opens limits."""
+    """Delay with which this call opens each limit, in microseconds."""
     _touched: dict[str, None] = field(default_factory=dict)
     _capped: dict[str, bool] = field(default_factory=dict)
 
     def rate(self, limit: str) -> Rate:
-        """The rule that counts: of an operator for the limit or its name, then of the program."""
+        """Return the rule in force: an operator's for the limit or its name, else the program's."""
         if limit.startswith("@"):
             return PAUSED if limit in self.pauses else UNLIMITED
         name = limit.partition(":")[0]
@@ -100,7 +100,7 @@ class Limits:
         return self._live[limit]
 
     def capped(self, now: int, limit: str) -> Use:
-        """The use of a limit; a tat of a lower rate than the present one is cut."""
+        """Return the use of a limit; a TAT from a lower rate than the present one is capped."""
         use, rate = self.touch(limit), self.rate(limit)
         if rate.interval and not self._capped.get(limit):
             self._capped[limit] = True
@@ -113,7 +113,7 @@ class Limits:
         self._late[limit] = min(now - self.openings[limit], self.rate(limit).lateness)
 
     def opens_at(self, now: int, limit: str) -> float:
-        """When one more than the ready tasks may start, if there is a slot."""
+        """Return when a task may start after the ready ones, if there is a slot."""
         use, rate = self.capped(now, limit), self.rate(limit)
         if not rate.interval:
             return use.closed
@@ -134,7 +134,8 @@ class Limits:
         return next(iter(self.waiters_of(limit)), None)
 
     def refusing(self, now: int, limits: Sequence[str]) -> str | None:
-        """The limit for which a task that becomes pending has to wait."""
+        """Return the limit for which a task that becomes pending has to wait; None if it need not
+        wait."""
         for limit in limits:
             self.touch(limit)
             if not self.is_open(now, limit) or self.first_waiter(limit) is not None:
@@ -142,7 +143,7 @@ class Limits:
         return None
 
     def unstartable(self, now: int, limits: Sequence[str]) -> str | None:
-        """The limit that keeps a pending task from being leased."""
+        """Return the limit that keeps a pending task from being leased; None if there is none."""
         for limit in limits:
             use = self._live.get(limit, self.stored.get(limit, Use()))
             rate = self.rate(limit)
@@ -159,8 +160,8 @@ class Limits:
                 use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
     def refund(self, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Give back the starts of tasks that never began, less what was regained since the oldest
-        of their leases; of each task the time of its lease and its limits."""
+        """Give back the starts of tasks that never began, less the starts regained since the oldest
+        of their leases. `unstarted` has the time of each task's lease and its limits."""
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
             for limit in limits:
@@ -172,7 +173,7 @@ class Limits:
             use.tat = max(0, math.floor(use.tat - amount))
 
     def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
-        """The first waiter of each limit that is open; of a type several."""
+        """Return the first waiter of each open limit; for a type, several."""
         firsts: list[tuple[str, bytes]] = []
         for limit in list(self._touched):
             room = min(moves, ROUND_MOST) - len(firsts)
@@ -184,7 +185,7 @@ class Limits:
         return firsts
 
     def save(self, now: int) -> None:
-        """At the end of a call: the uses, and when each limit with waiters opens."""
+        """Store, at the end of a call, the uses, and when each limit with waiters opens."""
         for limit in list(self._touched):
             use = self.capped(now, limit)
             if use.use + use.ready > 0 or max(use.tat, use.closed) > now:
@@ -204,9 +205,9 @@ class Limits:
         return bool(self._touched)
 
     def correct(self, now: int) -> bool:
-        """Cut times that are later than their rule allows, as after a clock that was set back.
+        """Cap times that are later than their rule allows, as after a clock was set back.
 
-        Return whether there are any.
+        Return whether there were any.
         """
         ahead = [limit for limit, use in self.stored.items() if use.tat - now > WRONG_CLOCK_US]
         wrong = False
@@ -219,7 +220,7 @@ class Limits:
         return wrong
 
     def sweep(self, now: int) -> int:
-        """Delete limits that nothing uses; return their number."""
+        """Delete unused limits; return their number."""
         gone = [
             limit
             for limit, use in self.stored.items()
@@ -269,7 +270,7 @@ class Limits:
         return True
 
     def contents(self) -> dict[str, dict[Any, Any]]:
-        """The value in the form of the store."""
+        """Return the limits as the store holds them."""
         return {
             "limit_rules": self.rules
             | self.pauses

@@ -1,9 +1,9 @@
 """Calls every operation in random order on the real scripts and on the model, and compares them.
 
-Each call is made twice, since clients repeat what they got no answer to, and any earlier call may
-come once more later. Time jumps, also back, and by choice to when something is due. The store runs
-out of memory and forgets its scripts, its user may lose the right to publish, and in the end
-something of the queue may get lost.
+Each call is made twice, since clients repeat unanswered calls, and any earlier call may be repeated
+later. Time jumps forward and back, and sometimes to the moment at which something is due. The store
+runs out of memory and forgets its scripts, its user may lose the right to publish, and data of the
+queue may get lost.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Progress(NamedTuple):
 
 
 class Scripts(RuleBasedStateMachine):
-    """Calls at random; after each one the store holds what the model says, and makes sense."""
+    """Makes random calls. After each one the store equals the model, and its invariants hold."""
 
     rig: Rig
     full = False
@@ -105,10 +105,10 @@ class Scripts(RuleBasedStateMachine):
         bounds: Bounds,
         many: bool,
     ) -> None:
-        """Some tasks of all kinds, some of them active, perhaps for the second time.
+        """Enqueue tasks of all kinds, and lease some of them, perhaps for the second time.
 
-        `flow`: which variants of the scripts are called, and whether tasks have limits, and the
-        queue bounds beside them.
+        `flow` says which variants of the scripts are called, and whether tasks have limits and the
+        queue has bounds.
         """
         self.flow = flow
         self._restart()
@@ -123,7 +123,7 @@ class Scripts(RuleBasedStateMachine):
         self.fetch("s", wanted, 1)
 
     def _restart(self) -> None:
-        """The store is empty and has room, and its user may do everything."""
+        """Empty the store, and give it memory and its user all rights."""
         self.make_room()
         self.speak()
         self.rig.reset()
@@ -154,11 +154,11 @@ class Scripts(RuleBasedStateMachine):
     # Actions
 
     def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
-        self.number += 1  # each of the senders makes a part of the calls
+        self.number += 1  # the senders take turns
         sender = SENDERS[self.number % len(SENDERS)]
         if any(options.keys() >= REMEMBERED_REPLACEMENT for _, options in tasks):
             sender = sender or SENDERS[1]
-        if self.flow == "bounds":  # a task that the first call finds, and drops, would be new
+        if self.flow == "bounds":  # a repeated call would create what it dropped
             sender = sender or SENDERS[2]
         sent = [self.made(id, options) for id, options in tasks]
         self.do("enqueue", sent, sender=sender, number=self.number)
@@ -190,7 +190,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("put_schedule", name, self.rig.now + later, record)
 
     def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
-        """A server ticks current schedules, outdated versions of them, or lost ones."""
+        """Tick current schedules, outdated versions of them, or lost ones."""
         sent = []
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
@@ -229,16 +229,16 @@ class Scripts(RuleBasedStateMachine):
         self.held += [one for one in fresh if one not in self.held]
 
     def crash(self, marked: bool, server: str, wanted: int) -> None:
-        """All servers die while they hold tasks; after their leases expire, this server takes
+        """Let all servers die while they hold tasks; after their leases expire, this server takes
         over."""
         if marked:
             self.mark_started()
-        for part in (LEASE // 2, LEASE // 2 + S):  # the store was there all the time
+        for part in (LEASE // 2, LEASE // 2 + S):  # two parts are no outage
             self.rig.now += part
             self.fetch(server, wanted, 1)
 
     def await_due(self, pick: int, early: int, server: str, wanted: int) -> None:
-        """It is the moment at which something is due, or just before it, and this server comes."""
+        """Fetch at the moment at which something is due, or just before it."""
         moments = sorted(at for at in self.model.moments() if at > self.rig.now)
         if moments:
             self.rig.now = moments[pick % len(moments)] + early
@@ -262,7 +262,7 @@ class Scripts(RuleBasedStateMachine):
         started: bool,
         age: int | None = 0,
     ) -> None:
-        """Hand tasks back; the server knows their leases to be of this age, or does not know."""
+        """Hand tasks back whose leases have this age; None if the server does not know it."""
         leased_us = 0 if age is None else self.rig.now - age
         record = b"" if delay is None else b"unknown type"
         limit, closed_us = closing if self.has_limits else ("", 0)
@@ -319,7 +319,7 @@ class Scripts(RuleBasedStateMachine):
 
     def run(self, pick: int, state: str) -> None:
         if pick % 4 < 3 and not self.model.those("dead"):
-            self.kill([pick % 9], True)  # dead ones are rare, since most are trimmed
+            self.kill([pick % 9], True)  # dead tasks are rare, since most are trimmed
         id, task = self.known(pick, "dead" if pick % 4 < 3 else "")
         key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
         priority = priority_of(task.sent) if task else NORMAL_PRIORITY
@@ -333,7 +333,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("reschedule", id, f"+{due}" if later else str(max(0, self.rig.now + due - 5 * S)))
 
     def edit(self, pick: int, state: str, due: str, runs: bool, longer: int) -> None:
-        """Edit a task that waits or died; some calls saw another message, or another state."""
+        """Edit a waiting or dead task; some calls have read another message, or another state."""
         if not state and pick % 4 < 3 and not self.model.those("dead"):
             self.kill([pick % 9], True)
         id, task = self.known(pick, state or ("dead" if pick % 4 < 3 else ""))
@@ -360,7 +360,7 @@ class Scripts(RuleBasedStateMachine):
     def purge(self, state: str) -> None:
         if state == "pending" and self.model.those("limited"):
             return  # the first call may open a limit, and the second would delete more
-        self.do("purge", state or "active", count=500)  # all that there may be
+        self.do("purge", state or "active", count=500)  # at least as many as there are
 
     def abandon(self, server: str) -> None:
         self.do("abandon", server)
@@ -372,8 +372,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("resume")
 
     def repeat(self, back: int) -> None:
-        """An earlier call is repeated, since its first reply was lost; time has passed
-        meanwhile."""
+        """Repeat an earlier call, whose first reply was lost, after some time."""
         if self.calls:
             name, args, options = self.calls[-1 - back % len(self.calls)]
             self.do(name, *args, **options)
@@ -389,7 +388,7 @@ class Scripts(RuleBasedStateMachine):
 
     def flush_scripts(self) -> None:
         self.rig.client.script_flush()
-        self.rig.dump()  # so that in `look_and_repeat` no call waits for another to be loaded
+        self.rig.dump()  # load the script, so that `look_and_repeat` takes one round trip
 
     def fill(self) -> None:
         """Let the store run out of memory."""
@@ -425,7 +424,7 @@ class Scripts(RuleBasedStateMachine):
         check_other_keys(self.rig.client, self.rig.keys, globals_)
 
     def later_version(self, back: int) -> None:
-        """Another version has changed the data layout: an earlier call is refused as a whole."""
+        """Let a later version change the data layout: an earlier call is refused as a whole."""
         if not self.calls:
             return
         self.make_room()
@@ -443,10 +442,9 @@ class Scripts(RuleBasedStateMachine):
         return with_limits(made(id, options), *limits)
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
-        """Some data is lost: no call fails, the audit repairs it, and all tasks end. Then start
-        again."""
+        """Lose some data: no call fails, the audit repairs it, and all tasks end. Then restart."""
         self.make_room()
-        for name in list(self.model.stored):  # what is lost of them is for the tests of the audit
+        for name in list(self.model.stored):  # the tests of the audit cover lost schedules
             self.delete_schedule(name, False)
         self.put_program_bounds(NO_BOUNDS)
         self.set_bounds(None)
@@ -465,19 +463,19 @@ class Scripts(RuleBasedStateMachine):
         return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
 
     def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
-        """Leases: most of them hold, the others are any that were given before."""
+        """Return leases: most of them valid, the others any that were given before."""
         current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
         some = [current if pick < 9 and current else ever for pick in picks]
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
 
     def known(self, pick: int, state: str) -> tuple[str, Known | None]:
-        """An id, most often of a task that is there, in this state if one is, and the task."""
+        """Return an id and its task: mostly of an existing task, in this state if possible."""
         there = self.model.those(state) or list(self.model.tasks)
         id = there[pick % len(there)] if pick < 10 and there else IDS[pick % len(IDS)]
         return id, self.model.tasks.get(id)
 
     def do(self, name: str, *args: Any, **options: Any) -> Any:
-        """Make a call, twice, and compare with the model."""
+        """Make a call twice, and compare with the model."""
         now = self.rig.now
         call = self.call(name, args, options)
         if self.full and brings_in(name, args):
@@ -497,10 +495,10 @@ class Scripts(RuleBasedStateMachine):
         before, self.dump, again, after = self.dump, *self.look_and_repeat(call)
         assert_same(comparable(self.dump), self.model.contents())
         check(verb, now, before, self.dump)
-        assert_same(after, self.dump)  # run twice is as once
+        assert_same(after, self.dump)  # the second run changes nothing
         if name == "enqueue":
-            # A task that the same call replaced has another message when a call without a sender
-            # comes once more.
+            # When a call without a sender is repeated, a task that the same call replaced has
+            # another message.
             replaced = {one.id for one in reply if one.outcome == "replaced"}
             same = all(
                 b == a
@@ -514,7 +512,7 @@ class Scripts(RuleBasedStateMachine):
         return reply
 
     def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
-        """A call of an operation, made now."""
+        """Return a call of an operation at the present time."""
         make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or next(
             getattr(module, name) for module in MODULES if hasattr(module, name)
         )
@@ -532,8 +530,8 @@ class Scripts(RuleBasedStateMachine):
         raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
-        """In one round trip: dump the store, repeat the call, and dump the store and its counts
-        again."""
+        """Dump the store, repeat the call, and dump the store and its counts again, in one round
+        trip."""
         look, count = self.rig.dumping(), views.counts(self.rig.keys)
         replies: list[Any] = self.rig.broker.run_many([look, call, look, count])
         for reply in replies:
@@ -548,8 +546,8 @@ OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "
 """Limits of the tasks with these ids, if their options name none."""
 
 REMEMBERED_REPLACEMENT: Final = {"on_duplicate", "remember_us"}
-"""Options of tasks that need a sender: when the call comes once more without one, such a task is
-refused as remembered, and an earlier one of the call replaces the holder instead."""
+"""Options of tasks that need a sender: when a call without a sender is repeated, such a task is
+refused as remembered, and an earlier task of the call replaces the holder instead."""
 
 OTHER_TYPE: Final = ("-1", "XX")
 """Ids of the tasks whose type is `other`."""
@@ -557,23 +555,24 @@ OTHER_TYPE: Final = ("-1", "XX")
 MODULES: Final = (
     ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops, bounds_ops,
 )  # fmt: skip
-"""Modules with operations whose names are those of actions."""
+"""Modules with operations that have the names of actions."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
     "stopped": ops.end_cancelled, "reschedule": reschedule, "edit": edit,
 }  # fmt: skip
-"""Operations whose name is not that of the action."""
+"""Operations whose name differs from the action's."""
 
 
 UNTIMED: Final = (
     "mark_started", "progress", "pause", "resume", "abandon", "delete_schedule",
     "put_program_bounds",
 )  # fmt: skip
-"""Operations that do not ask for the time."""
+"""Operations that do not take the time."""
 
 
 def brings_in(name: str, args: Sequence[Any]) -> bool:
-    """Whether a full store may refuse a call: it brings in messages, schedules or results."""
+    """Return whether a full store may refuse a call because it adds messages, schedules or
+    results."""
     results = name == "complete" and any(row.result for row in args[0])
     return results or name in ("enqueue", "tick", "put_schedule", "tick_schedules", "edit")
 
@@ -593,7 +592,7 @@ def run_machine(
     phases: Sequence[Phase] = tuple(Phase),
     machine: type[Scripts] = Scripts,
 ) -> None:
-    """Run the machine; raise the first failure. `fixed`: use the same runs each time."""
+    """Run the machine and raise the first failure. If `fixed`, the runs are the same each time."""
     machine = type("Scripts", (machine,), {"rig": rig})
     run_state_machine_as_test(
         machine,

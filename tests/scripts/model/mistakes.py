@@ -1,6 +1,6 @@
-"""Planted mistakes in scripts, each of which the check by the model has to find.
+"""Planted mistakes in scripts, each of which the model check must find.
 
-A mistake holds inside of its context. Those of servers and clients are in
+A mistake lasts for the block of its context manager. The mistakes of servers and clients are in
 tests/simulation/mutants.py.
 """
 
@@ -29,12 +29,12 @@ def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def named(*plants: Plant) -> dict[str, Plant]:
-    """The mistakes, by their names in the tables."""
+    """Return the mistakes by their names in the tables."""
     return {plant.__name__.replace("_", " "): plant for plant in plants}
 
 
 def settle_without_token() -> contextlib.AbstractContextManager[None]:
-    """Any server may settle a task, whatever its token."""
+    """Any server may settle a task, with any token."""
     right = "elseif owner == args[first + stride * (i - 1) + 1] then"
     return planted("include/check_leases.lua", right, "elseif true then")
 
@@ -42,8 +42,8 @@ def settle_without_token() -> contextlib.AbstractContextManager[None]:
 def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]:
     """An enqueue that is repeated after a lost reply is refused.
 
-    That of a client is not, since its last call is answered from what is kept of it: so this shows
-    only where there is no sender, and the simulation has the other one.
+    The mistake shows only in calls without a sender: a client's last call is answered from its
+    record. The simulation plants the one of clients.
     """
     right = "if old and old ~= message or holder or repeated then"
     return planted("include/insert_tasks.lua", right, "if old or holder or repeated then")
@@ -51,7 +51,7 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
 
 @contextlib.contextmanager
 def enqueue_not_kept() -> Iterator[None]:
-    """A client's enqueue that is repeated after a lost reply is made once more."""
+    """A client's enqueue that is repeated after a lost reply is executed again."""
     right = "if sender ~= '' and #others < 3 * #tasks.ids then"
     in_flow_variant = "if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then"
     record = "ARGV.number .. ' ' .. now_text"
@@ -82,7 +82,8 @@ def lock_outlives_death() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def due_tasks_moved_in_two_steps() -> Iterator[None]:
-    """A fetch takes due tasks out of their set, and the next one of that server puts them back."""
+    """A fetch takes due tasks out of their set, and only the server's next fetch puts them into
+    pending."""
     moved = """local stash = redis.call('HGET', KEYS.meta, 'stash:' .. server)
 if stash then
   local back = {}
@@ -107,13 +108,13 @@ end
 
 
 def retry_without_token() -> contextlib.AbstractContextManager[None]:
-    """Any server may retry a task, whatever its token."""
+    """Any server may retry a task, with any token."""
     right = "local held, held_ids, replies, lost = check_leases(ARGV, 2, 4)\n"
     return planted("retry.lua", right, f"{_ANYBODYS}{right}")
 
 
 def result_before_the_token() -> contextlib.AbstractContextManager[None]:
-    """A result is stored before it is known whether its sender has the lease."""
+    """A result is stored before the script has checked that its sender has the lease."""
     right = "local gone, done, completed, results = {}, {}, {}, {}\n"
     first = """for i = 3, stride == 4 and #ARGV or 0, 4 do
   if ARGV[i + 3] ~= '' then
@@ -136,7 +137,7 @@ def no_room_for_anything() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def lock_with_a_time_of_its_own() -> Iterator[None]:
-    """A unique lock lasts for a minute, whatever happens to its task."""
+    """A unique lock lasts for a minute, even if its task runs longer."""
     window = "take(lock, option[4], id)"
     forever = "redis.call('HGET', KEYS.unique, '@' .. holder) == lock"
     with (
@@ -148,7 +149,7 @@ def lock_with_a_time_of_its_own() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fetch_without_number() -> Iterator[None]:
-    """A fetch that comes twice takes other tasks each time."""
+    """A fetch that is executed twice takes other tasks each time."""
     with (
         planted("fetch.lua", "if number < before then", "if false then"),
         planted("fetch.lua", "if number == before then", "if false then"),
@@ -157,7 +158,7 @@ def fetch_without_number() -> Iterator[None]:
 
 
 def all_that_is_due_at_once() -> contextlib.AbstractContextManager[None]:
-    """A fetch promotes without a limit."""
+    """A fetch promotes any number of tasks."""
     right = "local due = due_ids(set_key, now, limit)"
     return planted("include/promote_due.lua", right, "local due = due_ids(set_key, now, 1000000)")
 
@@ -188,8 +189,8 @@ def finished_id_taken_again() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def publish_aborts_half_way() -> Iterator[None]:
-    """Tasks leave active, and a user who may not publish stops the script before they are put
-    anywhere else."""
+    """Tasks leave active, and the script of a user without the right to publish fails before they
+    enter another state."""
     publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
     killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone, bare)\n"
     with (
@@ -200,7 +201,8 @@ def publish_aborts_half_way() -> Iterator[None]:
 
 
 def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
-    """A script returns an error after a complete transition if its user may not publish."""
+    """A script returns an error after a complete transition if its user lacks the right to
+    publish."""
     return planted("include/ended_tasks.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
 
 
@@ -211,19 +213,20 @@ def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]
 
 
 def tick_of_a_schedule_that_was_changed() -> contextlib.AbstractContextManager[None]:
-    """A tick is enqueued though its schedule was put once more since a server read it."""
+    """A tick is enqueued though its schedule was put again since a server read it."""
     right = "  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then\n"
     wrong = "  elseif tonumber(score or '') ~= due then\n"
     return planted("tick_schedules.lua", right, wrong)
 
 
 def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
-    """A schedule that is put under the name of a deleted one is paused, as that one was."""
+    """A schedule that is put under the name of a deleted one inherits its pause."""
     return planted("delete_schedule.lua", "if not of_program then\n", "if false then\n")
 
 
 def priority_that_is_not_fair() -> contextlib.AbstractContextManager[None]:
-    """A fairness key of another priority restarts at the virtual time, whatever its last tag."""
+    """A fairness key of another priority restarts at the virtual time, even if its last tag is
+    higher."""
     right = "      tag = math.max(band_time(priority), before)\n"
     wrong = "      tag = priority == normal_priority and math.max(band_time(5), before)\n"
     return planted("include/fairness_tags.lua", right, f"{wrong}        or band_time(priority)\n")
@@ -271,7 +274,7 @@ def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
 
 
 def debounce_without_an_end() -> contextlib.AbstractContextManager[None]:
-    """Each call puts a debounced task off, however long ago the first one was."""
+    """Each call postpones a debounced task, without a maximum."""
     right = "    due = math.min(due, first + option[10])\n"
     return planted("include/replace_holder.lua", right, "")
 
@@ -286,7 +289,7 @@ def repeated_replacement_counts_again() -> contextlib.AbstractContextManager[Non
 
 
 def in_flow(lines: str) -> str:
-    """Lines that only the flow variants have."""
+    """Mark lines as being in the flow variants only."""
     return f"-- flow:\n{lines}-- end flow\n"
 
 
@@ -304,7 +307,7 @@ def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
 
 
 def slot_kept_by_a_lapsed_lease() -> contextlib.AbstractContextManager[None]:
-    """Recovery of lapsed tasks gives no slots back."""
+    """Recovery of tasks with expired leases gives no slots back."""
     right = "  release_leases(taken)\n"
     before, after = (
         in_flow("  local used = limits_used\n  limits_used = false\n"),
@@ -339,7 +342,7 @@ def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
 
 
 def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
-    """A limit whose rate is used up keeps no time at which it opens."""
+    """No opening time is stored for a limit whose rate is used up."""
     right = "    if any_waiters and held < state.rule.slots and has_waiter(limit, state) then\n"
     return planted("include/limit_waiters.lua", right, "    if false then\n")
 
@@ -350,13 +353,13 @@ def start_not_refunded() -> contextlib.AbstractContextManager[None]:
 
 
 def refund_of_what_was_regained() -> contextlib.AbstractContextManager[None]:
-    """A start is given back though its rate has regained it since, and others have used it."""
+    """A start is given back though the rate has regained it since and other tasks have used it."""
     right = "    local regained = math.max(0, limits_now - oldest[limit])\n"
     return planted("include/limit_states.lua", right, "    local regained = 0\n")
 
 
 def lapsed_start_refunded() -> contextlib.AbstractContextManager[None]:
-    """An expired lease gives back its start, although the handler may have begun."""
+    """An expired lease gives back its start, though the handler may have begun."""
     right = "  release_leases(taken)\n"
     refund = in_flow("""  local leased_at = {}
   for _, id in ipairs(taken) do
@@ -374,17 +377,17 @@ def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
 
 
 def opened_limit_tries_nobody() -> contextlib.AbstractContextManager[None]:
-    """The waiters of a limit that an operator opens are not tried before its old time."""
+    """The waiters of a limit that an operator opens are not tried before its old opening time."""
     return planted("open_limit.lua", "if open_one_limit(now, limit) then\n", "if true then\n")
 
 
 def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
-    """A limited task that is cancelled leaves its entry among the waiters."""
+    """The entry of a cancelled limited task stays among the waiters."""
     return planted("cancel.lua", "      remove_waiters({ id })\n", "")
 
 
 def newcomer_before_waiters() -> contextlib.AbstractContextManager[None]:
-    """A new task goes to pending though others wait for its limit."""
+    """A new task becomes pending though other tasks wait for its limit."""
     right = "    if not is_limit_open(state) or has_waiter(limits[i], state) then\n"
     return planted("include/limit_waiters.lua", right, "    if not is_limit_open(state) then\n")
 
@@ -402,7 +405,7 @@ def raised_rule_opens_nothing() -> contextlib.AbstractContextManager[None]:
 
 
 def fairness_restarts_beside_waiters() -> contextlib.AbstractContextManager[None]:
-    """Fairness keys start again while limited tasks keep their tags, so newcomers overtake them."""
+    """Fairness keys restart while limited tasks keep their tags, so new tasks overtake them."""
     right = "  if not left and redis.call('EXISTS', KEYS.limited) == 1 then\n"
     return planted("include/wake_next.lua", right, "  if false then\n")
 
@@ -428,20 +431,20 @@ def scheduled_tasks_pass_a_bound() -> contextlib.AbstractContextManager[None]:
 
 
 def dropped_task_stays_ready() -> contextlib.AbstractContextManager[None]:
-    """A pending task that is dropped for a new one goes on to count for its limits."""
+    """A pending task that is dropped for a new one still counts for its limits."""
     return planted(
         "include/queue_bounds.lua", "      release_ready(ids)\n", "      local _ = ids\n"
     )
 
 
 def edit_of_a_message_that_nobody_saw() -> contextlib.AbstractContextManager[None]:
-    """An edit replaces whatever message the task has, though it was edited or replaced since."""
+    """An edit replaces the message of a task even if it was edited or replaced since."""
     right = "  or digest ~= ARGV.seen and stored ~= ARGV.message then\n"
     return planted("edit.lua", right, "  then\n")
 
 
 def edited_dead_task_keeps_its_crashes() -> contextlib.AbstractContextManager[None]:
-    """A dead task that is edited and run has used up its attempts already."""
+    """A dead task that is edited and run keeps its failed attempts."""
     return planted("edit.lua", "  revive(id, ARGV.key, ARGV.record)\n", "")
 
 

@@ -1,7 +1,7 @@
 """The specification of the scripts in plain Python, with one method per operation.
 
-It is written from the design, not from the scripts, and `contents` says what the store should
-hold after each call.
+It is written from the design, not from the scripts; `contents` returns the expected contents of the
+store after each call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CHUNK: Final = 50
 
 
 def packed(rule: LimitRule) -> str:
-    """A rule as it is stored."""
+    """Return a rule, as stored."""
     numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)
     return " ".join(str(number or 0) for number in numbers)
 
@@ -79,7 +79,8 @@ class Model(Schedules):
     def _enqueue(
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
     ) -> tuple[list[Enqueued], list[int]]:
-        """Enqueue tasks; the answers, and the places, from 1 on, of those that replace others."""
+        """Enqueue tasks; return the answers and the positions, from 1 on, of tasks that replace
+        others."""
         answers, new = self._answers(now, tasks, recent)
         before = set(self.tasks)
         self.make_room(now, tasks, new)
@@ -114,7 +115,7 @@ class Model(Schedules):
     def _answers(
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str]
     ) -> tuple[list[Enqueued], list[NewTask]]:
-        """The outcome of each task of a call that fits into the queue, and those that are new."""
+        """Return the outcome of each task of a call that fits into the queue, and the new tasks."""
         answers: list[Enqueued] = []
         new: dict[str, NewTask] = {}
         locks: dict[str, str] = {}
@@ -232,8 +233,8 @@ class Model(Schedules):
     def _pick(
         self, now: int, wanted: int, free: int | None
     ) -> tuple[list[str], int, dict[str, str]]:
-        """The pending tasks to lease, the number left for lack of free slots, and the limits that
-        refuse others."""
+        """Return the pending tasks to lease, the number left for lack of free slots, and the limits
+        that refuse other tasks."""
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}
@@ -294,7 +295,8 @@ class Model(Schedules):
         )
 
     def note_life(self, now: int, lease_us: int) -> int:
-        """A server is there; the moment until which lapsed leases are spared, 0 for none."""
+        """Record that a server is present; return the time until which expired leases are spared,
+        or 0."""
         if self.seen is not None and now - self.seen > lease_us / 2:
             self.returned = now
         if self.seen is None or abs(now - self.seen) > lease_us / 20:
@@ -349,12 +351,12 @@ class Model(Schedules):
         return own, len(back) + len(replaced), len(died)
 
     def passed(self, tag: float) -> float:
-        """The virtual time of the band that a tag is in."""
+        """Return the virtual time of a tag's band."""
         priority = NORMAL_PRIORITY - round(tag / BAND)
         return self.virtual.get(priority, band_of(priority))
 
     def first(self, ids: list[str], most: int = LIMIT) -> list[str]:
-        """As many of the ids as one fetch does; it says so when that is all that it can."""
+        """Return as many of the ids as one fetch processes, and record whether more may be left."""
         self.more |= len(ids) >= most
         return ids[:most]
 
@@ -476,7 +478,7 @@ class Model(Schedules):
         return answers
 
     def release_all(self, rows: Sequence[Any]) -> None:
-        """Leases end; those of tasks that start again after the others."""
+        """End leases; those of replaced tasks after the others."""
         self.release(
             row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
         )
@@ -553,7 +555,7 @@ class Model(Schedules):
         return ("ok", "")
 
     def revive(self, now: int, task: Known, again: RerunRequest) -> str | None:
-        """Let a dead task begin anew, with its lock; the other holder of its lock, if any."""
+        """Run a dead task again, with its lock; return the other holder of the lock, if any."""
         holder = self.holder(now, again.lock) if again.lock else None
         if holder not in (None, again.id):
             return holder
@@ -631,7 +633,7 @@ class Model(Schedules):
         return PurgeStep(len(gone), len(self.those(state)), None)
 
     def put_limit_rules(self, now: int, rules: dict[str, LimitRule]) -> int:
-        """The program's rules."""
+        """Store the program's rules."""
         changed = [self.limits.change_rule(now, name, packed(rule)) for name, rule in rules.items()]
         self.awake |= any(changed)
         return sum(changed)
@@ -644,7 +646,7 @@ class Model(Schedules):
         return changed
 
     def set_bounds(self, now: int, bounds: Bounds | None, *, by: str) -> bool:
-        """The bounds of an operator."""
+        """Store an operator's bounds."""
         text = "" if bounds is None else f"{bounds.stored} {now} {by}"
         changed, self.bounds.operator = text != self.bounds.operator, text
         self.flow |= changed and bool(text)
@@ -660,14 +662,14 @@ class Model(Schedules):
         return resumed
 
     def set_limit(self, now: int, limit: str, rule: LimitRule | None, by: str) -> int:
-        """The rule of an operator."""
+        """Store an operator's rule."""
         text = "" if rule is None else f"{packed(rule)} {now} {by}"
         changed = self.limits.change_rule(now, f"!{limit}", text)
         self.awake |= changed
         return int(changed)
 
     def open_limit(self, now: int, limit: str) -> int:
-        """An operator opens a limit that a handler has closed."""
+        """Open a limit that a handler has closed."""
         opened = self.limits.open(now, limit)
         self.awake |= opened and self.limits.first_waiter(limit) is not None
         return int(opened)

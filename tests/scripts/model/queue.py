@@ -27,7 +27,7 @@ BAND: Final = 2**41
 
 
 def band_of(priority: int) -> int:
-    """The tag at which a band begins to count."""
+    """Return the first tag of a priority's band."""
     return (NORMAL_PRIORITY - priority) * BAND
 
 
@@ -56,7 +56,7 @@ def type_of(sent: NewTask) -> str:
 
 
 def member_of(sent: NewTask) -> bytes:
-    """The member of a task among the fairness keys."""
+    """Return the member of a task among the fairness keys."""
     priority, key = priority_of(sent), sent.fairness_key.encode()
     return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)
 
@@ -79,11 +79,11 @@ class Known:
     successor: Successor | None = None
 
     released: bool = False
-    """Its slots were given back before it leaves active."""
+    """True if its slots were given back before it leaves active."""
 
     @property
     def type_limit(self) -> str:
-        """The limit that it waits for while its type is paused."""
+        """Limit that it waits for while its type is paused."""
         return f"@{type_of(self.sent)}"
 
     @property
@@ -92,7 +92,7 @@ class Known:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """The limits that it holds, or will when it is not limited any more."""
+        """Limits that it holds; none while it waits for one."""
         return self.limits if self.state in UNFINISHED - {"limited"} else ()
 
     @property
@@ -105,7 +105,7 @@ class Known:
 
     @property
     def since(self) -> int | None:
-        """Time at which it became runnable, if the progress hash holds it."""
+        """Time at which it became runnable, if the progress hash has it."""
         kept = self.progress is not None and self.progress.startswith(b"@")
         return int(self.progress[1:]) if self.progress and kept else None
 
@@ -115,7 +115,7 @@ class Known:
 
     @property
     def lock(self) -> str:
-        """The lock that it has, for as long as it is not done."""
+        """Lock that it holds; empty once it has ended."""
         return self.sent.lock if self.state in (*UNFINISHED, "new") else ""
 
 
@@ -127,19 +127,19 @@ class Queue:
     locks: dict[str, tuple[int, str]] = field(default_factory=dict)
     tags: dict[bytes, float] = field(default_factory=dict)
     virtual: dict[int, float] = field(default_factory=dict)
-    """The virtual time of each priority."""
+    """Virtual time of each priority."""
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
     stored: dict[str, StoredScheduleRow] = field(default_factory=dict)
-    """The schedules that clients put."""
+    """Schedules that clients have put."""
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     replacing: dict[str, list[int]] = field(default_factory=dict)
-    """By sender: indexes of the tasks in its last call that replace others."""
+    """Indexes of the tasks in each sender's last call that replace others."""
     flow: bool = False
-    """A task of the queue has used flow control."""
+    """True if a task of the queue has used flow control."""
     recent: dict[str, int] = field(default_factory=dict)
-    """By chosen id: time until which no other task with it is accepted."""
+    """Time until which no other task with a chosen id is accepted, by id."""
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
@@ -147,18 +147,18 @@ class Queue:
     seen: int | None = None
     returned: int | None = None
     more: bool = False
-    """The last fetch left upkeep undone."""
+    """True if the last fetch left upkeep undone."""
     counts: Counter[str] = field(default_factory=Counter)
     limits: Limits = field(default_factory=Limits)
     bounds: QueueBounds = field(default_factory=QueueBounds)
 
     @property
     def size(self) -> int:
-        """The bytes of all messages."""
+        """Total size of all messages, in bytes."""
         return sum(len(task.message) for task in self.tasks.values())
 
     def those(self, state: str, until: float = float("inf")) -> list[str]:
-        """The ids in a state with a score up to a limit, in the order of the store."""
+        """Return the ids in a state with a score up to `until`, in the order of the store."""
         found = [
             (task.score, id.encode())
             for id, task in self.tasks.items()
@@ -169,9 +169,10 @@ class Queue:
     def move(
         self, now: int, id: str, state: str | None, score: float = 0, *, keeps: bool = False
     ) -> None:
-        """Into another state, None: out of the queue. A lock is freed with the end of its task.
+        """Move a task into another state; None removes it from the queue. The end of a task frees
+        its lock.
 
-        `keeps`: the progress stays.
+        If `keeps`, its progress stays.
         """
         task = self.tasks[id]
         lock = task.lock
@@ -217,9 +218,10 @@ class Queue:
                 self.admit(now, id, lowest - len(mine) + at)
 
     def admit(self, now: int, id: str, tag: float, *, new: bool = False) -> bool:
-        """Into pending, or into limited if a limit refuses it. Return whether it is pending.
+        """Move a task into pending, or into limited if a limit refuses it. Return True if it is
+        pending.
 
-        `new`: also if its type is paused; a fetch sets others aside.
+        If `new`, a paused type refuses it, too; fetches set other tasks aside.
         """
         task = self.tasks[id]
         limits = task.limits
@@ -246,7 +248,7 @@ class Queue:
         del waiting[own]
 
     def release(self, ids: Iterable[str]) -> None:
-        """Active tasks give their slots back, if they have not before."""
+        """Give the slots of active tasks back, unless they were given back before."""
         for id in ids:
             task = self.tasks[id]
             if task.state == "active" and not task.released:
@@ -291,7 +293,7 @@ class Queue:
         return opened
 
     def settle(self, now: int) -> bool:
-        """At the end of a call. Return whether tasks became pending."""
+        """Finish a call. Return whether tasks became pending."""
         opened = self.limits.is_touched and self.open_waiters(now)
         self.limits.save(now)
         return opened
@@ -322,7 +324,7 @@ class Queue:
             self.awake = True
 
     def replace(self, now: int, sent: NewTask, holder: str) -> str:
-        """Let a task take the place of the holder of its lock; the outcome."""
+        """Let a task replace the holder of its lock; return the outcome."""
         task = self.tasks.get(holder)
         if task and task.sent.message == sent.message:
             return "replaced"
@@ -361,7 +363,7 @@ class Queue:
         return int(max(now, min(now + flow.debounce_us, latest)))
 
     def start_again(self, now: int, ids: Iterable[str], *, crashed: bool = False) -> list[str]:
-        """Start those again that were replaced while they were active; the others."""
+        """Restart the tasks that were replaced while they were active; return the others."""
         rest = []
         for id in ids:
             task = self.tasks[id]
@@ -388,7 +390,7 @@ class Queue:
             self.counts["cancelled"] += 1
 
     def owned(self, rows: Sequence[Any]) -> tuple[list[Any], list[Outcome]]:
-        """The rows whose token holds, and the answers."""
+        """Return the rows with a valid token, and the answers."""
         held, answers, seen = [], [], set()
         for row in rows:
             task = self.tasks.get(row.id)
@@ -408,19 +410,20 @@ class Queue:
                 task.crashes = str(task.crash_count)
 
     def runnable_from(self, at: dict[str, int]) -> None:
-        """Store the time at which tasks became or become runnable."""
+        """Store the times at which tasks become runnable."""
         for id, us in at.items():
             self.tasks[id].progress = f"@{us}".encode()
 
     def moments(self) -> set[int]:
-        """The times at which something is due, opens, lapses or ends."""
+        """Return the times at which something is due, opens, expires or ends."""
         tagged = ("pending", "limited")
         times = {int(task.score) for task in self.tasks.values() if task.state not in tagged}
         times |= set(self.limits.openings.values())
         return times | {ends for ends, _ in self.locks.values()} | set(self.recent.values())
 
     def contents(self) -> dict[str, Any]:
-        """As Rig.dump, without the bookkeeping of sweeps and fetches and the counters by day."""
+        """Return the contents like Rig.dump, without the records of sweeps and fetches and the
+        daily counters."""
         every = self.tasks.items()
         full: dict[str, dict[str, Any]] = {
             "tasks": {id: task.message for id, task in every},

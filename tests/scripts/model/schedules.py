@@ -12,7 +12,7 @@ from tests.scripts.model.queue import Queue
 
 
 class Schedules(Queue):
-    """A queue with its schedules; no program publishes one here."""
+    """A queue with its stored schedules, but without published ones."""
 
     def _enqueue(self, now: int, tasks: Sequence[NewTask]) -> tuple[list[Enqueued], list[int]]:
         raise NotImplementedError
@@ -72,6 +72,6 @@ class Schedules(Queue):
         return "paused" if read.name in self.schedule_pauses else "ticked"
 
     def _stamp(self, now: int, before: StoredScheduleRow | None) -> bytes:
-        """The time, or one microsecond more when the record has this stamp already."""
+        """Return the time, or one microsecond more when the record already has this stamp."""
         stamp = now.to_bytes(8, "big")
         return (now + 1).to_bytes(8, "big") if before and before.stamp == stamp else stamp

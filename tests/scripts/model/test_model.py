@@ -1,8 +1,8 @@
 """The core of the suite: the scripts behave like the model for any sequence of calls.
 
-QSYNC_MODEL_EXAMPLES sets how many runs of STEPS calls are made, which are then other ones each
-time, or those of `--hypothesis-seed N`; with `-s` a line a minute says how many were made. A
-failure prints the steps that lead to it.
+QSYNC_MODEL_EXAMPLES sets the number of runs of STEPS calls; the runs then differ each time, unless
+`--hypothesis-seed N` fixes them. With `-s`, a line a minute shows the progress. A failure prints
+the steps that led to it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def test_scripts_match_the_model(binary: Binary) -> None:
 
 
 def counted(examples: int) -> type[Scripts]:
-    """Return the machine with a line of progress a minute."""
+    """Return a machine that prints its progress once a minute."""
     progress, made = Progress(), count(1)
 
     class Counted(Scripts):
@@ -75,7 +75,7 @@ def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
-    """However the attempt ends that it waits for, and though no other task has limits."""
+    """The replacement runs after any outcome of the attempt, even if no other task has limits."""
     ends: dict[str, tuple[Any, ...]] = {
         "complete": ([0], None),
         "retry": ([0], S),
@@ -97,7 +97,7 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
                 [("new", {"limits": ("c:1",), "unique_key": "l", "on_duplicate": "replace"})]
             )
             getattr(machine, end.removeprefix("cancelled and "))(*arguments)
-            machine.time(LEASE // 2)  # after a crash: servers are trusted to come back first
+            machine.time(LEASE // 2)  # after an outage, servers first get time to come back
             machine.fetch("t", 0, 1)
             assert rig.field("holds", "@b") == b"c:1", end
             machine.fetch("t", 1, 1)
@@ -106,7 +106,7 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
-    """Whether the store was away is told by when a server with tasks was last seen."""
+    """The time at which a server with tasks was last seen shows whether the store was away."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -123,7 +123,7 @@ def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
         machine.enqueue([("-1", {"limits": ("free",)})])
         machine.pause_type("other")
         machine.time(7 * S)
-        machine.fetch("s", 1, 1)  # it only sets the task aside
+        machine.fetch("s", 1, 1)  # the fetch only sets the task aside
         assert machine.model.seen == rig.now - 7 * S
         machine.enqueue([("=l", {})])
         machine.fetch("s", 1, 1)
@@ -133,7 +133,7 @@ def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 def test_flood_of_a_paused_type_is_set_aside_in_steps() -> None:
-    """More tasks than a fetch sets aside, and than it reads at a time."""
+    """There are more tasks than a fetch sets aside, and than it reads at a time."""
     with Rig("valkey") as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()

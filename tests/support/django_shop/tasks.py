@@ -1,4 +1,4 @@
-"""The tasks of the app, which the project finds by itself."""
+"""The tasks of the app, which the project discovers."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def stamp(key: UUID, when: datetime, prices: list[Decimal]) -> None: ...
 
 
 class OutOfStock(Exception):
-    """There is no such product."""
+    """Raised if a product does not exist."""
 
 
 def connection_number() -> int:
-    """Number of the server process of this thread's connection to PostgreSQL."""
+    """Return the process id of the PostgreSQL backend of this thread's connection."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         [number] = cursor.fetchone()
