@@ -1,18 +1,18 @@
-"""Benchmarks: what qsync does on this machine, and the same work by other task queues.
+"""Benchmarks of qsync on this machine, and of other task queues with the same work.
 
 `make bench` runs `python -m benchmarks`, `make bench-peers` runs `python -m benchmarks peers`.
 
 __main__.py        the command line
-harness.py         what all measures share: the store, a queue, clients, servers
+harness.py         the parts that all measures share: the store, a queue, clients, servers
 measures/          one file for each subject, and all measures by name
 handlers.py        the tasks
-scale.py           how much work each measure does
+scale.py           the amount of work of each measure
 figures.py         a measured value, and a curve
 store.py           a private store, and the statistics of a store
-server_process.py  a server in a process of its own, as the harness sees it
-server_main.py     what runs in that process
+server_process.py  the harness's side of a server in its own process
+server_main.py     the program of that process
 baseline.py        the floor: the same handlers on a bare event loop, without a queue
-machine.py         what the figures were measured on
+machine.py         the machine and time of a measurement
 report.py          the table and the JSON
 plot.py, svg.py    the charts
 peers/             the comparison with other queues

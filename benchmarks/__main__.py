@@ -1,6 +1,6 @@
 """Measure qsync on this machine: `make bench`, or `python -m benchmarks`.
 
-`python -m benchmarks peers` does the same work by qsync and by other queues: `make bench-peers`.
+`python -m benchmarks peers` runs the same work on qsync and on other queues: `make bench-peers`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _prepare_output(options: argparse.Namespace) -> None:
-    """Fail now, and not after five minutes, if the files cannot be written."""
+    """Fail now rather than after five minutes if the files cannot be written."""
     if options.json not in (None, STDOUT):
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.arrivals SPEC
 
-The arrivals are a Poisson process: they come alone, independent of each other and of the server, as
-requests of many users do. SPEC is a JSON object; see `run_arrivals`.
+The arrivals are a Poisson process: they are independent of each other and of the server, like
+requests of many users. SPEC is a JSON object; see `run_arrivals`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ async def run_arrivals(
 ) -> tuple[int, float]:
     """Enqueue `rate` tasks a second on average for some seconds; return their number and the time.
 
-    The payload of a task is its arrival, in ns of the monotonic clock: a client that is late adds
-    to the delay that the handler notes.
+    The payload of a task is its arrival time, in ns of the monotonic clock: delays of the client
+    add to the delay that the handler records.
     """
     spec = {"url": url, "prefix": prefix, "rate": rate, "seconds": seconds, "uvloop": uvloop}
     process = await asyncio.create_subprocess_exec(
@@ -52,7 +52,7 @@ async def run_arrivals(
 
 
 def main() -> None:
-    """Enqueue as the argument says; print the number of tasks and the seconds as JSON."""
+    """Enqueue as specified by the argument; print the number of tasks and the seconds as JSON."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     if spec["uvloop"]:

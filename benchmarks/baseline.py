@@ -1,6 +1,6 @@
 """The floor: a bare event loop that decodes the same messages and runs the same handler.
 
-There is no queue: nothing is fetched, leased or acknowledged. A queue that runs one task for each
+There is no queue: no task is fetched, leased or acknowledged. A queue that runs one task for each
 message in one Python process takes at least this long.
 """
 
@@ -29,12 +29,12 @@ class BaselineRun:
 
     @property
     def rate(self) -> float:
-        """Tasks a second."""
+        """Tasks per second."""
         return self.tasks / self.seconds
 
 
 async def read_messages(broker: AsyncBroker, keys: QueueKeys) -> list[bytes]:
-    """Read the messages of all pending tasks, as they are stored."""
+    """Read the messages of all pending tasks, as stored."""
     pending, tasks = keys.key("pending"), keys.key("tasks")
     ids = await broker.ask("ZRANGE", pending, 0, -1, key=pending) or []
     messages: list[bytes] = []
@@ -46,7 +46,7 @@ async def read_messages(broker: AsyncBroker, keys: QueueKeys) -> list[bytes]:
 
 
 async def run_baseline(messages: Sequence[bytes], concurrency: int) -> BaselineRun:
-    """Decode each message and run the handler in an asyncio task of its own."""
+    """Decode each message and run the handler in a new asyncio task."""
     loop = asyncio.get_running_loop()
     rest = iter(messages)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value; None if the store did not give it."""
+    """A measured value; None if the store did not return it."""
 
     name: str
     unit: str
@@ -19,7 +19,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points to draw, in order."""
+    """Points to plot, in order."""
 
     name: str
     unit: str
@@ -36,7 +36,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def known_median(values: Sequence[float | None]) -> float | None:
-    """Return the upper median of the values that the store gave; None without any."""
+    """Return the upper median of the values that the store returned; None without any."""
     known = sorted(value for value in values if value is not None)
     return known[len(known) // 2] if known else None
 

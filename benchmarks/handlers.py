@@ -1,4 +1,4 @@
-"""The tasks of the benchmark. Each server process keeps its own notes."""
+"""The tasks of the benchmark. Each server process keeps its own records."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ first_starts_ns: Final[list[int]] = []
 """Start times of tasks of type FIRST, by the monotonic clock, which all processes share."""
 
 delays_ns: Final[list[int]] = []
-"""How long after the time in their payload tasks started."""
+"""Delays of starts after the time in the payload, in nanoseconds."""
 
 
 starts_ns: Final[list[int]] = []
 """Start times of tasks of type SLOT, by the monotonic clock."""
 
 ends_ns: Final[list[int]] = []
-"""End times of the same."""
+"""End times of tasks of type SLOT, by the monotonic clock."""
 
 
 @mux.handle(LOOP)
@@ -55,41 +55,41 @@ def no_op_in_process(task: TaskInfo) -> None:
 
 @mux.batch(BATCH, max_size=100, max_wait=0.02)
 async def no_op_batch(tasks: list[TaskInfo]) -> None:
-    """Do nothing, for 100 tasks at once."""
+    """Do nothing, for up to 100 tasks per call."""
 
 
 @mux.batch(THREAD_BATCH, max_size=100, max_wait=0.02)
 def no_op_batch_in_thread(tasks: list[TaskInfo]) -> None:
-    """Do nothing, in a thread for 100 tasks at once."""
+    """Do nothing, in a thread, for up to 100 tasks per call."""
 
 
 @mux.handle(WAIT)
 async def wait(task: TaskInfo) -> None:
-    """Wait as for a database."""
+    """Wait, as for a database."""
     await asyncio.sleep(0.005)
 
 
 @mux.handle(FIRST)
 async def first(task: TaskInfo) -> None:
-    """Note the time."""
+    """Record the time."""
     first_starts_ns.append(time.monotonic_ns())
 
 
 @mux.handle(STAMPED)
 async def stamped(task: TaskInfo) -> None:
-    """Note the delay; the payload is the time of the enqueue, in ns of the monotonic clock."""
+    """Record the delay; the payload is the time of the enqueue, in ns of the monotonic clock."""
     delays_ns.append(time.monotonic_ns() - int.from_bytes(task.payload))
 
 
 @mux.handle(DUE)
 async def due(task: TaskInfo) -> None:
-    """Note the delay; the payload is the time that was asked for, in ns since 1970."""
+    """Record the delay; the payload is the scheduled time, in ns since 1970."""
     delays_ns.append(time.time_ns() - int.from_bytes(task.payload))
 
 
 @mux.handle(SLOT)
 async def slot(task: TaskInfo) -> None:
-    """Note the start, and its delay after the end of the last task of this type."""
+    """Record the start, and its delay after the end of the last task of this type."""
     starts_ns.append(time.monotonic_ns())
     if ends_ns:
         delays_ns.append(starts_ns[-1] - ends_ns[-1])

@@ -24,13 +24,13 @@ from qsync.limit import LimitRule
 from qsync.task import DEFAULT, Task
 
 STALL_TIMEOUT_S: Final = 60.0
-"""If no task ends for this long, the benchmark gives up."""
+"""Time without an ended task after which the benchmark gives up, in seconds."""
 
 FILL_BATCH: Final = 20_000
 
 
 class Harness:
-    """A store, and one queue in it under a prefix of its own."""
+    """A store, and a queue in it with its own prefix."""
 
     def __init__(self, url: str, scale: Scale) -> None:
         self.url = url
@@ -54,9 +54,9 @@ class Harness:
             await self.broker.aclose()
 
     async def clean(self) -> None:
-        """Delete all data of the queue. Each measure begins with this.
+        """Delete all data of the queue. Each measure begins with this call.
 
-        Raises BenchmarkError if the store forbids it: nothing may be left behind.
+        Raises BenchmarkError if the store forbids it: the benchmark must be able to clean up.
         """
         await self._unlink(*[self.keys.key(name) for name in QUEUE_KEYS])
         while info := await self.info("memory"):  # a thread of the store frees the memory
@@ -84,7 +84,7 @@ class Harness:
     async def servers(
         self, count: int = 1, *, uvloop: bool = False, **config: Any
     ) -> AsyncIterator[list[ServerProcess]]:
-        """Start servers of the queue, each in a process of its own; they are ready."""
+        """Start servers of the queue, each in its own process; yield them when they are ready."""
         async with contextlib.AsyncExitStack() as stack:
             servers = [
                 ServerProcess(self.url, self.prefix, server=config, uvloop=uvloop)
@@ -109,7 +109,7 @@ class Harness:
                 await client.enqueue_many(list(itertools.islice(endless, batch)))
 
     async def put_rule(self, name: str, rule: LimitRule | None) -> None:
-        """Publish the rule of a limit; None: do nothing."""
+        """Publish the rule of a limit; do nothing if it is None."""
         if rule is not None:
             await self.broker.run(limit_ops.put_limit_rules(self.keys, {name: rule}))
 
@@ -134,7 +134,7 @@ class Harness:
     async def until_completed(self, count: int) -> float:
         """Wait until this many tasks have completed; return the time, by the monotonic clock.
 
-        It polls more often towards the end: about a dozen times in all, so that it does not slow
+        It polls more often towards the end: about a dozen times in total, so that it does not slow
         down the servers, and within about a millisecond of the end.
         """
         began = progressed_at = time.monotonic()
@@ -152,7 +152,7 @@ class Harness:
         return time.monotonic()
 
     async def script_usage(self) -> CommandUsage | None:
-        """Return what the store has spent on scripts; None if it does not say."""
+        """Return the store's time and calls of scripts; None if it does not report them."""
         return await read_script_usage(self.broker, self.keys.base)
 
     async def info(self, section: str) -> dict[str, str] | None:

@@ -47,8 +47,8 @@ def hardware() -> dict[str, Any]:
 def built_with_pgo() -> bool:
     """Return whether this Python was built with profile-guided optimisation.
 
-    It makes Python about a third faster. Debian and Ubuntu use it without saying so in the
-    arguments of configure; the scheme that they add for their own packages identifies them.
+    It makes Python about a third faster. Debian and Ubuntu use it without naming it in the
+    arguments of configure; the install scheme that they add for their packages identifies them.
     """
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     return "--enable-optimizations" in arguments or "deb_system" in sysconfig.get_scheme_names()

@@ -21,7 +21,7 @@ BACKLOG: Final = ("throughput against backlog", "store time against backlog")
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draw the charts that have data into a folder, which is made if needed; return their paths."""
+    """Draw the charts that have data into a folder, creating it if needed; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, chart in (("rates", _rates), ("latency", _latency), ("backlog", _backlog)):
@@ -34,7 +34,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def _rates(report: Report) -> Svg | None:
-    """Draw a bar for each rate; those of the floor in grey."""
+    """Draw a bar for each rate, in grey for the floor."""
     rates = [
         (measure, figure.name, figure.value)
         for measure, figure in report.figures
@@ -137,7 +137,7 @@ def _panel(svg: Svg, y0: int, height: int, title: str, curve: Curve, *, colour: 
 
 
 def _log_axis(minimum: float, maximum: float) -> Callable[[float], float]:
-    """Return the function from a value to its place on a logarithmic axis."""
+    """Return the function from a value to its position on a logarithmic axis."""
     low, span = math.log(minimum), math.log(maximum / minimum) or 1.0
     return lambda value: LEFT + (math.log(value) - low) / span * (WIDTH - LEFT - RIGHT)
 
@@ -145,7 +145,7 @@ def _log_axis(minimum: float, maximum: float) -> Callable[[float], float]:
 def _ticks(
     minimum: float, maximum: float, across: Callable[[float], float]
 ) -> list[tuple[float, float]]:
-    """Return 1, 2, 5, 10, ... between two values, and their places; fewer on a long axis."""
+    """Return 1, 2, 5, 10, ... between two values, and their positions; fewer on a long axis."""
     digits = (1, 2, 5) if maximum / minimum < 1000 else (1,)
     powers = range(math.floor(math.log10(minimum)), math.ceil(math.log10(maximum)) + 1)
     values = [digit * 10.0**power for power in powers for digit in digits]

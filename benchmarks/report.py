@@ -1,4 +1,4 @@
-"""The report of a run: a table for people, JSON for programs."""
+"""The report of a run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.figures import Curve, Figure, Results
 
 @dataclass(slots=True)
 class Report:
-    """The results by the name of their measure, and the machine."""
+    """The results by measure, and the machine."""
 
     machine: dict[str, Any]
     results: dict[str, Results] = field(default_factory=dict)
 
     @property
     def figures(self) -> list[tuple[str, Figure]]:
-        """All figures in order, each with the name of its measure."""
+        """All figures in order, with the names of their measures."""
         return [
             (name, result)
             for name, results in self.results.items()

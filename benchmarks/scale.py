@@ -1,4 +1,4 @@
-"""How much work each measure does."""
+"""The amount of work of each measure."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ class Scale:
     """Numbers of tasks, except for the fields in seconds."""
 
     rounds: int
-    """The median of the rounds counts."""
+    """Number of rounds; the median counts."""
     one_by_one: int
     callers: int
-    """Tasks that all concurrent callers share."""
+    """Number of tasks that all concurrent callers share."""
     bulk: int
     drain: int
     drain_threads: int
     drain_processes: int
     drain_waiting: int
     two_servers: bool
-    """Measure two servers with thread and process handlers, too; they are slow to start."""
+    """True to measure two servers with thread and process handlers, too, which are slow to
+    start."""
     singles: int
-    """Tasks sent to an idle server, one after another."""
+    """Number of tasks sent to an idle server, one after another."""
     load_s: float
     load_rates: tuple[int, ...]
-    """Tasks a second of a steady load."""
+    """Rates of the steady loads, in tasks per second."""
     load_rates_uvloop: tuple[int, ...]
     scheduled: int
     scheduled_s: float
     pending: int
-    """Tasks for the memory of a pending task."""
+    """Number of tasks for the memory of a pending task."""
     waiting: int
-    """Tasks that wait for one limit."""
+    """Number of tasks that wait for one limit."""
     limit_s: float
     """Time for which tasks start at a rate, in seconds."""
     cycles: int
-    """Batches for the store's time."""
+    """Number of batches for the store's time."""
     idle_s: float
     backlogs: tuple[int, ...]
     backlog_s: float

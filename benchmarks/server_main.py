@@ -1,10 +1,10 @@
-"""A server in a process of its own, which answers questions about itself.
+"""A server in its own process, which answers questions about itself.
 
     python -m benchmarks.server_main
 
-The first line of its input is a JSON object: what to run (see `ServerProcess`). It answers "ready".
-Each further line is a question, answered by one line of JSON. The process ends with its input, so
-that it never outlives its parent.
+The first line of its input is a JSON object that specifies the server (see `ServerProcess`). It
+answers "ready". Each further line is a question, answered by one line of JSON. The process ends
+with its input, so that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 async def _serve(spec: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     async with _server(spec):
-        # As a process of `qsync worker` does once it is ready.
+        # A process of `qsync worker` does the same once it is ready.
         gc.collect()
         gc.freeze()
         _answer("ready")
@@ -74,7 +74,7 @@ async def _serve(spec: dict[str, Any]) -> None:
 
 @contextlib.asynccontextmanager
 async def _server(spec: dict[str, Any]) -> AsyncIterator[None]:
-    """Run the server that the spec asks for, if any."""
+    """Run the specified server, if any."""
     if spec["server"] is None:
         yield
         return
@@ -95,7 +95,8 @@ async def _baseline(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rss() -> int:
-    """Return the resident memory of this process in bytes; its peak where that is all we know."""
+    """Return the resident memory of this process in bytes; its peak where only that is
+    available."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""A server in a process of its own, as seen from the process that measures it."""
+"""The measuring side of a server in its own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 ANSWER_TIMEOUT_S: Final = 60.0
-"""Time limit for an answer, and for the end of a process that was asked to end."""
+"""Time limit for an answer, and for the end of the process after a request to end, in seconds."""
 
 LINE_LIMIT: Final = 64 << 20
 

@@ -15,7 +15,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.embedded import valkey_environment, valkey_program
 
 START_S: Final = 10.0
-"""Time within which the store answers, in seconds."""
+"""Time limit for the start of the store, in seconds."""
 
 
 @contextlib.asynccontextmanager
@@ -54,7 +54,7 @@ class CommandUsage:
 async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage] | None:
     """Read INFO commandstats of the node of a key, by command; None where INFO is forbidden.
 
-    Commands that scripts run are counted too, and their time is part of the script's time.
+    Commands of scripts are counted, too, and their time is part of the script's time.
     """
     info = await read_info(broker, "commandstats", key)
     if info is None:
@@ -69,7 +69,7 @@ async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage
 
 
 async def read_script_usage(broker: AsyncBroker, key: str) -> CommandUsage | None:
-    """Read what the node of a key spent on scripts; None where INFO is forbidden."""
+    """Read the time and calls of scripts on the node of a key; None where INFO is forbidden."""
     commands = await read_commands(broker, key)
     if commands is None:
         return None

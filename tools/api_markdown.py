@@ -1,7 +1,7 @@
-"""Docstrings as Markdown, in place of the lines `::: name` of a page.
+"""Replaces the lines `::: name` of a page by docstrings in Markdown.
 
-The HTML of the site has them by mkdocstrings; the Markdown that stands beside a page, for readers
-without a browser, has them by this file.
+mkdocstrings adds them to the HTML of the site; this file adds them to the Markdown version of each
+page, for readers without a browser.
 """
 
 from __future__ import annotations

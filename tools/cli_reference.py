@@ -1,6 +1,6 @@
-"""python -m tools.cli_reference: write into docs/cli.md what each command and option is.
+"""python -m tools.cli_reference: write the reference of commands and options into docs/cli.md.
 
-It is read from the command line itself. `--check` says whether the page is right and writes
+It is read from the command line itself. `--check` reports whether the page is up to date and writes
 nothing.
 """
 
@@ -22,7 +22,7 @@ MARK: Final = "<!-- from here on written by python -m tools.cli_reference -->"
 
 
 def commands(command: Any = None, path: str = "qsync") -> Iterator[tuple[str, Any]]:
-    """All commands with what is typed for them, groups before what is in them."""
+    """Yield the words and the object of each command, groups before their commands."""
     command = typer.main.get_command(app) if command is None else command
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -32,12 +32,12 @@ def commands(command: Any = None, path: str = "qsync") -> Iterator[tuple[str, An
 
 
 def reference() -> str:
-    """The generated part of the page."""
+    """Return the generated part of the page."""
     return "\n".join(line for path, command in commands() for line in _section(path, command))
 
 
 def parameters(command: Any) -> list[Any]:
-    """The parameters of a command, arguments first."""
+    """Return the parameters of a command, arguments first."""
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     return arguments + [one for one in command.params if one.param_type_name == "option"]
 
@@ -108,7 +108,7 @@ def _value(parameter: Any) -> str:
 
 
 def _choices(parameter: Any) -> list[str]:
-    """What the value may be, where that is a Literal; typer has it here, or before 0.29 there."""
+    """Return the possible values of a Literal; typer before 0.29 has them in the type."""
     described = getattr(parameter, "type_descriptor", None)
     if described is None:
         return [str(choice) for choice in getattr(parameter.type, "choices", ())]
@@ -116,7 +116,7 @@ def _choices(parameter: Any) -> list[str]:
 
 
 def generated(page: str) -> str:
-    """The page with its generated part as it must be."""
+    """Return the page with its generated part up to date."""
     return replaced(page, MARK, reference())
 
 

@@ -3,12 +3,12 @@
     python -m tools.django_backend_tests FOLDER
 
 FOLDER is `tests/tasks` of Django's source, which `pip download --no-binary :all: django` fetches,
-or `tests/tests` of the repository of its backport, django-tasks. Nothing is fetched here.
+or `tests/tests` of the repository of its backport, django-tasks. The tool downloads nothing.
 
-The tests are about the backends that Django has: one that only notes tasks (dummy) and one that
-runs them within `enqueue` (immediate). So QsyncBackend gets what they offer besides: a list of what
-was enqueued, and an `enqueue` that runs a server until the task has ended. NOT_APPLICABLE has the
-tests that are about those backends themselves, each with its reason.
+The tests cover Django's backends: one that only records tasks (dummy) and one that runs them within
+`enqueue` (immediate). So QsyncBackend gets their additional features: a list of the enqueued tasks,
+and an `enqueue` that runs a server until the task has ended. NOT_APPLICABLE has the tests that are
+specific to those backends, each with its reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NOT_APPLICABLE: Final[Mapping[str, str]] = {
     "ImmediateBackendTestCase.test_cannot_pass_run_after": "QsyncBackend supports run_after",
     "ImmediateBackendTestCase.test_throws_keyboard_interrupt": IN_PLACE,
 }
-"""Tests of what QsyncBackend is not meant to do, and why."""
+"""Tests of features that QsyncBackend does not have by design, with the reasons."""
 
 ADMIN: Final = [
     f"django.contrib.{name}" for name in ("auth", "contenttypes", "messages", "sessions")
@@ -51,7 +51,7 @@ TIMEOUT_S: Final = 20.0
 
 
 def set_up(tests: str) -> None:
-    """Configure Django with a store of its own and a database in memory."""
+    """Configure Django with a new store and a database in memory."""
     import django
     from django.conf import settings
 
@@ -83,7 +83,8 @@ def _has_tasks() -> bool:
 
 
 def backends() -> tuple[type[Any], type[Any]]:
-    """Return QsyncBackend with what the tests use of a DummyBackend, and of an ImmediateBackend."""
+    """Return QsyncBackend with the features of a DummyBackend and of an ImmediateBackend that the
+    tests use."""
     from qsync.contrib.django import QsyncBackend
 
     class Noting(QsyncBackend):
@@ -115,7 +116,7 @@ def backends() -> tuple[type[Any], type[Any]]:
 
 
 async def purge() -> None:
-    """Delete what is left of other tests."""
+    """Delete the tasks of earlier tests."""
     from qsync.contrib.django import app
 
     async with app.inspector() as inspector:

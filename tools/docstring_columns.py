@@ -1,4 +1,4 @@
-"""Docstrings with aligned columns, for the pages that are made from them.
+"""Parses docstrings with aligned columns, for the pages that are generated from them.
 
 A paragraph of a docstring such as
 

@@ -5,7 +5,7 @@ A page shows a file between two lines:
     <!-- include tests/docs/migrate/celery/before/shop.py -->
     <!-- end of include -->
 
-`--check` names the pages that are not right and writes nothing.
+`--check` lists the pages that are out of date and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def files_of(page: str) -> list[str]:
 
 
 def generated(page: str) -> str:
-    """Return the page with its files as they are."""
+    """Return the page with the present content of its files."""
 
     def shown(match: re.Match[str]) -> str:
         text = (ROOT / match[2]).read_text("utf-8").rstrip("\n")

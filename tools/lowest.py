@@ -1,7 +1,7 @@
 """python tools/lowest.py: print the lowest releases of dependencies that pyproject.toml allows.
 
-They are printed as arguments for pip: those of the package and of its extras. It needs nothing
-installed.
+They are printed as arguments for pip, for the package and its extras. It needs no installed
+packages.
 """
 
 from __future__ import annotations

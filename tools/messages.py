@@ -4,8 +4,8 @@
     python -m tools.messages --add de   # begin a further one
     python -m tools.messages --check    # fail if something is to be done
 
-A text that is new is empty in a catalogue until somebody translates it; one that is not used any
-more is removed. `qsync.web.translation` says how code marks its texts.
+A new text is empty in a catalogue until it is translated; an unused text is removed.
+`qsync.web.translation` describes how code marks its texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).parents[1]
 SOURCE: Final = ROOT / "src" / "qsync"
 LOCALES: Final = SOURCE / "web" / "locale"
 OTHERS: Final = ("cli", "contrib", "testing")
-"""Packages whose texts no page shows."""
+"""Packages whose texts are not shown on pages."""
 
 KEYWORDS: Final = {
     "_": 1,
@@ -39,7 +39,7 @@ KEYWORDS: Final = {
     "plural_phrase": 2,
     "counted": 2,
 }
-"""Functions of texts, and how many of their arguments are forms of the text."""
+"""Functions that take texts, and how many of their arguments are forms of the text."""
 
 Text = str | tuple[str, ...]
 
@@ -89,7 +89,7 @@ def extracted() -> Catalog:
 
 
 class _Catalog(Catalog):
-    """A catalogue whose header depends on its language alone, not on dates and versions."""
+    """A catalogue whose header depends only on its language, not on dates and versions."""
 
     @property
     def mime_headers(self) -> list[tuple[str, str]]:

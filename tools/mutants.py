@@ -1,8 +1,8 @@
-"""python -m tools.mutants: plant each known mistake, and say what finds it and how soon.
+"""python -m tools.mutants: plant each known mistake, and print which check finds it and how soon.
 
-A check that cannot find mistakes proves nothing. `--write` keeps the table for
-docs/reliability.md; names as arguments plant only these, and `--sample N` only
-that many, chosen at random. Exits with 1 when a mistake is missed.
+A check that cannot find mistakes proves nothing. `--write` stores the table for
+docs/reliability.md; names as arguments plant only these mistakes, and `--sample N` plants N random
+ones. Exits with 1 when a mistake is missed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHOWN: Final = 110
 
 @dataclass(frozen=True)
 class Found:
-    """How a mistake was found. `needed` None: it was not."""
+    """How a mistake was found. `needed` is None if it was not found."""
 
     mistake: str
     by: str
@@ -62,14 +62,14 @@ class Found:
 
 
 def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
-    """In how many runs of the model check the mistake is found, and as what."""
+    """Return after how many runs the model check finds the mistake, and the error."""
     first: list[tuple[int, str]] = []
 
     class Counting(Scripts):
         runs = 0
 
         def teardown(self) -> None:
-            """Called in each run, also while an error is raised."""
+            """Count a run and record its error; called after each run."""
             Counting.runs += 1
             error = sys.exc_info()[1]
             if isinstance(error, AssertionError | QsyncError) and not first:
@@ -82,14 +82,14 @@ def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
         except (AssertionError, QsyncError, BaseExceptionGroup):
             if not first:
                 raise
-    if first:  # the same runs find nothing where nothing is planted
+    if first:  # the same runs find nothing without a mistake
         with Rig("valkey") as rig:
             run_machine(rig, examples=first[0][0], fixed=True, phases=(Phase.generate,))
     return first[0] if first else None
 
 
 def by_simulation(plant: Plant, most: int) -> tuple[int, str] | None:
-    """In how many histories the mistake is found, and as what."""
+    """Return after how many histories the simulation finds the mistake, and the problem."""
     socket = str(shared_store("valkey").config["unixsocket"])
     with redis.Redis(unix_socket_path=socket, protocol=2) as client:
         outcome = caught(plant, client, range(most))
@@ -97,7 +97,7 @@ def by_simulation(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
-    """In how many rounds of calls that are cancelled the mistake is found, and as what."""
+    """Return after how many rounds of cancelled calls the mistake is found, and the problem."""
     url = shared_store("valkey").url
     for seed in range(most):
         with plant():
@@ -108,7 +108,8 @@ def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Whether the mistake is found on a store that is full or refuses settlements, and as what."""
+    """Return the problem that the mistake causes on a full store or one that refuses
+    settlements."""
     store = shared_store("valkey")
     with plant():
         wrong = wrong_when_full(store, "mutants")
@@ -116,7 +117,7 @@ def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_cluster(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Whether the mistake is found on a cluster of which a node stands still, and as what."""
+    """Return the problem that the mistake causes on a cluster with a stopped node."""
     with partial_cluster() as cluster:
         with plant():
             wrong = wrong_with_a_node_away(cluster, "mutants")
@@ -152,7 +153,7 @@ def look_for(name: str, by: str, plant: Plant, search: Search, most: int = ENOUG
 
 
 def shown(found: Found) -> dict[str, Any]:
-    """As the table keeps it: without what differs from machine to machine."""
+    """Return a row of the table, without parts that differ between machines."""
     text = re.sub(r"unix://\S+|/tmp/\S+", "the store", found.seen.partition("\n")[0])
     text = re.sub(r"^\d+\.\d+ ", "", text)
     text = text if len(text) <= SHOWN else text[:SHOWN].rstrip() + " ..."
@@ -161,7 +162,7 @@ def shown(found: Found) -> dict[str, Any]:
 
 
 def keep(rows: Sequence[Found]) -> None:
-    """Put these rows into the table, in the place of those of before."""
+    """Put these rows into the table, replacing earlier rows of the same mistakes."""
     before = json.loads(TABLE.read_text("utf-8")) if TABLE.exists() else []
     table = {(row["mistake"], row["by"]): row for row in [*before, *map(shown, rows)]}
     kept = [table[name, by] for name, by, _, _ in PLANTED if (name, by) in table]

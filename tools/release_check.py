@@ -1,9 +1,9 @@
-"""python -m tools.release_check: check what a release would upload.
+"""python -m tools.release_check: check the files that a release would upload.
 
-It builds sdist and wheel twice and compares them byte by byte, looks at their contents and
-metadata, installs the bare wheel into an environment of its own, runs the first program of the
-README there, checks the licences of all dependencies, and lets pyright and mypy look at the wheel's
-types and at the examples. `make release-check` runs it.
+It builds sdist and wheel twice and compares them byte by byte, checks their contents and metadata,
+installs the bare wheel into a new environment, runs the first program of the README there, checks
+the licences of all dependencies, and runs pyright and mypy on the wheel's types and on the
+examples. `make release-check` runs it.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ NEEDED: Final = (
     "qsync/py.typed", "qsync/broker/lua/fetch.lua", "qsync/broker/lua/include/clock.lua",
     "qsync/web/templates/base.html", "qsync/web/static/style.css",
 )  # fmt: skip
-"""Files of the wheel that are no Python."""
+"""Files of the wheel that are not Python."""
 
 
 OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
-"""Beginnings of the names of the wheel's files."""
+"""Prefixes of the names of the wheel's files."""
 
 CHECKERS: Final = ("pyright", "mypy", "django-stubs", "flask", "litestar", "httpx", "pytest")
-"""Packages that the type check needs beside the extras."""
+"""Packages that the type check needs besides the extras."""
 
 
 class Wrong(Exception):
-    """Something that must not be released; the text says what."""
+    """A fault that must not be released; the message describes it."""
 
 
 def build(target: Path) -> list[Path]:
@@ -79,7 +79,7 @@ def check_equal(first: Iterable[Path], second: Iterable[Path]) -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """Raise Wrong if the wheel lacks a file, or has one that belongs into the repository alone."""
+    """Raise Wrong if the wheel lacks a file, or has one that belongs only into the repository."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     if missing := [name for name in NEEDED if name not in names]:
@@ -89,9 +89,9 @@ def check_wheel(wheel: Path) -> None:
 
 
 def check_licences(extras: Iterable[str] | None = None) -> list[str]:
-    """Return the dependencies with their licences; raise Wrong if one is not free enough.
+    """Return the dependencies with their licences; raise Wrong if a licence is not allowed.
 
-    Dependencies are followed as they are installed here; None: with all extras.
+    Dependencies are followed as installed here; None stands for all extras.
     """
     if extras is None:
         extras = metadata.metadata(NAME).get_all("Provides-Extra") or ()
@@ -105,7 +105,8 @@ def check_licences(extras: Iterable[str] | None = None) -> list[str]:
 
 
 def dependencies(name: str, extras: Iterable[str] = ()) -> set[str]:
-    """Return the names of a distribution and of all that it requires here, with these extras."""
+    """Return the names of a distribution and of all its installed requirements, with these
+    extras."""
     found: set[str] = set()
     pending = [(name, tuple(extras))]
     seen: set[tuple[str, tuple[str, ...]]] = set()
@@ -124,7 +125,7 @@ def dependencies(name: str, extras: Iterable[str] = ()) -> set[str]:
 
 
 def licence_of(name: str) -> str:
-    """Return what the metadata of a distribution says of its licence, in one line."""
+    """Return the licence in the metadata of a distribution, in one line."""
     about = metadata.metadata(name)
     classifiers = [
         one.rpartition(" :: ")[2]
@@ -136,7 +137,7 @@ def licence_of(name: str) -> str:
 
 
 def check_installed(wheel: Path, folder: Path) -> None:
-    """Install the bare wheel into an environment of its own; run the README's first program."""
+    """Install the bare wheel into a new environment; run the README's first program."""
     python = folder / "env" / "bin" / "python"
     _run(sys.executable, "-m", "venv", "--without-pip", str(folder / "env"))
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
@@ -157,7 +158,7 @@ def check_installed(wheel: Path, folder: Path) -> None:
 
 def check_types(wheel: Path, folder: Path) -> str:
     """Install the wheel with all extras; raise Wrong if a public name has no declared type, or an
-    example has a type error. Returns what pyright says of the public names.
+    example has a type error. Return pyright's report on the public names.
     """
     python = folder / "types" / "bin" / "python"
     _run(sys.executable, "-m", "venv", "--without-pip", str(folder / "types"))
@@ -185,7 +186,7 @@ def _normal(name: str) -> str:
 
 
 def _run(*command: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
-    """Run a command; return what it prints, or raise Wrong with it."""
+    """Run a command; return its output, or raise Wrong with it."""
     done = subprocess.run(  # noqa: S603 - programs of this tree
         command, cwd=cwd, env=env, capture_output=True, text=True, check=False
     )

@@ -1,7 +1,8 @@
-"""python -m tools.reliability: write into docs/reliability.md which test shows what.
+"""python -m tools.reliability: write the tests of each guarantee and fault into
+docs/reliability.md.
 
-The marks `faults` and `guarantee` are read from the source of the tests, so a test that goes takes
-its line along. `--check` says what is wrong and writes nothing.
+The marks `faults` and `guarantee` are read from the source of the tests, so a deleted test
+disappears from the page. `--check` prints the problems and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ MARKS: Final = {"faults": FAULTS, "guarantee": GUARANTEES}
 
 @dataclass(frozen=True)
 class Shown:
-    """A test, and what it says that it shows."""
+    """A test and its marks."""
 
     test: str
-    """file::name, from the folder of the tests."""
+    """Path in the folder of the tests, and name: `file::name`."""
     slow: bool
     faults: tuple[int, ...]
     guarantee: tuple[int, ...]
@@ -40,7 +41,7 @@ class Shown:
 
 
 def marked(folder: Path = TESTS) -> list[Shown]:
-    """All tests that have one of the marks, by file and place."""
+    """Return all tests with one of the marks, by file and position."""
     found: list[Shown] = []
     for path in sorted(folder.rglob("test_*.py")):
         tree = ast.parse(path.read_text("utf-8"))
@@ -63,7 +64,7 @@ def marked(folder: Path = TESTS) -> list[Shown]:
 
 
 def _pytestmark(tree: ast.Module) -> list[ast.expr]:
-    """The expressions of `pytestmark = ...`."""
+    """Return the expressions of `pytestmark = ...`."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
             value = node.value
@@ -72,7 +73,7 @@ def _pytestmark(tree: ast.Module) -> list[ast.expr]:
 
 
 def _marks(nodes: Sequence[ast.expr]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and numbers of each `pytest.mark.name(...)`."""
+    """Yield name and numbers of each `pytest.mark.name(...)`."""
     for node in nodes:
         function = node.func if isinstance(node, ast.Call) else node
         if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "pytest.mark":
@@ -82,7 +83,7 @@ def _marks(nodes: Sequence[ast.expr]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def wrong(shown: Sequence[Shown]) -> list[str]:
-    """Problems of the marks: rows that do not exist, and rows without a test."""
+    """Return the problems of the marks: unknown rows, and rows without a test."""
     found = [
         f"{one.test}: there is no {name} {row}"
         for one in shown
@@ -99,12 +100,12 @@ def wrong(shown: Sequence[Shown]) -> list[str]:
 
 
 def missing(faults: set[int]) -> list[int]:
-    """Rows without a test that should have one and say nothing of the reason."""
+    """Return the rows that have neither a required test nor a reason."""
     return [row for row in FAULTS if row not in faults | OPTIONAL | LEFT_OUT.keys()]
 
 
 def table(words: Mapping[int, str], shown: Sequence[Shown], name: str, head: str) -> str:
-    """The rows that have words, and the tests of each."""
+    """Return a table of the rows and the tests of each."""
     lines = [f"| | {head} | shown by |", "|---|---|---|"]
     for row, text in words.items():
         tests = [one.label for one in shown if row in getattr(one, name)]
@@ -116,7 +117,7 @@ def table(words: Mapping[int, str], shown: Sequence[Shown], name: str, head: str
 
 
 def mutants(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table of the planted mistakes, as they were last looked for."""
+    """Return the table of the planted mistakes, from the last search."""
     lines = ["| mistake | found by | after | as |", "|---|---|---|---|"]
     for record in records:
         seen = str(record["seen"]).replace("|", "\\|")
@@ -125,7 +126,7 @@ def mutants(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each part between its marks."""
+    """Return the page with each part between its marks."""
     for name, text in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(begin)
@@ -137,7 +138,7 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
 
 
 def generated(page: str) -> str:
-    """The page as it should be."""
+    """Return the page up to date."""
     shown = marked()
     return filled(
         page,

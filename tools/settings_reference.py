@@ -1,7 +1,8 @@
-"""python -m tools.settings_reference: write into docs/reference/settings.md what each option is.
+"""python -m tools.settings_reference: write the reference of options into
+docs/reference/settings.md.
 
 The options are read from the code: names and defaults from signatures, meanings from docstrings.
-`--check` says whether the page is right and writes nothing.
+`--check` reports whether the page is up to date and writes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ TITLES: Final = {
     "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
     "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
 }
-"""Sections of options that are parameters, with what takes them."""
+"""Sections of options that are parameters, with their functions."""
 
 
 def worker_options() -> set[str]:
@@ -127,7 +128,7 @@ def _sentence(text: str) -> str:
 
 
 def generated(page: str) -> str:
-    """Return the page with its generated part as it must be."""
+    """Return the page with its generated part up to date."""
     return replaced(page, MARK, reference())
 
 

@@ -1,8 +1,8 @@
 """Hooks of MkDocs for the documentation site.
 
 Pages link to files outside of docs/, as on GitHub; on the site these links lead to the repository.
-CHANGELOG.md and CONTRIBUTING.md become pages. `llms.txt` lists all pages, whose Markdown stands
-beside them, with the docstrings that the pages show.
+CHANGELOG.md and CONTRIBUTING.md become pages. `llms.txt` lists all pages; each page has a Markdown
+version, including its docstrings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tools.api_markdown import expanded  # noqa: E402 - needs the path above
 BRANCH: Final = "main"
 
 FROM_ROOT: Final = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-"""Pages that are made from files outside of docs/."""
+"""Pages that are generated from files outside of docs/."""
 
 LINK: Final = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
 
@@ -35,14 +35,14 @@ texts: dict[str, str] = {}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made from files outside of docs/."""
+    """Add the pages that are generated from files outside of docs/."""
     for uri, name in FROM_ROOT.items():
         files.append(File.generated(config, uri, content=(ROOT / name).read_text("utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links out of docs/ to the repository; keep the text for llms.txt."""
+    """Point links out of docs/ to the repository; keep the text for llms.txt."""
     uri = page.file.src_uri
     source = FROM_ROOT.get(uri, f"docs/{uri}")
 
@@ -65,7 +65,7 @@ def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:
         if path == name:
             return posixpath.relpath(page, posixpath.dirname(uri) or ".")
     if not (ROOT / path).exists():
-        return link  # MkDocs warns of it
+        return link  # MkDocs warns about it
     kind = "tree" if (ROOT / path).is_dir() else "blob"
     return f"{config.extra['repository']}/{kind}/{BRANCH}/{path}"
 
@@ -78,7 +78,7 @@ def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write llms.txt and, beside each page, its Markdown."""
+    """Write llms.txt, and the Markdown version of each page."""
     site = Path(config.site_dir)
     for uri, text in texts.items():
         target = site / uri

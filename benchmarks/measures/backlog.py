@@ -16,7 +16,7 @@ from qsync.client import AsyncClient
 from qsync.task import Task
 
 REFILL_BATCH: Final = 2_000
-"""Maximum number of tasks in one call that keeps up the backlog."""
+"""Maximum number of tasks in a call that refills the backlog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class _Round:
 
 
 async def measure_backlog(harness: Harness) -> Results:
-    """Measure the store's time a task and the drain rate at each backlog.
+    """Measure the store's time per task and the drain rate at each backlog.
 
     Each round goes through all backlogs, so that a ratio compares values of the same round: the
     speed of a machine may change from minute to minute.
@@ -74,7 +74,7 @@ def _ratio(largest: float | None, smallest: float | None) -> float | None:
 
 
 async def _drain_and_refill(harness: Harness, backlog: int, seconds: float) -> float:
-    """Return the tasks a second of a server, while a client replaces each task."""
+    """Return the tasks per second of a server, while a client replaces each task."""
     async with harness.servers(), harness.client() as client:
         refill = asyncio.create_task(_keep_pending(harness, client, backlog))
         try:

@@ -1,4 +1,5 @@
-"""Measures: enqueue one by one beside a bare EVALSHA, by many callers at once, and in bulk."""
+"""Measures: enqueue one by one, compared with a bare EVALSHA, from many concurrent callers, and in
+bulk."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ BareCalls = Callable[[Harness, int], Awaitable[float]]
 
 
 async def measure_one_by_one(harness: Harness) -> Results:
-    """Enqueue each task by a call of its own, with the blocking and the asynchronous client."""
+    """Enqueue each task by a separate call, with the blocking and the async client."""
     count = harness.scale.one_by_one
     results: Results = []
     for client, enqueue_all, bare_calls in CLIENTS:
@@ -53,7 +54,7 @@ async def measure_one_by_one(harness: Harness) -> Results:
 
 
 def _enqueue_calls(harness: Harness, count: int) -> list[Call[Any]]:
-    """Prepare what `enqueue` sends."""
+    """Return the calls that `enqueue` sends."""
     return [
         ops.enqueue(harness.keys, [new_task(Task(LOOP, PAYLOAD), new_nonce())])
         for _ in range(count)
@@ -67,7 +68,7 @@ async def _bare_blocking(harness: Harness, count: int) -> float:
 
 
 def _time_bare_calls(harness: Harness, calls: Sequence[Call[Any]]) -> float:
-    """Make the calls in a thread without an event loop, as users of the blocking client do."""
+    """Make the calls in a thread without an event loop, like users of the blocking client."""
     broker = Broker(harness.address)
     client = broker.client_at(broker.locate(harness.keys.base))
     try:

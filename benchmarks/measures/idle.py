@@ -1,4 +1,4 @@
-"""Measures: what an idle server costs, and the memory of a busy one."""
+"""Measures: the cost of an idle server, and the memory of a busy one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def measure_idle_server(harness: Harness) -> Results:
     async with harness.servers() as [server]:
         await harness.fill(LOOP, 1)
         await harness.until_completed(1)
-        await asyncio.sleep(0.5)  # let it finish what follows a task
+        await asyncio.sleep(0.5)  # let it finish the work that follows a task
         usage, calls = await server.ask("usage"), await _count_commands(harness)
         began = time.monotonic()
         await asyncio.sleep(seconds)
@@ -48,7 +48,8 @@ async def measure_idle_server(harness: Harness) -> Results:
 
 
 async def _count_commands(harness: Harness) -> tuple[int, int] | None:
-    """Return how many commands the store got, and how many its scripts ran; INFO is ours."""
+    """Return how many commands the store received, without this INFO, and how many its scripts
+    ran."""
     commands = await read_commands(harness.broker, harness.keys.base)
     if commands is None:
         return None
@@ -60,7 +61,7 @@ async def _count_commands(harness: Harness) -> tuple[int, int] | None:
 
 
 async def measure_memory(harness: Harness) -> Results:
-    """Measure the peak memory of a server that drains as fast as it can."""
+    """Measure the peak memory of a server that drains at full speed."""
     await harness.clean()
     count = harness.scale.drain
     await harness.fill(LOOP, count)

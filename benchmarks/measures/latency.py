@@ -1,4 +1,5 @@
-"""Measures: from enqueue to the start of the handler, and how late scheduled tasks start."""
+"""Measures: the delay from the enqueue to the start of the handler, and the lateness of scheduled
+tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from qsync.client import AsyncClient
 from qsync.task import Task
 
 GAP_S: Final = 0.01
-"""Time between tasks that are sent to an idle server."""
+"""Time between tasks that are sent to an idle server, in seconds."""
 
 BIN_WIDTH: Final = 1.25
 """Ratio of the upper to the lower end of a bin of a histogram."""
@@ -44,7 +45,7 @@ async def measure_idle(harness: Harness) -> Results:
 
 
 async def measure_steady_load(harness: Harness) -> Results:
-    """Enqueue at random times from a process of its own, at fixed average rates."""
+    """Enqueue at random times from a separate process, at fixed average rates."""
     results: Results = []
     loads = [(rate, False) for rate in harness.scale.load_rates]
     loads += [(rate, True) for rate in harness.scale.load_rates_uvloop]
@@ -62,7 +63,7 @@ async def _steady_load(harness: Harness, rate: int, *, uvloop: bool) -> Results:
         )
         await harness.until_completed(sent)
         delays = _seconds(await server.ask("delays"))
-    delays = delays[len(delays) // 5 :]  # by then the server has adapted to its speed
+    delays = delays[len(delays) // 5 :]  # by then the server has adapted to the rate
     how = (
         f"{sent / took:,.0f} tasks/s for {took:.1f} s at random times (Poisson) from a process of "
         "its own, from the time of arrival; without the first fifth"

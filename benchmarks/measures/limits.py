@@ -1,4 +1,4 @@
-"""Measures: what limits cost, and how close to their rules tasks start."""
+"""Measures: the cost of limits, and how exactly starts follow their rules."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STARTS_A_SECOND: Final = 20
 PACED: Final = LimitRule(rate=STARTS_A_SECOND, per_us=1_000_000, burst=1)
 
 SELDOM: Final = LimitRule(rate=1, per_us=86_400_000_000, burst=1)
-"""Starts one task; the others wait for a day."""
+"""Rule that starts one task and lets the others wait for a day."""
 
 
 async def measure_limits(harness: Harness) -> Results:
-    """Measure tasks with limits beside tasks without any."""
+    """Measure tasks with limits, compared with tasks without any."""
     return [
         *await _measure_keys(harness),
         *await _measure_waiter_bytes(harness),
@@ -100,7 +100,7 @@ async def _measure_slot(harness: Harness) -> Results:
 
 
 async def _measure_pace(harness: Harness) -> Results:
-    """Measure how much of a rate is used, and the most starts in any second."""
+    """Measure the used share of a rate, and the largest number of starts in any second."""
     await harness.clean()
     count = max(3, round(STARTS_A_SECOND * harness.scale.limit_s))
     async with harness.servers() as [server]:
@@ -118,7 +118,7 @@ async def _measure_pace(harness: Harness) -> Results:
 
 
 async def _measure_crowd(harness: Harness) -> Results:
-    """Measure the latency of other keys without and with many tasks that wait for one."""
+    """Measure the latency of other keys with and without many tasks that wait for one."""
     count = harness.scale.waiting
     alone = await _latency_of_others(harness, 0)
     beside = await _latency_of_others(harness, count)

@@ -1,7 +1,7 @@
-"""Measures: what a task costs the store, in time (by INFO commandstats) and in memory.
+"""Measures: the cost of a task for the store, in time (by INFO commandstats) and in memory.
 
-For the time, the scripts run here one after another in full batches, without a server. That tells
-the verbs apart, and the backlogs.
+For the time, the scripts run one after another in full batches, without a server. So each verb and
+each backlog is measured separately.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ SERVER: Final = "bench"
 Choose = Callable[[Sequence[float | None]], float | None]
 
 VerbCost = dict[str, float | None]
-"""The store's time a task in microseconds, by verb; None if the store does not say."""
+"""The store's time per task in microseconds, by verb; None if the store does not report it."""
 
 
 def known_minimum(values: Sequence[float | None]) -> float | None:
-    """Return the minimum, for a busy machine: the store's clock runs on while the store waits."""
+    """Return the minimum, since the store's clock also runs while a busy machine delays the
+    store."""
     return min((value for value in values if value is not None), default=None)
 
 
 async def cost_by_verb(harness: Harness, cycles: int, *, choose: Choose = known_median) -> VerbCost:
-    """Take one batch of tasks after another through its life, while the backlog stays the same.
+    """Take one batch of tasks after another through its life cycle, while the backlog stays the
+    same.
 
     `choose` picks one of the cycles; the first cycle does not count.
     """
@@ -58,7 +60,7 @@ async def cost_by_verb(harness: Harness, cycles: int, *, choose: Choose = known_
 
 
 async def _run_timed(harness: Harness, call: Call[T]) -> tuple[T, float | None]:
-    """Run a call for a batch; return its answer and the store's microseconds a task."""
+    """Run a call for a batch; return its reply and the store's microseconds per task."""
     before = await harness.script_usage()
     answer = await harness.broker.run(call)
     after = await harness.script_usage()
@@ -66,13 +68,13 @@ async def _run_timed(harness: Harness, call: Call[T]) -> tuple[T, float | None]:
 
 
 def total_cost(cost: VerbCost) -> float | None:
-    """Return the cost of all verbs; None if one is not known."""
+    """Return the cost of all verbs; None if one is unknown."""
     known = [us for us in cost.values() if us is not None]
     return sum(known) if len(known) == len(cost) else None
 
 
 async def measure_store(harness: Harness) -> Results:
-    """Measure the store's time a task, by verb, at 1,000 pending tasks."""
+    """Measure the store's time per task, by verb, at 1,000 pending tasks."""
     await harness.clean()
     await harness.fill(LOOP, 1_000)
     cost = await cost_by_verb(harness, harness.scale.cycles)
@@ -84,7 +86,7 @@ async def measure_store(harness: Harness) -> Results:
 
 
 async def measure_bytes(harness: Harness) -> Results:
-    """Measure the store's memory for a pending task."""
+    """Measure the store's memory per pending task."""
     await harness.clean()
     count = harness.scale.pending
     before = await used_bytes(harness)
@@ -96,6 +98,6 @@ async def measure_bytes(harness: Harness) -> Results:
 
 
 async def used_bytes(harness: Harness) -> int | None:
-    """Return the store's used memory; None if it does not say."""
+    """Return the store's used memory; None if it does not report it."""
     info = await harness.info("memory")
     return None if info is None else int(info["used_memory"])

@@ -1,4 +1,5 @@
-"""Measures: servers drain a backlog, by handlers of each kind, and the floor in the same rounds."""
+"""Measures: servers drain a backlog with each kind of handler; the same rounds measure the
+floor."""
 
 from __future__ import annotations
 
@@ -26,35 +27,35 @@ from qsync.limit import LimitRule
 from qsync.task import Task
 
 WARM_UP_TASKS: Final = 200
-"""Tasks for each server before a drain, which start its threads and processes of handlers.
-They are more than one server takes at a time, so that each server gets some."""
+"""Number of tasks per server before a drain, which start its threads and processes. One server
+cannot take all of them at a time, so each server gets some."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainRun:
-    """Time that servers took for a number of tasks."""
+    """Cost of a number of tasks for servers."""
 
     tasks: int
     seconds: float
-    """From the start of the first task until the store had counted the last as completed."""
+    """Time from the start of the first task until the store had counted the last as completed."""
     cpu_s: float
-    """Processor time of all server processes."""
+    """Processor time of all server processes, in seconds."""
     scripts: CommandUsage | None
-    """Time that the store spent on scripts; None if it does not say."""
+    """Time and calls of scripts in the store; None if it does not report them."""
 
     @property
     def rate(self) -> float:
-        """Tasks a second."""
+        """Tasks per second."""
         return self.tasks / self.seconds
 
     @property
     def store_us(self) -> float | None:
-        """The store's time a task."""
+        """The store's time per task, in microseconds."""
         return None if self.scripts is None else self.scripts.us / self.tasks
 
     @property
     def calls_per_1000(self) -> float | None:
-        """Scripts that the store ran for 1,000 tasks."""
+        """Scripts that the store ran per 1,000 tasks."""
         return None if self.scripts is None else 1000 * self.scripts.calls / self.tasks
 
 
@@ -64,7 +65,7 @@ async def drain(
 ) -> DrainRun:  # fmt: skip
     """Have ready servers drain tasks that are already pending.
 
-    With `rule`, the tasks have limits of so many `keys`, in turn.
+    With `rule`, the tasks have limits with `keys` different keys, in turn.
     """
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
@@ -88,7 +89,7 @@ async def drain(
 
 
 async def baseline(harness: Harness, tasks: int) -> BaselineRun:
-    """Measure the floor for a number of tasks, in a process like that of a server."""
+    """Measure the floor for a number of tasks, in a process like a server's."""
     await harness.clean()
     await harness.fill(LOOP, tasks)
     async with ServerProcess(harness.url, harness.prefix, server=None) as process:
@@ -100,7 +101,8 @@ async def _cpu_s(servers: list[ServerProcess]) -> float:
 
 
 async def measure_drain(harness: Harness) -> Results:
-    """Drain no-op coroutines: beside the floor, with uvloop if installed, by two processes."""
+    """Drain no-op coroutines: together with the floor, with uvloop if installed, and by two
+    processes."""
     tasks, rounds = harness.scale.drain, range(harness.scale.rounds)
     pairs = [(await baseline(harness, tasks), await drain(harness, LOOP, tasks)) for _ in rounds]
     runs = [run for _, run in pairs]
@@ -201,7 +203,7 @@ async def measure_executors(harness: Harness) -> Results:
 
 
 async def measure_waiting(harness: Harness) -> Results:
-    """Drain tasks that wait for 5 ms, as for a database."""
+    """Drain tasks that each wait for 5 ms, as for a database."""
     tasks = harness.scale.drain_waiting
     how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100: 20,000 at most"
     return [await _rate(harness, "drain, 5 ms tasks", WAIT, tasks, how)]

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks peers`: the same work by qsync and by its peers."""
+"""The command `python -m benchmarks peers`: the same work on qsync and on its peers."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from benchmarks.peers.table import BY_NAME, PEERS, QSYNC, Peer
 from tests.support.stores import Store
 
 SHOWN = ("redis", "coredis", "hiredis", "uvloop")
-"""Packages whose versions are shown beside that of the peer."""
+"""Packages whose versions are shown besides the peer's."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -89,14 +89,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _should_write(options: argparse.Namespace) -> bool:
-    """Return whether to write the results: by default not those of a part of the work."""
+    """Return whether to write the results; by default, results of a part of the work are not
+    written."""
     if options.write is None:
         return not options.peers and options.scale == 1
     return bool(options.write)
 
 
 def _choose(names: Sequence[str]) -> list[Peer]:
-    """Return the named peers, and the rows of qsync that they are compared with."""
+    """Return the named peers, and the qsync rows for their comparison."""
     if not names:
         return list(PEERS)
     chosen = {QSYNC, *names, *(BY_NAME[name].baseline for name in names)}

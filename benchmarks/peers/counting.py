@@ -1,4 +1,4 @@
-"""Counts the runs of a handler in the server's process, and writes them down at the end."""
+"""Counts the runs of a handler in the server's process, and writes a report at the end."""
 
 import itertools
 import json
@@ -13,8 +13,8 @@ _late_ns: list[int] = []
 
 
 def ran(payload: str | bytes) -> None:
-    """The handler ran once more; the report is there when it was the last run that is expected."""
-    global _began  # a handler has nowhere else to keep it
+    """Count a run of the handler; write the report after the last expected run."""
+    global _began  # a handler has no other place for it
     now = time.monotonic_ns()
     number = next(_runs)
     if number == 1:
@@ -22,7 +22,7 @@ def ran(payload: str | bytes) -> None:
         first_run_mark(REPORT).touch()
     if payload[:1] in STAMPS:
         _late_ns.append(now - int(payload[1:]))
-    if number >= EXPECTED:  # a run too many is written down too
+    if number >= EXPECTED:  # an excess run is reported, too
         _write(number)
 
 

@@ -1,4 +1,4 @@
-"""An environment for each peer, made once and again when its pins or the interpreter change."""
+"""An environment for each peer, created once, and again when its pins or the interpreter change."""
 
 import json
 import shutil
@@ -10,20 +10,21 @@ from benchmarks.peers.shared import ENVIRONMENTS, ROOT
 from benchmarks.peers.table import QSYNC, Peer
 
 PATIENCE = 300
-"""The longest that one step of an installation may take, seconds."""
+"""Time limit of one step of an installation, in seconds."""
 
 
 class CannotInstall(Exception):
-    """A peer cannot be installed here; the text says why."""
+    """A peer cannot be installed here; the message says why."""
 
 
 def program(peer: Peer, name: str) -> Path:
-    """The path of a program in the peer's environment."""
+    """Return the path of a program in the peer's environment."""
     return ENVIRONMENTS / peer.folder / "bin" / name
 
 
 def install(peer: Peer, python: str) -> dict[str, str]:
-    """The environment has what the table says; versions of all that is in it, by name."""
+    """Install the requirements of the table; return the versions of all installed packages, by
+    name."""
     folder = ENVIRONMENTS / peer.folder
     mark = folder / "installed.json"
     wanted = {"python": python, "requirements": list(peer.requirements)}
@@ -35,7 +36,7 @@ def install(peer: Peer, python: str) -> dict[str, str]:
         if peer.folder == QSYNC:
             _pip(peer, "install", "--quiet", *peer.requirements)
         mark.write_text(json.dumps(wanted))
-    elif peer.name == QSYNC:  # what is measured is the code as it is now
+    elif peer.name == QSYNC:  # the present code is measured
         _pip(peer, "install", "--quiet", "--force-reinstall", "--no-deps", str(ROOT))
     listed = json.loads(_pip(peer, "list", "--format", "json"))
     return {one["name"].lower().replace("_", "-"): one["version"] for one in listed}

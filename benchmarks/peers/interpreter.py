@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 WANTED = ("3.12", "3.13")
-"""Versions that every peer in the table has a release for; the first that is found is taken."""
+"""Python versions for which every peer in the table has a release; the first available one is
+used."""
 
 _ASK = """
 import json, platform, shlex, sys, sysconfig
@@ -25,7 +26,7 @@ print(json.dumps({
 
 
 def describe(program: str) -> dict[str, object] | None:
-    """Description of an interpreter; None if it does not run."""
+    """Return a description of an interpreter; None if it does not run."""
     try:
         done = subprocess.run(  # noqa: S603 - a program that the user named, or a known one
             [program, "-c", _ASK], capture_output=True, text=True, timeout=30, check=False
@@ -36,7 +37,7 @@ def describe(program: str) -> dict[str, object] | None:
 
 
 def choose(named: str | None) -> dict[str, object]:
-    """The interpreter that was named, or the first that serves every peer, or this one."""
+    """Return the named interpreter, else the first that supports every peer, else this one."""
     if named:
         found = describe(named)
         if found is None:

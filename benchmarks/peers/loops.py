@@ -1,4 +1,4 @@
-"""uvloop for a server or producer that would take asyncio's own loop."""
+"""uvloop for servers and producers that would use asyncio's own loop."""
 
 import asyncio
 
@@ -6,5 +6,5 @@ import uvloop
 
 
 def use_uvloop() -> None:
-    """Every loop that is made from now on is one of uvloop."""
+    """Make uvloop the class of all new event loops."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -15,15 +15,15 @@ from benchmarks.peers.shared import ROOT
 from benchmarks.peers.table import PYTHON, Peer
 
 PATIENCE = 60.0
-"""The longest that one part of a round may take, seconds."""
+"""Time limit of one part of a round, in seconds."""
 
 
 class PeerFailed(Exception):
-    """A peer did not do the work; the text says what it did."""
+    """A peer did not do the work; the message describes what happened."""
 
 
 def produce(peer: Peer, action: str, variables: Mapping[str, str], **sizes: int) -> dict[str, Any]:
-    """Measurement of a producer of the peer."""
+    """Run a producer of the peer; return its measurements."""
     report = Path(variables["BENCH_REPORT"]).with_suffix(".producer")
     report.unlink(missing_ok=True)
     words = ["-m", "benchmarks.peers.producer", peer.name, action, json.dumps(sizes), str(report)]
@@ -44,7 +44,7 @@ def produce(peer: Peer, action: str, variables: Mapping[str, str], **sizes: int)
 def serving(
     peer: Peer, variables: Mapping[str, str], threads: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process of the peer runs; at the end it and its children are gone."""
+    """Run a server process of the peer; end it and its children afterwards."""
     values = {"url": variables["BENCH_URL"], "threads": threads}
     first, *words = (word.format(**values) for word in peer.server)
     log = Path(variables["BENCH_REPORT"]).with_suffix(".log")
@@ -64,9 +64,9 @@ def serving(
 def report_of(
     server: subprocess.Popen[bytes], variables: Mapping[str, str], *, again: float = 0.0
 ) -> dict[str, Any]:
-    """What the server wrote when the last task had run, or a moment later when it ran one again.
+    """Return the server's report when the last task has run, or shortly after if some ran again.
 
-    `again`: so large a share of the tasks may have run more than once.
+    A share `again` of the tasks may have run more than once.
     """
     path = Path(variables["BENCH_REPORT"])
     end = time.monotonic() + PATIENCE
@@ -91,7 +91,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop, and after a moment end its whole process group."""
+    """Stop it gracefully, and kill its whole process group after a moment."""
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(timeout=1)

@@ -1,4 +1,4 @@
-"""Enqueues for one peer, in its environment, and writes down what it measured.
+"""Enqueues for one peer, in its environment, and writes its measurements to a file.
 
     python -m benchmarks.peers.producer PEER enqueue|fill|memory|latency OPTIONS REPORT
 
@@ -23,13 +23,13 @@ from benchmarks.peers.shared import CALLERS, PAYLOAD, REPORT, URL, first_run_mar
 
 WARM_UP = 100
 SETTLED = 2.0
-"""Seconds after which the store has seen to the buffers of new connections."""
+"""Time after which the store has allocated the buffers of new connections, in seconds."""
 BULK_AT_ONCE = 10_000
-"""Tasks handed to one bulk call."""
+"""Number of tasks per bulk call."""
 
 
 class Peer:
-    """A peer's client with one colour: everything is awaited."""
+    """A uniform client of a peer: all calls are awaited."""
 
     def __init__(self, module: ModuleType, client: Any) -> None:
         self._module = module
@@ -58,7 +58,7 @@ class Peer:
             await self._call("enqueue_many", [PAYLOAD] * min(BULK_AT_ONCE, count - at))
 
     async def many(self, count: int) -> None:
-        """The fastest way that there is to enqueue so many."""
+        """Enqueue tasks in the peer's fastest way."""
         if self.has_bulk:
             await self.bulk(count)
         elif self.is_async:
@@ -70,7 +70,7 @@ class Peer:
         return await self._call("enqueue", payload)
 
     async def found(self) -> bool:
-        """Whether a task that waits is found by its id, and one that is not there is not."""
+        """Return whether the peer finds a waiting task by its id, but not an unknown id."""
         if self._module.find is None:
             return False
         id = await self.send(PAYLOAD)
@@ -84,7 +84,8 @@ async def _rate(work: Callable[[int], Awaitable[None]], count: int) -> float:
 
 
 async def enqueue(peer: Peer, one: int, concurrent: int) -> dict[str, Any]:
-    """Enqueues a second of one caller and of many, and whether a task can be looked up."""
+    """Measure the enqueues per second of one caller and of many, and whether a task can be looked
+    up."""
     await peer.one_by_one(WARM_UP)
     measured: dict[str, Any] = {"find": await peer.found()}
     measured["one"] = await _rate(peer.one_by_one, one)
@@ -95,14 +96,15 @@ async def enqueue(peer: Peer, one: int, concurrent: int) -> dict[str, Any]:
 
 
 async def fill(peer: Peer, count: int) -> dict[str, Any]:
-    """As many tasks wait as are asked for; the rate if they came in bulk."""
+    """Enqueue `count` tasks that wait; return the rate if the peer has a bulk call."""
     await peer.many(WARM_UP)
     rate = await _rate(peer.many, count - WARM_UP)
     return {"bulk": rate} if peer.has_bulk else {}
 
 
 async def memory(peer: Peer, count: int) -> dict[str, Any]:
-    """Bytes of a task, the mean while their number doubles: tables of the store grow by leaps."""
+    """Measure the bytes per task, averaged while their number doubles, since the store's tables
+    grow in jumps."""
     await peer.many(WARM_UP)
     await asyncio.sleep(SETTLED)
     before = used_memory(URL)
@@ -116,7 +118,7 @@ async def memory(peer: Peer, count: int) -> dict[str, Any]:
 
 
 async def latency(peer: Peer, count: int) -> dict[str, Any]:
-    """An idle server gets tasks that say when they were enqueued, one at a time."""
+    """Send tasks with the time of their enqueue to an idle server, one at a time."""
     await peer.send(PAYLOAD)
     end = time.monotonic() + 30
     while not first_run_mark(REPORT).exists():

@@ -1,4 +1,4 @@
-"""The results for people: a table on the terminal, and a section of docs/benchmarks.md."""
+"""The human-readable results: a table on the terminal, and a section of docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ with threads. For rates more is better, for latency and memory less.
 
 
 def print_table(summary: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
-    """The table is on the terminal."""
+    """Print the table on the terminal."""
     table = Table(title="peers: median (ratio to qsync)", title_justify="left")
     for title in ("", "handlers", *(column.title for column in COLUMNS), "by id"):
         table.add_column(title, justify="left" if title in ("", "handlers", "by id") else "right")
@@ -52,7 +52,7 @@ def print_table(summary: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, 
 
 
 def write_section(document: Path, results: Mapping[str, Any]) -> None:
-    """The section between the marks of the document is new; the rest of it is as it was."""
+    """Replace the section between the marks of the document."""
     section = f"{BEGIN}\n{markdown(results)}\n{END}"
     text = document.read_text() if document.exists() else "# Benchmarks\n"
     before, found, rest = text.partition(BEGIN)
@@ -66,7 +66,7 @@ def write_section(document: Path, results: Mapping[str, Any]) -> None:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The section: what was measured, how, on what, and with which settings."""
+    """Return the section: the results, the method, the machine and the settings."""
     parts = [
         "## Beside other queues",
         f"```console\n$ {results['command']}\n```",
@@ -88,7 +88,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _again(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Whose tasks ran more than once in drains, and how many of them in all rounds."""
+    """Return a sentence with the peers whose tasks ran more than once in drains, and how many
+    did."""
     counts = {name: sum(one.get("again", 0) for one in rounds) for name, rounds in measured.items()}
     return ", ".join(
         f"{count} of the tasks of {BY_NAME[name].title}" for name, count in counts.items() if count

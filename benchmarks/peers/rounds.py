@@ -11,14 +11,15 @@ from tests.support.stores import Store
 
 LATENCIES = 120
 WAITING = 10_000
-"""Tasks that wait when memory is measured: as many for all."""
+"""Number of waiting tasks for the measure of memory; the same for all peers."""
 PERCENTILES = (50, 95, 99)
 AGAIN = 0.01
-"""So large a share of the tasks of a drain may run more than once, which at least once allows."""
+"""Maximum share of the tasks of a drain that may run more than once, as at-least-once delivery
+allows."""
 
 
 def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[str, Any]:
-    """What the peer did in one round: rates per second, latencies in ms, bytes per task.
+    """Run one round of a peer; return rates per second, latencies in ms, and bytes per task.
 
     Bytes are measured in the first round only, since they are the same in each.
     """
@@ -32,7 +33,8 @@ def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[st
         )  # fmt: skip
         if first:
             store.flush()
-            # In steps of a twentieth, shared out among a hundred callers.
+            # The scale has steps of a twentieth, so that a hundred callers can share the tasks
+            # evenly.
             measured |= produce(peer, "memory", variables, count=20 * _scaled(WAITING // 20, scale))
         drains: dict[str, float] = {}
         again = 0
@@ -73,5 +75,5 @@ def _latency(peer: Peer, variables: dict[str, str], count: int) -> dict[str, Any
 
 
 def _scaled(count: int, scale: float) -> int:
-    """At least 200, in hundreds: many callers share it out evenly."""
+    """Return at least 200, in hundreds, so that many callers can share them evenly."""
     return max(2, round(count * scale / 100)) * 100 if count else 0

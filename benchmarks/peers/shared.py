@@ -1,4 +1,5 @@
-"""What the harness, the producers and the servers tell each other: by environment and by file."""
+"""Values that the harness, the producers and the servers exchange, by environment variables and
+files."""
 
 import os
 from pathlib import Path
@@ -10,23 +11,23 @@ DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 CONCURRENCY = 100
 CALLERS = 100
-"""Coroutines that enqueue at the same time."""
+"""Number of coroutines that enqueue concurrently."""
 PAYLOAD = "x" * 32
 STAMPS = ("t", b"t")
 """Prefix of a payload that carries the time of its enqueue."""
 
 URL = os.environ.get("BENCH_URL", "")
-"""The store; empty in the harness, which starts it."""
+"""URL of the store; empty in the harness, which starts it."""
 EXPECTED = int(os.environ.get("BENCH_EXPECTED", "0"))
-"""After how many runs a server writes its report."""
+"""Number of runs after which a server writes its report."""
 REPORT = Path(os.environ.get("BENCH_REPORT", "report.json"))
 
 
 def stamp(now_ns: int) -> str:
-    """A payload of 32 characters that says when it was enqueued."""
+    """Return a payload of 32 characters with the time of its enqueue."""
     return f"{STAMPS[0]}{now_ns:031d}"
 
 
 def first_run_mark(report: Path) -> Path:
-    """The file that a server makes when it has run its first task."""
+    """Return the path of the file that a server creates when it has run its first task."""
     return report.with_suffix(".up")

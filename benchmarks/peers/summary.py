@@ -1,4 +1,4 @@
-"""Medians of the rounds, and what they are beside qsync's."""
+"""Medians of the rounds, and their ratios to qsync's."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 from benchmarks.peers.table import BY_NAME, Peer
 
 Rounds = Mapping[str, list[dict[str, Any]]]
-"""By name of the peer, what each round measured."""
+"""Measurements of each round, by peer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One measure in a table: `digits` after the point, and what of a ratio is printed."""
+    """A column of the table: a measure, its digits after the point, and the form of its ratio."""
 
     key: str
     title: str
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 def medians(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The median of each measure over the rounds that have it."""
+    """Return the median of each measure over the rounds that have it."""
     rounds = list(rounds)
     found: dict[str, Any] = {}
     for column in COLUMNS:
@@ -45,7 +45,7 @@ def medians(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
-    """Medians by peer, each with its ratios to qsync: 0.5 is half of what qsync has."""
+    """Return medians by peer, with their ratios to qsync: 0.5 is half of qsync's."""
     result = {name: medians(measured) for name, measured in rounds.items() if measured}
     for name, own in result.items():
         base = result.get(BY_NAME[name].baseline, {})
@@ -58,13 +58,13 @@ def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
 
 
 def by_drain(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[Peer, Mapping[str, Any]]]:
-    """The peers and their medians, the fastest first."""
+    """Return the peers and their medians, fastest first."""
     order = sorted(summary, key=lambda name: -summary[name]["drain"])
     return [(BY_NAME[name], summary[name]) for name in order]
 
 
 def cell(column: Column, measured: Mapping[str, Any]) -> str:
-    """A median and in brackets its ratio to qsync's, or a dash."""
+    """Return a median with its ratio to qsync's in brackets, or a dash."""
     if column.key not in measured:
         return "–"
     text = f"{measured[column.key]:,.{column.digits}f}"

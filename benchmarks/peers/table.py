@@ -1,7 +1,6 @@
-"""The peers: what is installed, how the server is started, with which settings, and how much work.
+"""The peers: their packages, server commands and settings, and the amounts of work.
 
-Sizes are chosen so that each part of a round takes a few seconds for each peer: what counts is
-tasks per second.
+The amounts let each part of a round take a few seconds for each peer: only tasks per second count.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ UVLOOP = "uvloop==0.23.0"
 REDIS = "redis==8.1.0"
 
 PYTHON = "python"
-"""As the first word of a server's command: the interpreter of the peer's environment."""
+"""First word of a server's command that stands for the interpreter of the peer's environment."""
 
 QSYNC = "qsync"
 QSYNC_THREADS = "qsync_threads"
@@ -22,21 +21,21 @@ QSYNC_THREADS = "qsync_threads"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One queue and how it is measured.
+    """A queue and how it is measured.
 
-    name          of its file in peers/
-    title         what people call it
-    requirements  what pip installs, pinned; the first is the peer itself
-    handlers      what runs the tasks of one server process
+    name          name of its file in peers/adapters/
+    title         its usual name
+    requirements  pinned packages for pip; the first is the peer itself
+    handlers      kind of handlers in a server process
     server        command of one server process, as its own docs start it; the first word is a
                   program of its environment; {url} and {threads} are filled in
     threads       numbers of threads to drain with, of which the fastest counts; latency is
                   measured with the first
-    settings      those that are not its defaults, in words
-    delivery      what becomes of a task whose server dies
-    docs          where its docs speak of these settings
-    drain         tasks for the drain, one tasks for one caller, concurrent for many at once
-    environment   folder in .bench, when it is another's
+    settings      settings that differ from its defaults, in words
+    delivery      fate of a task whose server dies
+    docs          page of its docs about these settings
+    drain         number of tasks for the drain; `one` for one caller, `concurrent` for many
+    environment   folder in .bench, if it shares that of another peer
     """
 
     name: str
@@ -55,12 +54,12 @@ class Peer:
 
     @property
     def folder(self) -> str:
-        """The folder of its environment in .bench."""
+        """Folder of its environment in .bench."""
         return self.environment or self.name
 
     @property
     def baseline(self) -> str:
-        """The row of qsync that it is compared with: coroutines with coroutines."""
+        """Row of qsync for the comparison: coroutines are compared with coroutines."""
         return QSYNC if self.handlers == "coroutine" else QSYNC_THREADS
 
 
@@ -117,7 +116,7 @@ PEERS = (
     Peer(
         name="saq",
         title="SAQ",
-        # typing-extensions: imported by it and not required.
+        # It imports typing-extensions without requiring it.
         requirements=("saq[redis]==0.26.4", "redis==7.4.1", "typing-extensions==4.16.0",
                       HIREDIS, UVLOOP),
         handlers="coroutine",

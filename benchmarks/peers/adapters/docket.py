@@ -10,7 +10,7 @@ from benchmarks.peers.loops import use_uvloop
 from benchmarks.peers.shared import CONCURRENCY, URL
 
 COLOUR = "async"
-# Its docs ask for more connections than tasks at once; redis-py stops at 100.
+# Its docs recommend more connections than concurrent tasks; redis-py stops at 100.
 STORE = f"{URL}?max_connections={2 * CONCURRENCY}"
 
 
@@ -19,7 +19,7 @@ async def noop(payload: str) -> None:
 
 
 def connect():
-    # Without a life for records of what is done: its "fire and forget".
+    # Records of completed tasks are not kept: its "fire and forget".
     docket = Docket(name="bench", url=STORE, execution_ttl=timedelta(0))
     docket.register(noop)
     return docket

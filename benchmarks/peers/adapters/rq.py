@@ -11,7 +11,7 @@ from benchmarks.peers.counting import ran
 from benchmarks.peers.shared import URL
 
 COLOUR = "blocking"
-# Retry: a task of a server that died is run again. No result is kept.
+# Retry: the task of a server that died runs again. No result is kept.
 OPTIONS = {"result_ttl": 0, "retry": Retry(max=3)}
 
 

@@ -29,7 +29,7 @@ async def connect():
 
 
 async def enqueue(queue, payload):
-    # ttl -1: no result is kept. retries 3: a task of a server that died is run again.
+    # ttl -1: no result is kept. retries 3: the task of a server that died runs again.
     job = await queue.enqueue(Job("noop", {"payload": payload}, ttl=-1, retries=3))
     return job.key
 

@@ -20,9 +20,9 @@ from benchmarks.peers.table import BY_NAME, HIREDIS, QSYNC, REDIS, Peer
 from tests.support.stores import Store
 
 PATIENCE = 1200.0
-"""The longest wait for a slot of a dead holder, seconds."""
+"""Longest wait for a slot of a dead holder, in seconds."""
 AGAIN_PATIENCE = 400.0
-"""The longest wait, after that, for the killed tasks to run again, seconds."""
+"""Longest wait after that for the killed tasks to run again, in seconds."""
 SLOTS = 2
 TASKS = 100
 STARTS = 200
@@ -44,7 +44,7 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class Line:
-    """A start or an end of a task, as the task wrote it."""
+    """The start or end of a task, as the task recorded it."""
 
     event: str
     number: int
@@ -53,7 +53,7 @@ class Line:
 
 
 class Run:
-    """A peer with a store of its own."""
+    """A peer with its own store."""
 
     def __init__(self, peer: str, store: Store, folder: Path) -> None:
         self.peer, self.folder = peer, folder
@@ -70,7 +70,7 @@ class Run:
 
     @contextlib.contextmanager
     def workers(self, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """Run workers, each in a process group of its own; kill what is left of them at the end."""
+        """Run workers, each in its own process group; kill remaining processes at the end."""
         first, *words = (word.format(url=self.url) for word in WORKERS[self.peer])
         running = []
         try:
@@ -108,7 +108,7 @@ class Run:
         return {line.number for line in self.lines() if line.event == "end"}
 
     def wait(self, count: int, *, after: float = 0.0, patience: float = 60.0) -> list[Line]:
-        """Wait for so many starts after this time; return those that came."""
+        """Wait for `count` starts after this time; return those that came."""
         end = time.monotonic() + patience
         while len(starts := self.starts(after)) < count and time.monotonic() < end:
             time.sleep(0.01)
@@ -143,9 +143,9 @@ def measure_pace(peer: str) -> str:
 
 
 def measure_killed(peer: str, *, parents: bool) -> str:
-    """Kill the processes that hold both slots; with `parents` also the workers above them.
+    """Kill the processes that hold both slots; with `parents`, also their worker processes.
 
-    RQ has a process for each task, below a worker that runs one task at a time: both are killed.
+    RQ runs each task in a child of a worker that runs one task at a time; both are killed.
     """
     with run_of(peer) as run:
         run.hold.touch()
@@ -198,7 +198,7 @@ def main() -> int:
         print(f"{name} {versions.get(package, '')}", flush=True)
         print(f"  slots: {measure_slots(name)}", flush=True)
         print(f"  most starts in a second: {measure_pace(name)}", flush=True)
-    with ThreadPoolExecutor() as pool:  # they wait for minutes, and need no processor
+    with ThreadPoolExecutor() as pool:  # they wait for minutes and use no CPU
         rounds = [(name, False) for name in peers]
         rounds += [(QSYNC, True)] if QSYNC in peers else []
         kills = [pool.submit(measure_killed, name, parents=parents) for name, parents in rounds]

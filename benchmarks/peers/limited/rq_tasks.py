@@ -1,4 +1,4 @@
-"""RQ: its RateLimit, which counts tasks that are queued or run, and its worker."""
+"""RQ: its RateLimit, which counts queued and running tasks, and its worker."""
 
 import sys
 import time

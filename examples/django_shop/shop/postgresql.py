@@ -1,4 +1,4 @@
-"""Starts Debian's PostgreSQL for the example, in a folder of its own and without TCP."""
+"""Starts Debian's PostgreSQL for the example, in its own folder and without TCP."""
 
 import os
 import shutil

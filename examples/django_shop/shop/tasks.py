@@ -1,4 +1,4 @@
-"""The tasks, which manage.py qsync_worker finds by itself."""
+"""The tasks, which manage.py qsync_worker discovers."""
 
 import time
 

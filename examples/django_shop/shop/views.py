@@ -12,7 +12,7 @@ from shop.tasks import pack
 
 
 def index(request: HttpRequest) -> HttpResponse:
-    """Show what there is to buy."""
+    """Show the products."""
     return render(request, "shop/index.html", {"products": ["lamp", "chair"]})
 
 
@@ -27,7 +27,7 @@ def buy(request: HttpRequest, product: str) -> HttpResponse:
 
 
 def show(request: HttpRequest, pk: int) -> HttpResponse:
-    """Show an order, and what its task has returned."""
+    """Show an order, and the result of its task."""
     order = get_object_or_404(Order, pk=pk)
     with app.client() as client:
         handle = client.handle(order.task, type=str)

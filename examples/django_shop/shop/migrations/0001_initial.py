@@ -1,4 +1,4 @@
-"""Makes the table of the orders."""
+"""Creates the table of orders."""
 
 from django.db import migrations, models
 

@@ -11,7 +11,7 @@ from shop import postgresql
 
 
 class Command(BaseCommand):
-    """Starts the database, makes its tables and a user of the staff, and serves the site."""
+    """Starts the database, creates its tables and a staff user, and serves the site."""
 
     help = "Serve the shop, for trying it."
 
