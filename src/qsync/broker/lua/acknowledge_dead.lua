@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- acknowledge_dead: note up to which time of death operators know of the dead tasks of a queue.
+-- acknowledge_dead: record the time of death up to which operators know of a queue's dead tasks.
 -- Only `overview` reads that time.
 -- include: check_schema clock record_event
 -- KEYS[1] meta      hash    dead_known

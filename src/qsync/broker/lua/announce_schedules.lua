@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- announce_schedules: tell all servers to check the stored schedules of a queue.
--- KEYS[1] schedule_queues  hash  queue -> number, which changes when servers are to look
+-- KEYS[1] schedule_queues  hash  queue -> number, changed when servers must check
 -- ARGV[1] queue   text
 -- ARGV[2] number  int   different from the last number
 -- returns 1 for a new queue, else 0

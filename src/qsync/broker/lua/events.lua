@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- events: read the last actions of operators, the latest first.
 -- include: check_schema
--- KEYS[1] events  stream  actions of operators: of a queue, or those that belong to no queue
+-- KEYS[1] events  stream  actions of operators: of a queue, or of no queue
 -- KEYS[2] meta    hash    schema; without this key the actions belong to no queue
 -- ARGV[1] count   int     maximum number of actions
 -- ARGV[2] since   text    earliest time, ms since the Unix epoch, or `-`

@@ -1,7 +1,7 @@
 #!lua
--- note_runs: note runs of schedules: that they were asked for, how they ended, or that they were
--- missed. A later note about a tick replaces the earlier one, except for how the tick was made.
--- The last 20 noted ticks of a schedule are kept, and the last 5 of the queue that were missed.
+-- note_runs: record runs of schedules: their requests, outcomes and misses. A later note about a
+-- tick replaces the earlier one, except for how the tick was made. The last 20 noted ticks of a
+-- schedule are kept, and the last 5 of the queue that were missed.
 -- include: check_schema preconditions
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
 -- KEYS[2] schedules  hash    !<schedule> while it is paused
@@ -39,7 +39,7 @@ local function keep(field, entry, most, is_same)
   end
 end
 
--- Note whether a schedule has missed its last tick.
+-- Record whether a schedule has missed its last tick.
 local function note_missed(field, tick, was_missed)
   local prefix = table.concat({ field, '@' })
   keep('!', was_missed and table.concat({ prefix, tick }), 5, function(other)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- publish_schedules: store the schedules that a server has, for views and triggers. What a server
+-- publish_schedules: store the schedules of a server, for views and triggers. A schedule that was
 -- published a moment ago is not written again, so many servers cost no more than one.
 -- include: check_schema clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> time of

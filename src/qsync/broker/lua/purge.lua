@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- purge: delete the first tasks of a state; of active tasks, only those whose lease has expired,
--- since the other active tasks run. It deletes fewer tasks than asked for when they are large: at
--- most 16 MiB, or one task.
+-- purge: delete the first tasks of a state; active tasks only if their lease has expired, since the
+-- others run. It deletes fewer tasks than asked for when they are large: at most 16 MiB, or one
+-- task.
 -- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
 -- flow include: message_bytes
 -- include: unique_locks ended_tasks forget_tasks page_position record_event

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- repair: repair damage that an audit found and that is still there.
+-- repair: repair damage that an audit found, if it still exists.
 -- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
 -- server owns becomes active.
 -- include: check_schema preconditions ensure_schema clock wake_server

@@ -1,6 +1,6 @@
 #!lua
--- report_types: store what a server counted of the types of tasks, in place of what it reported of
--- the same minutes before. A full store refuses it: then there are no statistics of these minutes.
+-- report_types: store a server's counts by type, replacing its earlier report of the same minutes.
+-- A full store refuses it: then there are no statistics of these minutes.
 -- include: check_schema
 -- KEYS[1] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[2] meta         hash  schema

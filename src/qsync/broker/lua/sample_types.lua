@@ -24,7 +24,7 @@ local function spaced_ids(state_key, total, count)
   return ids
 end
 
--- Keep as many of these ids, evenly spaced, as have 1 MiB of messages.
+-- Keep as many of these ids, evenly spaced, as make 1 MiB of messages.
 local function thin_out(ids)
   local bytes, kept = 0, {}
   for _, id in ipairs(ids) do

@@ -23,7 +23,7 @@ local function parse_int(text, other)
 end
 
 -- Return whether a recorded time is from a clock that was wrong, and has been set back since: it is
--- over an hour ahead. After a smaller step back, what was recorded holds until its time has come.
+-- over an hour ahead. After a smaller step back, a recorded time holds until it is reached.
 local function is_of_wrong_clock(moment, now)
   return moment - now > 3600000000
 end

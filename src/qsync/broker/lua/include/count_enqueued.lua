@@ -2,7 +2,7 @@
 -- the field `tally` of meta, with one write for each task; the counters `enqueued` and `bytes`, in
 -- total and per day, would take four. Readers add the tally.
 
--- What a task adds to the field `tally`, beside its size in bytes, which is at most 2^29.
+-- Value that a task adds to the field `tally`, besides its size in bytes, which is at most 2^29.
 local one_task = 1000000000000
 
 -- Add the field `tally` to the counters of its day, and delete it.

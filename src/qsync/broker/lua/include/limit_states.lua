@@ -60,11 +60,12 @@ end
 local unlimited = { slots = math.huge, interval = 0, tolerance = 0, lateness = 0 }
 local no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 }
 
--- What was read before, by text: rules and the counts in states. Many limits have the same rule, and
--- many states without a time are alike; `texts` has the texts of such states. `by_field` has stored
--- rules by field of limit_rules, and `by_name` the rules of names, which many limits share: the
--- operator's, else the program's. `all_fields` is whether all of them were read, and `own_rules`
--- whether a single limit may have one. `late` has by limit how late this script opens it, in us.
+-- Data that was read before: rules and the counts in states, by text. Many limits have the same
+-- rule, and many states without a time are alike; `texts` has the texts of such states. `by_field`
+-- has stored rules by field of limit_rules, and `by_name` the rules of names, which many limits
+-- share: the operator's, else the program's. `all_fields` is whether all of them were read, and
+-- `own_rules` whether a single limit may have one. `late` has, by limit, the delay with which this
+-- script opens it, in us.
 local known = {
   rules = {}, counts = { [false] = { 0, 0, 0, 0 } }, texts = {}, by_field = {}, by_name = {}, late = {},
   all_fields = false, own_rules = true,
@@ -304,9 +305,9 @@ local function subtract_held(ids, field)
 end
 
 -- Give back the starts of active tasks that never began; `leased_at` has the times of their leases.
--- Their slots are released separately. What a limit has regained since the oldest of the leases may
--- have been used by other tasks: without these leases it could have been full meanwhile. So no
--- window has more starts than the rate and the burst.
+-- Their slots are released separately. Other tasks may have used the starts that a limit has
+-- regained since the oldest of the leases: without these leases it could have been full meanwhile.
+-- So no window has more starts than the rate and the burst.
 local function refund_starts(ids, leased_at)
   if not limits_used then
     return

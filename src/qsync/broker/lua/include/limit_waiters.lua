@@ -215,8 +215,8 @@ local function remove_waiters(ids)
 end
 
 -- Return limit, id and entry of the first waiter of each touched limit that is open; for the limit
--- of a type, which nothing closes meanwhile, those of several waiters. The search begins at place
--- `from` of the touched limits. Also return the place at which the next search begins.
+-- of a type, which no start closes, those of several waiters. The search begins at place `from` of
+-- the touched limits. Also return the place at which the next search begins.
 local function first_waiters(from)
   local limits, ids, entries, count, most = {}, {}, {}, 0, math.min(moves_left, 50)
   local place, last = from, #touched_limits

@@ -53,8 +53,8 @@ local function limits_of_message(message)
     return (cmsgpack.unpack(string.sub(message, at)))
   end)
   local limits = known and type(options) == 'table' and options.lm
-  -- A list of anything but limits, from a message that no client wrote, would fail the script, and so
-  -- stop the whole queue.
+  -- A list of other values, in a message that no client wrote, would fail the script, and so stop
+  -- the whole queue.
   for i, limit in pairs(type(limits) == 'table' and limits or {}) do
     if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
       and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then
@@ -68,7 +68,7 @@ end
 -- limit: `lm` and a list of one text.
 local only_limit_heads = {}
 
--- Return whether this is surely the only limit in a message, judging by the end of its options,
+-- Return whether this is certainly the only limit in a message, judging by the end of its options,
 -- without decoding it.
 local function has_only_limit(message, limit_name)
   local size = #limit_name

@@ -115,8 +115,8 @@ end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
 -- whether that was possible. Otherwise nothing is dropped. If the bound was lowered and the queue
--- is far above it, it is enough that this call, with `created` tasks of `new_bytes` bytes, makes
--- the queue smaller.
+-- is far above it, this call, with `created` tasks of `new_bytes` bytes, need only make the queue
+-- smaller.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })

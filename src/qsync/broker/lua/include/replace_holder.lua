@@ -1,6 +1,6 @@
 -- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
 -- later task. A waiting holder is changed in place. If the holder is active, the later task is kept
--- in `successors`: when the attempt has ended, in whatever way, the holder starts again with it
+-- in `successors`: after any end of the attempt, the holder starts again with it
 -- (include/start_successors.lua). So the last payload always runs, and two never run at the same
 -- time. The message keeps the enqueue time of the first call whose payload has not run; the maximum
 -- delay of a debounce counts from it.
@@ -120,10 +120,10 @@ local function change_waiting(now, head, message, option, holder, set_key, store
   end
 end
 
--- Let a task take the place of the holder of its lock. Returns the outcome: `replaced`; or
--- `duplicate` when the holder has ended and only the window of its lock is left; another task may
--- have its id by then. A holder that this call has dropped to make room for its other tasks counts as
--- replaced first. A repeated call finds its own message and changes nothing.
+-- Let a task replace the holder of its lock. Returns the outcome: `replaced`; or `duplicate` when
+-- the holder has ended and only the window of its lock is left; another task may have its id by
+-- then. A holder that this call has dropped to make room for its other tasks counts as replaced
+-- first. A repeated call finds its own message and makes no change.
 local function replace_holder(now, head, message, option, holder)
   if dropped_ids[holder] then
     return 'replaced'

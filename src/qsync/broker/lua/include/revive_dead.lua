@@ -1,4 +1,4 @@
--- revive_dead: what a dead task gets back before it runs again.
+-- revive_dead: restore the lock and the attempts of a dead task before it runs again.
 
 -- Take the lock of a dead task; if another task holds it, return that task's id.
 local function take_lock(now, id, lock)

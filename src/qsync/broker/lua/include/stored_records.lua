@@ -11,7 +11,7 @@ local function record_stamp(now, before)
   return stamp
 end
 
--- Return what servers published of a periodic task less than `silence` us ago; nil without any.
+-- Return the published record of a periodic task if it is less than `silence` us old, else nil.
 local function published_lately(now, silence, id)
   local found = redis.call('HMGET', KEYS.schedules, '=' .. id, '@' .. id)
   if found[1] and now - parse_int(found[2], 0) < silence then
