@@ -51,7 +51,7 @@ class Qsync(Registry):
                     `result_limit` is given
     patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`:
                     without limit
-    durability      what enqueues wait for by default: "fsync", "replica" or None (no wait); see
+    durability      default durability of enqueues: "fsync", "replica" or None (no wait); see
                     `Client.enqueue`
     confirm_timeout longest wait for the confirmation, seconds; after it the handle's `confirmed` is
                     False

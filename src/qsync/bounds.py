@@ -1,5 +1,5 @@
-"""Bounds of a queue: how many tasks may wait in it, and how large its messages may be. Without
-I/O."""
+"""Bounds of a queue: the maximum number of waiting tasks, and the maximum size of its messages.
+Without I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qsync.times import from_us
 from qsync.value_text import shorten
 
 WhenFull = Literal["raise", "drop_oldest"]
-"""What an enqueue into a full queue does: raise QueueFull, or drop the oldest waiting tasks."""
+"""Action of an enqueue into a full queue: raise QueueFull, or drop the oldest waiting tasks."""
 
 MAX_BOUND: Final = 1_000_000_000_000_000
 """Largest bound."""

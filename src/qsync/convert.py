@@ -187,7 +187,7 @@ def _check(node: Any) -> None:
 
 
 def _check_info(info: Any, seen: set[Any]) -> None:
-    """Do what `_check` does for a type description of msgspec and the fields in it."""
+    """Check a type description of msgspec and the fields in it, like `_check`."""
     if isinstance(info, msgspec.inspect.CustomType):
         if _is_pydantics(info.cls):
             _validator(info.cls)

@@ -1,4 +1,5 @@
-"""Makes a forked child forget what it must not share with its parent: connections, random values.
+"""Makes a forked child forget the state that it must not share with its parent: connections, random
+values.
 
 Python calls the functions of `os.register_at_fork` in the children that it forks. uWSGI forks
 without Python, unless it has the option `py-call-uwsgi-fork-hooks`. So blocking calls and the
@@ -49,7 +50,7 @@ def on_fork(reset: Callable[[], None]) -> None:
 
 
 def notice() -> None:
-    """Reset what was inherited if this process was forked without Python."""
+    """Reset the inherited state if this process was forked without Python."""
     if _is_child():
         with _lock:  # other threads wait until all is reset
             if _is_child():

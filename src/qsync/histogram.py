@@ -63,7 +63,7 @@ def cell_of(seconds: float) -> int:
 
 
 class Cells(NamedTuple):
-    """Numbers of the cells of the median and the 95th percentile, from 1 on; 0: not known."""
+    """Numbers of the cells of the median and the 95th percentile, from 1 on; 0 if unknown."""
 
     median: int = 0
     high: int = 0
@@ -165,7 +165,7 @@ class Histogram(msgspec.Struct):
 
 
 class _Group(NamedTuple):
-    """Stored weights: what is known of their quantiles, their sum, and their sums from the left."""
+    """Stored weights: their known quantiles, their sum, and their sums from the left."""
 
     known: Cells
     total: float

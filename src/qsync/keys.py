@@ -25,7 +25,7 @@ TASK_ID: Final = re.compile(r"[!-~]{1,128}")
 """Valid task ids: printable ASCII without the space."""
 
 QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
-    # name: (type, what it holds)
+    # name: (type, content)
     "tasks": ("hash", "id -> message"),
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),

@@ -1,4 +1,4 @@
-"""Limits: how many tasks that name one may run or start at a time. Without I/O.
+"""Limits of the concurrent runs and the starts of the tasks that name them. Without I/O.
 
 Tasks name their limits: `stripe`, or `customer:42`, whose name is `customer` and whose value is
 `42`. The rule of a name applies to each of its values separately.
@@ -32,7 +32,7 @@ MAX_COUNT: Final = 1_000_000
 
 
 class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
-    """What a limit allows. `limit_rule` checks one.
+    """The starts and concurrent runs that a limit allows. `limit_rule` checks one.
 
     rate         starts in each `per_us` microseconds; None means any number
     burst        number of starts allowed at once after an idle time

@@ -148,10 +148,10 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """First line of the error, at most SHORT_ERROR_LIMIT bytes."""
 
     begun_us: int = 0
-    """Time at which the handler began, us; 0: unknown."""
+    """Time at which the handler began, us; 0 if unknown."""
 
     error_class: str = ""
-    """Module and qualified name of the exception's class; empty: unknown."""
+    """Module and qualified name of the exception's class; empty if unknown."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -164,7 +164,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str = ""
     failed_at_us: int = 0
     unknown_since_us: int = 0
-    """Time at which a server without a handler first handed the task back, us; 0: never."""
+    """Time at which a server without a handler first handed the task back, us; 0 if none did."""
     unknown_times: int = 0
     due_us: int = 0
     """Earliest time of the next attempt, us."""
@@ -173,9 +173,10 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     snoozes: int = 0
     """Number of times that a handler asked to run later."""
     snoozed_at_us: int = 0
-    """Time of the last snooze, us; 0: none since the last failed attempt."""
+    """Time of the last snooze, us; 0 if there was none since the last failed attempt."""
     mark: str = ""
-    """What groups failures by error (`fingerprint.mark_of`); a script reads it from the end."""
+    """Mark that groups failures by error (`fingerprint.mark_of`); a script reads it from the
+    end."""
 
     def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
         """Return the history with one more attempt."""
@@ -209,7 +210,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Reason why the result of a completed task could not be stored; None if it is stored."""
 
     begun_us: int = 0
-    """Time at which the handler began, us; 0: unknown."""
+    """Time at which the handler began, us; 0 if unknown."""
 
 
 NONE_VALUE: Final = codec.encode(None)

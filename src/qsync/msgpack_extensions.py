@@ -245,7 +245,7 @@ def is_model(cls: type) -> bool:
 
 
 def unsupported_reason(value: object) -> str:
-    """Return why msgpack cannot encode a value, and what to give instead."""
+    """Return why msgpack cannot encode a value, and a replacement."""
     cls = type(value)
     name = cls.__qualname__
     for base in _BASES:

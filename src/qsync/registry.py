@@ -257,8 +257,8 @@ class Registry:
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks over 30 s late, because no server was running:
-                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
+        missed     tasks to enqueue for ticks over 30 s late, because no server was running:
+                   none ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
         name       name of the schedule for all servers; by default the name of the task
 

@@ -1,4 +1,5 @@
-"""Reads the outcome of a task for a caller that waits in task_queries.py, and how often to poll.
+"""Reads the outcome of a task, and sets the intervals of polls, for a caller that waits in
+task_queries.py.
 
 The end is published on a channel of the queue (see result_listener.py). Such a message may be lost,
 so callers also poll: they read the task at the start, when a message comes, and every 1 to 5 s.

@@ -1,4 +1,4 @@
-"""Which failures of a handler are retried, and after what delay. Without I/O."""
+"""Decides which failures of a handler are retried, and after which delay. Without I/O."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
 Missed = Literal["skip", "once", "all"]
-"""What to do with ticks that came while no server was running; see `due_ticks`."""
+"""Action for ticks that came while no server was running; see `due_ticks`."""
 
 # Naive datetimes below are either a moment in UTC or a reading of the local clock ("wall").
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, see above
@@ -241,7 +241,7 @@ def every_phrase(seconds: float) -> Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Periodic:
-    """A named schedule, and what to do with missed ticks.
+    """A named schedule, and its action for missed ticks.
 
     The name identifies the schedule to all servers: 1 to 128 characters of `A-Z a-z 0-9 _ . : -`.
     Raises InvalidTask when a value is wrong.

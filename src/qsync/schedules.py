@@ -174,8 +174,8 @@ class Schedules(_AnySchedules):
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks that are over 30 s late because no server was running:
-                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
+        missed     tasks to enqueue for ticks that are over 30 s late because no server was running:
+                   none ("skip"), one for all of them ("once") or one for each ("all")
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
         tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
@@ -253,8 +253,8 @@ class AsyncSchedules(_AnySchedules):
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks that are over 30 s late because no server was running:
-                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
+        missed     tasks to enqueue for ticks that are over 30 s late because no server was running:
+                   none ("skip"), one for all of them ("once") or one for each ("all")
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
         tick is one task. Once the call has returned, the replaced schedule has no more ticks, not

@@ -30,7 +30,7 @@ LISTED_TYPES: Final = 100
 
 
 class StartReport(msgspec.Struct, frozen=True, array_like=True):
-    """The start of one server. `types` has a number for each type; empty: all types."""
+    """The start of one server. `types` has a number for each type; empty means all types."""
 
     at_us: int
     version: str

@@ -1,4 +1,4 @@
-"""The slowest completed runs of each type: what servers report, and what the store keeps. Pure.
+"""The slowest completed runs of each type, in the reports of servers and in the store. Pure.
 
 Of each type and day (UTC) the ten slowest runs are kept, today's and yesterday's. A server reports
 a run that is among its own ten slowest of the day, so the ten of all servers are reported.
@@ -72,7 +72,7 @@ class DaySlowest:
 
 
 def encode_slow_report(runs: Mapping[str, Iterable[SlowRun]]) -> bytes:
-    """Return what a server reports of a minute: its slow runs, by type."""
+    """Return a server's report of a minute: its slow runs, by type."""
     return codec.encode({type: list(each) for type, each in runs.items()})
 
 

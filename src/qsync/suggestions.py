@@ -38,7 +38,7 @@ EQUIVALENTS: Final = {
     "scheduled": "process_at",
     "throws": "dont_retry_for",
 }
-"""Options of tasks in other libraries, without a leading underscore, and what qsync calls them."""
+"""Options of tasks in other libraries, without a leading underscore, and their names in qsync."""
 
 
 NOTES: Final = {
@@ -55,7 +55,7 @@ NOTES: Final = {
 
 
 def option_hint(name: str, options: Iterable[str]) -> str:
-    """Return what an option of another library is called here; "" for any other name."""
+    """Return qsync's name for an option of another library; "" for any other name."""
     plain = name.lstrip("_")
     if plain in NOTES:
         return f"; {NOTES[plain]}"

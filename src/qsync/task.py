@@ -90,10 +90,10 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
                   has finished; a duration: also for that long after the enqueue
     unique_key    text to compare in place of type and payload; needs `unique`, `on_duplicate` or
                   `debounce`
-    on_duplicate  what enqueue does when another task holds the unique lock: "raise" DuplicateTask,
-                  which is the default; "skip": return a handle of that task; "replace": give that
-                  task this payload, these options and this due time. A running holder continues,
-                  and then the task runs again with the new payload
+    on_duplicate  action when another task holds the unique lock: "raise" DuplicateTask, which is
+                  the default; "skip": return a handle of that task; "replace": give that task this
+                  payload, these options and this due time. A running holder continues, and then
+                  the task runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
                   of the last one; excludes `delay` and `process_at`
     debounce_max  longest time from the first of these enqueues until the task runs

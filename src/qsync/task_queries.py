@@ -199,7 +199,7 @@ class TaskQueries(_TaskQueriesBase):
         return outcome in ("cancelled", "active")
 
     def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
-        """Change when a waiting task is due; `due` is as `due_text` returns it."""
+        """Change the due time of a waiting task, to a text from `due_text`."""
         self.check_open()
         return self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
 
@@ -319,7 +319,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
             return outcome in ("cancelled", "active")
 
     async def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
-        """Change when a waiting task is due; `due` is as `due_text` returns it."""
+        """Change the due time of a waiting task, to a text from `due_text`."""
         self.check_open()
         with self._in_flight:
             return await self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))

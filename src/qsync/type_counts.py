@@ -42,7 +42,7 @@ _RUN_CELLS: Final = 2000
 
 
 class TypeCounts(msgspec.Struct):
-    """The runs of one type in one period, how long they waited and how long they took."""
+    """The runs of one type in one period, their waits and their durations."""
 
     started: int = 0
     outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
@@ -72,7 +72,7 @@ def sum_of(counts: Iterable[TypeCounts]) -> TypeCounts:
 
 
 def encode_report(rows: Mapping[str, TypeCounts]) -> bytes:
-    """Return what a server reports of a minute: by type, the counts of columns that are not 0.
+    """Return a server's report of a minute: by type, the counts of columns that are not 0.
 
     The buckets are for versions that do not know the cells.
     """

@@ -32,7 +32,7 @@ from qsync.times import MINUTE_US
 from qsync.type_counts import TypeCounts, decode_block, decode_report, encode_block, sum_of
 
 TYPES: Final = 100
-"""Maximum number of types of a queue with statistics of their own; the others share `OTHER`."""
+"""Maximum number of types of a queue with separate statistics; the others share `OTHER`."""
 
 OTHER: Final = "other"
 
@@ -170,7 +170,8 @@ def roll(
     stored: Mapping[str, bytes | None],
     now_minute: int,
 ) -> RollUp:
-    """Return the change that adds ended minutes to the blocks, and deletes what is too old."""
+    """Return the change that adds ended minutes to the blocks and deletes blocks that are too
+    old."""
     fields: dict[str, bytes | None] = {}
     blocks = {field: decode_block(data) for field, data in stored.items() if field[:1] in "mh"}
     types = dict(directory.types)

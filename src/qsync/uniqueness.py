@@ -1,4 +1,4 @@
-"""Checks the options for what happens to a second task with the same unique lock."""
+"""Checks the options for a second task with the same unique lock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsync.times import Duration, duration_us
 from qsync.value_text import shorten
 
 OnDuplicate = Literal["raise", "skip", "replace"]
-"""What an enqueue does when another task holds the unique lock. `raise`: DuplicateTask; `skip`: it
+"""Action of an enqueue when another task holds the unique lock. `raise`: DuplicateTask; `skip`: it
 returns the handle of the holder; `replace`: the new payload and options replace the holder's."""
 
 _CHOICES: Final = ("raise", "skip", "replace")
@@ -20,7 +20,7 @@ class Uniqueness(NamedTuple):
     """The checked options; None for an option that is not given."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0: until the task has ended; None means no lock."""
+    """Minimum time for which the lock is held; 0 means until the task has ended, None no lock."""
     replaces: bool = False
     """Whether the task takes the place of a holder of the lock."""
     debounce_us: int | None = None

@@ -1,4 +1,4 @@
-"""What both brokers share: settings, deadlines, and every decision that needs no I/O."""
+"""The parts that both brokers share: settings, deadlines, and every decision that needs no I/O."""
 
 from __future__ import annotations
 

@@ -66,13 +66,14 @@ def set_weight(keys: QueueKeys, key: str, weight: float | None) -> Call[bool]:
 
 
 def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
-    """Set how long pending tasks should wait; None removes it. Return whether this changed it."""
+    """Set the maximum time that pending tasks should wait; None removes it. Return whether this
+    changed it."""
     args = ("", "", "" if target_us is None else target_us)
     return queue_call("set_latency_target", keys, args, bool)
 
 
 def acknowledge_dead(keys: QueueKeys, until_us: int | None) -> Call[int]:
-    """Note that operators know of the tasks that died up to a time; return how many are newly
+    """Record that operators know of the tasks that died up to a time; return how many are newly
     known."""
     return queue_call("acknowledge_dead", keys, ("", "", "" if until_us is None else until_us), int)
 

@@ -98,7 +98,7 @@ def text_of(value: bytes) -> str:
 
 
 def texts_of(reply: Any) -> list[Any]:
-    """Decode a list of texts. The caller says of what type they are, e.g. literals."""
+    """Decode a list of texts. The caller names their type, e.g. literals."""
     return [text_of(outcome) for outcome in reply]
 
 

@@ -24,7 +24,7 @@ class CredentialProvider(Protocol):
 class CheckedProvider:
     """Asks a provider for credentials; an error of it becomes an error of the connection.
 
-    So qsync asks again until the patience of the call ends, as if the store were unreachable.
+    So qsync asks again until the patience of the call ends, like for an unreachable store.
     """
 
     def __init__(self, provider: CredentialProvider) -> None:
@@ -37,7 +37,7 @@ class CheckedProvider:
         return hash(id(self.provider))
 
     def get_credentials(self) -> tuple[str, ...]:
-        """Return what the provider returns."""
+        """Return the credentials of the provider."""
         try:
             credentials = self.provider.get_credentials()
         except Exception as error:
@@ -45,7 +45,7 @@ class CheckedProvider:
         return _checked(credentials)
 
     async def get_credentials_async(self) -> tuple[str, ...]:
-        """Return what the provider returns; await it if the provider can be awaited."""
+        """Return the credentials of the provider; await them if the provider is async."""
         ask: Callable[[], Awaitable[Any]] | None = getattr(
             self.provider, "get_credentials_async", None
         )
@@ -73,8 +73,7 @@ def _checked(credentials: Any) -> tuple[str, ...]:
 
 
 def _refuse(returned: object) -> tuple[str, ...]:
-    """Raise an error that shows only the type of what the provider returned, which may be
-    secret."""
+    """Raise an error that shows only the type of the returned value, which may be secret."""
     raise redis_errors.AuthenticationError(
         f"credential_provider: get_credentials() returned {type(returned).__name__}, "
         "not (password,) or (user, password) as text"

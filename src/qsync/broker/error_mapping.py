@@ -17,7 +17,7 @@ from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, Sto
 class mapped_errors:
     """Raise library errors of a block as qsync's exception for the store at `address`.
 
-    `on_error` is called with the error first; an `async with` block awaits what it returns.
+    `on_error` is called with the error first; an `async with` block awaits its result.
     """
 
     def __init__(

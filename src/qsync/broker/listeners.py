@@ -338,7 +338,7 @@ class AsyncSubscription:
         try:
             asked = False
             while True:
-                # None: nothing arrived in time; the read can be repeated.
+                # None if no message arrived in time; the read can be repeated
                 try:
                     limit = BLOCKING_READ_GRACE_S if asked else IDLE_S
                     reply = await self._connection.read_response(timeout=limit)

@@ -51,7 +51,7 @@ def batches(
     items: Sequence[Any], size: Callable[[Any], int], max_bytes: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
     """Split items into batches of at most BATCH_SIZE items and `max_bytes` bytes; a larger item is
-    a batch of its own."""
+    a separate batch."""
     if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= max_bytes:
         yield items
         return

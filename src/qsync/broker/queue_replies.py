@@ -19,7 +19,8 @@ def separate_cancelled(stored: dict[TaskState, int], cancelled: int) -> dict[Tas
 
 
 ONE_TASK: Final = 1_000_000_000_000
-"""What a task adds to the field `tally` of meta, besides its size (include/count_enqueued.lua)."""
+"""Value that a task adds to the field `tally` of meta, besides its size
+(include/count_enqueued.lua)."""
 
 
 def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]:

@@ -22,7 +22,8 @@ def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
 def server_heartbeat(
     keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None
 ) -> Call[int]:
-    """Record a server as live for `ttl_us` (0: remove it); return the number of live servers."""
+    """Record a server as live for `ttl_us`, or remove it if that is 0; return the number of live
+    servers."""
     return Call(
         load("server_heartbeat"), (keys.servers,), (now_argument(now_us), server, ttl_us), int
     )
@@ -31,7 +32,8 @@ def server_heartbeat(
 def set_server_info(
     keys: GlobalKeys, server: str, fields: dict[str, bytes | str | int], *, ttl_ms: int
 ) -> Call[int]:
-    """Store a server's description for `ttl_ms` (0: delete it); the fields are always the same."""
+    """Store a server's description for `ttl_ms`, or delete it if that is 0; the fields are always
+    the same."""
     pairs = [value for pair in fields.items() for value in pair]
     return Call(load("set_server_info"), (keys.server(server),), (ttl_ms, *pairs), int)
 

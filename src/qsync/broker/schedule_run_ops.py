@@ -34,7 +34,7 @@ _ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,
 
 
 class Note(NamedTuple):
-    """A run to note. `made` is empty to keep what is stored; `schedule` is its name if the tick was
+    """A run to note. An empty `made` keeps the stored one; `schedule` is its name if the tick was
     missed."""
 
     field: str
@@ -69,7 +69,7 @@ class LastRuns(NamedTuple):
 
 
 def run_field(name: str) -> str:
-    """Return the field of a schedule: what the ids of its tasks begin with."""
+    """Return the field of a schedule: the common prefix of its tasks' ids."""
     return tick_id(name, 0).partition("@")[0]
 
 
@@ -96,7 +96,7 @@ def missed(name: str, tick_us: int, first_us: int) -> Note:
 
 
 def note_runs(keys: QueueKeys, notes: Sequence[Note]) -> Call[int]:
-    """Note runs, at most 100; return how many were noted.
+    """Record runs, at most 100; return how many were recorded.
 
     Missed runs of a paused schedule are not noted.
     """

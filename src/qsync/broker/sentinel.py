@@ -3,8 +3,8 @@
 """Sentinel support: find the primary, and pool connections to it.
 
 redis-py's own Sentinel pools raise when all connections are in use, and its search raises "No
-master found" whatever the Sentinels replied. These classes wait for a connection and report the
-cause. (Blocking brokers have pools of their own.)
+master found" regardless of the Sentinels' replies. These classes wait for a connection and report
+the cause. (Blocking brokers have their own pools.)
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class SlotMap:
         self._doubted |= {node}
 
     def redirect(self, reply: Any, asked: Node) -> Node | None:
-        """Apply what a node's reply says about the map.
+        """Apply the changes of the map in a node's reply.
 
         Returns the node to send the command to instead, or None.
         """

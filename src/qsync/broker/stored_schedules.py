@@ -54,7 +54,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
 
     cron, tz   its expression and time zone; None for one with `every`
     every      its period, seconds; None for one with `cron`
-    missed     what is enqueued for missed ticks: "skip", "once" or "all"
+    missed     tasks enqueued for missed ticks: "skip", "once" or "all"
     type       type of its task
     payload    payload of its task: the bytes that were given, or msgpack of the arguments
     next_at    its next tick; None when it has none

@@ -203,7 +203,7 @@ class WorkCheck(NamedTuple):
 
 
 def check_for_work(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[WorkCheck]:
-    """Read whether a server has anything to do in a queue."""
+    """Read whether a queue has work for a server."""
     return queue_call(
         "check_for_work",
         keys,
@@ -369,7 +369,8 @@ def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """What delays a task. `rank` is the number of pending tasks before it; None if not pending.
+    """The causes that delay a task. `rank` is the number of pending tasks before it; None if not
+    pending.
 
     `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
     last fetch of its server.
@@ -394,7 +395,7 @@ class PendingPosition:
 def pending_position(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[PendingPosition]:
-    """Read what delays a task."""
+    """Read the causes that delay a task."""
     args = (now_argument(now_us), id, lock, server)
 
     def decode(row: dict[str, Any]) -> PendingPosition:

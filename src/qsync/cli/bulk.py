@@ -38,7 +38,7 @@ class BulkJob:
     filters: SelectedTasks
     state: TaskState
     verb: str
-    """What the report says of a changed task: `deleted`."""
+    """Word of the report for a changed task, e.g. `deleted`."""
     as_json: bool
 
     def count(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from qsync.worker.logs import escape
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of a change of something with this id or name."""
+    """The outcome of a change of the object with this id or name."""
 
     id: str
     queue: str | None

@@ -72,7 +72,7 @@ def print_problem(message: str) -> None:
 
 @contextlib.contextmanager
 def usage_in_one_line() -> Iterator[None]:
-    """Print what is wrong with the arguments as one line, and exit with USAGE."""
+    """Print the problem with the arguments as one line, and exit with USAGE."""
     try:
         yield
     except UsageError as error:
@@ -102,7 +102,7 @@ _REFUSALS: Final = {
 
 
 def _message_of(error: Exception) -> str:
-    """Return what is wrong with the arguments, in one line, with the value."""
+    """Return the problem with the arguments, in one line, with the value."""
     cause: Any = error.__cause__
     if hasattr(cause, "errors"):
         [first, *_] = cause.errors()
@@ -120,7 +120,7 @@ def _message_of(error: Exception) -> str:
 def runs_alone(context: typer.Context) -> bool:
     """Return whether a group runs without one of its commands.
 
-    Exits if options of the group stand before a command, which has options of its own.
+    Exits if options of the group stand before a command, which has its own options.
     """
     set_command_path(context.command_path)
     if context.invoked_subcommand is None:
@@ -133,7 +133,7 @@ def runs_alone(context: typer.Context) -> bool:
 
 
 def lists_alone(group: typer.Typer, listing: Callable[..., Any], text: str) -> None:
-    """Let a group without a command do what its command `list` does."""
+    """Let a group without a command run its command `list`."""
     call: Any = with_options(listing)
 
     def alone(*, ctx: typer.Context, **options: Any) -> None:

@@ -40,7 +40,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """The options of commands that list something."""
+    """The options of commands that print lists."""
 
     output: Annotated[
         Format,
@@ -113,7 +113,7 @@ class OutputOptions:
 
 
 def _print_csv(rows: Sequence[msgspec.Struct]) -> None:
-    """Print a header and a line for each row; the fields of a map become columns of their own."""
+    """Print a header and a line for each row; the fields of a map become separate columns."""
     flat = [_flat(msgspec.to_builtins(row, enc_hook=str)) for row in rows]
     columns = list(dict.fromkeys(name for row in flat for name in row))
     out = io.StringIO()

@@ -207,7 +207,7 @@ def _qsync(
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 failed, 2 usage."""
-    if sys.stdout is None:  # closed: as if it were /dev/null
+    if sys.stdout is None:  # a closed stream is replaced by /dev/null
         hold_standard_files()
         sys.stdout = open(1, "w")  # noqa: SIM115 - until the end of the process
     try:
@@ -217,5 +217,5 @@ def main() -> None:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered output
         sys.exit(f"{command_path()}: cannot write to standard output: {error.strerror}")

@@ -73,7 +73,7 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int = -1) -> str:
-    """Return a JSON document without characters that control a terminal; -1: on one line."""
+    """Return a JSON document without characters that control a terminal; with -1, on one line."""
     text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=indent).decode()
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     return _BEYOND_ASCII.sub(_escape_unprintable if is_unicode else _json_escape, text)

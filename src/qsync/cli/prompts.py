@@ -30,7 +30,7 @@ def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:
 
 
 class ProgressLine:
-    """Shows on standard error how far work is: in place on a terminal, elsewhere as lines."""
+    """Shows the progress of work on standard error: in place on a terminal, otherwise as lines."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()

@@ -48,18 +48,18 @@ def bytes_of(text: str) -> int:
 
 
 MaxTasks = Annotated[int | None, option(
-    parser=bound_of, metavar="N", help="Most tasks that may wait, e.g. 100000; none: any number.  "
+    parser=bound_of, metavar="N", help="Maximum number of waiting tasks, e.g. 100000, or none.  "
     "[default: as now]",
 )]  # fmt: skip
 
 MaxBytes = Annotated[int | None, option(
-    parser=bytes_of, metavar="SIZE", help="Most bytes of all messages, e.g. 500MiB or 1GiB; none: "
-    "any number.  [default: as now]",
+    parser=bytes_of, metavar="SIZE", help="Maximum size of all messages, e.g. 500MiB or 1GiB, or "
+    "none.  [default: as now]",
 )]  # fmt: skip
 
 Full = Annotated[WhenFull | None, option(
-    "--when-full", metavar="WHAT", help="What an enqueue beyond a bound does: raise (QueueFull), "
-    "or drop_oldest (the oldest waiting tasks).  [default: as now]",
+    "--when-full", metavar="WHAT", help="Action of an enqueue beyond a bound: raise (QueueFull) or "
+    "drop_oldest (the oldest waiting tasks).  [default: as now]",
 )]  # fmt: skip
 
 
@@ -69,9 +69,9 @@ def target_of(text: str) -> float:
 
 
 Target = Annotated[float | None, option(
-    "--latency-target", parser=target_of, metavar="DURATION", help="How long the oldest pending "
-    "task should wait at most, e.g. 30s; none: remove the target. The dashboard shows a queue "
-    "that misses it.  [default: as now]",
+    "--latency-target", parser=target_of, metavar="DURATION", help="Maximum time that the oldest "
+    "pending task should wait, e.g. 30s, or none. The dashboard shows a queue that misses it.  "
+    "[default: as now]",
 )]  # fmt: skip
 
 

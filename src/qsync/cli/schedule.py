@@ -189,7 +189,7 @@ def put(
         str,
         typer.Option(
             "--missed", metavar="POLICY",
-            help="What to enqueue for runs that were missed while no server was running: skip, "
+            help="Tasks to enqueue for runs that were missed while no server was running: skip, "
             "once or all.",
         ),
     ] = "skip",

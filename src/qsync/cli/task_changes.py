@@ -29,7 +29,7 @@ class TaskChange:
     states: tuple[TaskState, ...]
     verb: str
     done: str
-    """What the report says of a changed task."""
+    """Word of the report for a changed task."""
     change_task: Callable[[Inspector], ChangeTask]
     make_step: Callable[[Inspector], MakeStep]
 

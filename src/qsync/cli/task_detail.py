@@ -1,4 +1,4 @@
-"""Prints everything that is known about one task."""
+"""Prints all known facts about a task."""
 
 from __future__ import annotations
 

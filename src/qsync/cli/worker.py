@@ -268,8 +268,8 @@ def early_stop(doing: str) -> Iterator[Callable[[], None]]:
     """Exit with code 0 and one line on SIGTERM or SIGINT, even as PID 1.
 
     The kernel does not deliver a signal to PID 1 that it has no handler for. A command that runs an
-    event loop sets handlers of its own. `doing` says what was interrupted. Call the yielded
-    function at the end: imported code may have swallowed the exception.
+    event loop sets its own handlers. `doing` says what was interrupted. Call the yielded function
+    at the end: imported code may have swallowed the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

@@ -344,7 +344,7 @@ def _queue_gauge(name: str, text: str) -> GaugeMetricFamily:
 
 
 def _type_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
-    """Return the tasks by type, the most frequent types with labels of their own."""
+    """Return the tasks by type; the most frequent types have their own labels."""
     tasks = GaugeMetricFamily(
         "qsync_type_tasks",
         "Pending and dead tasks by type; an estimate where there are over 200 of a state.",

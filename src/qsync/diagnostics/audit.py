@@ -1,4 +1,4 @@
-"""Checks the data in the store for damage, and repairs what it can.
+"""Checks the data in the store for damage, and repairs it where possible.
 
 An audit only reads, in short steps, and may run while the queue is in use: each step reads its ids
 at one moment, and every change of a task is atomic. Suspected damage is read again before it is
@@ -33,7 +33,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
-    # kind: (what is wrong, what a repair does; empty: an operator has to decide)
+    # kind: (problem, repair; the repair is empty if an operator has to decide)
     "several states": ("a task is in several states", "kept only in the state that runs it"),
     "no state": (
         "a task is in no state, so it never runs",
@@ -121,7 +121,7 @@ class Report:
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:
-    """Return what is wrong with a task, from data read at one moment."""
+    """Return the damages of a task, from data read at one moment."""
     if not row.id:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
@@ -188,7 +188,7 @@ class Auditor:
         return report
 
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
-        """Repair what can be repaired; return the number of repairs by kind.
+        """Repair the damages where possible; return the number of repairs by kind.
 
         It is lower than the number of problems if some of them have changed since the audit.
         """
@@ -246,7 +246,7 @@ class Auditor:
         report.damages += await self._schedules(keys, report)
 
     async def _limits(self, keys: QueueKeys, report: Report) -> list[Damage]:
-        """Return what is wrong with the limits of a queue and their waiters."""
+        """Return the damages of a queue's limits and their waiters."""
         damages: list[Damage] = []
         first, more = 0, True
         while more and len(damages) < MAX_DAMAGES:
@@ -265,7 +265,7 @@ class Auditor:
         return sorted(damages, key=lambda damage: order(damage.kind))
 
     async def _schedules(self, keys: QueueKeys, report: Report) -> list[Damage]:
-        """Return what is wrong with the stored schedules of a queue."""
+        """Return the damages of a queue's stored schedules."""
         names: list[str] = []
         cursor = ""
         while cursor != "0" and len(names) < MAX_DAMAGES:
@@ -351,7 +351,7 @@ class Auditor:
                 elif key.decode(errors="replace") not in self._lasting:
                     others.add(key)
             for key in sorted(others):
-                # -1: no TTL. Ask twice, as servers create such keys in two steps.
+                # -1 means no TTL. Ask twice, as servers create such keys in two steps.
                 if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
                     name = key.decode(errors="backslashreplace")
                     report.damages.append(Damage("stray key", "", name))

@@ -291,7 +291,7 @@ def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
 
 
 def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | None) -> Finding:
-    """Check what a restart of the store would lose."""
+    """Check whether a restart of the store would lose data."""
     if info is None:
         return Finding("persistence", "unknown", NO_INFO)
     name = "persistence"

@@ -68,7 +68,7 @@ def _waited_s(tasks: views.TaskPage, paused: Collection[str]) -> float:
 
 
 def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
-    """Return what is wrong with the limits, one sentence per kind of problem. Without I/O."""
+    """Return the problems of the limits, one sentence per kind. Without I/O."""
     without, stuck, long = [], [], []
     for queue, page, waited_s in limits:
         without += [
@@ -114,7 +114,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 async def examine_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[str] | None:
-    """Return what is wrong with the limits; None if no queue uses any, or if that is unknown."""
+    """Return the problems of the limits; None if no queue uses any, or if that is unknown."""
     try:
         limits = await read_limits(broker, keys)
     except QsyncError:

@@ -1,4 +1,4 @@
-"""What all parts of the inspector share: broker, queue names, cursors and rates."""
+"""The parts that all of the inspector shares: broker, queue names, cursors and rates."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ class Base:
         return results
 
     def _note_rate(self, queue: str, ended: int) -> float | None:
-        """Note the number of ended attempts; return how many ended per second, if known."""
+        """Record the number of ended attempts; return how many ended per second, if known."""
         now, readings = time.monotonic(), self._readings.setdefault(queue, deque(maxlen=120))
         while readings and now - readings[0][0] > MAX_RATE_WINDOW_S:
             readings.popleft()
@@ -258,7 +258,7 @@ class Base:
         number: int = 1,
         ids: Sequence[str] = (),
     ) -> None:
-        """Record an action that no script of its own records; nothing if `number` is 0.
+        """Record an action that no other script records; do nothing if `number` is 0.
 
         The action itself has succeeded even if recording it fails, so the error is ignored.
         """

@@ -59,7 +59,7 @@ class Composition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _CompositionMixin(_LiveServersMixin):
-    """Operations on what a queue holds, and on its latency target."""
+    """Operations on the composition of a queue, and on its latency target."""
 
     async def composition(self, queue: str) -> Composition:
         """Return the types of a queue's pending tasks, from a sample of up to 500 of them."""
@@ -81,7 +81,7 @@ class _CompositionMixin(_LiveServersMixin):
     async def set_latency_target(
         self, queue: str, target: Duration | None, *, by: str = ""
     ) -> Change:
-        """Set how long the oldest pending task should wait at most; None removes the target.
+        """Set the maximum time that the oldest pending task should wait; None removes the target.
 
         The overview and lists of queues show a queue that misses it. `not_found` if the queue does
         not exist.

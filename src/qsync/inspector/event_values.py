@@ -87,7 +87,8 @@ class Actor(NamedTuple):
 
     by: str = ""
     key: bytes = b""
-    """Key of the action that all changes are steps of; empty: each change is a separate action."""
+    """Key of the action of which all changes are steps; empty if each change is a separate
+    action."""
 
     def event(
         self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""

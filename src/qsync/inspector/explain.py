@@ -214,7 +214,7 @@ def _waiting(
     reasons: list[Reason],
     due_at: datetime,
 ) -> Explanation:
-    """Explain a scheduled task or a retry, with what will block it when it is due."""
+    """Explain a scheduled task or a retry, with the obstacles when it is due."""
     for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)

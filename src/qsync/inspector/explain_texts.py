@@ -80,7 +80,7 @@ def _taken(info: LimitInfo, maximum: int) -> Phrase:
 
 
 def priority_sentences(facts: Facts) -> list[Phrase]:
-    """Return what the priority of a pending task does, if it or a higher one is used."""
+    """Return the effect of a pending task's priority, if it or a higher one is used."""
     priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
     if not above:
         if priority == NORMAL_PRIORITY:
@@ -96,7 +96,7 @@ def priority_sentences(facts: Facts) -> list[Phrase]:
 
 
 def later_call_sentences(facts: Facts) -> list[Phrase]:
-    """Return what later calls with the unique key of a waiting task do to it."""
+    """Return the effect of later calls with the unique key of a waiting task."""
     options, message = facts.task.options, facts.task.message
     if not options.replaces or message is None:
         return []
@@ -116,7 +116,7 @@ def later_call_sentences(facts: Facts) -> list[Phrase]:
 
 
 def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | None) -> Phrase:
-    """Return where a task runs, for how long, and its time limit."""
+    """Return the server of a running task, its duration so far, and its time limit."""
     where = server or phrase("an unknown server")
     text = phrase("Running on %(server)s", server=where)
     if ran is not None:

@@ -99,7 +99,7 @@ def able_servers(facts: Facts) -> list[Record]:
 
 
 def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase]]:
-    """Return what blocks every task of this type and queue, as reason and sentence."""
+    """Return the obstacle for every task of this type and queue, as reason and sentence."""
     blockers: list[tuple[Reason, Phrase]] = []
     if paused is not None:
         sentence = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))

@@ -1,4 +1,4 @@
-"""What metrics show of types and schedules, from bounded reads of each queue."""
+"""Reads the metrics of types and schedules, by bounded reads of each queue."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class QueueSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _MonitoringMixin(Base):
-    """Reads what metrics show."""
+    """Reads the metrics of types and schedules."""
 
     async def samples(self, queues: Sequence[str]) -> list[QueueSample]:
         """Return the types of pending and dead tasks, and the last runs of schedules, per queue.

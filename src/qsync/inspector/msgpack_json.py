@@ -1,6 +1,6 @@
 """Shows a part of a msgpack value as indented JSON, read directly from its bytes.
 
-The cost is bounded for any input: only what is shown is decoded. Pure.
+The cost is bounded for any input: only the shown part is decoded. Pure.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ PURGED: Final = (
 
 
 def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str, int]:
-    """Return what a purge of a state deletes: the states in words, and the number of tasks.
+    """Return the effect of a purge of a state: the states in words, and the number of tasks.
 
     Cancelled tasks are stored with the completed ones and are deleted with them.
     """

@@ -41,7 +41,7 @@ CHANGED: Final[dict[Verb, tuple[TaskState, ...]]] = {
 
 
 class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of what a search finds.
+    """A part of the tasks that a search finds.
 
     Only the last page has the cursor None; others may hold few tasks or none.
 
@@ -226,7 +226,8 @@ def _cursor(target: _Target, inner: str) -> str:
 
 
 def _resume(targets: list[_Target], cursor: str | None) -> list[tuple[_Target, str]]:
-    """Return the targets that are left, each with the cursor within it; empty: at its start."""
+    """Return the targets that are left, each with the cursor within it, which is empty at its
+    start."""
     if cursor is None:
         return [(target, "") for target in targets]
     state, _, place_text = cursor.partition("/")

@@ -38,7 +38,7 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 class Term(msgspec.Struct, frozen=True):
-    """One term of a search: its key (empty: a word), its value, and how it is written."""
+    """One term of a search: its key, which is empty for a word, its value, and its text."""
 
     key: str
     value: str

@@ -47,7 +47,7 @@ class LongRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """The live servers, by id, and what they report.
+    """The live servers by id, and their reports.
 
     servers        as `Inspector.servers` returns them, without their tasks
     unknown_types  as `Inspector.unknown_types` returns them
@@ -69,7 +69,7 @@ class _ServersMixin(_LiveServersMixin):
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
         """Return the live servers by id, the first thousand.
 
-        With `tasks`, also what they run, from the first 250 active tasks of each queue.
+        With `tasks`, also their running tasks, from the first 250 active tasks of each queue.
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
@@ -190,7 +190,7 @@ class _ServersMixin(_LiveServersMixin):
         return Change(outcome="told", server=server_id)
 
     async def fleet(self) -> Fleet:
-        """Return the live servers (the first thousand) and what they report, read at once."""
+        """Return the live servers (the first thousand) and their reports, read at once."""
         now_us, records = await self._live()
         return Fleet(
             servers=[server_info_of(record, [], complete=False) for record in records],

@@ -29,7 +29,7 @@ HISTORY_SHOWN: Final = 100
 
 
 def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDetail:
-    """Return everything known about a task."""
+    """Return all known facts about a task."""
     next_us = located.next_run_us
     shown, message, failure, options = task.shown, task.message, task.failure, task.options
     payload = message.payload if message else shown.message or b""

@@ -97,11 +97,11 @@ class _TasksMixin(Base):
         return Page(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
-        """Return everything that the store holds about a task; None if it is not in the queue."""
+        """Return all data of a task in the store; None if it is not in the queue."""
         shown = await self._show(id, queue)
         if shown is None:
             return None
-        # In a thread: the message may be large, whatever the present limit on payloads is.
+        # In a thread: the message may be large, even above the present limit on payloads.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))

@@ -59,7 +59,7 @@ class _TypesMixin(Base):
     async def types(self, queue: str = "default", *, period: Period = "1h") -> TypeList:
         """Return the types of a queue with their runs of the last `1h`, `24h` or `7d`.
 
-        At most about 100 types of a queue have statistics of their own; the others share `other`.
+        At most about 100 types of a queue have separate statistics; the others share `other`.
         Pending and dead tasks are counted among the first 1,000 of each; `TypeList.pending` and
         `dead` say whether these are all. InvalidTask for another period.
         """

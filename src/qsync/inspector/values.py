@@ -24,7 +24,8 @@ class Died(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
-    """Who paused a queue, a schedule or a type, why, and when (by the store's clock)."""
+    """A pause of a queue, a schedule or a type: the operator, the reason, and the time by the
+    store's clock."""
 
     by: str
     why: str

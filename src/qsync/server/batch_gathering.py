@@ -2,7 +2,7 @@
 
 A batch is complete when it has `max_size` tasks, when `max_wait` has passed since its first task,
 or when one of its tasks would miss its deadline by waiting longer. Then it is due: it starts as
-soon as a slot is free. An open batch has no slot, so it blocks nothing.
+soon as a slot is free. An open batch has no slot, so it blocks no other task.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ a server that gets many tasks at once soon lease tasks ahead."""
 
 
 class Capacity:
-    """Tells how many tasks the server may lease."""
+    """Computes how many tasks the server may lease."""
 
     def __init__(
         self, config: Config, suspects: CrashIsolation, gathering: Gathering,

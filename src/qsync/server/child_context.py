@@ -1,5 +1,4 @@
-"""`current()` in handler processes: what a process gets from its server, and what it creates
-itself.
+"""`current()` in handler processes: the parts from the server, and those that the process creates.
 
 A connection or the value of a lifespan cannot be sent to another process. So each process creates
 its own client and runs the lifespan itself when a handler first asks for them.
@@ -33,7 +32,7 @@ LIFESPAN_S: Final = 5.0
 
 
 class ChildSetup(NamedTuple):
-    """What a process needs to make the client and the state of its server.
+    """The settings by which a process makes the client and the state of its server.
 
     The address is passed as a process argument, the lifespan as its import path.
     """

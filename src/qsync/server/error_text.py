@@ -91,7 +91,7 @@ def program_trace(error: BaseException) -> str:
         return ""
     try:
         elsewhere = getattr(error, "traceback", None)  # from a handler in another process
-        # At its time limit, qsync raises TimeoutError; frames of qsync would tell nothing.
+        # At its time limit, qsync raises TimeoutError; frames of qsync would not help.
         keep = _foreign_frames if type(error) is TimeoutError else _program_frames
         parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, keep)
     except Exception:  # the user's class may override any of these attributes

@@ -1,4 +1,4 @@
-"""Leases tasks from the queues, does their upkeep, and waits when there is nothing to do.
+"""Leases tasks from the queues, does their upkeep, and waits when there is no work.
 
 Each fetch also does upkeep: it promotes due tasks, recovers tasks with expired leases, and removes
 expired data.
@@ -423,7 +423,7 @@ class Fetcher:
         self, queue: QueueState, count: int, fetched: FetchResult, sent: float, received: float, *,
         repeated: bool,
     ) -> None:  # fmt: skip
-        """Record what a result says about its queue."""
+        """Record the state of the queue from a result."""
         queue.last_fetch = queue.answered = received
         queue.store_now_us, queue.store_now_read_at = fetched.now_us, sent
         queue.upkeep_pending = fetched.more

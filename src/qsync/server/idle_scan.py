@@ -1,4 +1,4 @@
-"""Tells which queues of a server are busy, so that idle queues cost almost nothing.
+"""Finds the busy queues of a server, so that idle queues cost almost nothing.
 
 A server of one queue always fetches from it. A server of many queues checks all of them once per
 `sweep`: a check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.

@@ -276,7 +276,7 @@ _RETURNED_NONE: Final = Returned(None)
 def first_steps() -> FirstSteps:
     """Return a generator that takes the first step of each handler that is sent to it.
 
-    The generator answers with a Returned if the handler has ended, else with what the handler
+    The generator yields a Returned if the handler has ended, else the object that the handler
     awaits. It then drives this handler on until it answers with a Returned. After a handler has
     raised, the generator is exhausted. Driving a handler in this way costs a third of calling its
     `send` until StopIteration.
@@ -303,7 +303,8 @@ async def _ended(value: Any) -> Any:
 
 
 def _begin(context: contextvars.Context, run: Run) -> tuple[Run, Any, contextvars.Context] | None:
-    """Take the first step of a run; return it with what it awaits, or None if it has ended."""
+    """Take the first step of a run; return it with the object that it awaits, or None if it has
+    ended."""
     try:
         return run, context.run(run.send, None), context
     except StopIteration:

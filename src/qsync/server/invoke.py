@@ -56,8 +56,8 @@ class BoundHandler:
     direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
     """The handler itself, if it takes only the task and no middleware is around it."""
     suspended_recently: int = 0
-    """Number of further runs that start in an asyncio task of their own, because a recent run of
-    the handler awaited something."""
+    """Number of further runs that start in a separate asyncio task, because a recent run of the
+    handler awaited something."""
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class BoundBatch:
 
     limits: BatchLimits
     together: BoundHandler
-    """Call for a list of tasks; its value is what the handler returns."""
+    """Call for a list of tasks; its value is that of the handler."""
     alone: BoundHandler
     """Call for one task, whose value is the result of this task."""
 

@@ -1,4 +1,4 @@
-"""Detects a stalled event loop: logs what blocks it, and hands back what cannot start.
+"""Detects a stalled event loop, logs the cause, and hands back tasks that cannot start.
 
 A heartbeat thread calls `check`; the loop answers by `_beat`.
 """

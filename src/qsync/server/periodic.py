@@ -129,8 +129,8 @@ class ScheduleHeap:
 log: Final = logging.getLogger("qsync.server")
 
 GRACE_US: Final = 30_000_000
-"""Delay up to which a tick counts as on time, in microseconds, whatever its schedule says about
-missed ticks. It covers a restart of the only server, and a failover of the store."""
+"""Delay up to which a tick counts as on time, in microseconds, regardless of its schedule's option
+for missed ticks. It covers a restart of the only server, and a failover of the store."""
 
 RELEARN_S: Final = 60.0
 """Interval for reading the store's time and the ticks that other servers enqueued, in seconds."""

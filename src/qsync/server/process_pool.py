@@ -1,8 +1,8 @@
 """A pool of processes for `def` handlers that use much CPU time or may have to be killed.
 
-Each process has sockets of its own, so killing it in the middle of a message affects no other
-process. If its tasks are quick, the pool sends a few more ahead; it can take them back as long as
-they have not begun.
+Each process has its own sockets, so killing it in the middle of a message affects no other process.
+If its tasks are quick, the pool sends a few more ahead; it can take them back as long as they have
+not begun.
 """
 
 from __future__ import annotations

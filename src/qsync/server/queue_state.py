@@ -98,8 +98,8 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     spared: int = 0
     """Number of crashes that do not count, because another task may have caused them."""
     since_us: int = 0
-    """Time at which the task became runnable, by the store's clock, in microseconds; 0: at its
-    enqueue or due time."""
+    """Time at which the task became runnable, by the store's clock, in microseconds; 0 if that was
+    its enqueue or due time."""
     phase: Phase = QUEUED
     stop: Stop | None = None
     info: TaskInfo | None = None
@@ -127,7 +127,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
         return f"<LeasedTask {self.id!r}>"  # without the payload, which may be confidential
 
     def task_info(self) -> TaskInfo:
-        """Return what the handler sees of the task."""
+        """Return the task as the handler sees it."""
         message = self.message
         options = message.options
         if options is None:  # by far the most frequent case
@@ -275,7 +275,7 @@ class QueueState:
         self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
         self.blocked_until: float = 0.0
-        """Time until which the fetch in flight waits for a wake, by boot_s; 0: it does not wait."""
+        """Time until which the fetch in flight waits for a wake, by boot_s; else 0."""
         self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
         self.exhausted: bool = False
@@ -297,7 +297,7 @@ class QueueState:
         self.rules_generation = ""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
-        """Store's clock at the last fetch, us (0: none yet), and when it was sent, by boot_s."""
+        """The store's clock at the last fetch, us (else 0), and when that was sent, by boot_s."""
 
     def store_time_us(self) -> int:
         """Return the latest time that the store's clock may show now, in microseconds; 0 before the

@@ -217,7 +217,7 @@ class Runner:
                 self._metrics.unknown(leased)
             self.settle(leased, record)
             return False
-        if leased.crashes:  # in a call of its own: it may have crashed a server
+        if leased.crashes:  # in a separate call: it may have crashed a server
             self.begin(leased, batch.alone)
             return True
         self._gathering.add(leased, batch.limits, self._ready)

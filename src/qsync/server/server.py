@@ -360,8 +360,8 @@ class Server:
         )  # fmt: skip
 
     def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
-        """Publish again what the store may have lost; `lost` does not cover a loss between the
-        start and the first fetch."""
+        """Publish again the rules that the store may have lost; `lost` does not cover a loss
+        between the start and the first fetch."""
         self._queue_rules.publish_again(queue.name)
         if lost:
             self._control.announce_again()

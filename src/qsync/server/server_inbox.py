@@ -309,7 +309,8 @@ def stack_of(leased: LeasedTask) -> str:
 
 
 def _awaiting(coroutine: Any) -> list[FrameSummary]:
-    """Return the frames of a suspended coroutine and of what it awaits, the outermost first."""
+    """Return the frames of a suspended coroutine and of the awaitables within it, the outermost
+    first."""
     frames: list[FrameSummary] = []
     while coroutine is not None and len(frames) < DEPTH_LIMIT:
         frame: FrameType | None = None

@@ -83,7 +83,7 @@ class _Handler:
         if self._of_loop is not None:
             callback, args = self._of_loop
             self._loop.add_signal_handler(self._number, callback, *args)
-        elif self._before is not None:  # None: it was not set from Python
+        elif self._before is not None:  # None if it was not set from Python
             signal.signal(self._number, self._before)
 
 

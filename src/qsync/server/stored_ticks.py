@@ -1,10 +1,10 @@
 """Stored schedules: every server enqueues the due ticks of all of them; the store takes each once.
 
-There is no leader and no lock. A server reads what is due, computes the next ticks, and sends both
-to a script, which ignores a schedule that has changed since. So if several servers read the same
-tick, one enqueues it; if that one dies, another does. Servers sleep until the next tick that they
-know of. Once a second they read one hash, in which clients announce schedules that are due soon;
-every minute they check all queues with schedules.
+There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
+both to a script, which ignores a schedule that has changed since. So if several servers read the
+same tick, one enqueues it; if that one dies, another does. Servers sleep until the next tick that
+they know of. Once a second they read one hash, in which clients announce schedules that are due
+soon; every minute they check all queues with schedules.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MOST_UNREAD: Final = 10 * SCHEDULES_PER_CALL
 
 
 class TickCheck(NamedTuple):
-    """What one check of a queue's schedules did."""
+    """Outcome of one check of a queue's schedules."""
 
     now_us: int
     next_us: int | None
@@ -304,7 +304,7 @@ class _ScheduledQueue:
                     await self._look.wait()
 
     async def _tick(self) -> float:
-        """Enqueue what is due; return the time until the next check, in seconds."""
+        """Enqueue the due ticks; return the time until the next check, in seconds."""
         now = asyncio.get_running_loop().time()
         if self._unread > MOST_UNREAD and now - self._whole_at > MAX_CHECK_INTERVAL_S:
             self._unread = 0  # a schedule that can be read may be among those left out

@@ -162,7 +162,7 @@ class ThreadPool:
 
     def take_back(self, waited_s: float) -> None:
         """Fail the calls that have waited for a thread for over `waited_s` seconds with
-        HandlerNotStarted. A call that begins meanwhile runs as if nothing had happened."""
+        HandlerNotStarted. A call that begins meanwhile runs as usual."""
         limit = self._loop.time() - waited_s
         for call in list(self._calls.values()):
             if call.submitted >= limit:

@@ -72,7 +72,7 @@ class TypeCounter:
                 row.outcomes[_LOST if outcome == "lost" else column] += 1
 
     def timed(self, queue: QueueState, runs: Iterable[tuple[LeasedTask, float]]) -> None:
-        """Note how long some runs took and waited; each comes with its end, by boot_s."""
+        """Record the durations and waits of some runs; each comes with its end, by boot_s."""
         rows = self._rows.setdefault(queue.name, {})
         for leased, ended_s in runs:
             if not leased.has_started:

@@ -1,6 +1,6 @@
 """Reports a server's counts of each task type by minute, and rolls up the minutes that have ended.
 
-The slowest completed runs of a minute, and once the start of the server, are reports of their own.
+The slowest completed runs of a minute, and once the start of the server, are separate reports.
 A report replaces the server's earlier one of the same minute, so it can be sent twice. When a
 minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
 Reports that the store does not take are dropped and counted: statistics never delay a server.
@@ -191,7 +191,7 @@ class TypeReports:
         return []
 
     def _since_base(self, counts: Mapping[tuple[str, str], TypeCounts]) -> dict[str, Counts]:
-        """Return what was counted in the current minute, by queue and type."""
+        """Return the counts of the current minute, by queue and type."""
         changes: dict[str, Counts] = {}
         for (queue, type), row in counts.items():
             since = _difference(row, self._base.get((queue, type)))

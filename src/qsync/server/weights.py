@@ -1,8 +1,8 @@
 """Shares free slots among queues by weight. Without I/O.
 
 This is smooth weighted round-robin, with many slots at a time. In each round a queue earns credit
-by its weight, and pays for the slots that it gets. So the shares follow the weights over time,
-whatever the number of slots per round.
+by its weight, and pays for the slots that it gets. So the shares follow the weights over time, with
+any number of slots per round.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Shares:
         return slots_of
 
     def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
-        """Note how many tasks a fetch brought, and whether it left some.
+        """Record how many tasks a fetch returned, and whether it left some.
 
         A fetch that brings fewer tasks than wanted was cut short by large payloads, or emptied the
         queue. In both cases the queue saves up no credit.
@@ -80,7 +80,8 @@ class Shares:
         """If the fetches of a queue are cut short, reduce the credit of the other queues by the
         same ratio.
 
-        A queue with more weight than the cut one earns as before: it uses what the cut one cannot.
+        A queue with more weight than the cut one earns as before: it uses the share that the cut
+        one cannot use.
         """
         for name, brought in self._truncated.items():
             if name not in earned:

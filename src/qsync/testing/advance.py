@@ -1,4 +1,4 @@
-"""Moves the clock of a test's store forward, and does what becomes due on the way."""
+"""Moves the clock of a test's store forward, and does the work that becomes due on the way."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _end(handler: Any) -> None:
 
 
 class _FirstStep:
-    """Awaits the first step of an awaitable: until it waits for something, or ends."""
+    """Awaits the first step of an awaitable: until it first waits, or ends."""
 
     def __init__(self, awaitable: Awaitable[Any]) -> None:
         self._awaitable = awaitable

@@ -186,7 +186,7 @@ class _InlineAsyncQueries(AsyncTaskQueries):
 
 
 class _RunsInPlace(Client):
-    """A Client that runs what it enqueues."""
+    """A Client that runs the tasks that it enqueues."""
 
     runs: _Runs
 
@@ -211,7 +211,7 @@ class _RunsInPlace(Client):
 
 
 class _RunsInPlaceAsync(AsyncClient):
-    """An AsyncClient that runs what it enqueues."""
+    """An AsyncClient that runs the tasks that it enqueues."""
 
     runs: _Runs
 
@@ -236,14 +236,14 @@ class _RunsInPlaceAsync(AsyncClient):
 
 
 class _NoStore(Broker):
-    """A broker of a block without a store: each call is an error that says so."""
+    """A broker of a block without a store: each call raises an error that names the reason."""
 
     def _try(self, calls: Sequence[Call[Any]], *_: Any) -> list[Any]:
         raise _needs_store(calls)
 
 
 class _NoStoreAsync(AsyncBroker):
-    """A broker of a block without a store: each call is an error that says so."""
+    """A broker of a block without a store: each call raises an error that names the reason."""
 
     async def _try(self, calls: Sequence[Call[Any]], *_: Any) -> list[Any]:
         raise _needs_store(calls)

@@ -208,8 +208,8 @@ def create_app(
                prefers. Users can choose another one on each page.
     trace_url  address of a trace, with {trace_id} in it: pages of tasks link to the trace of their
                header `traceparent`
-    role       what users may do: `view`, `operate` or `delete`, or a function of the request, sync
-               or async, that returns one of these; None means everything. A page has only the
+    role       permissions of users: `view`, `operate` or `delete`, or a function of the request,
+               sync or async, that returns one of these; None means everything. A page has only the
                buttons that the role allows; a change that it does not allow is refused with 403.
 
     The caller closes the inspector. ConfigError if an option is invalid.

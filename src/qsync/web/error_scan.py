@@ -46,7 +46,7 @@ HISTORY: Final = 30
 
 
 class ErrorScan(NamedTuple):
-    """What a scan has found so far; `total` is the number of failed tasks when it began."""
+    """The findings of a scan so far; `total` is the number of failed tasks when it began."""
 
     groups: list[ErrorGroup]
     scanned: int
@@ -55,7 +55,7 @@ class ErrorScan(NamedTuple):
     growth: Mapping[str, int] = MappingProxyType({})
     """By how many tasks each error has grown, or shrunk, within `growth_s`."""
     growth_s: float = 0.0
-    """Time since the scan with which this one is compared, in seconds; 0: there is none."""
+    """Time since the scan with which this one is compared, in seconds; 0 if there is none."""
 
 
 NOTHING: Final = ErrorScan([], 0, 0, False)
@@ -83,7 +83,7 @@ class ErrorScanner:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=WAIT_S)
             if self._task.done() and not self._task.cancelled():
-                self._task.result()  # raises what the store refused
+                self._task.result()  # raises the store's error
         return self._last
 
     async def errors_since(self, queue: str, since: datetime) -> int | None:

@@ -1,4 +1,4 @@
-"""Exports what a search finds, as CSV or JSON lines, in a stream."""
+"""Exports the tasks that a search finds, as CSV or JSON lines, in a stream."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def language_of(request: Request, default: Language | None) -> Language:
     """Return the language that a request gets.
 
     The user's choice on the page comes first, then the option of the host application, then the
-    language in which that application serves this request, then what the browser prefers, and
+    language in which that application serves this request, then the browser's preference, and
     English last.
     """
     chosen = LANGUAGES.get(request.cookies.get(COOKIE, "")) or default

@@ -1,4 +1,4 @@
-"""Names for people of what the code names by words: states, events, counters, kinds of payload."""
+"""Readable names for words of the code: states, events, counters, kinds of payload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What all pages share: the inspector, the templates and the messages after a redirect."""
+"""The parts that all pages share: the inspector, the templates and the messages after a
+redirect."""
 
 from __future__ import annotations
 
@@ -136,7 +137,7 @@ class Site:
         return StoreMetrics(self.inspector)
 
     def is_read_only(self, request: Request) -> bool:
-        """Return whether the user of a request can change nothing."""
+        """Return whether the user of a request cannot make any changes."""
         return self.read_only or given_role(request) == "view"
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> Response:

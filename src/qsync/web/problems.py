@@ -68,7 +68,7 @@ async def key_shares_of(site: Site, queues: Sequence[QueueInfo]) -> dict[str, Ke
 
 
 async def paused_types_of(site: Site, queues: Sequence[QueueInfo]) -> list[tuple[str, PausedType]]:
-    """Return queue and type of what is paused, of the first queues that have limited tasks."""
+    """Return the paused types, each with its queue, of the first queues that have limited tasks."""
     names = [info.name for info in queues if info.states[TaskState.LIMITED]][:SAMPLED_QUEUES]
     replies = await asyncio.gather(*[site.inspector.paused_types(name) for name in names])
     return [
@@ -132,7 +132,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
     """Return the queues with a backlog that no server takes. Pure except for the language."""
     if not fleet.servers:
-        return []  # the overview says so, once for all queues
+        return []  # the overview shows that once for all queues
     text = _("no running server takes its tasks.")
     return [
         Problem(info.name, text, "/queue", {"queue": info.name}, rank=STANDSTILL)

@@ -16,7 +16,7 @@ from qsync.value_text import shorten
 from qsync.web.translation import _, marked
 
 Role = Literal["view", "operate", "delete"]
-"""What a user may do; each role includes those before it."""
+"""The permissions of a user; each role includes those before it."""
 
 RoleOf = Callable[[Request], Role | Awaitable[Role]]
 """The host app's function: the role of the user of a request."""

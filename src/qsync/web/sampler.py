@@ -24,7 +24,7 @@ SAMPLES_KEPT: Final = 181
 """Number of samples kept, for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
-"""Number of queues that have charts of their own, and that the sums by day include."""
+"""Number of queues with their own charts, which the sums by day include."""
 
 DAYS_CHARTED: Final = 30
 DAYS_CACHE_S: Final = 60.0

@@ -130,7 +130,7 @@ def _page(
 
 
 def _verbs_for(site: Site, request: Request, query: SearchQuery) -> list[Verb]:
-    """Return the changes that the user may make of what a search finds."""
+    """Return the changes that the user may make to the tasks that a search finds."""
     if site.is_read_only(request):
         return []
     deletes = lacking(given_role(request), "delete") is None

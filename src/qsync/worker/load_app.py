@@ -123,7 +123,7 @@ def _make(factory: Any, target: str) -> Any:
 
 
 def _failed(action: str, error: BaseException) -> str:
-    """Return one line: what failed, why, and where."""
+    """Return one line with the failure, its cause and its place."""
     if isinstance(error, QsyncError):
         return f"{action}: {error}"
     if isinstance(error, SyntaxError):

@@ -187,7 +187,7 @@ class Text(logging.Formatter):
         self._terminal = terminal
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line; at a terminal the traceback follows on lines of its own."""
+        """Return one line; at a terminal the traceback follows on separate lines."""
         moment = datetime.fromtimestamp(record.created, UTC)
         text = escape(record.getMessage())
         task_id = getattr(record, "task_id", None)

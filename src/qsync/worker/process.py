@@ -1,9 +1,9 @@
 """A child process of `qsync worker`, as its parent sees it.
 
 The parent chooses the child's server id, so it can release the child's leases the moment the child
-dies. They share a socket. The parent writes the order (what to run), then {"ask": n} to ask for the
-child's health. The parent keeps the socket open, so a child whose parent dies reads EOF. The child
-writes reports, one JSON object per line:
+dies. They share a socket. The parent writes the order, which describes the server to run, then
+{"ask": n} to ask for the child's health. The parent keeps the socket open, so a child whose parent
+dies reads EOF. The child writes reports, one JSON object per line:
 
     {"queues": [...]}                   the app is loaded; the queues that it will serve
     {"ready": true}                     the child serves its queues
@@ -48,7 +48,8 @@ LINE_LIMIT: Final = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to start. Each child receives `order`, plus its number and its server id."""
+    """The child process to start. Each child receives `order`, plus its number and its server
+    id."""
 
     processes: int
     command: Sequence[str]

@@ -2,8 +2,8 @@
 -- hand_back: return tasks that a server leased but will not run, without counting an attempt. They
 -- go to the head of pending in the given order, or with a delay to scheduled. A task with a cancel
 -- request ends instead. A task that never started gives its starts back to the rates of its limits,
--- less what these have regained since its lease.
--- A row may close a limit for some time; meanwhile no task that holds it starts.
+-- less the starts that these have regained since its lease. A row may close a limit for some time;
+-- meanwhile no task that holds it starts.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts
@@ -58,7 +58,7 @@ local head, later, cancelled, failures = {}, {}, {}, {}
 -- flow:
 local unstarted, leased_at, closed = {}, {}, {}
 
--- Record what a row says about limits; `at` is the position of the task.
+-- Record the limits of a row; `at` is the position of the task.
 local function note_limits(id, at)
   local leased = tonumber(ARGV[7 * at + 1])
   if leased > 0 then

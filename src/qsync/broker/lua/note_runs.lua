@@ -7,7 +7,7 @@
 -- KEYS[2] schedules  hash    !<schedule> while it is paused
 -- KEYS[3] meta       hash    schema
 -- ARGV[1...] five values per run: field of the schedule; its tick, ms; how it was made: T tick, M by
---   hand, B backfill, empty: as noted before; what came of it; and, of a missed one, the schedule
+--   hand, B backfill, empty: as noted before; its outcome; and, of a missed one, the schedule
 -- returns the number of noted runs
 check_schema()
 check_hash(KEYS.schedules)

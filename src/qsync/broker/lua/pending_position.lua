@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- pending_position: read what delays a task, in addition to what `get_tasks` returns.
+-- pending_position: read the causes that delay a task, in addition to the data of `get_tasks`.
 -- include: check_schema clock priority_bands successors
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] unique   hash    locks

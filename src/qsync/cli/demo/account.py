@@ -1,5 +1,4 @@
-"""The outcome of the demo's tasks, and what the demo prints: its progress, and the account at the
-end."""
+"""The outcome of the demo's tasks, and its output: the progress, and the account at the end."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class End(StrEnum):
 
 
 class DemoKind(NamedTuple):
-    """The tasks of one type: what the account checks, and how they should end."""
+    """The tasks of one type: the checks of the account, and their expected outcomes."""
 
     proof: str
     end: End = End.DONE
@@ -65,7 +64,7 @@ KINDS: Final = {
 
 
 class ServerNotes:
-    """What the servers have noted so far. Times are in seconds."""
+    """The records of the servers so far. Times are in seconds."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -78,7 +77,7 @@ class ServerNotes:
         self.events: int = 0  # without those of ticks
 
     def poll(self) -> None:
-        """Read what is new."""
+        """Read the new lines."""
         for path in sorted(self._folder.glob("history-*")):
             with path.open("rb") as file:
                 file.seek(self._offsets[path])
@@ -120,7 +119,7 @@ class Ledger:
     digests: dict[int, str] = field(default_factory=dict)  # by offset, from a plain loop
 
     def record(self, tasks: Sequence[Task], handles: Handles, blocks: Sequence[int]) -> list[str]:
-        """Record what the store answered to enqueues; return the ids."""
+        """Record the replies to enqueues; return the ids."""
         for task, handle in zip(tasks, handles, strict=True):
             self.offered[task.type] += 1
             if handle.created:
@@ -138,7 +137,7 @@ class Ledger:
         return [min(times) for times in later if times]
 
     def end_of(self, kind: str, id: str) -> End:
-        """Return how a task ended, by what the store holds and what the servers noted."""
+        """Return how a task ended, by the store and the records of the servers."""
         row = self.stored.get(id)
         if row is not None and row.state in UNFINISHED:
             return End.LEFT
@@ -214,7 +213,7 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
 
 
 def _problem(ledger: Ledger, kind: str) -> str:
-    """Return what is wrong with the tasks of a kind, besides how they ended."""
+    """Return the problems with the tasks of a kind, besides their outcomes."""
     history, ids = ledger.history, ledger.ids[kind]
     wrong, problem = ledger.wrong[kind], "went wrong at the client"
     match kind:
@@ -248,7 +247,7 @@ def _check_recovery(ledger: Ledger) -> CheckResult:
 
 
 def _check_counters(ledger: Ledger, ends: Counter[End]) -> CheckResult:
-    """Compare the store's own counters with what the client and the servers saw."""
+    """Compare the store's own counters with the records of the client and the servers."""
     failed = sum(map(len, ledger.history.failed.values()))
     expected = {
         "enqueued": ends.total(), "completed": ends[End.DONE], "failed": failed,
@@ -293,12 +292,12 @@ class Screen:
         self.status: Status = console.status("starting")
 
     def tell(self, text: str, *, loud: bool = False) -> None:
-        """Print a line about something that happened."""
+        """Print a line about an event."""
         line = Text(f"{time.monotonic() - self._began:6.1f} s   {text}", "bold red" if loud else "")
         self._console.print(line, soft_wrap=True)
 
     def show(self, line: str) -> None:
-        """Show how far the tasks are."""
+        """Show the progress of the tasks."""
         self.status.update(line)
         if not self._console.is_terminal and time.monotonic() >= self._shown_at + 1:
             self._shown_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The run of the demo: worker, client, kill -9, and what the account needs."""
+"""The run of the demo: worker, client, kill -9, and the data for the account."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ class Run:
             await self._until(lambda: not self._unfinished, "the last tasks")
 
     async def _until(self, holds: Callable[[], bool], condition: str) -> None:
-        """Wait until something holds, on any machine.
+        """Wait until the condition holds, even on a slow machine.
 
         Raises DemoError if there is no more progress.
         """

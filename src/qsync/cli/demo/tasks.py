@@ -1,7 +1,7 @@
-"""The tasks of `qsync demo`, as a user would write them, and what they record.
+"""The tasks of `qsync demo`, as a user would write them, and their records.
 
-`qsync worker qsync.cli.demo.tasks:app` serves them. Each process appends its notes to a file of its
-own in the folder that QSYNC_DEMO names; a line is one write, so a kill leaves no half line.
+`qsync worker qsync.cli.demo.tasks:app` serves them. Each process appends its records to its own
+file in the folder that QSYNC_DEMO names; a line is one write, so a kill leaves no partial line.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         tasks.register(task)
 
     def _error_of_options(self) -> str:
-        """Return what is wrong with OPTIONS; "" if nothing is."""
+        """Return the problem with OPTIONS; "" if there is none."""
         try:
             tasks.check_defaults(self.options)
         except InvalidTask as error:

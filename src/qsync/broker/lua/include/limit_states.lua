@@ -259,7 +259,8 @@ local function limits_in(text)
   return limits
 end
 
--- Read what tasks hold, for ids that were not read before, with the states of these limits.
+-- Read the limits that tasks hold, for ids that were not read before, and the states of these
+-- limits.
 local function read_holds(ids)
   local fresh, count = {}, 0
   for i = 1, #ids do
@@ -391,7 +392,7 @@ local function hold_limits_of(id, message)
   held_limits[id] = #limits > 0 and limits
 end
 
--- Delete what tasks hold, since they end or become limited. The caller has removed them from all
+-- Delete the holds of tasks that end or become limited. The caller has removed them from all
 -- counts.
 local function drop_holds(ids)
   if not limits_used or #ids == 0 then

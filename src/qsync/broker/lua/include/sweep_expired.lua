@@ -165,9 +165,9 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   return more
 end
 
--- Delete what has expired; `leased` is the number of tasks that the fetch leased, `swept` the time of
--- the last sweep in meta, `unusual` whether there may be completed or dead tasks.
--- Returns whether there is more to delete.
+-- Delete expired data; `leased` is the number of tasks that the fetch leased, `swept` the time of
+-- the last sweep in meta, `unusual` whether there may be completed or dead tasks. Returns whether
+-- there is more to delete.
 local function sweep_expired(now, limit, leased, swept, unusual, dead_limit, dead_age)
   local most, more, trimming = limit + leased, false, false
   if unusual then
