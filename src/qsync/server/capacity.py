@@ -20,9 +20,9 @@ from qsync.server.queue_state import LeasedTask
 AHEAD_S: Final = 0.1
 """Time for which tasks are leased ahead, in seconds, at the recent throughput."""
 
-AT_THREADS: Final = 20
+AT_THREADS: Final = 5
 """One in so many of the tasks leased ahead may already wait for a thread: AHEAD_S / AT_THREADS is
-5 ms of work."""
+20 ms of work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
