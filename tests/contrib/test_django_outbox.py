@@ -17,6 +17,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from qsync import DuplicateTask, InvalidTask, Qsync
+from qsync.contrib.outbox.database import DueRows
 from qsync.testing import SyncKit, inline
 from tests.contrib.test_django import enqueue_async, enqueue_sync, pending
 from tests.support import django_project
@@ -129,9 +130,12 @@ def test_outbox_works_without_use_tz(
         assert backlog.rows == 1
         assert 0 <= backlog.oldest_s < 30
         now = datetime.now(UTC)
-        with database.take(now - timedelta(minutes=1), ()) as young:
+        later = now + timedelta(minutes=1)
+        with database.take(DueRows(before=now - timedelta(minutes=1), after=later)) as young:
             assert young.rows == []
-        with database.take(now + timedelta(minutes=1), ()) as batch:
+        with database.take(DueRows(before=later, after=later, queues=["default"])) as batch:
+            assert batch.rows == []
+        with database.take(DueRows(before=later, after=later)) as batch:
             assert [row.id for row in batch.rows] == [handle.id]
             batch.delete([handle.id])
         assert database.backlog().rows == 0

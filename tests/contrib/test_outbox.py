@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from redis.exceptions import ResponseError
 from sqlalchemy import Engine, MetaData, create_engine, func, select, text, update
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DBAPIError
@@ -23,12 +24,14 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.schema import CreateTable
 
 from qsync import Client, ConfigError, InvalidTask, Qsync, Task, TaskInfo
-from qsync.contrib.outbox import Outbox
+from qsync.contrib.outbox import Outbox, retry_log, sending
+from qsync.contrib.outbox import database as databases
 from qsync.contrib.outbox import relay as relays
-from qsync.contrib.outbox.database import Backlog
+from qsync.contrib.outbox.database import ROWS_PER_BATCH, Backlog
+from qsync.keys import QueueKeys
 from qsync.testing import SyncKit
 from tests.support.postgres import Postgres, needs_postgres
-from tests.support.stores import Store, wait_until, wait_until_async
+from tests.support.stores import Cluster, Store, wait_until, wait_until_async
 
 
 @pytest.fixture
@@ -236,7 +239,7 @@ def test_relay_leaves_young_rows_to_their_writer(
     with Session(engine) as session:
         rows = [outbox.row(Task("send", id=id)) for id in ("old", "young")]
         rows[0].created_at -= timedelta(seconds=3)
-        rows[1].created_at += timedelta(minutes=1)
+        rows[1].created_at += timedelta(seconds=30)
         session.add_all(rows)
         session.commit()
     with outbox.relay(engine) as relay:
@@ -277,6 +280,236 @@ def test_rows_of_a_full_queue_wait_without_delaying_other_queues(
         asyncio.run(purge())
         wait_until(lambda: count(engine, outbox) == 0)
         assert asyncio.run(waiting("mail")) == 2
+
+
+def test_many_rows_of_failing_queues_keep_no_others_waiting(
+    app: Qsync,
+    outbox: Outbox,
+    engine: Engine,
+    valkey: Store,
+    held: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app.queue("mail", max_tasks=3)
+
+    async def store_bounds() -> None:
+        async with app.server(queues=["none"]):
+            pass
+
+    asyncio.run(store_bounds())
+    later = f"{{{app.prefix}:later}}:meta"
+    valkey.command("HSET", later, "schema", 99)
+    with Session(engine) as session:
+        tasks = [Task("x", queue="mail") for _ in range(ROWS_PER_BATCH + 10)]
+        tasks += [Task("x", queue="later") for _ in range(ROWS_PER_BATCH + 10)]
+        session.add_all([outbox.row(task) for task in (*tasks, Task("x", id="last"))])
+        session.commit()
+    make_old(engine, outbox)
+    with engine.begin() as connection:
+        oldest = datetime.now(UTC) - timedelta(minutes=5)
+        others = outbox.table.c.id != "last"
+        connection.execute(update(outbox.table).where(others).values(created_at=oldest))
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: pending(app) == ["last"])
+        valkey.command("DEL", later)
+        wait_until(lambda: relay.sent == 4 + ROWS_PER_BATCH + 10)
+    assert "cannot send rows of queue mail, retrying: QueueFull: queue mail is full" in caplog.text
+    assert "cannot send rows of queue later, retrying: SchemaMismatch: " in caplog.text
+    assert "can send rows of queue later again, after " in caplog.text
+    assert count(engine, outbox) == ROWS_PER_BATCH + 10 - 3
+
+
+@pytest.fixture
+def unserved_slot(cluster: Cluster, prefix: str) -> Iterator[Callable[[], None]]:
+    """The slot of queue q0 has no node until the returned function is called."""
+    key = QueueKeys(prefix, "q0").key("tasks")
+    holder = cluster.holder(key)
+    slot = holder.command("CLUSTER", "KEYSLOT", key)
+
+    def serve() -> None:
+        for node in cluster.nodes:
+            with contextlib.suppress(ResponseError):  # heard of it before
+                node.command("CLUSTER", "SETSLOT", slot, "NODE", holder.command("CLUSTER", "MYID"))
+            node.command("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+        wait_until(cluster.settled)
+
+    for node in cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        node.command("CLUSTER", "DELSLOTS", slot)
+    yield serve
+    serve()
+
+
+def test_unreachable_node_of_a_cluster_keeps_rows_of_other_nodes_not_waiting(
+    cluster: Cluster,
+    unserved_slot: Callable[[], None],
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays, "STORE_TIMEOUT_S", 0.3)
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
+    with Qsync(cluster.url, prefix=prefix) as app:
+        outbox = Outbox(app)
+        outbox.metadata.create_all(engine)
+        outbox.after_commit._away_until = float("inf")
+        with Session(engine) as session:
+            rows = [outbox.row(Task("x", queue=f"q{n}")) for n in range(6)]
+            for row in rows:
+                row.created_at -= timedelta(minutes=2)
+            session.add_all(rows)
+            session.commit()
+        with outbox.relay(engine) as relay:
+            wait_until(lambda: relay.sent == 5)
+            unserved_slot()
+            wait_until(lambda: relay.sent == 6)
+    engine.dispose()
+
+
+def test_row_of_a_wrong_clock_is_sent_at_once(
+    app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
+) -> None:
+    with Session(engine) as session:
+        row = outbox.row(Task("send", id="of-tomorrow"))
+        row.created_at += timedelta(days=1)
+        session.add(row)
+        session.commit()
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.sent == 1)
+    assert (pending(app), count(engine, outbox)) == (["of-tomorrow"], 0)
+
+
+def test_batch_ends_before_its_rows_fill_the_memory(
+    app: Qsync,
+    outbox: Outbox,
+    engine: Engine,
+    held: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(databases, "BATCH_BYTES", 10_000)
+    taken: list[int] = []
+
+    def note(client: Any, rows: Any, **options: Any) -> Any:
+        taken.append(len(rows))
+        return sending.send(client, rows, **options)
+
+    monkeypatch.setattr(relays, "send", note)
+    with Session(engine) as session:
+        sizes = [20_000, 4_000, 4_000, 4_000, 20_000, 1]
+        tasks = [Task("send", b"x" * size, id=f"{n}") for n, size in enumerate(sizes)]
+        rows = [outbox.row(task) for task in tasks]
+        for row in rows:
+            row.created_at -= timedelta(minutes=2)
+        session.add_all(rows)
+        session.commit()
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.sent == 6)
+    assert taken[:5] == [1, 2, 1, 1, 1]
+    assert sorted(pending(app)) == list("012345")
+
+
+def test_errors_of_the_database_are_one_line_without_tasks(
+    app: Qsync,
+    outbox: Outbox,
+    prefix: str,
+    tmp_path: Path,
+    held: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[str] = []
+    app.on("enqueued")(lambda task: heard.append(task.id))
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db", connect_args={"timeout": 0.01})
+    outbox.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(outbox.row(Task("send", id="private-id")))
+        session.commit()
+    make_old(engine, outbox)
+    with engine.connect() as other:
+        other.exec_driver_sql("BEGIN IMMEDIATE")
+        with outbox.relay(engine) as relay:
+            wait_until(lambda: relay.sent == 1)
+            other.rollback()
+            wait_until(lambda: count(engine, outbox) == 0)
+    texts = [record.getMessage() for record in caplog.records if record.name == "qsync.outbox"]
+    [text] = [text for text in texts if text.startswith("cannot")]
+    assert text.startswith("cannot read or delete rows of the outbox, retrying: OperationalError: ")
+    assert text.endswith("database is locked")
+    assert texts[-1].startswith("can read or delete rows of the outbox again, after ")
+    assert not [text for text in texts if "\n" in text or "private-id" in text]
+    assert heard == ["private-id"]
+    engine.dispose()
+
+
+def test_full_queue_holds_up_no_other_queue_after_a_commit(
+    app: Qsync, outbox: Outbox, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.queue("mail", max_tasks=1)
+
+    async def store_bounds() -> None:
+        async with app.server(queues=["none"]):
+            pass
+
+    asyncio.run(store_bounds())
+    with Session(engine) as session:
+        for queue in ("mail", "mail", "other", "mail", "other"):
+            session.add(outbox.row(Task("x", queue=queue)))
+            session.commit()
+    assert (len(pending(app, "mail")), len(pending(app, "other"))) == (1, 2)
+    texts = [record.getMessage() for record in caplog.records if record.name == "qsync.outbox"]
+    start = "cannot send rows of queue mail after their commit, leaving them to relays: QueueFull"
+    assert [text.startswith(start) for text in texts] == [True]
+
+
+@pytest.mark.parametrize("options", [{"debounce": 60}, {"on_duplicate": "replace"}])
+def test_later_payload_is_not_replaced_by_an_earlier_one_that_waits(
+    app: Qsync, client: Client, outbox: Outbox, engine: Engine, options: dict[str, Any]
+) -> None:
+    def commit(payload: int, *, key: str = "document") -> None:
+        with Session(engine) as session:
+            task = Task("index", payload, unique_key=key, **options)
+            row = outbox.row(task)
+            row.created_at -= timedelta(seconds=3)
+            session.add(row)
+            session.commit()
+
+    commit(1)
+    outbox.after_commit._away_until = float("inf")
+    commit(2)
+    outbox.after_commit._away_until = 0.0
+    commit(3)
+    commit(4, key="other")
+    assert count(engine, outbox) == 2, "the third waits for the second, the fourth for none"
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.sent == 2)
+    commit(5)
+    assert count(engine, outbox) == 0
+    state = "scheduled" if "debounce" in options else "pending"
+
+    async def payloads() -> list[int]:
+        async with app.inspector() as inspector:
+            rows = (await inspector.tasks("default", state)).tasks
+            return [client.handle(row.id).info().value() for row in rows]
+
+    assert sorted(asyncio.run(payloads())) == [4, 5]
+
+
+def test_outage_is_logged_when_it_begins_each_minute_and_when_it_ends(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(retry_log.time, "monotonic", lambda: now)
+    retries = retry_log.RetryLog()
+    for _ in range(130):
+        retries.failed("send rows", OSError("no route"))
+        now += 1
+    retries.worked("send rows")
+    retries.worked("send rows")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "cannot send rows, retrying: OSError: no route",
+        "cannot send rows, for 1 min now: OSError: no route",
+        "cannot send rows, for 2 min now: OSError: no route",
+        "can send rows again, after 2 min 10 s",
+    ]
 
 
 def test_row_sent_again_does_not_run_again_after_its_task_has_ended(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -12,14 +12,25 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, close_old_connections, connections, transaction
-from django.db.models import Min
+from django.db.models import Min, Q
+from django.db.models.functions import Length
 from django.utils import timezone
 
 from qsync.connections import Connections
 from qsync.contrib.django.at_commit import at_commit
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
+from qsync.contrib.outbox.database import (
+    COMPARED_ROWS,
+    COUNTED,
+    ROWS_PER_BATCH,
+    Backlog,
+    DueRows,
+    backlog_of,
+    comparable_ids,
+    fitting_ids,
+    has_more,
+)
 from qsync.contrib.outbox.relay import Relay
 from qsync.contrib.outbox.rows import UnsentRow, make_row
 from qsync.errors import DuplicateTask
@@ -59,6 +70,7 @@ def _from_column(time: datetime | None, database: str) -> datetime | None:
 @dataclass(slots=True)
 class _DjangoBatch:
     rows: Sequence[UnsentRow]
+    more: bool
     delete: Any
 
 
@@ -69,26 +81,27 @@ class DjangoDatabase:
         self._alias = alias
 
     @contextlib.contextmanager
-    def take(self, before: datetime, without: Collection[str]) -> Iterator[_DjangoBatch]:
+    def take(self, selection: DueRows) -> Iterator[_DjangoBatch]:
         """See Database."""
         close_old_connections()
         locks = connections[self._alias].features.has_select_for_update_skip_locked
         with transaction.atomic(using=self._alias, durable=True):
-            due = _rows(self._alias).filter(created_at__lt=_to_column(before, self._alias))
-            query = due.exclude(pk__in=list(without))
+            before, after = (
+                _to_column(time, self._alias) for time in (selection.before, selection.after)
+            )
+            due = _rows(self._alias).filter(Q(created_at__lt=before) | Q(created_at__gt=after))
+            query = due.exclude(pk__in=list(selection.ids))
+            query = query.exclude(queue__in=list(selection.queues)).order_by("created_at")
             if locks:
                 query = query.select_for_update(skip_locked=True)
-            rows = [
-                UnsentRow(
-                    id=entity.id, queue=entity.queue, message=bytes(entity.message),
-                    created_at=entity.created_at,
-                )
-                for entity in query.order_by("created_at")[:ROWS_PER_BATCH]
-            ]  # fmt: skip
+            sizes = list(query.values_list("pk", Length("message"))[:ROWS_PER_BATCH])
+            ids = fitting_ids(sizes)
+            rows = self._read(ids)
+            more = has_more(sizes, ids)
             if locks:
-                yield _DjangoBatch(rows, self.delete)
+                yield _DjangoBatch(rows, more, self.delete)
                 return
-        yield _DjangoBatch(rows, self.delete)
+        yield _DjangoBatch(rows, more, self.delete)
 
     def delete(self, ids: list[str]) -> None:
         """Delete rows, within this thread's transaction if one is open."""
@@ -105,6 +118,23 @@ class DjangoDatabase:
         )
         return [row for row in rows if row.id in found]
 
+    def earlier(self, row: UnsentRow) -> list[UnsentRow] | None:
+        """See CommittedRows."""
+        before = _to_column(row.created_at, self._alias)
+        query = _rows(self._alias).filter(queue=row.queue, created_at__lt=before)
+        sizes = query.values_list("pk", Length("message"))[: COMPARED_ROWS + 1]
+        ids = comparable_ids(list(sizes))
+        return None if ids is None else self._read(ids) if ids else []
+
+    def _read(self, ids: Sequence[str]) -> list[UnsentRow]:
+        return [
+            UnsentRow(
+                id=entity.id, queue=entity.queue, message=bytes(entity.message),
+                created_at=entity.created_at,
+            )
+            for entity in _rows(self._alias).filter(pk__in=ids).order_by("created_at")
+        ]  # fmt: skip
+
     def backlog(self) -> Backlog:
         """See Database."""
         close_old_connections()
@@ -115,6 +145,19 @@ class DjangoDatabase:
     def close(self) -> None:
         """Close the connections of this thread."""
         connections.close_all()
+
+
+class _SentDatabase(DjangoDatabase):
+    """A database that says when the row of a task has been sent."""
+
+    def __init__(self, alias: str, sent: Callable[[], None]) -> None:
+        super().__init__(alias)
+        self._sent = sent
+
+    def delete(self, ids: list[str]) -> None:
+        """Delete the row."""
+        self._sent()
+        super().delete(ids)
 
 
 class DjangoOutbox:
@@ -144,11 +187,7 @@ class DjangoOutbox:
         return task.replace(id=row.id)
 
     def _send(self, database: str, row: UnsentRow, sent: Sent) -> None:
-        def note(ids: list[str]) -> None:
-            sent(row.id, True)
-            DjangoDatabase(database).delete(ids)
-
-        self._after_commit.send([row], note, DjangoDatabase(database).kept)
+        self._after_commit.send([row], _SentDatabase(database, partial(sent, row.id, True)))
 
     def close(self) -> None:
         """Close the connections to the store."""

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from qsync.client import Client
 from qsync.connections import Connections
-from qsync.contrib.outbox.rows import UnsentRow
-from qsync.contrib.outbox.sending import call_hooks, call_hooks_async, send, send_async
-
-log: Final = logging.getLogger("qsync.outbox")
+from qsync.contrib.outbox.database import AsyncCommittedRows, CommittedRows
+from qsync.contrib.outbox.retry_log import RetryLog
+from qsync.contrib.outbox.rows import UnsentRow, replacing_lock
+from qsync.contrib.outbox.sending import Sent, call_hooks, call_hooks_async, send, send_async
 
 STORE_TIMEOUT_S: Final = 1.0
 """Time limit for the store after a commit, in seconds; after that a relay sends the row."""
 
 RELAY_ONLY_S: Final = 5.0
-"""Time during which relays send all rows after the store was unavailable, in seconds."""
+"""Time during which relays send all rows after the store was unavailable, or all rows of a queue
+after the store refused one, in seconds."""
 
 MAX_ROWS: Final = 1000
 """Maximum number of rows per transaction that its process sends; relays send the others."""
+
+_SEND: Final = "send rows of the outbox after their commit"
 
 
 class AfterCommit:
@@ -33,6 +35,9 @@ class AfterCommit:
         self._app = connections
         self._made: Connections | None = None
         self._away_until = 0.0
+        self._queues_until: dict[str, float] = {}
+        """Times until which relays send the rows of a queue."""
+        self._retries = RetryLog()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
@@ -48,57 +53,47 @@ class AfterCommit:
             self._made = self._app.copy(prefix=self._app.prefix, patience=STORE_TIMEOUT_S)
         return self._made
 
-    def send(
-        self,
-        rows: Sequence[UnsentRow],
-        delete: Callable[[list[str]], object],
-        committed: Callable[[Sequence[UnsentRow]], Sequence[UnsentRow]] = lambda rows: rows,
-    ) -> None:
-        """Send the rows and delete those that the store acknowledged; blocks.
-
-        `committed` returns the rows that the commit has kept: only these are sent.
-        """
-        if not rows or time.monotonic() < self._away_until:
+    def send(self, rows: Sequence[UnsentRow], database: CommittedRows) -> None:
+        """Send the rows that the commit has kept, and delete those that the store acknowledged;
+        blocks."""
+        if not (rows := self._own(rows)):
             return
         try:
             client: Client = self._quick.shared()
-            sent = send(client, committed(rows[:MAX_ROWS]))
-            if sent.error is not None:
-                self._leave(sent.error)
+            rows = database.kept(rows[:MAX_ROWS])
+            if locks := _replacing_locks(rows):
+                earlier = [database.earlier(row) for row in locks]
+                rows = _without_late(rows, locks, earlier)
+            sent = send(client, rows)
+            self._note(sent)
             if sent.ids:
-                delete(sent.ids)
+                database.delete(sent.ids)
             call_hooks(client, sent)
         except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
 
-    def begin(
-        self,
-        rows: Sequence[UnsentRow],
-        delete: Callable[[list[str]], Awaitable[object]],
-        committed: Callable[[Sequence[UnsentRow]], Awaitable[Sequence[UnsentRow]]],
-    ) -> None:
+    def begin(self, rows: Sequence[UnsentRow], database: AsyncCommittedRows) -> None:
         """Start sending the rows on the running event loop."""
-        if not rows or time.monotonic() < self._away_until:
+        if not (rows := self._own(rows)):
             return
-        task = asyncio.get_running_loop().create_task(self.send_async(rows, delete, committed))
+        task = asyncio.get_running_loop().create_task(self.send_async(rows, database))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def send_async(
-        self,
-        rows: Sequence[UnsentRow],
-        delete: Callable[[list[str]], Awaitable[object]],
-        committed: Callable[[Sequence[UnsentRow]], Awaitable[Sequence[UnsentRow]]] | None = None,
-    ) -> None:
-        """Send the rows and delete those that the store acknowledged."""
+    async def send_async(self, rows: Sequence[UnsentRow], database: AsyncCommittedRows) -> None:
+        """Send the rows that the commit has kept, and delete those that the store acknowledged."""
+        if not (rows := self._own(rows)):
+            return
         try:
             client = self._quick.here()
-            rows = rows[:MAX_ROWS] if committed is None else await committed(rows[:MAX_ROWS])
+            rows = await database.kept(rows[:MAX_ROWS])
+            if locks := _replacing_locks(rows):
+                earlier = [await database.earlier(row) for row in locks]
+                rows = _without_late(rows, locks, earlier)
             sent = await send_async(client, rows)
-            if sent.error is not None:
-                self._leave(sent.error)
+            self._note(sent)
             if sent.ids:
-                await delete(sent.ids)
+                await database.delete(sent.ids)
             await call_hooks_async(client, sent)
         except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
@@ -110,9 +105,54 @@ class AfterCommit:
         with contextlib.suppress(Exception):
             await asyncio.gather(*waiting)
 
+    def _own(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
+        """Return the rows that this process sends now."""
+        now = time.monotonic()
+        if now < self._away_until:
+            return ()
+        if not self._queues_until:
+            return rows
+        return [row for row in rows if now >= self._queues_until.get(row.queue, 0.0)]
+
+    def _note(self, sent: Sent) -> None:
+        """Record the outcome; leave the rows of the queues that failed to relays for a while."""
+        if sent.error is not None:
+            self._leave(sent.error)
+        elif sent.worked:
+            self._retries.worked(_SEND)
+        for queue in sent.worked - sent.failed.keys():
+            if self._queues_until.pop(queue, None) is not None:
+                self._retries.worked(_send_rows_of(queue))
+        for queue, error in sent.failed.items():
+            self._queues_until[queue] = time.monotonic() + RELAY_ONLY_S
+            self._retries.failed(_send_rows_of(queue), error, then="leaving them to relays")
+
     def _leave(self, error: Exception) -> None:
         self._away_until = time.monotonic() + RELAY_ONLY_S
-        log.warning(
-            "for %g s only relays send rows of the outbox: %s: %s",
-            RELAY_ONLY_S, type(error).__name__, error,
-        )  # fmt: skip
+        self._retries.failed(_SEND, error, then="leaving them to relays")
+
+
+def _replacing_locks(rows: Sequence[UnsentRow]) -> dict[UnsentRow, str]:
+    """Return the locks of the rows whose tasks replace the holder."""
+    return {row: lock for row in rows if (lock := replacing_lock(row))}
+
+
+def _without_late(
+    rows: Sequence[UnsentRow],
+    locks: Mapping[UnsentRow, str],
+    earlier: Sequence[Sequence[UnsentRow] | None],
+) -> list[UnsentRow]:
+    """Return the rows without those for whose lock an earlier row waits: a relay sends these in
+    order, so that the payload of the earlier row does not replace a later one."""
+    own = {row.id for row in rows}
+    late = set[UnsentRow]()
+    for lock, others in zip(locks.values(), earlier, strict=True):
+        if others is None or lock in {
+            replacing_lock(other) for other in others if other.id not in own
+        }:
+            late |= {each for each, held in locks.items() if held == lock}
+    return [row for row in rows if row not in late]
+
+
+def _send_rows_of(queue: str) -> str:
+    return f"send rows of queue {queue} after their commit"

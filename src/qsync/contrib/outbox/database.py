@@ -16,6 +16,19 @@ ROWS_PER_BATCH: Final = 250
 YOUNG_S: Final = 2.0
 """Age below which a relay leaves a row to the process that wrote it, in seconds."""
 
+BATCH_BYTES: Final = 32 * 1024 * 1024
+"""Size above which a batch takes no further row, in bytes: rows of up to 31 MiB would not fit into
+the memory."""
+
+WRONG_CLOCK_S: Final = 60.0
+"""A row whose time is further in the future than this, in seconds, is of a wrong clock. It is sent
+at once, since it would wait until its time."""
+
+COMPARED_ROWS: Final = 20
+COMPARED_BYTES: Final = 1024 * 1024
+"""Maximum number and size of earlier rows of a queue that a process reads before it sends a row
+that replaces another one. If there are more, a relay sends that row."""
+
 COUNTED: Final = 10_000
 """Largest number of rows that a count of the backlog returns."""
 
@@ -28,18 +41,36 @@ class Backlog:
     oldest_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueRows:
+    """Which rows a relay takes: those created before a time, and those of a wrong clock.
+
+    before  creation time before which a row is sent, by this machine's clock
+    after   creation time after which a row is of a wrong clock
+    ids     ids of rows to leave
+    queues  queues whose rows to leave
+    """
+
+    before: datetime
+    after: datetime
+    ids: Collection[str] = ()
+    queues: Collection[str] = ()
+
+
 class RowBatch(Protocol):
     """Rows that a relay has taken, in a transaction if the database can lock rows."""
 
     rows: Sequence[UnsentRow]
+    more: bool
+    """True if further rows may be due."""
     delete: Callable[[list[str]], object]
 
 
 class Database(Protocol):
     """A database whose calls block."""
 
-    def take(self, before: datetime, without: Collection[str]) -> AbstractContextManager[RowBatch]:
-        """Take up to ROWS_PER_BATCH rows from before a time that no relay has, oldest first."""
+    def take(self, selection: DueRows) -> AbstractContextManager[RowBatch]:
+        """Take up to ROWS_PER_BATCH rows, or BATCH_BYTES, that no relay has, oldest first."""
 
     def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""
@@ -48,10 +79,38 @@ class Database(Protocol):
         """Close the connections that the relay has opened."""
 
 
+class CommittedRows(Protocol):
+    """The database of rows that a transaction has committed, for the process that wrote them."""
+
+    def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
+        """Return those of the rows that the commit has kept."""
+
+    def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
+        """Return the rows of its queue that were created before a row; None if there are many or
+        large ones."""
+
+    def delete(self, ids: list[str]) -> object:
+        """Delete rows in a separate transaction."""
+
+
+class AsyncCommittedRows(Protocol):
+    """Like CommittedRows, with awaitable answers."""
+
+    async def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
+        """See CommittedRows."""
+
+    async def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
+        """See CommittedRows."""
+
+    async def delete(self, ids: list[str]) -> object:
+        """See CommittedRows."""
+
+
 class AsyncBatch(Protocol):
     """Like RowBatch, with an awaitable `delete`."""
 
     rows: Sequence[UnsentRow]
+    more: bool
 
     async def delete(self, ids: list[str]) -> None:
         """Delete rows."""
@@ -60,10 +119,8 @@ class AsyncBatch(Protocol):
 class AsyncDatabase(Protocol):
     """A database whose calls are awaited."""
 
-    def take(
-        self, before: datetime, without: Collection[str]
-    ) -> AbstractAsyncContextManager[AsyncBatch]:
-        """Take up to ROWS_PER_BATCH rows from before a time that no relay has, oldest first."""
+    def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncBatch]:
+        """Take up to ROWS_PER_BATCH rows, or BATCH_BYTES, that no relay has, oldest first."""
 
     async def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""
@@ -72,9 +129,38 @@ class AsyncDatabase(Protocol):
         """Close the connections that the relay has opened."""
 
 
-def due_before() -> datetime:
-    """Return the creation time before which a relay sends rows, by this machine's clock."""
-    return datetime.now(UTC) - timedelta(seconds=YOUNG_S)
+def due_rows(*, ids: Collection[str], queues: Collection[str]) -> DueRows:
+    """Return the rows that a relay sends now; not those with these ids, or of these queues."""
+    now = datetime.now(UTC)
+    return DueRows(
+        before=now - timedelta(seconds=YOUNG_S), after=now + timedelta(seconds=WRONG_CLOCK_S),
+        ids=ids, queues=queues,
+    )  # fmt: skip
+
+
+def fitting_ids(sizes: Sequence[tuple[str, int]]) -> list[str]:
+    """Return the ids of the first rows that fit into a batch, from ids and sizes; at least one."""
+    ids: list[str] = []
+    total = 0
+    for id, size in sizes:
+        total += size
+        if ids and total > BATCH_BYTES:
+            break
+        ids.append(id)
+    return ids
+
+
+def comparable_ids(sizes: Sequence[tuple[str, int]]) -> list[str] | None:
+    """Return the ids of earlier rows that may be read, from ids and sizes; None if there are many
+    or large ones."""
+    if len(sizes) > COMPARED_ROWS or sum(size for _, size in sizes) > COMPARED_BYTES:
+        return None
+    return [id for id, _ in sizes]
+
+
+def has_more(sizes: Sequence[tuple[str, int]], ids: Sequence[str]) -> bool:
+    """Return whether further rows may be due after a batch of these ids."""
+    return len(ids) < len(sizes) or len(sizes) == ROWS_PER_BATCH
 
 
 def backlog_of(count: int, oldest: datetime | None) -> Backlog:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
+from qsync.contrib.outbox.database import (
+    COMPARED_ROWS,
+    COUNTED,
+    ROWS_PER_BATCH,
+    Backlog,
+    DueRows,
+    backlog_of,
+    comparable_ids,
+    fitting_ids,
+    has_more,
+)
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
@@ -48,12 +57,19 @@ class Statements:
         self.insert: Composed = SQL(
             "INSERT INTO {} (id, queue, message, created_at) VALUES (%s, %s, %s, %s)"
         ).format(name)
-        self.take: Composed = SQL(
-            "SELECT id, queue, message, created_at FROM {} WHERE created_at < %s AND id <> ALL(%s) "
+        self.sizes: Composed = SQL(
+            "SELECT id, length(message) FROM {} WHERE (created_at < %s OR created_at > %s) "
+            "AND id <> ALL(%s) AND queue <> ALL(%s) "
             "ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED"
+        ).format(name)
+        self.take: Composed = SQL(
+            "SELECT id, queue, message, created_at FROM {} WHERE id = ANY(%s) ORDER BY created_at"
         ).format(name)
         self.delete: Composed = SQL("DELETE FROM {} WHERE id = ANY(%s)").format(name)
         self.kept: Composed = SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(name)
+        self.earlier: Composed = SQL(
+            "SELECT id, length(message) FROM {} WHERE queue = %s AND created_at < %s LIMIT %s"
+        ).format(name)
         self.backlog: Composed = SQL(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM {0} LIMIT %s) AS counted), "
             "(SELECT min(created_at) FROM {0})"
@@ -68,6 +84,7 @@ def values(row: UnsentRow) -> tuple[Any, ...]:
 @dataclass(slots=True)
 class _PsycopgBatch:
     rows: Sequence[UnsentRow]
+    more: bool
     delete: Any
 
 
@@ -92,18 +109,20 @@ class ConnectionDatabase:
         return self._connection
 
     @contextlib.contextmanager
-    def take(self, before: datetime, without: Collection[str]) -> Iterator[_PsycopgBatch]:
+    def take(self, selection: DueRows) -> Iterator[_PsycopgBatch]:
         """See Database."""
         connection = self._open()
         with connection.transaction():
-            records = connection.execute(
-                self._statements.take, (before, list(without), ROWS_PER_BATCH)
-            )
-            rows = [
-                UnsentRow(id=id, queue=queue, message=bytes(message), created_at=created)
-                for id, queue, message, created in records
-            ]
-            yield _PsycopgBatch(rows, partial(self._delete, connection))
+            sizes = connection.execute(
+                self._statements.sizes,
+                (
+                    selection.before, selection.after, list(selection.ids),
+                    list(selection.queues), ROWS_PER_BATCH,
+                ),
+            ).fetchall()  # fmt: skip
+            ids = fitting_ids(sizes)
+            rows = _rows_of(connection.execute(self._statements.take, (ids,)).fetchall())
+            yield _PsycopgBatch(rows, has_more(sizes, ids), partial(self._delete, connection))
 
     def _delete(self, connection: Connection[Any], ids: list[str]) -> None:
         connection.execute(self._statements.delete, (ids,))
@@ -118,6 +137,69 @@ class ConnectionDatabase:
         """See Database."""
         if self._connection is not None:
             self._connection.close()
+
+
+def _rows_of(records: Sequence[Any]) -> list[UnsentRow]:
+    return [
+        UnsentRow(id=id, queue=queue, message=bytes(message), created_at=created)
+        for id, queue, message, created in records
+    ]
+
+
+class _CommittedRows:
+    """The rows that a transaction of a connection has committed; see CommittedRows."""
+
+    def __init__(self, connection: Connection[Any], statements: Statements) -> None:
+        self._connection = connection
+        self._statements = statements
+
+    def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
+        """Return all: the transaction has read them just before its commit."""
+        return rows
+
+    def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
+        """See CommittedRows."""
+        connection, statements = self._connection, self._statements
+        with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+            parameters = (row.queue, row.created_at, COMPARED_ROWS + 1)
+            ids = comparable_ids(cursor.execute(statements.earlier, parameters).fetchall())
+            if not ids:
+                return None if ids is None else []
+            return _rows_of(cursor.execute(statements.take, (ids,)).fetchall())
+
+    def delete(self, ids: list[str]) -> None:
+        """See CommittedRows."""
+        with self._connection.transaction():
+            self._connection.execute(self._statements.delete, (ids,))
+
+
+class _AsyncCommittedRows:
+    """Like _CommittedRows, of an async connection."""
+
+    def __init__(self, connection: AsyncConnection[Any], statements: Statements) -> None:
+        self._connection = connection
+        self._statements = statements
+
+    async def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
+        """Return all: the transaction has read them just before its commit."""
+        return rows
+
+    async def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
+        """See CommittedRows."""
+        connection, statements = self._connection, self._statements
+        async with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+            parameters = (row.queue, row.created_at, COMPARED_ROWS + 1)
+            await cursor.execute(statements.earlier, parameters)
+            ids = comparable_ids(await cursor.fetchall())
+            if not ids:
+                return None if ids is None else []
+            await cursor.execute(statements.take, (ids,))
+            return _rows_of(await cursor.fetchall())
+
+    async def delete(self, ids: list[str]) -> None:
+        """See CommittedRows."""
+        async with self._connection.transaction():
+            await self._connection.execute(self._statements.delete, (ids,))
 
 
 class OutboxTransaction:
@@ -186,11 +268,7 @@ def transaction(
     finally:
         opened.open = False
 
-    def delete(ids: list[str]) -> None:
-        with connection.transaction():
-            connection.execute(statements.delete, (ids,))
-
-    after.send(committed, delete)
+    after.send(committed, _CommittedRows(connection, statements))
 
 
 @contextlib.asynccontextmanager
@@ -213,11 +291,7 @@ async def async_transaction(
     finally:
         opened.open = False
 
-    async def delete(ids: list[str]) -> None:
-        async with connection.transaction():
-            await connection.execute(statements.delete, (ids,))
-
-    await after.send_async(committed, delete)
+    await after.send_async(committed, _AsyncCommittedRows(connection, statements))
 
 
 def transaction_of(connection: Any) -> Any:

@@ -11,19 +11,21 @@ import contextlib
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from qsync.client import AsyncClient, Client
 from qsync.connections import Connections
 from qsync.contrib.outbox.database import (
-    ROWS_PER_BATCH,
     AsyncDatabase,
     Backlog,
     Database,
-    due_before,
+    DueRows,
+    due_rows,
 )
+from qsync.contrib.outbox.retry_log import RetryLog
 from qsync.contrib.outbox.sending import Sent, call_hooks, call_hooks_async, send, send_async
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, QueueFull
 from qsync.formatting import plural
 from qsync.server.outbox_backlog import OutboxBacklog, relays
 
@@ -33,7 +35,8 @@ PAUSE_S: Final = 1.0
 """Time between two reads of the database when there are no rows to send, in seconds."""
 
 LONGEST_PAUSE_S: Final = 10.0
-"""Longest time between two attempts while store or database is unavailable, in seconds."""
+"""Longest time between two attempts while the store, the database or a queue is unavailable, in
+seconds."""
 
 STORE_TIMEOUT_S: Final = 5.0
 """Time limit for the store while the rows of a batch are locked, in seconds."""
@@ -47,9 +50,25 @@ OLD_S: Final = 60.0
 UNREADABLE: Final = 1000
 """Maximum number of unreadable rows that a relay skips."""
 
+FAILING_QUEUES: Final = 1000
+"""Maximum number of queues whose rows a relay leaves for a while."""
+
+_SEND: Final = "send rows of the outbox"
+_READ: Final = "read or delete rows of the outbox"
+
+
+@dataclass(slots=True)
+class _FailingQueue:
+    """A queue whose rows the store has refused."""
+
+    until: float
+    """Time until which its rows are left, by time.monotonic."""
+    pause_s: float
+    """Length of the next such pause, in seconds."""
+
 
 class _Progress:
-    """State of both relays: backlog, unreadable rows and pauses."""
+    """State of both relays: backlog, unreadable rows, failing queues and pauses."""
 
     def __init__(self) -> None:
         self.sent: int = 0
@@ -57,27 +76,60 @@ class _Progress:
         self.backlog: Backlog | None = None
         """Backlog at the last count; None before the first count."""
         self.unreadable: dict[str, None] = {}
+        self._failing: dict[str, _FailingQueue] = {}
         self._pause_s = PAUSE_S
+        self._retries = RetryLog()
         self._measured = -BACKLOG_INTERVAL_S
         self._warned = -OLD_S
 
-    def pause_after(self, taken: int, sent: Sent) -> float:
-        """Return how long to wait before the next batch, in seconds."""
+    def selection(self) -> DueRows:
+        """Return the rows to take next. Forget failing queues that have no rows any more."""
+        now = time.monotonic()
+        for queue in [name for name, each in self._failing.items() if each.until < now - OLD_S]:
+            del self._failing[queue]
+            self._retries.forget(_send_rows_of(queue))
+        queues = [queue for queue, failing in self._failing.items() if failing.until > now]
+        return due_rows(ids=self.unreadable, queues=queues)
+
+    def note_sent(self, sent: Sent) -> None:
+        """Record the outcome of a batch, and which queues fail."""
         self.sent += len(sent.ids)
         for id in sent.unreadable:
             if len(self.unreadable) < UNREADABLE:
                 self.unreadable[id] = None
             log.error("this version cannot read row %s of the outbox and leaves it there", id)
-        if sent.error is not None:
-            return self.pause_after_error(sent.error)
-        self._pause_s = PAUSE_S
-        return 0.0 if taken == ROWS_PER_BATCH and sent.ids else PAUSE_S
+        for queue in sent.worked - sent.failed.keys():
+            if self._failing.pop(queue, None) is not None:
+                self._retries.worked(_send_rows_of(queue))
+        for queue, error in sent.failed.items():
+            self._leave(queue, error)
 
-    def pause_after_error(self, error: BaseException) -> float:
+    def _leave(self, queue: str, error: QsyncError) -> None:
+        """Leave the rows of a queue for a while, so that they do not keep others waiting."""
+        if queue not in self._failing and len(self._failing) >= FAILING_QUEUES:
+            return
+        self._retries.failed(_send_rows_of(queue), error)
+        failing = self._failing.setdefault(queue, _FailingQueue(0.0, PAUSE_S))
+        failing.until = time.monotonic() + failing.pause_s
+        if not isinstance(error, QueueFull):  # there may be room at any moment
+            failing.pause_s = min(failing.pause_s * 2, LONGEST_PAUSE_S)
+
+    def pause_after(self, more: bool, sent: Sent) -> float:
+        """Return how long to wait after a batch, in seconds; `more` rows may be due."""
+        self._retries.worked(_READ)
+        if sent.error is not None:
+            return self.pause_after_error(sent.error, _SEND)
+        if sent.worked:
+            self._retries.worked(_SEND)
+        self._pause_s = PAUSE_S
+        if len(self._failing) >= FAILING_QUEUES and not sent.ids:
+            return PAUSE_S
+        return 0.0 if sent.stopped or (more and (sent.ids or sent.failed)) else PAUSE_S
+
+    def pause_after_error(self, error: BaseException, action: str = _READ) -> float:
         """Return how long to wait after an error, in seconds; each wait doubles."""
         pause, self._pause_s = self._pause_s, min(self._pause_s * 2, LONGEST_PAUSE_S)
-        if pause == PAUSE_S:
-            log.warning("the relay of the outbox is retrying: %s: %s", type(error).__name__, error)
+        self._retries.failed(action, error)
         return pause
 
     def _last_count(self) -> OutboxBacklog | None:
@@ -99,6 +151,10 @@ class _Progress:
                 "waiting in the outbox: %s, the oldest for %.0f s",
                 plural(backlog.rows, "row"), backlog.oldest_s,
             )  # fmt: skip
+
+
+def _send_rows_of(queue: str) -> str:
+    return f"send rows of queue {queue}"
 
 
 class Relay(_Progress):
@@ -150,12 +206,16 @@ class Relay(_Progress):
     def _step(self, client: Client) -> float:
         if self.is_due():
             self.note(self._database.backlog())
-        with self._database.take(due_before(), self.unreadable) as batch:
-            sent = send(client, batch.rows)
-            if sent.ids:
-                batch.delete(sent.ids)
+        sent = Sent()
+        try:
+            with self._database.take(self.selection()) as batch:
+                sent = send(client, batch.rows, last=self._failing)
+                if sent.ids:
+                    batch.delete(sent.ids)
+        finally:  # also if the rows cannot be deleted
+            self.note_sent(sent)
         call_hooks(client, sent)
-        return self.pause_after(len(batch.rows), sent)
+        return self.pause_after(batch.more, sent)
 
 
 class AsyncRelay(_Progress):
@@ -197,9 +257,13 @@ class AsyncRelay(_Progress):
     async def _step(self, client: AsyncClient) -> float:
         if self.is_due():
             self.note(await self._database.backlog())
-        async with self._database.take(due_before(), self.unreadable) as batch:
-            sent = await send_async(client, batch.rows)
-            if sent.ids:
-                await batch.delete(sent.ids)
+        sent = Sent()
+        try:
+            async with self._database.take(self.selection()) as batch:
+                sent = await send_async(client, batch.rows, last=self._failing)
+                if sent.ids:
+                    await batch.delete(sent.ids)
+        finally:  # as above
+            self.note_sent(sent)
         await call_hooks_async(client, sent)
-        return self.pause_after(len(batch.rows), sent)
+        return self.pause_after(batch.more, sent)

@@ -92,6 +92,15 @@ def new_task_of(row: UnsentRow) -> NewTask:
     )  # fmt: skip
 
 
+def replacing_lock(row: UnsentRow) -> str:
+    """Return the lock of a task that replaces the holder, as with `debounce`; "" for another."""
+    try:
+        new = new_task_of(row)
+    except UnreadableRow:
+        return ""
+    return new.lock if new.flow is not None and new.flow.on_duplicate == "replace" else ""
+
+
 def by_queue(rows: Iterable[UnsentRow]) -> tuple[dict[str, list[NewTask]], list[str]]:
     """Return the tasks by queue, in order, and the ids of unreadable rows."""
     queues: dict[str, list[NewTask]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,7 +14,7 @@ from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
 from qsync.contrib.outbox.rows import UnsentRow, by_queue
-from qsync.errors import QsyncError, QueueFull
+from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.new_task import NewTask, info_of
 from qsync.task import TaskInfo
 from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
@@ -34,17 +34,23 @@ class Sent:
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """Error of a call; its rows are left, as are all later ones unless only its queue is full."""
+    """Error of the store; the rows of the call are left, as are all later ones."""
 
-    full: set[str] = field(default_factory=set)
-    """Queues that have reached a bound; their rows are left."""
+    failed: dict[str, QsyncError] = field(default_factory=dict)
+    """Errors of calls that concern only their queue, by queue; its other rows are left."""
 
-    _full: QueueFull | None = None
+    worked: set[str] = field(default_factory=set)
+    """Queues of which the store took a row."""
+
+    stopped: bool = False
+    """True if a node of a cluster did not answer: the rows of later queues are left, since another
+    such queue would take the time limit of the store once more."""
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
         """Record the reply to a call."""
         for task, outcome in zip(tasks, reply, strict=True):
             self.ids.append(task.id)
+            self.worked.add(task.queue)
             if outcome.outcome == "created":
                 self.created.append(task)
             if outcome.outcome == "repeated":
@@ -55,19 +61,19 @@ class Sent:
                     task.id, task.queue, outcome.id,
                 )  # fmt: skip
 
-    def refused(self, queue: str, tasks: Sequence[NewTask], error: QsyncError) -> Sequence[NewTask]:
+    def refused(
+        self, queue: str, tasks: Sequence[NewTask], error: QsyncError, *, cluster: bool
+    ) -> Sequence[NewTask]:
         """Record the error of a call; return the tasks for which a full queue has room."""
-        if not isinstance(error, QueueFull) or error.bound is None:
+        if isinstance(error, QueueFull) and error.bound is not None:
+            self.failed[queue] = error
+            return tasks[: error.room]
+        if isinstance(error, ConfigError) or not (cluster or _is_of_queue(error)):
             self.error = error
-            return ()
-        self.full.add(queue)
-        self._full = self._full or error
-        return tasks[: error.room]
-
-    def end(self) -> Sent:
-        """Return this, with the error of a full queue if there was no other."""
-        self.error = self.error or self._full
-        return self
+        else:
+            self.failed[queue] = error
+            self.stopped = isinstance(error, StoreUnavailable)
+        return ()
 
     def infos(self) -> Iterator[TaskInfo]:
         """Yield the new tasks as hooks see them."""
@@ -87,38 +93,54 @@ async def call_hooks_async(client: AsyncClient, sent: Sent) -> None:
         await client.call_hooks(sent.infos())
 
 
-def _calls(rows: Sequence[UnsentRow], sent: Sent) -> Iterator[tuple[str, Sequence[NewTask]]]:
+def _is_of_queue(error: QsyncError) -> bool:
+    """Return whether an error of a single node concerns only the queue of the call."""
+    return not isinstance(error, StoreUnavailable | QueueFull)
+
+
+def _calls(
+    rows: Sequence[UnsentRow], sent: Sent, last: Collection[str]
+) -> Iterator[tuple[str, Sequence[NewTask]]]:
     queues, sent.unreadable = by_queue(rows)
-    for queue, tasks in queues.items():
-        for part in ops.batches(tasks, size_of, CALL_BYTES):
+    for queue in sorted(queues, key=lambda queue: queue in last):
+        if sent.stopped:
+            if queue in last:
+                sent.failed[queue] = next(reversed(sent.failed.values()))
+            continue
+        for part in ops.batches(queues[queue], size_of, CALL_BYTES):
             yield queue, part
             if sent.error is not None:
                 return
-            if queue in sent.full:
+            if queue in sent.failed:
                 break
 
 
-def send(client: Client, rows: Sequence[UnsentRow]) -> Sent:
-    """Send the rows and return the outcome; errors of the store are part of it."""
-    sent = Sent()
-    for queue, tasks in _calls(rows, sent):
+def send(client: Client, rows: Sequence[UnsentRow], *, last: Collection[str] = ()) -> Sent:
+    """Send the rows and return the outcome; errors of the store are part of it.
+
+    Rows of the queues in `last` are sent last, since they failed before.
+    """
+    sent, cluster = Sent(), client._address.kind == "cluster"
+    for queue, tasks in _calls(rows, sent, last):
         try:
             sent.note(tasks, client._send_call(queue, tasks, client._durability))
         except QsyncError as error:
-            if fitting := sent.refused(queue, tasks, error):
+            if fitting := sent.refused(queue, tasks, error, cluster=cluster):
                 with contextlib.suppress(QueueFull):
                     sent.note(fitting, client._send_call(queue, fitting, client._durability))
-    return sent.end()
+    return sent
 
 
-async def send_async(client: AsyncClient, rows: Sequence[UnsentRow]) -> Sent:
-    """Send the rows and return the outcome; errors of the store are part of it."""
-    sent = Sent()
-    for queue, tasks in _calls(rows, sent):
+async def send_async(
+    client: AsyncClient, rows: Sequence[UnsentRow], *, last: Collection[str] = ()
+) -> Sent:
+    """Send the rows and return the outcome, as `send` does."""
+    sent, cluster = Sent(), client._address.kind == "cluster"
+    for queue, tasks in _calls(rows, sent, last):
         try:
             sent.note(tasks, await client._send_call(queue, tasks, client._durability))
         except QsyncError as error:
-            if fitting := sent.refused(queue, tasks, error):
+            if fitting := sent.refused(queue, tasks, error, cluster=cluster):
                 with contextlib.suppress(QueueFull):
                     sent.note(fitting, await client._send_call(queue, fitting, client._durability))
-    return sent.end()
+    return sent

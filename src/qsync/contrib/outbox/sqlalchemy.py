@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
-from qsync.contrib.outbox.database import COUNTED, ROWS_PER_BATCH, Backlog, backlog_of
+from qsync.contrib.outbox.database import (
+    COMPARED_ROWS,
+    COUNTED,
+    ROWS_PER_BATCH,
+    Backlog,
+    DueRows,
+    backlog_of,
+    comparable_ids,
+    fitting_ids,
+    has_more,
+)
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, UnsentRow
 from qsync.errors import ConfigError
 from qsync.instrumentation import missing
@@ -30,6 +39,7 @@ try:
         func,
         inspect,
         literal,
+        or_,
         select,
     )
     from sqlalchemy import delete as delete_from
@@ -85,23 +95,23 @@ def make_entity(table: Table) -> type[Any]:
     return entity
 
 
-def take(
-    connection: Connection, table: Table, before: datetime, without: Collection[str]
-) -> list[UnsentRow]:
-    """Lock and return rows older than a time; SQLite has no locks for rows."""
+def take(connection: Connection, table: Table, selection: DueRows) -> tuple[list[UnsentRow], bool]:
+    """Lock and return rows, and whether further ones may be due; SQLite has no locks for rows."""
+    columns = table.c
     query = (
-        select(table)
-        .where(table.c.created_at < before)
-        .order_by(table.c.created_at)
+        select(columns.id, func.length(columns.message))
+        .where(or_(columns.created_at < selection.before, columns.created_at > selection.after))
+        .order_by(columns.created_at)
         .limit(ROWS_PER_BATCH)
         .with_for_update(skip_locked=True)
     )
-    if without:
-        query = query.where(table.c.id.not_in(list(without)))
-    return [
-        UnsentRow(id=row.id, queue=row.queue, message=row.message, created_at=row.created_at)
-        for row in connection.execute(query)
-    ]
+    if selection.ids:
+        query = query.where(columns.id.not_in(list(selection.ids)))
+    if selection.queues:
+        query = query.where(columns.queue.not_in(list(selection.queues)))
+    sizes = [(id, size) for id, size in connection.execute(query)]
+    ids = fitting_ids(sizes)
+    return _rows(connection, table, ids), has_more(sizes, ids)
 
 
 def delete(connection: Connection, table: Table, ids: list[str]) -> None:
@@ -116,6 +126,27 @@ def kept(connection: Connection, table: Table, rows: Sequence[UnsentRow]) -> lis
     return [row for row in rows if row.id in found]
 
 
+def earlier(connection: Connection, table: Table, row: UnsentRow) -> list[UnsentRow] | None:
+    """Return the rows of its queue that were created before a row; None if there are many or large
+    ones."""
+    columns = table.c
+    query = (
+        select(columns.id, func.length(columns.message))
+        .where(columns.queue == row.queue, columns.created_at < row.created_at)
+        .limit(COMPARED_ROWS + 1)
+    )
+    ids = comparable_ids([(id, size) for id, size in connection.execute(query)])
+    return None if ids is None else _rows(connection, table, ids) if ids else []
+
+
+def _rows(connection: Connection, table: Table, ids: Sequence[str]) -> list[UnsentRow]:
+    query = select(table).where(table.c.id.in_(ids)).order_by(table.c.created_at)
+    return [
+        UnsentRow(id=row.id, queue=row.queue, message=row.message, created_at=row.created_at)
+        for row in connection.execute(query)
+    ]
+
+
 def backlog(connection: Connection, table: Table) -> Backlog:
     """Return the number of waiting rows and the age of the oldest."""
     some = select(literal(1)).select_from(table).limit(COUNTED).subquery()
@@ -127,6 +158,7 @@ def backlog(connection: Connection, table: Table) -> Backlog:
 @dataclass(slots=True)
 class _SqlalchemyBatch:
     rows: Sequence[UnsentRow]
+    more: bool
     delete: Any
 
 
@@ -138,14 +170,14 @@ class EngineDatabase:
         self._table = table
 
     @contextlib.contextmanager
-    def take(self, before: datetime, without: Collection[str]) -> Iterator[_SqlalchemyBatch]:
+    def take(self, selection: DueRows) -> Iterator[_SqlalchemyBatch]:
         """See Database."""
         with self._engine.begin() as connection:
-            rows = take(connection, self._table, before, without)
+            rows, more = take(connection, self._table, selection)
             if self._engine.dialect.name != WITHOUT_LOCKS:
-                yield _SqlalchemyBatch(rows, partial(delete, connection, self._table))
+                yield _SqlalchemyBatch(rows, more, partial(delete, connection, self._table))
                 return
-        yield _SqlalchemyBatch(rows, self.delete)
+        yield _SqlalchemyBatch(rows, more, self.delete)
 
     def delete(self, ids: list[str]) -> None:
         """Delete rows in a separate transaction."""
@@ -156,6 +188,11 @@ class EngineDatabase:
         """Return those of the rows that a commit has kept."""
         with self._engine.begin() as connection:
             return kept(connection, self._table, rows)
+
+    def earlier(self, row: UnsentRow) -> list[UnsentRow] | None:
+        """See CommittedRows."""
+        with self._engine.begin() as connection:
+            return earlier(connection, self._table, row)
 
     def backlog(self) -> Backlog:
         """See Database."""
@@ -169,6 +206,7 @@ class EngineDatabase:
 @dataclass(slots=True)
 class _AsyncBatch:
     rows: Sequence[UnsentRow]
+    more: bool
     delete: Any
 
 
@@ -180,18 +218,18 @@ class AsyncEngineDatabase:
         self._table = table
 
     @contextlib.asynccontextmanager
-    async def take(self, before: datetime, without: Collection[str]) -> AsyncIterator[_AsyncBatch]:
+    async def take(self, selection: DueRows) -> AsyncIterator[_AsyncBatch]:
         """See AsyncDatabase."""
         async with self._engine.begin() as connection:
-            rows = await connection.run_sync(take, self._table, before, without)
+            rows, more = await connection.run_sync(take, self._table, selection)
             if self._engine.dialect.name != WITHOUT_LOCKS:
 
                 async def delete_taken(ids: list[str]) -> None:
                     await connection.run_sync(delete, self._table, ids)
 
-                yield _AsyncBatch(rows, delete_taken)
+                yield _AsyncBatch(rows, more, delete_taken)
                 return
-        yield _AsyncBatch(rows, self.delete)
+        yield _AsyncBatch(rows, more, self.delete)
 
     async def delete(self, ids: list[str]) -> None:
         """Delete rows in a separate transaction."""
@@ -202,6 +240,11 @@ class AsyncEngineDatabase:
         """Return those of the rows that a commit has kept."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(kept, self._table, rows)
+
+    async def earlier(self, row: UnsentRow) -> list[UnsentRow] | None:
+        """See CommittedRows."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(earlier, self._table, row)
 
     async def backlog(self) -> Backlog:
         """See AsyncDatabase."""
@@ -265,7 +308,6 @@ class SessionHooks:
     def _send(self, engine: Engine, rows: Sequence[UnsentRow]) -> None:
         if engine.dialect.is_async:
             database = AsyncEngineDatabase(AsyncEngine(engine), self._table)
-            self._after_commit.begin(rows, database.delete, database.kept)
+            self._after_commit.begin(rows, database)
         else:
-            of_engine = EngineDatabase(engine, self._table)
-            self._after_commit.send(rows, of_engine.delete, of_engine.kept)
+            self._after_commit.send(rows, EngineDatabase(engine, self._table))
