@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qsync.broker import redis_clients
 from qsync.broker.address import Address
@@ -26,13 +27,14 @@ from qsync.enqueueing import (
     CONFIRM_TIMEOUT,
     check_confirm_timeout,
     check_durability,
+    check_payload_limit,
     check_remember_ids,
 )
 from qsync.errors import ConfigError
 from qsync.hooks import Hooks
 from qsync.new_task import new_task
 from qsync.task import REMEMBER_IDS, Task
-from qsync.times import Duration
+from qsync.times import MAX_SECONDS, Duration
 from qsync.value_text import shorten
 
 if TYPE_CHECKING:
@@ -82,16 +84,11 @@ class Connections:
             url = os.environ.get(URL) or None
         if url is None:
             raise ConfigError(_NO_URL)
-        if type(payload_limit) is not int or payload_limit < 1:
-            msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
-            raise ConfigError(msg)
-        if type(patience) not in (int, float) or not patience >= 0:
-            raise ConfigError(f"patience: {shorten(patience)} is not a number of seconds from 0")
         self.prefix: str = prefix
-        self._patience = patience
+        self._patience = _checked_patience(patience)
         self._options: dict[str, Any] = {
             "prefix": prefix,
-            "payload_limit": payload_limit,
+            "payload_limit": check_payload_limit(payload_limit),
             "durability": check_durability(durability),
             "confirm_timeout": check_confirm_timeout(confirm_timeout),
             "remember_ids": check_remember_ids(remember_ids) / 1_000_000,
@@ -179,6 +176,10 @@ class Connections:
 
     def extend(self, extension: Extension) -> None:
         """Add an extension. Raise ConfigError as for `Qsync.extend`."""
+        from qsync.instrumentation import Extension  # imports the clients
+
+        if not isinstance(extension, Extension):
+            raise ConfigError(f"extend: {shorten(extension)} is not an Extension")
         if extension.name and any(extension.name == other.name for other in self.extensions):
             raise ConfigError(f"extend: the app already has the extension {extension.name!r}")
         if extension.around_enqueue is not None and self.in_use:
@@ -321,6 +322,15 @@ class Connections:
         for loop in list(self._by_loop):
             if loop.is_closed():
                 self._by_loop.pop(loop, None)
+
+
+def _checked_patience(value: Any) -> float:
+    """Return the patience, in seconds. Raise ConfigError if it is not valid."""
+    if type(value) in (int, float) and (0 <= value <= MAX_SECONDS or value == math.inf):
+        return cast("float", value)
+    raise ConfigError(
+        f"patience: {shorten(value)} is not a number of seconds from 0 to 10 years, or math.inf"
+    )
 
 
 class LoopClient:

@@ -9,7 +9,7 @@ from typing import Final
 from qsync.errors import InvalidTask
 from qsync.phrase import Phrase, phrase, plural_phrase
 from qsync.url_masking import hide_credentials
-from qsync.value_text import URL_LIMIT
+from qsync.value_text import URL_LIMIT, shorten
 
 _ANY_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - a reading of a clock
 _RANGES: Final = {
@@ -50,7 +50,7 @@ def cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> I
 def cron_fields(expression: object) -> list[str]:
     """Return the fields of an expression. Raise InvalidTask if it is not valid."""
     if not isinstance(expression, str):
-        raise InvalidTask(f"cron={expression!r:.200}: give a string")
+        raise InvalidTask(f"cron={shorten(expression)}: give a string")
     try:
         cron_matches(expression, _ANY_TIME)
     except ValueError as error:
@@ -61,7 +61,9 @@ def cron_fields(expression: object) -> list[str]:
 
 def field_error(field: str, value: object, why: Phrase) -> Phrase:
     """Return the text of an error about a value: the field, the value and what to do."""
-    shown = hide_credentials(repr(value)[:URL_LIMIT])[:200]
+    shown = shorten(value)
+    if isinstance(value, str):  # an expression may be long
+        shown = hide_credentials(repr(value[:URL_LIMIT])[:URL_LIMIT])[:200]
     return phrase("%(field)s=%(value)s: %(why)s", field=field, value=shown, why=why)
 
 

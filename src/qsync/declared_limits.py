@@ -8,6 +8,7 @@ from qsync.errors import ConfigError, InvalidTask, at_definition
 from qsync.limit import LimitRule, check_limit_name, limit_name
 from qsync.suggestions import did_you_mean
 from qsync.task import DEFAULT, Task
+from qsync.value_text import shorten
 
 
 class DeclaredLimits:
@@ -25,7 +26,8 @@ class DeclaredLimits:
         with at_definition():
             check_limit_name(name)
         if not isinstance(per_queue, bool):
-            raise ConfigError(f"limit {name!r}: per_queue: {per_queue!r:.80} is not True or False")
+            shown = shorten(per_queue)
+            raise ConfigError(f"limit {name!r}: per_queue: {shown} is not True or False")
         if name in self.rules:
             raise ConfigError(f"limit {name!r}: the app already has a limit of this name")
         if not per_queue:

@@ -11,7 +11,7 @@ from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.running_task import check_lease, nonce_of_parent, running
-from qsync.task import Task
+from qsync.task import MAX_PAYLOAD_LIMIT, Task
 from qsync.times import Duration, duration_us
 from qsync.value_text import shorten
 
@@ -29,6 +29,16 @@ def check_remember_ids(value: object) -> int:
         return duration_us("remember_ids", cast("Duration", value))
     except InvalidTask as error:
         raise ConfigError(str(error)) from None
+
+
+def check_payload_limit(value: object) -> int:
+    """Return the limit of an encoded payload, in bytes. Raise ConfigError if it is not valid."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"payload_limit: {shorten(value)} is not a positive number of bytes")
+    if value > MAX_PAYLOAD_LIMIT:
+        msg = f"payload_limit: {shorten(value)} is over {MAX_PAYLOAD_LIMIT} bytes (31 MiB)"
+        raise ConfigError(msg)
+    return value
 
 
 def check_durability(value: object) -> Durability | None:

@@ -199,7 +199,7 @@ class RateLimited(Snooze):
     ) -> None:
         delay = _checked_delay("RateLimited: retry_after", retry_after)
         if limit is not None and not isinstance(limit, str):
-            raise ConfigError(f"RateLimited: limit: {limit!r:.80} is not a text")
+            raise ConfigError(f"RateLimited: limit: {_shown(limit)} is not a text")
         super().__init__(delay, message)
         self.limit = limit
 
@@ -208,11 +208,21 @@ def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
     """Return the delay; raise ConfigError if it is not valid."""
     seconds = _seconds(delay)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise ConfigError(f"{field}: {delay!r:.80} is neither a number of seconds nor a timedelta")
+        raise ConfigError(
+            f"{field}: {_shown(delay)} is neither a number of seconds nor a timedelta"
+        )
     if not 0 <= seconds <= LONGEST_SNOOZE_S:  # False for NaN
-        msg = f"{field}: {delay!r:.80} is not between 0 and {LONGEST_SNOOZE_S:.0f} seconds"
+        msg = f"{field}: {_shown(delay)} is not between 0 and {LONGEST_SNOOZE_S:.0f} seconds"
         raise ConfigError(msg)
     return delay
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, even if it has no repr, as an int of 5,000 digits."""
+    try:
+        return f"{value!a:.80}"
+    except Exception:
+        return f"<{type(value).__name__} that has no repr>"
 
 
 def _seconds(delay: float | timedelta) -> float:

@@ -21,13 +21,13 @@ from qsync.batch_function import BatchDecorator, BatchFunction
 from qsync.bounds import Bounds, WhenFull, bounds_of
 from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
-from qsync.errors import ConfigError, at_definition
+from qsync.errors import ConfigError, InvalidTask, at_definition
 from qsync.keys import check_name
 from qsync.limit import limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
-from qsync.task import TaskInfo
+from qsync.task import TaskInfo, check_type
 from qsync.task_function import (
     HANDLER_OPTIONS,
     PERIODIC,
@@ -164,6 +164,7 @@ class Registry:
 
         def register(function: Callable[[list[TaskInfo]], Any]) -> BatchFunction[Any]:
             with at_definition():
+                _check_task_name(name)
                 batch = BatchFunction(
                     function, self._connections, name=name, max_size=max_size, max_wait=max_wait,
                     middleware=middleware, retry_for=retry_for, dont_retry_for=dont_retry_for,
@@ -349,6 +350,7 @@ class Registry:
     ) -> TaskFunction[..., Any, ..., Any]:
         options = dict(settings)
         with at_definition():
+            _check_task_name(name)
             check_options("task", settings, "name", *others)
             return TaskFunction(
                 function,
@@ -381,6 +383,9 @@ class Registry:
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
         values = {} if arguments is None else dict(arguments)
+        for argument in values:
+            if not isinstance(argument, str):
+                raise ConfigError(f"arguments: the name {shorten(argument)} is not a text")
         for name in task.required:
             if name not in values:
                 msg = f"parameter {name!r} gets no value; give arguments={{{name!r}: ...}}"
@@ -397,3 +402,13 @@ class Registry:
         from qsync.server.periodic import PeriodicTask
 
         return PeriodicTask(periodic, partial(task.build, **values) if values else task.build)
+
+
+def _check_task_name(name: object) -> None:
+    """Raise ConfigError unless a name is None or 1 to 256 printable characters."""
+    try:
+        if name is not None:
+            check_type(name)
+    except InvalidTask:
+        msg = f"name: {shorten(name)} is not 1 to 256 printable characters"
+        raise ConfigError(msg) from None

@@ -254,7 +254,7 @@ class Periodic:
     def __post_init__(self) -> None:
         check_schedule_name(self.name)
         if not isinstance(self.schedule, Schedule):
-            raise InvalidTask(f"schedule={self.schedule!r:.200}: give Cron(...) or Every(...)")
+            raise InvalidTask(f"schedule={shorten(self.schedule)}: give Cron(...) or Every(...)")
         if self.missed not in get_args(Missed):
             why = phrase("give one of %(choices)s", choices=str(get_args(Missed)))
             raise InvalidTask(field_error("missed", self.missed, why))

@@ -20,7 +20,7 @@ from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import Duration, datetime_us, duration_us, from_us
 from qsync.uniqueness import OnDuplicate, Uniqueness, check_uniqueness
-from qsync.value_text import shorten
+from qsync.value_text import class_name, shorten
 
 T = TypeVar("T")
 
@@ -48,6 +48,9 @@ HEADERS_LIMIT: Final = 8 * 1024
 """Limit of the encoded headers, bytes."""
 
 MAX_RETRY: Final = 1_000_000
+
+NORMAL_RETRY: Final = 3
+"""Default of `retry`."""
 
 
 class Arguments(dict[str, Any]):
@@ -108,7 +111,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
 
     queue: str = DEFAULT
     id: str | None = None
-    retry: int = 3
+    retry: int = NORMAL_RETRY
     retry_delay: Delays | None = None
     delay: Duration | None = None
     process_at: datetime | None = None
@@ -132,7 +135,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
         if self.id is not None:
             check_id(self.id)
         retry = self.retry
-        if retry != 3 and (type(retry) is not int or not 0 <= retry <= MAX_RETRY):
+        if retry is not NORMAL_RETRY and (type(retry) is not int or not 0 <= retry <= MAX_RETRY):
             msg = f"retry: {shorten(retry)} is not a whole number from 0 to {MAX_RETRY}"
             raise InvalidTask(msg)
         priority = self.priority
@@ -272,10 +275,14 @@ def _short_text(field: str, value: str | None, limit: int) -> str | None:
 def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
     if headers is None:
         return None
-    if not isinstance(headers, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, str) for name, value in headers.items()
-    ):
-        raise InvalidTask("headers: not a mapping of text to text")
+    if not isinstance(headers, Mapping):
+        raise InvalidTask(f"headers: {class_name(headers)} is not a mapping of text to text")
+    for name, value in headers.items():
+        if not isinstance(name, str):
+            raise InvalidTask(f"headers: the name {shorten(name)} is not a text")
+        if not isinstance(value, str):  # not shown: it may be a secret
+            kind = class_name(value)
+            raise InvalidTask(f"headers: the value of {shorten(name)} is {kind}, not a text")
     try:
         size = len(codec.encode(dict(headers)))
     except codec.CodecError as error:

@@ -34,7 +34,10 @@ def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:  # an int over 1e308
+            seconds = math.inf
     else:
         raise InvalidTask(
             phrase(
@@ -68,7 +71,7 @@ def _example(value: object) -> str:
     after = "seconds=60"
     if isinstance(value, timedelta):
         after = f"seconds={value.total_seconds():g}"
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, int | float) and abs(value) <= MAX_SECONDS:
         after = f"seconds={value:g}"
     return f"datetime.now(UTC) + timedelta({after})"
 

@@ -668,7 +668,7 @@ def test_task_name_can_be_registered_once() -> None:
     app.task("one")(nothing)
     with pytest.raises(ConfigError, match="'one' already has a handler: nothing"):
         app.task("one")(nothing)
-    with pytest.raises(ConfigError, match="type"):
+    with pytest.raises(ConfigError, match="name: '' is not 1 to 256"):
         app.task("")(nothing)
 
 

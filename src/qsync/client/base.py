@@ -19,18 +19,17 @@ from qsync.declared_limits import DeclaredLimits
 from qsync.enqueueing import (
     check_confirm_timeout,
     check_durability,
+    check_payload_limit,
     check_remember_ids,
     validated,
 )  # fmt: skip
-from qsync.errors import ConfigError, QsyncError
+from qsync.errors import QsyncError
 from qsync.idempotency import CallSequences
 from qsync.keys import GlobalKeys, QueueKeys, check_id, queue_keys
 from qsync.new_task import NewTask
 from qsync.queue_announcer import QueueAnnouncer
-from qsync.task import MAX_PAYLOAD_LIMIT
 from qsync.task_lookup import Search
 from qsync.times import Duration
-from qsync.value_text import shorten
 
 T = TypeVar("T")
 
@@ -54,18 +53,12 @@ class ClientBase:
         confirm_timeout: float,
         remember_ids: Duration,
     ) -> None:
-        if type(payload_limit) is not int or payload_limit < 1:
-            msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
-            raise ConfigError(msg)
-        if payload_limit > MAX_PAYLOAD_LIMIT:
-            msg = f"payload_limit: {payload_limit} is over {MAX_PAYLOAD_LIMIT} bytes (31 MiB)"
-            raise ConfigError(msg)
         self._broker: Any = broker
         self._sends_packets = broker.sends_packets
         self._registrations: Any
         self._address = broker.address
         self._global_keys = GlobalKeys(prefix)
-        self._payload_limit = payload_limit
+        self._payload_limit = check_payload_limit(payload_limit)
         self._remember_us = check_remember_ids(remember_ids)
         self._durability = check_durability(durability)
         self._confirm_timeout = check_confirm_timeout(confirm_timeout)

@@ -155,7 +155,7 @@ def check_path(path: str) -> str:
     """Return the path without a trailing slash. Raise ConfigError if it is not below the root, or
     has parameters."""
     if not isinstance(path, str) or not re.fullmatch(r"(?=/+[^/])/[^{}]*", path):
-        raise ConfigError(f"path: {path!r:.80} is not a valid path; give one such as '/ops'")
+        raise ConfigError(f"path: {shorten(path)} is not a valid path; give one such as '/ops'")
     return path.rstrip("/")
 
 

@@ -47,6 +47,7 @@ from qsync.phrase import Ordinal, Phrase, joined, phrase, plural_phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.task import Task
 from qsync.times import from_us
+from qsync.value_text import shorten
 
 RUN_ALONE: Final = 2
 """Minimum number of crashes after which a task runs alone in its process."""
@@ -340,9 +341,9 @@ class _ExplainMixin(_LiveServersMixin):
         used. The estimate for a pending task needs two readings of its queue: without an earlier
         one, the call waits `measure` seconds (0 to 5) for the second.
         """
-        if not 0 <= measure <= MAX_MEASURE_S:
+        if type(measure) not in (int, float) or not 0 <= measure <= MAX_MEASURE_S:
             raise InvalidTask(
-                f"measure: {measure!r:.80} is not a number of seconds from 0 to {MAX_MEASURE_S}"
+                f"measure: {shorten(measure)} is not a number of seconds from 0 to {MAX_MEASURE_S}"
             )
         if isinstance(task, Task):
             return await self._explain_duplicate(task, measure)

@@ -22,6 +22,7 @@ from qsync.message import decode_failure
 from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import DAY_US, from_us
+from qsync.value_text import shorten
 
 COUNTER_DAYS: Final = 90
 """Number of days for which counters are kept."""
@@ -95,7 +96,9 @@ class _QueuesMixin(_LiveServersMixin):
         InvalidTask if `days` is not from 0 to 90.
         """
         if type(days) is not int or not 0 <= days <= COUNTER_DAYS:
-            raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {COUNTER_DAYS}")
+            raise InvalidTask(
+                f"days: {shorten(days)} is not a whole number from 0 to {COUNTER_DAYS}"
+            )
         shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
         exists = any(shown.states.values()) or await self._is_queue(name)
         return self._queue_info(name, shown, days) if exists else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -13,8 +12,8 @@ from typing import Any, Final, TypedDict, TypeVar
 
 from qsync.backoff import LONGEST_LIST, RetryPolicy
 from qsync.broker.op_values import FetchPolicy
-from qsync.errors import ConfigError
-from qsync.keys import NAME, check_name
+from qsync.errors import ConfigError, at_definition
+from qsync.keys import check_name
 from qsync.mux import Middleware, Mux, check_middlewares
 from qsync.retry_policy import retry_rules
 from qsync.server.error_log import LogErrors, check_log_errors
@@ -197,9 +196,9 @@ class Config:
         check_callable("on_error", self.on_error)
         check_lifespan(self.lifespan)
         check_log_errors(self.log_errors)
-        if self.server_id is not None and not NAME.fullmatch(self.server_id):
-            shown = shorten(self.server_id)
-            raise ConfigError(f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -")
+        if self.server_id is not None:
+            with at_definition():
+                check_name("server_id", self.server_id)
         object.__setattr__(self, "version", _version(self.version))
 
     @property
@@ -374,7 +373,6 @@ def _seconds(name: str, value: object, minimum: float) -> None:
     if (
         not isinstance(number, int | float)
         or isinstance(number, bool)
-        or not math.isfinite(number)
         or not minimum <= number <= 10 * 365 * 86_400
     ):
         msg = f"{name}: {shorten(value)} is not a number of seconds from {minimum:g} to 10 years"

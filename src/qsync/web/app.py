@@ -247,7 +247,7 @@ def make_dashboard(
     if mask is not None and not callable(mask):
         raise ConfigError("mask: give a function of a task's type and payload")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds above 0")
+        raise ConfigError(f"timeout: {shorten(timeout)} is not a number of seconds above 0")
     if isinstance(hosts, str):
         raise ConfigError("hosts: give a list of names")
     access = access_of(token, auth, view_token)
