@@ -287,7 +287,7 @@ def test_reader_role_cannot_send_orders_to_servers(guarded: Guarded) -> None:
             assert denied(client, "EVAL", script, 1, inbox) is (role == "reader"), role
 
 
-def test_docs_list_what_each_role_can_do() -> None:
+def test_docs_list_the_powers_of_each_role() -> None:
     """The docs name each power that a role's rules give."""
     text = " ".join(DOCS.read_text("utf-8").split())
     assert "none of them dangerous" not in text

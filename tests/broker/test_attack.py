@@ -55,12 +55,12 @@ class Bomb:
 
 
 def deep(levels: int) -> bytes:
-    """A value of msgpack: a list in a list in a list."""
+    """Return a value of msgpack: nested lists."""
     return b"\x91" * levels + b"\xc0"
 
 
 def hostile(chance: random.Random, mark: Path) -> bytes:
-    """A harmful message, well-formed or not."""
+    """Return a harmful message, well-formed or not."""
     bomb = pickle.dumps(Bomb(mark))
     bodies = (
         bomb, b"c" + bomb, deep(3_000), b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff\xc0",

@@ -85,7 +85,7 @@ def test_named_client_works_without_forbidden_commands(
 
 
 @EACH
-def test_doctor_reports_what_it_cannot_read(
+def test_doctor_reports_unreadable_settings(
     text: str, names: tuple[str, ...], valkey: Store, prefix: str
 ) -> None:
     with forbidding(valkey, text, *names) as url:

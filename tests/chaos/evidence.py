@@ -63,20 +63,20 @@ class Dead:
 
 @dataclass
 class Evidence:
-    """All of it. Times are of CLOCK_MONOTONIC.
+    """The whole evidence of a run. Times are of CLOCK_MONOTONIC.
 
-    accepted  what a call to enqueue returned for
-    perhaps   what a call raised for without saying that nothing was written
-    refused   what was said to be a duplicate, and of which task
-    notes     what the handlers wrote
+    accepted  tasks whose enqueue returned
+    perhaps   tasks whose enqueue raised an error that leaves open whether they were written
+    refused   ids of refused duplicates, and of the tasks that they duplicate
+    notes     lines that the handlers wrote
     troubles  the faults
-    counters  of the store
-    dead      tasks among the dead
-    results   of completed tasks that are kept: the token that the handler returned
-    left      what else the queue still holds, by the name of its part
-    keys      keys that live for ever
-    audit     what `qsync doctor --audit` said, when it found damages
-    broken    lines in which workers logged errors: in all of this there is no cause for one
+    counters  counters of the store
+    dead      dead tasks
+    results   returned tokens of retained completed tasks
+    left      other data that is left in the queue, by key
+    keys      keys without a TTL
+    audit     output of `qsync doctor --audit`, if it found damage
+    broken    lines in which workers logged errors, for which no fault here is a reason
     """
 
     lease: float

@@ -31,10 +31,10 @@ STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC
 class Direction:
     """The faults of one direction. Probabilities are per command or reply.
 
-    delay, jitter  seconds that it takes, and up to so much more
-    hole           nothing passes; see Proxy.forget for what becomes of it afterwards
-    swallow        the chance that from here on the connection is silent, and stays so
-    cut            the chance that the connection is reset instead
+    delay, jitter  delay in seconds, and the maximum of a random addition
+    hole           hold all data back; Proxy.forget decides about it afterwards
+    swallow        probability that the connection becomes silent for good
+    cut            probability that the connection is reset instead
     """
 
     delay: float = 0.0

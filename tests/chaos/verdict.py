@@ -20,7 +20,7 @@ STRUCTURE = {
 
 
 def judge(evidence: Evidence) -> list[str]:
-    """All violations."""
+    """Return all violations."""
     return list(_Judge(evidence).findings())
 
 
@@ -180,7 +180,7 @@ class _Judge:
             yield f"{starts} starts, and reasons for {allowed}: {reasons}"
 
     def reasons(self) -> dict[str, int]:
-        """How often tasks were started again for which reason."""
+        """Return how often tasks were started again, by reason."""
         counts: dict[str, int] = defaultdict(int)
         for runs in self.runs.values():
             for before, again in itertools.pairwise(runs):
@@ -207,7 +207,7 @@ class _Judge:
 
 
 def reasons_of(evidence: Evidence) -> dict[str, int]:
-    """How often tasks were started again for which reason."""
+    """Return how often tasks were started again, by reason."""
     return _Judge(evidence).reasons()
 
 

@@ -175,7 +175,7 @@ def test_missing_queue_error_names_existing_prefixes(valkey: Store, prefix: str)
         assert f"{prefix}-shop" in ran.err
 
 
-def test_purge_does_not_offer_what_it_refuses(live: Live) -> None:
+def test_purge_offers_only_valid_states(live: Live) -> None:
     live.enqueue(Task("t", id="a"))
     for words in ([], ["--state", "nope"], ["--state", "active"]):
         ran = live.run("queue", "purge", "default", *words)

@@ -45,7 +45,7 @@ def test_outage_is_resolved_by_three_commands(live: Live) -> None:
     wait_until(lambda: live.ok("errors").out == "No task has failed.\n")
 
 
-def test_a_group_is_deleted_and_no_other(live: Live) -> None:
+def test_delete_of_a_group_leaves_other_groups(live: Live) -> None:
     live.serve()
     live.enqueue(*[Task("bill", b"1", retry=0)] * 3, Task("unknown", retry=0))
     wait_until(lambda: live.ok("stats", "--json").json["queues"][0]["states"]["dead"] == 3)

@@ -879,7 +879,7 @@ def test_client_of_loop_closed_without_notice_is_forgotten(store: Store, prefix:
     assert not app._connections._by_loop
 
 
-async def test_async_with_closes_what_the_app_made(store: Store, prefix: str) -> None:
+async def test_async_with_closes_the_clients_of_the_app(store: Store, prefix: str) -> None:
     async with named(store, prefix) as app:
 
         @app.task
@@ -920,7 +920,7 @@ def test_threads_share_one_blocking_client(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.faults(12)
-def test_a_forked_child_enqueues_on_connections_of_its_own(store: Store, prefix: str) -> None:
+def test_a_forked_child_enqueues_on_new_connections(store: Store, prefix: str) -> None:
     """Parent and child continue at the same time, and each gets its own replies."""
     app = Qsync(store.url, prefix=prefix)
 

@@ -397,7 +397,7 @@ def test_full_store_raises_queue_full_and_writes_nothing(
 
 
 @pytest.mark.faults(26)
-def test_the_error_has_the_handles_of_what_was_accepted_before(
+def test_the_error_has_the_handles_of_accepted_tasks(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
     client = colour.client(own_store.url, prefix)
@@ -535,9 +535,7 @@ def test_queue_is_registered_once_a_minute() -> None:
     assert registry.due("a")
 
 
-def test_registering_takes_no_round_trip_of_its_own(
-    colour: Colour, client: Any, store: Store
-) -> None:
+def test_registering_takes_no_extra_round_trip(colour: Colour, client: Any, store: Store) -> None:
     colour.do(client.enqueue(Task("t")))
     store.command("CONFIG", "RESETSTAT")
     for queue in ("a", "a", "b", "b"):

@@ -99,7 +99,7 @@ def test_rollback_sends_nothing(project: Qsync, enqueue: Enqueue) -> None:
         client.handle(handle.id).info()
 
 
-def test_rollback_to_a_savepoint_sends_only_what_was_enqueued_outside_of_it(
+def test_rollback_to_a_savepoint_sends_only_tasks_enqueued_outside(
     project: Qsync,
 ) -> None:
     with transaction.atomic():
@@ -142,7 +142,7 @@ def test_wrong_task_is_refused_within_the_transaction(project: Qsync) -> None:
         assert transaction.get_connection().run_on_commit == []
 
 
-def test_objects_of_django_that_a_task_cannot_take_are_named_with_what_to_give(
+def test_error_about_a_django_object_names_a_replacement(
     project: Qsync,
 ) -> None:
     from tests.support.django_shop.models import Order

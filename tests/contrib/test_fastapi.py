@@ -156,7 +156,7 @@ def test_test_clients_of_one_site_may_overlap(app: Qsync) -> None:
     assert len(seen) == 2
 
 
-def test_client_without_lifespan_is_an_error_that_says_what_to_do(app: Qsync) -> None:
+def test_client_without_lifespan_raises_an_error_with_advice(app: Qsync) -> None:
     api, _ = shop(app, lifespan=None)
     with pytest.raises(ConfigError, match=r"lifespan=lifespan\(app\)"):
         TestClient(api).post("/buy")

@@ -121,7 +121,7 @@ def nested() -> Mux:
 
 @pytest.mark.parametrize("outer", ["outer", "outer-thread"])
 @pytest.mark.parametrize("sender", ["async", "blocking", "many", "blocking many"])
-def test_a_request_its_task_and_what_that_enqueues_are_one_trace(
+def test_a_request_its_task_and_child_tasks_are_one_trace(
     valkey: Store, prefix: str, sender: str, outer: str
 ) -> None:
     traced = Traced(valkey.url, prefix, nested())

@@ -121,7 +121,7 @@ def test_rollback_sends_nothing(app: Qsync, outbox: Outbox, engine: Engine) -> N
     assert (count(engine, outbox), pending(app)) == (0, [])
 
 
-def test_savepoint_that_is_rolled_back_sends_nothing_of_its_own(
+def test_rolled_back_savepoint_sends_none_of_its_tasks(
     app: Qsync, outbox: Outbox, engine: Engine
 ) -> None:
     with Session(engine) as session:
@@ -608,7 +608,7 @@ def test_relay_sends_5000_rows_a_second(app: Qsync, outbox: Outbox, database: Po
 
 
 @needs_postgres
-def test_transaction_of_psycopg_sends_only_what_the_commit_keeps(
+def test_transaction_of_psycopg_sends_only_committed_tasks(
     app: Qsync, outbox: Outbox, database: Postgres
 ) -> None:
     with psycopg.connect(database.dsn, row_factory=dict_row) as connection:
@@ -651,7 +651,7 @@ def test_transaction_of_psycopg_sends_only_what_the_commit_keeps(
 
 @needs_postgres
 @pytest.mark.parametrize("colour", ["sync", "async"])
-def test_session_sends_only_what_the_commit_keeps(
+def test_session_sends_only_committed_tasks(
     app: Qsync, outbox: Outbox, database: Postgres, colour: str
 ) -> None:
     engine = create_engine(database.address)

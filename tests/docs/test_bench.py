@@ -95,7 +95,7 @@ def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
 
 
 @pytest.mark.slow  # the whole benchmark runs
-def test_figures_measure_what_their_names_say(run: Run) -> None:
+def test_figures_measure_their_subjects(run: Run) -> None:
     may_be_zero = {
         "scheduled tasks started early", "idle server, commands",
         "idle server, commands in scripts", "idle server, CPU",

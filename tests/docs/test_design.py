@@ -261,7 +261,7 @@ def test_every_script_is_described_once() -> None:
     assert sorted(names(row[0])[0] for row in table(DATA_MODEL, "scripts")) == SCRIPTS
 
 
-def test_scripts_do_in_a_full_store_what_is_described() -> None:
+def test_scripts_behave_in_a_full_store_as_described() -> None:
     for name, memory_full, _, _ in table(DATA_MODEL, "scripts"):
         shebang = script.read(f"{names(name)[0]}.lua").split("\n", 1)[0]
         assert MEMORY_FULL[shebang.removeprefix("#!lua").strip()] == memory_full, name
@@ -318,7 +318,7 @@ def test_vectors_of_messages_decode_to_their_fields(vector: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("vector", VECTORS["messages"], ids=lambda vector: vector["name"])
-def test_vectors_of_messages_are_what_a_client_sends(vector: dict[str, Any]) -> None:
+def test_client_sends_the_vectors_of_messages(vector: dict[str, Any]) -> None:
     sent = vector["enqueue"]
     stored, fields = bytes.fromhex(vector["stored"]), vector["fields"]
     stamp = fields["enqueued_at_us"].to_bytes(8, "big")
@@ -388,7 +388,7 @@ def test_vectors_of_failures_decode_to_their_fields(vector: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("vector", VECTORS["values"], ids=lambda vector: vector["python"])
-def test_vectors_of_values_decode_to_what_they_show(vector: dict[str, str]) -> None:
+def test_vectors_of_values_decode_to_their_values(vector: dict[str, str]) -> None:
     value = codec.decode(bytes.fromhex(vector["hex"]))
     assert repr(value) == vector["python"]
     assert codec.encode_value(value).hex() == vector["hex"]

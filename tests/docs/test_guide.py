@@ -43,7 +43,7 @@ def guide(valkey: Store, prefix: str, tmp_path: Path) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-async def test_the_tasks_of_the_guide_do_what_it_says(guide: Any) -> None:
+async def test_the_tasks_of_the_guide_behave_as_described(guide: Any) -> None:
     invoice, send = guide.Invoice, guide.send
 
     async with guide.app, guide.app.server(queues={"default": 3, "lower": 1}):

@@ -36,8 +36,8 @@ REPORTED = "report"
 class Library:
     """How to run the program of a library.
 
-    says    what its servers print, besides what they log
-    prints  what the client prints
+    says    output of its servers, besides their log
+    prints  output of the client
     """
 
     name: str
@@ -116,9 +116,7 @@ def expected(name: str) -> Library:
 
 
 @pytest.mark.parametrize("name", QSYNC)
-def test_program_in_qsync_does_what_the_guide_says(
-    name: str, tmp_path: Path, valkey: Store
-) -> None:
+def test_program_in_qsync_behaves_as_in_the_guide(name: str, tmp_path: Path, valkey: Store) -> None:
     valkey.flush()
     shutil.copytree(PROGRAMS / name / "after", tmp_path, dirs_exist_ok=True)
     client = "buy.py" if (tmp_path / "buy.py").exists() else "shop.py"

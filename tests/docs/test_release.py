@@ -138,7 +138,7 @@ def test_wheel_with_wrong_contents_is_refused(
         ("", False),
     ],
 )
-def test_licences_are_told_apart(licence: str, free: bool) -> None:
+def test_licences_are_classified(licence: str, free: bool) -> None:
     assert bool(release_check.FREE.search(licence)) is free
 
 

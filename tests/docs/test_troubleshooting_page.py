@@ -19,7 +19,7 @@ REFERENCE = set(
 )
 
 
-def test_commands_of_the_page_run_and_say_what_it_promises(valkey: Store, prefix: str) -> None:
+def test_commands_of_the_page_run_with_the_described_output(valkey: Store, prefix: str) -> None:
     assert len(COMMANDS) >= 14
     with living(valkey.url, prefix) as live:
         live.serve(queues=["default"], concurrency=1)

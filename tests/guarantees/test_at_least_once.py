@@ -32,7 +32,7 @@ DEAD = {"tasks", "dead", "crashes"}
 
 
 def mixed_tasks(chance: random.Random) -> list[Task]:
-    """Tasks that use each part of the data model.
+    """Return tasks that use each part of the data model.
 
     They are short: a task of 0.4 s would have a chance of one in 500 to be hit by three kills in a
     row, and would then rightly be taken for their cause.

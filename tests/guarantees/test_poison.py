@@ -37,7 +37,7 @@ def mixed(chance: random.Random) -> tuple[list[Task], str]:
 
 
 async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerProcess:
-    """When the server has died, let its leases expire and start another, as a supervisor does."""
+    """If the server has died, let its leases expire and start another, as a supervisor does."""
     if server.running:
         return server
     server.wait()
@@ -60,7 +60,7 @@ async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerPro
         *[pytest.param(4 + n, (100, 10, 3)[n % 3], marks=pytest.mark.slow) for n in range(21)],
     ],
 )
-def test_poison_task_starts_three_times_and_harms_no_other_task(
+def test_poison_task_starts_three_times_and_other_tasks_succeed(
     valkey: Store,
     prefix: str,
     launch: Launch,

@@ -176,7 +176,7 @@ async def test_groups_of_a_store_are_listed(inspector: Inspector) -> None:
     assert merge_groups([few, waiting])[0].states == {TaskState.DEAD: 7, TaskState.RETRY: 2}
 
 
-async def test_a_group_is_retried_or_deleted_and_no_other_task(inspector: Inspector) -> None:
+async def test_retry_and_delete_of_a_group_leave_other_tasks(inspector: Inspector) -> None:
     [few] = await groups_of(inspector, "other", "dead")
     only = Filter(group=few.id)
     none = await inspector.retry_matching("default", "dead", only)

@@ -191,7 +191,7 @@ def test_completed_tasks_show_when_they_ended(live: Live) -> None:
     assert re.search(r"n +default +note +(now|\S+ m?s ago)", mixed[1])
 
 
-def test_last_tick_of_a_schedule_says_what_became_of_its_task(live: Live) -> None:
+def test_last_tick_of_a_schedule_shows_the_outcome_of_its_task(live: Live) -> None:
     async def fails() -> None:
         raise ValueError
 

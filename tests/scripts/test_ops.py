@@ -483,7 +483,7 @@ def test_server_is_live_for_its_announced_time(rig: Rig) -> None:
 
 
 @pytest.mark.faults(79)
-def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
+def test_a_description_replaces_the_previous_one_and_expires(rig: Rig) -> None:
     key = rig.globals.server("s")
     rig.run(
         registry_ops.set_server_info(

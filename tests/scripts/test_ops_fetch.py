@@ -272,7 +272,7 @@ def test_unusual_ids_are_ids(rig: Rig, id: str) -> None:
 
 
 @pytest.mark.faults(27)
-def test_task_without_its_message_is_dead_and_stops_no_other(rig: Rig) -> None:
+def test_task_without_a_message_is_dead_and_does_not_stop_others(rig: Rig) -> None:
     rig.enqueue("a", unique=True)
     rig.enqueue("b")
     rig.client.hdel(rig.keys.key("tasks"), "a")

@@ -275,7 +275,7 @@ LISTS_OF_NO_LIMITS = (
 
 
 @pytest.mark.faults(55)
-def test_message_whose_limits_are_none_stops_no_other(rig: Rig) -> None:
+def test_message_with_invalid_limits_does_not_stop_other_tasks(rig: Rig) -> None:
     """Scripts read the limits of a message when its task is due, recovered or handed back."""
     one = {"one": LimitRule(concurrency=1)}
     for limits in LISTS_OF_NO_LIMITS:

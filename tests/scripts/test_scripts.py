@@ -186,7 +186,7 @@ def test_check_leases_gets_the_number_of_values_per_task(name: str) -> None:
 
 
 @every_script
-def test_the_header_says_what_it_does_and_returns(name: str) -> None:
+def test_header_describes_the_script_and_its_reply(name: str) -> None:
     header = lua.script(name).header.splitlines()
     assert header[1].startswith(f"-- {name.partition('/')[0]}: ")
     assert any(line.startswith(("-- returns ", "-- REPLY[1] ")) for line in header)
@@ -196,7 +196,7 @@ def test_the_header_says_what_it_does_and_returns(name: str) -> None:
 
 
 @every_script
-def test_what_is_included_is_used_and_what_is_used_is_included(name: str) -> None:
+def test_script_includes_exactly_the_files_that_it_uses(name: str) -> None:
     source, shared = lua.script(name), functions_of(name)
     needed = {shared[function][0] for function in reached(name)}
     assert set(source.includes) == needed

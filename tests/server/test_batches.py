@@ -302,7 +302,7 @@ def test_one_exception_fails_all_and_is_logged_in_full_once(
         (lambda tasks: (one for one in tasks), "returned a generator"),
     ],
 )
-def test_a_value_of_another_shape_is_an_error_that_says_so(
+def test_a_value_of_another_shape_raises_a_clear_error(
     valkey: Store, prefix: str, answer: Handler, error: str
 ) -> None:
     async def main() -> None:
@@ -515,7 +515,7 @@ def test_a_call_that_ignores_its_stop_counts_once_as_hung(valkey: Store, prefix:
     asyncio.run(main())
 
 
-def test_a_task_that_crashed_before_runs_in_a_call_of_its_own(valkey: Store, prefix: str) -> None:
+def test_a_task_that_crashed_before_runs_in_a_separate_call(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
             begun, gate = asyncio.Event(), asyncio.Event()

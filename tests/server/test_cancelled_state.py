@@ -60,7 +60,7 @@ def test_counts_tell_cancelled_from_completed(rig: Rig, view: str) -> None:
     assert (found.stats["completed"], found.stats["cancelled"]) == (1, 2)
 
 
-def test_cancelled_is_told_apart_by_clients_inspector_command_line_and_metrics(
+def test_clients_inspector_command_line_and_metrics_show_cancelled_tasks(
     valkey: Store, prefix: str
 ) -> None:
     app = Qsync(valkey.url, prefix=prefix)

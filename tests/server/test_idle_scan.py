@@ -121,7 +121,7 @@ async def test_task_of_one_of_many_queues_starts_at_its_time(store: Store, prefi
         await counting.reaches(3)
 
 
-async def test_server_of_many_queues_recovers_what_a_dead_one_held(
+async def test_server_of_many_queues_recovers_tasks_of_a_dead_one(
     store: Store, prefix: str
 ) -> None:
     counting = Counting()
@@ -168,7 +168,7 @@ def test_look_finds_tasks_that_may_be_fetched(queue: Queue) -> None:
     assert not look(queue).waits
 
 
-def test_look_finds_what_is_due(queue: Queue) -> None:
+def test_check_finds_due_tasks(queue: Queue) -> None:
     queue.enqueue(Task("a", delay=60))
     assert look(queue)[1:] == (False, False)
     queue.now_us += 60 * S

@@ -184,7 +184,7 @@ def test_a_crash_beside_other_suspects_is_noted_three_times_and_then_counts(rig:
     assert rig.state("a") == "dead"
 
 
-def test_a_crash_alone_counts_whatever_was_spared_before(rig: Rig) -> None:
+def test_a_crash_alone_counts_after_spared_crashes(rig: Rig) -> None:
     suspect(rig)
     assert die(rig, together=True) == b"2~1"
     assert die(rig, together=False) == b"3~1!"

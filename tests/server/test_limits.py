@@ -115,7 +115,7 @@ async def test_starts_keep_to_the_rate(app: Qsync) -> None:
 
 
 @pytest.mark.parametrize("named", [None, "api", "api:1"])
-async def test_rate_limited_closes_the_limit_for_all_and_charges_nobody(
+async def test_rate_limited_closes_the_limit_without_charging_an_attempt(
     app: Qsync, named: str | None
 ) -> None:
     app.limit("api", concurrency=100)

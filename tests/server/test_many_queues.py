@@ -103,7 +103,7 @@ def live(valkey: Store, prefix: str) -> Iterator[Live]:
         yield made
 
 
-def test_command_line_says_what_it_left_out_and_bulk_work_leaves_out_nothing(
+def test_command_line_reports_omitted_queues_and_bulk_work_covers_all(
     live: Live, flooded: str
 ) -> None:
     names = live.do(live.inspector.queue_names())

@@ -64,7 +64,7 @@ def test_changed_zone_owes_no_tick_from_before(store: Store, prefix: str) -> Non
     run(store, prefix, work)
 
 
-def test_unchanged_schedule_still_owes_what_was_missed(store: Store, prefix: str) -> None:
+def test_unchanged_schedule_still_owes_missed_ticks(store: Store, prefix: str) -> None:
     """Only the task, or the option for missed ticks, was changed."""
     schedule = Every(60)
 
@@ -140,7 +140,7 @@ def test_schedule_that_was_removed_begins_again(book: Book) -> None:
     assert book.ask(("a", Every(60)), ("b", Every(60))) == [book.now_us, START]
 
 
-def test_schedule_owes_what_was_missed_while_no_server_ran(book: Book) -> None:
+def test_schedule_owes_ticks_missed_while_no_server_ran(book: Book) -> None:
     schedules = [(name, Every(60)) for name in ("a", "b")]
     book.ask(*schedules)
     book.pass_(86_400)

@@ -38,7 +38,7 @@ class Bodies:
         self.mux.handle("other")(self.other)  # else one task per thread is leased
 
     async def other(self, task: TaskInfo) -> None:
-        """Not called."""
+        """Do nothing; no task calls it."""
 
     def stay(self, task: TaskInfo) -> None:
         self.begun.append(task.id)

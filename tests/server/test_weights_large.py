@@ -85,7 +85,7 @@ def test_fetches_that_are_cut_short_keep_the_ratio(
         assert taken[name] / total == pytest.approx(weight / sum(weights.values()), rel=0.15)
 
 
-def test_cut_short_queue_of_less_weight_delays_no_other() -> None:
+def test_cut_short_queue_of_less_weight_does_not_delay_others() -> None:
     taken = rounds({"large": 1, "small": 9}, {"large": 4})
     assert taken["small"] >= 197 * 90
     assert taken["large"] == 197 * 4

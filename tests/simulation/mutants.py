@@ -59,7 +59,7 @@ from tests.support.mutation import planted
 
 
 def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
-    """The heartbeat has no thread of its own: a blocked loop blocks it too."""
+    """The heartbeat has no separate thread, so a blocked loop also blocks it."""
     return exchanged(Turns, "on_loop", True)
 
 

@@ -74,7 +74,7 @@ class Summary:
 
     @classmethod
     def decode(cls, text: str) -> Summary:
-        """From `encode`."""
+        """Return the summary from the text of `encode`."""
         found: dict[str, Any] = json.loads(text)
         found["bad"] = {int(seed): wrong for seed, wrong in found["bad"].items()}
         for name in ("faults", "refusals"):

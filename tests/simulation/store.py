@@ -282,7 +282,7 @@ class SimStore:
     # Losses of data
 
     def forget_scripts(self) -> None:
-        """SCRIPT FLUSH."""
+        """Run SCRIPT FLUSH."""
         self.plain("SCRIPT", "FLUSH", "SYNC")
 
     def flush(self) -> None:

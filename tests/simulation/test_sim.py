@@ -75,7 +75,7 @@ pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[redis.Redis]:
-    """A connection to the store in which the histories take place."""
+    """Yield a connection to the store of the histories."""
     socket = str(shared_store("valkey").config["unixsocket"])
     with redis.Redis(unix_socket_path=socket, protocol=2) as client:
         yield client
@@ -250,7 +250,7 @@ def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
     pytest.fail(f"{code} was answered to no more than {met}")
 
 
-def test_problem_found_early_brings_no_others_about(client: redis.Redis) -> None:
+def test_problem_found_early_causes_no_others(client: redis.Redis) -> None:
     """The servers are then stopped soon after the end of the faults, and tasks that are due later
     do not count as lost."""
     client.flushall()

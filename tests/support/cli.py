@@ -140,8 +140,7 @@ def handlers(live: Live) -> Mux:
 
 
 def charge_one_way(depth: int, text: str) -> None:
-    """Two functions call each other, since Python shortens the traceback of one that calls
-    itself."""
+    """Raise from two functions that call each other: Python shortens tracebacks of recursion."""
     charge_the_other_way(depth - 1, text)
 
 

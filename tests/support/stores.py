@@ -191,7 +191,7 @@ class Store:
             client.script_flush()
 
     def client(self, **options: Any) -> redis.Redis:
-        """A new client, answers as bytes; yours to close."""
+        """Return a new client with replies as bytes; the caller closes it."""
         password = self.config.get("requirepass")
         return redis.Redis(**{"host": HOST, "port": self.port, "password": password, **options})
 
@@ -309,7 +309,7 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
 
     def client(self, **options: Any) -> RedisCluster:
-        """A new client that knows all nodes, answers as bytes; yours to close."""
+        """Return a new client of all nodes with replies as bytes; the caller closes it."""
         hosts = [ClusterNode(HOST, node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
         return RedisCluster(startup_nodes=hosts, **options)
 
@@ -416,7 +416,7 @@ class Sentinel:
         return next(store for store in self.stores if store is not primary)
 
     def client(self, **options: Any) -> redis.Redis:
-        """A new client that follows the primary, answers as bytes; yours to close."""
+        """Return a new client of the primary, with replies as bytes; the caller closes it."""
         finder: Any = SentinelClient  # redis-py has no types for it
         hosts = [(HOST, sentinel.port) for sentinel in self.sentinels]
         return cast("redis.Redis", finder(hosts).master_for(self.name, **options))

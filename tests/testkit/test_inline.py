@@ -177,7 +177,7 @@ def test_a_batch_handler_gets_each_task_alone(app: Qsync) -> None:
             index.enqueue_sync(7)
 
 
-def test_what_needs_a_store_says_that_there_is_none(app: Qsync) -> None:
+def test_calls_that_need_a_store_raise_without_one(app: Qsync) -> None:
     @app.task(name="send", retention=60)
     def send() -> None: ...
 

@@ -126,7 +126,7 @@ def test_enqueued_tasks_are_found_with_their_arguments(shop: Shop, qsync: Kit) -
         qsync.enqueued(7)  # type: ignore[arg-type]
 
 
-def test_drain_runs_what_is_pending_and_what_that_enqueues(shop: Shop, qsync: Kit) -> None:
+def test_drain_runs_pending_tasks_and_their_children(shop: Shop, qsync: Kit) -> None:
     async def main() -> None:
         handle = await shop.send.enqueue(Invoice(1))
         await shop.in_thread.enqueue(7)
@@ -551,7 +551,7 @@ def test_plain_kit_on_an_event_loop_names_the_async_kit(shop: Shop, qsync_sync: 
     asyncio.run(main())
 
 
-def test_kit_without_an_event_loop_of_asyncio_says_so(shop: Shop, qsync: Kit) -> None:
+def test_kit_without_an_asyncio_loop_raises_a_clear_error(shop: Shop, qsync: Kit) -> None:
     for call in (qsync.drain(), qsync.advance(days=1)):  # as trio would step them
         with pytest.raises(ConfigError, match="for anyio, set anyio_backend to asyncio"):
             call.send(None)

@@ -21,7 +21,7 @@ async def test_a_server_leases_tasks_ahead_soon_after_many_starts() -> None:
     assert capacity.fetch_size() - 100 > ahead, "the longer it starts tasks, the more it leases"
 
 
-async def test_prefetch_bounds_what_is_leased_ahead() -> None:
+async def test_prefetch_bounds_the_tasks_leased_ahead() -> None:
     capacity = make_capacity(Config(concurrency=100, prefetch=3))
     capacity.started += 10 * MEASUREMENT_STARTS
     assert capacity.fetch_size() == 103

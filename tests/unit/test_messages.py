@@ -136,7 +136,7 @@ def test_value_that_msgpack_cannot_hold_is_named(value: Any) -> None:
         Task("t", headers={"a": "x\ud800"})
 
 
-def test_module_with_a_mux_but_no_app_explains_what_to_write(
+def test_module_with_a_mux_but_no_app_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)

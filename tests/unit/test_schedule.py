@@ -104,7 +104,7 @@ class Wanted:
         return date.month in self.months and (day and weekday if self.both else day or weekday)
 
     def match(self, wall: int) -> bool:
-        """The reading is in minutes, with 24 hours for each day."""
+        """Return whether a reading matches; it is in minutes, with 24 hours for each day."""
         return wall % 1440 in self.times and self.day(wall // 1440)
 
 
@@ -550,7 +550,7 @@ def test_a_bad_name_is_refused(name: str) -> None:
         tick_id(name, 0)
 
 
-def test_a_periodic_skips_missed_ticks_unless_told_otherwise() -> None:
+def test_a_periodic_skips_missed_ticks_by_default() -> None:
     assert Periodic("report", Every(1)) == Periodic("report", Every(1), missed="skip")
     with pytest.raises(InvalidTask, match="missed='never'"):
         Periodic("report", Every(1), missed="never")  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def reindex(document: int) -> None:
         ),
     ],
 )
-def test_only_what_needs_flow_control_uses_it(
+def test_only_tasks_with_its_options_use_flow_control(
     options: dict[str, Any], flow: FlowOptions | None
 ) -> None:
     task = new_task(Task("t", **options), new_nonce())

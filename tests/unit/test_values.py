@@ -225,7 +225,7 @@ def test_excluded_field_of_a_model_keeps_its_value() -> None:
 
 
 @pytest.mark.parametrize("value", [NAIVE.replace(fold=1), time(1, 30, fold=1)])
-def test_second_pass_through_an_hour_is_told_from_the_first(value: Any) -> None:
+def test_second_pass_through_an_hour_differs_from_the_first(value: Any) -> None:
     """`fold` counts when a zone is set later; `==` does not see it."""
     cls = type(value)
     assert through(value).fold == returned(value).fold == 1
@@ -416,7 +416,7 @@ def test_value_that_would_change_is_refused_where_it_is_given(
         ({"a": Scalar()}, "['a']: a value of type Scalar cannot be encoded; give value.item()"),
     ],
 )
-def test_payload_that_cannot_be_carried_says_where_and_what_to_do(value: Any, says: str) -> None:
+def test_error_about_an_unencodable_payload_names_place_and_remedy(value: Any, says: str) -> None:
     with pytest.raises(InvalidTask) as caught:
         new_task(Task("t", value), b"nonce123")
     assert str(caught.value).startswith("payload: ")
@@ -448,7 +448,7 @@ def test_int_for_float_stays_an_int() -> None:
         (UUID | Decimal | int, [UUID(int=1), Decimal("1.0"), 1]),
     ],
 )
-def test_union_of_types_that_look_alike_is_told_apart(annotation: Any, values: list[Any]) -> None:
+def test_union_of_similar_types_keeps_the_type(annotation: Any, values: list[Any]) -> None:
     for value in values:
         check_same(value, through(value, annotation))
         check_same(value, returned(value, annotation))

@@ -219,7 +219,7 @@ async def test_only_form_bodies_are_accepted(valkey: Store, prefix: str, kind: s
         assert answer.status_code == 415
 
 
-async def test_no_get_changes_anything_and_no_other_method_is_known(
+async def test_get_changes_nothing_and_other_methods_are_refused(
     valkey: Store, prefix: str
 ) -> None:
     async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, app):

@@ -162,7 +162,7 @@ async def until(limits: ConnectionLimits, busy: int, reading: int = 0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_oldest_idle_connection_makes_way_then_the_one_whose_body_is_late() -> None:
+async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_body() -> None:
     async with serving(total=3, per_address=3, idle_s=60) as (port, limits):
         first, second = await Peer.open(port), await Peer.open(port)
         assert [await second.ask(), await first.ask()] == [OK, OK]

@@ -81,7 +81,7 @@ def test_trusted_proxy_without_an_address_is_refused(given: str, tmp_path: Path)
     assert "10.0.0.0/8" in " ".join(text.split())
 
 
-async def test_signing_out_ends_that_session_and_no_other(valkey: Store, prefix: str) -> None:
+async def test_signing_out_ends_only_that_session(valkey: Store, prefix: str) -> None:
     async with bed(valkey.url, prefix) as made:
         app = create_app(made.inspector, token=TOKEN)
         async with app, visiting(app) as ann, visiting(app) as bob, visiting(app) as thief:

@@ -40,7 +40,7 @@ async def role_of_header(request: Request) -> Role:
     return request.headers.get("x-role", "nothing")  # type: ignore[return-value]
 
 
-async def test_every_change_takes_its_role_and_pages_show_what_is_allowed(
+async def test_every_change_needs_its_role_and_pages_show_only_allowed_changes(
     valkey: Store, prefix: str
 ) -> None:
     async with bed(valkey.url, prefix) as made:

@@ -58,9 +58,7 @@ async def test_attempts_are_bars_and_the_trace_is_linked(valkey: Store, prefix: 
                 create_app(made.inspector, auth="host", trace_url=wrong)  # type: ignore[arg-type]
 
 
-async def test_an_attempt_names_the_operator_who_had_it_run_again(
-    valkey: Store, prefix: str
-) -> None:
+async def test_an_attempt_names_the_operator_who_retried_it(valkey: Store, prefix: str) -> None:
     async with bed(valkey.url, prefix) as made:
         await made.dead(Task("mail", id="d"), error="ValueError: boom\n\n  File", queue="slow")
         await made.inspector.acting("ann").run("d", queue="slow")

@@ -167,7 +167,7 @@ def test_code_has_no_text_outside_of_the_catalogue() -> None:
     assert found == []
 
 
-def test_script_has_no_text_of_its_own() -> None:
+def test_script_has_no_texts() -> None:
     script = (WEB / "static" / "script.js").read_text("utf-8")
     code = re.sub(r"^\s*//.*$|(?<=[;{}]) // .*$", "", script, flags=re.MULTILINE)
     literals = re.findall(r'"([^"\n]*)"|`([^`]*)`', code)

@@ -670,7 +670,7 @@ def test_error_goes_to_log_and_not_to_client(
     assert "GET /broken raised ValueError" in caplog.text
 
 
-def test_silent_connection_is_closed_and_delays_no_other(
+def test_silent_connection_is_closed_and_does_not_delay_others(
     served: HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "HEAD_S", 1.0)

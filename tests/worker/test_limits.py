@@ -98,7 +98,9 @@ def history(folder: Path) -> list[str]:
     return (folder / "history").read_text().splitlines()
 
 
-def test_a_limit_below_what_a_process_needs_is_an_error(tmp_path: Path, own_store: Store) -> None:
+def test_memory_limit_below_the_need_of_a_process_is_an_error(
+    tmp_path: Path, own_store: Store
+) -> None:
     with Worker(tmp_path, own_store.url, "--max-memory", "1MiB") as worker:
         assert worker.process.wait(timeout=60) == 1
         assert re.search(

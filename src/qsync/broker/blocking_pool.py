@@ -148,8 +148,8 @@ class Pool:
     def _forget(self) -> None:
         """Start empty; after a fork the parent's connections and locks must not be used."""
         self._free: list[SocketConnection | LibraryConnection | None] = [None] * self._connections
-        """A None for each further connection that may be made, then the idle connections, the last
-        used at the end. Threads take and return entries without a lock."""
+        """One None per connection that may still be opened, then the idle connections, last used at
+        the end. Threads take and return entries without a lock."""
         self._freed = threading.Condition()
         self._waiting = 0
         """Number of threads that wait for a connection; changed under the condition."""

@@ -179,7 +179,7 @@ class SocketWaker:
 
     def ring(self) -> None:
         """End the current `wait`, or the next one."""
-        with self._lock, contextlib.suppress(OSError):  # buffer full: rung already; or closed
+        with self._lock, contextlib.suppress(OSError):  # full: a ring is pending
             self._rung.send(b"!")
 
     def wait(self, sock: socket.socket, seconds: float) -> None:

@@ -401,7 +401,7 @@ class Scripts(RuleBasedStateMachine):
             self.rig.client.config_set("maxmemory", 0)
 
     def hush(self) -> None:
-        """From now on the user of the store has no rights to channels, as `~* +@all` has none."""
+        """Revoke the store user's rights to channels, which `~* +@all` does not include."""
         self.hushed = True
         self.rig.allow_publishing(False)
 
@@ -411,7 +411,7 @@ class Scripts(RuleBasedStateMachine):
             self.rig.allow_publishing(True)
 
     def serve(self, server: str) -> None:
-        """Records of servers are separate from the queue, and expire without them."""
+        """Register a server, whose record is outside of the queue."""
         globals_, now = self.rig.globals, self.rig.now
         for call in (
             registry_ops.register(globals_, ["queue"]),

@@ -73,7 +73,7 @@ def hash_in_thread(offset: int) -> str:
 
 @app.task("process", middleware=[recorded], executor="process")
 def hash_in_process(offset: int) -> str:
-    """The same in a separate process."""
+    """A plain function with executor="process" runs in a process."""
     return digest_of(offset)
 
 
