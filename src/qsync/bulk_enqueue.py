@@ -74,8 +74,8 @@ class BulkEnqueue(Generic[T]):
         self._declared = declared
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
-        self._encoded: list[NewTask | None] = []
-        """Encoded tasks that have options; None for a plain task, which its call encodes."""
+        self._encoded: dict[int, NewTask] = {}
+        """Encoded tasks that have options, by index; the call of a plain task encodes it."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
         """Nonces by index, for repeated ids and for tasks that a handler enqueues."""
@@ -92,33 +92,42 @@ class BulkEnqueue(Generic[T]):
         chosen: set[tuple[str, str]] = set()
         check_lease()
         of_parent = nonce_of_parent()
+        add_task, add_payload = self._tasks.append, self._payloads.append
         for index, task in enumerate(iterator):
             try:
-                payload = payload_of(checked_task(task), payload_limit)
+                if type(task) is not Task:
+                    checked_task(task)
+                payload = task.payload
+                if type(payload) is not bytes or len(payload) > payload_limit:
+                    payload = payload_of(task, payload_limit)
                 if task.id is not None:
                     if (name := (task.queue, task.id)) in chosen:
                         self._nonces[index] = new_nonce()
                     elif of_parent is not None:
                         self._nonces[index] = of_parent
                     chosen.add(name)
-                options = has_options(task)
-                self._encoded.append(
-                    encode_task(task, payload, self._nonce_of(index), task.queue, self._remember_us)
-                    if options
-                    else None
-                )
-                if self._declared is not None and task.limits:
-                    self._declared.check_task(task, task.queue)
-                self._payloads.append(payload)
-                self._tasks.append(task)
+                if has_options(task):
+                    self._encoded[index] = self._encode_options(task, payload, index)
+                add_payload(payload)
+                add_task(task)
             except InvalidTask as error:
                 raise InvalidTask(f"tasks[{index}]: {error}") from error
+
+    def _encode_options(self, task: Task, payload: bytes, index: int) -> NewTask:
+        nonce = self._nonces.get(index, self._nonce)
+        new = encode_task(task, payload, nonce, task.queue, self._remember_us)
+        if self._declared is not None and task.limits:
+            self._declared.check_task(task, task.queue)
+        return new
 
     def indices_by_queue(self) -> dict[str, list[int]]:
         """Return the indexes of the tasks by queue, in order."""
         indices: dict[str, list[int]] = {}
         for index, task in enumerate(self._tasks):
-            indices.setdefault(task.queue, []).append(index)
+            try:
+                indices[task.queue].append(index)
+            except KeyError:
+                indices[task.queue] = [index]
         return indices
 
     def round_trips(
@@ -165,16 +174,17 @@ class BulkEnqueue(Generic[T]):
         self._make_handles()
         return [handle for handle in self._handles if handle is not None]
 
-    def _nonce_of(self, index: int) -> bytes:
-        return self._nonces.get(index, self._nonce)
-
     def _encode(self, indices: Sequence[int]) -> list[NewTask]:
         encoded, tasks, payloads = self._encoded, self._tasks, self._payloads
-        nonce_of, remember_us = self._nonce_of, self._remember_us
+        nonces, nonce, remember_us = self._nonces, self._nonce, self._remember_us
         return [
-            encoded[index]
+            (encoded and encoded.get(index))
             or encode_plain_task(
-                tasks[index], payloads[index], nonce_of(index), tasks[index].queue, remember_us
+                tasks[index],
+                payloads[index],
+                nonces.get(index, nonce) if nonces else nonce,
+                tasks[index].queue,
+                remember_us,
             )
             for index in indices
         ]
