@@ -17,8 +17,11 @@ import pytest
 import redis.sentinel
 
 from qsync import ConfigError, Mux, Qsync, StoreUnavailable, TaskInfo
+from qsync.broker import redis_clients
+from qsync.diagnostics.doctor import Doctor
 from qsync.task import Task
 from tests.conftest import Colour
+from tests.support.server import until
 from tests.support.stores import HOST, Store, Value, available, free_port
 
 OPENSSL = shutil.which("openssl")
@@ -112,22 +115,77 @@ def test_certificate_of_another_host_is_an_error_at_once(
     assert colour.do(unchecked.enqueue(Task("add", [1, 2]))).created
 
 
-def test_port_without_tls_is_an_error_at_once(colour: Colour, prefix: str) -> None:
+@contextlib.contextmanager
+def answering(data: bytes) -> Iterator[str]:
+    """The host and port of a server that answers each connection with these bytes."""
+
     def answer(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                with listener.accept()[0] as connection:
-                    connection.recv(1)
-                    connection.sendall(b"-ERR unknown command\r\n")
+                with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(data)
 
     with socket.create_server((HOST, 0)) as listener:
         thread = threading.Thread(target=answer, args=[listener])
         thread.start()
-        url = f"rediss://{HOST}:{listener.getsockname()[1]}"
-        with pytest.raises(ConfigError, match="the port does not speak TLS"):
-            colour.do(colour.client(url, prefix, patience=60).enqueue(Task("add", [1, 2])))
+        yield f"{HOST}:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
+
+
+def test_port_without_tls_is_an_error_at_once(colour: Colour, prefix: str) -> None:
+    with answering(b"-ERR unknown command\r\n") as port:
+        client = colour.client(f"rediss://{port}", prefix, patience=60)
+        with pytest.raises(ConfigError, match="the port does not speak TLS"):
+            colour.do(client.enqueue(Task("add", [1, 2])))
+
+
+@pytest.mark.parametrize("url", ["redis://{}", "redis+cluster://{}", "redis+sentinel://{}/main"])
+def test_answer_of_another_protocol_is_an_error_at_once(
+    colour: Colour, prefix: str, url: str
+) -> None:
+    for answer, advice in (
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP server"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "an SSH server"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "speaks TLS: use rediss"),
+        (b"220 mail.example.com\r\n", "check host and port"),
+    ):
+        with answering(answer) as port:
+            client = colour.client(url.format(port), prefix, patience=60)
+            with pytest.raises(ConfigError, match=f"not of the Redis protocol.*{advice}"):
+                colour.do(client.enqueue(Task("add", [1, 2])))
+
+
+def test_plain_url_of_a_tls_port_is_told_to_use_rediss(
+    address: str, colour: Colour, prefix: str
+) -> None:
+    port = address.partition("//")[2]
+    for url, scheme in (
+        (f"redis://{port}", "rediss://"),
+        (f"redis+cluster://{port}", r"rediss\+cluster://"),
+        (f"redis+sentinel://{port}/main", r"rediss\+sentinel://"),
+    ):
+        client = colour.client(url, prefix, patience=0)
+        hint = f"closed the connection before it answered.*only TLS, use {scheme}"
+        with pytest.raises(StoreUnavailable, match=hint):
+            colour.do(client.enqueue(Task("add", [1, 2])))
+
+
+def test_doctor_and_server_tell_a_plain_url_to_use_rediss(
+    address: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = address.replace("rediss", "redis")
+
+    async def main() -> None:
+        [finding] = await Doctor(redis_clients.parse(url), prefix=prefix).examine()
+        assert "only TLS, use rediss://" in finding.text
+        start = asyncio.create_task(Qsync(url, prefix=prefix).server().start())
+        await until(lambda: "only TLS, use rediss://" in caplog.text)
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 def test_silent_port_is_reported_as_a_possible_tls_port(

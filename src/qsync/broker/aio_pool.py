@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qsync.broker import redis_clients, redis_errors
 from qsync.broker.base import LINE_S, LOOP_BLOCKED_S
+from qsync.broker.error_mapping import opening
 from qsync.broker.protocol import PlainConnection, RedisConnection, wrap_connection
 
 CLOSED_TEXT: Final = "the broker was closed while it connected"
@@ -93,8 +94,9 @@ class AioPool:
 
     async def _connect(self, seconds: float) -> Any:
         try:
-            async with asyncio.timeout(seconds):
-                raw = await self._pool.get_connection()
+            with opening():
+                async with asyncio.timeout(seconds):
+                    raw = await self._pool.get_connection()
         except BaseException:
             if self._closed:  # redis-py keeps a connection whose caller was cancelled
                 await self._pool.disconnect(inuse_connections=False)

@@ -22,6 +22,7 @@ from qsync.broker.blocking_connection import (
     SocketConnection,
     wrap_connection,
 )
+from qsync.broker.error_mapping import opening
 
 
 class Pool:
@@ -138,7 +139,8 @@ class Pool:
         connection.socket_connect_timeout = min(connection.socket_connect_timeout, remaining_s)
         connection.socket_timeout = min(usual, remaining_s)
         try:
-            connection.connect()
+            with opening():
+                connection.connect()
         except BaseException:
             connection.disconnect()
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from types import TracebackType
 from typing import Any, Final
@@ -69,14 +70,34 @@ class Fault(Enum):
     UNEXPECTED = "ours"
 
 
+_OTHER_PROTOCOL: Final = "the answer is not of the Redis protocol"
+"""Beginning of the error of a new connection whose first answer is of another protocol."""
+
+_CLOSED: Final = "it closed the connection before it answered"
+"""Beginning of the error of a new connection that was closed instead of answered."""
+
+_CLOSED_TEXTS: Final = re.compile(
+    "closed by server|connection (lost|closed|reset|aborted)|reset by peer|broken pipe"
+    "|EOF occurred|shutdown while in progress", re.IGNORECASE,
+)  # fmt: skip
+"""Errors of redis-py and the system for a connection that the other side has closed."""
+
 _WRONG_STORE_TEXTS: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
-    "DB index is out of range", "the Sentinels watch no service",
+    "DB index is out of range", "the Sentinels watch no service", _OTHER_PROTOCOL,
 )  # fmt: skip
 """Errors of a store that is not of the kind that its URL says."""
 
 _UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
 """Error of a store without a command; managed stores hide commands in this way."""
+
+_PROTOCOL_ADVICE: Final = (
+    (r'got "\\x15"', "the port speaks TLS: use rediss:// in place of redis://"),
+    ('got "H"', "an HTTP server answers so; check host and port"),
+    ('got "S"', "an SSH server answers so; check host and port"),
+    ("", "check host and port"),
+)
+"""Pairs of an error pattern and the advice about a server of another protocol."""
 
 _COMMAND_ADVICE: Final = (("'client", "leave out client_name"),)
 """Pairs of an error pattern and the advice for a command that is missing or forbidden."""
@@ -110,6 +131,32 @@ _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
 """Error of an enqueue beyond a bound: the bound, its value, the current count, and how many fit."""
+
+
+def of_new_connection(error: Exception) -> Exception:
+    """Return the error of a connection that got no valid first reply, with a text that says so.
+
+    Other errors are returned as they are, e.g. a refused connection or password.
+    """
+    text = str(error)
+    if isinstance(error, redis_errors.InvalidResponse):
+        return redis_errors.InvalidResponse(f"{_OTHER_PROTOCOL}: {text}")
+    lost = isinstance(error, redis_errors.ConnectionError | OSError) and _CLOSED_TEXTS.search(text)
+    if not lost or _CLOSED in text or _TLS.search(text):
+        return error
+    return redis_errors.ConnectionError(f"{_CLOSED} ({text})")
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Raise errors of a block, which opens a connection, as `of_new_connection` returns them."""
+    try:
+        yield
+    except Exception as error:
+        explained = of_new_connection(error)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def classify(error: BaseException) -> Fault:
@@ -213,6 +260,8 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
             advice = _advice(shown, _TLS_ADVICE)
             return ConfigError(f"{name}no TLS with the store at {address}: {shown}{advice}")
         case Fault.WRONG_STORE:
+            if _OTHER_PROTOCOL in shown:
+                shown += _advice(shown, _PROTOCOL_ADVICE)
             return ConfigError(f"{name}the store at {address} is not what the URL says: {shown}")
     return StoreUnavailable(f"{name}the store at {address} is not available: {shown}")
 
@@ -228,8 +277,20 @@ def _shown(error: BaseException, address: Address) -> str:
         return f"it is a node of a cluster (MOVED {text}); use redis+cluster://"
     if isinstance(error, TimeoutError | redis_errors.TimeoutError):
         text = text or "no answer in time"
-        return f"{text}; does the port speak TLS?" if address.tls else text
+        if address.tls:
+            text += f"; does the port speak TLS? If not, use {_other_scheme(address)}://"
+        return text
+    if _CLOSED in text and "path" not in address.settings:
+        takes = "no TLS" if address.tls else "only TLS"
+        return f"{text}; if the port takes {takes}, use {_other_scheme(address)}://"
     return text or type(error).__name__
+
+
+def _other_scheme(address: Address) -> str:
+    """Return the scheme of the same store with TLS, or without it if the address has TLS."""
+    return ("redis" if address.tls else "rediss") + (
+        "" if address.kind == "node" else f"+{address.kind}"
+    )
 
 
 def is_demoted(replies: Sequence[Any]) -> bool:

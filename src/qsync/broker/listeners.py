@@ -22,7 +22,7 @@ from qsync.broker import redis_clients, redis_errors
 from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.channels import ChannelEvent, Channels
-from qsync.broker.error_mapping import mapped_errors, translate, unavailable
+from qsync.broker.error_mapping import mapped_errors, opening, translate, unavailable
 from qsync.broker.exchanges import Command, send_calls
 from qsync.broker.protocol import PlainConnection, RedisConnection, pack_commands, wrap_connection
 from qsync.broker.redis_internals import socket_of
@@ -96,7 +96,7 @@ class Subscription:
 
     def open(self) -> None:
         """Connect; raises StoreUnavailable if that fails."""
-        with mapped_errors(self._broker.address, self._on_broken_connection):
+        with mapped_errors(self._broker.address, self._on_broken_connection), opening():
             self._client = self._broker.client_at(self._node)
             self._connection = self._client.connection_pool.get_connection()
             self._heard, self._asked = time.monotonic(), False
@@ -394,7 +394,7 @@ def heeding_cancellation() -> Iterator[None]:
 async def _connecting(connection: BlockingPop | AsyncSubscription) -> AsyncIterator[None]:
     """Limit the opening of a connection to CONNECT_TIMEOUT; on an error, close it."""
     try:
-        with heeding_cancellation():
+        with opening(), heeding_cancellation():
             async with asyncio.timeout(redis_clients.CONNECT_TIMEOUT):
                 yield
     except BaseException:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from redis.exceptions import ClusterDownError as ClusterDownError
     from redis.exceptions import ClusterError as ClusterError
     from redis.exceptions import ConnectionError as ConnectionError
+    from redis.exceptions import InvalidResponse as InvalidResponse
     from redis.exceptions import MasterDownError as MasterDownError
     from redis.exceptions import MovedError as MovedError
     from redis.exceptions import NoPermissionError as NoPermissionError

@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from qsync.broker import redis_errors
 from qsync.broker.address import Address
-from qsync.broker.error_mapping import Fault, classify
+from qsync.broker.error_mapping import Fault, classify, of_new_connection
 
 SENTINEL_TIMEOUT: Final = 1.0
 """Timeout for connecting to a Sentinel, and for its reply, before the next one; in seconds."""
@@ -51,7 +51,7 @@ class Finder(redis.sentinel.Sentinel):
             try:
                 answers.append(sentinel.sentinel_masters())
             except redis_errors.LIBRARY_ERRORS as error:
-                answers.append(error)
+                answers.append(of_new_connection(error))
                 continue
             state = answers[-1].get(service_name)
             if state and self.check_master_state(state, service_name):
@@ -76,7 +76,7 @@ class AsyncFinder(redis.asyncio.sentinel.Sentinel):
             try:
                 answers.append(await sentinel.sentinel_masters())
             except redis_errors.LIBRARY_ERRORS as error:
-                answers.append(error)
+                answers.append(of_new_connection(error))
                 continue
             state = answers[-1].get(service_name)
             if state and self.check_master_state(state, service_name):
