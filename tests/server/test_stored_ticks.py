@@ -530,3 +530,52 @@ def test_server_with_rights_of_an_older_version_logs_once_and_continues(
         store.command("ACL", "DELUSER", "older")
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("stored schedules do not run on this server: schedule_queues: ")
+
+
+def test_schedules_continue_soon_after_a_refused_password_is_right_again(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a password is first replaced in the store: one line meanwhile, and one after it."""
+    keys = schedule_ops.QueueKeys(prefix, "default")
+    user = f"rotated-{prefix}"
+
+    def password(secret: str) -> None:
+        rules = ("reset", "on", f">{secret}", "~*", "&*", "+@all")
+        store.command("ACL", "SETUSER", user, *rules)
+        store.command("CLIENT", "KILL", "USER", user)
+
+    def said(text: str) -> int:
+        return sum(text in record.getMessage() for record in caplog.records)
+
+    def enqueued() -> int:
+        with store.client() as redis:
+            return int(redis.hlen(keys.key("tasks")))
+
+    async def main() -> None:
+        app = Qsync(store.url.replace("//", f"//{user}:first@"), prefix=prefix)
+        outage = Outage()
+        broker = AsyncBroker(app.client()._address)
+        async with app.async_client() as client:
+            await client.schedules.put("a", Task("t"), every=0.5)
+            ticks = asyncio.create_task(StoredTicks(broker, prefix, outage).run())
+            await wait_until_async(lambda: enqueued() > 0)
+            password("second")
+            parts = ("read the stored schedules", "enqueue the stored schedules")
+            await wait_until_async(
+                lambda: all(any(part in failing for failing in outage.parts) for part in parts)
+            )
+            before = enqueued()
+            password("first")
+            await wait_until_async(lambda: enqueued() > before and not outage.parts, timeout=10)
+            ticks.cancel()
+            await asyncio.gather(ticks, return_exceptions=True)
+        await broker.aclose()
+
+    password("first")
+    try:
+        with caplog.at_level(logging.WARNING, "qsync.server"):
+            asyncio.run(main())
+    finally:
+        store.command("ACL", "DELUSER", user)
+    lines = [record.getMessage() for record in caplog.records]
+    assert (said("refuses"), said("accepts all commands again"), len(lines)) == (1, 1, 2), lines

@@ -203,6 +203,20 @@ def is_unsupported(error: BaseException | None) -> bool:
     return error is not None and classify(error) is Fault.UNSUPPORTED
 
 
+def lacks_command(error: QsyncError) -> bool:
+    """Return whether the store's user may not run a command, or the store does not have it.
+
+    A refused user or password, which refuses all commands, does not count.
+    """
+    cause = error.__cause__
+    if cause is None or is_unsupported(cause):
+        return cause is not None
+    is_login = isinstance(cause, redis_errors.AuthenticationError) or str(cause).startswith(
+        ("NOAUTH", "WRONGPASS")
+    )
+    return classify(cause) is Fault.DENIED and not is_login
+
+
 def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
     """Return qsync's exception for an error of a call."""
     name = call.script.name

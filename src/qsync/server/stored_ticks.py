@@ -19,10 +19,11 @@ from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff, spread
 from qsync.broker import schedule_ops, views
 from qsync.broker.aio import AsyncBroker
+from qsync.broker.error_mapping import lacks_command
 from qsync.broker.schedule_ops import SCHEDULES_PER_CALL, TickRow
 from qsync.broker.schedule_run_ops import Note, missed, tick_of
 from qsync.broker.stored_schedules import StoredScheduleRow, decode_record, next_tick, ticks_of
-from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
+from qsync.errors import InvalidTask, QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask
 from qsync.schedule import tick_id
@@ -219,12 +220,12 @@ class StoredTicks:
         part = "read the stored schedules"
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
-        except ConfigError as error:  # the store's user has the rights of an older version
-            if not self._denied:
-                log.warning("stored schedules do not run on this server: %s", error)
-            self._denied = True
-            return MAX_CHECK_INTERVAL_S
         except QsyncError as error:
+            if lacks_command(error):  # the store's user has the rights of an older version
+                if not self._denied:
+                    log.warning("stored schedules do not run on this server: %s", error)
+                self._denied = True
+                return MAX_CHECK_INTERVAL_S
             self._outage.failed(part, error)
             return self._backoff.next()
         self._outage.worked(part)
@@ -294,10 +295,8 @@ class _ScheduledQueue:
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)
-                pause = (
-                    MAX_CHECK_INTERVAL_S if isinstance(error, ConfigError) else self._backoff.next()
-                )
-                await asyncio.sleep(pause)
+                denied = lacks_command(error)
+                await asyncio.sleep(MAX_CHECK_INTERVAL_S if denied else self._backoff.next())
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
