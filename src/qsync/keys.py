@@ -45,7 +45,10 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "keys": ("hash", "id -> fairness key, only for tasks that have one"),
     "fairness": ("zset", "fairness key by its last order tag"),
     "fetches": ("hash", "<server id>[~<life>] -> last fetch: number, time, ids"),
-    "calls": ("hash", "sender -> its last enqueue: number, time, tasks not created"),
+    "calls": (
+        "hash",
+        "sender -> its last enqueue, cancel or reschedule: number, time, tasks not created",
+    ),
     "recent": ("zset", "ids that callers chose, by the time until which they are refused, us"),
     "ticks": ("hash", "schedule -> last tick enqueued, us"),
     "schedules": (

@@ -22,6 +22,7 @@ from qsync.broker.operator_ops import Rescheduled
 from qsync.broker.stored_task import StoredTask
 from qsync.enqueue_batching import Batcher, InFlight
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.idempotency import CallSequences
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
 from qsync.loop_internals import running_loop
 from qsync.message import Result
@@ -68,6 +69,7 @@ class _TaskQueriesBase:
     def __init__(self, prefix: str) -> None:
         self._global_keys = GlobalKeys(prefix)
         self._prefix = prefix
+        self._call_sequences = CallSequences()
         self._closed = False
         self._unserved: set[str] = set()
         """Queues for which the warning that no server serves them was logged."""
@@ -78,6 +80,15 @@ class _TaskQueriesBase:
         """Raise QsyncError when the client has been closed."""
         if self._closed:
             raise QsyncError("the client is closed; create another one")
+
+    @contextmanager
+    def _call_id(self) -> Iterator[tuple[str, int]]:
+        """Yield the id of a call, by which its repetition after a lost reply is answered alike."""
+        call_id = self._call_sequences.take()
+        try:
+            yield call_id
+        finally:
+            self._call_sequences.give_back(call_id)
 
     @contextmanager
     def _checked_once(self, queue: str) -> Iterator[None]:
@@ -191,8 +202,9 @@ class TaskQueries(_TaskQueriesBase):
             if shown is None:
                 return False
             retention_us = retention_of(shown)
-        call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
-        outcome, token = self._broker.run(call, ends=ends)
+        with self._call_id() as call_id:
+            call = ops.cancel(self._keys(queue), id, retention_us=retention_us, call_id=call_id)
+            outcome, token = self._broker.run(call, ends=ends)
         if outcome == "active":
             order = self._order(id, queue, token)
             self._broker.run_many([order], ends=min(ends, ends_in(ORDER_S)))
@@ -201,7 +213,9 @@ class TaskQueries(_TaskQueriesBase):
     def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
         """Change the due time of a waiting task, to a text from `due_text`."""
         self.check_open()
-        return self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
+        with self._call_id() as call_id:
+            call = operator_ops.reschedule(self._keys(queue), id, due, call_id=call_id)
+            return self._broker.run(call)
 
     def close(self) -> None:
         """Wake all waiting callers, which then get an error."""
@@ -311,8 +325,9 @@ class AsyncTaskQueries(_TaskQueriesBase):
                 if shown is None:
                     return False
                 retention_us = retention_of(shown)
-            call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
-            outcome, token = await self._broker.run(call, ends=ends)
+            with self._call_id() as call_id:
+                call = ops.cancel(self._keys(queue), id, retention_us=retention_us, call_id=call_id)
+                outcome, token = await self._broker.run(call, ends=ends)
             if outcome == "active":
                 order = self._order(id, queue, token)
                 await self._broker.run_many([order], ends=min(ends, ends_in(ORDER_S)))
@@ -321,8 +336,9 @@ class AsyncTaskQueries(_TaskQueriesBase):
     async def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
         """Change the due time of a waiting task, to a text from `due_text`."""
         self.check_open()
-        with self._in_flight:
-            return await self._broker.run(operator_ops.reschedule(self._keys(queue), id, due))
+        with self._in_flight, self._call_id() as call_id:
+            call = operator_ops.reschedule(self._keys(queue), id, due, call_id=call_id)
+            return await self._broker.run(call)
 
     def close(self) -> None:
         """Refuse further calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from qsync.errors import (
 from qsync.message import Result
 from qsync.state import TaskState
 from qsync.task import Task
+from tests.chaos.proxy import Proxy
 from tests.conftest import Colour
 from tests.support.client_driver import SERVER, Hand
 from tests.support.stores import Cluster, Store, wait_until, wait_until_async
@@ -552,6 +554,43 @@ def test_reschedule_to_a_wrong_time_is_refused(
 def test_reschedule_of_a_missing_task_is_an_error(colour: Colour, client: Any) -> None:
     with pytest.raises(TaskNotFound, match="'a'"):
         colour.do(client.handle("a").reschedule(delay=5))
+
+
+# lost replies
+
+
+@pytest.mark.faults(35)
+def test_cancel_and_reschedule_answer_what_they_did_when_their_reply_is_lost(
+    colour: Colour, store: Store, prefix: str, hand: Hand
+) -> None:
+    with Proxy(store.port) as proxy:
+        client = colour.client(proxy.url, prefix)
+
+        def lose_reply(call: Callable[[], Any], is_done: Callable[[], Any]) -> Any:
+            proxy.down.cut = 1.0
+            answer = colour.begin(call)
+            wait_until(is_done)
+            proxy.heal()
+            return answer.result(10)
+
+        first = colour.do(client.enqueue(Task("t", delay=60)))
+        colour.do(first.reschedule(delay=60))  # so that the store knows the scripts
+        assert colour.do(first.cancel())
+        gone = colour.do(client.enqueue(Task("t", id="a", delay=60)))
+        assert lose_reply(gone.cancel, lambda: hand.state("a") is None) is True
+        soon = colour.do(client.enqueue(Task("t", id="b", delay=60)))
+
+        def taken() -> Any:
+            with contextlib.suppress(AssertionError):
+                return hand.take()
+
+        due = lose_reply(lambda: soon.reschedule(delay=0), taken)
+        assert due < datetime.now(UTC) + timedelta(seconds=30)
+        assert hand.state("b") == "active"
+        assert colour.do(gone.cancel()) is False
+        with pytest.raises(TaskNotWaiting):
+            colour.do(soon.reschedule(delay=0))
+        colour.close_client(client)
 
 
 # handles

@@ -403,6 +403,33 @@ def test_action_whose_reply_was_lost_answers_the_same_again(rig: Rig, name: str)
         assert not rig.run(recorded(call, another))
 
 
+@pytest.mark.faults(35)
+def test_call_of_a_client_whose_reply_was_lost_answers_the_same_again(rig: Rig) -> None:
+    held = queue(rig)
+    gone = ops.cancel(rig.keys, "s", retention_us=None, call_id=("me", 1), now_us=rig.now)
+    assert rig.run(gone) == rig.run(gone) == ("cancelled", "")
+    rig.enqueue("s")
+    assert rig.run(gone) == ("cancelled", "")
+    assert rig.state("s") == "pending", "another task has the id now"
+    running = ops.cancel(rig.keys, "a", retention_us=None, call_id=("me", 2), now_us=rig.now)
+    assert rig.run(running) == rig.run(running) == ("active", held[0].token)
+    rig.run(ops.end_cancelled(rig.keys, held[:1], now_us=rig.now))
+    assert rig.run(running) == ("cancelled", "")
+    other = ops.cancel(rig.keys, "a", retention_us=None, call_id=("me", 3), now_us=rig.now)
+    assert rig.run(other) == ("missing", "")
+    earlier = reschedule(rig.keys, "r", "+0", call_id=("me", 4), now_us=rig.now)
+    again = recorded(reschedule(rig.keys, "r", "+1", now_us=rig.now), EVENT)
+    for call in (earlier, again):
+        answer = rig.run(call)
+        rig.now += S
+        assert rig.run(call.at(rig.now)) == answer
+    rig.fetch(10)
+    assert rig.state("r") == "active"
+    assert rig.run(again.at(rig.now)).due_us == answer.due_us
+    late = reschedule(rig.keys, "r", "+0", call_id=("me", 5), now_us=rig.now)
+    assert rig.run(late).due_us is None
+
+
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
     """Prove that each call changes something, so that the other tests mean something."""

@@ -17,6 +17,9 @@ BATCH_SIZE: Final = 250
 MAINTENANCE_BATCH: Final = 100
 """Tasks per call that deletes or reruns tasks: small, so that urgent calls are not delayed."""
 
+NO_CALL_ID: Final = ("", 0)
+"""Sender and number of a call that has none."""
+
 Outcome = Literal["ok", "done", "lost"]
 """Outcome of a change that needs a lease. `ok`: it was made; `done`: the task no longer has a
 lease, since it ended or was handed back; `lost`: another server holds the lease."""

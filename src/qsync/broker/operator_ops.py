@@ -18,7 +18,7 @@ from qsync.broker.call import (
     texts_of,
 )
 from qsync.broker.enqueue_options import fairness_member
-from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL
+from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL, NO_CALL_ID
 from qsync.keys import QueueKeys
 from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
@@ -166,10 +166,18 @@ class Rescheduled(NamedTuple):
 
 
 def reschedule(
-    keys: QueueKeys, id: str, due: str, *, now_us: int | None = None
+    keys: QueueKeys,
+    id: str,
+    due: str,
+    *,
+    call_id: tuple[str, int] = NO_CALL_ID,
+    now_us: int | None = None,
 ) -> Call[Rescheduled]:
-    """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
-    args = (now_argument(now_us), "", id, due)
+    """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time.
+
+    With a `call_id`, a repetition of the call gets the same answer.
+    """
+    args = (now_argument(now_us), "", id, due, *call_id)
 
     def decode(reply: dict[str, Any]) -> Rescheduled:
         state, due_us = reply["state"].decode(), reply["due"].decode()

@@ -30,6 +30,7 @@ from qsync.broker.op_values import (
     BATCH_BYTES,
     BATCH_SIZE,
     MAX_TASKS_PER_CALL,
+    NO_CALL_ID,
     Completion,
     Enqueued,
     EnqueueOutcome,
@@ -313,10 +314,19 @@ def mark_idle(
 
 
 def cancel(
-    keys: QueueKeys, id: str, *, retention_us: int | None, now_us: int | None = None
+    keys: QueueKeys,
+    id: str,
+    *,
+    retention_us: int | None,
+    call_id: tuple[str, int] = NO_CALL_ID,
+    now_us: int | None = None,
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
-    """Cancel a task; `active` comes with the token of its lease."""
-    args = (now_argument(now_us), "", id, "" if retention_us is None else retention_us)
+    """Cancel a task; `active` comes with the token of its lease.
+
+    With a `call_id`, a repetition of the call gets the same answer.
+    """
+    retention = "" if retention_us is None else retention_us
+    args = (now_argument(now_us), "", id, retention, *call_id)
     return queue_call("cancel", keys, args, text_tuple)
 
 

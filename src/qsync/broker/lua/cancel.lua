@@ -3,7 +3,7 @@
 -- reads.
 -- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
 -- flow include: message_bytes
--- include: counters unique_locks ended_tasks forget_tasks record_event
+-- include: counters unique_locks ended_tasks forget_tasks record_event client_calls
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -32,14 +32,20 @@
 -- KEYS[26] limit_rules hash    name -> its rule
 -- KEYS[27] openings  zset    limits by the time at which they open, us
 -- KEYS[28] events    stream  actions of operators
+-- KEYS[29] calls     hash    sender -> its last call
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] id         text
 -- ARGV[4] retention  int us  retention of the task; empty: none
+-- ARGV[5] sender     text    of a client, which numbers its calls; empty: none
+-- ARGV[6] number     int
 -- returns cancelled (also when an earlier call did it); or active and its lease token; or finished;
 --   or missing
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
+if first_call(ARGV.sender, ARGV.number) and redis.call('HEXISTS', KEYS.cancels, id) == 0 then
+  return { 'cancelled', '' }  -- a task with this id that is there now is another one
+end
 check_end_cancelled()
 begin_limits(now)
 for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.limited }) do
@@ -58,6 +64,7 @@ for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.limited })
       wake_server()
     end
     publish_ended()
+    note_call(now, ARGV.sender, ARGV.number)
     record_event(now, ARGV.event, 1, { id })
     return { 'cancelled', '' }
   end
@@ -68,13 +75,11 @@ if redis.call('ZSCORE', KEYS.active, id) then
   check_rights(KEYS.cancels, { 'HSET', 'HDEL' })
   redis.call('HDEL', KEYS.successors, id)
   local added = redis.call('HSET', KEYS.cancels, id, ARGV.retention)
+  note_call(now, ARGV.sender, ARGV.number)
   record_event(now, ARGV.event, added, { id })
   return { 'active', owner }
 end
-if redis.call('HEXISTS', KEYS.cancels, id) == 1 then
+if redis.call('HEXISTS', KEYS.cancels, id) == 1 or record_event(now, ARGV.event, 0, {}) == 1 then
   return { 'cancelled', '' }
 end
-if redis.call('HEXISTS', KEYS.tasks, id) == 1 then
-  return { 'finished', '' }
-end
-return { record_event(now, ARGV.event, 0, {}) == 1 and 'cancelled' or 'missing', '' }
+return { redis.call('HEXISTS', KEYS.tasks, id) == 1 and 'finished' or 'missing', '' }

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- reschedule: change the due time of a scheduled or retried task. A task whose time has come is
 -- promoted by the next fetch, so a fetch and this script never both move it. A due time in the past
--- counts as now.
--- include: check_schema clock wake_server schedule_due note_runnable record_event
+-- counts as now. A repeated call changes nothing, and answers as the first one did.
+-- include: check_schema clock wake_server schedule_due note_runnable record_event client_calls
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -17,10 +17,13 @@
 -- KEYS[12] meta      hash    schema
 -- KEYS[13] idle      zset    ids of servers that a message wakes
 -- KEYS[14] events    stream  actions of operators
+-- KEYS[15] calls     hash    sender -> its last call
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] id         text
 -- ARGV[4] due        text    `+<us>` after now, or `<us>` Unix time
+-- ARGV[5] sender     text    of a client, which numbers its calls; empty: none
+-- ARGV[6] number     int
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
 -- REPLY[2] due       text    its new due time, us; empty: its state has none, it was not changed
 check_schema()
@@ -38,16 +41,21 @@ end
 if state == 'completed' and redis.call('HEXISTS', KEYS.cancels, id) == 1 then
   state = 'cancelled'
 end
-if state ~= 'scheduled' and state ~= 'retry' or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
+local set = ({ scheduled = KEYS.scheduled, retry = KEYS.retry })[state]
+local first = first_call(ARGV.sender, ARGV.number) or first_event(ARGV.event)
+local began, due = first or now, tonumber(ARGV.due)
+if string.sub(ARGV.due, 1, 1) == '+' then
+  due = began + due
+end
+due = to_text(math.max(began, due))
+if first then
+  return reply({ state = set and state or 'scheduled', due = due })
+end
+if not set or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
   return reply({ state = state })
 end
-local set = ({ scheduled = KEYS.scheduled, retry = KEYS.retry })[state]
-local due = tonumber(ARGV.due)
-if string.sub(ARGV.due, 1, 1) == '+' then
-  due = now + due
-end
-due = to_text(math.max(now, due))
 schedule_due(set, { due, id })
 note_since({ due, id })
+note_call(now, ARGV.sender, ARGV.number)
 record_event(now, ARGV.event, 1, { id })
 return reply({ state = state, due = due })

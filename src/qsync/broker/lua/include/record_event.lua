@@ -14,6 +14,14 @@ local function recent_event(key, record)
   end
 end
 
+-- Return the time of the action, us, if it is a repetition; else nil.
+local function first_event(event)
+  if event ~= '' then
+    local _, fields = recent_event(string.sub(event, 2, 9), string.sub(event, 10))
+    return fields and parse_int(fields.at)
+  end
+end
+
 -- Record an action on `number` things, 0: none. `event` is empty, or `+` or `-`, a key of 8 bytes,
 -- and a record that is opaque to the scripts. A repeated call with `-` is recorded once; calls with
 -- `+` and the same key are steps of one action, whose numbers are added. `ids` are those of the

@@ -1,0 +1,18 @@
+-- client_calls: the last cancel or reschedule of each sender, so that its repetition after a lost reply
+-- gets the same answer. As with enqueues, a sender numbers its calls and has one in flight at a time;
+-- the record is `<number> <time us>`. Nothing depends on it, so a command that fails is ignored.
+
+-- Return the time of the call, us, if it was made before; else nil.
+local function first_call(sender, number)
+  local last = sender ~= '' and redis.pcall('HGET', KEYS.calls, sender)
+  if type(last) == 'string' then
+    local last_number, at = string.match(last, '^(%d+) (%d+)$')
+    return last_number == number and parse_int(at) or nil
+  end
+end
+
+local function note_call(now, sender, number)
+  if sender ~= '' then
+    redis.pcall('HSET', KEYS.calls, sender, table.concat({ number, to_text(now) }, ' '))
+  end
+end
