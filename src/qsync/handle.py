@@ -14,13 +14,13 @@ import msgspec
 from qsync.broker import stored_task
 from qsync.broker.operator_ops import Rescheduled
 from qsync.broker.stored_task import StoredTask
-from qsync.errors import QsyncError, ResultTimeout, TaskNotFound
+from qsync.errors import InvalidTask, QsyncError, ResultTimeout, TaskNotFound
 from qsync.message import Result
 from qsync.results import decode_result, not_found, not_waiting, without_retention
 from qsync.running_task import waiting_for
 from qsync.task import TaskStatus
 from qsync.task_queries import RETENTION_UNKNOWN, AsyncTaskQueries, Retention, TaskQueries
-from qsync.times import Duration, due_text, duration_us, from_us
+from qsync.times import Duration, due_text, duration_us, from_us, too_late
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -78,6 +78,8 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
             raise not_found(self.id, self.queue)
         if reply.due_us is None:
             raise not_waiting(self.id, self.queue, reply.state)
+        if reply.deadline_us is not None:
+            raise InvalidTask(too_late(reply.due_us, reply.deadline_us))
         return from_us(reply.due_us)
 
     def _status(self, shown: StoredTask | None) -> TaskStatus:
@@ -146,8 +148,9 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 
         Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
-        wrong, TaskNotFound when the queue does not have the task, and TaskNotWaiting in any other
-        state, e.g. if a server promoted the task first; then nothing is changed.
+        wrong or not before the task's deadline, TaskNotFound when the queue does not have the task,
+        and TaskNotWaiting in any other state, e.g. if a server promoted the task first; then
+        nothing is changed.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(self._queries.reschedule(self.id, self.queue, due))
@@ -224,8 +227,9 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
 
         Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
-        wrong, TaskNotFound when the queue does not have the task, and TaskNotWaiting in any other
-        state, e.g. if a server promoted the task first; then nothing is changed.
+        wrong or not before the task's deadline, TaskNotFound when the queue does not have the task,
+        and TaskNotWaiting in any other state, e.g. if a server promoted the task first; then
+        nothing is changed.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(await self._queries.reschedule(self.id, self.queue, due))

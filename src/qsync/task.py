@@ -18,7 +18,7 @@ from qsync.limit import check_limits
 from qsync.message import NORMAL_PRIORITY, Result, StoredOptions
 from qsync.phrase import phrase
 from qsync.state import TaskState
-from qsync.times import Duration, datetime_us, duration_us, from_us
+from qsync.times import Duration, datetime_us, duration_us, from_us, too_late
 from qsync.uniqueness import OnDuplicate, Uniqueness, check_uniqueness
 from qsync.value_text import class_name, shorten
 
@@ -88,7 +88,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     process_at    earliest start, as a time; excludes `delay`
     timeout       longest time that one attempt may take
     deadline      latest start, as a time: no attempt starts after it, e.g.
-                  `datetime.now(UTC) + timedelta(minutes=10)`
+                  `datetime.now(UTC) + timedelta(minutes=10)`; the task must be due before it
     unique        True: refuse another task with the same type, payload and queue until this one
                   has finished; a duration: also for that long after the enqueue
     unique_key    text to compare in place of type and payload; needs `unique`, `on_duplicate` or
@@ -193,6 +193,8 @@ def options_of(task: Task) -> StoredOptions:
     if timeout == 0:
         raise InvalidTask("timeout: 0 leaves no time to run; leave it out, or give a positive time")
     unique = _uniqueness(task)
+    if deadline is not None:
+        _check_deadline(deadline, process_at, delay_us or unique.debounce_us or 0)
     return StoredOptions(
         retry_delay=_retry_delay(task.retry_delay),
         timeout_us=timeout,
@@ -227,6 +229,15 @@ def _times(task: Task) -> tuple[int | None, int | None, int | None]:
         if task.deadline <= datetime.now(UTC):
             raise InvalidTask(f"deadline: {task.deadline.isoformat()} is already past")
     return process_at, delay, deadline
+
+
+def _check_deadline(deadline_us: int, process_at_us: int | None, delay_us: int) -> None:
+    """Raise InvalidTask if the task is not due before its deadline."""
+    due_us = process_at_us
+    if due_us is None:
+        due_us = datetime_us("now", datetime.now(UTC)) + delay_us
+    if due_us >= deadline_us:
+        raise InvalidTask(f"deadline: {too_late(due_us, deadline_us)}")
 
 
 def _optional_us(field: str, value: Duration | None) -> int | None:

@@ -90,6 +90,15 @@ def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
     return f"+{duration_us('delay', delay)}"
 
 
+def too_late(due_us: int, deadline_us: int) -> Phrase:
+    """Return the error of a due time that is not before the task's deadline."""
+    return phrase(
+        "the task would be due at %(due)s, not before its deadline, %(deadline)s, so it could "
+        "never start; give an earlier time or a later deadline",
+        due=from_us(due_us), deadline=from_us(deadline_us),
+    )  # fmt: skip
+
+
 def from_us(us: int) -> datetime:
     """Return Unix time in microseconds as an aware datetime in UTC. A time out of range becomes
     FIRST or LAST: a damaged store may hold any number."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -220,6 +221,11 @@ def test_a_waiting_task_is_rescheduled(live: Live) -> None:
     assert "it is pending: only scheduled" in live.refused(
         "task", "reschedule", "p", "--delay", "1s"
     )
+    live.enqueue(Task("note", id="d", delay=60, deadline=datetime(2090, 1, 1, tzinfo=UTC)))
+    for dry in ([], ["--dry-run"]):
+        assert "not before its deadline, 2090-01-01" in live.refused(
+            "task", "reschedule", "d", "--at", "2100-01-01T00:00", *dry
+        )
     for wrong in ([], ["--delay", "1s", "--at", "2100-01-01T00:00"]):
         assert "either --delay or --at" in live.refused("task", "reschedule", "a", *wrong, code=2)
     wrong = live.run("task", "reschedule", "a", "--at", "soon")

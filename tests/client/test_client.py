@@ -168,6 +168,21 @@ def test_a_wrong_option_is_refused_when_the_task_is_made(
         Task("t", **options)
 
 
+@pytest.mark.parametrize(
+    "due",
+    [
+        {"delay": timedelta(days=301)},
+        {"process_at": datetime.now(UTC) + timedelta(days=301)},
+        {"debounce": timedelta(days=301), "unique_key": "k"},
+    ],
+)
+def test_task_that_is_not_due_before_its_deadline_is_refused(due: dict[str, Any]) -> None:
+    deadline = datetime.now(UTC) + timedelta(days=300)
+    with pytest.raises(InvalidTask, match=r"^deadline: .*due at 2.* UTC, not before its .* UTC"):
+        Task("t", deadline=deadline, **due)
+    assert Task("t", deadline=deadline + timedelta(days=2), **due)
+
+
 @pytest.mark.faults(59, 60)
 @pytest.mark.guarantee(8)
 def test_wrong_payload_or_queue_is_reported_at_once(

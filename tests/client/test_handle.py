@@ -551,6 +551,19 @@ def test_reschedule_to_a_wrong_time_is_refused(
     assert colour.do(handle.info()).due_at == before
 
 
+def test_reschedule_beyond_the_deadline_is_refused(colour: Colour, client: Any) -> None:
+    deadline = datetime.now(UTC) + timedelta(hours=1)
+    handle = colour.do(client.enqueue(Task("t", id="a", delay=60, deadline=deadline)))
+    before = colour.do(handle.info()).due_at
+    error = f"due at 2.* UTC, not before its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC"
+    for times in ({"delay": 3601}, {"process_at": deadline}):
+        with pytest.raises(InvalidTask, match=error):
+            colour.do(handle.reschedule(**times))
+    assert colour.do(handle.info()).due_at == before
+    last = deadline - timedelta(microseconds=1)
+    assert colour.do(handle.reschedule(process_at=last)) == last
+
+
 def test_reschedule_of_a_missing_task_is_an_error(colour: Colour, client: Any) -> None:
     with pytest.raises(TaskNotFound, match="'a'"):
         colour.do(client.handle("a").reschedule(delay=5))

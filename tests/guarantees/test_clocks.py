@@ -49,8 +49,9 @@ def test_servers_with_wrong_and_jumping_clocks_run_every_task_once(
             in_time = now + timedelta(seconds=30)
             met = [task(id=f"met-{n}", delay=1.0, deadline=in_time) for n in range(20)]
             too_late = now + timedelta(seconds=1)
+            just_before = too_late - timedelta(microseconds=1)
             missed = [
-                task(id=f"missed-{n}", delay=1.5, deadline=too_late, retention=60)
+                task(id=f"missed-{n}", process_at=just_before, deadline=too_late, retention=60)
                 for n in range(20)
             ]
             await b.client.enqueue_many([*timers, *long, *retried, *kept, *met, *missed])

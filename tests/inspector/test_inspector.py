@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -538,6 +539,20 @@ def test_a_waiting_task_is_rescheduled(store: Store, prefix: str) -> None:
             assert (refused.outcome, refused.state) == ("refused", state)
             assert f"it is {state}: " in (refused.why or "")
         assert (await inspector.reschedule_task("none", delay=9)).outcome == "not_found"
+        deadline = datetime.now(UTC) + timedelta(hours=1)
+        await bed.enqueue(Task("t", id="e", delay=60, deadline=deadline))
+        before = await inspector.task("e")
+        for late in (
+            await inspector.reschedule_task("e", delay=3601),
+            await inspector.reschedule_task("e", delay=3601, dry_run=True),
+            await inspector.edit_task("e", b"new", delay=3601),
+            await inspector.edit_task("e", b"new", delay=3601, dry_run=True),
+        ):
+            assert (late.outcome, late.state) == ("refused", "scheduled")
+            assert "not before its deadline" in str(late.why)
+        assert (await inspector.reschedule_task("e", delay=9, dry_run=True)).ok
+        assert await inspector.task("e") == before
+        assert (await inspector.edit_task("e", b"new", delay=3500)).ok
 
     run(store, prefix, work)
 

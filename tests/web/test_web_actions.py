@@ -131,6 +131,11 @@ async def test_a_waiting_task_is_rescheduled(store: Store, prefix: str) -> None:
             assert answer.startswith(f"Not possible: delay: '{wrong}' is not a number of seconds")
         refused = await web.send("/task/reschedule", delay="9", queue="default", id="p1")
         assert said(refused).startswith("Not possible: it is pending")
+        deadline = datetime.now(UTC) + timedelta(hours=1)
+        await web.bed.enqueue(Task("t", id="d1", delay=60, deadline=deadline))
+        late = await web.send("/task/reschedule", delay="3601", queue="default", id="d1")
+        assert said(late).startswith("Not possible: the task would be due at 20")
+        assert f"not before its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC" in said(late)
 
 
 async def test_a_message_is_shown_once(valkey: Store, prefix: str) -> None:

@@ -163,6 +163,8 @@ class Rescheduled(NamedTuple):
     due_us: int | None
     """The new due time, us; None if the task is in a state without a due time, and was not
     changed."""
+    deadline_us: int | None = None
+    """Deadline of the task, us, if it was not changed because `due_us` is not before it."""
 
 
 def reschedule(
@@ -171,17 +173,22 @@ def reschedule(
     due: str,
     *,
     call_id: tuple[str, int] = NO_CALL_ID,
+    dry_run: bool = False,
     now_us: int | None = None,
 ) -> Call[Rescheduled]:
     """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time.
 
-    With a `call_id`, a repetition of the call gets the same answer.
+    With a `call_id`, a repetition of the call gets the same answer. With `dry_run` nothing changes.
     """
-    args = (now_argument(now_us), "", id, due, *call_id)
+    args = (now_argument(now_us), "", id, due, *call_id, int(dry_run))
 
     def decode(reply: dict[str, Any]) -> Rescheduled:
-        state, due_us = reply["state"].decode(), reply["due"].decode()
-        return Rescheduled(TaskState(state) if state else None, int(due_us) if due_us else None)
+        state, due_us, deadline_us = (reply[name].decode() for name in ("state", "due", "deadline"))
+        return Rescheduled(
+            TaskState(state) if state else None,
+            int(due_us) if due_us else None,
+            int(deadline_us) if deadline_us else None,
+        )
 
     return queue_query("reschedule", keys, args, decode)
 

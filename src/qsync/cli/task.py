@@ -40,7 +40,6 @@ from qsync.cli.task_detail import print_stack, print_task
 from qsync.cli.task_list import ORDER, SortTasks, TaskQuery, list_matching
 from qsync.formatting import local_time
 from qsync.inspector import Change, Explanation, Inspector, TaskDetail
-from qsync.inspector.bulk import WAITING
 from qsync.state import UNFINISHED
 
 task: Final = CommandGroup(
@@ -239,9 +238,7 @@ def reschedule(
         exit_with("give either --delay or --at", USAGE)
 
     def verb(inspector: Inspector) -> Callable[..., Awaitable[Change]]:
-        if dry_run:
-            return task_changes.dry(WAITING)(inspector)
-        return partial(inspector.reschedule_task, delay=delay, process_at=at)
+        return partial(inspector.reschedule_task, delay=delay, process_at=at, dry_run=dry_run)
 
     done = "would be due" if dry_run else "due"
     task_changes.change_each(ids, queue, store, as_json, verb, done)

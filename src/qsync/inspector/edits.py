@@ -20,7 +20,7 @@ from qsync.message import Message, StoredOptions, decode_message, edited_options
 from qsync.new_task import NewTask, encode_message, new_id, new_nonce
 from qsync.phrase import phrase
 from qsync.state import TaskState
-from qsync.times import Duration, due_text
+from qsync.times import Duration, due_text, too_late
 
 COPY_HEADER: Final = "qsync-copy-of"
 """Header of a copy: queue and id of the task that was copied, with a slash between them."""
@@ -56,8 +56,7 @@ class _EditsMixin(_TasksMixin):
             return shown
         if shown.state not in RUNNABLE:
             return Change(outcome="too_late", state=state_of(shown))
-        if due and (retry or shown.state not in TIMED):
-            raise InvalidTask(phrase("A task that is run now or is dead cannot have a delay."))
+        _check_due(due, shown.state, retry=retry)
         message = _message_of(shown)
         _check_version(message, version)
         check_shape(message, payload)
@@ -69,8 +68,9 @@ class _EditsMixin(_TasksMixin):
         new = codec.encode(edited)
         if new == codec.encode(message):  # only its consequences were requested
             new = shown.message or b""
-        if dry_run:
-            return Change(outcome="done", state=shown.state)
+        late = _beyond_deadline(due, now_us, options.deadline_us, shown.state)
+        if late is not None or dry_run:
+            return late or Change(outcome="done", state=shown.state)
         call = operator_ops.edit(
             self._keys(queue), id, shown.state, seen=shown.message or b"", message=new, due=due,
             rerun=rerun_of(id, shown) if retry else None,
@@ -135,6 +135,21 @@ class _EditsMixin(_TasksMixin):
             )
         await self._record("task.copy", f"{queue}/{id}", queue=target, ids=[task.id])
         return Change(outcome="done", state=state, id=task.id, queue=target)
+
+
+def _check_due(due: str, state: TaskState, *, retry: bool) -> None:
+    if due and (retry or state not in TIMED):
+        raise InvalidTask(phrase("A task that is run now or is dead cannot have a delay."))
+
+
+def _beyond_deadline(
+    due: str, now_us: int, deadline_us: int | None, state: TaskState
+) -> Change | None:
+    """Return the refusal of a due time, `+<us>`, that is not before the deadline, or None."""
+    due_us = now_us + int(due[1:] or 0)
+    if not due or deadline_us is None or due_us < deadline_us:
+        return None
+    return refused(too_late(due_us, deadline_us), state=state)
 
 
 def _message_of(shown: StoredTask) -> Message:

@@ -21,7 +21,7 @@ from qsync.phrase import phrase
 from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
-from qsync.times import Duration, due_text, from_us
+from qsync.times import Duration, due_text, from_us, too_late
 from qsync.value_text import shorten
 
 MAX_PAGE_SIZE: Final = 100
@@ -183,13 +183,15 @@ class _TasksMixin(Base):
         queue: str = "default",
         delay: Duration | None = None,
         process_at: datetime | None = None,
+        dry_run: bool = False,
     ) -> Change:
         """Change when a scheduled or retried task is due; `at` of the outcome is the new time.
 
-        Give `delay`, a duration from now, or `process_at`. `refused` in any other state.
+        Give `delay`, a duration from now, or `process_at`. `refused` in any other state, and if
+        the time is not before the task's deadline. With `dry_run` nothing changes.
         """
         due = due_text(delay=delay, process_at=process_at)
-        call = operator_ops.reschedule(self._keys(queue), check_id(id), due)
+        call = operator_ops.reschedule(self._keys(queue), check_id(id), due, dry_run=dry_run)
         reply = await self._broker.run(recorded(call, self._actor.event("task.reschedule")))
         if reply.state is None:
             return Change(outcome="not_found")
@@ -199,6 +201,8 @@ class _TasksMixin(Base):
                 state=reply.state,
             )
             return refused(why, state=reply.state)
+        if reply.deadline_us is not None:
+            return refused(too_late(reply.due_us, reply.deadline_us), state=reply.state)
         return Change(outcome="done", state=reply.state, at=from_us(reply.due_us))
 
     async def delete(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- reschedule: change the due time of a scheduled or retried task. A task whose time has come is
 -- promoted by the next fetch, so a fetch and this script never both move it. A due time in the past
--- counts as now. A repeated call changes nothing, and answers as the first one did.
+-- counts as now; one at or after the task's deadline changes nothing. A repeated call changes nothing,
+-- and answers as the first one did.
 -- include: check_schema clock wake_server schedule_due note_runnable record_event client_calls
+-- include: message_limits
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -24,8 +26,10 @@
 -- ARGV[4] due        text    `+<us>` after now, or `<us>` Unix time
 -- ARGV[5] sender     text    of a client, which numbers its calls; empty: none
 -- ARGV[6] number     int
+-- ARGV[7] dry        flag    change nothing
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
 -- REPLY[2] due       text    its new due time, us; empty: its state has none, it was not changed
+-- REPLY[3] deadline  text    the task's deadline, us, if its due time was not changed because of it
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 
@@ -47,12 +51,21 @@ local began, due = first or now, tonumber(ARGV.due)
 if string.sub(ARGV.due, 1, 1) == '+' then
   due = began + due
 end
-due = to_text(math.max(began, due))
+due = math.max(began, due)
 if first then
-  return reply({ state = set and state or 'scheduled', due = due })
+  return reply({ state = set and state or 'scheduled', due = to_text(due) })
 end
-if not set or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
+local message = set and redis.call('HGET', KEYS.tasks, id)
+if not message then
   return reply({ state = state })
+end
+local deadline = deadline_of_message(message)
+if due >= deadline then
+  return reply({ state = state, due = to_text(due), deadline = to_text(deadline) })
+end
+due = to_text(due)
+if ARGV.dry == '1' then
+  return reply({ state = state, due = due })
 end
 schedule_due(set, { due, id })
 note_since({ due, id })

@@ -78,14 +78,17 @@ class DemoClient:
         self._ledger.blocks.update(zip(ids, blocks, strict=True))
 
     async def enqueue_scheduled(self) -> None:
-        """Enqueue tasks that are due soon, and tasks that are due after their deadline."""
+        """Enqueue tasks that are due soon, and tasks that are due too shortly before their deadline
+        to start in time."""
         delays = [0.5 + number / 40 for number in range(100)]
         built = [tasks.scheduled.options(delay=delay).build() for delay in delays]
         sent = time.monotonic()
         for delay, id in zip(delays, await self._offer(built), strict=True):
             self._ledger.due[id] = sent + delay
         deadline = datetime.now(UTC) + timedelta(seconds=5)
-        late = tasks.late.options(deadline=deadline, process_at=deadline + timedelta(seconds=1))
+        late = tasks.late.options(
+            deadline=deadline, process_at=deadline - timedelta(microseconds=1)
+        )
         await self._offer([late.build()] * 10)
 
     async def typed(self) -> None:

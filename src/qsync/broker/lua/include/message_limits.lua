@@ -1,4 +1,5 @@
--- message_limits: the limits of a task, and the limit `@<type>` of its type, as its message has them.
+-- message_limits: the limits of a task, the limit `@<type>` of its type, and its deadline, as its
+-- message has them.
 
 local function is_type_limit(limit)
   return string.byte(limit) == 64
@@ -42,15 +43,28 @@ local function after_element(message, at)
   return at + 1 + (ELEMENT_BYTES.number[kind] or 0)
 end
 
--- Return the limits in a message; none if it is lost or damaged. Its options are the last of eight
--- elements.
+-- Return the options of a message, the last of its eight elements; fails if it is lost or damaged.
+local function options_of_message(message)
+  local at = 2
+  for _ = 1, 7 do
+    at = after_element(message, at)
+  end
+  return (cmsgpack.unpack(string.sub(message, at)))
+end
+
+-- Return the deadline in a message, us; infinite without one, or if the message is lost or damaged.
+local function deadline_of_message(message)
+  local known, options = pcall(function()
+    return options_of_message(message)
+  end)
+  local deadline = known and type(options) == 'table' and options.dl
+  return type(deadline) == 'number' and deadline or math.huge
+end
+
+-- Return the limits in a message; none if it is lost or damaged.
 local function limits_of_message(message)
   local known, options = pcall(function()
-    local at = 2
-    for _ = 1, 7 do
-      at = after_element(message, at)
-    end
-    return (cmsgpack.unpack(string.sub(message, at)))
+    return options_of_message(message)
   end)
   local limits = known and type(options) == 'table' and options.lm
   -- A list of other values, in a message that no client wrote, would fail the script, and so stop
