@@ -54,6 +54,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
     fail_at     ids of servers on which all attempts fail
     progress_at ids of servers on which it reports a progress of 50 %
     die         kill the process by SIGKILL
+    hold_at     by server id, a FIFO: `hold` ends when it is opened for writing
     """
 
     sleep: float = 0.0
@@ -63,6 +64,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
     fail_at: list[str] = []
     progress_at: list[str] = []
     die: bool = False
+    hold_at: dict[str, str] = {}
 
     def seconds(self, task: TaskInfo) -> float:
         return self.sleep_at.get(server_of(task), self.sleep)
@@ -142,7 +144,8 @@ def noting_in(path: str) -> Note:
 async def holds_the_interpreter(task: TaskInfo) -> str:
     note("start", task)
     plan: Plan = task.value(Plan)
-    ctypes.PyDLL(None).usleep(int(plan.seconds(task) * 1e6))  # C code that holds the interpreter
+    if fifo := plan.hold_at.get(server_of(task)):
+        ctypes.PyDLL(None).open(fifo.encode(), os.O_RDONLY)  # C code that holds the interpreter
     return plan.end(task)
 
 
