@@ -305,7 +305,7 @@ class Server:
             StopAction(fetcher.aclose, closes=True),
             StopAction(control.withdraw),
             TypeReports(self.holder, self._broker, queues, self._types, outage, self.run_metrics),
-            Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
+            Loops(self._on_broken, control.announce, control.read_inbox, control.watch_tasks),
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, queues, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),

@@ -90,6 +90,10 @@ class ServerInbox:
         self._emptied = asyncio.Event()
         """Set when the orders that were in the inbox at the start have been discarded."""
         self._again = asyncio.Event()
+        self._recorded_running = 0
+        """Number of running tasks in the last record."""
+        self._corrected = False
+        """Whether the record was published early since it was last due."""
         self._registered = False
         self.quiet: bool = False
 
@@ -105,6 +109,7 @@ class ServerInbox:
             async with asyncio.timeout(EMPTY_S):
                 await self._emptied.wait()
         while True:
+            self._corrected = self._corrected and self._again.is_set()
             self._again.clear()
             if (error := await self._publish_record()) is None:
                 self._outage.worked(ANNOUNCE)
@@ -147,6 +152,7 @@ class ServerInbox:
         return next((reply for reply in replies if isinstance(reply, QsyncError)), None)
 
     def _record(self) -> dict[str, bytes | str | int]:
+        self._recorded_running = self._capacity.running
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -175,12 +181,19 @@ class ServerInbox:
                 self._outage.note("withdraw the server's record", reply)
         await self._inbox.aclose()
 
-    async def watch_stale(self) -> None:
+    async def watch_tasks(self) -> None:
         """Hand back tasks that were leased ahead over STALE_S ago and have not started, also those
-        that wait for a thread by now."""
+        that wait for a thread by now.
+
+        Also publish the record early if it says that the server runs no task while it runs some;
+        once until the record is due.
+        """
         while True:
             await asyncio.sleep(STALE_S / 4)
             capacity = self._capacity
+            if capacity.running and not (self._recorded_running or self._corrected):
+                self._corrected = True
+                self.announce_now()
             if capacity.ready or capacity.gathering.due:
                 self._runner.stopping.hand_back_ready(older_than=STALE_S)
             if capacity.running > self._config.concurrency:
@@ -224,6 +237,7 @@ class ServerInbox:
             log.info("draining as requested: no more tasks are fetched")
             self.quiet = True
             self._runner.stopping.stop_accepting()
+            self.announce_now()
         elif verb == "stop":
             log.info("told to stop")
             self._on_stop()
