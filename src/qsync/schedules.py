@@ -97,7 +97,8 @@ class _AnySchedules:
         others = [self._keys(other) for other in queues if other != queue]
         elsewhere = yield [schedule_ops.stored_schedules(other, [name]) for other in others]
         if queue not in queues:
-            yield [announce, registry_ops.register(self._globals, [queue])]
+            new = schedule_ops.announce_schedules(self._globals, queue, number, in_full_store=False)
+            yield [new, registry_ops.register(self._globals, [queue], in_full_store=False)]
         record = encode_record(*content)
         [put] = yield [recorded(schedule_ops.put_schedule(keys, name, next_us, record), event)]
         if put.of_program is not None:

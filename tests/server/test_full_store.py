@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from qsync import Mux, QsyncError, Task, TaskInfo
-from qsync.broker import views
+from qsync import Mux, QsyncError, QueueFull, Snooze, Task, TaskInfo
+from qsync.broker import redis_clients, registry_ops, views
+from qsync.broker.blocking import Broker
 from qsync.broker.views import Counts
+from qsync.keys import GlobalKeys
+from qsync.message import decode_failure
+from tests.conftest import Colour
 from tests.support.server import Bench, bench, until
 from tests.support.stores import Store, wait_until_async
 
@@ -168,3 +173,71 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
         async with b.server(work.mux):
             assert [await handle.result(5) for handle in handles] == [LONG] * 5
         assert (await counts(b)).stats.get("crashed", 0) == 0
+
+
+@pytest.mark.faults(61, 83)
+async def test_failures_hardly_grow_a_full_store(own_store: Store, prefix: str) -> None:
+    """Errors are cut and the history is left out; attempts, delays and deaths stay as they are."""
+    mux, attempts = Mux(), Counter[str]()
+
+    @mux.handle("bad")
+    async def bad(task: TaskInfo) -> None:
+        attempts[task.id] += 1
+        raise ValueError("no good: " + "x" * 3000)
+
+    @mux.handle("later")
+    async def later(task: TaskInfo) -> None:
+        raise Snooze(3600)
+
+    tasks = [Task("bad", id=f"b{n}", retry=3, retry_delay=0) for n in range(200)]
+    tasks += [Task("later", id=f"l{n}") for n in range(20)]
+    tasks += [Task("unknown", id=f"u{n}") for n in range(20)]
+    async with bench(own_store.url, prefix) as b:
+        await b.client.enqueue_many(tasks)
+        failures = b.keys().key("failures")
+
+        async def settled() -> bool:
+            states = (await counts(b)).states
+            return (states["dead"], states["scheduled"]) == (200, 40)
+
+        with full(own_store):
+            async with b.server(mux):
+                await wait_until_async(settled)
+            with own_store.client() as client:
+                records = dict(client.hgetall(failures))
+                assert len(records) == 240
+                assert max(map(len, records.values())) < 150
+        assert set(attempts.values()) == {4}
+        last = decode_failure(records[b"b0"])
+        assert (last.attempts, last.error[:22]) == (4, "ValueError: no good: x")
+        await b.client.enqueue(Task("bad", id="whole", retry=0))
+        async with b.server(mux):
+            await b.reaches("whole", "dead")
+        with own_store.client() as client:
+            assert len(client.hget(failures, "whole")) > 2000
+
+
+async def test_names_of_queues_do_not_grow_a_full_store(
+    own_store: Store, prefix: str, colour: Colour
+) -> None:
+    """A program may have a queue for each customer; the first enqueue to each names it."""
+    client = colour.client(own_store.url, prefix)
+    with own_store.client() as redis, full(own_store):
+        for n in range(5):
+            with pytest.raises(QueueFull):
+                colour.do(client.enqueue(Task("t", queue=f"q{n}")))
+            with pytest.raises(QueueFull):
+                colour.do(client.schedules.put(f"s{n}", Task("t", queue=f"q{n}"), every=60))
+        assert redis.keys(f"*{prefix}*") == []
+    assert colour.do(client.enqueue(Task("t", queue="q0"))).created
+
+
+def test_unread_orders_of_a_server_are_bounded(store: Store, prefix: str) -> None:
+    keys = GlobalKeys(prefix)
+    broker = Broker(redis_clients.parse(store.url))
+    for n in range(1100):
+        send = registry_ops.send_order(keys, "hung", b"%d" % n, ttl_ms=60_000)
+        assert broker.run(send) == min(n + 1, 1000)
+    with store.client() as client:
+        assert client.lrange(keys.inbox("hung"), -1, -1) == [b"1099"]
+    broker.close()

@@ -17,6 +17,9 @@ BATCH_SIZE: Final = 250
 MAINTENANCE_BATCH: Final = 100
 """Tasks per call that deletes or reruns tasks: small, so that urgent calls are not delayed."""
 
+SHORT_FAILURE: Final = 128
+"""Size up to which a failure record is stored even if the store is out of memory, in bytes."""
+
 NO_CALL_ID: Final = ("", 0)
 """Sender and number of a call that has none."""
 

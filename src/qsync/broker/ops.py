@@ -8,7 +8,7 @@ BATCH_BYTES.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 from msgspec.structs import replace
 
@@ -31,6 +31,7 @@ from qsync.broker.op_values import (
     BATCH_SIZE,
     MAX_TASKS_PER_CALL,
     NO_CALL_ID,
+    SHORT_FAILURE,
     Completion,
     Enqueued,
     EnqueueOutcome,
@@ -46,6 +47,8 @@ from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
+
+T = TypeVar("T")
 
 
 def batches(
@@ -194,15 +197,24 @@ def complete_without_room(
     keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """Complete tasks even when the store is out of memory; for short results only."""
-    call = complete(keys, tasks, now_us=now_us)
-    return replace(call, script=load("complete", allow_oom=True))
+    return without_room(complete(keys, tasks, now_us=now_us))
+
+
+def without_room(call: Call[T]) -> Call[T]:
+    """Return the call of a script that the store runs even when it is out of memory."""
+    script = call.script
+    return replace(call, script=load(script.name, allow_oom=True, flow=not script.is_plain))
 
 
 def retry(
     keys: QueueKeys, tasks: Sequence[Retried], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Put failed tasks into retry until their next attempt."""
-    return _settle("retry", keys, tasks, now_us)
+    """Put failed tasks into retry until their next attempt.
+
+    With failure records over SHORT_FAILURE bytes, the store refuses the whole call of this
+    function, of `kill` and of `hand_back` when it is out of memory.
+    """
+    return _settle("retry", keys, tasks, now_us, records=[task.failure for task in tasks])
 
 
 def kill(
@@ -210,7 +222,7 @@ def kill(
 ) -> Call[list[Outcome]]:
     """Make tasks dead."""
     rows = [(task.id, task.token, int(task.failed), task.failure) for task in tasks]
-    return _settle("kill", keys, rows, now_us)
+    return _settle("kill", keys, rows, now_us, records=[task.failure for task in tasks])
 
 
 def hand_back(
@@ -228,7 +240,8 @@ def hand_back(
     for row, task in zip(rows, tasks, strict=True):
         leased_us = 0 if task.started else task.leased_us
         flow_args += (*row, task.limit, task.closed_us, leased_us)
-    call = replace(_settle("hand_back", keys, rows, now_us), flow_args=tuple(flow_args))
+    call = _settle("hand_back", keys, rows, now_us, records=[task.failure for task in tasks])
+    call = replace(call, flow_args=tuple(flow_args))
     return call.in_flow() if any(task.limit for task in tasks) else call
 
 
@@ -331,12 +344,18 @@ def cancel(
 
 
 def _settle(
-    name: str, keys: QueueKeys, rows: Sequence[tuple[Argument, ...]], now_us: int | None
+    name: str,
+    keys: QueueKeys,
+    rows: Sequence[tuple[Argument, ...]],
+    now_us: int | None,
+    records: Sequence[bytes] = (),
 ) -> Call[list[Outcome]]:
     args: list[Argument] = [now_argument(now_us)]
     for row in bounded(rows):
         args += row
-    return queue_call(name, keys, args, texts_of)
+    is_long = any(len(record) > SHORT_FAILURE for record in records)
+    script = load(name, allow_oom=False if is_long else None)
+    return Call(script, keys.names(script.keys), tuple(args), texts_of)
 
 
 def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:

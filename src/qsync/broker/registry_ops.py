@@ -9,9 +9,13 @@ from qsync.broker.script import load
 from qsync.keys import GlobalKeys
 
 
-def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
-    """Add queues to the set of queues in use; return how many are new."""
-    return Call(load("register"), (keys.queues,), tuple(queues), int)
+def register(keys: GlobalKeys, queues: Iterable[str], *, in_full_store: bool = True) -> Call[int]:
+    """Add queues to the set of queues in use; return how many are new.
+
+    Clients, whose programs may name any number of queues, register none `in_full_store`.
+    """
+    script = load("register", allow_oom=None if in_full_store else False)
+    return Call(script, (keys.queues,), tuple(queues), int)
 
 
 def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:

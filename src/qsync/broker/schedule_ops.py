@@ -134,9 +134,15 @@ def stored_page(
     return queue_query("stored_page", keys, ("", cursor, count, prefix), decode)
 
 
-def announce_schedules(keys: GlobalKeys, queue: str, number: int) -> Call[int]:
-    """Tell all servers to read a queue's stored schedules; `number` must be a new value."""
-    return Call(load("announce_schedules"), (keys.schedule_queues,), (queue, number), int)
+def announce_schedules(
+    keys: GlobalKeys, queue: str, number: int, *, in_full_store: bool = True
+) -> Call[int]:
+    """Tell all servers to read a queue's stored schedules; `number` must be a new value.
+
+    A queue without stored schedules is not announced `in_full_store`.
+    """
+    script = load("announce_schedules", allow_oom=None if in_full_store else False)
+    return Call(script, (keys.schedule_queues,), (queue, number), int)
 
 
 def schedule_queues(keys: GlobalKeys) -> Call[dict[str, bytes]]:

@@ -141,7 +141,7 @@ class ClientBase:
         """
         if not self._announcer.due(queue):
             return None
-        call = registry_ops.register(self._global_keys, [queue])
+        call = registry_ops.register(self._global_keys, [queue], in_full_store=False)
         if self._address.kind != "cluster":
             return call
         self._registrations.add(queue, call)

@@ -182,7 +182,7 @@ def cut(text: str, limit: int) -> str:
     return f"{data[:half].decode('utf-8', 'ignore')}\n...\n{data[-half:].decode('utf-8', 'ignore')}"
 
 
-def first_line(text: str) -> str:
-    """Return the first line of an error, at most SHORT_ERROR_LIMIT bytes of UTF-8."""
+def first_line(text: str, limit: int = SHORT_ERROR_LIMIT) -> str:
+    """Return the first line of an error, at most `limit` bytes of UTF-8."""
     data = text.partition("\n")[0].encode("utf-8", "backslashreplace")
-    return data[:SHORT_ERROR_LIMIT].decode("utf-8", "ignore")
+    return data[:limit].decode("utf-8", "ignore")

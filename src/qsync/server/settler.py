@@ -20,8 +20,9 @@ from qsync.broker.call import Call
 from qsync.broker.op_values import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull
 from qsync.formatting import plural
-from qsync.message import Result
+from qsync.message import Result, decode_failure
 from qsync.server.clock import boot_s
+from qsync.server.error_text import first_line
 from qsync.server.hook_calls import HookCalls
 from qsync.server.outage_log import Outage
 from qsync.server.outcome import Snoozed
@@ -41,6 +42,9 @@ NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the resu
 SHORT_RESULT: Final = 64
 """Size up to which a result is stored even if the store is out of memory, in bytes: an error record
 in its place would be as large."""
+
+SHORT_ERROR: Final = 64
+"""Size to which errors are cut if the store is out of memory, in bytes."""
 
 Operation = Callable[..., Call[list[op_values.Outcome]]]
 
@@ -183,7 +187,10 @@ class Settler:
         Failed attempts still count. A completed task whose outcome is lost in this way runs again.
         """
         backs = [_hand_back_record(record) for _, record in (*self._in_flight, *self._waiting)]
-        calls = [ops.hand_back(self.queue.keys, part) for part in ops.batches(backs, _back_size)]
+        calls = [  # even in a full store: these are few
+            ops.without_room(ops.hand_back(self.queue.keys, part))
+            for part in ops.batches(backs, _back_size)
+        ]
         answers = await self._broker.run_many(calls)
         for answer in answers:
             if isinstance(answer, QsyncError):
@@ -201,12 +208,30 @@ class Settler:
         """Settle entries; return those that the store refused."""
         failed: list[Entry] = []
         full: list[Entry] = []
+        long: list[SettlementBatch] = []
         for part, error in await self._send(list(_parts(entries))):
-            if isinstance(error, QueueFull) and part.verb == "complete":
+            if not isinstance(error, QueueFull):
+                failed += self._refused(part, error)
+            elif part.verb == "complete":
                 full += part.entries
             else:
-                failed += self._refused(part, error)
+                long.append(part)
+        if long:
+            failed += await self._fail_in_full_store(long)
         return failed + await self._complete_in_full_store(full) if full else failed
+
+    async def _fail_in_full_store(self, parts: Sequence[SettlementBatch]) -> list[Entry]:
+        """Settle failed tasks with short failure records while the store is out of memory; return
+        those that it refused."""
+        log.warning(
+            "the store is out of memory: the errors of %s of queue %s are cut to %d bytes, of %s",
+            plural(sum(len(part.entries) for part in parts), "task"), self.queue.name, SHORT_ERROR,
+            _some_ids([entry for part in parts for entry in part.entries]),
+        )  # fmt: skip
+        failed: list[Entry] = []
+        for part, error in await self._send([_with_short_failures(part) for part in parts]):
+            failed += self._refused(part, error)
+        return failed
 
     async def _complete_in_full_store(self, entries: Sequence[Entry]) -> list[Entry]:
         """Complete tasks while the store is out of memory; return those that it refused.
@@ -355,6 +380,30 @@ def _size(entry: Entry) -> int:
 
 def _without_result(record: Record) -> Record:
     return msgspec.structs.replace(record, result=NO_ROOM) if type(record) is Completion else record
+
+
+def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
+    """Return the batch with short failure records, for a store that is out of memory.
+
+    A record counts the attempts, so it must be stored. Without an error of 4 KiB and the history of
+    attempts, a queue of failing tasks does not make the store much larger.
+    """
+
+    def operation(*args: Any) -> Call[list[op_values.Outcome]]:
+        return ops.without_room(part.operation(*args))
+
+    records = [_with_short_failure(record) for record in part.records]
+    entries = [(leased, record) for (leased, _), record in zip(part.entries, records, strict=True)]
+    return SettlementBatch(part.verb, operation, entries, records)
+
+
+def _with_short_failure(record: Record) -> Record:
+    if not isinstance(record, Retried | Killed | HandedBack) or not record.failure:
+        return record
+    failure = decode_failure(record.failure)
+    error = first_line(failure.error, SHORT_ERROR)
+    short = codec.encode(msgspec.structs.replace(failure, error=error, history=()))
+    return record._replace(failure=short)
 
 
 def _some_ids(entries: Sequence[Entry]) -> str:

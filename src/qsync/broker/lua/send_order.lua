@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- send_order: put an order into a server's inbox, which expires after `ttl`. An order that equals
--- the last unread one is not added again.
+-- the last unread one is not added again. Of more than 1000 unread ones, the oldest are dropped: a
+-- server that hangs reads none.
 -- include: preconditions
 -- KEYS[1] inbox  list   expires
 -- ARGV[1] ttl    int ms
@@ -9,6 +10,9 @@
 check_rights(KEYS.inbox, { 'PEXPIRE', 'LLEN' })
 if redis.call('LINDEX', KEYS.inbox, -1) ~= ARGV.order then
   redis.call('RPUSH', KEYS.inbox, ARGV.order)
+  if redis.call('LLEN', KEYS.inbox) > 1000 then
+    redis.pcall('LPOP', KEYS.inbox)
+  end
 end
 redis.call('PEXPIRE', KEYS.inbox, ARGV.ttl)
 return redis.call('LLEN', KEYS.inbox)
