@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qsync import Qsync, TaskInfo
 
-app = Qsync(prefix="shop")  # the store is named by QSYNC_URL
+app = Qsync(prefix="shop")  # QSYNC_URL names the store
 
 
 @dataclass

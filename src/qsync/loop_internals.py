@@ -1,6 +1,6 @@
 """All uses of undocumented names of event loops below the server, with their fallbacks.
 
-Those of the server are in server/asyncio_internals.py.
+The server's uses are in server/asyncio_internals.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each committed row of an outbox runs once, whichever part is killed; `make soak` runs 250
+"""Each committed row of an outbox runs once, even if any part is killed; `make soak` runs 250
 rounds on each database."""
 
 from __future__ import annotations

@@ -200,7 +200,9 @@ async def test_all_matching_tasks_change_after_a_confirmation_with_the_exact_num
         assert none.status_code == 303
 
 
-async def test_completed_and_cancelled_tasks_are_deleted_apart(valkey: Store, prefix: str) -> None:
+async def test_completed_and_cancelled_tasks_are_deleted_separately(
+    valkey: Store, prefix: str
+) -> None:
     async with searched(valkey, prefix) as (client, made):
         await made.enqueue(*[Task("k", id=f"k{n}", retention=900) for n in range(2)], queue="kept")
         assert (await made.inspector.cancel("k0", queue="kept")).ok

@@ -178,7 +178,7 @@ def _report(name: str, bounds: QueueBounds, as_json: bool, *, dry_run: bool = Fa
 
 
 def _print_composition(composition: Composition) -> None:
-    """Print of which types the pending tasks are."""
+    """Print the types of the pending tasks."""
     commonest = list(composition.types.items())[:TOP]
     if commonest:
         parts = [f"{name} {number:,}" for name, number in commonest]

@@ -103,8 +103,7 @@ Target = Annotated[str, argument(
 Queues = Annotated[str | None, option(
     metavar="NAME=WEIGHT,...", help="Queues to serve, with weights that share the free slots, "
     "e.g. critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for another "
-    "worker.  [default: those of Qsync(queues=...), else only default, whatever queues the tasks "
-    "have]",
+    "worker.  [default: those of Qsync(queues=...), else only default]",
 )]  # fmt: skip
 
 Strict = Annotated[bool | None, option(

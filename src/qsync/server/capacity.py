@@ -21,8 +21,8 @@ AHEAD_S: Final = 0.1
 """Time for which tasks are leased ahead, in seconds, at the recent throughput."""
 
 AT_THREADS: Final = 5
-"""One in so many of the tasks leased ahead may already wait for a thread: AHEAD_S / AT_THREADS is
-20 ms of work."""
+"""One in AT_THREADS of the tasks leased ahead may already wait for a thread: AHEAD_S / AT_THREADS
+is 20 ms of work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
@@ -37,7 +37,7 @@ class Capacity:
         self, config: Config, suspects: CrashIsolation, gathering: Gathering,
         *, threads_only: bool = False,
     ) -> None:  # fmt: skip
-        """`threads_only`: every task with a slot needs a thread, and there are `concurrency`."""
+        """If `threads_only`, every task with a slot needs one of `concurrency` threads."""
         self._config = config
         self._threads_only = threads_only
         self._suspects = suspects

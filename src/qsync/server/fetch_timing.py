@@ -143,7 +143,8 @@ class FetchTiming:
     def note_limits(
         self, queue: str, count: int, fetched: FetchResult, leased: Sequence[LeasedTask]
     ) -> None:
-        """Note whether a fetch of `count` tasks passed over tasks with limits, or brought some."""
+        """Record whether a fetch of `count` tasks passed over tasks with limits, or returned
+        some."""
         (self.awaiting_slots.add if fetched.left_for_free else self.awaiting_slots.discard)(queue)
         if fetched.passed_over:
             self.in_order.add(queue)

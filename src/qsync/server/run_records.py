@@ -53,7 +53,7 @@ class RunRecords:
     def stopped(self, leased: LeasedTask, error: BaseException, *, brief: bool = False) -> Any:
         """Return the record for a handler that raised; None if the lease is lost.
 
-        `brief`: log no traceback.
+        With `brief`, no traceback is logged.
         """
         stop = leased.stop
         if stop == "lost":

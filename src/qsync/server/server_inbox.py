@@ -182,11 +182,10 @@ class ServerInbox:
         await self._inbox.aclose()
 
     async def watch_tasks(self) -> None:
-        """Hand back tasks that were leased ahead over STALE_S ago and have not started, also those
-        that wait for a thread by now.
+        """Hand back tasks that were leased ahead over STALE_S ago and have not started, including
+        those that now wait for a thread.
 
-        Also publish the record early if it says that the server runs no task while it runs some;
-        once until the record is due.
+        Also publish the record early, once until it is due, if it shows no task while some run.
         """
         while True:
             await asyncio.sleep(STALE_S / 4)

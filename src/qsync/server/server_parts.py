@@ -91,7 +91,7 @@ async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
 class ReplacedParts:
     """Parts of a server that its creator may replace, e.g. for tests.
 
-    `threads` runs the `def` handlers; None means a pool of threads. `ticks` tells whether schedules
+    `threads` runs the `def` handlers; None means a pool of threads. `ticks` is whether schedules
     tick. `batch_wait_s` is the longest wait of a batch for more tasks, in seconds; None means that
     of its handler.
     """

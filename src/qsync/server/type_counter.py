@@ -93,7 +93,7 @@ class TypeCounter:
         return self._slowest.setdefault(queue, DaySlowest())
 
     def completed_slowly(self, queue: QueueState, leased: LeasedTask, ended_s: float) -> None:
-        """Note a completed run that may be among the slowest ones; `ended_s` by boot_s."""
+        """Record a completed run that may be among the slowest ones; `ended_s` is by boot_s."""
         type = leased.message.type
         if leased.has_started and type in self._rows.get(queue.name, ()):
             run_us = round((ended_s - leased.begun_s) * 1e6)

@@ -149,7 +149,7 @@ class TypeReports:
         return due
 
     def _reports(self, queue: str, minute: int, rows: Counts, *, starts: bool) -> dict[str, bytes]:
-        """Return the reports of a queue by field; `starts`: report the server's start, too."""
+        """Return the reports of a queue by field; with `starts`, also report the server's start."""
         reports: dict[str, bytes] = {}
         if rows:
             reports[report_field(minute, self._server_id)] = encode_report(rows)
@@ -168,7 +168,8 @@ class TypeReports:
         """Send reports, unless they equal the last ones; return the fields of the reports that the
         store had before.
 
-        `starts`: report the server's start, too; `final`: no other report of this minute follows.
+        With `starts`, also report the server's start; `final` means that no other report of this
+        minute follows.
         """
         runs = sum(row.started + row.ended for row in rows.values())
         if runs == self._sent.get(name, 0) and not starts:

@@ -53,7 +53,7 @@ class ErrorScan(NamedTuple):
     total: int
     finished: bool
     growth: Mapping[str, int] = MappingProxyType({})
-    """By how many tasks each error has grown, or shrunk, within `growth_s`."""
+    """Number of tasks by which each error has grown, or shrunk, within `growth_s`."""
     growth_s: float = 0.0
     """Time since the scan with which this one is compared, in seconds; 0 if there is none."""
 
@@ -148,7 +148,7 @@ class ErrorScanner:
         self._dead_of = dead_of
 
     def _growth(self, counts: dict[str, int]) -> tuple[float, dict[str, int]]:
-        """Return by how many tasks each error has grown, and in how many seconds."""
+        """Return the growth of each error in tasks, and the seconds in which it grew."""
         while len(self._history) > 1 and self._history[1][0] <= self._ended_at - TREND_S:
             self._history.popleft()
         at, before = self._history[0] if self._history else (self._ended_at, counts)

@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
 
 def growth_of(steps: Steps) -> float | None:
-    """Return by how many tasks a second the backlog has grown lately; None if not known yet."""
+    """Return the recent growth of the backlog, in tasks per second; None if not known yet."""
     recent = _recent(steps)
     seconds = sum(length for length, _ in recent[1:])
     if seconds < MIN_WINDOW_S:

@@ -1,6 +1,6 @@
 """Logging of the commands: one line per event, as text for people or as JSON for machines.
 
-A record made within a handler has the task's id, queue, type and attempt, whichever logger made it.
+A record made within a handler has the task's id, queue, type and attempt, from any logger.
 If standard error fails or blocks, the code that logs is not affected: a thread writes the lines,
 and if the reader is too slow, lines are dropped and counted.
 """

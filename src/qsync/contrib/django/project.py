@@ -1,4 +1,4 @@
-"""The one app of a Django project."""
+"""The qsync app of a Django project, which can have only one."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class CommittedRows(Protocol):
     """The database of rows that a transaction has committed, for the process that wrote them."""
 
     def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return those of the rows that the commit has kept."""
+        """Return the rows that the commit has kept."""
 
     def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
         """Return the rows of its queue that were created before a row; None if there are many or

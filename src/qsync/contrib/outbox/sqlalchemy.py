@@ -185,7 +185,7 @@ class EngineDatabase:
             delete(connection, self._table, ids)
 
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
-        """Return those of the rows that a commit has kept."""
+        """Return the rows that a commit has kept."""
         with self._engine.begin() as connection:
             return kept(connection, self._table, rows)
 
@@ -237,7 +237,7 @@ class AsyncEngineDatabase:
             await connection.run_sync(delete, self._table, ids)
 
     async def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
-        """Return those of the rows that a commit has kept."""
+        """Return the rows that a commit has kept."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(kept, self._table, rows)
 

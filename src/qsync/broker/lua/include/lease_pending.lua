@@ -14,13 +14,13 @@ end
 -- `chunk` ids, or `bytes` of messages, at once: many tasks in a row may be of a paused type.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
--- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what
--- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all
--- their limits or none; those that a limit refuses are collected for park_pending, and those that
--- find no free slot stay. Tasks of paused types are parked, too. It parks at most `parking.most`
--- tasks, and passes at most `limit` that stay. Returns ids; messages; ids without a message, of
--- which there should be none; whether tasks are left; ids to park, and the limit that refused each,
--- by id; and of the tasks left: 1 if none stayed, 2 if all did, 3 if only some did.
+-- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is the result
+-- of read_pending at position 0. A task with limits is taken if none of them refuses it and `free`
+-- is above 0. A task that a limit refuses, or whose type is paused, is collected for park_pending;
+-- one that finds no free slot stays. At most `parking.most` tasks are parked, and at most `limit`
+-- that stay are passed. Returns ids; messages; ids without a message, of which there should be
+-- none; whether tasks are left; ids to park, and the limit that refused each, by id; and of the
+-- tasks left: 1 if none stayed, 2 if all did, 3 if only some did.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0
@@ -73,9 +73,9 @@ local function take_pending(head, wanted, max_bytes, limit, free)
     stayed == 0 and 1 or stayed < limit and 3 or 2
 end
 -- plain:
--- Read the first `wanted` tasks, up to `max_bytes` of messages; `head` is what read_pending returns
--- at position 0. Returns ids; messages; ids without a message, of which there should be none; and
--- whether tasks are left.
+-- Read the first `wanted` tasks, up to `max_bytes` of messages; `head` is the result of
+-- read_pending at position 0. Returns ids; messages; ids without a message, of which there should
+-- be none; and whether tasks are left.
 local function take_pending(head, wanted, max_bytes, limit)
   local ids, messages, lost = {}, {}, {}
   local taken, bytes, position, chunk = 0, 0, 0, head

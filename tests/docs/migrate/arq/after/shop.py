@@ -11,7 +11,7 @@ async def lifespan() -> AsyncIterator[dict[str, str]]:
     yield {"bank": "a connection to the bank"}
 
 
-app = Qsync(prefix="shop", lifespan=lifespan, timeout=30)  # the store is named by QSYNC_URL
+app = Qsync(prefix="shop", lifespan=lifespan, timeout=30)  # QSYNC_URL names the store
 
 
 @app.task(retry=4, retry_for=(), retention=3600)  # only a Retry runs it again

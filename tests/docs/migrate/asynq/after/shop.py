@@ -17,7 +17,7 @@ app = Qsync(
     concurrency=10,
     queues={"critical": 3, "default": 1},
     retry_delay=1,
-)  # the store is named by QSYNC_URL
+)  # QSYNC_URL names the store
 
 
 @mux.handle("charge")

@@ -1,6 +1,6 @@
 from qsync import Qsync, TaskInfo
 
-app = Qsync(prefix="shop", timeout=30)  # the store is named by QSYNC_URL
+app = Qsync(prefix="shop", timeout=30)  # QSYNC_URL names the store
 
 
 @app.task(retry=5, retry_delay=1, retry_for=ConnectionError, retention=3600)

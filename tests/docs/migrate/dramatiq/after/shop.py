@@ -1,6 +1,6 @@
 from qsync import Qsync, TaskInfo
 
-app = Qsync(prefix="shop")  # the store is named by QSYNC_URL
+app = Qsync(prefix="shop")  # QSYNC_URL names the store
 
 
 @app.task(retry=5, retry_delay=1, timeout=30, retention=3600)
