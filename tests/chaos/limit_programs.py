@@ -58,7 +58,6 @@ class Setting:
 
 def run_server(setting: Setting) -> None:
     """Run the tasks until killed, or until the parent process ends."""
-    os.setsid()  # Ctrl-C reaches the parent, which then ends this process
     logging.getLogger("qsync").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     random.seed(os.urandom(16))

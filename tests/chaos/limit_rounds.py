@@ -101,7 +101,9 @@ class Rounds:
         self._read = self._ended = 0
         self._servers: list[BaseProcess] = []
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.chaos.limit_programs"])
+        self._context.set_forkserver_preload(
+            ["tests.chaos.own_session", "tests.chaos.limit_programs"]
+        )
         self._outcome = Outcome()
 
     def run(self, seed: int, *, rounds: int = 0, minutes: float = 0.0) -> Outcome:

@@ -195,7 +195,6 @@ ROLES: Final = {"application": application, "relay": relay, "server": server}
 
 def run_role(role: str, places: Places, turn: int) -> None:
     """Run a program in a new process, which ends with its parent."""
-    os.setsid()  # Ctrl-C reaches the parent, which then ends this process
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 2)
     logging.basicConfig(level=logging.INFO)

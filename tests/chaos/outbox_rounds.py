@@ -91,7 +91,7 @@ class Rounds:
         # interpreter takes longer than the rest of a round.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
-            ["tests.chaos.outbox_programs", "tests.support.postgres"]
+            ["tests.chaos.own_session", "tests.chaos.outbox_programs", "tests.support.postgres"]
         )
 
     def start(self, part: str) -> None:

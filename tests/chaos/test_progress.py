@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -52,3 +53,23 @@ def test_stopped_simulation_prints_its_verdict() -> None:
         said = run.stdout.read()
         assert run.wait(120) == 0
     assert re.search(r"\d+ seeds, \d+ calls, .* bad: none", said)
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
+    """A terminal sends the signal to each process of the group; servers are being started."""
+    if not available("valkey"):
+        pytest.skip(NEEDS["valkey"])
+    command = [sys.executable, "-m", "tests.chaos.limit_rounds", "--rounds=100000"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stderr.readline().startswith("0 min: 0 kills")
+        os.killpg(run.pid, signal.SIGINT)
+        said = run.stdout.read()
+        assert run.wait(120) == 0, run.stderr.read()
+    assert re.search(r"; 0 wrong$", said.strip())

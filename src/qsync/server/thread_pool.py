@@ -12,6 +12,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from qsync.server import fork_guard
 from qsync.server.process_pool import ProcessPool
 from qsync.server.process_pool_member import HandlerError
@@ -27,31 +29,23 @@ REPLACE_S: Final = 0.25
 are abandoned within that time are gone before the new thread looks for work."""
 
 
-class _Call:
+class _Call(msgspec.Struct, eq=False):
     """One call of a function in a thread. The thread writes `started`, `value` and `error`."""
 
-    __slots__ = (
-        "abandoned", "claim", "counted_lost", "error", "future", "hung", "perform", "replaced",
-        "started", "submitted", "thread_ended", "value", "withdrawn",
-    )  # fmt: skip
-
-    def __init__(
-        self, perform: Callable[[], Any], future: asyncio.Future[Any], claim: Claim | None,
-        submitted: float,
-    ) -> None:  # fmt: skip
-        self.perform = perform
-        self.future = future
-        self.claim = claim
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.submitted = submitted
-        self.started = False
-        self.withdrawn = False
-        self.abandoned = False
-        self.counted_lost = False
-        self.replaced = False
-        self.hung = False
-        self.thread_ended = False
+    perform: Callable[[], Any]
+    future: asyncio.Future[Any]
+    claim: Claim | None
+    submitted: float
+    """Time at which the call was submitted, by the event loop's clock."""
+    value: Any = None
+    error: BaseException | None = None
+    started: bool = False
+    withdrawn: bool = False
+    abandoned: bool = False
+    counted_lost: bool = False
+    replaced: bool = False
+    hung: bool = False
+    thread_ended: bool = False
 
 
 class Threads(Protocol):
@@ -222,6 +216,8 @@ class ThreadPool:
     def _start_threads(self) -> None:
         """Start threads until each call that was not abandoned has one, up to `threads`."""
         usable = self._live - self.lost + self._unreplaced
+        if usable >= self._threads:
+            return
         missing = min(self._threads, len(self._calls) - self.lost) - usable
         for _ in range(missing):
             name = f"qsync-{self._names + 1}"
