@@ -82,11 +82,15 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "successors": ("hash", "id -> due us, member and message of its next run, of active tasks"),
     "waiters": (
         "zset",
-        "<limit>, a zero byte, the order tag as 8 bytes, and the id of each limited task, by "
-        "bytes: under the limit that it waits for, or @<type>; all scores are 0",
+        "<limit>, a zero byte, the order tag as 8 bytes, and perhaps the id, of limited tasks that "
+        "are not in the state of their limit, by bytes: under the limit that each waits for, or "
+        "@<type>; all scores are 0",
     ),
     "holds": ("hash", "id -> its limits, separated by zero bytes, of unfinished tasks not limited"),
-    "limits": ("hash", "limit -> <in use> <ready> <tat, us> <closed until, us>"),
+    "limits": (
+        "hash",
+        "limit -> <in use> <ready> <tat, us> <closed until, us>, and its first waiters",
+    ),
     "limit_rules": (
         "hash",
         "<name> -> rule of the program, !<name or limit> -> of an operator; @ -> paused types, "

@@ -14,8 +14,8 @@ from tests.support.queue_driver import Rig
 from tests.support.stores import available, wait_until
 
 WAITING = 50_000
-MOST_BYTES = 130
-"""A task takes about 124 bytes more with a limit of 11 characters: an entry among the waiters, and
+MOST_BYTES = 105
+"""A task takes about 95 bytes more with a limit of 11 characters: an entry among the waiters, and
 the limit in its message."""
 
 

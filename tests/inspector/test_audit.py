@@ -106,6 +106,13 @@ def _key(rig: Rig, name: str) -> str:
     return rig.keys.key(name)
 
 
+def _state(rig: Rig) -> bytes:
+    """The state of the limit with a waiter."""
+    state = rig.field("limits", "c:1")
+    assert state is not None
+    return state
+
+
 def _lose(name: str, id: str) -> Callable[[Rig], object]:
     def plant(rig: Rig) -> object:
         take = rig.client.zrem if name in {*TaskState} else rig.client.hdel
@@ -302,7 +309,7 @@ PLANTS = [
         lambda rig: {rig.state("holder"), rig.state("limited")} == {"pending", "limited"},
     ),
     Plant(
-        "a waiter that no limit has",
+        "a limit with waiters that no entry names",
         lambda rig: rig.client.delete(_key(rig, "waiters")),
         {("not listed", "limited")},
         lambda rig: rig.client.zcard(_key(rig, "waiters")) == 1,
@@ -314,10 +321,22 @@ PLANTS = [
         lambda rig: rig.client.zcard(_key(rig, "waiters")) == 1,
     ),
     Plant(
+        "a first waiter that is no task",
+        lambda rig: rig.set("limits", "c:1", _state(rig) + b"\x0etag bytesghost"),
+        {("stray waiter", "c:1\0tag bytesghost")},
+        lambda rig: not _state(rig).endswith(b"ghost"),
+    ),
+    Plant(
+        "waiters that their limit has lost",
+        lambda rig: rig.set("limits", "c:1", _state(rig).partition(b"\0")[0]),
+        {("stray waiter", "c:1\0"), ("not listed", "limited")},
+        lambda rig: _state(rig).endswith(b"limited"),
+    ),
+    Plant(
         "a limit that counts too much",
-        lambda rig: rig.set("limits", "c:1", "5 0 0 0"),
+        lambda rig: rig.set("limits", "c:1", _state(rig).replace(b"0 1", b"5 0", 1)),
         {("limit count", "c:1")},
-        lambda rig: rig.field("limits", "c:1") == b"0 1 0 0",
+        lambda rig: _state(rig).partition(b"\0")[0] == b"0 1 0 0",
     ),
     Plant(
         "a limit that nobody opens",

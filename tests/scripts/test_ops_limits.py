@@ -9,6 +9,7 @@ import pytest
 from qsync.broker import limit_ops, op_values, ops
 from qsync.broker.op_values import FetchResult
 from qsync.limit import LimitRule
+from tests.support.invariants import check_limits
 from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, POLICY, Rig, S
 
@@ -210,3 +211,47 @@ def test_limits_of_many_tasks_are_looked_up_in_hash_tables(rig: Rig) -> None:
     rig.complete(*rig.lease(20))
     assert (state(rig, "c:id19"), rig.ids("pending")) == (b"0 1 0 0", ["id18", "id19"])
     assert (state(rig, ""), rig.field("holds", "")) == (None, None)
+
+
+def test_first_waiters_are_in_the_state_of_their_limit_and_the_others_need_no_id(rig: Rig) -> None:
+    def with_id() -> set[str]:
+        """Check all waiters; return the ids in entries that end with one."""
+        check_limits(rig.dump())
+        entries = rig.client.zrange(rig.keys.key("waiters"), 0, -1)
+        return {entry.partition(b"\0")[2][8:].decode() for entry in entries} - {""}
+
+    def share(id: str, tag: int) -> None:
+        """Enqueue a task of another fairness key, with a tag that another task has."""
+        rig.client.zadd(rig.keys.key("fairness"), {id: tag - 1})
+        rig.send([with_limits(task, "c") for task in rig.tasks(id, fairness_key=id)])
+        assert rig.score("limited", id) == tag
+
+    ids = [f"{number:02}" for number in range(1, 27)]  # each has its number as tag
+    send(rig, ("c",), *ids)
+    assert with_id() == set(), "01 and 02 are pending, 16 in the state, the others have no id"
+    share("same", 20)
+    share("again", 20)
+    assert with_id() == {"20", "same", "again"}
+    share("earlier", 5)
+    assert with_id() == {"18", "20", "same", "again"}, "18 has left the state"
+    assert rig.cancel("21") == ("cancelled", "")
+    assert rig.delete("limited", "04", "20") == 2
+    for id, place in (("05", 1), ("22", 19)):  # 03, 05, earlier, 06 to 19, same, again
+        assert rig.run(limit_ops.get_limit(rig.keys, "c", id=id, now_us=rig.now)).place == place
+    state = rig.run(limit_ops.get_limit(rig.keys, "c", now_us=rig.now)).state
+    assert (state.in_use, state.ready, state.waiting) == (0, 2, 24)
+    order = []
+    while held := rig.lease(1):
+        order += [ref.id for ref in held]
+        rig.complete(*held)
+        check_limits(rig.dump())
+    assert order == [*ids[:3], "05", "earlier", *ids[5:19], "again", "same", *ids[21:]]
+    assert "waiters" not in rig.dump()
+
+
+def test_waiter_that_may_stand_for_two_tasks_is_damage(rig: Rig) -> None:
+    send(rig, ("c",), *(f"{number:02}" for number in range(1, 23)))
+    rig.client.zadd(rig.keys.key("limited"), {"20": 21})
+    damage = rig.run(limit_ops.audit_limits(rig.keys))
+    assert len(damage.strays) == 2, "the entries of 20 and 21: of no task, and of two"
+    assert damage.unlisted == ["20", "21"]

@@ -72,6 +72,7 @@ TEXTS = {
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
     "message", "claim", "seconds", "micros", "zeros", "now_text", "time_bytes",
     "schema", "newest_schema", "layout", "limit_name", "name", "tag_bytes",
+    "item", "short", "entry", "text",
 }  # fmt: skip
 
 WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"
@@ -318,6 +319,8 @@ def is_text(operand: list[str]) -> bool:
     if operand[0].startswith("'"):
         return True
     if operand[0] == "to_text" or operand[:2] in (["ARGV", "["], ["ARGV", "."]):
+        return True
+    if operand[:2] == ["string", "."] and operand[2] in ("sub", "char"):
         return True
     if operand[:3] == ["struct", ".", "pack"]:
         return True

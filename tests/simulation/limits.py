@@ -117,5 +117,5 @@ class LimitBook:
 
 def as_texts(pairs: Iterable[Any]) -> dict[str, str]:
     """Return the fields of a hash, as HGETALL returns them, as text."""
-    flat = [each.decode() for each in pairs]
+    flat = [each.decode(errors="replace") for each in pairs]  # items of waiters are bytes
     return dict(zip(flat[::2], flat[1::2], strict=True))

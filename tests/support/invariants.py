@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -122,12 +123,66 @@ def check_limits(dump: Dump) -> None:
             of = counts.setdefault(limit, [0, 0])
             of[0] += id in dump.get("active", {})
             of[1] += id in dump.get("pending", {})
-    stored = {limit: text.split() for limit, text in dump.get("limits", {}).items()}
+    stored = {limit: numbers(text) for limit, text in dump.get("limits", {}).items()}
     for limit in counts.keys() | stored.keys():
         use, ready = map(int, stored.get(limit, (b"0", b"0"))[:2])
         assert [use, ready] == counts.get(limit, [0, 0]), f"{limit!r}: counted {use}, {ready}"
-    waiting = Counter(entry.partition(b"\0")[2][8:] for entry in dump.get("waiters", {}))
+    waiting = Counter(entry.partition(b"\0")[2][8:].lstrip(b"\0") for entry in whole_entries(dump))
     assert waiting == Counter(dump.get("limited", {}).keys()), "each limited task waits once"
+
+
+def numbers(state: bytes) -> list[bytes]:
+    """The four numbers of a state of a limit."""
+    return state.partition(b"\0")[0].split()[:4]
+
+
+def items_of(state: bytes) -> list[bytes]:
+    """The items of the waiters in a state of a limit: each has its length in front."""
+    items, rest = [], state.partition(b"\0")[2]
+    while rest:
+        items.append(rest[1 : rest[0] + 1])
+        rest = rest[rest[0] + 1 :]
+    return items
+
+
+def whole_entries(dump: Dump) -> list[bytes]:
+    """All waiters as entries with an id: an item without one stands for the only task of its tag.
+
+    Assert that the first waiters of a limit are in its state, the others in `waiters`.
+    """
+    by_tag: dict[float, list[bytes]] = {}
+    for id, tag in dump.get("limited", {}).items():
+        by_tag.setdefault(tag, []).append(id)
+    listed = {of: items_of(state) for of, state in dump.get("limits", {}).items()}
+    others: dict[bytes, list[bytes]] = {}
+    markers = set()
+    for entry in dump.get("waiters", {}):
+        limit, _, item = entry.partition(b"\0")
+        if not item:
+            markers.add(limit)
+        elif not item[8:].strip(b"\0"):
+            of_tag = by_tag.get(tag_of(item[:8]), [])
+            assert len(of_tag) == 1, f"{entry!r} stands for one task: {of_tag}"
+            others.setdefault(limit, []).append(item + of_tag[0])
+        else:
+            others.setdefault(limit, []).append(item)
+    assert markers == {limit for limit, items in listed.items() if items}, "markers of limits"
+    for limit, items in listed.items():
+        rest = others.get(limit, [])
+        more = dump["limits"][limit].partition(b"\0")[0].endswith(b" +")
+        assert more or not rest, f"{limit!r}: {rest} in other entries"
+        assert items == sorted(items) and len(items) <= 16, f"{limit!r}: {items}"
+        assert not rest or (items and items[-1] < min(rest)), f"{limit!r}: {items} before {rest}"
+    every = [*listed.items(), *others.items()]
+    return [limit + b"\0" + item for limit, items in every for item in items]
+
+
+def tag_of(ordered: bytes) -> float:
+    """The order tag in an entry of a waiter, whose bytes are ordered like the number."""
+    bits = int.from_bytes(ordered)
+    bits ^= 1 << 63 if bits >> 63 else (1 << 64) - 1
+    [tag] = struct.unpack(">d", bits.to_bytes(8))
+    return float(tag)
 
 
 def comparable(dump: Dump) -> Dump:
@@ -142,6 +197,10 @@ def comparable(dump: Dump) -> Dump:
     counted = with_counted(dump.get("stats", {}), dump.get("meta", {}))
     stats = {f: v for f, v in counted.items() if b":" not in f}
     rest = {name: held for name, held in dump.items() if name not in ("meta", "stats", "fetches")}
+    if "waiters" in rest:
+        rest["waiters"] = dict.fromkeys(whole_entries(dump), 0)
+    if "limits" in rest:
+        rest["limits"] = {of: b" ".join(numbers(text)) for of, text in rest["limits"].items()}
     return rest | ({"meta": meta} if meta else {}) | ({"stats": stats} if stats else {})
 
 

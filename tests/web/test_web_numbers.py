@@ -27,6 +27,7 @@ from qsync.web.names import COUNTERS
 from tests.support.counters import with_counted
 from tests.support.dashboard import visiting
 from tests.support.inspector_driver import Bed, bed
+from tests.support.invariants import whole_entries
 from tests.support.stores import Store
 
 QUEUES = ("alpha", "beta", "gamma")
@@ -161,7 +162,13 @@ class Truth:
         return {name.decode(): len(runs.split()) for name, runs in found.items() if name != b"!"}
 
     def waiting(self, queue: str, limit: str) -> int:
-        entries = self.client.zrange(self.key(queue, "waiters"), 0, -1)
+        names = ("limited", "waiters")
+        dump = {
+            name: dict(self.client.zrange(self.key(queue, name), 0, -1, withscores=True))
+            for name in names
+        }
+        dump["limits"] = self.client.hgetall(self.key(queue, "limits"))
+        entries = whole_entries(dump)
         return sum(entry.partition(b"\0")[0].decode() == limit for entry in entries)
 
     def in_use(self, queue: str, limit: str) -> str:

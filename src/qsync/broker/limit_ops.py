@@ -215,7 +215,7 @@ def _operator_rule(limit: str, packed: bytes) -> StoredOperatorRule | None:
 
 def _state(now: int, limit: bytes, text: bytes, waiting: int, opens_at: bytes) -> LimitState:
     try:
-        in_use, ready, _, closed = map(int, text.split(b" "))
+        in_use, ready, _, closed = map(int, text.partition(b"\0")[0].split(b" ")[:4])
     except ValueError:
         in_use = ready = closed = 0
     return LimitState(

@@ -55,11 +55,13 @@ def rate_of(text: str) -> Rate:
     return Rate(slots or math.inf, interval, max(0, burst - 1) * interval)
 
 
-def entry(limit: str, tag: float, id: str) -> bytes:
-    """Return the entry of a waiter, which sorts by limit, tag and id."""
+def entry(limit: str, tag: float, id: str, limits: Sequence[str]) -> bytes:
+    """Return the entry of a waiter, which sorts by limit, tag, whether it has one limit, and id."""
     [bits] = struct.unpack(">Q", struct.pack(">d", tag))
     bits = bits ^ (1 << 63) if bits < 1 << 63 else bits ^ (1 << 64) - 1
-    return limit.encode() + b"\0" + struct.pack(">Q", bits) + id.encode()
+    return (
+        limit.encode() + b"\0" + struct.pack(">Q", bits) + b"\0" * (len(limits) > 1) + id.encode()
+    )
 
 
 @dataclass
@@ -188,11 +190,12 @@ class Limits:
         """Store, at the end of a call, the uses, and when each limit with waiters opens."""
         for limit in list(self._touched):
             use = self.capped(now, limit)
-            if use.use + use.ready > 0 or max(use.tat, use.closed) > now:
+            waits = self.first_waiter(limit) is not None
+            in_use = use.use + use.ready > 0 or max(use.tat, use.closed) > now
+            if in_use or (waits and not limit.startswith("@")):
                 self.stored[limit] = use
             else:
                 self.stored.pop(limit, None)
-            waits = self.first_waiter(limit) is not None
             if waits and not self.is_full(limit):
                 self.openings[limit] = math.ceil(self.opens_at(now, limit))
             else:
@@ -224,7 +227,9 @@ class Limits:
         gone = [
             limit
             for limit, use in self.stored.items()
-            if use.use + use.ready == 0 and max(use.tat, use.closed) <= now
+            if use.use + use.ready == 0
+            and max(use.tat, use.closed) <= now
+            and self.first_waiter(limit) is None
         ]
         for limit in gone:
             del self.stored[limit]
@@ -248,10 +253,10 @@ class Limits:
         if use.closed <= now:
             return False
         use.closed = 0
-        if use.use + use.ready == 0 and use.tat <= now:
-            del self.stored[limit]
         if self.first_waiter(limit) is not None:
             self.openings[limit] = now
+        elif use.use + use.ready == 0 and use.tat <= now:
+            del self.stored[limit]
         return True
 
     def pause_type(self, now: int, type: str, note: bytes) -> bool:

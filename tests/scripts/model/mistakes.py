@@ -343,7 +343,7 @@ def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
 
 def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
     """No opening time is stored for a limit whose rate is used up."""
-    right = "    if any_waiters and held < state.rule.slots and has_waiter(limit, state) then\n"
+    right = "    if held < state.rule.slots and has_waiter(limit, state) then\n"
     return planted("include/limit_waiters.lua", right, "    if false then\n")
 
 

@@ -240,7 +240,7 @@ class Queue:
 
     def wait_for(self, now: int, id: str, tag: float, limit: str) -> None:
         self.move(now, id, "limited", tag)
-        self.limits.waiting[entry(limit, tag, id)] = (limit, id)
+        self.limits.waiting[entry(limit, tag, id, self.tasks[id].limits)] = (limit, id)
 
     def stop_waiting(self, id: str) -> None:
         waiting = self.limits.waiting
@@ -284,7 +284,7 @@ class Queue:
                 moves -= 1
                 del self.limits.waiting[first]
                 if shut is not None:
-                    self.limits.waiting[entry(shut, task.score, id)] = (shut, id)
+                    self.limits.waiting[entry(shut, task.score, id, task.limits)] = (shut, id)
                     continue
                 opened = True
                 task.state = "pending"

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- audit_limits: find limits whose counts are wrong or that nothing would open. In a part of the
 -- limited tasks and of the waiters, also find tasks without an entry and entries without a task.
--- include: check_schema message_limits limit_states limit_waiters limit_counts
+-- include: check_schema message_limits limit_states waiter_entries limit_counts
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] limit_rules hash  name -> its rule
 -- KEYS[3] holds     hash    id -> its limits, of unfinished tasks
@@ -63,31 +63,63 @@ local function shut_limits()
   return found
 end
 
--- Return the limited tasks of this part that have no entry among the waiters.
+local function has_entry(limit, item)
+  return redis.call('ZSCORE', KEYS.waiters, table.concat({ limit, '\0', item }))
+end
+
+-- Return whether a limited task is among the waiters of a limit.
+local function lists(limit, short, id, tag)
+  local state = touch_limit(limit)
+  for _, item in ipairs(waiter_items.list(state.items, state.from)) do
+    if item == short .. id then
+      return has_entry(limit, '')
+    end
+  end
+  return has_entry(limit, short .. id) or has_entry(limit, short) and #limited_at(tag) == 1
+end
+
+-- Return the limited tasks of this part that have no item among the waiters.
 local function unlisted_tasks()
   local found, part = {}, redis.call('ZRANGE', KEYS.limited, first, last, 'WITHSCORES')
   for at = 1, #part, 2 do
-    local message, listed = redis.call('HGET', KEYS.tasks, part[at]), false
+    local message, is_listed = redis.call('HGET', KEYS.tasks, part[at]), false
     local limits = limits_of_message(message)
+    local short = waiter_items.new(part[at + 1], #limits > 1 and '\0' or '')
     limits[#limits + 1] = type_limit(message)
     for _, limit in ipairs(limits) do
-      local entry = waiter_entry(limit, part[at + 1], part[at])
-      listed = listed or redis.call('ZSCORE', KEYS.waiters, entry)
+      is_listed = is_listed or lists(limit, short, part[at], part[at + 1])
     end
-    if not listed then
+    if not is_listed then
       found[#found + 1] = part[at]
     end
   end
   return found, #part / 2
 end
 
--- Return the entries of this part whose task is not limited.
+-- Return whether an item stands for one limited task.
+local function is_item(item)
+  local ids = ids_of(item)
+  return #ids == 1 and redis.call('ZSCORE', KEYS.limited, ids[1])
+end
+
+-- Return the entries of this part that do not stand for one limited task each, and the items in states
+-- that do not, as entries. The state of a limit with a marker has items.
 local function stray_waiters()
   local found, part = {}, redis.call('ZRANGE', KEYS.waiters, first, last)
   for _, entry in ipairs(part) do
-    local _, stop = string.find(entry, '^[^%z]*%z')
-    if not stop or not redis.call('ZSCORE', KEYS.limited, string.sub(entry, stop + 9)) then
+    local limit = string.match(entry, '^([^%z]*)%z')
+    local state = limit and touch_limit(limit)
+    local is_marker = state and #entry == #limit + 1
+    local items = is_marker and waiter_items.list(state.items, state.from) or {}
+    if is_marker and #items == 0 or not is_marker and not (
+      state and is_item(string.sub(entry, #limit + 2))
+    ) then
       found[#found + 1] = entry
+    end
+    for _, item in ipairs(items) do
+      if not is_item(item) then
+        found[#found + 1] = entry .. item
+      end
     end
   end
   return found, #part

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- cancel: end a waiting task; for an active task record a cancel request, which its server
 -- reads.
--- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
+-- include: check_schema preconditions clock wake_server
+-- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
 -- include: counters unique_locks ended_tasks forget_tasks record_event client_calls
 -- KEYS[1] tasks      hash    id -> message

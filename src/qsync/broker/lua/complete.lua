@@ -4,7 +4,7 @@
 -- memory.
 -- variants: plain flow
 -- include: check_schema preconditions clock
--- flow include: wake_server message_limits limit_states limit_waiters
+-- flow include: wake_server message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
 -- include: counters unique_locks ended_tasks forget_tasks
 -- include: check_leases runnable_since note_runnable

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- delete: delete tasks in a state other than active.
--- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
+-- include: check_schema preconditions clock wake_server
+-- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
 -- include: unique_locks ended_tasks forget_tasks record_event
 -- KEYS[1] tasks      hash    id -> message

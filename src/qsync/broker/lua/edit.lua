@@ -3,7 +3,8 @@
 -- due, if it still has the message that the caller saw.
 -- A repeated call finds its own message and writes it again; if the first call ran the task, it
 -- finds the task in another state.
--- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
+-- include: check_schema preconditions clock wake_server
+-- include: message_limits limit_states waiter_entries limit_waiters
 -- include: priority_bands
 -- include: fairness_tags unique_locks revive_dead schedule_due note_runnable message_bytes
 -- include: record_event

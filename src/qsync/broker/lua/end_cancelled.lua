@@ -2,7 +2,7 @@
 -- end_cancelled: end tasks whose handler was stopped because of a cancel request.
 -- variants: plain flow
 -- include: check_schema preconditions clock
--- flow include: wake_server message_limits limit_states limit_waiters
+-- flow include: wake_server message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
 -- include: counters unique_locks ended_tasks forget_tasks
 -- include: check_leases

@@ -12,7 +12,7 @@
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
--- flow include: message_limits limit_states limit_waiters priority_bands
+-- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands
 -- include: crash_counts fairness_tags unique_locks ended_tasks forget_tasks runnable_since
 -- include: note_runnable
 -- flow include: schedule_due successors start_successors band_times
@@ -229,8 +229,9 @@ end
 
 -- 5 wake
 -- flow:
-local opened_now = settle_limits()
-left, for_whom = left or opened_now, opened_now and for_whom == 2 and 3 or for_whom
+if settle_limits() then
+  left, for_whom = true, for_whom == 2 and 3 or for_whom
+end
 -- end flow
 wake_next(left, paused, virtual, limit)
 publish_ended()

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- get_limit: read one limit: its rules, its state, the active tasks that hold it, and a waiting
 -- task's place.
--- include: check_schema clock limit_waiters
+-- include: check_schema clock waiter_entries
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state
 -- KEYS[3] waiters   zset    limit and id of each limited task
@@ -31,6 +31,9 @@ local rules = redis.call(
   'HMGET', KEYS.limit_rules, table.concat({ '!', limit }), table.concat({ '!', name }), name
 )
 
+local state, first_items = waiter_items.split_state(redis.call('HGET', KEYS.limits, limit) or '')
+local items = waiter_items.list(first_items, 1)
+
 -- Return the ids of active tasks that hold the limit.
 local function holders()
   local found, mark = {}, table.concat({ '\0', limit, '\0' })
@@ -55,19 +58,25 @@ local function place()
   if not tag then
     return -1
   end
-  local entry = waiter_entry(limit, tag, ARGV.id)
-  if not redis.call('ZSCORE', KEYS.waiters, entry) then
-    return -1
+  for _, several in ipairs({ '', '\0' }) do
+    local short = waiter_items.new(tag, several)
+    for i, item in ipairs(items) do
+      if item == short .. ARGV.id then
+        return i - 1
+      end
+    end
+    for _, ending in ipairs({ '', ARGV.id }) do
+      local entry = table.concat({ limit, '\0', short, ending })
+      if redis.call('ZSCORE', KEYS.waiters, entry) then
+        local from = table.concat({ '(', limit, '\0' })
+        return #items + redis.call('ZLEXCOUNT', KEYS.waiters, from, '(' .. entry)
+      end
+    end
   end
-  return redis.call(
-    'ZLEXCOUNT', KEYS.waiters, table.concat({ '[', limit, '\0' }), table.concat({ '(', entry })
-  )
+  return -1
 end
 
-local state = redis.call('HGET', KEYS.limits, limit)
-local waiting = redis.call(
-  'ZLEXCOUNT', KEYS.waiters, table.concat({ '[', limit, '\0' }), table.concat({ '(', limit, '\1' })
-)
+local waiting = count_waiters(limit, first_items)
 local opens_at = redis.call('ZSCORE', KEYS.openings, limit)
 return reply({
   now = to_text(clock(ARGV.now)), operator = rules[1], by_name = rules[2], program = rules[3],

@@ -7,7 +7,7 @@
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts
--- flow include: message_limits limit_states limit_waiters priority_bands
+-- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due ended_tasks forget_tasks check_leases note_runnable
 -- flow include: successors start_successors
 -- KEYS[1] tasks      hash    id -> message

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- list_limits: read the rules of a queue's limits, and a part of the states of limits in use.
--- include: check_schema clock
+-- include: check_schema clock waiter_entries
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state
 -- KEYS[3] waiters   zset    limit and id of each limited task
@@ -20,12 +20,10 @@ local part = redis.call('HSCAN', KEYS.limits, ARGV.cursor, 'COUNT', ARGV.count)
 local states = {}
 for i = 1, #part[2], 2 do
   local limit = part[2][i]
-  local waiting = redis.call(
-    'ZLEXCOUNT', KEYS.waiters, table.concat({ '[', limit, '\0' }),
-    table.concat({ '(', limit, '\1' })
-  )
+  local state, items = waiter_items.split_state(part[2][i + 1])
+  local waiting = count_waiters(limit, items)
   local opens_at = redis.call('ZSCORE', KEYS.openings, limit)
-  states[#states + 1] = { limit, part[2][i + 1], waiting, opens_at or '' }
+  states[#states + 1] = { limit, state, waiting, opens_at or '' }
 end
 return reply({
   now = to_text(clock(ARGV.now)), rules = rules, cursor = part[1], states = states,

@@ -19,12 +19,12 @@ check_set(KEYS.openings)
 check_rights(KEYS.limits, { 'HSET', 'HDEL', 'ZADD', 'ZRANGEBYLEX' })
 local now, limit = clock(ARGV.now), ARGV.limit
 local state = redis.call('HGET', KEYS.limits, limit) or ''
-local use, ready, tat, closed = string.match(state, '^(%d+) (%d+) (%d+) (%d+)$')
+local use, ready, tat, closed, waiters = string.match(state, '^(%d+) (%d+) (%d+) (%d+)(.*)$')
 if not closed or tonumber(closed) <= now then
   return record_event(now, ARGV.event, 0, {})
 end
-if tonumber(use) + tonumber(ready) > 0 or tonumber(tat) > now then
-  redis.call('HSET', KEYS.limits, limit, table.concat({ use, ready, tat, '0' }, ' '))
+if tonumber(use) + tonumber(ready) > 0 or tonumber(tat) > now or waiters ~= '' then
+  redis.call('HSET', KEYS.limits, limit, table.concat({ use, ' ', ready, ' ', tat, ' 0', waiters }))
 else
   redis.call('HDEL', KEYS.limits, limit)
 end

@@ -2,7 +2,8 @@
 -- purge: delete the first tasks of a state; active tasks only if their lease has expired, since the
 -- others run. It deletes fewer tasks than asked for when they are large: at most 16 MiB, or one
 -- task.
--- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
+-- include: check_schema preconditions clock wake_server
+-- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
 -- include: unique_locks ended_tasks forget_tasks page_position record_event
 -- KEYS[1] tasks      hash    id -> message

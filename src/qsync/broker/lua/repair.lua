@@ -3,7 +3,7 @@
 -- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
 -- server owns becomes active.
 -- include: check_schema preconditions ensure_schema clock wake_server
--- include: message_limits limit_states limit_waiters
+-- include: message_limits limit_states waiter_entries limit_waiters
 -- include: limit_counts
 -- include: counters unique_locks ended_tasks forget_tasks recover_expired
 -- include: schedule_due note_runnable message_bytes successors start_successors
@@ -218,13 +218,25 @@ mend['not listed'] = function(id)
   end
   remove_waiters({ id })
   redis.call('ZREM', KEYS.limited, id)
-  hold_limits_of(id, redis.call('HGET', KEYS.tasks, id))
+  local message = redis.call('HGET', KEYS.tasks, id)
+  for _, limit in ipairs(limits_of_message(message)) do
+    if touch_limit(limit).stored == 2 then
+      redis.call('ZADD', KEYS.waiters, 0, table.concat({ limit, '\0' }))
+    end
+  end
+  hold_limits_of(id, message)
   add_pending({ tag, id })
   return true
 end
 
 mend['stray waiter'] = function(entry)
-  return redis.call('ZREM', KEYS.waiters, entry) == 1
+  local limit = string.match(entry, '^[^%z]*')
+  local item, state = string.sub(entry, #limit + 2), touch_limit(limit)
+  if item == '' and state.from <= #state.items then
+    return false
+  end
+  local was_listed = remove_item(limit, state, waiter_items.id(item)) ~= nil
+  return redis.call('ZREM', KEYS.waiters, entry) == 1 or was_listed
 end
 
 mend['hold kept'] = function(id)

@@ -2,7 +2,7 @@
 -- retry: put tasks whose attempt failed into retry. A task with a cancel request ends instead.
 -- variants: plain flow
 -- include: check_schema preconditions clock wake_server
--- flow include: message_limits limit_states limit_waiters
+-- flow include: message_limits limit_states waiter_entries limit_waiters
 -- include: counters crash_counts unique_locks
 -- flow include: message_bytes
 -- include: schedule_due ended_tasks forget_tasks check_leases

@@ -2,7 +2,8 @@
 -- run: move scheduled, retry or dead tasks to pending now, in this order. A dead task takes its
 -- lock again and gets all its attempts back. Tasks for which a limit is full or closed become
 -- limited instead.
--- include: check_schema preconditions clock wake_server message_limits limit_states limit_waiters
+-- include: check_schema preconditions clock wake_server
+-- include: message_limits limit_states waiter_entries limit_waiters
 -- include: priority_bands
 -- include: fairness_tags unique_locks revive_dead note_runnable record_event
 -- KEYS[1] pending    zset    ids by order tag

@@ -6,7 +6,7 @@
 -- back, and plan all ticks again; then a call without schedules notes that they have done so.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
--- flow include: message_limits limit_states limit_waiters priority_bands
+-- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due
 -- flow include: note_runnable successors message_bytes ended_tasks forget_tasks
 -- flow include: queue_bounds replace_holder

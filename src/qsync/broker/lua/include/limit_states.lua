@@ -1,7 +1,9 @@
 -- limit_states: the rules of limits, and how much of each limit is in use. A rule is `<concurrency>
 -- <rate> <per us> <burst>`, 0 for none; the record of an operator's rule also has when it was set
 -- and by whom. A state is `<in use> <ready> <tat us> <closed until us>`: in use are active tasks
--- that hold the limit, ready are pending ones. Rates use GCRA; tat is its theoretical arrival time.
+-- that hold the limit, ready are pending ones. Rates use GCRA; tat is its theoretical arrival time. While
+-- tasks wait for the limit, a zero byte and the first of them follow, as include/waiter_entries.lua has
+-- them, with ` +` in front if there are more of them in `waiters`.
 -- States are read once per script, changed here, and written by save_limits. Functions that run for
 -- each task count their loops: a call of `ipairs` costs a function call for each element.
 
@@ -53,12 +55,14 @@ local function begin_limits(now, needed)
   check_set(KEYS.openings)
   check_set(KEYS.pending)
   check_rights(KEYS.tasks, {
-    'EXISTS', 'HMGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZMSCORE', 'ZRANGEBYLEX',
+    'EXISTS', 'HMGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZMSCORE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE',
   })
 end
 
-local unlimited = { slots = math.huge, interval = 0, tolerance = 0, lateness = 0 }
-local no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 }
+local fixed_rules = {
+  unlimited = { slots = math.huge, interval = 0, tolerance = 0, lateness = 0 },
+  no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 },
+}
 
 -- Data that was read before: rules and the counts in states, by text. Many limits have the same
 -- rule, and many states without a time are alike; `texts` has the texts of such states. `by_field`
@@ -90,23 +94,33 @@ local function read_rule(text)
   return rule
 end
 
--- Return the state that is stored in `text`, under a rule. `waits` is whether tasks wait for the
--- limit; nil: not known. The tat is capped at that of a limit that has just used its whole burst:
--- it may stem from a lower rate that was raised since. A capped state has `is_capped`; the state of
--- a limit `@<type>` has `is_type`.
+-- Return the state that is stored in `text`, under a rule. The first waiters are in the text `items`
+-- from the byte `from` on, and `more` is set if there are others; `stored` is 2 if the limit has a marker in `waiters`, and 1 or
+-- false without one. The tat is capped at that of a limit that has just used its whole burst: it may
+-- stem from a lower rate that was raised since. A capped state has `is_capped`; the state of a limit
+-- `@<type>` has `is_type`, and `waits` if it is known whether tasks wait for it.
 local function new_limit_state(text, rule)
-  local counts = known.counts[text]
+  local stop = text and #text > 7 and string.find(text, '\0', 1, true)
+  local numbers = stop and string.sub(text, 1, stop - 1) or text
+  local counts = known.counts[numbers]
   if not counts then
-    local use, ready, tat, closed = string.match(text, '^(%d+) (%d+) (%d+) (%d+)$')
-    counts = { tonumber(use or 0), tonumber(ready or 0), tonumber(tat or 0), tonumber(closed or 0) }
+    local use, ready, tat, closed, more = string.match(numbers, '^(%d+) (%d+) (%d+) (%d+)( ?%+?)$')
+    counts = {
+      tonumber(use or 0), tonumber(ready or 0), tonumber(tat or 0), tonumber(closed or 0),
+      more == ' +',
+    }
     if counts[3] + counts[4] == 0 then
-      known.counts[text] = counts
+      known.counts[numbers] = counts
     end
   end
   local state = {
-    use = counts[1], ready = counts[2], tat = counts[3], closed = counts[4],
-    stored = text, rule = rule, touched = false, waits = nil,
+    use = counts[1], ready = counts[2], tat = counts[3], closed = counts[4], rule = rule,
+    items = stop and text or '', from = stop and stop + 1 or 1, stored = text and (stop and 2 or 1),
+    touched = false,
   }
+  if stop and counts[5] then
+    state.more = true
+  end
   if state.tat > limits_now and rule.interval > 0 then
     state.tat = math.min(state.tat, math.ceil(limits_now + rule.interval + rule.tolerance))
     state.is_capped = state.tat < counts[3] or nil
@@ -154,7 +168,7 @@ local function read_rules(limits)
       name = string.match(limit_name, '^[^:]*')
       prefix = name .. ':'
       if by_name[name] == nil then
-        by_name[name] = unlimited
+        by_name[name] = fixed_rules.unlimited
         fresh[#fresh + 1] = name
       end
     end
@@ -167,7 +181,8 @@ local function read_rules(limits)
   read_rule_fields(fields)
   for _, new_name in ipairs(fresh) do
     local own, program = by_field[table.concat({ '!', new_name })], by_field[new_name]
-    by_name[new_name] = own and read_rule(own) or program and read_rule(program) or unlimited
+    by_name[new_name] = own and read_rule(own) or program and read_rule(program)
+      or fixed_rules.unlimited
   end
   for i = 1, #limits do
     local own = own_rules and by_field[fields[i]]
@@ -201,7 +216,7 @@ local function touch_limit(limit)
   local state = limit_states[limit]
   if not state then
     if is_type_limit(limit) then
-      state = new_limit_state(false, paused_limits()[limit] and no_slots or unlimited)
+      state = new_limit_state(false, paused_limits()[limit] and fixed_rules.no_slots or fixed_rules.unlimited)
       state.is_type, limit_states[limit] = true, state
     else
       read_limits({ limit })

@@ -1,57 +1,39 @@
--- limit_waiters: tasks that wait for a limit. `waiters` has one entry per limited task, under the
--- first of its limits that refused it: limit, a zero byte, order tag, id. All scores are 0, so entries
--- are ordered by bytes, and the first one of a limit is the first to start. A task of a paused type is
--- under `@<type>`, before its own limits.
+-- limit_waiters: tasks that wait for a limit: which tasks begin to wait, and which waiters become
+-- pending. include/waiter_entries.lua has the form of `waiters`.
 
 -- Number of waiters that the script may still move, the same for limits of types, and number that
 -- it moved into pending. A limit with more waiters gets an opening that is due now. Limits of types
 -- move fewer: after a resume there may be a million waiters.
-local moves_left, type_moves_left, opened_waiters = 500, 150, 0
+local moves = { left = 500, left_of_types = 150, opened = 0 }
 
--- Return the entry of a waiter. Its tag takes 8 bytes that are ordered like the number: a positive one
--- gets the sign bit, and all bits of a negative one are inverted.
-local function waiter_entry(limit_name, tag, id)
-  tag = tonumber(tag)
-  local tag_bytes = struct.pack('>d', tag < 0 and tag or -tag)
-  if tag < 0 then
-    tag_bytes = string.gsub(tag_bytes, '.', function(byte)
-      return string.char(255 - string.byte(byte))
-    end)
+-- Put tasks into limited. `args` holds tag and id in turn, `limits` the limit that each waits for, and
+-- `held` by id the limits that each holds when it runs.
+local function put_limited(args, limits, held)
+  local entries, shared = {}, shared_tags(args)
+  for i = 1, #limits do
+    local id = args[2 * i]
+    local short = waiter_items.new(args[2 * i - 1], held[id] and #held[id] > 1 and '\0' or '')
+    local item = short .. id
+    add_waiter(limits[i], item, shared[id] and item or short, entries)
   end
-  return limit_name .. '\0' .. tag_bytes .. id
-end
-
--- Append the entry of a task that begins to wait to arguments of ZADD.
-local function add_waiter(entries, limit, tag, id)
-  entries[#entries + 1] = 0
-  entries[#entries + 1] = waiter_entry(limit, tag, id)
-  touch_limit(limit).waits = true
-end
-
--- Return the first entries under a limit, up to `most`.
-local function waiters_of(limit_name, most)
-  return redis.call(
-    'ZRANGEBYLEX', KEYS.waiters, '[' .. limit_name .. '\0', '(' .. limit_name .. '\1',
-    'LIMIT', 0, most
-  )
-end
-
--- Return the first entry under a limit; nil when no task waits there. No other entry sorts between
--- the limit and its first entry.
-local function first_waiter(limit_name)
-  local head = limit_name .. '\0'
-  local entry = redis.call('ZRANGEBYLEX', KEYS.waiters, '[' .. head, '+', 'LIMIT', 0, 1)[1]
-  if entry and string.find(entry, head, 1, true) == 1 then
-    return entry
+  redis.call('ZADD', KEYS.limited, unpack(args))
+  if #entries > 0 then
+    redis.call('ZADD', KEYS.waiters, unpack(entries))
   end
 end
 
--- Return whether a task waits for the limit. The answer is kept until a waiter is moved.
+-- Return the first entries under the limit of a type, up to `most`.
+local function waiters_of_type(limit, most)
+  local from, to = waiter_items.range(limit)
+  return redis.call('ZRANGEBYLEX', KEYS.waiters, from, to, 'LIMIT', 0, most)
+end
+
+-- Return whether a task waits for the limit. For a type the answer is kept until a waiter is moved.
 local function has_waiter(limit, state)
-  if state.waits == nil then
-    state.waits = first_waiter(limit) ~= nil
+  if state.is_type and state.waits == nil then
+    state.waits = #waiters_of_type(limit, 1) > 0
   end
-  return state.waits
+  return state.waits or state.from <= #state.items
 end
 
 -- Return the first limit, other than `but`, that is not open; nil when all are open.
@@ -98,7 +80,7 @@ end
 -- and id in turn; `new_holds` the limits of tasks that hold none yet, and `refused` the limits of
 -- their types if these are paused, by id. Returns the number of tasks in pending.
 local function admit_tasks(args, new_holds, refused)
-  local pending, limited, waiters, parked, holds = {}, {}, {}, {}, {}
+  local pending, limited, refusing, parked, holds, held = {}, {}, {}, {}, {}, {}
   for i = 1, #args, 2 do
     local tag, id = args[i], args[i + 1]
     local limits = new_holds and new_holds[id] or held_limits[id]
@@ -107,8 +89,8 @@ local function admit_tasks(args, new_holds, refused)
     into[#into + 1] = tag
     into[#into + 1] = id
     if limit then
-      add_waiter(waiters, limit, tag, id)
-      parked[#parked + 1] = id
+      touch_limit(limit).waits = true
+      parked[#parked + 1], refusing[#parked + 1], held[id] = id, limit, limits
     elseif limits then
       add_ready(limits)
       if new_holds and new_holds[id] then
@@ -118,8 +100,7 @@ local function admit_tasks(args, new_holds, refused)
     end
   end
   if #limited > 0 then
-    redis.call('ZADD', KEYS.limited, unpack(limited))
-    redis.call('ZADD', KEYS.waiters, unpack(waiters))
+    put_limited(limited, refusing, held)
     drop_holds(parked)
   end
   write_fields(KEYS.holds, holds)
@@ -175,133 +156,139 @@ end
 
 -- Move pending tasks into limited, each under the limit that `refused` has for its id.
 local function park_pending(ids, refused)
-  local limited, waiters = {}, {}
+  local limited, limits = {}, {}
   for i, tag in ipairs(redis.call('ZMSCORE', KEYS.pending, unpack(ids))) do
     local id = ids[i]
-    limited[2 * i - 1], limited[2 * i] = tag, id
-    add_waiter(waiters, refused[id], tag, id)
+    limited[2 * i - 1], limited[2 * i], limits[i] = tag, id, refused[id]
   end
   release_ready(ids)
   redis.call('ZREM', KEYS.pending, unpack(ids))
-  redis.call('ZADD', KEYS.limited, unpack(limited))
-  redis.call('ZADD', KEYS.waiters, unpack(waiters))
+  put_limited(limited, limits, held_limits)
   drop_holds(ids)
 end
 
--- Remove the entries of tasks that leave `limited`; the caller removes the tasks from it
--- afterwards.
+-- Remove the items of tasks that leave `limited`; the caller removes the tasks from it afterwards.
 local function remove_waiters(ids)
   if not limits_used or #ids == 0 then
     return
   end
   local tags = redis.call('ZMSCORE', KEYS.limited, unpack(ids))
-  local entries = {}
   for i, message in ipairs(redis.call('HMGET', KEYS.tasks, unpack(ids))) do
-    for _, limit in ipairs(tags[i] and limits_of_message(message) or {}) do
-      entries[#entries + 1] = waiter_entry(limit, tags[i], ids[i])
-      touch_limit(limit).waits = nil
+    local limits = tags[i] and limits_of_message(message) or {}
+    local short = tags[i] and waiter_items.new(tags[i], #limits > 1 and '\0' or '')
+    local limit_of_type = tags[i] and type_limit(message)
+    local entries = limit_of_type and { table.concat({ limit_of_type, '\0', short, ids[i] }) } or {}
+    if limit_of_type and limit_states[limit_of_type] then
+      limit_states[limit_of_type].waits = nil
     end
-    local limit = tags[i] and type_limit(message)
-    if limit then
-      entries[#entries + 1] = waiter_entry(limit, tags[i], ids[i])
+    for _, limit in ipairs(limits) do
+      if not remove_item(limit, touch_limit(limit), ids[i]) then
+        entries[#entries + 1] = table.concat({ limit, '\0', short })
+        entries[#entries + 1] = table.concat({ limit, '\0', short, ids[i] })
+      end
     end
-    if limit and limit_states[limit] then
-      limit_states[limit].waits = nil
+    if #entries > 0 then
+      redis.call('ZREM', KEYS.waiters, unpack(entries))
     end
-  end
-  if #entries > 0 then
-    redis.call('ZREM', KEYS.waiters, unpack(entries))
   end
 end
 
--- Return limit, id and entry of the first waiter of each touched limit that is open; for the limit
--- of a type, which no start closes, those of several waiters. The search begins at place `from` of
--- the touched limits. Also return the place at which the next search begins.
+-- Append the first waiters of the limit of a type to limits, ids and entries. Returns their number.
+local function first_of_type(limit, room, limits, ids, entries)
+  local state, count = limit_states[limit], #limits
+  room = state.rule.slots > 0 and state.waits ~= false and math.min(room, moves.left_of_types) or 0
+  local found = room > 0 and waiters_of_type(limit, room) or {}
+  for i = 1, #found do
+    limits[count + i], entries[count + i] = limit, found[i]
+    ids[count + i] = waiter_items.id(string.sub(found[i], #limit + 2))
+  end
+  moves.left_of_types = moves.left_of_types - #found
+  if room > 0 then
+    state.waits = #found > 0
+  end
+  return #found
+end
+
+-- Return limit and id of the first waiter of each touched limit that is open; for the limit of a type,
+-- which no start closes, those of several waiters, with their entries. The search begins at
+-- place `from` of the touched limits. Also return whether one of them has several limits or is of a
+-- type, and the place at which the next search begins.
 local function first_waiters(from)
-  local limits, ids, entries, count, most = {}, {}, {}, 0, math.min(moves_left, 50)
-  local place, last = from, #touched_limits
+  local limits, ids, entries, count, most = {}, {}, {}, 0, math.min(moves.left, 50)
+  local place, last, any_several = from, #touched_limits, false
   while place <= last and count < most do
     local limit = touched_limits[place]
     local state = limit_states[limit]
-    if state.waits ~= false and state.use + state.ready < state.rule.slots
+    local items, first = state.items, state.from
+    if state.is_type then
+      count = count + first_of_type(limit, most - count, limits, ids, entries)
+    elseif first <= #items and state.use + state.ready < state.rule.slots
       and limit_opens_at(state) <= limits_now then
-      local before = count
-      if state.is_type then
-        local room = math.min(most - count, type_moves_left)
-        for _, entry in ipairs(room > 0 and waiters_of(limit, room) or {}) do
-          count = count + 1
-          limits[count], entries[count] = limit, entry
-        end
-        type_moves_left = type_moves_left - (count - before)
-        if room > 0 then
-          state.waits = count > before
-        end
-      else
-        local entry = first_waiter(limit)
-        state.waits = entry ~= nil
-        if entry then
-          count = count + 1
-          limits[count], entries[count] = limit, entry
-        end
-      end
-      for i = before + 1, count do
-        ids[i] = string.sub(entries[i], #limit + 10)
-      end
+      local size, _, _, _, _, _, _, _, _, ninth = string.byte(items, first, first + 9)
+      count = count + 1
+      limits[count], ids[count] = limit, string.sub(items, first + (ninth == 0 and 10 or 9), first + size)
+      any_several = any_several or ninth == 0
     end
     place = place + 1
   end
-  return limits, ids, entries, place
+  return limits, ids, entries, any_several or next(entries) ~= nil, place
 end
 
 -- Move the waiters that first_waiters returned: into pending, or under another of their limits that
--- is not open. An entry without a limited task is removed. Returns whether one of the limits may have
--- room for more.
-local function move_waiters(limits, ids, entries)
+-- is not open. An item without a limited task is removed. Messages are read only if one of them may
+-- have to wait for something else. Returns whether one of the limits may have room for more.
+local function move_waiters(limits, ids, entries, any_several)
+  any_several = any_several or next(paused_limits()) ~= nil
   local tags = redis.call('ZMSCORE', KEYS.limited, unpack(ids))
-  local messages = redis.call('HMGET', KEYS.tasks, unpack(ids))
-  local pending, opened, holds, gone, moved, count, held_count = {}, {}, {}, {}, {}, 0, 0
-  local any_paused, again, shared, before = next(paused_limits()) ~= nil, false, false, nil
+  local messages = any_several and redis.call('HMGET', KEYS.tasks, unpack(ids)) or {}
+  local pending, opened, holds, gone, count, again = {}, {}, {}, {}, 0, false
   for i = 1, #limits do
     local limit, id, tag, message = limits[i], ids[i], tags[i], messages[i]
     local state = limit_states[limit]
-    local alone = message and has_only_limit(message, limit)
-    local held = not alone and limits_of_message(message)
-    local other = tag and (
-      any_paused and paused_limit(message) or held and closed_limit(held, limit)
-    )
-    shared = shared or limit == before or not alone
-    if not tag or not shared or is_limit_open(state) then
-      moves_left = moves_left - 1
-      state.waits = nil
-      gone[#gone + 1] = entries[i]
+    local held = message and limits_of_message(message) or not state.is_type and { limit } or {}
+    local other = tag and message and (paused_limit(message) or closed_limit(held, limit))
+    if not tag or not any_several or is_limit_open(state) then
+      moves.left = moves.left - 1
+      local item
+      if state.is_type then
+        state.waits, gone[#gone + 1] = nil, entries[i]
+        item = string.sub(entries[i], #limit + 2)
+      elseif any_several then
+        item = remove_item(limit, state, id)
+      else
+        state.from, state.last = state.from + string.byte(state.items, state.from) + 1, nil
+        refill(limit, state)
+      end
       if other then
-        add_waiter(moved, other, tag, id)
+        local moved = {}
+        if item then
+          add_waiter(other, item, item, moved)
+        end
+        if #moved > 0 then
+          redis.call('ZADD', KEYS.waiters, unpack(moved))
+        end
       elseif tag then
         count = count + 1
         opened[count], pending[2 * count - 1], pending[2 * count] = id, tag, id
-        if alone then
-          state.ready = state.ready + 1
-        else
+        if message then
           add_ready(held)
+        else
+          state.ready = state.ready + 1
         end
-        if alone or #held > 0 then
-          held_count = held_count + 2
-          holds[held_count - 1], holds[held_count] = id, alone and limit or table.concat(held, '\0')
-          held_limits[id] = held or { limit }
+        if #held > 0 then
+          holds[#holds + 1] = id
+          holds[#holds + 1] = message and table.concat(held, '\0') or limit
+          held_limits[id] = held
         end
       end
     end
     again = again or state.use + state.ready < state.rule.slots
-    before = limit
   end
   if #gone > 0 then
     redis.call('ZREM', KEYS.waiters, unpack(gone))
   end
-  if #moved > 0 then
-    redis.call('ZADD', KEYS.waiters, unpack(moved))
-  end
   if #opened > 0 then
-    opened_waiters = opened_waiters + #opened
+    moves.opened = moves.opened + #opened
     redis.call('ZREM', KEYS.limited, unpack(opened))
     write_fields(KEYS.holds, holds)
     redis.call('ZADD', KEYS.pending, unpack(pending))
@@ -314,50 +301,55 @@ local function open_waiters()
   if not limits_used or redis.call('EXISTS', KEYS.waiters) == 0 then
     return 0
   end
-  local before, from = opened_waiters, 1
-  while moves_left > 0 do
-    local limits, ids, entries, next_place = first_waiters(from)
+  local before, from = moves.opened, 1
+  while moves.left > 0 do
+    local limits, ids, entries, any_several, next_place = first_waiters(from)
     if #ids == 0 then
       break
     end
-    if not move_waiters(limits, ids, entries) then
+    if not move_waiters(limits, ids, entries, any_several) then
       from = next_place
     end
   end
-  return opened_waiters - before
+  return moves.opened - before
 end
 
 -- Return a state as it is stored.
 local function state_text(state)
-  if state.tat + state.closed > 0 then
-    return string.format('%.0f %.0f %.0f %.0f', state.use, state.ready, state.tat, state.closed)
-  end
+  local has_times = state.tat + state.closed > 0
   local place = state.use * 2 ^ 26 + state.ready
-  local text = known.texts[place]
+  local text = not has_times and known.texts[place]
   if not text then
-    text = string.format('%.0f %.0f 0 0', state.use, state.ready)
-    known.texts[place] = text
+    text = string.format('%.0f %.0f %.0f %.0f', state.use, state.ready, state.tat, state.closed)
+    if not has_times then
+      known.texts[place] = text
+    end
   end
-  return text
+  if state.from > #state.items then
+    return text
+  end
+  return text .. (state.more and ' +\0' or '\0') .. string.sub(state.items, state.from)
 end
 
 -- Write the states of touched limits, and the time at which each limit with waiters opens, unless a
 -- task that leaves will open it.
 local function save_limits()
-  local stored, gone, openings, shut, count = {}, {}, {}, {}, 0
-  local any_waiters = redis.call('EXISTS', KEYS.waiters) == 1
+  local stored, gone, openings, shut, unmarked, count = {}, {}, {}, {}, {}, 0
   local any_openings = redis.call('EXISTS', KEYS.openings) == 1
   for i = 1, #touched_limits do
     local limit = touched_limits[i]
     local state = limit_states[limit]
     local held = state.use + state.ready
-    if held > 0 or math.max(state.tat, state.closed) > limits_now then
+    if held > 0 or state.from <= #state.items or math.max(state.tat, state.closed) > limits_now then
       count = count + 2
       stored[count - 1], stored[count] = limit, state_text(state)
     elseif state.stored then
       gone[#gone + 1] = limit
     end
-    if any_waiters and held < state.rule.slots and has_waiter(limit, state) then
+    if state.stored == 2 and state.from > #state.items then
+      unmarked[#unmarked + 1] = table.concat({ limit, '\0' })
+    end
+    if held < state.rule.slots and has_waiter(limit, state) then
       openings[#openings + 1] = to_text(math.ceil(limit_opens_at(state)))
       openings[#openings + 1] = limit
     elseif any_openings then
@@ -367,6 +359,9 @@ local function save_limits()
   write_fields(KEYS.limits, stored)
   if #gone > 0 then
     redis.call('HDEL', KEYS.limits, unpack(gone))
+  end
+  if #unmarked > 0 then
+    redis.call('ZREM', KEYS.waiters, unpack(unmarked))
   end
   if #shut > 0 then
     redis.call('ZREM', KEYS.openings, unpack(shut))

@@ -20,27 +20,23 @@ local function type_limit(message)
   return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
 end
 
--- Number of bytes that a number, or the length of a text or of bytes, takes in msgpack, by first
--- byte.
-local ELEMENT_BYTES = {
-  length = { [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4 },
-  number = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 },
-}
-
--- Return the position after the text, bytes, number or flag at `at`. (cmsgpack knows no bytes.)
+-- Return the position after the text, bytes, number or flag at `at` in msgpack. (cmsgpack knows no
+-- bytes.)
 local function after_element(message, at)
   local kind = string.byte(message, at)
-  local length_bytes = ELEMENT_BYTES.length[kind]
+  local first = kind >= 0xd9 and 0xd9 or 0xc4 -- kinds of texts and bytes, by bytes of their length
   if kind >= 0xa0 and kind < 0xc0 then
     return at + 1 + kind - 0xa0
-  elseif length_bytes then
-    local length = 0
-    for i = at + 1, at + length_bytes do
+  elseif kind >= 0xcc and kind <= 0xcf then
+    return at + 1 + 2 ^ (kind - 0xcc)
+  elseif kind >= first and kind <= first + 2 then
+    local length, start = 0, at + 1 + 2 ^ (kind - first)
+    for i = at + 1, start - 1 do
       length = length * 256 + string.byte(message, i)
     end
-    return at + 1 + length_bytes + length
+    return start + length
   end
-  return at + 1 + (ELEMENT_BYTES.number[kind] or 0)
+  return at + 1
 end
 
 -- Return the options of a message, the last of its eight elements; fails if it is lost or damaged.
@@ -76,22 +72,4 @@ local function limits_of_message(message)
     end
   end
   return type(limits) == 'table' and limits or {}
-end
-
--- Bytes in front of the limit in the options of a message with a single limit, by the size of the
--- limit: `lm` and a list of one text.
-local only_limit_heads = {}
-
--- Return whether this is certainly the only limit in a message, judging by the end of its options,
--- without decoding it.
-local function has_only_limit(message, limit_name)
-  local size = #limit_name
-  local head = only_limit_heads[size]
-  if not head then
-    local length = size < 32 and string.char(0xa0 + size) or string.char(0xd9, math.min(size, 255))
-    head = table.concat({ '\162lm\145', length })
-    only_limit_heads[size] = head
-  end
-  return size < 256 and #message >= size + #head + 31
-    and string.sub(message, -size - #head) == head .. limit_name
 end

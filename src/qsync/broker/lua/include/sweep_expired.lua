@@ -100,11 +100,12 @@ end
 local function sweep_limits(now, cursor, size)
   local ahead = {}
   local next_cursor, more, gone = sweep_part(KEYS.limits, cursor, size, function(limit, value)
-    local use, ready, tat, closed = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')
+    local use, ready, tat, closed, waiters = string.match(value, '^(%d+) (%d+) (%d+) (%d+)(.*)$')
     if tonumber(tat or 0) - now > 10000000 then
       ahead[#ahead + 1] = limit
     end
-    return use == '0' and ready == '0' and math.max(tonumber(tat), tonumber(closed)) <= now
+    return use == '0' and ready == '0' and waiters == ''
+      and math.max(tonumber(tat), tonumber(closed)) <= now
   end)
   return next_cursor, correct_starts(ahead) or more, gone
 end
