@@ -128,6 +128,7 @@ class Batcher(Generic[T, U]):
             self._is_solo, self._was_alone = False, not self._items
             if self._items:
                 self._sender = loop.create_task(self._send())
+                self._sender.add_done_callback(self._on_sender_done)
             if self._solo_ended is not None:
                 self._solo_ended.set()
         return await future
@@ -190,12 +191,22 @@ class Batcher(Generic[T, U]):
                 await self._deliver(*self._pop_batch(min(count, self._batch_count())))
                 count = len(self._items)
         finally:
-            self._sender = None
-            for future in self._futures:
-                future.cancel()
-            self._items.clear()
-            self._futures.clear()
-            self._arrivals.clear()
+            self._give_up()
+
+    def _on_sender_done(self, sender: asyncio.Task[None]) -> None:
+        """Clean up after a sender that was cancelled before its first step, as at the end of
+        `asyncio.run`."""
+        if self._sender is sender:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Cancel the callers that still wait; none do unless the sender was cancelled."""
+        self._sender = None
+        for future in self._futures:
+            future.cancel()
+        self._items.clear()
+        self._futures.clear()
+        self._arrivals.clear()
 
     def _pop_batch(self, count: int) -> tuple[list[T], list[asyncio.Future[U]], list[float]]:
         taken = self._items[:count], self._futures[:count], self._arrivals[:count]

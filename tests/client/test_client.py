@@ -34,7 +34,7 @@ from qsync.task import Task
 from tests.conftest import Colour
 from tests.support.acl import unlimited
 from tests.support.client_driver import Hand
-from tests.support.stores import Cluster, Store, wait_until
+from tests.support.stores import Cluster, Store, wait_until, wait_until_async
 
 DAY = 86_400
 
@@ -719,6 +719,29 @@ def test_ended_loop_leaves_no_caller_waiting() -> None:
         return [early, late]
 
     assert all(future.cancelled() for future in asyncio.run(main()))
+
+
+def test_callers_end_if_their_batch_is_cancelled_before_it_begins() -> None:
+    """As when `asyncio.run` ends just after they have come; then the client is closed."""
+
+    async def send(items: list[int], left: float) -> list[int]:
+        return items
+
+    async def main() -> list[int | BaseException]:
+        batcher: Batcher[int, int] = Batcher(
+            send, lambda item: 1, patience=5, too_late=TimeoutError
+        )
+        callers = [asyncio.ensure_future(batcher.submit(item)) for item in range(3)]
+        await wait_until_async(lambda: batcher._sender is not None, every=0)
+        assert batcher._sender is not None
+        batcher._sender.cancel()
+        await asyncio.wait_for(batcher.drain(), 5)
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        return [*answers, await batcher.submit(3)]
+
+    *cancelled, later = asyncio.run(main())
+    assert [type(answer) for answer in cancelled] == [asyncio.CancelledError] * 3
+    assert later == 3
 
 
 def test_short_reply_leaves_no_caller_waiting() -> None:
