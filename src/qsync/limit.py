@@ -19,7 +19,7 @@ from qsync.keys import NAME
 from qsync.phrase import Phrase, joined, phrase, within
 from qsync.suggestions import did_you_mean
 from qsync.times import Duration, duration_us
-from qsync.value_text import shorten
+from qsync.value_text import plain_text, shorten
 
 LIMITS_LIMIT: Final = 4
 """Maximum number of limits of a task."""
@@ -171,7 +171,7 @@ def check_limit(value: object, field: str = "limits") -> str:
                 field=field, value=shorten(value),
             )
         )  # fmt: skip
-    return value
+    return plain_text(value)
 
 
 def check_limits(limits: object) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from qsync import codec
 from qsync.broker.stored_task import StoredTask, last_error, message_of, result_of
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import (
+    ConfigError,
     InvalidTask,
     QsyncError,
     TaskCancelled,
@@ -101,7 +102,10 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
 
     The decoder raises QsyncError when the result is of another type.
     """
-    convert = converter_of(type)
+    try:
+        convert = converter_of(type)
+    except ConfigError as error:
+        raise ConfigError(f"type: {error}") from None
 
     def decode(record: Result) -> Any:
         if not record.is_value and type is bytes:

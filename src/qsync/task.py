@@ -20,7 +20,7 @@ from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import Duration, datetime_us, duration_us, from_us, too_late
 from qsync.uniqueness import OnDuplicate, Uniqueness, check_uniqueness
-from qsync.value_text import class_name, shorten
+from qsync.value_text import class_name, plain_text, shorten
 
 T = TypeVar("T")
 
@@ -280,7 +280,7 @@ def _short_text(field: str, value: str | None, limit: int) -> str | None:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidTask(f"{field}: {shorten(value)} is not valid Unicode") from error
-    return value
+    return plain_text(value)
 
 
 def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -24,6 +24,11 @@ def shorten(value: object) -> str:
     return text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + "..."
 
 
+def plain_text(value: str) -> str:
+    """Return a text as a plain str: msgpack takes no subclass of it, such as Markup."""
+    return str.__str__(value)
+
+
 def class_name(value: object) -> str:
     """Return the class name of a value, without calling code of its metaclass."""
     name: str = type.__dict__["__name__"].__get__(type(value))

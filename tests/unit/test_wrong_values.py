@@ -27,7 +27,9 @@ from qsync import (
     Task,
     TaskInfo,
 )
+from qsync.new_task import new_task
 from qsync.server.config import Config
+from qsync.task import options_of
 
 
 class NoRepr:
@@ -159,3 +161,12 @@ def test_headers_that_are_no_texts_are_named_without_their_values() -> None:
         with pytest.raises(InvalidTask) as raised:
             Task("t", headers=wrong)
         assert str(raised.value) == text
+
+
+def test_text_of_a_subclass_is_stored_as_a_plain_one() -> None:
+    task = Task(
+        "t", fairness_key=Text("a"), limits=[Text("b:1")], unique=True, unique_key=Text("k")
+    )
+    options = options_of(task)
+    texts = (options.fairness_key, *(options.limits or ()), new_task(task, b"").lock)
+    assert [type(text) for text in texts] == [str] * 3

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from qsync.broker.aio import AsyncBroker
+from qsync.inspector.argument_checks import check_arguments
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.composition import Composition, KeyShares, _CompositionMixin
 from qsync.inspector.edits import _EditsMixin
@@ -123,6 +124,7 @@ __all__ = [
 ]
 
 
+@check_arguments
 class Inspector(
     _QueuesMixin,
     _TaskListsMixin,

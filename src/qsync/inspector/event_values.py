@@ -12,6 +12,7 @@ from qsync.broker.event_ops import KEY_BYTES, EventRecord, StoredEvent, event_by
 from qsync.formatting import plural
 from qsync.inspector.values import Filter
 from qsync.times import from_us
+from qsync.value_text import plain_text
 
 ACTIONS: Final = (
     "task.retry",
@@ -94,7 +95,8 @@ class Actor(NamedTuple):
         self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""
     ) -> bytes:
         """Return an action as the scripts take it; with a `key` it is a step of that action."""
-        record = EventRecord(action, by or self.by, subject, detail)
+        texts = [plain_text(text) for text in (by or self.by, subject, detail)]
+        record = EventRecord(action, *texts)
         key = key or self.key
         return event_bytes(record, key or new_key(), grows=bool(key))
 
