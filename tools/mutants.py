@@ -33,7 +33,7 @@ from tests.support.full_store import (
 )
 from tests.support.queue_driver import Rig, shared_store
 from tests.support.stalled_node import (
-    map_asked_of_one_node,
+    map_requested_from_one_node,
     partial_cluster,
     registration_awaited_by_clients,
     registration_awaited_by_periodic_tasks,
@@ -131,7 +131,9 @@ IN_FULL_STORE: Final = named(
 )
 
 IN_CLUSTER: Final = named(
-    registration_awaited_by_clients, registration_awaited_by_periodic_tasks, map_asked_of_one_node
+    registration_awaited_by_clients,
+    registration_awaited_by_periodic_tasks,
+    map_requested_from_one_node,
 )
 
 PLANTED: Final[list[tuple[str, str, Plant, Search]]] = [

@@ -16,7 +16,7 @@ from qsync.client import Client
 from qsync.new_task import NewTask, new_nonce, new_task
 from tests.conftest import Colour
 from tests.scripts.model.machine import Scripts
-from tests.scripts.model.mistakes import finished_id_taken_again
+from tests.scripts.model.mistakes import finished_id_accepted_again
 from tests.support.queue_driver import BINARIES, DAY, Rig, S
 from tests.support.server import bench, until
 from tests.support.stores import Store
@@ -328,5 +328,5 @@ def test_model_detects_a_reused_id(rig: Rig) -> None:
         machine.enqueue([("a", options)])
 
     steps()
-    with finished_id_taken_again(), pytest.raises(AssertionError, match="repeated"):
+    with finished_id_accepted_again(), pytest.raises(AssertionError, match="repeated"):
         steps()

@@ -77,9 +77,9 @@ def test_each_planted_mistake_fits_the_code(name: str, plant: Plant) -> None:
 
 ESSENTIAL = {
     "settle without token", "retry without token", "heartbeat on the loop",
-    "due tasks moved in two steps", "noscript not handled", "result before the token",
-    "no room for anything", "lease by own clock", "lock with a time of its own",
-    "fetch without number", "all that is due at once", "crash not counted",
+    "due tasks moved in two steps", "noscript not handled", "result stored before the token check",
+    "no script runs out of memory", "lease by own clock", "lock with a fixed duration",
+    "fetch without number", "unbounded promotion", "crash not counted",
     "recovery reads messages", "connection kept after a cancel", "tick id without time",
 }  # fmt: skip
 """Planted mistakes that at least one search must find."""

@@ -17,7 +17,7 @@ from qsync.limit import LimitRule
 from qsync.state import TaskState
 from tests.scripts.model.mistakes import (
     bulk_call_passes_a_bound,
-    removed_bytes_count_on,
+    removed_bytes_still_counted,
     scheduled_tasks_pass_a_bound,
 )
 from tests.support.queue_driver import BINARIES, DAY, LAPSE, Rig, S
@@ -304,7 +304,7 @@ def test_bytes_are_exact_and_bounds_hold_in_random_histories(rig: Rig, when_full
 
 
 @pytest.mark.parametrize(
-    "mistake", [bulk_call_passes_a_bound, removed_bytes_count_on, scheduled_tasks_pass_a_bound]
+    "mistake", [bulk_call_passes_a_bound, removed_bytes_still_counted, scheduled_tasks_pass_a_bound]
 )
 def test_planted_mistakes_are_found(rig: Rig, mistake: Any) -> None:
     with mistake(), pytest.raises(AssertionError):

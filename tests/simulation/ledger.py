@@ -140,7 +140,7 @@ class Ledger:
         before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
-                self.find(f"enqueue {number} of {sender} is answered {reply}, and was by {said}")
+                self.find(f"enqueue {number} of {sender} is answered {reply}, before {said}")
             return  # a repeated reply; the store changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
@@ -151,7 +151,7 @@ class Ledger:
                 self._created(queue, now, id, options)
                 again = sender and self.entry(queue, id).created > 1 and not self.forgetful
                 if again and not id.endswith(".child"):
-                    self.find(f"{id} is made again by its one enqueue")
+                    self.find(f"{id} was created twice by one enqueue")
             elif outcome == b"duplicate":
                 self._check_duplicate(queue, now, options, reply[2 * at + 1].decode())
             elif outcome == b"repeated" and now >= self.entry(queue, id).remembered_until_us:
@@ -181,7 +181,7 @@ class Ledger:
         entry.place = self.counts["enqueued"]
         entry.in_order = not (due or key or entry.limits) and entry.created == 1
         if self._latest_us < entry.remembered_until_us and not entry.cancel_asked:
-            self.find(f"{id} is made again within the time that its id is remembered")
+            self.find(f"{id} was created again while its id was remembered")
         entry.remembered_until_us = now + remember_us
         entry.phase, entry.cancel_asked = "waiting", False
         entry.due_us = now + int(due) if due.startswith("+") else int(due or 0)
@@ -251,7 +251,7 @@ class Ledger:
             self.limits.see_lease(entry, message, self.entries.values(), now)
             entry.phase = "active"
             if len(entry.deliveries) == MOST:
-                self.find(f"{entry.id} is given to a server for the {MOST + 1}th time")
+                self.find(f"{entry.id} was leased for the {MOST + 1}th time")
             self.void.discard((queue, entry.id, token))  # the fetch was repeated after the loss
             length_us = int(lease_us)
             ends = self._clock() + length_us / US
@@ -294,12 +294,12 @@ class Ledger:
         if server is not None and server.told_to_stop is not None:
             since = min(since, server.told_to_stop)
         if server is None or not (lease.copied or server.troubled(since - 0.1, now)):
-            self.find(f"lease {lease.token} of {entry.id} lapsed, and nothing befell {server}")
+            self.find(f"lease {lease.token} of {entry.id} expired without a fault of {server}")
 
     def _see_renew(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         for entry, lease, _ in self._leases(queue, args[1:], 2, reply, ("ok", "cancelled")):
             if lease is None:
-                self.find(f"{entry.id} was renewed by one who has no lease")
+                self.find(f"{entry.id} was renewed without its lease")
             else:
                 lease.expires_us = now + int(args[0])
                 lease.expires_at = self._clock() + int(args[0]) / US
@@ -389,7 +389,7 @@ class Ledger:
     ) -> Iterator[tuple[Entry, Sequence[Any]]]:
         for entry, lease, rest in self._leases(queue, args, stride, reply, ("ok",)):
             if lease is None:
-                self.find(f"{verb} of {entry.id} was taken from one who has no lease")
+                self.find(f"{verb} of {entry.id} was accepted without its lease")
                 continue
             lease.ended = verb
             if lease.expires_us < now:

@@ -106,7 +106,10 @@ class LimitBook:
                 self.times[queue, limit] = stored
             elif stored > self.times.get((queue, limit), 0.0) + ROUNDED_US:
                 late_ms = (stored - self.times.get((queue, limit), 0.0)) / 1000
-                self.find(f"the rate of {limit} in {queue} counts {late_ms} ms that nobody took")
+                self.find(
+                    f"the rate of {limit} in {queue} counts {late_ms} ms for starts "
+                    "that never happened"
+                )
         self.unknown.discard(queue)
 
     def see_pause(self, queue: str, type: str, note: bytes) -> None:

@@ -40,17 +40,17 @@ from tests.scripts.model.mistakes import (
     in_flow,
     lock_outlives_death,
     named,
-    opening_that_nobody_keeps,
+    opening_not_stored,
     paused_type_is_fetched,
-    promoted_and_forgotten,
+    promoted_but_not_pending,
     rate_taken_by_a_repeated_fetch,
     replaced_task_runs_the_old_payload,
     retry_without_token,
     settle_without_token,
     slot_freed_twice,
-    slot_kept_by_a_lapsed_lease,
+    slot_kept_by_an_expired_lease,
     start_not_refunded,
-    waiter_that_nobody_moves,
+    waiter_not_moved,
 )
 from tests.simulation import clock
 from tests.simulation.history import History, Outcome, live
@@ -64,7 +64,7 @@ def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def fetch_not_repeated_nor_mended() -> Iterator[None]:
+def fetch_neither_repeated_nor_reconciled() -> Iterator[None]:
     """After a lost reply a fetch is made under a new number, and the tasks that the first may have
     leased are not reconciled: either alone would suffice."""
     real = Fetcher._call
@@ -80,7 +80,7 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
         yield
 
 
-def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
+def restarted_server_keeps_leases() -> contextlib.AbstractContextManager[None]:
     """A server with a reused name treats its predecessor's leases as its own."""
     return exchanged(server, "holder_of", lambda given, server_id: server_id)
 
@@ -175,7 +175,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
     return exchanged(Runner, "see_suspect_end", see)
 
 
-def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
+def no_check_after_the_mark() -> contextlib.AbstractContextManager[None]:
     """Lease and deadline are checked before a task is marked, but not afterwards."""
     real = RunRecords.too_late
 
@@ -185,7 +185,7 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
     return exchanged(RunRecords, "too_late", too_late)
 
 
-def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
+def thread_starts_task_without_check() -> contextlib.AbstractContextManager[None]:
     """A thread that becomes free begins the next task without checking whether it may still
     start."""
     return exchanged(HandlerContext, "may_begin", lambda self: True)
@@ -202,7 +202,7 @@ def cancel_ignored() -> contextlib.AbstractContextManager[None]:
     return exchanged(Stopping, "stop", stop)
 
 
-def settlement_given_up() -> contextlib.AbstractContextManager[None]:
+def settlement_dropped() -> contextlib.AbstractContextManager[None]:
     """A settlement that the store did not accept is dropped."""
     real = Settler._settle
 
@@ -219,7 +219,7 @@ def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def unread_left_alone() -> Iterator[None]:
+def unread_fetch_not_renewed() -> Iterator[None]:
     """The heartbeat neither renews nor hands back tasks that were fetched while a handler blocks
     the loop: either alone would suffice."""
     with (
@@ -229,7 +229,7 @@ def unread_left_alone() -> Iterator[None]:
         yield
 
 
-def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
+def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
     """A lease is counted from the arrival of the reply, and a lease that arrives late is not
     renewed."""
     real = Fetcher._handle_result
@@ -368,13 +368,13 @@ def patience_begins_again() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def waiters_left_to_themselves() -> Iterator[None]:
+def waiters_not_moved() -> Iterator[None]:
     """Returning a slot neither moves a waiting task nor has a fetch do so."""
-    with waiter_that_nobody_moves(), opening_that_nobody_keeps():
+    with waiter_not_moved(), opening_not_stored():
         yield
 
 
-def priority_that_starves() -> contextlib.AbstractContextManager[None]:
+def starving_priority() -> contextlib.AbstractContextManager[None]:
     """New tasks of a priority other than normal go before the tasks that wait in its band."""
     right = "    last[key] = tag\n"
     wrong = """    local priority = read_member(key)
@@ -388,21 +388,21 @@ BROKE: Final = "a part of the server failed"
 """The exception that ends a server after a mistake in its code."""
 
 MUTANTS: Final[dict[str, Plant]] = named(
-    settle_without_token, heartbeat_on_the_loop, fetch_not_repeated_nor_mended,
+    settle_without_token, heartbeat_on_the_loop, fetch_neither_repeated_nor_reconciled,
     noscript_not_handled, transient_not_retried,
     deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
     crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
-    no_look_after_the_mark, begin_in_a_thread_without_a_look, cancel_ignored, settlement_given_up,
-    settling_not_renewed, unread_left_alone, lease_from_the_reply_on,
+    no_check_after_the_mark, thread_starts_task_without_check, cancel_ignored, settlement_dropped,
+    settling_not_renewed, unread_fetch_not_renewed, lease_counted_from_the_reply,
     fetches_left_open_at_shutdown, ticks_by_own_clock, enqueue_not_kept,
-    promoted_and_forgotten, crash_not_counted, lock_outlives_death,
+    promoted_but_not_pending, crash_not_counted, lock_outlives_death,
     due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
-    fetch_without_number, tick_id_without_time, lives_share_their_leases,
+    fetch_without_number, tick_id_without_time, restarted_server_keeps_leases,
     changed_schedule_owes_ticks, patience_adds_up, patience_begins_again,
     stored_tick_of_an_old_version, stored_tick_dies_with_its_server,
     changed_stored_schedule_owes_ticks,
-    slot_freed_twice, slot_kept_by_a_lapsed_lease, rate_taken_by_a_repeated_fetch,
-    waiters_left_to_themselves, start_not_refunded, paused_type_is_fetched, priority_that_starves,
+    slot_freed_twice, slot_kept_by_an_expired_lease, rate_taken_by_a_repeated_fetch,
+    waiters_not_moved, start_not_refunded, paused_type_is_fetched, starving_priority,
     replaced_task_runs_the_old_payload,
 )  # fmt: skip
 

@@ -53,8 +53,8 @@ AT_LEAST: Final = 50
 QUICK: Final = (
     "settle without token", "heartbeat on the loop", "noscript not handled",
     "deadline by own clock", "settling not renewed", "ticks by own clock",
-    "promoted and forgotten", "lock outlives death", "stored tick of an old version",
-    "slot freed twice", "waiters left to themselves",
+    "promoted but not pending", "lock outlives death", "stored tick of an old version",
+    "slot freed twice", "waiters not moved",
 )  # fmt: skip
 """Mistakes that a few seeds find; `python -m tests.simulation --mistakes` lists all of them."""
 

@@ -117,7 +117,7 @@ class Verdict:
                 self._cut_short = True
                 return
             if loop.now >= ends:
-                self.find(f"after {BAR_LEASES} leases of peace there still are {left}")
+                self.find(f"after {BAR_LEASES} leases of peace there are still {left}")
                 return
             await asyncio.sleep(POLL_S)
 
@@ -182,7 +182,9 @@ class Verdict:
                 self.find(f"{name} of {queue} still has {left}")
         for limit, text in self._fields(queue, "limits").items():
             if text.split()[:2] not in ([b"0", b"0"], ["0", "0"]):
-                self.find(f"slots of {limit} in {queue} are counted as {text!r}, and all has ended")
+                self.find(
+                    f"slots of {limit} in {queue} are counted as {text!r}, but all tasks have ended"
+                )
         upkept_us = self.ledger.upkept_us.get(queue, 0) - self.ledger.back_us
         for lock, value in self._fields(queue, "unique").items():
             if lock.startswith("@"):
@@ -190,7 +192,7 @@ class Verdict:
             elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
                 # Fetches sweep ended windows once a second. An idle queue is fetched from every few
                 # minutes, and enqueue does not treat an ended window as a lock.
-                self.find(f"{lock} in {queue} is held by nobody: {value!r}")
+                self.find(f"{lock} in {queue} has no holder: {value!r}")
 
     def _check_counters(self, queue: str) -> None:
         stored, meta = (
@@ -230,7 +232,7 @@ class Verdict:
         elif entry.finished and entry.finished[-1] == "completed":
             self._check_success(wanted, entry)
         elif entry.finished and entry.finished[-1] == "cancelled" and not wanted.cancelled:
-            self.find(f"{wanted.id} is cancelled, and nobody asked for it")
+            self.find(f"{wanted.id} is cancelled without a request")
 
     def _waits(self, wanted: Wanted) -> bool:
         return any(wanted.id in self._fields(wanted.queue, state) for state in UNFINISHED)
@@ -260,9 +262,9 @@ class Verdict:
             self._check_crashed(wanted, entry, kind)
         elif "deadline" in error:
             if wanted.deadline_us is None:
-                self.find(f"{wanted.id} is dead of a deadline that it has not")
+                self.find(f"{wanted.id} is dead of a deadline, but has none")
             elif error.startswith("deadline passed") and wanted.deadline_us > self.store.latest_us:
-                self.find(f"{wanted.id} is dead of a deadline to come")
+                self.find(f"{wanted.id} is dead of a future deadline")
         elif not (
             "timed out" in error
             or ("no server knew it for an hour" in error and self.ledger.forgetful)
@@ -277,13 +279,13 @@ class Verdict:
         of crashes."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
         if len(lapsed) < MAX_CRASHES:
-            self.find(f"{wanted.id} is dead of crashes, and had {len(lapsed)} lapses")
+            self.find(f"{wanted.id} is dead of crashes, but only {len(lapsed)} leases expired")
         last = self.ledger.servers[lapsed[-1].token.rpartition("/")[0]]
         died_us = int(self._fields(wanted.queue, "dead")[wanted.id])
         before = last.died_at is not None and (WALL + last.died_at) * US <= died_us
         before = before and not self.store.jumps
         if kind != "poison" and before and last.poisoned_by not in (None, wanted.id):
-            self.find(f"{wanted.id} is dead by the poison {last.poisoned_by} beside it")
+            self.find(f"{wanted.id} is dead because of the poison {last.poisoned_by}")
 
     def _check_entry(self, entry: Entry) -> None:
         lease = entry.lease
@@ -322,7 +324,9 @@ class Verdict:
             self.books.documents.note_run(codec.decode(decode_message(tasks[id]).payload))
         for document, version in self.books.documents.missing().items():
             ran = self.books.documents.ran.get(document)
-            self.find(f"version {version} of document {document} was not run, but {ran}")
+            self.find(
+                f"version {version} of document {document} was not run; the last run was of {ran}"
+            )
 
     def _check_keys(self) -> None:
         structural = {self._key(queue, name) for queue in QUEUES for name in QUEUE_KEYS}
@@ -333,7 +337,7 @@ class Verdict:
             others, self.store.read([("PTTL", key) for key in others]), strict=True
         ):
             if ttl < 0:
-                self.find(f"key {key} is left for ever")
+                self.find(f"key {key} is left without a TTL")
 
 
 def _pairs(flat: Any) -> dict[str, Any]:

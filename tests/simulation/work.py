@@ -155,7 +155,7 @@ class Handlers:
         find, now = books.ledger.find, process.loop.now
         entry = books.ledger.entry(task.queue, task.id)
         if task.value(dict)["n"] not in books.asked:
-            find(f"{task.id} was started, and nobody asked for it")
+            find(f"{task.id} was started without an enqueue")
         if (over := books.past_deadline(task, now)) > 0.02:
             find(f"{task.id} was started by {process.name} {over} s after its deadline")
         if task.attempt > max(task.retry, entry.returned_attempts) + 1:
@@ -167,7 +167,7 @@ class Handlers:
             find(f"{task.id} was started {(entry.due_us - books.store.now_us) / US} s early")
         lease = next((one for one in entry.deliveries if one.token == task.token), None)
         if lease is None:
-            find(f"{task.id} runs under {task.token}, which nobody was given")
+            find(f"{task.id} runs under {task.token}, a token that no server received")
             return
         if lease.started:
             find(f"{task.id} was started twice under {task.token}")

@@ -181,7 +181,7 @@ def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManage
 
 
 @contextlib.contextmanager
-def map_asked_of_one_node() -> Iterator[None]:
+def map_requested_from_one_node() -> Iterator[None]:
     """Mistake: no other node is asked for the slot map while one has not answered."""
     with exchanged(aio, "MAP_S", 60.0), exchanged(blocking, "MAP_S", 60.0):
         yield

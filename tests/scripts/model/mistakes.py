@@ -64,7 +64,7 @@ def enqueue_not_kept() -> Iterator[None]:
         yield
 
 
-def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
+def promoted_but_not_pending() -> contextlib.AbstractContextManager[None]:
     """Due tasks leave their set without entering pending."""
     right = "      to_pending(due)\n"
     return planted("include/promote_due.lua", right, "")
@@ -113,7 +113,7 @@ def retry_without_token() -> contextlib.AbstractContextManager[None]:
     return planted("retry.lua", right, f"{_ANYBODYS}{right}")
 
 
-def result_before_the_token() -> contextlib.AbstractContextManager[None]:
+def result_stored_before_the_token_check() -> contextlib.AbstractContextManager[None]:
     """A result is stored before the script has checked that its sender has the lease."""
     right = "local gone, done, completed, results = {}, {}, {}, {}\n"
     first = """for i = 3, stride == 4 and #ARGV or 0, 4 do
@@ -125,7 +125,7 @@ end
     return planted("complete.lua", right, f"{first}{right}")
 
 
-def no_room_for_anything() -> contextlib.AbstractContextManager[None]:
+def no_script_runs_out_of_memory() -> contextlib.AbstractContextManager[None]:
     """No script may run when the store is out of memory."""
     real = ops.load
 
@@ -136,7 +136,7 @@ def no_room_for_anything() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def lock_with_a_time_of_its_own() -> Iterator[None]:
+def lock_with_a_fixed_duration() -> Iterator[None]:
     """A unique lock lasts for a minute, even if its task runs longer."""
     window = "take(lock, option[4], id)"
     forever = "redis.call('HGET', KEYS.unique, '@' .. holder) == lock"
@@ -157,7 +157,7 @@ def fetch_without_number() -> Iterator[None]:
         yield
 
 
-def all_that_is_due_at_once() -> contextlib.AbstractContextManager[None]:
+def unbounded_promotion() -> contextlib.AbstractContextManager[None]:
     """A fetch promotes any number of tasks."""
     right = "local due = due_ids(set_key, now, limit)"
     return planted("include/promote_due.lua", right, "local due = due_ids(set_key, now, 1000000)")
@@ -175,13 +175,13 @@ def recovery_reads_messages() -> contextlib.AbstractContextManager[None]:
     return planted("include/recover_expired.lua", right, f"{reads}{right}")
 
 
-def second_answer_to_an_enqueue() -> contextlib.AbstractContextManager[None]:
+def repeated_enqueue_restarts_the_task() -> contextlib.AbstractContextManager[None]:
     """A repeated enqueue restarts the task."""
     right = "local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]"
     return planted("include/insert_tasks.lua", right, "local old = here[id]")
 
 
-def finished_id_taken_again() -> contextlib.AbstractContextManager[None]:
+def finished_id_accepted_again() -> contextlib.AbstractContextManager[None]:
     """An id that a caller chose is free as soon as its task has left the queue."""
     right = "local recent = recent_places(now, tasks, times)"
     return planted("enqueue.lua", right, "local recent = {}")
@@ -212,7 +212,7 @@ def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]
     return planted("hand_back.lua", right, "")
 
 
-def tick_of_a_schedule_that_was_changed() -> contextlib.AbstractContextManager[None]:
+def tick_of_a_changed_schedule() -> contextlib.AbstractContextManager[None]:
     """A tick is enqueued though its schedule was put again since a server read it."""
     right = "  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then\n"
     wrong = "  elseif tonumber(score or '') ~= due then\n"
@@ -224,7 +224,7 @@ def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
     return planted("delete_schedule.lua", "if not of_program then\n", "if false then\n")
 
 
-def priority_that_is_not_fair() -> contextlib.AbstractContextManager[None]:
+def unfair_priority() -> contextlib.AbstractContextManager[None]:
     """A fairness key of another priority restarts at the virtual time, even if its last tag is
     higher."""
     right = "      tag = math.max(band_time(priority), before)\n"
@@ -232,7 +232,7 @@ def priority_that_is_not_fair() -> contextlib.AbstractContextManager[None]:
     return planted("include/fairness_tags.lua", right, f"{wrong}        or band_time(priority)\n")
 
 
-def head_of_another_priority() -> contextlib.AbstractContextManager[None]:
+def handed_back_to_the_head_of_the_queue() -> contextlib.AbstractContextManager[None]:
     """Tasks that are handed back or recovered go to the head of the whole queue."""
     right = "    local base = #band > 0 and head_of_band(priority) - #band - 1\n"
     wrong = """    local first = redis.call('ZRANGE', KEYS.pending, 0, 0, 'WITHSCORES')
@@ -273,7 +273,7 @@ def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
     return planted("include/recover_expired.lua", right, wrong)
 
 
-def debounce_without_an_end() -> contextlib.AbstractContextManager[None]:
+def debounce_without_a_maximum() -> contextlib.AbstractContextManager[None]:
     """Each call postpones a debounced task, without a maximum."""
     right = "    due = math.min(due, first + option[10])\n"
     return planted("include/replace_holder.lua", right, "")
@@ -306,7 +306,7 @@ def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
     return planted("include/limit_states.lua", right, right.replace("- 1", "- 2"))
 
 
-def slot_kept_by_a_lapsed_lease() -> contextlib.AbstractContextManager[None]:
+def slot_kept_by_an_expired_lease() -> contextlib.AbstractContextManager[None]:
     """Recovery of tasks with expired leases gives no slots back."""
     right = "  release_leases(taken)\n"
     before, after = (
@@ -335,13 +335,13 @@ def rate_taken_by_a_repeated_fetch() -> contextlib.AbstractContextManager[None]:
     return planted("fetch.lua", right, f"{right}{in_flow(again)}")
 
 
-def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
+def waiter_not_moved() -> contextlib.AbstractContextManager[None]:
     """Returning a slot moves no waiter."""
     right = "  local opened = open_waiters()\n  save_limits()\n"
     return planted("include/limit_waiters.lua", right, "  local opened = 0\n  save_limits()\n")
 
 
-def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
+def opening_not_stored() -> contextlib.AbstractContextManager[None]:
     """No opening time is stored for a limit whose rate is used up."""
     right = "    if held < state.rule.slots and has_waiter(limit, state) then\n"
     return planted("include/limit_waiters.lua", right, "    if false then\n")
@@ -352,13 +352,13 @@ def start_not_refunded() -> contextlib.AbstractContextManager[None]:
     return planted("hand_back.lua", "refund_starts(unstarted, leased_at)\n", "")
 
 
-def refund_of_what_was_regained() -> contextlib.AbstractContextManager[None]:
+def refund_of_regained_starts() -> contextlib.AbstractContextManager[None]:
     """A start is given back though the rate has regained it since and other tasks have used it."""
     right = "    local regained = math.max(0, limits_now - oldest[limit])\n"
     return planted("include/limit_states.lua", right, "    local regained = 0\n")
 
 
-def lapsed_start_refunded() -> contextlib.AbstractContextManager[None]:
+def expired_start_refunded() -> contextlib.AbstractContextManager[None]:
     """An expired lease gives back its start, though the handler may have begun."""
     right = "  release_leases(taken)\n"
     refund = in_flow("""  local leased_at = {}
@@ -376,7 +376,7 @@ def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
     return planted("include/limit_states.lua", right, "early then")
 
 
-def opened_limit_tries_nobody() -> contextlib.AbstractContextManager[None]:
+def opened_limit_does_not_try_waiters() -> contextlib.AbstractContextManager[None]:
     """The waiters of a limit that an operator opens are not tried before its old opening time."""
     return planted("open_limit.lua", "if open_one_limit(now, limit) then\n", "if true then\n")
 
@@ -386,7 +386,7 @@ def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
     return planted("cancel.lua", "      remove_waiters({ id })\n", "")
 
 
-def newcomer_before_waiters() -> contextlib.AbstractContextManager[None]:
+def new_task_before_waiters() -> contextlib.AbstractContextManager[None]:
     """A new task becomes pending though other tasks wait for its limit."""
     right = "    if not is_limit_open(state) or has_waiter(limits[i], state) then\n"
     return planted("include/limit_waiters.lua", right, "    if not is_limit_open(state) then\n")
@@ -398,13 +398,13 @@ def limited_leased_ahead() -> contextlib.AbstractContextManager[None]:
     return planted("include/lease_pending.lua", right, "      elseif false then\n")
 
 
-def raised_rule_opens_nothing() -> contextlib.AbstractContextManager[None]:
+def raised_rule_does_not_move_waiters() -> contextlib.AbstractContextManager[None]:
     """A raised rule does not move the waiters."""
     right = "  local name = string.match(field, '^!?(.*)$')\n"
     return planted("include/change_rules.lua", right, f"{right}  if true then return 1 end\n")
 
 
-def fairness_restarts_beside_waiters() -> contextlib.AbstractContextManager[None]:
+def fairness_restarts_despite_waiters() -> contextlib.AbstractContextManager[None]:
     """Fairness keys restart while limited tasks keep their tags, so new tasks overtake them."""
     right = "  if not left and redis.call('EXISTS', KEYS.limited) == 1 then\n"
     return planted("include/wake_next.lua", right, "  if false then\n")
@@ -417,7 +417,7 @@ def bulk_call_passes_a_bound() -> contextlib.AbstractContextManager[None]:
     return planted("include/queue_bounds.lua", right, wrong)
 
 
-def removed_bytes_count_on() -> contextlib.AbstractContextManager[None]:
+def removed_bytes_still_counted() -> contextlib.AbstractContextManager[None]:
     """The size of messages that leave the queue is not subtracted."""
     right = "    add_bytes(-stored_bytes(ids))\n"
     return planted("include/forget_tasks.lua", right, "")
@@ -437,7 +437,7 @@ def dropped_task_stays_ready() -> contextlib.AbstractContextManager[None]:
     )
 
 
-def edit_of_a_message_that_nobody_saw() -> contextlib.AbstractContextManager[None]:
+def edit_of_a_changed_message() -> contextlib.AbstractContextManager[None]:
     """An edit replaces the message of a task even if it was edited or replaced since."""
     right = "  or digest ~= ARGV.seen and stored ~= ARGV.message then\n"
     return planted("edit.lua", right, "  then\n")
@@ -458,55 +458,55 @@ IN_SCRIPTS: Final = named(
     settle_without_token,
     repeated_enqueue_is_a_duplicate,
     enqueue_not_kept,
-    promoted_and_forgotten,
+    promoted_but_not_pending,
     crash_not_counted,
     lock_outlives_death,
     due_tasks_moved_in_two_steps,
     retry_without_token,
-    result_before_the_token,
-    no_room_for_anything,
-    lock_with_a_time_of_its_own,
+    result_stored_before_the_token_check,
+    no_script_runs_out_of_memory,
+    lock_with_a_fixed_duration,
     fetch_without_number,
-    all_that_is_due_at_once,
+    unbounded_promotion,
     recovery_reads_messages,
-    second_answer_to_an_enqueue,
-    finished_id_taken_again,
+    repeated_enqueue_restarts_the_task,
+    finished_id_accepted_again,
     runnable_time_lost_on_hand_back,
     publish_aborts_half_way,
     refused_publish_is_an_error,
-    priority_that_is_not_fair,
-    head_of_another_priority,
+    unfair_priority,
+    handed_back_to_the_head_of_the_queue,
     priority_lost_on_promotion,
     replaced_task_runs_the_old_payload,
     successor_with_the_old_payload,
     successor_lost_in_a_crash,
-    debounce_without_an_end,
+    debounce_without_a_maximum,
     repeated_replacement_counts_again,
     paused_type_is_fetched,
     slot_freed_twice,
-    slot_kept_by_a_lapsed_lease,
+    slot_kept_by_an_expired_lease,
     slot_kept_by_a_failed_task,
     rate_taken_by_a_repeated_fetch,
-    waiter_that_nobody_moves,
-    opening_that_nobody_keeps,
+    waiter_not_moved,
+    opening_not_stored,
     start_not_refunded,
-    refund_of_what_was_regained,
-    lapsed_start_refunded,
+    refund_of_regained_starts,
+    expired_start_refunded,
     closed_limit_starts_tasks,
-    opened_limit_tries_nobody,
+    opened_limit_does_not_try_waiters,
     waiter_of_a_cancelled_task,
-    newcomer_before_waiters,
+    new_task_before_waiters,
     limited_leased_ahead,
-    raised_rule_opens_nothing,
-    fairness_restarts_beside_waiters,
+    raised_rule_does_not_move_waiters,
+    fairness_restarts_despite_waiters,
     bulk_call_passes_a_bound,
-    removed_bytes_count_on,
+    removed_bytes_still_counted,
     scheduled_tasks_pass_a_bound,
     dropped_task_stays_ready,
-    edit_of_a_message_that_nobody_saw,
+    edit_of_a_changed_message,
     edited_dead_task_keeps_its_crashes,
 )
 """Mistakes that the model check must find."""
 
-IN_SCHEDULES: Final = named(tick_of_a_schedule_that_was_changed, pause_outlives_its_schedule)
+IN_SCHEDULES: Final = named(tick_of_a_changed_schedule, pause_outlives_its_schedule)
 """Mistakes in the scripts of schedules that the model check must find."""

@@ -149,7 +149,7 @@ def test_flood_of_a_paused_type_is_set_aside_in_steps() -> None:
 
 QUICK: Final = (
     "settle without token", "lock outlives death", "recovery reads messages",
-    "no room for anything", "due tasks moved in two steps",
+    "no script runs out of memory", "due tasks moved in two steps",
 )  # fmt: skip
 """Some of the mistakes; `python -m tools.mutants` plants all of them."""
 
