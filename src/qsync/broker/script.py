@@ -55,6 +55,7 @@ _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _HERE: Final = re.compile(r"^ *-- here: (.+)\n", re.MULTILINE)
 _NAMED: Final = re.compile(r"\b(KEYS|ARGV)\.(\w+)")
 _CALLED: Final = re.compile(r"(?<!function )(?<![\w.])(\w+)[({]")
+_PASSED: Final = re.compile(r"(?<![\w.])pcall\((\w+),")
 _FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
 
 _VARIANTS: Final = "-- variants: plain flow\n"
@@ -197,7 +198,7 @@ def _code(source: str) -> str:
 
 def _used(code: str) -> str:
     """Remove unused functions: the store would create each of them again for each call."""
-    called = set(_CALLED.findall(code))
+    called = {*_CALLED.findall(code), *_PASSED.findall(code)}
     used = _FUNCTION.sub(lambda found: found[0] if found[1] in called else "", code)
     return used if used == code else _used(used)
 

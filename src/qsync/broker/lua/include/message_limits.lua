@@ -50,18 +50,14 @@ end
 
 -- Return the deadline in a message, us; infinite without one, or if the message is lost or damaged.
 local function deadline_of_message(message)
-  local known, options = pcall(function()
-    return options_of_message(message)
-  end)
+  local known, options = pcall(options_of_message, message)
   local deadline = known and type(options) == 'table' and options.dl
   return type(deadline) == 'number' and deadline or math.huge
 end
 
 -- Return the limits in a message; none if it is lost or damaged.
 local function limits_of_message(message)
-  local known, options = pcall(function()
-    return options_of_message(message)
-  end)
+  local known, options = pcall(options_of_message, message)
   local limits = known and type(options) == 'table' and options.lm
   -- A list of other values, in a message that no client wrote, would fail the script, and so stop
   -- the whole queue.
