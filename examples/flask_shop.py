@@ -1,4 +1,4 @@
-"""A shop with Flask. Run each command in a terminal of its own, in this folder:
+"""A shop with Flask. Run each command in a separate terminal, in this folder:
 
 qsync worker flask_shop:queue
 gunicorn flask_shop:site

@@ -1,4 +1,4 @@
-"""A shop with Litestar. Run each command in a terminal of its own, in this folder:
+"""A shop with Litestar. Run each command in a separate terminal, in this folder:
 
 qsync worker litestar_shop:queue
 uvicorn litestar_shop:site

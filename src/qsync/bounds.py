@@ -142,8 +142,8 @@ class OperatorBounds(msgspec.Struct, frozen=True, kw_only=True):
 class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a queue, and how close it is to them.
 
-    program   bounds that the program gives by `app.queue`; None without any
-    operator  bounds of an operator, which override these; None without any
+    program   bounds that the program gives by `app.queue`; None if it gives none
+    operator  bounds of an operator, which override these; None if not set
     waiting   number of tasks that wait
     bytes     size of all messages; None while no bound needs it
     """

@@ -1,6 +1,6 @@
 """The fingerprint of an error: the task's type, the exception's class, the function that raised it.
 
-It is made of the text that the store has of an error, so it does not depend on the server. Servers
+It is computed from the error text in the store, so it does not depend on the server. Servers
 put it at the end of each failure record, as a mark that a script of the store can count.
 """
 

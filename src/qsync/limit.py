@@ -187,7 +187,7 @@ def check_limits(limits: object) -> tuple[str, ...] | None:
     checked = tuple(map(check_limit, limits))
     for limit in checked:
         if checked.count(limit) > 1:
-            raise InvalidTask(f"limits: {shorten(limit)} is there twice")
+            raise InvalidTask(f"limits: {shorten(limit)} is given twice")
     return checked or None
 
 

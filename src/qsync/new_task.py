@@ -63,7 +63,7 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     remember_us: int = 0
     """Time for which the store refuses this id, even when the task has left the queue, us."""
     flow: FlowOptions | None = None
-    """Options of flow control; None for a task without any."""
+    """Options of flow control; None if the task has none."""
     skips: bool = False
     """Whether the client accepts, without an error, that another task holds the unique lock."""
 

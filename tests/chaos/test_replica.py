@@ -124,7 +124,7 @@ ROUNDS = [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)]
 def test_confirmed_tasks_survive_a_failover(
     pair: Pair, prefix: str, measured: Measured, failovers: int
 ) -> None:
-    """The link is cut, enqueues go on, and then the primary is killed and the replica promoted."""
+    """The link is cut, enqueues continue, then the primary is killed and the replica promoted."""
     chance = random.Random(failovers)
     confirmed_lost = plain_lost = confirmed = plain = unconfirmed = 0
     for at in range(failovers):
@@ -202,7 +202,7 @@ def test_failover_that_loses_completions_repeats_tasks_under_their_ids(
         ended = {event.id: event.at for event in history.of("end") if event.at < promoted_at}
         rerun = {event.id for event in history.of("start") if event.at > promoted_at} & ended.keys()
         again += len(rerun)
-        # Only for these tasks the replica may lack the record of their end.
+        # The replica may lack the end only of tasks that ended after the cut.
         assert all(ended[id] > cut_at - 0.2 for id in rerun)
         assert {event.attempt for event in history.of("start")} == {1}
         pair.revive()

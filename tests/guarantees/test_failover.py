@@ -27,7 +27,7 @@ ten."""
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """Start a cluster for this module; it loses a primary and goes on with the others."""
+    """Start a cluster for this module; it loses a primary and continues with the others."""
     with Cluster(config={"cluster-require-full-coverage": "no"}) as cluster:
         yield cluster
 

@@ -110,7 +110,7 @@ def test_nothing_is_fetched_from_a_paused_queue(rig: Rig) -> None:
     paused = rig.fetch()
     assert paused.paused
     assert paused.ids == []
-    assert rig.ids("pending") == ["a", "b"]  # the upkeep goes on
+    assert rig.ids("pending") == ["a", "b"]  # the upkeep continues
     assert rig.run(operator_ops.resume(rig.keys)) is True
     resumed = rig.fetch()
     assert not resumed.paused

@@ -151,7 +151,7 @@ def crash_not_marked() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def suspects_not_alone() -> Iterator[None]:
-    """A task that crashed twice runs beside others."""
+    """A task that crashed twice runs alongside others."""
 
     def at_once(self: CrashIsolation, *args: Any, **_: Any) -> float:
         return 0.0

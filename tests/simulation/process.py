@@ -71,7 +71,7 @@ class Proc:
         return bool(self.frozen or (self.stalled and strand.kind == "loop"))
 
     def clock(self) -> float:
-        """Return the time of its own clock, which starts anywhere and drifts a little, in
+        """Return the time of its clock, which starts anywhere and drifts a little, in
         seconds."""
         return self.offset + self.loop.now * (1 + self.drift)
 

@@ -51,7 +51,7 @@ def test_wrong_rule_names_field_and_value(options: dict[str, Any], message: str)
         ({"a"}, r"limits: {'a'} is not a list of texts"),
         (["a", "b", "c", "d", "e"], r"limits: 5 of them are over 4: \['a', 'b'"),
         (["a", 7], r"limits: 7 is not a text"),
-        (["a", "b", "a"], r"limits: 'a' is there twice"),
+        (["a", "b", "a"], r"limits: 'a' is given twice"),
         ([""], r"limits: the name of '' is not"),
         (["a b"], r"limits: the name of 'a b' is not"),
         ([":42"], r"limits: the name of ':42' is not"),

@@ -45,7 +45,7 @@ def has_options(task: NewTask) -> bool:
 
 
 def enqueue_options(task: NewTask) -> bytes:
-    """Return the packed options of a task; empty without any."""
+    """Return the packed options of a task; empty if it has none."""
     if not has_options(task):
         return b""
     flow = task.flow

@@ -34,7 +34,7 @@ def edit(
     queue: TaskQueue = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run the task now.")] = False,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Enqueue a new task; this one stays as it is.")
+        bool, typer.Option("--copy", help="Enqueue a changed copy; this task stays unchanged.")
     ] = False,
     into: Annotated[str | None, option(
         "--into", metavar="QUEUE", help="Queue of the copy.  [default: the queue of the task]",

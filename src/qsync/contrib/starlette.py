@@ -79,8 +79,8 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
 
 @contextlib.contextmanager
 def _in_state(site: Starlette, app: Qsync, client: AsyncClient) -> Iterator[None]:
-    """Keep the client in the state of the site during the block. Raise ConfigError if another app's
-    is there."""
+    """Keep the client in the state of the site during the block. Raise ConfigError if the
+    state has another app's."""
     running = _running(site)
     if any(other is not app for other, _ in running):
         raise ConfigError(_SECOND_APP)

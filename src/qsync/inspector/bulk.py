@@ -49,7 +49,7 @@ class _BulkMixin(_TasksMixin):
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Run the matching tasks among up to 250 dead ones again, the oldest first.
+        """Run again those of up to 250 dead tasks that match, the oldest first.
 
         Pass the returned cursor to the next step, from another process if you like, or use `steps`
         for all steps. Tasks that die after the first step are left alone. A task whose unique lock
@@ -60,7 +60,7 @@ class _BulkMixin(_TasksMixin):
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Run the matching tasks among up to 250 in scheduled or retry now; steps as in `run_dead`.
+        """Run now those of up to 250 scheduled or retry tasks that match; steps as in `run_dead`.
 
         Tasks enqueued or failed after the first step are left alone.
         """
@@ -77,7 +77,7 @@ class _BulkMixin(_TasksMixin):
     async def retry_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Make the matching tasks among up to 250 pending now; steps as in `run_dead`.
+        """Move to pending those of up to 250 tasks that match; steps as in `run_dead`.
 
         The state is dead, retry or scheduled.
         """

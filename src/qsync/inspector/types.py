@@ -304,7 +304,7 @@ class TypeHistory:
         return set(self._fresh)
 
     def counts(self, type: str, steps: Steps) -> dict[int, TypeCounts]:
-        """Return the counts of a type by step; steps without any are left out."""
+        """Return the counts of a type by step; steps without tasks are left out."""
         parts_of: dict[int, list[TypeCounts]] = {}
         minutes = steps.span.minutes
         for field in fields_of(type, steps):

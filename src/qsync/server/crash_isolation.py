@@ -20,7 +20,7 @@ from typing import Final
 from qsync.server.queue_state import RELEASED, LeasedTask
 
 MAX_WAIT_TO_START_S: Final = 2.0
-"""Longest time that a suspect waits for running tasks to end, in seconds; then it starts beside
+"""Longest time that a suspect waits for running tasks to end, in seconds; then it starts alongside
 them, but no other task starts."""
 
 START_CHECK_S: Final = 0.5
@@ -96,7 +96,7 @@ class CrashIsolation:
         return self.waiting[0] if self.waiting else None
 
     def join(self, now: float) -> None:
-        """Record that other tasks run beside the suspect that was alone."""
+        """Record that other tasks run alongside the suspect that was alone."""
         if self.alone is not None:
             self._join_together(self.alone, now)
             self.end(now)

@@ -1,4 +1,4 @@
-"""The backlog of an outbox whose relay runs beside the servers of this process.
+"""The backlog of an outbox whose relay runs alongside the servers of this process.
 
 A worker serves the backlog at /metrics of its health port. Relays are in `qsync.contrib.outbox`,
 which servers do not import, so a relay that starts adds its function here.

@@ -108,7 +108,7 @@ class Stopping:
             leased.timer = self._loop.call_later(HUNG_AFTER_S, self._give_up, leased)
 
     def _stop_in_call(self, leased: LeasedTask, call: BatchCall, why: Stop) -> bool:
-        """Stop a task that a batch handler runs beside others; return whether the call stops."""
+        """Stop a task that a batch handler runs with others; return whether the call stops."""
         if why in ("cancelled", "lost") and leased.stop != "lost":
             leased.stop = why
         return call.stop(why)

@@ -82,8 +82,8 @@ async def tick_due(
     """Enqueue the due ticks of up to SCHEDULES_PER_CALL stored schedules of a queue.
 
     `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
-    the check leaves out all but MOST_UNREAD of them, and reads more schedules to make up for those
-    that it reads in vain.
+    the check leaves out all but MOST_UNREAD of them, and reads as many
+    more schedules instead.
     """
     again = min(unread, MOST_UNREAD)
     offset, count = unread - again, SCHEDULES_PER_CALL + 2 * again

@@ -185,7 +185,7 @@ def size(number: int | None) -> str:
 
 
 def percent(progress: tuple[float, float] | None) -> str:
-    """Return the progress of a handler, or its count if it gave no total; empty without any."""
+    """Return the progress of a handler, its count if it gave no total, or "" for None."""
     if progress is None:
         return ""
     done, total = progress

@@ -8,7 +8,7 @@ end
 
 -- Update the crash counts; append ids that reach the limit to `died`, the other ids to `back`. A
 -- task's first crash always counts. Later ones count only if the task was marked as running; when
--- it ran beside other suspects, the first SPARED_MOST crashes do not count.
+-- it ran alongside other suspects, the first SPARED_MOST crashes do not count.
 -- Returns the number of crashes that counted.
 local function count_crashes(ids, max_crashes, died, back)
   if #ids == 0 then
