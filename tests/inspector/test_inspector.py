@@ -146,7 +146,7 @@ def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) ->
             early = message[:3] + (1_000_000).to_bytes(8) + message[11:]
             client.hset(bed.keys().key("tasks"), "later", early)
             assert (await bed.inspector.overview()).queues[0].latency < 60  # runnable just now
-            client.delete(bed.keys().key("progress"))  # as if that were unknown
+            client.delete(bed.keys().key("progress"))  # its runnable time is now unknown
         now = (await bed.inspector.overview()).at.timestamp()
         latency = (await bed.inspector.overview()).queues[0].latency
         assert latency == pytest.approx(now - 1 - 3600, abs=30)

@@ -134,9 +134,9 @@ _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
 
 
 def of_new_connection(error: Exception) -> Exception:
-    """Return the error of a connection that got no valid first reply, with a text that says so.
+    """Return the error of a new connection, explained if its first reply is missing or invalid.
 
-    Other errors are returned as they are, e.g. a refused connection or password.
+    Other errors are returned unchanged, e.g. a refused connection or password.
     """
     text = str(error)
     if isinstance(error, redis_errors.InvalidResponse):
