@@ -154,7 +154,7 @@ end
 -- for its name, then the program's. The name of `customer:42` is `customer`. Returns one rule per
 -- limit.
 local function read_rules(limits)
-  if #limits > 40 and not known.all_fields then
+  if #limits > 8 and not known.all_fields then
     scan_rules()
   end
   local fields, names, rules, by_field, by_name = {}, {}, {}, known.by_field, known.by_name

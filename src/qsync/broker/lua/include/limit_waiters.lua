@@ -241,11 +241,11 @@ local function move_waiters(limits, ids, entries, any_several)
   any_several = any_several or next(paused_limits()) ~= nil
   local tags = redis.call('ZMSCORE', KEYS.limited, unpack(ids))
   local messages = any_several and redis.call('HMGET', KEYS.tasks, unpack(ids)) or {}
-  local pending, opened, holds, gone, count, again = {}, {}, {}, {}, 0, false
+  local pending, opened, holds, gone, count, held_count, again = {}, {}, {}, {}, 0, 0, false
   for i = 1, #limits do
     local limit, id, tag, message = limits[i], ids[i], tags[i], messages[i]
     local state = limit_states[limit]
-    local held = message and limits_of_message(message) or not state.is_type and { limit } or {}
+    local held = message and limits_of_message(message)
     local other = tag and message and (paused_limit(message) or closed_limit(held, limit))
     if not tag or not any_several or is_limit_open(state) then
       moves.left = moves.left - 1
@@ -257,7 +257,9 @@ local function move_waiters(limits, ids, entries, any_several)
         item = remove_item(limit, state, id)
       else
         state.from, state.last = state.from + string.byte(state.items, state.from) + 1, nil
-        refill(limit, state)
+        if state.more and state.from > #state.items then
+          refill(limit, state)
+        end
       end
       if other then
         local moved = {}
@@ -270,16 +272,17 @@ local function move_waiters(limits, ids, entries, any_several)
       elseif tag then
         count = count + 1
         opened[count], pending[2 * count - 1], pending[2 * count] = id, tag, id
-        if message then
+        if held then
           add_ready(held)
-        else
+        elseif not state.is_type then
           state.ready = state.ready + 1
         end
-        if #held > 0 then
-          holds[#holds + 1] = id
-          holds[#holds + 1] = message and table.concat(held, '\0') or limit
-          held_limits[id] = held
+        local text = held and table.concat(held, '\0') or not state.is_type and limit or ''
+        if text ~= '' then
+          held_count = held_count + 2
+          holds[held_count - 1], holds[held_count] = id, text
         end
+        held_limits[id] = nil -- read_holds reads it again
       end
     end
     again = again or state.use + state.ready < state.rule.slots
@@ -298,7 +301,7 @@ end
 
 -- Move waiters of touched limits into pending while their limits are open. Returns how many.
 local function open_waiters()
-  if not limits_used or redis.call('EXISTS', KEYS.waiters) == 0 then
+  if not limits_used then
     return 0
   end
   local before, from = moves.opened, 1
