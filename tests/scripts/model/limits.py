@@ -187,7 +187,7 @@ class Limits:
         return firsts
 
     def save(self, now: int) -> None:
-        """Store, at the end of a call, the uses, and when each limit with waiters opens."""
+        """Store the uses after a call, and the opening time of each limit with waiters."""
         for limit in list(self._touched):
             use = self.capped(now, limit)
             waits = self.first_waiter(limit) is not None

@@ -43,7 +43,7 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
     """An enqueue that is repeated after a lost reply is refused.
 
     The mistake shows only in calls without a sender: a client's last call is answered from its
-    record. The simulation plants the one of clients.
+    record. The simulation plants the mistake of clients.
     """
     right = "if old and old ~= message or holder or repeated then"
     return planted("include/insert_tasks.lua", right, "if old or holder or repeated then")
