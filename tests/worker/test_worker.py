@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -280,6 +281,27 @@ def test_a_clean_stop_lets_tasks_end_and_a_second_signal_hands_them_back(
         assert time.monotonic() - again < 4
         assert worker.history("end") == []
         assert store.command("ZCARD", "{qsync:default}:pending") == 1
+
+
+def test_signals_while_a_stopped_process_exits_are_no_failure(tmp_path: Path, store: Store) -> None:
+    exits_slowly = """
+import atexit, pathlib, sys
+
+if sys.argv[0].endswith("child.py"):
+    atexit.register(time.sleep, 60)
+    atexit.register(pathlib.Path("exiting").touch)
+"""
+    (tmp_path / "shop.py").write_text(SHOP + exits_slowly)
+    with Worker(tmp_path, store.url) as worker:
+        worker.wait_ready(1)
+        began = time.monotonic()
+        os.killpg(worker.process.pid, signal.SIGINT)
+        wait_until((tmp_path / "exiting").exists)
+        wait_until(lambda: time.monotonic() - began > supervisor.ECHO_S)
+        os.killpg(worker.process.pid, signal.SIGINT)
+        assert worker.process.wait(timeout=20) == 0, worker.out()
+        assert "killed by SIGTERM" in worker.out()
+        assert not re.search("ERROR|Traceback|KeyboardInterrupt", worker.out()), worker.out()
 
 
 def test_ctrl_c_in_a_terminal_counts_once(tmp_path: Path, store: Store) -> None:

@@ -189,6 +189,17 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
         if limits:
             parent.keep_comparing(limits)
 
+    async def serve() -> None:
+        await server.run(
+            on_ready=on_ready,
+            # Report it at once: the process may be killed before it has stopped.
+            on_stop_order=lambda: parent.send(retired=True),
+        )
+        # Ctrl-C has nothing to stop any more, but SIGTERM may end an exit that hangs.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not server.broken:
+            parent.send(stopped=True)
+
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
         if uvloop:
@@ -196,13 +207,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
 
             make_loop = library.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(
-                server.run(
-                    on_ready=on_ready,
-                    # Report it at once: the process may be killed before it has stopped.
-                    on_stop_order=lambda: parent.send(retired=True),
-                )
-            )
+            runner.run(serve())
     except SchemaMismatch as error:
         if not server.broken:  # no queue is left: another process would find the same
             parent.send_error(error)

@@ -86,6 +86,8 @@ class Child:
         self.code: int | None = None
         self.uptime_s: float | None = None
         """Seconds from readiness to the end of the child; None if it was never ready."""
+        self.stopped: bool = False
+        """Whether the child's server has stopped without a failure, as it reported."""
         self.stop_requests: int = 0
         self.changed: asyncio.Event = asyncio.Event()
         """Set when the child is ready, and when it has ended."""
@@ -156,6 +158,7 @@ class Child:
 
     def on_report(self, report: Mapping[str, Any]) -> None:
         """Apply a report from the child."""
+        self.stopped = report.get("stopped", self.stopped)
         self.error = report.get("error", self.error)
         self.trace = report.get("trace", self.trace)
         self.queues = report.get("queues", self.queues)

@@ -45,6 +45,9 @@ GIVE_UP_S: Final = 3.0
 """Time to keep trying to release the leases of dead servers after all children have stopped, in
 seconds."""
 
+LAST_REPORT_S: Final = 0.2
+"""Longest wait for the last report of a child that has ended, in seconds."""
+
 ECHO_S: Final = 0.2
 """Signals within this time count as one, in seconds: a terminal and a wrapper like `uv run` send
 one each."""
@@ -83,6 +86,13 @@ def _tell_end(child: Child, level: int, then: str = "") -> None:
     verb = "failed to start" if failed else "ended"
     text = f"process {child.number} (pid {child.pid}) {verb}: {child.exit_reason()}"
     log_trace(log, level, f"{text}; {then}" if then else text, child.trace, {})
+
+
+def _stopped_by_order(child: Child, code: int) -> bool:
+    """Return whether an order to stop killed a child that had nothing to do: its server had not
+    started, or had stopped already."""
+    idle = child.uptime_s is None or child.stopped
+    return child.stop_requests > 0 and idle and code == -signal.SIGTERM
 
 
 async def _report(slot: _ChildSlot, child: Child | None, patience: float) -> ProcessHealth:
@@ -234,15 +244,14 @@ class Supervisor:
         listening = asyncio.create_task(self._listen(slot, child, reader))
         code = await child.wait()
         self._children.discard(child)
-        stopped_early = (
-            child.stop_requests > 0 and child.uptime_s is None and code == -signal.SIGTERM
-        )
-        clean = code == 0 or stopped_early
+        if code == -signal.SIGTERM:  # whether it had stopped before is in the last report
+            await asyncio.wait({listening}, timeout=LAST_REPORT_S)
+        clean = code == 0 or _stopped_by_order(child, code)
         if not clean or child.stop_requests > 1:
             self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
         # All that the child wrote has arrived by now, but EOF may not come: a grandchild may hold
         # the socket too.
-        await asyncio.wait({listening}, timeout=0.2)
+        await asyncio.wait({listening}, timeout=LAST_REPORT_S)
         listening.cancel()
         child.close()
         self._ledger.end(child)
