@@ -256,7 +256,7 @@ local function move_waiters(limits, ids, entries, any_several)
       elseif any_several then
         item = remove_item(limit, state, id)
       else
-        state.from, state.last = state.from + string.byte(state.items, state.from) + 1, nil
+        state.from, state.last_tag = state.from + string.byte(state.items, state.from) + 1, nil
         if state.more and state.from > #state.items then
           refill(limit, state)
         end

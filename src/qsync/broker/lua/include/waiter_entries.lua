@@ -20,7 +20,7 @@ function waiter_items.new(tag, ending)
       return string.char(255 - string.byte(byte))
     end)
   end
-  return table.concat({ tag_bytes, ending })
+  return ending == '' and tag_bytes or table.concat({ tag_bytes, ending })
 end
 
 -- Return whether the task of an item has several limits.
@@ -99,6 +99,23 @@ function waiter_items.is_after(item, other)
   return false
 end
 
+-- Return the tag of the item at this byte of a text; nil unless it is positive.
+function waiter_items.positive_tag(text, at)
+  if #text >= at + 7 and string.byte(text, at) >= 128 then
+    return -struct.unpack('>d', text, at)
+  end
+end
+
+-- Find out how many items a state has, and the tag of the last one: infinite if it is not positive, so
+-- that items are compared one by one.
+function waiter_items.find_last(state)
+  local items, at, count, last = state.items, state.from, 0, 0
+  while at <= #items do
+    count, last, at = count + 1, at, at + 1 + string.byte(items, at)
+  end
+  state.listed, state.last_tag = count, waiter_items.positive_tag(items, last + 1) or math.huge
+end
+
 -- Return a range of `waiters` with the entries of a limit, without its marker.
 function waiter_items.range(limit)
   return table.concat({ '(', limit, '\0' }), table.concat({ '(', limit, '\1' })
@@ -125,14 +142,19 @@ end
 -- Return which of these tasks, with tag and id in turn, share their tag with a limited task, by id.
 -- Usually all limited tasks have tags that are lower, so one look is enough.
 local function shared_tags(args)
-  local lowest, highest, by_tag, shared = math.huge, -math.huge, {}, {}
-  for i = 1, #args, 2 do
+  local lowest, highest, by_tag, shared = tonumber(args[1]), tonumber(args[1]), {}, {}
+  by_tag[lowest] = args[2]
+  for i = 3, #args, 2 do
     local tag, id = tonumber(args[i]), args[i + 1]
-    lowest, highest = math.min(lowest, tag), math.max(highest, tag)
-    local other = by_tag[tag]
+    local other = tag <= highest and by_tag[tag]
     by_tag[tag] = id
     if other then
       shared[id], shared[other] = true, true
+    end
+    if tag > highest then
+      highest = tag
+    elseif tag < lowest then
+      lowest = tag
     end
   end
   if #redis.call('ZRANGEBYSCORE', KEYS.limited, lowest, highest, 'LIMIT', 0, 1) > 0 then
@@ -157,34 +179,38 @@ local function add_waiter(limit, item, short, entries)
     entries[count + 1], entries[count + 2] = 0, table.concat({ limit, '\0', item })
     return
   end
-  if not state.last then
-    local items = waiter_items.list(state.items, state.from)
-    state.last, state.listed = items[#items] or '', #items
+  if not state.last_tag then
+    waiter_items.find_last(state)
   end
   if state.listed == 0 and state.stored ~= 2 then
     entries[count + 1], entries[count + 2] = 0, table.concat({ limit, '\0' })
     count, state.stored = count + 2, 2
   end
-  local is_last = state.listed == 0 or waiter_items.is_after(item, state.last)
+  local tag = waiter_items.positive_tag(item, 1) or -math.huge
+  local is_last = state.listed == 0 or tag > state.last_tag
   if is_last and (state.more or state.listed == waiter_items.most) then
     state.more = true
     entries[count + 1], entries[count + 2] = 0, table.concat({ limit, '\0', short })
   elseif is_last then
-    state.items = string.sub(state.items, state.from) .. string.char(#item) .. item
-    state.from, state.last, state.listed = 1, item, state.listed + 1
+    local items = state.from > 1 and string.sub(state.items, state.from) or state.items
+    state.items = table.concat({ items, string.char(#item), item })
+    state.from, state.last_tag, state.listed = 1, tag, state.listed + 1
   else
     local items = waiter_items.list(state.items, state.from)
-    local place = #items
+    local place = #items + 1
     while place > 1 and waiter_items.is_after(items[place - 1], item) do
       place = place - 1
+    end
+    if place > #items and state.more then
+      entries[count + 1], entries[count + 2] = 0, table.concat({ limit, '\0', short })
+      return
     end
     table.insert(items, place, item)
     if #items > waiter_items.most then
       state.more = true
       entries[count + 1], entries[count + 2] = 0, table.concat({ limit, '\0', table.remove(items) })
     end
-    state.items, state.from = waiter_items.text(items), 1
-    state.last, state.listed = items[#items], #items
+    state.items, state.from, state.last_tag = waiter_items.text(items), 1, nil
   end
 end
 
@@ -220,7 +246,7 @@ local function remove_item(limit, state, id)
     local item = string.sub(items, at + 1, stop)
     if waiter_items.id(item) == id then
       state.items = string.sub(items, state.from, at - 1) .. string.sub(items, stop + 1)
-      state.from, state.last = 1, nil
+      state.from, state.last_tag = 1, nil
       refill(limit, state)
       return item
     end
