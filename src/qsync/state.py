@@ -1,6 +1,8 @@
 """The states of a task and all transitions between them.
 
-The diagram in the docs and the property tests are generated from TRANSITIONS.
+The diagram in the docs and the property tests are generated from TRANSITIONS. A new state also
+needs its key in `keys.py` and in the scripts that name all states (`rg KEYS.limited`), rows in
+`docs/design/data-model.md`, and words in `cli/output.py` and `web/translation.py`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from qsync.inspector.explain_texts import (
     DIED,
     EXPIRED,
     PAST_DEADLINE,
+    blockers_of,
     crashed_sentence,
     due_phrase,
     ended_sentence,
@@ -26,6 +27,7 @@ from qsync.inspector.explain_texts import (
     lease_sentence,
     limited_sentence,
     priority_sentences,
+    quoted_type,
     running_sentence,
     set_aside_sentence,
     shortened,
@@ -35,8 +37,6 @@ from qsync.inspector.explanation import (
     Facts,
     Reason,
     able_servers,
-    blockers_of,
-    quoted_type,
 )
 from qsync.inspector.limits import info_of
 from qsync.inspector.live_servers import _LiveServersMixin

@@ -14,7 +14,7 @@ from qsync.inspector.limits import LimitInfo
 from qsync.inspector.live_servers import Record
 from qsync.inspector.task_rows import DecodedTask
 from qsync.inspector.values import Pause
-from qsync.phrase import Phrase, phrase, within
+from qsync.phrase import Phrase
 from qsync.state import TaskState
 
 Reason = Literal[
@@ -96,48 +96,3 @@ def able_servers(facts: Facts) -> list[Record]:
         for server in facts.servers
         if server.takes(facts.queue) and not server.quiet and (type is None or type in server.types)
     ]
-
-
-def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase]]:
-    """Return the obstacle for every task of this type and queue, as reason and sentence."""
-    blockers: list[tuple[Reason, Phrase]] = []
-    if paused is not None:
-        sentence = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))
-        blockers.append(("paused", sentence))
-    if facts.type_pause is not None:
-        pause = paused_phrase(facts.type_pause)
-        text = phrase("Type %(type)s is %(paused)s.", type=quoted_type(facts), paused=pause)
-        blockers.append(("type_paused", text))
-    takers = [server for server in facts.servers if server.takes(facts.queue)]
-    if not takers:
-        text = phrase("No running server takes tasks from queue %(queue)s.", queue=facts.queue)
-        blockers.append(("no_server", text))
-    elif all(server.quiet for server in takers):
-        text = phrase("All servers of the queue were told to take no new tasks.")
-        blockers.append(("all_quiet", text))
-    elif not able_servers(facts):
-        text = phrase(
-            "No running server has a handler for %(type)s: deploy one, or delete the task.",
-            type=quoted_type(facts),
-        )
-        blockers.append(("no_server_knows", text))
-    return blockers
-
-
-def paused_phrase(pause: Pause) -> Phrase:
-    """Return `paused`, with the operator, the time and the reason."""
-    text = phrase("paused")
-    if pause.by and pause.at:
-        text = phrase("paused by %(name)s since %(time)s", name=pause.by, time=pause.at)
-    elif pause.by:
-        text = phrase("paused by %(name)s", name=pause.by)
-    elif pause.at:
-        text = phrase("paused since %(time)s", time=pause.at)
-    return within(text, pause.why) if pause.why else text
-
-
-def quoted_type(facts: Facts) -> str | Phrase:
-    """Return the type of the task in quotes."""
-    if facts.task.message:
-        return repr(facts.task.message.type)
-    return phrase("its type, which is lost")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from qsync.errors import LeaseLost, QsyncError
+from qsync.errors import LeaseLost
 from qsync.server.handler_context import HandlerContext
-from qsync.server.outcome import NEVER_RUN, never_run
 from qsync.server.queue_state import RUNNING, LeasedTask, Stop
 from qsync.task import TaskInfo
 
@@ -89,23 +87,3 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
         for leased in self._call.tasks:
             if leased.phase is RUNNING:
                 self._tell(leased, float(done), float(total))
-
-
-class WrongOutcomes(QsyncError):
-    """A batch handler returned something other than one outcome per task."""
-
-
-def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
-    """Return the outcomes in a batch handler's value: a result or an exception for each task."""
-    if value is None:
-        return [None] * count
-    if type(value) in NEVER_RUN:
-        raise never_run(value)
-    hint = "return None, or a list with a result or an exception for each task, in their order"
-    if not isinstance(value, list | tuple):
-        name = type(value).__name__
-        raise WrongOutcomes(f"the batch handler returned a value of type {name}: {hint}")
-    if len(value) != count:
-        tasks = "1 task" if count == 1 else f"{count} tasks"
-        raise WrongOutcomes(f"the batch handler returned {len(value)} results for {tasks}: {hint}")
-    return [never_run(outcome) if type(outcome) in NEVER_RUN else outcome for outcome in value]

@@ -8,8 +8,9 @@ from typing import Any
 
 from qsync.broker.op_values import Completion, HandedBack
 from qsync.server import fork_guard
-from qsync.server.batch_call import BatchCall, BatchContext, outcomes_of_call
+from qsync.server.batch_call import BatchCall, BatchContext
 from qsync.server.batch_gathering import Batch
+from qsync.server.batch_outcomes import outcomes_of_call
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.current import running

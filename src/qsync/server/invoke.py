@@ -24,7 +24,7 @@ from qsync.mux import (
     in_thread,
 )
 from qsync.retry_policy import NO_RULES, RetryRules
-from qsync.server.batch_call import outcomes_of_call
+from qsync.server.batch_outcomes import outcomes_of_call
 from qsync.server.child_context import ChildSetup
 from qsync.server.config import Config
 from qsync.server.current import running
