@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from qsync import Qsync, Task
 from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from qsync.server.config import Config
-from qsync.server.leases import ThreadLeaseKeeper
+from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import FetchInFlight, QueueState
 from tests.support.server import until
@@ -72,6 +75,33 @@ def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, pr
 
     blocked(store, prefix, check)
     client.close()
+
+
+@pytest.mark.faults(4)
+async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
+    store: Store, prefix: str
+) -> None:
+    """The fetch found nothing; its repetition by the heartbeat thread leased a later task."""
+    with contextlib.closing(Broker(redis_clients.parse(store.url))) as broker:
+        queue = QueueState(QueueKeys(prefix, "default"))
+        call = ops.fetch(queue.keys, server="s", number=1, wanted=1, policy=Config().policy())
+        fetch = queue.in_flight = FetchInFlight(call, "s/1", since=-1e9)
+        assert broker.run(call).ids == []
+        with Qsync(store.url, prefix=prefix).client() as client:
+            client.enqueue_many([Task("a", id="a"), Task("a", id="b")])
+        assert ThreadLeaseKeeper(broker, 6.0, Outage()).renew_unread(queue)
+        assert queue.repeated_token == "s/1"
+        raw = store.client()
+        assert raw.zrange(queue.keys.key("active"), 0, -1) == [b"a"]
+
+        nothing: Any = None  # no handler is stopped
+        async_broker = AsyncBroker(redis_clients.parse(store.url))
+        leases = LeaseKeeper(async_broker, "s", 6.0, nothing, nothing, Outage())
+        await leases.take_back_repeated(queue, fetch, ["a"])
+        assert raw.zrange(queue.keys.key("active"), 0, -1) == [b"a"], "the loop has read that one"
+        await leases.take_back_repeated(queue, fetch, [])
+        assert raw.zrange(queue.keys.key("pending"), 0, -1) == [b"a", b"b"]
+        await async_broker.aclose()
 
 
 @pytest.mark.faults(4)

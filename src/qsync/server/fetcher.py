@@ -396,8 +396,8 @@ class Fetcher:
     ) -> list[LeasedTask]:
         received = boot_s()
         token = f"{self._holder}/{queue.number}"
-        leased_at = queue.in_flight.since if repeated and queue.in_flight is not None else sent
-        queue.in_flight = None
+        fetch, queue.in_flight = queue.in_flight, None
+        leased_at = fetch.since if repeated and fetch is not None else sent
         self._note_result(queue, count, fetched, sent, received, repeated=repeated)
         leased = hold(
             queue, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
@@ -413,6 +413,8 @@ class Fetcher:
             for task in leased:
                 self._runner.settle(task, HandedBack(task.id, task.token))
             leased = []
+        if fetch is not None and queue.repeated_token == token:
+            await self._leases.take_back_repeated(queue, fetch, fetched.ids)
         unread, queue.unread_ids = queue.unread_ids, ()
         astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
         if astray:

@@ -9,7 +9,7 @@ with `Renewal`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Literal, Protocol
 
 from qsync.broker import ops, views
@@ -21,7 +21,7 @@ from qsync.errors import QsyncError
 from qsync.formatting import plural
 from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import RELEASED, LeasedTask, QueueState, Stop
+from qsync.server.queue_state import RELEASED, FetchInFlight, LeasedTask, QueueState, Stop
 from qsync.value_text import shorten
 
 log: Final = logging.getLogger("qsync.server")
@@ -125,6 +125,24 @@ class LeaseKeeper:
         queue.drop([task for task, answer in renewal.apply(answers) if answer != "cancelled"])
         return [leased for leased in tasks if leased.phase is not RELEASED]
 
+    async def take_back_repeated(
+        self, queue: QueueState, fetch: FetchInFlight, read: Collection[str]
+    ) -> None:
+        """Hand back the tasks that a heartbeat thread's repetition of a fetch leased, except those
+        of the answer that the loop has `read`.
+
+        The store does not record a fetch without tasks, so its repetition may lease some, and the
+        reply to the thread may be lost. Call it before the next fetch: the store answers a
+        repetition only until then.
+        """
+        try:
+            answer = await self._broker.run(fetch.again, patience=self._lease_s / 3)
+            backs = [HandedBack(id, fetch.token) for id in answer.ids if id not in read]
+            if backs:
+                await self._broker.run(ops.hand_back(queue.keys, backs))
+        except QsyncError as error:
+            self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
+
     async def mend(self, queue: QueueState, ids: Sequence[str]) -> None:
         """Repair leases of this server that expired or that it may not know about: renew those of
         held tasks, and hand back the other tasks."""
@@ -213,6 +231,7 @@ class ThreadLeaseKeeper:
             return True
         if queue.handed_back_token == fetch.token:
             return True
+        queue.repeated_token = fetch.token
         try:
             ids = self._broker.run(fetch.again, patience=self._patience).ids
             if ids:
@@ -239,6 +258,7 @@ class ThreadLeaseKeeper:
         if queue.in_flight is not fetch:  # the loop read the answer just before
             queue.revoked_token = None
             return
+        queue.repeated_token = fetch.token
         try:
             ids = self._broker.run(fetch.again, patience=self._patience).ids
             if ids:

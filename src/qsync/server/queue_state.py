@@ -8,6 +8,7 @@ operation that the interpreter makes atomic.
     QueueState.held                L writes, H removes what it handed back; H reads a copy
     QueueState.in_flight           L writes; H reads, to repeat a fetch that L cannot read
     QueueState.unread_ids          H writes the ids of an unread fetch that it renewed; L takes them
+    QueueState.repeated_token      H writes before it repeats a fetch; L reads
     QueueState.revoked_token       H writes before it hands back a fetch unread, and checks
                                    `in_flight` afterwards; L starts none of its tasks
     QueueState.handed_back_token   H alone
@@ -231,6 +232,7 @@ class QueueState:
         "next_due",
         "number",
         "refused",
+        "repeated_token",
         "requested",
         "revoked_token",
         "rules_generation",
@@ -249,6 +251,12 @@ class QueueState:
     """True until the store has the program's limits and bounds of the queue: fetch nothing until
     then."""
 
+    unknown_type_at: float
+    """Time at which this server last handed back a task without a handler, by boot_s."""
+
+    repeated_token: str | None
+    """Token of the last fetch that the heartbeat thread has repeated."""
+
     generation: str | None
     """Generation of the queue's data at the last fetch; None before it."""
 
@@ -266,6 +274,7 @@ class QueueState:
         """Number of the last fetch sent."""
         self.in_flight: FetchInFlight | None = None
         """Fetch without an answer, or None; the heartbeat thread reads it."""
+        self.repeated_token = None
         self.revoked_token: str | None = None
         """Token of a fetch whose tasks the heartbeat thread hands back unread."""
         self.handed_back_token: str | None = None
@@ -291,8 +300,7 @@ class QueueState:
         """Times of the last answer to a fetch, and to a fetch or a check, by boot_s."""
         self.next_due: float | None = None
         """Time at which a task or upkeep of the queue is next due, by boot_s."""
-        self.unknown_type_at: float = -1e9
-        """Time at which this server last handed back a task without a handler, by boot_s."""
+        self.unknown_type_at = -1e9
         self.generation = None
         self.rules_generation = ""
         self.store_now_us: int = 0
