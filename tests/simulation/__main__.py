@@ -1,9 +1,9 @@
 """python -m tests.simulation --seeds N [--from M]: run many seeds and print the problems found.
 
 --seed N repeats that seed exactly. --show ID prints the events of a task, --all every event.
---processes P shares the seeds among P processes, each with its own store. The program prints its
+--processes P divides the seeds among P processes, each with its own store. The program prints its
 progress once a minute; Ctrl-C or SIGTERM ends it with the verdict so far. --mistakes plants each
-known mistake and prints how many seeds it takes to find it.
+known mistake and prints how many seeds it takes to find the mistake.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth seed")
-    parser.add_argument("--within", type=float, metavar="SECONDS", help="end after so long")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="end after this time")
     parser.add_argument("--at-least", type=int, default=0, metavar="N", help="but not before N")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--show", metavar="ID")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--json", action="store_true", help="print nothing but a summary")
+    parser.add_argument("--json", action="store_true", help="print only a summary")
     parser.add_argument("--mistakes", action="store_true")
-    parser.add_argument("--seed", type=int, metavar="N", help="live through this one alone")
+    parser.add_argument("--seed", type=int, metavar="N", help="run this seed only")
     options = parser.parse_args()
     if options.seed is not None:
         options.first, options.seeds, options.every = options.seed, 1, 1
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def find_mistakes(client: redis.Redis, options: argparse.Namespace) -> int:
-    """Print a table of the planted mistakes, with the number of seeds that it took to find each."""
+    """Print a table of the planted mistakes and the number of seeds that it took to find each."""
     missed = 0
     for name, plant in MUTANTS.items():
         seeds = range(options.first, options.first + options.seeds)

@@ -1,6 +1,6 @@
 """The brokers of the code under test, with the simulated network in place of redis-py.
 
-Patience, retries, mapping of errors and the fallback from EVALSHA to EVAL are the real ones.
+Patience, retries, error mapping and the fallback from EVALSHA to EVAL are the real ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.simulation.threads import SimEvent, Turns, current_thread
 T = TypeVar("T")
 
 INFO: Final = b"redis_version:7.2.4\r\nvalkey_version:9.0.0\r\nmaxmemory_policy:noeviction\r\n"
-"""The store's version and settings, which a server reads at its start."""
+"""The store's version and settings, which a server reads at startup."""
 
 network: Network = cast("Network", None)
 turns: Turns = cast("Turns", None)
@@ -43,7 +43,7 @@ def _process() -> Proc:
 
 
 def _answer(future: asyncio.Future[Any], reply: Any) -> None:
-    """Deliver a reply, if its caller still waits for it."""
+    """Deliver a reply if its caller still waits for it."""
     if future.done():
         return
     if isinstance(reply, Exception):
@@ -53,7 +53,7 @@ def _answer(future: asyncio.Future[Any], reply: Any) -> None:
 
 
 def _finish(replies: list[Any]) -> list[Any]:
-    """Return replies as redis-py reads them: none follow an error of the connection."""
+    """Return replies as redis-py reads them: no reply follows a connection error."""
     for at, reply in enumerate(replies):
         if isinstance(reply, Exception) and not isinstance(reply, failures.ResponseError):
             return replies[:at] + [reply] * (len(replies) - at)

@@ -1,4 +1,4 @@
-"""Clients of a history: their requests, and checks of the answers."""
+"""The clients of a history, which make requests and check the answers."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class AsyncUser:
         by_id = {task.id: task for task in tasks if task.id is not None}
         if len(handles) == len(tasks):
             pairs = list(zip(handles, tasks, strict=True))
-        else:  # without ids, the tasks cannot be matched
+        else:  # tasks without ids cannot be matched
             pairs = [(one, by_id[one.id]) for one in handles if one.id in by_id]
         assert len(plans) == len(tasks)
         for handle, task in pairs:
@@ -201,7 +201,7 @@ class BlockingUser:
 
 
 def refused(books: Books, task: Task, error: QsyncError, began: float) -> None:
-    """Check that an enqueue had a reason to raise."""
+    """Check that the error of an enqueue had a reason."""
     if not isinstance(error, DuplicateTask):
         books.given_up(f"enqueue of {task.id}", error, began)
     elif task.unique is None:

@@ -64,7 +64,7 @@ UNUSED: Final = {
     "qsync.server.clock",
     "qsync.server.process_pool",
 }
-"""Modules whose reads of the machine's clock do not affect a history."""
+"""Modules that may read the machine's clock, since this does not affect a history."""
 
 
 def this_process() -> Proc:
@@ -75,7 +75,7 @@ def this_process() -> Proc:
 
 
 class VirtualTime:
-    """Replaces the module `time` with the clocks of the calling process."""
+    """Replaces the module `time`; reads the clocks of the calling process."""
 
     CLOCK_MONOTONIC = 1
     CLOCK_BOOTTIME = 7
@@ -96,7 +96,7 @@ class VirtualTime:
 
 
 def reading_boot_s() -> list[Any]:
-    """Return the modules that read the clock of leases."""
+    """Return the modules that read the clock for leases."""
     modules = [module for name, module in sys.modules.items() if name.startswith("qsync.")]
     return [module for module in modules if getattr(module, "boot_s", None) is REAL_BOOT_S]
 

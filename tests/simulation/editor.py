@@ -1,6 +1,7 @@
-"""A client that changes documents, of which only the last version matters: debounced tasks.
+"""A client that edits documents through debounced tasks. Only the last version of a document
+matters.
 
-The ledger does not follow these tasks, since one of them stands for many calls; this module checks
+The ledger does not follow these tasks, since one task stands for many calls. This module checks
 them instead.
 """
 
@@ -16,7 +17,7 @@ from qsync.errors import QueueFull, StoreUnavailable
 from qsync.task import Task
 
 EDIT: Final = "edit-"
-"""Prefix of the ids of these tasks."""
+"""Prefix of the ids of debounced tasks."""
 
 DEBOUNCE_S: Final = 0.4
 DEBOUNCE_MAX_S: Final = 1.5

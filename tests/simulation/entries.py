@@ -14,7 +14,7 @@ US: Final = 1_000_000
 
 @dataclass(slots=True)
 class Delivery:
-    """A lease, as the store returned it."""
+    """A lease as returned by the store."""
 
     token: str
     fetched_us: int
@@ -25,13 +25,14 @@ class Delivery:
     length_us: int
     marked: bool = False
     together: bool = False
-    """True if it began beside other suspects, so that a crash is not charged to it."""
+    """True if the run began beside other suspects, so that a crash is not charged to this task."""
     ended: str | None = None
     started: bool = False
     copied: bool = False
-    """True if a copy of an answered fetch took it; no server reads the reply to the copy."""
+    """True if a duplicate of an answered fetch took the lease; no server reads the reply to the
+    duplicate."""
     recovered: bool = False
-    """True once the store has recovered it from a dead server."""
+    """True once the store has recovered the task from a dead server."""
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Entry:
     place: int = 0
     """Position among all tasks, in the order of their enqueues."""
     in_order: bool = False
-    """True if it was due at once, without limits and without a fairness key."""
+    """True if it was due at once and had neither limits nor a fairness key."""
     cancel_asked: bool = False
     cancel_retention: Any = ""
     cancel_asked_us: int = 0
@@ -65,7 +66,7 @@ class Entry:
     starts: int = 0
     returned_attempts: int = 0
     """Failed attempts when a server handed it back. A server that stops before the store has
-    recorded a task's death hands it back, too, so that its last attempt runs once more."""
+    recorded the death of a task also hands the task back, so its last attempt runs once more."""
 
     @property
     def lease(self) -> Delivery | None:
@@ -74,7 +75,7 @@ class Entry:
         return last if last is not None and last.ended is None else None
 
     def surely_open(self, now_us: int) -> bool:
-        """Return whether it is certainly unfinished; a task with an expired lease may have ended
+        """Return whether it is certainly unfinished. A task with an expired lease may have ended
         unobserved."""
         lease = self.lease
         return self.phase == "waiting" or (lease is not None and now_us < lease.expires_us)

@@ -21,11 +21,13 @@ from tests.simulation.store import Snapshot
 from tests.simulation.work import QUEUES
 
 OUTAGE_S: Final = (1.5 * DEFAULT_PATIENCE_S, 2.0 * DEFAULT_PATIENCE_S)
-"""Duration of an outage: longer than the patience of callers at its start."""
+"""Duration of an outage, in seconds: longer than the patience of any caller that is waiting when it
+begins."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0
-"""Sizes of clock jumps: seconds or an hour ahead for the store's clock, an hour for others."""
+"""Sizes of clock jumps: the store's clock goes ahead by seconds or an hour, other clocks by an
+hour."""
 
 
 class Plague:
@@ -37,7 +39,7 @@ class Plague:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Cause one fault after another, until the end of the faults."""
+        """Cause one fault after another until the faults end."""
         world = self.world
         kinds = [kind for kind, chance in world.profile.faults.items() if chance]
         while world.faulty and kinds:
@@ -110,7 +112,7 @@ class Plague:
         self._be_away(self.world.rng.uniform(0.1, 2.0 * LEASE))
 
     def _outage(self) -> None:
-        """Make the store unreachable for longer than the patience of any client."""
+        """Make the store unreachable for longer than any client's patience."""
         seconds = self.world.rng.uniform(*OUTAGE_S)
         self.world.prolong(seconds)
         self._be_away(seconds)
@@ -142,7 +144,7 @@ class Plague:
         self._later(down_s + loading_s + RESUME_S, self._check_resumed, killed_at)
 
     def _check_resumed(self, killed_at: float) -> None:
-        """Check that an otherwise unaffected server fetches again."""
+        """Check that a server without other faults fetches again."""
         world, now = self.world, self.world.loop.now
         network = world.network
         if network.fetched_at >= max(network.down_until, network.loading_until) > 0:
@@ -158,8 +160,8 @@ class Plague:
                 return
 
     def _roll_back(self) -> None:
-        """Restore the store's data of a moment ago: the end of its file is lost, or a lagging
-        replica took over."""
+        """Restore the store's data from a moment ago, as if the end of its file were lost or a
+        lagging replica took over."""
         snapshot = self.world.network.store.snapshot()
         self._later(self.world.rng.uniform(0.02, 1.5), self._restore, snapshot)
 

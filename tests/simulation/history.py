@@ -1,4 +1,4 @@
-"""One history: processes, clients and faults, then a quiet period, and the final check."""
+"""One history: processes, clients and faults, followed by a quiet period and the final check."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Outcome:
     lost: int
     """Number of tasks that the store lost with its data."""
     seconds: float
-    """Virtual ones."""
+    """Duration of the history, in virtual seconds."""
     recovery_s: float
-    """Longest time that a task waited after a dead server's lease expired."""
+    """Longest time that a task waited after the lease of a dead server had expired."""
     resume_s: float
-    """Longest time from a return of the store until a server fetched."""
+    """Longest time from the store's return until a server fetched."""
     drained_s: float
     """Time from the end of the faults until all tasks had ended, in seconds."""
     faults: Counter[str]
@@ -125,7 +125,7 @@ class History:
         servers = [one for one in self.population.servers if one.alive]
         if not any(one.types == NEW and one.told_to_stop is None for one in servers):
             self.population.start_server(NEW)
-        for process in servers:  # the deploy is completed
+        for process in servers:  # this completes the deploy
             if process.types == OLD:
                 self.population.terminate(process)
 
@@ -174,7 +174,7 @@ class History:
         if quiet:
             logging.disable(logging.CRITICAL)
         collects = gc.isenabled()
-        gc.disable()  # finalizers must not run at moments that differ from run to run
+        gc.disable()  # finalizers must not run at times that differ between runs
         try:
             with clock.replaced(self.loop, self.turns, f"chance {self.seed}"):
                 try:
@@ -187,7 +187,7 @@ class History:
                 gc.enable()
 
     def _bury(self) -> None:
-        """Close unfinished threads and coroutines; nothing that they do has an effect."""
+        """Close unfinished threads and coroutines; nothing that they do then has an effect."""
         for process in self.population.all:
             process.alive = False
         self.turns.end()
@@ -209,8 +209,7 @@ class History:
 def live(
     seed: int, store: redis.Redis, *, arrange: Callable[[History], Any] | None = None
 ) -> Outcome:
-    """Return the outcome of a seed, on a store that is emptied for it; `arrange` may change the
-    history first."""
+    """Empty the store and return the outcome of a seed; `arrange` may change the history first."""
     store.flushall()
     history = History(seed, store)
     if arrange is not None:

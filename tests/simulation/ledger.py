@@ -1,6 +1,6 @@
-"""Records the store's replies, and derives which server may run each task, and for how long.
+"""Records the store's replies and derives which server may run each task, and until when.
 
-It sees each call as it is made, so it also knows of calls whose reply was lost.
+It sees each call as it is made, so it also records calls whose replies are lost.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tests.simulation.stored import StoredBook
 from tests.simulation.ticks import TickBook
 
 MOST: Final = 40
-"""Maximum number of leases of a task, in histories as short as these."""
+"""Maximum number of leases per task in histories of this length."""
 
 CALL_KEPT_US: Final = 600 * US
-"""Time for which the store remembers the last enqueue of a sender."""
+"""How long the store remembers the last enqueue of a sender."""
 
 
 class Ledger:
-    """All tasks of a history, and the problems found."""
+    """All tasks of a history and the problems found."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -39,25 +39,25 @@ class Ledger:
         self.stored = StoredBook(self.find)
         self.limits = LimitBook(self.find)
         self.unsure = 0
-        """Number of enqueues that may or may not have created a task, since a task may have left
-        unobserved."""
+        """Number of enqueues that may or may not have created a task, since an earlier task may
+        have left unobserved."""
         self.recreated = 0
         """Number of tasks that another call created again after they had ended and left."""
         self.recoveries: list[float] = []
         """Time from the end of each dead server's lease until its task was free again, in
         seconds."""
         self.back_us = 0
-        """Total by which the store's clock has gone back, in microseconds; ticks may be early by as
-        much."""
+        """Total amount by which the store's clock has gone back, in microseconds. Ticks may be
+        early by as much."""
         self.forgetful = False
-        """True if the store's clock has jumped so far ahead that it forgets the calls of its
+        """True if the store's clock has jumped so far ahead that the store forgets the calls of
         senders."""
         self.losses = 0
-        """Number of times that the store has lost data."""
+        """Number of times the store has lost data."""
         self.lost: set[tuple[str, str]] = set()
         """Tasks that the store lost with its data."""
         self.void: set[tuple[str, str, str]] = set()
-        """Leases that the store has lost: queue, id and token."""
+        """Queue, id and token of the leases that the store has lost."""
         self._starts: dict[tuple[str, str], int] = {}
         """Number of starts of each task before the store last lost data."""
         self.upkept_us: dict[str, int] = {}
@@ -65,7 +65,7 @@ class Ledger:
         self._numbers: dict[tuple[str, str], int] = {}
         """Number of the last fetch, by queue and server."""
         self._latest_us = 0
-        """Latest time that the store's clock has shown: leases that had expired and tasks that were
+        """Latest time that the store's clock has shown. Leases that had expired and tasks that were
         due by then stay so."""
         self._open_locks: dict[tuple[str, str], str] = {}
         self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
@@ -99,8 +99,8 @@ class Ledger:
         for key, entry in self.entries.items():
             # Runs count, even if the store has lost their record.
             entry.starts = max(entry.starts, self._starts.get(key, 0))
-            # Leases of an earlier loss may be back: the copy can be newer than that of the earlier
-            # loss.
+            # Leases of an earlier loss may be back, because this copy can be newer than the copy
+            # restored then.
             self.void -= {(*key, one.token) for one in entry.deliveries}
 
     @property
@@ -230,7 +230,7 @@ class Ledger:
         token, new = f"{server}/{number}", number > self._numbers.get((queue, server), -1)
         if new:  # a repeated fetch does no upkeep
             self._numbers[queue, server], self.upkept_us[queue] = number, now
-        copied = not (new or int(args[8]))  # servers mark the fetches that they repeat
+        copied = not (new or int(args[8]))  # servers mark repeated fetches
         above = math.inf
         for raw, message in zip(reply[5], reply[6], strict=True):
             if is_edit(raw):
@@ -269,10 +269,10 @@ class Ledger:
         self.check_cause(entry, lease)
 
     def see_owners(self, queue: str, owners: dict[bytes, bytes]) -> None:
-        """Record which tasks of dead servers are free again, after a fetch that recovered some.
+        """Record which tasks of dead servers are free again after a fetch has recovered some.
 
-        They may wait long for their next server: for their limits, or until a server has a free
-        slot.
+        They may wait a long time for their next server, because of their limits or until a server
+        has a free slot.
         """
         for entry in self.entries.values():
             lease = entry.lease if entry.queue == queue and not entry.cancel_asked else None
@@ -286,8 +286,8 @@ class Ledger:
             self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
-        """Check that a lease expires only if its server could not renew it, could not hand its task
-        back during a shutdown, or never received it."""
+        """Check that a lease expires only if its server could not renew it, could not hand the task
+        back during a shutdown, or never received the lease."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
@@ -323,7 +323,7 @@ class Ledger:
     def _leases(
         self, queue: str, args: Sequence[Any], stride: int, reply: Any, good: Sequence[str]
     ) -> Iterator[tuple[Entry, Delivery | None, Sequence[Any]]]:
-        """Yield the tasks for which the store accepted a call, the lease of each, and the other
+        """Yield each task for which the store accepted a call, with its lease and the other
         arguments."""
         for at, answer in enumerate(reply):
             id, token, *rest = args[stride * at : stride * (at + 1)]
@@ -398,7 +398,7 @@ class Ledger:
             yield entry, rest
 
     def _check_cancel(self, entry: Entry, lease: Delivery, now: int) -> None:
-        """Record a run that continued after its cancel request for longer than the request takes to
+        """Record a run that continued after its cancel request for longer than a request takes to
         arrive."""
         since = max(entry.cancel_asked_us, lease.fetched_us)
         if entry.cancel_asked and now - since > lease.length_us // 3 + US:
@@ -437,7 +437,7 @@ class Ledger:
 
 
 def _in_full(reply: Any, ids: Sequence[str]) -> list[bytes]:
-    """Return the outcomes of an enqueue, with an id for each task, even if the reply is one
+    """Return the outcomes of an enqueue with an id for each task, even if the reply is a single
     word."""
     if reply != b"created":
         return list(reply)

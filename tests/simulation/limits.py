@@ -1,4 +1,4 @@
-"""The limits of histories: their rules, the tasks that have them, and checks that they hold."""
+"""The limits in histories: their rules, the tasks that have them, and checks that they hold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RULES: Final = {
     "slot": LimitRule(concurrency=2),
     "rate": LimitRule(rate=20, per_us=1_000_000, burst=2),
 }
-"""Rules of the program that servers publish."""
+"""The program's rules, which servers publish."""
 
 ROUNDED_US: Final = 1_000
-"""Maximum that rounding adds to the times of a limit in a history, in microseconds."""
+"""Upper bound of the rounding errors of a limit's times in a history, in microseconds."""
 
 
 def interval_us(limit: str) -> float:
@@ -31,18 +31,19 @@ def interval_us(limit: str) -> float:
 
 @dataclass
 class LimitBook:
-    """Bounds of the rates' times in the store, the paused types, and the order of waiting tasks."""
+    """Tracks bounds of the stored times of rates, the paused types, and the order of waiting
+    tasks."""
 
     find: Callable[[str], None]
     times: dict[tuple[str, str], float] = field(default_factory=dict)
     """Latest possible time from which the next start is counted, by queue and limit."""
     unknown: set[str] = field(default_factory=set)
-    """Queues whose times are read from the store next, since it has lost data."""
+    """Queues whose times are to be read from the store, since it has lost data."""
     paused: set[tuple[str, str]] = field(default_factory=set)
     """Paused types of queues."""
     orderly: bool = True
-    """True while tasks of a priority are leased in their order: no type was paused, and no data
-    were lost."""
+    """True while tasks of one priority are leased in order: no type was paused and no data were
+    lost."""
 
     def lose(self, queues: Iterable[str]) -> None:
         """Record that the store has lost data of these queues."""
@@ -51,7 +52,7 @@ class LimitBook:
         self.orderly = False
 
     def see_lease(self, entry: Entry, message: bytes, entries: Iterable[Entry], now: int) -> None:
-        """Record that a fetch leased a task; repeated fetches are left out."""
+        """Record that a fetch leased a task. Repeated fetches do not count."""
         if self.orderly and entry.in_order and not entry.deliveries:
             self._check_order(entry, entries)
         if self.paused and (entry.queue, decode_message(message).type) in self.paused:
@@ -61,8 +62,7 @@ class LimitBook:
             self.times[entry.queue, limit] = max(before, now) + interval_us(limit)
 
     def _check_order(self, entry: Entry, entries: Iterable[Entry]) -> None:
-        """Check that a task that was never leased before comes after tasks that have waited
-        longer."""
+        """Check that a task with its first lease comes after all tasks that have waited longer."""
         for other in entries:
             waits = other.in_order and not other.deliveries and other.phase == "waiting"
             same = (other.queue, other.priority) == (entry.queue, entry.priority)
@@ -84,10 +84,10 @@ class LimitBook:
                 self.find(f"{len(held)} tasks hold {limit}: {held}")
 
     def refund(self, queue: str, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Record that tasks were handed back that never started: for each, the time of its lease
-        and its limits.
+        """Record that tasks were handed back that never started, with the time of the lease and the
+        limits of each.
 
-        Starts that their rates have regained since the oldest of the leases may have been used.
+        Starts that the rates have regained since the oldest of these leases may have been used.
         """
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
@@ -99,7 +99,7 @@ class LimitBook:
             self.times[queue, limit] = max(0.0, before - max(0.0, amount))
 
     def check_rates(self, queue: str, states: Mapping[str, str]) -> None:
-        """Check that no rate counts a start that did not happen, by the states in the store."""
+        """Check in the store that no rate counts a start that did not happen."""
         for limit, text in states.items():
             stored = float(text.split()[2])
             if queue in self.unknown:
@@ -119,6 +119,6 @@ class LimitBook:
 
 
 def as_texts(pairs: Iterable[Any]) -> dict[str, str]:
-    """Return the fields of a hash, as HGETALL returns them, as text."""
+    """Return the fields of a hash from the reply to HGETALL, as strings."""
     flat = [each.decode(errors="replace") for each in pairs]  # items of waiters are bytes
     return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal, Protocol
 
 
 class Handle:
-    """A callback that is to be run. It has all that asyncio needs, and costs less than asyncio's
-    own class."""
+    """A callback to run. It has everything that asyncio needs and costs less than asyncio's own
+    class."""
 
     __slots__ = ("args", "callback", "cancelled_", "context", "when_")
 
@@ -48,7 +48,7 @@ class Handle:
 
 
 class Process(Protocol):
-    """A simulated process, as the loop sees it."""
+    """A simulated process as the loop sees it."""
 
     alive: bool
     context: contextvars.Context
@@ -78,20 +78,19 @@ STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
 
 
 STEP_S: Final = 0.000_002
-"""Duration of a callback, in seconds: time has to pass even while callbacks poll without a
-pause."""
+"""Duration of a callback, in seconds. Time must pass even while callbacks poll without a pause."""
 
 MAX_STEPS: Final = 400_000
-"""Maximum number of steps of a history. One whose store jumps an hour twelve times takes 215,000,
-for thousands of missed ticks."""
+"""Maximum number of steps of a history. A history whose store clock jumps by an hour twelve times
+takes 215,000 steps, because thousands of ticks are missed."""
 
 
 class Stuck(Exception):
-    """Raised if no callback will ever be ready, or if the simulation makes no progress."""
+    """Raised if no callback will ever become ready or the simulation makes no progress."""
 
 
 class SimLoop(asyncio.BaseEventLoop):
-    """The loop of one history; it holds all processes."""
+    """The event loop of one history, which runs all processes."""
 
     _stopping: bool
 
@@ -107,7 +106,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._numbers = itertools.count()
         self._signals: dict[tuple[Process, int], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._graveyard: list[Handle] = []
-        """Callbacks of dead processes, kept so that no finalizer of them runs during the
+        """Callbacks of dead processes, kept so that none of their finalizers runs during the
         history."""
         self.executor: Callable[[Callable[[], Any]], asyncio.Future[Any]] | None = None
 
@@ -122,7 +121,7 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> Handle:
-        if context is None:  # an empty context is false
+        if context is None:  # an empty context is falsy
             context = contextvars.copy_context()
         handle = Handle(callback, args, context)
         self._line_up(handle)
@@ -156,7 +155,7 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> Handle:
-        """Let the event loop of the thread's process run the callback."""
+        """Schedule the callback on the event loop of the thread's process."""
         strand = STRAND.get()
         if context is None and strand is not None and strand.kind == "thread":
             context = strand.process.context.copy()
@@ -176,13 +175,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self._signals[strand.process, sig] = (callback, args)
 
     def remove_signal_handler(self, sig: int) -> bool:
-        strand = STRAND.get()  # the process is dead, and is being cleaned up
+        strand = STRAND.get()  # the process is dead and is being cleaned up
         return strand is not None and self._signals.pop((strand.process, sig), None) is not None
 
     # Methods for the world.
 
     def signal(self, process: Process, sig: int) -> bool:
-        """Send a signal to a process; return False if it has no handler for it and has to die."""
+        """Send a signal to a process; return False if it has no handler for the signal and must
+        die."""
         if (process, sig) not in self._signals:
             return False
         callback, args = self._signals[process, sig]
@@ -201,10 +201,11 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timers.clear()
         self._graveyard.clear()
 
-    # One step after another.
+    # Running the steps.
 
     def _run_once(self) -> None:
-        """Run steps until stopped: a round of asyncio's own loop for each step would be slow."""
+        """Run steps until stopped. A full iteration of asyncio's own loop per step would be
+        slow."""
         lines, timers, pick = self._lines, self._timers, self._random.random
         while not self._stopping:
             while timers and (timers[0][0] <= self.now or timers[0][2].cancelled_):

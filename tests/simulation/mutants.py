@@ -1,6 +1,6 @@
 """Planted mistakes, each of which the simulation must find.
 
-A mistake is planted for one history, by replacing a part of the code under test.
+A mistake is planted for one history by replacing a part of the code under test.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from tests.support.mutation import planted
 
 
 def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
-    """The heartbeat has no separate thread, so a blocked loop also blocks it."""
+    """The heartbeat has no separate thread, so a blocked loop also blocks the heartbeat."""
     return exchanged(Turns, "on_loop", True)
 
 
 @contextlib.contextmanager
 def fetch_neither_repeated_nor_reconciled() -> Iterator[None]:
-    """After a lost reply a fetch is made under a new number, and the tasks that the first may have
-    leased are not reconciled: either alone would suffice."""
+    """After a lost reply, the fetch is repeated under a new number and the tasks that the first
+    fetch may have leased are not reconciled. Either precaution alone would suffice."""
     real = Fetcher._call
 
     def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
@@ -86,7 +86,7 @@ def restarted_server_keeps_leases() -> contextlib.AbstractContextManager[None]:
 
 
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
-    """A script that the store lacks is not sent."""
+    """A script that the store does not have is not sent."""
 
     def unrepeated(calls: Any, replies: list[Any]) -> exchanges.Exchanges:
         return replies
@@ -106,7 +106,7 @@ def transient_not_retried() -> contextlib.AbstractContextManager[None]:
 
 
 def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
-    """The server's own clock decides whether a deadline has passed."""
+    """The server uses its own clock to decide whether a deadline has passed."""
     return exchanged(
         QueueState, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
     )
@@ -130,7 +130,7 @@ def no_hand_back_at_shutdown() -> Iterator[None]:
 
 
 def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
-    """A task is started though its lease may have expired."""
+    """A task is started although its lease may have expired."""
     real = Runner._begin
 
     def begin(self: Runner, leased: LeasedTask) -> bool:
@@ -141,7 +141,7 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
 
 
 def crash_not_marked() -> contextlib.AbstractContextManager[None]:
-    """A task that crashed before is started without a mark."""
+    """A task that has crashed before is started without a mark."""
 
     async def mark(self: Runner, leased: LeasedTask) -> bool:
         return True
@@ -151,7 +151,7 @@ def crash_not_marked() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def suspects_not_alone() -> Iterator[None]:
-    """A task that crashed twice runs alongside others."""
+    """A task that has crashed twice runs alongside other tasks."""
 
     def at_once(self: CrashIsolation, *args: Any, **_: Any) -> float:
         return 0.0
@@ -164,8 +164,8 @@ def suspects_not_alone() -> Iterator[None]:
 
 
 def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[None]:
-    """Other tasks start as soon as the handler of a suspect has ended, though a crash still counts
-    for the suspect."""
+    """Other tasks start as soon as the handler of a suspect has ended, although a crash would still
+    be charged to the suspect."""
 
     def see(self: Runner) -> None:
         suspects = self._suspects
@@ -176,7 +176,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
 
 
 def no_check_after_the_mark() -> contextlib.AbstractContextManager[None]:
-    """Lease and deadline are checked before a task is marked, but not afterwards."""
+    """Lease and deadline are checked before a task is marked but not again afterwards."""
     real = RunRecords.too_late
 
     def too_late(self: RunRecords, leased: LeasedTask) -> Any:
@@ -186,7 +186,7 @@ def no_check_after_the_mark() -> contextlib.AbstractContextManager[None]:
 
 
 def thread_starts_task_without_check() -> contextlib.AbstractContextManager[None]:
-    """A thread that becomes free begins the next task without checking whether it may still
+    """A thread that becomes free begins the next task without checking whether the task may still
     start."""
     return exchanged(HandlerContext, "may_begin", lambda self: True)
 
@@ -220,8 +220,8 @@ def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def unread_fetch_not_renewed() -> Iterator[None]:
-    """The heartbeat neither renews nor hands back tasks that were fetched while a handler blocks
-    the loop: either alone would suffice."""
+    """While a handler blocks the loop, the heartbeat neither renews nor hands back newly fetched
+    tasks. Either precaution alone would suffice."""
     with (
         exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, queue: True),
         exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, queue: None),
@@ -230,7 +230,7 @@ def unread_fetch_not_renewed() -> Iterator[None]:
 
 
 def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
-    """A lease is counted from the arrival of the reply, and a lease that arrives late is not
+    """The lease time is counted from the arrival of the reply, and a lease that arrives late is not
     renewed."""
     real = Fetcher._handle_result
 
@@ -245,7 +245,7 @@ def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def fetches_left_open_at_shutdown() -> Iterator[None]:
-    """A server that stops does not wait for the answer to its last fetch."""
+    """A server that stops does not wait for the reply to its last fetch."""
 
     async def finish(self: Fetcher, patience: float) -> None:
         for task in self._in_flight.values():
@@ -256,7 +256,7 @@ def fetches_left_open_at_shutdown() -> Iterator[None]:
 
 
 def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
-    """The server's own clock decides when periodic tasks are due."""
+    """The server uses its own clock to decide when periodic tasks are due."""
 
     async def learn(self: Any) -> float:
         until = await real(self)
@@ -268,7 +268,7 @@ def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
 
 
 def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
-    """The server's own clock decides when a lease ends."""
+    """The server uses its own clock to decide when a lease ends."""
     real = Fetcher._call
 
     def call(self: Fetcher, queue: QueueState, wanted: int) -> Any:
@@ -282,23 +282,23 @@ def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
 
 
 def tick_id_without_time() -> contextlib.AbstractContextManager[None]:
-    """All tasks of a schedule have one id."""
+    """All tasks of a schedule have the same id."""
     return exchanged(schedule, "tick_id", lambda name, tick_us: f"{name}@tick")
 
 
 def changed_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
-    """Schedules with different expressions count as equal."""
+    """Schedules with different expressions are treated as equal."""
     return exchanged(periodic, "digest_of", lambda schedule: "")
 
 
 def stored_tick_of_an_old_version() -> contextlib.AbstractContextManager[None]:
-    """A tick is enqueued though its schedule was changed since the server read it."""
+    """A tick is enqueued although its schedule has been replaced since the server read it."""
     right = "  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then\n"
     return planted("tick_schedules.lua", right, "  elseif not score then\n")
 
 
 def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None]:
-    """A schedule is set to its next tick before the task of this one is enqueued."""
+    """A schedule is advanced to its next tick before the task of the current tick is enqueued."""
 
     async def tick_due(
         broker: Any, keys: Any, *, unread: int = 0, now_us: int | None = None
@@ -324,7 +324,7 @@ def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None
 
 
 def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
-    """A stored schedule also owes the ticks of the minute before it was put."""
+    """A stored schedule also enqueues the ticks of the minute before it was stored."""
     real = stored_ticks.ticks_of
 
     def ticks_of(row: Any, content: Any, now_us: int) -> Any:
@@ -338,7 +338,7 @@ def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[No
 
 @contextlib.contextmanager
 def patience_adds_up() -> Iterator[None]:
-    """A caller's patience begins when its batch is sent, not when it calls."""
+    """A caller's patience begins when its batch is sent, not when the call is made."""
     with (
         exchanged(Batcher, "_remaining_s", lambda self, arrival: self._patience),
         exchanged(Batcher, "_expire_at", lambda self, due: None),
@@ -348,7 +348,7 @@ def patience_adds_up() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patience_begins_again() -> Iterator[None]:
-    """A call that is repeated alone, after a round trip with others, gets the whole patience
+    """A call that is repeated alone, after a round trip with other calls, gets its whole patience
     again."""
     real, awaited = blocking.Broker.run, aio.AsyncBroker.run
 
@@ -369,13 +369,13 @@ def patience_begins_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiters_not_moved() -> Iterator[None]:
-    """Returning a slot neither moves a waiting task nor has a fetch do so."""
+    """Returning a slot neither moves a waiting task nor makes a fetch move it."""
     with waiter_not_moved(), opening_not_stored():
         yield
 
 
 def starving_priority() -> contextlib.AbstractContextManager[None]:
-    """New tasks of a priority other than normal go before the tasks that wait in its band."""
+    """A new task with a priority other than normal goes before the tasks that wait in its band."""
     right = "    last[key] = tag\n"
     wrong = """    local priority = read_member(key)
     local first = priority ~= normal_priority and lowest_of_band(KEYS.pending, priority)
@@ -385,7 +385,7 @@ def starving_priority() -> contextlib.AbstractContextManager[None]:
 
 
 BROKE: Final = "a part of the server failed"
-"""The exception that ends a server after a mistake in its code."""
+"""The exception with which a server ends after a mistake in its code."""
 
 MUTANTS: Final[dict[str, Plant]] = named(
     settle_without_token, heartbeat_on_the_loop, fetch_neither_repeated_nor_reconciled,
@@ -414,11 +414,11 @@ def caught(
     *,
     arrange: Callable[[History], Any] | None = None,
 ) -> Outcome | None:
-    """Return the outcome of the first seed that finds the mistake; None if none of them does.
+    """Return the outcome of the first seed that finds the mistake, or None if no seed does.
 
     `arrange` may change the faults of the histories.
 
-    A seed that also fails without the mistake has found another problem, and is printed on stderr.
+    A seed that also fails without the mistake has found another problem; it is printed to stderr.
     """
     for seed in seeds:
         with plant():

@@ -1,7 +1,7 @@
 """The simulated network between processes and the store.
 
-A request in flight arrives even if its sender has given up or died. The seed draws its fault: the
-request or its reply is lost, it arrives late or twice, it is refused, or it is cut off in the
+A request in flight arrives even if its sender has given up or died. The seed chooses its fault: the
+request or its reply is lost, or the request arrives late or twice, is refused, or is cut off in the
 middle.
 """
 
@@ -55,24 +55,24 @@ SILENCE_S: Final = 5.0
 """Longest wait for a lost reply, in seconds."""
 
 RESUME_S: Final = 2.0
-"""Longest time from a return of the store to the next fetch, in seconds."""
+"""Longest time from the store's return to the next fetch, in seconds."""
 
 NEAR: Final = (0.0001, 0.0005, 0.002)
 FAR: Final = (0.01, 0.05, 0.1)
 """Possible one-way latencies, near the store and far from it, in seconds."""
 
 UNWATCHED: Final = frozenset(("server_heartbeat", "set_server_info", "register"))
-"""Scripts by which servers register. No task depends on them and no server reads their replies, so
-they are run along with the next call."""
+"""Scripts with which servers register. No task depends on them and no server reads their replies,
+so they run along with the next call."""
 
 UNHEARD: Final = UNWATCHED | {"progress"}
-"""Scripts whose arguments differ between processes, or have no order; the history leaves them
+"""Scripts whose arguments differ between processes or have no fixed order. The history leaves them
 out."""
 
 
 @dataclass(eq=False, slots=True)
 class Listener:
-    """A subscription to the channel of ended tasks."""
+    """A subscription to the channel for ended tasks."""
 
     process: Proc
     channel: str
@@ -82,7 +82,7 @@ class Listener:
 
 @dataclass(slots=True)
 class NetworkCounts:
-    """Number of calls by fault."""
+    """Number of calls affected, by fault."""
 
     calls: int = 0
     fates: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class NetworkCounts:
 
 
 class Network:
-    """All connections of a history, and the store at their end."""
+    """All connections of a history and the store that they lead to."""
 
     def __init__(
         self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seed: str, *, lease_s: float
@@ -119,7 +119,7 @@ class Network:
 
     @property
     def digest(self) -> str:
-        """Digest of all events at the store, by which two histories can be compared."""
+        """Digest of all events at the store, for comparing two histories."""
         return hashlib.blake2b(repr(self.events).encode(), digest_size=16).hexdigest()
 
     def note(self, *event: Any) -> None:
@@ -129,7 +129,7 @@ class Network:
     # Trips
 
     def send(self, process: Proc, commands: Sequence[Command], deliver: Deliver) -> None:
-        """Send commands; `deliver` gets one reply or error each, or is never called."""
+        """Send commands. `deliver` gets one reply or error per command, or is never called."""
         self.counts.calls += len(commands)
         fate = self._fate(process, len(commands))
         if fate != "well":
@@ -216,7 +216,7 @@ class Network:
     def _refuse(
         self, process: Proc, commands: Sequence[Command], back: float, deliver: Deliver
     ) -> None:
-        """Answer one command, or all of them, with an error of the store."""
+        """Answer one command, or all of them, with an error reply."""
         code = self._random.choice(self.codes)
         all_of_them = self._random.random() < 0.7
         which = self._random.randrange(len(commands))
@@ -260,12 +260,12 @@ class Network:
             owners = self.store.plain("HGETALL", command[3].partition("}")[0] + "}:owner")
             self.ledger.see_owners(queue, dict(zip(owners[::2], owners[1::2], strict=True)))
 
-    # What waits
+    # Waiting callers
 
     def block(
         self, process: Proc, keys: Sequence[str], seconds: float, deliver: Callable[[Any], None]
     ) -> Blocked:
-        """Run BLPOP: `deliver` gets (key, element), None at the timeout, or an error, or is not
+        """Run BLPOP. `deliver` gets (key, element), None at the timeout, or an error, or is never
         called."""
         blocked = Blocked(process, keys, deliver)
         fate = self._fate(process, 1)
@@ -301,7 +301,7 @@ class Network:
         self._after(self._latency(), self.store.leave, blocked)
 
     def died(self, process: Proc, *, at_once: bool) -> None:
-        """Close the connections of a dead process, or leave them open, as when its machine is
+        """Close the connections of a dead process, or leave them open as if its machine were
         lost."""
         self._listeners = [one for one in self._listeners if one.process is not process]
         if at_once:
@@ -310,7 +310,7 @@ class Network:
                     self.store.leave(blocked)
 
     def break_connections(self) -> None:
-        """Break all connections; their waiting callers learn of it."""
+        """Break all connections; their waiting callers notice."""
         for blocked in self.store.waiting():
             self.store.leave(blocked)
             self._after(self._latency(), blocked.deliver, broken())
@@ -319,7 +319,7 @@ class Network:
             self._after(self._latency(), listener.hear, None)
 
     def restart(self, down_s: float, loading_s: float) -> None:
-        """Kill the store and restart it, with its data but without its scripts."""
+        """Kill the store and restart it with its data but without its scripts."""
         self.break_connections()
         self.store.forget_scripts()
         self.down_until = max(self.down_until, self.loop.now + down_s)

@@ -36,16 +36,16 @@ SWEEP: Final = 1.0
 SCHEDULES: Final[dict[str, tuple[float, Missed]]] = {
     "tick": (2.0, "skip"), "once": (600.0, "once"), "all": (600.0, "all"),
 }  # fmt: skip
-"""Seconds between the ticks of each schedule, and its option for missed ticks. Some ticks of the
-last two are missed only when the store's clock jumps."""
+"""Seconds between the ticks of each schedule, and its option for missed ticks. Ticks of the last
+two schedules are missed only when the store's clock jumps."""
 
 OLD: Final = ("work", "work-thread")
 NEW: Final = (*OLD, "new")
-"""The types of task that servers know before and after a deploy."""
+"""The task types that servers handle before and after a deploy."""
 
 
 class World(Protocol):
-    """The part of a history that its processes use."""
+    """The part of a history that processes use."""
 
     seed: int
     loop: SimLoop
@@ -61,7 +61,7 @@ class World(Protocol):
 
 
 class Population:
-    """All processes, dead ones too."""
+    """All processes, including dead ones."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -139,8 +139,8 @@ class Population:
             self._restart_later(types)
 
     def _host(self, process: Proc) -> str | None:
-        """Return the server's host name. In every other history without a supervisor it is the
-        first that no live server has, so that names are reused."""
+        """Return a host name for the server. In every other history without a supervisor, it is the
+        first name that no live server has, so that names are reused."""
         if self.world.profile.supervised or self.world.seed % 2:
             return None
         taken = {self.hosts.get(one) for one in self.servers if one.alive and one is not process}
@@ -150,7 +150,7 @@ class Population:
         return self.hosts[process]
 
     def check_left(self, process: Proc, holder: str) -> None:
-        """Check that a server that stopped without a fault left no leases behind."""
+        """Check that a server that stopped without a fault has left no leases behind."""
         world = self.world
         if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
             return
@@ -162,8 +162,7 @@ class Population:
                 world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
 
     def crash(self, process: Proc) -> None:
-        """Kill a process; start another if it was a server, and let the supervisor, if any,
-        know."""
+        """Kill a process. If it was a server, start another one and tell the supervisor, if any."""
         world = self.world
         if not process.alive:
             return
@@ -240,7 +239,7 @@ class Population:
         await asyncio.to_thread(user.run, client, count, self.world.profile.seconds)
 
     def start_scheduler(self) -> None:
-        """Start a client that puts schedules into the store, and changes them."""
+        """Start a client that stores and changes schedules."""
         world = self.world
         process = self._process("scheduler")
         self.others.append(process)
@@ -255,7 +254,7 @@ class Population:
         self.clients.append(process.run(schedule()))
 
     def start_editor(self) -> None:
-        """Start a client that changes documents."""
+        """Start a client that edits documents."""
         world = self.world
         process = self._process("editor")
         self.others.append(process)

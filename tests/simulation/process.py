@@ -1,4 +1,4 @@
-"""A simulated process: it freezes, its event loop stalls, it dies, and its clocks are wrong."""
+"""A simulated process. It may freeze, stall or die, and its clocks may be wrong."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any, Final
 from tests.simulation.loop import STRAND, SimLoop, Strand
 
 WALL: Final = 4_000_000_000.0
-"""Unix time at the start of a history, by the store: far from now, so that reading a real clock is
-noticed."""
+"""Unix time at the start of a history, by the store's clock. It is far from now, so that reading a
+real clock is noticed."""
 
 
 FATES: Final = ("before", "after", "late", "twice", "refused", "cut")
-"""Faults of a call: it or its reply is lost, it is late, made twice, answered with an error, or cut
-off in the middle of a batch."""
+"""Faults of a call: the call or its reply is lost, or the call is late, made twice, answered with
+an error, or cut off in the middle of a batch."""
 
 
 class Link:
-    """The faults of a process's calls: the chance of each, and whether any call gets through."""
+    """The faults of a process's calls: the probability of each, and whether any call gets
+    through."""
 
     def __init__(self) -> None:
         self.fates: tuple[tuple[str, float], ...] = ()
@@ -34,7 +35,7 @@ class Link:
 
 
 class Proc:
-    """A process. Its coroutines run in its context, by which the loop knows their process."""
+    """A process. Its coroutines run in its context, from which the loop finds their process."""
 
     def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
         self.loop = loop
@@ -44,7 +45,7 @@ class Proc:
         self.died_at: float | None = None
         self.types: tuple[str, ...] = ()
         self.poisoned_by: str | None = None
-        """The task that killed it; None if none did."""
+        """The task that killed it, or None."""
         self.frozen = 0
         self.stalled = 0
         self.link = Link()
@@ -57,7 +58,7 @@ class Proc:
         self.context.run(STRAND.set, self.strand)
         self.tasks: list[asyncio.Task[Any]] = []
         self.troubles: list[tuple[float, float]] = []
-        """Start and end of each freeze and each failed call."""
+        """Start and end times of each freeze and each failed call."""
         self.stalls: list[tuple[float, float]] = []
         self.freezes: list[tuple[float, float]] = []
         self.mishaps: list[float] = []
@@ -71,8 +72,8 @@ class Proc:
         return bool(self.frozen or (self.stalled and strand.kind == "loop"))
 
     def clock(self) -> float:
-        """Return the time of its clock, which starts anywhere and drifts a little, in
-        seconds."""
+        """Return the time of its monotonic clock in seconds. The clock starts anywhere and drifts a
+        little."""
         return self.offset + self.loop.now * (1 + self.drift)
 
     def wall(self) -> float:
@@ -95,19 +96,19 @@ class Proc:
         self.troubles.append((self.loop.now, self.loop.now + seconds))
 
     def troubled(self, since: float, until: float) -> bool:
-        """Return whether it died or had such a fault within this time."""
+        """Return whether it died or had such a fault within this period."""
         if self.died_at is not None and self.died_at <= until:
             return True
         return any(begin <= until and end >= since for begin, end in self.troubles)
 
     def stood_still(self, since: float, until: float) -> bool:
-        """Return whether its event loop was blocked within this time, or it had a fault."""
+        """Return whether its event loop was blocked, or it had a fault, within this period."""
         stalled = any(begin <= until and end >= since for begin, end in self.stalls)
         return stalled or self.troubled(since, until)
 
     def stood_still_for(self, since: float, until: float) -> float:
-        """Return for how many seconds at most the process or its event loop was stopped within this
-        time."""
+        """Return the longest time in seconds that the process or its event loop was stopped within
+        this period."""
         pauses = (*self.stalls, *self.freezes)
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in pauses)
 
@@ -119,7 +120,7 @@ class Proc:
         self.loop.call_later(seconds, self._thaw, context=contextvars.Context())
 
     def stall(self, seconds: float) -> None:
-        """Block the event loop, as a handler may; threads continue."""
+        """Block the event loop, as a handler may. Threads continue."""
         self.stalled += 1
         self.stalls.append((self.loop.now, self.loop.now + seconds))
         self.loop.call_later(seconds, self._go_on, context=contextvars.Context())

@@ -13,13 +13,13 @@ FAULTS: Final = (
     "flush_scripts", "restart", "pause", "quiet",
 )  # fmt: skip
 LOSSES: Final = ("roll_back", "flush", "store_jump")
-"""Faults after which the verdict excuses more: only few histories have each of them."""
+"""Faults after which the verdict excuses more. Only a few histories have each of them."""
 
 OPERATORS: Final = ("pause_type",)
-"""Actions of operators besides pausing queues, in some histories only."""
+"""Actions of operators besides pausing queues. Only some histories have them."""
 
 OUTAGES: Final = ("outage",)
-"""Faults that make a history longer: few histories have one, once."""
+"""Faults that make a history longer. Few histories have such a fault, and only once."""
 
 
 class Profile:
@@ -47,14 +47,15 @@ class Profile:
         in_threads = rng.random() < 0.5
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
         self.threads = rng.choice((None, None, 1, 2))
-        """Fewer threads than tasks that may run, so that some tasks wait for one."""
+        """Number of threads: fewer than tasks that may run, so that some tasks wait for a
+        thread."""
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
         self.stored = rng.random() < 0.5
-        """True if a client puts schedules into the store."""
+        """True if a client stores schedules."""
         self.flow = rng.random() < 0.3
-        """True if there are priorities, and an editor whose tasks replace one another."""
+        """True if tasks have priorities and an editor's tasks replace one another."""
         self.pauses_types = self.tasks % 4 == 3
-        """True if an operator pauses and resumes types all the time."""
+        """True if an operator constantly pauses and resumes types."""
         self.limits = 0.6 if self.tasks % 3 == 0 else 0.0
         """Share of tasks with limits. Neither this share nor pauses of types are drawn at random,
         so that the other draws of a seed stay the same."""

@@ -1,4 +1,4 @@
-"""Runs many seeds: one after another, or shared among processes with a store each."""
+"""Runs many seeds one after another, or divided among processes with a store each."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class Summary:
         self.refusals += other.refusals
 
     def encode(self) -> str:
-        """Return the summary as text, for another process."""
+        """Return the summary as a string, for another process."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def decode(cls, text: str) -> Summary:
-        """Return the summary from the text of `encode`."""
+        """Return the summary from the output of `encode`."""
         found: dict[str, Any] = json.loads(text)
         found["bad"] = {int(seed): wrong for seed, wrong in found["bad"].items()}
         for name in ("faults", "refusals"):
@@ -104,11 +104,11 @@ def outcomes(
     progress: Progress | None = None,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
-    """Run seeds in order until the time is over; call `tell` with each outcome.
+    """Run seeds in order until the time is over, and call `tell` with each outcome.
 
     `progress` prints a line a minute, and ends the run when stopped.
 
-    At least `at_least` seeds run, however long they take.
+    At least `at_least` seeds run, however long that takes.
     """
     ends = None if within_s is None else time.monotonic() + within_s
     summary = Summary()
@@ -136,7 +136,8 @@ def spread(
 ) -> Summary:
     """Run the seeds in several processes with a store each; each process takes every n-th seed.
 
-    Each prints its own line a minute; the signal that stops `progress` stops them all.
+    Each process prints its own line once a minute; the signal that stops `progress` stops all
+    processes.
     """
     number = processes or max(1, os.cpu_count() or 1)
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""The store of a history: a real Valkey on virtual time, and its waiting callers.
+"""The store of a history: a real Valkey on virtual time, with its waiting callers.
 
-Each call is made at one instant of virtual time. The store restarts, loses its last writes, is
-flushed, and its clock jumps.
+Each call is made at one instant of virtual time. The store may restart, lose its last writes or be
+flushed, and its clock may jump.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAMES: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A script as the store knows it."""
+    """A script as the store sees it."""
 
     name: str
     text: str
@@ -53,7 +53,7 @@ class Known:
 
 @cache
 def _timed(name: str) -> bool:
-    """Return whether the first argument of a script is the time, by its header."""
+    """Return whether the header of a script says that its first argument is the time."""
     return re.search(r"^-- ARGV\[1\] now ", script.read(f"{name}.lua"), re.MULTILINE) is not None
 
 
@@ -80,7 +80,7 @@ def error_of(code: str) -> Exception:
 
 
 class Line:
-    """A connection to the real store: one round trip at a time, at the lowest cost."""
+    """A connection to the real store for one round trip at a time, at the lowest cost."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -107,7 +107,7 @@ _lines: dict[str, Line] = {}
 
 
 def line_to(store: redis.Redis) -> Line:
-    """Return this process's connection to a store on a unix socket."""
+    """Return this process's connection to a store on a Unix socket."""
     pool: Any = store.connection_pool
     path: str = pool.connection_kwargs["path"]
     if path not in _lines:
@@ -130,19 +130,19 @@ class Snapshot:
     """A copy of the store's data and of the ledger's knowledge."""
 
     values: tuple[tuple[bytes, int, bytes], ...]
-    """Key, TTL in milliseconds or 0, and the output of DUMP."""
+    """Key, TTL in milliseconds (or 0), and output of DUMP for each key."""
     ledger: Any
 
 
 class SimStore:
-    """Executes calls, and serves callers that wait for an element of a list."""
+    """Executes calls and serves callers that wait for an element of a list."""
 
     def __init__(
         self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seen: Seen, wake: Wake
     ) -> None:
         self.loop = loop
         self.skew_us = 0
-        """Total jump of its clock, in microseconds."""
+        """Sum of its clock jumps, in microseconds."""
         self.latest_us = 0
         """Latest time that its clock has shown."""
         self.jumps: list[tuple[float, int]] = []
@@ -153,7 +153,7 @@ class SimStore:
         self._blocked: dict[str, list[Blocked]] = {}
         self._later: list[Command] = []
         self._filled: set[str] = set()
-        """Lists that may have an element."""
+        """Lists that may contain an element."""
         by_sha = _scripts()
         self.scripts = by_sha | {known.text: known for known in by_sha.values()}
         here = self.plain("SCRIPT", "EXISTS", *by_sha)
@@ -170,14 +170,14 @@ class SimStore:
         return now_us
 
     def jump(self, seconds: float) -> None:
-        """Let its clock jump, as by a step of NTP or the takeover of a replica with another
+        """Let its clock jump, as after an NTP step or a failover to a replica with another
         clock."""
         _ = self.now_us  # for `latest_us`
         self.skew_us += round(seconds * 1_000_000)
         self.jumps.append((self.loop.now, round(seconds * 1_000_000)))
 
     def jumped_us(self, since: float = 0.0) -> tuple[int, int]:
-        """Return how far its clock has jumped since then, forward and back."""
+        """Return how far its clock has jumped forward and back since then."""
         jumps = [by for at, by in self.jumps if at >= since]
         return sum(by for by in jumps if by > 0), -sum(by for by in jumps if by < 0)
 
@@ -208,7 +208,7 @@ class SimStore:
         return answers
 
     def execute_later(self, commands: Iterable[Command]) -> None:
-        """Execute calls with the next ones: no caller waits for their replies."""
+        """Execute calls together with the next ones, since no caller waits for their replies."""
         self._later += map(self._timed, commands)
 
     def _timed(self, command: Command) -> Command:
@@ -232,18 +232,18 @@ class SimStore:
         return replies[len(late) :]
 
     def plain(self, *command: Any) -> Any:
-        """Run a command outside of the history; return its reply."""
+        """Run a command that is not part of the history; return its reply."""
         return self.read([command])[0]
 
     def read(self, commands: Sequence[Command]) -> Replies:
-        """Run commands outside of the history; return their replies."""
+        """Run commands that are not part of the history; return their replies."""
         replies = self._line.trip(commands) if commands else []
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
         return replies
 
-    # What waits
+    # Waiting callers
 
     def block(self, blocked: Blocked) -> tuple[str, bytes] | None:
         """Return an element of one of the lists; if there is none, return None and let the caller

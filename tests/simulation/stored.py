@@ -1,4 +1,4 @@
-"""Schedules in the store: a client that puts and changes them, and checks of their ticks."""
+"""Stored schedules: a client that creates and changes them, and checks of their ticks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EARLY_US: Final = 10_000
 
 @dataclass
 class Version:
-    """A version of a stored schedule: the time from which it owes ticks, and its ticks so far."""
+    """A version of a stored schedule: the time of its first expected tick, and its ticks so far."""
 
     stamp: bytes
     since_us: int
@@ -32,16 +32,16 @@ class Version:
 
 
 class StoredBook:
-    """Replies of the store about stored schedules."""
+    """Replies from the store about stored schedules."""
 
     def __init__(self, find: Callable[[str], None]) -> None:
         self._find = find
         self.versions: dict[tuple[str, str], list[Version]] = {}
-        """Versions by queue and name; the last one is in force unless it is in `deleted`."""
+        """Versions by queue and name. The last version is in force unless it is in `deleted`."""
         self.deleted: set[tuple[str, str]] = set()
 
     def see_put(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
-        """Record a put and its reply."""
+        """Record a put and the reply to it."""
         _, _, name, _, record = args
         stamp, of_program = reply
         known = self.versions.setdefault((queue, name), [])
@@ -53,7 +53,7 @@ class StoredBook:
             self.deleted.discard((queue, name))
 
     def see_delete(self, queue: str, args: Sequence[Any], reply: Any) -> None:
-        """Record a delete and its reply."""
+        """Record a delete and the reply to it."""
         if reply:
             self.deleted.add((queue, args[1]))
 
@@ -103,7 +103,7 @@ class StoredBook:
 
 
 class Scheduler:
-    """A process that puts schedules into the store, and changes them while servers run."""
+    """A process that stores schedules and changes them while servers run."""
 
     def __init__(self, rng: random.Random, queue: str, now_us: Callable[[], int]) -> None:
         self._random = rng
@@ -125,7 +125,7 @@ class Scheduler:
                 await self._put(client, name)
 
     async def _near_a_tick(self) -> None:
-        """Wait until a tick is about to be enqueued, so that the change comes at that moment."""
+        """Wait until a tick is about to be enqueued, so that the change happens at that moment."""
         left_s = 1.0 - self._now_us() % US / US
         await asyncio.sleep(max(0.0, left_s - self._random.uniform(-0.03, 0.03)))
 

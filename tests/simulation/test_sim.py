@@ -1,4 +1,4 @@
-"""Real clients and servers on virtual time with every fault: no task is lost or runs early.
+"""Real clients and servers run on virtual time with every fault. No task is lost or runs early.
 
 Each seed is one history. QSYNC_SIM_SEEDS sets the number of seeds, QSYNC_SIM_SECONDS the maximum
 duration; QSYNC_SIM_SEED=n repeats that seed alone, exactly. `python -m tests.simulation` runs more
@@ -48,7 +48,7 @@ SEEDS: Final = int(os.environ.get("QSYNC_SIM_SEEDS", "500"))
 SECONDS: Final = float(os.environ.get("QSYNC_SIM_SECONDS", "60"))
 
 AT_LEAST: Final = 50
-"""Minimum number of seeds, even on a busy machine: this many cause every fault."""
+"""Minimum number of seeds, even on a busy machine. This many seeds cause every fault."""
 
 QUICK: Final = (
     "settle without token", "heartbeat on the loop", "noscript not handled",
@@ -56,13 +56,13 @@ QUICK: Final = (
     "promoted but not pending", "lock outlives death", "stored tick of an old version",
     "slot freed twice", "waiters not moved",
 )  # fmt: skip
-"""Mistakes that a few seeds find; `python -m tests.simulation --mistakes` lists all of them."""
+"""Mistakes that a few seeds find. `python -m tests.simulation --mistakes` lists all mistakes."""
 
 LONG: Final = ("settle without token",)
-"""Mistakes that take a minute each to be found."""
+"""Mistakes that each take a minute to find."""
 
 ENOUGH: Final = 64
-"""Seeds within which each of these is found."""
+"""Number of seeds within which each slow mistake is found."""
 
 POLICY: Final = FetchPolicy(
     lease_us=round(LEASE * US), max_crashes=3, dead_limit=100, dead_age_us=86_400 * US
@@ -117,7 +117,7 @@ PARTS: Final = (
     "client|handle|queue_announcer|result_listener|results|sending|subscriptions|task"
     r"|worker\.lease_abandoner"
 )
-"""Modules that take part in histories besides those of servers and brokers."""
+"""Modules that take part in histories, besides those of servers and brokers."""
 
 
 def test_ledger_processes_the_calls_of_scripts_that_exist() -> None:
@@ -152,7 +152,7 @@ def test_history_reads_no_machine_clock() -> None:
 def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
     client: redis.Redis, sent_again: list[tuple[int, bool]], found: int
 ) -> None:
-    """The network can duplicate an answered fetch; no server reads the reply to the copy."""
+    """The network can duplicate an answered fetch. No server reads the reply to the duplicate."""
     client.flushall()
     history = History(0, client)
     process, keys = Proc(history.loop, "server1", history.rng), QueueKeys(PREFIX, QUEUES[0])
@@ -176,18 +176,18 @@ def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
         history.population.check_left(process, "a")
         assert len(history.ledger.wrong) == found
         recovered = []
-        for number in range(1, 5):  # a second apart: after a longer gap, no lease would expire
+        for number in range(1, 5):  # one second apart: after a longer gap, no lease would expire
             history.loop.now += LEASE / 3
             recovered += fetch("b", number)
         assert recovered == [sent.id.encode()]
         assert len(history.ledger.wrong) == 2 * found, history.ledger.wrong
 
 
-# One kind of fault at a time, more often than among all the others.
+# One kind of fault at a time, more often than among all other kinds.
 
 
 def only(history: History, *kinds: str, hard: bool = True) -> None:
-    """Allow only these faults, and no faults of calls."""
+    """Allow only these faults and no call faults."""
     profile = history.profile
     profile.faults = dict.fromkeys(kinds, 1.0)
     profile.link = dict.fromkeys(FATES, 0.0)
@@ -251,7 +251,7 @@ def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
 
 
 def test_problem_found_early_causes_no_others(client: redis.Redis) -> None:
-    """The servers are then stopped soon after the end of the faults, and tasks that are due later
+    """In that case the servers are stopped soon after the faults end, and tasks that are due later
     do not count as lost."""
     client.flushall()
     history = History(0, client)
@@ -293,7 +293,7 @@ def test_missed_ticks_are_caught_up_by_their_policy(client: redis.Redis) -> None
     only(history)
     history.profile.seconds = 12.0
     history.loop.call_later(3.0, history.plague.store_jump, HOUR_S)
-    for at in (3.5, 4.0, 4.5):  # their replacements learn the new time
+    for at in (3.5, 4.0, 4.5):  # their replacements read the new time
         history.loop.call_later(at, history.plague.crash)
     check(history.run())
     ticks = {name: times for (_, name), times in history.ledger.ticks.times.items()}
@@ -326,10 +326,10 @@ def test_no_two_tasks_run_under_one_lock(client: redis.Redis) -> None:
 
 
 def stalls_without_scripts(history: History) -> None:
-    """Let loops stall before they can repeat a call whose script the store had forgotten.
+    """Let event loops stall before they can repeat a call whose script the store has forgotten.
 
-    Then a settlement stays open for long, while its server can still renew the lease. Among all
-    faults, one history of twenty shows this, here one of five.
+    A settlement then stays open for a long time while its server can still renew the lease. With
+    all faults, one history in twenty shows this; here, one in five does.
     """
     profile = history.profile
     profile.faults = {"stall": 1.0, "flush_scripts": 1.0}

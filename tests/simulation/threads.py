@@ -1,8 +1,8 @@
-"""Threads that take turns with the event loop, so that exactly one of them runs at any time.
+"""Threads that take turns with the event loop, so that exactly one thread runs at any time.
 
-A simulated thread is a greenlet that yields whenever it blocks. A callback of the loop resumes it,
-in its own strand and at a moment of virtual time. So the seed sets the order, and the thread runs
-the real code, including the calls by which it blocks.
+A simulated thread is a greenlet that yields whenever it blocks. A callback of the loop resumes it
+in its own strand, at an instant of virtual time. The seed thus determines the order, and the thread
+runs the real code, including its blocking calls.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.simulation.loop import STRAND, SimLoop, Strand
 
 
 class Killed(BaseException):
-    """Unwinds a thread when the history is over."""
+    """Raised in a thread to unwind it when the history is over."""
 
 
 class Turns:
@@ -70,7 +70,7 @@ _running: SimThread | None = None
 
 
 def current_thread() -> SimThread:
-    """Return the simulated thread that runs."""
+    """Return the simulated thread that is running."""
     assert _running is not None, "the event loop must not block"
     return _running
 
@@ -96,7 +96,7 @@ class SimThread:
         self._ended = SimEvent(turns)
 
     def start(self) -> None:
-        """Run the target, from the next turn of this thread on."""
+        """Start to run the target on the next turn of this thread."""
         strand = STRAND.get()
         assert strand is not None
         process = strand.process
@@ -110,7 +110,7 @@ class SimThread:
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def is_alive(self) -> bool:
-        """Return whether it has started and not ended."""
+        """Return whether the thread has started and not ended."""
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
@@ -119,7 +119,7 @@ class SimThread:
             self._ended.wait(timeout)
 
     def park(self, timeout: float | None) -> None:
-        """Let other threads continue; return after some seconds or when woken."""
+        """Let other threads continue; return after these seconds or when woken."""
         if self._killed:
             raise Killed
         self._ticket += 1
@@ -135,11 +135,11 @@ class SimThread:
             raise Killed
 
     def wake(self) -> None:
-        """Let it continue in its next turn."""
+        """Let the thread continue in its next turn."""
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def kill(self) -> None:
-        """Unwind it."""
+        """Unwind the thread."""
         self._killed = True
         if self._alive:
             self._switch()

@@ -1,4 +1,4 @@
-"""Ticks of the schedules of programs: which ones came, and whether each was due."""
+"""Ticks of program schedules: which ticks came, and whether each was due."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 from tests.simulation.entries import US
 
 MOVED: Final = "moved"
-"""A schedule that the deploy changes, from ten minutes to a second; it makes up for all missed
+"""A schedule whose period the deploy changes from ten minutes to one second. It runs all missed
 ticks."""
 
 EARLY_US: Final = 10_000
-"""Maximum time by which a tick may be early: the rates of two machines' clocks differ by up to
-1e-4, and servers read the store's clock once a minute."""
+"""Maximum time by which a tick may be early. The clock rates of two machines differ by up to 1e-4,
+and servers read the store's clock once a minute."""
 
 
 class TickBook:
@@ -26,11 +26,11 @@ class TickBook:
         self.lost: set[tuple[str, str, int]] = set()
         """Queue, schedule and time of each tick that the store lost."""
         self.changed_us: int | None = None
-        """Time at which the first server with a different expression of a schedule started."""
+        """Time at which the first server with a different expression for a schedule started."""
 
     def see(self, queue: str, schedule: str, tick_us: int, id: str, now: int, back_us: int) -> None:
-        """Record a tick that was accepted. Ticks may be early by as much as the store's clock has
-        gone back."""
+        """Record an accepted tick. Ticks may be early by as much as the store's clock has gone
+        back."""
         if tick_us > now + EARLY_US + back_us:
             self._find(f"tick {id} came {(tick_us - now) / US} s early")
         if schedule == MOVED and tick_us % (600 * US):

@@ -1,4 +1,4 @@
-"""The final check of a history: every task is accounted for, and no data is left over."""
+"""The final check of a history: every task is accounted for and no data is left over."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:  # the history creates its verdict, so this import would be a 
     from tests.simulation.history import History
 
 BAR_LEASES: Final = 10
-"""Maximum time until all tasks have ended after the last fault, in leases."""
+"""Maximum time from the last fault until all tasks have ended, in leases."""
 
 SLACK_S: Final = 1.0
 
 STUBBORN_S: Final = DEAF_S + 1.0
-"""Longest time that a handler that ignores its timeout may hold its slot, timeout included."""
+"""Longest time, including the timeout, that a handler that ignores its timeout may hold its
+slot."""
 
 POLL_S: Final = 0.5
 
@@ -52,7 +53,7 @@ class Verdict:
         self.find = history.ledger.find
         self._last: dict[tuple[str, str], dict[str, Any]] = {}
         self._cut_short = False
-        """True if the servers were stopped before all tasks had ended, since a problem had been
+        """True if the servers were stopped before all tasks had ended, because a problem had been
         found."""
 
     def _key(self, queue: str, name: str) -> str:
@@ -69,7 +70,7 @@ class Verdict:
         return _pairs(self.plain(*self._command(queue, name)))
 
     def _read_all(self) -> None:
-        """Read all data at once; nothing changes from now on."""
+        """Read all data at once. Nothing changes from now on."""
         names = [
             (queue, name)
             for queue in QUEUES
@@ -79,7 +80,8 @@ class Verdict:
         self._last = dict(zip(names, map(_pairs, replies), strict=True))
 
     async def recovered(self) -> None:
-        """Check that dead servers have no leases a lease and a sweep after the last fault."""
+        """Check that dead servers hold no leases once a lease and a sweep have passed since the
+        last fault."""
         loop = self.history.loop
         while loop.now < self._last_trouble() + LEASE + SWEEP + SLACK_S:
             if not self._unfinished():
@@ -92,13 +94,13 @@ class Verdict:
                     continue
                 server = self.ledger.servers[token.decode().rpartition("/")[0]]
                 lease = self.ledger.entry(queue, id).lease
-                # A renewal may have been in flight for a while when its sender died.
+                # A renewal may have been in flight for some time when its sender died.
                 if not server.alive and (lease is None or lease.expires_us < over_us):
                     self.find(f"{id} is still leased to {server.name}, dead for long")
 
     def _last_trouble(self) -> float:
-        """Return the time of the last fault, death or stop of a server, or late or lost reply to a
-        live server."""
+        """Return the time of the last fault, the last death or stop of a server, or the last late
+        or lost reply to a live server."""
         last: float = self.history.peace_at
         for server in self.history.population.servers:
             if server.died_at is not None:
@@ -112,7 +114,7 @@ class Verdict:
         loop = self.history.loop
         due_us = max([entry.due_us for entry in self.ledger.entries.values()], default=0)
         due = loop.now + max(0.0, (due_us - self._now_us) / US)
-        jumps = sum(abs(by) for _, by in self.store.jumps if by < 0) / US  # leases last longer
+        jumps = sum(abs(by) for _, by in self.store.jumps if by < 0) / US  # with longer leases
         ends = due + self._work_left() + BAR_LEASES * LEASE + jumps
         while left := self._unfinished():
             if self.ledger.wrong:
@@ -124,7 +126,8 @@ class Verdict:
             await asyncio.sleep(POLL_S)
 
     def _work_left(self) -> float:
-        """Return the seconds that the handlers of unfinished tasks may take, one after another."""
+        """Return the total seconds that the handlers of unfinished tasks may take one after
+        another."""
         total = 0.0
         for wanted in self.books.accepted.values():
             entry = self.ledger.entry(wanted.queue, wanted.id)
@@ -148,7 +151,7 @@ class Verdict:
     def _now_us(self) -> int:
         return self.store.now_us
 
-    # All is over
+    # After all servers have stopped
 
     def final(self) -> None:
         """Check everything again after all servers have stopped."""
@@ -177,7 +180,7 @@ class Verdict:
                 if id.partition("@")[0] in (*SCHEDULES, MOVED, *NAMES) and id in self._fields(
                     queue, "pending"
                 ):
-                    continue  # it came when the servers were about to stop
+                    continue  # it arrived when the servers were about to stop
                 self.find(f"{name} of {queue} still holds {id}")
         for name in ("holds", "waiters", "openings", "limited"):
             if left := self._fields(queue, name):
@@ -192,8 +195,8 @@ class Verdict:
             if lock.startswith("@"):
                 self.find(f"{lock} in {queue} is a lock of a task that ended")
             elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
-                # Fetches sweep ended windows once a second. An idle queue is fetched from every few
-                # minutes, and enqueue does not treat an ended window as a lock.
+                # Fetches sweep ended windows once a second. Idle queues are fetched from only every
+                # few minutes, and enqueue does not treat an ended window as a lock.
                 self.find(f"{lock} in {queue} has no holder: {value!r}")
 
     def _check_counters(self, queue: str) -> None:
@@ -250,7 +253,7 @@ class Verdict:
             self.find(f"{wanted.id} is completed and was never run")
         kind = wanted.plan["kind"]
         times = wanted.plan["times"]
-        # A server that stops while the store refuses to make a task dead hands it back.
+        # A server that stops while the store refuses to record a dead task hands the task back.
         failures = max(wanted.retry, entry.returned_attempts)
         if kind in ("skip", "poison") or (kind in ("fail", "again") and times > failures):
             self.find(f"{wanted.id} of kind {kind} is completed: {wanted}")
@@ -271,14 +274,14 @@ class Verdict:
             "timed out" in error
             or ("no server knew it for an hour" in error and self.ledger.forgetful)
             or kind == "skip"
-            or (kind == "nested" and "no child" in error)  # the store had no memory for it
+            or (kind == "nested" and "no child" in error)  # the store had no memory for the result
             or (kind in ("fail", "again", "gives_up") and times > wanted.retry)
         ):
             self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
 
     def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
-        """Check that only poison, or a task alone in processes that died for other reasons, is dead
-        of crashes."""
+        """Check that a task is dead from crashes only if it is poison, or was alone in processes
+        that died for other reasons."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
         if len(lapsed) < MAX_CRASHES:
             self.find(f"{wanted.id} is dead of crashes, but only {len(lapsed)} leases expired")
@@ -298,12 +301,12 @@ class Verdict:
             self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s though it was cancelled")
 
     def _check_ticks(self) -> None:
-        """Check that no tick of a schedule in the store is left out or comes twice."""
-        if not self.ledger.forgetful:  # the clock jumped past the grace of ticks
+        """Check that no tick of a stored schedule is left out or comes twice."""
+        if not self.ledger.forgetful:  # the clock jumped past their grace
             self.ledger.stored.check_complete()
         for (queue, name), ticks in self.ledger.ticks.times.items():
             if name == MOVED:
-                continue  # it is checked as its ticks come
+                continue  # checked as its ticks come
             seconds, missed = SCHEDULES[name]
             period = round(seconds * US)
             lost = {tick for *of, tick in self.ledger.ticks.lost if of == [queue, name]}
@@ -317,7 +320,7 @@ class Verdict:
                 self.find(f"{name} made up for more than one missed tick: {ticks}")
 
     def _check_documents(self) -> None:
-        """Check that the last version of each document was run, or is dead by the crashes of other
+        """Check that the last version of each document was run, or is dead from crashes of other
         tasks."""
         if self.ledger.losses or self._cut_short:
             return

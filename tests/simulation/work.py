@@ -27,26 +27,26 @@ KINDS: Final = {
 }  # fmt: skip
 
 CHARGED: Final = (ValueError, Retry, SkipRetry, TimeoutError, RuntimeError)
-"""Exceptions by which handlers fail on purpose."""
+"""Exceptions with which handlers fail on purpose."""
 
 QUEUES: Final = ("main", "side")
 MAX_CRASHES: Final = 3
 SPARED_MOST: Final = 3
-"""Crashes beside other suspects that are not charged to a task; see include/crash_counts.lua."""
+"""Number of crashes beside other suspects that are not charged to a task; see
+include/crash_counts.lua."""
 
 DEAF_S: Final = 5.0
-"""Time for which a handler that ignores its cancellation continues, in seconds: longer than a
-lease."""
+"""How long a handler that ignores its cancellation continues, in seconds: longer than a lease."""
 
 KNOWN_S: Final = 5.0
-"""Time after which servers have noticed a jump of the store's clock, in seconds."""
+"""Time within which servers notice a jump of the store's clock, in seconds."""
 
 LONGEST_DELAY_S: Final = 5.0
 """Longest delay between retries, in seconds. A client gives up early when the next delay would
 exceed its patience."""
 
 LONGEST_WAIT_S: Final = DEFAULT_PATIENCE_S + LINE_S + 1.0
-"""Longest time of a call, in seconds: its patience, and `LINE_S` more in a waiting line that
+"""Longest duration of a call, in seconds: its patience, plus `LINE_S` if it waits in a line that
 moves."""
 
 CHILD: Final = 1_000_000
@@ -68,7 +68,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Books:
-    """Records of clients and handlers, kept outside of the store."""
+    """Records of clients and handlers, kept outside the store."""
 
     ledger: Ledger
     store: SimStore
@@ -80,7 +80,7 @@ class Books:
     results: int = 0
 
     def given_up(self, what: object, error: Exception, began: float) -> None:
-        """Record that a call failed, and check that its client retried for its patience."""
+        """Record that a call failed, and check that its client retried until its patience ended."""
         self.unanswered += 1
         took = self.ledger.now - began
         if isinstance(error, StoreUnavailable) and took < DEFAULT_PATIENCE_S - LONGEST_DELAY_S:
@@ -98,8 +98,8 @@ class Books:
             self.ledger.find(f"{what} took {took:.3f} s")
 
     def past_deadline(self, task: TaskInfo, now: float) -> float:
-        """Return the seconds since the deadline of a task, less recent jumps of the store's clock,
-        which servers may not have noticed."""
+        """Return the seconds since the deadline of a task, minus recent jumps of the store's clock
+        that servers may not have noticed."""
         if task.deadline_us is None:
             return 0.0
         forward_us, _ = self.store.jumped_us(now - KNOWN_S)
@@ -133,7 +133,7 @@ class Handlers:
         return await call_next()
 
     def on_error(self, error: BaseException, task: TaskInfo) -> None:
-        """Check that a failure is charged to a task only when it is the task's own."""
+        """Check that only a task's own failure is charged to it."""
         if not isinstance(error, CHARGED):
             shown = f"{type(error).__name__}: {error}"
             self._books.ledger.find(f"{task.id} is charged with {shown}")

@@ -1,7 +1,7 @@
-"""Runs tests as a user of the store with the rights of a role and no others.
+"""Runs tests as a store user that has the rights of one role and no others.
 
-With QSYNC_TEST_ACL=1, the URL of the fixture `store` names such a user; the file of the test
-decides its role. The setup and the checks of a test run with all rights.
+With QSYNC_TEST_ACL=1, the URL of the fixture `store` names such a user, whose role depends on the
+test file. The setup and the checks of a test run with all rights.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ ROLES: Final[dict[str, Role]] = {
     "test_views": "reader",
     "test_counts": "reader",
 }
-"""The role that suffices for the code under test, by test file; other files are tested with all
-rights."""
+"""The role that suffices for the code under test, by test file. Files that are not listed run with
+all rights."""
 
 OPTIONAL: Final = {"info", "client|setinfo", "config|get"}
 """Commands whose denial has no effect."""
 
 LOOKING: Final = ("keys", "type", "lrange", "smembers", "hgetall", "zrange")
-"""Commands that a dump of a store needs."""
+"""Commands that are needed to dump a store."""
 
 _CREDENTIALS: Final = re.compile(r"//[^@/]*@")
 
 
 class AsUser:
-    """A store whose URL names a user with the rights of a role, for one prefix."""
+    """A store whose URL names a user with the rights of a role on one prefix."""
 
     def __init__(self, store: Store, role: Role, prefix: str) -> None:
         self._store = store
         self.user = f"as-{role}"
         old = rights_are_old(store)
         rules = [*acl.rules(role, prefix, old=old)]
-        if role == "admin":  # its tests run servers, too
+        if role == "admin":  # its tests also run servers
             rules += [f"+{command}" for command in acl.commands("server", old=old)]
         store.command("ACL", "SETUSER", self.user, "reset", "on", ">secret", *rules)
         store.command("ACL", "LOG", "RESET")
@@ -69,7 +69,7 @@ class AsUser:
 
 @contextmanager
 def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
-    """Yield the store for a test of this file; afterwards, check that no needed command was
+    """Yield the store for a test of this file. Afterwards, check that no required command was
     refused."""
     role = ROLES.get(module.rpartition(".")[2])
     if not LIMITED or role is None:
@@ -84,7 +84,7 @@ def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
 
 
 def user_of_rigs(store: Store, prefix: str) -> str:
-    """Return the credentials of a user for tests of single calls, which may also dump the store."""
+    """Return the credentials of a user that may also dump the store, for tests of single calls."""
     made = AsUser(store, "admin", prefix)
     store.command("ACL", "SETUSER", made.user, *(f"+{command}" for command in LOOKING))
     return f"{made.user}:secret@"

@@ -1,4 +1,4 @@
-"""An app whose tasks run in processes; a new process imports this module."""
+"""An app whose tasks run in processes. Each new process imports this module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sum(pydantic.BaseModel):
 
 @app.task(executor="process")
 def add(task: TaskInfo, a: int, *, b: int = 2) -> Sum:
-    """Return the sum, and the process that computed it."""
+    """Return the sum and the id of the process that computed it."""
     assert task.type == "tests.support.app.add"
     return Sum(total=a + b, pid=os.getpid())
 

@@ -1,10 +1,10 @@
-"""A server in a process that reports its side effects. Run as a script:
+"""Runs a server and reports its side effects. Run as a script:
 
     python -m tests.support.attacked_server URL PREFIX
 
-It runs a good task before it prints "ready", so that all lazy imports are done. When its input ends
-it prints, as JSON, the forbidden audit events since then, the newly imported modules, the types
-that were handled, and the growth of its memory.
+The server runs a valid task before it prints "ready", so that all lazy imports are done. When its
+input ends, it prints a JSON object with what happened since then: the forbidden audit events, the
+newly imported modules, the types of the tasks it ran, and the growth of its memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ FORBIDDEN: Final = (
     "subprocess.Popen", "pickle.find_class", "marshal.loads", "ctypes.dlopen", "shutil.rmtree",
     "os.remove", "os.rename", "socket.bind",
 )  # fmt: skip
-"""`compile` is left out: formatting a traceback parses lines of our own files."""
+"""Forbidden audit events. `compile` is not among them: formatting a traceback parses lines of our
+own files."""
 
 
 def say(line: str) -> None:

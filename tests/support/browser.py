@@ -22,12 +22,12 @@ for (const name of ["alert", "confirm", "prompt", "print"]) window[name] = () =>
 document.addEventListener("securitypolicyviolation", (event) =>
   window.hit("CSP " + event.violatedDirective + " " + event.blockedURI + " " + event.sample));
 """
-"""Records scripts that ran, and violations of the content security policy."""
+"""Records scripts that run and violations of the content security policy."""
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Yield the browser; without one the test is skipped."""
+    """Yield the browser; skip the test if none is installed."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium on the path")
@@ -76,7 +76,7 @@ class Visit:
         self.page.get_by_text(text).first.wait_for()
 
     def check(self) -> None:
-        """Assert that no unexpected script ran, and that no other host was contacted."""
+        """Assert that no injected script ran and no other host was contacted."""
         hits = self.page.evaluate("window.hits || []")
         assert (hits, self.wrong) == ([], [])
         assert {url for url in self.asked if not url.startswith((self.url, "data:,"))} == set()

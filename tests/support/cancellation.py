@@ -1,4 +1,4 @@
-"""Cancels calls on a real store at random moments: no reply may reach another call."""
+"""Cancels calls on a real store at random moments. No reply may reach the wrong call."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.support.stores import wait_until
 T = TypeVar("T")
 
 KINDS: Final = ("valkey", "redis_store", "cluster")
-"""Fixtures of the stores on which commands are tested."""
+"""Names of the fixtures whose stores the commands are tested on."""
 
 
 class Ran:
@@ -36,7 +36,7 @@ class Ran:
 
 
 def qsync(*words: str, env: dict[str, str | None] | None = None) -> Ran:
-    """Run a command in this process; standard input and output are no terminals."""
+    """Run a command in this process. Its standard input and output are not terminals."""
     environment = {"QSYNC_URL": None, "QSYNC_PREFIX": None, "COLUMNS": "80", **(env or {})}
     # An exception would be a traceback, which no command may show to a user.
     found = CliRunner().invoke(command_line, list(words), env=environment, catch_exceptions=False)
@@ -61,7 +61,8 @@ class Live:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     def serve(self, **config: Any) -> Server:
-        """Start a server that is stopped at the end; return when it has registered."""
+        """Start a server and return when it has registered. It is stopped at the end of the
+        test."""
         options = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 0.2, **config}
         made = self.app.server(**options)
 
@@ -152,7 +153,7 @@ def charge_the_other_way(depth: int, text: str) -> None:
 
 @contextlib.contextmanager
 def living(url: str, prefix: str) -> Iterator[Live]:
-    """Yield a Live whose parts run in a loop in a thread."""
+    """Yield a Live whose parts run in an event loop in another thread."""
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         thread = threading.Thread(target=loop.run_forever)

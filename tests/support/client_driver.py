@@ -1,4 +1,4 @@
-"""Plays the server of a queue, for tests of clients."""
+"""Acts as the server of a queue, for tests of clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qsync.task import Task
 from tests.support.acl import unlimited
 
 SERVER: Final = "host/1/hand"
-"""Id of this server; it has slashes, as tokens do."""
+"""Id of this server. It contains slashes, as tokens do."""
 
 RETENTION_US: Final = 60_000_000
 
@@ -64,7 +64,7 @@ class Hand:
         assert set(outcomes) == {"ok"}
 
     def succeed(self, *held: LeaseRef, value: Any = None) -> None:
-        """Complete tasks whose handlers returned a value."""
+        """Complete tasks with results, as if their handlers had returned."""
         raw = isinstance(value, bytes)
         record = Result(value if raw else codec.encode(value), is_value=not raw)
         self.complete(*held, record=codec.encode(record))

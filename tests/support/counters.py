@@ -1,4 +1,4 @@
-"""The counters of a queue in the store, including the tally in meta."""
+"""Reads the counters of a queue, including the tally in its `meta` hash."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from qsync.broker.queue_replies import counters_of
 
 
 def with_counted(stats: Mapping[bytes, bytes], meta: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the fields of stats with the tasks that enqueues have counted in meta so far."""
+    """Return the fields of `stats`, including the tasks that enqueues have counted only in `meta`
+    so far."""
     tally = [meta.get(b"tally_day", b""), meta.get(b"tally", b"")]
     counted = counters_of([], tally)
     summed = {

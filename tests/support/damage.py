@@ -1,7 +1,7 @@
-"""Damages a queue, as an operator, an eviction or a bad disk does, and repairs it.
+"""Damages a queue, as an operator, an eviction or a bad disk would, and repairs it.
 
-The model does not cover damaged queues: their data must not make any script fail; an audit repairs
-them, and then they drain like any other.
+The model does not cover damaged queues. Their data must not make any script fail, and after an
+audit has repaired them they must drain like any other queue.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ FOREVER: Final = frozenset(
         "type_stats",
     }
 )
-"""Keys that a queue without tasks may have."""
+"""Keys that a queue may have when it holds no tasks."""
 
 ROUNDS: Final = 40
 
 
 class Damage(NamedTuple):
-    """A damage to one field of a key, or to the whole key."""
+    """Damage to one field of a key, or to the whole key."""
 
     how: str
     """lost | spoilt | evicted"""
@@ -68,7 +68,7 @@ class Damage(NamedTuple):
 
 
 class Patient:
-    """A damaged queue, and the calls on it."""
+    """A damaged queue and the calls made on it."""
 
     def __init__(self, rig: Rig, policy: FetchPolicy, number: int) -> None:
         self.rig = rig
@@ -137,9 +137,9 @@ class Patient:
         )  # fmt: skip
 
     def heal(self) -> None:
-        """Repair the damage; only a lock that another task has taken meanwhile is left."""
+        """Repair the damage. Only a lock that another task has taken in the meantime is left."""
         auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
-        # A repair can reveal further damage: after a lost message a stored next run, then its
+        # A repair can reveal more damage: behind a lost message a stored next run, and then its
         # missing limits.
         for _ in range(4):
             report: Report = _finished(auditor.audit(self.rig.keys.queue))
@@ -150,9 +150,9 @@ class Patient:
         raise AssertionError(f"not mended: {left}")
 
     def drain(self) -> None:
-        """Run all tasks to their end; after a year, none of their data is left."""
+        """Run all tasks to their end, and check that none of their data is left after a year."""
         self._resume()
-        self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back hours
+        self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
         for at in range(ROUNDS):
             # After a long pause leases are spared for a while, but not after a short one.
             self.rig.now += LEASE // 2 if at % 2 else 2 * LEASE
@@ -179,7 +179,7 @@ class Patient:
             self.rig.run(type_ops.resume_type(self.rig.keys, paused.type, now_us=self.rig.now))
 
     def _latest(self) -> int:
-        """Return the latest time at which a task or lease is due or a limit opens."""
+        """Return the latest time at which a task becomes due, a lease expires or a limit opens."""
         client, key = self.rig.client, self.rig.keys.key
         names = ("scheduled", "active", "retry", "openings")
         last = [client.zrange(key(name), -1, -1, withscores=True) for name in names]
@@ -187,7 +187,7 @@ class Patient:
 
 
 class _AtOnce:
-    """The part of AsyncBroker that an audit of one queue needs, on the rig and its clock."""
+    """The part of AsyncBroker that an audit of one queue needs, backed by the rig and its clock."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig

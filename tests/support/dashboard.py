@@ -46,7 +46,7 @@ async def visiting(
 
 
 class Live:
-    """An app of qsync, its servers and dashboards in an event loop that a thread runs."""
+    """A qsync app with its servers and dashboards, in an event loop that runs in a thread."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url, self.prefix = url, prefix
@@ -69,16 +69,16 @@ class Live:
             client.enqueue_many(tasks)
 
     def serve(self, **config: Any) -> Server:
-        """Start a server that runs until the end."""
+        """Start a server that runs until the end of the test."""
         server = self.app.server(**{"lease": 5, "sweep": 0.2, "shutdown_timeout": 1, **config})
         return self.do(self.enter(server))
 
     async def enter(self, context: contextlib.AbstractAsyncContextManager[T]) -> T:
-        """Enter a context manager that is left at the end."""
+        """Enter a context manager that is exited at the end of the test."""
         return await self._stack.enter_async_context(context)
 
     def inspect(self, ask: Callable[[Inspector], Coroutine[Any, Any, T]]) -> T:
-        """Call an inspector."""
+        """Return the result of a call to the inspector."""
 
         async def work() -> T:
             async with self.app.inspector() as inspector:
@@ -99,7 +99,7 @@ class Live:
         return await self.enter(serving(app))
 
     def close(self) -> None:
-        """End everything."""
+        """Stop the servers and dashboards, and close the app."""
         self.gate.set()
         try:
             self.do(self._stack.aclose())
@@ -129,7 +129,7 @@ class Live:
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[str]:
-    """Serve the app by HTTP on a free port; yield its URL."""
+    """Serve the app over HTTP on a free port; yield its URL."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )
@@ -159,7 +159,7 @@ async def quiet_server(config: uvicorn.Config) -> AsyncIterator[int]:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Install no signal handlers: the server runs in a thread."""
+        """Install no signal handlers, because the server runs in a thread."""
         yield
 
 

@@ -1,4 +1,5 @@
-"""Settings of a Django project whose programs the tests start; the environment names its stores."""
+"""Settings of a Django project whose programs the tests start. Environment variables name its
+stores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The faults that the queue has to survive and the guarantees that it gives, by number.
+"""The faults that a queue must survive and the guarantees that it gives, by number.
 
-A test names those that it covers by `@pytest.mark.faults(1, 7)` and `@pytest.mark.guarantee(2)`;
-docs/reliability.md is generated from these marks and the texts here.
+A test names those that it covers with `@pytest.mark.faults(1, 7)` and `@pytest.mark.guarantee(2)`.
+docs/reliability.md is generated from these marks and the descriptions below.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Final
 
 GUARANTEES: Final[dict[int, str]] = {
     1: "A task whose enqueue returned is run at least once, as long as the store keeps its data.",
-    2: "A task is in exactly one state at any moment, after a crash at any point too.",
+    2: "A task is in exactly one state at any moment, including after a crash at any point.",
     3: "A server that lost its lease changes nothing.",
     4: "Tasks of a crashed server are pending again within lease + 5 s, given any live server; "
     "those of a crashed child of `qsync worker` within 1 s.",
     5: "A task never starts before its time, never after its deadline, and never more often than "
     "1 + retries + crashes + hand-backs + rollbacks of the store explain.",
     6: "A unique lock never outlives its task and its window, and never expires before they end.",
-    7: "Servers survive every error reply of the store: after a temporary error they retry with "
-    "jittered delays, and no error stops a server or uses an attempt of a task.",
+    7: "Servers survive every error reply from the store: after a temporary error they retry with "
+    "jittered delays, and no error stops a server or uses up an attempt of a task.",
     8: "Payloads are bytes or msgpack. Nothing is ever unpickled.",
 }
 
@@ -28,9 +28,9 @@ FAULTS: Final[dict[int, str]] = {
     2: "all servers die, and one comes later",
     3: "a server pauses until its leases have expired, and then continues",
     4: "a handler blocks the event loop",
-    5: "C code keeps the interpreter's lock for longer than a lease",
+    5: "C code holds the GIL for longer than a lease",
     6: "a handler ignores its timeout and its cancellation",
-    7: "a task kills its process at every attempt",
+    7: "a task kills its process on every attempt",
     8: "a task that kills its process also ends other tasks of that process",
     9: "SIGTERM arrives while tasks run",
     10: "a second signal arrives",
@@ -45,19 +45,19 @@ FAULTS: Final[dict[int, str]] = {
     18: "the store restarts empty, or is flushed",
     19: "the tail of the append-only file is lost",
     20: "an old snapshot is restored",
-    21: "a failover loses writes that were answered",
+    21: "a failover loses acknowledged writes",
     22: "a failover restores an old state",
     23: "the primary has become a replica (READONLY)",
     24: "the store replies with each error code to each script",
     25: "the store forgets its scripts (NOSCRIPT)",
     26: "the store is out of memory",
     27: "the store evicts keys",
-    28: "the store does not respond for seconds",
-    29: "scripts run for long, and batches are large",
+    28: "the store does not respond for several seconds",
+    29: "scripts run for a long time, and batches are large",
     30: "a large queue is deleted",
     31: "scripts and connections are killed",
     32: "the store accepts no more connections",
-    33: "the store is upgraded or replaced by another product",
+    33: "the store is upgraded or replaced with another product",
     # the network and the client
     34: "the reply to an enqueue is lost",
     35: "the reply to a fetch is lost",
@@ -67,12 +67,12 @@ FAULTS: Final[dict[int, str]] = {
     39: "connections are reset again and again",
     40: "the name of the store resolves to another address",
     41: "the network is slow",
-    42: "messages of pub/sub are lost",
+    42: "pub/sub messages are lost",
     43: "hundreds of clients reconnect at once",
     44: "a dependency is down, and every task fails",
-    45: "clocks of servers are wrong and jump",
+    45: "the clocks of servers are wrong, and jump",
     46: "the clock of the store jumps",
-    47: "the user of the store has few permissions",
+    47: "the store user has few permissions",
     48: "the store is available only as a cluster",
     # clusters
     49: "the keys of one call are in different slots",
@@ -85,16 +85,16 @@ FAULTS: Final[dict[int, str]] = {
     55: "a message cannot be decoded",
     56: "a server does not know the type of a task",
     57: "messages have an earlier or a later version",
-    58: "scripts of an earlier version read data of a later one",
+    58: "scripts of an earlier version read data written by a later version",
     59: "a payload or a result is too large",
     60: "values are deep, huge or malformed",
-    61: "a result is stored without the end of its task, or the end without the result",
-    62: "the text of an exception raises or is endless",
+    61: "a result is stored although its task has not ended, or a task ends without its result",
+    62: "formatting an exception raises an error or never ends",
     63: "a handler enqueues, and then its process dies",
     # time, locks, limits
     64: "a server dies while it promotes due tasks",
-    65: "very many tasks are due at one instant",
-    66: "a task starts early, or late",
+    65: "very many tasks are due at the same time",
+    66: "a task starts early or late",
     67: "several schedulers run, and a tick fires twice",
     68: "ticks are missed while no server runs",
     69: "daylight saving time begins or ends, and time zones change",
@@ -102,7 +102,7 @@ FAULTS: Final[dict[int, str]] = {
     71: "a unique lock is left behind",
     72: "a unique lock expires before its task ends",
     73: "a task ends without the release of its lock",
-    74: "slots of a server leak",
+    74: "a server leaks slots",
     75: "a deadline passes in the queue",
     76: "an operator cancels, deletes or runs a task that is already running",
     77: "a queue is paused while servers fetch",
@@ -113,32 +113,33 @@ FAULTS: Final[dict[int, str]] = {
     82: "one tenant fills the store",
     # refusals
     83: "the store refuses settlements because it is full, or for another reason",
-    84: "a command of a script is refused, or a key holds something else, half-way through",
+    84: "half-way through a script, a command is refused or a key has the wrong type",
     # outages
     85: "very many callers wait for an unavailable store",
     86: "a node of a cluster is unavailable, and an operation does not need it",
     87: "idle connections are lost without notice",
     88: "a caller repeats an enqueue after its task has left the queue",
     # servers
-    89: "a server uses the id of an earlier one",
+    89: "a server reuses the id of an earlier server",
     90: "callers need more connections than the pool has",
     91: "the Sentinels refuse a request, or need separate credentials",
     92: "tasks that may kill their process are long or numerous",
     93: "queues with weights hold large and small payloads",
     94: "the expression of a schedule changes",
     95: "a server fails to start in a child of `qsync worker`",
-    96: "a process for handlers is killed after it started programs or printed lines",
+    96: "a handler process is killed after it has started programs or printed lines",
     97: "an operator stops the processes of a worker",
-    98: "an autoscaler reads the load after idle minutes and bursts, or of other queues",
+    98: "an autoscaler reads the load after idle minutes, after bursts, or of other queues",
     99: "queues and servers are idle",
     100: "one server has hundreds or thousands of queues",
     101: "tasks end while they wait for a thread or a process",
-    102: "several servers in one event loop get a signal",
-    103: "a child that a handler forked returns from it",
+    102: "several servers in one event loop receive a signal",
+    103: "a child process that a handler forked returns from the handler",
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})
-"""Rows that may have neither a test nor a reason."""
+"""Rows that need neither a test nor a reason."""
 
 LEFT_OUT: Final[dict[int, str]] = {}
-"""Reasons why rows that should have a test have none. A row with a test must not be here."""
+"""Reasons why some rows that should have a test have none. A row with a test must not be listed
+here."""

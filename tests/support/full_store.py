@@ -1,4 +1,4 @@
-"""Returns the problems of a server whose store is full or refuses settlements."""
+"""Checks how a server behaves when its store is full or refuses settlements."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ REFUSED_S: Final = 2.0
 
 
 def wrong_when_full(store: Store, prefix: str) -> str | None:
-    """Run tasks on a full store, and on one that refuses their settlements; return the first
+    """Run tasks on a full store, then on a store that refuses their settlements; return the first
     problem, or None.
 
-    No other test may use the store, which is emptied first: earlier mistakes would count.
+    No other test may use the store. It is emptied first, because leftovers of earlier mistakes
+    would count.
     """
     with store.client() as client:
         client.flushall()
@@ -46,7 +47,8 @@ def _mux(ran: list[str]) -> Mux:
 
 
 async def _when_full(store: Store, prefix: str) -> str | None:
-    """Return a problem on a store without room for results: tasks must end without them."""
+    """Return the first problem on a store without room for results. Tasks must end without storing
+    them."""
     prefix = f"{prefix}-full"
     async with bench(store.url, prefix) as b:
         await b.client.enqueue_many([Task("long", retention=600)] * 20)
@@ -68,7 +70,8 @@ async def _when_full(store: Store, prefix: str) -> str | None:
 
 
 async def _when_refused(store: Store, prefix: str) -> str | None:
-    """Return a problem on a store that refuses all settlements: no more tasks may begin."""
+    """Return the first problem on a store that refuses all settlements. No further tasks may
+    begin."""
     prefix = f"{prefix}-refused"
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -87,7 +90,7 @@ async def _when_refused(store: Store, prefix: str) -> str | None:
 
 
 def result_sent_again_to_a_full_store() -> contextlib.AbstractContextManager[None]:
-    """Mistake: a result that a full store does not accept is sent again forever."""
+    """Mistake: a result that a full store refuses is sent again forever."""
 
     async def complete(self: Settler, entries: Sequence[Any]) -> list[Any]:
         return list(entries)
@@ -96,7 +99,7 @@ def result_sent_again_to_a_full_store() -> contextlib.AbstractContextManager[Non
 
 
 def fetching_while_settlements_are_refused() -> contextlib.AbstractContextManager[None]:
-    """Mistake: a server continues to fetch though the store refuses its settlements."""
+    """Mistake: a server continues to fetch although the store refuses its settlements."""
 
     def note(self: Settler, *, refused: bool) -> None:
         pass

@@ -18,12 +18,12 @@ from qsync.task import TaskInfo
 
 
 class Panic(BaseException):
-    """An error that is not an Exception, like the panics of extensions in Rust."""
+    """An error that is not an Exception, like a panic in a Rust extension."""
 
 
 @dataclass
 class Panics:
-    """A result whose encoding fails."""
+    """A result that cannot be encoded."""
 
     field: int
 
@@ -51,7 +51,7 @@ class Odd:
 
 
 class OddError(Exception):
-    """An error that cannot be unpickled: it needs two arguments and stores one."""
+    """An error that cannot be unpickled: it takes two arguments but stores only one."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(first + second)
@@ -174,8 +174,8 @@ def skip(task: TaskInfo) -> None:
 
 
 def wait_for(task: TaskInfo) -> str:
-    """Write the process id to a file `pid` in the folder that is the payload; wait for a file
-    `go`."""
+    """Write the process id to the file `pid` in the folder that the payload names, then wait for
+    the file `go`."""
     folder = Path(task.payload.decode())
     (folder / "new").write_text(str(os.getpid()))
     (folder / "new").rename(folder / "pid")

@@ -1,4 +1,4 @@
-"""Hostile texts for every field, which would take effect in a page that does not escape them."""
+"""Hostile strings for every field. Each takes effect in a page that does not escape it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causes incidents in the store, for drills of the dashboard and the command line."""
+"""Causes incidents in the store, for drills with the dashboard and the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
 
 
 async def missed_cron(url: str, prefix: str, name: str, task: Task) -> None:
-    """Let a schedule miss its run of an hour ago, as servers record when they come back."""
+    """Let a schedule miss its run of an hour ago, as servers record it when they come back."""
     async with bed(url, prefix) as made:
         await made.inspector.put_schedule(name, task, every=86_400)
         tick_us = (int(time.time()) - 3600) * 1_000_000

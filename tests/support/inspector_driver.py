@@ -33,7 +33,7 @@ class Bed:
         return QueueKeys(self.prefix, queue)
 
     async def enqueue(self, *tasks: Task, queue: str = "default") -> None:
-        """Enqueue tasks, in one call and in order, and register their queue."""
+        """Enqueue tasks in order, in one call, and register their queue."""
         await self.broker.run(registry_ops.register(GlobalKeys(self.prefix), [queue]))
         made = [new_task(task, new_nonce(), queue=queue) for task in tasks]
         for part in ops.batches(made, lambda task: len(task.message)):
@@ -65,14 +65,15 @@ class Bed:
     async def hand_back(
         self, held: LeaseRef, *, limit: str, closed_us: int, queue: str = "default"
     ) -> None:
-        """Hand a task back whose handler raised RateLimited, which closes a limit."""
+        """Hand back a task whose handler raised RateLimited, which closes a limit."""
         row = HandedBack(*held, None, started=True, limit=limit, closed_us=closed_us)
         await self.broker.run(ops.hand_back(self.keys(queue), [row]))
 
     async def dead(self, *tasks: Task, error: str = "boom", queue: str = "default") -> None:
         """Enqueue tasks and let them die; the queue must have no other pending tasks.
 
-        If all have the same type and fairness key, their records have a mark, as servers write it.
+        If all tasks have the same type and fairness key, their records carry the mark that servers
+        write.
         """
         await self.enqueue(*tasks, queue=queue)
         kinds = {(task.type, task.fairness_key) for task in tasks}

@@ -1,4 +1,5 @@
-"""Invariants that hold after every call, checked on dumps of the store without the model."""
+"""Invariants that hold after every call. They are checked on dumps of the store, without the
+model."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
 
 
 def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
-    """Assert that keys outside of the queue are structural or have a TTL; then delete them."""
+    """Assert that each key outside the queue is structural or has a TTL, then delete these keys."""
     structural = {queue.key(name) for name in QUEUE_KEYS}
     for raw in client.scan_iter():
         key = raw.decode()
@@ -78,7 +79,8 @@ def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
 
 
 def check_counts(dump: Dump, counts: Counts) -> None:
-    """Assert that the counts equal the contents, and that the days add up to the totals."""
+    """Assert that the counts match the contents and that the daily counters add up to the
+    totals."""
     states = dict(counts.states)
     states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # both share one set
     for name, count in {**states, **counts.others}.items():
@@ -132,12 +134,12 @@ def check_limits(dump: Dump) -> None:
 
 
 def numbers(state: bytes) -> list[bytes]:
-    """The four numbers of a state of a limit."""
+    """The four numbers in the state of a limit."""
     return state.partition(b"\0")[0].split()[:4]
 
 
 def items_of(state: bytes) -> list[bytes]:
-    """The items of the waiters in a state of a limit: each has its length in front."""
+    """The waiters in the state of a limit, each preceded by its length."""
     items, rest = [], state.partition(b"\0")[2]
     while rest:
         items.append(rest[1 : rest[0] + 1])
@@ -146,9 +148,10 @@ def items_of(state: bytes) -> list[bytes]:
 
 
 def whole_entries(dump: Dump) -> list[bytes]:
-    """All waiters as entries with an id: an item without one stands for the only task of its tag.
+    """All waiters as entries with an id. An item without an id stands for the only task with its
+    tag.
 
-    Assert that the first waiters of a limit are in its state, the others in `waiters`.
+    Assert that the first waiters for a limit are in its state and the others in `waiters`.
     """
     by_tag: dict[float, list[bytes]] = {}
     for id, tag in dump.get("limited", {}).items():
@@ -178,7 +181,7 @@ def whole_entries(dump: Dump) -> list[bytes]:
 
 
 def tag_of(ordered: bytes) -> float:
-    """The order tag in an entry of a waiter, whose bytes are ordered like the number."""
+    """The order tag in the entry of a waiter. Its bytes sort like the number."""
     bits = int.from_bytes(ordered)
     bits ^= 1 << 63 if bits >> 63 else (1 << 64) - 1
     [tag] = struct.unpack(">d", bits.to_bytes(8))
@@ -205,7 +208,7 @@ def comparable(dump: Dump) -> Dump:
 
 
 def assert_same(found: Dump, expected: Dump) -> None:
-    """Assert that two dumps are equal; the error shows the differences."""
+    """Assert that two dumps are equal. The error shows the differences."""
     differing = {
         name: (found.get(name), expected.get(name))
         for name in found.keys() | expected.keys()

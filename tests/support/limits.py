@@ -1,4 +1,4 @@
-"""Tasks with limits, as encoded by a client."""
+"""Encodes tasks with limits as a client does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _tail: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 
 
 def with_limits(task: NewTask, *limits: str) -> NewTask:
-    """Return the task with limits, also in its message; unchanged if there are none."""
+    """Return the task with these limits, which are also in its message. Return it unchanged if
+    there are none."""
     if not limits:
         return task
     *fields, options = _tail.decode(b"\x96" + task.message)

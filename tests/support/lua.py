@@ -1,4 +1,4 @@
-"""Parses the text of a script for tests: its header, tokens and calls."""
+"""Parses a script for tests: its header, tokens and calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INCLUDES: Final = tuple(
     sorted(entry.name.removesuffix(".lua") for entry in (FOLDER / "include").iterdir())
 )
 VARIANTS: Final = SCRIPTS + tuple(f"{name}/flow" for name in SCRIPTS if has_variants(name))
-"""Names of the scripts, and of the flow variants of scripts that have both."""
+"""Names of the scripts, and of the flow variants of scripts that have two variants."""
 
 _TOKEN: Final = re.compile(
     r"'(?:\\.|[^'\\])*'"  # text
@@ -34,7 +34,7 @@ OPENING, CLOSING = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Call:
-    """A call in a script: the name of the function, and the tokens of each argument."""
+    """A call in a script: the name of the function and the tokens of each argument."""
 
     name: str
     arguments: tuple[tuple[str, ...], ...]
@@ -51,7 +51,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a file or of a part of it."""
+    """The source of a file or of a part of it."""
 
     text: str
 
@@ -71,13 +71,13 @@ class Source:
 
     @cached_property
     def keys(self) -> list[tuple[int, str]]:
-        """Number and name of the KEYS slots of the header, in order."""
+        """Number and name of each KEYS slot in the header, in order."""
         found = re.findall(r"^-- KEYS\[(\d+)\] (\w+)", self.header, re.MULTILINE)
         return [(int(number), name) for number, name in found]
 
     @cached_property
     def arguments(self) -> list[tuple[int, str]]:
-        """Number and name of the single ARGV slots of the header, in order."""
+        """Number and name of each single ARGV slot in the header, in order."""
         found = re.findall(r"^-- ARGV\[(\d+)\] (\w+)", self.header, re.MULTILINE)
         return [(int(number), name) for number, name in found]
 
@@ -100,7 +100,7 @@ class Source:
 
     @cached_property
     def functions(self) -> list[Function]:
-        """Functions that begin at the left margin."""
+        """Functions that are defined at the left margin."""
         found = re.finditer(
             r"^local function (\w+)\(([^)]*)\)\n(.*?)^end$", self.text, re.MULTILINE | re.DOTALL
         )
@@ -143,7 +143,7 @@ class Source:
 
 
 def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
-    """Return the tokens of the bracket that opens at a position, split at its commas."""
+    """Return the tokens inside the bracket that opens at a position, split at its commas."""
     found: list[list[str]] = [[]]
     depth = 0
     for part in tokens[opening:]:
@@ -161,7 +161,8 @@ def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
 
 
 def script(name: str) -> Source:
-    """Return the text of a script: of its flow variant for `<name>/flow`, or if it has no other."""
+    """Return the source of a script. For `<name>/flow`, and for a script with only a flow variant,
+    this is the flow variant."""
     text = (FOLDER / f"{name.partition('/')[0]}.lua").read_text("utf-8")
     return Source(variant(text, flow=is_flow(name)))
 
@@ -172,5 +173,5 @@ def piece(name: str, *, flow: bool) -> Source:
 
 
 def is_flow(name: str) -> bool:
-    """Return whether a script of VARIANTS has the lines of the flow variant."""
+    """Return whether a script in VARIANTS has the lines of the flow variant."""
     return name.endswith("/flow") or not (has_variants(name) or plain_of(name))

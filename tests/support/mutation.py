@@ -1,4 +1,4 @@
-"""Plants mistakes in scripts, to show that a test catches them."""
+"""Plants mistakes in scripts, to prove that a test catches them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qsync.broker import script
 
 @contextmanager
 def planted(path: str, right: str, wrong: str) -> Iterator[None]:
-    """Replace `right` by `wrong` in the file (`kill.lua`, `include/lock.lua`) during the block.
+    """Replace `right` with `wrong` in the file (`kill.lua`, `include/lock.lua`) inside the block.
 
-    `right` must occur once. The mistake affects this process, and calls that are created in the
-    block. Blocks can be nested, also for the same file.
+    `right` must occur once. The mistake affects only this process, and only calls that are created
+    in the block. Blocks can be nested, even for the same file.
     """
     read = script.read
     text = read(path)

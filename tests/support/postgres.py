@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests, on a socket in a temporary folder, without TCP."""
+"""Runs a PostgreSQL server for tests, on a socket in a temporary folder, without TCP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from tests.support.stores import wait_until
 
 ACCOUNT: Final = "postgres"
-"""System account of Debian's package; the server refuses to run as root."""
+"""System account of Debian's package. The server refuses to run as root."""
 
 
 def program(name: str) -> Path | None:
@@ -47,7 +47,7 @@ needs_postgres: Final = pytest.mark.skipif(
 
 
 class Postgres:
-    """A server with one database; it may be killed and started again."""
+    """A server with one database. It can be killed and started again."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="qsync-pg-"))
@@ -88,9 +88,9 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start the server, and wait until it answers.
+        """Start the server and wait until it answers.
 
-        After a kill it refuses to start until the processes of its connections have ended.
+        After a kill, the server refuses to start until the processes of its connections have ended.
         """
         self._begin()
         wait_until(self._answers, timeout=30)

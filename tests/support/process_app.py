@@ -56,7 +56,7 @@ def parent(number: int, delay: float = 0) -> list[Any]:
 
 
 def look(task: TaskInfo) -> dict[str, Any]:
-    """Enqueue a task with the client, and return the attributes of `current()`."""
+    """Enqueue a task with the client of `current()`, and return the attributes of `current()`."""
     here = current()
     here.progress(1, 3)
     handle = here.client.enqueue(Task("other", b"x", id="other"))

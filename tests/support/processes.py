@@ -1,4 +1,4 @@
-"""Servers in separate processes, and their histories."""
+"""Runs servers in separate processes and reads their histories."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Event(NamedTuple):
 
 
 class History:
-    """A file to which servers append, read as it grows."""
+    """A file that servers append to, read as it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class History:
         return self.events
 
     def of(self, kind: str, *, id: str | None = None, pid: int | None = None) -> list[Event]:
-        """Return the events of a kind so far, optionally of one task or one process."""
+        """Return the events of a kind so far, optionally only those of one task or one process."""
         self.poll()
         return [
             event
@@ -87,7 +87,7 @@ class History:
 
 
 class ServerProcess:
-    """A server in a process; a restart creates another server with the same settings."""
+    """A server in its own process. A restart creates a new server with the same settings."""
 
     _numbers = itertools.count(1)
 
@@ -122,7 +122,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                start_new_session=True,  # Ctrl-C reaches the tests, which then end this process
+                start_new_session=True,  # Ctrl-C reaches only the tests, which end this process
             )
         _watchdog().add(self.pid)
         return self
@@ -142,8 +142,8 @@ class ServerProcess:
         return self._log.read_text(errors="replace")
 
     def cpu_s(self) -> float:
-        """Return the processor time that the process has used, in seconds."""
-        # After the name, which may contain spaces, utime and stime are fields 12 and 13.
+        """Return the CPU time that the process has used, in seconds."""
+        # The name may contain spaces. After it, utime and stime are fields 12 and 13.
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -156,7 +156,7 @@ class ServerProcess:
         return {name for name in found if name.startswith("socket:")}
 
     def kill(self) -> None:
-        """Kill the process (SIGKILL), even when it is stopped."""
+        """Kill the process (SIGKILL), even if it is stopped."""
         if self.running:
             self._signal(signal.SIGKILL)
         if self._process is not None:
@@ -170,7 +170,7 @@ class ServerProcess:
         self._signal(signal.SIGCONT)
 
     def leap(self) -> None:
-        """Make its clock, which `clock_s` made wrong, wrong in the other direction."""
+        """Make its clock wrong in the opposite direction of `clock_s`."""
         self._signal(signal.SIGUSR1)
 
     def terminate(self) -> None:
@@ -189,8 +189,8 @@ class ServerProcess:
 
 
 def task(type: str = "work", /, *, plan: Plan | None = None, **options: Any) -> Task:
-    """Return a task for the handlers of a ServerProcess; options that Task lacks go into its
-    Plan."""
+    """Return a task for the handlers of a ServerProcess. Options that Task does not have go into
+    its Plan."""
     own = {name: options.pop(name) for name in Plan.__struct_fields__ if name in options}
     return Task(type, msgspec.to_builtins(plan or Plan(**own)), **options)
 

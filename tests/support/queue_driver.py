@@ -1,4 +1,5 @@
-"""A queue on a real store for tests of the scripts, with short calls, a fixed clock and dumps."""
+"""Drives a queue on a real store for tests of the scripts, with short calls, a fixed clock and
+dumps."""
 
 from __future__ import annotations
 
@@ -41,13 +42,13 @@ BINARIES: Final = [
 ]
 
 S: Final = 1_000_000
-"""A second, in the unit of the scripts."""
+"""One second, in the unit of the scripts."""
 
 DAY: Final = 86_400 * S
 START: Final = 20_000 * DAY
 LEASE: Final = 30 * S
 LAPSE: Final = LEASE + 500
-"""Time after which every lease of a batch has expired: they expire one after another."""
+"""Time after which every lease of a batch has expired, since they expire one after another."""
 
 STATES: Final = tuple(state.value for state in STORED)
 
@@ -57,7 +58,8 @@ FAILURE: Final = codec.encode(Failure(attempts=1, error="boom", failed_at_us=STA
 
 @cache
 def shared_store(binary: Binary) -> Store:
-    """Return the store that all rigs of a binary share; it also listens on a unix socket."""
+    """Return the store that all rigs share for this server binary. It also listens on a Unix
+    socket."""
     store = Store(binary)
     store.config["unixsocket"] = str(store.folder / "socket")
     store.start()
@@ -66,7 +68,7 @@ def shared_store(binary: Binary) -> Store:
 
 
 class Rig:
-    """An empty queue, alone in its store. Its clock moves only when `now` is set."""
+    """An empty queue, alone in its store. The clock moves only when `now` is set."""
 
     def __init__(self, binary: Binary) -> None:
         store = shared_store(binary)
@@ -76,7 +78,8 @@ class Rig:
         self._user = user.partition(":")[0] or "default"
         self.broker = Broker(redis_clients.parse(f"unix://{user}{self.socket}"))
         self._unlimited = self.broker
-        """May read all keys by any command, while the broker may have the rights of a role only."""
+        """A client that may read all keys with any command, whereas the broker may have only the
+        rights of a role."""
         if user:
             self._unlimited = Broker(redis_clients.parse(f"unix://{self.socket}"))
         self.client: Any = store.client(protocol=2)
@@ -109,7 +112,7 @@ class Rig:
         return self.broker.run(call, patience=0)
 
     def enqueue(self, *ids: str, **options: Any) -> list[tuple[str, str]]:
-        """Enqueue a task with each of these ids in one call; return the outcomes and holders."""
+        """Enqueue one task per id in one call; return the outcomes and holders."""
         return self.send(self.tasks(*ids, **options))
 
     def tasks(self, *ids: str, **options: Any) -> list[NewTask]:
@@ -130,7 +133,7 @@ class Rig:
         number: int | None = None,
         policy: FetchPolicy = POLICY,
     ) -> FetchResult:
-        """Fetch, under the next number unless `number` is set."""
+        """Fetch under the next number, or under `number` if it is set."""
         return self.run(self.fetching(wanted, server=server, number=number, policy=policy))
 
     def fetching(
@@ -212,7 +215,7 @@ class Rig:
         return None if shown is None else stored_task.status(id, "queue", shown)
 
     def state(self, id: str) -> str | None:
-        """Return the state of a task; None if it is in none."""
+        """Return the state of a task, or None if it is in no state."""
         found = [name for name in STATES if self.score(name, id) is not None]
         assert len(found) <= 1, f"{id} is in {found}"
         return found[0] if found else None
@@ -256,7 +259,8 @@ class Rig:
     def dump(self, *, lost: bool = False) -> Dump:
         """Return all data of the store: by name for the keys of the queue, else by key.
 
-        If `lost`, this includes the counter of refused settlements, which each of these increments.
+        If `lost`, this includes the counter of refused settlements, which each refused settlement
+        increments.
         """
         found = self._unlimited.run(self.dumping(), patience=0)
         return found if lost else without_lost(found)

@@ -20,19 +20,19 @@ KEPT = (
     "meta", "stats", "fetches", "wake", "idle", "ticks", "calls", "recent", "type_reports",
     "type_stats",
 )  # fmt: skip
-"""Keys of a queue that remain when its tasks are gone."""
+"""Keys of a queue that remain after its tasks are gone."""
 
 STATES = ("scheduled", "pending", "active", "retry", "completed", "dead")
 
 
 class Bench:
-    """A client, a broker, and servers on demand."""
+    """A client, a broker, and servers that are started on demand."""
 
     def __init__(self, url: str, prefix: str, broker: AsyncBroker, client: AsyncClient) -> None:
         self.url, self.prefix, self.broker, self.client = url, prefix, broker, client
 
     def server(self, mux: Mux, **config: Any) -> Server:
-        """Return a server that is not started yet; it recovers tasks and stops quickly."""
+        """Return a server that has not been started. It recovers tasks and stops quickly."""
         config = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, **config}
         return Server(redis_clients.parse(self.url), prefix=self.prefix, mux=mux, **config)
 
@@ -44,7 +44,7 @@ class Bench:
         return None if shown is None else str(shown.state)
 
     async def gone(self, id: str, queue: str = "default") -> None:
-        """Wait until the queue does not hold the task any more."""
+        """Wait until the queue no longer holds the task."""
 
         async def check() -> bool:
             return await self.state(id, queue) is None
@@ -76,7 +76,7 @@ async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
 
 
 def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]:
-    """Return the size of each key of a queue that depends on tasks; empty when all tasks are
+    """Return the size of each key of a queue that depends on tasks. Empty when all tasks are
     gone."""
     base = QueueKeys(prefix, queue).base
     sizes = {}

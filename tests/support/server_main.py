@@ -1,4 +1,4 @@
-"""A server in its own process, which tests kill, stop and continue. Run as a script:
+"""Runs a server that tests kill, stop and continue. Run as a script:
 
     python -m tests.support.server_main URL PREFIX HISTORY CONFIG
 
@@ -7,8 +7,8 @@ CONFIG is JSON with the options of the server and of its surroundings:
     clock_s   seconds by which its clock is ahead; at SIGUSR1 it falls behind by as much
     ticks     number of periodic tasks, each with the period `every_s`
 
-Each event is appended to HISTORY as one line in one write, never through the store, so that the
-lines survive the process.
+Each event is appended to HISTORY as one line in one write, so that the lines survive the process.
+Events never go through the store.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.sleep_at.get(server_of(task), self.sleep)
 
     def end(self, task: TaskInfo) -> str:
-        """Run the last part of every handler: return the id of the server, or fail."""
+        """Run the last part of every handler: return the id of the server or fail."""
         if server_of(task) in self.progress_at:
             current().progress(50, 100)
         if task.attempt <= self.fail or server_of(task) in self.fail_at:
@@ -150,7 +150,7 @@ async def holds_the_interpreter(task: TaskInfo) -> str:
 
 
 def have_a_wrong_clock(ahead_s: float) -> None:
-    """Make all clocks of the wall time wrong; at SIGUSR1 they jump to the other side."""
+    """Make all wall clocks wrong. On SIGUSR1 they jump to the opposite error."""
     offset_ns = int(ahead_s * 1e9)
 
     def leap(*_: object) -> None:

@@ -24,12 +24,12 @@ from tests.scripts.model.mistakes import exchanged
 from tests.support.stores import Cluster, wait_until, wait_until_async
 
 SOON_S: Final = 3.0
-"""Maximum duration of a call, in seconds: a call that needs the stopped node waits 5 s, and a busy
-machine delays others by less."""
+"""Maximum duration of a call, in seconds. A call that needs the stopped node waits 5 s; a busy
+machine delays other calls by less."""
 
 FRESH: Final = 12
-"""Number of brokers without a slot map. Each asks a random node for it first: one of three is
-stopped."""
+"""Number of brokers without a slot map. Each first asks a random node for the map, and one node in
+three is stopped."""
 
 
 def partial_cluster() -> Cluster:
@@ -64,7 +64,7 @@ def lists_away(cluster: Cluster, prefix: str, *, gone: bool) -> Iterator[str]:
 
 def wrong_with_a_node_away(cluster: Cluster, prefix: str) -> str | None:
     """Use a queue while the node that lists the queues hangs; return the first call that waited for
-    it, or None.
+    that node, or None.
 
     No other test may use the cluster.
     """
@@ -182,6 +182,6 @@ def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManage
 
 @contextlib.contextmanager
 def map_requested_from_one_node() -> Iterator[None]:
-    """Mistake: no other node is asked for the slot map while one has not answered."""
+    """Mistake: while one node has not answered, no other node is asked for the slot map."""
     with exchanged(aio, "MAP_S", 60.0), exchanged(blocking, "MAP_S", 60.0):
         yield

@@ -1,7 +1,7 @@
-"""Real stores for the tests: one server, a cluster or a Sentinel group, as child processes.
+"""Runs real stores for the tests as child processes: one server, a cluster or a Sentinel group.
 
-Each listens on 127.0.0.1 only and keeps its files in a temporary folder. It is ended by its process
-id, or by a watchdog if the test process dies first.
+Each store listens on 127.0.0.1 only and keeps its files in a temporary folder. It is ended by its
+process id, or by a watchdog if the test process dies first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from redis.sentinel import Sentinel as SentinelClient
 
 T = TypeVar("T")
 Binary = Literal["valkey", "redis"]
-Value = str | int | Sequence[str]  # a sequence: the directive once for each element
+Value = str | int | Sequence[str]  # a sequence sets the directive once for each element
 
 HOST = "127.0.0.1"
 SLOTS = 16384
@@ -103,7 +103,7 @@ def available(binary: Binary) -> bool:
 
 
 class Store:
-    """A server that keeps its port and folder over all its starts."""
+    """A server that keeps its port and folder across restarts."""
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ class Store:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """Start the store; return when it answers. Another port is chosen while the port is taken,
-        unless the caller set it."""
+        """Start the store and return when it answers. If the port is taken, try another one, unless
+        the caller has set it."""
         assert not self.running, "the store is running"
         chosen = self.port
         for _ in range(20):
@@ -173,12 +173,12 @@ class Store:
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Shut down and start again, with the present `config`."""
+        """Shut down and start again, with the current `config`."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """Stop the process (SIGSTOP): connections stay open without replies."""
+        """Stop the process (SIGSTOP). Connections stay open but get no replies."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -196,7 +196,7 @@ class Store:
         return redis.Redis(**{"host": HOST, "port": self.port, "password": password, **options})
 
     def ask(self, *commands: tuple[str, ...]) -> Any:
-        """Send commands; give up after half a second without a reply."""
+        """Send commands, and give up after half a second without a reply."""
         with self.client(socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
             return tuple(client.execute_command(*words) for words in commands)
 
@@ -229,7 +229,7 @@ class Store:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                start_new_session=True,  # Ctrl-C reaches the tests, which then end this process
+                start_new_session=True,  # Ctrl-C reaches only the tests, which end this process
             )
         _watchdog().add(self.process.pid)
         # The log is read, since on a taken port another program would answer a PING.
@@ -309,7 +309,7 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
 
     def client(self, **options: Any) -> RedisCluster:
-        """Return a new client of all nodes with replies as bytes; the caller closes it."""
+        """Return a new client for all nodes with replies as bytes; the caller closes it."""
         hosts = [ClusterNode(HOST, node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
         return RedisCluster(startup_nodes=hosts, **options)
 
@@ -326,14 +326,14 @@ class Cluster:
         return self
 
     def holder(self, key: str) -> Store:
-        """Return the present primary of this key."""
+        """Return the current primary for this key."""
         slot, shards = self._slot_and_shards(key)
         port = next(shard[2][1] for shard in shards if shard[0] <= slot <= shard[1])
         return next(node for node in self.nodes if node.port == port)
 
     def _slot_and_shards(self, key: str) -> tuple[int, Any]:
-        """Ask a node that answers, beginning with the last one that did: others may be gone or
-        paused."""
+        """Ask a node that answers, beginning with the last one that did, since other nodes may be
+        gone or paused."""
         for node in sorted(self.nodes, key=lambda node: node is not self._answering):
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
                 slot, shards = node.ask(("CLUSTER", "KEYSLOT", key), ("CLUSTER", "SLOTS"))
@@ -374,7 +374,7 @@ class Cluster:
         ok = b"cluster_state:ok" in node.command("CLUSTER", "INFO")
         shards = node.command("CLUSTER", "SLOTS")
         link = node.command("INFO", "replication").get("master_link_status", "up")
-        # Each range has its first slot, its last slot, and its nodes; a node may have several
+        # Each range lists its first slot, its last slot and its nodes. A node may have several
         # ranges.
         seen = {found[1] for shard in shards for found in shard[2:]}
         return ok and link == "up" and len(seen) == len(self.nodes)
@@ -416,14 +416,14 @@ class Sentinel:
         return next(store for store in self.stores if store is not primary)
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client of the primary, with replies as bytes; the caller closes it."""
-        finder: Any = SentinelClient  # redis-py has no types for it
+        """Return a new client for the primary, with replies as bytes; the caller closes it."""
+        finder: Any = SentinelClient  # redis-py has no types for this
         hosts = [(HOST, sentinel.port) for sentinel in self.sentinels]
         return cast("redis.Redis", finder(hosts).master_for(self.name, **options))
 
     def start(self) -> Self:
-        """Start all; return when the replica follows the primary and every Sentinel knows both and
-        the other Sentinels."""
+        """Start all processes. Return when the replica follows the primary and every Sentinel knows
+        both of them and the other Sentinels."""
         try:
             primary, replica = (store.start() for store in self.stores)
             replica.command("REPLICAOF", HOST, primary.port)
@@ -438,7 +438,7 @@ class Sentinel:
         return self
 
     def failover(self) -> None:
-        """Exchange primary and replica; return when every Sentinel confirms it."""
+        """Swap primary and replica; return when every Sentinel confirms the change."""
         old, new = self.primary, self.replica
         self.sentinels[0].command("SENTINEL", "FAILOVER", self.name)
         self.wait_promoted(new)
@@ -446,7 +446,7 @@ class Sentinel:
         _replicate(new, 1)
 
     def wait_promoted(self, store: Store) -> None:
-        """Wait until every Sentinel names this store as the primary, and it has that role."""
+        """Wait until this store is the primary and every Sentinel names it as such."""
         wait_until(
             lambda: (
                 all(self._trusts(sentinel, store) for sentinel in self.sentinels)
@@ -487,8 +487,8 @@ class Sentinel:
 
 
 def _replicate(primary: Store, replicas: int) -> None:
-    """Wait until the replicas have all data; a new replica may report its link as up a second
-    before."""
+    """Wait until the replicas have all data. A new replica may report that its link is up a second
+    earlier."""
     with primary.client() as client:
         client.publish("replicate", "")
         assert client.wait(replicas, 4000) == replicas
@@ -506,7 +506,7 @@ def _follows(replica: Store, primary: Store) -> bool:
 def free_port() -> int:
     """Return a port that was free a moment ago.
 
-    It lies below the range of ephemeral ports. So a client that retries while its store is down
+    It is below the range of ephemeral ports, so a client that retries while its store is down
     neither takes the store's port nor connects to itself.
     """
     while True:
@@ -518,10 +518,10 @@ def free_port() -> int:
 
 
 class Watchdog:
-    """A process that survives this one briefly and ends the servers that it left behind.
+    """A process that briefly survives this one and ends the servers that it leaves behind.
 
-    It detects the death by the end of a pipe. Linux's parent-death signal comes too early: when the
-    thread that started the server ends.
+    It notices the death when a pipe closes. Linux's parent-death signal comes too early, namely
+    when the thread that started the server ends.
     """
 
     _program = """

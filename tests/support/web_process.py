@@ -1,4 +1,4 @@
-"""A web application or a worker in its own process, started by the command that users type."""
+"""Runs a web application or a worker in its own process, with the command that users type."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tests.support.stores import HOST, _watchdog, free_port, wait_until
 
 
 class WebProcess:
-    """A Python program, e.g. `uvicorn shop.main:api`, in a folder; its output is in a file.
+    """A Python program, e.g. `uvicorn shop.main:api`, that runs in a folder and writes its output
+    to a file.
 
-    `{port}` in the words stands for a free port; `url` has it, too.
+    `{port}` in the words stands for a free port, which is also part of `url`.
     """
 
     def __init__(self, folder: Path, log: Path, *words: str, **environment: str) -> None:
@@ -50,7 +51,7 @@ class WebProcess:
         return self._log.read_text(errors="replace")
 
     def get(self, path: str = "/") -> httpx.Response | None:
-        """Return the response to a request; None while no connection can be made."""
+        """Return the response to a request, or None if no connection can be made."""
         assert self.process.poll() is None, self.log()
         try:
             return httpx.get(self.url + path, timeout=30)
@@ -62,7 +63,7 @@ class WebProcess:
         return self
 
     def says(self, text: str, *, times: int = 1) -> None:
-        """Wait until the output has the text."""
+        """Wait until the output contains the text."""
 
         def said() -> bool:
             assert self.process.poll() is None, self.log()
@@ -71,9 +72,10 @@ class WebProcess:
         wait_until(said, 40, message=f"{text!r} is not in:\n{self.log()}")
 
     def stop(self) -> str:
-        """Stop by SIGTERM; assert that the output has no error, and return it.
+        """Stop the program with SIGTERM. Assert that its output has no error, and return the
+        output.
 
-        After its shutdown, Uvicorn ends by the signal that it received.
+        After its shutdown, Uvicorn ends with the signal that it received.
         """
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(30)

@@ -1,4 +1,4 @@
-"""The rows that transactions of the tests write."""
+"""Models whose rows the tests write in transactions."""
 
 from __future__ import annotations
 
