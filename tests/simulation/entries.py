@@ -31,6 +31,8 @@ class Delivery:
     copied: bool = False
     """True if a duplicate of an answered fetch took the lease; no server reads the reply to the
     duplicate."""
+    settled: bool = False
+    """True if its server has settled it, and the store has lost the settlement."""
     recovered: bool = False
     """True once the store has recovered the task from a dead server."""
 

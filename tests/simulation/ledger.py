@@ -71,6 +71,9 @@ class Ledger:
         self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
         """Number, time and reply of the last call that created a task, by queue and sender."""
 
+        self._settled: set[tuple[str, str, str]] = set()
+        """Queue, id and token of each lease that was settled before a loss of data."""
+
     # The store's data
 
     def copy(self) -> Any:
@@ -82,6 +85,12 @@ class Ledger:
     def lose(self, kept: Any | None) -> None:
         """Record that the store has lost all data, or all changes since the copy was made."""
         entries = self.entries
+        self._settled |= {
+            (*key, one.token)
+            for key, entry in entries.items()
+            for one in entry.deliveries
+            if one.ended not in (None, "lapsed")
+        }
         self.upkept_us.clear()
         state = ({}, {}, {}, {}, 0, ({}, set())) if kept is None else deepcopy(kept)
         self.entries, times, self._open_locks, self._calls, self.unsure, stored = state
@@ -102,6 +111,8 @@ class Ledger:
             # Leases of an earlier loss may be back, because this copy can be newer than the copy
             # restored then.
             self.void -= {(*key, one.token) for one in entry.deliveries}
+            for one in entry.deliveries:
+                one.settled = one.ended is None and (*key, one.token) in self._settled
 
     @property
     def now(self) -> float:
@@ -287,13 +298,14 @@ class Ledger:
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
         """Check that a lease expires only if its server could not renew it, could not hand the task
-        back during a shutdown, or never received the lease."""
+        back during a shutdown, never received the lease, or settled it before a loss of data."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
         if server is not None and server.told_to_stop is not None:
             since = min(since, server.told_to_stop)
-        if server is None or not (lease.copied or server.troubled(since - 0.1, now)):
+        excused = lease.copied or lease.settled
+        if server is None or not (excused or server.troubled(since - 0.1, now)):
             self.find(f"lease {lease.token} of {entry.id} expired without a fault of {server}")
 
     def _see_renew(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:

@@ -177,8 +177,8 @@ class Verdict:
         }  # fmt: skip
         for name, ids in allowed.items():
             for id in self._fields(queue, name).keys() - ids:
-                if id.partition("@")[0] in (*SCHEDULES, MOVED, *NAMES) and id in self._fields(
-                    queue, "pending"
+                if id.partition("@")[0] in (*SCHEDULES, MOVED, *NAMES) and (
+                    id in self._fields(queue, "pending") or id in self._fields(queue, "active")
                 ):
                     continue  # it arrived when the servers were about to stop
                 self.find(f"{name} of {queue} still holds {id}")
