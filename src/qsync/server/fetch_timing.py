@@ -87,7 +87,7 @@ class FetchTiming:
         ahead: they would take the slots that tasks with limits need."""
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
-        self.wait_again_at = 0.0
+        self.wait_again_at: float = 0.0
         """Time of the next wait for tasks, by boot_s, if the last one failed."""
 
     def awaited_until(self, now: float) -> float | None:

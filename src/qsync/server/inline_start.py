@@ -267,7 +267,7 @@ class Returned:
     __slots__ = ("value",)
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        self.value: Any = value
 
 
 _RETURNED_NONE: Final = Returned(None)
