@@ -27,7 +27,7 @@ def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
 
 
 def damages(store: Store, prefix: str) -> list[Damage]:
-    """Return the damages that an audit finds."""
+    """Return the damage that an audit finds."""
 
     async def main() -> list[Damage]:
         broker = AsyncBroker(redis_clients.parse(store.url))

@@ -1,4 +1,4 @@
-"""The evidence of a chaos run: plain data, from which the verdict is made."""
+"""The evidence of a chaos run: plain data on which the verdict is based."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Note(NamedTuple):
 
 
 def read_notes(path: Path) -> list[Note]:
-    """Return all lines of a history, in the order of their times."""
+    """Return all lines of a history in the order of their times."""
     notes = []
     if path.exists():
         for line in path.read_bytes().rpartition(b"\n")[0].decode().splitlines():
@@ -43,7 +43,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A fault of servers or of the store, with its start and end."""
+    """A fault of a server or of the store, with its start and end."""
 
     kind: str
     begin: float
@@ -54,7 +54,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A dead task, as stored."""
+    """A dead task as stored."""
 
     error: str
     attempts: int
@@ -63,7 +63,7 @@ class Dead:
 
 @dataclass
 class Evidence:
-    """The whole evidence of a run. Times are of CLOCK_MONOTONIC.
+    """The whole evidence of a run. Times are measured with CLOCK_MONOTONIC.
 
     accepted  tasks whose enqueue returned
     perhaps   tasks whose enqueue raised an error that leaves open whether they were written

@@ -1,4 +1,4 @@
-"""Faults of workers, store and network, from a seeded plan."""
+"""Causes faults of workers, store and network, from a seeded plan."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plan(seed: int, seconds: float, lease: float) -> list[Step]:
 
 
 class Faults:
-    """Causes the faults of the plan in a fleet, its store and the proxies before it."""
+    """Causes the faults of the plan in a fleet, its store and the proxies in front of the store."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Faults:
         self.done: dict[str, int] = {}
 
     def run(self) -> None:
-        """Cause all faults of the plan, and repair what they broke."""
+        """Cause all faults of the plan, then repair what they broke."""
         began = time.monotonic()
         under_way: list[Future[None]] = []
         with ThreadPoolExecutor(16) as threads:
@@ -181,7 +181,7 @@ class Faults:
         self._storm(seconds, 0.1, "CLIENT", "KILL", "TYPE", "pubsub")
 
     def _squeeze(self, chance: random.Random, seconds: float) -> None:
-        """Let the store run out of memory, and give it memory again later."""
+        """Let the store run out of memory; later, raise its limit again."""
         with (
             self._store_lock,
             self._trouble("squeeze"),

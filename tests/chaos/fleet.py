@@ -1,4 +1,5 @@
-"""`qsync worker` as in production: a parent with children that are killed, frozen and replaced."""
+"""Runs `qsync worker` as in production: a parent with children that are killed, frozen and
+replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client in a thread that enqueues one task after another and records the outcomes."""
+"""A client in threads that enqueues tasks and records the outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain(number: int) -> Task:
 
 
 class Flow:
-    """A client in threads that enqueues a task about every `every` seconds until the block ends."""
+    """A client in threads. It enqueues a task about every `every` seconds until the block ends."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Flow:
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._number = 0
         self.accepted: list[tuple[float, str]] = []
-        """Time at which each call returned, by the monotonic clock, and the id of its task."""
+        """Time at which each call returned, by the monotonic clock, with the id of its task."""
         self.confirmed: dict[str, bool | None] = {}
         self.asked: dict[str, float] = {}
         """Time of the call."""

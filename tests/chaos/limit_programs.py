@@ -1,8 +1,8 @@
 """The server that `limit_rounds` kills, and the history that it writes.
 
 Each line is one write: `lease`, `start` or `end`, the Unix time in microseconds, the token of the
-lease, and the task. The time of a lease is the store's time at which its slots and its rate were
-taken.
+lease, and the task. The time of a lease is the store's time at which the lease took its slots and
+counted for its rate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RULES: Final = {
     "rate": LimitRule(rate=RATE, per_us=1_000_000, burst=BURST),
 }
 LONGEST_S: Final = 0.02
-"""Longest run of a task, in seconds."""
+"""Longest duration of a task, in seconds."""
 
 
 for _name in ("fetch", "complete", "renew", "hand_back", "mark_started", "register"):
@@ -49,7 +49,7 @@ for _name in ("fetch", "complete", "renew", "hand_back", "mark_started", "regist
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The store and the history of a server, and the length of its leases."""
+    """The store, the history file and the lease length of a server."""
 
     store: str
     history: Path

@@ -3,14 +3,14 @@
     python -m tests.chaos.limit_rounds --rounds 10000
     python -m tests.chaos.limit_rounds --minutes 60
 
-Each kill hits one to three servers, or the store; the next one follows as soon as some tasks have
-run. A minute is about 20 kills of servers. All kills are SIGKILL, at random moments; a killed
-process starts again at once. Each of four customers has two slots for its tasks; some tasks also,
-or only, have a rate. After each kill, the counts in the store are compared with its active tasks.
-At the end all tasks have run, and the history of leases shows whether a limit was ever exceeded,
-and how much of the rate was used.
+Each kill hits one to three servers or the store. The next kill follows as soon as some tasks have
+run; this gives about 20 kills of servers per minute. All kills use SIGKILL, at random moments, and
+a killed process is started again at once. Each of four customers has two slots for its tasks. Some
+tasks have a rate instead of slots or in addition. After each kill, the counts in the store are
+compared with the active tasks. At the end, all tasks have run, and the history of leases shows
+whether a limit was ever exceeded and how much of the rate was used.
 
-The program prints its progress once a minute. Ctrl-C or SIGTERM ends the kills early, with the
+The program prints its progress once a minute. Ctrl-C or SIGTERM ends the kills early and prints the
 verdict so far.
 """
 
@@ -79,7 +79,7 @@ class Outcome:
     looks: int = 0
     wrong: list[str] = field(default_factory=list)
     above_rate: float = 0.0
-    """Largest number of starts in a window beyond those that its length allows; at most the
+    """Largest number of starts in a window above those that its length allows. At most the
     burst."""
 
     used: float = 0.0
@@ -87,7 +87,7 @@ class Outcome:
 
 
 class Rounds:
-    """The servers and the store, and the kills."""
+    """The servers, the store and the kills."""
 
     def __init__(self, store: Store, folder: Path, lease_s: float, progress: Progress) -> None:
         self._store, self._lease_s, self._progress = store, lease_s, progress
@@ -107,7 +107,8 @@ class Rounds:
         self._outcome = Outcome()
 
     def run(self, seed: int, *, rounds: int = 0, minutes: float = 0.0) -> Outcome:
-        """Kill, wait until all tasks have run, and judge."""
+        """Kill until the end of the rounds, wait until all tasks have run, and return the
+        verdict."""
         choice = random.Random(seed)
         try:
             for _ in range(SERVERS):
@@ -180,7 +181,7 @@ class Rounds:
             self._start()
 
     def _fill(self) -> None:
-        """Enqueue tasks so that some always wait."""
+        """Enqueue enough tasks that some are always waiting."""
         with self._history.open("rb") as file:
             file.seek(self._read)
             lines = file.read().rpartition(b"\n")[0]
@@ -265,8 +266,8 @@ def parts(lease_s: float = 0.5, progress: Progress | None = None) -> Iterator[Ro
 def main() -> int:
     """Run a number of rounds, or run for some minutes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1000, help="so many kills")
-    parser.add_argument("--minutes", type=float, default=0.0, help="for so long, 20 kills each")
+    parser.add_argument("--rounds", type=int, default=1000, help="number of kills")
+    parser.add_argument("--minutes", type=float, default=0.0, help="run time, 20 kills a minute")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
     began = time.monotonic()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 LATENESS: Final = 0.5
-"""Starts by which a window may exceed its rate and burst: a task may start half an interval late
-without making the next one later."""
+"""Number of starts by which a window may exceed its rate and burst: a task may start half an
+interval late without delaying the next one."""
 
 
 @dataclass
@@ -20,13 +20,13 @@ class Run:
     id: str
     leased_us: int
     ended_us: int | None = None
-    """None if its server was killed or it still runs."""
+    """Time of the end; None if its server was killed or the task still runs."""
 
 
 def read_runs(path: Path) -> list[Run]:
     """Return the started leases of a history, by the time of the lease.
 
-    The leases of a repeated fetch are left out: the time of its first reply is unknown.
+    The leases of a repeated fetch are left out, because the time of its first reply is unknown.
     """
     leased: dict[tuple[str, str], int] = {}
     runs: dict[tuple[str, str], Run] = {}
@@ -55,7 +55,7 @@ def given_twice(
     slots: Mapping[str, int],
     lease_us: int,
 ) -> list[str]:
-    """Return the leases that were given while all slots of a limit were certainly held.
+    """Return the leases that were granted while all slots of a limit were certainly held.
 
     A lease certainly lasts until its handler ends, or for its initial duration.
     """

@@ -1,7 +1,7 @@
 """The programs around an outbox that `outbox_rounds` kills: applications that write orders, relays,
-a server.
+and a server.
 
-Each start of an application or a relay uses the next of the database's libraries, in turn.
+Each application or relay that is started uses the next of the database libraries in turn.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from qsync.contrib.outbox import Outbox
 
 PREFIX: Final = "outbox-rounds"
 INSERT: Final = "INSERT INTO orders (id) VALUES (%s)"
-"".encode("idna")  # imports tables that host names need
+"".encode("idna")  # imports the tables that host names need
 INSERT_TEXT: Final = text("INSERT INTO orders (id) VALUES (:id)")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Addresses and files that the programs share."""
+    """Addresses and files that all programs use."""
 
     store: str
     dsn: str
@@ -80,7 +80,8 @@ def pack(order: str) -> Task[str]:
 
 
 def make_engine(places: Places) -> Engine:
-    """Return an engine whose SQLite does not wait for the disk: a killed process loses nothing."""
+    """Return an engine whose SQLite does not wait for the disk. A killed process still loses
+    nothing."""
     engine = create_engine(places.address)
     if engine.dialect.name == "sqlite":
 
@@ -179,7 +180,7 @@ def relay(app: Qsync, places: Places, turn: int) -> None:
 
 
 def server(app: Qsync, places: Places, turn: int) -> None:
-    """Run the tasks, and record each run in a file by one write."""
+    """Run the tasks, and record each run in a file with one write."""
     mux = Mux()
     ran = os.open(places.ran, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -194,7 +195,7 @@ ROLES: Final = {"application": application, "relay": relay, "server": server}
 
 
 def run_role(role: str, places: Places, turn: int) -> None:
-    """Run a program in a new process, which ends with its parent."""
+    """Run a program in a new process that ends when its parent ends."""
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 2)
     logging.basicConfig(level=logging.INFO)

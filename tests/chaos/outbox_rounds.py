@@ -2,14 +2,14 @@
 
     python -m tests.chaos.outbox_rounds --rounds 1000
 
-An application writes orders and the tasks for them in transactions, and rolls some back. In each
-round one or two of the application, the relay, the store and the database are killed with SIGKILL
-and started again: 1,000 rounds with PostgreSQL, and 1,000 with SQLite, which has no server to kill.
-The server that runs the tasks lives on: a task whose server dies runs again, with or without an
-outbox.
+An application writes orders and their tasks in transactions, and rolls some back. In each round,
+one or two of the application, the relay, the store and the database are killed with SIGKILL and
+started again. The command above makes 1,000 rounds with PostgreSQL and 1,000 with SQLite, which has
+no server to kill. The server that runs the tasks is not killed, because a task whose server dies
+runs again with or without an outbox.
 
-The program prints its progress once a minute. Ctrl-C or SIGTERM ends the rounds early, with the
-verdict so far.
+The program prints its progress once a minute. Ctrl-C or SIGTERM ends the rounds early and prints
+the verdict so far.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LONGEST_MOMENT_S: Final = 0.05
 TABLE: Final = "CREATE TABLE orders (n {}, id varchar(32) NOT NULL UNIQUE)"
 COUNTER: Final = {"postgresql": "bigserial PRIMARY KEY", "sqlite": "integer PRIMARY KEY"}
 SENT_TWICE: Final = "was sent before"
-"""Log text for a row whose task is already in the store."""
+"""Log message for a row whose task is already in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Rounds:
-    """The parts around an outbox, and the rounds of kills."""
+    """The programs around an outbox and the rounds of kills."""
 
     def __init__(
         self, store: Store, database: Postgres | None, folder: Path, progress: Progress
@@ -87,7 +87,7 @@ class Rounds:
         self._engine: Engine = make_engine(self._places)
         self._starts: Counter[str] = Counter()
         self._processes: dict[str, BaseProcess] = {}
-        # Starts programs as forks of a process that has imported everything: the start of an
+        # Starts programs as forks of a process that has imported everything, because starting an
         # interpreter takes longer than the rest of a round.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
@@ -95,7 +95,7 @@ class Rounds:
         )
 
     def start(self, part: str) -> None:
-        """Start a part again; a program uses the next of the database's libraries."""
+        """Start a part again. An application or relay uses the next of the database libraries."""
         if part == "store":
             self._store.start()
         elif part == "database":
@@ -128,7 +128,8 @@ class Rounds:
             process.join(30)
 
     def run(self, rounds: int, seed: int) -> Outcome:
-        """Run the rounds, wait until everything has settled, and compare."""
+        """Run the rounds, wait until everything has settled, and compare the orders with the
+        runs."""
         choice, kills = random.Random(seed), Counter[str]()
         done = 0
         self._make_tables()
@@ -160,7 +161,8 @@ class Rounds:
             self._engine.dispose()
 
     def _choose(self, rounds: int, choice: random.Random) -> Iterator[list[str]]:
-        """Yield the victims of each round: each part in turn, one time in three with another."""
+        """Yield the victims of each round: each part in turn, and in one round of three also
+        another part."""
         parts = ["application", "relay", "store"]
         if self._database is not None:
             parts.append("database")
@@ -185,7 +187,7 @@ class Rounds:
         except AssertionError:
             application = self._processes["application"]
             if application.pid is not None and application.is_alive():
-                os.kill(application.pid, signal.SIGUSR1)  # it prints the stacks of its threads
+                os.kill(application.pid, signal.SIGUSR1)  # it prints its threads' stacks
                 time.sleep(1)
             log = self._places.log.read_text(errors="replace")
             log += f"\nthe application: {application.exitcode}"
@@ -257,7 +259,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--database", choices=DATABASES, help="one of them only")
+    parser.add_argument("--database", choices=DATABASES, help="use only this database")
     options = parser.parse_args()
     failed = False
     with Progress() as progress:

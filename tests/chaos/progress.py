@@ -11,16 +11,17 @@ from typing import Any, Final, Self
 
 EVERY_S: Final = 60.0
 SAME_SIGNAL_S: Final = 1.0
-"""Longest time between two signals that count as one request."""
+"""Longest time between two signals that count as one request, in seconds."""
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Progress:
-    """Prints a line a minute, and records the first signal that asks the run to stop.
+    """Prints one line per minute, and records the first signal that asks the run to stop.
 
     A run checks `stopped` between its steps and ends with the verdict so far. A second signal ends
-    it without a verdict, unless it follows at once: `timeout` and a terminal send the signal twice.
+    the run without a verdict, unless it follows at once, because `timeout` and a terminal send the
+    signal twice.
     """
 
     def __init__(self, every_s: float = EVERY_S) -> None:

@@ -1,7 +1,7 @@
-"""A TCP proxy between the queue and its store, whose faults are switched while it runs.
+"""A TCP proxy in front of the store. Its faults can be switched while it runs.
 
-It splits the streams into commands and replies. So it can answer a command itself, lose one reply,
-or fall silent, without a reply ever reaching the wrong command.
+It splits the streams into commands and replies. It can thus answer a command itself, lose one reply
+or fall silent, and no reply ever reaches the wrong command.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tests.chaos.resp import Frames, command_name
 from tests.support.stores import HOST, free_port
 
 RESET: Final = struct.pack("ii", 1, 0)
-"""Value of SO_LINGER that makes a connection end by RST."""
+"""Value of SO_LINGER with which a connection ends with RST."""
 
 STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC", b"PSYNC")
-"""After these commands, the store's messages no longer answer commands."""
+"""Commands after which the store's messages are no longer replies to commands."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Link:
-    """A connection of a client, and the one to the store that belongs to it."""
+    """The connection of a client and the matching connection to the store."""
 
     client: asyncio.StreamWriter
     store: asyncio.StreamWriter
@@ -65,18 +65,18 @@ class Link:
     """For each unanswered command, the proxy's own answer; None if the store answers it."""
     streaming: bool = False
     silent: set[str] = field(default_factory=set)
-    """The directions in which nothing passes."""
+    """Directions in which nothing passes."""
 
 
 class Proxy:
-    """Listens on a port, in a thread, and forwards to the store's port."""
+    """Listens on a port in a thread, and forwards to the store's port."""
 
     def __init__(self, port: int, *, seed: int = 0) -> None:
         self.target = port
         self.port = free_port()
         self.up, self.down = Direction(), Direction()
         self.forget = True
-        """True if a connection that was in a black hole stays dead; if False, the held data passes
+        """True if a connection that was in a black hole stays dead; False if the held data passes
         late."""
         self.accepted = 0
         self.commands = 0
@@ -107,15 +107,15 @@ class Proxy:
     # The switches.
 
     def refuse(self, on: bool = True) -> None:
-        """Refuse connections, as a host does on which no store runs."""
+        """Refuse connections, like a host on which no store runs."""
         self._do(self._listen, not on)
 
     def reset(self) -> int:
-        """End all connections by RST; return their number."""
+        """End all connections with RST; return their number."""
         return int(self._do(self._reset))
 
     def half_close(self) -> int:
-        """Close the store's side of the connections, while it still receives commands."""
+        """Close the store's side of the connections, which still receives commands."""
         return int(self._do(self._half_close))
 
     def answer(
@@ -152,7 +152,7 @@ class Proxy:
         """Number of connections."""
         return len(self._links)
 
-    # Run the proxy; called in its thread.
+    # Running the proxy; called in its thread.
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         async def call() -> Any:
@@ -204,7 +204,7 @@ class Proxy:
         task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
 
-        def over(_: object) -> None:  # a connection that never began is over, too
+        def over(_: object) -> None:  # a connection that never began is also over
             writer.transport.abort()
             self._tasks.discard(task)
 
@@ -261,7 +261,7 @@ class Proxy:
             await asyncio.sleep(0.02)
 
     def _happens(self, way: str, link: Link) -> bool:
-        """Return whether this command or reply, and everything after it, is lost."""
+        """Return whether this command or reply is lost, along with everything after it."""
         direction: Direction = getattr(self, way)
         if direction.cut and self._chance.random() < direction.cut:
             link.silent |= {"up", "down"}

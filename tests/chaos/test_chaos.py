@@ -1,7 +1,8 @@
-"""Workers, store and network fail at the same time by a seeded plan, and every guarantee holds.
+"""Workers, store and network fail at the same time, following a seeded plan, and every guarantee
+holds.
 
-CHAOS_SEED replays a seed, CHAOS_SECONDS sets the duration. The faults are the same in each run of a
-seed; the reactions of the processes differ.
+CHAOS_SEED replays a seed; CHAOS_SECONDS sets the duration. The faults are the same in each run of a
+seed, but the reactions of the processes differ.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class Chaos:
             for log in sorted(self.folder.glob("worker-*.log"))
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
-            # Deaths are checked separately, also of tasks that were run again or deleted at once.
+            # Deaths are checked separately, including those of tasks that were run again or deleted
+            # at once.
             and not re.search(" is dead: | more tasks? crashed too often and died", line)
             and not killed_by_test(line, evidence)
         ]
@@ -148,8 +150,8 @@ class Chaos:
 
 
 def killed_by_test(line: str, evidence: Evidence) -> bool:
-    """Return whether the line is a worker's about a process that the test killed at its start or
-    stop."""
+    """Return whether the line is a worker's message about a process that the test killed at startup
+    or shutdown."""
     said = re.search(r"\(pid (\d+)\) (?:failed to start|ended): killed by SIGKILL", line)
     kills = {trouble.pid for trouble in evidence.troubles if trouble.kind == "kill"}
     return said is not None and int(said[1]) in kills

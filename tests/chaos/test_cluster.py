@@ -31,7 +31,7 @@ def replicated() -> Iterator[Cluster]:
 
 
 class Mover:
-    """Moves the slot of a queue from one primary to another and back, key by key."""
+    """Moves a queue's slot from one primary to another and back, key by key."""
 
     def __init__(self, cluster: Cluster, prefix: str) -> None:
         key = QueueKeys(prefix, QUEUE).key("tasks")
@@ -59,13 +59,14 @@ def is_primary(node: Store) -> bool:
 
 
 def tried_again(cluster: Cluster) -> int:
-    """Return how often nodes answered TRYAGAIN: they had only some of a script's keys."""
+    """Return how often nodes answered TRYAGAIN because they had only some of a script's keys."""
     stats = [node.command("INFO", "errorstats") for node in cluster.nodes]
     return sum(one.get("errorstat_TRYAGAIN", {"count": 0})["count"] for one in stats)
 
 
 def operations_a_second(*flows: Flow) -> float:
-    """Return the enqueues per second that callers complete, measured over half a second."""
+    """Return the number of enqueues per second that callers complete, measured over half a
+    second."""
     began = time.monotonic()
     pass_time(0.5)
     return sum(len(flow.since(began)) for flow in flows) / (time.monotonic() - began)
@@ -87,7 +88,7 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     measured: Measured,
     moves: int,
 ) -> None:
-    """No script can run while the keys of its queue are on two nodes; callers notice only a
+    """No script can run while the keys of its queue are on two nodes. Callers notice only a
     delay."""
     launch(replicated.url, **CONFIG)
     mover, gaps, lasted, before = Mover(replicated, prefix), [], [], tried_again(replicated)
@@ -108,13 +109,13 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"), timeout=20)
     drained(replicated, prefix)
-    measured("slot moved, operations a second before", rate)
-    measured("slot moved, most seconds that it took", max(lasted))
-    measured("slot moved, most seconds of pause after it", max(gaps))
+    measured("slot moved, operations per second before", rate)
+    measured("slot moved, most seconds that the move took", max(lasted))
+    measured("slot moved, most seconds of pause afterwards", max(gaps))
     measured("slot moved, tasks", len(ids))
-    measured("slot moved, calls that were refused meanwhile", tried_again(replicated) - before)
+    measured("slot moved, calls refused during the move", tried_again(replicated) - before)
     assert rate >= 500
-    assert tried_again(replicated) > before, "nobody ever met the keys on two nodes"
+    assert tried_again(replicated) > before, "no call ever met the keys on two nodes"
     assert flow.errors + blocking.errors == []
     assert max(gaps) <= 5
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}
@@ -136,7 +137,7 @@ BY_FORCE = [pytest.param(how, marks=pytest.mark.slow) for how in ("FORCE", "TAKE
 def test_a_replica_takes_over_while_its_primary_lives(
     replicated: Cluster, prefix: str, launch: Launch, history: History, measured: Measured, how: str
 ) -> None:
-    """After an orderly failover nothing is lost or run twice; a forced one may lose recent
+    """After an orderly failover, nothing is lost or run twice. A forced failover may lose recent
     writes."""
     server = launch(replicated.url, **CONFIG)
     holder = replicated.holder(QueueKeys(prefix, QUEUE).key("tasks"))

@@ -1,4 +1,4 @@
-"""Tasks of processes that are killed from outside start again soon, however long they run."""
+"""Tasks whose process is killed from outside start again soon, however long they run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests.support.stores import Store, wait_until
 PER_PROCESS = 30
 BOUND_S = 20.0
 """Longest time until the last killed task has started again: 10 s for suspects, which run one after
-another, and the start of two processes. One at a time, the tasks would need three minutes."""
+another, plus the start of two processes. If all tasks ran one at a time, they would need three
+minutes."""
 
 
 @pytest.mark.timeout(180)
@@ -38,7 +39,7 @@ def test_tasks_of_two_killed_processes_start_again_within_a_bound(
         ids = enqueue(valkey.url, prefix, [Task("work", {"sleep": 3})] * (3 * PER_PROCESS))
         wait_until(lambda: len(started()) == len(ids))
         send(first, signal.SIGKILL)
-        # Another server has slots for the tasks of the first when its own tasks have ended.
+        # Another server has slots for the tasks of the first one when its own tasks have ended.
         second = wait_until(lambda: next((one.pid for one in started() if one.crashes), None))
         send(second, signal.SIGKILL)
         killed = time.monotonic()

@@ -1,4 +1,4 @@
-"""One fault of the network at a time, and error replies of the store."""
+"""One network fault at a time, and error replies from the store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ERRORS = (
     "ERR Error running script: Script killed by user with SCRIPT KILL.",
     "ERR max number of clients reached",
 )
-"""Transient errors: the same call succeeds some time later."""
+"""Transient errors: the same call succeeds later."""
 
 REFUSALS: dict[str, type[QsyncError]] = {
     "OOM command not allowed when used memory > 'maxmemory'.": QueueFull,
@@ -59,8 +59,8 @@ REFUSALS: dict[str, type[QsyncError]] = {
 
 
 def digests() -> list[tuple[str, bytes]]:
-    """Return each script's name and digest; a script with variants with and without `allow-oom` has
-    two."""
+    """Return each script's name and digests. A script has two digests if it has variants with and
+    without `allow-oom`."""
     return [
         (file.name.removesuffix(".lua"), load(file.name[:-4], allow_oom=allow_oom).sha.encode())
         for file in (files("qsync.broker") / "lua").iterdir()
@@ -197,7 +197,8 @@ def test_every_script_is_repeated_after_a_transient_error(durable: Store, colour
         await broker.aclose()
 
     def block_on_all(erring: Erring) -> None:
-        # Each call has its own broker: a broker that knows of bounds sends the flow variants.
+        # Each call has its own broker, because a broker that has seen bounds sends the flow
+        # variants.
         for call in erring.calls():
             with contextlib.closing(Broker(erring.address)) as broker:
                 broker.run(call)
@@ -240,8 +241,8 @@ def test_permanent_error_is_raised_at_once(durable: Store, error: str) -> None:
 def test_cancelled_caller_leaves_no_reply_to_others(
     durable: Store, proxy: Proxy, prefix: str, measured: Measured, count: int
 ) -> None:
-    """Calls through a slow network are cancelled at random moments; the others get their own
-    answers."""
+    """Calls over a slow network are cancelled at random moments. All other calls get their own
+    replies."""
     chance = random.Random(count)
     proxy.down.jitter = 0.004
     outcomes: Counter[str] = Counter()
@@ -293,7 +294,7 @@ def test_lost_replies_repeat_nothing(
     measured: Measured,
     seconds: float,
 ) -> None:
-    """The store executes commands, but often the reply is lost, for any call of any process."""
+    """The store executes each command, but often its reply is lost, for any call of any process."""
     lease = 20.0
     server = launch(proxy.url, lease=lease, concurrency=20)
     before = proxy.accepted
@@ -315,7 +316,8 @@ def test_lost_replies_repeat_nothing(
     assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
     assert "was lost" not in server.log()
     assert damages(durable, prefix) == []
-    # Tasks of a lost fetch reply come with the repeated fetch, not when the lease expires.
+    # If the reply to a fetch is lost, its tasks arrive with the repeated fetch, not when the lease
+    # expires.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     waits = [event.at - accepted[event.id] for event in history.of("start")]
     measured("replies lost, longest wait for a start, s", max(waits))
@@ -336,7 +338,7 @@ def test_after_a_black_hole_tasks_are_fetched_again(
     measured: Measured,
     holes: int,
 ) -> None:
-    """Connections in the black hole stay silent forever, without an error."""
+    """Connections in the black hole stay silent forever and report no error."""
     chance = random.Random(holes)
     server = launch(proxy.url, lease=3.0)
     delays = []
@@ -368,7 +370,7 @@ def test_silent_connection_is_dropped_soon(
     measured: Measured,
     block: float,
 ) -> None:
-    """An idle server that only waits on its connections detects that they are dead, and closes
+    """An idle server that only waits on its connections detects that they are dead and closes
     them."""
     server = launch(proxy.url, lease=60.0, sweep=block)
     wait_until(lambda: proxy.open >= 3)
@@ -385,7 +387,7 @@ def test_silent_connection_is_dropped_soon(
     over_at = time.monotonic()
     [id] = enqueue(durable.url, prefix, [task()])
     [started] = history.wait("start", 1, id=id, timeout=20)
-    measured("black hole of some seconds, until a fetch, s", started.at - over_at)
+    measured("short black hole, seconds until a fetch", started.at - over_at)
     assert started.at - over_at <= 10
 
 
@@ -412,7 +414,7 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
     for how in rates:
         measured(f"reset {how}, connections a second", rates[how])
         measured(f"reset {how}, share of a core", shares[how])
-    measured("reset, seconds until work goes on", started.at - back_at)
+    measured("reset, seconds until work continues", started.at - back_at)
     assert max(rates.values()) <= 40  # four connections for each reset
     assert max(shares.values()) < 0.2
     assert started.at - back_at <= 10
@@ -424,7 +426,7 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
 def test_connection_resets_are_recognised_on_every_loop(
     proxy: Proxy, prefix: str, measured: Measured, loop: str
 ) -> None:
-    """A connection may be reset between its check and the write, which each event loop reports
+    """A connection may be reset between its check and the write. Each event loop reports this
     differently.
     """
     factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
@@ -467,7 +469,7 @@ def test_slow_network_only_slows_tasks_down(
     with Flow(proxy.url, prefix, callers=20) as flow:
         pass_time(2.0)
     wait_until(lambda: flow.ids <= history.ids("end"))
-    measured("slow network, tasks a second", len(flow.ids) / (time.monotonic() - began))
+    measured("slow network, tasks per second", len(flow.ids) / (time.monotonic() - began))
     wait_empty(durable, prefix)
     assert flow.errors == []
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}
@@ -480,13 +482,14 @@ def test_slow_network_only_slows_tasks_down(
 def test_lost_hints_lose_no_task(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Orders to servers and messages about results are lost, and both are still noticed."""
+    """Orders to servers and messages about results are lost, yet servers and callers notice
+    both."""
     lease = 1.5
     launch(proxy.url, lease=lease)
     news = proxy.answer("NOPERM no permissions to access a channel", only=b"SSUBSCRIBE")
     orders = proxy.answer("NOPERM no permissions to access a key", only=f"{prefix}:inbox:".encode())
     pass_time(0.1)
-    proxy.reset()  # calls that were blocked on the inbox before are gone
+    proxy.reset()  # calls that blocked on the inbox before are gone
 
     async def main() -> tuple[float, float]:
         async with bench(proxy.url, prefix) as b:
@@ -503,8 +506,8 @@ def test_lost_hints_lose_no_task(
             return told, cancelled.at - asked_at
 
     told, cancelled = asyncio.run(main())
-    measured("without news, seconds until a result was there", told)
-    measured("without orders, seconds until a cancel was heeded", cancelled)
+    measured("without messages, seconds until a result arrived", told)
+    measured("without orders, seconds until a cancel took effect", cancelled)
     assert min(news.given, orders.given) > 0
     assert told <= 5.5
     assert cancelled <= lease / 3 + 0.5
@@ -581,7 +584,7 @@ async def test_many_clients_reconnect_at_once_and_stay_quiet(
         assert before > 0
         await asyncio.sleep(2.0)
         rate = (commands() - before) / (time.monotonic() - since) / SERVERS
-        measured("idle, commands of a server a second", rate)
+        measured("idle, commands of a server per second", rate)
         assert rate <= 2
         assert not any(server.broken for server in servers)
         for closing in [*servers, *clients]:

@@ -1,4 +1,4 @@
-"""A task that kills each process that runs it halves the throughput of other tasks at most."""
+"""A task that kills each process that runs it at most halves the throughput of other tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.stores import Store, wait_until
 PROCESSES = 4
 GAP_S = 3.0
 ROUNDS = 3
-"""Other load on the machine slows down the start of processes, so the best round counts."""
+"""Other load on the machine slows down process startup, so the best round counts."""
 
 
 @pytest.mark.faults(7)
@@ -27,14 +27,14 @@ ROUNDS = 3
 def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
     valkey: Store, prefix: str, tmp_path: Path, measured: Measured, poisons: int
 ) -> None:
-    """The time is measured from the first poison on; one comes every three seconds, and each is
+    """The time is measured from the first poison task. One arrives every three seconds, and each is
     dead in the end."""
     dead = QueueKeys(prefix, "default").key("dead")
     options = ("-n", str(PROCESSES), "--concurrency", "5", "--lease", "5")
     worker = Worker(valkey.url, prefix, tmp_path, *options).start()
 
     def ended(begin: float, end: float) -> float:
-        """Return the tasks per second that ended in this time."""
+        """Return how many tasks per second ended in this period."""
         notes = read_notes(tmp_path / "history")
         return sum(note.kind == "end" and begin < note.at < end for note in notes) / (end - begin)
 
@@ -76,7 +76,7 @@ def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
 def test_a_worker_outlives_one_poison_after_the_other(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
-    """A process that dies repeatedly as soon as it is ready does not count as a failure to
+    """A process that repeatedly dies as soon as it is ready does not count as a failure to
     start."""
     worker = Worker(valkey.url, prefix, tmp_path, "--lease", "5").start()
     try:
@@ -87,7 +87,7 @@ def test_a_worker_outlives_one_poison_after_the_other(
         wait_until(lambda: valkey.command("HLEN", queue.key("tasks")) == 2, timeout=60, every=0.1)
         wait_until(lambda: valkey.command("ZCARD", queue.key("dead")) == 2, timeout=60, every=0.1)
         notes = read_notes(tmp_path / "history")
-        for id in ids[:2]:  # at first, all tasks that a crash hit are suspects
+        for id in ids[:2]:  # at first, all tasks hit by a crash are suspects
             starts = [note.crashes for note in notes if note.id == id]
             assert starts == sorted(set(starts))
             assert starts[-1] == 2

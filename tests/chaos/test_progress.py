@@ -57,7 +57,7 @@ def test_stopped_simulation_prints_its_verdict() -> None:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
-    """A terminal sends the signal to each process of the group; servers are being started."""
+    """A terminal sends the signal to each process of the group while servers are being started."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     command = [sys.executable, "-m", "tests.chaos.limit_rounds", "--rounds=100000"]

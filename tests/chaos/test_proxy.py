@@ -1,4 +1,4 @@
-"""The proxy causes the faults that it promises, and never gives a reply to the wrong command."""
+"""The proxy causes the faults that it promises, and never delivers a reply to the wrong command."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A primary is lost or demoted, and a replica that may lack its last writes takes its place.
 
-The replica receives the primary's writes through a proxy, which can hold them back: a replica that
-is merely stopped would read them all from its socket later. Clients and servers use another proxy
-as an address that moves, like a virtual IP.
+The replica receives the primary's writes through a proxy, which can hold them back; a replica that
+is merely stopped would later read them all from its socket. Clients and servers connect through
+another proxy, whose target moves like a virtual IP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.stores import HOST, Store, available, wait_until
 
 
 class Pair:
-    """A primary and a replica that can exchange their roles repeatedly."""
+    """A primary and a replica that can swap roles repeatedly."""
 
     def __init__(self) -> None:
         self.stores = [Store("valkey"), Store("valkey")]
@@ -72,7 +72,7 @@ class Pair:
         self.link.up.hole = self.link.down.hole = True
 
     def lose(self) -> None:
-        """Kill the primary and promote the replica with the data that it has."""
+        """Kill the primary, and promote the replica with the data that it has."""
         old, new = self.stores
         old.kill()
         new.command("REPLICAOF", "NO", "ONE")
@@ -81,7 +81,7 @@ class Pair:
         self.stores.reverse()
 
     def demote(self) -> None:
-        """Exchange the roles without a loss; connections to the old primary stay open."""
+        """Swap the roles without a loss. Connections to the old primary stay open."""
         old, new = self.stores
         old.command("FAILOVER")
         wait_until(lambda: new.command("INFO", "replication")["role"] == "master")
@@ -103,7 +103,7 @@ def pair() -> Iterator[Pair]:
 
 
 def more_than(count: int, flow: Flow, since: float) -> None:
-    """Wait until this many tasks were accepted since then."""
+    """Wait until this many tasks have been accepted since then."""
     wait_until(lambda: len(flow.since(since)) > count, timeout=20)
 
 
@@ -124,7 +124,8 @@ ROUNDS = [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)]
 def test_confirmed_tasks_survive_a_failover(
     pair: Pair, prefix: str, measured: Measured, failovers: int
 ) -> None:
-    """The link is cut, enqueues continue, then the primary is killed and the replica promoted."""
+    """The link is cut and enqueues continue, then the primary is killed and the replica
+    promoted."""
     chance = random.Random(failovers)
     confirmed_lost = plain_lost = confirmed = plain = unconfirmed = 0
     for at in range(failovers):
@@ -151,8 +152,8 @@ def test_confirmed_tasks_survive_a_failover(
         lost = quick.ids - kept
         assert sure.errors + quick.errors + blocking.errors == []
         assert yes, "some were confirmed"
-        # Only writes that the link had not carried are lost: none that was accepted before the last
-        # confirmed task was sent.
+        # Only writes that the link had not carried are lost. No write that was accepted before the
+        # last confirmed task was sent is lost.
         carried_until = max(asked[id] for id in yes)
         assert {id for at, id in quick.accepted if at < carried_until} <= kept
         assert all(asked[id] > cut_at - 0.3 for id in sure.confirmed.keys() - yes)
@@ -162,11 +163,11 @@ def test_confirmed_tasks_survive_a_failover(
         assert damages(pair.primary, own) == []
         pair.revive()
     measured("failovers", failovers)
-    measured("failovers, confirmed tasks, and of them lost", (confirmed, confirmed_lost))
+    measured("failovers, confirmed tasks, lost ones", (confirmed, confirmed_lost))
     measured("failovers, unconfirmed tasks", unconfirmed)
-    measured("failovers, plain tasks, and of them lost", (plain, plain_lost))
+    measured("failovers, plain tasks, lost ones", (plain, plain_lost))
     assert confirmed_lost == 0
-    assert plain_lost > 0, "the failovers lost nothing at all, so they show nothing"
+    assert plain_lost > 0, "the failovers lost nothing, so they prove nothing"
 
 
 @pytest.mark.faults(22)
@@ -202,12 +203,12 @@ def test_failover_that_loses_completions_repeats_tasks_under_their_ids(
         ended = {event.id: event.at for event in history.of("end") if event.at < promoted_at}
         rerun = {event.id for event in history.of("start") if event.at > promoted_at} & ended.keys()
         again += len(rerun)
-        # The replica may lack the end only of tasks that ended after the cut.
+        # The replica may lack only the ends of tasks that ended after the cut.
         assert all(ended[id] > cut_at - 0.2 for id in rerun)
         assert {event.attempt for event in history.of("start")} == {1}
         pair.revive()
-    measured("failovers, tasks that ran again since their ends were forgotten", again)
-    assert again > 0, "no end was forgotten, so nothing is shown"
+    measured("failovers, tasks that ran again because their ends were lost", again)
+    assert again > 0, "no end was lost, so the failovers prove nothing"
     assert server.running
     assert damages(pair.primary, prefix) == []
 
@@ -223,8 +224,8 @@ def test_clients_leave_a_demoted_primary_within_five_seconds(
     measured: Measured,
     demotions: int,
 ) -> None:
-    """Connections to the old primary stay open but refuse every write, so clients must drop
-    them."""
+    """Connections to the old primary stay open but every write on them is refused, so clients must
+    drop them."""
     server = launch(pair.address.url, concurrency=20)
     gaps, work = [], []
     with (

@@ -1,4 +1,4 @@
-"""One fault of the store at a time: it dies, loses data, is full, hangs, or closes connections."""
+"""One store fault at a time: the store dies, loses data, is full, hangs, or closes connections."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_tasks_run_within_two_seconds_of_a_store_restart(
     measured: Measured,
     restarts: int,
 ) -> None:
-    """The store is away for up to 2.5 s, since the delay between tries grows with the outage."""
+    """The store is unavailable for up to 2.5 s, because the delay between tries grows with
+    the outage."""
     chance = random.Random(restarts)
     launch(durable.url, lease=10.0, concurrency=20)
     delays = []
@@ -54,15 +55,15 @@ def test_tasks_run_within_two_seconds_of_a_store_restart(
         delays.append(started.at - back_at)
         wait_empty(durable, prefix)
         assert history.ids("end") >= {*running, id}
-    measured("restarts, most seconds until work goes on", max(delays))
-    measured("restarts, half of them, s", sorted(delays)[len(delays) // 2])
+    measured("restarts, most seconds until work continues", max(delays))
+    measured("restarts, median seconds until work continues", sorted(delays)[len(delays) // 2])
     assert max(delays) <= 2
-    # Leases outlive the outage, so nothing ran twice.
+    # Leases outlast the outage, so nothing ran twice.
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}
 
 
 def copied(store: Store, folder: Path) -> Path:
-    """Copy the append-only file to that folder; return the path of the part that grows."""
+    """Copy the append-only file to the folder; return the path of the part that grows."""
     shutil.copytree(store.folder / "appendonlydir", folder / "appendonlydir")
     [grows] = (folder / "appendonlydir").glob("*.incr.aof")
     return grows
@@ -79,7 +80,7 @@ def test_truncated_append_only_file_leaves_sound_data(
     measured: Measured,
     cuts: int,
 ) -> None:
-    """After a power failure the file ends anywhere, even in the middle of a command."""
+    """After a power failure, the file may end anywhere, even in the middle of a command."""
     chance = random.Random(cuts)
     config = {"auto-aof-rewrite-percentage": 0}
     with Store("valkey", aof=True, config=config) as store:
@@ -116,11 +117,11 @@ def test_truncated_append_only_file_leaves_sound_data(
         with Store("valkey", aof=True, folder=tmp_path, config=config) as cut:
             assert damages(cut, prefix) == []
             kept = [id.decode() for id in cut.command("HKEYS", key)]
-        assert sorted(kept) == accepted[: len(kept)], "what is lost came last"
+        assert sorted(kept) == accepted[: len(kept)], "only the last writes are lost"
         lost.append(len(accepted) - len(kept))
     measured("file cut, times", cuts)
-    measured("file cut, tasks in the whole", len(accepted))
-    measured("file cut, tasks lost by it, fewest and most", (min(lost), max(lost)))
+    measured("file cut, tasks in the whole file", len(accepted))
+    measured("file cut, fewest and most tasks lost", (min(lost), max(lost)))
     assert lost[0] == 0
     assert max(lost) > 0
 
@@ -130,7 +131,7 @@ def test_truncated_append_only_file_leaves_sound_data(
 def test_old_copy_of_the_store_is_drained(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The store is restored to an earlier state: old leases have expired, and settlements find no
+    """The store is restored to an earlier state. Old leases have expired, and settlements find no
     task."""
     with Store("valkey", config={"save": '""'}) as store:
         server = launch(store.url, concurrency=20)
@@ -149,12 +150,12 @@ def test_old_copy_of_the_store_is_drained(
         left = max(leases(store, prefix).values()) / 1e6 - time.time()
         wait_until(lambda: counter(store, prefix, "completed") == 40, timeout=20)
         again = [event for event in history.of("start") if event.at > back_at]
-        measured("old copy, seconds until its leases had lapsed", again[0].at - back_at)
+        measured("old copy, seconds until its leases had expired", again[0].at - back_at)
         measured("old copy, tasks that ran again", len(again))
-        measured("old copy, tasks of later that are gone", len(set(later)))
+        measured("old copy, later tasks that are gone", len(set(later)))
         measured("old copy, seconds that a lease had left", left)
-        # The server has to reconnect, and no lease expires for a third of its length after an
-        # outage.
+        # The server has to reconnect, and after an outage no lease expires for a third of its
+        # length.
         healed_s = max(left, AWAY_CAP_S + LEASE_S / 3) + 2 * SWEEP_S
         assert again[0].at - back_at <= healed_s
         assert {event.id for event in again} <= set(first)
@@ -167,7 +168,7 @@ def test_old_copy_of_the_store_is_drained(
 
 @contextlib.contextmanager
 def storming(store: Store, every: float, *command: str) -> Iterator[list[object]]:
-    """Send a command repeatedly during the block; afterwards the list has the replies."""
+    """Send a command repeatedly during the block. Afterwards the list holds the replies."""
     over, replies = threading.Event(), []
 
     def storm() -> None:
@@ -193,7 +194,7 @@ FLUSHES_A_S = 50.0
 def test_tasks_complete_while_scripts_are_flushed(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
-    """SCRIPT FLUSH runs up to 50 times a second, between the calls of clients and of a server of
+    """SCRIPT FLUSH runs up to 50 times a second, between the calls of clients and of a server with
     two queues."""
     queues = ("default", "other")
     server = launch(durable.url, concurrency=20, queues=dict.fromkeys(queues, 1))
@@ -212,7 +213,7 @@ def test_tasks_complete_while_scripts_are_flushed(
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"))
     wait_empty(durable, prefix)
-    measured("scripts forgotten, times a second", rate)
+    measured("scripts flushed, times per second", rate)
     measured("scripts forgotten, tasks", len(ids))
     assert rate >= FLUSHES_A_S / 2
     assert flow.errors + blocking.errors == []
@@ -272,7 +273,7 @@ def test_full_store_drains_and_then_accepts_tasks(
                     return False
 
             wait_until(takes, every=0.1)
-            measured("full, seconds until it takes tasks again", time.monotonic() - full_at)
+            measured("full, seconds until it accepts tasks again", time.monotonic() - full_at)
             history.wait("end", 301)
             wait_empty(durable, prefix)
         finally:
@@ -290,7 +291,8 @@ def test_full_store_drains_and_then_accepts_tasks(
 def test_pause_of_the_store_shorter_than_a_lease_repeats_nothing(
     durable: Store, prefix: str, launch: Launch, history: History, share: float
 ) -> None:
-    """A lease that was just renewed outlasts 0.9 of its time, and any lease 0.6 of it."""
+    """A lease that was just renewed outlasts 0.9 of its duration, and any lease outlasts 0.6 of
+    it."""
     lease = 1.5
     servers = [launch(durable.url, lease=lease, concurrency=20) for _ in range(2)]
     enqueue(durable.url, prefix, [task(sleep=2.5) for _ in range(20)])
@@ -311,7 +313,7 @@ def test_pause_of_the_store_shorter_than_a_lease_repeats_nothing(
 def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """A server that renews too late has lost its tasks, learns that, and changes nothing."""
+    """A server that renews too late has lost its tasks, notices this, and changes nothing."""
     config = {"lease": 1.0, "concurrency": 20}
     loser = launch(proxy.url, server_id="loser", **config)
     sleeps = {"loser": 600.0}
@@ -328,7 +330,7 @@ def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
     back_at = time.monotonic()
     proxy.heal()
     cancelled = history.wait("cancelled", 20, pid=loser.pid)
-    measured("store stood for 1.5 of the lease, seconds until the losers were stopped",
+    measured("store hung for 1.5 leases, seconds until the lost tasks were stopped",
              cancelled[-1].at - back_at)  # fmt: skip
     wait_until(lambda: counter(durable, prefix, "completed") == 20)
     assert {event.crashes for event in history.of("start", pid=winner.pid)} == {1}
@@ -358,7 +360,7 @@ def test_next_server_takes_over_after_all_died(
     late = launch(durable.url)
     ready_at = time.monotonic()
     again = history.wait("start", 20, pid=late.pid)
-    measured("all died, seconds until the next one had started their tasks",
+    measured("all died, seconds until the next server had started their tasks",
              again[-1].at - ready_at)  # fmt: skip
     assert {event.id for event in again} == ids
     assert again[-1].at - ready_at <= LEASE_S + SWEEP_S
@@ -376,7 +378,7 @@ def test_due_tasks_survive_a_kill_during_promotion(
     measured: Measured,
     kills: int,
 ) -> None:
-    """Tasks become due continuously, while servers that promote them keep dying."""
+    """Tasks become due continuously while the servers that promote them keep dying."""
     chance = random.Random(kills)
     config = {"concurrency": 10, "max_crashes": 100}  # some kills hit the same task
 

@@ -1,4 +1,4 @@
-"""The verdict accepts a sound run, and finds each planted mistake."""
+"""The verdict accepts a correct run and finds each planted mistake."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def without(evidence: Evidence, id: str, token: str = "") -> None:
 
 
 def turned(evidence: Evidence, id: str, token: str, kind: str) -> None:
-    """Replace the end of a run by one of another kind."""
+    """Replace the end of a run with an end of another kind."""
     evidence.notes = [
         note._replace(kind=kind)
         if (note.id, note.token) == (id, token) and note.kind != "start"

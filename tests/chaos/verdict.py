@@ -25,7 +25,7 @@ def judge(evidence: Evidence) -> list[str]:
 
 
 def recovery_times(evidence: Evidence) -> list[float]:
-    """Return, for each run whose process was killed, the seconds until its task ran again."""
+    """Return the seconds until the task ran again for each run whose process was killed."""
     starts: dict[str, list[Note]] = defaultdict(list)
     ended = {(note.id, note.token) for note in evidence.notes if note.kind != "start"}
     for note in evidence.notes:
@@ -110,7 +110,7 @@ class _Judge:
     def _ended(self, run: Note, kind: str) -> bool:
         """Return whether the run ended with this kind of note while its server held the lease.
 
-        A task that was started again meanwhile belongs to another lease.
+        A task that has been started again since then belongs to another lease.
         """
         later = [other.at for other in self.runs[run.id] if other.at > run.at]
         return any(
@@ -123,7 +123,7 @@ class _Judge:
         if wanted is None:
             yield f"{id} is dead, and nobody had it accepted"
         elif dead.error.startswith("crashed "):
-            # A crash between the mark of a start and the start itself counts, too.
+            # A crash between the mark of a start and the start itself also counts.
             most = self.evidence.max_crashes
             befell = self._troubles(wanted.at, float("inf"))
             if dead.crashes != most or befell < most or not any(run.crashes for run in runs):
@@ -154,7 +154,7 @@ class _Judge:
         return self._troubles(before.at, min([again.at, *recorded])) > 0
 
     def _troubles(self, begin: float, end: float) -> int:
-        """Return the number of faults between these times by which a lease may have expired."""
+        """Return the number of faults between these times that may have let a lease expire."""
         lease = self.evidence.lease
         return sum(
             trouble.begin <= end and trouble.end >= begin - lease
@@ -212,7 +212,7 @@ def reasons_of(evidence: Evidence) -> dict[str, int]:
 
 
 def sequence(notes: Sequence[Note], id: str) -> str:
-    """Return the events of a task as text."""
+    """Return the events of a task as a string."""
     return "\n".join(
         f"{note.at:.3f} {note.kind} attempt {note.attempt} crashes {note.crashes} {note.token}"
         for note in sorted(notes)

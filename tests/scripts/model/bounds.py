@@ -1,4 +1,4 @@
-"""Bounds of the model: whether new tasks fit, and which waiting tasks are dropped for them."""
+"""Bounds in the model: whether new tasks fit, and which waiting tasks are dropped for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Waiting(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """The bound that refuses a call, its value, the present amount, and how many new tasks fit."""
+    """The bound that refuses a call, its value, the current amount, and how many new tasks fit."""
 
     bound: str
     limit: int
@@ -39,7 +39,7 @@ class Refusal(NamedTuple):
 
 @dataclass
 class QueueBounds:
-    """The bounds of the program and of an operator, as stored."""
+    """The bounds set by the program and by an operator, as stored."""
 
     program: str = ""
     operator: str = ""
@@ -79,7 +79,7 @@ class QueueBounds:
         return dropped
 
     def contents(self, size: int) -> dict[str, str]:
-        """Return the bounds as the store holds them, with the size if a bound needs it."""
+        """Return the bounds as the store holds them, including the size if a bound needs it."""
         kept = self.in_force[1] < math.inf
         fields = {"bounds": self.program, "!bounds": self.operator, "bytes": str(size)}
         return {name: text for name, text in fields.items() if text and (name != "bytes" or kept)}

@@ -1,4 +1,4 @@
-"""Limits of the model: the use of each limit, its waiters, and when it opens."""
+"""Limits in the model: the use of each limit, its waiters, and when it opens."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MOVES_MOST: Final = 500
 ROUND_MOST: Final = 50
 TYPE_MOVES_MOST: Final = 150
 WRONG_CLOCK_US: Final = 10_000_000
-"""A next start further ahead than this may come from before the clock was set back."""
+"""A next start further ahead than this may date from before the clock was set back."""
 
 
 @dataclass
 class Use:
-    """State of a limit in the middle of a call."""
+    """State of a limit during a call."""
 
     use: int = 0
     """Number of active tasks that hold it."""
@@ -33,7 +33,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Rate:
-    """A rule, as it applies to one limit."""
+    """A rule as it applies to one limit."""
 
     slots: float = math.inf
     interval: float = 0
@@ -69,23 +69,24 @@ class Limits:
     """State of the limits of a queue."""
 
     rules: dict[str, str] = field(default_factory=dict)
-    """Rules, as stored."""
+    """Rules as stored."""
     stored: dict[str, Use] = field(default_factory=dict)
     pauses: dict[str, str] = field(default_factory=dict)
-    """Pauses as stored, by the limits `@<type>` of paused types."""
+    """Stored pauses, by the limits `@<type>` of paused types."""
     openings: dict[str, int] = field(default_factory=dict)
     waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
-    """Limit and id of each waiter, by its entry."""
+    """Limit and id of each waiter, by entry."""
     type_moves: int = TYPE_MOVES_MOST
-    """Number of waiters of types that this call may still move."""
+    """Number of waiters for types that this call may still move."""
     _live: dict[str, Use] = field(default_factory=dict)
     _late: dict[str, float] = field(default_factory=dict)
-    """Delay with which this call opens each limit, in microseconds."""
+    """Delay after which this call opens each limit, in microseconds."""
     _touched: dict[str, None] = field(default_factory=dict)
     _capped: dict[str, bool] = field(default_factory=dict)
 
     def rate(self, limit: str) -> Rate:
-        """Return the rule in force: an operator's for the limit or its name, else the program's."""
+        """Return the rule in force: an operator's rule for the limit or its name, else the
+        program's."""
         if limit.startswith("@"):
             return PAUSED if limit in self.pauses else UNLIMITED
         name = limit.partition(":")[0]
@@ -102,7 +103,7 @@ class Limits:
         return self._live[limit]
 
     def capped(self, now: int, limit: str) -> Use:
-        """Return the use of a limit; a TAT from a lower rate than the present one is capped."""
+        """Return the use of a limit. A TAT from a lower rate than the current one is capped."""
         use, rate = self.touch(limit), self.rate(limit)
         if rate.interval and not self._capped.get(limit):
             self._capped[limit] = True
@@ -136,8 +137,8 @@ class Limits:
         return next(iter(self.waiters_of(limit)), None)
 
     def refusing(self, now: int, limits: Sequence[str]) -> str | None:
-        """Return the limit for which a task that becomes pending has to wait; None if it need not
-        wait."""
+        """Return the limit that a task must wait for when it becomes pending, or None if it need
+        not wait."""
         for limit in limits:
             self.touch(limit)
             if not self.is_open(now, limit) or self.first_waiter(limit) is not None:
@@ -145,7 +146,7 @@ class Limits:
         return None
 
     def unstartable(self, now: int, limits: Sequence[str]) -> str | None:
-        """Return the limit that keeps a pending task from being leased; None if there is none."""
+        """Return the limit that keeps a pending task from being leased, or None."""
         for limit in limits:
             use = self._live.get(limit, self.stored.get(limit, Use()))
             rate = self.rate(limit)
@@ -162,8 +163,8 @@ class Limits:
                 use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
     def refund(self, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Give back the starts of tasks that never began, less the starts regained since the oldest
-        of their leases. `unstarted` has the time of each task's lease and its limits."""
+        """Give back the starts of tasks that never began, minus the starts regained since the
+        oldest of their leases. `unstarted` holds the lease time and the limits of each task."""
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
             for limit in limits:
@@ -175,7 +176,8 @@ class Limits:
             use.tat = max(0, math.floor(use.tat - amount))
 
     def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
-        """Return the first waiter of each open limit; for a type, several."""
+        """Return the first waiter for each open limit, or several waiters if the limit is a
+        type."""
         firsts: list[tuple[str, bytes]] = []
         for limit in list(self._touched):
             room = min(moves, ROUND_MOST) - len(firsts)
@@ -208,9 +210,9 @@ class Limits:
         return bool(self._touched)
 
     def correct(self, now: int) -> bool:
-        """Cap times that are later than their rule allows, as after a clock was set back.
+        """Cap times that are later than their rule allows, as after a clock has been set back.
 
-        Return whether there were any.
+        Return whether there were any such times.
         """
         ahead = [limit for limit, use in self.stored.items() if use.tat - now > WRONG_CLOCK_US]
         wrong = False

@@ -1,9 +1,9 @@
-"""Calls every operation in random order on the real scripts and on the model, and compares them.
+"""Calls every operation in random order on the real scripts and on the model, and compares both.
 
-Each call is made twice, since clients repeat unanswered calls, and any earlier call may be repeated
-later. Time jumps forward and back, and sometimes to the moment at which something is due. The store
-runs out of memory and forgets its scripts, its user may lose the right to publish, and data of the
-queue may get lost.
+Each call is made twice, because clients repeat unanswered calls, and any earlier call may be
+repeated later. Time jumps forward and back, and sometimes to the moment at which something is due.
+The store may run out of memory or forget its scripts, its user may lose the right to publish, and
+data of the queue may be lost.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Progress(NamedTuple):
 
 
 class Scripts(RuleBasedStateMachine):
-    """Makes random calls. After each one the store equals the model, and its invariants hold."""
+    """Makes random calls. After each call, the store must match the model and its invariants must
+    hold."""
 
     rig: Rig
     full = False
@@ -105,7 +106,7 @@ class Scripts(RuleBasedStateMachine):
         bounds: Bounds,
         many: bool,
     ) -> None:
-        """Enqueue tasks of all kinds, and lease some of them, perhaps for the second time.
+        """Enqueue tasks of all kinds and lease some of them, perhaps for the second time.
 
         `flow` says which variants of the scripts are called, and whether tasks have limits and the
         queue has bounds.
@@ -123,7 +124,7 @@ class Scripts(RuleBasedStateMachine):
         self.fetch("s", wanted, 1)
 
     def _restart(self) -> None:
-        """Empty the store, and give it memory and its user all rights."""
+        """Empty the store, lift its memory limit and grant its user all rights."""
         self.make_room()
         self.speak()
         self.rig.reset()
@@ -158,13 +159,14 @@ class Scripts(RuleBasedStateMachine):
         sender = SENDERS[self.number % len(SENDERS)]
         if any(options.keys() >= REMEMBERED_REPLACEMENT for _, options in tasks):
             sender = sender or SENDERS[1]
-        if self.flow == "bounds":  # a repeated call would create what it dropped
+        if self.flow == "bounds":  # a repeated call would create the tasks that it dropped
             sender = sender or SENDERS[2]
         sent = [self.made(id, options) for id, options in tasks]
         self.do("enqueue", sent, sender=sender, number=self.number)
 
     def enqueue_finished(self, pick: int, retention: bool) -> None:
-        """Enqueue an id that is remembered though its task has left the queue, if there is one."""
+        """Enqueue an id that is remembered although its task has left the queue, if there is
+        one."""
         gone = [id for id in self.model.recent if id not in self.model.tasks] or IDS
         options = {"remember_us": 100 * S} | ({"retention": 20} if retention else {})
         self.enqueue([(gone[pick % len(gone)], options)])
@@ -190,7 +192,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("put_schedule", name, self.rig.now + later, record)
 
     def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
-        """Tick current schedules, outdated versions of them, or lost ones."""
+        """Tick current schedules, outdated versions of schedules, or lost schedules."""
         sent = []
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
@@ -233,7 +235,7 @@ class Scripts(RuleBasedStateMachine):
         over."""
         if marked:
             self.mark_started()
-        for part in (LEASE // 2, LEASE // 2 + S):  # two parts are no outage
+        for part in (LEASE // 2, LEASE // 2 + S):  # two calls are no outage
             self.rig.now += part
             self.fetch(server, wanted, 1)
 
@@ -262,7 +264,8 @@ class Scripts(RuleBasedStateMachine):
         started: bool,
         age: int | None = 0,
     ) -> None:
-        """Hand tasks back whose leases have this age; None if the server does not know it."""
+        """Hand back tasks whose leases have this age, or None if the server does not know the
+        age."""
         leased_us = 0 if age is None else self.rig.now - age
         record = b"" if delay is None else b"unknown type"
         limit, closed_us = closing if self.has_limits else ("", 0)
@@ -333,7 +336,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("reschedule", id, f"+{due}" if later else str(max(0, self.rig.now + due - 5 * S)))
 
     def edit(self, pick: int, state: str, due: str, runs: bool, longer: int) -> None:
-        """Edit a waiting or dead task; some calls have read another message, or another state."""
+        """Edit a waiting or dead task. Some calls have read another message or another state."""
         if not state and pick % 4 < 3 and not self.model.those("dead"):
             self.kill([pick % 9], True)
         id, task = self.known(pick, state or ("dead" if pick % 4 < 3 else ""))
@@ -372,7 +375,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("resume")
 
     def repeat(self, back: int) -> None:
-        """Repeat an earlier call, whose first reply was lost, after some time."""
+        """After some time, repeat an earlier call whose first reply was lost."""
         if self.calls:
             name, args, options = self.calls[-1 - back % len(self.calls)]
             self.do(name, *args, **options)
@@ -424,7 +427,8 @@ class Scripts(RuleBasedStateMachine):
         check_other_keys(self.rig.client, self.rig.keys, globals_)
 
     def later_version(self, back: int) -> None:
-        """Let a later version change the data layout: an earlier call is refused as a whole."""
+        """Let a later version change the data layout. Calls of the earlier version are refused as a
+        whole."""
         if not self.calls:
             return
         self.make_room()
@@ -442,9 +446,10 @@ class Scripts(RuleBasedStateMachine):
         return with_limits(made(id, options), *limits)
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
-        """Lose some data: no call fails, the audit repairs it, and all tasks end. Then restart."""
+        """Lose some data: no call fails, the audit repairs the damage, and all tasks end. Then
+        start again."""
         self.make_room()
-        for name in list(self.model.stored):  # the tests of the audit cover lost schedules
+        for name in list(self.model.stored):  # tests of the audit cover lost schedules
             self.delete_schedule(name, False)
         self.put_program_bounds(NO_BOUNDS)
         self.set_bounds(None)
@@ -463,19 +468,19 @@ class Scripts(RuleBasedStateMachine):
         return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
 
     def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
-        """Return leases: most of them valid, the others any that were given before."""
+        """Return leases: most of them valid, the others picked from all earlier leases."""
         current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
         some = [current if pick < 9 and current else ever for pick in picks]
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
 
     def known(self, pick: int, state: str) -> tuple[str, Known | None]:
-        """Return an id and its task: mostly of an existing task, in this state if possible."""
+        """Return an id and its task, mostly of an existing task and in this state if possible."""
         there = self.model.those(state) or list(self.model.tasks)
         id = there[pick % len(there)] if pick < 10 and there else IDS[pick % len(IDS)]
         return id, self.model.tasks.get(id)
 
     def do(self, name: str, *args: Any, **options: Any) -> Any:
-        """Make a call twice, and compare with the model."""
+        """Make a call twice and compare the result with the model."""
         now = self.rig.now
         call = self.call(name, args, options)
         if self.full and brings_in(name, args):
@@ -497,7 +502,7 @@ class Scripts(RuleBasedStateMachine):
         check(verb, now, before, self.dump)
         assert_same(after, self.dump)  # the second run changes nothing
         if name == "enqueue":
-            # When a call without a sender is repeated, a task that the same call replaced has
+            # When a call without a sender is repeated, a task that the first call replaced has
             # another message.
             replaced = {one.id for one in reply if one.outcome == "replaced"}
             same = all(
@@ -512,7 +517,7 @@ class Scripts(RuleBasedStateMachine):
         return reply
 
     def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
-        """Return a call of an operation at the present time."""
+        """Return a call of an operation at the current time."""
         make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or next(
             getattr(module, name) for module in MODULES if hasattr(module, name)
         )
@@ -530,8 +535,8 @@ class Scripts(RuleBasedStateMachine):
         raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
-        """Dump the store, repeat the call, and dump the store and its counts again, in one round
-        trip."""
+        """Dump the store, repeat the call, and dump the store and its counts again, all in one
+        round trip."""
         look, count = self.rig.dumping(), views.counts(self.rig.keys)
         replies: list[Any] = self.rig.broker.run_many([look, call, look, count])
         for reply in replies:
@@ -546,7 +551,7 @@ OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "
 """Limits of the tasks with these ids, if their options name none."""
 
 REMEMBERED_REPLACEMENT: Final = {"on_duplicate", "remember_us"}
-"""Options of tasks that need a sender: when a call without a sender is repeated, such a task is
+"""Options of tasks that need a sender. When a call without a sender is repeated, such a task is
 refused as remembered, and an earlier task of the call replaces the holder instead."""
 
 OTHER_TYPE: Final = ("-1", "XX")
@@ -555,23 +560,23 @@ OTHER_TYPE: Final = ("-1", "XX")
 MODULES: Final = (
     ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops, bounds_ops,
 )  # fmt: skip
-"""Modules with operations that have the names of actions."""
+"""Modules whose operations have the names of actions."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
     "stopped": ops.end_cancelled, "reschedule": reschedule, "edit": edit,
 }  # fmt: skip
-"""Operations whose name differs from the action's."""
+"""Operations whose names differ from those of their actions."""
 
 
 UNTIMED: Final = (
     "mark_started", "progress", "pause", "resume", "abandon", "delete_schedule",
     "put_program_bounds",
 )  # fmt: skip
-"""Operations that do not take the time."""
+"""Operations that do not take the time as an argument."""
 
 
 def brings_in(name: str, args: Sequence[Any]) -> bool:
-    """Return whether a full store may refuse a call because it adds messages, schedules or
+    """Return whether a full store may refuse the call because it adds messages, schedules or
     results."""
     results = name == "complete" and any(row.result for row in args[0])
     return results or name in ("enqueue", "tick", "put_schedule", "tick_schedules", "edit")
@@ -592,7 +597,7 @@ def run_machine(
     phases: Sequence[Phase] = tuple(Phase),
     machine: type[Scripts] = Scripts,
 ) -> None:
-    """Run the machine and raise the first failure. If `fixed`, the runs are the same each time."""
+    """Run the machine and raise the first failure. If `fixed`, each run makes the same calls."""
     machine = type("Scripts", (machine,), {"rig": rig})
     run_state_machine_as_test(
         machine,

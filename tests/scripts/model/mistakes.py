@@ -1,6 +1,6 @@
 """Planted mistakes in scripts, each of which the model check must find.
 
-A mistake lasts for the block of its context manager. The mistakes of servers and clients are in
+A mistake lasts for the block of its context manager. Mistakes in servers and clients are in
 tests/simulation/mutants.py.
 """
 
@@ -29,7 +29,7 @@ def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def named(*plants: Plant) -> dict[str, Plant]:
-    """Return the mistakes by their names in the tables."""
+    """Return the mistakes by the names that the tables use."""
     return {plant.__name__.replace("_", " "): plant for plant in plants}
 
 
@@ -42,8 +42,8 @@ def settle_without_token() -> contextlib.AbstractContextManager[None]:
 def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]:
     """An enqueue that is repeated after a lost reply is refused.
 
-    The mistake shows only in calls without a sender: a client's last call is answered from its
-    record. The simulation plants the mistake of clients.
+    The mistake shows only in calls without a sender, because the last call of a client is answered
+    from its record. The simulation plants the corresponding mistake in clients.
     """
     right = "if old and old ~= message or holder or repeated then"
     return planted("include/insert_tasks.lua", right, "if old or holder or repeated then")
@@ -82,7 +82,7 @@ def lock_outlives_death() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def due_tasks_moved_in_two_steps() -> Iterator[None]:
-    """A fetch takes due tasks out of their set, and only the server's next fetch puts them into
+    """A fetch removes due tasks from their set, and only the server's next fetch adds them to
     pending."""
     moved = """local stash = redis.call('HGET', KEYS.meta, 'stash:' .. server)
 if stash then
@@ -126,7 +126,7 @@ end
 
 
 def no_script_runs_out_of_memory() -> contextlib.AbstractContextManager[None]:
-    """No script may run when the store is out of memory."""
+    """No script may run while the store is out of memory."""
     real = ops.load
 
     def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Script:
@@ -137,7 +137,7 @@ def no_script_runs_out_of_memory() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def lock_with_a_fixed_duration() -> Iterator[None]:
-    """A unique lock lasts for a minute, even if its task runs longer."""
+    """A unique lock lasts for one minute, even if its task runs longer."""
     window = "take(lock, option[4], id)"
     forever = "redis.call('HGET', KEYS.unique, '@' .. holder) == lock"
     with (
@@ -149,7 +149,7 @@ def lock_with_a_fixed_duration() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fetch_without_number() -> Iterator[None]:
-    """A fetch that is executed twice takes other tasks each time."""
+    """A fetch that is executed twice takes different tasks each time."""
     with (
         planted("fetch.lua", "if number < before then", "if false then"),
         planted("fetch.lua", "if number == before then", "if false then"),
@@ -164,7 +164,7 @@ def unbounded_promotion() -> contextlib.AbstractContextManager[None]:
 
 
 def recovery_reads_messages() -> contextlib.AbstractContextManager[None]:
-    """Recovery reads the messages of the recovered tasks."""
+    """Recovery decodes the messages of the recovered tasks."""
     right = "  local owners = redis.call('HMGET', KEYS.owner, unpack(lapsed))\n"
     reads = """  for _, message in ipairs(redis.call('HMGET', KEYS.tasks, unpack(lapsed))) do
     if message then
@@ -189,8 +189,8 @@ def finished_id_accepted_again() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def publish_aborts_half_way() -> Iterator[None]:
-    """Tasks leave active, and the script of a user without the right to publish fails before they
-    enter another state."""
+    """If the user may not publish, tasks leave active and the script fails before they enter
+    another state."""
     publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
     killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone, bare)\n"
     with (
@@ -201,26 +201,25 @@ def publish_aborts_half_way() -> Iterator[None]:
 
 
 def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
-    """A script returns an error after a complete transition if its user lacks the right to
-    publish."""
+    """A script returns an error after a complete transition if its user may not publish."""
     return planted("include/ended_tasks.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
 
 
 def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]:
-    """A task that is handed back counts as waiting since its first enqueue."""
+    """A task that is handed back counts as waiting since it was enqueued."""
     right = "  note_runnable(now, head)\n"
     return planted("hand_back.lua", right, "")
 
 
 def tick_of_a_changed_schedule() -> contextlib.AbstractContextManager[None]:
-    """A tick is enqueued though its schedule was put again since a server read it."""
+    """A tick is enqueued although its schedule has been replaced since the server read it."""
     right = "  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then\n"
     wrong = "  elseif tonumber(score or '') ~= due then\n"
     return planted("tick_schedules.lua", right, wrong)
 
 
 def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
-    """A schedule that is put under the name of a deleted one inherits its pause."""
+    """A schedule that is stored under the name of a deleted schedule inherits its pause."""
     return planted("delete_schedule.lua", "if not of_program then\n", "if false then\n")
 
 
@@ -248,7 +247,7 @@ def handed_back_to_the_head_of_the_queue() -> contextlib.AbstractContextManager[
 
 
 def priority_lost_on_promotion() -> contextlib.AbstractContextManager[None]:
-    """Scheduled tasks get the normal priority when they become due."""
+    """Scheduled tasks get normal priority when they become due."""
     right = "    args[2 * i - 1] = next_tag(keys[i] or '')\n"
     wrong = "    args[2 * i - 1] = next_tag(string.match(keys[i] or '', '^[^\\255]*'))\n"
     return planted("include/fairness_tags.lua", right, wrong)
@@ -274,7 +273,7 @@ def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
 
 
 def debounce_without_a_maximum() -> contextlib.AbstractContextManager[None]:
-    """Each call postpones a debounced task, without a maximum."""
+    """Each call postpones a debounced task without a limit."""
     right = "    due = math.min(due, first + option[10])\n"
     return planted("include/replace_holder.lua", right, "")
 
@@ -289,7 +288,7 @@ def repeated_replacement_counts_again() -> contextlib.AbstractContextManager[Non
 
 
 def in_flow(lines: str) -> str:
-    """Mark lines as being in the flow variants only."""
+    """Mark lines as belonging only to the flow variants."""
     return f"-- flow:\n{lines}-- end flow\n"
 
 
@@ -301,13 +300,13 @@ def paused_type_is_fetched() -> contextlib.AbstractContextManager[None]:
 
 
 def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
-    """A task that leaves active gives two slots back."""
+    """A task that leaves active gives back two slots."""
     right = "      state[field] = math.max(0, state[field] - 1)\n"
     return planted("include/limit_states.lua", right, right.replace("- 1", "- 2"))
 
 
 def slot_kept_by_an_expired_lease() -> contextlib.AbstractContextManager[None]:
-    """Recovery of tasks with expired leases gives no slots back."""
+    """Recovery of tasks with expired leases gives back no slots."""
     right = "  release_leases(taken)\n"
     before, after = (
         in_flow("  local used = limits_used\n  limits_used = false\n"),
@@ -348,18 +347,19 @@ def opening_not_stored() -> contextlib.AbstractContextManager[None]:
 
 
 def start_not_refunded() -> contextlib.AbstractContextManager[None]:
-    """Handing back a task that never started does not give back its start."""
+    """Handing back a task that never started does not give back the start."""
     return planted("hand_back.lua", "refund_starts(unstarted, leased_at)\n", "")
 
 
 def refund_of_regained_starts() -> contextlib.AbstractContextManager[None]:
-    """A start is given back though the rate has regained it since and other tasks have used it."""
+    """A start is given back although the rate has regained it since then and other tasks have used
+    it."""
     right = "    local regained = math.max(0, limits_now - oldest[limit])\n"
     return planted("include/limit_states.lua", right, "    local regained = 0\n")
 
 
 def expired_start_refunded() -> contextlib.AbstractContextManager[None]:
-    """An expired lease gives back its start, though the handler may have begun."""
+    """An expired lease gives back its start although the handler may have begun."""
     right = "  release_leases(taken)\n"
     refund = in_flow("""  local leased_at = {}
   for _, id in ipairs(taken) do
@@ -377,7 +377,7 @@ def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
 
 
 def opened_limit_does_not_try_waiters() -> contextlib.AbstractContextManager[None]:
-    """The waiters of a limit that an operator opens are not tried before its old opening time."""
+    """The waiters for a limit that an operator opens are not tried before its old opening time."""
     return planted("open_limit.lua", "if open_one_limit(now, limit) then\n", "if true then\n")
 
 
@@ -387,7 +387,7 @@ def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
 
 
 def new_task_before_waiters() -> contextlib.AbstractContextManager[None]:
-    """A new task becomes pending though other tasks wait for its limit."""
+    """A new task becomes pending although other tasks wait for its limit."""
     right = "    if not is_limit_open(state) or has_waiter(limits[i], state) then\n"
     return planted("include/limit_waiters.lua", right, "    if not is_limit_open(state) then\n")
 
@@ -399,7 +399,7 @@ def limited_leased_ahead() -> contextlib.AbstractContextManager[None]:
 
 
 def raised_rule_does_not_move_waiters() -> contextlib.AbstractContextManager[None]:
-    """A raised rule does not move the waiters."""
+    """Raising a rule does not move the waiters."""
     right = "  local name = string.match(field, '^!?(.*)$')\n"
     return planted("include/change_rules.lua", right, f"{right}  if true then return 1 end\n")
 
@@ -411,7 +411,7 @@ def fairness_restarts_despite_waiters() -> contextlib.AbstractContextManager[Non
 
 
 def bulk_call_passes_a_bound() -> contextlib.AbstractContextManager[None]:
-    """Only the first task of a call is counted."""
+    """Only the first task of a call counts for the bound."""
     right = "tasks = math.max(waiting + created - most_tasks, 0),"
     wrong = "tasks = math.max(waiting + 1 - most_tasks, 0),"
     return planted("include/queue_bounds.lua", right, wrong)
@@ -438,7 +438,8 @@ def dropped_task_stays_ready() -> contextlib.AbstractContextManager[None]:
 
 
 def edit_of_a_changed_message() -> contextlib.AbstractContextManager[None]:
-    """An edit replaces the message of a task even if it was edited or replaced since."""
+    """An edit replaces the message of a task even if the task has been edited or replaced since it
+    was read."""
     right = "  or digest ~= ARGV.seen and stored ~= ARGV.message then\n"
     return planted("edit.lua", right, "  then\n")
 

@@ -1,7 +1,7 @@
 """The specification of the scripts in plain Python, with one method per operation.
 
-It is written from the design, not from the scripts; `contents` returns the expected contents of the
-store after each call.
+It follows the design, not the scripts. `contents` returns the expected contents of the store after
+each call.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ CHUNK: Final = 50
 
 
 def packed(rule: LimitRule) -> str:
-    """Return a rule, as stored."""
+    """Return a rule as stored."""
     numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)
     return " ".join(str(number or 0) for number in numbers)
 
 
-"""The limit of each kind of upkeep per fetch."""
+"""Maximum number of tasks that one fetch handles, for each kind of upkeep."""
 
 
 class Model(Schedules):
@@ -79,7 +79,7 @@ class Model(Schedules):
     def _enqueue(
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
     ) -> tuple[list[Enqueued], list[int]]:
-        """Enqueue tasks; return the answers and the positions, from 1 on, of tasks that replace
+        """Enqueue tasks. Return the answers and the positions, from 1, of tasks that replace
         others."""
         answers, new = self._answers(now, tasks, recent)
         before = set(self.tasks)
@@ -223,7 +223,7 @@ class Model(Schedules):
         )  # fmt: skip
 
     def _open_due(self, now: int) -> None:
-        """Open the limits that are due, and move their waiters."""
+        """Open the limits that are due and move their waiters."""
         due = sorted((at, limit) for limit, at in self.limits.openings.items() if at <= now)
         for _, limit in due:
             self.limits.open_late(now, limit)
@@ -233,8 +233,8 @@ class Model(Schedules):
     def _pick(
         self, now: int, wanted: int, free: int | None
     ) -> tuple[list[str], int, dict[str, str]]:
-        """Return the pending tasks to lease, the number left for lack of free slots, and the limits
-        that refuse other tasks."""
+        """Return the pending tasks to lease, the number of tasks left because there are no free
+        slots, and the limits that refuse other tasks."""
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}
@@ -295,7 +295,7 @@ class Model(Schedules):
         )
 
     def note_life(self, now: int, lease_us: int) -> int:
-        """Record that a server is present; return the time until which expired leases are spared,
+        """Record that a server is present. Return the time until which expired leases are spared,
         or 0."""
         if self.seen is not None and now - self.seen > lease_us / 2:
             self.returned = now
@@ -356,7 +356,7 @@ class Model(Schedules):
         return self.virtual.get(priority, band_of(priority))
 
     def first(self, ids: list[str], most: int = LIMIT) -> list[str]:
-        """Return as many of the ids as one fetch processes, and record whether more may be left."""
+        """Return as many of the ids as one fetch processes; record whether more may be left."""
         self.more |= len(ids) >= most
         return ids[:most]
 
@@ -478,13 +478,13 @@ class Model(Schedules):
         return answers
 
     def release_all(self, rows: Sequence[Any]) -> None:
-        """End leases; those of replaced tasks after the others."""
+        """End leases, those of replaced tasks last."""
         self.release(
             row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
         )
 
     def not_replaced(self, now: int, rows: Sequence[Any]) -> list[Any]:
-        """Restart replaced tasks; return the rows of the others."""
+        """Restart replaced tasks; return the rows of the other tasks."""
         ended = set(self.start_again(now, [row.id for row in rows]))
         return [row for row in rows if row.id in ended]
 

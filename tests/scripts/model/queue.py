@@ -1,4 +1,4 @@
-"""The queue of the model: tasks with one state each, locks, tags, and the moves between states."""
+"""The queue of the model: tasks with one state each, locks, tags, and moves between states."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def band_of(priority: int) -> int:
 
 @dataclass
 class Successor:
-    """A call that replaces a task when its attempt has ended."""
+    """A call that replaces a running task when its attempt has ended."""
 
     sent: NewTask
     enqueued_at: int
@@ -56,7 +56,7 @@ def type_of(sent: NewTask) -> str:
 
 
 def member_of(sent: NewTask) -> bytes:
-    """Return the member of a task among the fairness keys."""
+    """Return the member for a task in the set of fairness keys."""
     priority, key = priority_of(sent), sent.fairness_key.encode()
     return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)
 
@@ -83,7 +83,7 @@ class Known:
 
     @property
     def type_limit(self) -> str:
-        """Limit that it waits for while its type is paused."""
+        """Limit that the task waits for while its type is paused."""
         return f"@{type_of(self.sent)}"
 
     @property
@@ -92,7 +92,7 @@ class Known:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """Limits that it holds; none while it waits for one."""
+        """Limits that the task holds; none while it waits for a limit."""
         return self.limits if self.state in UNFINISHED - {"limited"} else ()
 
     @property
@@ -105,7 +105,7 @@ class Known:
 
     @property
     def since(self) -> int | None:
-        """Time at which it became runnable, if the progress hash has it."""
+        """Time at which it became runnable, if the progress hash records it."""
         kept = self.progress is not None and self.progress.startswith(b"@")
         return int(self.progress[1:]) if self.progress and kept else None
 
@@ -139,7 +139,7 @@ class Queue:
     flow: bool = False
     """True if a task of the queue has used flow control."""
     recent: dict[str, int] = field(default_factory=dict)
-    """Time until which no other task with a chosen id is accepted, by id."""
+    """Time until which no other task with the same id is accepted, by chosen id."""
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
@@ -158,7 +158,7 @@ class Queue:
         return sum(len(task.message) for task in self.tasks.values())
 
     def those(self, state: str, until: float = float("inf")) -> list[str]:
-        """Return the ids in a state with a score up to `until`, in the order of the store."""
+        """Return the ids in a state with scores up to `until`, in the order of the store."""
         found = [
             (task.score, id.encode())
             for id, task in self.tasks.items()
@@ -221,7 +221,7 @@ class Queue:
         """Move a task into pending, or into limited if a limit refuses it. Return True if it is
         pending.
 
-        If `new`, a paused type refuses it, too; fetches set other tasks aside.
+        If `new`, a paused type also refuses it. Other tasks are set aside by fetches.
         """
         task = self.tasks[id]
         limits = task.limits
@@ -248,7 +248,7 @@ class Queue:
         del waiting[own]
 
     def release(self, ids: Iterable[str]) -> None:
-        """Give the slots of active tasks back, unless they were given back before."""
+        """Give back the slots of active tasks, unless they have been given back before."""
         for id in ids:
             task = self.tasks[id]
             if task.state == "active" and not task.released:
@@ -267,7 +267,7 @@ class Queue:
                     self.limits.touch(limit)
 
     def open_waiters(self, now: int) -> bool:
-        """Move the waiters of the limits that this call touched, while these are open."""
+        """Move the waiters for the limits that this call touched while these limits are open."""
         moves, opened = MOVES_MOST, False
         while moves > 0 and (firsts := self.limits.first_of_each(now, moves)):
             for limit, first in firsts:
@@ -415,15 +415,15 @@ class Queue:
             self.tasks[id].progress = f"@{us}".encode()
 
     def moments(self) -> set[int]:
-        """Return the times at which something is due, opens, expires or ends."""
+        """Return the times at which something becomes due, opens, expires or ends."""
         tagged = ("pending", "limited")
         times = {int(task.score) for task in self.tasks.values() if task.state not in tagged}
         times |= set(self.limits.openings.values())
         return times | {ends for ends, _ in self.locks.values()} | set(self.recent.values())
 
     def contents(self) -> dict[str, Any]:
-        """Return the contents like Rig.dump, without the records of sweeps and fetches and the
-        daily counters."""
+        """Return the contents like Rig.dump, without the records of sweeps and fetches and without
+        the daily counters."""
         every = self.tasks.items()
         full: dict[str, dict[str, Any]] = {
             "tasks": {id: task.message for id, task in every},

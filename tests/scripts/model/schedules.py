@@ -1,4 +1,4 @@
-"""Model of the operations on stored schedules."""
+"""The model of the operations on stored schedules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.scripts.model.queue import Queue
 
 
 class Schedules(Queue):
-    """A queue with its stored schedules, but without published ones."""
+    """A queue with its stored schedules, but without those that programs publish."""
 
     def _enqueue(self, now: int, tasks: Sequence[NewTask]) -> tuple[list[Enqueued], list[int]]:
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """The core of the suite: the scripts behave like the model for any sequence of calls.
 
 QSYNC_MODEL_EXAMPLES sets the number of runs of STEPS calls; the runs then differ each time, unless
-`--hypothesis-seed N` fixes them. With `-s`, a line a minute shows the progress. A failure prints
+`--hypothesis-seed N` fixes them. With `-s`, the progress is printed once a minute. A failure prints
 the steps that led to it.
 """
 
@@ -51,7 +51,7 @@ def counted(examples: int) -> type[Scripts]:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
-    """Calls that the runs above make too rarely, with the same comparison after each."""
+    """Calls that the runs above make too rarely, with the same comparison after each call."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -61,14 +61,14 @@ def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
         machine.time(40 * S)
         machine.pause_type("type")
         machine.enqueue([("b", {"limits": ("r",)})])
-        assert list(machine.model.limits.stored) == ["r"], "its time is over, and nobody swept it"
+        assert list(machine.model.limits.stored) == ["r"], "its window has ended, unswept"
         machine.resume_type("type")
         machine.pause_type("type")
         machine.wake()
         machine.delete([0], "limited")
         assert "@type" in machine.model.limits.openings
         machine.resume_type("type")
-        machine.wake()  # nobody waited
+        machine.wake()  # no task waited
         machine.fetch("s", 1, 1)
         assert machine.model.limits.stored == machine.model.limits.openings == {}
 
@@ -97,7 +97,7 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
                 [("new", {"limits": ("c:1",), "unique_key": "l", "on_duplicate": "replace"})]
             )
             getattr(machine, end.removeprefix("cancelled and "))(*arguments)
-            machine.time(LEASE // 2)  # after an outage, servers first get time to come back
+            machine.time(LEASE // 2)  # after an outage, servers first get time to return
             machine.fetch("t", 0, 1)
             assert rig.field("holds", "@b") == b"c:1", end
             machine.fetch("t", 1, 1)
@@ -106,7 +106,8 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
-    """The time at which a server with tasks was last seen shows whether the store was away."""
+    """The time at which a server with tasks was last seen shows whether the store was
+    unavailable."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -133,7 +134,7 @@ def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 def test_flood_of_a_paused_type_is_set_aside_in_steps() -> None:
-    """There are more tasks than a fetch sets aside, and than it reads at a time."""
+    """There are more tasks than a fetch sets aside, and more than it reads at a time."""
     with Rig("valkey") as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -151,7 +152,7 @@ QUICK: Final = (
     "settle without token", "lock outlives death", "recovery reads messages",
     "no script runs out of memory", "due tasks moved in two steps",
 )  # fmt: skip
-"""Some of the mistakes; `python -m tools.mutants` plants all of them."""
+"""Some of the mistakes. `python -m tools.mutants` plants all of them."""
 
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
