@@ -1,4 +1,4 @@
-"""Benchmarks of qsync on this machine, and of other task queues with the same work.
+"""Benchmarks of qsync and of other task queues with the same work, on this machine.
 
 `make bench` runs `python -m benchmarks`, `make bench-peers` runs `python -m benchmarks peers`.
 

@@ -69,22 +69,20 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", metavar="FILE", help="also write the figures to FILE; - for standard output"
     )
-    parser.add_argument(
-        "--plot", metavar="FOLDER", type=Path, help="draw charts into FOLDER, as SVG"
-    )
+    parser.add_argument("--plot", metavar="FOLDER", type=Path, help="write charts to FOLDER as SVG")
     parser.add_argument(
         "--only", metavar="NAME,...", action="append", default=[],
         help=f"take these measures alone, of {', '.join(MEASURES)}",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="the median of the rounds counts (default: 3)")
+    parser.add_argument("--rounds", type=int, help="rounds, whose median counts (default: 3)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--scale", type=float, default=1.0, help="share of the tasks, e.g. 0.1")
     size.add_argument(
-        "--quick", action="store_true", help="little work, one round: to see it run, not to quote"
+        "--quick", action="store_true", help="one short round, to try it out; not to be quoted"
     )
     options = parser.parse_args(words)
     if (options.rounds is not None and options.rounds < 1) or not 0 < options.scale <= 1:
-        parser.error("--rounds must be at least 1, and --scale over 0 and at most 1")
+        parser.error("--rounds must be at least 1; --scale must be over 0 and at most 1")
     options.only = [name for names in options.only for name in names.split(",") if name]
     for name in options.only:
         if name not in MEASURES:
@@ -98,12 +96,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        """Exit with one line, without the usage."""
+        """Exit with one line, without printing the usage."""
         self.exit(2, f"{PROGRAM}: {message}\n")
 
 
 def _prepare_output(options: argparse.Namespace) -> None:
-    """Fail now rather than after five minutes if the files cannot be written."""
+    """Fail now, not after five minutes, if the files cannot be written."""
     if options.json not in (None, STDOUT):
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +151,7 @@ def _scale(options: argparse.Namespace) -> Scale:
 
 @contextlib.asynccontextmanager
 async def _store(url: str | None) -> AsyncIterator[str]:
-    """Yield the URL, or that of a private store."""
+    """Yield the URL, or the URL of a private store if there is none."""
     if url is not None:
         yield url
         return

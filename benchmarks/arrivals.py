@@ -1,9 +1,9 @@
-"""A separate client process that enqueues tasks at random times, independent of their progress.
+"""A separate client process that enqueues tasks at random times, whatever their progress.
 
     python -m benchmarks.arrivals SPEC
 
-The arrivals are a Poisson process: they are independent of each other and of the server, like
-requests of many users. SPEC is a JSON object; see `run_arrivals`.
+The arrivals form a Poisson process: they are independent of each other and of the server, like
+requests from many users. SPEC is a JSON object; see `run_arrivals`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ SEED: Final = 7
 async def run_arrivals(
     url: str, prefix: str, *, rate: float, seconds: float, uvloop: bool
 ) -> tuple[int, float]:
-    """Enqueue `rate` tasks a second on average for some seconds; return their number and the time.
+    """Enqueue `rate` tasks per second on average for some seconds; return their number and the time
+    taken.
 
-    The payload of a task is its arrival time, in ns of the monotonic clock: delays of the client
+    The payload of a task is its arrival time, in ns of the monotonic clock, so delays in the client
     add to the delay that the handler records.
     """
     spec = {"url": url, "prefix": prefix, "rate": rate, "seconds": seconds, "uvloop": uvloop}
@@ -52,7 +53,7 @@ async def run_arrivals(
 
 
 def main() -> None:
-    """Enqueue as specified by the argument; print the number of tasks and the seconds as JSON."""
+    """Enqueue as the argument specifies; print the number of tasks and the seconds as JSON."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     if spec["uvloop"]:

@@ -1,7 +1,7 @@
-"""The floor: a bare event loop that decodes the same messages and runs the same handler.
+"""The floor: a bare event loop that decodes the same messages and runs the same handlers.
 
-There is no queue: no task is fetched, leased or acknowledged. A queue that runs one task for each
-message in one Python process takes at least this long.
+There is no queue, so no task is fetched, leased or acknowledged. A queue that runs one asyncio task
+per message in one Python process takes at least this long.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class BaselineRun:
 
 
 async def read_messages(broker: AsyncBroker, keys: QueueKeys) -> list[bytes]:
-    """Read the messages of all pending tasks, as stored."""
+    """Read the stored messages of all pending tasks."""
     pending, tasks = keys.key("pending"), keys.key("tasks")
     ids = await broker.ask("ZRANGE", pending, 0, -1, key=pending) or []
     messages: list[bytes] = []

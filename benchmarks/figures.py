@@ -36,7 +36,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def known_median(values: Sequence[float | None]) -> float | None:
-    """Return the upper median of the values that the store returned; None without any."""
+    """Return the upper median of the values that the store returned, or None if there are none."""
     known = sorted(value for value in values if value is not None)
     return known[len(known) // 2] if known else None
 

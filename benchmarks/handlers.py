@@ -1,4 +1,4 @@
-"""The tasks of the benchmark. Each server process keeps its own records."""
+"""The handlers of the benchmark. Each server process keeps its own records."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def no_op_batch_in_thread(tasks: list[TaskInfo]) -> None:
 
 @mux.handle(WAIT)
 async def wait(task: TaskInfo) -> None:
-    """Wait, as for a database."""
+    """Wait as if for a database."""
     await asyncio.sleep(0.005)
 
 

@@ -24,13 +24,13 @@ from qsync.limit import LimitRule
 from qsync.task import DEFAULT, Task
 
 STALL_TIMEOUT_S: Final = 60.0
-"""Time without an ended task after which the benchmark gives up, in seconds."""
+"""Time after which the benchmark gives up if no task ends, in seconds."""
 
 FILL_BATCH: Final = 20_000
 
 
 class Harness:
-    """A store, and a queue in it with its own prefix."""
+    """A store and a queue in it with its own prefix."""
 
     def __init__(self, url: str, scale: Scale) -> None:
         self.url = url
@@ -56,7 +56,8 @@ class Harness:
     async def clean(self) -> None:
         """Delete all data of the queue. Each measure begins with this call.
 
-        Raises BenchmarkError if the store forbids it: the benchmark must be able to clean up.
+        Raises BenchmarkError if the store forbids this, since the benchmark must be able to clean
+        up.
         """
         await self._unlink(*[self.keys.key(name) for name in QUEUE_KEYS])
         while info := await self.info("memory"):  # a thread of the store frees the memory
@@ -84,7 +85,7 @@ class Harness:
     async def servers(
         self, count: int = 1, *, uvloop: bool = False, **config: Any
     ) -> AsyncIterator[list[ServerProcess]]:
-        """Start servers of the queue, each in its own process; yield them when they are ready."""
+        """Start servers for the queue, each in its own process; yield them when they are ready."""
         async with contextlib.AsyncExitStack() as stack:
             servers = [
                 ServerProcess(self.url, self.prefix, server=config, uvloop=uvloop)
@@ -122,20 +123,20 @@ class Harness:
         await self.broker.run(operator_ops.resume(self.keys))
 
     async def completed(self) -> int:
-        """Return how many tasks have completed since the queue was cleaned."""
+        """Return the number of tasks that have completed since the queue was cleaned."""
         stats = self.keys.key("stats")
         return int(await self.broker.ask("HGET", stats, "completed", key=stats) or 0)
 
     async def pending(self) -> int:
-        """Return how many tasks are pending."""
+        """Return the number of pending tasks."""
         name = self.keys.key("pending")
         return int(await self.broker.ask("ZCARD", name, key=name) or 0)
 
     async def until_completed(self, count: int) -> float:
         """Wait until this many tasks have completed; return the time, by the monotonic clock.
 
-        It polls more often towards the end: about a dozen times in total, so that it does not slow
-        down the servers, and within about a millisecond of the end.
+        It polls only about a dozen times, so that it does not slow down the servers, but more often
+        towards the end, so that the time is exact to about a millisecond.
         """
         began = progressed_at = time.monotonic()
         first = last = await self.completed()
@@ -152,9 +153,10 @@ class Harness:
         return time.monotonic()
 
     async def script_usage(self) -> CommandUsage | None:
-        """Return the store's time and calls of scripts; None if it does not report them."""
+        """Return the time and number of the store's script calls, or None if it does not report
+        them."""
         return await read_script_usage(self.broker, self.keys.base)
 
     async def info(self, section: str) -> dict[str, str] | None:
-        """Return a section of INFO of the node of the queue; None where INFO is forbidden."""
+        """Return a section of INFO from the queue's node, or None if INFO is forbidden."""
         return await read_info(self.broker, section, self.keys.base)

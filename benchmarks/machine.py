@@ -1,4 +1,4 @@
-"""The machine and time of a measurement."""
+"""Describes the machine and the time of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qsync.version import __version__
 
 
 def describe(store: StoreInfo, store_at: str, command: str) -> dict[str, Any]:
-    """Return what a reader needs to compare a run of qsync with another run."""
+    """Return the facts that a reader needs to compare a run of qsync with another run."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -32,7 +32,7 @@ def describe(store: StoreInfo, store_at: str, command: str) -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the processor, cores, memory and system, and the load before the run."""
+    """Return the CPU, cores, memory and system, and the load before the run."""
     memory_kib = _search("/proc/meminfo", r"MemTotal:\s*(\d+)")
     return {
         "cpu": _search("/proc/cpuinfo", r"model name\s*:\s*(.+)")
@@ -47,8 +47,9 @@ def hardware() -> dict[str, Any]:
 def built_with_pgo() -> bool:
     """Return whether this Python was built with profile-guided optimisation.
 
-    It makes Python about a third faster. Debian and Ubuntu use it without naming it in the
-    arguments of configure; the install scheme that they add for their packages identifies them.
+    This makes Python about a third faster. Debian and Ubuntu use it without naming it in the
+    arguments of configure; they are identified by the install scheme that they add for their
+    packages.
     """
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     return "--enable-optimizations" in arguments or "deb_system" in sysconfig.get_scheme_names()

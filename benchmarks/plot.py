@@ -1,4 +1,4 @@
-"""The charts of a report: rates, latency, and the cost of a backlog."""
+"""Draws the charts of a report: rates, latency, and the cost of a backlog."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEFT: Final = 66
 RIGHT: Final = 24
 RATES: Final = ("enqueue", "callers", "bulk", "drain", "executors", "waiting")
 LATENCIES: Final = ("latency", "lateness")
-"""First words of the names of the curves in the chart of latencies."""
+"""Prefixes of the names of the curves in the latency chart."""
 BACKLOG: Final = ("throughput against backlog", "store time against backlog")
 
 
@@ -34,7 +34,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def _rates(report: Report) -> Svg | None:
-    """Draw a bar for each rate, in grey for the floor."""
+    """Draw a bar for each rate; the bar of the floor is grey."""
     rates = [
         (measure, figure.name, figure.value)
         for measure, figure in report.figures
@@ -102,7 +102,8 @@ def _legend(svg: Svg, names: Sequence[str]) -> None:
 
 
 def _backlog(report: Report) -> Svg | None:
-    """Draw throughput and the store's time against the backlog, one above the other."""
+    """Draw throughput and the store's time against the backlog, in two charts one above the
+    other."""
     curves = [report.curves[name] for name in BACKLOG if name in report.curves]
     curves = [curve for curve in curves if len(curve.points) > 1]
     if not curves:
@@ -137,7 +138,7 @@ def _panel(svg: Svg, y0: int, height: int, title: str, curve: Curve, *, colour: 
 
 
 def _log_axis(minimum: float, maximum: float) -> Callable[[float], float]:
-    """Return the function from a value to its position on a logarithmic axis."""
+    """Return a function that maps a value to its position on a logarithmic axis."""
     low, span = math.log(minimum), math.log(maximum / minimum) or 1.0
     return lambda value: LEFT + (math.log(value) - low) / span * (WIDTH - LEFT - RIGHT)
 
@@ -153,6 +154,6 @@ def _ticks(
 
 
 def _round_up(value: float) -> float:
-    """Return a value of one or two digits that leaves room above."""
+    """Return a round value of one or two digits that leaves room above."""
     unit = 10.0 ** math.floor(math.log10(value * 1.2)) / 2
     return math.ceil(value * 1.2 / unit) * unit

@@ -1,4 +1,4 @@
-"""The report of a run, as a table and as JSON."""
+"""Formats the report of a run as a table and as JSON."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ class Scale:
     drain_processes: int
     drain_waiting: int
     two_servers: bool
-    """True to measure two servers with thread and process handlers, too, which are slow to
+    """True to also measure two servers with thread and process handlers, which are slow to
     start."""
     singles: int
-    """Number of tasks sent to an idle server, one after another."""
+    """Number of tasks that are sent one after another to an idle server."""
     load_s: float
     load_rates: tuple[int, ...]
     """Rates of the steady loads, in tasks per second."""
@@ -40,19 +40,20 @@ class Scale:
     scheduled: int
     scheduled_s: float
     pending: int
-    """Number of tasks for the memory of a pending task."""
+    """Number of tasks with which the memory of a pending task is measured."""
     waiting: int
     """Number of tasks that wait for one limit."""
     limit_s: float
-    """Time for which tasks start at a rate, in seconds."""
+    """How long to start tasks under the rate limit, in seconds."""
     cycles: int
-    """Number of batches for the store's time."""
+    """Number of batches with which the store's time is measured."""
     idle_s: float
     backlogs: tuple[int, ...]
     backlog_s: float
 
     def times(self, share: float) -> Scale:
-        """Return this scale with a share of its tasks; times, batches and backlogs stay."""
+        """Return this scale with a share of its tasks. Times, batches and backlogs stay the
+        same."""
         counts = {name: max(MIN_TASKS, round(getattr(self, name) * share)) for name in TASK_COUNTS}
         return replace(self, **counts)
 

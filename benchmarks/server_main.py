@@ -1,10 +1,10 @@
-"""A server in its own process, which answers questions about itself.
+"""Runs a server in its own process, which answers questions about itself.
 
     python -m benchmarks.server_main
 
-The first line of its input is a JSON object that specifies the server (see `ServerProcess`). It
-answers "ready". Each further line is a question, answered by one line of JSON. The process ends
-with its input, so that it never outlives its parent.
+The first line of its input is a JSON object that specifies the server (see `ServerProcess`). The
+process answers "ready". Each further line is a question, which it answers with one line of JSON. It
+ends when its input ends, so that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def _baseline(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rss() -> int:
-    """Return the resident memory of this process in bytes; its peak where only that is
+    """Return the resident memory of this process in bytes, or its peak where only the peak is
     available."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -107,7 +107,7 @@ def _rss() -> int:
 def _peak_rss() -> int:
     """Return the peak of the resident memory of this process in bytes."""
     with contextlib.suppress(OSError, ValueError):
-        # Unlike ru_maxrss this leaves out the memory that the process had before its exec.
+        # Unlike ru_maxrss, this leaves out the memory that the process had before its exec.
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,19 +13,19 @@ from typing import Any, Final, Self
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 ANSWER_TIMEOUT_S: Final = 60.0
-"""Time limit for an answer, and for the end of the process after a request to end, in seconds."""
+"""Time limit for an answer, and for the process to end after a request, in seconds."""
 
 LINE_LIMIT: Final = 64 << 20
 
 
 class BenchmarkError(Exception):
-    """The benchmark cannot continue; the message says why."""
+    """Raised if the benchmark cannot continue. The message gives the reason."""
 
 
 class ServerProcess:
-    """Runs `benchmarks.server_main` from `async with` to its end.
+    """Runs `benchmarks.server_main` for the duration of an `async with` block.
 
-    `server` holds the options of a qsync server; with None the process only answers questions.
+    `server` holds the options of a qsync server. With None, the process only answers questions.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ServerProcess:
             sys.executable, "-m", "benchmarks.server_main",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_LIMIT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            process_group=0,  # Ctrl-C reaches the parent only, and this process ends with it
+            process_group=0,  # Ctrl-C reaches only the parent, and this process ends with it
         )  # fmt: skip
         try:
             await self.ask(json.dumps(self._spec))
@@ -63,7 +63,7 @@ class ServerProcess:
         await self._end(timeout_s=ANSWER_TIMEOUT_S if kind is None else 1.0)
 
     async def ask(self, question: str) -> Any:
-        """Return the answer to a question; raise BenchmarkError without an answer."""
+        """Return the answer to a question; raise BenchmarkError if there is none."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise BenchmarkError("the server process has not been started")

@@ -1,4 +1,5 @@
-"""The store under test: a private Valkey that keeps nothing on disk, and a store's statistics."""
+"""Starts the store under test, a private Valkey that keeps nothing on disk, and reads the
+statistics of a store."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ START_S: Final = 10.0
 
 @contextlib.asynccontextmanager
 async def private_store() -> AsyncIterator[str]:
-    """Start a Valkey without AOF on a unix socket; yield its URL; wait for its end."""
+    """Start a Valkey without AOF on a Unix socket and yield its URL; wait for its end."""
     with tempfile.TemporaryDirectory(prefix="qsync-bench-") as folder:
         socket = Path(folder) / "valkey.sock"
         valkey = await asyncio.create_subprocess_exec(
@@ -41,7 +42,8 @@ async def private_store() -> AsyncIterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class CommandUsage:
-    """How often a command was called since the store started, and the time that it took."""
+    """How often a command has been called since the store started, and the total time that it
+    took."""
 
     calls: int
     us: int
@@ -52,9 +54,9 @@ class CommandUsage:
 
 
 async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage] | None:
-    """Read INFO commandstats of the node of a key, by command; None where INFO is forbidden.
+    """Read INFO commandstats by command from the node of a key; return None if INFO is forbidden.
 
-    Commands of scripts are counted, too, and their time is part of the script's time.
+    Commands that scripts run are also counted. Their time is part of the script's time.
     """
     info = await read_info(broker, "commandstats", key)
     if info is None:
@@ -69,7 +71,8 @@ async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage
 
 
 async def read_script_usage(broker: AsyncBroker, key: str) -> CommandUsage | None:
-    """Read the time and calls of scripts on the node of a key; None where INFO is forbidden."""
+    """Read the time and number of script calls on the node of a key; return None if INFO is
+    forbidden."""
     commands = await read_commands(broker, key)
     if commands is None:
         return None
@@ -78,7 +81,7 @@ async def read_script_usage(broker: AsyncBroker, key: str) -> CommandUsage | Non
 
 
 async def read_info(broker: AsyncBroker, section: str, key: str) -> dict[str, str] | None:
-    """Read a section of INFO of the node of a key; None where INFO is forbidden."""
+    """Read a section of INFO from the node of a key; return None if INFO is forbidden."""
     reply = await broker.ask("INFO", section, key=key)
     if reply is None:
         return None

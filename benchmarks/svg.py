@@ -1,4 +1,4 @@
-"""A small writer of SVG whose colours follow the reader's light or dark scheme."""
+"""A small SVG writer whose colours follow the reader's light or dark scheme."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Insert rows of a table in batches: one call, and one transaction, for up to 100 tasks."""
+"""Insert table rows in batches: one call and one transaction for up to 100 tasks."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ def insert_visits(tasks: list[TaskInfo]) -> list[Any]:
     for task in tasks:
         try:
             visit = task.value(Visit)
-        except InvalidTask as error:  # this task alone is dead, and the others are inserted
+        except InvalidTask as error:  # only this task is dead; the others are inserted
             outcomes.append(SkipRetry(str(error)))
         else:
             rows.append((task.id, visit.page, visit.seconds))
             outcomes.append(None)
-    with database:  # an error of the database fails all tasks of the call
+    with database:  # a database error fails all tasks of the call
         database.executemany("insert or ignore into visits values (?, ?, ?)", rows)
     return outcomes
 

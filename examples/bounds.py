@@ -1,4 +1,4 @@
-"""Keep a queue from growing: refuse tasks, or drop the oldest ones."""
+"""Keep a queue from growing: refuse new tasks, or drop the oldest tasks."""
 
 from qsync import Qsync, QueueFull
 
@@ -26,7 +26,7 @@ async def order(customer: int) -> str:
 
 
 async def newsletter(customers: list[int]) -> list[int]:
-    """Send to as many as fit; return the others."""
+    """Enqueue as many tasks as fit; return the customers that are left."""
     async with app.async_client() as client:
         try:
             await client.enqueue_many([send.build(customer) for customer in customers])

@@ -1,4 +1,4 @@
-"""Ten lines: a client, a server, a task that runs in a moment. Needs a store at QSYNC_URL."""
+"""A client, a server and a task in ten lines. They need a store at QSYNC_URL."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Typed tasks. Run them by `qsync worker shop:app --queues default=3,lower=1`, in this folder."""
+"""Typed tasks. Run them with `qsync worker shop:app --queues default=3,lower=1` in this folder."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ async def send(task: TaskInfo, invoice: Invoice, *, copy: bool = False) -> str:
     return f"invoice {invoice.number} sent at attempt {task.attempt}"
 
 
-@app.task(executor="process", retention=60)  # a process of its own: it can use a whole core
+@app.task(executor="process", retention=60)  # runs in its own process, so it can use a whole core
 def digest(data: bytes, rounds: int) -> str:
     for _ in range(rounds):
         data = hashlib.sha256(data).digest()

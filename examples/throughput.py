@@ -1,8 +1,9 @@
-"""Rates on this machine, with a store that this program starts itself.
+"""Measures rates on this machine, with a store that this program starts itself.
 
     python examples/throughput.py [TASKS]
 
-Enqueue in bulk and from concurrent callers, and the drain of no-op tasks by one server process.
+It measures enqueues in bulk and from concurrent callers, and how fast one server process drains
+no-op tasks.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Replaces the lines `::: name` of a page by docstrings in Markdown.
+"""Replaces the lines `::: name` of a page with docstrings in Markdown.
 
-mkdocstrings adds them to the HTML of the site; this file adds them to the Markdown version of each
-page, for readers without a browser.
+mkdocstrings adds the docstrings to the HTML of the site. This file adds them to the Markdown
+version of each page, for readers without a browser.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Documented = griffe.Object | griffe.Alias
 
 
 def expanded(page: str) -> str:
-    """Return a page with the docstrings of the names in its directives."""
+    """Return a page in which each directive is replaced with the docstrings of its name."""
     return DIRECTIVE.sub(lambda match: section(match[1]), page)
 
 
@@ -54,7 +54,7 @@ def _package() -> griffe.Object:
 
 
 def _members(documented: Documented) -> Iterator[Documented]:
-    """Yield the public members of a class, inherited ones too, in the order of the source."""
+    """Yield the public members of a class, including inherited ones, in the order of the source."""
     for name, member in documented.all_members.items():
         if name.startswith("_"):
             continue

@@ -1,7 +1,7 @@
 """python -m tools.cli_reference: write the reference of commands and options into docs/cli.md.
 
-It is read from the command line itself. `--check` reports whether the page is up to date and writes
-nothing.
+The reference is built from the commands themselves. `--check` reports whether the page is up to
+date and writes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARK: Final = "<!-- from here on written by python -m tools.cli_reference -->"
 
 
 def commands(command: Any = None, path: str = "qsync") -> Iterator[tuple[str, Any]]:
-    """Yield the words and the object of each command, groups before their commands."""
+    """Yield the words and the object of each command; groups come before their commands."""
     command = typer.main.get_command(app) if command is None else command
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -108,7 +108,7 @@ def _value(parameter: Any) -> str:
 
 
 def _choices(parameter: Any) -> list[str]:
-    """Return the possible values of a Literal; typer before 0.29 has them in the type."""
+    """Return the possible values of a Literal. Before typer 0.29, they are in the type."""
     described = getattr(parameter, "type_descriptor", None)
     if described is None:
         return [str(choice) for choice in getattr(parameter.type, "choices", ())]
@@ -116,7 +116,7 @@ def _choices(parameter: Any) -> list[str]:
 
 
 def generated(page: str) -> str:
-    """Return the page with its generated part up to date."""
+    """Return the page with its generated part updated."""
     return replaced(page, MARK, reference())
 
 

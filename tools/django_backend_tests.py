@@ -2,13 +2,13 @@
 
     python -m tools.django_backend_tests FOLDER
 
-FOLDER is `tests/tasks` of Django's source, which `pip download --no-binary :all: django` fetches,
-or `tests/tests` of the repository of its backport, django-tasks. The tool downloads nothing.
+FOLDER is `tests/tasks` in Django's source, which `pip download --no-binary :all: django` fetches,
+or `tests/tests` in the repository of its backport, django-tasks. This tool downloads nothing.
 
-The tests cover Django's backends: one that only records tasks (dummy) and one that runs them within
-`enqueue` (immediate). So QsyncBackend gets their additional features: a list of the enqueued tasks,
-and an `enqueue` that runs a server until the task has ended. NOT_APPLICABLE has the tests that are
-specific to those backends, each with its reason.
+The tests cover Django's backends: one only records tasks (dummy), the other runs them within
+`enqueue` (immediate). For these tests, QsyncBackend therefore gets the additional features of both:
+a list of the enqueued tasks, and an `enqueue` that runs a server until the task has ended.
+NOT_APPLICABLE lists the tests that are specific to Django's backends, each with the reason.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ NOT_APPLICABLE: Final[Mapping[str, str]] = {
 ADMIN: Final = [
     f"django.contrib.{name}" for name in ("auth", "contenttypes", "messages", "sessions")
 ]
-"""Apps that the admin needs, which the URLs of the backport's tests have."""
+"""Apps that the admin needs; the URLs of the backport's tests include the admin."""
 
 TIMEOUT_S: Final = 20.0
 
 
 def set_up(tests: str) -> None:
-    """Configure Django with a new store and a database in memory."""
+    """Configure Django with a new store and an in-memory database."""
     import django
     from django.conf import settings
 
@@ -83,8 +83,8 @@ def _has_tasks() -> bool:
 
 
 def backends() -> tuple[type[Any], type[Any]]:
-    """Return QsyncBackend with the features of a DummyBackend and of an ImmediateBackend that the
-    tests use."""
+    """Return QsyncBackend with the features of DummyBackend and ImmediateBackend that the tests
+    use."""
     from qsync.contrib.django import QsyncBackend
 
     class Noting(QsyncBackend):
@@ -137,7 +137,7 @@ async def serve_until_finished(result: Any) -> None:
 
 
 def in_thread(work: Callable[[], Any]) -> None:
-    """Run async work in a thread: the tests are sync or async."""
+    """Run async work in a thread, because tests may be sync or async."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -168,7 +168,7 @@ def main() -> int:
         sys.stdout.write(__doc__ or "")
         return 2
     folder = Path(sys.argv[1]).resolve()
-    inside = not (folder / "tasks.py").exists()  # of the backport, whose tasks are beside
+    inside = not (folder / "tasks.py").exists()  # the backport, with its tasks beside
     package = f"{folder.parent.name}.{folder.name}" if inside else folder.name
     sys.path.insert(0, str(folder.parents[1] if inside else folder.parent))
     sys.modules.pop("tests", None)

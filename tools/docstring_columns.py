@@ -6,8 +6,8 @@ A paragraph of a docstring such as
     retry   how many attempts may follow the first one,
             when attempts fail
 
-is a list of names, each with a text. mkdocstrings loads this file as an extension of Griffe, and
-`tools/settings_reference.py` reads the options of the code by it.
+is a list of names, each with a description. mkdocstrings loads this file as an extension of Griffe,
+and `tools/settings_reference.py` uses it to read the options in the code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES: Final = re.compile(r"\w+(?:, \w+)*")
 
 
 def rows(paragraph: str) -> list[tuple[str, str]]:
-    """Return the names and texts of a paragraph; an empty list if it has no columns."""
+    """Return the names and descriptions in a paragraph, or an empty list if it has no columns."""
     lines = paragraph.splitlines()
     columns = [len(row[1]) for line in lines if (row := ROW.fullmatch(line))]
     if not columns:
@@ -31,7 +31,7 @@ def rows(paragraph: str) -> list[tuple[str, str]]:
     for line in lines:
         name, text = line[: columns[0]], line[columns[0] :].strip()
         if NAMES.fullmatch(line):
-            found.append((line, ""))  # too long for its column: the text begins on the next line
+            found.append((line, ""))  # too long for its column: the text is on the next line
         elif not name.strip() and found:
             found[-1] = (found[-1][0], f"{found[-1][1]} {text}".strip())
         elif name.endswith(" ") and NAMES.fullmatch(name.strip()):
@@ -42,12 +42,12 @@ def rows(paragraph: str) -> list[tuple[str, str]]:
 
 
 def all_rows(docstring: str) -> dict[str, str]:
-    """Return the names and texts of all paragraphs of a docstring that have columns."""
+    """Return the names and descriptions in all paragraphs of a docstring that have columns."""
     return {name: text for part in docstring.split("\n\n") for name, text in rows(part)}
 
 
 def to_markdown(docstring: str) -> str:
-    """Return the docstring with its columns as lists, and its trees as blocks of code."""
+    """Return the docstring with columns as lists and trees as code blocks."""
     return "\n\n".join(
         f"```text\n{part}\n```"
         if "\n├── " in part
@@ -60,6 +60,6 @@ class Columns(griffe.Extension):
     """Turns the columns of all docstrings into lists."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrite the docstring of an object that was loaded."""
+        """Rewrite the docstring of a loaded object."""
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)

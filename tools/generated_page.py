@@ -1,4 +1,4 @@
-"""Pages of the docs whose end, below a mark, is generated."""
+"""Writes documentation pages whose end, below a mark, is generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replaced(page: str, mark: str, text: str) -> str:
-    """Return the page with everything below the mark replaced by the text."""
+    """Return the page with everything below the mark replaced with the text."""
     head, found, _ = page.partition(mark)
     if not found:
         raise ValueError(f"there is no line {mark}")
@@ -16,7 +16,8 @@ def replaced(page: str, mark: str, text: str) -> str:
 
 
 def write_or_check(program: str, path: Path, mark: str, text: str) -> int:
-    """Write the page; with --check, return 1 and print the command to run if it is out of date."""
+    """Write the page. With --check, only report whether it is up to date: if not, print the command
+    to run and return 1."""
     parser = argparse.ArgumentParser(prog=program)
     parser.add_argument("--check", action="store_true")
     page = path.read_text("utf-8")

@@ -19,7 +19,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[1]
 INCLUDE: Final = re.compile(r"(<!-- include (\S+) -->\n).*?(<!-- end of include -->)", re.DOTALL)
 KINDS: Final = {".py": "python", ".go": "go", ".service": "ini", ".env": "ini"}
-"""Language of a code block, by the suffix of its file."""
+"""Language of a code block, by file suffix."""
 
 
 def files_of(page: str) -> list[str]:
@@ -28,7 +28,7 @@ def files_of(page: str) -> list[str]:
 
 
 def generated(page: str) -> str:
-    """Return the page with the present content of its files."""
+    """Return the page with the current content of its files."""
 
     def shown(match: re.Match[str]) -> str:
         text = (ROOT / match[2]).read_text("utf-8").rstrip("\n")
@@ -39,7 +39,7 @@ def generated(page: str) -> str:
 
 
 def outdated(*, write: bool = False) -> list[str]:
-    """Return the pages whose files have changed; `write` brings them up to date."""
+    """Return the pages whose files have changed, and update them if `write`."""
     names = []
     for path in sorted((ROOT / "docs").rglob("*.md")):
         page = path.read_text("utf-8")

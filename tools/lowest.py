@@ -1,7 +1,7 @@
 """python tools/lowest.py: print the lowest releases of dependencies that pyproject.toml allows.
 
-They are printed as arguments for pip, for the package and its extras. It needs no installed
-packages.
+The releases for the package and its extras are printed as arguments for pip. The program needs no
+installed packages.
 """
 
 from __future__ import annotations

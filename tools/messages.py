@@ -1,11 +1,11 @@
-"""Extracts the texts of the dashboard, updates its catalogues and compiles them.
+"""Extracts the strings of the dashboard, updates its catalogues and compiles them.
 
     python -m tools.messages            # update all catalogues
-    python -m tools.messages --add de   # begin a further one
-    python -m tools.messages --check    # fail if something is to be done
+    python -m tools.messages --add de   # add a catalogue
+    python -m tools.messages --check    # fail if a catalogue is not up to date
 
-A new text is empty in a catalogue until it is translated; an unused text is removed.
-`qsync.web.translation` describes how code marks its texts.
+A new string is empty in a catalogue until it is translated; an unused string is removed.
+`qsync.web.translation` describes how code marks its strings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).parents[1]
 SOURCE: Final = ROOT / "src" / "qsync"
 LOCALES: Final = SOURCE / "web" / "locale"
 OTHERS: Final = ("cli", "contrib", "testing")
-"""Packages whose texts are not shown on pages."""
+"""Packages whose strings are not shown on pages."""
 
 KEYWORDS: Final = {
     "_": 1,
@@ -39,13 +39,13 @@ KEYWORDS: Final = {
     "plural_phrase": 2,
     "counted": 2,
 }
-"""Functions that take texts, and how many of their arguments are forms of the text."""
+"""Functions that take strings, and how many of their arguments are forms of the string."""
 
 Text = str | tuple[str, ...]
 
 
 def texts_of_python(path: Path) -> Iterator[Text]:
-    """Yield the texts of a module, in their order."""
+    """Yield the strings of a module in order."""
     tree = ast.parse(path.read_text("utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
@@ -62,7 +62,7 @@ def _literal(node: ast.expr) -> str | None:
 
 
 def texts_of_template(path: Path) -> Iterator[Text]:
-    """Yield the texts of a template, in their order."""
+    """Yield the strings of a template in order."""
     with path.open("rb") as file:
         options = {"trimmed": "true", "silent": "false"}
         for _line, function, texts, _comments in babel_extract(file, list(KEYWORDS), (), options):
@@ -73,7 +73,7 @@ def texts_of_template(path: Path) -> Iterator[Text]:
 
 
 def extracted() -> Catalog:
-    """Return all texts of the sources, without translations."""
+    """Return all strings in the sources, without translations."""
     catalog = _catalog(None)
     sources = [
         (path, texts_of_python)
@@ -115,7 +115,7 @@ def locale_of(path: Path) -> str:
 
 
 def updated(path: Path, template: Catalog) -> Catalog:
-    """Return a catalogue with exactly the texts of the template; new ones are empty."""
+    """Return a catalogue with exactly the strings of the template. New strings are empty."""
     locale = locale_of(path)
     catalog = _catalog(locale)
     known = Catalog(locale)
@@ -152,7 +152,8 @@ def compiled(catalog: Catalog) -> bytes:
 
 
 def untranslated(catalog: Catalog) -> list[Message]:
-    """Return the texts that lack a translation, or one of its plural forms, or are in doubt."""
+    """Return the strings that are marked as fuzzy or lack a translation or one of its plural
+    forms."""
     return [
         message
         for message in catalog

@@ -1,8 +1,8 @@
 """python -m tools.mutants: plant each known mistake, and print which check finds it and how soon.
 
 A check that cannot find mistakes proves nothing. `--write` stores the table for
-docs/reliability.md; names as arguments plant only these mistakes, and `--sample N` plants N random
-ones. Exits with 1 when a mistake is missed.
+docs/reliability.md. Names as arguments plant only these mistakes; `--sample N` plants N random
+mistakes. The program exits with 1 if a mistake is missed.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from tests.support.stalled_node import (
 
 TABLE: Final = Path(__file__).parent / "mutants.json"
 ENOUGH: Final = 2000
-"""Seeds or examples within which each mistake has to be found."""
+"""Number of seeds or examples within which each mistake must be found."""
 
 SHOWN: Final = 110
 
 
 @dataclass(frozen=True)
 class Found:
-    """How a mistake was found. `needed` is None if it was not found."""
+    """How a mistake was found. `needed` is None if the mistake was not found."""
 
     mistake: str
     by: str
@@ -62,14 +62,14 @@ class Found:
 
 
 def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return after how many runs the model check finds the mistake, and the error."""
+    """Return the number of runs after which the model check finds the mistake, and the error."""
     first: list[tuple[int, str]] = []
 
     class Counting(Scripts):
         runs = 0
 
         def teardown(self) -> None:
-            """Count a run and record its error; called after each run."""
+            """Count a run and record its error. Called after each run."""
             Counting.runs += 1
             error = sys.exc_info()[1]
             if isinstance(error, AssertionError | QsyncError) and not first:
@@ -82,14 +82,15 @@ def by_model(plant: Plant, most: int) -> tuple[int, str] | None:
         except (AssertionError, QsyncError, BaseExceptionGroup):
             if not first:
                 raise
-    if first:  # the same runs find nothing without a mistake
+    if first:  # without a mistake, the same runs find nothing
         with Rig("valkey") as rig:
             run_machine(rig, examples=first[0][0], fixed=True, phases=(Phase.generate,))
     return first[0] if first else None
 
 
 def by_simulation(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return after how many histories the simulation finds the mistake, and the problem."""
+    """Return the number of histories after which the simulation finds the mistake, and the
+    problem."""
     socket = str(shared_store("valkey").config["unixsocket"])
     with redis.Redis(unix_socket_path=socket, protocol=2) as client:
         outcome = caught(plant, client, range(most))
@@ -97,7 +98,8 @@ def by_simulation(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return after how many rounds of cancelled calls the mistake is found, and the problem."""
+    """Return the number of rounds of cancelled calls after which the mistake is found, and the
+    problem."""
     url = shared_store("valkey").url
     for seed in range(most):
         with plant():
@@ -108,8 +110,7 @@ def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return the problem that the mistake causes on a full store or one that refuses
-    settlements."""
+    """Return the problem that the mistake causes on a store that is full or refuses settlements."""
     store = shared_store("valkey")
     with plant():
         wrong = wrong_when_full(store, "mutants")
@@ -164,7 +165,7 @@ def shown(found: Found) -> dict[str, Any]:
 
 
 def keep(rows: Sequence[Found]) -> None:
-    """Put these rows into the table, replacing earlier rows of the same mistakes."""
+    """Write these rows to the table, replacing earlier rows for the same mistakes."""
     before = json.loads(TABLE.read_text("utf-8")) if TABLE.exists() else []
     table = {(row["mistake"], row["by"]): row for row in [*before, *map(shown, rows)]}
     kept = [table[name, by] for name, by, _, _ in PLANTED if (name, by) in table]

@@ -1,8 +1,8 @@
 """python -m tools.release_check: check the files that a release would upload.
 
-It builds sdist and wheel twice and compares them byte by byte, checks their contents and metadata,
-installs the bare wheel into a new environment, runs the first program of the README there, checks
-the licences of all dependencies, and runs pyright and mypy on the wheel's types and on the
+The program builds sdist and wheel twice and compares the builds byte by byte, checks their contents
+and metadata, installs the bare wheel into a new environment, runs the README's first program there,
+checks the licences of all dependencies, and runs pyright and mypy on the wheel's types and on the
 examples. `make release-check` runs it.
 """
 
@@ -43,24 +43,24 @@ NEEDED: Final = (
 
 
 OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
-"""Prefixes of the names of the wheel's files."""
+"""Prefixes of the names of files in the wheel."""
 
 CHECKERS: Final = ("pyright", "mypy", "django-stubs", "flask", "litestar", "httpx", "pytest")
 """Packages that the type check needs besides the extras."""
 
 
 class Wrong(Exception):
-    """A fault that must not be released; the message describes it."""
+    """A fault that must not be released. The message describes the fault."""
 
 
 def build(target: Path) -> list[Path]:
-    """Build sdist and wheel from the tree into a folder; return both, sorted by name."""
+    """Build sdist and wheel from the source tree into a folder; return both, sorted by name."""
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(ROOT))
     return sorted(target.iterdir())
 
 
 def build_from(sdist: Path, target: Path) -> Path:
-    """Build the wheel from a sdist."""
+    """Build the wheel from an sdist."""
     with tarfile.open(sdist) as archive:
         archive.extractall(target / "tree", filter="data")
     [tree] = (target / "tree").iterdir()
@@ -79,7 +79,8 @@ def check_equal(first: Iterable[Path], second: Iterable[Path]) -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """Raise Wrong if the wheel lacks a file, or has one that belongs only into the repository."""
+    """Raise Wrong if the wheel lacks a file or contains a file that belongs only in the
+    repository."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     if missing := [name for name in NEEDED if name not in names]:
@@ -91,7 +92,7 @@ def check_wheel(wheel: Path) -> None:
 def check_licences(extras: Iterable[str] | None = None) -> list[str]:
     """Return the dependencies with their licences; raise Wrong if a licence is not allowed.
 
-    Dependencies are followed as installed here; None stands for all extras.
+    Dependencies are followed as installed here. None stands for all extras.
     """
     if extras is None:
         extras = metadata.metadata(NAME).get_all("Provides-Extra") or ()
@@ -157,8 +158,8 @@ def check_installed(wheel: Path, folder: Path) -> None:
 
 
 def check_types(wheel: Path, folder: Path) -> str:
-    """Install the wheel with all extras; raise Wrong if a public name has no declared type, or an
-    example has a type error. Return pyright's report on the public names.
+    """Install the wheel with all extras. Raise Wrong if a public name has no declared type or an
+    example has a type error; otherwise, return pyright's report on the public names.
     """
     python = folder / "types" / "bin" / "python"
     _run(sys.executable, "-m", "venv", "--without-pip", str(folder / "types"))
@@ -186,7 +187,7 @@ def _normal(name: str) -> str:
 
 
 def _run(*command: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
-    """Run a command; return its output, or raise Wrong with it."""
+    """Run a command; return its output, or raise Wrong with the output if it fails."""
     done = subprocess.run(  # noqa: S603 - programs of this tree
         command, cwd=cwd, env=env, capture_output=True, text=True, check=False
     )

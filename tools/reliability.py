@@ -1,5 +1,4 @@
-"""python -m tools.reliability: write the tests of each guarantee and fault into
-docs/reliability.md.
+"""python -m tools.reliability: list the tests of each guarantee and fault in docs/reliability.md.
 
 The marks `faults` and `guarantee` are read from the source of the tests, so a deleted test
 disappears from the page. `--check` prints the problems and writes nothing.
@@ -30,7 +29,7 @@ class Shown:
     """A test and its marks."""
 
     test: str
-    """Path in the folder of the tests, and name: `file::name`."""
+    """Path relative to the tests folder, and name: `file::name`."""
     slow: bool
     faults: tuple[int, ...]
     guarantee: tuple[int, ...]
@@ -73,7 +72,7 @@ def _pytestmark(tree: ast.Module) -> list[ast.expr]:
 
 
 def _marks(nodes: Sequence[ast.expr]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and numbers of each `pytest.mark.name(...)`."""
+    """Yield the name and the numbers of each `pytest.mark.name(...)`."""
     for node in nodes:
         function = node.func if isinstance(node, ast.Call) else node
         if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "pytest.mark":
@@ -83,7 +82,7 @@ def _marks(nodes: Sequence[ast.expr]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def wrong(shown: Sequence[Shown]) -> list[str]:
-    """Return the problems of the marks: unknown rows, and rows without a test."""
+    """Return the problems with the marks: unknown rows, and rows without a test."""
     found = [
         f"{one.test}: there is no {name} {row}"
         for one in shown
@@ -105,7 +104,7 @@ def missing(faults: set[int]) -> list[int]:
 
 
 def table(words: Mapping[int, str], shown: Sequence[Shown], name: str, head: str) -> str:
-    """Return a table of the rows and the tests of each."""
+    """Return a table of the rows with the tests of each row."""
     lines = [f"| | {head} | shown by |", "|---|---|---|"]
     for row, text in words.items():
         tests = [one.label for one in shown if row in getattr(one, name)]
@@ -117,7 +116,7 @@ def table(words: Mapping[int, str], shown: Sequence[Shown], name: str, head: str
 
 
 def mutants(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of the planted mistakes, from the last search."""
+    """Return the table of planted mistakes from the last search."""
     lines = ["| mistake | found by | after | as |", "|---|---|---|---|"]
     for record in records:
         seen = str(record["seen"]).replace("|", "\\|")
@@ -126,7 +125,7 @@ def mutants(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:
-    """Return the page with each part between its marks."""
+    """Return the page with each part inserted between its marks."""
     for name, text in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(begin)
@@ -138,7 +137,7 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
 
 
 def generated(page: str) -> str:
-    """Return the page up to date."""
+    """Return the page with its generated parts updated."""
     shown = marked()
     return filled(
         page,

@@ -1,8 +1,8 @@
 """python -m tools.settings_reference: write the reference of options into
 docs/reference/settings.md.
 
-The options are read from the code: names and defaults from signatures, meanings from docstrings.
-`--check` reports whether the page is up to date and writes nothing.
+The options are read from the code: names and defaults from signatures, descriptions from
+docstrings. `--check` reports whether the page is up to date and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 MARK: Final = "<!-- from here on written by python -m tools.settings_reference -->"
 
 TITLES: Final = {
-    "The app": (Qsync, "`Qsync(url, prefix=..., ...)`. All options of a server may be given too."),
+    "The app": (Qsync, "`Qsync(url, prefix=..., ...)`. It also accepts all options of a server."),
     "Tasks": (
         Task,
         "`Task(type, payload, ...)`, `@app.task(...)`, `fn.options(...)` and `@app.periodic(...)`.",
@@ -62,14 +62,15 @@ def shown(value: Any) -> str:
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, str]]:
-    """Return default and meaning of each parameter that the docstring has in columns."""
+    """Return the default and the description of each parameter that the docstring lists in
+    columns."""
     known = inspect.signature(function).parameters
     described = all_rows(inspect.getdoc(function) or "")
     return {name: (known[name].default, text) for name, text in described.items()}
 
 
 def server_options() -> dict[str, tuple[Any, str]]:
-    """Return default and meaning of each option of a server."""
+    """Return the default and the description of each option of a server."""
     described = all_rows(inspect.getdoc(Config) or "")
     defaults = {
         one.name: one.default if one.default_factory is MISSING else one.default_factory()
@@ -128,7 +129,7 @@ def _sentence(text: str) -> str:
 
 
 def generated(page: str) -> str:
-    """Return the page with its generated part up to date."""
+    """Return the page with its generated part updated."""
     return replaced(page, MARK, reference())
 
 

@@ -1,8 +1,8 @@
-"""Hooks of MkDocs for the documentation site.
+"""MkDocs hooks for the documentation site.
 
-Pages link to files outside of docs/, as on GitHub; on the site these links lead to the repository.
-CHANGELOG.md and CONTRIBUTING.md become pages. `llms.txt` lists all pages; each page has a Markdown
-version, including its docstrings.
+As on GitHub, pages may link to files outside docs/; on the site, these links lead to the
+repository. CHANGELOG.md and CONTRIBUTING.md become pages. `llms.txt` lists all pages, and each page
+has a Markdown version that includes its docstrings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FROM_ROOT: Final = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBU
 LINK: Final = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
 
 texts: dict[str, str] = {}
-"""Markdown of each page, by the path of its source."""
+"""Markdown of each page, by the path of its source file."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links out of docs/ to the repository; keep the text for llms.txt."""
+    """Point links that lead out of docs/ to the repository; keep the text for llms.txt."""
     uri = page.file.src_uri
     source = FROM_ROOT.get(uri, f"docs/{uri}")
 
@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:
-    """Return the target on the site of a link in a file of the repository."""
+    """Return the target on the site for a link in a repository file."""
     if "://" in link or link.startswith("mailto:"):
         return link
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
@@ -78,7 +78,7 @@ def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write llms.txt, and the Markdown version of each page."""
+    """Write llms.txt and the Markdown version of each page."""
     site = Path(config.site_dir)
     for uri, text in texts.items():
         target = site / uri

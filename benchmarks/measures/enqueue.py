@@ -1,4 +1,4 @@
-"""Measures: enqueue one by one, compared with a bare EVALSHA, from many concurrent callers, and in
+"""Measures enqueues: one by one, compared with a bare EVALSHA; from many concurrent callers; and in
 bulk."""
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from qsync.new_task import new_nonce, new_task
 from qsync.task import Task
 
 EnqueueAll = Callable[[Harness, Sequence[Task]], Awaitable[float]]
-"""Enqueues tasks one after another; returns the seconds."""
+"""Enqueues tasks one after another and returns the seconds taken."""
 
 BareCalls = Callable[[Harness, int], Awaitable[float]]
-"""Makes a number of calls with redis-py alone; returns the seconds."""
+"""Makes a number of calls with redis-py alone and returns the seconds taken."""
 
 
 async def measure_one_by_one(harness: Harness) -> Results:
-    """Enqueue each task by a separate call, with the blocking and the async client."""
+    """Enqueue each task with a separate call of the blocking and of the async client."""
     count = harness.scale.one_by_one
     results: Results = []
     for client, enqueue_all, bare_calls in CLIENTS:
@@ -127,7 +127,7 @@ CLIENTS: Final[tuple[tuple[str, EnqueueAll, BareCalls], ...]] = (
 
 
 async def measure_callers(harness: Harness) -> Results:
-    """Enqueue by many callers of one AsyncClient; each awaits its own calls."""
+    """Enqueue from many callers of one AsyncClient. Each awaits its own calls."""
     results: Results = []
     for callers in (500, 1_000):
         each = max(1, harness.scale.callers // callers)
@@ -155,7 +155,7 @@ async def _enqueue_by_callers(harness: Harness, callers: int, each: int) -> floa
 
 
 async def measure_bulk(harness: Harness) -> Results:
-    """Enqueue all tasks by one call of `enqueue_many`."""
+    """Enqueue all tasks with one call of `enqueue_many`."""
     count = harness.scale.bulk
     rates = [count / await _enqueue_in_bulk(harness, count) for _ in range(harness.scale.rounds)]
     how = f"{count:,} tasks by one call, including the making of the tasks, 32-byte payloads"

@@ -1,4 +1,4 @@
-"""Measures: the cost of an idle server, and the memory of a busy one."""
+"""Measures the cost of an idle server and the memory of a busy one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from benchmarks.store import read_commands
 MB: Final = 1e6
 
 SENT_COMMANDS: Final = {"evalsha", "eval", "blpop", "ping", "hello", "auth", "select", "client"}
-"""Commands that a server and its clients send; scripts run all others."""
+"""Commands that a server and its clients send. Scripts run all other commands."""
 
 
 async def measure_idle_server(harness: Harness) -> Results:
-    """Measure the commands, processor time and memory of a server without work."""
+    """Measure the commands, CPU time and memory of a server without work."""
     await harness.clean()
     seconds = harness.scale.idle_s
     async with harness.servers() as [server]:
         await harness.fill(LOOP, 1)
         await harness.until_completed(1)
-        await asyncio.sleep(0.5)  # let it finish the work that follows a task
+        await asyncio.sleep(0.5)  # let the server finish the work that follows a task
         usage, calls = await server.ask("usage"), await _count_commands(harness)
         began = time.monotonic()
         await asyncio.sleep(seconds)
@@ -48,7 +48,7 @@ async def measure_idle_server(harness: Harness) -> Results:
 
 
 async def _count_commands(harness: Harness) -> tuple[int, int] | None:
-    """Return how many commands the store received, without this INFO, and how many its scripts
+    """Return how many commands the store received, not counting this INFO, and how many its scripts
     ran."""
     commands = await read_commands(harness.broker, harness.keys.base)
     if commands is None:

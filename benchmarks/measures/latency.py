@@ -1,4 +1,4 @@
-"""Measures: the delay from the enqueue to the start of the handler, and the lateness of scheduled
+"""Measures the delay from the enqueue to the start of the handler, and the lateness of scheduled
 tasks."""
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from qsync.client import AsyncClient
 from qsync.task import Task
 
 GAP_S: Final = 0.01
-"""Time between tasks that are sent to an idle server, in seconds."""
+"""Time between two tasks that are sent to an idle server, in seconds."""
 
 BIN_WIDTH: Final = 1.25
-"""Ratio of the upper to the lower end of a bin of a histogram."""
+"""Ratio of the upper to the lower end of a histogram bin."""
 
 
 async def measure_idle(harness: Harness) -> Results:

@@ -1,4 +1,4 @@
-"""Measures: the cost of limits, and how exactly starts follow their rules."""
+"""Measures the cost of limits, and how exactly starts follow their rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STARTS_A_SECOND: Final = 20
 PACED: Final = LimitRule(rate=STARTS_A_SECOND, per_us=1_000_000, burst=1)
 
 SELDOM: Final = LimitRule(rate=1, per_us=86_400_000_000, burst=1)
-"""Rule that starts one task and lets the others wait for a day."""
+"""Rule that starts one task and makes the others wait for a day."""
 
 
 async def measure_limits(harness: Harness) -> Results:
@@ -70,7 +70,8 @@ async def _measure_keys(harness: Harness) -> Results:
 
 
 async def _measure_waiter_bytes(harness: Harness) -> Results:
-    """Measure the store's memory of a task that waits for a limit, beyond that of a pending one."""
+    """Measure how much more of the store's memory a task takes when it waits for a limit than when
+    it is pending."""
     count = harness.scale.pending
     sizes: list[float | None] = []
     for rule in (None, ONE_AT_A_TIME):
@@ -87,7 +88,7 @@ async def _measure_waiter_bytes(harness: Harness) -> Results:
 
 
 async def _measure_slot(harness: Harness) -> Results:
-    """Measure the time from the end of a task to the start of the one that waits for its slot."""
+    """Measure the time from the end of a task to the start of the task that waits for its slot."""
     await harness.clean()
     count = harness.scale.singles
     async with harness.servers() as [server]:
@@ -100,7 +101,7 @@ async def _measure_slot(harness: Harness) -> Results:
 
 
 async def _measure_pace(harness: Harness) -> Results:
-    """Measure the used share of a rate, and the largest number of starts in any second."""
+    """Measure the share of a rate that is used and the largest number of starts in any second."""
     await harness.clean()
     count = max(3, round(STARTS_A_SECOND * harness.scale.limit_s))
     async with harness.servers() as [server]:
@@ -118,7 +119,7 @@ async def _measure_pace(harness: Harness) -> Results:
 
 
 async def _measure_crowd(harness: Harness) -> Results:
-    """Measure the latency of other keys with and without many tasks that wait for one."""
+    """Measure the latency of other keys with and without many tasks that wait for one key."""
     count = harness.scale.waiting
     alone = await _latency_of_others(harness, 0)
     beside = await _latency_of_others(harness, count)

@@ -1,7 +1,7 @@
-"""Measures: the cost of a task for the store, in time (by INFO commandstats) and in memory.
+"""Measures the cost of a task for the store, in time (from INFO commandstats) and in memory.
 
-For the time, the scripts run one after another in full batches, without a server. So each verb and
-each backlog is measured separately.
+For the time, the scripts run one after another in full batches, without a server, so that each verb
+and each backlog is measured separately.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ VerbCost = dict[str, float | None]
 
 
 def known_minimum(values: Sequence[float | None]) -> float | None:
-    """Return the minimum, since the store's clock also runs while a busy machine delays the
-    store."""
+    """Return the minimum of the batches, since the store's clock also runs while a busy machine
+    delays the store."""
     return min((value for value in values if value is not None), default=None)
 
 
 async def cost_by_verb(harness: Harness, cycles: int, *, choose: Choose = known_median) -> VerbCost:
-    """Take one batch of tasks after another through its life cycle, while the backlog stays the
+    """Take one batch of tasks after another through its life cycle while the backlog stays the
     same.
 
     `choose` picks one of the cycles; the first cycle does not count.
@@ -74,7 +74,7 @@ def total_cost(cost: VerbCost) -> float | None:
 
 
 async def measure_store(harness: Harness) -> Results:
-    """Measure the store's time per task, by verb, at 1,000 pending tasks."""
+    """Measure the store's time per task for each verb, at 1,000 pending tasks."""
     await harness.clean()
     await harness.fill(LOOP, 1_000)
     cost = await cost_by_verb(harness, harness.scale.cycles)
@@ -98,6 +98,6 @@ async def measure_bytes(harness: Harness) -> Results:
 
 
 async def used_bytes(harness: Harness) -> int | None:
-    """Return the store's used memory; None if it does not report it."""
+    """Return the memory that the store uses, or None if it does not report it."""
     info = await harness.info("memory")
     return None if info is None else int(info["used_memory"])

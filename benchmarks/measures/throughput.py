@@ -1,4 +1,4 @@
-"""Measures: servers drain a backlog with each kind of handler; the same rounds measure the
+"""Measures how fast servers drain a backlog with each kind of handler. The same rounds measure the
 floor."""
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from qsync.limit import LimitRule
 from qsync.task import Task
 
 WARM_UP_TASKS: Final = 200
-"""Number of tasks per server before a drain, which start its threads and processes. One server
-cannot take all of them at a time, so each server gets some."""
+"""Number of tasks per server that run before a drain, to start the threads and processes. One
+server cannot take all of them at a time, so each server gets some."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainRun:
-    """Cost of a number of tasks for servers."""
+    """The cost of running a number of tasks."""
 
     tasks: int
     seconds: float
     """Time from the start of the first task until the store had counted the last as completed."""
     cpu_s: float
-    """Processor time of all server processes, in seconds."""
+    """CPU time of all server processes, in seconds."""
     scripts: CommandUsage | None
-    """Time and calls of scripts in the store; None if it does not report them."""
+    """Time and number of script calls in the store; None if the store does not report them."""
 
     @property
     def rate(self) -> float:
@@ -63,9 +63,9 @@ async def drain(
     harness: Harness, type: str, tasks: int, *, processes: int = 1, uvloop: bool = False,
     rule: LimitRule | None = None, keys: int | None = None, **config: Any,
 ) -> DrainRun:  # fmt: skip
-    """Have ready servers drain tasks that are already pending.
+    """Let servers that are ready drain tasks that are already pending.
 
-    With `rule`, the tasks have limits with `keys` different keys, in turn.
+    With `rule`, the tasks have limits with `keys` different keys in turn.
     """
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
@@ -101,7 +101,7 @@ async def _cpu_s(servers: list[ServerProcess]) -> float:
 
 
 async def measure_drain(harness: Harness) -> Results:
-    """Drain no-op coroutines: together with the floor, with uvloop if installed, and by two
+    """Drain no-op coroutines: together with the floor, with uvloop if installed, and with two
     processes."""
     tasks, rounds = harness.scale.drain, range(harness.scale.rounds)
     pairs = [(await baseline(harness, tasks), await drain(harness, LOOP, tasks)) for _ in rounds]
@@ -152,7 +152,7 @@ def _compare_with_floor(pairs: list[tuple[BaselineRun, DrainRun]]) -> Results:
 
 
 async def measure_batches(harness: Harness) -> Results:
-    """Drain no-op tasks by single calls and by calls for 100, in turn."""
+    """Drain no-op tasks in turn with single calls and with calls for 100 tasks."""
     scale = harness.scale
     return [
         *await _compare_batches(harness, "coroutine", LOOP, BATCH, scale.drain),
@@ -187,7 +187,7 @@ async def _compare_batches(
 
 
 async def measure_executors(harness: Harness) -> Results:
-    """Drain thread and process handlers, by one server process and by two."""
+    """Drain tasks with thread and process handlers, with one server process and with two."""
     results: Results = []
     scale, cores = harness.scale, os.cpu_count() or 1
     for executor, type, tasks, where in (
@@ -203,7 +203,7 @@ async def measure_executors(harness: Harness) -> Results:
 
 
 async def measure_waiting(harness: Harness) -> Results:
-    """Drain tasks that each wait for 5 ms, as for a database."""
+    """Drain tasks that each wait for 5 ms as if for a database."""
     tasks = harness.scale.drain_waiting
     how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100: 20,000 at most"
     return [await _rate(harness, "drain, 5 ms tasks", WAIT, tasks, how)]

@@ -1,4 +1,4 @@
-"""The same work on qsync and on the queues that a user might choose instead.
+"""Runs the same work on qsync and on the queues that a user might choose instead.
 
 `make bench-peers` runs it. Each peer is installed into its own environment, in .bench/.
 

@@ -21,7 +21,7 @@ from benchmarks.peers.table import BY_NAME, PEERS, QSYNC, Peer
 from tests.support.stores import Store
 
 SHOWN = ("redis", "coredis", "hiredis", "uvloop")
-"""Packages whose versions are shown besides the peer's."""
+"""Packages whose versions are shown beside the peer's."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -70,7 +70,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         "installs each into an environment of its own in .bench. It takes about ten minutes.",
     )
     parser.add_argument("peers", nargs="*", help=f"of {', '.join(BY_NAME)}; default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, whose median counts (default: 3)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the tasks, e.g. 0.1")
     parser.add_argument(
         "--python", help="interpreter for all (default: the first of 3.12 and 3.13 that is found)"
@@ -82,14 +84,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     options = parser.parse_args(words)
     if options.rounds < 1 or not 0 < options.scale <= 1:
-        parser.error("--rounds must be at least 1, and --scale over 0 and at most 1")
+        parser.error("--rounds must be at least 1; --scale must be over 0 and at most 1")
     if unknown := [name for name in options.peers if name not in BY_NAME]:
         parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
     return options
 
 
 def _should_write(options: argparse.Namespace) -> bool:
-    """Return whether to write the results; by default, results of a part of the work are not
+    """Return whether to write the results. By default, results of only part of the work are not
     written."""
     if options.write is None:
         return not options.peers and options.scale == 1
@@ -97,7 +99,7 @@ def _should_write(options: argparse.Namespace) -> bool:
 
 
 def _choose(names: Sequence[str]) -> list[Peer]:
-    """Return the named peers, and the qsync rows for their comparison."""
+    """Return the named peers and the qsync rows to compare them with."""
     if not names:
         return list(PEERS)
     chosen = {QSYNC, *names, *(BY_NAME[name].baseline for name in names)}
@@ -107,7 +109,8 @@ def _choose(names: Sequence[str]) -> list[Peer]:
 def _install(
     peers: Sequence[Peer], python: str, skipped: dict[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Install the peers; return their versions by name, and add the others to `skipped`."""
+    """Install the peers and return their versions by name; add those that cannot be installed to
+    `skipped`."""
     versions: dict[str, dict[str, str]] = {}
     for peer in peers:
         console.print(f"installing {peer.title}")
@@ -129,7 +132,7 @@ def _round(
     peer: Peer, store: Store, number: int, options: argparse.Namespace,
     measured: dict[str, list[dict[str, Any]]], skipped: dict[str, str],
 ) -> None:  # fmt: skip
-    """Measure one more round, or skip the peer from now on."""
+    """Measure one more round; if it fails, skip the peer from now on."""
     try:
         result = rounds.run(peer, store, first=number == 1, scale=options.scale)
     except PeerFailed as error:

@@ -1,4 +1,4 @@
-"""Counts the runs of a handler in the server's process, and writes a report at the end."""
+"""Counts the runs of a handler in the server's process and writes a report at the end."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ def ran(payload: str | bytes) -> None:
         first_run_mark(REPORT).touch()
     if payload[:1] in STAMPS:
         _late_ns.append(now - int(payload[1:]))
-    if number >= EXPECTED:  # an excess run is reported, too
+    if number >= EXPECTED:  # excess runs are also reported
         _write(number)
 
 

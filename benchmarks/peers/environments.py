@@ -1,4 +1,5 @@
-"""An environment for each peer, created once, and again when its pins or the interpreter change."""
+"""Manages an environment for each peer, which is created once, and again when its pins or the
+interpreter change."""
 
 import json
 import shutil
@@ -23,7 +24,7 @@ def program(peer: Peer, name: str) -> Path:
 
 
 def install(peer: Peer, python: str) -> dict[str, str]:
-    """Install the requirements of the table; return the versions of all installed packages, by
+    """Install the requirements in the table; return the versions of all installed packages by
     name."""
     folder = ENVIRONMENTS / peer.folder
     mark = folder / "installed.json"
@@ -36,7 +37,7 @@ def install(peer: Peer, python: str) -> dict[str, str]:
         if peer.folder == QSYNC:
             _pip(peer, "install", "--quiet", *peer.requirements)
         mark.write_text(json.dumps(wanted))
-    elif peer.name == QSYNC:  # the present code is measured
+    elif peer.name == QSYNC:  # the current code is measured
         _pip(peer, "install", "--quiet", "--force-reinstall", "--no-deps", str(ROOT))
     listed = json.loads(_pip(peer, "list", "--format", "json"))
     return {one["name"].lower().replace("_", "-"): one["version"] for one in listed}

@@ -1,4 +1,4 @@
-"""The Python that runs all peers, and its version."""
+"""Finds the Python interpreter that runs all peers."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 WANTED = ("3.12", "3.13")
-"""Python versions for which every peer in the table has a release; the first available one is
+"""Python versions for which every peer in the table has a release. The first available version is
 used."""
 
 _ASK = """
@@ -26,7 +26,7 @@ print(json.dumps({
 
 
 def describe(program: str) -> dict[str, object] | None:
-    """Return a description of an interpreter; None if it does not run."""
+    """Return a description of an interpreter, or None if it does not run."""
     try:
         done = subprocess.run(  # noqa: S603 - a program that the user named, or a known one
             [program, "-c", _ASK], capture_output=True, text=True, timeout=30, check=False
@@ -37,7 +37,8 @@ def describe(program: str) -> dict[str, object] | None:
 
 
 def choose(named: str | None) -> dict[str, object]:
-    """Return the named interpreter, else the first that supports every peer, else this one."""
+    """Return the named interpreter, else the first that supports every peer, else the current
+    one."""
     if named:
         found = describe(named)
         if found is None:

@@ -1,4 +1,4 @@
-"""uvloop for servers and producers that would use asyncio's own loop."""
+"""Installs uvloop in servers and producers that would otherwise use asyncio's own event loop."""
 
 import asyncio
 

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 
 def used_memory(url: str) -> int:
-    """Return `used_memory` of the store without the buffers of its clients, in bytes."""
+    """Return the store's `used_memory` without the buffers of its clients, in bytes."""
     text = _info(url)
     used, clients = (
         int(re.findall(rf"(?m)^{name}:(\d+)", text)[0])
@@ -18,7 +18,7 @@ def used_memory(url: str) -> int:
 def _info(url: str) -> str:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-        # An inline command, and QUIT, which ends the reply.
+        # An inline command followed by QUIT, which ends the reply.
         connection.sendall(b"INFO memory\r\nQUIT\r\n")
         answer = b""
         while chunk := connection.recv(65536):

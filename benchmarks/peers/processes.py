@@ -1,4 +1,5 @@
-"""Servers and producers of the peers as child processes, ended by their process ids."""
+"""Runs servers and producers of the peers as child processes, which are ended by their process
+ids."""
 
 import contextlib
 import json
@@ -64,7 +65,8 @@ def serving(
 def report_of(
     server: subprocess.Popen[bytes], variables: Mapping[str, str], *, again: float = 0.0
 ) -> dict[str, Any]:
-    """Return the server's report when the last task has run, or shortly after if some ran again.
+    """Return the server's report when the last task has run, or shortly afterwards if some tasks
+    ran again.
 
     A share `again` of the tasks may have run more than once.
     """

@@ -1,4 +1,4 @@
-"""Enqueues for one peer, in its environment, and writes its measurements to a file.
+"""Enqueues tasks for one peer, in the peer's environment, and writes the measurements to a file.
 
     python -m benchmarks.peers.producer PEER enqueue|fill|memory|latency OPTIONS REPORT
 
@@ -29,7 +29,7 @@ BULK_AT_ONCE = 10_000
 
 
 class Peer:
-    """A uniform client of a peer: all calls are awaited."""
+    """A uniform client for a peer, with awaitable calls."""
 
     def __init__(self, module: ModuleType, client: Any) -> None:
         self._module = module
@@ -58,7 +58,7 @@ class Peer:
             await self._call("enqueue_many", [PAYLOAD] * min(BULK_AT_ONCE, count - at))
 
     async def many(self, count: int) -> None:
-        """Enqueue tasks in the peer's fastest way."""
+        """Enqueue tasks in the fastest way that the peer offers."""
         if self.has_bulk:
             await self.bulk(count)
         elif self.is_async:
@@ -84,8 +84,8 @@ async def _rate(work: Callable[[int], Awaitable[None]], count: int) -> float:
 
 
 async def enqueue(peer: Peer, one: int, concurrent: int) -> dict[str, Any]:
-    """Measure the enqueues per second of one caller and of many, and whether a task can be looked
-    up."""
+    """Measure the enqueues per second of one caller and of many callers, and check whether a task
+    can be looked up."""
     await peer.one_by_one(WARM_UP)
     measured: dict[str, Any] = {"find": await peer.found()}
     measured["one"] = await _rate(peer.one_by_one, one)
@@ -96,7 +96,7 @@ async def enqueue(peer: Peer, one: int, concurrent: int) -> dict[str, Any]:
 
 
 async def fill(peer: Peer, count: int) -> dict[str, Any]:
-    """Enqueue `count` tasks that wait; return the rate if the peer has a bulk call."""
+    """Enqueue `count` tasks that stay waiting; return the rate if the peer has a bulk call."""
     await peer.many(WARM_UP)
     rate = await _rate(peer.many, count - WARM_UP)
     return {"bulk": rate} if peer.has_bulk else {}
@@ -118,7 +118,7 @@ async def memory(peer: Peer, count: int) -> dict[str, Any]:
 
 
 async def latency(peer: Peer, count: int) -> dict[str, Any]:
-    """Send tasks with the time of their enqueue to an idle server, one at a time."""
+    """Send tasks that carry the time of their enqueue to an idle server, one at a time."""
     await peer.send(PAYLOAD)
     end = time.monotonic() + 30
     while not first_run_mark(REPORT).exists():

@@ -1,4 +1,5 @@
-"""The human-readable results: a table on the terminal, and a section of docs/benchmarks.md."""
+"""Writes the human-readable results: a table on the terminal and a section of
+docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,8 +89,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _again(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return a sentence with the peers whose tasks ran more than once in drains, and how many
-    did."""
+    """Return a sentence that names the peers whose tasks ran more than once in drains, and how many
+    tasks did."""
     counts = {name: sum(one.get("again", 0) for one in rounds) for name, rounds in measured.items()}
     return ", ".join(
         f"{count} of the tasks of {BY_NAME[name].title}" for name, count in counts.items() if count

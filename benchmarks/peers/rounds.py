@@ -11,7 +11,7 @@ from tests.support.stores import Store
 
 LATENCIES = 120
 WAITING = 10_000
-"""Number of waiting tasks for the measure of memory; the same for all peers."""
+"""Number of waiting tasks with which memory is measured; the same for all peers."""
 PERCENTILES = (50, 95, 99)
 AGAIN = 0.01
 """Maximum share of the tasks of a drain that may run more than once, as at-least-once delivery
@@ -75,5 +75,6 @@ def _latency(peer: Peer, variables: dict[str, str], count: int) -> dict[str, Any
 
 
 def _scaled(count: int, scale: float) -> int:
-    """Return at least 200, in hundreds, so that many callers can share them evenly."""
+    """Return the number of tasks, rounded to hundreds and at least 200, so that many callers can
+    share them evenly."""
     return max(2, round(count * scale / 100)) * 100 if count else 0

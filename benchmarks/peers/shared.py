@@ -1,4 +1,4 @@
-"""Values that the harness, the producers and the servers exchange, by environment variables and
+"""Values that the harness, the producers and the servers exchange through environment variables and
 files."""
 
 import os

@@ -1,4 +1,4 @@
-"""Medians of the rounds, and their ratios to qsync's."""
+"""Computes the medians of the rounds and their ratios to qsync's."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

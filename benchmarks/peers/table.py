@@ -1,6 +1,7 @@
 """The peers: their packages, server commands and settings, and the amounts of work.
 
-The amounts let each part of a round take a few seconds for each peer: only tasks per second count.
+The amounts are chosen so that each part of a round takes a few seconds for each peer; only tasks
+per second are compared.
 """
 
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Peer:
 
     @property
     def baseline(self) -> str:
-        """Row of qsync for the comparison: coroutines are compared with coroutines."""
+        """Row of qsync to compare with. Coroutines are compared with coroutines."""
         return QSYNC if self.handlers == "coroutine" else QSYNC_THREADS
 
 

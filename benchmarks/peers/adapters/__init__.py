@@ -1,6 +1,7 @@
 """One file for each peer, with its handler, its server and its client.
 
-A file is imported only in the environment of its peer, by the producer and by the server. It has
+A file is imported only in the environment of its peer, by the producer and by the server. It
+defines
 
     COLOUR          "async" or "blocking": whether the functions below are awaited
     connect         () -> context manager of a client

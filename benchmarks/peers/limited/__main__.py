@@ -44,7 +44,7 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class Line:
-    """The start or end of a task, as the task recorded it."""
+    """The start or end of a task, as recorded by the task."""
 
     event: str
     number: int
@@ -70,7 +70,7 @@ class Run:
 
     @contextlib.contextmanager
     def workers(self, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """Run workers, each in its own process group; kill remaining processes at the end."""
+        """Run workers, each in its own process group. Kill remaining processes at the end."""
         first, *words = (word.format(url=self.url) for word in WORKERS[self.peer])
         running = []
         try:
@@ -108,7 +108,7 @@ class Run:
         return {line.number for line in self.lines() if line.event == "end"}
 
     def wait(self, count: int, *, after: float = 0.0, patience: float = 60.0) -> list[Line]:
-        """Wait for `count` starts after this time; return those that came."""
+        """Wait for `count` starts after this time; return the starts that were recorded."""
         end = time.monotonic() + patience
         while len(starts := self.starts(after)) < count and time.monotonic() < end:
             time.sleep(0.01)
@@ -145,7 +145,7 @@ def measure_pace(peer: str) -> str:
 def measure_killed(peer: str, *, parents: bool) -> str:
     """Kill the processes that hold both slots; with `parents`, also their worker processes.
 
-    RQ runs each task in a child of a worker that runs one task at a time; both are killed.
+    An RQ worker runs one task at a time, each in a child process. Both processes are killed.
     """
     with run_of(peer) as run:
         run.hold.touch()
@@ -198,7 +198,7 @@ def main() -> int:
         print(f"{name} {versions.get(package, '')}", flush=True)
         print(f"  slots: {measure_slots(name)}", flush=True)
         print(f"  most starts in a second: {measure_pace(name)}", flush=True)
-    with ThreadPoolExecutor() as pool:  # they wait for minutes and use no CPU
+    with ThreadPoolExecutor() as pool:  # the workers wait for minutes and use no CPU
         rounds = [(name, False) for name in peers]
         rounds += [(QSYNC, True)] if QSYNC in peers else []
         kills = [pool.submit(measure_killed, name, parents=parents) for name, parents in rounds]

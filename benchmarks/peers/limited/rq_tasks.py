@@ -1,4 +1,4 @@
-"""RQ: its RateLimit, which counts queued and running tasks, and its worker."""
+"""RQ: its worker, and its RateLimit, which counts queued and running tasks."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The work of a task: it records its start and end, and holds its slot while a file exists."""
+"""The work of a task, which records its start and end and holds its slot while a file exists."""
 
 import os
 import time

@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 FOLDER = Path(tempfile.gettempdir(), f"django-shop-{os.getuid()}")
-"""Folder of the data and of the socket, whose path must be short."""
+"""Folder for the data and for the socket, whose path must be short."""
 
 
 def account() -> str | None:
-    """Return the account for the server if this is root, which may not run it."""
+    """Return the account that runs the server if the current user is root, which may not run it."""
     return "postgres" if os.getuid() == 0 else None
 
 
 def program(name: str) -> str:
-    """Return the path of a program of PostgreSQL; Debian keeps most of them off the PATH."""
+    """Return the path of a PostgreSQL program. Debian keeps most of these programs off the PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     path = str(found[-1]) if found else shutil.which(name)
     if path is None:
@@ -26,7 +26,7 @@ def program(name: str) -> str:
 
 
 def start() -> subprocess.Popen[bytes]:
-    """Start the server, with its data from the last time; return when it answers."""
+    """Start the server with its data from the last run; return when it answers."""
     user = account()
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     if user is not None:
@@ -42,7 +42,7 @@ def start() -> subprocess.Popen[bytes]:
         cwd="/",
         user=user,
         stderr=subprocess.DEVNULL,
-        process_group=0,  # Ctrl-C is for the site, which stops the server
+        process_group=0,  # Ctrl-C reaches only the site, which stops the server
     )
     ready = [program("pg_isready"), "-q", "-h", FOLDER]
     while subprocess.run(ready, check=False).returncode != 0:  # noqa: S603

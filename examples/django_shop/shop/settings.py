@@ -1,4 +1,4 @@
-"""The settings: SQLite, or PostgreSQL with SHOP_DATABASE=postgresql."""
+"""The settings. The database is SQLite, or PostgreSQL with SHOP_DATABASE=postgresql."""
 
 import getpass
 import os

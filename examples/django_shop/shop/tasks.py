@@ -1,4 +1,4 @@
-"""The tasks, which manage.py qsync_worker discovers."""
+"""The tasks, which `manage.py qsync_worker` discovers."""
 
 import time
 

@@ -19,7 +19,7 @@ def index(request: HttpRequest) -> HttpResponse:
 @require_POST
 @transaction.atomic
 def buy(request: HttpRequest, product: str) -> HttpResponse:
-    """Write the order; its task is sent when the order is committed."""
+    """Save the order. Its task is sent when the transaction commits."""
     order = Order.objects.create(product=product)
     order.task = pack.enqueue_sync(order.pk).id
     order.save()
@@ -27,7 +27,7 @@ def buy(request: HttpRequest, product: str) -> HttpResponse:
 
 
 def show(request: HttpRequest, pk: int) -> HttpResponse:
-    """Show an order, and the result of its task."""
+    """Show an order and the result of its task."""
     order = get_object_or_404(Order, pk=pk)
     with app.client() as client:
         handle = client.handle(order.task, type=str)

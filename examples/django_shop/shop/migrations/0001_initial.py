@@ -1,4 +1,4 @@
-"""Creates the table of orders."""
+"""Creates the table for orders."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""`manage.py serve`: everything that the site needs, in one command."""
+"""`manage.py serve` starts everything that the site needs."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from shop import postgresql
 class Command(BaseCommand):
     """Starts the database, creates its tables and a staff user, and serves the site."""
 
-    help = "Serve the shop, for trying it."
+    help = "Serve the shop, to try it out."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the address of the site."""
+        """Add an argument for the address of the site."""
         parser.add_argument("address", nargs="?", default="127.0.0.1:8000")
 
     def handle(self, *, address: str, **options: object) -> None:
