@@ -280,15 +280,15 @@ def test_yielding_dependency_and_background_task_end_after_the_page(app: Qsync) 
 
 
 def test_dashboard_without_access_is_refused(app: Qsync) -> None:
-    with pytest.raises(ConfigError, match="all requests would be refused; give dependencies="):
+    with pytest.raises(ConfigError, match="all requests would be refused; pass dependencies="):
         mount_dashboard(FastAPI(), "/ops", app)
-    with pytest.raises(ConfigError, match="all requests would be refused; give auth="):
+    with pytest.raises(ConfigError, match="all requests would be refused; pass auth="):
         for_starlette.mount_dashboard(Starlette(), "/ops", app)
 
 
 @pytest.mark.parametrize("path", ["", "/", "ops", None, "/{shop}/ops"])
 def test_path_of_the_dashboard_is_checked(app: Qsync, path: Any) -> None:
-    with pytest.raises(ConfigError, match=r"path: .* give one such as '/ops'"):
+    with pytest.raises(ConfigError, match=r"path: .* pass one such as '/ops'"):
         mount_dashboard(FastAPI(), path, app, auth="host")
 
 

@@ -452,7 +452,7 @@ def test_bounds_of_the_program_hold_from_the_first_enqueue(shop: Shop) -> None:
 
 def test_a_task_of_another_app_is_named_as_such(shop: Shop, qsync: Kit) -> None:
     other = Shop()
-    with pytest.raises(AssertionError, match="it is a task of another app than that of this kit"):
+    with pytest.raises(AssertionError, match="it is a task of another app, not of this kit's app"):
         qsync.assert_enqueued(other.send)
 
 
@@ -460,16 +460,16 @@ def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
     for wrong, message in (
         ({"days": -1}, "not positive"),
         ({"days": 0}, "not positive"),
-        ({"day": 1}, "no unit 'day'; give days=1$"),
-        ({"months": 1}, "no unit 'months'; give weeks or days or hours"),
+        ({"day": 1}, "no unit 'day'; pass days=1$"),
+        ({"months": 1}, "no unit 'months'; pass weeks or days or hours"),
         ({"days": "x"}, "not a valid time"),
         ({"days": float("nan")}, "not a valid time"),
     ):
         with pytest.raises(ConfigError, match=message):
             asyncio.run(qsync.advance(**wrong))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"60 has no unit; give e\.g\. seconds=60"):
+    with pytest.raises(ConfigError, match=r"60 has no unit; pass e\.g\. seconds=60"):
         asyncio.run(qsync.advance(60))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"is no timedelta; give one, or e\.g\. days=1"):
+    with pytest.raises(ConfigError, match=r"is not a timedelta; pass one, or e\.g\. days=1"):
         asyncio.run(qsync.advance(datetime.now(UTC)))  # type: ignore[arg-type]
 
 

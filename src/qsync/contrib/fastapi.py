@@ -69,7 +69,7 @@ def mount_dashboard(
     Each of `dependencies`, e.g. `Depends(staff)`, runs before every request and refuses it by
     raising an HTTPException. Also takes the options of `qsync.web.create_app`; a function for
     `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token` and
-    `auth` says who has access, or the path is invalid.
+    `auth` restricts access, or the path is invalid.
     """
     if not isinstance(api, FastAPI):
         raise ConfigError(
@@ -80,7 +80,7 @@ def mount_dashboard(
     _check_dependencies(dependencies)
     if not dependencies and token is None and auth is None:
         raise ConfigError(
-            "mount_dashboard: all requests would be refused; give dependencies=[Depends(...)], "
+            "mount_dashboard: all requests would be refused; pass dependencies=[Depends(...)], "
             "auth= or token="
         )
     if token is None and auth is None:
@@ -107,7 +107,7 @@ def _check_dependencies(dependencies: Any) -> None:
     items = dependencies if isinstance(dependencies, list | tuple) else [None]
     if not all(isinstance(item, DependsMarker) for item in items):
         raise ConfigError(
-            f"dependencies: {shorten(dependencies)} is not a list of dependencies; give "
+            f"dependencies: {shorten(dependencies)} is not a list of dependencies; pass "
             "[Depends(...)]"
         )
 

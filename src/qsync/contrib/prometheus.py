@@ -53,22 +53,22 @@ __all__ = [
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 LABELLED_QUEUES: Final = 500
-"""Number of queues with their own label; all others share one."""
+"""Maximum number of queues with their own label; further queues share one label."""
 
 LABELLED_LIMITS: Final = 500
-"""Number of pairs of a queue and the name of a limit with their own label."""
+"""Maximum number of pairs of a queue and a limit's name with their own label."""
 
 LIMITS_READ: Final = 1000
 """Approximate number of limits in use that are read per queue; a name may have many values."""
 
 LABELLED_TYPES: Final = 1000
-"""Number of pairs of a queue and a type with their own label."""
+"""Maximum number of pairs of a queue and a type with their own label."""
 
 LABELLED_SCHEDULES: Final = 500
-"""Number of schedules whose last runs are shown."""
+"""Maximum number of schedules whose last runs are shown."""
 
 CACHE_S: Final = 5.0
-"""Time for which a reading of the store is reused."""
+"""Time for which a reading of the store is reused, in seconds."""
 
 STORE_TIMEOUT_S: Final = 5.0
 
@@ -144,7 +144,7 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
     running = GaugeMetricFamily("qsync_tasks_running", "Running tasks.", labels=by_type)
     oldest = GaugeMetricFamily(
         "qsync_oldest_running_seconds",
-        "Time since the start of the longest of the current runs; 0: none.",
+        "Seconds since the start of the longest current run; 0 if nothing runs.",
         labels=by_type,
     )
     now = time.monotonic()
@@ -177,7 +177,7 @@ def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
     )
     dropped = CounterMetricFamily(
         "qsync_type_statistics_dropped",
-        "Runs whose statistics by type the store did not take.",
+        "Runs whose statistics by type the store did not accept.",
         labels=["queue"],
     )
     for queue in {row.queue: None for row in rows}:
@@ -251,7 +251,7 @@ class StoreMetrics:
 class StoreCollector(Collector):
     """Collects the metrics of all queues of an app, for a registry.
 
-    Every process would report the same, so register it in one process, for example beside the
+    Every process would report the same values, so register it in one process, e.g. beside the
     dashboard. It reads in a thread, over a connection that it closes afterwards; scrapes within
     CACHE_S seconds share a reading.
     """
@@ -309,7 +309,7 @@ def store_metrics(
     )
     paused = _queue_gauge("paused", "1 while the queue is paused.")
     memory = _queue_gauge(
-        "memory_bytes", "Approximate memory of the queue in the store, where the store tells it."
+        "memory_bytes", "Approximate memory of the queue in the store, if the store reports it."
     )
     counters = {
         name: CounterMetricFamily(f"qsync_queue_{name}", COUNTER_HELP[name], labels=["queue"])
@@ -377,15 +377,15 @@ def _type_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
 
 
 def _schedule_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
-    """Return when each schedule succeeded and failed last; the number of schedules is bounded."""
+    """Return when each schedule last succeeded and failed; the number of schedules is bounded."""
     labels = ["queue", "schedule"]
     success = GaugeMetricFamily(
         "qsync_schedule_last_success_timestamp_seconds",
-        "End of the schedule's last completed run, of its last 20 runs.", labels=labels,
+        "End of the last completed run among the schedule's last 20 runs.", labels=labels,
     )  # fmt: skip
     failure = GaugeMetricFamily(
         "qsync_schedule_last_failure_timestamp_seconds",
-        "End of the schedule's last failed run, or its last missed tick, of its last 20 runs.",
+        "End of the last failed run or missed tick among the schedule's last 20 runs.",
         labels=labels,
     )
     runs = [(sample.queue, run) for sample in samples for run in sample.schedules]

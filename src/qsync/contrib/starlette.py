@@ -42,15 +42,15 @@ State = Mapping[str, Any]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 CLIENT: Final = "qsync_client"
-"""Name of the client in the state of the lifespan."""
+"""Name of the client in the state that the lifespan yields."""
 
 RUNNING: Final = "qsync_running"
 """Name, in the state of the site, of the list of pairs of app and client, one for each lifespan
 that is running: the test clients of a site may overlap."""
 
 _SECOND_APP: Final = (
-    "lifespan: the site already has the client of another lifespan(...); open the second one in a "
-    "lifespan of your own: async with other.async_client() as client"
+    "lifespan: the site already has the client of another lifespan(...); open the second client in "
+    "your own lifespan: async with other.async_client() as client"
 )
 
 
@@ -79,8 +79,8 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
 
 @contextlib.contextmanager
 def _in_state(site: Starlette, app: Qsync, client: AsyncClient) -> Iterator[None]:
-    """Keep the client in the state of the site during the block. Raise ConfigError if the
-    state has another app's."""
+    """Keep the client in the state of the site during the block. Raise ConfigError if the state
+    holds the client of another app."""
     running = _running(site)
     if any(other is not app for other, _ in running):
         raise ConfigError(_SECOND_APP)
@@ -107,8 +107,8 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
         client = next((client for _, client in reversed(_running(connection.app))), None)
     if client is None:
         raise ConfigError(
-            "client: the lifespan of the site is not running; give the outermost application "
-            "lifespan=lifespan(app), and start it in tests (with TestClient(site) as client: ...)"
+            "client: the lifespan of the site is not running; pass lifespan=lifespan(app) to the "
+            "outermost application, and start it in tests (with TestClient(site) as client: ...)"
         )
     return client
 
@@ -131,13 +131,13 @@ def mount_dashboard(
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
 
     Takes the options of `qsync.web.create_app`. Raises ConfigError when neither `token` nor `auth`
-    says who has access, or the path is invalid.
+    restricts access, or the path is invalid.
     """
     if not isinstance(site, Starlette):
         raise ConfigError(f"site: {shorten(site)} is not a Starlette application")
     check_app(app)
     if token is None and auth is None:
-        raise ConfigError("mount_dashboard: all requests would be refused; give auth= or token=")
+        raise ConfigError("mount_dashboard: all requests would be refused; pass auth= or token=")
     options = {
         "token": token, "view_token": view_token, "auth": auth, "read_only": read_only,
         "mask": mask, "hosts": hosts, "language": language, "trace_url": trace_url, "role": role,
@@ -152,10 +152,10 @@ def check_app(app: object) -> None:
 
 
 def check_path(path: str) -> str:
-    """Return the path without a trailing slash. Raise ConfigError if it is not below the root, or
-    has parameters."""
+    """Return the path without a trailing slash. Raise ConfigError if the path is not below the
+    root, or has parameters."""
     if not isinstance(path, str) or not re.fullmatch(r"(?=/+[^/])/[^{}]*", path):
-        raise ConfigError(f"path: {shorten(path)} is not a valid path; give one such as '/ops'")
+        raise ConfigError(f"path: {shorten(path)} is not a valid path; pass one such as '/ops'")
     return path.rstrip("/")
 
 
@@ -198,6 +198,6 @@ class MountedDashboard:
         if self._dashboard is None:
             raise ConfigError(
                 "mount_dashboard: the lifespan of the site is not running; mounted applications "
-                "have none: mount the dashboard in the outermost application"
+                "have no lifespan: mount the dashboard in the outermost application"
             )
         await self._dashboard(scope, receive, send)

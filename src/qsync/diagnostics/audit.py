@@ -121,7 +121,7 @@ class Report:
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:
-    """Return the damages of a task, from data read at one moment."""
+    """Return the damage to a task, judging by data that was read at one moment."""
     if not row.id:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
@@ -188,9 +188,9 @@ class Auditor:
         return report
 
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
-        """Repair the damages where possible; return the number of repairs by kind.
+        """Repair the damage where possible; return the number of repairs by kind.
 
-        It is lower than the number of problems if some of them have changed since the audit.
+        The number is lower than that of the problems if some of them have changed since the audit.
         """
         repairs: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}
@@ -246,7 +246,7 @@ class Auditor:
         report.damages += await self._schedules(keys, report)
 
     async def _limits(self, keys: QueueKeys, report: Report) -> list[Damage]:
-        """Return the damages of a queue's limits and their waiters."""
+        """Return the damage to a queue's limits and their waiters."""
         damages: list[Damage] = []
         first, more = 0, True
         while more and len(damages) < MAX_DAMAGES:
@@ -265,7 +265,7 @@ class Auditor:
         return sorted(damages, key=lambda damage: order(damage.kind))
 
     async def _schedules(self, keys: QueueKeys, report: Report) -> list[Damage]:
-        """Return the damages of a queue's stored schedules."""
+        """Return the damage to a queue's stored schedules."""
         names: list[str] = []
         cursor = ""
         while cursor != "0" and len(names) < MAX_DAMAGES:
@@ -297,7 +297,7 @@ class Auditor:
                     yield source, row
 
     async def _confirmed(self, keys: QueueKeys, suspects: set[Damage]) -> list[Damage]:
-        """Return the damages that a second reading confirms."""
+        """Return the damage that a second reading confirms."""
         confirmed: list[Damage] = []
         order = list(MEANINGS).index
         ordered = sorted(suspects, key=lambda damage: (order(damage.kind), damage.id, damage.lock))

@@ -1,4 +1,4 @@
-"""Checks whether a store is fit for the queue; each finding says what to do.
+"""Checks whether a store is suitable for qsync; each finding says what to do.
 
 Each check asks the store one question. If the store denies it, the finding is `unknown` and the
 other checks continue. Functions without I/O interpret the replies.
@@ -34,7 +34,7 @@ SKEW_WARNING_S: Final = 1.0
 SKEW_PROBLEM_S: Final = 60.0
 MEMORY_WARNING: Final = 0.8
 MEMORY_PROBLEM: Final = 0.95
-"""Thresholds above which a finding is a warning or a problem; memory is a share of the limit."""
+"""Limits beyond which a finding is a warning or a problem; memory is a share of maxmemory."""
 
 QUEUES_READ: Final = 1000
 """Maximum number of queues whose bounds are checked."""
@@ -189,7 +189,8 @@ def permissions_of(
 def trials(
     role: Role, global_keys: GlobalKeys, *, old: bool
 ) -> list[tuple[str | bytes | int, ...]]:
-    """Return a harmless call of each command of a role, on keys of the role; they are never run."""
+    """Return a harmless call of each command that a role needs, on keys of the role; the calls are
+    never run."""
     keys = QueueKeys(global_keys.prefix, DEFAULT)
     key, number = keys.key("meta"), "1"
     special: dict[str, tuple[str | int, ...]] = {
@@ -402,7 +403,7 @@ async def _scripts(broker: AsyncBroker) -> Finding:
 
 
 async def _is_old(broker: AsyncBroker) -> bool:
-    """Return whether this is a Redis before 7.2; False if the store denies the question."""
+    """Return whether this is a Redis before 7.2; False if the store denies COMMAND INFO."""
     reply = await broker.ask("COMMAND", "INFO", "WAITAOF")
     return reply is not None and reply[0] is None
 

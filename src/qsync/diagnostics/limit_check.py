@@ -52,7 +52,8 @@ async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits
 
 
 def _waited_s(tasks: views.TaskPage, paused: Collection[str]) -> float:
-    """Return how long the first of these tasks has waited since its enqueue or due time.
+    """Return how long the first of these tasks has waited since its enqueue or due time, in
+    seconds.
 
     A task of a `paused` type does not wait for a limit.
     """
@@ -81,10 +82,10 @@ def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
     if without:
         texts.append(
             f"{_named(without)} {'has' if len(without) == 1 else 'have'} no rule, so anything may "
-            "start: app.limit(...), or qsync limit set"
+            "start: declare one with app.limit(...) or qsync limit set"
         )
     if stuck:
-        texts.append(f"tasks wait for {_named(stuck)}, and nothing will start them: --audit")
+        texts.append(f"tasks wait for {_named(stuck)}, and nothing will start them: run --audit")
     if long:
         texts.append(
             f"the first task that waits for a limit has waited too long in {_named(long)}: "

@@ -20,7 +20,7 @@ class BatchCall:
         self.limit = limit
         """Timeout of the call in seconds: the shortest of its tasks; None means no limit."""
         self.plain: bool = plain
-        """True if no task has options, and no task was stopped so far."""
+        """True if no task of the call has options and none has been stopped so far."""
         self.handler: asyncio.Task[None] | None = None
         """asyncio task of the call, while it may be cancelled; None otherwise."""
         self.stopped: Stop | None = None
@@ -77,8 +77,8 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
         """Raise LeaseLost once the leases of all tasks are known to be lost."""
         if self._call.stopped == "lost":
             raise LeaseLost(
-                f"the leases of all {len(self._infos)} tasks of this call are lost: other servers "
-                "may run them, and nothing of this run is kept"
+                f"the leases on all {len(self._infos)} tasks of this call are lost: other servers "
+                "may run the tasks, and the outcome of this call is discarded"
             )
 
     def progress(self, done: float, total: float) -> None:

@@ -68,8 +68,8 @@ class Gathering:
     def spare(self) -> int:
         """Return how many more tasks to fetch for open batches.
 
-        For each batch, this is at most its free room and at most its present size, since the fetch
-        may bring tasks of other types instead.
+        For each batch, this is at most its remaining room and at most its current size, since the
+        fetch may bring tasks of other types instead.
         """
         spare = 0
         for batch in self._open.values():

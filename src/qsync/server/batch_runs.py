@@ -56,7 +56,7 @@ class BatchRuns:
         self._refill = refill
 
     def start(self, batch: Batch) -> None:
-        """Start a batch in a slot; tasks that are too late are settled without it."""
+        """Start a batch in a slot; settle tasks past their deadline without running them."""
         tasks, infos = self._startable(batch)
         handler = self._invoker.find_batch(batch.type)
         if not tasks or handler is None:
@@ -159,7 +159,7 @@ class BatchRuns:
             return outcomes.stopped(leased, error)
 
     async def _flush_progress(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Store the last progress of the tasks that are kept."""
+        """Store the last progress of the tasks that are kept after they complete."""
         if all(leased.progress is None for leased in tasks):
             return
         flushes: list[Awaitable[None]] = [

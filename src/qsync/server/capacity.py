@@ -18,7 +18,7 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.queue_state import LeasedTask
 
 AHEAD_S: Final = 0.1
-"""Time for which tasks are leased ahead, in seconds, at the recent throughput."""
+"""How much work is leased ahead, in seconds at the recent throughput."""
 
 AT_THREADS: Final = 5
 """One in AT_THREADS of the tasks leased ahead may already wait for a thread: AHEAD_S / AT_THREADS
@@ -26,8 +26,8 @@ is 20 ms of work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
-"""Seconds, or number of starts, after which the throughput is measured again. The second limit lets
-a server that gets many tasks at once soon lease tasks ahead."""
+"""The throughput is measured again after this many seconds or starts. Because of the second limit,
+a server that gets many tasks at once soon leases tasks ahead."""
 
 
 class Capacity:
@@ -51,7 +51,8 @@ class Capacity:
         self._started_before = 0
         self.accepting = True
         self.fairness_seen = False
-        """True once a task had a fairness key: lease fewer tasks ahead, to keep the order fair."""
+        """True once a task with a fairness key has arrived: from then on, fewer tasks are leased
+        ahead, to keep the order fair."""
         self.room_made: asyncio.Event = asyncio.Event()
         self.notify_room = True
         """Whether to signal `room_made`; False while a round of fetches is in flight."""
@@ -77,11 +78,11 @@ class Capacity:
 
     @property
     def in_use(self) -> int:
-        """Return how many tasks run, without those that wait in a slot beyond `concurrency`."""
+        """Return how many tasks run, except those that wait in a slot beyond `concurrency`."""
         return min(self.running, self._config.concurrency)
 
     def open_slots(self) -> int:
-        """Return how many tasks could start now: the slots without a task leased for them."""
+        """Return how many tasks could start now: the slots for which no task is leased."""
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):
             return 0

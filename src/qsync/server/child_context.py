@@ -1,4 +1,4 @@
-"""`current()` in handler processes: the parts from the server, and those that the process creates.
+"""`current()` in handler processes: values sent by the server, and values created by the process.
 
 A connection or the value of a lifespan cannot be sent to another process. So each process creates
 its own client and runs the lifespan itself when a handler first asks for them.
@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # a process imports them when a handler asks for the client
 PROGRESS: Final = struct.Struct(">dd")
 
 LIFESPAN_S: Final = 5.0
-"""Time that the end of a lifespan may take when its process ends, in seconds."""
+"""Longest time to wait for the end of a lifespan when its process ends, in seconds."""
 
 
 class ChildSetup(NamedTuple):
-    """The settings by which a process makes the client and the state of its server.
+    """The settings from which a process creates its client and its state.
 
     The address is passed as a process argument, the lifespan as its import path.
     """

@@ -1,4 +1,4 @@
-"""The clock by which a server judges leases."""
+"""The clock with which a server checks whether leases have expired."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def check_lifespan(value: Lifespan | None) -> Lifespan | None:
 def _reason(value: Any) -> str | None:
     """Return why a server cannot use the lifespan; None if it can."""
     if hasattr(type(value), "__aenter__"):
-        return "is a context manager already; give the function that makes one, without calling it"
+        return "is a context manager already; pass the function that creates it, without calling it"
     if not callable(value):
         return f"is not callable; {_DECORATE}"
     wrapped = inspect.unwrap(value)
@@ -62,8 +62,8 @@ def _reason(value: Any) -> str | None:
             parameter.VAR_KEYWORD,
         ):
             return (
-                f"needs the parameter {parameter.name!r}, and a server calls it without arguments; "
-                "give a default, or a functools.partial"
+                f"needs the parameter {parameter.name!r}, but a server calls it without arguments; "
+                "set a default, or pass a functools.partial"
             )
     return None
 
@@ -78,7 +78,7 @@ RESULT_LIMIT_MOST: Final = 512 * 1024 * 1024
 MAX_WEIGHT: Final = 1_000_000
 
 VERSION: Final = "QSYNC_VERSION"
-"""Environment variable with the version of the program."""
+"""Environment variable that holds the version of the program."""
 
 VERSION_LIMIT: Final = 64
 """Maximum length of the version of the program, in characters."""
@@ -99,10 +99,11 @@ def new_server_id() -> str:
 
 
 def holder_of(name: str | None, server_id: str) -> str:
-    """Return the holder name for the server's leases: its id, with a random suffix if it was given.
+    """Return the holder name for the server's leases: its id, plus a random suffix if the user set
+    the id.
 
-    A given id, such as a host name, may be used again after a restart, or by two servers at once.
-    The suffix keeps their leases apart; each holder numbers its fetches from 1.
+    An id set by the user, such as a host name, may be used again after a restart, or by two servers
+    at once. The suffix keeps their leases apart; each holder numbers its fetches from 1.
     """
     return server_id if name is None else f"{server_id}~{os.urandom(4).hex()}"
 
@@ -140,7 +141,8 @@ class Config:
     allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
     server_id         name of the server, e.g. its host; restarts may reuse it; None means random
     version           version of the program, e.g. a git commit, to mark in the charts of the
-                      dashboard; None means that in the environment variable QSYNC_VERSION, if set
+                      dashboard; None means the value of the environment variable
+                      QSYNC_VERSION, if it is set
     """
 
     queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})
@@ -218,8 +220,9 @@ class Config:
         """Return the configuration for these handlers: if all are `def`, lower concurrency to
         `thread_count`.
 
-        Further tasks would wait for a thread here while another server may have a free one; only
-        quick ones do (see Capacity). If `threads` is given, return the configuration unchanged.
+        More tasks would wait for a thread here while another server may have a free thread; only
+        quick tasks are leased beyond that number (see Capacity). If the option `threads` is set,
+        return the configuration unchanged.
         """
         return replace(self, concurrency=self.thread_count) if self.threads_only(mux) else self
 
@@ -259,14 +262,14 @@ APP_OPTIONS: Final = (
 def config_of(options: Mapping[str, Any], *others: str) -> Config:
     """Return the Config for these options; raise ConfigError if an option is unknown or invalid.
 
-    `others` are further options of the caller, to name in the message.
+    `others` are the caller's own options, which the error message also lists.
     """
     names = [*others, *Config.__dataclass_fields__]
     for name in options:
         if name in names:
             continue
         if name in Task.__struct_fields__:
-            raise ConfigError(f"{name}: an option of tasks; give it there, @app.task({name}=...)")
+            raise ConfigError(f"{name}: an option of tasks; pass it to @app.task({name}=...)")
         whose = "Qsync" if others else "a server"
         meant = did_you_mean(name, names)
         use = f"{meant} Use" if meant else "; use"
@@ -303,8 +306,8 @@ class ServerOptions(TypedDict, total=False):
 
 
 def _version(version: object) -> str | None:
-    """Return the given version of the program, or the one in the environment; None without
-    either."""
+    """Return the version of the program: this value, or that of the environment variable; None if
+    neither is set."""
     name, value = (
         ("version", version) if version is not None else (VERSION, os.environ.get(VERSION))
     )

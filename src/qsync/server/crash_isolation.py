@@ -1,15 +1,16 @@
 """Isolates suspects: tasks that ran during two server crashes, and may have caused them.
 
-A suspect first runs alone, so that another crash is certainly its own fault. Meanwhile no other
-task starts. A rest of the same length follows, so that the other tasks get half of the time.
+A suspect first runs alone, so that another crash is certainly its own fault. While it runs alone,
+no other task starts. A rest of the same length follows, so that the other tasks get half of the
+time.
 
 Isolation is bounded. Other tasks join a suspect that still runs after ALONE_S. A crash from then on
 does not count for the suspect, since any of them may be the cause. The suspect is spared: next time
-it runs alone GROWTH times as long. After it was spared three times, each crash counts again.
+it runs alone GROWTH times as long. After it has been spared three times, each crash counts again.
 
-Suspects run one after another, for TOTAL_S. After that, suspects that were never spared run
-together. They do so earlier if one of them runs long and so many wait that the series would exceed
-TOTAL_S. Spared suspects always begin alone.
+Suspects run one after another, for at most TOTAL_S in all. After that, suspects that were never
+spared run together. They also do so earlier if one of them runs long and so many wait that the
+series would exceed TOTAL_S. Spared suspects always begin alone.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ GROWTH: Final = 8
 """Factor by which each spared crash multiplies the time that a suspect runs alone."""
 
 TOTAL_S: Final = 10.0
-"""Time for which suspects run one after another, in seconds; then those that were never spared run
-together."""
+"""Longest time for which suspects run one after another, in seconds; then those that were never
+spared run together."""
 
 COMPANY_S: Final = 60.0
 """Longest time that a spared suspect waits for suspects that other tasks have joined, in
@@ -55,7 +56,7 @@ class CrashIsolation:
         self.together: set[LeasedTask] = set()
         """Running suspects that other tasks have joined, or that were started together."""
         self._began: float | None = None
-        """Time since which at least one suspect runs; None if none does."""
+        """Start of the period in which at least one suspect has been running; None if none runs."""
         self._met = self._spent = 0.0
         self._since: float | None = None
         self._looked = self._ended = self._rested = 0.0
@@ -129,7 +130,8 @@ class CrashIsolation:
         return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Return whether suspects wait for those of `together` to end, or are to start together."""
+        """Return whether waiting suspects must wait for those in `together` to end, or will start
+        together."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)
@@ -153,7 +155,7 @@ class CrashIsolation:
         return min(START_CHECK_S, max(0.0, since + MAX_WAIT_TO_START_S - now)) if running else 0.0
 
     def _wait_since(self, now: float) -> float:
-        """Return the time since which a suspect waits for running tasks; begin the wait if there is
+        """Return when the current wait for running tasks to end began; begin a wait if there is
         none."""
         if self._since is None:
             self._since = self._looked = now

@@ -25,10 +25,10 @@ from qsync.state import TaskState
 log: Final = logging.getLogger("qsync.server")
 
 TASKS_NAMED: Final = 20
-"""Maximum number of tasks that one log record names; it only counts further tasks."""
+"""Maximum number of tasks that one log record names; further tasks are only counted."""
 
 HOOKED: Final = 250
-"""Maximum number of tasks of one fetch for which the "dead" hooks are called."""
+"""Maximum number of tasks per fetch for which the "dead" hooks are called."""
 
 STORE_TIMEOUT_S: Final = 5.0
 """Time limit for reading the tasks from the store, in seconds."""

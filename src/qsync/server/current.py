@@ -40,7 +40,8 @@ class Current(Protocol[S_co]):
 
     @property
     def cancelled(self) -> bool:
-        """True once this run is to stop: cancelled, timed out, lease lost, or shutdown.
+        """True once this run should stop: it was cancelled, timed out or lost its lease, or the
+        server shuts down.
 
         An `async def` handler also gets CancelledError; a `def` handler must check this property.
         """
@@ -68,22 +69,23 @@ def current(state: type[Any] | None = None) -> Current[Any]:
         current().state             value that the server's lifespan yielded; None without one
         current().client            client for enqueueing: AsyncClient in `async def` handlers,
                                     Client in `def` handlers
-        current().cancelled         True once this run is to stop: cancelled, timed out, lease
-                                    lost, or shutdown; a `def` handler must check it
+        current().cancelled         True once this run should stop: it was cancelled, timed out or
+                                    lost its lease, or the server shuts down; a `def` handler
+                                    must check it
         current().progress(3, 10)   reports progress without waiting for the store
 
     Type checkers see `current(State).state` as a State; `current(State)` raises QsyncError if the
     lifespan yielded another type. In a handler with executor="process", the client and the state
     are those of its process, which runs the lifespan itself, and `.cancelled` is False: the process
-    is killed when the run is to stop. In a test, call a task in place, or use
+    is killed when the run should stop. In a test, call the task in place, or use
     `qsync.testing.context`.
     """
     try:
         context: Current[Any] = running.get()
     except LookupError:
         raise QsyncError(
-            "qsync.current() works only inside a handler that a server runs; in a test, give "
-            "it a context: `with qsync.testing.context():`"
+            "qsync.current() works only inside a handler that a server runs; in a test, call it "
+            "inside `with qsync.testing.context():`"
         ) from None
     if state is not None and not isinstance(context.state, state):
         msg = f"current({state.__name__}): the lifespan yielded {type(context.state).__name__}"

@@ -14,8 +14,8 @@ from qsync.server.queue_state import LeasedTask
 log: Final = logging.getLogger("qsync.server")
 
 DEADLOCK_AFTER_S: Final = 1.0
-"""Time for which all slots must hold waiting tasks before a warning, in seconds: another server may
-run the awaited tasks soon."""
+"""How long all slots must hold waiting tasks before a warning is logged, in seconds: another server
+may run the awaited tasks soon."""
 
 
 class Waits:
@@ -78,8 +78,8 @@ class Waits:
             parent, (queue, id, _) = next(iter(self._waiting.items()))
         log.warning(
             "all slots of this server hold tasks that wait for results of tasks on its own queues: "
-            "none of these can start here. Task %s of queue %s waits for task %s of queue %s. Do "
-            "not wait for children inside of a handler, or give them a queue and a server of their "
-            "own", parent.id, parent.queue.name, id, queue, extra=parent.fields,
+            "none of those tasks can start here. Task %s of queue %s waits for task %s of queue "
+            "%s. Do not wait for child tasks inside a handler, or give them their own queue and "
+            "server", parent.id, parent.queue.name, id, queue, extra=parent.fields,
         )  # fmt: skip
         self._on_stuck()

@@ -50,7 +50,7 @@ def log_error(
 def log_trace(
     logger: logging.Logger, level: int, text: str, trace: str, extra: Mapping[str, Any]
 ) -> None:
-    """Log a text with a traceback that is already formatted."""
+    """Log a message with a traceback that is already formatted."""
     if not logger.isEnabledFor(level):
         return
     file, line, function, _ = logger.findCaller(stacklevel=2)

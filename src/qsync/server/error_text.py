@@ -26,7 +26,7 @@ STACK_LIMIT: Final = 4096
 """Maximum size of the stack of a running handler, in bytes."""
 
 DEPTH_LIMIT: Final = 200
-"""Maximum number of frames of that stack that are read."""
+"""Maximum number of frames that are read of that stack."""
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _OURS: Final = (str(Path(__file__).parent), str(Path(_PACKAGE, "contrib")))
@@ -119,12 +119,12 @@ def stack_text(stack: list[FrameSummary], limit: int) -> str:
 
 
 def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the program's frames; without any, the libraries', else Python's, else qsync's."""
+    """Return the program's frames; if it has none, the libraries', else Python's, else qsync's."""
     return _foreign_frames(stack) or stack
 
 
 def _foreign_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the program's frames; without any, the libraries', else Python's."""
+    """Return the program's frames; if it has none, the libraries', else Python's."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
     return own or [shown for shown in foreign if not _is_of_python(shown.filename)] or foreign

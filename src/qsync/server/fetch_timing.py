@@ -17,8 +17,8 @@ ROUND_TIMEOUT_S: Final = 0.1
 queues take part in it."""
 
 SLOT_RESERVATION_S: Final = 0.3
-"""Time for which a fetch in flight reserves its slots against the other queues, in seconds. A node
-that takes longer may be down; if it answers after all, surplus tasks are handed back."""
+"""How long a fetch in flight keeps its slots from the other queues, in seconds. A node that takes
+longer may be down; if it answers after all, surplus tasks are handed back."""
 
 CROWD: Final = 256
 """Maximum number of busy queues in one round; further queues follow in the next rounds."""
@@ -31,17 +31,18 @@ GRAIN: Final = 4
 fetch for fewer tasks is not worth its cost."""
 
 SOME: Final = 16
-"""Number of queues that may share the slots of one round, however few slots each one gets."""
+"""Number of queues that may share the slots of one round, however few slots each queue gets."""
 
 WATCH_S: Final = 0.05
-"""Time of one blocking wait on queues that may be empty while another queue is full, in seconds."""
+"""Length of one blocking wait on queues that may be empty while another queue is full, in
+seconds."""
 
 WAKE_MARGIN_S: Final = 0.0005
 """Margin added to a wait for a due time, in seconds: the store's waits end on whole
 milliseconds."""
 
 RULES_CHECK_S: Final = 0.1
-"""Time between two checks of whether the store has the rules of a queue, in seconds."""
+"""Interval between two checks of whether the store has the rules of a queue, in seconds."""
 
 
 class Round(NamedTuple):
@@ -52,14 +53,14 @@ class Round(NamedTuple):
     considered: Sequence[QueueState]
     """Busy queues without a fetch in flight."""
     ready: Sequence[QueueState]
-    """Queues of `considered` that may be fetched from: their rules are in the store, and no delay
-    follows a failed fetch."""
+    """Queues of `considered` that may be fetched from: their rules are in the store, and they are
+    not being delayed after a failed fetch."""
     slots: int
-    """Number of slots that the round may fill; none if it is 0 or less."""
+    """Number of slots that the round may fill; 0 or less if it may fill none."""
 
 
 class FetchTiming:
-    """The state of a fetcher's rounds. Times are by boot_s."""
+    """The state of a fetcher's rounds. Times are on the clock boot_s."""
 
     def __init__(
         self,
@@ -78,8 +79,8 @@ class FetchTiming:
         self.woken: set[str] = set()
         """Queues that got a wake and have not been fetched from since."""
         self.free: dict[str, int] = {}
-        """Number of free slots that the fetch in flight from a queue may fill with tasks that have
-        limits, which are not leased ahead."""
+        """For each queue, the number of free slots that its fetch in flight may fill with tasks
+        that have limits; such tasks are not leased ahead."""
         self.awaiting_slots: set[str] = set()
         """Queues whose last fetch left only tasks with limits, for lack of free slots."""
         self.in_order: set[str] = set()
@@ -88,10 +89,11 @@ class FetchTiming:
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at: float = 0.0
-        """Time of the next wait for tasks, by boot_s, if the last one failed."""
+        """Time of the next wait for tasks if the last wait failed, by boot_s."""
 
     def awaited_until(self, now: float) -> float | None:
-        """Return until when the next round waits for fetches in flight; None if it may begin."""
+        """Return until when the next round waits for fetches in flight; None if it may begin
+        now."""
         times = [self._awaited_until(self._queues[queue]) for queue in self._in_flight]
         return min((time for time in times if time > now), default=None)
 
@@ -107,7 +109,7 @@ class FetchTiming:
         return queue.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
     def plan(self, now: float, wanted: int, free: int) -> Round:
-        """Plan a round that is to bring `wanted` tasks, including those of fetches in flight.
+        """Plan a round that should bring `wanted` tasks, including those of fetches in flight.
 
         `free` is the number of slots for tasks with limits, which are not leased ahead.
         """
@@ -207,7 +209,7 @@ class FetchTiming:
     # Waiting for a wake.
 
     def to_block_on(self, queues: Sequence[QueueState], now: float) -> list[QueueState]:
-        """Return which of a connection's queues to block on now; none after a failed wait."""
+        """Return which of a connection's queues to block on now; none soon after a failed wait."""
         if any(now < self.retry_at[queue.name] or queue.awaits_rules for queue in queues):
             return []
         if self._busy_queues.many:

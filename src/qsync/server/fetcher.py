@@ -43,9 +43,9 @@ log: Final = logging.getLogger("qsync.server")
 
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0
-"""Time, in seconds, for which this server fetches due tasks UNKNOWN_TYPE_YIELD_S late after it has
-handed back a task without a handler, so that other servers get them first. It is longer than the
-maximum delay of such a task."""
+"""How long this server fetches due tasks late, by UNKNOWN_TYPE_YIELD_S, after it has handed back a
+task without a handler, in seconds. So other servers get the due tasks first. The time is longer
+than the maximum delay of such a task."""
 
 
 class Fetcher:
@@ -198,8 +198,9 @@ class Fetcher:
 
     def _on_unsent(self, queue: QueueState) -> None:
         log.info(
-            "tasks come to queue %s from clients that may not send messages to servers, or are of "
-            "an earlier release: this server blocks on it for an hour, on a connection of its own",
+            "clients add tasks to queue %s without a wake message: they lack the permission to "
+            "send one, or are of an earlier release. This server blocks on the queue for an hour, "
+            "on a separate connection",
             queue.name,
         )
         self._block(queue, UNSENT_S)
@@ -278,7 +279,7 @@ class Fetcher:
     ) -> None:
         """Block on the wake list, and pipeline a fetch behind it: this saves one round trip.
 
-        Only a server of one queue can do so, since nothing else may fill the slots meanwhile.
+        Only a server of one queue can do so, since nothing else may fill the slots in the meantime.
         """
         queue.requested, queue.sent_at = slots, boot_s()
         queue.blocked_until = queue.sent_at + seconds

@@ -22,8 +22,8 @@ generation: int = 0
 class ForkGuard:
     """Ends a forked child as soon as it continues the event loop; active until closed.
 
-    Otherwise the child would run the loop's scheduled calls, and read replies of the store that are
-    for its parent.
+    Otherwise the child would run the loop's scheduled calls, and read replies that the store sent
+    to its parent.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 def end() -> NoReturn:
     """Exit this process, a forked copy of the server, with status 1."""
     log.error(
-        "process %d was forked by a handler and has returned from it, or awaits: it exits now; "
-        "end forked children with os._exit()", os.getpid(),
+        "process %d was forked by a handler, and has returned from the handler or awaits in it. "
+        "It exits now; end forked processes with os._exit()", os.getpid(),
     )  # fmt: skip
     os._exit(1)

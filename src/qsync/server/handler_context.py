@@ -97,8 +97,8 @@ class HandlerContext(msgspec.Struct, eq=False):
         leased = self._leased
         if leased.stop == "lost":
             raise LeaseLost(
-                f"the lease of task {leased.id} of queue {leased.queue.name} is lost: another "
-                "server may run it, and nothing of this run is kept"
+                f"the lease on task {leased.id} of queue {leased.queue.name} is lost: another "
+                "server may run it, and the outcome of this run is discarded"
             )
 
     def progress(self, done: float, total: float) -> None:

@@ -29,8 +29,8 @@ LIVE_LIMIT_S: Final = 60.0
 longer live, in seconds."""
 
 STORE_AWAY_S: Final = 3.0
-"""Time after which the store counts as unreachable, in seconds: since a fetch that it has not
-answered, or since the first failure to fetch or to wait for tasks."""
+"""Time after which the store counts as unreachable, in seconds, measured from a fetch that it has
+not answered, or from the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
 """Time without a fetch after which a queue counts as not served, in seconds; three times `sweep` if
@@ -42,7 +42,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
 
     started: bool = False
     unavailable: str = ""
-    """Last error of the store while a part of the server cannot reach it; empty otherwise."""
+    """Last store error while a part of the server cannot reach the store; empty otherwise."""
     stopping: bool = False
     quiet: bool = False
     running: int = 0
@@ -139,7 +139,7 @@ class HealthProbe:
 
 
 def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> HealthVerdict:
-    """Return whether all processes are live. Ignore ended ones: their parent replaces them."""
+    """Return whether all processes are live. Ended ones are ignored: their parent replaces them."""
     ok = True
     reasons = []
     for report in reports:
@@ -218,7 +218,8 @@ def _blocked(condition: ServerHealth) -> str:
 
 
 def _place(thread: int) -> str:
-    """Return the function that a thread runs: the handler, or the innermost if there is none."""
+    """Return the function that a thread runs: the handler, or the innermost function if no handler
+    runs."""
     frame = inner = sys._current_frames().get(thread)
     while frame is not None and frame.f_back is not None:
         if frame.f_back.f_code.co_filename == invoke.__file__:

@@ -1,7 +1,7 @@
 """Calls the hooks of an app for the tasks of a server, on its event loop.
 
-The hooks of "started" are awaited before the handler runs. The other hooks are called once the
-store has recorded the outcome, so none is called for an outcome that a crash loses.
+Hooks for "started" are awaited before the handler runs. The other hooks are called once the store
+has recorded the outcome, so no hook is called for an outcome that is lost in a crash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
 
 OnCreated = Callable[[Sequence[NewTask], int], object]
-"""Function that is called with the new tasks of ticks, and their time in microseconds."""
+"""Function that is called with the tasks that ticks have created, and the time of the ticks in
+microseconds."""
 
 END_S: Final = 5.0
 """Time that hooks have to end when the server stops, in seconds."""
@@ -59,8 +60,8 @@ class HookCalls:
         self._errors[leased] = TaskFailed(why), False
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Call the hooks of an outcome that the store recorded; an outcome of None means a lost
-        lease."""
+        """Call the hooks for an outcome that the store has recorded; a record of None means that
+        the lease was lost."""
         noted = self._errors.pop(leased, None)
         info = leased.info or leased.task_info()
         if type(record) is Completion:
@@ -71,12 +72,12 @@ class HookCalls:
             self._spawn(self._failed(info, *noted, dead=type(record) is Killed))
 
     def enqueued(self, tasks: Sequence[NewTask], now_us: int) -> None:
-        """Call the hooks of tasks that are new in the store: the ticks of schedules."""
+        """Call the hooks for new tasks in the store: those that ticks of schedules created."""
         for task in tasks:
             self._spawn(self._call("enqueued", info_of(task, now_us)))
 
     def crashed(self, tasks: Sequence[TaskInfo]) -> None:
-        """Call the hooks of tasks that are dead because they crashed their servers."""
+        """Call the hooks for tasks that are dead because they crashed their servers."""
         for info in tasks:
             error = TaskFailed(f"task {info.id}: crashed {info.crashes} times")
             self._spawn(self._call("dead", replace(info, final=True), error))

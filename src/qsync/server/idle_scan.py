@@ -2,12 +2,11 @@
 
 A server of one queue always fetches from it. A server of many queues checks all of them once per
 `sweep`: a check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
-The server fetches only from queues in which a check found tasks or due upkeep. Every server of a
-queue checks it. The first server that finds upkeep due does it, so the servers share this work, and
-one server is enough. Between checks, a queue becomes busy by a wake, or at the due time that its
-last fetch returned.
-
-So a lost wake delays tasks by at most `sweep`, and an idle queue costs one check per `sweep`.
+The server fetches only from queues in which a check found tasks or due upkeep. All servers of a
+queue check it. The first server that finds due upkeep performs it, so the servers share this work,
+and one server is enough. Between checks, a queue becomes busy through a wake, or at the due time
+that its last fetch returned. So a lost wake delays tasks by at most `sweep`, and an idle queue
+costs one check per `sweep`.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class BusyQueues:
     ) -> None:
         self.many: bool = len(queues) > 1
         self.due: set[str] = set()
-        """Queues whose upkeep is due, as a check or their due time shows."""
+        """Queues whose upkeep is due, according to a check or to their due time."""
         self._broker = broker
         self._queues = queues
         self._strict = config.strict
@@ -147,8 +146,8 @@ class BusyQueues:
     def upkeep_at(self, queue: QueueState) -> float:
         """Return when a fetch is due even without tasks, by boot_s.
 
-        Among many queues, only those with held tasks have such a time: the fetch detects that the
-        store lost its data.
+        If there are many queues, only those with held tasks have such a time: the fetch detects
+        whether the store has lost its data.
         """
         if self.many and not queue.held:
             return math.inf
@@ -200,7 +199,7 @@ class BusyQueues:
     async def _check(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
         """Check each queue once, and log an outage; return those whose store is unreachable.
 
-        In a cluster, the caller does not check other nodes again because one node is down.
+        So, in a cluster, the caller need not check all nodes again because one is down.
         """
         if self._broker.address.kind == "cluster":
             pages = [[queue] for queue in queues]

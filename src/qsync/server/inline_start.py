@@ -218,8 +218,8 @@ class InlineStarter:
         return None
 
     def _keep(self, leased: LeasedTask, way: BoundHandler, value: Any) -> Run | None:
-        """End the run of a task that is kept with its result; return the rest of the run if the
-        task's last progress must be stored first."""
+        """End the run of a task whose result is kept; return the rest of the run if the task's last
+        progress must be stored first."""
         leased.task = None
         if leased.progress is not None:
             return self._run_in_slot(leased, way, None, _ended(value))
@@ -277,9 +277,9 @@ def first_steps() -> FirstSteps:
     """Return a generator that takes the first step of each handler that is sent to it.
 
     The generator yields a Returned if the handler has ended, else the object that the handler
-    awaits. It then drives this handler on until it answers with a Returned. After a handler has
-    raised, the generator is exhausted. Driving a handler in this way costs a third of calling its
-    `send` until StopIteration.
+    awaits. In the second case, each further `send` resumes the handler, until the generator yields
+    a Returned. After a handler has raised, the generator is exhausted. Driving a handler in this
+    way costs a third of calling its `send` until StopIteration.
     """
     steps = _take_first_steps()
     next(steps)

@@ -39,7 +39,8 @@ from qsync.server.thread_pool import ThreadPool, Threads
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
-"""Calls a handler with a task and a timeout in seconds, ignored unless `enforces_timeout`."""
+"""Calls a handler with a task and a timeout in seconds; the timeout is ignored unless
+`enforces_timeout`."""
 
 
 @dataclass(slots=True)
@@ -66,9 +67,9 @@ class BoundBatch:
 
     limits: BatchLimits
     together: BoundHandler
-    """Call for a list of tasks; its value is that of the handler."""
+    """Call for a list of tasks; its value is the handler's return value."""
     alone: BoundHandler
-    """Call for one task, whose value is the result of this task."""
+    """Call for one task; its value is the result of this task."""
 
 
 class Invoker:
@@ -156,7 +157,8 @@ class Invoker:
         return await called
 
     async def process_stack(self, leased: LeasedTask) -> str:
-        """Return the stack of a handler in another process; empty if that does not answer."""
+        """Return the stack of a handler in another process; empty if the process does not
+        answer."""
         return "" if self._processes is None else await self._processes.stack(leased)
 
     async def aclose(self) -> None:

@@ -45,7 +45,7 @@ class Isolation:
             self._task = self._loop.create_task(self._join(leased))
 
     async def _join(self, leased: LeasedTask) -> None:
-        """Tell the store that crashes no longer count for the suspect; then others may join it."""
+        """Tell the store to count no more crashes against the suspect; then others may join it."""
         try:
             call = ops.mark_started(leased.queue.keys, [leased.held], together=True)
             [answer] = await self._broker.run(call)

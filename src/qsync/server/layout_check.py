@@ -1,4 +1,4 @@
-"""Leaves out queues whose data have the layout of a later version, at the server's start."""
+"""Excludes queues with the data layout of a later version when a server starts."""
 
 from __future__ import annotations
 

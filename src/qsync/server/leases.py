@@ -1,5 +1,5 @@
-"""Keeps a server's leases: renews and repairs them, hands tasks back, and drops tasks whose lease
-is lost.
+"""Keeps a server's leases: renews and repairs them, hands tasks back, and drops tasks with lost
+leases.
 
 The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
 thread keeps the leases of its node with a ThreadLeaseKeeper. Both interpret the store's answers
@@ -29,11 +29,12 @@ log: Final = logging.getLogger("qsync.server")
 RenewAnswer = Literal["ok", "cancelled", "done", "lost"]
 
 Refusal = tuple[LeasedTask, RenewAnswer]
-"""A task whose lease the store did not simply renew, and its answer: cancelled, done or lost."""
+"""A task whose lease the store did not simply renew, and the store's answer: cancelled, done or
+lost."""
 
 
 class Renewal:
-    """One call that renews the leases of some tasks of a queue."""
+    """One call that renews the leases on some tasks of a queue."""
 
     def __init__(self, tasks: Sequence[LeasedTask], lease_s: float) -> None:
         self._tasks = tasks
@@ -92,7 +93,7 @@ class LeaseKeeper:
         self._outage = outage
 
     async def renew(self, tasks: Sequence[LeasedTask]) -> None:
-        """Renew leases of tasks of one queue; stop those that are cancelled or lost."""
+        """Renew leases on tasks of one queue; stop those that are cancelled or lost."""
         renewal = Renewal(tasks, self._lease_s)
         self.stop(renewal.apply(await self._broker.run(renewal.call)))
 
@@ -107,9 +108,10 @@ class LeaseKeeper:
     async def confirm(
         self, queue: QueueState, tasks: list[LeasedTask], since: float
     ) -> list[LeasedTask]:
-        """Renew the leases of a late or repeated fetch, and return the tasks that are still held.
+        """Renew the leases on tasks of a late or repeated fetch; return the tasks that are still
+        held.
 
-        The leases began at `since` on the clock boot_s, or later. If the renewal fails, assume that
+        The leases began at `since`, by boot_s, or later. If the renewal fails, assume that
         they began then, so that no task starts whose lease may have expired.
         """
         for leased in tasks:
@@ -144,7 +146,7 @@ class LeaseKeeper:
             self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
 
     async def mend(self, queue: QueueState, ids: Sequence[str]) -> None:
-        """Repair leases of this server that expired or that it may not know about: renew those of
+        """Repair leases of this server that expired or that it may not know about: renew those on
         held tasks, and hand back the other tasks."""
         held = [queue.held[id] for id in ids if id in queue.held]
         stray = [id for id in ids if id not in queue.held]
@@ -197,13 +199,13 @@ class ThreadLeaseKeeper:
         self._outage = outage
 
     def node_of(self, queue: QueueState) -> str:
-        """Return the name of the node that has a queue."""
+        """Return the name of the node that holds a queue."""
         return self._broker.node_name(queue.keys.key("active"))
 
     def renew(
         self, queue: QueueState, on_refusals: Callable[[Sequence[Refusal]], None]
     ) -> QsyncError | None:
-        """Renew the leases of all held tasks; return the error that ended this, or None."""
+        """Renew the leases on all held tasks; return the error that ended the renewal, or None."""
         part = f"renew leases of queue {queue.name}"
         held = [leased for leased in queue.held.copy().values() if leased.phase is not RELEASED]
         if not held:
@@ -222,9 +224,9 @@ class ThreadLeaseKeeper:
         return None
 
     def renew_unread(self, queue: QueueState) -> bool:
-        """Renew the leases of fetched tasks whose answer is unread while a handler blocks the loop.
+        """Renew the leases on the tasks of a fetch whose answer the blocked loop has not read.
 
-        A repetition of the fetch tells which tasks these are. Return False if the renewal failed.
+        The thread repeats the fetch to learn its tasks. Return False if the renewal failed.
         """
         fetch = queue.in_flight
         if fetch is None or boot_s() - fetch.since < self._lease_s / 4:
@@ -270,7 +272,7 @@ class ThreadLeaseKeeper:
 
     def hand_back(self, tasks: Iterable[LeasedTask]) -> list[LeasedTask]:
         """Hand back tasks of any queues that have not started; return those that the store did not
-        take."""
+        accept."""
         by_queue: dict[str, list[LeasedTask]] = {}
         for leased in tasks:
             by_queue.setdefault(leased.queue.name, []).append(leased)

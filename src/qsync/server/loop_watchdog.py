@@ -1,6 +1,6 @@
 """Detects a stalled event loop, logs the cause, and hands back tasks that cannot start.
 
-A heartbeat thread calls `check`; the loop answers by `_beat`.
+A heartbeat thread calls `check`; the loop answers by calling `_beat`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LoopWatchdog:
         self._logged = False
 
     def blocked_s(self) -> float:
-        """Return for how many seconds the loop has been blocked."""
+        """Return how long the loop has been blocked, in seconds."""
         sent = self._beat_sent
         return time.monotonic() - sent if self._beat_seen < sent else 0.0
 

@@ -24,7 +24,7 @@ class MetricRow(msgspec.Struct, array_like=True):
     running: int = 0
     outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
     waits: list[int] = msgspec.field(default_factory=_buckets)
-    """Histogram of the time from when a task could start to its start, without retries."""
+    """Histogram of the time from when a task could start until it started; retries do not count."""
     wait_s: float = 0.0
     """Sum of these times, in seconds."""
     runs: list[int] = msgspec.field(default_factory=_buckets)

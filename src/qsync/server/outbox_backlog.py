@@ -1,6 +1,6 @@
 """The backlog of an outbox whose relay runs alongside the servers of this process.
 
-A worker serves the backlog at /metrics of its health port. Relays are in `qsync.contrib.outbox`,
+A worker serves the backlog at /metrics on its health port. Relays are in `qsync.contrib.outbox`,
 which servers do not import, so a relay that starts adds its function here.
 """
 
@@ -13,14 +13,14 @@ import msgspec
 
 
 class OutboxBacklog(msgspec.Struct, frozen=True):
-    """The number of waiting rows as last counted, and the age of the oldest in seconds."""
+    """The number of waiting rows at the last count, and the age of the oldest row in seconds."""
 
     rows: int
     oldest_s: float
 
 
 relays: Final[list[Callable[[], OutboxBacklog | None]]] = []
-"""A function for each running relay; None until it has counted its rows."""
+"""A function for each running relay; it returns None until the relay has counted its rows."""
 
 
 def largest_backlog() -> OutboxBacklog | None:

@@ -35,7 +35,7 @@ TOO_LATE: Final = "deadline passed before it could start"
 SNOOZED_TOO_LONG: Final = "deadline passes before the end of its snooze"
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
-"""Time after which a task that no server has a handler for is dead, in microseconds."""
+"""Time after which a task without a handler on any server is dead, in microseconds."""
 
 NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 """Types of return values whose body has not run, so that the handler did no work."""
@@ -93,8 +93,8 @@ def failed(
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
     """Return the record of a task whose handler asked to run later: it is handed back with a delay
-    without counting an attempt, or is dead if its deadline passes before then. RateLimited closes a
-    limit, for which the task then waits.
+    without counting an attempt, or is dead if its deadline passes before then. A RateLimited also
+    closes a limit, and the task waits for that limit.
 
     Raises ConfigError if the task does not have the limit.
     """
@@ -184,7 +184,7 @@ def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
 
 
 def _encoded(leased: LeasedTask, record: Failure) -> bytes:
-    """Encode the record, with the mark by which failures are counted."""
+    """Encode the record, with the mark under which failures are counted."""
     options = leased.message.options
     key = None if options is None else options.fairness_key
     return codec.encode(replace(record, mark=mark_of(leased.message.type, record.error, key)))

@@ -129,8 +129,9 @@ class ScheduleHeap:
 log: Final = logging.getLogger("qsync.server")
 
 GRACE_US: Final = 30_000_000
-"""Delay up to which a tick counts as on time, in microseconds, regardless of its schedule's option
-for missed ticks. It covers a restart of the only server, and a failover of the store."""
+"""Longest delay with which a tick still counts as on time, in microseconds, regardless of its
+schedule's option for missed ticks. It covers a restart of the only server, and a failover of the
+store."""
 
 RELEARN_S: Final = 60.0
 """Interval for reading the store's time and the ticks that other servers enqueued, in seconds."""
@@ -144,7 +145,7 @@ TURN: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """A schedule, and a function that builds the task of a tick; the task gets the tick's id.
+    """A schedule, and a function that builds the tasks of a tick from the tick's id.
 
     All tasks that `build` returns go to the queue of the first one.
     """
@@ -185,7 +186,7 @@ class PeriodicLoop:
 
 
 class _PeriodicQueue:
-    """The periodic tasks of one queue; each queue may be on another node, with another clock."""
+    """The periodic tasks of one queue; each queue may be on another node with its own clock."""
 
     def __init__(
         self,
@@ -262,7 +263,7 @@ class _PeriodicQueue:
             self._registry.failed(queue)
 
     async def _publish(self) -> None:
-        """Store the schedules, and templates of their tasks for triggering by hand."""
+        """Store the schedules, with templates of their tasks so that operators can trigger them."""
         for start in range(0, len(self._entries), TURN):
             rows = [self._published(entry) for entry in self._entries[start : start + TURN]]
             for part in ops.batches(rows, lambda row: sum(map(len, row))):

@@ -33,7 +33,7 @@ from qsync.task import TaskInfo
 from qsync.value_text import class_name, shorten
 
 TRACEBACK_LIMIT: Final = 16 * 1024
-"""Maximum number of characters of a traceback in a reply."""
+"""Maximum length of a traceback in a reply, in characters."""
 
 
 at_start: Final[list[Callable[[], None]]] = []
@@ -72,7 +72,7 @@ class Raised(msgspec.Struct, tag=True):
     classes: list[tuple[str, str]] = []
     """Module and qualified name of the exception's class and of its bases, the nearest first."""
     args: list[Any] = []
-    """Arguments of the exception if all are plain values, else only its text."""
+    """Arguments of the exception if all are plain values, else only its message."""
     attributes: dict[str, Any] = {}
     """Attributes of the exception that are plain values."""
 
@@ -116,8 +116,8 @@ def begin(
     """Make this process ignore SIGINT and SIGTERM and end with its parent; then call `first`.
 
     Ctrl-C and a service manager's SIGTERM reach the whole process group. Only the parent handles
-    them: it lets handlers run on for a while, and then kills their processes. For each byte that
-    arrives at `asks`, a thread calls `answer`.
+    them: it lets handlers run for a while, and then kills their processes. A thread calls `answer`
+    for each byte that arrives at `asks`.
     """
     # Not SIG_IGN: programs that a handler starts would inherit it.
     signal.signal(signal.SIGINT, _do_nothing)
@@ -144,7 +144,7 @@ def serve(
     """Run handlers, one request after another, until the server closes the sockets.
 
     A request begins once this process has taken its ticket. The server may take back the tickets of
-    other requests, which are then skipped. A byte at `asks` asks for the stack of the handler.
+    other requests, which are then skipped. A byte at `asks` requests the stack of the handler.
     """
     sending, main = threading.Lock(), threading.get_ident()
 
@@ -190,7 +190,7 @@ def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
 
 
 def prepare(path: str) -> None:
-    """Import a handler, which may take long; its first call reports an error of the import."""
+    """Import a handler, which may take long; its first call reports an import error."""
     with contextlib.suppress(BaseException):
         _find(path)
 

@@ -34,7 +34,7 @@ EXIT_S: Final = 5.0
 """Longest time that a process may take to end, in seconds; then it is killed."""
 
 WINDOW: Final = 16
-"""Maximum number of calls that a process has without an answer."""
+"""Maximum number of unanswered calls per process."""
 
 QUICK_S: Final = 0.005
 """Time per call up to which a process gets further calls before it has answered, in seconds."""
@@ -45,8 +45,9 @@ _spawned: WeakSet[WorkerProcess] = WeakSet()
 class HandlerError(QsyncError):
     """A handler in another process raised an exception, or its process died.
 
-    If it raised, the message begins with the name of the original exception, and `traceback` is its
-    traceback. `original` is an exception of the same class, if this process knows the class.
+    If the handler raised, the message begins with the name of the original exception, and
+    `traceback` is its traceback. `original` is an exception of the same class, if this process
+    knows the class.
     """
 
     original: Exception | None = None
@@ -88,9 +89,9 @@ class HandlerCall:
 class WorkerProcess:
     """A spawned process and the calls sent to it, for one event loop.
 
-    Before it begins a call, the process takes a ticket from a second socket. This side can take
-    back the remaining tickets. So it knows for certain which calls have begun, even if the process
-    dies.
+    Before it begins a call, the process takes a ticket from a second socket. The server can take
+    back the remaining tickets. So the server knows for certain which calls have begun, even if the
+    process dies.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class WorkerProcess:
         self._tickets: tuple[socket.socket, socket.socket] | None = None
         """Socket pair for tickets: the end to write to, and the end that both sides read from."""
         self._asks: tuple[socket.socket, socket.socket] | None = None
-        """Socket pair on which this side asks for the stack of the handler, a byte at a time."""
+        """Socket pair on which the server asks for the stack of the handler, one byte each."""
         self._asked: deque[asyncio.Future[str]] = deque()
         """Futures of the requests for a stack, in order."""
         self._watched: int | None = None
@@ -309,7 +310,7 @@ class WorkerProcess:
             claim.may_begin()  # only to record the time: the process begins the call anyway
 
     def _has_died(self) -> None:
-        """Handle the end of a process that this side did not end: deliver answers, fail the call
+        """Handle the end of a process that the server did not end: deliver answers, fail the call
         that ran, and return the other calls to the pool."""
         self.dead = True
         while self.receive():  # answers that it wrote before its end
@@ -393,7 +394,7 @@ class WorkerProcess:
 
 
 def manner_of(code: int) -> str:
-    """Describe how a process ended, by its exit code."""
+    """Return how a process with this exit code ended, as text."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
@@ -409,8 +410,8 @@ def fail(call: HandlerCall, error: BaseException) -> None:
 def _descriptor_of(process: Any) -> int:
     """Return a descriptor that becomes readable when the process ends: a pidfd if possible.
 
-    Programs that a handler starts may inherit and hold open the other end of the sentinel, so it
-    would not become readable while they run.
+    Programs that a handler starts may inherit the other end of the sentinel and hold it open; then
+    the sentinel would not become readable while they run.
     """
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 
 class ProgressReports:
-    """Takes progress reports from any thread, and stores them with one call per queue at a time."""
+    """Takes progress reports from any thread, and stores them with one call at a time per queue."""
 
     def __init__(
         self, broker: AsyncBroker, queues: Mapping[str, QueueState], outage: Outage

@@ -1,4 +1,4 @@
-"""Publishes the limits and bounds of a server's app in its queues."""
+"""Publishes the limits and bounds of a server's app to its queues."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class QueueRules:
         self._due: set[str] = set()
         self._again: dict[str, asyncio.Task[None]] = {}
         """asyncio tasks that publish rules in the background, one per queue: an unreachable node
-        delays no others."""
+        does not delay the other queues."""
 
     async def start(self) -> None:
         """Publish the rules. Raise QsyncError if the store refuses them.
@@ -73,7 +73,7 @@ class QueueRules:
         """Publish the rules of a queue in the background, until the store has them.
 
         Also publish the bounds of queues that this server does not serve, since it would not notice
-        their loss.
+        if the store lost them.
         """
         unserved = self._bounds.keys() - self._served.keys()
         self._publish_all(unserved | ({queue} if self._has_rules(queue) else set()))

@@ -5,15 +5,15 @@ operation that the interpreter makes atomic.
 
     LeasedTask.expires             L and H write after a renewal; L reads before a start
     LeasedTask.phase               L writes; H sets RELEASED for what it handed back
-    QueueState.held                L writes, H removes what it handed back; H reads a copy
-    QueueState.in_flight           L writes; H reads, to repeat a fetch that L cannot read
+    QueueState.held                L writes; H removes what it handed back; H reads a copy
+    QueueState.in_flight           L writes; H reads, to repeat a fetch whose answer L cannot read
     QueueState.unread_ids          H writes the ids of an unread fetch that it renewed; L takes them
     QueueState.repeated_token      H writes before it repeats a fetch; L reads
     QueueState.revoked_token       H writes before it hands back a fetch unread, and checks
                                    `in_flight` afterwards; L starts none of its tasks
     QueueState.handed_back_token   H alone
 
-All other fields are L's alone.
+Only L accesses the other fields.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ RELEASED: Final = Phase.RELEASED
 
 
 class LeasedTask(msgspec.Struct, eq=False, gc=False):
-    """A task that this server holds a lease of.
+    """A task on which this server holds a lease.
 
     A busy server holds thousands, so the garbage collector does not track them. So a reference
     cycle through `task`, `timer` or `call` must be broken when the task ends.
@@ -99,15 +99,15 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     spared: int = 0
     """Number of crashes that do not count, because another task may have caused them."""
     since_us: int = 0
-    """Time at which the task became runnable, by the store's clock, in microseconds; 0 if that was
-    its enqueue or due time."""
+    """Time at which the task became runnable, by the store's clock, in microseconds; 0 if it became
+    runnable when it was enqueued or due."""
     phase: Phase = QUEUED
     stop: Stop | None = None
     info: TaskInfo | None = None
     task: asyncio.Task[None] | None = None
     """asyncio task of the handler, while it may be cancelled; None otherwise."""
     call: Any = None
-    """BatchCall that runs the task beside others; None means the task runs alone."""
+    """BatchCall that runs the task together with others; None means the task runs alone."""
     timer: asyncio.TimerHandle | None = None
     progress: tuple[float, float] | None = None
     waits: bool = False
@@ -199,7 +199,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
 
 
 class FetchInFlight(NamedTuple):
-    """A fetch without an answer so far; a repeated call returns the same tasks."""
+    """A fetch that has not been answered yet; a repeated call returns the same tasks."""
 
     first: Call[FetchResult]
     token: str
@@ -245,11 +245,11 @@ class QueueState:
     )  # fmt: skip
 
     refused: bool
-    """True if the store refused the last settlements: fetch nothing until it accepts them."""
+    """True if the store refused the last settlements: until it accepts them, fetch nothing."""
 
     awaits_rules: bool
-    """True until the store has the program's limits and bounds of the queue: fetch nothing until
-    then."""
+    """True until the store has the program's limits and bounds for the queue: until then, fetch
+    nothing."""
 
     unknown_type_at: float
     """Time at which this server last handed back a task without a handler, by boot_s."""
@@ -261,9 +261,9 @@ class QueueState:
     """Generation of the queue's data at the last fetch; None before it."""
 
     rules_generation: str
-    """Generation for which the server has published its program's limits; empty if it has none, or
-    before the first fetch. While the data are of another generation, the store leases no tasks with
-    limits to the server."""
+    """Generation for which the server has published its program's limits; empty if the program has
+    none, or before the first fetch. While the data are of another generation, the store leases no
+    tasks with limits to the server."""
 
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
@@ -284,7 +284,8 @@ class QueueState:
         self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
         self.blocked_until: float = 0.0
-        """Time until which the fetch in flight waits for a wake, by boot_s; else 0."""
+        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not
+        wait."""
         self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
         self.exhausted: bool = False
@@ -305,7 +306,8 @@ class QueueState:
         self.rules_generation = ""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
-        """The store's clock at the last fetch, us (else 0), and when that was sent, by boot_s."""
+        """The store's clock at the last fetch, in microseconds (0 before that), and the time at
+        which that fetch was sent, by boot_s."""
 
     def store_time_us(self) -> int:
         """Return the latest time that the store's clock may show now, in microseconds; 0 before the
@@ -315,9 +317,10 @@ class QueueState:
         return self.store_now_us + int((boot_s() - self.store_now_read_at) * 1_000_000)
 
     def ran_at(self, now_us: int, sent: float) -> float:
-        """Estimate when the store ran a fetch, by boot_s; never too late.
+        """Estimate when the store ran a fetch, by boot_s; the estimate is never too late.
 
-        `now_us` is the store's clock at that time. The previous fetch related it to boot_s.
+        `now_us` is the store's clock at that time. The previous fetch shows how that clock relates
+        to boot_s.
         """
         if not self.store_now_us:
             return sent

@@ -43,8 +43,8 @@ class _QueueMetrics:
 class RunMetrics:
     """Counts on the event loop of a server; any thread may read the counts.
 
-    An outcome counts once the store has settled it. So if the server dies before that, it has not
-    counted a task that runs again. All calls together cost about a microsecond per task.
+    An outcome counts once the store has settled it. So if the server dies before that, a task that
+    runs again has not been counted yet. All calls together cost about a microsecond per task.
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:

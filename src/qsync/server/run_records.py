@@ -1,4 +1,4 @@
-"""Makes the record of a run's outcome, which the settler passes to the store."""
+"""Creates the record of a run's outcome, which the settler passes to the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qsync.task import PAYLOAD_LIMIT
 
 
 class RunRecords:
-    """Makes the records of the tasks of a server, and reports the failures."""
+    """Creates the records of a server's tasks, and reports failures."""
 
     def __init__(
         self, config: Config, invoker: Invoker, failures: Failures, stopping: Stopping

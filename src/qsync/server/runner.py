@@ -199,7 +199,7 @@ class Runner:
         self._start_some()
 
     def start_batches(self) -> None:
-        """Start the batches that are due, as far as slots are free."""
+        """Start the batches that are due while slots are free."""
         due, capacity, suspects = self._gathering.due, self._capacity, self._suspects
         while due and capacity.running < self._concurrency:
             if suspects.blocks_others(time.monotonic()):
@@ -342,7 +342,7 @@ class Runner:
 
     async def _mark(self, leased: LeasedTask) -> bool:
         """Mark a task that crashed before as running; return False if it was handed back or dropped
-        instead and may not run."""
+        instead, and so may not run."""
         suspects = self._suspects
         try:
             call = ops.mark_started(
@@ -403,7 +403,7 @@ class Runner:
     def see_suspect_end(self) -> None:
         """Let other tasks start once the store has recorded how the suspect ended.
 
-        Before that, a server crash counts for the suspect even if another task causes it.
+        Before that, a server crash counts against the suspect even if another task causes it.
         """
         suspects = self._suspects
         if suspects.alone is None and not suspects.together:

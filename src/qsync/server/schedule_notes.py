@@ -1,4 +1,4 @@
-"""Notes in the store how the runs of schedules ended, so that their histories show it."""
+"""Records in the store how the runs of schedules ended, for the schedules' histories."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScheduleNotes:
         self._notes: list[Note] = []
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Note that a task whose id has an `@` was settled by this record."""
+        """Collect how this record settled a task; the task's id has an `@`."""
         outcome, tick = _OUTCOMES.get(type(record)), tick_of(leased.id)
         if outcome is None or tick is None:
             return

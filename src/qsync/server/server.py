@@ -67,7 +67,7 @@ class _StopRequested(QsyncError):
 class Server:
     """Takes tasks from queues and runs them concurrently.
 
-    `async with server:` runs the server beside other work. `await server.run()` runs it until
+    `async with server:` runs the server alongside other work. `await server.run()` runs it until
     SIGTERM or SIGINT. The options are the fields of `qsync.server.config.Config`.
     """
 
@@ -99,7 +99,7 @@ class Server:
         self.overloaded_by_hung: bool = False
         """True once more handlers hang than `max_hung` allows; the server then stops."""
         self.stop_requested: bool = False
-        """True once an operator has stopped the server; a supervisor then starts no other one."""
+        """True once an operator has stopped the server; a supervisor then does not replace it."""
         self.wait_for_store = False
         """If true, the start retries an unreachable store without limit, until a signal arrives."""
         self.run_metrics: RunMetrics | None = None
@@ -110,7 +110,7 @@ class Server:
         self.child_setup: ChildSetup | None = None
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
-        """Hooks of the server's tasks; add to them before the start."""
+        """Hooks for the server's tasks; add to them before the start."""
         self.bounds: dict[str, Bounds] = {}  # of the app's queues; stored at the start
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
@@ -180,7 +180,7 @@ class Server:
         if self._mismatch is not None:
             raise self._mismatch
         if self.broken:
-            raise QsyncError("a part of the server failed; its log says how")
+            raise QsyncError("a part of the server failed; see the server's log")
         if self.overloaded_by_hung:
             msg = f"more than {self._max_hung} handlers did not stop when they were told to"
             raise QsyncError(msg)
@@ -191,7 +191,8 @@ class Server:
         return self.config.concurrency if most is None else most
 
     def _on_too_many_hung(self, count: int) -> None:
-        """Stop taking tasks, so that other servers run them; only exiting frees hung handlers."""
+        """Stop taking tasks, so that other servers run them; only the end of the process frees hung
+        handlers."""
         if self._stopping.is_set():
             return
         log.error(
@@ -273,7 +274,8 @@ class Server:
         await part.start()
 
     def _make_parts(self, context: ServerContext) -> list[Part]:
-        """Make the parts of the server, in the order of their start; they stop in reverse.
+        """Create the parts of the server, in the order in which they start; they stop in reverse
+        order.
 
         Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
         until the store has settled the tasks, so heartbeats come before settlers. Fetching starts
@@ -360,8 +362,8 @@ class Server:
         )  # fmt: skip
 
     def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
-        """Publish again the rules that the store may have lost; `lost` does not cover a loss
-        between the start and the first fetch."""
+        """Publish the rules again, which the store may have lost. `lost` is not set if that
+        happened between the start and the first fetch."""
         self._queue_rules.publish_again(queue.name)
         if lost:
             self._control.announce_again()
@@ -405,7 +407,7 @@ class Server:
             await self._stop()
 
     async def abort(self) -> None:
-        """End the server as a crash does, for tests: settle nothing, and hand nothing back.
+        """End the server as a crash would, for tests: settle nothing, and hand nothing back.
 
         Its leases stay in the store. Handlers on the event loop are cancelled.
         """

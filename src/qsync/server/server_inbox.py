@@ -41,7 +41,7 @@ from qsync.version import __version__
 log: Final = logging.getLogger("qsync.server")
 
 INBOX_WAIT_S: Final = 10.0
-"""Time of one blocking read of the inbox, in seconds."""
+"""Length of one blocking read of the inbox, in seconds."""
 
 WITHDRAW_S: Final = 1.0
 """Longest time that a stopping server waits for the store to delete its record, in seconds."""
@@ -185,7 +185,8 @@ class ServerInbox:
         """Hand back tasks that were leased ahead over STALE_S ago and have not started, including
         those that now wait for a thread.
 
-        Also publish the record early, once until it is due, if it shows no task while some run.
+        Also publish the record early if it shows no running task although some run; do so at most
+        once before it is due.
         """
         while True:
             await asyncio.sleep(STALE_S / 4)
@@ -256,7 +257,7 @@ STACKS_KEPT: Final = 5
 """Maximum number of stacks in a server's record."""
 
 RUNS_RECORDED: Final = 100
-"""Maximum number of tasks whose start is in a server's record: those that run longest."""
+"""Maximum number of tasks whose start is in a server's record: those that have run longest."""
 
 ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
 
@@ -293,7 +294,8 @@ class HandlerStacks:
         }
 
     def _longest(self) -> list[tuple[str, str, int]]:
-        """Return queue, id and start by the store's clock, in us, of the tasks that run longest."""
+        """Return queue, id and start by the store's clock, in us, of the tasks that have run
+        longest."""
         running = [
             (leased.begun_s, queue.name, leased.id)
             for queue in self._queues.values()

@@ -91,9 +91,9 @@ async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
 class ReplacedParts:
     """Parts of a server that its creator may replace, e.g. for tests.
 
-    `threads` runs the `def` handlers; None means a pool of threads. `ticks` is whether schedules
-    tick. `batch_wait_s` is the longest wait of a batch for more tasks, in seconds; None means that
-    of its handler.
+    `threads` runs the `def` handlers; None means a pool of threads. If `ticks` is false, schedules
+    do not tick. `batch_wait_s` is the longest time that a batch waits for more tasks, in seconds;
+    None means the time that its handler sets.
     """
 
     broker: Callable[[Address], AsyncBroker] = AsyncBroker

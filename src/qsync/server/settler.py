@@ -1,4 +1,5 @@
-"""Settles ended tasks in the store in batches: each has the tasks that ended during the one before.
+"""Settles ended tasks in batches; a batch has the tasks that ended while the last one was in
+flight.
 
 Each queue has its own settler, so that an unreachable node delays only the queues on it.
 """
@@ -71,7 +72,7 @@ class Settler:
     """Settles the tasks of one queue.
 
     `on_settled` is called after the store has accepted settlements, `on_accepted` when it accepts
-    them again after it refused some.
+    them again after it had refused some.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Settler:
         boot_s."""
         self._floors = type_counter.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
-        """When runs that may be among the slowest of their type ended, by task id and boot_s."""
+        """End times, by boot_s, of runs that may be among the slowest of their type, by task id."""
         self._schedule_notes = ScheduleNotes(broker, queue.keys)
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
@@ -195,7 +196,7 @@ class Settler:
         for answer in answers:
             if isinstance(answer, QsyncError):
                 log.warning(
-                    "cannot hand back tasks of queue %s, their leases will expire: %s",
+                    "cannot hand back tasks of queue %s; their leases will expire: %s",
                     self.queue.name, answer,
                 )  # fmt: skip
             else:
@@ -224,7 +225,7 @@ class Settler:
         """Settle failed tasks with short failure records while the store is out of memory; return
         those that it refused."""
         log.warning(
-            "the store is out of memory: the errors of %s of queue %s are cut to %d bytes, of %s",
+            "the store is out of memory: the errors of %s of queue %s are cut to %d bytes (%s)",
             plural(sum(len(part.entries) for part in parts), "task"), self.queue.name, SHORT_ERROR,
             _some_ids([entry for part in parts for entry in part.entries]),
         )  # fmt: skip
@@ -251,7 +252,7 @@ class Settler:
                 failed += self._refused(part, error)
         if full:
             log.warning(
-                "the store is out of memory: the results of %s of queue %s are lost, of %s",
+                "the store is out of memory: the results of %s of queue %s are lost (%s)",
                 plural(len(full), "task"), self.queue.name, _some_ids(full),
             )  # fmt: skip
             without = [(leased, _without_result(record)) for leased, record in full]
@@ -385,8 +386,8 @@ def _without_result(record: Record) -> Record:
 def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
     """Return the batch with short failure records, for a store that is out of memory.
 
-    A record counts the attempts, so it must be stored. Without an error of 4 KiB and the history of
-    attempts, a queue of failing tasks does not make the store much larger.
+    A record counts the attempts, so it must be stored. Since it leaves out the error of up to 4 KiB
+    and the history of attempts, a queue of failing tasks does not make the store much larger.
     """
 
     def operation(*args: Any) -> Call[list[op_values.Outcome]]:

@@ -22,7 +22,7 @@ from qsync.server.stopping import Stopping
 log: Final = logging.getLogger("qsync.server")
 
 FORCED_S: Final = 0.3
-"""Time for each step after a second signal, in seconds."""
+"""Time limit for each step after a second signal, in seconds."""
 
 FETCHES_S: Final = 5.0
 """Longest wait for the answers to fetches in flight, in seconds."""
@@ -42,7 +42,7 @@ PASS_ON_S: Final = 1.0
 
 
 class Shutdown:
-    """The steps at the end of a server; `force` is set by the second signal."""
+    """The steps that end a server; `force` is set by the second signal."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Shutdown:
     async def end_running(self) -> None:
         """Hand back tasks that have not started, and wait for running ones; then cancel those.
 
-        Meanwhile fetches in flight are answered, since they may have leased tasks.
+        In the meantime, fetches in flight are answered, since they may have leased tasks.
         """
         self._ends = boot_s() + self._timeout_s
         self._stopping.stop_accepting()
@@ -83,7 +83,7 @@ class Shutdown:
             async with asyncio.timeout(self._limit(max(SETTLE_S, self._ends - boot_s()))):
                 await asyncio.gather(*[settler.drained() for settler in settlers])
         except TimeoutError:
-            log.warning("the store did not take the ends of all tasks in time")
+            log.warning("the store did not record the outcomes of all tasks in time")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limit(HAND_BACK_S)):
                     await asyncio.gather(*[settler.hand_back_rest() for settler in settlers])

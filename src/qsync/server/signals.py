@@ -1,9 +1,9 @@
 """Delivers SIGTERM and SIGINT to every server of an event loop, and to the program around them.
 
 A loop has one handler per signal. All servers of a loop share it. It passes the signal on to the
-previous handler (e.g. uvicorn's), and restores that handler when the last server ends. The handlers
-that a loop has are private to asyncio; where they are not accessible, a previous handler of the
-loop is not restored.
+previous handler (e.g. uvicorn's), and restores that handler when the last server ends. asyncio
+keeps the handlers of a loop private; where they are not accessible, a previous handler of the loop
+is not restored.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ _handlers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[signal.Signals, _Ha
 
 @contextlib.contextmanager
 def signals(react: React) -> Iterator[None]:
-    """Call `react` for SIGTERM and SIGINT inside the `with` block; on other threads than the main
-    one, do nothing."""
+    """Call `react` for SIGTERM and SIGINT inside the `with` block; do nothing outside the main
+    thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

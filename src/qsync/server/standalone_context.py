@@ -37,10 +37,10 @@ class PlainContext:
 
     @property
     def client(self) -> Any:
-        """Client that the context was given. Raises QsyncError if there is none."""
+        """Client that was passed to the context. Raises QsyncError if there is none."""
         if self._client is None:
             raise QsyncError(
-                "current().client: no server runs this function; give it one, "
+                "current().client: no server runs this function; in a test, call it inside "
                 "`with qsync.testing.context(client=client):`"
             )
         return self._client

@@ -34,7 +34,7 @@ HUNG_AFTER_S: Final = 5.0
 
 
 class HungHandlers:
-    """The number of hung handlers; `on_too_many` is called with it on each one beyond `maximum`."""
+    """The number of hung handlers; for each one beyond `maximum`, `on_too_many` gets the number."""
 
     def __init__(self, maximum: int, on_too_many: Callable[[int], None]) -> None:
         self._maximum = maximum
@@ -53,7 +53,8 @@ class HungHandlers:
 
 
 class Stopping:
-    """Stops tasks. `settle` ends one that has not started, `on_give_up` one whose handler runs."""
+    """Stops tasks. `settle` ends a task that has not started, `on_give_up` one whose handler
+    runs."""
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class Stopping:
         return call.stop(why)
 
     def lose(self, leased: LeasedTask) -> None:
-        """Stop a task whose lease this server no longer holds, as the store says.
+        """Stop a task whose lease this server no longer holds, according to the store.
 
         Ignore a task that is being settled: the answer to its settlement gives its outcome.
         """
@@ -247,6 +248,6 @@ def _log_unfinished(running: Sequence[LeasedTask]) -> None:
     ]
     more = f", and {len(running) - TASKS_NAMED} more" if len(running) > TASKS_NAMED else ""
     log.warning(
-        "shutdown_timeout is over: handlers of %s are stopped, and handed back to run again: "
-        "%s%s", plural(len(running), "task"), ", ".join(named), more,
+        "shutdown_timeout is over: the handlers of %s are stopped, and the tasks are handed back "
+        "to run again: %s%s", plural(len(running), "task"), ", ".join(named), more,
     )  # fmt: skip

@@ -47,8 +47,8 @@ async def read_store_info(
 
 
 def check_store(info: StoreInfo, address: Address, *, allow_eviction: bool) -> None:
-    """Raise ConfigError if the store is too old, may evict tasks, or is not of the kind its URL
-    names."""
+    """Raise ConfigError if the store is too old, may evict tasks, or is not of the kind that its
+    URL names."""
     minimum = MIN_VERSION.get(info.product)
     if minimum and info.version and info.version < minimum:
         version = ".".join(map(str, info.version))

@@ -49,11 +49,12 @@ another one has enqueued it."""
 
 
 MOST_QUEUES: Final = 2000
-"""Largest number of queues whose stored schedules a server enqueues; each takes 5 KiB and a call
-every few seconds, and a hostile program can name any number."""
+"""Largest number of queues whose stored schedules a server enqueues; each queue takes 5 KiB and a
+call every few seconds, and a hostile program can name any number of queues."""
 
 MOST_UNREAD: Final = 10 * SCHEDULES_PER_CALL
-"""Maximum number of schedules that a check reads again although the last check could not."""
+"""Maximum number of schedules that a check reads again although the last check could not read
+them."""
 
 
 class TickCheck(NamedTuple):
@@ -65,7 +66,7 @@ class TickCheck(NamedTuple):
     rows: int
     """Number of due schedules that were read."""
     refused: list[str]
-    """Schedules with the name of a program's periodic task, for which no task was enqueued."""
+    """Schedules that enqueued no task because a program's periodic task has the same name."""
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
     unread_count: int
@@ -73,7 +74,7 @@ class TickCheck(NamedTuple):
     more: bool
     """Whether schedules may be due that this check did not read."""
     tasks: Sequence[NewTask] = ()
-    """Tasks of the ticks; one whose lock is held is not in the store."""
+    """Tasks of the ticks, including those that are not in the store because their lock is held."""
 
 
 async def tick_due(
@@ -82,8 +83,7 @@ async def tick_due(
     """Enqueue the due ticks of up to SCHEDULES_PER_CALL stored schedules of a queue.
 
     `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
-    the check leaves out all but MOST_UNREAD of them, and reads as many
-    more schedules instead.
+    the check leaves out all but MOST_UNREAD of them, and reads as many other schedules instead.
     """
     again = min(unread, MOST_UNREAD)
     offset, count = unread - again, SCHEDULES_PER_CALL + 2 * again
@@ -121,10 +121,10 @@ async def tick_due(
 
 
 async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None:
-    """Set the next ticks of all schedules again, after the store's clock was ahead and was set
+    """Plan the next ticks of all schedules again after the store's clock, which was ahead, was set
     back.
 
-    If this server dies before the last call, another server begins anew.
+    If this server dies before the last call, another server starts over.
     """
     log.warning(
         "the store's clock was set back by over an hour: planning the stored schedules of queue %s "
@@ -187,7 +187,8 @@ def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
 class StoredTicks:
     """Enqueues the ticks of all stored schedules of a prefix when they are due, until cancelled.
 
-    Store errors do not end it. Queues are handled separately, since they may be on several nodes.
+    Store errors do not end the loop. Queues are handled separately, since they may be on several
+    nodes.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Threads(Protocol):
         """Call the function in a thread and within the context; return a future of its result."""
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Cancel the future of a call; return False if its function never begins."""
+        """Cancel the future of a call; return False if its function will never begin."""
 
     def take_back(self, waited_s: float) -> None:
         """Fail the calls that have waited for a thread for over `waited_s` seconds with
@@ -132,7 +132,7 @@ class ThreadPool:
         return future
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Cancel the future of a call, and let the call delay no others.
+        """Cancel the future of a call, so that the call delays no other calls.
 
         A function that has begun cannot be stopped; its thread is `lost` until it returns. Return
         False if the function has not begun; then it never will.
@@ -156,7 +156,7 @@ class ThreadPool:
 
     def take_back(self, waited_s: float) -> None:
         """Fail the calls that have waited for a thread for over `waited_s` seconds with
-        HandlerNotStarted. A call that begins meanwhile runs as usual."""
+        HandlerNotStarted. A call that begins in the meantime runs as usual."""
         limit = self._loop.time() - waited_s
         for call in list(self._calls.values()):
             if call.submitted >= limit:
@@ -189,7 +189,7 @@ class ThreadPool:
     def _still_lost(self, call: _Call, hung: HungHandlers) -> None:
         """Count a function as hung if it still runs HUNG_AFTER_S after its stop."""
         if call.future in self._calls:
-            log.error("a handler in a thread does not stop; another thread is in its place")
+            log.error("a handler in a thread does not stop; another thread replaces its thread")
             call.hung = True
             hung.add()
 
@@ -245,7 +245,7 @@ class ThreadPool:
                     call.error = error
                 if fork_guard.generation != self._generation:
                     fork_guard.end()
-            # End this thread if another one has replaced it meanwhile.
+            # End this thread if another one has replaced it in the meantime.
             over = call.thread_ended = call.replaced
             finished.append(call)
             del call  # so that an idle thread keeps no objects alive

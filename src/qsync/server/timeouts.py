@@ -1,7 +1,7 @@
 """Detects runs that exceed their timeout, with one timer for all runs.
 
 Runs with the same timeout expire in the order of their start. So one queue per timeout is enough,
-and no run pays for its own timer.
+and no run needs its own timer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Timeouts:
         return sum(map(len, self._queues.values()))
 
     def add(self, leased: LeasedTask, seconds: float, *, passed_s: float = 0.0) -> None:
-        """Start the timeout of a run that began `passed_s` seconds ago; no run has begun since."""
+        """Start the timeout of a run that began `passed_s` seconds ago, if no other run has begun
+        since."""
         ends = self._loop.time() + seconds - passed_s
         queue = self._queues.get(seconds)
         if queue is None:

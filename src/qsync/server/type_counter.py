@@ -21,7 +21,7 @@ TYPES: Final = 200
 """Number of types of a queue that are counted separately; further types count as `OTHER`."""
 
 TIMED: Final = 8
-"""One in this many tasks that end in a row is timed."""
+"""One in TIMED of the tasks that end in a row is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")
@@ -31,7 +31,7 @@ _COLUMNS: Final = {
     "cancel": OUTCOMES.index("cancelled"), "hand back": _HANDED_BACK,
     "snooze": OUTCOMES.index("snoozed"),
 }  # fmt: skip
-"""Column of the outcome of each verb of the settler."""
+"""Column that counts the outcome, by verb of the settler."""
 
 Entry = tuple[LeasedTask | None, Any]
 
@@ -72,7 +72,7 @@ class TypeCounter:
                 row.outcomes[_LOST if outcome == "lost" else column] += 1
 
     def timed(self, queue: QueueState, runs: Iterable[tuple[LeasedTask, float]]) -> None:
-        """Record the durations and waits of some runs; each comes with its end, by boot_s."""
+        """Record the durations and waits of some runs, each with the time of its end by boot_s."""
         rows = self._rows.setdefault(queue.name, {})
         for leased, ended_s in runs:
             if not leased.has_started:

@@ -1,9 +1,9 @@
 """Reports a server's counts of each task type by minute, and rolls up the minutes that have ended.
 
-The slowest completed runs of a minute, and once the start of the server, are separate reports.
-A report replaces the server's earlier one of the same minute, so it can be sent twice. When a
+The slowest completed runs of a minute are a separate report; so is the start of the server, once. A
+report replaces the server's earlier report for the same minute, so it can be sent twice. When a
 minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
-Reports that the store does not take are dropped and counted: statistics never delay a server.
+Reports that the store does not accept are dropped and counted: statistics never delay a server.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ ROLL_AFTER_S: Final = 20
 """Longest delay between the end of a minute and its roll-up by a server, in seconds."""
 
 INLINE_TYPES: Final = 10
-"""Number of types up to which a roll runs on the event loop; it takes about 0.5 ms a type."""
+"""Number of types up to which a roll runs on the event loop; it takes about 0.5 ms per type."""
 
 Counts = dict[str, TypeCounts]
 
 
 class TypeReports:
     """Reports the counts of a server to the store; `metrics` count the runs whose reports the store
-    does not take."""
+    does not accept."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class TypeReports:
         self, name: str, minute: int, rows: Counts, *, starts: bool, final: bool
     ) -> list[str]:
         """Send reports, unless they equal the last ones; return the fields of the reports that the
-        store had before.
+        store already had.
 
         With `starts`, also report the server's start; `final` means that no other report of this
         minute follows.

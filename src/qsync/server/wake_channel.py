@@ -1,9 +1,9 @@
 """Waits for tasks in many queues of a cluster, with one connection per node instead of per queue.
 
 A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. The
-server subscribes to its own channel in each queue, and then registers there as idle
-(`mark_idle`). A script that adds a task removes one idle server's id and sends that server a
-message. From then on the server is not idle in that queue, until it registers again.
+server subscribes to its own channel for each queue, and then registers there as idle (`mark_idle`).
+A script that adds a task removes one idle server's id and sends that server a message. From then
+on, the server is no longer idle in that queue until it registers again.
 
 Messages may be lost with the connection, or when a slot moves. So a server registers again once per
 `sweep`, and as soon as it is subscribed again; registering also checks the queue for work. The
@@ -71,7 +71,7 @@ class Wakes(AsyncPlacement):
         self._on_change = on_change
         """Called when a queue is added to `unlisted`."""
         self._on_denied = on_denied
-        """Called when the user may not subscribe to the channel of a queue."""
+        """Called when the user may not subscribe to the channel for a queue."""
 
     def start(self) -> None:
         """Subscribe to the channels of all queues."""
@@ -104,7 +104,7 @@ class Wakes(AsyncPlacement):
         )
 
     def mark(self, queue: QueueState) -> int:
-        """Return a number that changes with each message of the queue, for `listed`."""
+        """Return a number that changes with each message for the queue, to pass to `listed`."""
         return self._messages[queue.name]
 
     def listed(self, queue: QueueState, answer: IdleCheck, mark: int) -> None:
@@ -117,7 +117,7 @@ class Wakes(AsyncPlacement):
             self._add(queue)
 
     def failed(self, queue: QueueState) -> None:
-        """Make a failed call again after a delay."""
+        """Repeat a failed call after a delay."""
         loop = asyncio.get_running_loop()
 
         def again() -> None:

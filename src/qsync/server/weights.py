@@ -80,8 +80,8 @@ class Shares:
         """If the fetches of a queue are cut short, reduce the credit of the other queues by the
         same ratio.
 
-        A queue with more weight than the cut one earns as before: it uses the share that the cut
-        one cannot use.
+        A queue with more weight than a queue that is cut short earns as before: it uses the share
+        that the other one cannot use.
         """
         for name, brought in self._truncated.items():
             if name not in earned:

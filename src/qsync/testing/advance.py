@@ -21,7 +21,7 @@ from qsync.state import TaskState
 from qsync.testing.store import Clock
 
 CALLS_PER_ROUND_TRIP: Final = 100
-"""Number of calls in one round trip."""
+"""Maximum number of calls in one round trip."""
 
 TICKS: Final = 100_000
 """Maximum number of ticks in one move of the clock."""
@@ -79,8 +79,7 @@ class Advance:
         """Let the leases of dead servers expire on the way; return by how much this moved the
         clock.
 
-        In a single step it would look like an outage of the store, after which leases get more
-        time.
+        A single step would look like an outage of the store, after which leases get more time.
         """
         queues = []
         for queue in await self._queues(broker):

@@ -1,4 +1,5 @@
-"""Runs coroutines on an event loop in a thread, and `def` handlers in the thread that waits.
+"""Runs coroutines on an event loop in a thread, and `def` handlers in the thread that waits for
+them.
 
 So a plain test and the handlers see each other's work even if it belongs to a thread, such as the
 transaction of a database connection.

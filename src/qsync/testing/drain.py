@@ -43,7 +43,8 @@ class Drain:
         self._unknown: dict[tuple[str, str], None] = {}
 
     async def run(self) -> None:
-        """Run the pending tasks, and those enqueued meanwhile; raise the errors of handlers."""
+        """Run the pending tasks, and those enqueued in the meantime; raise the errors of
+        handlers."""
         address = self._app._connections.address
         broker = AsyncBroker(address)
         try:

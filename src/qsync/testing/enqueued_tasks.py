@@ -41,7 +41,7 @@ AnyTask = TaskFunction[..., Any, ..., Any] | BatchFunction[Any] | DjangoTask | s
 
 @dataclass(frozen=True, slots=True)
 class AskedTask:
-    """A type of tasks, and how to read their arguments."""
+    """A task type, and how to read the arguments of its tasks."""
 
     name: str
     """Type of the tasks."""
@@ -56,8 +56,8 @@ class AskedTask:
         """Raise InvalidTask if the task has no arguments with these names."""
         if "queue" in self.parameters and queue is not None:
             raise InvalidTask(
-                f"task {self.name!r} has a parameter 'queue', which assert_enqueued does not look "
-                "at; look at enqueued(...)"
+                f"task {self.name!r} has a parameter 'queue', which assert_enqueued does not "
+                "compare; use enqueued(...)"
             )
         parameters = list(self.parameters) or ["payload"]
         if self.keywords is not None:
@@ -69,7 +69,7 @@ class AskedTask:
 
     @property
     def keywords(self) -> str | None:
-        """Name of the parameter for any keywords, as in **kwargs; None without one."""
+        """Name of the parameter for any keywords, as in **kwargs; None if there is none."""
         kind = inspect.Parameter.VAR_KEYWORD
         return next(
             (parameter.name for parameter in self.parameters.values() if parameter.kind is kind),

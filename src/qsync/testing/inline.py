@@ -48,9 +48,9 @@ def inline(app: Qsync) -> Iterator[None]:
         with inline(app):
             handle = send.enqueue_sync(7)     # send has run when this returns
 
-    A task goes through the same encoding, checks of arguments and middleware as on a server. A
-    blocking enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another
-    one. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the error
+    A task goes through the same encoding, argument checks and middleware as on a server. A blocking
+    enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another thread.
+    Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the error
     of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan have no
     effect, handlers with `executor="process"` run in a thread, and a batch handler gets one task
     per call. The handle has a result if the task has a retention. `current().state` comes from
@@ -80,11 +80,11 @@ class _Runs:
         """Ended tasks with a retention, by queue and id."""
 
     def queue_of(self, id: str) -> str:
-        """Return the queue of a task that has run; TaskNotFound without a retention."""
+        """Return the queue of a task that has run; raise TaskNotFound if it had no retention."""
         for queue, ended_id in self.ended:
             if ended_id == id:
                 return queue
-        raise TaskNotFound(f"task {id}: no task with a retention has run in place by this id")
+        raise TaskNotFound(f"task {id}: no task with a retention and this id has run in place")
 
     def run_here(self, task: NewTask) -> None:
         """Run a task; its `def` handler in this thread."""
@@ -236,14 +236,14 @@ class _RunsInPlaceAsync(AsyncClient):
 
 
 class _NoStore(Broker):
-    """A broker of a block without a store: each call raises an error that names the reason."""
+    """A broker for a block without a store: each call raises an error that names the reason."""
 
     def _try(self, calls: Sequence[Call[Any]], *_: Any) -> list[Any]:
         raise _needs_store(calls)
 
 
 class _NoStoreAsync(AsyncBroker):
-    """A broker of a block without a store: each call raises an error that names the reason."""
+    """A broker for a block without a store: each call raises an error that names the reason."""
 
     async def _try(self, calls: Sequence[Call[Any]], *_: Any) -> list[Any]:
         raise _needs_store(calls)

@@ -1,4 +1,4 @@
-"""The objects of the fixtures `qsync` and `qsync_sync`."""
+"""The objects that the fixtures `qsync` and `qsync_sync` provide."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class _AnyKit:
         else:
             lines.append("no task of this function is waiting or running")
             if isinstance(task, TaskFunction) and not self._is_of_app(task):
-                lines.append(f"it is a task of another app than that of this kit, {self.app}")
+                lines.append(f"it is a task of another app, not of this kit's app, {self.app}")
         sender = self.app._connections.sender
         if sender is not None and (waiting := sender.waiting()):
             lines.append(waiting)
@@ -151,22 +151,24 @@ class _AnyKit:
     ) -> Advance:
         store = self._opened
         if by is not None and units:
-            raise ConfigError("advance: give a timedelta or units, not both")
+            raise ConfigError("advance: pass a timedelta or units, not both")
         for unit in units:
             if unit not in _UNITS:
                 close = difflib.get_close_matches(unit, _UNITS, 1, cutoff=0.75)
                 meant = f"{close[0]}={shorten(units[unit])}" if close else " or ".join(_UNITS[:5])
-                raise ConfigError(f"advance: no unit {unit!r}; give {meant}")
+                raise ConfigError(f"advance: no unit {unit!r}; pass {meant}")
         if by is not None and not isinstance(by, timedelta):
             if isinstance(by, int | float):
-                raise ConfigError(f"advance: {by} has no unit; give e.g. seconds={by}")
-            raise ConfigError(f"advance: {shorten(by)} is no timedelta; give one, or e.g. days=1")
+                raise ConfigError(f"advance: {by} has no unit; pass e.g. seconds={by}")
+            raise ConfigError(
+                f"advance: {shorten(by)} is not a timedelta; pass one, or e.g. days=1"
+            )
         try:
             delta = timedelta(**units) if by is None else by
             by_us = delta // timedelta(microseconds=1)
         except (TypeError, ValueError, OverflowError) as error:
             step = units if by is None else shorten(by)
-            msg = f"advance: {step} is not a valid time ({error}); give e.g. days=1 or minutes=5"
+            msg = f"advance: {step} is not a valid time ({error}); pass e.g. days=1 or minutes=5"
             raise ConfigError(msg) from None
         if by_us <= 0:
             raise ConfigError(f"advance: {delta} is not positive; the clock moves only forward")
@@ -219,7 +221,7 @@ class SyncKit(_AnyKit):
     """
 
     def drain(self) -> None:
-        """Do what `Kit.drain` does; blocks."""
+        """Do what `Kit.drain` does, and block until it is done."""
         _check_plain("drain")
         threads = CallingThread()
         threads.run(self._drain(threads).run())
@@ -227,7 +229,7 @@ class SyncKit(_AnyKit):
     def advance(
         self, by: timedelta | None = None, /, *, schedules: bool = True, **units: float
     ) -> None:
-        """Do what `Kit.advance` does; blocks."""
+        """Do what `Kit.advance` does, and block until it is done."""
         _check_plain("advance")
         run_on_loop(self._advance(by, units, schedules=schedules).run()).result()
 

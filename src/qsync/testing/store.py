@@ -34,7 +34,8 @@ WATCHED: Final = '"$0" "$@" & store=$!; read -r _; kill $store; wait $store'
 """Shell program that runs a store until its input ends, which is when this process has ended."""
 
 LOOKED_AT: Final = 100_000
-"""Number of keys of a given store that are searched for queues that no test created."""
+"""Maximum number of keys of a store with a URL that are searched for queues that no test
+created."""
 
 
 class Clock:
@@ -78,7 +79,7 @@ class SessionStore:
     def _keys(self, pattern: str) -> Iterator[str]:
         if self._address.kind == "cluster":
             raise ConfigError(
-                "advance: a cluster cannot be searched for queues that are not of tests; give the "
+                "advance: a cluster cannot be searched for queues that no test created; give the "
                 "tests a store of one node (QSYNC_TEST_URL or qsync_test_url)"
             )
         cursor, seen = b"0", 0
@@ -135,7 +136,7 @@ def session_store(url: str = "") -> SessionStore:
     """Return this process's store at this URL; without one, start a private store."""
     if url.startswith("embedded://"):
         raise ConfigError(
-            "QSYNC_TEST_URL: tests have a private store without any URL; give none, or redis://..."
+            "QSYNC_TEST_URL: without it, tests start a private store; unset it, or set redis://..."
         )
     return _session_store(url, os.getpid())
 

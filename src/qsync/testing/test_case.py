@@ -26,8 +26,8 @@ class QsyncMixin(_Base):
                 buy(7)
                 self.qsync.assert_enqueued(send, invoice=7)
 
-    It is a SyncKit, or a Kit in a `unittest.IsolatedAsyncioTestCase`. `QSYNC_TEST_URL` names
-    another store than the private one.
+    `qsync` is a SyncKit, or a Kit in a `unittest.IsolatedAsyncioTestCase`. `QSYNC_TEST_URL` names a
+    store to use instead of the private one.
     """
 
     qsync_app: ClassVar[Qsync | None] = None

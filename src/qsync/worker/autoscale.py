@@ -23,7 +23,7 @@ BEHIND_S: Final = 1.0
 """Age of the oldest pending task, in seconds, above which all workers count as fully busy."""
 
 MAX_WORKERS: Final = 1000
-"""Default maximum of the number of workers to advise."""
+"""Default upper limit for the number of workers to advise."""
 
 
 class ScaleSample(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class ScaleAdvice(msgspec.Struct, frozen=True):
     """Arrival rate without bursts, whose tasks are in the backlog."""
     finished_per_second: float | None
     backlog_seconds: float | None
-    """Time to drain the backlog at the present rate, in seconds; None if unknown."""
+    """Time to drain the backlog at the current rate, in seconds; None if unknown."""
     workers: float
     """Number of workers that run now."""
     per_worker: float | None
@@ -84,7 +84,8 @@ class ScaleAdvice(msgspec.Struct, frozen=True):
 
 
 class Scaler:
-    """Keeps samples and advises from them. `processes` is the number of servers per worker."""
+    """Keeps samples and computes advice from them. `processes` is the number of servers per
+    worker."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes

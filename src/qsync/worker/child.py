@@ -64,7 +64,7 @@ class Parent:
         threading.Thread(target=self._answer_until_end, name="qsync-parent", daemon=True).start()
 
     def _answer_until_end(self) -> None:
-        """Answer in a separate thread, also while a handler blocks the event loop."""
+        """Answer in a separate thread, so even while a handler blocks the event loop."""
         with contextlib.suppress(OSError):
             for line in self._lines:
                 server = self.server
@@ -225,10 +225,10 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
 
 
 def _exempt_start_from_collection() -> None:
-    """Exempt the objects of the start, such as the modules of the app, from garbage collection.
+    """Exempt objects created at startup, such as the modules of the app, from garbage collection.
 
     They live as long as the process. Otherwise, each full collection would visit all of them and
-    stop the event loop meanwhile: for 10 to 20 ms with 50,000 objects.
+    stop the event loop in the meantime: for 10 to 20 ms with 50,000 objects.
     """
     gc.collect()
     gc.freeze()

@@ -49,12 +49,13 @@ class Limits:
         if self.max_memory is not None and memory >= self.max_memory:
             raise ConfigError(
                 f"--max-memory {size_text(self.max_memory)}: a process takes {size_text(memory)} "
-                "before its first task, and would be replaced at once; give more"
+                "before its first task, and would be replaced at once; set a higher limit"
             )
 
 
 def memory_used() -> int:
-    """Return the resident memory of this process in bytes; without /proc, its peak so far."""
+    """Return the resident memory of this process in bytes; if there is no /proc, its peak so
+    far."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -78,7 +79,7 @@ def size_of(text: str) -> int:
 
 
 def size_text(size: int) -> str:
-    """Return a size for people."""
+    """Return a size as text for people, e.g. `1.5 GiB`."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
             return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"

@@ -90,7 +90,7 @@ class HealthPort:
 
     @property
     def port(self) -> int:
-        """The bound port, also when port 0 was requested."""
+        """The bound port, even if port 0 was requested."""
         return self._http.port
 
     def start(self, supervisor: Supervisor) -> None:
@@ -101,7 +101,7 @@ class HealthPort:
         self._http.start()
         if not counts_tasks():
             log.info(
-                "/metrics of the health port is off; for it, %s", install_command("prometheus")
+                "the health port serves no /metrics; for that, %s", install_command("prometheus")
             )
 
     def close(self) -> None:
@@ -147,7 +147,8 @@ class HealthPort:
         self._asked = None
 
     async def _ask(self) -> list[ProcessHealth]:
-        """Ask on the parent's event loop; if that does not answer, report the parent as silent."""
+        """Ask on the parent's event loop; if the loop does not answer, report the parent as
+        silent."""
         if self._supervisor is None or self._loop is None:
             return [ProcessHealth(0, 0, None, ended="has not started yet")]
         question = self._supervisor.ask(PROCESSES_TIMEOUT_S)
@@ -195,7 +196,7 @@ class _Backlog:
                     async with self._others:
                         scaler = await self._measure(queues)
         except (QsyncError, TimeoutError) as error:
-            # Without a number, an autoscaler keeps its present scale.
+            # Without a number, an autoscaler keeps its current scale.
             return bad_request(f"cannot read the store: {type(error).__name__}", 503)
         return Response(msgspec.json.encode(scaler.advise(goal)) + b"\n")
 

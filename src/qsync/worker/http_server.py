@@ -30,10 +30,10 @@ ANSWER_TIMEOUT_S: Final = 10.0
 """Time in which a request must be answered and the answer read, in seconds."""
 
 CONNECTIONS: Final = 64
-"""Connections per address; a further connection evicts the oldest of its address."""
+"""Maximum number of connections per address; a further one evicts the oldest from its address."""
 
 ALL_CONNECTIONS: Final = 256
-"""Connections from all addresses."""
+"""Maximum number of connections from all addresses."""
 
 PRIVATE: Final = ("localhost", "local", "internal", "svc", "lan", "arpa")
 """Last labels of names outside public DNS, e.g. of cluster services."""
@@ -88,7 +88,7 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The bound port, also when port 0 was requested."""
+        """The bound port, even if port 0 was requested."""
         port: int = self._socket.getsockname()[1]
         return port
 
@@ -171,7 +171,7 @@ class HealthServer:
         if len(line) != 3 or not line[2].startswith("HTTP/1."):
             return _plain(400), True
         if not self._knows(head):
-            reason = "Host: not a name of this port; qsync worker --health-name adds one"
+            reason = "Host: not a name of this port; add it with qsync worker --health-name"
             return bad_request(reason, 421), True
         method, target, _ = line
         if method not in ("GET", "HEAD"):

@@ -44,7 +44,8 @@ TASKS_LOGGED: Final = 500
 @dataclass(slots=True)
 class _Job:
     keys: QueueKeys | None
-    """Keys of a queue that the server served; None removes the server's own record."""
+    """Keys of a queue that the server served; None means that the job removes the server's
+    record."""
     server_id: str
     due: float
     first: _Job | None = None
@@ -130,7 +131,7 @@ class LeaseAbandoner:
             return None
 
     def _postpone(self, job: _Job, due: float) -> None:
-        """Postpone a job and all jobs of the same node."""
+        """Postpone a job and all jobs for the same node."""
         node = self._node(job)
         with self._changed:
             for other in self._jobs:
@@ -160,7 +161,8 @@ class LeaseAbandoner:
         return self._broker.run(call, patience=0, ends=ends_in(TRY_S[job.failed]))
 
     def _read_names(self, job: _Job, keys: QueueKeys) -> list[str]:
-        """Return names of the server's tasks, from one page, before others recover them."""
+        """Return the names of the server's tasks, from one page, before others recover the
+        tasks."""
         call = views.list_tasks(keys, TaskState.ACTIVE, count=TASKS_LOGGED)
         try:
             rows = self._try(job, call).rows

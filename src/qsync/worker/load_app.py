@@ -28,13 +28,13 @@ def load(target: str) -> Qsync:
     Raises TargetError; its cause is the exception of the user's code, if there was one.
     """
     if "@" in target or "://" in target:  # the target is not shown: it may contain a password
-        raise TargetError("a URL is not an app; give MODULE:APP here, and the URL as --url")
+        raise TargetError("a URL is not an app; pass MODULE:APP here, and the URL as --url")
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
         raise TargetError(f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app")
     if name.endswith(".py") or "/" in name:
         module_name = _module_of(name)
-        msg = f"{target}: give the module name, not its file, e.g. {module_name}:{attribute}"
+        msg = f"{target}: pass the module name, not its file, e.g. {module_name}:{attribute}"
         raise TargetError(msg + _where(module_name))
     here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if here not in sys.path:
@@ -46,7 +46,7 @@ def load(target: str) -> Qsync:
     if not callable(target_value) or inspect.isclass(target_value):
         msg = f"{target} is {_kind(target_value)}, neither a Qsync nor a function that returns one"
         if isinstance(target_value, Mux):
-            msg += f"; write app = Qsync(mux={attribute}), and name {name}:app"
+            msg += f"; write app = Qsync(mux={attribute}), and pass {name}:app"
         raise TargetError(msg)
     returned = _make(target_value, target)
     if not isinstance(returned, Qsync):
@@ -112,10 +112,10 @@ def _make(factory: Any, target: str) -> Any:
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError):
-        msg = f"{target} is {_kind(factory)} that needs arguments; a factory takes none"
+        msg = f"{target} is {_kind(factory)} that needs arguments; a factory must take none"
         raise TargetError(msg) from None
     if inspect.iscoroutinefunction(factory):
-        raise TargetError(f"{target} is an async function; a factory is a plain one")
+        raise TargetError(f"{target} is an async function; a factory must be a plain function")
     try:
         return factory()
     except Exception as error:

@@ -1,6 +1,6 @@
 """Logging of the commands: one line per event, as text for people or as JSON for machines.
 
-A record made within a handler has the task's id, queue, type and attempt, from any logger.
+A record logged within a handler, by any logger, has the task's id, queue, type and attempt.
 If standard error fails or blocks, the code that logs is not affected: a thread writes the lines,
 and if the reader is too slow, lines are dropped and counted.
 """
@@ -27,7 +27,7 @@ from qsync.server.current import fields_of, running
 Form = Literal["text", "json"]
 
 WAITING: Final = 10_000
-"""Number of lines that may wait to be written."""
+"""Maximum number of lines that may wait to be written."""
 
 FLUSH_S: Final = 1.0
 """Time that a flush waits for lines to be written, in seconds."""
@@ -60,7 +60,7 @@ def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
 
 
 def catch_uncaught() -> None:
-    """Log uncaught exceptions, also of threads, and warnings instead of printing them.
+    """Log warnings and uncaught exceptions, including those of threads, instead of printing them.
 
     Otherwise unformatted tracebacks would mix with the log records.
     """
@@ -215,7 +215,7 @@ class Json(logging.Formatter):
         self._tag = tag
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line; newlines and other control characters are escaped in all texts."""
+        """Return one line; newlines and other control characters are escaped in all strings."""
         moment = datetime.fromtimestamp(record.created, UTC)
         shown: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),

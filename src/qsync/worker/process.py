@@ -1,6 +1,6 @@
 """A child process of `qsync worker`, as its parent sees it.
 
-The parent chooses the child's server id, so it can release the child's leases the moment the child
+The parent chooses the child's server id, so it can release the child's leases as soon as the child
 dies. They share a socket. The parent writes the order, which describes the server to run, then
 {"ask": n} to ask for the child's health. The parent keeps the socket open, so a child whose parent
 dies reads EOF. The child writes reports, one JSON object per line:

@@ -49,8 +49,8 @@ LAST_REPORT_S: Final = 0.2
 """Longest wait for the last report of a child that has ended, in seconds."""
 
 ECHO_S: Final = 0.2
-"""Signals within this time count as one, in seconds: a terminal and a wrapper like `uv run` send
-one each."""
+"""Time within which repeated signals count as one, in seconds: a terminal and a wrapper such as
+`uv run` send one signal each."""
 
 KILL_AFTER_S: Final = 5.0
 """Time beyond `shutdown_timeout` after which a child that does not stop is killed, in seconds."""
@@ -140,7 +140,7 @@ class Supervisor:
             reaping.cancel()
         if not await asyncio.to_thread(self._abandoner.wait, GIVE_UP_S):
             log.warning(
-                "leases of dead servers are not released; their tasks wait until they expire"
+                "leases of dead servers are not released; their tasks wait until the leases expire"
             )
         if self._failed is not None:
             log.error("giving up: %s", self._failed)
@@ -300,7 +300,7 @@ class Supervisor:
                     return
                 log.info("process %d (pid %d) is replaced: %s", child.number, child.pid, child.worn)
                 if not await self._replace(slot):
-                    log.warning("process %d runs on; it is replaced later", child.number)
+                    log.warning("process %d keeps running; it is replaced later", child.number)
         finally:
             child.replacing = False
 
