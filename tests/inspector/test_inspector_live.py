@@ -466,6 +466,11 @@ async def test_live_servers_work_in_a_cluster(cluster: Cluster, prefix: str) -> 
         await until(lambda: any(id.endswith(" v 7") for id in ticked))
         await made.client.enqueue(Task("long", id="a", queue="other"))
         await until(lambda: began == ["a"])
+
+        async def listed() -> bool:
+            return bool(await inspector.servers())
+
+        await wait_until_async(listed)
         [server] = await inspector.servers()
         assert "a" in [task.id for task in server.tasks]
         assert (await inspector.explain("a", queue="other")).reason == "active"

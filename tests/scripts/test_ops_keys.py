@@ -84,7 +84,7 @@ class InCluster(Rig):
 
     def __init__(self, cluster: Cluster, prefix: str) -> None:
         self.keys, self.globals = QueueKeys(prefix, "queue"), GlobalKeys(prefix)
-        self.broker = Broker(redis_clients.parse(cluster.url))
+        self.broker = self._unlimited = Broker(redis_clients.parse(cluster.url))
         self.client = cluster.client()
         self.now = START
         self._number = 0
