@@ -35,8 +35,8 @@ LONG_FOLDERS: Final = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long modules first: a long one at the end would keep one core busy while the others
-    idle."""
+    """Run long modules first, because a long module at the end would keep one core busy while the
+    others idle."""
     ranks = {name: rank for rank, name in enumerate(LONG_FOLDERS)}
     items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
 
@@ -71,7 +71,7 @@ def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
 
 @pytest.fixture
 def own_store() -> Iterator[Store]:
-    """Yield a Valkey for this test alone, which may be killed, paused or filled; its data survive a
+    """Yield a Valkey for this test alone. It may be killed, paused or filled; its data survives a
     kill."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
@@ -81,8 +81,8 @@ def own_store() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Yield a cluster of three primaries for the whole session. Other tests use it, too, so use
-    your own prefix."""
+    """Yield a cluster of three primaries for the whole session. Other tests also use it, so each
+    test must use its own prefix."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     with Cluster(replicas=0) as cluster:
@@ -99,7 +99,7 @@ def prefix() -> str:
 
 
 class Colour:
-    """A colour of client, blocking or async, so that one test covers both.
+    """A colour of client, blocking or async, so that one test covers both clients.
 
     `do(client.enqueue(task))` returns the handle, whether the call blocks or is awaited; coroutines
     run in an event loop in a thread. `begin(lambda: handle.result())` runs concurrently.
@@ -175,6 +175,6 @@ def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture(params=["blocking", "async"])
 def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
-    """Yield the blocking colour, and then the async one."""
+    """Yield the blocking colour and then the async one."""
     with _loop_in_thread() as loop, contextlib.closing(Colour(request.param, loop)) as colour:
         yield colour

@@ -1,4 +1,4 @@
-"""Users with exactly the published rights can do everything that their role needs."""
+"""Users with exactly the published rights can do everything that their role requires."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def handlers(done: list[str]) -> Mux:
 
 
 async def life(client_url: str, server_url: str) -> None:
-    """Use all of a client and a server, as these users."""
+    """Use every part of a client and a server as these users."""
     tasks = Qsync(server_url, prefix=PREFIX)
 
     @tasks.periodic(every=0.2, name="tick")
@@ -178,7 +178,7 @@ async def active(handle: AsyncHandle[Any]) -> None:
 
 
 async def abandon_nobody(url: str) -> None:
-    """Abandon a server, as the parent of a dead one does."""
+    """Abandon a server, as the parent of a dead server does."""
     broker = AsyncBroker(redis_clients.parse(url), connections=1)
     try:
         keys = QueueKeys(PREFIX, "default")
@@ -200,7 +200,7 @@ def test_client_and_server_roles_suffice_for_all_operations(guarded: Guarded) ->
 
 
 def test_client_and_server_roles_contain_no_unused_right(guarded: Guarded) -> None:
-    """Each allowed command is run, except those of rare branches."""
+    """Each allowed command is run, except those that only rare branches need."""
     guarded.used()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
     unused = set(acl.commands("server", old=guarded.old)) - guarded.used()
@@ -288,7 +288,7 @@ def test_reader_role_cannot_send_orders_to_servers(guarded: Guarded) -> None:
 
 
 def test_docs_list_the_powers_of_each_role() -> None:
-    """The docs name each power that a role's rules give."""
+    """The docs name each power that the rules of a role grant."""
     text = " ".join(DOCS.read_text("utf-8").split())
     assert "none of them dangerous" not in text
     for words in ("endless script", "every payload", "stop servers", "version of qsync"):
@@ -296,7 +296,7 @@ def test_docs_list_the_powers_of_each_role() -> None:
 
 
 def denied(client: Any, *command: str | bytes | int) -> bool:
-    """Return whether the store refuses the command because the user lacks the right."""
+    """Return whether the store refuses the command because the user lacks the right to run it."""
     try:
         client.execute_command(*command)
     except Exception as error:

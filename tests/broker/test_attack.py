@@ -86,7 +86,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
 
 
 def attack(client: Any, keys: QueueKeys, chance: random.Random, mark: Path) -> None:
-    """Add hostile records to pending, some with records of failures and crashes."""
+    """Add hostile tasks to pending, some with records of failures and crashes."""
     for begin in range(0, RECORDS, 500):
         pipe = client.pipeline(transaction=True)
         for n in range(begin, begin + 500):
@@ -112,7 +112,7 @@ async def still_works(url: str, prefix: str) -> None:
 def test_ten_thousand_hostile_records_make_a_server_do_nothing(
     binary: Binary, prefix: str, tmp_path: Path
 ) -> None:
-    """The server imports nothing, calls only registered handlers, does not grow, and keeps
+    """The server imports nothing, calls only registered handlers, uses no more memory, and keeps
     working."""
     mark, keys = tmp_path / "mark", QueueKeys(prefix, "default")
     with Store(binary) as store, store.client() as client:
@@ -206,7 +206,7 @@ def test_queue_without_rights_is_refused_and_nothing_is_written(
                 colour.do(call())
         assert [key for key in store.command("KEYS", "*") if b":other}" in key] == []
         assert set(before) <= set(store.command("KEYS", "*"))
-        # Users of two prefixes of one store cannot see each other, either.
+        # Users of two prefixes in one store cannot see each other either.
         stranger = colour.client(store.url.replace("//", "//joe:secret@"), "theirs")
         with pytest.raises(ConfigError, match="refuses"):
             colour.do(stranger.enqueue(Task("t")))

@@ -1,4 +1,4 @@
-"""The brokers: cancellation, errors of the store, and scripts that the store lacks."""
+"""The brokers: cancellation, errors from the store, and scripts that the store does not have."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_missing_database_is_an_error_at_once(store: Store, prefix: str) -> None
 
 
 def test_cluster_node_is_distinguished_from_single_store(cluster: Cluster, prefix: str) -> None:
-    """A server would see only some of its queues there; the error names the right scheme."""
+    """A server would see only some of its queues there. The error names the right scheme."""
     [url, *_] = (node.url for node in cluster.nodes)
     app = Qsync(url, prefix=prefix, patience=0)
     with pytest.raises(ConfigError, match=r"is a node of a cluster; use redis\+cluster://"):
@@ -346,7 +346,7 @@ def test_wrong_password_is_an_error_at_once(prefix: str) -> None:
 def test_unreachable_store_is_tried_ten_times_a_second_for_any_number_of_callers(
     prefix: str,
 ) -> None:
-    """Each connection is reset as soon as it is open; all calls fail, and none hangs."""
+    """Each connection is reset as soon as it is open. All calls fail, and none hangs."""
     attempts = 0
 
     async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -415,7 +415,7 @@ def test_callers_get_connections_in_order_of_arrival(store: Store) -> None:
 async def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(
     cluster: Cluster, prefix: str
 ) -> None:
-    """No call fails for lack of a connection, however many run concurrently."""
+    """No call fails because no connection is free, however many calls run concurrently."""
 
     broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
     replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)

@@ -33,7 +33,7 @@ def test_address_and_user_of_the_client_are_copied(make: Any) -> None:
     address = redis_clients.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
     assert str(address) == "redis://h:7/3"
     settings = {**address.settings}
-    settings.pop("socket_keepalive", None)  # not all releases have a default for it
+    settings.pop("socket_keepalive", None)  # not all releases have a default for this option
     assert settings == {**given, "socket_connect_timeout": 2.0}
 
 
@@ -94,11 +94,11 @@ def test_credentials_from_a_provider_are_kept(prefix: str) -> None:
 
 
 class OwnConnection(redis.connection.Connection):
-    """A connection class that does not connect to a real store, as in fakeredis."""
+    """A connection class that does not connect to a real store, like that of fakeredis."""
 
 
 class OwnAsyncConnection(redis.asyncio.Connection):
-    """As above."""
+    """An async connection class that does not connect to a real store."""
 
 
 def test_custom_connection_class_is_refused() -> None:

@@ -45,7 +45,7 @@ def partial() -> Iterator[Cluster]:
 
 @pytest.fixture(params=["gone", "still"])
 def queue(request: pytest.FixtureRequest, partial: Cluster, prefix: str) -> Iterator[str]:
-    """Yield a queue whose node is reachable, while the node with the set of queues is not."""
+    """Yield a queue whose node is reachable while the node with the set of queues is not."""
     with lists_away(partial, prefix, gone=request.param == "gone") as found:
         yield found
 
@@ -266,7 +266,7 @@ def test_subscription_follows_its_slot(colour: Colour, partial: Cluster, prefix:
 
 
 def move_slot(cluster: Cluster, key: str) -> None:
-    """Move the slot of a key, with all its keys, to another node."""
+    """Move the slot of a key to another node, with all keys in the slot."""
     source = cluster.holder(key)
     target = next(node for node in cluster.nodes if node is not source)
     slot = source.command("CLUSTER", "KEYSLOT", key)

@@ -1,4 +1,4 @@
-"""Credential providers, which supply credentials for each connection."""
+"""Credential providers, which supply the credentials for each connection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tokens:
 
 
 class AwaitedTokens(Tokens):
-    """A provider with the method that asyncio connections await."""
+    """A provider with the method that async connections await."""
 
     awaited = 0
 

@@ -1,4 +1,4 @@
-"""Enqueues that wait until the store has the task on disk, or on a replica."""
+"""Enqueues that wait until the store has the task on disk or on a replica."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Pair:
 
     @contextlib.contextmanager
     def silent_replica(self) -> Iterator[None]:
-        """Keep the replica connected, but without acknowledgements."""
+        """Keep the replica connected but prevent its acknowledgements."""
         self.replica.pause()
         try:
             yield
@@ -140,7 +140,7 @@ def test_a_connection_lost_while_it_waits_leaves_the_task_unconfirmed(
 def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
     pair: Pair, prefix: str, colour_of: type
 ) -> None:
-    """The first reply was lost, and the repeated call writes no data that WAIT could wait for."""
+    """The first reply is lost, and the repeated call writes no data that WAIT could wait for."""
     keys = QueueKeys(prefix, "default")
     tasks = [new_task(Task("t"), new_nonce())]
     call = ops.enqueue(keys, tasks, wait=ops.wait(keys, "replica", timeout_ms=100))
@@ -267,7 +267,7 @@ def test_confirmed_task_survives_the_primary(prefix: str) -> None:
 
 
 def refused(colour: Colour, store: Store, prefix: str, durability: Any) -> str:
-    """Return the error of a durable enqueue, after a check that it has written nothing."""
+    """Check that a durable enqueue fails without writing anything; return its error."""
     client = colour.client(store.url, prefix)
     with pytest.raises(ConfigError, match=r"^durability") as caught:
         colour.do(client.enqueue(Task("t"), durability=durability))

@@ -1,4 +1,5 @@
-"""The address of a store is resolved at each connect, since the name may move to another store."""
+"""The address of a store is resolved for each new connection, since the name may move to another
+store."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ NAME = "store.invalid"
 
 @pytest.fixture
 def moving(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Store], Store]]:
-    """Yield a list with the store that the name stands for, which tests may replace, and another
+    """Yield a list with the store that the name resolves to, which tests may replace, and another
     store."""
     real = socket.getaddrinfo
 

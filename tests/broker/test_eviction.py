@@ -1,4 +1,4 @@
-"""Stores that delete keys when memory is full: the volatile policies delete no task."""
+"""Stores that evict keys when memory is full. The volatile policies evict no task."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_a_full_store_with_a_volatile_policy_keeps_all_tasks(
 
 
 def test_only_server_records_have_a_ttl(store: Store, prefix: str) -> None:
-    """The store has tasks in each state, with a result, a lock, a fairness key and a schedule, a
-    live server and an order."""
+    """The store holds tasks in each state, a result, a lock, a fairness key, a schedule, a live
+    server and an order."""
 
     async def main() -> dict[bytes, int]:
         app = Qsync(store.url, prefix=prefix)

@@ -1,4 +1,4 @@
-"""A queue with flow control: its calls are sent in the flow variant, and only its calls."""
+"""Calls on a queue with flow control, and only these, are sent in the flow variant."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN, FLOW = load("enqueue").sha, load("enqueue", flow=True).sha
 
 
 class Sent:
-    """Records the digests of the scripts that a broker sends, by exchange."""
+    """Records the digests of the scripts that a broker sends in each exchange."""
 
     def __init__(self) -> None:
         self.exchanges: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Connections that died while idle, without notice to either end."""
+"""Connections that have died while idle without either end noticing."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def idle(broker: Broker) -> list[Any]:
 
 
 def silence(proxy: Proxy, *, streaming: bool = False) -> int:
-    """Block existing connections, including listening ones, while new ones work; return their
-    number."""
+    """Block existing connections, including listening ones, but not new ones; return the number of
+    blocked connections."""
 
     def cut() -> int:
         links = [link for link in proxy._links if link.streaming or not streaming]
@@ -135,7 +135,7 @@ def test_quiet_subscription_stays_open(colour: Colour, store: Store, prefix: str
 @pytest.mark.faults(38)
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
 async def test_idle_connections_use_tcp_keepalive(store: Store) -> None:
-    """Keepalive is set regardless of redis-py's defaults and of the options of a client object."""
+    """Keepalive is set whatever redis-py's defaults and the options of a client object are."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
     address = redis_clients.parse(store.url)
     own = redis.Redis(host="127.0.0.1", port=store.port, socket_keepalive=False)

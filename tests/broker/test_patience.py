@@ -24,14 +24,16 @@ from tests.support.stores import Store, wait_until
 
 PATIENCE_S = 1.0
 MARGIN_S = 2.0
-"""Tolerance for a busy machine, in seconds; waits that add up would be late by far more."""
+"""Tolerance for a busy machine, in seconds. If waits added up, callers would be late by far
+more."""
 
 KEPT = Task("t", retention=60)
 
 
 @pytest.fixture(params=["gone", "still"])
 def away(request: pytest.FixtureRequest, own_store: Store) -> Callable[[], None]:
-    """Return a function that makes the store refuse connections or hang; it recovers afterwards."""
+    """Return a function that makes the store refuse connections or hang. The store recovers after
+    the test."""
     return own_store.kill if request.param == "gone" else own_store.pause
 
 
@@ -73,7 +75,8 @@ def test_each_call_ends_within_its_patience(
     took = {
         name: refused_after(lambda call=call: colour.do(call())) for name, call in calls.items()
     }
-    # A call with durability may have to wait for another's confirmation, and then for its own.
+    # A call with durability may have to wait for the confirmation of another call, and then for its
+    # own.
     limits = {name: PATIENCE_S + MARGIN_S + (4 if name == "durable" else 0) for name in took}
     assert {name: seconds for name, seconds in took.items() if seconds > limits[name]} == {}
     assert took["enqueue"] > PATIENCE_S / 4
@@ -191,8 +194,8 @@ async def test_callers_of_thousands_of_queues_continue_while_the_store_answers(
 
 
 def test_call_within_its_patience_continues_while_the_store_answers_others() -> None:
-    """In a moving line of callers, the last one's turn would come long after its patience has
-    ended."""
+    """In a moving line of callers, the turn of the last caller would come long after its patience
+    has ended."""
     turns: list[float] = []
 
     async def slow(items: list[int], left: float) -> list[int]:

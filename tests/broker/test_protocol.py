@@ -1,4 +1,4 @@
-"""Async connections: replies that arrive in pieces, too late, wrong, or not at all."""
+"""Async connections: replies that arrive in pieces, too late, malformed or not at all."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_late_or_missing_reply_becomes_an_error_in_its_place(
     async def main() -> None:
         async with connected(some) as one:
             replies = await one.request([("ECHO", "a"), ("ECHO", "silence"), ("ECHO", "b")], 0.2)
-            # The reply to the third command looks like the reply to the second, so no further reply
+            # The reply to the third command looks like a reply to the second, so no further reply
             # is trusted.
             assert replies[0] == b"a"
             assert isinstance(replies[2], TimeoutError)

@@ -1,4 +1,4 @@
-"""Sentinels: their own credentials, waits for free connections, and errors that name the cause."""
+"""Sentinels: separate credentials, waits for free connections, and errors that name the cause."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def guarded() -> Iterator[tuple[Store, Store]]:
 def test_callers_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, colour: Colour, prefix: str
 ) -> None:
-    """Any number of callers get a connection, whereas redis-py's pool refuses all but a few."""
+    """Any number of callers get a connection, whereas redis-py's pool would refuse all but a
+    few."""
     options = {"connections": 2, "patience": 0}
     client = colour.client(sentinel.url, prefix, **options)
     waiting = [
@@ -65,7 +66,7 @@ async def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
 
 @pytest.mark.faults(90)
 def test_busy_connections_are_not_a_refusing_store(sentinel: Sentinel, prefix: str) -> None:
-    """The next exchange starts as soon as a connection is free; no pause follows, as after a
+    """The next exchange starts as soon as a connection is free, without the pause that follows a
     refusal."""
 
     async def main(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The helpers of other tests: stores that can be killed, paused and failed over."""
+"""Helpers for other tests: stores that can be killed, paused and failed over."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def make_certificate(folder: Path, name: str) -> Path:
 
 
 def tls_config(port: int, certificate: Path) -> dict[str, Value]:
-    """Return the settings of a store with TLS on this port."""
+    """Return the settings for a store that accepts TLS on this port."""
     return {
         "tls-port": port,
         "tls-cert-file": str(certificate),
@@ -91,7 +91,7 @@ def test_a_task_goes_to_a_server_and_its_result_comes_back(
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the certificate of an authority that signed no certificate here."""
+    """Return the certificate of an authority that has signed none of the certificates used here."""
     return make_certificate(tmp_path_factory.mktemp("other"), f"IP:{HOST}")
 
 
@@ -99,7 +99,7 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_untrusted_certificate_is_an_error_at_once(
     address: str, other_authority: Path, colour: Colour, prefix: str, query: str
 ) -> None:
-    """The error comes at once, without waiting for the caller's patience, and says what to do."""
+    """The error is raised at once, not at the end of the caller's patience, and says what to do."""
     client = colour.client(address + query.format(other=other_authority), prefix, patience=60)
     with pytest.raises(ConfigError, match=r"(?i)certificate verify failed.*ssl_ca_certs="):
         colour.do(client.enqueue(Task("add", [1, 2])))

@@ -1,4 +1,4 @@
-"""The commands that run as processes, on a cluster: worker, dashboard, doctor."""
+"""Commands that run as processes (worker, dashboard, doctor), on a cluster."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.web.test_web_command import running
 from tests.worker.test_health import Probed
 
 QUEUES = ("default", "mail", "lower")
-"""Queues on more than one node."""
+"""Queues that are on more than one node."""
 
 
 def test_worker_on_a_cluster_is_shown_scaled_and_changed(
     tmp_path: Path, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker process dies and its task runs again; the operator's commands show both."""
+    """A worker process dies and its task runs again. The operator's commands show both."""
     shop = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     options = ("--processes", "2", "--health-port", "0", "--queues", ",".join(QUEUES))
     monkeypatch.setenv("QSYNC_PREFIX", prefix)

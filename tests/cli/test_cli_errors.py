@@ -1,4 +1,4 @@
-"""`qsync errors`: an outage with many dead tasks is found and resolved by three commands."""
+"""`qsync errors`: an outage with many dead tasks is found and resolved with three commands."""
 
 from __future__ import annotations
 

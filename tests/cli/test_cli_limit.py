@@ -1,4 +1,4 @@
-"""`qsync limit`: lists, shows, sets and resets limits of a live queue."""
+"""`qsync limit` lists, shows, sets and resets the limits of a live queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats of lists, --watch, --sort, and changes of all tasks that match."""
+"""Formats of lists, --watch, --sort, and changes to all matching tasks."""
 
 from __future__ import annotations
 
@@ -394,7 +394,8 @@ def test_tasks_events_and_runs_are_sorted_by_a_column(live: Live) -> None:
 
 
 def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
-    """Pause, resume, set, reset, schedules, servers: each says what would change, or refuses."""
+    """Pause, resume, set, reset, schedules, servers: each command prints what would change, or
+    refuses."""
     [running] = live.enqueue(Task("hold"))
     server = live.serve().id
     wait_until(lambda: live.began == [running])
@@ -403,7 +404,8 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
     live.ok("fairness", "set", "acme", "--weight", "2")
 
     def settings() -> list[Any]:
-        """What the commands show, without what the running server and the time change."""
+        """The output of commands, without the parts that change with the running server and the
+        time."""
         queue, schedules, *others = (live.ok(*words.split(), "--json").json for words in (
             "queue show default", "schedule list", "limit list", "fairness list", "events",
         ))  # fmt: skip
@@ -452,7 +454,7 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
 
 
 def test_every_command_that_changes_something_has_a_dry_run() -> None:
-    """Commands that start a program are left out."""
+    """Commands that start a long-running program are left out."""
     changing = {
         name: command for name, command in commands()
         if name.split()[-1] in {

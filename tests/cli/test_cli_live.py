@@ -1,4 +1,5 @@
-"""`qsync server`, `schedule`, `stats` and `top` beside servers: one node, and a cluster."""
+"""`qsync server`, `schedule`, `stats` and `top` with running servers, on one node and on a
+cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
 
 
 def running(live: Live, *ids: str) -> None:
-    """Enqueue tasks that run until released; return when they run."""
+    """Enqueue tasks that run until they are released; return when all of them are running."""
     live.enqueue(*(Task("hold", id=id, timeout=60) for id in ids))
     wait_until(lambda: sorted(live.began) == sorted(ids))
 

@@ -1,4 +1,5 @@
-"""`qsync stats`, `queue`, `servers`, `schedule` and `top` on a live system; and the reference."""
+"""`qsync stats`, `queue`, `servers`, `schedule` and `top` on a live system, and the command
+reference."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def bill(customer: str, **options: object) -> Task:
 
 
 def test_three_commands_for_a_dead_task(live: Live) -> None:
-    """A dead task is found by the text of its error, its traceback of 200 lines is shown, and it is
-    run."""
+    """A dead task is found by its error message, its traceback of 200 lines is shown, and the task
+    is run."""
     live.serve()
     ids = live.enqueue(*(bill(str(customer)) for customer in (4710, 4711, 4712)))
     for id in ids:
@@ -286,7 +286,7 @@ def test_id_in_two_queues_needs_the_queue(live: Live) -> None:
 
 
 def test_id_that_begins_with_a_dash_is_accepted_after_two_dashes(live: Live) -> None:
-    """New ids never begin with a dash, but ids of older versions and of users may."""
+    """New ids never begin with a dash, but ids from older versions or from users may."""
     dashed, other = "-hAbCdEfGhIjKlMnOpQrSt", "--json-2345678901234567"
     live.enqueue(Task("note", b"x", id=dashed), Task("note", b"x", id=other))
     assert live.ok("task", "show", "--json", "--", dashed).json["row"]["id"] == dashed

@@ -1,4 +1,4 @@
-"""Commands at a terminal, and their completion in shells."""
+"""Commands at a terminal, and completion in shells."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Terminal:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def interrupted(self) -> int:
-        """Press Ctrl-C at a prompt, once a second; return the exit code.
+        """Press Ctrl-C at a prompt, once per second; return the exit code.
 
-        Python defers a signal that comes just before it reads a line until the next signal.
+        A signal that arrives just before Python reads a line is deferred until the next signal.
         """
         end = time.monotonic() + 20
         while self.process.poll() is None:
@@ -286,8 +286,8 @@ def test_command_imports_nothing_of_the_other_commands() -> None:
 
 
 def test_command_with_valid_options_does_not_import_pydantic() -> None:
-    """typer converts values with it from 0.29 on, and its import takes a third of a short command's
-    time."""
+    """From 0.29 on, typer converts values with pydantic, whose import takes a third of a short
+    command's time."""
     program = (
         "import sys; from qsync.cli.main import main; sys.argv = ['qsync', *sys.argv[1:]];"
         "import atexit; atexit.register(lambda: print('pydantic' in sys.modules)); main()"

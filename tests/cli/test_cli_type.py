@@ -1,4 +1,4 @@
-"""`qsync type`: pauses and resumes types of a live queue."""
+"""`qsync type` pauses and resumes types of a live queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`qsync demo` ends with a clean account and leaves nothing behind; its account can fail."""
+"""`qsync demo` ends with a clean account and leaves nothing behind. The account detects each
+mistake."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ needs_embedded = pytest.mark.skipif(not available("valkey"), reason="needs valke
 
 @contextmanager
 def demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the demo in a separate process, with its temporary files in the folder."""
+    """Run the demo in a separate process that keeps its temporary files in the folder."""
     with (
         (folder / "out").open("w") as out,
         (folder / "err").open("w") as err,
@@ -265,7 +266,7 @@ def test_ledger_records_accepted_and_refused_tasks(tmp_path: Path) -> None:
 
 
 class World:
-    """A small run, recorded like a real one."""
+    """A small run that is recorded like a real run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -285,7 +286,7 @@ class World:
     def run(
         self, kind: str, id: str, *, end: str = "done", attempt: int = 1, digest: str = ""
     ) -> None:
-        """Add a run of a task as its server would record it; times increase from 2 s."""
+        """Record a run of a task as its server would. Times increase from 2 s."""
         self._at += 1_000_000
         at = 2_000_000_000 + self._at
         self.lines[2].append(f"start {at} {id} {kind}")
@@ -358,7 +359,7 @@ class World:
             self.run("tick", f"tick@2026-01-01T00:00:0{second}Z")
 
     def forget(self, part: str) -> None:
-        """Drop the lines that contain a text."""
+        """Drop the lines that contain a string."""
         self.lines[2] = [line for line in self.lines[2] if part not in line]
 
     def summary(self) -> Summary:
@@ -370,7 +371,7 @@ class World:
 
 
 def wrong(summary: Summary) -> set[str]:
-    """Return the failed kinds, and the first two words of each finding."""
+    """Return the kinds that failed, with the first two words of each finding."""
     kinds = {row.kind for row in summary.kinds if not row.ok}
     return kinds | {" ".join(one.text.split()[:2]) for one in summary.findings if not one.ok}
 

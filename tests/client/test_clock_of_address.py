@@ -1,4 +1,4 @@
-"""An address with a clock, for tests, passes that clock's time to scripts."""
+"""An address with a clock, which tests use, passes the time of that clock to scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Duplicates of a unique key, and priorities, as clients see them."""
+"""Duplicates of a unique key, and priorities, as seen by clients."""
 
 from __future__ import annotations
 

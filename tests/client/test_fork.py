@@ -1,4 +1,4 @@
-"""Handlers that fork: a child that returns to the server exits, and runs no other task."""
+"""Handlers that fork: a child process that returns to the server exits and runs no other task."""
 
 from __future__ import annotations
 

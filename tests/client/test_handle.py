@@ -1,4 +1,4 @@
-"""Handles of both clients; the test plays the server."""
+"""Handles of both clients. The test acts as the server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let callers poll only when woken, so that only messages bring results."""
+    """Let callers poll only when woken, so that results arrive only through messages."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
@@ -116,7 +116,7 @@ class Data:
 def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
     colour: Colour, client: Any, given: Any, type: Any, value: Any
 ) -> None:
-    """msgspec decodes it, or pydantic for its own types, as for task functions."""
+    """Results are decoded by msgspec, or by pydantic for its own types, as for task functions."""
     assert colour.do(colour.do(client.enqueue(Task("t", given))).info()).value(type) == value
 
 
@@ -433,7 +433,7 @@ def test_stopped_store_raises_store_unavailable(
 def test_cancel_ends_a_waiting_task(
     colour: Colour, client: Any, hand: Hand, state: str, retention: int | None, rebuilt: bool
 ) -> None:
-    """With retention, the cancelled task is kept; without, it is removed."""
+    """With retention, the cancelled task is kept. Without retention, it is removed."""
     delay = 60 if state == "scheduled" else None
     handle = colour.do(client.enqueue(Task("t", id="a", delay=delay, retention=retention)))
     if state == "retry":
@@ -648,7 +648,7 @@ def test_cluster_handle_reads_results_and_cancels_on_the_right_node(
 
 
 async def test_waiting_callers_do_not_read_payloads(store: Store, prefix: str) -> None:
-    """Otherwise, five hundred callers would request half a gigabyte at once."""
+    """Otherwise, five hundred callers would request half a gigabyte at the same time."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))
     async with AsyncClient(broker, prefix=prefix) as client:

@@ -38,7 +38,7 @@ def plain(source: str) -> str:
 
 
 class ForeignClient:
-    """A client built from the scripts and the page about the data model, without qsync."""
+    """A client that is built from the scripts and the page about the data model, without qsync."""
 
     def __init__(self, url: str, prefix: str, queue: str = "default") -> None:
         self.redis = redis.Redis.from_url(url, protocol=2)

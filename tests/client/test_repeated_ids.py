@@ -1,4 +1,4 @@
-"""A repeated enqueue with the same id runs nothing twice, even when the task has left the queue."""
+"""A repeated enqueue with the same id runs nothing twice, even if the task has left the queue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.stores import Store
 
 HOUR = 3600 * S
 MOST = 250_000
-"""Maximum number of remembered ids of a queue."""
+"""Maximum number of ids that a queue remembers."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -76,7 +76,8 @@ def test_finished_task_is_not_run_again_by_its_id(
 def test_unconfirmed_enqueue_is_not_run_again_by_its_id(
     own_store: Store, prefix: str, colour: Colour
 ) -> None:
-    """An enqueue whose durability was not confirmed may be repeated, like one without a reply."""
+    """An enqueue whose durability was not confirmed may be repeated, like an enqueue without a
+    reply."""
     client = colour.client(own_store.url, prefix)
     handle = colour.do(client.enqueue(Task("t", id="a"), durability="fsync"))
     assert handle.confirmed
@@ -122,7 +123,7 @@ def test_tasks_without_a_chosen_id_cost_nothing(valkey: Store, prefix: str) -> N
 
 
 def test_nested_enqueue_uses_the_time_of_the_app(valkey: Store, prefix: str) -> None:
-    """Clients from `current()` have the app's settings for remembered ids and payload sizes."""
+    """Clients from `current()` use the app's settings for remembered ids and payload sizes."""
     app = Qsync(valkey.url, prefix=prefix, remember_ids=0, payload_limit=3_000_000)
     done: list[str] = []
 

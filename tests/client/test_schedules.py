@@ -1,4 +1,4 @@
-"""Schedules in the store, which blocking and async clients put, read and delete."""
+"""Stored schedules, which blocking and async clients put, read and delete."""
 
 from __future__ import annotations
 

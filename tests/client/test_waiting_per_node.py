@@ -1,4 +1,4 @@
-"""A client that waits for results uses one thread or connection per node, not per queue."""
+"""A client that waits for results uses one thread or connection per node, not one per queue."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_frozen_node_does_not_delay_waits_on_other_nodes(
     colour: Colour, partial: Cluster, prefix: str
 ) -> None:
     client = colour.client(partial.url, prefix)
-    # The list of servers, which waits read to warn of queues without one, is on that node, too.
+    # The list of servers is also on that node. Waits read it to warn about queues without a server.
     silent = partial.holder(f"{prefix}:servers")
     names = [f"q{at}" for at in range(40)]
     at_silent = [name for name in names if partial.holder(QueueKeys(prefix, name).done) is silent]

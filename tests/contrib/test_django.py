@@ -1,4 +1,4 @@
-"""qsync.contrib.django: the project's app, and enqueues that wait for the commit."""
+"""qsync.contrib.django: the app of the project, and enqueues that wait for the commit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def enqueue_sync(product: str) -> Any:
 
 
 def enqueue_async(product: str) -> Any:
-    """Enqueue as when Django's sync code calls async code: on an event loop in another thread."""
+    """Enqueue on an event loop in another thread, as if Django's sync code called async code."""
     from tests.support.django_shop.tasks import pack
 
     async def send() -> Any:

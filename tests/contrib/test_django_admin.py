@@ -78,7 +78,7 @@ def info(project: Qsync, name: str = "report-42") -> ScheduleInfo | None:
 
 
 def pending(project: Qsync) -> Any:
-    """Return the arguments of the one pending task."""
+    """Return the arguments of the only pending task."""
 
     async def read() -> Any:
         async with project.inspector() as inspector:

@@ -97,7 +97,7 @@ def test_language_comes_from_browser_setting_site_or_choice(
         assert (chosen.status_code, chosen["Location"]) == (303, f"{PAGE}queues")
         assert chosen["Set-Cookie"].startswith("qsync_language=en; HttpOnly;")
         staff.cookies["qsync_language"] = "en"
-        assert language_of(staff, "ru") == "en", "read-only pages have the switch, too"
+        assert language_of(staff, "ru") == "en", "read-only pages also have the switch"
     close_dashboard()
 
 
@@ -183,7 +183,7 @@ def test_dashboard_is_read_only_by_default(project: Qsync, staff: Client) -> Non
 
 
 def role_by_permission(request: Any) -> str:
-    """Return the role of a test user: the permission to delete schedules grants `delete`."""
+    """Return the role of a test user. The permission to delete schedules grants `delete`."""
     return "delete" if request.user.has_perm("qsync.delete_schedule") else "view"
 
 

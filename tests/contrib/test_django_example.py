@@ -1,4 +1,4 @@
-"""examples/django_shop, run by the commands of its README, from a request to the result."""
+"""examples/django_shop, run with the commands in its README, from a request to the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QsyncBackend: the tasks of django.tasks in the store and on servers of qsync."""
+"""QsyncBackend: tasks of django.tasks in the store and on qsync servers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shop(project: Qsync) -> Any:
 
 @pytest.fixture
 def api(project: Qsync) -> Any:
-    """Return the names of django.tasks, of Django or of the backport."""
+    """Return the names of django.tasks, from Django or from the backport."""
     from qsync.contrib.django import tasks_api
 
     return tasks_api

@@ -247,7 +247,7 @@ def test_functions_that_are_tasks_are_traced_and_headers_of_a_task_stay(
 def test_a_server_started_within_a_span_does_not_adopt_its_tasks(
     valkey: Store, prefix: str
 ) -> None:
-    """A task that was enqueued without a context starts a new trace."""
+    """A task that is enqueued without a context starts a new trace."""
     traced = Traced(valkey.url, prefix, nested())
     plain = Qsync(valkey.url, prefix=prefix)
 
@@ -539,7 +539,7 @@ def test_process_handler_continues_the_trace(
 
 
 def test_an_app_that_is_not_traced_has_plain_clients(valkey: Store, prefix: str) -> None:
-    """Without tracing there is no span, no header and no other class."""
+    """Without tracing, there are no spans or headers, and no classes are replaced."""
     app = Qsync(valkey.url, prefix=prefix)
     with app.client() as client:
         assert type(client) is Client

@@ -328,7 +328,7 @@ def unserved_slot(cluster: Cluster, prefix: str) -> Iterator[Callable[[], None]]
 
     def serve() -> None:
         for node in cluster.nodes:
-            with contextlib.suppress(ResponseError):  # heard of it before
+            with contextlib.suppress(ResponseError):  # this node already knows
                 node.command("CLUSTER", "SETSLOT", slot, "NODE", holder.command("CLUSTER", "MYID"))
             node.command("CONFIG", "SET", "cluster-require-full-coverage", "yes")
         wait_until(cluster.settled)
@@ -540,7 +540,7 @@ def test_row_sent_again_does_not_run_again_after_its_task_has_ended(
             await wait_until_async(lambda: len(ran) == 2)
 
     asyncio.run(serve())
-    assert ran == ["ran", "ran"]  # the second run is of the task that was enqueued last
+    assert ran == ["ran", "ran"]  # the second run belongs to the task that was enqueued last
     assert count(engine, outbox) == 0
 
 
@@ -661,7 +661,7 @@ def test_session_sends_only_committed_tasks(
         kept = outbox.row(Task("send", 1))
         session.add(kept)
         session.flush()
-        savepoint = session.connection().begin_nested()  # the session does not know that
+        savepoint = session.connection().begin_nested()  # the session does not know this
         session.add(outbox.row(Task("send", 2)))
         session.flush()
         savepoint.rollback()

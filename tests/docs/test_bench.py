@@ -37,7 +37,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def bench(*arguments: str, folder: Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run `python -m benchmarks --quick` in a folder, which holds its temporary files, too."""
+    """Run `python -m benchmarks --quick` in a folder that also holds its temporary files."""
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", *arguments],
         cwd=folder,
@@ -51,7 +51,7 @@ def bench(*arguments: str, folder: Path, timeout: float = 280) -> subprocess.Com
 
 @dataclass
 class Run:
-    """A whole run: its output and its files."""
+    """The output and the files of a whole run."""
 
     folder: Path
     said: str

@@ -1,4 +1,4 @@
-"""The files in deploy/ are valid, and use only options that the commands have."""
+"""The files in deploy/ are valid and use only options that the commands have."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_command_line_with_an_unknown_option_would_be_found() -> None:
 
 
 def test_grace_period_exceeds_the_shutdown_timeout() -> None:
-    """Supervisors wait longer for the worker than the worker waits for its tasks."""
+    """Supervisors wait longer for the worker to stop than the worker waits for its tasks."""
     patience = {
         "kubernetes": float(pod()["terminationGracePeriodSeconds"]),
         "systemd": float(unit("TimeoutStopSec")[0]),
@@ -167,7 +167,7 @@ def test_autoscaler_uses_existing_endpoints() -> None:
 
 
 def test_image_installs_requirements_before_it_copies_the_code() -> None:
-    """Otherwise, each change of the code would install them again."""
+    """Otherwise, each change to the code would install the dependencies again."""
     steps = (DEPLOY / "docker" / "Dockerfile").read_text().splitlines()
     [requirements] = [at for at, step in enumerate(steps) if step.startswith("COPY requirements")]
     [install] = [at for at, step in enumerate(steps) if "-r requirements.txt" in step]

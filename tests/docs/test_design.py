@@ -58,7 +58,7 @@ def files_of(page: str) -> set[str]:
 
 
 def exists(name: str) -> bool:
-    """Return whether a file of the package, or a script without its folder, exists."""
+    """Return whether a file of the package exists; a script may be named without its folder."""
     folders = (PACKAGE, ROOT, PACKAGE / "broker" / "lua")
     return any((folder / name).exists() for folder in folders)
 

@@ -86,8 +86,8 @@ def test_page_names_every_check() -> None:
 
 
 def test_program_of_the_outbox_page(tmp_path: Path, valkey: Store, prefix: str) -> None:
-    """The program runs unchanged except for the address, the prefix and a check of the queue at the
-    end."""
+    """The program runs unchanged except for the address, the prefix and an added check of the queue
+    at the end."""
     program = re.search(r"```python\n(from sqlalchemy.*?)```", OUTBOX, re.DOTALL)
     assert program is not None
     source = program[1].replace("redis://localhost:6379", valkey.url)

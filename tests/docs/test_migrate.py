@@ -1,7 +1,7 @@
 """The programs of the migration guides, in qsync and in the other library.
 
-`make soak` runs those of other libraries, each in an environment that the test creates when needed.
-Programs in Go are not run.
+`make soak` runs the programs for other libraries, each in an environment that the test creates when
+needed. Programs in Go are not run.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ QSYNC = {
     "asynq": ("default", "critical"),
     "go-qsync": ("critical",),
 }
-"""The guides, and the queues that the servers of their programs serve."""
+"""The guides, with the queues that the servers of their programs serve."""
 
 SERVE = """
 import asyncio, runpy, sys
@@ -130,8 +130,8 @@ def test_program_in_qsync_behaves_as_in_the_guide(name: str, tmp_path: Path, val
     library = expected(name)
 
     def missing() -> list[str]:
-        # Output is not split by line: threads that print at the same time may write both texts
-        # before both line ends.
+        # The output is not split by line, because threads that print at the same time may write
+        # both strings before both line ends.
         text = log.read_text()
         return [line for line in (library.prints, *library.says) if line not in text]
 
@@ -159,7 +159,7 @@ def test_tests_of_the_guide_pass_without_a_url(name: str, tmp_path: Path) -> Non
 
 
 def run_tests(folder: Path, python: str, environment: dict[str, str]) -> None:
-    """Run `test_shop.py`, which must not need the store that the environment names."""
+    """Run `test_shop.py`, which must not use the store that the environment names."""
     unset = {name: value for name, value in os.environ.items() if name != "QSYNC_URL"}
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "-W", "ignore", "test_shop.py"],
@@ -208,7 +208,8 @@ def run(
 
 
 def environment_of(library: Library) -> Path:
-    """Return the environment of a library; create it if it is missing or has another version."""
+    """Return the environment of a library. Create it if it is missing or has another version of the
+    library."""
     folder = ROOT / f".venv-migrate-{library.name}"
     mark = folder / "requirement"
     wanted = [library.requirement, "pytest"]

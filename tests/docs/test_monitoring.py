@@ -34,7 +34,7 @@ UNUSED = {
     "qsync_queue_bytes_total", "qsync_queue_cancelled_total", "qsync_queue_dropped_total",
     "qsync_queue_trimmed_total", "qsync_servers_running", "qsync_type_statistics_dropped_total",
 }  # fmt: skip
-"""Metrics that neither an alert nor a panel uses."""
+"""Metrics that are used by neither an alert nor a panel."""
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 

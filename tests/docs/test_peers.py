@@ -1,4 +1,5 @@
-"""The comparison with other queues is complete; none of them is installed or imported here."""
+"""The comparison with other queues is complete. None of these queues is installed or imported
+here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The tasks and schedules of a client that is written from docs/design/data-model.md alone.
+"""Tasks and schedules of a client that is written from docs/design/data-model.md alone.
 
-The client encodes its messages without qsync; their bytes equal those of docs/design/vectors.json.
+The client encodes its messages without qsync. Their bytes equal those in docs/design/vectors.json.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def module_of(file: str) -> str:
 
 
 def public_names(file: str) -> list[str]:
-    """Return `__all__` of a module, without importing it: its extra may be missing."""
+    """Return `__all__` of a module without importing the module, whose extra may be missing."""
     for node in ast.parse((PACKAGE / file).read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return [str(name) for name in ast.literal_eval(node.value)]
@@ -69,7 +69,7 @@ def documented(page: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the built site; any warning fails the build."""
+    """Return the built site. Any warning fails the build."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],

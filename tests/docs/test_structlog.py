@@ -1,4 +1,4 @@
-"""docs/structlog.md: its program logs the lines of the page."""
+"""docs/structlog.md: its program logs the lines that the page shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: each of its commands runs, with the output of the page."""
+"""docs/troubleshooting.md: each command runs and prints the output that the page shows."""
 
 from __future__ import annotations
 

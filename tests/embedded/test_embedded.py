@@ -33,7 +33,7 @@ with Embedded(sys.argv[1]) as store:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Yield a folder, whose store ends within seconds after the test."""
+    """Yield a folder whose store ends within seconds after the test."""
     folder = tmp_path / "store"
     yield folder
     if folder.exists():
@@ -173,7 +173,7 @@ def test_data_outlives_the_users(folder: Path) -> None:
 
 
 def test_changing_users_lose_no_data(folder: Path) -> None:
-    """Each stop of the store races with the next user's start."""
+    """Each stop of the store races with a start by the next user."""
     program = """
 import os, sys, redis
 from qsync.embedded import Embedded

@@ -153,7 +153,7 @@ def test_planted_data_of_the_store_is_not_written_to(
 def test_a_private_folder_that_others_may_write_to_is_not_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user has prepared the socket folder, which is used when the path of the store's own
+    """Another user has prepared the socket folder, which is used if the path of the store's own
     folder is too long."""
     from qsync.embedded import _private_name
 

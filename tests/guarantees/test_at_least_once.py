@@ -1,4 +1,4 @@
-"""Every accepted task runs despite kills of any part, and leaves no key behind."""
+"""Every accepted task runs, whichever part is killed, and leaves no key behind."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ DEAD = {"tasks", "dead", "crashes"}
 def mixed_tasks(chance: random.Random) -> list[Task]:
     """Return tasks that use each part of the data model.
 
-    They are short: a task of 0.4 s would have a chance of one in 500 to be hit by three kills in a
-    row, and would then rightly be taken for their cause.
+    The tasks are short. A task of 0.4 s would be hit by three kills in a row with a probability of
+    1 in 500, and would then rightly be taken for their cause.
     """
     tasks = []
     for n in range(TASKS):
@@ -60,7 +60,7 @@ def mixed_tasks(chance: random.Random) -> list[Task]:
 
 
 async def enqueue_all(url: str, prefix: str, tasks: list[Task]) -> int:
-    """Enqueue at an even pace, even during outages of the store; return how many calls had to be
+    """Enqueue at an even pace, even during store outages; return how many calls had to be
     repeated."""
     repeated = 0
     began = time.monotonic()
@@ -78,7 +78,7 @@ async def enqueue_all(url: str, prefix: str, tasks: list[Task]) -> int:
 
 
 class Chaos:
-    """Kills servers and the store, and starts them again."""
+    """Kills servers and the store and starts them again."""
 
     def __init__(self, chance: random.Random, store: Store, launch: Launch) -> None:
         self._chance, self._store, self._launch = chance, store, launch

@@ -1,4 +1,5 @@
-"""A handler that blocks the event loop delays others; nothing is lost, repeated or charged."""
+"""A handler that blocks the event loop delays other tasks, but none is lost, repeated or
+charged."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def test_tasks_in_a_fetch_of_a_blocked_loop_are_not_charged(
 def test_tasks_leased_by_a_blocked_server_run_elsewhere(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """A server with a free slot has asked for tasks before it is woken, and cannot take them."""
+    """The server has free slots and has requested tasks before it blocks, so it cannot take
+    them."""
     blocked = launch(valkey.url, server_id="blocked", concurrency=10)
 
     async def enqueue(*tasks: Task) -> None:
@@ -106,9 +108,9 @@ def test_tasks_leased_by_a_blocked_server_run_elsewhere(
 def test_server_with_a_held_interpreter_loses_only_its_leases(
     valkey: Store, prefix: str, launch: Launch, history: History, tmp_path: Path
 ) -> None:
-    """Not even the heartbeat runs meanwhile: another server runs the tasks, and its results
-    count."""
-    # Long enough for servers that get little processor time.
+    """Not even the heartbeat runs in the meantime, so another server runs the tasks, and its
+    results count."""
+    # Long enough for servers that get little CPU time.
     holder = launch(valkey.url, server_id="holder", lease=HELD_LEASE_S)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

@@ -1,4 +1,4 @@
-"""Capacity of a store: more primaries handle more, and it can hold ten million tasks."""
+"""Capacity of a store: more primaries handle more tasks, and a store can hold ten million tasks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cpu_s(node: Store) -> float:
 
 
 async def work(cluster: Cluster, prefix: str, queues: Sequence[str]) -> float:
-    """Enqueue and run the tasks; return the processor time of the busiest primary, in seconds."""
+    """Enqueue and run the tasks; return the CPU time of the busiest primary, in seconds."""
     mux, done = Mux(), 0
 
     @mux.handle("nothing")
@@ -63,8 +63,8 @@ async def work(cluster: Cluster, prefix: str, queues: Sequence[str]) -> float:
 def test_three_primaries_have_over_twice_the_throughput_of_one(
     cluster: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """The processor time of the busiest primary is compared, since here all primaries share two
-    cores."""
+    """The CPU time of the busiest primary is compared, because all primaries share two cores
+    here."""
     names = spread(cluster, prefix)
     one = next(iter(names.values()))[:3]
     three = [queues[-1] for queues in names.values()]

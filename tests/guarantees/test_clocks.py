@@ -1,4 +1,5 @@
-"""Server clocks may be wrong and jump; only the store's clock decides what is due or expired."""
+"""Server clocks may be wrong and may jump. Only the store's clock decides what is due or
+expired."""
 
 from __future__ import annotations
 
@@ -107,7 +108,7 @@ def test_ten_schedulers_with_wrong_clocks_that_are_killed_make_each_tick_once(
     ticks: int,
     kills: int,
 ) -> None:
-    """Each tick runs; only a tick of a killed server runs twice."""
+    """Each tick runs. Only a tick on a killed server may run twice."""
     chance = random.Random(ticks)
     every = Every(0.25)
 

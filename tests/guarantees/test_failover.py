@@ -21,13 +21,12 @@ from tests.support.stores import Cluster, Sentinel, wait_until, wait_until_async
 
 WEIGHTS = (5, 3, 1)
 SHARED = 18_000
-"""Primaries answer one by one, so the order is even over some hundreds of tasks, but not over
-ten."""
+"""Primaries reply one by one, so shares are even over some hundreds of tasks, but not over ten."""
 
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """Start a cluster for this module; it loses a primary and continues with the others."""
+    """Start a cluster for this module. It loses a primary and continues with the others."""
     with Cluster(config={"cluster-require-full-coverage": "no"}) as cluster:
         yield cluster
 
@@ -215,7 +214,7 @@ def test_other_queues_continue_while_a_primary_is_down(
             )
             measured(f"cluster, primary {how}, least share of their rate", min(shares))
             measured(f"cluster, primary {how}, tasks lost with the primary", len(stream.lost(hit)))
-            # The node timeout is 1 s. A node that is stopped is given up after 5 s more.
+            # The node timeout is 1 s. A stopped node is given up after another 5 s.
             assert gaps[hit] <= (6 if how == "killed" else 9)
             assert max(gaps[one] for one in others) <= 1
             if how == "standing":  # a killed node is soon replaced by its replica
@@ -232,7 +231,7 @@ def test_other_queues_continue_while_a_primary_is_down(
 def test_unanswered_fetch_blocks_no_slot_of_other_queues(
     replicated: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """The task does not even keep the only slot, for which it was sent."""
+    """The task does not even keep the only slot, for which it was leased."""
     queues = queues_on_each(replicated, prefix)
     hit, *others = queues
     victim = replicated.holder(f"{{{prefix}:{hit}}}:tasks")

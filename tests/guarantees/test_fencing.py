@@ -1,4 +1,4 @@
-"""A server that lost its lease changes nothing, however late it resumes."""
+"""A server that has lost its lease changes nothing, however late it resumes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def counter(store: Store, prefix: str, name: str) -> int:
 
 
 def zombie_tasks() -> dict[str, Task]:
-    """Return tasks by name: on the zombie they end while it is stopped, on the other server not
+    """Return tasks by name. On the zombie, they end while it is stopped; on the other server, not
     always."""
     zombie, live = {"zombie": 0.5}, {"zombie": 0.5, "live": 4.0}
     kept: dict[str, Any] = {"retention": 600}

@@ -1,4 +1,4 @@
-"""Cost of tasks that wait for a limit: memory for each, and nothing for other tasks."""
+"""The cost of tasks that wait for a limit: some memory per task, and nothing for other tasks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.stores import available, wait_until
 
 WAITING = 50_000
 MOST_BYTES = 105
-"""A task takes about 95 bytes more with a limit of 11 characters: an entry among the waiters, and
-the limit in its message."""
+"""Extra memory of a task with a limit of 11 characters, about 95 bytes: an entry among the waiters,
+and the limit in its message."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fill(rig: Rig, count: int, *limits: str) -> float:
 
 
 def commands_of_a_fetch(rig: Rig) -> dict[str, int]:
-    """Return how often a fetch that leases one task of another key runs each command."""
+    """Return how often each command runs in a fetch that leases one task of another key."""
     rig.enqueue("first", "second")
     assert len(rig.fetch(1).ids) == 1  # the task that holds the limit
     assert rig.fetch(1).ids == ["first"]

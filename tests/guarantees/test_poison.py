@@ -1,4 +1,4 @@
-"""A task that kills its process is dead after three crashes; tasks beside it succeed."""
+"""A task that kills its process is dead after three crashes. Tasks that run beside it succeed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ INNOCENTS = 50
 
 
 def mixed(chance: random.Random) -> tuple[list[Task], str]:
-    """Return quick and slow tasks, some in threads, with poison among them, and its id.
+    """Return quick and slow tasks, some in threads, with a poison task among them, and the id of
+    the poison task.
 
     Tasks of one lease are recovered in the order of their ids, so the ids must be random.
     """
@@ -37,7 +38,8 @@ def mixed(chance: random.Random) -> tuple[list[Task], str]:
 
 
 async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerProcess:
-    """If the server has died, let its leases expire and start another, as a supervisor does."""
+    """If the server has died, let its leases expire and start another server, as a supervisor
+    does."""
     if server.running:
         return server
     server.wait()

@@ -1,6 +1,7 @@
-"""A guard against slowdowns: ratios within one run, and counts, which other load cannot change.
+"""A guard against slowdowns: ratios within one run and counts, which other load on the machine
+cannot change.
 
-Times are processor time where it can be measured. On a busy machine a single round may still be
+Times are CPU time where this can be measured. On a busy machine, a single round may still be
 disturbed, so the best of a few rounds counts.
 """
 
@@ -53,7 +54,7 @@ def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float],
 
 
 def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> None:
-    """The processor time of the server process counts, including its threads."""
+    """The CPU time of the server process counts, including its threads."""
 
     async def share(harness: Harness) -> float:
         floor = await throughput.baseline(harness, 20_000)
@@ -68,7 +69,8 @@ def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> Non
 
 
 def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
-    """Batches are fetched and settled in one call each; a call per task would be over 10,000."""
+    """Each batch is fetched and settled in one call. One call per task would be over 10,000
+    calls."""
 
     async def calls(harness: Harness) -> float:
         drained = await throughput.drain(harness, LOOP, 10_000)
@@ -81,8 +83,8 @@ def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
 
 
 def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> None:
-    """Blocking and async clients take turns in many short rounds, and the minimum of each counts,
-    since the load varies."""
+    """Blocking and async clients take turns in many short rounds. The minimum of each counts, since
+    the load varies."""
 
     async def ratio(harness: Harness) -> float:
         ratios = []
@@ -102,8 +104,8 @@ def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> No
 
 
 def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measured) -> None:
-    """With 1,000 and 100,000 pending tasks; the minimum of the batches counts, since the store
-    measures wall time."""
+    """The backlogs are 1,000 and 100,000 pending tasks. The minimum of the batches counts, since
+    the store measures wall time."""
 
     async def ratio(harness: Harness) -> float:
         us = []

@@ -1,4 +1,4 @@
-"""The tasks of a server that died run again soon on another live server."""
+"""The tasks of a server that has died soon run again on a live server."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     delays: list[float] = []
     victim = launch(valkey.url, lease=1.0, sweep=0.2)
     for _ in range(rounds):
-        # Leases are renewed after a third of their length, so kill at any moment between two
-        # renewals.
+        # Leases are renewed after a third of their length, so the kill comes at any moment between
+        # two renewals.
         phase_s = chance.uniform(0, 0.4)
         victim, found = kill_and_watch(launch, valkey.url, prefix, victim, phase_s)
         delays += found
@@ -125,4 +125,4 @@ def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
 
     took = asyncio.run(main())
     measured("bursts of 200, the longest took, s", max(took))
-    assert max(took) < 1  # at ten tasks per sweep it would take 2 s
+    assert max(took) < 1  # at ten tasks per sweep, this would take 2 s

@@ -18,7 +18,7 @@ from tests.support.stores import Store, wait_until
 TASKS = 100
 GRACE_S = 1.0
 LEASE_S = 30.0
-"""Length of leases, so long that none expires in these tests."""
+"""Length of leases: so long that no lease expires in these tests."""
 
 KINDS = [
     pytest.param("work", False, id="async"),
@@ -116,7 +116,7 @@ def test_a_second_signal_hands_back_at_once(
 def test_third_signal_ends_the_process_and_leases_recover_its_tasks(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The store is down, so no task can be handed back, and the shutdown does not wait for the
+    """The store is down, so no task can be handed back. The shutdown does not wait for the
     store."""
     config = {"lease": 2.0, "sweep": 0.2, "concurrency": 10, "shutdown_timeout": 60.0}
     leaving = launch(own_store.url, server_id="leaving", **config)
@@ -153,7 +153,8 @@ def test_restarting_servers_neither_lose_nor_repeat_a_task(
     leaving = launch(valkey.url, **config)
     for _ in range(6):
         coming = launch(valkey.url, ready=False, **config)
-        # The server stops amid its work, with tasks running, leased ahead and being fetched.
+        # The server stops in the middle of its work, with tasks running, leased ahead and being
+        # fetched.
         history.wait("start", chance.randrange(1, 100), pid=leaving.pid)
         leaving.terminate()
         assert leaving.wait() == 0

@@ -1,4 +1,4 @@
-"""Guards against slowdowns: the cost of a task relative to the minimum of any server in Python."""
+"""Guards against slowdowns: the cost of a task relative to the minimum for any server in Python."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LEAST_SHARE = 0.2
 
 
 class Took(NamedTuple):
-    """Wall time and this process's processor time, in seconds; other load does not affect the
-    latter."""
+    """Wall time and this process's CPU time, in seconds. Other load does not affect the CPU
+    time."""
 
     wall: float
     cpu: float
@@ -37,8 +37,8 @@ class Took(NamedTuple):
 
 
 async def floor(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[None]]) -> Took:
-    """Return the cost of decoding the messages and awaiting the handler for each in its own asyncio
-    task and context."""
+    """Return the cost of decoding each message and awaiting its handler in a separate asyncio task
+    and context."""
     loop = asyncio.get_running_loop()
 
     async def one(data: bytes) -> None:
@@ -66,7 +66,7 @@ async def floor(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[N
 
 
 async def enqueue_at_once(b: Bench, count: int) -> float:
-    """Return the time that 100 callers take for that many calls of `enqueue`."""
+    """Return the time that 100 callers take for this many calls of `enqueue`."""
 
     async def caller() -> None:
         for _ in range(count // 100):
@@ -121,6 +121,6 @@ def test_server_is_close_to_the_minimum_cost(
         if best.cpu >= LEAST_SHARE:
             break
     assert best.cpu >= LEAST_SHARE
-    # On an idle machine, wall time shows about the same; on a busy one it includes the store's
+    # On an idle machine, wall time shows about the same. On a busy machine, it includes the store's
     # delays.
     assert best.wall >= LEAST_SHARE / 4

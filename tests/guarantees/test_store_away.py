@@ -1,4 +1,4 @@
-"""During an outage of the store, servers wait quietly; they settle all tasks afterwards."""
+"""During a store outage, servers wait quietly. Afterwards, they settle all tasks."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_tasks_survive_an_outage_of_the_store(
     servers: int,
     lease_s: float,
 ) -> None:
-    """Half of the tasks end while the store is away, half of them after its return.
+    """Half of the tasks end while the store is unavailable, the other half after its return.
 
-    With one server, leases of 1 s expire meanwhile, but no other server can take the tasks; with
-    two servers and leases of 30 s, none expires. In both cases each task runs once.
+    With one server, leases of 1 s expire in the meantime, but no other server can take the tasks.
+    With two servers and leases of 30 s, no lease expires. In both cases, each task runs once.
     """
     running = [launch(own_store.url, lease=lease_s, concurrency=TASKS) for _ in range(servers)]
 
@@ -93,7 +93,8 @@ def test_tasks_survive_an_outage_of_the_store(
 def test_two_servers_with_expired_leases_repeat_nothing(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Leases expire while the store is away; on its return each server can renew its own."""
+    """Leases expire while the store is unavailable. When it returns, each server can renew its own
+    leases."""
     running = [launch(own_store.url, lease=1.5, concurrency=TASKS) for _ in range(2)]
 
     async def enqueue() -> None:

@@ -24,7 +24,7 @@ TASKS = 8
 
 @pytest.fixture
 def forgetful() -> Iterator[Store]:
-    """Yield a store that loses all data in a restart."""
+    """Yield a store that loses all data when it restarts."""
     if not available("valkey"):
         pytest.skip("there is no Valkey")
     with Store("valkey") as store:
@@ -127,7 +127,7 @@ def scripts_run(client: Any) -> int:
 def test_older_state_of_the_same_generation_is_not_a_loss(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a failover that loses writes, servers see the same queue, and its running tasks
+    """After a failover that loses writes, servers see the same queue and its running tasks
     continue."""
     caplog.set_level(logging.ERROR, logger="qsync")
 

@@ -1,4 +1,4 @@
-"""100,000 schedules in the store: memory, the cost of an idle server, and the delay of ticks."""
+"""100,000 stored schedules: their memory, the cost of an idle server, and the delay of ticks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_CALL = 2000
 
 
 def fill(store: Store, prefix: str, crons: list[Cron]) -> float:
-    """Store schedules with these expressions in turn; return the bytes that each takes."""
+    """Store schedules that use these expressions in turn; return the bytes per schedule."""
     keys = QueueKeys(prefix, "default")
     now_us = int(time.time() * 1_000_000)
     nexts = [cron.next_after(now_us) for cron in crons]
@@ -58,7 +58,7 @@ def test_idle_server_with_100_000_schedules_costs_next_to_nothing(
         async with Qsync(store.url, prefix=prefix).server():
             await asyncio.sleep(3)  # until it has read all schedules
             commands, cpu, began = commands_of(), time.process_time(), time.monotonic()
-            await asyncio.sleep(20)  # the measured time is one without work
+            await asyncio.sleep(20)  # during the measured time there is no work
             passed = time.monotonic() - began
             return (commands_of() - commands) / passed, (time.process_time() - cpu) / passed
 

@@ -1,4 +1,4 @@
-"""A task starts soon after its due time and never before; many due tasks block no other work."""
+"""A task starts soon after its due time and never before it. Many due tasks block no other work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.server import bench, left_over
 from tests.support.stores import Store, wait_until
 
 ROUNDS = 3
-"""Other programs may load the machine, so the best round counts."""
+"""Other programs may load the machine, so only the best round counts."""
 
 MANY = 100_000
 
@@ -39,10 +39,10 @@ def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
 def lateness_of_round(
     store: Store, prefix: str, history: History, count: int, spread: timedelta
 ) -> list[float]:
-    """Run timers that are due one after another; return each one's delay in ms, by the store's
-    clock.
+    """Run timers that are due one after another; return the delay of each timer in ms, by the
+    store's clock.
 
-    The store's clock is the machine's, which the history uses, too.
+    The store uses the machine's clock, as the history does.
     """
     first = store_time(store) + timedelta(seconds=2.5)
     due: dict[str, float] = {}
@@ -110,7 +110,8 @@ def round_of_many(
     at: int,
     measured: Measured,
 ) -> float:
-    """Have MANY tasks due at one instant; return the milliseconds of the slowest ping or script."""
+    """Make MANY tasks due at one instant; return the duration of the slowest ping or script, in
+    ms."""
     with store.client() as client:
         client.config_set("slowlog-log-slower-than", 10_000)
         client.slowlog_reset()
@@ -142,7 +143,8 @@ MILLION = 1_000_000
 def test_a_million_due_at_once_can_all_run_within_a_minute(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The tasks are in one of two queues; tasks of the other start meanwhile as usual."""
+    """The due tasks are in one of two queues. In the meantime, tasks of the other queue start as
+    usual."""
     with Store("valkey") as store:
         run_at_once(store.pid)
         with store.client() as client:

@@ -1,4 +1,4 @@
-"""The audit finds and repairs each kind of damage, and leaves sound data alone."""
+"""The audit finds and repairs each kind of damage and leaves sound data alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Report:
-    """Audit the store of the rig, and repair the damages."""
+    """Audit the store of the rig and repair the damage."""
 
     async def main() -> Report:
         broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Rep
 
 
 def fill(rig: Rig) -> None:
-    """Enqueue tasks in all states, with all kinds of records about them."""
+    """Enqueue tasks in all states, with every kind of record about them."""
     rig.client.sadd("test:queues", "queue")
     rig.enqueue("done", "kept", "failed", "dead", "crashed", "running")
     rig.enqueue("window", unique=1000)
@@ -94,7 +94,7 @@ def test_empty_store_has_no_damage(rig: Rig) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """A damage: how to cause it, what the audit finds, and a check of the repair."""
+    """A kind of damage: how to cause it, what the audit finds, and a check of the repair."""
 
     name: str
     plant: Callable[[Rig], object]
@@ -107,7 +107,7 @@ def _key(rig: Rig, name: str) -> str:
 
 
 def _state(rig: Rig) -> bytes:
-    """The state of the limit with a waiter."""
+    """The state of a limit that has a waiter."""
     state = rig.field("limits", "c:1")
     assert state is not None
     return state
@@ -135,7 +135,7 @@ def _lock_of(rig: Rig, id: str) -> str:
 
 
 def _leased_anew(rig: Rig) -> bool:
-    """Return whether the task is leased, and its holder may complete it."""
+    """Return whether the task is leased and its holder may complete it."""
     ahead = (rig.score("active", "crashed") or 0) / S - time.time()
     token = rig.field("owner", "crashed") or b""
     ended = rig.complete(LeaseRef("crashed", token.decode()))
@@ -159,7 +159,7 @@ def _bound(rig: Rig) -> None:
 
 
 def _next_run(rig: Rig) -> bytes:
-    """Return the record of a next run, with the message of another task."""
+    """Return the record of a next run that contains the message of another task."""
     return b"%d 0 " % rig.now + (rig.field("tasks", "pending") or b"")
 
 
@@ -392,7 +392,8 @@ def test_each_damage_is_found_and_repaired(rig: Rig, plant: Plant) -> None:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_damage_in_bounded_queue_is_repaired(rig: Rig, plant: Plant) -> None:
-    """The damage may also make the recorded size of all messages wrong; the repair corrects it."""
+    """The damage may also make the recorded size of all messages wrong. The repair corrects the
+    size."""
     fill(rig)
     _bound(rig)
     plant.plant(rig)
@@ -409,7 +410,7 @@ def test_each_kind_of_damage_is_planted() -> None:
 
 
 def test_repair_skips_changed_data(rig: Rig) -> None:
-    """If the damage is gone when the repair runs, it does nothing."""
+    """If the damage is gone when the repair runs, the repair does nothing."""
     fill(rig)
     before = rig.dump()
     stale = [
@@ -478,7 +479,7 @@ def test_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
 
 
 def test_audit_accepts_larger_scan_pages(rig: Rig) -> None:
-    """A key in a compact encoding is scanned as a whole, however large it is."""
+    """A key in a compact encoding is scanned in one step, however large it is."""
     setting = "zset-max-listpack-entries"
     before = rig.client.config_get(setting)[setting]
     rig.client.config_set(setting, 20_000)
@@ -504,7 +505,7 @@ def test_many_damages_are_all_repaired(rig: Rig) -> None:
 @pytest.mark.faults(80)
 @pytest.mark.guarantee(2)
 def test_store_in_use_has_no_damage(own_store: Store, prefix: str) -> None:
-    """Audits find no damage while servers run, fail, retry, cancel and recover tasks."""
+    """Audits find no damage while tasks run, fail, and are retried, cancelled and recovered."""
     mux = Mux()
 
     @mux.handle("t")

@@ -1,4 +1,4 @@
-"""Findings of the doctor: for each state of a store, for real stores, and for stores that deny
+"""Findings of the doctor for each state of a store, for real stores, and for stores that deny
 access."""
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def test_forbidden_settings_are_unknown_and_the_others_reported(binary: Binary) 
 @pytest.mark.parametrize("binary", BINARIES)
 @pytest.mark.parametrize("role", acl.ROLES)
 def test_each_right_that_is_missing_is_named(binary: Binary, role: acl.Role) -> None:
-    """The user has the role without one command, or with the keys of another program."""
+    """The user has the rights of the role except for one command, or for the keys of another
+    program."""
     store = shared_store(binary)
     old = is_old(store)
     asks = ("+acl|whoami", "+acl|dryrun", "+command|info")
@@ -208,7 +209,8 @@ def test_each_right_that_is_missing_is_named(binary: Binary, role: acl.Role) -> 
         return next(one for one in examine(url, role=role) if one.name == "rights")
 
     assert found().level == "ok"
-    # The server role has nearly all commands; for other roles, only those that it lacks are tested.
+    # The server role has nearly all commands. For other roles, only commands that it lacks are
+    # tested.
     commands = set(acl.commands(role, old=old)) - {"ping"}
     if role != "server":
         commands -= {*acl.commands("server", old=old)} - {"eval"}

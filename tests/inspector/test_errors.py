@@ -1,4 +1,4 @@
-"""Groups of failed tasks: tasks with the same error share a group, even if the texts differ."""
+"""Groups of failed tasks: tasks with the same error share a group even if the messages differ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 def described(raise_it: Callable[[], object]) -> str:
-    """Return the stored text of a call's exception."""
+    """Return the stored form of the exception that a call raises."""
     try:
         raise_it()
     except Exception as error:
@@ -62,7 +62,7 @@ def test_the_place_is_the_innermost_function_of_the_program() -> None:
     assert found.error == "JSONDecodeError"
     assert found.where.startswith("inspector/test_errors.py:")
     assert found.where.endswith(" in <lambda>")
-    # A traceback through a library only is grouped by the library's function.
+    # A traceback that shows only library code is grouped by the library's function.
     text = 'KeyError: 1\n\n  File "/x/site-packages/lib/a.py", line 3, in get\n    raise\n'
     assert fingerprint_of("t", text).where == "lib/a.py:3 in get"
 
@@ -123,8 +123,8 @@ def test_keys_are_bounded_and_none_is_dropped() -> None:
 
 @pytest.fixture
 async def inspector(valkey: Store, prefix: str) -> AsyncIterator[Inspector]:
-    """Yield an inspector of 300 dead tasks of one error, 7 of another and 2 that wait for a
-    retry."""
+    """Yield an inspector for 300 dead tasks with one error, 7 with another, and 2 tasks that wait
+    for a retry."""
     mux = Mux()
 
     @mux.handle("one")
@@ -195,13 +195,13 @@ async def test_states_without_errors_are_refused(inspector: Inspector) -> None:
         await inspector.errors("default", "pending")
 
 
-# Counts by the store.
+# Counts made by the store.
 
 KEYS = (*[f"k{n:02d}" for n in range(12)], "x" * 30, "y" * 250, "z" * 256, "ключ")
 
 
 async def both_ways(made: Bed, queue: str, state: str) -> tuple[list[ErrorGroup], int]:
-    """Return the groups that the store counts, which must equal those of a scan of all tasks."""
+    """Return the groups that the store counts. They must equal those from a scan of all tasks."""
     scanned, cursor, found = list[ErrorGroup](), None, list[ErrorGroup]()
     everything = Filter(older_than=-1e9)
     while True:
@@ -245,7 +245,7 @@ async def test_the_store_counts_what_a_scan_finds(valkey: Store, prefix: str) ->
             part = await made.inspector.errors("marked", "dead", Filter(type=type))
             assert [group.count for group in part.groups] == numbers
 
-        # Some records are of an older version, some are missing, and some are of a server that
+        # Some records are from an older version, some are missing, and some are from a server that
         # died.
         client = valkey.client()
         ids = client.zrange(made.keys("marked").key("dead"), 0, -1)

@@ -1,4 +1,4 @@
-"""The log of operators' actions."""
+"""The log of actions by operators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store
 
 
 async def every_action(made: Bed, ann: Inspector) -> None:
-    """Do each recorded action once."""
+    """Make each recorded action once."""
     await made.enqueue(*[Task("t", id=id, delay=60) for id in ("a", "b", "c", "d")])
     await made.serve("one", queues=("other",))
     await ann.run("a")
@@ -178,7 +178,7 @@ async def test_busy_queue_leaves_no_hole_in_the_events_of_all_queues(
 
 
 async def test_the_record_never_prevents_an_action(store: Store, prefix: str) -> None:
-    """The record is lost when the store is full, the user lacks the right, or the key has another
+    """The record is lost if the store is full, the user lacks the right, or the key has another
     type."""
     async with bed(store.url, prefix) as made:
         await made.enqueue(Task("t", id="a", delay=60), Task("t", id="b", delay=60))

@@ -1,4 +1,4 @@
-"""The inspector on a queue that tests fill by hand."""
+"""The inspector, with a queue that tests fill by hand."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_counters_are_kept_by_day(store: Store, prefix: str) -> None:
 
 
 def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) -> None:
-    """A task that was scheduled, or failed before, has waited only since its due time."""
+    """A task that was scheduled or has failed has waited only since its due time."""
 
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="later", delay=3600))
@@ -252,7 +252,7 @@ def ids(found: list[Page]) -> list[str]:
 def test_pages_contain_each_task_once_in_order(
     store: Store, prefix: str, state: str, newest_first: bool
 ) -> None:
-    """Tasks with the same score are in the order of the bytes of their ids."""
+    """Tasks with the same score are ordered by the bytes of their ids."""
 
     async def work(bed: Bed) -> None:
         names = [f"{letter}{n}" for letter in "~!aA-_0" for n in range(9)]
@@ -391,7 +391,7 @@ def test_invalid_arguments_are_refused(valkey: Store, prefix: str) -> None:
     run(valkey, prefix, work)
 
 
-# One task
+# Single tasks
 
 
 def test_task_detail_has_every_field(store: Store, prefix: str) -> None:
@@ -619,7 +619,7 @@ def test_task_that_dies_again_is_not_retried_twice(store: Store, prefix: str) ->
 
 
 def test_waiting_tasks_are_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
-    """Tasks that fail again meanwhile are skipped, since the steps would never end otherwise."""
+    """Tasks that fail again in the meantime are skipped. Otherwise, the steps would never end."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
@@ -649,7 +649,7 @@ def test_waiting_tasks_are_run_by_a_filter_in_steps(store: Store, prefix: str) -
 
 @pytest.mark.faults(76)
 def test_changes_of_a_concurrent_caller_are_counted(store: Store, prefix: str) -> None:
-    """Another operator deletes a task between the read and the change of a step."""
+    """Another operator deletes a task between a step's read and its change."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks("a", "b", "c"))
@@ -907,7 +907,7 @@ HOSTILE = [
 @pytest.mark.faults(55)
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: bytes) -> None:
-    """Each hash holds the same garbage for each task, and each set an invalid id."""
+    """Each hash holds the same garbage for each task, and each set holds an invalid id."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector

@@ -1,4 +1,4 @@
-"""Why a task is not running yet, and when it will be."""
+"""Explanations of why a task is not running yet, and when it will run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_pending_task_has_an_estimated_wait(store: Store, prefix: str) -> None:
         told = asyncio.create_task(bed.inspector.explain("t999", measure=0.5))
         await bed.complete(await bed.lease(100), 60, b"")
         found = await told
-        if found.rate is None or not found.rate:  # its second read came before the work
+        if found.rate is None or not found.rate:  # the server's second read came before the work
             found = await bed.inspector.explain("t999", measure=0.5)
         assert found.rate is not None
         assert found.rank == 899

@@ -1,4 +1,4 @@
-"""Limits for operators: lists, explanations, and changes of rules."""
+"""Limits for operators: lists, explanations, and changes to rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspector with running servers: its views of them, and their reactions to orders."""
+"""The inspector with running servers: how it shows them, and how they react to orders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ async def inspecting(url: str, prefix: str) -> AsyncIterator[tuple[Bench, Inspec
 
 
 def sleeping() -> tuple[Mux, list[str], list[str]]:
-    """Return a mux with `long`, which sleeps, and the ids that began and that were stopped."""
+    """Return a mux with the handler `long`, which sleeps, and the ids of the tasks that began and
+    that were stopped."""
     mux, began, stopped = Mux(), list[str](), list[str]()
 
     @mux.handle("long")
@@ -75,7 +76,7 @@ async def test_cancel_with_a_lost_order_takes_effect_within_a_third_of_the_lease
 async def test_a_dead_task_is_found_by_its_error_read_and_run_again(
     store: Store, prefix: str
 ) -> None:
-    """Its traceback is longer than the kept part, which has the first line and the end."""
+    """The traceback is longer than the part that is kept, which has the first line and the end."""
 
     broken, done = True, list[str]()
     mux = Mux()
@@ -204,7 +205,7 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
         await wait_until_async(quiet)
         await made.client.enqueue(Task("t", id="a"))
 
-        async def is_left() -> bool:  # a fetch in flight may lease it and hand it back
+        async def is_left() -> bool:  # a fetch in flight may lease the task and hand it back
             return (await inspector.explain("a")).reason == "all_quiet"
 
         await wait_until_async(is_left)
@@ -217,8 +218,8 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
 async def test_order_is_carried_out_however_soon_it_follows_the_record(
     valkey: Store, prefix: str
 ) -> None:
-    """A server discards orders that it finds at its start, since they are for an earlier server. It
-    does so before its record shows it to operators."""
+    """A server discards orders that it finds at startup, since they are for an earlier server. It
+    does this before operators can see it."""
     keys, order = GlobalKeys(prefix), codec.encode(["quiet"])
 
     def send_at_sight(server_id: str) -> None:
@@ -245,7 +246,7 @@ async def test_order_is_carried_out_however_soon_it_follows_the_record(
 
 @pytest.mark.faults(77)
 async def test_nothing_starts_after_a_pause(store: Store, prefix: str) -> None:
-    """Only tasks that were fetched before start, or are handed back, within a second."""
+    """Only tasks that were fetched before the pause start, or are handed back, within a second."""
 
     mux, began = Mux(), list[str]()
 
@@ -305,7 +306,7 @@ async def test_a_pause_outlives_store_and_servers(own_store: Store, prefix: str)
 
 
 def ticking(url: str, prefix: str, ticked: list[str], **options: Any) -> Qsync:
-    """Return an app with a schedule that ticks ten times a second, and one that ticks rarely."""
+    """Return an app with a schedule that ticks ten times a second and one that ticks rarely."""
     app = Qsync(url, prefix=prefix)
 
     @app.periodic(every=0.1, name="fast", **options)

@@ -100,7 +100,7 @@ async def test_each_call_runs_few_scripts_in_a_large_store(store: Store, prefix:
             await make(inspector)
             counts[name] = broker.made
         assert max(counts.values()) <= 10, counts
-        assert counts.pop("explain") <= 6, "it reads paused types and the bounds of the queue, too"
+        assert counts.pop("explain") <= 6, "it also reads paused types and the bounds of the queue"
         assert max(counts[name] for name in LOOKS if name in counts) <= 4, counts
 
 
@@ -108,7 +108,7 @@ async def test_each_call_runs_few_scripts_in_a_large_store(store: Store, prefix:
 @pytest.mark.faults(29, 30)
 @pytest.mark.timeout(900)
 def test_calls_are_fast_with_a_million_pending_and_100_000_dead(prefix: str) -> None:
-    """No call is slow, no script takes over 10 ms, and a purge of the million delays no other
+    """No call is slow, no script takes over 10 ms, and a purge of the million tasks delays no other
     call."""
 
     async def look(store: Store) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""Types and schedules for metrics: exact for short queues, estimates at a bounded cost for long
-ones."""
+"""Types and schedules for metrics: exact counts for short queues, and estimates at a bounded cost
+for long queues."""
 
 from __future__ import annotations
 

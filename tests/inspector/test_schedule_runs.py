@@ -1,4 +1,4 @@
-"""Histories of schedules: runs and their outcomes, missed ticks, runs by hand, and backfill."""
+"""Histories of schedules: runs and their outcomes, missed ticks, manual runs, and backfills."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_runs_end_in_the_history_with_outcome_and_duration(store: Store, p
             assert run.started_at is not None
             assert 0.01 < (run.duration or 0) < 5
             assert timedelta() <= run.started_at - run.tick < timedelta(seconds=5)
-        assert {run.made for run in failed} == {"manual"}, "a run by hand is in it, too"
+        assert {run.made for run in failed} == {"manual"}, "a manual run is also listed"
         assert (await inspector.task(failed[0].task)) is not None
         await inspector.delete_schedule("broken", queue="default")
         assert await inspector.schedule_history("broken") == []

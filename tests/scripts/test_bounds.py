@@ -1,4 +1,4 @@
-"""Bounded queues: refused and dropped tasks, and the exact count of message bytes."""
+"""Bounded queues: refused tasks, dropped tasks, and the exact count of message bytes."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
 
 
 def test_holder_that_its_own_call_drops_was_replaced_first(rig: Rig) -> None:
-    """Two callers share a round trip: the new task of one takes the place of the other's replaced
-    task."""
+    """Two callers share a round trip. The new task of one caller takes the place of the task that
+    the other caller replaces."""
     doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
     bound(rig, max_tasks=2, when_full="drop_oldest")
     rig.enqueue("doc", **doc)
@@ -268,8 +268,8 @@ def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
 
 
 def check(rig: Rig, seed: int, when_full: Any) -> None:
-    """Do random actions; after each, check that the bytes are exact and no enqueue has passed a
-    bound."""
+    """Do random actions. After each action, check that the bytes are exact and no enqueue has
+    exceeded a bound."""
     rig.reset()
     chance = random.Random(seed)
     rig.enqueue(*[f"old{number}" for number in range(5)])

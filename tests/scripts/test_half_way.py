@@ -1,6 +1,6 @@
-"""A script that fails has written nothing, and a script that succeeds has completed its transition.
+"""A script that fails has written nothing. A script that succeeds has completed its transition.
 
-Each command of each script is refused in turn, and each of its keys gets a wrong type in turn.
+In turn, each command of each script is refused and each of its keys gets the wrong type.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.support.queue_driver import BINARIES, DAY, FAILURE, LEASE, Dump, Rig,
 
 
 def late_fetch(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
-    """Return a fetch that promotes, recovers, kills, ends cancelled tasks, leases, sweeps and
-    trims."""
+    """Return a fetch that does everything: it promotes, recovers and kills tasks, ends cancelled
+    tasks, leases, sweeps and trims."""
     rig.set("crashes", "a", "2+")
     rig.now += 4000 * S
     policy = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=0, dead_age_us=DAY)
@@ -63,7 +63,7 @@ def enqueue_chosen(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
 
 
 def limited_queue(rig: Rig) -> LeaseRef:
-    """Enqueue limited tasks of all states; return the lease of the task that holds their limit."""
+    """Enqueue limited tasks in all states; return the lease of the task that holds their limit."""
     rules = {"c": LimitRule(concurrency=1), "r": LimitRule(rate=1, per_us=S, burst=1)}
     rig.run(limit_ops.put_limit_rules(rig.keys, rules, now_us=rig.now))
     rig.send([with_limits(task, "c:1", "r") for task in rig.tasks("l1", "l2", "l3", retention=5)])
@@ -127,8 +127,8 @@ LIMITED: dict[str, Make] = {
 
 
 def paused_queue(rig: Rig) -> LeaseRef:
-    """Enqueue the limited tasks with a paused type, some set aside; return the lease of a running
-    one."""
+    """Enqueue the limited tasks with a paused type, some of them set aside; return the lease of a
+    running task."""
     held = limited_queue(rig)
     rig.run(type_ops.pause_type(rig.keys, "type", b"me", now_us=rig.now))
     rig.enqueue("aside")
@@ -157,7 +157,7 @@ PAUSED: dict[str, Make] = {
 
 
 def in_flow(make: Make) -> Make:
-    """Return a function that makes the call in its flow variant, if its script has one."""
+    """Return a function that makes the call, in the flow variant if its script has one."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
         call = recording(make)(rig, held)
@@ -183,11 +183,11 @@ BESIDE = {
     "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
     "events",
 }  # fmt: skip
-"""Keys that do not affect tasks: a failed script may leave them unwritten."""
+"""Keys that do not affect tasks. A failed script may leave them unwritten."""
 
 
 RECORDING = {"XADD", "XDEL", "XREVRANGE"}
-"""Commands of the record of actions, which may not fail the script that makes the change."""
+"""Commands that record an action. Their failure must not fail the script that makes the change."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -205,7 +205,7 @@ def core(dump: Dump, *, less: str = "") -> Dump:
 
 
 def shape(dump: Dump) -> dict[str, set[Any]]:
-    """Return the fields of each key, without their values, which differ between runs."""
+    """Return the fields of each key without their values, which differ between runs."""
     return {name: set(held) for name, held in core(dump).items()}
 
 
@@ -227,7 +227,8 @@ def commands(call: Any) -> list[str]:
 
 
 def assert_whole(name: str, found: Dump) -> None:
-    """Assert that each task is in one state and has its message, and an owner while active."""
+    """Assert that each task is in one state and has its message, and that it has an owner while
+    active."""
     if name.startswith("repair"):
         return
     states = [id for state in ("scheduled", "pending", "limited", "active", "retry", "completed",

@@ -1,6 +1,6 @@
 """Examples of each operation.
 
-Fetch, crashes, locks, order, repeated calls and corrupted stores have their own files.
+Fetches, crashes, locks, order, repeated calls and corrupted stores have separate files.
 """
 
 from __future__ import annotations

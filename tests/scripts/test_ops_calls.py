@@ -1,4 +1,4 @@
-"""An enqueue that is repeated after a lost reply gets the first answer again."""
+"""An enqueue that is repeated after a lost reply gets the first reply again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.queue_driver import BINARIES, DAY, Rig, S
 pytestmark = [pytest.mark.faults(34), pytest.mark.guarantee(5)]
 
 KEPT = 600 * S
-"""Time for which the last call of a sender is kept."""
+"""How long the last call of a sender is remembered."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -74,7 +74,7 @@ def test_repeated_call_gets_its_first_reply_for_refused_tasks(rig: Rig) -> None:
 
 
 def test_call_that_found_its_own_task_does_not_create_it_again_after_it_ended(rig: Rig) -> None:
-    """Each attempt of a parent sends the same child under its own sender."""
+    """Each attempt of a parent enqueues the same child with its own sender."""
     tasks = rig.tasks("child")
     first = ops.enqueue(rig.keys, tasks, sender="first", number=1, now_us=rig.now)
     second = ops.enqueue(rig.keys, tasks, sender="second", number=1, now_us=rig.now)
@@ -105,7 +105,7 @@ def test_call_older_than_the_last_one_does_nothing(rig: Rig) -> None:
 
 
 def test_numbers_of_calls_with_one_task_are_compared_as_numbers(rig: Rig) -> None:
-    """The script compares numbers of the same length as texts, and others as numbers."""
+    """The script compares numbers of the same length as strings, and other numbers as numbers."""
 
     def call(number: int) -> Call[list[Enqueued]]:
         task = rig.tasks(f"t{number}")
@@ -153,8 +153,8 @@ def test_a_sender_is_forgotten_after_ten_minutes_and_not_before(rig: Rig) -> Non
 def test_many_senders_are_all_forgotten_by_fetches(
     rig: Rig,
 ) -> None:
-    """More than a hundred are forgotten per second: a fetch that leaves some has the next fetch
-    continue."""
+    """More than a hundred calls are forgotten per second, because a fetch that leaves some makes
+    the next fetch continue."""
     many = 5000
     mapping = {f"s{n}": f"1 {rig.now:d}" for n in range(many)}
     rig.client.hset(rig.keys.key("calls"), mapping=mapping)

@@ -1,4 +1,4 @@
-"""Expired leases: which tasks come back, in which order, and the crashes that are charged."""
+"""Expired leases: which tasks come back, in which order, and which crashes are charged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
-    """Let a server lease all tasks, perhaps mark them, and die; another server recovers them."""
+    """Let a server lease all tasks, optionally mark them, and die. Another server recovers them."""
     held = rig.lease(server=server)
     if mark:
         rig.mark_started(*held)
@@ -269,7 +269,7 @@ def test_live_abandoned_server_is_fenced_after_its_task_is_taken(rig: Rig) -> No
     rig.enqueue("a")
     [zombie] = rig.lease()
     rig.abandon("s")
-    assert rig.renew(zombie) == ["ok"]  # no server has taken it yet
+    assert rig.renew(zombie) == ["ok"]  # no server has taken the task yet
     rig.abandon("s")
     [heir] = rig.lease(server="t")
     assert rig.renew(zombie) == ["lost"]

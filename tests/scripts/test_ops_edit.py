@@ -1,5 +1,5 @@
-"""The message of a waiting or dead task can be replaced, together with the changes that follow from
-it."""
+"""Editing replaces the message of a waiting or dead task and makes the changes that follow from
+this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fetch leases tasks in order and once, and does the upkeep of the queue."""
+"""A fetch leases tasks in order, each only once, and does the upkeep of the queue."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_unusual_ids_are_ids(rig: Rig, id: str) -> None:
     assert rig.locks() == {}
 
 
-# Messages that are gone
+# Lost messages
 
 
 @pytest.mark.faults(27)
@@ -358,7 +358,7 @@ def test_age_and_number_together_trim_the_minimum(rig: Rig) -> None:
         rig.enqueue(id)
         rig.kill(*rig.lease())
         rig.now += S
-    # Two are too old, and the other four are one too many.
+    # Two records are too old, and the other four are one too many.
     rig.fetch(0, policy=replace(POLICY, dead_age_us=4 * S + S // 2, dead_limit=3))
     assert rig.ids("dead") == ["d", "e", "f"]
     assert rig.counters()["trimmed"] == 3

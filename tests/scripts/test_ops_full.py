@@ -1,4 +1,4 @@
-"""A store without memory refuses new tasks and results as a whole; all else continues."""
+"""A store without memory refuses new tasks and results as a whole. Everything else continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other programs may write anything into a field: scripts continue and other tasks run as usual."""
+"""Other programs may write anything into a field. Scripts continue and other tasks run as usual."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def spoil(rig: Rig, name: str, value: bytes) -> None:
 
 
 def work(rig: Rig) -> None:
-    """Call each operation, on the task `a` and on others; none may be refused."""
+    """Call each operation on the task `a` and on others. No call may be refused."""
     rig.enqueue("n1", "n2", "n3", fairness_key="k")
     rig.enqueue("locked", **LOCK)
     rig.enqueue("later", delay=1)
@@ -117,7 +117,7 @@ def work(rig: Rig) -> None:
 
 
 def settled(rig: Rig) -> None:
-    """Check that all remaining tasks can be fetched and completed later, and that no data is
+    """Check that all remaining tasks can later be fetched and completed, and that no data is
     left."""
     for _ in range(5):
         rig.now += LAPSE
@@ -329,7 +329,7 @@ def test_size_of_messages_that_is_no_number_leaves_no_partial_transition(rig: Ri
 
 
 def test_records_of_any_length_cost_the_store_little(rig: Rig) -> None:
-    """A pattern without a match in a long text must not be tried at every position."""
+    """A pattern that does not match a long string must not be tried at every position."""
     rig.enqueue("a")
     for value in (b"9" * 50_000, b"1 " * 25_000, b"\0" * 50_000, b"x\0" * 25_000):
         for name, field in (

@@ -1,5 +1,5 @@
-"""Every operation uses only its declared keys, as a user with restricted rights and a cluster
-show."""
+"""Every operation uses only its declared keys, as shown by a user with restricted rights and by a
+cluster."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
-    """Return the reply to a call by a user with access to its keys only, and all commands."""
+    """Return the reply to a call by a user who may run all commands but access only the keys of the
+    call."""
     word = token_hex()
     own = ["reset", "on", f">{word}", "+@all"]
     rig.client.execute_command("ACL", "SETUSER", "narrow", *own, *rules)

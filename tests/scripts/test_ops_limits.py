@@ -82,7 +82,7 @@ def test_operator_opens_a_closed_limit_and_its_rule_still_holds(rig: Rig) -> Non
     rows = [op_values.HandedBack(*d, 60 * S, b"", "c", 3600 * S, True)]
     rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
     assert rig.delete("scheduled", "d") == 1
-    assert state(rig, "c") is not None, "closed, though no task has it"
+    assert state(rig, "c") is not None, "closed, although no task has it"
     assert open_limit("c") == 1
     assert state(rig, "c") is None
 
@@ -181,7 +181,7 @@ def test_server_without_free_slots_gets_no_limited_task(rig: Rig) -> None:
 
 
 def test_server_that_published_rules_for_other_data_gets_no_limited_task(rig: Rig) -> None:
-    """The store lost the data and with them the rules, which the server does not know yet."""
+    """The store has lost its data, including the rules, and the server does not know this yet."""
     generation = rig.fetch().generation
     send(rig, ("c",), "a", "b")
     rig.enqueue("plain")
@@ -221,7 +221,7 @@ def test_first_waiters_are_in_the_state_of_their_limit_and_the_others_need_no_id
         return {entry.partition(b"\0")[2][8:].decode() for entry in entries} - {""}
 
     def share(id: str, tag: int) -> None:
-        """Enqueue a task of another fairness key, with a tag that another task has."""
+        """Enqueue a task with another fairness key and the same tag as another task."""
         rig.client.zadd(rig.keys.key("fairness"), {id: tag - 1})
         rig.send([with_limits(task, "c") for task in rig.tasks(id, fairness_key=id)])
         assert rig.score("limited", id) == tag

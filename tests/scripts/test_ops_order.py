@@ -1,5 +1,5 @@
-"""Fairness keys share pending by weight; tasks that are handed back go to its head; the virtual
-time never moves back."""
+"""Fairness keys share the pending tasks by weight, tasks that are handed back go to the head, and
+the virtual time never moves back."""
 
 from __future__ import annotations
 

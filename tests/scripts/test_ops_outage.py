@@ -1,4 +1,4 @@
-"""After an outage, expired leases get a grace period, in which their servers renew them."""
+"""After an outage, expired leases get a grace period in which their servers renew them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def leased(rig: Rig) -> list[LeaseRef]:
-    """Lease two tasks; return them in the order of their leases, which is not that of their ids."""
+    """Lease two tasks; return them in the order of their leases, which differs from the order of
+    their ids."""
     rig.enqueue("b", "a")
     held = rig.lease(server="s")
     assert [one.id for one in held] == ["b", "a"]
@@ -79,7 +80,8 @@ def test_leases_are_not_spared_while_servers_are_live(rig: Rig) -> None:
 
 
 def test_short_clock_gap_does_not_expire_leases(rig: Rig) -> None:
-    """Servers renew every third of a lease, so a gap of half a lease expires none."""
+    """Servers renew leases after every third of a lease, so no lease expires in a gap of half a
+    lease."""
     leased(rig)
     rig.now += LEASE // 2
     assert fetch(rig, 1).ids == []

@@ -1,4 +1,5 @@
-"""Priorities: strict within a queue, fair within a priority, and kept by every transition."""
+"""Priorities are strict within a queue, fair within a priority, and preserved by every
+transition."""
 
 from __future__ import annotations
 

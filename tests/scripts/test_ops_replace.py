@@ -92,7 +92,7 @@ def test_pending_holder_with_a_later_due_time_is_scheduled(rig: Rig) -> None:
     "end", ["complete", "keep", "retry", "kill", "hand back", "hand back later", "cancel", "crash"]
 )
 def test_active_holder_runs_again_after_any_outcome(rig: Rig, end: str) -> None:
-    """It runs with the last payload, all attempts and its lock: the payload is never lost."""
+    """The task runs with the last payload, all attempts and its lock. The payload is never lost."""
     replace(rig, "a", "old", retention=60)
     held, ran = run_next(rig)
     assert ran == "old"
@@ -260,7 +260,7 @@ def test_debounced_task_that_was_not_started_waits_again(rig: Rig) -> None:
 
 
 def test_running_time_of_the_due_time_is_known_to_the_server(rig: Rig) -> None:
-    """The server counts the time in the queue from the due time."""
+    """The server measures the time in the queue from the due time."""
     debounce(rig, "a", "1")
     rig.now += 4 * S
     debounce(rig, "b", "2")

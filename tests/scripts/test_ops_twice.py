@@ -1,4 +1,4 @@
-"""A call may run twice, and a call without its lease changes nothing."""
+"""A call may run twice without further effect, and a call without a valid lease changes nothing."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def enqueue_urgent(rig: Rig) -> Call[Any]:
 
 
 def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
-    """Return an enqueue that replaces a waiting task (with `held`, an active one) and adds
-    another."""
+    """Return an enqueue that replaces a waiting task (or an active task, with `held`) and adds
+    another task."""
     options: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
     rig.enqueue("doc", **options)
     if held is not None:
@@ -100,7 +100,8 @@ def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
 
 
 def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
-    """Return a call that ends attempts, one of a task that was replaced meanwhile."""
+    """Return a call that ends attempts, including the attempt of a task that has been replaced in
+    the meantime."""
     message = rig.field("tasks", held[0].id)
     assert message is not None
     rig.set("successors", held[0].id, b"%d 1 k%s" % (rig.now + 5, message))
@@ -277,7 +278,7 @@ OTHER: dict[str, Make] = {
 
 
 def tick_stored(rig: Rig) -> Call[Any]:
-    """Return ticks of two stored schedules, one of them paused, and of one that has lost its
+    """Return ticks of two stored schedules, one of them paused, and of a schedule that has lost its
     record."""
     due = [StoredScheduleRow(name, STAMP, rig.now) for name in ("daily", "paused", "lost")]
     rows = [
@@ -288,7 +289,7 @@ def tick_stored(rig: Rig) -> Call[Any]:
 
 
 def recording(make: Make) -> Make:
-    """Return a function that makes the call with the record of an operator's action, if its script
+    """Return a function that makes the call, with the record of an operator's action if its script
     takes one."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
@@ -327,7 +328,7 @@ def queue(rig: Rig) -> list[LeaseRef]:
 
 
 def test_every_script_that_writes_is_repeated_here(rig: Rig) -> None:
-    """tests/scripts/test_half_way.py makes these calls, too, and lets each of their commands
+    """tests/scripts/test_half_way.py also makes these calls, and lets each of their commands
     fail."""
     called = set()
     for make in ALL.values():
@@ -432,7 +433,8 @@ def test_call_of_a_client_whose_reply_was_lost_answers_the_same_again(rig: Rig) 
 
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
-    """Prove that each call changes something, so that the other tests mean something."""
+    """Prove that each call changes something, because otherwise the other tests would prove
+    nothing."""
     call = (SETTLE | HOLD)[name](rig, queue(rig))
     before = rig.dump()
     assert set(rig.run(call)) <= {"ok", "cancelled"}
@@ -489,7 +491,7 @@ def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -
 @pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE)
 def test_a_settlement_run_again_after_the_task_was_fetched_again(rig: Rig, name: str) -> None:
-    """The reply was lost, and the same server has leased the task again under a new number."""
+    """The reply was lost, and the same server has leased the task again with a new fetch number."""
     call = SETTLE[name](rig, queue(rig))
     rig.run(call)
     rig.now += 10 * S

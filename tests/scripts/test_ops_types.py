@@ -107,7 +107,7 @@ def test_tasks_that_are_set_aside_can_be_cancelled_deleted_and_purged(rig: Rig) 
 
 
 def test_each_fetch_moves_a_bounded_number_of_tasks(rig: Rig) -> None:
-    """However many tasks there are, no script runs long, and other types start soon."""
+    """However many tasks there are, no script runs for long and tasks of other types start soon."""
     for first in range(0, MANY, 300):
         rig.enqueue(*(f"{n:04}" for n in range(first, first + 300)), type="a")
     rig.enqueue("other", type="b")

@@ -1,4 +1,4 @@
-"""Scripts of a process whose installed files are replaced, as by an upgrade in place."""
+"""Scripts in a process whose installed files are replaced, as by an in-place upgrade."""
 
 from __future__ import annotations
 

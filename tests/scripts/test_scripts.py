@@ -1,4 +1,4 @@
-"""Scripts match their headers, and follow the rules for all scripts."""
+"""Scripts match their headers and follow the rules for all scripts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ VIEWS = {
 }  # fmt: skip
 
 TEXTS = {
-    # Names that always hold text, so that `..` may join them.
+    # Names that always hold strings, so that `..` may join them.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
     "message", "claim", "seconds", "micros", "zeros", "now_text", "time_bytes",
     "schema", "newest_schema", "layout", "limit_name", "name", "tag_bytes",
@@ -278,7 +278,7 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_an_operation() -> None:
-    """The module `views` loads only read-only scripts, and the other modules load all that
+    """The module `views` loads only read-only scripts, and the other modules load all scripts that
     write."""
     loaded = {
         module.name: set(
@@ -307,7 +307,7 @@ every_source = pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s
 
 @every_source
 def test_scripts_concatenate_only_text(source: Source) -> None:
-    """`..` turns microseconds into 1.79e+15, so its operands must be text by their form or name."""
+    """`..` turns microseconds into 1.79e+15, so its operands must be strings by form or by name."""
     tokens = source.tokens
     for at, part in enumerate(tokens):
         if part == "..":
@@ -324,7 +324,7 @@ def is_text(operand: list[str]) -> bool:
         return True
     if operand[:3] == ["struct", ".", "pack"]:
         return True
-    if operand[0] == "(":  # a choice between texts
+    if operand[0] == "(":  # a choice between strings
         inner = operand[1:-1]
         return [part[0] for part in inner[-3:]] == ["'", "o", "'"]
     return "".join(operand) in TEXTS
@@ -360,10 +360,10 @@ def operand_after(tokens: list[str], at: int) -> list[str]:
 @pytest.mark.faults(54)
 @every_source
 def test_every_command_is_on_a_declared_key(source: Source) -> None:
-    """Keys come from KEYS or as parameters; no script builds one.
+    """Keys come from KEYS or from parameters. No script builds a key.
 
-    Only the channels that wake servers are built, from the name of a key, so that they are in its
-    slot.
+    Only the channels that wake servers are built, from the name of a key, so that they are in the
+    key's slot.
     """
     known = aliases(source)
     for call in source.calls:
@@ -378,7 +378,7 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
                 assert is_key(arguments[0], known), (command, arguments[0])
         if call.name in functions(flow=True):
             _, function = functions(flow=True)[call.name]
-            # The last arguments may be left out; they are nil then.
+            # The last arguments may be left out; they are then nil.
             for parameter, argument in zip(function.parameters, call.arguments, strict=False):
                 if parameter.endswith("_key"):
                     assert is_key(argument, known), (call.name, argument)
@@ -390,7 +390,8 @@ def is_key(argument: tuple[str, ...], known: set[str]) -> bool:
 
 
 def aliases(source: Source) -> set[str]:
-    """Return the names for keys: parameters called `..._key`, and variables set from KEYS."""
+    """Return the names that stand for keys: parameters called `..._key`, and variables set from
+    KEYS."""
     names = {
         parameter
         for parameters in re.findall(r"function \w*\(([^)]*)\)", source.text)
@@ -425,7 +426,7 @@ def test_the_rule_on_texts_catches_a_number() -> None:
 
 
 def calls() -> dict[str, tuple[Call[Any], int]]:
-    """Return a call of each operation, and its number of tasks."""
+    """Return a call of each operation, and the number of tasks in it."""
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
     held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
     tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]
@@ -625,7 +626,7 @@ FLOW_KEYS = {"limited", "waiters", "holds", "limits", "limit_rules", "openings"}
 
 
 def test_plain_variants_contain_no_flow_control() -> None:
-    """A queue without flow control does not pay for it: no key, no argument, no line."""
+    """A queue without flow control does not pay for it with any key, argument or line."""
     plain = [load(name) for name in SCRIPTS if has_variants(name)]
     assert {script.name for script in plain} >= {
         "enqueue",

@@ -1,4 +1,4 @@
-"""Batch handlers: gathering tasks, and a separate outcome for each task of a call."""
+"""Batch handlers: how tasks are gathered, and separate outcomes for the tasks of a call."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_call_has_one_slot(valkey: Store, prefix: str) -> None:
 
 
 def test_leases_of_a_waiting_batch_are_bounded(valkey: Store, prefix: str) -> None:
-    """While all slots are in use, the server leases no more tasks than it could run soon."""
+    """While all slots are in use, the server leases no more tasks than it can run soon."""
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:

@@ -1,4 +1,4 @@
-"""A retained cancelled task never shows as a completed one."""
+"""A retained cancelled task is never shown as completed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def kept(rig: Rig) -> None:
-    """Keep one completed and two cancelled tasks, and run one with a cancel request."""
+    """Retain one completed and two cancelled tasks, and run a task that has a cancel request."""
     rig.enqueue("done", retention=60)
     rig.complete(*rig.lease(), retention_us=60 * S, result=b"r")
     rig.enqueue("waited", "ran", "runs", retention=60)

@@ -1,4 +1,4 @@
-"""Executors of `def` handlers: threads that may hang, and processes that may die."""
+"""Executors for `def` handlers: threads that may hang, and processes that may die."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
     wakes = []
     wake = loop.call_soon_threadsafe
     loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))[1]  # type: ignore[method-assign,assignment]
-    wait_until(lambda: pool._queue.empty())  # the loop is blocked meanwhile
+    wait_until(lambda: pool._queue.empty())  # the loop is blocked in the meantime
     assert await asyncio.gather(*futures) == list(range(1000))
     assert len(wakes) < 10
     await pool.close(1)
@@ -260,7 +260,7 @@ def test_finished_call_is_released() -> None:
 
 
 def test_thread_call_has_little_overhead() -> None:
-    """A minimum far below the rate of an idle machine, so that only a real slowdown fails the
+    """A lower bound far below the rate of an idle machine, so that only a real slowdown fails the
     test."""
 
     async def main() -> float:

@@ -1,4 +1,4 @@
-"""Failed attempts in the log and in `on_error`: their details, and whether they are final."""
+"""Failed attempts in the log and in `on_error`: their details and whether they are final."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_failure_after_which_the_deadline_passes_is_final(
 def test_death_by_deadline_is_an_error(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task that its deadline keeps from starting is reported, too."""
+    """A task whose deadline prevents its start is also reported."""
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
@@ -247,7 +247,8 @@ def test_type_without_a_handler_is_logged_once(
 def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log also names a type of the same function in another module that has a handler."""
+    """The log also names a type with a handler for a function of the same name in another
+    module."""
     handlers = Mux()
 
     @handlers.handle("src.shop.send")

@@ -62,7 +62,7 @@ async def test_one_bad_message_in_a_thousand_is_dead_and_the_others_complete(
 
 @pytest.mark.faults(55)
 async def test_recovery_does_not_read_messages(store: Store, prefix: str) -> None:
-    """A server dies with ten tasks, one of whose messages is damaged: all ten are recovered."""
+    """A server dies with ten tasks, one of which has a damaged message. All ten are recovered."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -78,7 +78,7 @@ async def test_recovery_does_not_read_messages(store: Store, prefix: str) -> Non
 
 
 def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
-    """Return a message with changed elements."""
+    """Return the message with changed elements."""
     elements = msgspec.msgpack.decode(data)
     change(elements)
     return msgspec.msgpack.encode(elements)
@@ -86,8 +86,8 @@ def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
 
 @pytest.mark.faults(57)
 async def test_messages_of_other_versions_are_handled(store: Store, prefix: str) -> None:
-    """Messages of later and earlier minor versions, with more or fewer elements, run; a message of
-    a later major version is dead with its bytes kept."""
+    """Messages of later and earlier minor versions, with more or fewer elements, run. A message of
+    a later major version is dead and its bytes are kept."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -112,7 +112,8 @@ async def test_messages_of_other_versions_are_handled(store: Store, prefix: str)
 def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
     store: Store, prefix: str
 ) -> None:
-    """Old servers run first, then both, new ones, old ones again, and finally new ones."""
+    """Old servers run first, then both, then new servers, old servers again, and finally new
+    servers."""
 
     async def main() -> None:
         ran: list[str] = []
@@ -204,11 +205,11 @@ def test_payload_of_a_megabyte_is_accepted_and_one_byte_more_is_refused() -> Non
 
 
 HEADS = b"\x00\x90\x98\xc0\xc1\xcf\xdd\xdf\xff"
-"""First bytes of values of msgpack."""
+"""First bytes of msgpack values."""
 
 
 def spoilt(chance: random.Random, data: bytes) -> bytes:
-    """Change, delete or add some bytes of a message."""
+    """Change, delete or insert some bytes of a message."""
     spoilt = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(spoilt) + 1)

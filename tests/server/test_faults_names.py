@@ -1,4 +1,4 @@
-"""Names of queues and prefixes never collide, and invalid names are refused at once."""
+"""Names of queues and prefixes never collide; invalid names are refused at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qsync.server.server import Server
 ADDRESS = redis_clients.parse("redis://127.0.0.1:1")
 
 names = st.from_regex(NAME, fullmatch=True) | st.text("A.-_9q", min_size=1, max_size=4)
-"""Any allowed names, and many similar ones."""
+"""Any allowed names, including many similar ones."""
 
 HOSTILE = (
     "", " ", "a b", "a:b", "{x}", "a}", "*", "a*", "[a]", "a/b", "a\n", "\n", "a\0", "a'b", 'a"',
@@ -29,7 +29,7 @@ HOSTILE = (
 
 
 def keys_of(prefix: str, queue: str) -> set[str]:
-    """Return all keys of a queue, and its channel."""
+    """Return all keys of a queue and its channel."""
     keys = QueueKeys(prefix, queue)
     return {keys.key(name) for name in QUEUE_KEYS} | {keys.done}
 

@@ -28,7 +28,7 @@ def block(seconds: float) -> None:
 
 
 class Value:
-    """Return value of a handler; a weak reference shows whether the server holds it."""
+    """Return value of a handler. A weak reference shows whether the server still holds it."""
 
 
 def test_options_of_a_run_that_ends_at_its_first_step_are_kept(

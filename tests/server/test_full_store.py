@@ -1,4 +1,4 @@
-"""If the store is full or refuses settlements, tasks still end, and none is charged."""
+"""If the store is full or refuses settlements, tasks still end and no attempt is charged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def completed(b: Bench, number: int) -> None:
 
 
 class Work:
-    """Handlers that return bytes or nothing, by type; they wait until `go_on` is set."""
+    """Handlers that return bytes or nothing, by type. They wait until `go_on` is set."""
 
     def __init__(self) -> None:
         self.mux = Mux()
@@ -68,7 +68,7 @@ class Work:
 def test_full_store_drains_tasks_with_results(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each task runs once. A result that does not fit raises an error in `result()` and is
+    """Each task runs once. If a result does not fit, `result()` raises an error and a line is
     logged."""
     caplog.set_level(logging.WARNING, "qsync.server")
 
@@ -177,7 +177,8 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
 
 @pytest.mark.faults(61, 83)
 async def test_failures_hardly_grow_a_full_store(own_store: Store, prefix: str) -> None:
-    """Errors are cut and the history is left out; attempts, delays and deaths stay as they are."""
+    """Errors are truncated and the history is left out. Attempts, delays and deaths stay the
+    same."""
     mux, attempts = Mux(), Counter[str]()
 
     @mux.handle("bad")
@@ -220,7 +221,8 @@ async def test_failures_hardly_grow_a_full_store(own_store: Store, prefix: str) 
 async def test_names_of_queues_do_not_grow_a_full_store(
     own_store: Store, prefix: str, colour: Colour
 ) -> None:
-    """A program may have a queue for each customer; the first enqueue to each names it."""
+    """A program may have a queue for each customer. The first enqueue to each queue registers its
+    name."""
     client = colour.client(own_store.url, prefix)
     with own_store.client() as redis, full(own_store):
         for n in range(5):

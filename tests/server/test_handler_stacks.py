@@ -1,4 +1,4 @@
-"""Servers report the start time of running tasks and the stack of their handlers."""
+"""Servers report the start time of running tasks and the stacks of their handlers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_stack_names_the_line_of_each_kind_of_handler(
                 assert await inspector.stack_seen(loop.server, "thread") is not None
                 assert await inspector.stack_seen(loop.server, "other") is None
 
-                # One fetch took both tasks, and a later fetch took another.
+                # One fetch took both tasks, and a later fetch took a third one.
                 await made.client.enqueue(Task("loop", id="later"))
                 await made.reaches("later", "active")
                 since = (await inspector.explain("loop")).since

@@ -25,7 +25,7 @@ from tests.support.stores import Store
 def blocked(
     store: Store, prefix: str, check: Callable[[ThreadLeaseKeeper, QueueState], None]
 ) -> None:
-    """Set up a server that has requested ten tasks and of which only the heartbeat runs."""
+    """Set up a server that has requested ten tasks and runs only its heartbeat."""
 
     async def main() -> None:
         config, broker = Config(lease=6), Broker(redis_clients.parse(store.url))
@@ -60,7 +60,7 @@ def test_heartbeat_hands_back_fetched_tasks_of_a_blocked_loop(store: Store, pref
 
 @pytest.mark.faults(4)
 def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, prefix: str) -> None:
-    """The store has lost the fetch, and would execute its repetition as a new one."""
+    """The store has lost the fetch, so it would execute the repetition as a new fetch."""
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
@@ -106,7 +106,8 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
 
 @pytest.mark.faults(4)
 def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
-    """After a loss of data, these are not the tasks of the reply that the loop is about to read."""
+    """After a loss of data, these tasks differ from those in the reply that the loop is about to
+    read."""
     client = Qsync(store.url, prefix=prefix).client()
 
     def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:

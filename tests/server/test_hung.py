@@ -1,4 +1,4 @@
-"""Handlers that ignore an order to stop: their tasks end, and their slots become free."""
+"""Handlers that ignore an order to stop: their tasks end and their slots become free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Deaf:
-    """Handlers that hang until `let_go`, in a coroutine and in a thread."""
+    """Handlers that hang until `let_go` is called, in a coroutine and in a thread."""
 
     def __init__(self) -> None:
         self.mux = Mux()

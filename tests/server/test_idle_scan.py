@@ -20,12 +20,12 @@ LEASE_US = 30 * S
 
 
 def fetches(server: Server) -> int:
-    """Return the number of fetches of a server from all its queues."""
+    """Return the number of fetches that a server has made from all its queues."""
     return sum(queue.number for queue in server._queues)
 
 
 class Counting:
-    """A mux that counts its runs by queue."""
+    """A mux that counts runs by queue."""
 
     def __init__(self) -> None:
         self.ran: Counter[str] = Counter()
@@ -57,7 +57,7 @@ async def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix
         await looked(server, 3)
         before = fetches(server)
         await looked(server, 5)
-        # Each queue is fetched from once in five minutes, regardless of the checks.
+        # The server fetches from each queue once in five minutes, regardless of the checks.
         assert fetches(server) - before <= len(names) // 4
 
 
@@ -83,7 +83,7 @@ async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) 
 async def test_task_in_one_of_many_queues_is_found(
     store: Store, prefix: str, queues: int, *, lost: bool
 ) -> None:
-    """The wake finds it at once; if the wake is lost, a check does."""
+    """A wake finds the task at once. If the wake is lost, a check finds it."""
 
     counting = Counting()
     names = [f"q{at}" for at in range(queues)]
@@ -137,7 +137,7 @@ async def test_server_of_many_queues_recovers_tasks_of_a_dead_one(
             await counting.reaches(1)
 
 
-# Replies of checks.
+# Replies to checks.
 
 
 @pytest.fixture

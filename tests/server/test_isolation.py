@@ -1,4 +1,4 @@
-"""The isolation of suspects on real stores: its cost for other tasks, and its protection."""
+"""The isolation of suspects on real stores: what it costs other tasks, and how it protects them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_long_suspect_delays_others_for_a_second(valkey: Store, prefix: st
             assert min(times) > crash_isolation.ALONE_S / 2
             assert max(times) < crash_isolation.ALONE_S + 2.5
             assert suspect in recorder.running
-            # From now on, a crash of its server does not count for it.
+            # From now on, a crash of the server is not charged to this task.
             assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
             recorder.gate.set()
 
@@ -157,8 +157,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def die(rig: Rig, *, together: bool) -> bytes | None:
-    """Let one server lease the task, mark it and die; another recovers it from its expired
-    lease."""
+    """Let one server lease the task, mark it and die. Another server recovers it when the lease has
+    expired."""
     held = rig.lease()
     assert rig.run(ops.mark_started(rig.keys, held, together=together)) == ["ok"]
     rig.now += LAPSE

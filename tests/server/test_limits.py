@@ -219,7 +219,8 @@ async def test_rules_are_there_before_the_first_task_starts_and_after_a_loss_of_
 async def test_limits_hold_for_the_first_tasks_after_a_loss_of_data(
     app: Qsync, valkey: Store
 ) -> None:
-    """Servers wait for tasks when the store loses all data, and then come tasks with limits."""
+    """The store loses all data while servers wait for tasks. Then tasks with limits are
+    enqueued."""
     runs = Runs()
     app.limit("customer", concurrency=2)
 
@@ -245,7 +246,7 @@ async def test_limits_hold_for_the_first_tasks_after_a_loss_of_data(
     assert runs.most[7] == 2
 
 
-# Enqueue in every way that carries limits.
+# Every way of enqueueing a task keeps its limits.
 
 
 @asynccontextmanager
@@ -371,7 +372,8 @@ def test_free_slots_of_a_round_are_given_once() -> None:
 async def test_rules_that_the_store_lost_are_published_again(
     app: Qsync, valkey: Store, prefix: str, first: str
 ) -> None:
-    """The loss may also come between the start and the first fetch, of this or another server."""
+    """The loss may also happen between the start and the first fetch of this server or another
+    one."""
     app.limit("customer", concurrency=2)
     app.queue("default", max_tasks=9)
     app.queue("unserved", max_tasks=3)

@@ -1,4 +1,4 @@
-"""Twenty thousand names in the set of queues: reads are bounded, but can reach each of them."""
+"""Twenty thousand names in the set of queues. Reads are bounded but can reach each name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.stores import Store
 
 MANY = 20_000
 PAGE_AT_MOST = 2.1 * QUEUES_READ
-"""A page less one name, and a step of SSCAN, which may return more than its COUNT."""
+"""One page minus one name, plus a step of SSCAN, which may return more than its COUNT."""
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def periodic(
 
 
 class Far(AsyncBroker):
-    """A broker with latency: its calls arrive some seconds after they are made."""
+    """A broker with latency. Its calls arrive some seconds after they are made."""
 
     lag = 0.0
 
@@ -45,7 +45,7 @@ class Far(AsyncBroker):
 
 
 class Place:
-    """A store with its brokers, for loops of one prefix."""
+    """A store and its brokers, for loops of one prefix."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
@@ -55,7 +55,7 @@ class Place:
     @contextlib.asynccontextmanager
     async def running(self, *tasks: PeriodicTask, loops: int = 1) -> AsyncIterator[None]:
         """Run `loops` loops during the block, on separate connections, each with more latency than
-        the last."""
+        the one before."""
         async with asyncio.TaskGroup() as group:
             running = []
             for number in range(loops):
@@ -100,7 +100,7 @@ class Place:
 
 
 def run(store: Store, prefix: str, work: Callable[[Place], Any]) -> None:
-    """Run a test's coroutine and close what it opened."""
+    """Run the coroutine of a test and close what it has opened."""
 
     async def main() -> None:
         place = Place(store, prefix)
@@ -127,15 +127,15 @@ def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
 
 
 def rare_hour(now_us: int) -> Every:
-    """Return a schedule of about an hour whose last tick is some minutes ago and whose next one is
-    far off."""
+    """Return a schedule of about an hour whose last tick was some minutes ago and whose next tick
+    is far off."""
     periods = range(3000, 3600, 60)
     return Every(next(one for one in periods if 600 < now_us / 1_000_000 % one < one - 600))
 
 
 @pytest.mark.faults(67)
 def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
-    """No tick is left out, and none is enqueued again when its task has left the queue."""
+    """No tick is left out, and no tick is enqueued again after its task has left the queue."""
     tasks = [periodic("a", Every(0.1)), periodic("b", Every(0.15)), periodic("c", Every(0.1))]
 
     async def work(place: Place) -> None:
@@ -162,8 +162,8 @@ def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(68)
 def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
-    """A schedule's first tick comes after a server has first published it, with any option for
-    missed ticks."""
+    """A schedule's first tick comes after a server has first published the schedule, whatever its
+    option for missed ticks."""
 
     async def work(place: Place) -> None:
         new = [periodic(missed, RARE, missed=missed) for missed in ("skip", "once", "all")]
@@ -223,8 +223,8 @@ def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
 def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
     store: Store, prefix: str
 ) -> None:
-    """The first server after the clock was set back continues; a tick under an hour ahead is not
-    repeated."""
+    """After the clock has been set back, the first server continues. A tick less than an hour ahead
+    is not repeated."""
 
     async def work(place: Place) -> None:
         now_us = place.now_us()
@@ -242,7 +242,7 @@ def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
 @pytest.mark.faults(45)
 @pytest.mark.guarantee(5)
 def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:
-    """The store's clock decides, even if the server's is wrong."""
+    """The store's clock decides, even if the server's clock is wrong."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("often", Every(0.2)), loops=3):
@@ -257,7 +257,8 @@ def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:
 
 
 def test_tasks_go_to_their_queues_which_are_registered(store: Store, prefix: str) -> None:
-    """Queues that this server does not serve, without enqueued tasks, are found by others."""
+    """Other servers find queues that this server does not serve, even before any task is
+    enqueued."""
 
     async def work(place: Place) -> None:
         tasks = [
@@ -274,7 +275,7 @@ def test_tasks_go_to_their_queues_which_are_registered(store: Store, prefix: str
 
 
 def test_a_tick_whose_lock_is_held_is_skipped(store: Store, prefix: str) -> None:
-    """With unique=True, later ticks enqueue no task while that of an earlier tick waits."""
+    """With unique=True, later ticks enqueue no task while the task of an earlier tick waits."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("one", Every(0.1), unique=True)):
@@ -329,7 +330,7 @@ def test_task_that_cannot_be_built_stops_no_other_schedule(
 @pytest.mark.faults(17, 25)
 @pytest.mark.guarantee(7)
 def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) -> None:
-    """Ticks continue when the store is back; scripts that it has lost are sent again."""
+    """Ticks continue when the store is back. Scripts that it has lost are sent again."""
     with Store(aof=True) as store:
 
         async def work(place: Place) -> None:
@@ -350,7 +351,7 @@ def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) ->
 def test_a_full_store_is_survived(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused ticks are retried, and none is lost within the grace."""
+    """Refused ticks are retried, and no tick is lost within the grace."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("often", Every(0.1))):

@@ -1,4 +1,5 @@
-"""Runs that share an asyncio task do not affect each other, and handlers cannot notice it."""
+"""Runs that share an asyncio task do not affect each other, and handlers cannot notice that they
+share it."""
 
 from __future__ import annotations
 
@@ -132,7 +133,7 @@ def test_a_handler_that_waits_after_quick_ones_is_stopped_at_its_limit(
 
 
 def test_task_behind_a_running_handler_has_not_started(valkey: Store, prefix: str) -> None:
-    """A heartbeat can hand it back if that handler blocks the loop."""
+    """A heartbeat can hand back the next task if the handler blocks the loop."""
     phases, mux, servers = list[list[Phase]](), Mux(), list[Any]()
 
     @mux.handle("quick")

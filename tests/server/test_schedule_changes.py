@@ -65,7 +65,7 @@ def test_changed_zone_owes_no_tick_from_before(store: Store, prefix: str) -> Non
 
 
 def test_unchanged_schedule_still_owes_missed_ticks(store: Store, prefix: str) -> None:
-    """Only the task, or the option for missed ticks, was changed."""
+    """Only the task or the option for missed ticks was changed."""
     schedule = Every(60)
 
     async def work(place: Place) -> None:
@@ -79,14 +79,14 @@ def test_unchanged_schedule_still_owes_missed_ticks(store: Store, prefix: str) -
 
 
 class Book:
-    """Servers that ask from when on schedules owe ticks, at times that the test sets."""
+    """Servers that ask since when ticks of schedules are due, at times that the test sets."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store, self._keys = store, QueueKeys(prefix, "default")
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """Ask as a server that starts now, and publish at another time; return the reply."""
+        """Ask as a server that starts now, then publish at another time; return the reply."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(
@@ -109,7 +109,7 @@ def book(store: Store, prefix: str) -> Book:
 
 @pytest.mark.faults(94)
 def test_old_and_new_servers_keep_their_tick_times_during_a_deploy(book: Book) -> None:
-    """Old and new servers publish in turn, and no tick of either is lost."""
+    """Old and new servers publish in turn, and no tick of either version is lost."""
     assert book.ask(("a", Every(60))) == [START]
     for _ in range(10):
         book.pass_(60)
@@ -131,7 +131,7 @@ def test_schedule_changed_back_begins_again(book: Book) -> None:
 
 
 def test_schedule_that_was_removed_begins_again(book: Book) -> None:
-    """Other schedules of its queue were published meanwhile."""
+    """Other schedules of its queue were published in the meantime."""
     book.ask(("a", Every(60)), ("b", Every(60)))
     for _ in range(10):
         book.pass_(60)
@@ -171,7 +171,7 @@ def test_clock_that_goes_back_holds_up_no_changed_schedule(book: Book) -> None:
 
 
 class Own:
-    """A custom schedule, without a text form of its ticks."""
+    """A custom schedule whose ticks have no text form."""
 
     def next_after(self, moment_us: int) -> int | None:
         return moment_us + 1

@@ -92,7 +92,7 @@ async def test_a_task_without_attempts_left_is_dead_and_kept(store: Store, prefi
 
 
 async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, prefix: str) -> None:
-    """A handler whose decorator hides that it is async, or a middleware that does not await."""
+    """The handler's decorator hides that it is async, or a middleware does not await it."""
 
     async def forgets(task: TaskInfo, call_next: CallNext) -> Any:
         return call_next()
@@ -126,8 +126,8 @@ async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, pref
 async def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
     store: Store, prefix: str
 ) -> None:
-    """4 KiB is little, so the frames that call the handler, which are always the same, are left
-    out."""
+    """4 KiB is little, so the frames that call the handler are left out: they are always the
+    same."""
 
     async def around(task: TaskInfo, call_next: CallNext) -> Any:
         return await call_next()
@@ -458,7 +458,7 @@ async def test_current_gives_state_client_and_progress(store: Store, prefix: str
 
 
 async def test_close_of_the_client_by_a_handler_has_no_effect(store: Store, prefix: str) -> None:
-    """`with current().client as client` looks right; the client is the server's."""
+    """`with current().client as client` looks right, but the client belongs to the server."""
 
     mux = Mux()
 

@@ -26,7 +26,7 @@ async def _dead_server(using: Bench, number: int) -> list[str]:
 
 @pytest.mark.faults(89)
 async def test_restarted_server_with_the_same_id_fetches_at_once(store: Store, prefix: str) -> None:
-    """The previous run made a thousand fetches; the new one counts from the start."""
+    """The previous run made a thousand fetches. The new run counts from the start."""
 
     ran: asyncio.Queue[str] = asyncio.Queue()
     mux = Mux()
@@ -71,7 +71,7 @@ async def test_two_servers_with_one_id_both_work(store: Store, prefix: str) -> N
 
 @pytest.mark.faults(89)
 async def test_crash_of_the_previous_run_is_counted(store: Store, prefix: str) -> None:
-    """A restarted server does not take over its predecessor's leases; otherwise, a task that kills
+    """A restarted server does not take over its predecessor's leases. Otherwise, a task that kills
     its server would never be charged."""
 
     mux = Mux()

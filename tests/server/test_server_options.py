@@ -196,7 +196,7 @@ def test_threads_follow_the_machine_unless_they_are_given(concurrency: int, thre
 async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tasks that would wait for its threads are left to other servers."""
+    """A server leaves tasks that would wait for its threads to other servers."""
     monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
 
     mux, release, begun = Mux(), threading.Event(), list[str]()
@@ -218,7 +218,8 @@ async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
 async def test_tasks_that_wait_for_a_thread_behind_slow_ones_go_to_another_server(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server whose tasks were quick lets some wait for its threads, and then all are slow."""
+    """A server whose tasks have been quick lets some tasks wait for its threads, and then all are
+    slow."""
     monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
     mux, release, begun = Mux(), threading.Event(), list[str]()
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT reach every server of a loop, and the program around them."""
+"""SIGTERM and SIGINT reach every server in an event loop, and the program around them."""
 
 from __future__ import annotations
 

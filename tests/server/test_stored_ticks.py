@@ -1,4 +1,4 @@
-"""Stored schedules on a real store: each tick is one task, even with several servers."""
+"""Stored schedules on a real store: each tick enqueues one task, even with several servers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def put(
     payload: object = None,
     **options: Any,
 ) -> schedule_ops.PutOutcome:
-    """Put a schedule at the current time."""
+    """Store a schedule at the current time."""
     message = new_task(Task("t", payload, **options), new_nonce()).message
     record = encode_record(schedule, missed, message)
     next_us = schedule.next_after(rig.now) or NEVER_US
@@ -316,7 +316,7 @@ def test_queue_with_schedules_is_not_forgotten_without_force(rig: Rig) -> None:
 
 
 class Place:
-    """A store with its brokers, for the loops of one prefix."""
+    """A store and its brokers, for the loops of one prefix."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
@@ -506,7 +506,7 @@ def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, ba
 def test_server_with_rights_of_an_older_version_logs_once_and_continues(
     app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The rights of an older version do not include a key that was added later."""
+    """The rights for an older version do not include a key that was added later."""
     old = rights_are_old(store)
     rules = [rule for rule in acl.rules("server", prefix, old=old) if "schedule_queues" not in rule]
     store.command("ACL", "SETUSER", "older", "reset", "on", ">secret", *rules)
@@ -535,7 +535,8 @@ def test_server_with_rights_of_an_older_version_logs_once_and_continues(
 def test_schedules_continue_soon_after_a_refused_password_is_right_again(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when a password is first replaced in the store: one line meanwhile, and one after it."""
+    """This happens when a password is first replaced in the store. One line is logged at the start
+    and one at the end."""
     keys = schedule_ops.QueueKeys(prefix, "default")
     user = f"rotated-{prefix}"
 

@@ -1,4 +1,5 @@
-"""Middleware and `on_error` in the thread of a `def` handler, and servers that lack handlers."""
+"""Middleware and `on_error` in the thread of a `def` handler, and servers without the handlers for
+a type."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ COUNT = 10
 
 
 class Bodies:
-    """A `def` handler that records which bodies begin, and then runs until released."""
+    """A `def` handler that records which bodies begin and then runs until released."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -55,7 +55,7 @@ async def reach(b: Bench, ids: list[str], *states: str | None) -> None:
 
 
 async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
-    """Let another server lease the tasks of this one, whose leases expire at once."""
+    """Let another server lease the tasks of this server, whose leases expire at once."""
     got: set[str] = set()
     numbers = itertools.count(1)
 

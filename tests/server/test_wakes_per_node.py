@@ -1,4 +1,4 @@
-"""A server of many queues of a cluster waits on one connection per node, not per queue."""
+"""A server of many queues in a cluster waits on one connection per node, not one per queue."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Ran:
         return mux
 
     async def lag(self, client: AsyncClient, queue: str) -> float:
-        """Return the seconds from an enqueue to the start of its handler."""
+        """Return the seconds from an enqueue to the start of the handler."""
         began = time.perf_counter()
         handle = await client.enqueue(Task("a", queue=queue))
         await wait_until_async(lambda: handle.id in self.at, every=0.0005)
@@ -239,7 +239,7 @@ async def test_replica_that_takes_over_wakes_the_server(prefix: str) -> None:
 
 
 def acl_user(cluster: Cluster, name: str, *channels: str) -> str:
-    """Return the URL of a user with all rights, on these channels."""
+    """Return the URL of a user with all rights, but only on these channels."""
     for node in cluster.nodes:
         node.command(
             "ACL", "SETUSER", name, "reset", "on", ">secret", "~*", "+@all",

@@ -1,4 +1,4 @@
-"""Weights also hold for large payloads, of which a fetch returns fewer tasks than requested."""
+"""Weights also hold for large payloads, with which a fetch returns fewer tasks than requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qsync.testing.inline: tasks run in place, through all parts but the store."""
+"""qsync.testing.inline: tasks run in place, through all parts except the store."""
 
 from __future__ import annotations
 

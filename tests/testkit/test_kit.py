@@ -92,7 +92,7 @@ def qsync_app(shop: Shop) -> Qsync:
     return shop.app
 
 
-# Async tests; each is one coroutine, so that they need no plugin of pytest.
+# Async tests. Each test is one coroutine, so that no pytest plugin is needed.
 
 
 def test_enqueued_tasks_are_found_with_their_arguments(shop: Shop, qsync: Kit) -> None:

@@ -1,4 +1,4 @@
-"""The plugin in separate pytest sessions: docs/testing.md, runners, and mistakes of users."""
+"""The plugin in separate pytest sessions: docs/testing.md, runners, and user mistakes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
 
 def programs() -> dict[str, str]:
-    """Return the programs of the page by the file that their first line names."""
+    """Return the programs of the page by the file names in their first lines."""
     blocks = re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     return dict(blocks)
 

@@ -1,4 +1,4 @@
-"""Code that mypy --strict must refuse: each line with the codes of its errors."""
+"""Code that mypy --strict must refuse. Each line lists the codes of its errors."""
 
 from __future__ import annotations
 

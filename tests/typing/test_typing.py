@@ -1,4 +1,4 @@
-"""The public types are an interface: mypy --strict checks two files that use them."""
+"""The public types are an interface. mypy --strict checks two files that use them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_correct_program_is_accepted_with_the_right_types() -> None:
 
 
 def test_wrong_program_is_refused() -> None:
-    """Each wrong line has exactly the errors in its comment, and no other line has errors."""
+    """Each wrong line has exactly the errors that its comment lists; no other line has errors."""
     lines = (HERE / "refused.py").read_text().splitlines()
     expected = {
         (number, code)

@@ -41,8 +41,8 @@ def test_default_windows_grow_from_seconds_to_an_hour() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_retry_storm_is_spread(seed: int) -> None:
     """10,000 tasks that failed at the same time come back evenly over each window, and the windows
-    grow: the first is under a second, so that a short failure costs little, the third comes back at
-    2 % per second."""
+    grow. The first is under a second, so that a short failure costs little; in the third, 2 % of
+    the tasks come back per second."""
     chance = random.Random(seed).random
     for attempt, (least, most) in enumerate(WINDOWS_S, 1):
         width = (most - least) / 50

@@ -1,4 +1,4 @@
-"""Messages without most of their payload, as views return them."""
+"""Messages without most of their payload, as returned by views."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAIL = 12 * 1024
 
 
 def stored(task: Task) -> bytes:
-    """Return the message, as stored."""
+    """Return the message as stored."""
     return ENVELOPE_HEAD + (5_000_000).to_bytes(8) + new_task(task, new_nonce()).message
 
 

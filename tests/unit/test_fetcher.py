@@ -1,4 +1,4 @@
-"""The leases that a server keeps from the reply of a fetch."""
+"""The leases that a server keeps from the reply to a fetch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.stores import Store
 def test_unconfirmed_lease_is_as_old_as_its_first_fetch(
     own_store: Store, prefix: str, age: float, left: float
 ) -> None:
-    """The store disappears after it has answered a repeated fetch: the leases date from the first
+    """The store disappears after it has answered a repeated fetch. The leases date from the first
     try and may have expired."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Validation of the rules of limits, and of the limits of a task."""
+"""Validation of the rules for limits and of the limits of a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public attributes have a type that all type checkers infer alike, as pyright --verifytypes
+"""All type checkers infer the same type for each public attribute, as pyright --verifytypes
 requires.
 
 `make release-check` runs pyright itself, on the wheel.
@@ -14,8 +14,8 @@ SOURCES = Path(__file__).parents[2] / "src" / "qsync"
 
 
 def is_plain(value: ast.expr, parameters: set[str]) -> bool:
-    """Return whether checkers agree on the type: of a literal, or of a parameter with an
-    annotation."""
+    """Return whether checkers agree on the type, i.e. whether it is a literal or an annotated
+    parameter."""
     return isinstance(value, ast.Constant) or (
         isinstance(value, ast.Name) and value.id in parameters
     )
@@ -35,8 +35,8 @@ def assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple
 
 
 def ambiguous(kind: ast.ClassDef) -> list[str]:
-    """Return the public attributes of a class without an annotation on whose type checkers may
-    disagree."""
+    """Return the public attributes of a class that have no annotation and on whose type checkers
+    may disagree."""
     annotated = {
         node.target.attr if isinstance(node.target, ast.Attribute) else ast.unparse(node.target)
         for node in ast.walk(kind)

@@ -69,12 +69,11 @@ def local(schedule: Cron, after: str, until: str) -> list[str]:
     return [f"{datetime.fromtimestamp(t // SECOND, zone):%d %H:%M%z}" for t in found]
 
 
-# An oracle that shares no code with the implementation: it reads a clock step by step, and
-# compares.
+# An oracle that shares no code with the implementation: it reads a clock step by step and compares.
 
 
 class Wanted:
-    """Whether a clock reading matches a cron expression of five fields."""
+    """Decides whether a clock reading matches a cron expression of five fields."""
 
     def __init__(self, expression: str) -> None:
         fields = expression.split()
@@ -104,12 +103,12 @@ class Wanted:
         return date.month in self.months and (day and weekday if self.both else day or weekday)
 
     def match(self, wall: int) -> bool:
-        """Return whether a reading matches; it is in minutes, with 24 hours for each day."""
+        """Return whether a reading matches. Readings are in minutes, with 24 hours per day."""
         return wall % 1440 in self.times and self.day(wall // 1440)
 
 
 def watch_clock(tz: str, moments: Iterable[datetime]) -> list[int]:
-    """Return the local times of the zone at these moments."""
+    """Return the local times in the zone at these moments."""
     zone = ZoneInfo(tz)
     return [
         (wall := moment.astimezone(zone)).toordinal() * 1440 + wall.hour * 60 + wall.minute
@@ -123,8 +122,7 @@ def steps(start: datetime, minutes: int, step: int) -> list[datetime]:
 
 @cache
 def three_years() -> list[datetime]:
-    """Return three years in quarters of an hour: these zones change their clocks at no other
-    time."""
+    """Return the quarter hours of three years. These zones change their clocks at no other time."""
     return steps(START, 1095 * 1440, 15)
 
 
@@ -132,7 +130,7 @@ def expected(wanted: Wanted, readings: list[int], start: datetime, step: int) ->
     """Walk over the readings, one every `step` minutes, and return the expected ticks; the first
     reading is only the start.
 
-    A fixed time is due when the clock first reaches it, or jumps over it.
+    A fixed time is due when the clock first reaches it or jumps over it.
     """
     begin, due, highest = us(start.isoformat()), [], readings[0]
     for n, wall in enumerate(readings):
@@ -437,7 +435,7 @@ def test_a_bad_period_is_refused(seconds: float) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.text("0123456789*/,-#LW MONSUNjan@", max_size=30) | st.text(max_size=30))
 def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
-    """Any text either is refused or makes a schedule."""
+    """Any string is either refused or makes a schedule."""
     for expression in (text, f"{text} * * * *", f"0 0 {text} * *", f"0 0 * * {text}"):
         try:
             schedule = Cron(expression)
@@ -478,7 +476,8 @@ def test_missed_ticks_follow_their_policy(
 
 @pytest.mark.parametrize("missed", ["skip", "once", "all"])
 def test_every_tick_within_the_grace_is_due(missed: Missed) -> None:
-    """A server that checks three seconds late drops no tick of a schedule of one a second."""
+    """A server that checks three seconds late drops no tick of a schedule that ticks once per
+    second."""
     due = due_ticks(Every(1), 100 * SECOND, 103 * SECOND, missed, grace_us=5 * SECOND)
     assert due == [101 * SECOND, 102 * SECOND, 103 * SECOND]
 

@@ -11,7 +11,7 @@ S = 1_000_000
 
 
 class Counted:
-    """A schedule of one tick a second that counts its calls."""
+    """A schedule that ticks once per second and counts its calls."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""Arguments become a payload and come back unchanged; errors name arguments that cannot."""
+"""Arguments become a payload and come back unchanged. Errors name the arguments that cannot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def sent(payload: object) -> TaskInfo:
-    """Return the task, as a server decodes it."""
+    """Return the task as decoded by a server."""
     packed = codec.encode(payload)
     assert packed in new_task(Task("t", payload), b"nonce123").message
     return info(packed)
@@ -167,7 +167,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     ("annotation", "value"), ROUND_TRIPS, ids=[str(one[0])[:40] for one in ROUND_TRIPS]
 )
 def test_arguments_round_trip_unchanged(annotation: Any, value: Any) -> None:
-    """A value of an annotated type keeps its value and type on the server, and as a result."""
+    """A value of an annotated type keeps its value and type as an argument and as a result."""
 
     def function(it):  # type: ignore[no-untyped-def]  # annotated below
         return it
@@ -200,7 +200,7 @@ def test_all_kinds_of_parameters_are_carried() -> None:
 
 
 def test_defaults_are_those_of_the_server() -> None:
-    """A default of a later version of the function applies to tasks that were enqueued before."""
+    """A default in a later version of the function applies to tasks that were enqueued before."""
 
     def before(a: int, b: int = 1, *rest: int, c: int = 2) -> None: ...
 
@@ -329,7 +329,7 @@ def test_missing_and_unknown_arguments_are_named() -> None:
 
 
 def test_pydantic_does_not_quote_the_input() -> None:
-    """Errors appear in logs and pages, so they must not quote the payload."""
+    """Errors appear in logs and on pages, so they must not quote the payload."""
     with pytest.raises(InvalidTask) as caught:
         Signature("t", checked).arguments(sent({"model": {"theSize": "hunter2"}}))
     error: BaseException | None = caught.value
@@ -339,7 +339,7 @@ def test_pydantic_does_not_quote_the_input() -> None:
 
 
 def test_equal_arguments_have_one_canonical_encoding() -> None:
-    """For unique locks, sets, dicts and extra arguments give the same bytes in any order."""
+    """Because of unique locks, sets, dicts and extra arguments give the same bytes in any order."""
 
     def function(a: set[str], b: dict[str, int], **more: int) -> None: ...
 
@@ -403,7 +403,7 @@ def test_a_result_of_another_type_is_an_error() -> None:
 
 
 def test_a_return_type_that_no_payload_can_hold_is_left_alone() -> None:
-    """Undeclared results come back as msgpack decodes them."""
+    """Results without an annotation come back as msgpack decodes them."""
 
     def function() -> Iterable[int]:
         return [1]

@@ -1,4 +1,5 @@
-"""The time since which a pending task can run, which counts instead of its first enqueue."""
+"""The time since which a pending task can run. This time counts, not the time of its first
+enqueue."""
 
 from __future__ import annotations
 
@@ -167,8 +168,8 @@ def test_key_of_another_type_stops_nothing(rig: Rig) -> None:
 
 
 def test_wait_histogram_counts_from_the_hand_back(store: Store, prefix: str) -> None:
-    """A server stops while a task that is an hour old runs, and another one starts, as in a
-    deploy."""
+    """As in a deploy, a server stops while it runs a task that is an hour old, and another server
+    starts."""
     app, started = Qsync(store.url, prefix=prefix), 0
 
     @app.task(name="long", retention=60)

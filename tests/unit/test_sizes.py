@@ -16,10 +16,10 @@ FUNCTION_LINES: Final = 40
 """Maximum number of lines of a function, without its signature and decorators."""
 
 LONG_FILES: Final[dict[str, int]] = {}
-"""Files that are still too long, with their lines; this list only shrinks."""
+"""Files that are still too long, with their number of lines. This list only shrinks."""
 
 LONG_FUNCTIONS: Final = {}
-"""Functions that are still too long, with their lines; this list only shrinks."""
+"""Functions that are still too long, with their number of lines. This list only shrinks."""
 
 SHARED_NAMES: Final = {"Meta", "Migration", "Schedule", "Task"}
 """Names that several classes may have: Django's conventions, and the Django models of a schedule
@@ -55,7 +55,7 @@ def long_functions() -> dict[str, int]:
 
 
 def grown(now: dict[str, int], allowed: dict[str, int]) -> list[str]:
-    """Return the names that are too long or have grown, and obsolete entries of the list."""
+    """Return the names that are too long or have grown, and obsolete entries in the list."""
     news = [
         f"{name} has {lines} lines" for name, lines in now.items() if lines > allowed.get(name, 0)
     ]

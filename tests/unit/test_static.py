@@ -20,7 +20,7 @@ FILES: Final = sorted(SOURCE.rglob("*.py"))
 UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "yaml"}
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
-    # Modules that import by a name from outside, and the source of the name.
+    # Modules that import by a name from outside, and where the name comes from.
     "__init__.py": "that of a module in the table of public names in that file",
     "server/process_pool_child.py": "that of a handler registered in the parent process",
     "worker/load_app.py": "that of the app, on the command line",
@@ -87,9 +87,9 @@ def test_names_of_computed_attributes_have_a_type(path: Path) -> None:
 
 
 def test_only_the_exchanges_send_scripts(path: Path) -> None:
-    """The texts of scripts are constant: no other file builds one.
+    """The sources of scripts are constant, since no other file sends scripts.
 
-    `protocol.py` looks for the name of the command to keep the encoded head of a call.
+    `protocol.py` looks for the name of the command, to cache the encoded head of a call.
     """
     text = path.read_text("utf-8")
     if named(path) not in ("broker/exchanges.py", "broker/protocol.py"):
@@ -99,7 +99,7 @@ def test_only_the_exchanges_send_scripts(path: Path) -> None:
 @pytest.mark.faults(54)
 @pytest.mark.guarantee(8)
 def test_scripts_get_data_as_arguments_only() -> None:
-    """No script is built from data: its text, and so its digest, is the same at each load."""
+    """No script is built from data: its source, and thus its digest, is the same at each load."""
     for script in (SOURCE / "broker" / "lua").glob("*.lua"):
         assert load(script.stem).text == load.__wrapped__(script.stem).text
         assert "loadstring" not in script.read_text("utf-8")

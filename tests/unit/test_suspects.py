@@ -1,4 +1,4 @@
-"""When a task that crashed twice may run, with injected times."""
+"""When a task that has crashed twice may run, with injected times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of types: counts, quantiles, blocks, and how reports become blocks."""
+"""Statistics of types: counts, quantiles and blocks, and how reports become blocks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_cells_divide_the_buckets_and_are_narrow() -> None:
 
 
 def near(estimate: float | None, exact: float, *, rel: float = 0.08) -> bool:
-    """Return whether an estimate is close to the exact value; times below 0.1 ms are not
+    """Return whether an estimate is close to the exact value. Times below 0.1 ms are not
     compared."""
     return estimate == pytest.approx(exact, rel=rel, abs=0.0001)
 
@@ -105,7 +105,7 @@ def test_quantile_of_counts_is_off_by_8_percent_at_most() -> None:
     "took_s", [0.0004, 0.011, 0.3, 1.01, 7.0, 30.02, 60.02, 200.0, 1500.0, 9000.0]
 )
 def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
-    """A minute, an hour of such minutes, and a day with a second duration are equally exact."""
+    """A minute, an hour of such minutes and a day with a second duration are equally exact."""
     minute = decode_block(encode_block({0: counts(20, *[took_s] * 20)}))[0]
     hour = sum_of(
         decode_block(encode_block({n: counts(9, *[took_s] * 9) for n in range(60)})).values()
@@ -141,8 +141,7 @@ def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
 
 
 def test_records_of_the_version_before_are_read_with_their_wider_buckets() -> None:
-    """The earlier version writes only buckets, and reads the records of this version without
-    cells."""
+    """The earlier version writes only buckets, and ignores the cells in records of this version."""
     old = {"a": {0: 4, 1: 4, 8 + 3: 4, 26 + 15: 4}}
     row = decode_report(codec.encode(old))["a"]
     assert row.runs.buckets()[15] == 4

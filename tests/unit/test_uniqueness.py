@@ -1,4 +1,4 @@
-"""Priorities and options of unique locks: errors come at once, with field and value."""
+"""Priorities and options of unique locks: errors are raised at once and name field and value."""
 
 from __future__ import annotations
 

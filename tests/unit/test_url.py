@@ -1,4 +1,4 @@
-"""URLs of a store, and errors that do not quote them."""
+"""Store URLs, and errors that do not quote them."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ pieces = st.sampled_from(
 def test_no_error_about_a_url_shows_what_may_be_a_password(
     scheme: str, separator: str, parts: list[str]
 ) -> None:
-    """The password may stand anywhere in the URL. Only the text at the host's position counts as a
+    """The password may be anywhere in the URL. Only the part at the host's position counts as a
     host."""
     url = f"{scheme}{separator}{''.join(parts)}"
     try:

@@ -39,7 +39,7 @@ from qsync.value_transport import difference
 
 
 def seen(payload: object) -> TaskInfo:
-    """Return the task, as a server decodes it."""
+    """Return the task as decoded by a server."""
     sent = new_task(Task("t", payload), b"nonce123").message
     message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent)
     return TaskInfo(
@@ -169,7 +169,7 @@ everything = settings(max_examples=60, deadline=None, derandomize=True, database
 @everything
 @given(value=anything)
 def test_value_without_annotation_arrives_as_sent(value: Any) -> None:
-    """Arguments, results and payloads come back equal, with the same types at each level."""
+    """Arguments, results and payloads come back equal, with the same types at every level."""
     check_same(value, through(value))
     check_same(value, through(value, None))
     check_same({"a": value}, through({"a": value}, dict[str, Any]))
@@ -214,7 +214,7 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
 
 
 def test_excluded_field_of_a_model_keeps_its_value() -> None:
-    """`difference` gets the fields of a model from the code under test; this test does not."""
+    """`difference` gets the fields of a model from the code under test. This test does not."""
     value = Secret(shown=1, hidden="kept", theName=5)
     for got in (
         through(value, Secret),
@@ -277,7 +277,7 @@ def test_dataclass_of_pydantic_is_carried() -> None:
 
 
 def test_moments_of_a_repeated_hour_may_be_keys_and_members() -> None:
-    """For `==`, they differ from the same moments with a fixed offset."""
+    """By `==`, they differ from the same moments with a fixed offset."""
     at = datetime(2026, 11, 1, 1, 30, tzinfo=ZoneInfo("America/New_York"), fold=1)
     for got in (through({at: 1}, dict[datetime, int]), through({at}), through({at}, set[datetime])):
         assert [one.isoformat() for one in got] == [at.isoformat()]
@@ -396,7 +396,7 @@ class Cat(Animal):
 def test_value_that_would_change_is_refused_where_it_is_given(
     annotation: Any, value: Any, says: str
 ) -> None:
-    """The error names task and parameter, and what the value would become."""
+    """The error names the task and the parameter, and says what the value would become."""
     with pytest.raises(InvalidTask) as caught:
         function_of(annotation).bind([value], {})
     assert str(caught.value).startswith("task 't': argument 'it': ")
@@ -590,7 +590,7 @@ class Tagged(pydantic.BaseModel):
     ],
 )
 def test_error_about_a_payload_does_not_show_its_values(annotation: Any, payload: Any) -> None:
-    """The causes of the error, which a traceback would show, do not quote it, either."""
+    """The causes of the error, which a traceback would show, do not quote it either."""
     signature = function_of(annotation)
     info = dataclass_info(codec.encode({"it": payload}))
     calls: list[Callable[[], Any]] = [
@@ -686,7 +686,7 @@ def test_value_equal_to_the_default_but_of_another_type_is_another_task() -> Non
 
 
 def test_explicit_default_is_still_sent() -> None:
-    """The lock omits a default, but the task has it, since the server's default may differ."""
+    """The lock omits a default, but the task includes it, since the server's default may differ."""
 
     def sync(a: int, full: bool = False) -> None: ...
 

@@ -1,7 +1,7 @@
 """Every option of a public name refuses a wrong value at once, with an error that names the option.
 
-Each option gets each of the values below, the others keep their defaults. Accepted values are
-checked by other tests; here no value may raise an error of Python's from within.
+Each option gets each of the values below while the others keep their defaults. Other tests check
+accepted values. Here, no value may cause an internal Python error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NoRepr:
 
 
 class Text(str):
-    """A text of another class."""
+    """A string of another class."""
 
     __slots__ = ()
 

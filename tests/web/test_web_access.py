@@ -1,4 +1,4 @@
-"""Access to the dashboard, and protection against requests of other sites."""
+"""Access to the dashboard, and protection against requests from other sites."""
 
 from __future__ import annotations
 
@@ -274,7 +274,8 @@ async def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> N
 async def test_other_names_than_those_allowed_are_refused(
     valkey: Store, prefix: str, host: str, status: int
 ) -> None:
-    """Otherwise a page of another site whose name resolves to this machine could read it."""
+    """Otherwise, a page of another site whose name resolves to this machine could read the
+    dashboard."""
 
     options = {"auth": "host", "hosts": ["localhost", "127.0.0.1", "::1"]}
     async with dashboard(valkey, prefix, **options) as (client, _, _app):

@@ -1,4 +1,4 @@
-"""Forms of the dashboard, without a browser and the script."""
+"""The forms of the dashboard, without a browser and without its script."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store
 
 
 class Visitor:
-    """Sends the forms of pages like a browser without scripts."""
+    """Sends forms of pages like a browser without scripts."""
 
     def __init__(self, client: httpx.AsyncClient, made: Bed) -> None:
         self.client, self.bed = client, made
@@ -34,7 +34,7 @@ class Visitor:
         return answer.text
 
     async def press(self, text: str, button: str) -> str:
-        """Press a button of a page: its form is sent with all its hidden fields."""
+        """Press a button on a page. Its form is sent with all hidden fields."""
         for form in re.findall(r"<form.*?</form>", text, re.S):
             if button in form:
                 action = re.search(r'action="([^"]*)"', form)
@@ -176,8 +176,7 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the script, users press "Continue" after about a second each; here after each
-    step."""
+    """Without the script, users press "Continue" about once per second; here, after each step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:

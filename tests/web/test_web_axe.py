@@ -1,5 +1,5 @@
-"""Every page in both languages, light and dark, on phones and on a wide screen: axe-core finds no
-problem, and no element is wider than the window."""
+"""axe-core finds no problem on any page, in both languages, light and dark, on phones and on a wide
+screen, and no element is wider than the window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.dashboard import Live, live
 from tests.support.stores import Store, wait_until
 
 WITHOUT_PAGE = {"/metrics", "/health", "/search/export", "/more"}
-"""Addresses that are not pages, and the page that only a form opens."""
+"""Addresses that are not pages, and the page that is opened only by a form."""
 
 WIDTHS = (320, 400, 1440)
 
@@ -30,7 +30,7 @@ WIDER = """() => document.documentElement.scrollWidth <= window.innerWidth ? [] 
     .map((one) => "wider than the window: " + one.outerHTML.slice(0, 200)).slice(-3)"""
 
 HIDDEN = "Object.defineProperty(document, 'hidden', {get: () => true});"
-"""A hidden page does not refresh, so the tested page stays."""
+"""Script that hides the page. A hidden page does not refresh, so the tested page stays the same."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def system(valkey: Store, prefix: str) -> Iterator[Live]:
 
 
 def filled(system: Live) -> list[str]:
-    """Fill the pages with long texts, and return their addresses."""
+    """Fill the pages with long strings and return their addresses."""
     system.serve()
     long = "x" * 128
     system.enqueue(

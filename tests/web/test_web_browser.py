@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, with running servers, used as in an incident."""
+"""The dashboard in a real browser with running servers, used as in an incident."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def system(valkey: Store, prefix: str) -> Iterator[Live]:
 
 @pytest.fixture
 def visit(browser: Any, system: Live) -> Iterator[Callable[..., Visit]]:
-    """Yield a function that opens a dashboard; at the end, check that it had no errors."""
+    """Yield a function that opens a dashboard. At the end, check that there were no errors."""
     visits = []
 
     def make(*, context: dict[str, Any] | None = None, **options: Any) -> Visit:

@@ -1,4 +1,4 @@
-"""`qsync dashboard` as a process: its addresses, its access checks and its output."""
+"""`qsync dashboard` as a process: its addresses, access checks and output."""
 
 from __future__ import annotations
 

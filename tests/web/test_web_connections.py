@@ -1,4 +1,4 @@
-"""Connections that send nothing, or little, do not block other users of the dashboard."""
+"""Connections that send little or nothing do not block other users of the dashboard."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_connection_without_a_head_is_closed_after_seconds(
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer when the body has arrived; never answer `/wait`."""
+    """Answer when the body has arrived, but never answer `/wait`."""
     while (message := await receive()).get("more_body"):
         pass
     if message["type"] == "http.disconnect":
@@ -129,7 +129,7 @@ class Peer:
         return cls.opened[-1]
 
     async def ask(self, path: str = "/") -> bytes:
-        """Send a request; return the status line, which is empty if the connection was closed."""
+        """Send a request; return the status line, or an empty one if the connection was closed."""
         try:
             self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             return (await self.reader.readuntil(b"ok"))[:12]

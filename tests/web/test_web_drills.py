@@ -1,4 +1,4 @@
-"""Incidents: an operator finds each on the overview, and resolves it in four clicks."""
+"""Incidents: an operator finds each one on the overview and resolves it with four clicks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten intervals of minutes to a second."""
+    """Shorten intervals of minutes to one second."""
     monkeypatch.setattr("qsync.web.forecast.MIN_WINDOW_S", 0.5)
     monkeypatch.setattr("qsync.inspector.servers.LONG_RUN_S", 1)
 
@@ -39,7 +39,7 @@ def system(valkey: Store, prefix: str, quick: None) -> Iterator[Live]:
 
 @pytest.fixture
 def web(browser: Any, system: Live) -> Iterator[Visit]:
-    """Yield a dashboard that is open before the incident."""
+    """Yield a dashboard that is opened before the incident."""
     visit = Visit(browser, system.open())
     visit.go("/")
     yield visit
@@ -53,7 +53,7 @@ def number(system: Live, queue: str, state: TaskState) -> int:
 
 
 def opened(web: Visit, problem: str, link: str = "Open") -> None:
-    """Wait for the problem on the overview, and follow its link."""
+    """Wait until the overview shows the problem, and follow its link."""
     sentence = web.page.locator("main .flash", has_text=problem)
     sentence.wait_for()
     sentence.get_by_role("link", name=link, exact=True).click()

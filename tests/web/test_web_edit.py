@@ -1,4 +1,4 @@
-"""The payload of a task is edited as JSON, saved, retried or enqueued as a copy."""
+"""The payload of a task is edited as JSON, then saved, retried or enqueued as a copy."""
 
 from __future__ import annotations
 

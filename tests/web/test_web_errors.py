@@ -1,4 +1,4 @@
-"""Pages of errors: an outage is found, understood and resolved; scans are bounded and shared."""
+"""Error pages: an outage is found, understood and resolved. Scans are bounded and shared."""
 
 from __future__ import annotations
 

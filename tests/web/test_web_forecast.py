@@ -21,8 +21,8 @@ from tests.support.stores import Store
 
 
 def steps(*pending: int | None, seconds: float = 5.0, **last: int) -> Steps:
-    """Return intervals after which this many tasks were pending; None stands for a missing sample.
-    `last` replaces figures of the last one."""
+    """Return intervals after which this many tasks were pending. None stands for a missing sample;
+    `last` replaces figures of the last interval."""
     found: list[tuple[float, Figures] | None] = [
         None if count is None else (seconds, Figures(0, 0, 0, 0, 0.0, count, 0))
         for count in pending

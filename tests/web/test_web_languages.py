@@ -1,4 +1,4 @@
-"""The languages of the dashboard: the choice per request, and complete catalogues."""
+"""The languages of the dashboard: the choice for each request, and complete catalogues."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ SAME_IN_RUSSIAN = {
 
 
 SEARCH_WORDS = {*TaskState, "queue", "error", "key", "age", "args", "acme", "customer"}
-"""Words of a search."""
+"""Words of the search syntax."""
 
 
 class EnglishWords(HTMLParser):
-    """Collects the English words that a page shows, outside of code, names and data of tasks."""
+    """Collects the English words that a page shows, except in code, names and task data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ def test_catalogues_have_exactly_the_texts_of_the_sources_all_translated() -> No
 
 
 def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
-    """Check that all plural forms exist, each with the placeholders of the English text."""
+    """Check that all plural forms exist, each with the placeholders of the English string."""
     single = isinstance(texts, str)
     english = placeholders(texts if single else texts[-1])
     given = [translations] if single else list(translations)
@@ -270,7 +270,7 @@ def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
 
 
 def placeholders(text: str) -> list[str]:
-    """Return the placeholders of a text, which must have no other percent signs."""
+    """Return the placeholders of a string, which must have no other percent signs."""
     assert "%" not in PLACEHOLDER.sub("", text), text
     return sorted(set(PLACEHOLDER.findall(text)) - {""})
 

@@ -1,4 +1,4 @@
-"""Lists leave out queues that a later version of qsync wrote, with a note."""
+"""Lists leave out queues that a later version of qsync wrote, and say so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of limits: its content and its forms, without a browser and the script."""
+"""The limits page: its content and its forms, without a browser and without its script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.web.test_web_actions import Visitor, said, visitor
 
 
 async def fill(web: Visitor) -> None:
-    """Give a limit a slot in use and two waiting tasks."""
+    """Give a limit one slot in use and two waiting tasks."""
     rules = {"customer": LimitRule(concurrency=1)}
     await web.bed.broker.run(limit_ops.put_limit_rules(web.bed.keys(), rules))
     await web.bed.enqueue(*[Task("t", id=id, limits=["customer:42"]) for id in ("a", "b", "c")])

@@ -1,4 +1,4 @@
-"""Each action of the dashboard, through its forms, with running servers: one node, and a
+"""Each action of the dashboard, through its forms, with running servers on one node and on a
 cluster."""
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Visitor:
     def press(
         self, label: str, *, among: str = "", ticked: tuple[str, ...] = (), **typed: str
     ) -> str:
-        """Press a button, in the form that contains this text; return the message of the next
+        """Press a button in the form that contains this text; return the message on the next
         page."""
         button = rf"<button([^>]*)>{re.escape(label)}</button>"
         for form in re.findall(r"<form.*?</form>", self.text, re.S):
@@ -147,7 +147,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert web.press("Delete task") == "Task d0 is deleted."
         until(system, None, ids=("d0",))
 
-        # Selected dead tasks, and all of them.
+        # Selected dead tasks, then all dead tasks.
         web.open("/dead?queue=other")
         assert web.press("Re-run selected", ticked=("d1", "d2")) == "2 tasks re-queued."
         until(system, "completed", "completed", "dead", ids=("d1", "d2", "d3"))
@@ -164,7 +164,7 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
         assert web.press("Delete 3 tasks") == "3 tasks deleted."
         assert queue(system, "other").states["dead"] == 0
 
-        # Selected waiting, running or completed tasks, and all waiting ones.
+        # Selected waiting, running or completed tasks, then all waiting tasks.
         slow = {"retry": 1, "retry_delay": 600}
         system.enqueue(*(Task("order", id=f"r{n}", retention=60, **slow) for n in range(3)))
         system.enqueue(*(Task("order", id=f"s{n}", retention=60, delay=600) for n in range(3)))

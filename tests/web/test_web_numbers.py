@@ -1,4 +1,4 @@
-"""Every number on every page equals a count of the store's keys, for random states."""
+"""In random states, every number on every page equals a count of the store's keys."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Cell:
 
 
 class Numbers(HTMLParser):
-    """Collects the numbers in cells of tables, in tiles and in tabs."""
+    """Collects the numbers in table cells, tiles and tabs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,13 +144,13 @@ class Truth:
         return Counter(codec.decode(record, Failure).error for record in records)
 
     def of_type(self, queue: str, state: str) -> Counter[str]:
-        """Return the number of tasks of a state by type."""
+        """Return the number of tasks in a state, by type."""
         ids = self.client.zrange(self.key(queue, state), 0, -1)
         messages = self.client.hmget(self.key(queue, "tasks"), ids) if ids else []
         return Counter(decode_message(message).type for message in messages)
 
     def reported(self, queue: str, type: str) -> tuple[int, int]:
-        """Return how many runs of a type were reported as started, and as failed."""
+        """Return how many runs of a type were reported as started and as failed."""
         counts: Counter[int] = Counter()
         for report in self.client.hvals(self.key(queue, "type_reports")):
             counts.update(codec.decode(report).get(type, {}))
@@ -219,7 +219,8 @@ async def fill(made: Bed, chance: random.Random) -> None:
 
 
 def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | None:
-    """Return the value of a cell by the keys; None if it is unknown."""
+    """Return the value that a cell must have according to the keys, or None if its meaning is
+    unknown."""
     kind, _, name = cell.row.partition("-")
     label = cell.label.lower()
     counters = {title: counter for counter, title in COUNTERS.items()}
@@ -264,7 +265,8 @@ def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | No
 
 
 def unequal(truth: Truth, path: str, html: str, queue: str = "", error: str = "") -> Iterator[str]:
-    """Return the numbers of a page that differ from the keys, and those of unknown meaning."""
+    """Return the numbers on a page that differ from the keys, and those whose meaning is
+    unknown."""
     parser = Numbers()
     parser.feed(html)
     known = 0
@@ -291,7 +293,7 @@ async def test_numbers_on_pages_equal_counts_of_keys(valkey: Store, prefix: str,
 
 
 async def look(http: Any, truth: Truth, wrong: list[str]) -> None:
-    """Read all pages, and add their wrong numbers to `wrong`."""
+    """Read all pages and add their wrong numbers to `wrong`."""
 
     async def page(path: str, queue: str = "", error: str = "") -> str:
         answer = await http.get(path)
@@ -329,7 +331,7 @@ DIED = r"{queue}</a>: ([\d,]+) tasks? died\b.*? acknowledged\.(?: (\d+) (?:diffe
 
 
 def unequal_errors(truth: Truth, html: str) -> Iterator[str]:
-    """Return the sentences on dead tasks whose numbers of tasks or errors are wrong."""
+    """Return the sentences about dead tasks that state a wrong number of tasks or errors."""
     for queue in QUEUES:
         failed = truth.failed(queue)
         found = re.search(DIED.format(queue=queue), html)

@@ -1,4 +1,4 @@
-"""The pages of the dashboard: their content, with any query and any mount path."""
+"""The pages of the dashboard: their content with any query and any mount path."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def test_invalid_query_is_explained(valkey: Store, prefix: str, path: str)
 
 
 async def test_dashboard_works_at_any_mount_path(valkey: Store, prefix: str) -> None:
-    """Every link and form of every page stays below the mount path, and so do the files."""
+    """Every link and form on every page stays below the mount path, and so do the static files."""
 
     async with bed(valkey.url, prefix) as made:
         await made.dead(Task("t", id="d1"))
@@ -327,8 +327,8 @@ BANNED = (
 
 
 def test_templates_and_scripts_escape_all_markup() -> None:
-    """No text is marked as safe, no script or style is inline, and no page loads from another
-    site."""
+    """No string is marked as safe, no script or style is inline, and no page loads anything from
+    another site."""
     for path in [*WEB.glob("templates/*"), *WEB.glob("static/*")]:
         text = path.read_text()
         for banned in BANNED:
@@ -339,7 +339,7 @@ def test_templates_and_scripts_escape_all_markup() -> None:
         others = set(re.findall(r"https?://[\w.]+", text)) - {"http://www.w3.org"}
         assert others == set(), path.name
     for path in WEB.glob("*.py"):
-        # Texts of the catalogue contain tags; values in them are escaped.
+        # Strings in the catalogue contain tags; values in them are escaped.
         allowed = 1 if path.name == "template_filters.py" else 0
         assert path.read_text().count("Markup(") == allowed, path.name
 

@@ -53,7 +53,7 @@ def test_wrong_tokens_lock_out_one_user_of_a_trusted_proxy(
     args = ("--port", "0", "--trust-proxy", "127.0.0.1")
     with running(*args, folder=tmp_path, **env) as it:
         for number in range(5):
-            # The value sent by the client comes first, and is not trusted.
+            # The value sent by the client comes first and is not trusted.
             forged = {"X-Forwarded-For": f"192.0.2.{number}, 203.0.113.7"}
             assert sign_in(it, "x" * 30, **forged).status_code == 401
         assert sign_in(it, **{"X-Forwarded-For": "203.0.113.7"}).status_code == 429

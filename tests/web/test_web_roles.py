@@ -1,4 +1,4 @@
-"""Roles: the changes that users may make, and the buttons that they see."""
+"""Roles: the changes that users may make and the buttons that they see."""
 
 from __future__ import annotations
 

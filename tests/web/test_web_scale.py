@@ -1,4 +1,4 @@
-"""The dashboard with a million tasks: every page is fast, and no script runs long."""
+"""The dashboard with a million tasks: every page is fast and no script runs for long."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ FORMS: dict[str, dict[str, object]] = {
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_page_is_fast_beside_a_million_tasks(prefix: str) -> None:
-    """With 1,000,000 pending and 100,000 dead tasks, a page takes under 300 ms and no script over
-    10 ms."""
+    """With 1,000,000 pending and 100,000 dead tasks, a page takes under 300 ms and no script takes
+    over 10 ms."""
 
     async def look(store: Store) -> dict[str, float]:
         took = {}
@@ -106,7 +106,7 @@ ERRORS = 50
 
 
 async def fill_with_errors(url: str, prefix: str, *, pending: int, dead: int) -> None:
-    """Fill a queue, whose dead tasks have 50 errors."""
+    """Fill a queue. Its dead tasks have 50 different errors."""
     await fill(url, prefix, pending=pending, dead=0)
     async with bed(url, prefix) as made:
         for number in range(ERRORS):
@@ -116,7 +116,8 @@ async def fill_with_errors(url: str, prefix: str, *, pending: int, dead: int) ->
 
 
 async def watch(url: str, seconds: float) -> tuple[int, float]:
-    """Refresh 20 tabs of overview and errors; return the requests and the longest, in ms."""
+    """Refresh 20 tabs of overview and errors; return the number of requests and the longest request
+    in ms."""
     numbers: list[float] = []
 
     async def tab(number: int) -> None:
@@ -135,7 +136,7 @@ async def watch(url: str, seconds: float) -> tuple[int, float]:
 
 
 def seconds_of(pid: int) -> float:
-    """Return the processor time that a process has used, in seconds."""
+    """Return the CPU time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -143,8 +144,8 @@ def seconds_of(pid: int) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twenty_tabs_cost_little_beside_a_million_tasks(prefix: str, tmp_path: Path) -> None:
-    """With 1,000,000 pending tasks and 100,000 dead ones of 50 errors, 20 tabs take under 5 % of a
-    core and no script over 10 ms."""
+    """With 1,000,000 pending tasks and 100,000 dead tasks with 50 errors, 20 tabs take under 5 % of
+    a core and no script takes over 10 ms."""
     tabs_beside(prefix, tmp_path, pending=1_000_000, dead=100_000)
 
 

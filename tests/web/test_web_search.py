@@ -1,4 +1,5 @@
-"""The search of the dashboard: over all queues and states, exported, and changed as a whole."""
+"""The search of the dashboard over all queues and states: results can be exported and changed as a
+whole."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ async def test_search_finds_tasks_of_all_queues_and_states(valkey: Store, prefix
 
 
 async def sorted_over_all_pages(client: httpx.AsyncClient) -> None:
-    """Check that pages of one task each have all tasks, in the order of the whole list."""
+    """Check that pages with one task each show all tasks, in the order of the whole list."""
     whole = await search(client, "type:*", sort="oldest")
     assert len(whole) > 3
     pages = [

@@ -1,4 +1,4 @@
-"""The page of a task: its type, its attempts as bars, its trace, and its copy."""
+"""The page of a task: its type, its attempts as bars, the link to its trace, and its copy."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Texts(HTMLParser):
 
 
 def source_of(node: nodes.Node) -> Iterator[str]:
-    """Yield the output of a template, in order, with a mark for each expression."""
+    """Yield the output of a template in order, with a mark for each expression."""
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.TemplateData):
             yield child.data
@@ -77,7 +77,7 @@ def source_of(node: nodes.Node) -> Iterator[str]:
 
 
 def consts_outside(node: nodes.Node) -> Iterator[str]:
-    """Yield texts in expressions of a template, except those that are looked up in the
+    """Yield strings in expressions of a template, except those that are looked up in the
     catalogue."""
     for child in node.iter_child_nodes():
         is_call = isinstance(child, nodes.Call) and isinstance(child.node, nodes.Name)
@@ -115,8 +115,8 @@ def test_templates_have_no_text_outside_of_the_catalogue(name: str) -> None:
 UNSEEN_CALLS = {
     "debug", "info", "warning", "exception", "error", "ConfigError", "TypeError", "compile", "cast",
 }  # fmt: skip
-"""Functions for logs and for errors of developers, which are in English, and for patterns, which
-are code."""
+"""Functions for logs and for errors that developers see, which are in English, and for patterns,
+which are code."""
 
 HEADERS = {
     "Content-Security-Policy", "Referrer-Policy", "Cache-Control", "Content-Type", "Allow",
@@ -126,11 +126,12 @@ HEADERS = {
 CODE_LIKE = re.compile(r"charset=|filename=|src 'self'|^queue:")
 
 KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "English"}
-"""Values of headers, and the name of a language in itself."""
+"""Values of headers, and names of languages in their own language."""
 
 
 def texts_outside(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield literals of a module that read as texts, except docstrings, logs and the catalogue."""
+    """Yield literals of a module that read like sentences, except docstrings, logs and the
+    catalogue."""
     if isinstance(tree, ast.Call):
         name = getattr(tree.func, "attr", None) or getattr(tree.func, "id", "")
         if name in UNSEEN_CALLS:
@@ -178,7 +179,7 @@ def test_script_has_no_texts() -> None:
 
 
 def test_the_search_for_texts_finds_some() -> None:
-    """The tests above find a text that is not marked."""
+    """The tests above find a string that is not marked."""
     page = ENVIRONMENT.parse('<p title="Run now">{{ n }} tasks wait</p>{{ post(url, "Sign out") }}')
     html = Texts()
     html.feed("".join(source_of(page)))

@@ -1,4 +1,4 @@
-"""The pages of types: the list, the charts of a type, and its pause, without a browser."""
+"""The type pages, without a browser: the list, the charts of a type, and pausing a type."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def page(web: Visitor, path: str, **query: str) -> str:
 
 
 async def report(web: Visitor, **rows: TypeCounts) -> None:
-    """Report rows as a server does, of this minute and of the one a day ago."""
+    """Report rows as a server does, for this minute and for the same minute a day ago."""
     now = int((await web.bed.inspector.overview()).at.timestamp()) // 60
     for minute in (now, now - 1440):
         reports = {report_field(minute, "s"): encode_report(rows)}

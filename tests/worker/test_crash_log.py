@@ -1,4 +1,4 @@
-"""The log names the tasks that servers died with, by id and type."""
+"""The log names, by id and type, the tasks that servers were running when they died."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
     assert len(held) == 3
     assert all(f": {id} (render.pdf" in line for line in held)
     back = [line for line in lines if "of servers that died" in line]
-    # The names are read concurrently with the fetch, so a task may kill its server before the line
-    # is logged.
+    # The names are read while the fetch runs, so a task may kill its server before the line is
+    # logged.
     assert len(back) <= 2
     assert all(f": {id} (render.pdf, crash " in line for line in back)
 
 
 async def hold(b: Bench, tasks: int, server: str) -> None:
-    """Let a server that disappears hold tasks, and expire their leases."""
+    """Let a server that has disappeared hold tasks, and let their leases expire."""
     policy = Config().policy()
     fetch = ops.fetch(b.keys(), server=server, number=1, wanted=tasks, policy=policy)
     assert len((await b.broker.run(fetch)).ids) == tasks

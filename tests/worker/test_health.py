@@ -249,7 +249,7 @@ def test_metrics_of_several_processes_add_up_and_never_decrease(
 
 
 def test_run_with_an_unrecorded_end_is_not_counted_twice(tmp_path: Path, own_store: Store) -> None:
-    """A server dies after its handlers have ended, but before the store has replied: the tasks run
+    """A server dies after its handlers have ended but before the store has replied. The tasks run
     again."""
     series = '{queue="default",type="wait"}'
     done = 'qsync_task_runs_total{outcome="completed",queue="default",type="wait"}'
@@ -271,7 +271,7 @@ def test_run_with_an_unrecorded_end_is_not_counted_twice(tmp_path: Path, own_sto
 
 
 def test_counts_of_ended_processes_are_included_exactly_once() -> None:
-    """One thread removes ended processes while another sums up."""
+    """One thread removes ended processes while another thread computes the totals."""
 
     class Process:
         def __init__(self) -> None:
@@ -412,7 +412,7 @@ STARTED = ServerHealth(started=True)
 def test_verdict_follows_the_reports_of_processes(
     report: ProcessHealth, live: bool, ready: bool, started: bool
 ) -> None:
-    """One unhealthy process is enough, and the reason is given."""
+    """One unhealthy process is enough, and the answer gives the reason."""
     reports = [ProcessHealth(2, 6, STARTED), report]
     verdicts = [health.live(reports, limit_s=10.0), health.ready(reports), health.started(reports)]
     assert [verdict.ok for verdict in verdicts] == [live, ready, started]
@@ -439,7 +439,7 @@ def at(second: float, **values: Any) -> ScaleSample:
 @pytest.mark.parametrize(
     ("samples", "goal", "desired", "backlog_s"),
     [
-        # No work at all.
+        # There is no work.
         ([at(0), at(10)], ScaleTarget(), 0, 0.0),
         ([at(0), at(10)], ScaleTarget(minimum=2), 2, 0.0),
         # 10 tasks a second arrive, and two workers run 10 a second with a backlog of 600: (10 +
@@ -466,9 +466,9 @@ def at(second: float, **values: Any) -> ScaleSample:
         ([at(0), at(10, active=5, enqueued=100, finished=100)], ScaleTarget(), 1, 0.0),
         # The workers keep up with all slots busy.
         ([at(0), at(10, active=20, enqueued=100, finished=100)], ScaleTarget(), 2, 0.0),
-        # Running tasks are not interrupted, though no new ones arrive.
+        # Running tasks are not interrupted, although no new tasks arrive.
         ([at(0, active=20), at(10, active=20)], ScaleTarget(), 2, 0.0),
-        # No task has ended yet: one slot each.
+        # No task has ended yet: one slot per task.
         ([at(0), at(10, active=20, pending=35, oldest_s=9)], ScaleTarget(), 6, None),
         # There is no worker, and tasks wait.
         (
@@ -489,10 +489,11 @@ def test_scale_advice_follows_the_samples(
 
 @pytest.mark.parametrize("backlog", [0, 3000])
 def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
-    """Simulates KEDA, which polls every 15 s and runs the desired number of workers, at least one.
+    """Simulates KEDA, which polls every 15 s and runs the desired number of workers, but at least
+    one.
 
-    50 tasks a second arrive, and a worker runs 10 a second on 20 slots: six keep up with some to
-    spare. The backlog is drained soon, and then the number stays the same.
+    50 tasks per second arrive, and a worker runs 10 per second on 20 slots, so six workers keep up
+    with some capacity to spare. The backlog is soon drained, and then the number stays the same.
     """
     made, workers, pending, enqueued, finished = Scaler(1), 1, float(backlog), 0.0, 0.0
     seen = []
@@ -521,7 +522,8 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
 def test_burst_after_idle_minutes_requests_enough_workers(
     after_s: float, polls_while_idle: bool
 ) -> None:
-    """2,000 tasks at once, and workers that run 13.3 a second each: five of them take 30 s."""
+    """2,000 tasks arrive at once, and each worker runs 13.3 tasks per second, so five workers take
+    30 s."""
     made = Scaler(1)
 
     def idle(second: float) -> ScaleSample:
@@ -706,7 +708,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_silent_connections_of_one_address_do_not_block_others(served: HealthServer) -> None:
-    """The address does not block itself, either: its own oldest connection is closed."""
+    """An address does not block itself either: its own oldest connection is closed."""
     opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
         for source in ("127.0.0.1", "127.0.0.2"):

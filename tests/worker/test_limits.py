@@ -1,4 +1,4 @@
-"""`qsync worker --max-tasks --max-memory`: processes that reach a limit are replaced."""
+"""`qsync worker` with --max-tasks and --max-memory: processes that reach a limit are replaced."""
 
 from __future__ import annotations
 

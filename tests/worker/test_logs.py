@@ -1,5 +1,5 @@
-"""Logs: each record about a task names it, none has secrets, and errors of logging break no
-worker."""
+"""Logs: each record about a task names the task, no record contains secrets, and logging errors
+break no worker."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ FAILING = (
 def worker(
     folder: Path, url: str, *options: str, app: str = APP, **popen: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `qsync worker` with its standard error in the file `out`, unless `stderr` is set."""
+    """Run `qsync worker` with standard error in the file `out`, unless `stderr` is set."""
     (folder / "shop.py").write_text(app)
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen(
@@ -192,7 +192,7 @@ def plant(store: Store, keys: QueueKeys) -> None:
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, form: str) -> None:
-    """This covers all ways in which a task can fail, with --log-errors class; each record is one
+    """This covers all ways in which a task can fail, with --log-errors class. Each record is one
     line."""
     valkey.flush()
     valkey.command("ACL", "SETUSER", "probe", "on", f">{PASSWORD}", "~*", "&*", "+@all")
@@ -217,7 +217,7 @@ def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, 
             found = counters(valkey.url)
             return found.get("dead", 0) + found.get("completed", 0) >= len(FAILING)
 
-        # All of them and the raw record, without the one of an unknown type.
+        # All tasks and the raw record, but not the task of an unknown type.
         wait_until(ended, timeout=90)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
@@ -433,7 +433,7 @@ def test_the_level_is_info_unless_another_is_asked_for() -> None:
         assert isinstance(root.handlers[0], logs.Lines)
 
 
-# Records without a worker: the fields are added in any program that runs a server.
+# Records without a worker. The fields are added in any program that runs a server.
 
 
 def test_records_about_tasks_have_fields(

@@ -1,4 +1,4 @@
-"""`qsync worker`: the work of its processes, their deaths, and its answers to mistakes."""
+"""`qsync worker`: the work and the deaths of its processes, and its answers to mistakes."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_processes_share_the_tasks_and_stop_with_exit_code_0(tmp_path: Path, sto
         (tmp_path / "go").touch()
         worker.enqueue("frozen")
         [(frozen, collected)] = worker.wait_history("frozen", 1)
-        assert frozen > 4 * collected  # a full collection skips the objects of the start
+        assert frozen > 4 * collected  # a full collection skips the objects created at startup
         assert worker.end() == 0, worker.out()
         out = worker.out()
         assert "serves shop:app" in out
@@ -251,7 +251,7 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         figure = f"{processes} processes: started again after {1000 * (began - killed):.0f} ms"
         print(f"\n{figure}")  # noqa: T201 - for `pytest -s`
         assert other != pid
-        # With one process, another has to start first, which depends on the machine.
+        # With one process, another one has to start first, which depends on the machine.
         assert began - killed < (1 if processes > 1 else 10)
         worker.wait_ready(processes + 1)
         assert "killed by SIGKILL; another starts in 0.1 s" in worker.out()
@@ -271,7 +271,7 @@ def test_a_clean_stop_lets_tasks_end_and_a_second_signal_hands_them_back(
         worker.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping: running tasks have 30 s" in worker.out())
         again = time.monotonic()
-        # The child has received the first one, too, and the second does not count as its echo.
+        # The child has also received the first signal, and the second does not count as its echo.
         wait_until(lambda: worker.out().count("stopping: running tasks have") == 2)
         wait_until(lambda: time.monotonic() - again > supervisor.ECHO_S)
         again = time.monotonic()
@@ -492,7 +492,7 @@ def test_refused_store_ends_the_parent_with_the_reason(tmp_path: Path, store: St
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(7)
 def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
-    """It keeps trying, and stops when requested."""
+    """The worker keeps trying, and stops when requested."""
     debug = ("--log-level", "debug")  # otherwise only the first try is logged
     with Store(aof=True) as store, Worker(tmp_path, store.url, *debug) as worker:
         worker.wait_ready(1)
@@ -573,7 +573,7 @@ MISTAKES = {
 
 @pytest.fixture
 def invoke(mistaken: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """Yield a function that runs a command in this process, in the folder of mistakes."""
+    """Yield a function that runs a command in this process, in the folder with the mistakes."""
     monkeypatch.chdir(mistaken)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("QSYNC_URL", "QSYNC_PREFIX"):
@@ -648,7 +648,7 @@ def test_app_comes_from_the_environment_or_the_argument(
 
 @pytest.mark.parametrize("target", ["shop:app", "shop:make", "shop:Holder.inner"])
 def test_app_is_loaded_from_its_target(target: str, invoke: Callable[..., Result]) -> None:
-    """The app is found, and then refused for its queues, so no process starts."""
+    """The app is found but refused because of its queues, so no process starts."""
     done = invoke("worker", target, "--queues", "?", QSYNC_URL="redis://127.0.0.1:1")
     assert "queues: '?' is not 1 to 128 characters" in done.stderr
 

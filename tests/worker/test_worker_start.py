@@ -1,4 +1,4 @@
-"""Starts of `qsync worker` that fail: each logs one line and ends."""
+"""Failed starts of `qsync worker`: each logs one line and ends."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_orphans_of_a_container_are_reaped_and_children_are_left() -> None:
 
 
 class Bare:
-    """Not a context manager."""
+    """A function that is not a context manager."""
 
 
 class Entered:
