@@ -231,12 +231,12 @@ def damaged(evidence: Evidence) -> None:
 
 
 MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
-    (lost, "plain was accepted, and never ran"),
+    (lost, "plain was accepted but never ran"),
     (lost_after_its_crash, "crashed is neither dead nor kept"),
     (lost_after_its_failure, "flaky began with attempt 2"),
     (lost_from_what_is_kept, "kept is neither dead nor kept"),
-    (unexpected, "ghost ran, and nobody"),
-    (ran_though_refused, "duplicate ran, and nobody"),
+    (unexpected, "ghost ran but was never accepted"),
+    (ran_though_refused, "duplicate ran but was never accepted"),
     (refused_for_nobody, "duplicate of ghost"),
     (refused_for_itself, "duplicate of other"),
     (ran_twice_for_no_reason, "plain ran again, b/1 after a/1, for no reason"),
@@ -251,12 +251,12 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
     (both_were_accepted, "of 11 tasks 10 were completed and 2 died"),
     (the_result_of_a_failed_run, "twice has the result of b/1"),
     (no_room_in_a_store_that_had_some, "kept has the result of"),
-    (made_twice, "11 tasks were accepted, and the store counts 12"),
-    (dead_of_crashes_that_were_none, "poison is dead of 3 crashes"),
-    (dead_too_early, "poison is dead of 2 crashes"),
+    (made_twice, "11 tasks were accepted, but the store counts 12"),
+    (dead_of_crashes_that_were_none, "poison is dead after 3 crashes"),
+    (dead_too_early, "poison is dead after 2 crashes"),
     (dead_with_attempts_left, "doomed is dead after the attempts [2]"),
     (dead_though_it_never_fails, "plain is dead after the attempts []"),
-    (dead_and_gone, "2 tasks died, and 1 are there"),
+    (dead_and_gone, "2 tasks died, but 1 are there"),
     (a_start_too_many, "back ran again"),
     (ended_twice, "plain ended 2 times"),
     (ended_without_a_start, "plain ended under the token x/1 without a start"),
@@ -265,7 +265,7 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
     (a_message_is_left, "6 entries are left in tasks"),
     (a_key_is_left, "lock:a is left"),
     (a_server_broke, "a part of the server failed"),
-    (damaged, "the audit says"),
+    (damaged, "the audit found"),
 ]
 
 

@@ -76,10 +76,10 @@ class _Judge:
     def _unexpected(self) -> Iterator[str]:
         for id in self.runs:
             if self._known(id) is None:
-                yield f"{id} ran, and nobody had it accepted"
+                yield f"{id} ran but was never accepted"
         for id, holder in self.evidence.refused.items():
             if holder == id or self._known(holder) is None:
-                yield f"{id} was refused as a duplicate of {holder}, which nobody asked for"
+                yield f"{id} was refused as a duplicate of {holder}, which was never enqueued"
         for (id, token), notes in self.ends.items():
             if len(notes) > 1:
                 yield f"{id} ended {len(notes)} times under the token {token}"
@@ -92,9 +92,9 @@ class _Judge:
         if id in self.evidence.dead:
             return
         if not runs:
-            yield f"{id} was accepted, and never ran"
+            yield f"{id} was accepted but never ran"
         elif not done:
-            yield f"{id} was accepted, and neither ran to its end nor is dead"
+            yield f"{id} was accepted but neither ran to its end nor is dead"
         if wanted.retention:
             result = self.evidence.results.get(id)
             if result is None:
@@ -121,13 +121,13 @@ class _Judge:
     def _dead(self, id: str) -> Iterator[str]:
         dead, wanted, runs = self.evidence.dead[id], self._known(id), self.runs[id]
         if wanted is None:
-            yield f"{id} is dead, and nobody had it accepted"
+            yield f"{id} is dead but was never accepted"
         elif dead.error.startswith("crashed "):
             # A crash between the mark of a start and the start itself also counts.
             most = self.evidence.max_crashes
             befell = self._troubles(wanted.at, float("inf"))
             if dead.crashes != most or befell < most or not any(run.crashes for run in runs):
-                yield f"{id} is dead of {dead.crashes} crashes that the history does not show"
+                yield f"{id} is dead after {dead.crashes} crashes that the history does not show"
         else:
             failed = {run.attempt for run in runs if self._ended(run, "fail")}
             if wanted.fail <= wanted.retry or failed != set(range(1, wanted.retry + 2)):
@@ -168,16 +168,16 @@ class _Judge:
         enqueued, completed, dead = (count(n, 0) for n in ("enqueued", "completed", "dead"))
         ids = {*evidence.accepted, *evidence.dead, *self.runs} - evidence.refused.keys()
         if enqueued != len(ids):
-            yield f"{len(ids)} tasks were accepted, and the store counts {enqueued}"
+            yield f"{len(ids)} tasks were accepted, but the store counts {enqueued}"
         if enqueued != completed + dead:
             yield f"of {enqueued} tasks {completed} were completed and {dead} died"
         if dead != len(evidence.dead):
-            yield f"{dead} tasks died, and {len(evidence.dead)} are there"
+            yield f"{dead} tasks died, but {len(evidence.dead)} are there"
         starts = sum(map(len, self.runs.values()))
         reasons = reasons_of(evidence)
         allowed = sum(map(bool, self.runs.values())) + sum(reasons.values())
         if starts > allowed:
-            yield f"{starts} starts, and reasons for {allowed}: {reasons}"
+            yield f"{starts} starts, but reasons for only {allowed}: {reasons}"
 
     def reasons(self) -> dict[str, int]:
         """Return how often tasks were started again, by reason."""
@@ -201,9 +201,9 @@ class _Judge:
             if name not in STRUCTURE | KEPT and not name.endswith((":queues", ":servers")):
                 yield f"the key {key} is left"
         for line in evidence.broken:
-            yield f"a worker says: {line[:2000]}"
+            yield f"a worker logged: {line[:2000]}"
         if evidence.audit:
-            yield f"the audit says: {evidence.audit}"
+            yield f"the audit found: {evidence.audit}"
 
 
 def reasons_of(evidence: Evidence) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""Middleware and `on_error` in the thread of a `def` handler, and servers without the handlers for
-a type."""
+"""Middleware and `on_error` in the thread of a `def` handler, and servers without
+some handlers."""
 
 from __future__ import annotations
 

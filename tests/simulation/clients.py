@@ -205,7 +205,7 @@ def refused(books: Books, task: Task, error: QsyncError, began: float) -> None:
     if not isinstance(error, DuplicateTask):
         books.given_up(f"enqueue of {task.id}", error, began)
     elif task.unique is None:
-        books.ledger.find(f"{task.id} is said to be a duplicate: {error}")
+        books.ledger.find(f"{task.id} was refused as a duplicate: {error}")
 
 
 def right_result(books: Books, wanted: Wanted, value: Any) -> None:

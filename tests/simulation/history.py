@@ -99,7 +99,7 @@ class History:
         await asyncio.wait(population.clients, timeout=60)
         for work in population.clients:
             if not work.done():
-                self.ledger.find(f"a client still works after 60 s of peace: {work}")
+                self.ledger.find(f"a client still works after 60 s without faults: {work}")
         verdict = Verdict(self)
         await verdict.recovered()
         await verdict.drained()
@@ -143,7 +143,7 @@ class History:
             except Stuck:
                 self.ledger.find("no callback is left, but the history has not ended")
             for error in self.turns.errors:
-                self.ledger.find(f"a thread ended by {type(error).__name__}: {error}")
+                self.ledger.find(f"a thread ended with {type(error).__name__}: {error}")
             return self._outcome()
 
     def _outcome(self) -> Outcome:

@@ -151,7 +151,7 @@ class Ledger:
         before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
-                self.find(f"enqueue {number} of {sender} is answered {reply}, before {said}")
+                self.find(f"enqueue {number} of {sender} got the reply {reply}, earlier {said}")
             return  # a repeated reply; the store changed nothing
         if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
@@ -166,7 +166,7 @@ class Ledger:
             elif outcome == b"duplicate":
                 self._check_duplicate(queue, now, options, reply[2 * at + 1].decode())
             elif outcome == b"repeated" and now >= self.entry(queue, id).remembered_until_us:
-                self.find(f"{id} is said to be repeated, and was not enqueued lately")
+                self.find(f"{id} was reported as repeated, but was not enqueued lately")
 
     def _see_enqueue_one(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         self._see_enqueue(queue, now, [*args[:3], 2, *args[3:]], reply)
@@ -199,7 +199,7 @@ class Ledger:
         if lock:
             holder = self._open_locks.get((queue, lock))
             if holder not in (None, id) and self.entry(queue, holder).surely_open(self._latest_us):
-                self.find(f"{id} got the lock that {holder} has")
+                self.find(f"{id} got the lock that {holder} holds")
             entry.lock = lock
             self._open_locks[queue, lock] = id
 
@@ -209,7 +209,7 @@ class Ledger:
         if open_holder in (None, holder):
             return
         if self.entry(queue, open_holder).surely_open(self._latest_us):
-            self.find(f"lock of {open_holder} is said to be that of {holder}")
+            self.find(f"lock of {open_holder} was reported as held by {holder}")
 
     def _see_tick(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         _, schedule, tick_us, id, _, options = args
@@ -256,13 +256,13 @@ class Ledger:
             if entry.lease is not None:
                 self._lapsed(entry, entry.lease, now)
             elif entry.phase != "waiting":
-                self.find(f"{entry.id} was fetched though it was {entry.phase}")
+                self.find(f"{entry.id} was fetched although it was {entry.phase}")
             if self._latest_us < entry.due_us:
                 self.find(f"{entry.id} was fetched {(entry.due_us - now) / US} s early")
             self.limits.see_lease(entry, message, self.entries.values(), now)
             entry.phase = "active"
             if len(entry.deliveries) == MOST:
-                self.find(f"{entry.id} was leased for the {MOST + 1}th time")
+                self.find(f"{entry.id} was leased {MOST + 1} times")
             self.void.discard((queue, entry.id, token))  # the fetch was repeated after the loss
             length_us = int(lease_us)
             ends = self._clock() + length_us / US
@@ -325,7 +325,7 @@ class Ledger:
     def _see_abandon(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         server = self.servers[args[0]]
         if server.alive:
-            self.find(f"server {args[0]} is alive and was abandoned")
+            self.find(f"server {args[0]} is alive but was abandoned")
         for entry in self.entries.values():
             lease = entry.lease if entry.queue == queue else None
             if lease is not None and lease.token.startswith(f"{args[0]}/"):

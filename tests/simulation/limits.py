@@ -56,7 +56,7 @@ class LimitBook:
         if self.orderly and entry.in_order and not entry.deliveries:
             self._check_order(entry, entries)
         if self.paused and (entry.queue, decode_message(message).type) in self.paused:
-            self.find(f"{entry.id} was fetched though its type is paused")
+            self.find(f"{entry.id} was fetched although its type is paused")
         for limit in entry.limits:
             before = self.times.get((entry.queue, limit), 0.0)
             self.times[entry.queue, limit] = max(before, now) + interval_us(limit)
@@ -67,7 +67,7 @@ class LimitBook:
             waits = other.in_order and not other.deliveries and other.phase == "waiting"
             same = (other.queue, other.priority) == (entry.queue, entry.priority)
             if waits and same and other.place < entry.place:
-                self.find(f"{entry.id} was fetched before {other.id}, which waits for longer")
+                self.find(f"{entry.id} was fetched before {other.id}, which has waited longer")
                 return
 
     def check_slots(self, entry: Entry, entries: Iterable[Entry], now: int) -> None:

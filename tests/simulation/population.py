@@ -130,7 +130,7 @@ class Population:
             await server.run()
         except Exception as error:
             if server.broken or not process.troubled(0.0, world.loop.now):
-                world.ledger.find(f"{process.name} ended by {type(error).__name__}: {error}")
+                world.ledger.find(f"{process.name} ended with {type(error).__name__}: {error}")
         else:
             self.check_left(process, server.holder)
         process.crash()  # the process exits

@@ -98,7 +98,7 @@ class StoredBook:
         if tick_us > now + EARLY_US + back_us:
             self._find(f"tick {id} came {(tick_us - now) / US} s early")
         if tick_us <= version.since_us - back_us:
-            self._find(f"tick {id} is from before its schedule was put")
+            self._find(f"tick {id} dates from before its schedule was stored")
         if tick_us in version.ticks:
             self._find(f"tick {id} came twice")
         version.ticks[tick_us] = now

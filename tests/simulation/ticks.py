@@ -36,7 +36,7 @@ class TickBook:
         if schedule == MOVED and tick_us % (600 * US):
             before_us = (self.changed_us or 0) - tick_us - back_us
             if before_us > 0:
-                self._find(f"tick {id} is from {before_us / US} s before its schedule was changed")
+                self._find(f"tick {id} precedes a change of its schedule by {before_us / US} s")
         self.times.setdefault((queue, schedule), []).append(tick_us)
 
     def lose(self, kept: Mapping[tuple[str, str], list[int]]) -> None:

@@ -96,7 +96,7 @@ class Verdict:
                 lease = self.ledger.entry(queue, id).lease
                 # A renewal may have been in flight for some time when its sender died.
                 if not server.alive and (lease is None or lease.expires_us < over_us):
-                    self.find(f"{id} is still leased to {server.name}, dead for long")
+                    self.find(f"{id} is still leased to {server.name}, which died long ago")
 
     def _last_trouble(self) -> float:
         """Return the time of the last fault, the last death or stop of a server, or the last late
@@ -121,7 +121,7 @@ class Verdict:
                 self._cut_short = True
                 return
             if loop.now >= ends:
-                self.find(f"after {BAR_LEASES} leases of peace there are still {left}")
+                self.find(f"after {BAR_LEASES} leases without faults there are still {left}")
                 return
             await asyncio.sleep(POLL_S)
 
@@ -215,13 +215,13 @@ class Verdict:
                 self.find(f"counter {name} of {queue} is off by {stats[name]}")
         dead = len(self._fields(queue, "dead"))
         if stats.get("dead", 0) - stats.get("trimmed", 0) != dead:
-            self.find(f"counters of {queue} say {stats}, and there are {dead} dead tasks")
+            self.find(f"counters of {queue} are {stats}, but there are {dead} dead tasks")
 
     def _check_accepted(self, wanted: Wanted) -> None:
         entry = self.ledger.entries.get((wanted.queue, wanted.id))
         if entry is None or not entry.created:
             if (wanted.queue, wanted.id) not in self.ledger.lost:
-                self.find(f"{wanted.id} was accepted, and the store never had it")
+                self.find(f"{wanted.id} was accepted, but the store never had it")
             return
         state = self._state(wanted)
         ended = entry.finished or state == "dead"
@@ -250,7 +250,7 @@ class Verdict:
 
     def _check_success(self, wanted: Wanted, entry: Entry) -> None:
         if not entry.starts:
-            self.find(f"{wanted.id} is completed and was never run")
+            self.find(f"{wanted.id} is completed but was never run")
         kind = wanted.plan["kind"]
         times = wanted.plan["times"]
         # A server that stops while the store refuses to record a dead task hands the task back.
@@ -267,9 +267,9 @@ class Verdict:
             self._check_crashed(wanted, entry, kind)
         elif "deadline" in error:
             if wanted.deadline_us is None:
-                self.find(f"{wanted.id} is dead of a deadline, but has none")
+                self.find(f"{wanted.id} is dead because of a deadline, but has none")
             elif error.startswith("deadline passed") and wanted.deadline_us > self.store.latest_us:
-                self.find(f"{wanted.id} is dead of a future deadline")
+                self.find(f"{wanted.id} is dead because of a future deadline")
         elif not (
             "timed out" in error
             or ("no server knew it for an hour" in error and self.ledger.forgetful)
@@ -284,7 +284,7 @@ class Verdict:
         that died for other reasons."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
         if len(lapsed) < MAX_CRASHES:
-            self.find(f"{wanted.id} is dead of crashes, but only {len(lapsed)} leases expired")
+            self.find(f"{wanted.id} is dead from crashes, but only {len(lapsed)} leases expired")
         last = self.ledger.servers[lapsed[-1].token.rpartition("/")[0]]
         died_us = int(self._fields(wanted.queue, "dead")[wanted.id])
         before = last.died_at is not None and (WALL + last.died_at) * US <= died_us
@@ -298,7 +298,7 @@ class Verdict:
             self.ledger.check_cause(entry, lease)
         wanted = self.books.accepted.get((entry.queue, entry.id))
         if entry.ran_on_us and (wanted is None or wanted.plan["kind"] not in ("deaf", "block")):
-            self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s though it was cancelled")
+            self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s although it was cancelled")
 
     def _check_ticks(self) -> None:
         """Check that no tick of a stored schedule is left out or comes twice."""
@@ -317,7 +317,7 @@ class Verdict:
                 self.find(f"ticks of {name} are {shown}, lost with the store {len(lost)}")
             leaps = sum(by > period for _, by in self.store.jumps)
             if missed == "once" and len(ticks) > max(1, leaps) and not lost:
-                self.find(f"{name} made up for more than one missed tick: {ticks}")
+                self.find(f"{name} ran more than one missed tick: {ticks}")
 
     def _check_documents(self) -> None:
         """Check that the last version of each document was run, or is dead from crashes of other

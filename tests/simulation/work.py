@@ -180,7 +180,7 @@ class Handlers:
         spared = min(sum(one.together for one in runs), SPARED_MOST * entry.created)
         most = MAX_CRASHES * entry.created + spared
         if task.value(dict)["kind"] == "poison" and len(runs) > most:
-            find(f"poison {task.id} is started for the {entry.starts}th time")
+            find(f"poison {task.id} was started {entry.starts} times")
 
     def _check_alone(self, entry: Entry) -> None:
         """Check that no other task with a valid lease runs under the same lock."""
