@@ -112,7 +112,7 @@ def test_custom_connection_class_is_refused() -> None:
 
 @pytest.mark.parametrize("given", [7, b"redis://h", object(), redis.Redis, redis.ConnectionPool()])
 def test_non_client_is_refused(given: Any) -> None:
-    with pytest.raises(ConfigError, match="url: give a URL, or a client of redis-py or valkey-py"):
+    with pytest.raises(ConfigError, match="url: pass a URL, or a client of redis-py or valkey-py"):
         Qsync(given)
 
 

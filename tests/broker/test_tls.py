@@ -207,7 +207,7 @@ def test_command_reports_tls_error_in_one_line(address: str) -> None:
     words = [sys.executable, "-m", "qsync", "stats", "--url", address]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.rstrip().endswith("name the file of its CA by ssl_ca_certs=")
+    assert done.stderr.rstrip().endswith("name the file of its CA with ssl_ca_certs=")
 
 
 def test_cluster_with_untrusted_certificate_is_an_error_at_once(

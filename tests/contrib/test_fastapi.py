@@ -306,7 +306,7 @@ def test_wrong_arguments_of_the_dashboard_are_named(app: Qsync) -> None:
         with pytest.raises(ConfigError, match=r"app: <fastapi.* is not a Qsync"):
             mount(api, "/ops", api, auth="host")
     for dependencies in ([wrong], Depends(staff), [Depends(staff), wrong]):
-        with pytest.raises(ConfigError, match=r"dependencies: .*; give \[Depends\(...\)\]"):
+        with pytest.raises(ConfigError, match=r"dependencies: .*; pass \[Depends\(...\)\]"):
             mount_dashboard(api, "/ops", app, dependencies=dependencies)
     assert len(api.routes) == len(FastAPI().routes)
 

@@ -112,7 +112,7 @@ WRONG = [
     ("redis+sentinel://h/m?sentinel_ssl_ca_certs=x", "sentinel_ssl_ca_certs: goes with rediss"),
     ("rediss+sentinel://h/m?sentinel_ssl_ca_certs=/no", "sentinel_ssl_ca_certs: there is no such"),
     ("redis+sentinel://h/a%20b", "a service name has"),
-    ("redis+cluster://u:p@a,u:p@b", "give credentials once"),
+    ("redis+cluster://u:p@a,u:p@b", "write credentials once"),
     ("redis+cluster://a,", "lacks a host"),
     ("redis://a,b", r"go with redis\+cluster:// or redis\+sentinel://"),
     ("redis://h o", "its host is not host:port"),
@@ -138,7 +138,7 @@ def test_certificate_and_key_files_are_checked(tmp_path: Path) -> None:
         make_certificate(tmp_path / name, "DNS:h")
     a, b = tmp_path / "a", tmp_path / "b"
     url = f"rediss://h?ssl_certfile={a}/certificate.pem"
-    with pytest.raises(ConfigError, match="ssl_certfile: has no private key; give ssl_keyfile"):
+    with pytest.raises(ConfigError, match="ssl_certfile: has no private key; pass ssl_keyfile"):
         redis_clients.parse(url)
     with pytest.raises(ConfigError, match="ssl_keyfile: is not the key of the certificate"):
         redis_clients.parse(f"{url}&ssl_keyfile={b}/key.pem")

@@ -44,7 +44,7 @@ SHARED: Final = {
 """Patterns of the keys outside of queues, without the prefix, by the names that scripts use."""
 
 RECORD: Final = frozenset({"xadd", "xdel", "xrevrange"})
-"""Commands of the record of actions, which only operators write."""
+"""Commands on the record of actions, which only operators write."""
 
 CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
 """Commands on the channels of ended tasks; without them clients notice results only by polling."""

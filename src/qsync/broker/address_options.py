@@ -149,7 +149,7 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
     where an & ends a value.
     """
     if name in _OURS:
-        return f"{name}: qsync sets this option itself; take it out"
+        return f"{name}: qsync sets this option itself; remove it"
     import difflib  # here, since few programs misspell an option
 
     known = [*OPTIONS, *SENTINEL_OPTIONS]
@@ -201,7 +201,7 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
         text = Path(certificate).read_text(errors="replace")
     if key is None:
         if "PRIVATE KEY-----" not in text:
-            msg = f"{before}ssl_certfile: has no private key; give {before}ssl_keyfile as well"
+            msg = f"{before}ssl_certfile: has no private key; pass {before}ssl_keyfile as well"
             raise ValueError(msg)
     else:
         with _naming(f"{before}ssl_keyfile"):

@@ -220,7 +220,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         )
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """Record an error that broke a connection to the node of a key, or a redirection."""
+        """Record an error that broke a connection to the node with a key, or a redirection."""
         await self.record_node_error(self.node_of(key), error)
 
     async def record_node_error(self, node: Node | None, error: BaseException) -> None:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 PoolT = TypeVar("PoolT")
 
 DEFAULT_PATIENCE_S: Final = 10.0
-"""Default time for which a client tries a call before it raises StoreUnavailable, in seconds."""
+"""How long a client tries a call by default before it raises StoreUnavailable, in seconds."""
 
 ONE_TRY_S: Final = 2.0
 """Time limit of a call with a patience of 0, which is tried once, in seconds."""
@@ -45,7 +45,7 @@ DEFAULT: Final = _Default.PATIENCE
 """Default of `patience` for a call: the patience of the broker."""
 
 Patience = float | None | Literal[_Default.PATIENCE]
-"""Time that a call is retried, in seconds; None means no limit."""
+"""Time for which a call is retried, in seconds; None means no limit."""
 
 
 class BaseBroker(Generic[PoolT]):
@@ -75,7 +75,7 @@ class BaseBroker(Generic[PoolT]):
 
     @property
     def sends_packets(self) -> bool:
-        """Whether calls may be sent encoded, by `converse`.
+        """Whether calls may be sent encoded, with `converse`.
 
         They may if they carry no time of a test's clock, and if the patience leaves time for
         another attempt after the read timeout, the only time limit of `converse`.
@@ -85,7 +85,7 @@ class BaseBroker(Generic[PoolT]):
         return is_patient and self.address.clock is None
 
     def with_longer_timeout(self, seconds: float) -> Self:
-        """Return a broker of the same store for calls whose wait delays the reply by `seconds`.
+        """Return a broker for the same store, for calls whose wait delays the reply by `seconds`.
 
         It has separate connections, so that other calls are not delayed.
         """

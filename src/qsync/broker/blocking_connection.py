@@ -2,7 +2,7 @@
 
 redis-py opens and closes the connection, which includes TLS, credentials and the database. In
 between, a `SocketConnection` uses its socket and its own parser: redis-py's reading and
-writing take more processor time than the rest of an enqueue.
+writing take more CPU time than the rest of an enqueue.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
 
 WARM_S: Final = 0.02
-"""Time since its last reply, in seconds, for which a connection may be used without the check that
-the store has not closed it, which is a system call."""
+"""How long after its last reply a connection may be used without a check, in seconds: to check
+whether the store has closed it takes a system call."""
 
 KERNEL_WAIT_S: Final = 0.01
 """Time for which a read waits in the kernel before it polls, in seconds: most replies come sooner,
@@ -50,11 +50,11 @@ def wrap_connection(connection: Any, timeout: float) -> SocketConnection | Libra
 
 
 class SocketConnection:
-    """A connection on the socket of one of redis-py.
+    """A connection that uses the socket of a redis-py connection.
 
-    Writes do not block, and reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with
-    Python's socket timeout, each would take one more system call. Where the kernel does not limit
-    reads, they poll at once. A socket with TLS, or one that cannot be polled, has Python's timeout.
+    Writes do not block. Reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with
+    Python's socket timeout, each would take one more system call. If the kernel cannot limit reads,
+    they poll at once. A socket with TLS, or one that cannot be polled, has Python's timeout.
     """
 
     def __init__(
@@ -205,7 +205,8 @@ class SocketConnection:
 
 
 class LibraryConnection:
-    """A `SocketConnection` on redis-py's public methods, for releases with other internals."""
+    """A `SocketConnection` that uses redis-py's public methods, for releases with other
+    internals."""
 
     def __init__(self, connection: Any, timeout: float) -> None:
         self.raw = connection
@@ -274,7 +275,7 @@ def _limit_socket(connection: Any, seconds: float) -> None:
 
 def _poll_of(sock: Any) -> Callable[[float], Any]:
     """Return a function that waits up to a number of milliseconds for data on a socket or its end,
-    and returns whether either has come."""
+    and returns whether either has happened."""
     if not hasattr(select, "poll"):  # Windows
         return lambda ms: select.select([sock], [], [], ms / 1000)[0]
     poller = select.poll()

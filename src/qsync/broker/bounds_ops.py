@@ -11,7 +11,7 @@ from qsync.keys import QueueKeys
 
 
 def put_program_bounds(keys: QueueKeys, bounds: Bounds) -> Call[bool]:
-    """Store the bounds that a program gives to a queue; without any bound, remove them."""
+    """Store the bounds that a program sets for a queue; if it sets none, remove them."""
     is_none = bounds.max_tasks is None and bounds.max_bytes is None
     return _set(keys, "bounds", "" if is_none else bounds.stored, "")
 
@@ -73,8 +73,8 @@ def set_latency_target(keys: QueueKeys, target_us: int | None) -> Call[bool]:
 
 
 def acknowledge_dead(keys: QueueKeys, until_us: int | None) -> Call[int]:
-    """Record that operators know of the tasks that died up to a time; return how many are newly
-    known."""
+    """Record that operators have acknowledged all tasks that died up to a given time; return how
+    many of them were not acknowledged before."""
     return queue_call("acknowledge_dead", keys, ("", "", "" if until_us is None else until_us), int)
 
 

@@ -44,7 +44,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
         return Call(script, keys, args, self.decode, self.wait)
 
     def at(self, now_us: int) -> Call[T]:
-        """Return the call with this time, unless it has one or its script takes none."""
+        """Return the call with `now` set to this time, unless it has a time or its script takes
+        none."""
         if not self.script.timed or self.args[0] != "":
             return self
         more = None if self.flow_args is None else (now_us, *self.flow_args[1:])
@@ -98,16 +99,16 @@ def text_of(value: bytes) -> str:
 
 
 def texts_of(reply: Any) -> list[Any]:
-    """Decode a list of texts. The caller names their type, e.g. literals."""
+    """Decode a list of strings. The caller states their type, e.g. literals."""
     return [text_of(outcome) for outcome in reply]
 
 
 def pairs_of(reply: Any) -> Any:
-    """Decode a flat list of texts as a list of pairs."""
+    """Decode a flat list of strings as a list of pairs."""
     texts = texts_of(reply)
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def text_tuple(reply: Any) -> Any:
-    """Decode a list of texts as a tuple."""
+    """Decode a list of strings as a tuple."""
     return tuple([text_of(part) for part in reply])

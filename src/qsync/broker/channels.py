@@ -93,7 +93,7 @@ class Channels:
         return ChannelEvent("refused", channel, error=error)
 
     def _answered(self, command: str, channel: str) -> None:
-        """Remove a command from the unanswered ones, with all before it: they have replies too."""
+        """Remove a command and all before it from the unanswered ones: those have replies too."""
         if (command, channel) in self._unanswered:
             while self._unanswered.popleft() != (command, channel):
                 pass

@@ -1,7 +1,7 @@
 """Read the address and settings of a redis-py or valkey-py client object.
 
 qsync never uses or closes the client, and leaves its pool alone. Each setting is copied, replaced
-by qsync's own value, or refused by name; none is dropped silently.
+with qsync's own value, or refused by name; none is dropped silently.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OURS: Final = (
     "command_packer", "event_dispatcher", "lib_name", "lib_version", "driver_info", "client_cache",
     "single_connection_client",
 )  # fmt: skip
-"""Settings that qsync replaces by its own: timeouts, retries and the format of replies."""
+"""Settings that qsync replaces with its own: timeouts, retries and the format of replies."""
 
 _OURS_TOO: Final = ("cache_", "maint_notifications_", "oss_cluster_", "orig_", "himport_")
 """Prefixes of further settings that qsync replaces."""
@@ -56,14 +56,14 @@ def address_of(client: Any) -> Address:
     if kind is None:
         shown = f"{type(client).__module__}.{type(client).__qualname__}"
         raise ConfigError(
-            "url: give a URL, or a client of redis-py or valkey-py (Redis, RedisCluster, Valkey, "
+            "url: pass a URL, or a client of redis-py or valkey-py (Redis, RedisCluster, Valkey, "
             f"ValkeyCluster, blocking or asyncio; Sentinel.master_for makes one), not {shown}"
         )
     try:
         return _cluster(client) if kind == "cluster" else _node(client)
     except (AttributeError, TypeError, ValueError) as error:
         shown = str(error) if type(error) is ValueError else f"it cannot be read ({error!r})"
-        raise ConfigError(f"url: the client: {shown}; give a URL instead") from None
+        raise ConfigError(f"url: the client: {shown}; pass a URL instead") from None
 
 
 def _kind(client: Any) -> Literal["node", "cluster"] | None:

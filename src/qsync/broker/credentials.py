@@ -22,9 +22,9 @@ class CredentialProvider(Protocol):
 
 
 class CheckedProvider:
-    """Asks a provider for credentials; an error of it becomes an error of the connection.
+    """Asks a provider for credentials; an error that it raises becomes an error of the connection.
 
-    So qsync asks again until the patience of the call ends, like for an unreachable store.
+    So qsync asks again until the patience of the call ends, as for an unreachable store.
     """
 
     def __init__(self, provider: CredentialProvider) -> None:
@@ -88,7 +88,7 @@ def with_provider(address: Address, provider: object) -> Address:
     for name in ("username", "password", "credential_provider"):
         if name in address.settings:
             raise ConfigError(
-                f"credential_provider: the store at {address} has a {name} already; give one"
+                f"credential_provider: the store at {address} has a {name} already; pass only one"
             )
     checked: Any = CheckedProvider(provider)  # type: ignore[arg-type]
     return replace(address, settings={**address.settings, "credential_provider": checked})

@@ -1,6 +1,7 @@
 """Packs the request that clients send most: the enqueue of one task without options.
 
-It is the command of the call that `ops` makes for such a task, encoded in a third of the time.
+The request is the command of the call that `ops` returns for such a task; encoding it here takes a
+third of the time.
 """
 
 from __future__ import annotations

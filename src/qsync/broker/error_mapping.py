@@ -86,7 +86,7 @@ _WRONG_STORE_TEXTS: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
     "DB index is out of range", "the Sentinels watch no service", _OTHER_PROTOCOL,
 )  # fmt: skip
-"""Errors of a store that is not of the kind that its URL says."""
+"""Errors of a store that is not of the kind that its URL names."""
 
 _UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
 """Error of a store without a command; managed stores hide commands in this way."""
@@ -112,7 +112,7 @@ _TLS_ADVICE: Final = (
     ("mismatch|not valid for", "connect by a name that the certificate has, or set "
      "ssl_check_hostname=false"),
     ("expired|not yet valid", "renew the certificate, or correct the clock"),
-    ("VERIFY_FAILED", "name the file of its CA by ssl_ca_certs="),
+    ("VERIFY_FAILED", "name the file of its CA with ssl_ca_certs="),
     ("WRONG_VERSION|HTTP_REQUEST", "the port does not speak TLS: use its TLS port, or redis://"),
     ("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN",
      "it requires a client certificate that the store trusts: ssl_certfile= and ssl_keyfile="),

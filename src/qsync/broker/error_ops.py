@@ -31,7 +31,7 @@ class CountedError(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ErrorCounts:
-    """Counts of a part of the failed tasks of a state, the latest first.
+    """Counts of some of the failed tasks in a state, the latest first.
 
     The part ends before a task whose record has no mark. Such a task is next if `read` is 0 and
     `more` is true.

@@ -1,6 +1,6 @@
 """The record of operators' actions: calls that write and read it. See `qsync.broker.ops`.
 
-`lua/include/record_event.lua` says how entries are made and merged.
+`lua/include/record_event.lua` describes how entries are built and merged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_EVENTS: Final = 500
 KEY_BYTES: Final = 8
 
 _TEXT_BYTES: Final = {"by": 128, "subject": 256, "detail": 512}
-"""Maximum length of the texts of a record, in bytes; the rest is cut."""
+"""Maximum length of each string in a record, in bytes; the rest is cut."""
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -80,7 +80,7 @@ def record_event(
 def events(
     keys: QueueKeys | GlobalKeys, *, count: int = MOST_EVENTS, since_us: int | None = None
 ) -> Call[list[StoredEvent]]:
-    """Read the last actions, the latest first; with `since_us` those recorded since then."""
+    """Read the last actions, the latest first; with `since_us`, only those recorded since then."""
     script = load("events")
     since = "-" if since_us is None else str(max(0, since_us) // 1000)
 

@@ -197,7 +197,7 @@ def _probe_fsync(address: Address) -> Exchanges:
     if isinstance(reply, BaseException):
         text = str(reply)
         if is_unsupported(reply):
-            raise _unable("fsync", address, "does not know WAITAOF: that takes Redis 7.2 or Valkey")
+            raise _unable("fsync", address, "lacks WAITAOF, which needs Redis 7.2 or Valkey")
         if "appendonly is disabled" in text:
             raise _unable("fsync", address, "keeps no append-only file: set appendonly to yes")
         if classify(reply) is Fault.DENIED:

@@ -36,11 +36,11 @@ class LimitState:
 
     limit: str
     in_use: int
-    """Number of active tasks that hold it."""
+    """Number of active tasks that hold the limit."""
     ready: int
-    """Number of pending tasks that hold it."""
+    """Number of pending tasks that hold the limit."""
     waiting: int
-    """Number of limited tasks that wait for it."""
+    """Number of limited tasks that wait for the limit."""
     closed_until_us: int | None
     """Time until which no task starts; None if it is not closed."""
     opens_at_us: int | None
@@ -73,9 +73,9 @@ class LimitDetail:
     operator: StoredOperatorRule | None
     """The operator's rule in effect; None if none is set."""
     holders: list[str]
-    """Ids of active tasks that hold it, up to HOLDERS."""
+    """Ids of active tasks that hold the limit, up to HOLDERS."""
     place: int | None
-    """Number of waiters before the task that was asked for; None means it does not wait here."""
+    """Number of waiters before the requested task; None means it does not wait for this limit."""
 
 
 def put_limit_rules(
@@ -90,7 +90,7 @@ def set_limit(
 ) -> Call[int]:
     """Store, or with None remove, an operator's rule for a name or limit; return 1 if it changed.
 
-    A lower rule stops no task that runs; a higher one lets waiters start.
+    A lower rule stops no running task; a higher one lets waiters start.
     """
     packed = b"" if rule is None else _packed(rule)
     return _put_rules(keys, {limit: packed}, by or "operator", now_us)
@@ -174,7 +174,7 @@ class LimitDamage:
 
 
 def audit_limits(keys: QueueKeys, *, first: int = 0) -> Call[LimitDamage]:
-    """Look for damage of limits, and of waiters from this rank on."""
+    """Look for damage to limits, and to waiters from this rank on."""
 
     def decode(fields: dict[str, Any]) -> LimitDamage:
         miscounted, shut, unlisted, strays = (

@@ -68,7 +68,7 @@ class AsyncSource(Protocol):
         """Return a client with one connection to a node; None means the only node."""
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """Record an error that broke a connection to the node of a key, or a redirection."""
+        """Record an error that broke a connection to the node with a key, or a redirection."""
 
     async def record_node_error(self, node: Node | None, error: BaseException) -> None:
         """Record an error that a node returned or that broke a connection to it."""

@@ -12,10 +12,12 @@ MAX_TASKS_PER_CALL: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 BATCH_SIZE: Final = 250
-"""Tasks per batch: a larger batch is no cheaper per task and blocks the store for longer."""
+"""Maximum number of tasks per batch: a larger one is no cheaper per task and blocks the store for
+longer."""
 
 MAINTENANCE_BATCH: Final = 100
-"""Tasks per call that deletes or reruns tasks: small, so that urgent calls are not delayed."""
+"""Maximum number of tasks per call that deletes or reruns tasks: small, so that urgent calls are
+not delayed."""
 
 SHORT_FAILURE: Final = 128
 """Size up to which a failure record is stored even if the store is out of memory, in bytes."""

@@ -111,7 +111,7 @@ def purge(
 
 def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
     """Delete a queue if it has no tasks and, unless `force`, no stored schedules; return how many
-    of both it holds."""
+    tasks and stored schedules it holds."""
     return queue_call("delete_queue", keys, (int(force),), int)
 
 
@@ -136,7 +136,8 @@ def repair(
 
 
 def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
-    """Pause a queue; the note says by whom and why. Return False when it was paused already."""
+    """Pause a queue; the note states who paused it and why. Return False if it was paused
+    already."""
     return _pause(keys, _note(note), now_us)
 
 
@@ -164,7 +165,7 @@ class Rescheduled(NamedTuple):
     """The new due time, us; None if the task is in a state without a due time, and was not
     changed."""
     deadline_us: int | None = None
-    """Deadline of the task, us, if it was not changed because `due_us` is not before it."""
+    """Deadline of the task, us, if `due_us` is not before it and so the task was not changed."""
 
 
 def reschedule(
@@ -218,7 +219,7 @@ def edit(
 ) -> Call[EditOutcome]:
     """Replace the message `seen` of a scheduled, retry or dead task.
 
-    With `rerun` the task becomes pending now; else `due`, `+<us>`, changes when it is due.
+    With `rerun` the task becomes pending now; otherwise, `due` (`+<us>`) changes when it is due.
     """
     digest = hashlib.sha1(seen, usedforsecurity=False).hexdigest()
     again = rerun or RerunRequest(id)

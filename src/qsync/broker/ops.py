@@ -152,8 +152,8 @@ def fetch(
 
     At most `free` tasks with limits are leased: those that can start at once; None means `wanted`.
     `rules` is the generation for which the server has published its program's rules: no tasks with
-    limits are leased if the data are of another one; empty means any. `again` means that this
-    number was sent before and got no reply.
+    limits are leased if the data are of another generation; empty means any. `again` means that
+    this number was sent before and got no reply.
     """
     script = load("fetch")
     args = (
@@ -265,7 +265,7 @@ def renew(
 def mark_started(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, together: bool = False
 ) -> Call[list[Outcome]]:
-    """Mark tasks that crashed before as running: from now on a crash of the server counts for them.
+    """Mark tasks that crashed before as running: from now on, a server crash counts against them.
 
     With `together`, several suspects run at the same time, and up to three crashes do not count.
     """
@@ -315,7 +315,7 @@ def mark_idle(
 ) -> Call[IdleCheck]:
     """Check the queue; if it has no task to fetch, register the server to be woken by a message.
 
-    The server must be subscribed to its channel.
+    The server must be subscribed to its channel for the queue.
     """
     args = (now_argument(now_us), lease_us, server, keep_us)
     return queue_call(

@@ -252,7 +252,8 @@ class RedisConnection(asyncio.Protocol):
 
 
 class PlainConnection:
-    """A `RedisConnection` on redis-py's public methods, for releases with other internals."""
+    """A `RedisConnection` that uses redis-py's public methods, for releases with other
+    internals."""
 
     takes_packets: Literal[False] = False
     """Whether `request` takes encoded commands and a usual reply."""

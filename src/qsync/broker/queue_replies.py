@@ -24,7 +24,7 @@ ONE_TASK: Final = 1_000_000_000_000
 
 
 def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]:
-    """Return the counters by name, without those that are not valid numbers.
+    """Return the counters by name, except those that are not valid numbers.
 
     `tally` is the day and the sum of the tasks that the counters do not include yet.
     """

@@ -50,7 +50,7 @@ def socket_and_parser(connection: Any) -> tuple[socket.socket, Callable[[Any], E
 
 
 def forced_host(sentinel: Any) -> str | None:
-    """Return the host that a Sentinel object was set to give for every primary, or None."""
+    """Return the host that a Sentinel object is set to return for every primary, or None."""
     return getattr(sentinel, "_force_master_ip", None)
 
 
@@ -62,7 +62,7 @@ def start_nodes(cluster: Any) -> list[Any]:
 
 
 def address_remap(cluster: Any) -> Any:
-    """Return the function by which a cluster client translates addresses, or None."""
+    """Return the function with which a cluster client translates addresses, or None."""
     return getattr(getattr(cluster, "nodes_manager", None), "address_remap", None)
 
 

@@ -12,7 +12,7 @@ from qsync.keys import GlobalKeys
 def register(keys: GlobalKeys, queues: Iterable[str], *, in_full_store: bool = True) -> Call[int]:
     """Add queues to the set of queues in use; return how many are new.
 
-    Clients, whose programs may name any number of queues, register none `in_full_store`.
+    Clients, whose programs may name any number of queues, do not register them `in_full_store`.
     """
     script = load("register", allow_oom=None if in_full_store else False)
     return Call(script, (keys.queues,), tuple(queues), int)

@@ -16,7 +16,7 @@ from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 
 SCHEDULES_PER_CALL: Final = 100
-"""Stored schedules that are read or ticked in one call."""
+"""Maximum number of stored schedules that are read or ticked in one call."""
 
 TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
 """Outcome of the ticks of a stored schedule. `changed`: it has changed since it was read;
@@ -95,7 +95,7 @@ def tick_schedules(
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks.
 
-    Without rows, record that all next ticks are right by the current clock.
+    If there are no rows, record that all next ticks are right by the current clock.
     """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)
@@ -124,7 +124,7 @@ def stored_schedules(
 def stored_page(
     keys: QueueKeys, *, cursor: str = "0", count: int = 1000, prefix: str = ""
 ) -> Call[StoredPage]:
-    """Read about `count` stored schedules from `cursor` on; with "" those whose next tick is
+    """Read about `count` stored schedules from `cursor` on; with "", those whose next tick is
     earliest."""
 
     def decode(fields: dict[str, Any]) -> StoredPage:

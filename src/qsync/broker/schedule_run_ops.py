@@ -1,8 +1,8 @@
-"""The last runs of schedules: calls that note and read them. See `qsync.broker.ops`.
+"""The last runs of schedules: calls that record and read them. See `qsync.broker.ops`.
 
-A note says how a run was made and how it ended: `<tick, ms><how><what>`, where what is `-` (not
-known), `m` and the first missed tick, or `c`, `f` or `x` (completed, failed, cancelled) with start
-and duration after a tick, `<lag, ms>,<duration, ms>`.
+A note states how a run was created and how it ended: `<tick, ms><how><what>`, where what is `-`
+(not known), `m` and the first missed tick, or `c`, `f` or `x` (completed, failed, cancelled) with
+start and duration after a tick, `<lag, ms>,<duration, ms>`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,
 
 
 class Note(NamedTuple):
-    """A run to note. An empty `made` keeps the stored one; `schedule` is its name if the tick was
+    """A run to note. An empty `made` keeps the stored value; `schedule` is its name if the tick was
     missed."""
 
     field: str

@@ -8,8 +8,8 @@ The header of a script names its includes, its keys, its arguments and the field
     -- REPLY[1] ids      list
     -- REPLY[2] more     flag   whether there is more to do
 
-The code says `KEYS.tasks` and `ARGV.now`, which the loader replaces by `KEYS[1]` and `ARGV[1]`:
-names cost the store nothing. `reply({ ids = ids, more = true })` makes the reply: a list in the
+The code uses `KEYS.tasks` and `ARGV.now`, which the loader replaces with `KEYS[1]` and `ARGV[1]`:
+names cost the store nothing. `reply({ ids = ids, more = true })` builds the reply: a list in the
 order of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
 fields for Python.
 
@@ -113,9 +113,10 @@ def read(path: str) -> str:
 
 @cache
 def _texts() -> dict[str, str]:
-    """Read all files when the first is needed; return their texts by path; none from an archive.
+    """Read all files when the first is needed; return their texts by path, or nothing if they are
+    in an archive.
 
-    An upgrade may replace the files under a running process, and a script must not be put together
+    An upgrade may replace the files under a running process, and a script must not be assembled
     from files of two versions.
     """
     return {
@@ -204,7 +205,7 @@ def _used(code: str) -> str:
 
 
 def _numbered(name: str, code: str, slots: dict[str, dict[str, str]]) -> str:
-    """Replace the names of keys and arguments by their numbers."""
+    """Replace the names of keys and arguments with their numbers."""
     numbers = {
         f"{kind}.{slot}": f"{kind}[{index}]"
         for kind in ("KEYS", "ARGV")

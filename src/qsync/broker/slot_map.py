@@ -51,7 +51,7 @@ class SlotMap:
         self.primaries: tuple[Node, ...] = ()
         self._known: tuple[Node, ...] = ()
         self._doubted: frozenset[Node] = frozenset()
-        """Nodes that did not reply since the map was learned."""
+        """Nodes that have not replied since the map was learned."""
 
     @classmethod
     def of(cls, address: Address) -> SlotMap | None:
@@ -114,7 +114,7 @@ class SlotMap:
         self._doubted |= {node}
 
     def redirect(self, reply: Any, asked: Node) -> Node | None:
-        """Apply the changes of the map in a node's reply.
+        """Apply the changes to the map in a node's reply.
 
         Returns the node to send the command to instead, or None.
         """

@@ -12,7 +12,8 @@ MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """The store's version, product and settings; None where INFO is forbidden or does not say."""
+    """The store's version, product and settings; None if INFO is forbidden or does not report
+    them."""
 
     version: tuple[int, ...] | None
     product: str
@@ -21,7 +22,7 @@ class StoreInfo:
 
 
 def parse_info(reply: bytes) -> StoreInfo:
-    """Read the reply of INFO."""
+    """Read the reply to INFO."""
     lines = re.findall(r"^(\w+):(.*?)\r?$", reply.decode(errors="replace"), re.MULTILINE)
     info = dict(lines)
     product = "valkey" if "valkey_version" in info else "redis"

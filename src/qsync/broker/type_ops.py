@@ -38,13 +38,13 @@ class StoredPause:
 def pause_type(
     keys: QueueKeys, type: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Pause a type of tasks. Return whether it was not paused yet; None if too many types are
+    """Pause a task type. Return whether it was not paused yet; None if too many types are
     paused."""
     return _pause_type(keys, type, note or b"paused", now_us)
 
 
 def resume_type(keys: QueueKeys, type: str, *, now_us: int | None = None) -> Call[bool | None]:
-    """Resume a type of tasks; return False when it was not paused."""
+    """Resume a task type; return False if it was not paused."""
     return _pause_type(keys, type, b"", now_us)
 
 
@@ -74,7 +74,7 @@ def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[Sto
 
 @dataclass(frozen=True, slots=True)
 class StateSample:
-    """The types of `read` tasks from all over a state, which has `total` tasks."""
+    """The types of `read` tasks, spread over a whole state, which has `total` tasks."""
 
     total: int
     read: int
@@ -127,7 +127,7 @@ class StoredTypeStats:
 
 
 def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str]]:
-    """Store reports by their field; return the fields of the reports that the store had before."""
+    """Store reports by their field; return the fields of the reports that the store already had."""
     args: list[Argument] = []
     for field, report in reports.items():
         args += (field, report)
@@ -137,8 +137,8 @@ def report_types(keys: QueueKeys, reports: Mapping[str, bytes]) -> Call[list[str
 def roll_types(
     keys: QueueKeys, directory: bytes, reports: Sequence[str], fields: Mapping[str, bytes | None]
 ) -> Call[bool]:
-    """Replace reports by fields of the statistics; return False if the directory has changed
-    meanwhile."""
+    """Replace reports with fields of the statistics; return False if the directory has changed
+    since it was read."""
     args: list[Argument] = [directory, len(reports), *reports]
     for field, block in fields.items():
         args += (field, block or b"")

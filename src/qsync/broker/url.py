@@ -169,7 +169,7 @@ def _network(
     tls = plain == "rediss"
     service = ""
     if several:
-        raise ValueError(f"give credentials once, before the first host; {_ESCAPES}")
+        raise ValueError(f"write credentials once, before the first host; {_ESCAPES}")
     if kind == "":
         if len(nodes) > 1:
             raise ValueError(f"several hosts go with {scheme}+cluster:// or {scheme}+sentinel://")

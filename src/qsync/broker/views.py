@@ -318,7 +318,7 @@ class AuditRow:
     """Lock that names the id as its holder, if the audit found the id through that lock. For an
     invalid entry among the locks, it is the entry's name, and the id is empty."""
     message: bytes | None
-    """Message of the task; only given when the claim is not its lock."""
+    """Message of the task; only set if the claim is not its lock."""
 
 
 def audit(

@@ -74,7 +74,7 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
         return self._call.stopped is None and all(started)
 
     def check_lease(self) -> None:
-        """Raise LeaseLost once the leases of all tasks are known to be lost."""
+        """Raise LeaseLost once the leases on all tasks are known to be lost."""
         if self._call.stopped == "lost":
             raise LeaseLost(
                 f"the leases on all {len(self._infos)} tasks of this call are lost: other servers "

@@ -1,6 +1,6 @@
 """Renews leases in a separate thread, so that no lease expires while a handler blocks the loop.
 
-Every third of the lease duration, the thread renews the leases of all held tasks. The answers name
+Every third of the lease duration, the thread renews the leases on all held tasks. The answers name
 the tasks whose lease is lost or that are to be cancelled.
 """
 
@@ -89,7 +89,7 @@ class Heartbeat:
                 log.exception("the heartbeat continues after an unexpected error")
 
     def _renew(self) -> bool:
-        """Renew the leases of all held tasks; return False if some renewals failed.
+        """Renew the leases on all held tasks; return False if some renewals failed.
 
         Cluster slots move, so these queues may be on several nodes. A node that does not answer is
         skipped for the rest of the round, so that it does not delay the renewals on the other

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- abandon: expire the leases of a dead server at once, so that the next fetch recovers its tasks.
--- Expiries are moved below 0 and keep their order. After an outage the recovery of leases below 0
+-- Expiries are moved below 0 and keep their order. After an outage, the recovery of leases below 0
 -- is not delayed.
 -- Each call scans one part of the owners, so that no call takes long.
 -- include: check_schema clock wake_server

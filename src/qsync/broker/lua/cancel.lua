@@ -40,7 +40,7 @@
 -- ARGV[4] retention  int us  retention of the task; empty: none
 -- ARGV[5] sender     text    of a client, which numbers its calls; empty: none
 -- ARGV[6] number     int
--- returns cancelled (also when an earlier call did it); or active and its lease token; or finished;
+-- returns cancelled (even if an earlier call did it); or active and its lease token; or finished;
 --   or missing
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id

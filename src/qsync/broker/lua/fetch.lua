@@ -2,9 +2,9 @@
 -- fetch: do the queue's upkeep and lease pending tasks to a server. All servers share the upkeep.
 -- Steps: 1 promote due tasks; 2 recover tasks with expired leases (delayed after an outage);
 -- 3 lease; 4 sweep; 5 wake the next idle server.
--- A fetch with the number of the last one returns the same tasks, without those that its token no
+-- A fetch that repeats the last number returns the same tasks, except those that its token no
 -- longer owns.
--- A queue without tasks, or with dead ones only, gets upkeep only every few minutes.
+-- A queue without tasks, or with only dead ones, gets upkeep only every few minutes.
 -- A fetch without tasks or upkeep writes nothing, so an idle queue costs no disk and no
 -- replication. It is not recorded either, and its repetition is an ordinary fetch. A fetch with
 -- `again` is recorded, so that a late copy of it finds its number.

@@ -3,7 +3,7 @@
 -- go to the head of pending in the given order, or with a delay to scheduled. A task with a cancel
 -- request ends instead. A task that never started gives its starts back to the rates of its limits,
 -- less the starts that these have regained since its lease. A row may close a limit for some time;
--- meanwhile no task that holds it starts.
+-- until that ends, no task that holds the limit starts.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- mark_idle: register a server as idle in a queue unless it has work there. The server must be
--- subscribed to its channel of the queue. The script pops the element of the wake list, as a
+-- subscribed to its channel for the queue. The script pops the element of the wake list, as a
 -- blocking server does. If there is no element and no task can be fetched, it adds the server to
 -- the idle servers, which are woken by a message. A later element in the list comes from a client
 -- that sends no messages.

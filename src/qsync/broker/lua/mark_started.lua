@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- mark_started: mark tasks that crashed before as running, so that another crash of the server
--- counts for them.
--- A last argument `-` after the tasks says that several suspects run together: then a crash is
+-- counts against them.
+-- A last argument `-` after the tasks means that several suspects run together: then a crash is
 -- recorded but does not count, since any of them may be the cause.
 -- include: check_schema clock crash_counts check_leases
 -- KEYS[1] owner    hash    id -> lease token

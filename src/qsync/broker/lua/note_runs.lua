@@ -1,6 +1,6 @@
 #!lua
 -- note_runs: record runs of schedules: their requests, outcomes and misses. A later note about a
--- tick replaces the earlier one, except for how the tick was made. The last 20 noted ticks of a
+-- tick replaces the earlier one, except for how the tick was created. The last 20 noted ticks of a
 -- schedule are kept, and the last 5 of the queue that were missed.
 -- include: check_schema preconditions
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks

@@ -1,7 +1,6 @@
 #!lua flags=allow-oom
 -- purge: delete the first tasks of a state; active tasks only if their lease has expired, since the
--- others run. It deletes fewer tasks than asked for when they are large: at most 16 MiB, or one
--- task.
+-- others run. It deletes fewer tasks than requested if they are large: at most 16 MiB, or one task.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes

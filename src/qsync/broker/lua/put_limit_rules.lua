@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- put_limit_rules: store rules of limits, and let limits whose rules changed move their waiters. A
--- rule stops no running task: a limit with too many tasks in use lets none start until its rule is
+-- rule stops no running task: a limit that too many tasks hold lets no task start until its rule is
 -- met.
 -- include: check_schema preconditions ensure_schema clock wake_server open_limits change_rules record_event
 -- KEYS[1] limit_rules hash  name -> its rule

@@ -1,6 +1,6 @@
 #!lua
--- report_types: store a server's counts by type, replacing its earlier report of the same minutes.
--- A full store refuses it: then there are no statistics of these minutes.
+-- report_types: store a server's counts by type, replacing its earlier report for the same minutes.
+-- A full store refuses it: then there are no statistics for these minutes.
 -- include: check_schema
 -- KEYS[1] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[2] meta         hash  schema

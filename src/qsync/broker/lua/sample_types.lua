@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- sample_types: count pending and dead tasks by type, at positions all over each state.
--- When their messages take over 1 MiB together, only every second, third, ... one of them is read.
+-- sample_types: count pending and dead tasks by type, at positions spread over each state.
+-- If their messages take over 1 MiB in total, only every second, third, ... task is read.
 -- include: check_schema message_limits limit_states
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] dead     zset    ids by time of death

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- send_order: put an order into a server's inbox, which expires after `ttl`. An order that equals
--- the last unread one is not added again. Of more than 1000 unread ones, the oldest are dropped: a
+-- the last unread one is not added again. If over 1000 orders are unread, the oldest are dropped: a
 -- server that hangs reads none.
 -- include: preconditions
 -- KEYS[1] inbox  list   expires

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- set_bounds: set or remove the bounds of a queue, of its program or of an operator. The first
+-- set_bounds: set or remove the bounds that a program or an operator sets for a queue. The first
 -- bound moves the queue to layout 2. The first bound on bytes counts the messages.
 -- include: check_schema preconditions ensure_schema clock queue_bounds record_event
 -- KEYS[1] meta       hash    bounds, !bounds, bytes

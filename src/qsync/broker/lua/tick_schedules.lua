@@ -2,8 +2,9 @@
 -- tick_schedules: enqueue the tasks of the due ticks of stored schedules, and set their next ticks.
 -- A schedule that was put, deleted, resumed or ticked since the caller read it is not changed. The
 -- ticks of a paused schedule, and of one whose name servers publish as a periodic task of their
--- program, are skipped. The time of the last call is noted, so that servers notice a clock that was set
--- back, and plan all ticks again; then a call without schedules notes that they have done so.
+-- program, are skipped. The time of the last call is recorded, so that servers notice if the clock
+-- was set back, and plan all ticks again; then a call without schedules records that they have done
+-- so.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands

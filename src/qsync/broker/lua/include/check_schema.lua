@@ -1,6 +1,6 @@
--- check_schema: the number of a queue's data layout, kept in its meta. Scripts do not touch data of
--- another layout, since an older version could damage the data of a newer one. Queues that use flow
--- control have layout 2; plain variants of scripts leave it to the flow variants.
+-- check_schema: check the number of a queue's data layout, which its meta holds. Scripts do not
+-- touch data of another layout, since an older version could damage the data of a newer one. Queues
+-- that use flow control have layout 2; plain variants of scripts leave it to the flow variants.
 
 -- flow:
 local schema, newest_schema = '1', '2'

@@ -19,7 +19,7 @@ local function crash_text(crashes, spared, sign)
   return table.concat({ to_text(crashes), spared > 0 and '~' .. to_text(spared) or '', sign })
 end
 
--- Return the text with another sign.
+-- Return the crash count `text` with its sign replaced by `sign`.
 local function signed(text, sign)
   return crash_text(crash_count(text), spared_count(text), sign)
 end

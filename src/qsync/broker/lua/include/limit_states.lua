@@ -322,7 +322,7 @@ end
 
 -- Give back the starts of active tasks that never began; `leased_at` has the times of their leases.
 -- Their slots are released separately. Other tasks may have used the starts that a limit has
--- regained since the oldest of the leases: without these leases it could have been full meanwhile.
+-- regained since the oldest of the leases: without these leases it could have been full since then.
 -- So no window has more starts than the rate and the burst.
 local function refund_starts(ids, leased_at)
   if not limits_used then

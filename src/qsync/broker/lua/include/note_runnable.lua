@@ -21,7 +21,7 @@ local function note_runnable(now, ids)
   note_since(args)
 end
 
--- Delete the times of tasks that end and are kept; their progress in the same hash stays.
+-- Delete the times for tasks that are kept after they end; their progress, in the same hash, stays.
 local function forget_since(ids)
   local gone = {}
   for i, text in ipairs(read_since(ids)) do

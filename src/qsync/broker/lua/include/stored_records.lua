@@ -2,7 +2,7 @@
 -- names. A record of `stored_schedules` is the time of its put, 8 bytes, and bytes for the servers.
 -- The time changes with each put and each resume, so a script that compares it acts on one version.
 
--- Return the first bytes of a record, which no earlier version of its schedule had.
+-- Return the first 8 bytes of a new record: the time, or 1 us later if the record `before` has it.
 local function record_stamp(now, before)
   local stamp = struct.pack('>I8', now)
   if before and string.sub(before, 1, 8) == stamp then

@@ -126,7 +126,7 @@ local function sweep_days(now, swept)
   end
 end
 
--- Delete expired entries of the hashes, at most once a second unless there was more to delete.
+-- Delete expired entries of the hashes, at most once per second unless there was more to delete.
 -- The last fetch of a server is kept for an hour and the last enqueue of a sender for ten minutes,
 -- longer than either is retried. `swept` is the time in meta; `trimming` says whether there are
 -- more dead tasks to delete; `busy` whether this call fetched tasks. Without fetched tasks and
