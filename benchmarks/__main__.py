@@ -72,7 +72,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plot", metavar="FOLDER", type=Path, help="write charts to FOLDER as SVG")
     parser.add_argument(
         "--only", metavar="NAME,...", action="append", default=[],
-        help=f"take these measures alone, of {', '.join(MEASURES)}",
+        help=f"take only these measures, of {', '.join(MEASURES)}",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds, whose median counts (default: 3)")
     size = parser.add_mutually_exclusive_group()

@@ -59,7 +59,7 @@ async def _measure_keys(harness: Harness) -> Results:
         Figure(
             "drain, limits / no limits", "%",
             median([100 * limited.rate / plain.rate for plain, limited in pairs]),
-            "tasks a second, of the same round",
+            "tasks per second, of the same round",
         ),
         Figure(
             "store per task, limits", "us",

@@ -212,7 +212,7 @@ def test_call_within_its_patience_continues_while_the_store_answers_others() -> 
         return await asyncio.gather(*[batcher.submit(at) for at in range(200)])
 
     assert asyncio.run(main()) == list(range(200))
-    assert len(turns) > 10, "there was no line"
+    assert len(turns) > 10, "there was no waiting line"
     assert min(turns) > 0
 
 

@@ -163,7 +163,7 @@ def test_eight_producers_fill_a_queue_exactly_to_its_bound(valkey: Store, prefix
             info = await made.inspector.queue("default")
             assert info is not None
             assert info.states["pending"] == 100
-            assert sum(accepted) == 99, "one was there before"
+            assert sum(accepted) == 99, "one task was there before"
 
     asyncio.run(main())
 

@@ -176,7 +176,7 @@ def test_lone_enqueues_go_as_packets_unless_an_option_needs_more(
         assert sent == [True]
         hand.broker.client_at(None).script_flush()
         assert [client.enqueue(Task("t")).created for _ in range(3)] == [True] * 3
-        assert sent == [True, False, False, False], "after another reply it is careful for a while"
+        assert sent == [True, False, False, False], "it is careful for some time"
         hand.broker._unexpected_until = 0.0
         assert client.enqueue(Task("t")).created
         assert sent[-1]

@@ -53,7 +53,7 @@ def test_row_is_sent_after_the_commit(project: Qsync, rows: Any, enqueue: Any) -
         assert pending(project) == []
     assert pending(project) == [handle.id]
     assert rows.count() == 0
-    assert enqueue("tea").id in pending(project), "also without a transaction"
+    assert enqueue("tea").id in pending(project), "even without a transaction"
 
 
 def test_rollback_leaves_no_row(project: Qsync, rows: Any) -> None:

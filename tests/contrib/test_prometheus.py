@@ -310,7 +310,7 @@ def test_store_metrics_report_the_queues(valkey: Store, prefix: str) -> None:
     used = {key[1:]: value for key, value in first.items() if key[0] == "qsync_limit_in_use"}
     assert used == {("customer", "limited"): 2, ("quiet", "limited"): 0}
     assert first["qsync_limit_waiting", "customer", "limited"] == 1
-    assert again == first, "what was read a moment ago is said again"
+    assert again == first, "recent values are reported again"
     assert fresh["qsync_queue_enqueued_total", "default"] == 5
     assert fresh["qsync_servers",] == 0
 

@@ -136,7 +136,7 @@ def test_program_in_qsync_behaves_as_in_the_guide(name: str, tmp_path: Path, val
         return [line for line in (library.prints, *library.says) if line not in text]
 
     try:
-        with contextlib.suppress(AssertionError):  # the log has more
+        with contextlib.suppress(AssertionError):  # the log contains more
             wait_until(lambda: not missing() or process.poll() is not None, 30)
     finally:
         process.communicate(timeout=30)

@@ -129,7 +129,7 @@ def test_server_with_a_held_interpreter_loses_only_its_leases(
             results = [await handle.result(timeout=30) for handle in handles]
             assert results == ["other"] * 6
             assert not history.of("end", pid=holder.pid)
-            fifo.write_bytes(b"")  # it holds the interpreter no longer
+            fifo.write_bytes(b"")  # it no longer holds the interpreter
             await asyncio.to_thread(history.wait, "end", 1, id="hold", pid=holder.pid)
             holder.terminate()
             assert await asyncio.to_thread(holder.wait) == 0

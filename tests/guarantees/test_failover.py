@@ -201,7 +201,7 @@ def test_other_queues_continue_while_a_primary_is_down(
                     before = {queue: stream.rate(queue) for queue in queues}
                     killed_at = time.monotonic()
                     victim.kill() if how == "killed" else victim.pause()
-                    # Return whether the replica has taken over and many tasks have run on it.
+                    # Return whether the replica has taken over and has run many tasks.
                     await until(lambda: stream.count(hit, killed_at + 0.5) > 50, 30)
                     shares = [stream.rate(one, killed_at) / before[one] for one in others]
                     gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}

@@ -135,7 +135,7 @@ def test_the_share_of_an_empty_queue_goes_to_the_others(
         order: list[str] = []
         asyncio.run(main(order))
         last = max(at for at, queue in enumerate(order) if queue == "critical")
-        measured("the last of weight 5, by number", last)
+        measured("position of the last task of weight 5", last)
         if last < 1200:
             break
     # While all three queues were full, tasks ran by weight. Afterwards, the remaining two queues
@@ -162,7 +162,7 @@ def test_a_queue_of_weight_1_does_not_starve_beside_one_of_1000(
 
     asyncio.run(main())
     early = order[:9000].count("light")
-    measured("of weight 1 beside 1000, in the first 9,000", early)
+    measured("tasks of weight 1 beside 1000, in the first 9,000", early)
     assert 5 <= early <= 30
 
 
@@ -189,7 +189,7 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     begins = [at for at, what in enumerate(order) if what == "enqueued"]
     between = [order[begin : order.index("late", begin)].count("full") for begin in begins]
     measured("tasks of a full queue before those of a queue that was empty, at most", max(between))
-    assert order.count("full") < 20_000, "the full queue was done too early to tell"
+    assert order.count("full") < 20_000, "the full queue was empty too early to tell"
     # The tasks leased ahead last for about 0.1 s.
     assert max(between) < 5000
 
@@ -221,6 +221,6 @@ def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(
     begin = order.index("enqueued")
     last = max(at for at, tenant in enumerate(order) if tenant == "few")
     between = order[begin:last].count("many")
-    assert order[:begin].count("many") < 9000, "the first tenant was done before the second came"
+    assert order[:begin].count("many") < 9000, "the first tenant was done before the second began"
     measured("tasks of the first tenant before the second was done", between)
     assert between < 400

@@ -97,7 +97,7 @@ def test_poison_task_starts_three_times_and_other_tasks_succeed(
 
     asyncio.run(main())
     measured("starts of innocents", len(history.of("start")) - 3)
-    measured("most crashes of one", max(e.crashes for e in history.of("start") if e.id != poison))
+    measured("most crashes per task", max(e.crashes for e in history.of("start") if e.id != poison))
     assert len(history.of("start", id=poison)) == 3
     assert history.ids("end") == {one.id for one in tasks} - {poison}
     left = left_over(valkey.client(), prefix)

@@ -60,11 +60,11 @@ def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> Non
         floor = await throughput.baseline(harness, 20_000)
         drained = await throughput.drain(harness, LOOP, 20_000)
         measured("drain, tasks/s", drained.rate)
-        measured("server, us of processor time a task", 1e6 * drained.cpu_s / drained.tasks)
+        measured("server, us of CPU time per task", 1e6 * drained.cpu_s / drained.tasks)
         return floor.cpu_s / drained.cpu_s
 
     value = best(share, lambda value: value >= LEAST_SHARE_OF_FLOOR)
-    measured("the floor's processor time as a share of the drain's", value)
+    measured("the floor's CPU time as a share of the drain's", value)
     assert value >= LEAST_SHARE_OF_FLOOR
 
 
@@ -114,7 +114,7 @@ def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measure
             await harness.fill(LOOP, backlog)
             cost = await store_cost.cost_by_verb(harness, 20, choose=store_cost.known_minimum)
             us.append(store_cost.total_cost(cost))
-            measured(f"store us a task at {backlog:,} pending", us[-1])
+            measured(f"store us per task at {backlog:,} pending", us[-1])
         assert us[0] is not None
         assert us[1] is not None
         return us[1] / us[0]
@@ -134,5 +134,5 @@ def test_an_idle_server_asks_the_store_for_little(measured: Measured) -> None:
         return value
 
     value = asyncio.run(rate())
-    measured("commands a second of an idle server", value)
+    measured("commands per second of an idle server", value)
     assert value <= MOST_IDLE_COMMANDS_S

@@ -104,9 +104,9 @@ async def round_of(store: Store, prefix: str, measured: Measured) -> Took:
         measured("floor, tasks a second", TASKS / least.wall)
         measured("drain, tasks a second", TASKS / drain.wall)
         measured("drain as a share of the floor", least.wall / drain.wall)
-        measured("the same by processor time", least.cpu / drain.cpu)
+        measured("the same by CPU time", least.cpu / drain.cpu)
         count = 20_000
-        measured("enqueue by 100 callers, tasks a second", count / await enqueue_at_once(b, count))
+        measured("enqueue by 100 callers, tasks/s", count / await enqueue_at_once(b, count))
         async with b.server(mux):
             await wait_until_async(lambda: left_over(store.client(), prefix) == {})
     return Took(least.wall / drain.wall, least.cpu / drain.cpu)

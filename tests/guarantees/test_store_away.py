@@ -65,7 +65,7 @@ def test_tasks_survive_an_outage_of_the_store(
         (server.cpu_s() - cpu_s) / (time.monotonic() - since)
         for server, (cpu_s, since) in zip(running, before, strict=True)
     ]
-    measured("store away, most of a core that a server used", max(shares))
+    measured("store away, largest share of a core that a server used", max(shares))
     own_store.start() if how == "killed" else own_store.resume()
     assert own_store.command("PING")
     returned_at = time.monotonic()
@@ -74,7 +74,7 @@ def test_tasks_survive_an_outage_of_the_store(
     late_s = time.monotonic() - returned_at
     wait_until(lambda: completed(own_store, prefix) == TASKS)
     last_end = max(event.at for event in history.of("end"))
-    measured("store away, seconds until what ended meanwhile was settled", late_s)
+    measured("store away, seconds to settle tasks that ended during it", late_s)
     measured("store away, seconds to settle the last", time.monotonic() - last_end)
     assert late_s <= 2
     assert all(server.running for server in running)
@@ -109,7 +109,7 @@ def test_two_servers_with_expired_leases_repeat_nothing(
     own_store.start()
     wait_until(lambda: completed(own_store, prefix) == TASKS, timeout=20)
     starts = history.of("start")
-    measured("store away, tasks that ran again since their leases lapsed", len(starts) - TASKS)
+    measured("store away, tasks run again because their leases expired", len(starts) - TASKS)
     assert all(server.running for server in running)
     assert len(starts) == len({event.id for event in starts}) == TASKS
     with own_store.client() as client:

@@ -72,7 +72,7 @@ def test_timers_are_never_early_and_rarely_late(
     for _ in range(ROUNDS):
         late = lateness_of_round(own_store, prefix, history, 10_000, timedelta(seconds=5))
         measured("timers, earliest, ms", min(late))
-        measured("timers, half of them, ms", percentile(late, 0.5))
+        measured("timers, median, ms", percentile(late, 0.5))
         measured("timers, 99 of 100, ms", percentile(late, 0.99))
         measured("timers, latest, ms", max(late))
         assert min(late) >= 0
@@ -125,7 +125,7 @@ def round_of_many(
     starts = [event.wall_us / 1e6 - due.timestamp() for event in history.of("start")[at * MANY :]]
     assert min(starts) >= 0
     measured("many at once, first start, ms", 1000 * min(starts))
-    measured("many at once, a second", MANY / max(starts))
+    measured("many at once, starts per second", MANY / max(starts))
     measured("many at once, pings", len(pings))
     measured("many at once, 999 of 1,000 pings, ms", percentile(pings, 0.999))
     measured("many at once, slowest ping, ms", max(pings))

@@ -438,7 +438,7 @@ def test_unreadable_message_is_shown_as_bytes(store: Store, prefix: str) -> None
         assert (spoilt.payload, spoilt.shown.kind) == (b"\x93\xff<script>", "binary")
         assert spoilt.message_error
         assert lost is not None
-        assert lost.message_error == "the store lost it"
+        assert lost.message_error == "the store has lost it"
         assert (await bed.inspector.explain("a")).reason == "no_server"
         assert (await bed.inspector.overview()).queues[0].latency == 0
 
@@ -453,7 +453,7 @@ def test_waiting_task_is_run_now(store: Store, prefix: str) -> None:
         for id, state in (("s", "scheduled"), ("r", "retry"), ("d", "dead")):
             other = "retry" if state == "dead" else "dead"
             late = await inspector.run(id, state=other)
-            assert (late.outcome, late.state) == ("too_late", state), "it is not where it was seen"
+            assert (late.outcome, late.state) == ("too_late", state), "it has left that state"
             done = await inspector.run(id, state=state)
             assert (done.outcome, done.state) == ("done", "pending")
             again = await inspector.run(id, state=state)

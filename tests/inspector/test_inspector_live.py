@@ -57,7 +57,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str) ->
         await made.reaches("a", "completed")
         row = (await inspector.tasks("default", "cancelled")).tasks[0]
         assert (row.id, row.cancelled) == ("a", True)
-        assert (await inspector.cancel("a")).outcome == "done", "it is what was asked for"
+        assert (await inspector.cancel("a")).outcome == "done", "this is what was requested"
         assert (await inspector.explain("a")).reason == "cancelled"
 
 
@@ -370,7 +370,7 @@ async def test_paused_schedule_skips_its_ticks(store: Store, prefix: str, missed
             resumed = (await inspector.overview()).at
             await until(lambda: len(ticked) > 2)
             first = ticked[0].partition("@")[2]
-            assert first >= resumed.isoformat()[:19], "none is made up for"
+            assert first >= resumed.isoformat()[:19], "no missed tick is run"
             [fast, _] = await inspector.schedules()
             assert fast.paused is None
             again = await inspector.resume_schedule("fast", queue="default")
@@ -393,7 +393,7 @@ async def test_trigger_enqueues_the_task_of_a_schedule(store: Store, prefix: str
         assert first.holder is not None
         assert await made.state(first.holder, "other") == "pending"
         [_, night] = await inspector.schedules()
-        assert night.last_tick is None, "the ticks go on as ever"
+        assert night.last_tick is None, "the ticks continue as before"
 
 
 async def test_triggers_within_a_millisecond_enqueue_a_task_each(store: Store, prefix: str) -> None:

@@ -180,7 +180,7 @@ async def test_backfill_enqueues_each_tick_of_the_interval_once(store: Store, pr
         again = await ann.backfill("nightly", **given)
         assert again == Backfill(ticks=5, enqueued=0, skipped=5)
         page = await ann.tasks("default", "pending")
-        assert page.total == 4, "each tick has one task"
+        assert page.total == 4, "each tick has exactly one task"
         [first, *_] = page.tasks
         assert first.id.endswith("T00:00:00Z"), "of the tick, in UTC"
         [event, *_] = await ann.events(action="schedule.backfill")

@@ -256,7 +256,7 @@ def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> 
                 broker.run(call, patience=0)
             except ConfigError:
                 failed = True
-        assert not (failed and command in RECORDING), f"{name} failed for want of {command}"
+        assert not (failed and command in RECORDING), f"{name} failed without {command}"
         found = rig.dump(lost=True)
         assert_whole(f"{name} without {command}", found)
         if failed and not name.startswith("fetch"):
@@ -296,7 +296,7 @@ def test_key_of_another_type_leaves_no_partial_transition(rig: Rig, name: str) -
             rig.run(call)
         except QsyncError as error:
             assert re.search("WRONGTYPE", str(error)), error
-            assert key != "events", f"{name} failed because of the record of actions"
+            assert key != "events", f"{name} failed because of the action record"
             if not name.startswith("fetch"):
                 assert core(rig.dump(lost=True)) == core(before), (
                     f"{name} with another {key} wrote something"

@@ -114,7 +114,7 @@ def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> No
 
     # Half a start was left, and half a start was not yet regained.
     assert hand_back(early, leased_us) == ["a"]
-    assert hand_back(late, 0) == [], "it is not known when it was leased"
+    assert hand_back(late, 0) == [], "the time of its lease is unknown"
     rig.now += S
     [fresh] = rig.lease()
     assert hand_back([fresh], rig.now) == [fresh.id]
@@ -128,7 +128,7 @@ def test_raised_rate_applies_at_once(rig: Rig) -> None:
     raised = LimitRule(rate=10, per_us=S, burst=2)
     rig.run(limit_ops.set_limit(rig.keys, "r", raised, "me", now_us=rig.now))
     reply = rig.fetch()
-    assert (reply.ids, reply.next_due_us) == ([], S // 10), "as if its burst were used"
+    assert (reply.ids, reply.next_due_us) == ([], S // 10), "as if its burst were used up"
     rig.now += S // 10
     assert rig.fetch().ids == ["t1"]
     rig.now += S
@@ -151,7 +151,7 @@ def test_waiters_start_after_a_clock_that_was_ahead(rig: Rig, ahead_s: int) -> N
     assert rig.fetch().ids == ["b"]
     rig.now += S
     assert rig.fetch().ids == ["c"]
-    assert rig.score("openings", "daily") == rig.now + 86_400 * S - 3 * S, "from when it was found"
+    assert rig.score("openings", "daily") == rig.now + 86_400 * S - 3 * S, "from its discovery"
 
 
 def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:

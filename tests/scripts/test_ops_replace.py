@@ -60,7 +60,7 @@ def test_waiting_holder_gets_payload_options_and_due_time(rig: Rig, state: str) 
     assert rig.score("scheduled", "a") == START + 30 * S
     assert rig.state("a") == "scheduled"
     dump = rig.dump()
-    assert set(dump["tasks"]) == {b"a"}, "the later task has no place of its own"
+    assert set(dump["tasks"]) == {b"a"}, "the later task has no separate place"
     assert dump["keys"] == {b"a": b"\xff8"}
     assert "failures" not in dump, "all attempts are left"
     rig.now += 30 * S
@@ -76,7 +76,7 @@ def test_pending_holder_keeps_its_turn(rig: Rig) -> None:
     replace(rig, "b", "new")
     assert rig.ids("pending") == ["a", "n"]
     replace(rig, "c", "newer", priority=1)
-    assert rig.ids("pending") == ["n", "a"], "another priority is another turn"
+    assert rig.ids("pending") == ["n", "a"], "another priority gets another position"
     assert payload(rig, "a") == "newer"
 
 
@@ -100,7 +100,7 @@ def test_active_holder_runs_again_after_any_outcome(rig: Rig, end: str) -> None:
         rig.cancel("a", 60 * S)
     assert replace(rig, "b", "new", delay=3) == ("replaced", "a")
     assert replace(rig, "c", "newest", delay=2) == ("replaced", "a")
-    assert (rig.state("a"), payload(rig, "a")) == ("active", "old"), "the attempt goes on"
+    assert (rig.state("a"), payload(rig, "a")) == ("active", "old"), "the attempt continues"
     due = rig.now + 2 * S
     match end:
         case "complete":
@@ -175,7 +175,7 @@ def test_repeated_call_replaces_once_and_never_with_an_older_payload(rig: Rig) -
     assert rig.dump() == before, "and nothing changes"
     assert payload(rig, "a") == "other"
     rig.run(second)
-    assert rig.run(first) == [], "a later call of this sender came: nobody waits for the reply"
+    assert rig.run(first) == [], "superseded by a later call of this sender"
     assert payload(rig, "a") == "2"
     held, _ = run_next(rig)
     third, fourth = call(3, b"3"), call(4, b"4", "you")

@@ -47,7 +47,7 @@ def test_tasks_of_a_paused_type_go_aside_and_come_back_in_their_order(rig: Rig) 
     rig.now += S
     assert rig.retry(running) == ["ok"]
     rig.now += S
-    assert rig.fetch().ids == [], "a retry is set aside, too"
+    assert rig.fetch().ids == [], "retries are also set aside"
     assert rig.ids("limited") == ["a2", "a3", "a1"]
     assert resume(rig, "a") is True
     assert resume(rig, "a") is False
@@ -114,7 +114,7 @@ def test_each_fetch_moves_a_bounded_number_of_tasks(rig: Rig) -> None:
     pause(rig, "a")
     fetched, calls = rig.fetch(10), 1
     while not fetched.ids:
-        assert fetched.left, "the server asks again at once"
+        assert fetched.left, "the server fetches again at once"
         assert len(rig.ids("limited")) <= 350 * calls
         fetched, calls = rig.fetch(10), calls + 1
     assert fetched.ids == ["other"]

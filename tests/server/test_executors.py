@@ -93,7 +93,7 @@ async def test_threads_start_on_demand_up_to_the_limit() -> None:
     pool = ThreadPool(3)
     for _ in range(5):
         await submit(pool, time.sleep, 0)
-    assert len(own_threads()) == 1, "one after another needs one thread"
+    assert len(own_threads()) == 1, "sequential runs need only one thread"
     gate, inside, most = threading.Event(), [], []
 
     def wait() -> None:
@@ -335,7 +335,7 @@ def test_exceptions_are_transferred_with_name_text_and_traceback() -> None:
     with pytest.raises(HandlerError, match=r"^OddError: it broke\n") as caught:
         run(handlers.fail)
     assert "in fail" in caught.value.traceback
-    assert "ZeroDivisionError" in caught.value.traceback, "the cause is told too"
+    assert "ZeroDivisionError" in caught.value.traceback, "the message also gives the cause"
     with pytest.raises(HandlerError, match=r"^SystemExit: 7\n"):
         run(handlers.leave)
     with pytest.raises(HandlerError, match="its text raised"):

@@ -148,7 +148,7 @@ def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
                 await until(done("y"))
             async with b.server(new):
                 await until(done("x"))
-            assert sorted(ran) == sorted(one.id for one in accepted), "each of them once"
+            assert sorted(ran) == sorted(one.id for one in accepted), "each task runs once"
             counted = counters(store, b)
             assert counted.keys().isdisjoint({"failed", "dead", "crashed", "retried"})
 
@@ -357,7 +357,7 @@ def raise_(error: BaseException) -> None:
 
 HOSTILE: dict[str, Callable[[], None]] = {
     "text raises": lambda: raise_(NoText()),
-    "text raises more than an exception": lambda: raise_(NoTextAtAll()),
+    "formatting raises a BaseException": lambda: raise_(NoTextAtAll()),
     "text is none": lambda: raise_(NoString()),
     "cannot be pickled": lambda: raise_(NoPickle(1, 2)),
     "traceback raises": lambda: raise_(NoTraceback("x")),

@@ -52,7 +52,7 @@ def test_two_queues_share_no_key(one: tuple[str, str], other: tuple[str, str]) -
     if one[0] != other[0]:
         assert globals_of(one[0]).isdisjoint(globals_of(other[0]))
     tags = {key.partition("{")[2].partition("}")[0] for key in keys_of(*one)}
-    assert tags == {":".join(one)}, "one slot for all keys of a queue, and no name bends it"
+    assert tags == {":".join(one)}, "all keys of a queue are in one slot, whatever its name"
 
 
 @pytest.mark.faults(81)
@@ -72,4 +72,4 @@ def test_a_hostile_name_is_refused_where_it_is_given(name: Any) -> None:
     ):
         with pytest.raises(wrong) as raised:
             make()
-        assert len(str(raised.value)) < 300, "and it is not repeated at length"
+        assert len(str(raised.value)) < 300, "a long name is not repeated in full"

@@ -98,7 +98,7 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
         async_broker = AsyncBroker(redis_clients.parse(store.url))
         leases = LeaseKeeper(async_broker, "s", 6.0, nothing, nothing, Outage())
         await leases.take_back_repeated(queue, fetch, ["a"])
-        assert raw.zrange(queue.keys.key("active"), 0, -1) == [b"a"], "the loop has read that one"
+        assert raw.zrange(queue.keys.key("active"), 0, -1) == [b"a"], "the loop has read that reply"
         await leases.take_back_repeated(queue, fetch, [])
         assert raw.zrange(queue.keys.key("pending"), 0, -1) == [b"a", b"b"]
         await async_broker.aclose()

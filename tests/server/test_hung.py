@@ -79,7 +79,7 @@ async def test_the_task_ends_the_slot_is_used_and_the_count_falls_again(
         await until(lambda: hung(server) == 2)
         assert server._capacity.running == 0
         await b.gone((await b.client.enqueue(Task("note"))).id)
-        assert deaf.ran == 1, "the one slot is there"
+        assert deaf.ran == 1, "the only slot is free"
         deaf.over.set()
         await until(lambda: hung(server) == 0)
         await b.gone((await b.client.enqueue(Task(type))).id)

@@ -102,7 +102,7 @@ def test_due_schedule_is_enqueued_once_and_waits_for_its_next_tick(rig: Rig) -> 
     rig.now += 53 * S
     rows = due(rig)
     assert send(rig, rows) == ["ticked"]
-    assert send(rig, rows) == ["changed"], "another server that read the same"
+    assert send(rig, rows) == ["changed"], "another server that has read the same schedule"
     assert ticks(rig, "a") == [rig.now]
     assert next_of(rig, "a") == rig.now + MINUTE
     assert tick(rig) == []
@@ -236,7 +236,7 @@ def test_schedules_continue_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
     asyncio.run(check(rig))
     assert len(set(ids(rig)) - before) == 26
     clock = rig.field("meta", "ticked")
-    assert clock == b"%d" % rig.now, "the next check does not plan all of them again"
+    assert clock == b"%d" % rig.now, "the next check does not plan all schedules again"
 
 
 def test_paused_schedule_skips_ticks_without_catching_up(rig: Rig) -> None:
@@ -280,7 +280,7 @@ def test_program_schedule_overrides_a_stored_one(rig: Rig) -> None:
     assert tick(rig) == ["program"]
     assert ids(rig) == []
     rig.now += program_schedule_ops.SCHEDULE_SILENCE_US
-    assert tick(rig) == ["ticked"], "no server has it any more"
+    assert tick(rig) == ["ticked"], "no server reads it any more"
     assert put(rig, "a", Every(5)).of_program is None
 
 
@@ -478,7 +478,7 @@ def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, ba
             while not ticks or ticks[-1].more:
                 ticks.append(await tick_due(broker, rig.keys, unread=unread, now_us=rig.now))
                 unread = ticks[-1].unread_count
-                assert len(ticks) < 20, "the checks do not end"
+                assert len(ticks) < 20, "the checks continue"
             await broker.aclose()
             return ticks
 
@@ -495,7 +495,7 @@ def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, ba
     assert unread == bad
     rig.now += MINUTE
     checks = check()
-    assert sum(len(ticked.tasks) for ticked in checks) == 130, "each check goes on where they end"
+    assert sum(len(ticked.tasks) for ticked in checks) == 130, "each check continues the last one"
     assert sum(len(ticked.unread) for ticked in checks) <= 3 * MOST_UNREAD
     rig.client.zrem(nexts, *names[1:])
     rig.now += MINUTE

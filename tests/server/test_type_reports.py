@@ -77,7 +77,7 @@ def test_statistics_are_reported_rolled_up_and_shown(store: Store, prefix: str) 
             assert await figures(inspector) == expected
             keys = made.keys()
             [now_us] = {(await inspector.overview()).at.timestamp() * 1e6}
-            assert not await roll_up(made.broker, keys, int(now_us)), "the minute is not over"
+            assert not await roll_up(made.broker, keys, int(now_us)), "the minute has not ended"
             later = int(now_us) + 61_000_000
             assert await roll_up(made.broker, keys, later)
             assert not await roll_up(made.broker, keys, later), "nothing is left"

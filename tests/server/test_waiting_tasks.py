@@ -251,7 +251,7 @@ async def test_calls_that_wait_too_long_for_a_thread_are_taken_back() -> None:
     await until(inside.is_set)
     hook, task = submit(1, None), submit(2, Claim())
     pool.take_back(60)
-    assert not task.done(), "it has not waited for so long"
+    assert not task.done(), "it has not waited that long"
     pool.take_back(0)
     with pytest.raises(HandlerNotStarted):
         await task

@@ -49,7 +49,7 @@ def test_a_retry_storm_is_spread(seed: int) -> None:
         parts = Counter(
             int((default_delay(attempt, random=chance) - least) / width) for _ in range(10_000)
         )
-        assert max(parts.values()) <= 300, "a fiftieth of the window gets 200 of them, about"
+        assert max(parts.values()) <= 300, "a fiftieth of the window gets about 200 tasks"
         assert len(parts) == 50
 
 

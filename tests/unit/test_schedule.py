@@ -444,7 +444,8 @@ def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
         assert schedule.next_after(0) is not None
 
 
-# Missed ticks: one a minute; the last one was enqueued at minute 0, and `now` minutes have passed.
+# Missed ticks, one per minute. The last tick was enqueued at minute 0, and `now` minutes have
+# passed.
 
 MINUTELY = Every(60)
 

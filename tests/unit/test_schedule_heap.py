@@ -52,7 +52,7 @@ def test_every_schedule_has_its_turn() -> None:
         seen += [entry for entry, tick_us in due if tick_us == S]
     assert len(seen) == len(entries)
     assert {*seen} == {*entries}
-    assert heap.next_us() is None, "the caller says what comes next"
+    assert heap.next_us() is None, "the caller decides what comes next"
 
 
 def test_distant_schedules_are_not_checked() -> None:

@@ -77,7 +77,7 @@ async def test_a_queue_is_paused_resumed_and_purged(store: Store, prefix: str) -
         assert not (await web.queue()).paused
         asked = await web.send("/queue/purge", queue="default", state="pending")
         assert "This deletes 3 pending tasks of queue" in asked
-        assert (await web.queue()).states["pending"] == 3, "nothing is done before one is sure"
+        assert (await web.queue()).states["pending"] == 3, "nothing is done before the confirmation"
         assert said(await web.press(asked, "Delete 3 tasks")) == "3 tasks deleted."
         assert (await web.queue()).states["pending"] == 0
         for path in ("/queue?queue=default", "/events", "/events?queue=default&action=queue"):
@@ -143,7 +143,7 @@ async def test_a_message_is_shown_once(valkey: Store, prefix: str) -> None:
         await web.bed.enqueue(Task("t"))
         await web.client.post("/queue/pause", data={"queue": "default"}, headers=SAME)
         refreshed = await web.client.get("/queues", headers={"X-Qsync-Refresh": "1"})
-        assert said(refreshed.text) == "", "a page in the background does not take it away"
+        assert said(refreshed.text) == "", "a page in the background does not remove the message"
         assert said((await web.client.get("/queues")).text) == "Queue default is paused."
         assert said((await web.client.get("/queues")).text) == ""
         web.client.cookies.set("qsync_flash", "%%%")

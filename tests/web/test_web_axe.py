@@ -98,7 +98,7 @@ def look(web: Visit, where: str, number: int) -> list[Any]:
 def test_all_pages_are_accessible_and_fit(browser: Any, system: Live, language: str) -> None:
     addresses = filled(system)
     missing = {*VIEWS} - WITHOUT_PAGE - {address.partition("?")[0] for address in addresses}
-    assert not missing, "a page that nobody looks at: add its address to `filled`"
+    assert not missing, "no test opens this page: add its address to `filled`"
     web = Visit(browser, system.open(), locale=language, reduced_motion="reduce")
     web.context.add_init_script(HIDDEN)
     wrong = []

@@ -274,12 +274,12 @@ def test_signed_in_viewer_can_change_nothing(system: Live, visit: Callable[..., 
     web.page.get_by_label("Token").fill(TOKEN)
     web.click("Sign in")
     web.says("Dead tasks in")
-    assert web.page.url.endswith("/dead?queue=default"), "where one wanted to go"
+    assert web.page.url.endswith("/dead?queue=default"), "the page that was requested first"
     web.click("order d", "link")
     web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()
     assert buttons == ["Search", "Copy id", "Русский", "Sign out"]
-    assert web.page.evaluate("document.cookie") == "", "scripts do not see it"
+    assert web.page.evaluate("document.cookie") == "", "scripts cannot read it"
     web.click("Sign out")
     web.says("Enter the dashboard token.")
 
@@ -325,14 +325,14 @@ def test_search_goes_on_by_itself_and_changes_all_that_match(
     web = visit()
     web.go("/")
     web.page.get_by_label("Search tasks").fill("queue:notes args.n:*999 state:scheduled")
-    web.page.route("**/search?*cursor*", lambda route: None)  # the next part never comes
+    web.page.route("**/search?*cursor*", lambda route: None)  # the next part never arrives
     web.click("Search")
     web.click("Stop")
     web.page.get_by_role("link", name="Continue searching").wait_for()
     web.page.unroute("**/search?*cursor*")
     web.click("Search")
     web.says("Matches on this page: 3. Searched 3,000 of 3,000 tasks.")
-    assert web.page.locator("tbody tr").count() == 3, "what the parts found stands together"
+    assert web.page.locator("tbody tr").count() == 3, "the matches of all parts are shown together"
     assert web.page.get_by_role("button", name="Stop").count() == 0
     web.click("Cancel all that match…")
     web.click("Cancel 3 tasks")
@@ -355,7 +355,7 @@ def test_dashboard_works_with_the_keyboard(system: Live, visit: Callable[..., Vi
         if web.page.evaluate("document.activeElement.textContent") == "order a":
             break
     outline = web.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid", "one sees where one is"
+    assert outline == "solid", "the current page is marked"
     press("Enter")
     web.says("Scheduled for")
     when = web.page.locator("time[data-local]").first

@@ -170,7 +170,7 @@ async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_bo
         await until(limits, busy=0, reading=1)
         new = await Peer.open(port, WAIT)
         assert await second.closed()
-        assert await first.ask() == OK, "it was used later"
+        assert await first.ask() == OK, "it was used more recently"
         await until(limits, busy=1, reading=1)
         newer = await Peer.open(port, WAIT)
         assert await first.closed()
@@ -179,7 +179,7 @@ async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_bo
         assert await late.closed()
         await until(limits, busy=3)
         refused = await Peer.open(port)
-        assert await refused.ask() == b"HTTP/1.1 503", "no request is broken off for another"
+        assert await refused.ask() == b"HTTP/1.1 503", "no request is aborted for another one"
         assert not any(one.reader.at_eof() for one in (new, newer, newest))
 
 

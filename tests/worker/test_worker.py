@@ -501,7 +501,7 @@ def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Pa
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: worker.out().count(" is not available: ") > 30, timeout=20)
         assert "ERROR" not in worker.out()
-        assert len(worker.started()) == 2, "the one that waits is still the same"
+        assert len(worker.started()) == 2, "the waiting process is still the same"
         store.start()
         worker.wait_ready(2)
         worker.enqueue("note")
@@ -729,7 +729,7 @@ time.sleep(60)
 """
     code, one = supervise(plan(program), abandoner_for(store), stop)
     assert 0.5 <= time.monotonic() - began[0] < 3
-    assert code == 1, "this was no clean stop"
+    assert code == 1, "this was not a clean stop"
     assert one._children == set()
 
 
