@@ -14,7 +14,7 @@ _late_ns: list[int] = []
 
 def ran(payload: str | bytes) -> None:
     """Count a run of the handler; write the report after the last expected run."""
-    global _began  # a handler has no other place for it
+    global _began  # a handler has nowhere else to keep it
     now = time.monotonic_ns()
     number = next(_runs)
     if number == 1:

@@ -71,7 +71,7 @@ LEAST_USED: Final = 0.99
 
 @dataclass
 class Outcome:
-    """Result of the rounds."""
+    """The result of the rounds."""
 
     kills: Counter[str] = field(default_factory=Counter)
     tasks: int = 0

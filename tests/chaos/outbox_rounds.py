@@ -47,7 +47,7 @@ TRANSACTIONS: Final = 5
 """Minimum number of orders that are committed between two kills."""
 
 LONGEST_MOMENT_S: Final = 0.05
-"""Longest time from the last of those orders to the kill, in seconds."""
+"""Longest time from the last of these commits to the kill, in seconds."""
 
 TABLE: Final = "CREATE TABLE orders (n {}, id varchar(32) NOT NULL UNIQUE)"
 COUNTER: Final = {"postgresql": "bigserial PRIMARY KEY", "sqlite": "integer PRIMARY KEY"}

@@ -85,7 +85,7 @@ class Terminal:
         return self.ends()
 
     def ends(self) -> int:
-        """Read the rest of the output, and return the exit code."""
+        """Read the rest of the output; return the exit code."""
         end = time.monotonic() + 20
         while self.process.poll() is None:
             assert time.monotonic() < end, self.seen

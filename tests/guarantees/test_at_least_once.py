@@ -121,7 +121,7 @@ class Chaos:
 def unexplained(history: History, chaos: Chaos) -> list[str]:
     """Return the ids of tasks that ran again without a failure, a killed server or an outage.
 
-    During an outage of the store, and for the length of a lease after it, a live server's lease may
+    During a store outage and for the length of a lease afterwards, the leases of live servers may
     expire.
     """
     starts: dict[str, list[Event]] = {}

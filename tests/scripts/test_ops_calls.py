@@ -153,8 +153,8 @@ def test_a_sender_is_forgotten_after_ten_minutes_and_not_before(rig: Rig) -> Non
 def test_many_senders_are_all_forgotten_by_fetches(
     rig: Rig,
 ) -> None:
-    """More than a hundred calls are forgotten per second, because a fetch that leaves some makes
-    the next fetch continue."""
+    """More than a hundred calls can be forgotten per second: if a fetch leaves some, the next fetch
+    continues."""
     many = 5000
     mapping = {f"s{n}": f"1 {rig.now:d}" for n in range(many)}
     rig.client.hset(rig.keys.key("calls"), mapping=mapping)

@@ -430,7 +430,7 @@ def test_sweep_of_hashes_continues_after_a_clock_jump_back(rig: Rig) -> None:
 
 
 def processed(rig: Rig) -> int:
-    """Return how many commands the store has executed, including those of scripts."""
+    """Return how many commands the store has executed, including commands that scripts run."""
     number: int = rig.client.info("stats")["total_commands_processed"]
     return number
 

@@ -305,7 +305,7 @@ def test_dead_tick_does_not_prevent_the_next(store: Store, prefix: str) -> None:
 def test_task_that_cannot_be_built_stops_no_other_schedule(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its ticks are skipped, with an error in the log that does not quote the exception."""
+    """Its ticks are skipped, and the logged error does not quote the exception."""
     calls = 0
 
     def build() -> Task:

@@ -79,7 +79,8 @@ def test_unchanged_schedule_still_owes_missed_ticks(store: Store, prefix: str) -
 
 
 class Book:
-    """Servers that ask since when ticks of schedules are due, at times that the test sets."""
+    """Servers that ask from which time the ticks of schedules are due, at times that the test
+    sets."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store, self._keys = store, QueueKeys(prefix, "default")

@@ -126,7 +126,8 @@ async def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
         assert blocked(cluster.nodes) - others[0] == 1, "it waits only for orders"
         lags = [await ran.lag(using.client, name) for name in NAMES]
         after = [len(clients(node)) for node in cluster.nodes]
-        # The server has at most 8 for calls and one for heartbeats, and each other broker 8.
+        # The server has at most 8 connections for calls and one for heartbeats, each other broker
+        # 8.
         assert max(now - then for now, then in zip(after, before, strict=True)) < 30
     assert statistics.median(lags) < 0.05
     assert max(lags) < 2
@@ -279,7 +280,7 @@ async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
 async def test_server_that_blocks_is_served_beside_one_that_is_sent_messages(
     cluster: Cluster, prefix: str
 ) -> None:
-    """Servers of one queue and those of earlier releases block."""
+    """Servers with one queue and servers of earlier releases block."""
 
     async with (
         serving(cluster, prefix, concurrency=1, prefetch=0) as (ran, using, _),

@@ -170,7 +170,7 @@ class AsyncUser:
 
 
 class BlockingUser:
-    """A process that does the same with a blocking client, sequentially."""
+    """A process that makes the same requests sequentially, with a blocking client."""
 
     def __init__(self, books: Books, rng: random.Random, maker: Maker) -> None:
         self._books = books

@@ -94,7 +94,7 @@ class Line:
         replies: Replies = []
         while len(replies) < len(commands):
             reply = reader.gets()
-            if reply is False:  # scripts return no such reply
+            if reply is False:  # scripts never return such a reply
                 data = self._socket.recv(1 << 14)
                 assert data, "the real store is gone"
                 reader.feed(data)

@@ -34,8 +34,8 @@ class Version:
     """Time of each tick, and when it came by the store's clock; both in microseconds."""
 
     def left_out(self) -> int:
-        """Return how many ticks between its first and its last did not come, without those that
-        were over GRACE_US late when the next one came."""
+        """Return the number of ticks between its first and its last that did not come, not counting
+        those that were over GRACE_US late when the next tick came."""
         count, times = 0, sorted(self.ticks)
         for before, after in itertools.pairwise(times):
             missing = range(before + self.period_us, after, self.period_us)

@@ -1,4 +1,4 @@
-"""A dashboard of a live system, for tests that drive a browser or send HTTP requests."""
+"""A dashboard for a live system, for tests that drive a browser or send HTTP requests."""
 
 from __future__ import annotations
 

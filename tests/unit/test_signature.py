@@ -339,7 +339,7 @@ def test_pydantic_does_not_quote_the_input() -> None:
 
 
 def test_equal_arguments_have_one_canonical_encoding() -> None:
-    """Because of unique locks, sets, dicts and extra arguments give the same bytes in any order."""
+    """Sets, dicts and extra arguments give the same bytes in any order, as unique locks require."""
 
     def function(a: set[str], b: dict[str, int], **more: int) -> None: ...
 

@@ -176,7 +176,8 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the script, users press "Continue" about once per second; here, after each step."""
+    """Without the script, users press "Continue" about once per second. Here, they press it after
+    each step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:

@@ -453,7 +453,7 @@ def at(second: float, **values: Any) -> ScaleSample:
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(target_s=60), 4, 60.0,
         ),
-        # The same, with workers known to run 2 a second.
+        # The same, with workers known to run 2 tasks per second.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(per_worker=2), 15, 60.0,

@@ -22,7 +22,7 @@ from tests.support.stores import Store
 PATIENCE = 1200.0
 """Longest wait for a slot of a dead holder, in seconds."""
 AGAIN_PATIENCE = 400.0
-"""Longest wait after that for the killed tasks to run again, in seconds."""
+"""Longest additional wait for the killed tasks to run again, in seconds."""
 SLOTS = 2
 TASKS = 100
 STARTS = 200

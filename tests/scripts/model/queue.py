@@ -131,7 +131,7 @@ class Queue:
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
     stored: dict[str, StoredScheduleRow] = field(default_factory=dict)
-    """Schedules that clients have put."""
+    """Schedules that clients have stored."""
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     replacing: dict[str, list[int]] = field(default_factory=dict)
@@ -267,7 +267,7 @@ class Queue:
                     self.limits.touch(limit)
 
     def open_waiters(self, now: int) -> bool:
-        """Move the waiters for the limits that this call touched while these limits are open."""
+        """While the limits that this call touched are open, move their waiters."""
         moves, opened = MOVES_MOST, False
         while moves > 0 and (firsts := self.limits.first_of_each(now, moves)):
             for limit, first in firsts:

@@ -6,7 +6,7 @@ from qsync import Qsync, Retry, TaskInfo, current
 
 @contextlib.asynccontextmanager
 async def lifespan() -> AsyncIterator[dict[str, str]]:
-    # At the start, too: of each process, so at most one is to wait or run.
+    # Each process also enqueues it at startup, so at most one may wait or run.
     await report.options(unique=True, on_duplicate="skip").enqueue()
     yield {"bank": "a connection to the bank"}
 
