@@ -284,8 +284,7 @@ class QueueState:
         self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
         self.blocked_until: float = 0.0
-        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not
-        wait."""
+        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not."""
         self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
         self.exhausted: bool = False
@@ -306,8 +305,7 @@ class QueueState:
         self.rules_generation = ""
         self.store_now_us: int = 0
         self.store_now_read_at: float = 0.0
-        """The store's clock at the last fetch, in microseconds (0 before that), and the time at
-        which that fetch was sent, by boot_s."""
+        """The store's time at the last fetch, or 0, and when that fetch was sent, by boot_s."""
 
     def store_time_us(self) -> int:
         """Return the latest time that the store's clock may show now, in microseconds; 0 before the

@@ -274,8 +274,7 @@ class Server:
         await part.start()
 
     def _make_parts(self, context: ServerContext) -> list[Part]:
-        """Create the parts of the server, in the order in which they start; they stop in reverse
-        order.
+        """Create the parts of the server in the order of their start; they stop in reverse order.
 
         Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
         until the store has settled the tasks, so heartbeats come before settlers. Fetching starts
