@@ -208,7 +208,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 def _optional_gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """Return a gauge that has no sample if the value is not known."""
+    """Return a gauge, which has no sample if the value is unknown."""
     return GaugeMetricFamily(name, text) if value is None else _gauge(name, text, value)
 
 

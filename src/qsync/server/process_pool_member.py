@@ -169,7 +169,7 @@ class WorkerProcess:
             )
             _spawned.add(self)
             await asyncio.to_thread(self._process.start)  # this takes about 20 ms
-        if self._reaper is not None:  # `end` was called meanwhile
+        if self._reaper is not None:  # `end` was called in the meantime
             ours.close()
             self._close_tickets()
             return

@@ -287,7 +287,7 @@ class Runner:
                 running.set(HandlerContext(leased, info, self._context, self._progress.report))
                 if leased.crashes and not await self._mark(leased):
                     return
-                # The mark may have been slow, or a handler may have blocked the loop meanwhile.
+                # The mark may have been slow, or a handler may have blocked the loop since then.
                 if leased.stop is None and (late := self._records.too_late(leased)) is not None:
                     self._finish(leased, late)
                     return

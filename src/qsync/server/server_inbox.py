@@ -144,7 +144,7 @@ class ServerInbox:
         ]
         registering = not self._registered
         if registering:
-            self._registered = True  # before the call: `announce_again` may clear it meanwhile
+            self._registered = True  # first: `announce_again` may clear it during the call
             calls.append(registry_ops.register(keys, self._queues))
         replies = await self._broker.run_many(calls)
         if registering and isinstance(replies[-1], QsyncError):

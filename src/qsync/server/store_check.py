@@ -88,7 +88,7 @@ async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) ->
         raise refused
     text = (
         f"the user of the store at {broker.address} {acl.shortfall(refused, keys.prefix)}; "
-        f"`qsync acl server --prefix {keys.prefix}` prints the rights that a server needs"
+        f"`qsync acl server --prefix {keys.prefix}` prints the permissions that a server needs"
     )
     if set(refused) - acl.CHANNELS:
         raise ConfigError(text)

@@ -3,7 +3,7 @@
 There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
 both to a script, which ignores a schedule that has changed since. So if several servers read the
 same tick, one enqueues it; if that one dies, another does. Servers sleep until the next tick that
-they know of. Once a second they read one hash, in which clients announce schedules that are due
+they know of. Once per second they read one hash, in which clients announce schedules that are due
 soon; every minute they check all queues with schedules.
 """
 
@@ -222,7 +222,7 @@ class StoredTicks:
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
         except QsyncError as error:
-            if lacks_command(error):  # the store's user has the rights of an older version
+            if lacks_command(error):  # the store's user has the permissions of an older version
                 if not self._denied:
                     log.warning("stored schedules do not run on this server: %s", error)
                 self._denied = True

@@ -113,7 +113,7 @@ class Wakes(AsyncPlacement):
         waits = not answer.waits and not answer.woken
         if waits and self._messages[queue.name] == mark:
             self._unlisted.pop(queue.name, None)
-        else:  # a message that arrived meanwhile may have ended the new registration already
+        else:  # a message that has arrived since then may have ended the new registration
             self._add(queue)
 
     def failed(self, queue: QueueState) -> None:

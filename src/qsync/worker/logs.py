@@ -1,4 +1,4 @@
-"""Logging of the commands: one line per event, as text for people or as JSON for machines.
+"""Logging for the commands: one line per event, as text for people or as JSON for machines.
 
 A record logged within a handler, by any logger, has the task's id, queue, type and attempt.
 If standard error fails or blocks, the code that logs is not affected: a thread writes the lines,

@@ -8,7 +8,7 @@
     @app.task
     def send(invoice: int) -> None: ...
 
-`app` is the Qsync of the project, made from the settings when it is first used.
+`app` is the Qsync of the project, created from the settings when it is first used.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["QsyncBackend", "app", "task"]
 
 app: Qsync
-"""The Qsync of the project, made from the setting QSYNC when it is first used."""
+"""The Qsync of the project, created from the setting QSYNC when it is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    """Make names that need the settings on first use: Django imports this package earlier."""
+    """Create names that need the settings on first use: Django imports this package earlier."""
     if name == "app":
         from qsync.contrib.django.project import project_app
 

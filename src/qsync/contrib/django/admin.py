@@ -26,7 +26,7 @@ else:  # Django's class takes no parameter
     _ModelAdmin = admin.ModelAdmin
 
 PER_PAGE: Final = 100
-"""Schedules on a page of the list."""
+"""Number of schedules per page of the list."""
 
 ACTIONS: Final = {
     "run": ("change", "Run selected schedules now"),
@@ -67,11 +67,11 @@ class ScheduleAdmin(_ModelAdmin):
     """Lists, creates, changes, pauses, runs and deletes schedules, with Django's permissions."""
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False for a program's periodic task, too: only a deploy changes it."""
+        """Return False for a program's periodic task as well: only a deploy changes it."""
         return super().has_change_permission(request, obj) and _is_stored(obj)
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False for a program's periodic task, too."""
+        """Return False for a program's periodic task as well."""
         return super().has_delete_permission(request, obj) and _is_stored(obj)
 
     def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
@@ -79,13 +79,14 @@ class ScheduleAdmin(_ModelAdmin):
         return store.find(object_id)
 
     def get_form(self, request: Any, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        """Return the form: all fields for a new schedule, only its times for an existing one."""
+        """Return the form: all fields for a new schedule, only those about its times for an
+        existing one."""
         return super().get_form(
             request, obj, change, **{**kwargs, "form": ChangeForm if change else AddForm}
         )
 
     def get_fieldsets(self, request: Any, obj: Any = None) -> Any:
-        """Return the fields; arguments appear only in the form of a new schedule."""
+        """Return the fields; arguments are only shown for a new schedule."""
         task = ["name", "task", "queue"] + ([] if obj else ["arguments"])
         return [(None, {"fields": task}), ("When", {"fields": list(WHEN)})]
 
@@ -109,7 +110,7 @@ class ScheduleAdmin(_ModelAdmin):
         store.delete(obj.id, _user(request))
 
     def get_deleted_objects(self, objs: Any, request: Any) -> Any:
-        """Return the objects of a deletion: only the schedules, which have no related objects."""
+        """Return the objects to delete: only the schedules, which have no related objects."""
         return [str(obj) for obj in objs], {"schedules": len(objs)}, set(), []
 
     @_answered

@@ -12,8 +12,8 @@ from django.db import transaction
 class CommitCallback:
     """A call that waits for the commit of a transaction.
 
-    `captureOnCommitCallbacks` leaves the object in the list of Django after the call, so the object
-    records itself that it was called. A rollback drops it.
+    `captureOnCommitCallbacks` leaves the object in Django's list after the call, so the object
+    keeps track of whether it was called. A rollback drops it.
     """
 
     def __init__(self, database: str, send: Callable[[], None]) -> None:
@@ -28,7 +28,7 @@ class CommitCallback:
 
 
 _callbacks: Final = WeakSet[CommitCallback]()
-"""Callbacks of all threads: an async test runs in another thread than its transaction."""
+"""Callbacks of all threads: an async test does not run in the thread of its transaction."""
 
 
 def at_commit(database: str, send: Callable[[], None]) -> None:

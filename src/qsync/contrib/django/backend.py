@@ -8,7 +8,7 @@
         }
     }
 
-The setting QSYNC names the store, and its ENQUEUE says when tasks are sent.
+The setting QSYNC names the store, and its ENQUEUE selects when tasks are sent.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from qsync.value_text import shorten
 class QsyncBackend(tasks_api.BaseTaskBackend):
     """Runs the tasks of django.tasks on the servers of `manage.py qsync_worker`.
 
-    Its OPTIONS are the defaults of its tasks' options: `retry`, `retry_delay`, `timeout`,
+    Its OPTIONS are the defaults for the options of its tasks: `retry`, `retry_delay`, `timeout`,
     `retention` (default: a day) and the other options of Task. `@task(retry=5, timeout=60)`
-    overrides them for a task.
+    overrides them for one task.
     """
 
     task_class: type = tasks.QsyncTask
@@ -79,10 +79,10 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         return ""
 
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Send the task as the setting ENQUEUE says, and return its TaskResult.
+        """Send the task at the time that the setting ENQUEUE selects; return its TaskResult.
 
-        Its `enqueued_at` is None until the transaction has committed. Raises DuplicateTask of qsync
-        when another task holds the unique lock; with `on_duplicate` or `debounce` the result is
+        Its `enqueued_at` is None until the transaction has committed. Raises qsync's DuplicateTask
+        when another task holds the unique lock; with `on_duplicate` or `debounce`, the result is
         that of the other task.
         """
         self.validate_task(task)
@@ -113,7 +113,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """Return the TaskResult of an id.
+        """Return the TaskResult with an id.
 
         Raises TaskResultDoesNotExist if the store does not have it.
 
@@ -145,11 +145,11 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
         @task(queue_name="mail", retry=5, timeout=60)
         def send(address: str) -> None: ...
 
-    The decorators of Django 6.1 and of django-tasks accept these options too; Django 6.0's does
-    not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
+    The decorators of Django 6.1 and of django-tasks accept these options too; that of Django 6.0
+    does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
     `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`, `debounce` and `debounce_max`,
-    as for `qsync.Task`, beside `priority` (-100 to 100), `queue_name` and `takes_context`. Raises
-    Django's InvalidTask if one is invalid.
+    as for `qsync.Task`, in addition to `priority` (-100 to 100), `queue_name` and `takes_context`.
+    Raises Django's InvalidTask if one is invalid.
     """
 
     fields = {"priority": 0, "queue_name": "default", "run_after": None, **options}

@@ -1,4 +1,4 @@
-"""System checks of the setting QSYNC and of the tasks of a project.
+"""System checks for the setting QSYNC and for the tasks of a project.
 
 qsync.E001  there is no URL
 qsync.E002  QSYNC has an unknown option
@@ -25,7 +25,7 @@ from qsync.errors import ConfigError, QsyncError
 from qsync.task_function import TaskFunction
 
 STORE_TIMEOUT_S = 2.0
-"""Time that the store has to answer in `check --deploy`, in seconds."""
+"""Longest time to wait for the store in `check --deploy`, in seconds."""
 
 
 def register_checks() -> None:

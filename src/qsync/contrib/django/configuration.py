@@ -64,7 +64,7 @@ class Configuration:
     language: str | None
     trace_url: str | None
     role: Any
-    """Role of users of the dashboard, or a function of the request that returns it."""
+    """Role of the dashboard's users, or a function of the request that returns it."""
 
 
 @cache

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qsync.web import Dashboard
 
 VIEW_TIMEOUT_S: Final = 30.0
-"""Longest wait of a view; the dashboard itself ends a request after 10 s."""
+"""Longest wait of a view, in seconds; the dashboard itself ends a request after 10 s."""
 
 
 class _User:
@@ -50,7 +50,7 @@ class DashboardThread:
         self._thread.start()
 
     def answer(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
-        """Return the response of the dashboard; blocks."""
+        """Return the response of the dashboard; block until it has arrived."""
         future = asyncio.run_coroutine_threadsafe(self._answer(scope, body), self._loop)
         return future.result(VIEW_TIMEOUT_S)
 
@@ -113,7 +113,7 @@ class _Answer:
 
 
 _threads: dict[int, DashboardThread] = {}
-"""The thread by process id: a forked process does not inherit threads."""
+"""Threads by process id: a forked process does not inherit threads."""
 
 _lock = threading.Lock()
 
@@ -160,7 +160,7 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
 
 
 def _role(request: HttpRequest) -> str:
-    """Return the role of the user; `view` if the function of the setting names no role."""
+    """Return the role of the user; `view` if the setting's function returns no valid role."""
     role = configuration().role
     answer = role(request) if callable(role) else role
     return answer if answer in ROLES else "view"

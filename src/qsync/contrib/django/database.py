@@ -54,7 +54,7 @@ def _refresh() -> None:
 
 
 async def _refresh_beside() -> None:
-    """Refresh the connections of the thread in which `async def` code reaches the database."""
+    """Refresh the connections of the thread through which `async def` code uses the database."""
     if _opened:
         await sync_to_async(_refresh, thread_sensitive=True)()
 

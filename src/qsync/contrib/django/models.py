@@ -11,7 +11,7 @@ from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH
 
 
 class OutboxRow(models.Model):
-    """A task that a transaction wrote and that has not been sent to the store yet."""
+    """A task that a transaction wrote and that has not yet been sent to the store."""
 
     id: models.CharField[str, str] = models.CharField(max_length=ID_LENGTH, primary_key=True)
     queue: models.CharField[str, str] = models.CharField(max_length=QUEUE_LENGTH)

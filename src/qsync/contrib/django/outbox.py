@@ -53,13 +53,13 @@ def _has_time_zones(database: str) -> bool:
 
 
 def _to_column(time: datetime, database: str) -> datetime:
-    """Return an aware datetime as the column takes it: naive and in UTC if the database has no time
-    zones, since Django refuses aware ones there with USE_TZ = False."""
+    """Return an aware datetime as the column accepts it: naive and in UTC if the database has no
+    time zones, since Django refuses aware datetimes there with USE_TZ = False."""
     return time if _has_time_zones(database) else time.astimezone(UTC).replace(tzinfo=None)
 
 
 def _from_column(time: datetime | None, database: str) -> datetime | None:
-    """Return the aware datetime of a column; with USE_TZ = False PostgreSQL's are naive and in
+    """Return the aware datetime in a column; with USE_TZ = False, PostgreSQL returns naive ones in
     TIME_ZONE."""
     if time is None or timezone.is_aware(time):
         return time
@@ -148,7 +148,7 @@ class DjangoDatabase:
 
 
 class _SentDatabase(DjangoDatabase):
-    """A database that says when the row of a task has been sent."""
+    """A database that reports when the row of a task has been sent."""
 
     def __init__(self, alias: str, sent: Callable[[], None]) -> None:
         super().__init__(alias)

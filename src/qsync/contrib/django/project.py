@@ -59,12 +59,13 @@ _made: tuple[Qsync, ProjectSender] | None = None
 
 
 def project_app() -> Qsync:
-    """Return the project's app; the first call makes it. Raise SettingError if QSYNC is invalid."""
+    """Return the project's app; the first call creates it. Raise SettingError if QSYNC is
+    invalid."""
     return _project()[0]
 
 
 def project_sender() -> ProjectSender:
-    """Return the object that sends the project's tasks, as the setting ENQUEUE says."""
+    """Return the object that sends the project's tasks at the time that ENQUEUE selects."""
     return _project()[1]
 
 

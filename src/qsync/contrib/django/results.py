@@ -128,7 +128,7 @@ def _errors(shown: StoredTask, failure: Failure) -> list[Any]:
 
 
 def _traceback(text: str) -> str:
-    """Return a stored error as Python prints a traceback; the store has the message first."""
+    """Return a stored error as Python prints a traceback; the store puts the message first."""
     head, frames, rest = text.partition('\n\n  File "')
     if not frames:
         return f"{text}\n"

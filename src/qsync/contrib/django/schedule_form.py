@@ -20,11 +20,11 @@ else:  # Django's class takes no parameter
     _ModelForm = forms.ModelForm
 
 WHEN = ("cron", "every", "tz", "missed")
-"""Fields that say when a schedule ticks; they can be changed later."""
+"""Fields that determine when a schedule ticks; they can be changed later."""
 
 
 class ChangeForm(_ModelForm):
-    """Changes when a schedule of the store ticks."""
+    """Changes when a stored schedule ticks."""
 
     class Meta:
         """The fields that can be changed."""
@@ -63,7 +63,7 @@ class ChangeForm(_ModelForm):
 
 
 class AddForm(ChangeForm):
-    """Creates a schedule of the store; `built` is the task that it enqueues."""
+    """Creates a stored schedule; `built` is the task that it enqueues."""
 
     built: Task[Any]
 
@@ -93,7 +93,7 @@ class AddForm(ChangeForm):
 
 
 def _check_queue(queue: str) -> None:
-    """Raise InvalidTask unless the project or a running server has the queue."""
+    """Raise InvalidTask unless the project or a running server serves the queue."""
     check_name("queue", queue)
     queues = task_choices.queues()
     if queue not in queues and queue not in schedule_store.queues_of_servers():

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def _ask(question: Callable[[Inspector], Awaitable[T]], by: str = "") -> T:
-    """Ask an inspector that acts for the user `by`, and return its answer."""
+    """Ask an inspector that acts for the user `by`, and return the answer."""
 
     async def ask() -> T:
         async with project_app().inspector() as inspector:
@@ -30,18 +30,18 @@ def _ask(question: Callable[[Inspector], Awaitable[T]], by: str = "") -> T:
 
 
 def _parts(id: str) -> tuple[str, str]:
-    """Return the queue and the name of a schedule. InvalidTask if one of them is not valid."""
+    """Return the queue and the name of a schedule; raise InvalidTask if one of them is invalid."""
     queue, _, name = id.partition(":")
     return check_name("queue", queue), check_schedule_name(name)
 
 
 def all_schedules(prefix: str) -> list[ScheduleInfo]:
-    """Return the schedules with this prefix, of the store and of programs."""
+    """Return the schedules with this prefix, both stored ones and those of programs."""
     return _ask(lambda inspector: inspector.schedules(prefix=prefix))
 
 
 def find(id: str) -> Schedule | None:
-    """Return the schedule of an id, with its description as `info`; None without one."""
+    """Return the schedule with an id, with its description as `info`; None if there is none."""
     try:
         queue, name = _parts(id)
     except InvalidTask:
@@ -61,12 +61,12 @@ def shown(info: ScheduleInfo) -> Schedule:
 
 
 def is_taken(name: str) -> bool:
-    """Return whether a schedule of this name is in the store."""
+    """Return whether a schedule with this name is in the store."""
     return _ask(lambda inspector: inspector.stored_schedule(name)) is not None
 
 
 def queues_of_servers() -> set[str]:
-    """Return the queues that running servers of the store serve."""
+    """Return the queues that the running servers of the store serve."""
     servers = _ask(lambda inspector: inspector.servers(tasks=False))
     return {queue for server in servers for queue in server.queues}
 
@@ -78,7 +78,7 @@ def create(name: str, task: Task[Any], when: dict[str, Any], by: str) -> None:
 
 
 def change(schedule: Schedule, when: dict[str, Any], by: str) -> Change:
-    """Change when a schedule of the store ticks."""
+    """Change when a stored schedule ticks."""
     name, queue = schedule.name, schedule.queue
     return _ask(lambda inspector: inspector.reschedule(name, queue=queue, **when), by)
 

@@ -24,8 +24,8 @@ from qsync.task import Arguments, Task
 log: Final = logging.getLogger("qsync.django")
 
 Sent = Callable[[str, bool], None]
-"""Gets the id of the task that the store has, and whether it is a new one: with
-`on_duplicate="skip"` or `debounce` another task may take the place of this one."""
+"""Gets the id of the task in the store, and whether the task is new: with `on_duplicate="skip"` or
+`debounce`, another task may take the place of this one."""
 
 
 def _nothing(id: str, created: bool, /) -> None:
@@ -36,8 +36,8 @@ class ProjectSender:
     """Sends tasks at the time that the setting ENQUEUE selects; the setting is read at each
     enqueue.
 
-    A task of an open transaction gets its id at once. `created` of its handle is False, since the
-    store does not have it yet.
+    A task enqueued in an open transaction gets its id at once. `created` of its handle is False,
+    since the store does not have the task yet.
     """
 
     def __init__(self, connections: Connections) -> None:

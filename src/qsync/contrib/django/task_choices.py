@@ -1,4 +1,4 @@
-"""The tasks of the project, as the admin offers them for a schedule."""
+"""The tasks of the project that the admin offers for a schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsync.task import DEFAULT, Task
 
 
 def choices() -> list[tuple[str, str]]:
-    """Return the task types of the project, for a field of a form."""
+    """Return the task types of the project as choices of a form field."""
     return [(type, type) for type in sorted({*project_app().functions, *handlers.types})]
 
 

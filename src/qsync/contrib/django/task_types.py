@@ -38,7 +38,7 @@ FIELDS: Final = (
 """Options of the decorator of this package."""
 
 RETENTION: Final = timedelta(days=1)
-"""Default time for which results are kept."""
+"""Default time for which results are kept, if the task sets none."""
 
 PAYLOAD_FORM: Final = 'a payload of django.tasks has the form {"args": [...], "kwargs": {...}}'
 
@@ -49,7 +49,7 @@ ENQUEUED: Final = "django-enqueued-us"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QsyncTask(tasks_api.Task):
-    """A django.tasks task with options of qsync; options left at None are those of the backend."""
+    """A django.tasks task with options of qsync; the backend sets the options that are None."""
 
     retry: int | None = None
     retry_delay: Any = None
@@ -62,7 +62,7 @@ class QsyncTask(tasks_api.Task):
     headers: Mapping[str, str] | None = None
     executor: None = None
     """Exists only so that an executor is refused by name: a process would import the handler by its
-    path, which is that of the task here."""
+    path, but that path names the task."""
     on_duplicate: OnDuplicate | None = None
     debounce: Duration | None = None
     debounce_max: Duration | None = None
@@ -109,7 +109,7 @@ def register(task: Any) -> None:
 
 
 def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
-    """Return the task for the store; qsync.InvalidTask when an option is wrong."""
+    """Return the task for the store; raise qsync.InvalidTask if an option is wrong."""
     options = _options_of(task, defaults)
     enqueued_us = round(timezone.now().timestamp() * 1_000_000)
     options["headers"] = {
@@ -203,7 +203,7 @@ def priority_of(task: Any) -> int:
 
 
 def check(task: Any, defaults: Mapping[str, Any]) -> None:
-    """Check the options of a task; qsync.InvalidTask when one is wrong."""
+    """Check the options of a task; raise qsync.InvalidTask if one is wrong."""
     if (executor := getattr(task, "executor", None)) is not None:
         raise InvalidTask(
             f"executor: {shorten(executor)} is not for tasks of django.tasks, which run in a "
@@ -220,7 +220,7 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
 
 
 def check_types(task: Any) -> None:
-    """Check the fields that Django compares without a check of their types; raise qsync.InvalidTask
+    """Check the fields that Django compares without checking their types; raise qsync.InvalidTask
     for a wrong type."""
     if not isinstance(task.priority, int) or isinstance(task.priority, bool):
         raise InvalidTask(
@@ -235,7 +235,7 @@ def check_types(task: Any) -> None:
 
 
 def _parameters(task: Any) -> list[str]:
-    """Return the names of the parameters of a task that have one value."""
+    """Return the names of a task's parameters that take a single value."""
     several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     parameters = _signature(task).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind not in several]
@@ -259,7 +259,7 @@ def _signature(task: Any) -> Signature:
 
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:
-    """Check the OPTIONS of a backend; qsync.InvalidTask when one is wrong."""
+    """Check the OPTIONS of a backend; raise qsync.InvalidTask if one is wrong."""
     Task("options", **defaults)
 
 
@@ -270,8 +270,8 @@ def enqueued_at(headers: Mapping[str, str]) -> Any:
 
 
 def _call_of(info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of a running task. Raise BadPayload, which is not retried, if it has
-    none."""
+    """Return the arguments of a running task. Raise BadPayload, which is not retried, if the
+    payload has none."""
     call = stored_call(info.value())
     if call is None:
         raise BadPayload(f"task {info.type!r}: {PAYLOAD_FORM}")
@@ -279,7 +279,7 @@ def _call_of(info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
 
 
 class _Attempt:
-    """An attempt on a server, with the TaskResult that is passed to signals and to the task."""
+    """An attempt on a server, with the TaskResult to pass to signals and to the task."""
 
     def __init__(self, path: str, info: TaskInfo, *, in_thread: bool) -> None:
         self._in_thread = in_thread
@@ -318,7 +318,7 @@ class _Attempt:
         return [*context, *self.result.args]
 
     def succeed(self, value: Any) -> dict[str, Any]:
-        """Return the value to store, and send the signal that the task ended.
+        """Return the value to store, and send the signal that the task has ended.
 
         The server discards the value of a stopped run; at a shutdown, it discards only that of a
         handler in a thread.
@@ -335,7 +335,7 @@ class _Attempt:
         return {"return_value": normal, "worker_id": self.result.worker_ids[-1]}
 
     def fail(self, error: BaseException) -> None:
-        """Send the signal that the task ended, unless it runs again."""
+        """Send the signal that the task has ended, unless it will run again."""
         stop = _stopped()
         if stop == "lost" or stop == "shutdown":
             return

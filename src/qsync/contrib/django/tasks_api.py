@@ -1,4 +1,4 @@
-"""django.tasks of Django 6, or the same names of its backport for Django 5.2, django-tasks."""
+"""django.tasks of Django 6, or the same names from its backport for Django 5.2, django-tasks."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ NAME: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9
 class Outbox:
     """The outbox of an app in a table of a database.
 
-    table     name of the table, which may have a schema: "shop.qsync_outbox"
-    metadata  MetaData of SQLAlchemy in which the table is, e.g. `Base.metadata`, so that its
+    table     name of the table, optionally with a schema: "shop.qsync_outbox"
+    metadata  MetaData of SQLAlchemy to which the table is added, e.g. `Base.metadata`, so that its
               migrations include the table; by default a separate one
 
     A row that is sent twice does not run twice: the store refuses a known id for the app's
@@ -106,14 +106,14 @@ class Outbox:
 
     @property
     def create_table(self) -> Any:
-        """The statement for psycopg that makes the table: `connection.execute(...)`."""
+        """The statement for psycopg that creates the table: `connection.execute(...)`."""
         return self._statements.create
 
     def row(self, task: Task[Any]) -> Any:
-        """Return the row of a task, for `session.add`; its `id` is the id of the task.
+        """Return the row for a task, for `session.add`; its `id` is the id of the task.
 
-        The session sends the task after its commit, and an async session in the background. Raises
-        InvalidTask if the task is invalid.
+        The session sends the task after its commit; an async session does so in the background.
+        Raises InvalidTask if the task is invalid.
         """
         row = self._make_row(task)
         entity = self._entity()
@@ -135,7 +135,7 @@ class Outbox:
     ) -> AbstractAsyncContextManager[AsyncOutboxTransaction]: ...
 
     def transaction(self, connection: Any) -> Any:
-        """Open the outermost transaction of a connection of psycopg, in which tasks can be added.
+        """Open the outermost transaction of a psycopg connection, in which tasks can be added.
 
         After the commit, the block sends them; a rollback discards them. Raises ConfigError if the
         connection is already in a transaction.

@@ -47,7 +47,7 @@ class AfterCommit:
 
     @property
     def _quick(self) -> Connections:
-        """Connections with a short patience to the app's store, which tests may replace."""
+        """Connections to the app's store with a short patience; tests may replace the store."""
         if self._made is None or not self._made.is_alike(self._app):
             self.close()
             self._made = self._app.copy(prefix=self._app.prefix, patience=STORE_TIMEOUT_S)
@@ -142,7 +142,7 @@ def _without_late(
     locks: Mapping[UnsentRow, str],
     earlier: Sequence[Sequence[UnsentRow] | None],
 ) -> list[UnsentRow]:
-    """Return the rows without those for whose lock an earlier row waits: a relay sends these in
+    """Return the rows, except those for whose lock an earlier row waits: a relay sends these in
     order, so that the payload of the earlier row does not replace a later one."""
     own = {row.id for row in rows}
     late = set[UnsentRow]()

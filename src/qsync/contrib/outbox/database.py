@@ -1,4 +1,4 @@
-"""The operations of a database that a relay needs, and their limits."""
+"""The operations that a relay needs from a database, and their limits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ YOUNG_S: Final = 2.0
 """Age below which a relay leaves a row to the process that wrote it, in seconds."""
 
 BATCH_BYTES: Final = 32 * 1024 * 1024
-"""Size above which a batch takes no further row, in bytes: rows of up to 31 MiB would not fit into
-the memory."""
+"""Size above which a batch takes no further row, in bytes: without this limit, a batch of rows of
+up to 31 MiB would not fit into memory."""
 
 WRONG_CLOCK_S: Final = 60.0
-"""A row whose time is further in the future than this, in seconds, is of a wrong clock. It is sent
-at once, since it would wait until its time."""
+"""A row whose time is further in the future than this, in seconds, comes from a wrong clock. It is
+sent at once, since it would otherwise wait until its time."""
 
 COMPARED_ROWS: Final = 20
 COMPARED_BYTES: Final = 1024 * 1024
@@ -35,7 +35,7 @@ COUNTED: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """The number of waiting rows, at most 10,000, and the age of the oldest in seconds."""
+    """The number of waiting rows, at most 10,000, and the age of the oldest one in seconds."""
 
     rows: int
     oldest_s: float
@@ -43,10 +43,10 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueRows:
-    """Which rows a relay takes: those created before a time, and those of a wrong clock.
+    """Which rows a relay takes: those created before a time, and those from a wrong clock.
 
     before  creation time before which a row is sent, by this machine's clock
-    after   creation time after which a row is of a wrong clock
+    after   creation time after which a row is from a wrong clock
     ids     ids of rows to leave
     queues  queues whose rows to leave
     """
@@ -70,7 +70,8 @@ class Database(Protocol):
     """A database whose calls block."""
 
     def take(self, selection: DueRows) -> AbstractContextManager[RowBatch]:
-        """Take up to ROWS_PER_BATCH rows, or BATCH_BYTES, that no relay has, oldest first."""
+        """Take up to ROWS_PER_BATCH rows or BATCH_BYTES that no other relay has taken, oldest
+        first."""
 
     def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""
@@ -120,7 +121,8 @@ class AsyncDatabase(Protocol):
     """A database whose calls are awaited."""
 
     def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncBatch]:
-        """Take up to ROWS_PER_BATCH rows, or BATCH_BYTES, that no relay has, oldest first."""
+        """Take up to ROWS_PER_BATCH rows or BATCH_BYTES that no other relay has taken, oldest
+        first."""
 
     async def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""
@@ -130,7 +132,7 @@ class AsyncDatabase(Protocol):
 
 
 def due_rows(*, ids: Collection[str], queues: Collection[str]) -> DueRows:
-    """Return the rows that a relay sends now; not those with these ids, or of these queues."""
+    """Return which rows a relay sends now: all but those with these ids, or of these queues."""
     now = datetime.now(UTC)
     return DueRows(
         before=now - timedelta(seconds=YOUNG_S), after=now + timedelta(seconds=WRONG_CLOCK_S),

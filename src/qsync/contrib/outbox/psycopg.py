@@ -1,4 +1,4 @@
-"""The outbox in PostgreSQL by psycopg 3, with sync and async connections."""
+"""The outbox in PostgreSQL with psycopg 3, for sync and async connections."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MakeRow = Callable[[Task[Any]], UnsentRow]
 
 
 class Statements:
-    """The statements for a table, whose name may have a schema: `shop.qsync_outbox`."""
+    """The statements for a table, whose name may include a schema: `shop.qsync_outbox`."""
 
     def __init__(self, table: str) -> None:
         name = Identifier(*table.split("."))
@@ -89,7 +89,7 @@ class _PsycopgBatch:
 
 
 class ConnectionDatabase:
-    """The database of a connection string; the relay has a separate connection."""
+    """The database that a connection string names; the relay has a separate connection to it."""
 
     def __init__(self, address: str, statements: Statements) -> None:
         try:
@@ -154,7 +154,7 @@ class _CommittedRows:
         self._statements = statements
 
     def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return all: the transaction has read them just before its commit."""
+        """Return all rows: the transaction has read them just before its commit."""
         return rows
 
     def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
@@ -174,14 +174,14 @@ class _CommittedRows:
 
 
 class _AsyncCommittedRows:
-    """Like _CommittedRows, of an async connection."""
+    """Like _CommittedRows, for an async connection."""
 
     def __init__(self, connection: AsyncConnection[Any], statements: Statements) -> None:
         self._connection = connection
         self._statements = statements
 
     async def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
-        """Return all: the transaction has read them just before its commit."""
+        """Return all rows: the transaction has read them just before its commit."""
         return rows
 
     async def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
@@ -215,7 +215,7 @@ class OutboxTransaction:
     def add(self, task: Task[Any]) -> str:
         """Write the row of a task, and return the id of the task.
 
-        Raises InvalidTask if it is wrong, and ConfigError after the end of the block.
+        Raises InvalidTask if the task is wrong, and ConfigError after the end of the block.
         """
         _check_open(self.open)
         row = self._make_row(task)
@@ -239,7 +239,7 @@ class AsyncOutboxTransaction:
     async def add(self, task: Task[Any]) -> str:
         """Write the row of a task, and return the id of the task.
 
-        Raises InvalidTask if it is wrong, and ConfigError after the end of the block.
+        Raises InvalidTask if the task is wrong, and ConfigError after the end of the block.
         """
         _check_open(self.open)
         row = self._make_row(task)
@@ -297,7 +297,7 @@ async def async_transaction(
 def transaction_of(connection: Any) -> Any:
     """Return the function that opens a transaction of this connection.
 
-    Raises ConfigError if it is not a connection of psycopg.
+    Raises ConfigError if it is not a psycopg connection.
     """
     if isinstance(connection, AsyncConnection):
         return async_transaction

@@ -64,7 +64,7 @@ class _FailingQueue:
     until: float
     """Time until which its rows are left, by time.monotonic."""
     pause_s: float
-    """Length of the next such pause, in seconds."""
+    """Length of the next pause, in seconds."""
 
 
 class _Progress:
@@ -72,7 +72,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self.sent: int = 0
-        """Rows that this relay has sent."""
+        """Number of rows that this relay has sent."""
         self.backlog: Backlog | None = None
         """Backlog at the last count; None before the first count."""
         self.unreadable: dict[str, None] = {}
@@ -83,7 +83,7 @@ class _Progress:
         self._warned = -OLD_S
 
     def selection(self) -> DueRows:
-        """Return the rows to take next. Forget failing queues that have no rows any more."""
+        """Return which rows to take next. Forget failing queues that no longer have rows."""
         now = time.monotonic()
         for queue in [name for name, each in self._failing.items() if each.until < now - OLD_S]:
             del self._failing[queue]
@@ -127,7 +127,7 @@ class _Progress:
         return 0.0 if sent.stopped or (more and (sent.ids or sent.failed)) else PAUSE_S
 
     def pause_after_error(self, error: BaseException, action: str = _READ) -> float:
-        """Return how long to wait after an error, in seconds; each wait doubles."""
+        """Return how long to wait after an error, in seconds; the wait doubles each time."""
         pause, self._pause_s = self._pause_s, min(self._pause_s * 2, LONGEST_PAUSE_S)
         self._retries.failed(action, error)
         return pause

@@ -1,4 +1,5 @@
-"""Logs what an outbox cannot do: when it begins, once a minute while it lasts, and when it ends."""
+"""Logs what an outbox cannot do: when it begins, once per minute while it lasts, and when it
+ends."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class _Failure:
 
 
 class RetryLog:
-    """The actions of an outbox that fail and are retried. Any thread may call it."""
+    """The actions of an outbox that fail and are retried. Safe to call from any thread."""
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}
@@ -67,7 +68,7 @@ class RetryLog:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the class and the first line of an error. The other lines of a driver's error may have
-    the statement and its parameters, which are tasks."""
+    """Return the class and the first line of an error. Further lines of a driver's error may
+    contain the statement and its parameters, which are tasks."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

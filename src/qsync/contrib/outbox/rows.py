@@ -1,4 +1,4 @@
-"""The rows of an outbox: a task as the store gets it, with the fields that the enqueue needs."""
+"""The rows of an outbox: a task as the store gets it, with the fields needed to enqueue it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class UnsentRow:
 def make_row(task: Task[Any], connections: Connections) -> UnsentRow:
     """Return the row of a task, with an id and the headers of the app's extensions.
 
-    InvalidTask when the task is wrong.
+    Raises InvalidTask if the task is wrong.
     """
     if isinstance(task, Task) and task.id is None:
         task = task.replace(id=new_id())
@@ -93,7 +93,8 @@ def new_task_of(row: UnsentRow) -> NewTask:
 
 
 def replacing_lock(row: UnsentRow) -> str:
-    """Return the lock of a task that replaces the holder, as with `debounce`; "" for another."""
+    """Return the lock of a task that replaces the holder, as with `debounce`; "" for other
+    tasks."""
     try:
         new = new_task_of(row)
     except UnreadableRow:

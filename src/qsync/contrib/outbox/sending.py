@@ -1,4 +1,4 @@
-"""Sends rows to the store, blocking and for asyncio."""
+"""Sends rows to the store, in a blocking way or with asyncio."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Sent:
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """Error of the store; the rows of the call are left, as are all later ones."""
+    """Error of the store; the rows of the failed call and of all later calls are left."""
 
     failed: dict[str, QsyncError] = field(default_factory=dict)
-    """Errors of calls that concern only their queue, by queue; its other rows are left."""
+    """Errors of calls that concern only one queue, by queue; the queue's other rows are left."""
 
     worked: set[str] = field(default_factory=set)
-    """Queues of which the store took a row."""
+    """Queues from which the store accepted a row."""
 
     stopped: bool = False
     """True if a node of a cluster did not answer: the rows of later queues are left, since another
-    such queue would take the time limit of the store once more."""
+    queue on that node would use up the store's time limit again."""
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
         """Record the reply to a call."""
@@ -82,13 +82,13 @@ class Sent:
 
 
 def call_hooks(client: Client, sent: Sent) -> None:
-    """Call the hooks of "enqueued". Hooks may be slow, so no rows should be locked."""
+    """Call the "enqueued" hooks. Hooks may be slow, so no rows should be locked at that time."""
     if isinstance(client, WrappedClient):
         client.call_hooks(sent.infos())
 
 
 async def call_hooks_async(client: AsyncClient, sent: Sent) -> None:
-    """Call the hooks of "enqueued", as `call_hooks` does."""
+    """Call the "enqueued" hooks, as `call_hooks` does."""
     if isinstance(client, WrappedAsyncClient):
         await client.call_hooks(sent.infos())
 
@@ -116,9 +116,9 @@ def _calls(
 
 
 def send(client: Client, rows: Sequence[UnsentRow], *, last: Collection[str] = ()) -> Sent:
-    """Send the rows and return the outcome; errors of the store are part of it.
+    """Send the rows and return the outcome, which includes errors of the store.
 
-    Rows of the queues in `last` are sent last, since they failed before.
+    Rows of the queues in `last`, which failed before, are sent last.
     """
     sent, cluster = Sent(), client._address.kind == "cluster"
     for queue, tasks in _calls(rows, sent, last):

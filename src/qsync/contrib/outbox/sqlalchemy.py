@@ -53,11 +53,11 @@ except ModuleNotFoundError as _error:
 MYSQL: Final = ("mysql", "mariadb")
 
 WITHOUT_LOCKS: Final = "sqlite"
-"""Dialect without row locks, for which a relay sends outside of a transaction."""
+"""Dialect without row locks, for which a relay sends rows outside a transaction."""
 
 
 def make_table(name: str, metadata: MetaData) -> Table:
-    """Return the table of an outbox. Raise ConfigError if the metadata is wrong or has it already.
+    """Return the table of an outbox. Raise ConfigError if the metadata is wrong or has the table.
 
     MySQL needs other types: its BLOB holds at most 64 KiB, and its DATETIME only whole seconds.
     """
@@ -96,7 +96,7 @@ def make_entity(table: Table) -> type[Any]:
 
 
 def take(connection: Connection, table: Table, selection: DueRows) -> tuple[list[UnsentRow], bool]:
-    """Lock and return rows, and whether further ones may be due; SQLite has no locks for rows."""
+    """Lock and return rows, and whether further rows may be due; SQLite has no row locks."""
     columns = table.c
     query = (
         select(columns.id, func.length(columns.message))
@@ -120,7 +120,7 @@ def delete(connection: Connection, table: Table, ids: list[str]) -> None:
 
 
 def kept(connection: Connection, table: Table, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
-    """Return the rows that are in the table."""
+    """Return those of `rows` that are still in the table."""
     query = select(table.c.id).where(table.c.id.in_([row.id for row in rows]))
     found = set(connection.execute(query).scalars())
     return [row for row in rows if row.id in found]
@@ -265,7 +265,7 @@ class SessionHooks:
     """Sends the rows that sessions have committed.
 
     Rows of a savepoint that was rolled back are no longer persistent when the transaction commits.
-    Others are read from the table before they are sent, since the session does not know of all
+    Other rows are read from the table before they are sent, since the session does not know all
     savepoints, and PostgreSQL rolls back at the commit after an error that the caller has caught.
     A session on a Connection does not know when that commits, so a relay sends its rows.
     """

@@ -6,7 +6,7 @@
     sentry_sdk.init(dsn=..., traces_sample_rate=0.1)
     sentry.instrument(app)                where the app is created, before its first use
 
-Needs `sentry-sdk`. docs/sentry.md.
+Needs `sentry-sdk`. See docs/sentry.md.
 """
 
 from __future__ import annotations

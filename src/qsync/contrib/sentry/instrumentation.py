@@ -34,7 +34,7 @@ ORIGIN: Final = "auto.queue.qsync"
 SYSTEM: Final = "qsync"
 
 PAYLOAD_SHOWN: Final = 2000
-"""Maximum number of characters of a payload in a report."""
+"""Maximum length of a payload in a report, in characters."""
 
 Report = Literal["all", "final"]
 
@@ -63,7 +63,7 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
 
 
 class _Sentry:
-    """Makes the spans and the reports."""
+    """Creates the spans and the reports."""
 
     def __init__(self, report: Report, monitors: Monitors | None) -> None:
         self._report = report
@@ -247,7 +247,7 @@ UNITS: Final = (("day", 1440), ("hour", 60), ("minute", 1))
 
 
 class Monitors:
-    """Checks in at Sentry when a tick's task starts, and when it is completed or dead.
+    """Checks in with Sentry when a tick's task starts, and when it is completed or dead.
 
     All attempts of a tick share one check-in, so a retry that succeeds raises no alarm.
     """
@@ -293,7 +293,7 @@ def slug_of(name: str) -> str:
 
 
 def config_of(schedule: Schedule) -> Any:
-    """Return a schedule as Sentry describes it; None if it has no such schedule.
+    """Return a schedule as Sentry describes it; None if Sentry cannot describe it.
 
     Sentry supports only cron expressions of five fields, and whole minutes.
     """

@@ -80,7 +80,7 @@ function waiter_items.text(items)
   return table.concat(parts)
 end
 
--- Return whether an item comes after another one. The store orders texts by bytes, Lua perhaps not.
+-- Return whether an item comes after another one. The store orders strings by bytes; Lua may not.
 function waiter_items.is_after(item, other)
   if #item < 8 or #other < 8 then
     return true -- a damaged one, which is removed when it is its turn

@@ -1,4 +1,4 @@
-"""Makes the table of the outbox."""
+"""Creates the table of the outbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the permissions of schedules; they are in the store and have no table."""
+"""Creates the permissions for schedules, which are in the store and have no table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """The permissions of the admin."""
+    """The permissions for the admin."""
 
     dependencies: ClassVar[list[tuple[str, str]]] = [("qsync", "0001_outbox")]
     operations: ClassVar[list[object]] = [
