@@ -97,7 +97,7 @@ class BaseBroker(Generic[PoolT]):
         )
 
     def node_name(self, key: str) -> str:
-        """Return the `host:port` of the node that holds a key, without I/O; "" if not known."""
+        """Return the `host:port` of the node that holds a key, without I/O; "" if unknown."""
         return "" if self._slots is None else name_of(self._slots.holder(key))
 
     def node_of(self, key: str) -> Node | None:

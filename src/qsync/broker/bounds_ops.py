@@ -96,7 +96,7 @@ def weights(
 
 
 def sample_keys(keys: QueueKeys, *, count: int) -> Call[tuple[int, list[str]]]:
-    """Read the number of pending tasks, and the fairness keys of `count` of them.
+    """Read the number of pending tasks, and the fairness keys of `count` of these tasks.
 
     A task without a fairness key has the key "".
     """

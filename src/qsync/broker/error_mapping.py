@@ -281,7 +281,7 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
 
 
 def _advice(text: str, advices: Sequence[tuple[str, str]]) -> str:
-    """Return the first advice whose pattern matches the text, ready to be appended to it."""
+    """Return the first advice whose pattern matches the text, ready to be appended to the text."""
     return next((f"; {do}" for words, do in advices if re.search(words, text, re.IGNORECASE)), "")
 
 

@@ -17,7 +17,8 @@ COUNTED_MOST: Final = 250
 
 
 class CountedError(NamedTuple):
-    """One error: its fingerprint, the number of tasks that failed with it, and when, in us."""
+    """One error: its fingerprint, the number of tasks that failed with it, and their times, in
+    us."""
 
     fingerprint: str
     number: int

@@ -285,7 +285,7 @@ class BlockingPop:
         return connection
 
     async def aclose(self) -> None:
-        """Close the connection; the next wait opens another one."""
+        """Close the connection; the next wait opens another connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.raw.disconnect(nowait=True)

@@ -81,7 +81,7 @@ def limit_socket(connection: Any, seconds: float) -> None:
 
 
 def socket_of(connection: Any) -> socket.socket | None:
-    """Return the socket of an open connection, for use in a selector; None if not known."""
+    """Return the socket of an open connection, for use in a selector; None if it is unknown."""
     sock = getattr(connection, "_sock", None)
     if not isinstance(sock, socket.socket):
         warn_once("the sockets of its connections were not found, so subscriptions begin late")

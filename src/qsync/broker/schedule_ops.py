@@ -69,7 +69,7 @@ def put_schedule(
 
 
 def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
-    """Delete a stored schedule, with `stamp` only that version of it; return whether it existed."""
+    """Delete a stored schedule, with `stamp`, only that version; return whether it existed."""
     return queue_call("delete_schedule", keys, ("", "", name, stamp, run_field(name)), bool)
 
 

@@ -45,7 +45,8 @@ class Note(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """A noted run. For a missed run, `first_ms` is the first tick that was missed with it."""
+    """A noted run. For a missed run, `first_ms` is the first of the ticks that were missed
+    together."""
 
     tick_ms: int
     made: Made

@@ -101,7 +101,7 @@ def _first(sentinel: Any, sentinels: Sequence[Any]) -> list[Any]:
 
 
 def not_found(service: str, answers: Sequence[Any]) -> Exception:
-    """Return an error that says why no Sentinel named a primary.
+    """Return an error with the reason why no Sentinel named a primary.
 
     `answers` holds a reply or an error per Sentinel.
     """

@@ -25,7 +25,8 @@ ASK_MAP: Final = ("CLUSTER", "SLOTS")
 
 
 def slot_of(key: str) -> int:
-    """Return the slot of a key: CRC-16 (XMODEM) of its hash tag, or of all of it without a tag."""
+    """Return the slot of a key: CRC-16 (XMODEM) of its hash tag, or of the whole key if it has
+    none."""
     _, _, rest = key.partition("{")
     tag, brace, _ = rest.partition("}")
     hashed = tag if brace and tag else key

@@ -32,7 +32,7 @@ class StoredPause:
     note: bytes
     paused_at_us: int
     waiting: int
-    """Number of tasks that wait for it to be resumed."""
+    """Number of tasks that wait until the type is resumed."""
 
 
 def pause_type(

@@ -385,7 +385,7 @@ class PendingPosition:
     pause_note: bytes | None
     paused_at_us: int
     ended: int
-    """Number of attempts that ended in the queue so far."""
+    """Number of attempts that have ended in the queue so far."""
     above: int = 0
     """Number of pending tasks of a higher priority."""
     next_run_us: int | None = None

@@ -1,4 +1,4 @@
-"""The slots of a server, and the tasks that are leased ahead of them.
+"""The slots of a server, and the tasks that are leased before a slot is free.
 
 Only the event loop changes these fields, except `ready`: the loop takes tasks from its left end, a
 heartbeat thread takes tasks from its right end while the loop is blocked. Each access is one

@@ -60,7 +60,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
     silent: dict[str, float] = {}
     """Queues without a recent fetch, each with the time since the last one."""
     outbox: OutboxBacklog | None = None
-    """Backlog of the outbox whose relay runs in the server's process; None without one."""
+    """Backlog of the outbox whose relay runs in the server's process; None if there is no relay."""
 
 
 class ProcessHealth(msgspec.Struct, frozen=True):

@@ -177,8 +177,8 @@ class InlineStarter:
     def _step(
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None], now: float
     ) -> Run | None:
-        """Take the first step of a run, within its context; return the rest of it, None if it has
-        ended."""
+        """Take the first step of a run, within its context; return the rest of the run, None if it
+        has ended."""
         options = leased.message.options
         if leased.crashes or now >= leased.expires or way.enforces_timeout:
             return self._run_in_slot(leased, way, task)

@@ -83,7 +83,7 @@ class HandlerCall:
         self.claim: Claim | None = claim
         self.future: asyncio.Future[bytes] = future
         self.tries: int = 0
-        """Number of processes that died with this call unanswered and without any call begun."""
+        """Number of processes that died with this call unanswered and before any call began."""
 
 
 class WorkerProcess:

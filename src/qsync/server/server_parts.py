@@ -1,4 +1,4 @@
-"""The parts of a server, which start and stop with it."""
+"""The parts of a server, which start and stop together with the server."""
 
 from __future__ import annotations
 

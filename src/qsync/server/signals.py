@@ -73,7 +73,7 @@ class _Handler:
             self._before(self._number, None)
 
     def restore(self) -> None:
-        """Restore the previous handler, unless another one has replaced this one."""
+        """Restore the previous handler, unless another handler has replaced this one."""
         if signal.getsignal(self._number) is not self._installed:
             return
         handle = callback_of(self._loop, self._number)

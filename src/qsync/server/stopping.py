@@ -117,7 +117,7 @@ class Stopping:
     def lose(self, leased: LeasedTask) -> None:
         """Stop a task whose lease this server no longer holds, according to the store.
 
-        Ignore a task that is being settled: the answer to its settlement gives its outcome.
+        Ignore a task that is being settled: the answer to its settlement states its outcome.
         """
         if leased.call is not None and leased.stop == "lost":
             return  # known already; the call continues for other tasks

@@ -1,4 +1,4 @@
-"""Stored schedules: every server enqueues the due ticks of all of them; the store takes each once.
+"""Stored schedules: every server enqueues all due ticks, and the store accepts each one once.
 
 There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
 both to a script, which ignores a schedule that has changed since. So if several servers read the

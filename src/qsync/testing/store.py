@@ -133,7 +133,7 @@ def _session_store(url: str, pid: int) -> SessionStore:
 
 
 def session_store(url: str = "") -> SessionStore:
-    """Return this process's store at this URL; without one, start a private store."""
+    """Return this process's store at this URL; if the URL is empty, start a private store."""
     if url.startswith("embedded://"):
         raise ConfigError(
             "QSYNC_TEST_URL: without it, tests start a private store; unset it, or set redis://..."

@@ -50,7 +50,7 @@ class ScaleSample(msgspec.Struct, frozen=True):
 
     @property
     def arrived(self) -> int:
-        """Total number of tasks so far that arrived and may start."""
+        """Total number of tasks that have arrived so far and may start."""
         return self.enqueued - self.limited
 
 

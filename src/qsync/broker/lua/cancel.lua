@@ -45,7 +45,7 @@
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 if first_call(ARGV.sender, ARGV.number) and redis.call('HEXISTS', KEYS.cancels, id) == 0 then
-  return { 'cancelled', '' }  -- a task that has this id now is another one
+  return { 'cancelled', '' }  -- another task has this id now
 end
 check_end_cancelled()
 begin_limits(now)

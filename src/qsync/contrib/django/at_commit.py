@@ -1,4 +1,4 @@
-"""Sends tasks when a Django transaction commits, and counts the tasks that wait for it."""
+"""Sends tasks when a Django transaction commits, and counts the tasks that wait for the commit."""
 
 from __future__ import annotations
 

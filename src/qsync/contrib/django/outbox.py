@@ -201,7 +201,7 @@ def relay_of(connections: Connections) -> Relay:
 
 def _is_in_memory(database: str) -> bool:
     """Return whether the database is in memory, as in tests: it needs no relay, and no other
-    process has it."""
+    process can use it."""
     connection = connections[database]
     return connection.vendor == "sqlite" and connection.is_in_memory_db()
 

@@ -264,7 +264,7 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
 
 
 def enqueued_at(headers: Mapping[str, str]) -> Any:
-    """Return the time of the enqueue in the headers of a task; None without one."""
+    """Return the time of the enqueue in the headers of a task; None if there is none."""
     text = headers.get(ENQUEUED, "")
     return from_us(int(text)) if text.isdecimal() and len(text) < 20 else None
 

@@ -27,7 +27,7 @@ sent at once, since it would otherwise wait until its time."""
 COMPARED_ROWS: Final = 20
 COMPARED_BYTES: Final = 1024 * 1024
 """Maximum number and size of earlier rows of a queue that a process reads before it sends a row
-that replaces another one. If there are more, a relay sends that row."""
+that replaces another task. If there are more, a relay sends that row."""
 
 COUNTED: Final = 10_000
 """Largest number of rows that a count of the backlog returns."""

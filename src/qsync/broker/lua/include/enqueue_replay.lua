@@ -3,7 +3,7 @@
 -- `<number> <time us>`, and for each task that was not created its place in the call, the outcome
 -- and the holder, separated by spaces.
 
--- Return the number of a sender's last call, -1 when none is known, and the record of it.
+-- Return the number of a sender's last call, -1 when none is known, and the record of that call.
 local function last_call(sender)
   local last = redis.call('HGET', KEYS.calls, sender)
   if not last then

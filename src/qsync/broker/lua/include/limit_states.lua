@@ -35,7 +35,7 @@ local function paused_limit(message)
 end
 
 -- Begin with the time `now`. `needed` is true if this call brings tasks with limits, or starts
--- successors, which hold no limits yet. Otherwise, for a queue without any keys of limits, this
+-- successors, which hold no limits yet. Otherwise, for a queue that has no keys of limits, this
 -- costs one command, and all other functions do nothing. Fails before the first write if a later
 -- one would fail.
 local function begin_limits(now, needed)

@@ -9,7 +9,7 @@ local DROPPED_MOST = 1000
 -- Ids that this call has dropped, as keys.
 local dropped_ids = {}
 
--- Return the bounds in force, infinite without one: waiting tasks, bytes, what to do when full.
+-- Return the bounds in force, infinite if there is none: waiting tasks, bytes, what to do when full.
 local function read_bounds(program, operator)
   local tasks, bytes, way = string.match(operator or program or '', '^(%d*) (%d*) (%l[%l_]*)')
   return tonumber(tasks) or math.huge, tonumber(bytes) or math.huge, way

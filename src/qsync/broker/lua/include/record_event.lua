@@ -1,7 +1,7 @@
 -- record_event: the record of operators' actions. Nothing depends on it, so a command that fails,
 -- e.g. for lack of a permission, is ignored.
 
--- Return the id and the fields of a recent entry with this key and record; nil without one.
+-- Return the id and the fields of a recent entry with this key and record; nil if there is none.
 local function recent_event(key, record)
   for _, entry in ipairs(redis.pcall('XREVRANGE', KEYS.events, '+', '-', 'COUNT', 8)) do
     local fields = {}

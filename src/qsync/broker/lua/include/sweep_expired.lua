@@ -128,7 +128,7 @@ end
 
 -- Delete expired entries of the hashes, at most once per second unless there was more to delete.
 -- The last fetch of a server is kept for an hour and the last enqueue of a sender for ten minutes,
--- longer than either is retried. `swept` is the time in meta; `trimming` says whether there are
+-- longer than either is retried. `swept` is the time in meta; `trimming` is whether there are
 -- more dead tasks to delete; `busy` whether this call fetched tasks. Without fetched tasks and
 -- expired entries it writes nothing. Returns whether there is more to delete.
 local function sweep_hashes(now, size, swept, trimming, busy)

@@ -1,5 +1,5 @@
 -- wake_server: wake one server with a free slot: an idle server that waits for a message on its
--- channel, or, without one, a server that blocks on the list. If the store refuses, the work is
+-- channel, or, if there is none, a server that blocks on the list. If the store refuses, the work is
 -- only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest; a server that does not receive it is
@@ -23,7 +23,7 @@ local function message_idle_server()
 end
 
 -- Wake one server. An element that is in the list already wakes the next server that blocks on it.
--- `there` is the reply of `EXISTS idle idle wake`, if the script has it already: 2 if servers are
+-- `there` is the reply of `EXISTS idle idle wake`, if the script knows it already: 2 if servers are
 -- idle, plus 1 if the list has an element.
 local function wake_server(there)
   there = there or redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
