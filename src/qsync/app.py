@@ -48,12 +48,12 @@ class Qsync(Registry):
     prefix          start of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
     mux             handlers for the servers, besides those of `@app.task`
     payload_limit   largest encoded payload, bytes; also largest encoded result, unless
-                    `result_limit` is given
-    patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`:
-                    without limit
+                    `result_limit` is set
+    patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`
+                    means no limit
     durability      default durability of enqueues: "fsync", "replica" or None (no wait); see
                     `Client.enqueue`
-    confirm_timeout longest wait for the confirmation, seconds; after it the handle's `confirmed` is
+    confirm_timeout longest wait for the confirmation, seconds; then the handle's `confirmed` is
                     False
     remember_ids    how long after an enqueue the store refuses the same id again, if the caller
                     chose it, even if the task has left the queue; by default an hour; 0: only while
@@ -65,7 +65,7 @@ class Qsync(Registry):
     All other options are defaults for the servers of the app and of `qsync worker`: `concurrency`,
     `timeout`, `middleware`, `on_error`, `lifespan` and so on; see `qsync.server.config.Config`.
 
-    Making an app does no I/O. embedded:// starts its Valkey on first use, which takes about 0.1 s;
+    Creating an app does no I/O. embedded:// starts its Valkey on first use, in about 0.1 s;
     it stops when its last user closes or ends. An app may be used again after `close`. Raises
     ConfigError when a value is wrong.
     """
@@ -183,8 +183,8 @@ class Qsync(Registry):
         dead       (task, error)  the task is dead; it will not run again
 
         A Retry with attempts left and a SkipRetry do not count as failures. `async def` functions
-        run on the event loop of the client or server. `def` functions of "enqueued" run in the
-        thread that enqueues; of the other events, in a thread of the pool if the handler runs in
+        run on the event loop of the client or server. `def` functions for "enqueued" run in the
+        thread that enqueues; for the other events, in a thread of the pool if the handler runs in
         one, else on the event loop. An error of the function is logged and has no other effect.
         Servers that already exist do not call it. Raises ConfigError for an unknown event, and for
         "enqueued" after the first enqueue.

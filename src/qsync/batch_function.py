@@ -89,7 +89,7 @@ class BatchFunction(Generic[V]):
 
     @property
     def defaults(self) -> TaskOptions:
-        """The options that were given to `@app.batch` and `.options()`."""
+        """The options that were passed to `@app.batch` and `.options()`."""
         return self._options.copy()
 
     @property
@@ -101,7 +101,7 @@ class BatchFunction(Generic[V]):
     def build(self, payload: Any = b"", /) -> Task[Any]:
         """Return a Task with this payload, e.g. for `client.enqueue_many`.
 
-        The payload is bytes, or any value that msgpack can carry; the function reads it with
+        The payload is bytes, or any value that msgpack can encode; the function reads it with
         `task.value()`.
         """
         return Task(self.name, payload, **cast("dict[str, Any]", self._options))

@@ -142,7 +142,7 @@ class OperatorBounds(msgspec.Struct, frozen=True, kw_only=True):
 class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a queue, and how close it is to them.
 
-    program   bounds that the program gives by `app.queue`; None if it gives none
+    program   bounds that the program sets with `app.queue`; None if it sets none
     operator  bounds of an operator, which override these; None if not set
     waiting   number of tasks that wait
     bytes     size of all messages; None while no bound needs it
@@ -174,7 +174,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def of_program(self) -> Bounds:
-        """The program's bounds; no bounds if it gives none."""
+        """The program's bounds; no bounds if it sets none."""
         return self.program or NO_BOUNDS
 
     @property

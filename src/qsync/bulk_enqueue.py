@@ -155,7 +155,7 @@ class BulkEnqueue(Generic[T]):
                 yield RoundTrip(chunks, _calls(keys, chunks, leased.next(len(chunks)), wait))
 
     def record(self, trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
-        """Process the replies of a round trip; raise the first error among them."""
+        """Process the replies to a round trip; raise the first error among them."""
         failed: QsyncError | None = None
         for chunk, reply in zip(trip.chunks, replies, strict=True):
             if isinstance(reply, QsyncError):

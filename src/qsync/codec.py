@@ -28,7 +28,7 @@ _KEPT: Final = (bytes, bytearray, memoryview, date, time, timedelta, UUID, Decim
 
 
 def _known(value: object) -> object:
-    """Return a value of a class unknown to msgspec as one of a known class, or raise TypeError."""
+    """Convert a value of a class unknown to msgspec to a known class, or raise TypeError."""
     if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
@@ -104,9 +104,9 @@ def tagged(value: object, *, sort: bool = False) -> object:
 def _misfit(value: object, place: str = "") -> str | None:
     """Return the place of a value that msgpack cannot encode, and why; None if there is none."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        text = "integers from -2**63 to 2**64 - 1 can be encoded, not this one; give it as text"
+        text = "only integers from -2**63 to 2**64 - 1 can be encoded; pass this one as a string"
     elif isinstance(value, str) and not _is_unicode(value):
-        text = "a text with lone surrogates is not valid Unicode; give its bytes instead"
+        text = "a string with lone surrogates is not valid Unicode; pass its bytes instead"
     elif isinstance(value, dict):
         inner = [(key, f"{place}[key]") for key in value]
         inner += [(item, f"{place}[{key!r}]") for key, item in value.items()]

@@ -49,10 +49,10 @@ URL = "QSYNC_URL"
 PREFIX = "QSYNC_PREFIX"
 
 _NO_URL = (
-    "url: missing. Give Qsync a URL (redis://host:6379, rediss://, unix://, "
+    "url: missing. Pass Qsync a URL (redis://host:6379, rediss://, unix://, "
     "redis+cluster://h1:p,h2:p, redis+sentinel://h1:p,h2:p/service, or embedded:// for a private "
     f"store in a folder) or a client of redis-py, or set {URL}. In tests, set {URL}=embedded:// "
-    "before the import, at the head of conftest.py: the fixtures of qsync replace it"
+    "before the import, at the top of conftest.py; the fixtures of qsync replace it"
 )
 
 

@@ -57,7 +57,7 @@ def nodes(annotation: Any) -> Iterator[Any]:
 
 
 def leaves(annotation: Any) -> frozenset[type]:
-    """Return the types of the annotation if msgpack carries all of them unchanged, else none.
+    """Return the types of the annotation if msgpack carries them all unchanged, else an empty set.
 
     With `float` the result also has `int`, which `float` parameters accept.
     """
@@ -168,7 +168,7 @@ def _union(members: tuple[Any, ...]) -> Any:
 
 
 def _explained(text: str) -> str:
-    """Return an error text of msgspec about a type, with advice."""
+    """Return msgspec's error message about a type, with advice."""
     if re.search(r"more than one (dict-like|custom|dataclass|Struct)|must be tagged", text):
         return f"{text}; {_RECORD_HINT}"
     if text.startswith("Type unions may not"):
@@ -240,7 +240,7 @@ def _constructed(cls: type, text: str) -> Any:
         return cls(text)
     except ValueError:
         msg = f"Invalid {cls.__name__}"
-    raise ValueError(msg)  # outside of `except`: the text of the other error quotes the value
+    raise ValueError(msg)  # outside of `except`, since the original error quotes the value
 
 
 def _is_pydantics(node: Any) -> bool:
@@ -277,7 +277,7 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
             return adapter.validate_python(value, **options)
         except pydantic.ValidationError as error:
             errors = error.errors(include_url=False, include_context=False, include_input=False)
-        # Outside of `except`: the text of the other error quotes the input.
+        # Raised outside of `except`, since the original error quotes the input.
         raise ValueError("; ".join(_detail_text(detail, names) for detail in errors[:5]))
 
     return validate
@@ -308,8 +308,8 @@ def _field_names(schema: Any) -> set[str]:
             pending += part
         elif getattr(part, "__name__", "") == "import_string" and _is_pydantics_own(part):
             raise ConfigError(
-                "pydantic.ImportString imports whatever a payload names; take a str, and look it "
-                "up in a table of what is allowed"
+                "pydantic.ImportString imports whatever a payload names; accept a str, and look it "
+                "up in a table of allowed names"
             )
     return names
 

@@ -50,7 +50,7 @@ def cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> I
 def cron_fields(expression: object) -> list[str]:
     """Return the fields of an expression. Raise InvalidTask if it is not valid."""
     if not isinstance(expression, str):
-        raise InvalidTask(f"cron={shorten(expression)}: give a string")
+        raise InvalidTask(f"cron={shorten(expression)}: must be a string")
     try:
         cron_matches(expression, _ANY_TIME)
     except ValueError as error:
@@ -70,12 +70,12 @@ def field_error(field: str, value: object, why: Phrase) -> Phrase:
 def _problem(fields: list[str], error: str) -> Phrase:
     """Return what is wrong with the fields of an expression, given cronsim's error."""
     if len(fields) == 1 and (expression := _NAMES.get(fields[0].lower())):
-        return phrase("names are not supported; give %(expression)s", expression=repr(expression))
+        return phrase("names are not supported; use %(expression)s", expression=repr(expression))
     if len(fields) not in (5, 6):
         return plural_phrase(
-            "%(num)s field; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
+            "%(num)s field; use 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
             "e.g. '0 9 * * *'",
-            "%(num)s fields; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
+            "%(num)s fields; use 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
             "e.g. '0 9 * * *'",
             len(fields),
         )
@@ -91,10 +91,10 @@ def _problem(fields: list[str], error: str) -> Phrase:
     values = {"error": error, "value": f"{value!r:.80}", "range": _RANGES[name]}
     if set(value) & set("-/"):
         return phrase(
-            "%(error)s %(value)s; give %(range)s; a range goes up, and a step is at least 1",
+            "%(error)s %(value)s; use %(range)s; a range goes up, and a step is at least 1",
             **values,
         )
-    return phrase("%(error)s %(value)s; give %(range)s", **values)
+    return phrase("%(error)s %(value)s; use %(range)s", **values)
 
 
 def _is_cron(expression: str) -> bool:

@@ -83,6 +83,6 @@ class DeclaredLimits:
 def _two_queues(name: str, uses: dict[str, str]) -> str:
     tasks = " and ".join(f"task {task!r} of queue {queue!r}" for queue, task in uses.items())
     return (
-        f"limit {name!r}: {tasks} have it, and a limit counts within one queue: put them into one "
-        "queue, or declare it with per_queue=True, and it counts in each queue on its own"
+        f"limit {name!r}: {tasks} have it, but a limit counts within one queue. Put the tasks into "
+        "one queue, or declare the limit with per_queue=True to count in each queue separately"
     )

@@ -55,7 +55,7 @@ def folder_of(url: str) -> Path:
     """Return the absolute folder of an embedded:// URL, by default `.qsync`."""
     name = url.removeprefix(_SCHEME)
     if name == url:
-        raise ConfigError("url: it is not of the form embedded://[folder]")
+        raise ConfigError("url: must have the form embedded://[folder]")
     if "?" in name or "#" in name:
         msg = "it takes no options; write ? as %3F and # as %23 in the folder name"
         raise ConfigError(f"url: embedded://...: {msg}")
@@ -328,7 +328,7 @@ def _socket_path(folder: Path) -> Path:
 
 
 def _private_name(folder: Path) -> str:
-    """Return the name of the temporary folder for the socket of a store with a too long path."""
+    """Return the name of the temporary folder for the socket of a store whose path is too long."""
     return f"qsync-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
 
 
@@ -339,7 +339,7 @@ def _temporary_folder() -> Path:
 
 
 def _ask(path: str, command: bytes) -> bytes:
-    """Return the first 64 bytes of Valkey's answer, empty without an answer within 1 s."""
+    """Return the first 64 bytes of Valkey's answer, empty if there is none within 1 s."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(1)

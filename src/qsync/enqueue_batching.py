@@ -29,9 +29,9 @@ class Batcher(Generic[T, U]):
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
     first: from then on the store works on one half while the callers of the other half continue.
     All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster, and at once if no other callback of the loop is ready to run. A loop that does not tell
-    whether callbacks are ready, such as uvloop's, counts as quiet if no item came while the last
-    lone caller's item was in flight.
+    faster, and at once if no other callback of the loop is ready to run. A loop that does not
+    reveal whether callbacks are ready, such as uvloop's, counts as quiet if no item came while the
+    last lone caller's item was in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` makes. Callers do not expire while the store answers: only after it has been silent

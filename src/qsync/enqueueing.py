@@ -88,13 +88,13 @@ def validated(
 
 def checked_task(task: object) -> Task:
     if not isinstance(task, Task):
-        how = "give Task(type, payload)"
+        how = "pass Task(type, payload)"
         if hasattr(task, "build"):  # a TaskFunction, or a task of django.tasks
             name = getattr(task, "__name__", None) or getattr(task, "name", "task")
-            how = f"give {name}.build(...), or call {name}.enqueue(...)"
+            how = f"pass {name}.build(...), or call {name}.enqueue(...)"
         if inspect.iscoroutine(task):
             name = task.__name__
-            how = f"you called {name}(); give {name}.build(...), or await {name}.enqueue(...)"
+            how = f"you called {name}(); pass {name}.build(...), or await {name}.enqueue(...)"
         raise InvalidTask(f"task: {type(task).__name__} is not a Task; {how}")
     return task
 
@@ -118,9 +118,9 @@ def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
         msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
     elif holder.outcome == "repeated":
         msg = (
-            f"id {task.id!r} was enqueued in queue {task.queue!r} before, less than "
-            f"{task.remember_us / 1_000_000:g} s ago, and that task has left the queue: it is not "
-            "run again; choose another id for other work"
+            f"id {task.id!r} was already enqueued in queue {task.queue!r} less than "
+            f"{task.remember_us / 1_000_000:g} s ago, and that task has left the queue, so it is "
+            "not run again; choose another id for other work"
         )
     else:
         msg = f"the unique lock is held by task {holder.id!r} in queue {task.queue!r}"

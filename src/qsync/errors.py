@@ -2,17 +2,17 @@
 
 QsyncError
 ├── ConfigError          a setting or a registration is wrong: fix the program
-├── InvalidTask          the task or an option of it cannot be accepted: fix the call
+├── InvalidTask          the task or one of its options is invalid: fix the call
 ├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
-├── TaskNotFound         the queue does not have the task, or no longer
-├── TaskNotWaiting       the task has no due time to change: it is pending, runs or has ended
+├── TaskNotFound         the queue does not have the task, or no longer has it
+├── TaskNotWaiting       the task has no due time to change: it is pending, running or has ended
 ├── QueueFull            the queue has reached a bound, or the store is full: try again later
 ├── SchemaMismatch       another version of qsync wrote the queue's data: use that version
 ├── StoreUnavailable     the store did not answer in time: try again later
 ├── ResultTimeout        the task has not ended yet: wait longer
 ├── TaskFailed           the task is dead; the message is its last error
 ├── TaskCancelled        the task was cancelled
-├── LeaseLost            this server no longer holds the lease of the task that it is running
+├── LeaseLost            this server no longer holds the lease on the task that it is running
 ├── Retry                raised by a handler to have the task run again
 ├── SkipRetry            raised by a handler to have the task end as dead
 └── Snooze               raised by a handler to have the task run later, without an attempt
@@ -48,7 +48,7 @@ class ConfigError(QsyncError, ValueError):
 
 
 class InvalidTask(QsyncError, ValueError):
-    """The task or an option of it cannot be accepted; the message names the field and the value."""
+    """The task or one of its options is invalid; the message names the field and the value."""
 
 
 class DuplicateTask(QsyncError):
@@ -131,7 +131,7 @@ class TaskCancelled(QsyncError):
 
 
 class LeaseLost(QsyncError):
-    """The server's lease of the task has ended, and another server may be running the task.
+    """The server's lease on the task has ended, and another server may be running the task.
 
     In a handler, `current().progress()` and every enqueue raise it from then on. That ends a
     handler in a thread, which cannot be stopped from outside, so let the exception propagate. The
@@ -185,9 +185,9 @@ class RateLimited(Snooze):
     """Raise it in a handler when an API refuses further requests: the task runs again after
     `retry_after`.
 
-    As with Snooze, no attempt is counted. No other task of the limit starts before then. `limit` is
-    one of the task's limits, e.g. "customer:42", or its name; None means the first one. For a task
-    without limits this is a Snooze.
+    As with Snooze, no attempt is counted. No other task under the limit starts before then. `limit`
+    is one of the task's limits, e.g. "customer:42", or its name; None means the first one. For a
+    task without limits this is a Snooze.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class RateLimited(Snooze):
     ) -> None:
         delay = _checked_delay("RateLimited: retry_after", retry_after)
         if limit is not None and not isinstance(limit, str):
-            raise ConfigError(f"RateLimited: limit: {_shown(limit)} is not a text")
+            raise ConfigError(f"RateLimited: limit: {_shown(limit)} is not a string")
         super().__init__(delay, message)
         self.limit = limit
 
@@ -218,7 +218,7 @@ def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message, even if it has no repr, as an int of 5,000 digits."""
+    """Return a value for a message, even if it has no repr, such as an int of 5,000 digits."""
     try:
         return f"{value!a:.80}"
     except Exception:

@@ -34,7 +34,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
 
 @lru_cache(4096)
 def fingerprint_of(type: str, error: str) -> Fingerprint:
-    """Return the fingerprint of an error, whose text is as `describe` in server/ writes it."""
+    """Return the fingerprint of an error, whose text has the format of `describe` in server/."""
     head, _, trace = error.partition("\n")
     match = _NAME.match(head)
     name = match[0] if match else ""

@@ -1,7 +1,7 @@
 """Formats numbers, durations, sizes, times and commands for people. Without I/O.
 
-These texts come only from numbers, clocks and our own names, so they need no escaping. `printable`
-and `csv_cell` escape other texts.
+These strings come only from numbers, clocks and our own names, so they need no escaping.
+`printable` and `csv_cell` escape other strings.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def size_parts(number: int) -> tuple[str, str]:
 
 
 def percent(progress: tuple[float, float] | None) -> str:
-    """Return the progress of a handler: `30%`, or its count if it gave no total."""
+    """Return the progress of a handler: `30%`, or its count if it reported no total."""
     if progress is None:
         return ""
     done, total = progress
@@ -155,7 +155,7 @@ def printable(text: str) -> str:
 
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of texts that a spreadsheet would run as a formula."""
+"""First characters of strings that a spreadsheet would run as a formula."""
 
 
 def csv_cell(value: Any) -> str:

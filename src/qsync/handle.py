@@ -68,7 +68,7 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
         if record is None:
             raise ResultTimeout(
                 f"task {self.id!r} in queue {self.queue!r} did not end within {seconds:g} s; "
-                f"`qsync task explain {self.id}` says what it waits for"
+                f"`qsync task explain {self.id}` shows what it waits for"
             )
         return self._decode(record)
 
@@ -109,8 +109,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     def result(self, timeout: Duration | None = None) -> R:
         """Wait until the task ends, and return what its handler returned.
 
-        Bytes come back as bytes, other values are decoded. `timeout` is in seconds or a timedelta;
-        None waits without a limit.
+        Bytes are returned as bytes; other values are decoded. `timeout` is in seconds or a
+        timedelta; None waits without a limit.
 
         Raises:
 
@@ -136,8 +136,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     def cancel(self) -> bool:
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        A task that waits ends at once. For a task that runs, its server is asked to stop the
-        handler; the task ends when the handler does, and does not run again.
+        A waiting task ends at once. For a running task, its server is asked to stop the handler;
+        the task ends when the handler does, and does not run again.
         """
         return self._queries.cancel(self.id, self.queue, self._retention_us)
 
@@ -146,7 +146,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     ) -> datetime:
         """Change when the task is due; return its new due time, by the store's clock.
 
-        Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
+        Pass `delay`, a duration from now, or `process_at`, an aware datetime; a past time means
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
         wrong or not before the task's deadline, TaskNotFound when the queue does not have the task,
         and TaskNotWaiting in any other state, e.g. if a server promoted the task first; then
@@ -156,7 +156,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         return self._due_at(self._queries.reschedule(self.id, self.queue, due))
 
     def with_decoder(self, decode: Callable[[Result], S]) -> Handle[S]:
-        """Return a handle of the same task whose `result()` returns `decode(record)`."""
+        """Return a handle for the same task whose `result()` returns `decode(record)`."""
         return Handle(
             self._queries, self.id, self.queue,
             created=self.created, confirmed=self.confirmed,
@@ -188,8 +188,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     ) -> R:
         """Wait until the task ends, and return what its handler returned.
 
-        Bytes come back as bytes, other values are decoded. `timeout` is in seconds or a timedelta;
-        None waits without a limit.
+        Bytes are returned as bytes; other values are decoded. `timeout` is in seconds or a
+        timedelta; None waits without a limit.
 
         Raises:
 
@@ -215,8 +215,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     async def cancel(self) -> bool:
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        A task that waits ends at once. For a task that runs, its server is asked to stop the
-        handler; the task ends when the handler does, and does not run again.
+        A waiting task ends at once. For a running task, its server is asked to stop the handler;
+        the task ends when the handler does, and does not run again.
         """
         return await self._queries.cancel(self.id, self.queue, self._retention_us)
 
@@ -225,7 +225,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     ) -> datetime:
         """Change when the task is due; return its new due time, by the store's clock.
 
-        Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
+        Pass `delay`, a duration from now, or `process_at`, an aware datetime; a past time means
         now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
         wrong or not before the task's deadline, TaskNotFound when the queue does not have the task,
         and TaskNotWaiting in any other state, e.g. if a server promoted the task first; then
@@ -235,7 +235,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         return self._due_at(await self._queries.reschedule(self.id, self.queue, due))
 
     def with_decoder(self, decode: Callable[[Result], S]) -> AsyncHandle[S]:
-        """Return a handle of the same task whose `result()` returns `decode(record)`."""
+        """Return a handle for the same task whose `result()` returns `decode(record)`."""
         return AsyncHandle(
             self._queries, self.id, self.queue,
             created=self.created, confirmed=self.confirmed,

@@ -34,7 +34,7 @@ HIGH_DEVIATIONS: Final = 1.645
 """Number of standard deviations from the median of a normal distribution to its HIGH."""
 
 _MARGINS: Final = {MEDIAN: 0.025, HIGH: 0.005}
-"""Share that the cell of a stored quantile holds at least on either side of the quantile."""
+"""Minimum share that the cell of a stored quantile holds on either side of the quantile."""
 
 
 def _cell_bounds() -> Iterator[float]:
@@ -191,7 +191,7 @@ class _Group(NamedTuple):
         return weight
 
     def _share(self, begin: int, at: int, end: int) -> float:
-        """Return which share of the weight between two bounds of cells is below another one."""
+        """Return the share of the weight between bounds `begin` and `end` that is below `at`."""
         median, high = self.known
         if median:
             deviation = max(0.5, high - median) / HIGH_DEVIATIONS

@@ -99,6 +99,6 @@ def duplicate_client_error(keys: QueueKeys) -> QsyncError:
     The later call came from a copy of this process, e.g. of a restored snapshot.
     """
     return QsyncError(
-        f"enqueue to queue {keys.queue!r}: another process has the identity of this client, as "
-        "after the restore of a snapshot: make a new client"
+        f"enqueue to queue {keys.queue!r}: another process has the identity of this client, e.g. "
+        "since a snapshot was restored; create a new client"
     )

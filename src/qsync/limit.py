@@ -1,4 +1,4 @@
-"""Limits of the concurrent runs and the starts of the tasks that name them. Without I/O.
+"""Limits on the concurrent runs and the starts of the tasks that name them. Without I/O.
 
 Tasks name their limits: `stripe`, or `customer:42`, whose name is `customer` and whose value is
 `42`. The rule of a name applies to each of its values separately.
@@ -35,7 +35,7 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
     """The starts and concurrent runs that a limit allows. `limit_rule` checks one.
 
     rate         starts in each `per_us` microseconds; None means any number
-    burst        number of starts allowed at once after an idle time
+    burst        number of starts allowed at once after an idle period
     concurrency  tasks that run at the same time; None means any number
     """
 
@@ -82,7 +82,7 @@ def limit_rule(
                 why = phrase("%(field)s: %(value)s needs rate=", field=name, value=shorten(value))
                 raise InvalidTask(within(where, why))
         if concurrency is None:
-            why = phrase("give rate= and per=, concurrency=, or all of them")
+            why = phrase("pass rate= and per=, concurrency=, or all of them")
             raise InvalidTask(within(where, why))
         return LimitRule(concurrency=_count(within(where, "concurrency"), concurrency))
     if per is None:
@@ -92,7 +92,7 @@ def limit_rule(
     per_us = duration_us(within(where, "per"), per, minimum=0.001)
     if rate > per_us:
         why = phrase(
-            "rate: %(value)s in %(per)s s is over one a microsecond", value=str(rate),
+            "rate: %(value)s in %(per)s s is more than one per microsecond", value=str(rate),
             per=shorten(per),
         )  # fmt: skip
         raise InvalidTask(within(where, why))
@@ -126,8 +126,8 @@ def check_limit_name(value: object) -> str:
     """Return the name of a limit. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise InvalidTask(
-            f"limit: {shorten(value)} is not 1 to 128 of the characters A-Z, a-z, 0-9, '_', '.' "
-            "and '-'"
+            f"limit: must be 1 to 128 of the characters A-Z, a-z, 0-9, '_', '.' and '-', not "
+            f"{shorten(value)}"
         )
     return value
 
@@ -139,7 +139,7 @@ def check_limit(value: object, field: str = "limits") -> str:
     """
     if not isinstance(value, str):
         raise InvalidTask(
-            phrase("%(field)s: %(value)s is not a text", field=field, value=shorten(value))
+            phrase("%(field)s: %(value)s is not a string", field=field, value=shorten(value))
         )
     if len(value) > LIMIT_LENGTH:
         raise InvalidTask(
@@ -152,8 +152,8 @@ def check_limit(value: object, field: str = "limits") -> str:
     if not NAME.fullmatch(name):
         raise InvalidTask(
             phrase(
-                "%(field)s: the name of %(value)s is not 1 to 128 of the characters A-Z, a-z, "
-                "0-9, '_', '.' and '-', before a colon and a value if it has one",
+                "%(field)s: the name in %(value)s must be 1 to 128 of the characters A-Z, a-z, "
+                "0-9, '_', '.' and '-'; a colon and a value may follow",
                 field=field, value=shorten(value),
             )
         )  # fmt: skip
@@ -167,7 +167,7 @@ def check_limit(value: object, field: str = "limits") -> str:
     if colon and not rest.isprintable():
         raise InvalidTask(
             phrase(
-                "%(field)s: %(value)s has characters that cannot be printed after its colon",
+                "%(field)s: %(value)s has unprintable characters after its colon",
                 field=field, value=shorten(value),
             )
         )  # fmt: skip
@@ -179,15 +179,17 @@ def check_limits(limits: object) -> tuple[str, ...] | None:
     if limits is None:
         return None
     if not isinstance(limits, list | tuple):
-        msg = f"limits: {shorten(limits)} is not a list of texts, e.g. ['stripe', 'customer:42']"
+        msg = f"limits: {shorten(limits)} is not a list of strings, e.g. ['stripe', 'customer:42']"
         raise InvalidTask(msg)
     if len(limits) > LIMITS_LIMIT:
-        msg = f"limits: {len(limits)} of them are over {LIMITS_LIMIT}: {shorten(limits)}"
+        msg = (
+            f"limits: {len(limits)} are more than the maximum of {LIMITS_LIMIT}: {shorten(limits)}"
+        )
         raise InvalidTask(msg)
     checked = tuple(map(check_limit, limits))
     for limit in checked:
         if checked.count(limit) > 1:
-            raise InvalidTask(f"limits: {shorten(limit)} is given twice")
+            raise InvalidTask(f"limits: {shorten(limit)} is listed twice")
     return checked or None
 
 
@@ -196,7 +198,7 @@ class _Template(NamedTuple):
 
     text: str
     parts: Sequence[tuple[str, str | None]]
-    """Literal texts, each with the name of the parameter after it, if there is one."""
+    """Literal strings, each with the name of the parameter after it, if there is one."""
 
 
 class LimitTemplates:
@@ -248,7 +250,7 @@ def _text(template: str, name: str, arguments: Mapping[str, Any]) -> str:
         value = value.value
     if isinstance(value, bool) or not isinstance(value, str | int | UUID):
         raise InvalidTask(
-            f"limits: {shorten(template)}: argument {name!r} is {shorten(value)}, which is no "
-            "text, whole number or UUID"
+            f"limits: {shorten(template)}: argument {name!r} is {shorten(value)}, which is not "
+            "a string, whole number or UUID"
         )
     return str(value)

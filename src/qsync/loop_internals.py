@@ -25,7 +25,7 @@ six times as long."""
 
 def is_quiet(loop: asyncio.AbstractEventLoop) -> bool | None:
     """Return whether no callback but the running one is ready to run; None if the loop does not
-    tell, as with uvloop.
+    reveal it, as with uvloop.
     """
     ready = getattr(loop, "_ready", None)
     return None if ready is None else not ready

@@ -18,7 +18,7 @@ NORMAL_PRIORITY: Final = 5
 class StoredEdit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A payload that an operator replaced: the time, the operator, and its bytes.
 
-    They are text, since the scripts of the store cannot read options with bytes in them.
+    The values are text, since the scripts of the store cannot read options with bytes in them.
     """
 
     at_us: int
@@ -49,7 +49,7 @@ class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     limits: tuple[str, ...] | None = msgspec.field(default=None, name="lm")
     priority: int | None = msgspec.field(default=None, name="pr")
     replaces: bool = msgspec.field(default=False, name="rp")
-    """Whether the task takes the place of a holder of its lock."""
+    """Whether the task replaces a holder of its lock."""
     debounce_us: int | None = msgspec.field(default=None, name="db")
     debounce_max_us: int | None = msgspec.field(default=None, name="dm")
 

@@ -251,18 +251,16 @@ def unsupported_reason(value: object) -> str:
     for base in _BASES:
         if issubclass(cls, base):
             how = _AS_BASE.get(base, f"{base.__name__}(value)")
-            return (
-                f"{name} is a subclass of {base.__name__}, which alone can be encoded; give {how}"
-            )
+            return f"{name} is a subclass of {base.__name__} and cannot be encoded; pass {how}"
     if hasattr(cls, "item") and hasattr(cls, "dtype"):
-        return f"a value of type {name} cannot be encoded; give value.item() or value.tolist()"
+        return f"a value of type {name} cannot be encoded; pass value.item() or value.tolist()"
     if is_model(cls) or name == "SimpleLazyObject":  # Django's request.user is one
-        return f"a value of type {name} cannot be encoded; give its primary key, value.pk"
+        return f"a value of type {name} cannot be encoded; pass its primary key, value.pk"
     if cls.__name__ == "__proxy__":  # a lazy translation of Django
-        return "a lazy text cannot be encoded; give str(value)"
+        return "a lazy string cannot be encoded; pass str(value)"
     return (
-        f"a value of type {name} cannot be encoded; give builtin values, or a dataclass, and "
-        "annotate it"
+        f"a value of type {name} cannot be encoded; pass builtin values, or a dataclass with "
+        "an annotation"
     )
 
 
@@ -286,7 +284,7 @@ def revive(code: int, data: memoryview) -> Any:
             make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
             return make(content)
     except (TypeError, ValueError, ArithmeticError, LookupError):
-        pass  # raise outside of `except`: the error's text may quote the value
+        pass  # raise outside of `except`, since the original error may quote the value
     raise ValueError(failed)
 
 

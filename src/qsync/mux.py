@@ -315,7 +315,7 @@ def _check_type(type: object) -> None:
     try:
         check_type(type)
     except InvalidTask as error:
-        raise ConfigError(f'{error}; @mux.handle("reindex-file") say') from None
+        raise ConfigError(f'{error}; e.g. @mux.handle("reindex-file")') from None
 
 
 def _handler_problem(function: object, *, takes_task: bool) -> str | None:
@@ -323,7 +323,7 @@ def _handler_problem(function: object, *, takes_task: bool) -> str | None:
     if not callable(function):
         return "is not callable"
     if inspect.isclass(function):
-        return "is a class; give an instance of it, or a function"
+        return "is a class; pass an instance of it, or a function"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return "is a generator function, whose body would never run"
     if takes_task and not _takes(function, 1):

@@ -61,7 +61,7 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     retention_us: int | None
     decode: Callable[[Result], Any] | None = None
     remember_us: int = 0
-    """Time for which the store refuses this id, even when the task has left the queue, us."""
+    """How long the store refuses this id, even when the task has left the queue, us."""
     flow: FlowOptions | None = None
     """Options of flow control; None if the task has none."""
     skips: bool = False
@@ -69,8 +69,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
 
 
 def with_nonce(task: NewTask, nonce: bytes) -> NewTask:
-    """Return the task with another nonce. The store takes two enqueues of one id and one nonce for
-    the same enqueue, and refuses the second one if the nonces differ."""
+    """Return the task with another nonce. The store treats two enqueues with the same id and nonce
+    as one enqueue, and refuses the second if the nonces differ."""
     return msgspec.structs.replace(task, message=task.message[:2] + nonce + task.message[10:])
 
 
@@ -82,7 +82,7 @@ _ids: Final[list[str]] = []
 
 
 def new_nonce() -> bytes:
-    """Return 8 random bytes; the store tells a repeated enqueue from another one by them."""
+    """Return 8 random bytes, by which the store distinguishes a repeated enqueue from a new one."""
     forks.notice()
     try:
         return _nonces.pop()
@@ -101,7 +101,7 @@ def new_id() -> str:
 
 
 def _next_id() -> str:
-    """Return a new id. Call `new_nonce` before: it notices a fork."""
+    """Return a new id. Call `new_nonce` first, since it notices a fork."""
     try:
         return _ids.pop()
     except IndexError:
@@ -174,7 +174,7 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
 def encode_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """Return the encoded task. Raise InvalidTask if an option of it is wrong."""
+    """Return the encoded task. Raise InvalidTask if one of its options is wrong."""
     content = task.payload
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""

@@ -5,8 +5,8 @@
     plural_phrase("%(num)s task", "%(num)s tasks", 5)
 
 The layers below the dashboard speak English, and the dashboard translates the template, as
-`qsync.web.language` says. `make messages` finds all calls of `phrase` and `plural_phrase`, so their
-templates are literals.
+`qsync.web.language` describes. `make messages` finds all calls of `phrase` and `plural_phrase`, so
+their templates are literals.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Phrase(msgspec.Struct, frozen=True):
     """An English template with named placeholders `%(name)s`, and their values.
 
     A value is a text, a number, a datetime, a timedelta, an Ordinal or another Phrase; each is
-    written as the language writes it. `plural` and `number` are set if the template has a plural.
+    written in the form that the language uses. `plural` and `number` are set if the template has a
+    plural.
     """
 
     template: str
@@ -49,7 +50,7 @@ def phrase(template: str, /, **values: Any) -> Phrase:
 
 
 def plural_phrase(one: str, many: str, number: int, /, **values: Any) -> Phrase:
-    """Return a text about a number, which the placeholder `%(num)s` stands for."""
+    """Return a text about a number, which replaces the placeholder `%(num)s`."""
     return Phrase(one, {"num": number, **values}, many, number)
 
 

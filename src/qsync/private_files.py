@@ -21,9 +21,10 @@ def check_folder(folder: Path) -> None:
     """Raise ConfigError when another user owns the folder, or may write to it or replace it."""
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode):
-        raise ConfigError(f"{folder} is not a folder; remove it, or name another one")
+        raise ConfigError(f"{folder} is not a folder; remove it, or choose another")
     if info.st_uid != os.geteuid():
-        msg = f"{folder} belongs to user {info.st_uid}, this is {os.geteuid()}; name another folder"
+        owner = f"user {info.st_uid}, not to this user, {os.geteuid()}"
+        msg = f"{folder} belongs to {owner}; choose another folder"
         raise ConfigError(msg)
     if info.st_mode & 0o022:
         raise ConfigError(f"{folder} is writable by other users: chmod go-w {folder}")
@@ -37,7 +38,7 @@ def check_folder(folder: Path) -> None:
 def check_link(path: Path) -> None:
     """Raise ConfigError for a symbolic link that another user, except root, made."""
     if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"{path} is a symbolic link of another user; name another folder")
+        raise ConfigError(f"{path} is a symbolic link of another user; choose another folder")
 
 
 def check_socket(path: Path) -> None:

@@ -47,5 +47,5 @@ def unserved(id: str, queue: str, prefix: str) -> str:
     """Return the warning for a caller that might wait forever."""
     return (
         f"result() of task {id} waits without a timeout, and no live server serves queue "
-        f"{queue!r} of prefix {prefix!r}; start one, or give result(timeout=seconds)"
+        f"{queue!r} of prefix {prefix!r}; start one, or call result(timeout=seconds)"
     )

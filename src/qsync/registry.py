@@ -111,7 +111,7 @@ class Registry:
         once. A timeout is a TimeoutError. A `retry_delay` that is a `def (attempt, error)` stays
         with the function; any other goes with each task.
 
-        The payload is a map of the arguments by name. They may be values that msgpack can carry,
+        The payload is a map of the arguments by name. They may be values that msgpack can encode,
         dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
         pydantic; the server checks them against the annotations. The server fills in a first
         parameter annotated as TaskInfo; callers of `enqueue` leave it out.
@@ -141,10 +141,10 @@ class Registry:
 
         max_size  maximum number of tasks per call, 1 to 10,000
         max_wait  longest wait of the first task of a call for others, seconds or a timedelta; at
-                  most an hour. A task whose deadline would pass meanwhile does not wait
+                  most an hour. A task whose deadline would pass before then does not wait
 
-        The function returns None, if all tasks are done, or a list with the result of each task in
-        their order. An exception in the list fails only its task. An exception that the function
+        The function returns None, if all tasks are done, or a list with the result of each task, in
+        the same order. An exception in the list fails only its task. An exception that the function
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
         lease, attempts, retries, deadline and result. The shortest timeout of the tasks applies to
         the call. A task that is cancelled while the call runs ends as cancelled when the call ends;
@@ -182,7 +182,7 @@ class Registry:
         max_bytes: int | None = None,
         when_full: WhenFull = "raise",
     ) -> None:
-        """Give a queue bounds. The servers of the app store them when they start.
+        """Set bounds on a queue. The servers of the app store them when they start.
 
         max_tasks  maximum number of waiting tasks: pending, limited, scheduled or to be retried;
                    active ones do not count
@@ -302,7 +302,7 @@ class Registry:
             if value is not None and (name != "middleware" or value)
         ]  # fmt: skip
         if misplaced:
-            raise ConfigError(f"{', '.join(misplaced)}: give them to {task!r} itself")
+            raise ConfigError(f"{', '.join(misplaced)}: set them on {task!r} itself")
         if self._mux.find(task.name) is not task.handler:
             raise ConfigError(f"periodic: {task!r} is a task of another app")
 
@@ -320,11 +320,11 @@ class Registry:
 
         rate         number of starts in each period `per`, on all servers together
         per          the period, in seconds or as a timedelta
-        burst        number of starts allowed at once after an idle time; default: a tenth of
+        burst        number of starts allowed at once after an idle period; default: a tenth of
                      `rate`, at least 1
         concurrency  tasks of all servers that run at the same time
-        per_queue    allow tasks of several queues to name the limit; it counts in each queue on its
-                     own
+        per_queue    allow tasks of several queues to name the limit; it counts separately in each
+                     queue
 
         The rule applies separately to each value of a name, such as `customer:42`. A task that may
         not start because of its limits waits in the state `limited`, keeps its place in the queue,
@@ -385,10 +385,10 @@ class Registry:
         values = {} if arguments is None else dict(arguments)
         for argument in values:
             if not isinstance(argument, str):
-                raise ConfigError(f"arguments: the name {shorten(argument)} is not a text")
+                raise ConfigError(f"arguments: the name {shorten(argument)} is not a string")
         for name in task.required:
             if name not in values:
-                msg = f"parameter {name!r} gets no value; give arguments={{{name!r}: ...}}"
+                msg = f"parameter {name!r} gets no value; pass arguments={{{name!r}: ...}}"
                 raise ConfigError(f"periodic {periodic.name!r}: {msg}")
         task.build(**values)  # checks them
         self._declared.use(task.name, task.defaults.get("queue"), task.limits.names)
@@ -397,7 +397,9 @@ class Registry:
                 msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
                 raise ConfigError(msg)
         if periodic.name in self._periodics:
-            raise ConfigError(f"periodic {periodic.name!r}: the name is taken; give another name=")
+            raise ConfigError(
+                f"periodic {periodic.name!r}: the name is taken; choose another name="
+            )
         # Imported here, so that programs that only enqueue start sooner.
         from qsync.server.periodic import PeriodicTask
 
@@ -410,5 +412,5 @@ def _check_task_name(name: object) -> None:
         if name is not None:
             check_type(name)
     except InvalidTask:
-        msg = f"name: {shorten(name)} is not 1 to 256 printable characters"
+        msg = f"name: must be 1 to 256 printable characters, not {shorten(name)}"
         raise ConfigError(msg) from None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("qsync.client")
 
 LINGER: Final = 1.0
-"""Time for which a channel stays subscribed after the last caller has gone, seconds."""
+"""How long a channel stays subscribed after the last caller has gone, seconds."""
 
 _TICK: Final = 0.25
 """Longest time that a listening thread blocks before it checks whether to stop, seconds."""

@@ -83,7 +83,7 @@ def without_retention(id: str, queue: str) -> InvalidTask:
     """Return the error for a task whose result is not kept."""
     return InvalidTask(
         f"retention: task {id!r} in queue {queue!r} has none, so its result is not kept; "
-        "give @app.task(retention=...) or Task(..., retention=...)"
+        "set @app.task(retention=...) or Task(..., retention=...)"
     )
 
 
@@ -123,7 +123,7 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
 
 
 class Deadline:
-    """The end of a wait: `seconds` after this object is made, or never for None."""
+    """The end of a wait: `seconds` after this object is created, or never for None."""
 
     def __init__(self, seconds: float | None) -> None:
         self._ends = math.inf if seconds is None else time.monotonic() + seconds

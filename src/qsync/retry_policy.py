@@ -12,7 +12,7 @@ from qsync.errors import ConfigError, Retry
 from qsync.value_text import shorten
 
 ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
-"""An exception class or a tuple of them, as `isinstance` takes them."""
+"""An exception class or a tuple of them, as `isinstance` accepts them."""
 
 DelayCallable = Callable[[int, Exception], float | timedelta]
 """A function `(attempt, error) -> delay`, seconds or a timedelta; attempt 1 is the first."""

@@ -14,7 +14,7 @@ running: ContextVar[Any] = ContextVar("qsync.current")
 
 
 def check_lease() -> None:
-    """Raise LeaseLost in a handler when this server no longer holds the lease of its task."""
+    """Raise LeaseLost in a handler when this server no longer holds the lease on its task."""
     check: Callable[[], None] | None = getattr(running.get(None), "check_lease", None)
     if check is not None:
         check()

@@ -254,9 +254,9 @@ class Periodic:
     def __post_init__(self) -> None:
         check_schedule_name(self.name)
         if not isinstance(self.schedule, Schedule):
-            raise InvalidTask(f"schedule={shorten(self.schedule)}: give Cron(...) or Every(...)")
+            raise InvalidTask(f"schedule={shorten(self.schedule)}: must be Cron(...) or Every(...)")
         if self.missed not in get_args(Missed):
-            why = phrase("give one of %(choices)s", choices=str(get_args(Missed)))
+            why = phrase("must be one of %(choices)s", choices=str(get_args(Missed)))
             raise InvalidTask(field_error("missed", self.missed, why))
 
 
@@ -323,7 +323,7 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
         raise InvalidTask(
-            field_error(field_name, name, phrase("give 1 to 128 of A-Z a-z 0-9 _ . : -"))
+            field_error(field_name, name, phrase("must be 1 to 128 of A-Z a-z 0-9 _ . : -"))
         )
     return name
 
@@ -354,9 +354,9 @@ def _period_us(seconds: object) -> int:
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, int | float)
-        or not 0.1 <= seconds <= 36_525 * 86_400  # NaN fails here, too
+        or not 0.1 <= seconds <= 36_525 * 86_400  # NaN also fails here
     ):
-        why = phrase("give seconds or a timedelta, 0.1 s to 100 years")
+        why = phrase("must be seconds or a timedelta, 0.1 s to 100 years")
         raise InvalidTask(field_error("every", seconds, why))
     return round(seconds * 1_000_000)
 
@@ -366,7 +366,7 @@ def schedule_of(
 ) -> Cron | Every:
     """Return the schedule that these options describe. Raise InvalidTask if one is wrong."""
     if (cron is None) == (every is None):
-        raise InvalidTask(phrase("schedule: give either cron= or every="))
+        raise InvalidTask(phrase("schedule: pass either cron= or every="))
     if cron is not None:
         name = getattr(tz, "key", tz)  # of a ZoneInfo
         return Cron(cron, tz="UTC" if tz is None else cast("str", name))

@@ -338,7 +338,7 @@ def checked_content(
         value = getattr(task, option)
         if value is not None:
             msg = f"{option}: {shorten(value)} would be the same at every tick of {name!r}"
-            raise InvalidTask(f"{msg}; leave it out")
+            raise InvalidTask(f"{msg}; omit it")
     encode_record(schedule, missed, new_task.message)  # refuses what is too long
     return Content(schedule, missed, new_task.message)
 
@@ -361,7 +361,7 @@ def _of_program(name: str, queue: str, content: Content, published: bytes) -> In
         phrase(
             "name=%(name)s: a program has a periodic task of this name for queue %(queue)s "
             "(%(theirs)s, task %(their_type)s), so %(schedule)s, task %(type)s, cannot be stored "
-            "under it; give another name",
+            "under it; choose another name",
             name=repr(name), queue=repr(queue), theirs=theirs.text, their_type=repr(theirs.type),
             schedule=str(content.schedule), type=repr(content.details().type),
         )

@@ -17,7 +17,7 @@ STARTS: Final = 200
 """Maximum number of entries of a queue; the oldest are dropped."""
 
 STARTS_AGE_US: Final = 90 * 86_400_000_000
-"""Time for which an entry is kept."""
+"""How long an entry is kept."""
 
 SAME_DEPLOY_US: Final = 3_600_000_000
 """Starts of one version that follow within this time are one entry."""
@@ -26,7 +26,7 @@ STORED_LIMIT: Final = 1 << 20
 """Largest decompressed record of a queue, in bytes."""
 
 LISTED_TYPES: Final = 100
-"""Number of types up to which a start names them; otherwise it counts for all types."""
+"""Maximum number of types that a start names; with more types, it counts for all."""
 
 
 class StartReport(msgspec.Struct, frozen=True, array_like=True):

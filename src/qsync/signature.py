@@ -156,7 +156,9 @@ class Signature:
             extra = bound.pop(self._slots[-1].name, {})
             for name in extra:
                 if name in self._names:
-                    raise InvalidTask(f"task {self._name!r}: {name!r} is a parameter of its own")
+                    raise InvalidTask(
+                        f"task {self._name!r}: {name!r} is the name of another parameter"
+                    )
             bound |= dict(sorted(extra.items())) if sort else extra
         for slot in self._slots:
             if slot.kind is Parameter.VAR_POSITIONAL and slot.name in bound:
@@ -178,7 +180,7 @@ class Signature:
             return f"{name!r} is an option, not a parameter; use {use}"
         hint = did_you_mean(name, self._by_name)
         if not hint and (hint := option_hint(name, _OPTIONS)):
-            hint += f" Give it by {self._function_name}.options(...)"
+            hint += f" Pass it with {self._function_name}.options(...)"
         parameters = ", ".join(self._by_name) or "none"
         return f"{error}; it has no parameter {name!r}, only {parameters}{hint}"
 
@@ -282,7 +284,7 @@ class Signature:
             return slot.convert(data)
         except MISFITS as error:
             why = misfit(error)
-        # Outside of `except`: the text of the other error may quote the payload.
+        # Raised outside of `except`, since the original error may quote the payload.
         where = f"argument {name!r}" if name == slot.name else f"an argument of **{slot.name}"
         raise InvalidTask(f"task {self._name!r}: {where}: {why}")
 
@@ -319,7 +321,7 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
         if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):
             raise ConfigError(
                 f"task {name!r}: parameter {parameter.name!r}: only the first parameter may be "
-                "TaskInfo, and it must be just that and positional"
+                "TaskInfo, and it must be positional and of no other type"
             )
     return first
 
@@ -337,7 +339,7 @@ def _unpacked(
         while typing.get_origin(hint) in (Required, NotRequired):
             [hint] = typing.get_args(hint)
         if field in {parameter.name for parameter in parameters}:
-            raise ConfigError(f"task {name!r}: {field!r} is a parameter and a key of **kwargs")
+            raise ConfigError(f"task {name!r}: {field!r} is both a parameter and a key of **kwargs")
         default = Parameter.empty if field in fields.__required_keys__ else _NOT_GIVEN
         parameters.append(Parameter(field, Parameter.KEYWORD_ONLY, default=default))
         hints.append(hint)

@@ -1,6 +1,6 @@
 """The slowest completed runs of each type, in the reports of servers and in the store. Pure.
 
-Of each type and day (UTC) the ten slowest runs are kept, today's and yesterday's. A server reports
+For each type, the ten slowest runs of today and of yesterday (UTC) are kept. A server reports
 a run that is among its own ten slowest of the day, so the ten of all servers are reported.
 """
 
@@ -16,7 +16,7 @@ from qsync import codec
 from qsync.times import DAY_US
 
 SLOWEST: Final = 10
-"""Number of runs of a type that are kept of each day."""
+"""Number of runs of a type that are kept for each day."""
 
 STORED_LIMIT: Final = 64 * 1024
 """Largest decompressed record of a type, in bytes."""

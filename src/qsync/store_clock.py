@@ -15,12 +15,12 @@ _ahead_s: Final[ContextVar[float]] = ContextVar("qsync_store_ahead_s", default=0
 
 
 def now() -> datetime:
-    """Return the present time of the store's clock."""
+    """Return the current time of the store's clock."""
     return datetime.fromtimestamp(time.time() + _ahead_s.get(), UTC)
 
 
 def ahead(store_time: datetime) -> float:
-    """Return by how many seconds the store, which has just told its time, is ahead of this host."""
+    """Return how many seconds the store, whose time has just been read, is ahead of this host."""
     return store_time.timestamp() - time.time()
 
 

@@ -64,7 +64,7 @@ def option_hint(name: str, options: Iterable[str]) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return `; did you mean '...'?` with the known name that is meant; else an empty text."""
+    """Return `; did you mean '...'?` with the known name that is meant; else an empty string."""
     if not isinstance(name, str):
         return ""
     import difflib  # here, since few programs misspell a name
@@ -89,6 +89,6 @@ def no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
 def no_attribute(task: str, attribute: str) -> str:
     """Return the message for an attribute of a task function that does not exist."""
     return (
-        f"task {task!r}: a task function has no {attribute!r}; enqueue by enqueue_sync(...), or in "
-        "async code by await enqueue(...), and give options by options(...)"
+        f"task {task!r}: a task function has no {attribute!r}; enqueue with enqueue_sync(...), or "
+        "in async code with await enqueue(...), and set options with options(...)"
     )

@@ -42,7 +42,7 @@ MAX_PAYLOAD_LIMIT: Final = 31 * 1024 * 1024
 """Largest limit of an encoded payload, bytes: servers do not receive messages of over 32 MiB."""
 
 REMEMBER_IDS: Final = 3600.0
-"""Default time for which the store remembers ids that callers chose, seconds."""
+"""Default of how long the store remembers ids that callers chose, seconds."""
 
 HEADERS_LIMIT: Final = 8 * 1024
 """Limit of the encoded headers, bytes."""
@@ -72,7 +72,7 @@ class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
 class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
     """A task to enqueue: a type, a payload and options. Raises InvalidTask when one is wrong.
 
-    `payload` is bytes, or any value that msgpack can carry. Durations are seconds or a timedelta,
+    `payload` is bytes, or any value that msgpack can encode. Durations are seconds or a timedelta,
     times are aware datetimes.
 
     queue         name of the queue
@@ -85,28 +85,28 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
                   an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
                   and then 30 min to 1 h
     delay         earliest start, as a duration after the enqueue
-    process_at    earliest start, as a time; excludes `delay`
+    process_at    earliest start, as a time; not together with `delay`
     timeout       longest time that one attempt may take
     deadline      latest start, as a time: no attempt starts after it, e.g.
                   `datetime.now(UTC) + timedelta(minutes=10)`; the task must be due before it
     unique        True: refuse another task with the same type, payload and queue until this one
                   has finished; a duration: also for that long after the enqueue
-    unique_key    text to compare in place of type and payload; needs `unique`, `on_duplicate` or
+    unique_key    string to compare in place of type and payload; needs `unique`, `on_duplicate` or
                   `debounce`
     on_duplicate  action when another task holds the unique lock: "raise" DuplicateTask, which is
                   the default; "skip": return a handle of that task; "replace": give that task this
                   payload, these options and this due time. A running holder continues, and then
                   the task runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
-                  of the last one; excludes `delay` and `process_at`
+                  of the last one; not together with `delay` or `process_at`
     debounce_max  longest time from the first of these enqueues until the task runs
-    priority      1 to 9: pending tasks of a higher priority start first, within a queue; 5 unless
-                  given
+    priority      1 to 9: pending tasks with a higher priority start first, within a queue; by
+                  default 5
     retention     how long the task and its result are kept after success; None means not at all
     limits        limits to share with other tasks, e.g. "stripe" or "customer:42", at most 4; see
                   `app.limit`
     fairness_key  tasks of different keys share the throughput fairly, e.g. one key per customer
-    headers       mapping of text to text for middleware, e.g. a trace context; at most 8 KiB
+    headers       mapping of strings to strings for middleware, e.g. a trace context; at most 8 KiB
     """
 
     queue: str = DEFAULT
@@ -156,13 +156,15 @@ def check_type(value: object) -> str:
     """Return the task type. Raise InvalidTask unless it is 1 to 256 printable characters."""
     if type(value) is not str or not 0 < len(value) <= 256 or not value.isprintable():
         raise InvalidTask(
-            phrase("type: %(value)s is not 1 to 256 printable characters", value=shorten(value))
+            phrase(
+                "type: must be 1 to 256 printable characters, not %(value)s", value=shorten(value)
+            )
         )
     return value
 
 
 def has_options(task: Task) -> bool:
-    """Return whether a task gives options besides type, payload, queue, id and retry."""
+    """Return whether a task sets options besides type, payload, queue, id and retry."""
     return not (
         # The first comparison that fails ends the chain; a tuple of all takes twice as long.
         task.delay is None
@@ -188,10 +190,10 @@ def options_of(task: Task) -> StoredOptions:
     process_at, delay_us, deadline = _times(task)
     retention = _optional_us("retention", task.retention)
     if retention == 0:
-        raise InvalidTask("retention: 0 keeps nothing; leave it out, or give a positive time")
+        raise InvalidTask("retention: 0 keeps nothing; omit it, or pass a positive time")
     timeout = _optional_us("timeout", task.timeout)
     if timeout == 0:
-        raise InvalidTask("timeout: 0 leaves no time to run; leave it out, or give a positive time")
+        raise InvalidTask("timeout: 0 leaves no time to run; omit it, or pass a positive time")
     unique = _uniqueness(task)
     if deadline is not None:
         _check_deadline(deadline, process_at, delay_us or unique.debounce_us or 0)
@@ -215,12 +217,12 @@ def options_of(task: Task) -> StoredOptions:
 
 def _times(task: Task) -> tuple[int | None, int | None, int | None]:
     """Return `process_at`, `delay` and `deadline`, us. Raise InvalidTask if one is wrong or two
-    exclude each other."""
+    cannot be used together."""
     process_at = deadline = None
     if task.process_at is not None:
         if task.delay is not None:
             raise InvalidTask(
-                f"process_at: {task.process_at} and delay: {task.delay} exclude each other"
+                f"process_at: {task.process_at} and delay: {task.delay} cannot be used together"
             )
         process_at = datetime_us("process_at", task.process_at)
     delay = _optional_us("delay", task.delay)
@@ -249,11 +251,11 @@ def _retry_delay(value: Any) -> int | tuple[int, ...] | ExponentialBackoff | Non
         return value
     if isinstance(value, list | tuple):
         if not 0 < len(value) <= LONGEST_LIST:
-            raise InvalidTask(f"retry_delay: {len(value)} times are not 1 to {LONGEST_LIST}")
+            raise InvalidTask(f"retry_delay: must be 1 to {LONGEST_LIST} delays, not {len(value)}")
         return tuple(duration_us("retry_delay", delay) for delay in value)
     if callable(value):
         raise InvalidTask(
-            f"retry_delay: {shorten(value)} cannot be stored with a task; give a callable to "
+            f"retry_delay: {shorten(value)} cannot be stored with a task; pass a callable to "
             "`@app.task`, to `Qsync` or to `app.server`"
         )
     return duration_us("retry_delay", value)
@@ -275,7 +277,7 @@ def _short_text(field: str, value: str | None, limit: int) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= limit:
-        raise InvalidTask(f"{field}: {shorten(value)} is not a text of 1 to {limit} characters")
+        raise InvalidTask(f"{field}: {shorten(value)} is not a string of 1 to {limit} characters")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -287,13 +289,13 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
     if headers is None:
         return None
     if not isinstance(headers, Mapping):
-        raise InvalidTask(f"headers: {class_name(headers)} is not a mapping of text to text")
+        raise InvalidTask(f"headers: {class_name(headers)} is not a mapping of strings to strings")
     for name, value in headers.items():
         if not isinstance(name, str):
-            raise InvalidTask(f"headers: the name {shorten(name)} is not a text")
+            raise InvalidTask(f"headers: the name {shorten(name)} is not a string")
         if not isinstance(value, str):  # not shown: it may be a secret
             kind = class_name(value)
-            raise InvalidTask(f"headers: the value of {shorten(name)} is {kind}, not a text")
+            raise InvalidTask(f"headers: the value of {shorten(name)} is {kind}, not a string")
     try:
         size = len(codec.encode(dict(headers)))
     except codec.CodecError as error:
@@ -307,7 +309,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task as its handler sees it.
 
     id              the same in each attempt
-    type            for a task function its name
+    type            type of the task; for a task function, its name
     payload         bytes: those of the caller, or the msgpack of its value, which `value()` decodes
     queue           name of the queue
     retry           how many attempts may follow the first one
@@ -316,12 +318,12 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     crashes         how many times a server died while it ran the task
     enqueued_at     time of the enqueue, by the store's clock; `enqueued_at_us` in microseconds
     deadline        latest start of an attempt, or None; `deadline_us` in microseconds
-    headers         mapping of text to text, as enqueued
+    headers         mapping of strings to strings, as enqueued
     token           token of the lease, "" outside of a server
     is_value        True if the payload is the msgpack of a value
     final           True when the task is dead; `on_error` and hooks see it after the last failure
 
-    `qsync.testing.task_info(attempt=2)` makes one for a test.
+    `qsync.testing.task_info(attempt=2)` creates one for a test.
     """
 
     id: str
@@ -363,10 +365,10 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def value(self, type: Any) -> Any: ...
 
     def value(self, type: Any = Any) -> Any:
-        """Return the decoded payload, checked against `type` when one is given.
+        """Return the decoded payload, checked against `type` if it is passed.
 
-        Bytes that the caller enqueued come back unchanged; with a `type` other than bytes they are
-        decoded as msgpack. `type` is any type that an argument of a task may have, e.g. a
+        Bytes that the caller enqueued are returned unchanged; with a `type` other than bytes they
+        are decoded as msgpack. `type` is any type that an argument of a task may have, e.g. a
         dataclass, a msgspec.Struct or a pydantic model. Raises InvalidTask when the payload does
         not match it.
         """

@@ -58,7 +58,7 @@ V = TypeVar("V")
 
 
 class TaskOptions(TypedDict, total=False):
-    """The options of Task, as `@app.task` and `.options()` take them; see `Task`."""
+    """The options of Task, as `@app.task` and `.options()` accept them; see `Task`."""
 
     queue: str
     id: str | None
@@ -81,7 +81,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 HANDLER_OPTIONS: Final = ("executor", "middleware", "retry_for", "dont_retry_for")
-"""Options of `@app.task` that stay with the handler; `.options()` does not take them."""
+"""Options of `@app.task` that stay with the handler; `.options()` does not accept them."""
 
 PERIODIC: Final = ("cron", "every", "tz", "missed", "arguments")
 """Options of `@app.periodic` besides those of `@app.task`."""
@@ -90,7 +90,7 @@ PERIODIC: Final = ("cron", "every", "tz", "missed", "arguments")
 class TaskFunction(Generic[P, R, Q, V]):
     """A function that can be enqueued as a task, and called like any function.
 
-    Q are the parameters of the function, P the same without TaskInfo: those that a producer gives.
+    Q are the parameters of the function, P the same without TaskInfo: those that a producer passes.
     R is what `Handle.result()` returns; V is what a call returns: R, or a coroutine of R.
     """
 
@@ -185,8 +185,8 @@ class TaskFunction(Generic[P, R, Q, V]):
     def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """Return a Task for these arguments, e.g. for `client.enqueue_many`.
 
-        Raises InvalidTask when the arguments do not match the parameters, or a value cannot be
-        carried by msgpack. With `unique=`, sets and dicts are sorted, so that equal arguments make
+        Raises InvalidTask when the arguments do not match the parameters, or msgpack cannot
+        encode a value. With `unique=`, sets and dicts are sorted, so that equal arguments make
         the same task.
         """
         options = self._options
@@ -223,12 +223,12 @@ class TaskFunction(Generic[P, R, Q, V]):
 
     @property
     def required(self) -> list[str]:
-        """Names of the parameters that have no default and must be given, TaskInfo aside."""
+        """Names of the parameters that have no default and must be passed, except TaskInfo."""
         return self._signature.required
 
     @property
     def defaults(self) -> TaskOptions:
-        """The options that were given to `@app.task` and `.options()`."""
+        """The options that were passed to `@app.task` and `.options()`."""
         return self._options.copy()
 
     @property
@@ -248,7 +248,7 @@ def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptio
     """
     for option in options:
         if option in HANDLER_OPTIONS:
-            msg = f"task {name!r}: {option} is fixed; give it to @app.task({option}=...)"
+            msg = f"task {name!r}: {option} is fixed; set it with @app.task({option}=...)"
             raise InvalidTask(msg)
         if option not in TaskOptions.__annotations__:
             raise no_option(f"task {name!r}", option, TaskOptions.__annotations__)

@@ -83,7 +83,7 @@ class _TaskQueriesBase:
 
     @contextmanager
     def _call_id(self) -> Iterator[tuple[str, int]]:
-        """Yield the id of a call, by which its repetition after a lost reply is answered alike."""
+        """Yield the id of a call, so that a repetition after a lost reply gets the same answer."""
         call_id = self._call_sequences.take()
         try:
             yield call_id
@@ -261,7 +261,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
         if self._loop is not None and self._loop is not loop:
             raise ConfigError(
                 "an AsyncClient belongs to the event loop that used it first, and this is another; "
-                "make one for each loop and close it there, or enqueue by task functions"
+                "create one for each loop and close it there, or enqueue with task functions"
             )
         return loop
 

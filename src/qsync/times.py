@@ -58,7 +58,7 @@ def duration_us(field: str | Phrase, value: Duration, *, minimum: float = 0.0) -
 def datetime_us(field: str, value: datetime) -> int:
     """Return an aware datetime as Unix time in microseconds. Raise InvalidTask if it is naive."""
     if not isinstance(value, datetime):
-        msg = f"{field}: {shorten(value)} is not a datetime; give one, e.g. {_example(value)}"
+        msg = f"{field}: {shorten(value)} is not a datetime; pass one, e.g. {_example(value)}"
         raise InvalidTask(msg)
     if value.tzinfo is None or value.utcoffset() is None:
         msg = f"{field}: {value.isoformat()} is naive; give it a time zone, e.g. datetime.now(UTC)"
@@ -82,11 +82,11 @@ def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
     Raises InvalidTask unless exactly one of the two is given and valid.
     """
     if delay is not None and process_at is not None:
-        raise InvalidTask(f"process_at: {process_at} and delay: {delay} exclude each other")
+        raise InvalidTask(f"process_at: {process_at} and delay: {delay} cannot be used together")
     if process_at is not None:
         return str(max(0, datetime_us("process_at", process_at)))
     if delay is None:
-        raise InvalidTask("delay: None and process_at: None give no time; give one of both")
+        raise InvalidTask("delay: None and process_at: None: pass one of them")
     return f"+{duration_us('delay', delay)}"
 
 
@@ -94,7 +94,7 @@ def too_late(due_us: int, deadline_us: int) -> Phrase:
     """Return the error of a due time that is not before the task's deadline."""
     return phrase(
         "the task would be due at %(due)s, not before its deadline, %(deadline)s, so it could "
-        "never start; give an earlier time or a later deadline",
+        "never start; choose an earlier time or a later deadline",
         due=from_us(due_us), deadline=from_us(deadline_us),
     )  # fmt: skip
 

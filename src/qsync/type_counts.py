@@ -1,7 +1,7 @@
 """Statistics of one type of tasks in one period, and how the store keeps them. Pure.
 
 A block holds the periods of one type: 60 minutes of an hour, or 24 hours of a day. Counts are
-exact. Of a histogram, a block keeps the square root of each bucket's share, in 12 steps, and the
+exact. For a histogram, a block keeps the square root of each bucket's share, in 12 steps, and the
 cells of the median and the 95th percentile, which takes less than half of the memory of exact
 counts.
 """

@@ -17,12 +17,12 @@ _CHOICES: Final = ("raise", "skip", "replace")
 
 
 class Uniqueness(NamedTuple):
-    """The checked options; None for an option that is not given."""
+    """The checked options; None for an option that is not set."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0 means until the task has ended, None no lock."""
+    """Minimum time that the lock is held; 0 means until the task has ended, None means no lock."""
     replaces: bool = False
-    """Whether the task takes the place of a holder of the lock."""
+    """Whether the task replaces a holder of the lock."""
     debounce_us: int | None = None
     debounce_max_us: int | None = None
 
@@ -58,7 +58,7 @@ def check_uniqueness(
     if replaces and window_us:
         option = f"debounce: {debounce}" if debounce_us else "on_duplicate: 'replace'"
         raise InvalidTask(
-            f"unique: {unique} and {option} exclude each other; leave unique out, or give True"
+            f"unique: {unique} and {option} cannot be used together; omit unique, or pass True"
         )
     return Uniqueness(window_us, replaces, debounce_us, debounce_max_us)
 
@@ -72,7 +72,7 @@ def _debounce(
         return None, None
     debounce_us = duration_us("debounce", debounce)
     if debounce_us == 0:
-        raise InvalidTask("debounce: 0 is not a time to wait; leave it out, or use on_duplicate")
+        raise InvalidTask("debounce: 0 is not a time to wait; omit it, or use on_duplicate")
     if debounce_max is None:
         return debounce_us, None
     longest_us = duration_us("debounce_max", debounce_max)
@@ -98,7 +98,7 @@ def _check_company(
         others["on_duplicate"] = cast("Duration", repr(on_duplicate))
     for option, value in others.items():
         if value is not None:
-            raise InvalidTask(f"{option}: {value} and debounce: {debounce} exclude each other")
+            raise InvalidTask(f"{option}: {value} and debounce: {debounce} cannot be used together")
 
 
 def _window_us(unique: bool | Duration | None, unique_key: str | None) -> int | None:

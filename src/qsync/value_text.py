@@ -25,7 +25,7 @@ def shorten(value: object) -> str:
 
 
 def plain_text(value: str) -> str:
-    """Return a text as a plain str: msgpack takes no subclass of it, such as Markup."""
+    """Return a text as a plain str: msgpack accepts no subclass of it, such as Markup."""
     return str.__str__(value)
 
 
@@ -36,7 +36,7 @@ def class_name(value: object) -> str:
 
 
 def class_path(value: object) -> str:
-    """Return module and qualified class name of a value; "" if they are no text or too long."""
+    """Return module and qualified class name of a value; "" if they are not strings or too long."""
     kind = type(value)
     module: object = type.__dict__["__module__"].__get__(kind)
     name: str = type.__dict__["__qualname__"].__get__(kind)

@@ -71,7 +71,7 @@ class ValueTransport:
             hint = "; annotate it with its type"
         elif " would arrive as " in problem:
             problem = re.sub(r": (\S+) would arrive as (\S+)\Z", r": expected \2, got \1", problem)
-            hint = "; give a value of exactly the annotated type"
+            hint = "; pass a value of exactly the annotated type"
         return f"{problem.removeprefix(': ')}{hint}"
 
     def _refusal(self, value: Any, why: str) -> str:
@@ -90,7 +90,7 @@ class ValueTransport:
 
 
 def difference(sent: Any, got: Any) -> str | None:
-    """Return where and how `got` differs from `sent`, without values; None when they are equal."""
+    """Return where and how `got` differs from `sent`, without values; None if they are equal."""
     cls = type(sent)
     if cls is not type(got):
         if cls in (int, bool) and type(got) is float and got == sent:
@@ -121,7 +121,7 @@ def _equal(sent: Any, got: Any) -> bool:
 def _mark(value: Any) -> tuple[type, Any]:
     """Return a key that is equal for a value and an exact copy of it.
 
-    Datetimes are compared by their ISO text: `==` ignores offsets, and calls times of a repeated
+    Datetimes are compared by their ISO text: `==` ignores offsets, and treats times of a repeated
     hour unequal. Without a time zone `fold` counts too; with one, the offset contains it.
     """
     if isinstance(value, datetime | time):
@@ -159,7 +159,7 @@ def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Return the fields of a record by name; None when the value is no record."""
+    """Return the fields of a record by name; None when the value is not a record."""
     cls = type(value)
     if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
         inside = model_fields(value)

@@ -33,7 +33,7 @@ class Outgoing(Protocol):
 
 
 AroundEnqueue = Callable[[Sequence[Any], str | None], AbstractContextManager[Outgoing]]
-"""Opens a context around an enqueue of these tasks, with the queue that the caller gave."""
+"""Opens a context around an enqueue of these tasks, with the queue that the caller passed."""
 
 
 class WrappedClient(Client):

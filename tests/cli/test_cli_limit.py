@@ -63,7 +63,7 @@ def test_closed_limit_is_opened(live: Live) -> None:
         (["set", "customer"], 2, "give --rate and --per, --concurrency, or all of them"),
         (["set", "customer", "--concurrency", "0"], 2, "concurrency: 0 is not a whole number"),
         (["set", "customer", "--rate", "5"], 2, "rate: 5 needs --per"),
-        (["set", "a b", "--concurrency", "1"], 2, "LIMIT: the name of 'a b' is not"),
+        (["set", "a b", "--concurrency", "1"], 2, "LIMIT: the name in 'a b' must be"),
         (["show", "customer:"], 2, "LIMIT: 'customer:' has no value after its colon"),
         (["reset", "customer"], 1, "no operator has set a rule for customer in queue default"),
         (["set", "customer", "--concurrency", "1", "--queue", "mial"], 1, "mial"),

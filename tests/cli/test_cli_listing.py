@@ -45,7 +45,7 @@ def test_a_list_of_tasks_has_five_formats(live: Live) -> None:
     wide = live.ok("task", "list", "-o", "wide").out.splitlines()
     assert wide[0].split() == live.ok("task", "list").out.splitlines()[0].split()
     assert len(wide) == 4
-    assert "exclude each other" in live.refused("task", "list", "--json", "-o", "csv", code=2)
+    assert "cannot be used together" in live.refused("task", "list", "--json", "-o", "csv", code=2)
 
 
 def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
@@ -75,16 +75,16 @@ def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
         (["acl"], "'ROLE'. Choose from: client, server, reader, admin; see qsync acl --help"),
         (["acl", "x"], "'ROLE': 'x' is not one of 'client', 'server', 'reader', 'admin'; see"),
         (["stats", "--sort", "x" * 5000], "qsync stats: Invalid value for '--sort'"),
-        (["acl", "server", "--user", "x on nopass"], "qsync acl: --user: give 1 to 128 of the"),
+        (["acl", "server", "--user", "x on nopass"], "qsync acl: --user: must be 1 to 128 of the"),
         (["dashboard", "--root-path", "ops"], "qsync dashboard: Invalid value for '--root-path'"),
         (["limit", "set", "x", "--rate", "5"], "rate: 5 needs --per, e.g. --per 1 for a second"),
-        (["limit", "set", "x"], "limit x: give --rate and --per, --concurrency, or all of them"),
+        (["limit", "set", "x"], "limit x: pass --rate and --per, --concurrency, or all of them"),
     ):
         line = live.refused(*words, code=2)
         assert told in line, words
         assert not any(text in line for text in ("Input should", "Value error", r"\n")), line
         assert len(line) < 2100
-    assert live.ok("events", "--since", "9" * 400).out.startswith("No actions are recorded")
+    assert live.ok("events", "--since", "9" * 400).out.startswith("No recorded actions")
     assert live.run("task").err.startswith("Usage: qsync task "), "without a command: the help"
 
 
@@ -235,17 +235,17 @@ def test_tasks_are_selected_by_the_search_of_the_dashboard(live: Live) -> None:
         assert live.ok("task", *words, *all_acme).out == said
     for words, said in (
         (["list", "age:1h"], "Search term “age:1h”. Write age:>1h"),
-        (["list", "type:a", "--type", "b"], "the query and --type exclude each other"),
-        (["list", "queue:a", "--queue", "b"], "--queue b and queue:a exclude each other"),
+        (["list", "type:a", "--type", "b"], "the query and --type cannot be used together"),
+        (["list", "queue:a", "--queue", "b"], "--queue b and queue:a cannot be used together"),
         (["list", "queue:a*"], "the query may name one queue, without wildcards"),
-        (["list", "a", "--query", "b"], "either as argument or with --query"),
-        (["list", "state:dead", "--state", "retry"], "exclude each other"),
-        (["retry", "--query", "state:dead,retry x"], "give one state"),
+        (["list", "a", "--query", "b"], "either as an argument or with --query"),
+        (["list", "state:dead", "--state", "retry"], "cannot be used together"),
+        (["retry", "--query", "state:dead,retry x"], "pass one state"),
         (["retry", "--query", "state:dead"], "no filter is given"),
-        (["retry", "x", "--query", "state:dead"], "exclude each other"),
+        (["retry", "x", "--query", "state:dead"], "cannot be used together"),
     ):
         assert said in live.refused("task", *words, code=2)
-    assert "other states than dead" in live.refused(
+    assert "states other than dead" in live.refused(
         "dead", "list", "--query", "state:retry", code=2
     )
 
@@ -262,11 +262,11 @@ def test_a_dry_run_of_ids_changes_nothing(live: Live) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["retry"], "give ids, or --state with filters or --all"),
+        (["retry"], "pass ids, or --state with filters or --all"),
         (["retry", "--state", "active", "--all"], "use dead, scheduled or retry"),
         (["retry", "--state", "dead"], "no filter is given"),
-        (["retry", "--state", "dead", "--all", "--type", "x"], "exclude each other"),
-        (["retry", "x", "--state", "dead"], "exclude each other"),
+        (["retry", "--state", "dead", "--all", "--type", "x"], "cannot be used together"),
+        (["retry", "x", "--state", "dead"], "cannot be used together"),
         (["delete", "--state", "active", "--all"], "such tasks cannot be deleted"),
         (["cancel", "--state", "dead", "--all"], "such tasks cannot be cancelled"),
     ],
@@ -376,7 +376,9 @@ def test_tasks_events_and_runs_are_sorted_by_a_column(live: Live) -> None:
     page = live.ok("task", "list", "type:a", "--sort", "due", "-n", "1", "--json").json
     assert ([row["id"] for row in page["tasks"]], page["cursor"]) == (["soon"], None)
     assert live.ok("dead", "list", "--sort", "age", "-o", "jsonl").out.count("\n") == 1
-    assert "exclude" in live.refused("task", "list", "--sort", "age", "--cursor", "x", code=2)
+    assert "cannot be used together" in live.refused(
+        "task", "list", "--sort", "age", "--cursor", "x", code=2
+    )
     assert "not one of age" in live.refused("task", "list", "--sort", "x", code=2)
 
     live.ok("queue", "pause", "mail", "--by", "zoe")
@@ -431,7 +433,7 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
     assert "is not closed" in live.refused("limit", "open", "x", "--dry-run")
     says("fairness set acme --weight 5", "acme: would have weight 5")
     says("fairness reset acme", "acme: would have weight 1")
-    assert "weight 1 already" in live.refused("fairness", "reset", "b", "--dry-run")
+    assert "already has the weight 1" in live.refused("fairness", "reset", "b", "--dry-run")
     assert live.refused("fairness", "set", "b", "--weight", "-1", "--dry-run", code=2)
     says("queue set default --max-tasks 5 --latency-target 9s", "would have 5", "target 9 s")
     assert "no operator" in live.refused("queue", "reset", "default", "--dry-run")
@@ -477,7 +479,7 @@ def test_dry_runs_change_nothing(live: Live) -> None:
     said = live.ok("task", "reschedule", id, "--delay", "5s", "--dry-run").out
     assert "would be due" in said
     said = live.refused("queue", "delete", "mail", "--dry-run")
-    assert "mail would not be deleted: it holds 1 task; --force deletes them, too" in said
+    assert "mail would not be deleted: it holds 1 task; --force also deletes them" in said
     said = live.ok("queue", "delete", "mail", "--force", "--dry-run").out
     assert said == "mail: would be deleted, with 1 task\n"
     said = live.ok("queue", "delete", "mail", "--force", "--dry-run", "--json").json

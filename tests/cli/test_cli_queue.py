@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qsync import Task
+from qsync.cli.queue import served_by
 from tests.support.cli import KINDS, Live, living, qsync
 from tests.support.stores import wait_until
 from tools import cli_reference
@@ -51,7 +52,7 @@ def test_a_queue_is_paused_emptied_and_resumed(live: Live) -> None:
     assert all("@" in event["by"] for event in found)
     assert live.ok("events", "--action", "queue.purge", "-o", "csv").out.count("\n") == 2
     assert "the provider is down" in live.ok("events", "--action", "queue").out
-    assert "No actions" in live.ok("events", "--task", "none", "--since", "1h").out
+    assert "No recorded actions" in live.ok("events", "--task", "none", "--since", "1h").out
     assert "did you mean 'queue.purge'" in live.refused("events", "--action", "queue.purg", code=2)
 
 
@@ -84,6 +85,11 @@ def test_cli_reference_matches_the_commands() -> None:
     assert page == cli_reference.generated(page)
 
 
+def test_reason_that_servers_use_a_queue_agrees_with_their_number() -> None:
+    assert served_by(1) == "1 running server takes tasks from it"
+    assert served_by(2) == "2 running servers take tasks from it"
+
+
 def test_bounds_are_set_shown_and_reset(live: Live) -> None:
     live.enqueue(Task("note", delay=3600), Task("note", delay=3600))
     done = live.ok(
@@ -93,7 +99,7 @@ def test_bounds_are_set_shown_and_reset(live: Live) -> None:
     shown = live.ok("queue", "show", "default").out
     assert "default is full: 2 of 2 waiting tasks (max_tasks)" in shown
     assert "set by ann" in shown
-    assert "of the program: no bounds" in shown
+    assert "set by the program: no bounds" in shown
     assert "default is full" in live.ok("queue", "list").out
     live.ok("queue", "set", "default", "--max-bytes", "none", "--when-full", "drop_oldest")
     [found] = live.ok("queue", "list", "--json").json
@@ -105,9 +111,9 @@ def test_bounds_are_set_shown_and_reset(live: Live) -> None:
     assert live.ok("queue", "show", "default", "--json").json["latency_target"] == 30
     none = live.ok("queue", "set", "default", "--latency-target", "none").out
     assert none == "default: no latency target\n"
-    assert "give --max-tasks" in live.refused("queue", "set", "default", code=2)
+    assert "use --max-tasks" in live.refused("queue", "set", "default", code=2)
     wrong = live.run("queue", "set", "default", "--max-tasks", "many")
-    assert (wrong.code, "is not a number of tasks" in wrong.err) == (2, True)
+    assert (wrong.code, "is neither a number of tasks nor" in wrong.err) == (2, True)
     live.refused("queue", "set", "nowhere", "--max-tasks", "2", code=1)
     assert live.ok("queue", "reset", "default").out.strip() == "default: no bounds"
     live.refused("queue", "reset", "default", code=1)
@@ -138,7 +144,7 @@ def test_runs_of_a_schedule_are_listed_and_backfilled(live: Live) -> None:
         "ticks": 7, "enqueued": 7, "skipped": 0, "refused": None,
     }  # fmt: skip
     again = live.ok(*words, "--yes").out
-    assert again == "0 tasks enqueued; 7 skipped, as they ran before\n"
+    assert again == "0 tasks enqueued; 7 skipped, since they ran before\n"
     assert queue_of(live)["states"]["pending"] == 7
     runs = live.ok("schedule", "history", "nightly", "--json").json
     assert [(run["made"], run["outcome"]) for run in runs] == [("backfill", "pending")] * 7

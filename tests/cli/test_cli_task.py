@@ -46,7 +46,7 @@ def test_three_commands_for_a_dead_task(live: Live) -> None:
     assert whole is not None
     assert whole.error is not None
     assert ERROR_LIMIT - 8 <= len(whole.error.encode()) <= ERROR_LIMIT
-    error = shown[shown.index("\nerror (only the first and last part are kept") :].splitlines()[2:]
+    error = shown[shown.index("\nerror (only the first and last parts are kept") :].splitlines()[2:]
     assert error[0] == "  ValueError: no such customer: 4711\\x1b[2J\\u202e"
     assert len(error) == len(whole.error.rstrip("\n").split("\n")), "it is printed whole"
     assert error[-2].endswith("in charge_the_other_way")
@@ -181,7 +181,7 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     assert "no task none" in live.refused("task", "show", "none", "--stack").lower()
     assert "it runs: cancel it first" in live.refused("task", "delete", id, "--yes")
     cancelled = live.ok("task", "cancel", id).out
-    assert cancelled == f"h: server {server.id} has been told\n"
+    assert cancelled == f"h: request sent to server {server.id}\n"
     live.reaches(id, "cancelled")
     assert "cancelled" in live.ok("task", "show", id).out
     assert live.ok("task", "delete", id, "--yes").out == "h: deleted\n"
@@ -248,9 +248,9 @@ def test_a_payload_is_edited_and_a_task_copied(live: Live) -> None:
         "qsync-copy-of": f"default/{id}"
     }
     for words, said in (
-        ([id], "give the new payload with --json, or --copy"),
-        ([id, "--json", "{}", "--retry", "--copy"], "exclude each other"),
-        ([id, "--json", "{}", "--into", "x"], "add --copy"),
+        ([id], "pass the new payload with --json, or use --copy"),
+        ([id, "--json", "{}", "--retry", "--copy"], "cannot be used together"),
+        ([id, "--json", "{}", "--into", "x"], "--into needs --copy"),
         ([id, "--json", "{'n': 1}"], "not JSON"),
     ):
         assert said in live.refused("task", "edit", *words, code=2)
@@ -278,8 +278,9 @@ def test_id_in_two_queues_needs_the_queue(live: Live) -> None:
     live.enqueue(Task("note", id="x"), Task("note", id="x", queue="other"))
     for words in (["show", "x"], ["explain", "x"]):
         assert "choose one with --queue" in live.refused("task", *words, code=2)
-    assert "queues default, other have it: choose one with --queue" in live.refused(
-        "task", "run", "x"
+    assert (
+        "queues default, other have a task with this id: choose one with --queue"
+        in live.refused("task", "run", "x")
     )
     assert live.ok("task", "cancel", "x", "--queue", "other").out == "x: cancelled\n"
     assert live.ok("task", "show", "x", "--json").json["row"]["queue"] == "default"
@@ -313,7 +314,7 @@ def test_payload_is_shown(live: Live) -> None:
     assert long.count("  line\n") == 100
     assert "... cut here: --raw writes all of it" in long
     assert live.ok("task", "show", "long", "--raw").out == "line\n" * 500
-    assert "--raw and --json exclude each other" in live.refused(
+    assert "--raw and --json cannot be used together" in live.refused(
         "task", "show", "a", "--raw", "--json", code=2
     )
 

@@ -573,12 +573,12 @@ def test_options_of_other_libraries_are_refused_with_what_to_write() -> None:
         with pytest.raises(ConfigError, match=hint):
             app.task("u", **{option: value})(task.__wrapped__)
     for option, hint in {
-        "_defer_by": r"did you mean the option 'delay'\? Give it by task.options\(\.\.\.\)",
+        "_defer_by": r"did you mean the option 'delay'\? Pass it with task.options\(\.\.\.\)",
         "_expires": r"did you mean 'deadline'\? It is a time",
     }.items():
         with pytest.raises(InvalidTask, match=hint):
             task.build(**{option: 60})
-    with pytest.raises(ConfigError, match=r"^retry_for: give them to"):
+    with pytest.raises(ConfigError, match=r"^retry_for: set them on"):
         app.periodic(every=1, retry_for=())(task)
 
 
@@ -603,7 +603,7 @@ def test_options_are_checked_at_once() -> None:
         getattr(task, "delay")(1)  # noqa: B009 - no type checker knows it
     fixed: Any = {"executor": "process"}
     with pytest.raises(
-        InvalidTask, match=r"executor is fixed; give it to @app.task\(executor=...\)"
+        InvalidTask, match=r"executor is fixed; set it with @app.task\(executor=...\)"
     ):
         task.options(**fixed)
     with pytest.raises(ConfigError, match="The options are name, executor, middleware"):
@@ -668,7 +668,7 @@ def test_task_name_can_be_registered_once() -> None:
     app.task("one")(nothing)
     with pytest.raises(ConfigError, match="'one' already has a handler: nothing"):
         app.task("one")(nothing)
-    with pytest.raises(ConfigError, match="name: '' is not 1 to 256"):
+    with pytest.raises(ConfigError, match="name: must be 1 to 256 printable characters, not ''"):
         app.task("")(nothing)
 
 
@@ -1058,7 +1058,7 @@ def test_a_periodic_function_needs_no_arguments() -> None:
         app.periodic(every=5)(needs_one)
     assert app.periodic(every=5)(needs_none).name == "tests.client.test_app.needs_none"
     task = app.task("t")(nothing)
-    with pytest.raises(ConfigError, match="give them to <task t> itself"):
+    with pytest.raises(ConfigError, match="set them on <task t> itself"):
         app.periodic(every=5, executor="process")(task)
     with pytest.raises(ConfigError, match="<task t> is a task of another app"):
         Qsync(URL).periodic(every=5)(task)
@@ -1090,7 +1090,7 @@ async def test_coroutine_of_a_task_is_refused_with_the_calls_to_use() -> None:
 
     client: Any = app.client()
     called = report(1)
-    with pytest.raises(InvalidTask, match=r"called report\(\); give report.build\(...\), or await"):
+    with pytest.raises(InvalidTask, match=r"called report\(\); pass report.build\(...\), or await"):
         client.enqueue(called)
     await called
     client.close()

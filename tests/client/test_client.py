@@ -127,7 +127,7 @@ def test_queue_of_enqueue_overrides_the_queue_of_the_task(colour: Colour, client
 @pytest.mark.parametrize("thing", ["t", b"secret", None, {"type": "t"}])
 def test_non_task_is_refused_by_its_type(colour: Colour, client: Any, thing: Any) -> None:
     kind = type(thing).__name__
-    with pytest.raises(InvalidTask, match=rf"^task: {kind} is not a Task; give Task\(type") as one:
+    with pytest.raises(InvalidTask, match=rf"^task: {kind} is not a Task; pass Task\(type") as one:
         colour.do(client.enqueue(thing))
     with pytest.raises(InvalidTask, match=rf"^tasks\[1\]: task: {kind} is not a Task") as many:
         colour.do(client.enqueue_many([Task("t"), thing]))
@@ -505,9 +505,9 @@ def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str)
     with asyncio.Runner() as runner:
         handle = runner.run(enqueue())
         for call in (enqueue, handle.info, handle.cancel, lambda: client.enqueue_many([Task("t")])):
-            with pytest.raises(ConfigError, match="make one for each loop"):
+            with pytest.raises(ConfigError, match="create one for each loop"):
                 asyncio.run(call())
-        with pytest.raises(ConfigError, match="make one for each loop and close it there"):
+        with pytest.raises(ConfigError, match="create one for each loop and close it there"):
             asyncio.run(client.aclose())
         assert runner.run(enqueue()).created, "it is still open"
         runner.run(client.aclose())

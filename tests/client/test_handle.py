@@ -193,7 +193,7 @@ def test_a_task_without_retention_has_no_result(
             colour.do(known.result())
     done = colour.do(client.enqueue(Task("t", id="b")))
     hand.delete("b", "pending")
-    with pytest.raises(InvalidTask, match=r"'b' .* has none, .* give @app\.task\(retention="):
+    with pytest.raises(InvalidTask, match=r"'b' .* has none, .* set @app\.task\(retention="):
         colour.do(done.result())
 
 
@@ -533,8 +533,8 @@ def test_reschedule_in_another_state_is_an_error_that_names_it(
 @pytest.mark.parametrize(
     ("times", "error"),
     [
-        ({}, "delay: None and process_at: None give no time"),
-        ({"delay": 1, "process_at": datetime.now(UTC)}, "exclude each other"),
+        ({}, "delay: None and process_at: None: pass one of them"),
+        ({"delay": 1, "process_at": datetime.now(UTC)}, "cannot be used together"),
         ({"delay": -1}, "delay: -1 is not between 0"),
         ({"delay": True}, "delay: True"),
         ({"process_at": datetime(2100, 1, 1)}, "process_at: 2100-01-01T00:00:00 is naive"),  # noqa: DTZ001

@@ -148,9 +148,9 @@ def test_error_about_a_django_object_names_a_replacement(
     from tests.support.django_shop.models import Order
 
     values: list[tuple[Any, str]] = [
-        (Order(), "type Order cannot be encoded; give its primary key, value.pk"),
-        (SimpleLazyObject(Order), "SimpleLazyObject cannot be encoded; give its primary key"),
-        ([gettext_lazy("tea")], r"\[0\]: a lazy text cannot be encoded; give str\(value\)"),
+        (Order(), "type Order cannot be encoded; pass its primary key, value.pk"),
+        (SimpleLazyObject(Order), "SimpleLazyObject cannot be encoded; pass its primary key"),
+        ([gettext_lazy("tea")], r"\[0\]: a lazy string cannot be encoded; pass str\(value\)"),
     ]
     other = Qsync("redis://127.0.0.1:1")
 

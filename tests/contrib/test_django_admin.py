@@ -189,12 +189,15 @@ def test_limits_of_a_scheduled_task_of_django_tasks_are_filled(
     ("changed", "message"),
     [
         ({"cron": "0 25 * * *"}, "Bad hour '25'"),
-        ({"cron": "", "tz": "", "every": "0"}, "give seconds or a timedelta, 0.1 s to 100 years"),
+        (
+            {"cron": "", "tz": "", "every": "0"},
+            "must be seconds or a timedelta, 0.1 s to 100 years",
+        ),
         ({"every": "60"}, "Give a cron expression or an interval, not both."),
         ({"cron": ""}, "Give a cron expression or an interval."),
         ({"cron": "", "every": "60"}, "Leave the time zone empty for an interval"),
         ({"tz": "Mars"}, "not in the time zone database"),
-        ({"name": "a b"}, "give 1 to 128 of A-Z"),
+        ({"name": "a b"}, "must be 1 to 128 of A-Z"),
         ({"queue": "a b"}, "is not 1 to 128 characters"),
         (
             {"queue": "nope"},
@@ -346,7 +349,7 @@ def test_list_is_searched_by_the_beginning_of_a_name(project: Qsync, staff: Clie
     text = text_of(staff.get(LIST, {"q": "rep"}))
     assert "report-1" in text
     assert "tidy" not in text
-    assert "give 1 to 128 of A-Z" in text_of(staff.get(LIST, {"q": "<b>"}))
+    assert "must be 1 to 128 of A-Z" in text_of(staff.get(LIST, {"q": "<b>"}))
 
 
 def test_periodic_task_of_a_program_can_be_paused_and_not_edited(

@@ -419,7 +419,7 @@ def test_arguments_of_operators_are_encoded_or_refused(project: Qsync, shop: Any
     with project.client() as client:
         handle = client.enqueue(built.replace(delay=3600))
         put = client.schedules.put("nightly", built, cron="0 3 * * *")
-        with pytest.raises(InvalidTask, match=r"QsyncTask is not a Task; give send\.build\("):
+        with pytest.raises(InvalidTask, match=r"QsyncTask is not a Task; pass send\.build\("):
             client.schedules.put("other", shop.send, cron="0 3 * * *")
     asyncio.run(edit(handle.id))
     assert (put.type, put.queue) == (path, "mail")

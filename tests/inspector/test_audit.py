@@ -628,7 +628,7 @@ def test_audit_command_reports_and_repairs(binary: Binary, monkeypatch: pytest.M
     [
         (["--repair"], "need --audit"),
         (["--queue", "a"], "need --audit"),
-        (["--audit", "--role", "client"], "--role and --audit exclude each other"),
+        (["--audit", "--role", "client"], "--role and --audit cannot be used together"),
         (["--audit", "--queue", "a b"], "queue: 'a b' is not"),
         (["--prefix", "a b"], "prefix: 'a b' is not"),
         (["--url", "http://x"], "is not a scheme of a store"),

@@ -103,11 +103,11 @@ def test_delays_of_a_task_survive_the_store(delays: Delays) -> None:
 @pytest.mark.parametrize(
     ("delays", "says"),
     [
-        ([], "retry_delay: 0 times are not 1 to 100"),
-        ([1] * 101, "retry_delay: 101 times"),
+        ([], "retry_delay: must be 1 to 100 delays, not 0"),
+        ([1] * 101, "retry_delay: must be 1 to 100 delays, not 101"),
         ([1, -1], "retry_delay: -1 is not between"),
         ("5", "retry_delay: '5' is neither a number"),
-        (lambda attempt, error: 5, "cannot be stored with a task; give a callable to"),
+        (lambda attempt, error: 5, "cannot be stored with a task; pass a callable to"),
     ],
 )
 def test_wrong_delays_of_a_task_are_refused(delays: Any, says: str) -> None:

@@ -91,7 +91,7 @@ def test_function_instead_of_a_task_explains_how_to_declare_one() -> None:
 
     client: Any = app.client()
     for call in (lambda: client.enqueue(shown), lambda: client.enqueue_many([shown])):
-        with pytest.raises(InvalidTask, match=r"give shown\.build\(\.\.\.\), or call"):
+        with pytest.raises(InvalidTask, match=r"pass shown\.build\(\.\.\.\), or call"):
             call()
 
 
@@ -131,7 +131,7 @@ def test_value_that_msgpack_cannot_hold_is_named(value: Any) -> None:
         new_task(untyped.build(value), b"nonce123")
     text = str(caught.value)
     assert "'value'" in text
-    assert "give it as text" in text or "not valid Unicode" in text
+    assert "pass this one as a string" in text or "not valid Unicode" in text
     with pytest.raises(InvalidTask, match=r"headers: .*not valid Unicode"):
         Task("t", headers={"a": "x\ud800"})
 

@@ -66,7 +66,7 @@ async def async_generator(task: TaskInfo) -> AsyncIterator[int]:
     ("function", "says"),
     [
         (5, "5 is not callable"),
-        (Handler, "is a class; give an instance of it, or a function"),
+        (Handler, "is a class; pass an instance of it, or a function"),
         (generator, "is a generator function, whose body would never run"),
         (async_generator, "is a generator function, whose body would never run"),
         (lambda: None, "cannot be called with the task alone; a handler is `def (task)`"),
@@ -84,7 +84,7 @@ def test_unusable_handler_is_refused_at_registration(function: Any, says: str) -
 @pytest.mark.parametrize("type", [plain, 5, "", "a\nb"])
 def test_invalid_type_name_is_refused_at_once(type: Any) -> None:
     """`@mux.handle` without a name would silently register nothing."""
-    with pytest.raises(ConfigError, match=r"^type: .*; @mux.handle\(\"reindex-file\"\) say$"):
+    with pytest.raises(ConfigError, match=r"^type: .*; e\.g\. @mux.handle\(\"reindex-file\"\)$"):
         Mux().handle(type)
 
 

@@ -172,7 +172,7 @@ def test_periodic_task_gets_its_arguments(app: Qsync) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (None, "parameter 'region' gets no value; give arguments={'region': ...}"),
+        (None, "parameter 'region' gets no value; pass arguments={'region': ...}"),
         ({}, "parameter 'region' gets no value"),
         ({"region": 5}, "argument 'region'"),
         ({"region": "eu", "size": 1}, "'size'"),

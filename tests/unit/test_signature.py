@@ -239,7 +239,7 @@ def test_task_info_is_injected_as_first() -> None:
     assert signature.takes_info
     assert signature.bind([5], {"b": 6}) == {"a": 5, "b": 6}
     assert through(function, 5, b=6) == ("1", 5, {"b": 6})
-    with pytest.raises(InvalidTask, match="'task' is a parameter of its own"):
+    with pytest.raises(InvalidTask, match="'task' is the name of another parameter"):
         signature.bind([5], {"task": 6})
 
 
@@ -250,7 +250,7 @@ def test_task_info_is_injected_as_first() -> None:
         ((1,), {"d": {1}}, "'b'"),
         ((1, "b"), {}, "'d'"),
         ((1, "b"), {"b": "c", "d": {1}}, "'b'"),
-        ((1, "b"), {"d": {1}, "rest": 1}, "'rest' is a parameter of its own"),
+        ((1, "b"), {"d": {1}, "rest": 1}, "'rest' is the name of another parameter"),
         ((1, "b"), {"d": {1}, "a": 1}, "'a'"),
         ((1, 1j), {"d": {1}}, "argument 'b': a value of type complex cannot be encoded"),
         ((1, "b"), {"d": {1}, "red": iter([])}, "argument 'red'"),

@@ -39,10 +39,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({**KEY, "debounce": 5, "debounce_max": "a"}, "debounce_max: 'a' is neither"),
     ({**KEY, "unique": True, "debounce_max": 60}, "debounce_max: 60 needs debounce"),
     ({"debounce_max": 60}, "debounce_max: 60 needs debounce"),
-    ({**KEY, "debounce": 5, "delay": 1}, "delay: 1 and debounce: 5 exclude each other"),
+    ({**KEY, "debounce": 5, "delay": 1}, "delay: 1 and debounce: 5 cannot be used together"),
     ({**KEY, "debounce": 5, "process_at": datetime(2100, 1, 1, tzinfo=UTC)}, "process_at: 2100"),
     ({**KEY, "debounce": 5, "on_duplicate": "skip"}, "on_duplicate: 'skip' and debounce: 5"),
-    ({**KEY, "debounce": 5, "unique": 60}, "unique: 60 and debounce: 5 exclude each other"),
+    ({**KEY, "debounce": 5, "unique": 60}, "unique: 60 and debounce: 5 cannot be used together"),
 ]
 
 

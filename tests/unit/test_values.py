@@ -377,17 +377,17 @@ class Cat(Animal):
         (list[Animal], [Animal("a"), Cat("a")], "[1]: expected Animal, got Cat"),
         (Secret, Dog(shown=1), "expected Secret, got Dog"),
         (Animal, {"name": "a"}, "expected Animal, got dict"),
-        (str, Markup("a"), "give str(value)"),
-        (str, Shouting("a"), "give str(value)"),
-        (int, Big(1), "give int(value)"),
-        (datetime, Stamp(2026, 1, 1), "give datetime.fromisoformat(value.isoformat())"),
-        (timedelta, Span(1), "give timedelta(value.days, value.seconds, value.microseconds)"),
-        (UUID, Uid(int=1), "expected UUID, got Uid; give a value of exactly the annotated type"),
-        (Any, Uid(int=1), "give UUID(bytes=value.bytes)"),
-        (Any, Triple((1, 2, 3)), "Triple is a subclass of tuple, which alone can be encoded; give"),
-        (Decimal, Money("1.10"), "give Decimal(value)"),
-        (int, Scalar(), "give value.item()"),
-        (Any, Scalar(), "give value.item()"),
+        (str, Markup("a"), "pass str(value)"),
+        (str, Shouting("a"), "pass str(value)"),
+        (int, Big(1), "pass int(value)"),
+        (datetime, Stamp(2026, 1, 1), "pass datetime.fromisoformat(value.isoformat())"),
+        (timedelta, Span(1), "pass timedelta(value.days, value.seconds, value.microseconds)"),
+        (UUID, Uid(int=1), "expected UUID, got Uid; pass a value of exactly the annotated type"),
+        (Any, Uid(int=1), "pass UUID(bytes=value.bytes)"),
+        (Any, Triple((1, 2, 3)), "Triple is a subclass of tuple and cannot be encoded; pass"),
+        (Decimal, Money("1.10"), "pass Decimal(value)"),
+        (int, Scalar(), "pass value.item()"),
+        (Any, Scalar(), "pass value.item()"),
         (Any, [{"a": Shouting("x")}], "[0]['a']: Shouting is a subclass of str"),
         (Any, object(), "a value of type object cannot be encoded"),
         (time, time(1, tzinfo=ZoneInfo("Europe/Moscow")), "time would arrive with another value"),
@@ -408,12 +408,12 @@ def test_value_that_would_change_is_refused_where_it_is_given(
     [
         (
             {"n": 2**64},
-            "['n']: integers from -2**63 to 2**64 - 1 can be encoded, not this one; give",
+            "['n']: only integers from -2**63 to 2**64 - 1 can be encoded; pass",
         ),
-        ([1, -(2**63) - 1], "[1]: integers from -2**63 to 2**64 - 1 can be encoded"),
-        ({"a": ["x\ud800"]}, "['a'][0]: a text with lone surrogates is not valid Unicode"),
+        ([1, -(2**63) - 1], "[1]: only integers from -2**63 to 2**64 - 1 can be encoded"),
+        ({"a": ["x\ud800"]}, "['a'][0]: a string with lone surrogates is not valid Unicode"),
         ({"a": Shouting("x")}, "['a']: Shouting is a subclass of str"),
-        ({"a": Scalar()}, "['a']: a value of type Scalar cannot be encoded; give value.item()"),
+        ({"a": Scalar()}, "['a']: a value of type Scalar cannot be encoded; pass value.item()"),
     ],
 )
 def test_error_about_an_unencodable_payload_names_place_and_remedy(value: Any, says: str) -> None:
@@ -426,7 +426,7 @@ def test_error_about_an_unencodable_payload_names_place_and_remedy(value: Any, s
 
 def test_number_that_does_not_fit_names_the_parameter() -> None:
     signature = function_of(int)
-    with pytest.raises(InvalidTask, match=r"\['it'\]: integers from.*task 't'"):
+    with pytest.raises(InvalidTask, match=r"\['it'\]: only integers from.*task 't'"):
         new_task(Task("t", signature.bind([2**70], {})), b"nonce123")
 
 
@@ -519,7 +519,7 @@ class Raw(bytes):
 
 @pytest.mark.parametrize("carry", [None, function_of().carried_result])
 def test_result_of_a_subclass_of_bytes_is_refused_like_others(carry: Any) -> None:
-    with pytest.raises(ResultNotKept, match=r"Raw is a subclass of bytes.*give bytes\(value\)"):
+    with pytest.raises(ResultNotKept, match=r"Raw is a subclass of bytes.*pass bytes\(value\)"):
         encode_result(Raw(b"x"), carry)
 
 

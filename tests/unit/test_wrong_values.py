@@ -154,9 +154,9 @@ def test_number_of_retries_is_a_whole_number(retry: Any) -> None:
 def test_headers_that_are_no_texts_are_named_without_their_values() -> None:
     wrong: Any
     for wrong, text in (
-        ([("a", "b")], "headers: list is not a mapping of text to text"),
-        ({"a": b"secret"}, "headers: the value of 'a' is bytes, not a text"),
-        ({b"a": "secret"}, "headers: the name b'a' is not a text"),
+        ([("a", "b")], "headers: list is not a mapping of strings to strings"),
+        ({"a": b"secret"}, "headers: the value of 'a' is bytes, not a string"),
+        ({b"a": "secret"}, "headers: the name b'a' is not a string"),
     ):
         with pytest.raises(InvalidTask) as raised:
             Task("t", headers=wrong)

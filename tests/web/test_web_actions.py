@@ -163,7 +163,7 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
         text = await web.send("/dead/run", **form)
         assert said(text) == (
             "2 tasks re-queued. 1 task stays dead: another task holds the unique lock. "
-            "2 tasks changed state meanwhile."
+            "2 tasks changed state in the meantime."
         )
         asked = await web.send("/dead/delete", queue="default", **{"id-ticked": ["d2", "d3"]})
         assert "Delete 2 dead tasks in queue default?" in asked
@@ -257,11 +257,11 @@ async def test_schedule_is_created_changed_and_deleted(store: Store, prefix: str
     [
         ({"cron": "61 * * * *"}, "cron='61 * * * *': Bad minute"),
         ({"cron": "* * * * *", "tz": "<b>"}, "tz='<b>': not in the time zone database"),
-        ({}, "give either cron= or every="),
+        ({}, "pass either cron= or every="),
         ({"every": "soon"}, "every: 'soon' is not a number of seconds"),
-        ({"every": "60", "name": "a b"}, "name='a b': give 1 to 128"),
+        ({"every": "60", "name": "a b"}, "name='a b': must be 1 to 128"),
         ({"every": "60", "payload": "{"}, "payload: not JSON"),
-        ({"every": "60", "type": ""}, "type: '' is not 1 to 256"),
+        ({"every": "60", "type": ""}, "type: must be 1 to 256"),
         ({"every": "60", "queue": "a b"}, "queue: 'a b' is not 1 to 128"),
         ({"every": "60", "missed": "never"}, "missed='never'"),
         ({"every": "60", "name": "taken"}, "schedule taken already exists"),

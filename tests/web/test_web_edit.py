@@ -76,7 +76,7 @@ async def test_payload_is_edited_retried_and_copied(valkey: Store, prefix: str) 
             assert (await detail(made, "b")).payload == b"other\ntext"
             assert (await client.get("/edit?id=none")).status_code == 404
             odd_keys = await client.get("/edit?id=i")
-            assert (odd_keys.status_code, "JSON cannot carry" in odd_keys.text) == (409, True)
+            assert (odd_keys.status_code, "JSON cannot represent" in odd_keys.text) == (409, True)
 
         hidden = create_app(made.inspector, auth="host", read_only=False, mask=lambda *_: "no")
         async with hidden, visiting(hidden) as client:
@@ -112,7 +112,7 @@ async def test_edit_form_keeps_long_texts_and_refuses_stale_payloads(
             first = await post(client, "d", "save", '{"n": 2}', version=version)
             assert first.status_code == 303
             second = await post(client, "d", "retry", '{"n": 3}', version=version)
-            assert (second.status_code, "changed meanwhile" in second.text) == (400, True)
+            assert (second.status_code, "changed since then" in second.text) == (400, True)
             assert '{"n": 3}' in html.unescape(second.text)
             assert (await detail(made, "d")).value() == {"n": 2}
             assert (await post(client, "d", "delete", '{"n": 4}')).status_code == 404

@@ -60,7 +60,7 @@ async def test_rule_is_set_and_reset_without_a_script(store: Store, prefix: str)
         info = await web.bed.inspector.limit("customer:42")
         assert info.rule == LimitRule(concurrency=3)
         text = await web.press(text, "Reset")
-        assert said(text) == "The rule of the program holds again for customer:42."
+        assert said(text) == "The program's rule applies again to customer:42."
         assert (await web.bed.inspector.limit("customer:42")).source == "program"
 
 
@@ -87,7 +87,7 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"limit": "customer:42"}, "give rate= and per=, concurrency=, or all of them"),
+        ({"limit": "customer:42"}, "pass rate= and per=, concurrency=, or all of them"),
         ({"limit": "customer:42", "concurrency": "0"}, "concurrency: 0 is not a whole number"),
         ({"limit": "customer:42", "concurrency": "x"}, "concurrency: 'x' is not a whole number"),
         ({"limit": "customer:42", "rate": "5", "per": "soon"}, "per: 'soon' is not a number"),

@@ -264,7 +264,7 @@ def test_queue_is_deleted_once_empty_and_unserved(system: Live) -> None:
             web.press("Delete queue…")
             return web.press("Delete queue")
 
-        assert delete() == f"Server {server.id} takes tasks from it: stop it first."
+        assert delete() == f"Server {server.id} takes tasks from it: stop the server first."
         system.do(server.stop())
         assert delete() == "It holds 1 task: purge or cancel it first."
         web.open("/task?id=later&queue=default")

@@ -32,7 +32,7 @@ def test_each_route_that_changes_something_has_a_role() -> None:
 def test_name_of_a_store_is_no_step_in_a_path() -> None:
     inspector = Qsync("redis://127.0.0.1:1").inspector()
     for name in (".", "..", "a/b"):
-        with pytest.raises(ConfigError, match=r"others: .* is not a name"):
+        with pytest.raises(ConfigError, match=r"others: .* is not a valid name"):
             create_app(inspector, auth="host", others={name: inspector})
 
 
@@ -61,7 +61,7 @@ async def test_every_change_needs_its_role_and_pages_show_only_allowed_changes(
                         refused = answer.status_code == 403
                         assert refused == (rank < RANK[needed]), (role, route, answer.text)
                         if refused:
-                            assert f"it takes the role {needed}" in answer.text
+                            assert f"which requires the role {needed}" in answer.text
                 seen: set[str] = set()
                 for page in PAGES:
                     text = (await client.get(page, headers=headers)).text

@@ -557,7 +557,7 @@ MISTAKES = {
     "a factory that returns another thing": (["shop:note.__call__.__hash__"], "returned an int"),
     "queues": (["shop:app", "--queues", "a=x"], "--queues: 'a=x' is not of the form"),
     "no queue": (["shop:app", "--queues", ""], "--queues: '' is not of the form"),
-    "a queue twice": (["shop:app", "--queues", "a=1,a=2"], "--queues: 'a' is given twice"),
+    "a queue twice": (["shop:app", "--queues", "a=1,a=2"], "--queues: 'a' is listed twice"),
     "a bad name": (["shop:app", "--queues", "a b"], "queues: 'a b' is not 1 to 128 characters"),
     "weight 0": (["shop:app", "--queues", "a=0"], "is not a whole number from 1"),
     "concurrency": (["shop:app", "--concurrency", "0"], "concurrency: 0 is not"),

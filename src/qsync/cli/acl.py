@@ -33,7 +33,9 @@ def acl(
     ] = None,
     prefix: Prefix = None,
     app: App = None,
-    cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Include what cluster nodes need.")
+    ] = False,
     old: Annotated[
         bool,
         typer.Option("--redis-7.0", help="For Redis before 7.2, which lacks some commands."),
@@ -47,7 +49,7 @@ def acl(
     admin: reads everything; runs and deletes tasks; pauses, deletes and repairs queues.
     """
     if user is not None and not _USER.fullmatch(user):
-        exit_with("--user: give 1 to 128 of the characters A-Z a-z 0-9 _ . @ : + -", USAGE)
+        exit_with("--user: must be 1 to 128 of the characters A-Z a-z 0-9 _ . @ : + -", USAGE)
     if app is not None and prefix in (None, os.environ.get(PREFIX)):
         prefix = load_app(app).prefix
     try:

@@ -1,4 +1,4 @@
-"""Changes of all tasks in a state that match the filters: counts, runs in batches, reports."""
+"""Bulk changes to the tasks in a state that match the filters: count, run in batches, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.state import TaskState
 
 MakeStep = Callable[..., Awaitable[Step]]
-"""Makes a step of a queue, a state, a filter and a cursor, as `Inspector.retry_matching` does."""
+"""Runs a step for a queue, a state, a filter and a cursor, as `Inspector.retry_matching` does."""
 
 
 class SelectedTasks(Protocol):
@@ -32,13 +32,13 @@ class SelectedTasks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BulkJob:
-    """A bulk change of all tasks in a state that match the filters."""
+    """A bulk change to all tasks in a state that match the filters."""
 
     session: StoreSession
     filters: SelectedTasks
     state: TaskState
     verb: str
-    """Word of the report for a changed task, e.g. `deleted`."""
+    """Word for a changed task in the report, e.g. `deleted`."""
     as_json: bool
 
     def count(self) -> tuple[int, int]:
@@ -71,7 +71,7 @@ class BulkJob:
             confirm(f"{verb} {plural(number, f'{self.state} task')}?", yes=False)
 
     def _run(self, make_step: MakeStep) -> None:
-        """Run all steps for all queues and print a report, also after Ctrl-C."""
+        """Run all steps for all queues and print a report, even after Ctrl-C."""
         steps: list[Step] = []
         try:
             self.session.run(self._steps(self.session.inspector, make_step, steps))
@@ -82,7 +82,7 @@ class BulkJob:
         self._print_report(steps)
 
     async def _queues(self, inspector: Inspector) -> dict[str, int]:
-        """Return the queues that have tasks in the state, with their number."""
+        """Return the queues that have tasks in the state, with the number of tasks."""
         counts = await state_counts(inspector, self.filters.queue)
         return {name: states[self.state] for name, states in counts.items() if states[self.state]}
 
@@ -132,4 +132,4 @@ class BulkJob:
                 f"{plural(total.duplicate, 'task')} {verb} dead: other tasks hold the unique locks"
             )
         if total.too_late:
-            print_line(f"{plural(total.too_late, 'task')} changed state meanwhile")
+            print_line(f"{plural(total.too_late, 'task')} changed state in the meantime")

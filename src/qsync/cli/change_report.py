@@ -18,7 +18,7 @@ from qsync.worker.logs import escape
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of a change of the object with this id or name."""
+    """The outcome of a change to the object with this id or name."""
 
     id: str
     queue: str | None
@@ -54,7 +54,7 @@ def _success(outcome: Outcome, done: str) -> str:
         return f"{done} {local_time(change.at)}"
     if change.outcome == "done" or change.server == outcome.id:
         return done
-    return f"server {change.server} has been told"
+    return f"request sent to server {change.server}"
 
 
 def _failure(outcome: Outcome) -> str:

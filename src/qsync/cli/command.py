@@ -30,7 +30,7 @@ MAX_MESSAGE: Final = 2000
 """Length at which an error message is cut, in characters."""
 
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
-"""The parser's base class of errors in arguments, which typer exports by its subclasses alone."""
+"""Base class of the parser's argument errors; typer exports only its subclasses."""
 
 
 def option(*names: str, **settings: Any) -> Any:
@@ -79,7 +79,7 @@ def usage_in_one_line() -> Iterator[None]:
         context: Any = getattr(error, "ctx", None)
         text = error.format_message()  # type: ignore[attr-defined]
         if not text or (context is not None and text == context.get_help()):
-            raise  # a group without a command: its help
+            raise  # a group without a command prints its help
         message = _message_of(error)
         if context is not None:  # else parse_args has set it
             set_command_path(context.command_path)
@@ -93,10 +93,10 @@ _REFUSALS: Final = {
     "int_from_float": "%(input)r is not a whole number",
     "float_parsing": "%(input)r is not a number",
     "finite_number": "%(input)s is not a number",
-    "greater_than_equal": "%(input)s is under %(ge)s",
-    "greater_than": "%(input)s is not over %(gt)s",
-    "less_than_equal": "%(input)s is over %(le)s",
-    "less_than": "%(input)s is not under %(lt)s",
+    "greater_than_equal": "%(input)s is less than %(ge)s",
+    "greater_than": "%(input)s is not greater than %(gt)s",
+    "less_than_equal": "%(input)s is greater than %(le)s",
+    "less_than": "%(input)s is not less than %(lt)s",
 }
 """Messages about a value by error type of pydantic, which checks values for typer."""
 
@@ -120,7 +120,7 @@ def _message_of(error: Exception) -> str:
 def runs_alone(context: typer.Context) -> bool:
     """Return whether a group runs without one of its commands.
 
-    Exits if options of the group stand before a command, which has its own options.
+    Exits if options of the group precede a command, which takes its own options.
     """
     set_command_path(context.command_path)
     if context.invoked_subcommand is None:

@@ -1,6 +1,6 @@
 """Shell completion of the names of queues, servers and schedules.
 
-It reads the store for a second at most, and completes nothing if that fails.
+It reads the store for at most a second, and completes nothing if that fails.
 """
 
 from __future__ import annotations

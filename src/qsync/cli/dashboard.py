@@ -33,7 +33,7 @@ TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 ALSO: Final = "QSYNC_DASHBOARD_ALSO"
 VIEW_TOKEN: Final = "QSYNC_DASHBOARD_VIEW_TOKEN"  # noqa: S105 - the name of a variable
 SHUTDOWN_S: Final = 3
-"""Time that running requests get after a stop, in seconds."""
+"""Time for running requests to finish after a stop, in seconds."""
 
 Network = IPv4Network | IPv6Network
 
@@ -45,7 +45,7 @@ _PATH: Final = re.compile(r"(/[A-Za-z0-9_.~%!$&'()*+,;=:@-]+)*/?")
 
 def _path_of(text: str) -> str:
     if _PATH.fullmatch(text) is None:
-        raise typer.BadParameter(f"{text!r} is not the path of an address; write e.g. /qsync")
+        raise typer.BadParameter(f"{text!r} is not a URL path; write e.g. /qsync")
     return text
 
 
@@ -63,34 +63,34 @@ def dashboard(
         f"{TOKEN}: options are visible in `ps`.",
     )] = None,
     view_token: Annotated[str | None, option(
-        metavar="TOKEN", envvar=VIEW_TOKEN, help="Accept this token, too (min. 16 characters): "
-        f"users with it can only read. Prefer {VIEW_TOKEN}. Needs --token.",
+        metavar="TOKEN", envvar=VIEW_TOKEN, help="Also accept this token (min. 16 characters), "
+        f"whose users can only read. Prefer {VIEW_TOKEN}. Needs --token.",
     )] = None,
     allow_actions: Annotated[
         bool,
-        typer.Option("--allow-actions/--read-only", help="Allow changes, or only show."),
+        typer.Option("--allow-actions/--read-only", help="Allow changes, or only show data."),
     ] = False,
     allow_host: Annotated[list[str] | None, option(
         metavar="NAME", help="Extra Host header to accept, e.g. behind a proxy. Repeatable.  "
-        "[default: localhost; any with a token and another --host]",
+        "[default: localhost; any name with both --token and another --host]",
     )] = None,
     root_path: Annotated[str, option(
-        metavar="PATH", parser=_path_of, help="Path under which a proxy serves the dashboard and "
-        "which it strips, e.g. /qsync.",
+        metavar="PATH", parser=_path_of, help="Path under which a proxy serves the dashboard; the "
+        "proxy strips it, e.g. /qsync.",
     )] = "",
     trust_proxy: Annotated[list[str] | None, option(
         metavar="ADDRESS", help="IP address or network (10.0.0.0/8) of a proxy in front of the "
-        "dashboard. Its X-Forwarded-Proto and X-Forwarded-For are believed: cookies are Secure "
-        "behind TLS, and wrong tokens count for the user's address. Repeatable.",
+        "dashboard. Its X-Forwarded-Proto and X-Forwarded-For are trusted: cookies are Secure "
+        "behind TLS, and wrong tokens count against the user's address. Repeatable.",
     )] = None,
     mask: Annotated[str | None, option(
         metavar="MODULE:FUNCTION", help="Function (type, payload) that returns the text to show "
         "instead of the payload.",
     )] = None,
     also: Annotated[list[str] | None, option(
-        metavar="[NAME=]PREFIX[@URL]", envvar=ALSO, help="Show one more prefix, of the same store "
-        "or of another one, e.g. billing or eu=shop@redis://10.0.0.5:6379. Repeatable; or set "
-        f"{ALSO}, with spaces between.",
+        metavar="[NAME=]PREFIX[@URL]", envvar=ALSO, help="Also show this prefix, in the same store "
+        "or in another, e.g. billing or eu=shop@redis://10.0.0.5:6379. Repeatable; or set "
+        f"{ALSO} to a list separated by spaces.",
     )] = None,
     language: Annotated[str | None, option(
         metavar="CODE", help="Language of the pages, en or ru, until a user chooses one.  "
@@ -132,7 +132,7 @@ def dashboard(
         mode = "actions allowed" if allow_actions else "read-only"
         address = f"http://{name}:{listener.getsockname()[1]}{root_path}"
         source = "; ".join(f"{each}, prefix {each.prefix}" for each in opened)
-        typer.echo(f"qsync dashboard: {address} ({mode}), of {source}", err=True)
+        typer.echo(f"qsync dashboard: {address} ({mode}), showing {source}", err=True)
         _serve(app, listener, root_path, proxies)
     finally:
         listener.close()
@@ -154,11 +154,11 @@ def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
     for text in texts:
         place, _, url = text.partition("@")
         if re.search("[:/?]", place):  # the text is not shown: it may contain a password
-            exit_with("--also: give the name of a prefix before a URL: [NAME=]PREFIX@URL", USAGE)
+            exit_with("--also: put the name of a prefix before the URL: [NAME=]PREFIX@URL", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
         if name in (first.prefix, *others):
-            exit_with(f"--also {place}: {name} is shown already; write NAME={prefix}", USAGE)
+            exit_with(f"--also {place}: {name} is already shown; write NAME={prefix}", USAGE)
         try:
             check_name("name", name)
             check_name("prefix", prefix)
@@ -226,7 +226,7 @@ def _network(text: str) -> Network:
         return ip_network(text)
     except ValueError as error:
         exit_with(
-            f"--trust-proxy {text}: {error}; give an IP address or a network, such as 10.1.2.3 or "
+            f"--trust-proxy {text}: {error}; use an IP address or a network, such as 10.1.2.3 or "
             "10.0.0.0/8",
             USAGE,
         )
@@ -281,7 +281,7 @@ def _load(target: str) -> Any:
     """Return the function MODULE:FUNCTION; the working directory is searched first."""
     module, _, attribute = target.partition(":")
     if not module or not attribute or "@" in target or "/" in target:
-        exit_with("--mask: not of the form MODULE:FUNCTION", USAGE)  # it may contain a password
+        exit_with("--mask: must have the form MODULE:FUNCTION", USAGE)  # it may contain a password
     folder = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -66,8 +66,8 @@ def retry(
 
     For example: qsync dead retry --type mail.send --error Timeout --dry-run
 
-    Runs in batches of 250, and leaves tasks alone that die after it began. A task whose unique lock
-    another task holds stays dead. For single tasks: qsync task retry ID.
+    Runs in batches of 250, and skips tasks that die after it started. A task stays dead if another
+    task holds its unique lock. For single tasks: qsync task retry ID.
     """
     _check(filters, everything)
     with open_store(store) as session:
@@ -100,7 +100,7 @@ def delete(
 
 def _check_state(filters: FilterOptions) -> None:
     if filters.states not in ([], [TaskState.DEAD]):
-        exit_with("the query names other states than dead: use `qsync task`", USAGE)
+        exit_with("the query names states other than dead: use `qsync task`", USAGE)
 
 
 def _check(filters: FilterOptions, everything: bool) -> None:

@@ -56,17 +56,17 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check whether the store is fit for the queue, and say what to change.
+    """Check whether the store is suitable for qsync, and suggest what to change.
 
-    With --audit, check the data of the queues instead, and with --repair, too, repair them. Both
-    can run while the queues are in use.
+    With --audit, check the data of the queues instead; with --audit --repair, also repair the
+    damage. Both can run while the queues are in use.
 
     Exit codes: 0 ok, 1 problem found or damage left, 2 usage.
     """
     if (queue is not None or repair) and not audit:
         exit_with("--queue and --repair need --audit", USAGE)
     if role is not None and audit:
-        exit_with("--role and --audit exclude each other", USAGE)
+        exit_with("--role and --audit cannot be used together", USAGE)
     connections, _ = connections_of(store, patience=STORE_TIMEOUT_S)
     prefix = connections.prefix
     try:

@@ -62,7 +62,7 @@ errors: Final = CommandGroup(
 
 
 def failing_state(text: str) -> TaskState:
-    """Return a state whose tasks have an error; BadParameter for another one."""
+    """Return the state of this name; raise BadParameter if its tasks have no error."""
     if text in FAILING:
         return TaskState(text)
     raise typer.BadParameter(f"{text!r} is not one of {', '.join(FAILING)}")
@@ -70,12 +70,12 @@ def failing_state(text: str) -> TaskState:
 
 States = Annotated[list[TaskState] | None, option(
     "--state", "-s", metavar="STATE", parser=failing_state, autocompletion=lambda: list(FAILING),
-    help="Only dead tasks, or only those that wait for a retry.  [default: both]",
+    help="Only dead tasks, or only those waiting for a retry.  [default: both]",
 )]  # fmt: skip
 
 State = Annotated[TaskState, option(
     "--state", "-s", metavar="STATE", parser=failing_state, autocompletion=lambda: list(FAILING),
-    help="dead, or retry for those that wait for a retry.  [default: dead]",
+    help="dead, or retry for those waiting for a retry.  [default: dead]",
 )]  # fmt: skip
 
 NEVER: Final = datetime.fromtimestamp(0, UTC)
@@ -118,8 +118,8 @@ def list_errors(
     """List the errors of dead and retried tasks, the most frequent first.
 
     Tasks have the same error if their type, the class of the exception and the function that raised
-    it are the same. Counts about 300,000 tasks a second, or 20,000 with --newer-than and for errors
-    that an older version of qsync wrote.
+    it are the same. Counts about 300,000 tasks per second, or 20,000 with --newer-than and for
+    errors that an older version of qsync wrote.
     """
     filter = Filter(type=type, newer_than=newer_than)
     selected = Selected(queue, None if filter == Filter() else filter)
@@ -211,12 +211,12 @@ def _facts(group: ErrorGroup) -> list[tuple[str, str]]:
 
 
 def _find_group(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:
-    """Return the group of this id, or of the only id that begins with it; exit without one."""
+    """Return the group with this id, or the only one whose id begins with it; exit if none is."""
     matches = [
         group for group in _read(session, Selected(queue, None), FAILING) if group.id.startswith(id)
     ]
     if len(matches) > 1:
-        exit_with(f"{id}: {', '.join(group.id for group in matches)} begin with it", USAGE)
+        exit_with(f"{id} is ambiguous: {', '.join(group.id for group in matches)}", USAGE)
     if not matches:
         exit_with(f"no task has the error {id}: see qsync errors list")
     return matches[0]
@@ -300,6 +300,6 @@ async def _acknowledge(inspector: Inspector, name: str, dry_run: bool) -> int:
 def _job(
     session: StoreSession, id: str, queue: str | None, state: TaskState, verb: str, as_json: bool
 ) -> BulkJob:
-    """Return the change of the tasks of a group."""
+    """Return the change to the tasks of a group."""
     selected = Selected(queue, Filter(group=_find_group(session, id, queue).id))
     return BulkJob(session, selected, state, verb, as_json)

@@ -29,15 +29,15 @@ SORTS: Final[dict[str, Callable[[OperatorEvent], Any]]] = {
     "queue": lambda event: event.queue or "",
     "number": lambda event: -event.number,
 }
-"""Sort keys of the list by column; equal ones stay in order of time."""
+"""Sort keys of the list by column; ties stay in order of time."""
 
 
 def events(
     *,
     queue: OnlyQueue = None,
     action: Annotated[str | None, option(
-        metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action, e.g. "
-        "queue.pause, or all of a kind, e.g. queue.",
+        metavar="ACTION", autocompletion=lambda: list(ACTIONS), help="Only this action "
+        "(queue.pause) or this kind of action (queue).",
     )] = None,
     task: Annotated[str | None, option(metavar="ID", help="Only actions on this task.")] = None,
     since: Annotated[float | None, option(
@@ -57,12 +57,12 @@ def events(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """Show the last actions of operators: who changed what, when, and how many.
+    """Show the latest actions of operators: who did what, when, and to how many tasks.
 
     For example: qsync events --queue mail --action task --since 2h
 
-    The store keeps 500 actions of each queue, and 500 that belong to none. Steps of one change of
-    many tasks are one action.
+    The store keeps 500 actions per queue, and 500 that belong to no queue. A bulk change is one
+    action, however many steps it takes.
     """
     with open_store(store) as session:
         if queue is not None:
@@ -88,7 +88,7 @@ def events(
 
 def _print(events: Sequence[OperatorEvent], *, whole: bool) -> None:
     if not events:
-        print_line("No actions are recorded that match.")
+        print_line("No recorded actions match.")
         return
     columns = [
         Column("TIME"), Column("BY", shrink=True), Column("ACTION"), Column("QUEUE", shrink=True),

@@ -55,7 +55,7 @@ def list_weights(
 ) -> None:  # fmt: skip
     """List the fairness keys of pending tasks, and the weights that are not 1.
 
-    If over 200 tasks are pending, the numbers are estimates from a sample of 200.
+    If more than 200 tasks are pending, the numbers are estimates from a sample of 200.
     """
     with open_store(store) as session:
 
@@ -96,7 +96,7 @@ def set_weight(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Give a fairness key another share of the throughput of a queue.
+    """Set the share of a queue's throughput that a fairness key gets.
 
     For example: qsync fairness set acme --weight 3
 
@@ -127,7 +127,7 @@ def reset(
         else:
             has_other = session.run(session.inspector.reset_weight(queue, key)).ok
     if not has_other:
-        exit_with(f"queue {queue}: fairness key {key} has the weight 1 already")
+        exit_with(f"queue {queue}: fairness key {key} already has the weight 1")
     _report(queue, key, 1.0, as_json, dry_run=dry_run)
 
 

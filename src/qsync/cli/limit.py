@@ -32,7 +32,7 @@ from qsync.limit import check_limit, limit_rule
 
 limit: Final = CommandGroup(
     name="limit",
-    help="List limits, show who holds one, set and reset rules.",
+    help="List limits, show the tasks that hold them, set and reset rules.",
     no_args_is_help=True,
 )
 
@@ -46,7 +46,7 @@ SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
 LimitQueue = Annotated[str, queue_option("Queue of the limit.")]
 
 LimitName = Annotated[str, argument(
-    metavar="LIMIT", help="A name, or one value of it: customer, customer:42.",
+    metavar="LIMIT", help="Name of a limit, or of one value of it, e.g. customer or customer:42.",
 )]  # fmt: skip
 
 Rate = Annotated[int | None, option(metavar="N", help="Number of starts per --per.")]
@@ -54,7 +54,7 @@ Per = Annotated[float | None, option(
     parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
 )]  # fmt: skip
 Burst = Annotated[int | None, option(
-    metavar="N", help="Starts allowed at once after idling.  [default: a tenth of --rate]",
+    metavar="N", help="Starts allowed at once after an idle period.  [default: a tenth of --rate]",
 )]  # fmt: skip
 Concurrency = Annotated[int | None, option(metavar="N", help="Tasks that run at the same time.")]
 
@@ -80,7 +80,7 @@ def list_limits(
 
     For example: qsync limit list mail
 
-    IN USE counts the tasks that run, and those that may start and wait for a server.
+    IN USE counts running tasks, and tasks that may start and are waiting for a server.
     """
     with open_store(store) as session:
 
@@ -138,12 +138,12 @@ def set_rule(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set the rule of a limit, or of one value of it; it overrides the program's rule.
+    """Set the rule for a limit, or for one value of it, to override the program's rule.
 
     For example: qsync limit set customer:42 --concurrency 10
 
-    The rule replaces the program's as a whole, on all servers at once, until it is reset. It stops
-    no running task.
+    Until it is reset, the rule replaces the program's rule as a whole, on all servers at once.
+    Running tasks continue.
     """
     _check(name)
     try:
@@ -168,7 +168,7 @@ def set_rule(
 
 
 def _print_preview(info: LimitInfo, rule: str, as_json: bool) -> None:
-    """Print the rule that a limit would have, and the one that it has."""
+    """Print the rule that a limit would have, and its current rule."""
     now = str(info.rule or "unlimited")
     if as_json:
         print_json({"limit": info.limit, "rule": rule, "now": now, "dry_run": True})

@@ -46,8 +46,8 @@ class OutputOptions:
         Format,
         typer.Option(
             "--output", "-o", metavar="FORMAT", show_default=False,
-            help="table, wide (a table in which nothing is cut), json, jsonl (one JSON document a "
-            "line) or csv.  [default: table]",
+            help="table, wide (a table in which nothing is cut), json, jsonl (one JSON document "
+            "per line) or csv.  [default: table]",
         ),
     ] = Format.TABLE  # fmt: skip
     as_json: Annotated[
@@ -57,21 +57,21 @@ class OutputOptions:
         float | None,
         typer.Option(
             "--watch", "-w", metavar="SECONDS", min=0.1, max=MAX_PAUSE_S, show_default=False,
-            help="Print it again every SECONDS, until Ctrl-C.",
+            help="Print the list again every SECONDS, until Ctrl-C.",
         ),
     ] = None  # fmt: skip
 
     @property
     def format(self) -> Format:
-        """Return the format; exit if two different ones are given."""
+        """Return the format; exit if the options name two different formats."""
         if not self.as_json:
             return self.output
         if self.output not in (Format.TABLE, Format.JSON):
-            exit_with(f"--json and -o {self.output} exclude each other", USAGE)
+            exit_with(f"--json and -o {self.output} cannot be used together", USAGE)
         return Format.JSON
 
     def repeat(self, show: Callable[[], None]) -> None:
-        """Call `show` once; with --watch, repeatedly until Ctrl-C, even while the store is away."""
+        """Call `show` once; with --watch, repeat until Ctrl-C, even while the store is down."""
         if self.watch is None:
             show()
             return
@@ -98,7 +98,7 @@ class OutputOptions:
     ) -> None:
         """Print rows; `print_table` prints the table, whole if its argument is true.
 
-        `document` is what JSON prints in place of the rows.
+        In JSON, `document` is printed in place of the rows.
         """
         match self.format:
             case Format.JSON:

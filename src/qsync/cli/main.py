@@ -49,12 +49,12 @@ COMMANDS: Final[dict[str, dict[str, str | None]]] = {
     "stats": {"short_help": "Show what needs attention, and the tasks of queues."},
     "top": {"short_help": "Watch queues, servers and running tasks."},
     "events": {"short_help": "Show who changed what, and when."},
-    "doctor": {"epilog": None, "short_help": "Check whether the store is fit for the queue."},
+    "doctor": {"epilog": None, "short_help": "Check whether the store is suitable for qsync."},
     "acl": {"epilog": None, "short_help": "Print the command that creates a store user."},
     "demo": {"epilog": None, "short_help": "Watch tasks run, fail and survive a kill -9."},
 }
-"""Options of the single commands: a short help where the first line of the docstring is too long
-for the list of commands, and no exit codes below the help where it names its own."""
+"""Options of individual commands: a short help where the first line of the docstring is too long
+for the list of commands, and no epilog where the help itself lists the exit codes."""
 
 MODULES: Final = {"demo": "demo.command"}
 """Files of commands that are not named after the command."""
@@ -131,7 +131,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Sections(TyperGroup):
-    """The commands by section; for a verb without its noun, it names the full command.
+    """The commands by section; suggests the full command for a verb without its noun.
 
     A command is imported when it is requested, so `qsync stats` does not import the others.
     """

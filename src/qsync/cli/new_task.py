@@ -24,7 +24,7 @@ def payload_of(text: str | None) -> Any:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         how = "quote it for the shell: '{...}'"
         if re.search(r"[{,]\s*['A-Za-z_]", text):
-            how = "keys and texts need double quotes: '{\"customer\": 7}'"
+            how = "keys and strings need double quotes: '{\"customer\": 7}'"
         raise InvalidTask(f"--json: not JSON: {error}; {how}") from None
 
 
@@ -41,7 +41,9 @@ def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None)
             return function.build(*payload)
         if isinstance(payload, dict):
             return function.build(**payload)
-        raise InvalidTask(f"--json: give task {type} an object of its arguments by name, or a list")
+        raise InvalidTask(
+            f"--json: task {type} needs an object of its arguments by name, or a list"
+        )
     batch = app.batches.get(type)
     if batch is not None:
         return batch.options(**options).build(payload)

@@ -37,12 +37,12 @@ App = Annotated[str | None, option(
 )]  # fmt: skip
 
 AppUrl = Annotated[str | None, option(
-    metavar="URL", help=f"URL of the store, for an app that does not name it. {_URL_HELP}",
+    metavar="URL", help=f"URL of the store, if the app does not set it. {_URL_HELP}",
 )]  # fmt: skip
-"""No environment variable: an app that names no URL reads QSYNC_URL itself."""
+"""Has no environment variable, since an app that names no URL reads QSYNC_URL itself."""
 
 AppPrefix = Annotated[str | None, option(
-    metavar="NAME", help=f"Prefix of all keys, for an app that does not name it; or set {PREFIX}.",
+    metavar="NAME", help=f"Prefix of all keys, if the app does not set it; or set {PREFIX}.",
 )]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -54,7 +54,7 @@ DryRun = Annotated[
 ]
 
 Preview = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what would change; change nothing.")
+    bool, typer.Option("--dry-run", help="Print what would change; change nothing.")
 ]
 
 QueueName = Annotated[str, argument(
@@ -81,8 +81,8 @@ IntoQueue = Annotated[str | None, option(
 )]  # fmt: skip
 
 Arguments = Annotated[str | None, option(
-    "--json", metavar="ARGS", help="Payload as JSON; for a task that is a function, an object of "
-    "its arguments by name. -: read it from standard input.  [default: no payload]",
+    "--json", metavar="ARGS", help="Payload as JSON; for a task function, an object of its "
+    "arguments by name. Use - to read it from standard input.  [default: no payload]",
 )]  # fmt: skip
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Task id.", show_default=False)]
@@ -111,7 +111,7 @@ States = Annotated[list[TaskState] | None, option(
 
 
 def purged_state(text: str) -> TaskState:
-    """Return a state that can be purged; BadParameter if it is none."""
+    """Return the state of this name; raise BadParameter if it cannot be purged."""
     if text in PURGED:
         return TaskState(text)
     others = ", ".join(PURGED)
@@ -145,7 +145,7 @@ def moment_of(text: str) -> datetime:
 
 
 def column_of(names: Collection[str]) -> Callable[[str], str]:
-    """Return a parser of `--sort`: it takes one of these names in any case."""
+    """Return a parser of `--sort`: it accepts these names in any case."""
 
     def parse(text: str) -> str:
         if text.lower() not in names:
@@ -240,7 +240,7 @@ class FilterOptions:
         if len(queues) > 1 or "*" in queues[0] or "?" in queues[0]:
             exit_with("the query may name one queue, without wildcards", USAGE)
         if self.queue not in (None, queues[0]):
-            exit_with(f"--queue {self.queue} and queue:{queues[0]} exclude each other", USAGE)
+            exit_with(f"--queue {self.queue} and queue:{queues[0]} cannot be used together", USAGE)
         object.__setattr__(self, "queue", queues[0])
 
     @property
@@ -252,7 +252,9 @@ class FilterOptions:
         query = self._parsed.filter or Filter()
         for name in set_options:
             if getattr(query, name) is not None:
-                exit_with(f"the query and --{name.replace('_', '-')} exclude each other", USAGE)
+                exit_with(
+                    f"the query and --{name.replace('_', '-')} cannot be used together", USAGE
+                )
         selected = msgspec.structs.replace(query, **set_options)
         return None if selected == Filter() else selected
 
@@ -270,7 +272,7 @@ class FilterOptions:
 
 
 Priority = Annotated[int | None, option(
-    metavar="1-9", help="Priority; pending tasks of a higher one start first.  [default: 5]",
+    metavar="1-9", help="Priority; pending tasks with a higher priority start first.  [default: 5]",
 )]  # fmt: skip
 
 UniqueKey = Annotated[str | None, option(
@@ -283,13 +285,13 @@ WhenDuplicate = Annotated[str | None, option(
 )]  # fmt: skip
 
 Debounce = Annotated[float | None, option(
-    parser=duration_of, metavar="DURATION", help="Run this long after the last enqueue with the "
-    "key, e.g. 5s.",
+    parser=duration_of, metavar="DURATION", help="Run the task this long after the last enqueue "
+    "with the key, e.g. 5s.",
 )]  # fmt: skip
 
 DebounceMax = Annotated[float | None, option(
-    parser=duration_of, metavar="DURATION", help="Longest time after the first of these enqueues, "
-    "e.g. 1m.",
+    parser=duration_of, metavar="DURATION", help="Run the task at most this long after the first "
+    "of these enqueues, e.g. 1m.",
 )]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Writes tables, lines and JSON to standard output.
 
-Texts in the store come from users, so everything printed here is escaped.
+Strings in the store come from users, so everything printed here is escaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from qsync.state import TaskState
 from qsync.worker.logs import escape
 
-if TYPE_CHECKING:  # rich takes long to import, and --json does without
+if TYPE_CHECKING:  # rich is slow to import, and --json does not need it
     from rich.console import Console, RenderableType
     from rich.table import Table
 

@@ -19,7 +19,7 @@ MAX_LINES: Final = 10
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
     """Return the number of different errors of the unacknowledged dead tasks, by queue.
 
-    It is known for up to MAX_LINES queues, where one read suffices: about 20,000 tasks.
+    Covers up to MAX_LINES queues, and those that one read can count: about 20,000 tasks.
     """
     numbers = {}
     for info in [info for info in queues if info.died is not None][:MAX_LINES]:

@@ -15,7 +15,7 @@ from qsync.cli.command import NOT_DONE, USAGE, exit_with
 
 TERMINAL_INTERVAL_S: Final = 0.1
 LOG_INTERVAL_S: Final = 5.0
-"""Interval between two texts of a progress, on a terminal and elsewhere."""
+"""Interval between two progress messages, on a terminal and elsewhere."""
 
 
 def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:

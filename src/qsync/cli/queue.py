@@ -42,7 +42,7 @@ queue: Final = CommandGroup(
 )
 
 MAX_STEPS: Final = 1_000_000
-"""Limit of the steps that delete a queue, which may fill as fast as it is emptied."""
+"""Maximum number of steps to delete a queue, which may fill as fast as it is emptied."""
 
 
 @queue.command("list")
@@ -182,7 +182,7 @@ async def _purge(inspector: Inspector, name: str, states: list[TaskState], held:
 def delete(
     *,
     name: QueueName,
-    force: Annotated[bool, typer.Option("--force", help="Delete the queue's tasks, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also delete the queue's tasks.")] = False,
     dry_run: Preview = False,
     yes: Yes = False,
     store: StoreOptions,
@@ -190,7 +190,7 @@ def delete(
 ) -> None:
     """Delete a queue, its counters and schedules.
 
-    Refused while a running server takes tasks from it, and without --force while it holds tasks.
+    Fails while a running server takes tasks from the queue. A queue with tasks needs --force.
     """
     with open_store(store) as session:
         info = session.run(check_queue(session.inspector, name))
@@ -211,13 +211,19 @@ def delete(
         exit_with(_refusal(name, outcome))
 
 
+def served_by(servers: int) -> str:
+    """Return the reason why a queue cannot be deleted while servers run."""
+    takes = "takes" if servers == 1 else "take"
+    return f"{plural(servers, 'running server')} {takes} tasks from it"
+
+
 def _print_dry_run(info: QueueInfo, servers: int, *, force: bool, as_json: bool) -> None:
     """Print what `delete` would do; exit with 1 if it would be refused."""
     why = ""
     if servers:
-        why = f"{plural(servers, 'running server')} takes tasks from it"
+        why = served_by(servers)
     elif info.total and not force:
-        why = f"it holds {plural(info.total, 'task')}; --force deletes them, too"
+        why = f"it holds {plural(info.total, 'task')}; --force also deletes them"
     if as_json:
         outcome = {"tasks": info.total, "would_be_deleted": not why, "why": why}
         print_json({"queue": info.name, **outcome})
@@ -243,7 +249,7 @@ async def _forget(inspector: Inspector, name: str, *, force: bool) -> Forgotten:
 def _refusal(name: str, refused: Forgotten) -> str:
     match refused.outcome:
         case "served":
-            return f"queue {name}: server {refused.server} takes tasks from it: stop it first"
+            return f"server {refused.server} takes tasks from queue {name}: stop the server first"
         case "running":
             return f"queue {name}: {plural(refused.left, 'task')} running: cancel them first"
         case "not_empty":

@@ -33,7 +33,7 @@ def bound_of(text: str) -> int:
     if text == NONE:
         return 0
     if not text.replace("_", "").isdigit() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a number of tasks, nor {NONE!r}")
+        raise typer.BadParameter(f"{text!r} is neither a number of tasks nor {NONE!r}")
     return int(text)
 
 
@@ -49,17 +49,17 @@ def bytes_of(text: str) -> int:
 
 MaxTasks = Annotated[int | None, option(
     parser=bound_of, metavar="N", help="Maximum number of waiting tasks, e.g. 100000, or none.  "
-    "[default: as now]",
+    "[default: unchanged]",
 )]  # fmt: skip
 
 MaxBytes = Annotated[int | None, option(
     parser=bytes_of, metavar="SIZE", help="Maximum size of all messages, e.g. 500MiB or 1GiB, or "
-    "none.  [default: as now]",
+    "none.  [default: unchanged]",
 )]  # fmt: skip
 
 Full = Annotated[WhenFull | None, option(
-    "--when-full", metavar="WHAT", help="Action of an enqueue beyond a bound: raise (QueueFull) or "
-    "drop_oldest (the oldest waiting tasks).  [default: as now]",
+    "--when-full", metavar="WHAT", help="What an enqueue beyond a bound does: raise (QueueFull) or "
+    "drop_oldest (the oldest waiting tasks).  [default: unchanged]",
 )]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def target_of(text: str) -> float:
 Target = Annotated[float | None, option(
     "--latency-target", parser=target_of, metavar="DURATION", help="Maximum time that the oldest "
     "pending task should wait, e.g. 30s, or none. The dashboard shows a queue that misses it.  "
-    "[default: as now]",
+    "[default: unchanged]",
 )]  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def set_bounds(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set the bounds of a queue, which override the program's until `reset`, or its latency target.
+    """Set the latency target or the bounds of a queue; until `reset`, they override the program's.
 
     For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 
@@ -113,7 +113,7 @@ def set_bounds(
     with open_store(store) as session:
         with_bounds = max_tasks is not None or max_bytes is not None or when_full is not None
         if not with_bounds and latency_target is None:
-            raise InvalidTask("give --max-tasks, --max-bytes, --when-full or --latency-target")
+            raise InvalidTask("use --max-tasks, --max-bytes, --when-full or --latency-target")
         if dry_run:
             session.run(check_queue(session.inspector, name))
         if latency_target is not None:
@@ -193,7 +193,7 @@ def _print_bounds(bounds: QueueBounds) -> None:
         set_by = bounds.operator
         when = f" {relative(set_by.at)}" if set_by.at else ""
         print_line(f"  set by {set_by.by or 'an operator'}{when}")
-        print_line(f"  of the program: {bounds.program or 'no bounds'}")
+        print_line(f"  set by the program: {bounds.program or 'no bounds'}")
     if bounds.fullest is not None:
         size = "" if bounds.bytes is None else f", {bounds.bytes:,} bytes of messages"
-        print_line(f"  there: {bounds.waiting:,} waiting tasks{size}")
+        print_line(f"  now: {bounds.waiting:,} waiting tasks{size}")

@@ -148,7 +148,7 @@ def show(
 
 
 def _print_one(info: ScheduleInfo) -> None:
-    origin = "in the store" if info.stored else "of a program"
+    origin = "in the store" if info.stored else "from a program"
     times = [
         *(("next", next_at) for next_at in info.next_at),
         ("last", info.last_tick), ("put" if info.stored else "seen", info.seen_at),
@@ -175,12 +175,12 @@ def put(
     type: Annotated[str, argument(metavar="TYPE", help="Type of the task.")],
     arguments: Arguments = None,
     cron: Annotated[str | None, option(
-        "--cron", metavar="EXPRESSION", help="Run at these times: five fields of cron, or six "
-        "with seconds, e.g. '0 9 * * *'.",
+        "--cron", metavar="EXPRESSION", help="Cron expression for the run times: five fields, "
+        "or six with seconds, e.g. '0 9 * * *'.",
     )] = None,
     every: Annotated[float | None, option(
-        "--every", parser=duration_of, metavar="DURATION", help="Run at the multiples of this "
-        "since 1970 in UTC, e.g. 90s, 2h.",
+        "--every", parser=duration_of, metavar="DURATION", help="Run at multiples of this "
+        "interval since 1970 in UTC, e.g. 90s, 2h.",
     )] = None,
     tz: Annotated[str | None, option(
         "--tz", metavar="ZONE", help="Time zone of --cron, e.g. Asia/Tokyo.  [default: UTC]",
@@ -197,7 +197,7 @@ def put(
     dry_run: Preview = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
-    """Put a schedule into the store, or replace the one of this name; servers run it from now on.
+    """Store a schedule, or replace the stored one of the same name; servers run it from now on.
 
     For example: qsync schedule put report-42 shop.report --json '{"id": 42}' --cron '0 9 * * *'
 
@@ -311,7 +311,7 @@ def delete(
         if dry_run:
             info = info_of(session, name, owner)
             if info.live and not info.stored:
-                exit_with(f"{name}: a running server publishes it, so it would not be deleted")
+                exit_with(f"{name} would not be deleted: a running server publishes it")
             preview(session, name, owner, "would be deleted", as_json)
             return
         confirm(f"Delete schedule {name} of queue {owner}?", yes=yes)
@@ -359,7 +359,7 @@ def info_of(session: StoreSession, name: str, queue: str) -> ScheduleInfo:
     schedules = session.run(session.inspector.schedules(prefix=name))
     same = [info for info in schedules if (info.name, info.queue) == (name, queue)]
     if not same:
-        exit_with(f"{name}: it was deleted meanwhile")
+        exit_with(f"schedule {name} was deleted in the meantime")
     return same[0]
 
 
@@ -372,7 +372,7 @@ def preview(session: StoreSession, name: str, queue: str, done: str, as_json: bo
 def preview_put(
     session: StoreSession, name: str, new_task: Task[Any], times: dict[str, Any]
 ) -> None:
-    """Print when a schedule would run next, and which one it would replace."""
+    """Print when a schedule would run next, and which schedule it would replace."""
     content = checked_content(name, new_task, payload_limit=PAYLOAD_LIMIT, **times)
     schedules = session.run(session.inspector.schedules(prefix=name))
     same = [info for info in schedules if (info.name, info.queue) == (name, new_task.queue)]

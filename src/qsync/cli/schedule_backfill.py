@@ -40,7 +40,7 @@ def history(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """Show the last 20 runs of a schedule: when, how they were made and ended, and missed ticks.
+    """Show the last 20 runs of a schedule: when and how they started and ended, and missed ticks.
 
     For example: qsync schedule history nightly_report
     """
@@ -60,12 +60,12 @@ def backfill(
     *,
     name: Name,
     start: Annotated[datetime | None, option(
-        "--from", parser=moment_of, metavar="TIME", help="First tick, e.g. 2026-11-01T00:00 in "
-        "the local time zone, or with +03:00. Required.",
+        "--from", parser=moment_of, metavar="TIME", help="Start of the interval, e.g. "
+        "2026-11-01T00:00 in the local time zone, or 2026-11-01T00:00+03:00. Required.",
     )] = None,
     end: Annotated[datetime | None, option(
-        "--to", parser=moment_of, metavar="TIME", help="End of the interval: ticks before this "
-        "time. Required.",
+        "--to", parser=moment_of, metavar="TIME", help="End of the interval, which is not part "
+        "of it. Required.",
     )] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count the ticks; enqueue nothing.")
@@ -79,10 +79,10 @@ def backfill(
 
     For example: qsync schedule backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run
 
-    Ticks that ran, as far as the store knows, are skipped.
+    Skips ticks that ran, according to the store.
     """
     if start is None or end is None:
-        exit_with("give the interval with --from and --to", USAGE)
+        exit_with("--from and --to are required", USAGE)
     with open_store(store) as session:
         owner, inspector = queue_of_schedule(session, name, queue), session.inspector
         plan = session.run(
@@ -96,7 +96,7 @@ def backfill(
             )
             plan = session.run(inspector.backfill(name, queue=owner, start=start, end=end))
     if plan is None:
-        exit_with(f"schedule {name} was deleted meanwhile")
+        exit_with(f"schedule {name} was deleted in the meantime")
     if plan.refused:
         done = f"{plural(plan.enqueued, 'task')} enqueued, then: " if plan.enqueued else ""
         exit_with(f"schedule {name}: {done}{plan.refused}")
@@ -108,5 +108,5 @@ def backfill(
 
 def _print(plan: Backfill, *, dry_run: bool) -> None:
     would = " would be" if dry_run else ""
-    skipped = f"; {plan.skipped:,} skipped, as they ran before" if plan.skipped else ""
+    skipped = f"; {plan.skipped:,} skipped, since they ran before" if plan.skipped else ""
     print_line(f"{plural(plan.enqueued, 'task')}{would} enqueued{skipped}")

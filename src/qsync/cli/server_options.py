@@ -26,7 +26,7 @@ TaskProcesses = Annotated[int | None, option(
 
 MaxTasks = Annotated[int | None, option(
     metavar="N", min=1, help="Replace a process that has started this many tasks, e.g. 10000: "
-    "once its successor is ready, it ends its running tasks as at a stop. One process is replaced "
+    "once its successor is ready, it shuts down gracefully. One process is replaced "
     "at a time.  [default: no limit]",
 )]  # fmt: skip
 
@@ -62,7 +62,7 @@ def delays_of(text: str) -> list[float]:
 
 
 MaxCrashes = Annotated[int | None, option(
-    metavar="N", help="A task is dead after it was running in N processes that died.  [default: 3]",
+    metavar="N", help="A task becomes dead after N processes died while running it.  [default: 3]",
 )]  # fmt: skip
 
 MaxHung = Annotated[int | None, option(
@@ -71,7 +71,7 @@ MaxHung = Annotated[int | None, option(
 )]  # fmt: skip
 
 ResultLimit = Annotated[int | None, option(
-    metavar="BYTES", help="Largest result; a task with a larger one is dead.  [default: the "
+    metavar="BYTES", help="Largest result; a task with a larger one becomes dead.  [default: the "
     "payload limit of the app, or 1048576]",
 )]  # fmt: skip
 
@@ -162,7 +162,7 @@ HealthPort = Annotated[int | None, option(
 )]  # fmt: skip
 
 HealthHost = Annotated[str | None, option(
-    metavar="HOST", help="Address of the health port; 0.0.0.0 for the probes of a cluster. It "
+    metavar="HOST", help="Address of the health port; 0.0.0.0 for probes from a cluster. It "
     "shows names of queues and task types, and their metrics, without a token.  [default: "
     "127.0.0.1]",
 )]  # fmt: skip

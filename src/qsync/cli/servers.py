@@ -51,7 +51,7 @@ def list_servers(
 
     RUNNING is the number of tasks that a server runs, and the number that it can run, as of its
     last heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current: a server
-    may have more leases than that, also of tasks that have not begun to run.
+    may hold more leases than that, including leases on tasks that have not started.
     """
     with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:
@@ -138,7 +138,7 @@ def stop(
 
 
 def _look(inspector: Inspector) -> Callable[[str], Awaitable[Change]]:
-    """Return a verb that only says whether there is such a server."""
+    """Return a verb that only reports whether the server exists."""
 
     async def look(id: str) -> Change:
         return Change(outcome="not_found" if await inspector.server(id) is None else "done")

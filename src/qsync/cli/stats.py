@@ -32,7 +32,7 @@ def stats(
     days: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, max=90, help="Show the counters of the last N days, too."
+            metavar="N", min=0, max=90, help="Also show the counters of the last N days."
         ),
     ] = 0,
     sort: SortQueues = "name",

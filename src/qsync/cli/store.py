@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STORE_TIMEOUT_S: Final = 5.0
-"""Time that a command tries to reach the store."""
+"""How long a command tries to reach the store."""
 
 CLOCK_S: Final = 60.0
-"""Time for which the difference of the store's clock is taken as known."""
+"""How long a measured offset of the store's clock is used."""
 
 NAMES_SHOWN: Final = 20
 """Number of names that a message lists."""
@@ -60,7 +60,7 @@ NAMES_SHOWN: Final = 20
 class StoreSession:
     """An inspector with an event loop, for a command that is not a coroutine.
 
-    The command can ask its user between two calls, and Ctrl-C ends either.
+    The command can prompt its user between two calls; Ctrl-C ends a prompt or a call.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StoreSession:
         self._clock_read_at = -math.inf
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result; then times count from the store's clock."""
+        """Run a coroutine and return its result; later times are relative to the store's clock."""
         try:
             self.follow_clock()
         except BaseException:
@@ -87,11 +87,11 @@ class StoreSession:
         return self._runner.run(work, context=copy_context())
 
     def follow_clock(self) -> None:
-        """Let times count from the store's clock, which is read once a minute at most."""
+        """Show times relative to the store's clock, which is read at most once a minute."""
         asked = time.monotonic()
         if asked - self._clock_read_at > CLOCK_S:
             self._clock_read_at = asked
-            with contextlib.suppress(ConfigError):  # without the permission, from this machine's
+            with contextlib.suppress(ConfigError):  # without the permission, use this machine's
                 store_clock.follow(store_clock.ahead(self._runner.run(self.inspector.store_time())))
 
 
@@ -165,7 +165,7 @@ def _explain(error: QsyncError) -> tuple[str, int]:
     if isinstance(error, SchemaMismatch | TaskNotFound):
         return text, NOT_DONE
     if not isinstance(error, ConfigError):
-        return f"{text}; `qsync doctor` may tell why", NOT_DONE
+        return f"{text}; `qsync doctor` may show why", NOT_DONE
     if any(code in text for code in ("NOPERM", "no permissions", "ACL failure", "user executing")):
         hint = f"`qsync acl {_role(command_path())}` prints the permissions that this needs"
         return f"{text}; {hint}", DENIED
@@ -181,7 +181,7 @@ def _role(command: str) -> str:
 
 
 def unknown_name(names: Sequence[str], name: str, noun: str, *, if_none: str = "") -> str:
-    """Return the message for an unknown name: the one that was probably meant, or all."""
+    """Return the message for an unknown name, with the likely name or all names."""
     if not names:
         return f"there is no {noun} {name}, nor any other{if_none}"
     close = difflib.get_close_matches(name, names, 1)
@@ -259,7 +259,7 @@ async def state_counts(inspector: Inspector, queue: str | None) -> dict[str, dic
 
 
 async def queue_of(inspector: Inspector, id: str, queue: str | None) -> str:
-    """Return the queue of a task, which is looked for unless it is given; exit if there is none."""
+    """Return the queue of a task, searching all queues if `queue` is None; exit if none has it."""
     if queue is not None:
         await check_queue(inspector, queue)
         return queue

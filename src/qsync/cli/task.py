@@ -47,7 +47,7 @@ task: Final = CommandGroup(
 )
 
 RATE_INTERVAL_S: Final = 0.5
-"""Time to measure the rate of a queue, for the estimate of when a task's turn comes."""
+"""How long to measure the rate of a queue, to estimate when a task will start."""
 
 
 @task.command("list")
@@ -60,8 +60,8 @@ def list_tasks(
         bool | None,
         typer.Option(
             "--newest-first/--oldest-first",
-            help="Order of the tasks.  [default: newest first for tasks that have ended, the order "
-            "in which they will run for others]",
+            help="Order of the tasks.  [default: newest first for tasks that have ended; for "
+            "others, the order in which they will run]",
             show_default=False,
         ),
     ] = None,
@@ -77,10 +77,10 @@ def list_tasks(
     """
     if text is not None:
         if filters.query is not None:
-            exit_with("give the query either as argument or with --query", USAGE)
+            exit_with("pass the query either as an argument or with --query", USAGE)
         filters = replace(filters, query=text)
     if states and filters.states:
-        exit_with("--state and state: in the query exclude each other", USAGE)
+        exit_with("--state and state: in the query cannot be used together", USAGE)
     states = states or filters.states
     query = TaskQuery(
         filters.queue, states or ORDER, filters.filter, limit, cursor, newest_first, sort
@@ -109,11 +109,13 @@ def show(
     """
     if stack:
         if raw:
-            exit_with("--stack and --raw exclude each other", USAGE)
+            exit_with("--stack and --raw cannot be used together", USAGE)
         print_stack(id, queue, store, as_json=as_json)
         return
     if raw and as_json:
-        exit_with("--raw and --json exclude each other: --json has the payload as base64", USAGE)
+        exit_with(
+            "--raw and --json cannot be used together; --json has the payload as base64", USAGE
+        )
     with open_store(store) as session:
         detail, why = session.run(
             _detail(session.inspector, id, queue, explained=not (raw or as_json))
@@ -139,9 +141,9 @@ async def _detail(
 
 
 def _write(data: bytes) -> None:
-    """Write bytes to standard output; to a terminal only text, which cannot control it."""
+    """Write bytes to standard output; to a terminal, write only text, which cannot control it."""
     if sys.stdout.isatty() and not _is_text(data):
-        exit_with("--raw: the payload is not plain text: redirect it to a file or a pipe", USAGE)
+        exit_with("--raw: the payload is not plain text; redirect it to a file or a pipe", USAGE)
     sys.stdout.buffer.write(data)
     sys.stdout.flush()
 
@@ -191,7 +193,7 @@ def enqueue(
     delay: Delay = None,
     flow: EnqueueOptions,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check the task, and say where it would go.")
+        bool, typer.Option("--dry-run", help="Only check the task, and print where it would go.")
     ] = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
@@ -218,12 +220,12 @@ def reschedule(
     *,
     ids: TaskIds,
     delay: Annotated[float | None, option(
-        parser=duration_of, metavar="DURATION", help="New time to wait from now, e.g. 90s, 2h; 0: "
-        "run it now.",
+        parser=duration_of, metavar="DURATION", help="New delay from now, e.g. 90s, 2h; with 0, "
+        "the task runs now.",
     )] = None,
     at: Annotated[datetime | None, option(
-        parser=moment_of, metavar="TIME", help="New time to run it, e.g. 2026-12-01T08:00 in your "
-        "time zone, or with +01:00.",
+        parser=moment_of, metavar="TIME", help="New start time, e.g. 2026-12-01T08:00 in your "
+        "time zone, or 2026-12-01T08:00+01:00.",
     )] = None,
     queue: TaskQueue = None,
     dry_run: DryRun = False,
@@ -235,7 +237,7 @@ def reschedule(
     For example: qsync task reschedule ID --delay 15m
     """
     if (delay is None) == (at is None):
-        exit_with("give either --delay or --at", USAGE)
+        exit_with("pass either --delay or --at", USAGE)
 
     def verb(inspector: Inspector) -> Callable[..., Awaitable[Change]]:
         return partial(inspector.reschedule_task, delay=delay, process_at=at, dry_run=dry_run)

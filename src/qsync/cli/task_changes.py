@@ -1,4 +1,4 @@
-"""`qsync task retry`, `cancel` and `delete`: of tasks by id, or of all that match filters."""
+"""`qsync task retry`, `cancel` and `delete`: for tasks by id, or for all that match filters."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED
 from qsync.state import TaskState
 
 ChangeTask = Callable[..., Awaitable[Change]]
-"""Changes the task of an id and a queue, as `Inspector.run` does."""
+"""Changes the task with an id in a queue, as `Inspector.run` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskChange:
-    """A change of tasks in one of the states, by id or by steps over all that match."""
+    """A change to tasks in one of the states, by id or by steps over all that match."""
 
     states: tuple[TaskState, ...]
     verb: str
     done: str
-    """Word of the report for a changed task."""
+    """Word for a changed task in the report."""
     change_task: Callable[[Inspector], ChangeTask]
     make_step: Callable[[Inspector], MakeStep]
 
@@ -157,7 +157,7 @@ def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
 
 def _refuse_filters(state: TaskState | None, filters: FilterOptions, everything: bool) -> None:
     if state is not None or filters.filter is not None or filters.states or everything:
-        exit_with("ids and --state, --all or filters exclude each other", USAGE)
+        exit_with("ids cannot be used together with --state, --all or filters", USAGE)
 
 
 def _checked_state(
@@ -166,10 +166,10 @@ def _checked_state(
     """Return the state of the tasks to change; exit if the options name none that is possible."""
     if filters.states:
         if len(filters.states) > 1 or state not in (None, filters.states[0]):
-            exit_with("give one state, by --state or by state: in the query", USAGE)
+            exit_with("pass one state, with --state or with state: in the query", USAGE)
         [state] = filters.states
     if state is None:
-        exit_with("give ids, or --state with filters or --all", USAGE)
+        exit_with("pass ids, or --state with filters or --all", USAGE)
     if state not in change.states:
         others = f"{', '.join(change.states[:-1])} or {change.states[-1]}"
         exit_with(f"--state {state}: such tasks cannot be {change.verb}; use {others}", USAGE)
@@ -185,7 +185,7 @@ def check_everything(filters: FilterOptions, everything: bool) -> None:
             USAGE,
         )
     if filters.filter is not None and everything:
-        exit_with("--all and filters exclude each other", USAGE)
+        exit_with("--all and filters cannot be used together", USAGE)
 
 
 def _change_matching(
@@ -237,7 +237,9 @@ def change_each(
         if name is None:
             queues = [row.queue for row in await inspector.find(id)]
             if len(queues) > 1:
-                why = f"queues {', '.join(queues)} have it: choose one with --queue"
+                why = (
+                    f"queues {', '.join(queues)} have a task with this id: choose one with --queue"
+                )
                 return Outcome(id, None, Change(outcome="refused", why=why))
             if not queues:
                 return Outcome(id, None, Change(outcome="not_found"))

@@ -55,7 +55,7 @@ def print_error(detail: TaskDetail) -> None:
     """Print the last error of a task with its traceback, if it has one."""
     if detail.error:
         is_cut = len(detail.error.encode(errors="replace")) >= ERROR_LIMIT - 8
-        note = f"only the first and last part are kept, {ERROR_LIMIT // 1024} KiB"
+        note = f"only the first and last parts are kept, {ERROR_LIMIT // 1024} KiB"
         _print_block("error", note if is_cut else "", detail.error)
 
 

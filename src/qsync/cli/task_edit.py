@@ -28,7 +28,7 @@ def edit(
     *,
     id: TaskId,
     payload: Annotated[str | None, option(
-        "--json", metavar="ARGS", help="The whole new payload as JSON. -: read it from standard "
+        "--json", metavar="ARGS", help="The whole new payload as JSON; - reads it from standard "
         "input.",
     )] = None,
     queue: TaskQueue = None,
@@ -50,8 +50,8 @@ def edit(
 
     For example: qsync task edit ID --json '{"invoice": 7}' --retry
 
-    The task keeps its id, options and unique lock, and its former payload. A copy has the options
-    of the task and all attempts.
+    The task keeps its id, options and unique lock; its former payload is stored beside the new one.
+    A copy has the options of the task and a fresh set of attempts.
     """
     _check(payload, retry=retry, copy=copy, into=into)
     with open_store(store) as session:
@@ -69,11 +69,11 @@ def edit(
 
 def _check(payload: str | None, *, retry: bool, copy: bool, into: str | None) -> None:
     if payload is None and not copy:
-        exit_with("give the new payload with --json, or --copy", USAGE)
+        exit_with("pass the new payload with --json, or use --copy", USAGE)
     if retry and copy:
-        exit_with("--retry and --copy exclude each other", USAGE)
+        exit_with("--retry and --copy cannot be used together", USAGE)
     if into is not None and not copy:
-        exit_with("--into is for a copy: a task cannot move to another queue; add --copy", USAGE)
+        exit_with("--into needs --copy: a task cannot move to another queue", USAGE)
 
 
 async def _change(

@@ -100,11 +100,14 @@ class TaskQuery:
     sort: str | None = None
 
     def __post_init__(self) -> None:
-        """Exit if options exclude each other."""
+        """Exit if the options conflict."""
         if self.sort is not None and self.cursor is not None:
-            exit_with("--sort and --cursor exclude each other: a sorted list has one page", USAGE)
+            exit_with(
+                "--sort and --cursor cannot be used together, since a sorted list has one page",
+                USAGE,
+            )
         if self.sort is not None and self.newest_first is not None:
-            exit_with("--sort and --newest-first or --oldest-first exclude each other", USAGE)
+            exit_with("--sort and --newest-first or --oldest-first cannot be used together", USAGE)
 
 
 async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:

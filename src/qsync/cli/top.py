@@ -19,7 +19,7 @@ from qsync.cli.store import StoreSession, open_store
 from qsync.cli.top_view import SORTS, TopModel
 from qsync.errors import StoreUnavailable
 
-if TYPE_CHECKING:  # rich takes long to import
+if TYPE_CHECKING:  # rich is slow to import
     from rich.console import Console
 
 RATE_INTERVAL_S: Final = 0.5
@@ -52,7 +52,7 @@ def top(
 ) -> None:  # fmt: skip
     """Watch queues, rates, servers and the longest-running tasks; q or Ctrl-C quits.
 
-    The keys > and < sort queues by the next column, or by the one before; a v marks it.
+    The keys > and < sort queues by the next or the previous column; a v marks it.
 
     Prints one frame if standard output is not a terminal.
     """

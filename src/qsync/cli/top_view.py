@@ -16,7 +16,7 @@ from qsync.inspector import Inspector, Overview, QueueInfo, ServerInfo, TaskRow
 from qsync.state import TaskState
 from qsync.worker.logs import escape
 
-if TYPE_CHECKING:  # rich takes long to import
+if TYPE_CHECKING:  # rich is slow to import
     from rich.console import RenderableType
 
 RATES: Final = ("enqueued", "completed", "failed")
@@ -26,7 +26,7 @@ RATE_COLUMNS: Final = ("in/s", "ok/s", "fail/s")
 """Names of the columns of RATES."""
 
 BUSIEST: Final = 10
-"""Number of queues whose running tasks are read: those with the most of them."""
+"""Number of queues whose running tasks are read: those with the most running tasks."""
 
 TASKS_READ: Final = 100
 """Number of running tasks read per queue."""
@@ -55,7 +55,7 @@ MARK: Final = "v"
 
 
 class Running(Struct, frozen=True, kw_only=True):
-    """A running task; `seen` is for how long this view has seen it run, in seconds."""
+    """A running task; `seen` is how long this view has seen it run, in seconds."""
 
     task: TaskRow
     seen: float
@@ -180,7 +180,7 @@ class TopModel:
         return queue.states.get(TaskState(self.sort), 0)
 
     def sort_by_next(self, step: int) -> None:
-        """Sort queues by the next shown column, or by the one before it with a step of -1."""
+        """Sort queues by the next shown column, or by the previous one with a step of -1."""
         shown = [name for name in SORTS if name not in STATES or name in self._states]
         index = shown.index(self.sort) if self.sort in shown else 0
         self.sort = shown[(index + step) % len(shown)]

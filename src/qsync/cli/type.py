@@ -43,7 +43,7 @@ SORTS: Final = ("name", "started", "failed", "share", "wait", "run", "pending", 
 
 
 def period_of(text: str) -> Period:
-    """Return a period; BadParameter for another one."""
+    """Return the period of this name; raise BadParameter if it is unknown."""
     for period in PERIODS:
         if period == text:
             return period
@@ -87,7 +87,7 @@ def list_types(
     For example: qsync types --queue mail --period 24h --sort failed
 
     WAIT and RUN are the median and the 95th percentile. PENDING and DEAD count among the first
-    1,000 tasks; a + says that there are more.
+    1,000 tasks; a + means that there are more.
     """
     with open_store(store) as session:
 
@@ -153,7 +153,7 @@ def _print_table(listing: TypeList, types: Sequence[TypeInfo], *, whole: bool) -
             print_line(f"{info.type} is {pause_note(info.paused)}{waiting}", "yellow")
 
 
-ESTIMATES: Final = "WAIT and RUN are estimates, off by about 15 % at most."
+ESTIMATES: Final = "WAIT and RUN are estimates, off by at most about 15 %."
 
 
 def _share(stats: RunStats) -> str:
@@ -202,7 +202,7 @@ def _print_stats(stats: TypeStats) -> None:
         print_line(f"{pause_note(stats.paused)}{waiting}", "yellow")
     if not stats.stats.started and not stats.stats.failed:
         print_line(
-            "No task of this type has started in this time. `qsync type list` names the types.",
+            "No task of this type has started in this time. `qsync type list` lists the types.",
             "yellow",
         )
         return
@@ -267,7 +267,7 @@ def resume(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Let the tasks of a type start again, in their order.
+    """Let the tasks of a type start again, in order.
 
     For example: qsync type resume send_mail --queue mail
     """
@@ -296,7 +296,7 @@ STARTS_SHOWN: Final = 10
 
 
 def print_starts(starts: Sequence[ServerStart]) -> None:
-    """Print when servers of the type started, and with which version: the last ten times."""
+    """Print when and with which version servers of the type started: the last ten starts."""
     if not starts:
         return
     print_line("")

@@ -139,7 +139,7 @@ async def _supervise(plan: Plan, server: Server, port: HealthPort | None) -> int
 
 
 def _health_port(app: Qsync, plan: Plan, health: options.HealthOptions) -> HealthPort | None:
-    """Return the health port, which listens but does not answer yet; None without one."""
+    """Return the health port, which listens but does not answer yet; None if none is set."""
     if health.health_port is None:
         for name in ("health_host", "health_name", "live_limit"):
             if getattr(health, name) not in (None, []):
@@ -165,7 +165,7 @@ def _weights(text: str) -> dict[str, int]:
                 "e.g. critical=5,default=3"
             )
         if name in weights:
-            _refuse(f"--queues: {name!r} is given twice")
+            _refuse(f"--queues: {name!r} is listed twice")
         weights[name] = int(weight) if sign else 1
     return weights
 

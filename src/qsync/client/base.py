@@ -87,7 +87,7 @@ class ClientBase:
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
     def _allowance(self, wait: Wait | None) -> float:
-        """Return the longest time that a caller waits for its call and the one before it, in
+        """Return the longest time that a caller waits for its call and the previous one, in
         seconds."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout

@@ -71,21 +71,21 @@ class Client(ClientBase):
 
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
         or on at least one replica ("replica"); None means the client's own setting. The wait ends
-        after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
-        confirmed in time; if it did not, the task is in the store anyway.
+        after the `confirm_timeout` of the client. The handle's `confirmed` tells whether the store
+        confirmed in time; even if it did not, the task is in the store.
 
-        Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
-        call may have enqueued its task.
+        Concurrent calls of an AsyncClient share round trips and waits. A cancelled call may have
+        enqueued its task.
 
         Raises:
 
-        InvalidTask       the task or an option of it cannot be accepted
+        InvalidTask       the task or one of its options is invalid
         DuplicateTask     another task holds the id or the unique lock; the error has its id
         QueueFull         the queue has reached a bound, or the store has no memory for the task;
                           nothing was written
-        ConfigError       the store cannot give this `durability`; nothing was written
+        ConfigError       the store cannot provide this `durability`; nothing was written
         StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
-                          The task may be in the store: give it an id to repeat the call safely.
+                          The task may be in the store; to repeat the call safely, give it an id.
         """
         self._queries.check_open()
         outgoing = self._ready(task, queue)
@@ -110,12 +110,13 @@ class Client(ClientBase):
         The call checks every task before it sends the first: on InvalidTask nothing was sent. It
         is not an error if the id or unique lock of a task is taken: its handle then has `created`
         False and the id of the holder. One call to the store carries at most 250 tasks or 1 MiB.
-        `durability` is as for `enqueue`; tasks of a round trip share a wait.
+        `durability` is as for `enqueue`; tasks in one round trip share a wait.
 
-        A bounded queue takes tasks up to its bound; then the call raises QueueFull. `handles` of an
-        error has the handles of the tasks that the store answered for. To repeat the call without
-        running a task twice, give the tasks ids. For an hour, or the app's `remember_ids`, tasks
-        enqueued before come back with `created` False, even when they have completed.
+        A bounded queue accepts tasks up to its bound; then the call raises QueueFull. An error's
+        `handles` are the handles of the tasks that the store answered for. To repeat the call
+        without running a task twice, give the tasks ids. For an hour, or the app's
+        `remember_ids`, tasks enqueued before are returned with `created` False, even when they have
+        completed.
         """
         self._queries.check_open()
         durability = self._durability_of(durability)
@@ -146,9 +147,9 @@ class Client(ClientBase):
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> Handle[Any]:
         """Return a handle for an id and a queue, without a round trip; the task need not exist.
 
-        `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
-        model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
-        or queue is not a valid name, ConfigError if no result can have the type.
+        `type` is the type that `result()` returns, e.g. `type=Invoice`; without it, a dataclass or
+        model is returned as a dict. Use `find` when the queue is unknown. Raises InvalidTask when
+        the id or queue is not a valid name, and ConfigError if no result can have the type.
         """
         decode = decode_result if type is None else decoder_of(type)
         return Handle(self._queries, check_id(id), check_name("queue", queue), _decode=decode)
@@ -163,7 +164,7 @@ class Client(ClientBase):
     def find(self, id: str, *, type: Any) -> Handle[Any]: ...
 
     def find(self, id: str, *, type: Any = None) -> Handle[Any]:
-        """Search all queues of the prefix for a task, and return a handle of it.
+        """Search all queues of the prefix for a task, and return its handle.
 
         When several queues have the id, a task that has not ended is preferred. A search takes one
         round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues; if
@@ -185,9 +186,9 @@ class Client(ClientBase):
     def close(self) -> None:
         """Close the connections. Callers that wait for a result, and later calls, get a QsyncError.
 
-        An AsyncClient first completes the calls in flight. No other thread may be in a call of a
-        Client, except one that waits for a result. On `current().client` this does nothing: the
-        server closes that client.
+        An AsyncClient first completes the calls in flight. No other thread may be calling a Client,
+        except to wait for a result. On `current().client` this does nothing, since the server
+        closes that client.
         """
         if self.borrowed:
             return
@@ -209,7 +210,7 @@ class Client(ClientBase):
         )  # fmt: skip
 
     def _stores_at_once(self, task: NewTask, call_id: tuple[str, int]) -> bool:
-        """Try to store a task by an encoded call; return whether the store has created it.
+        """Try to store a task with an encoded call; return whether the store has created it.
 
         If it returns False, repeat the call as usual, with the same id.
         """

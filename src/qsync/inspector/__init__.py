@@ -1,7 +1,7 @@
 """The Inspector: reads and changes queues, tasks, schedules and servers.
 
 Each call is bounded regardless of the size of the queues: it makes a few script calls of a few
-milliseconds each. Bulk changes run in steps; each step returns the cursor of the next. A change of
+milliseconds each. Bulk changes run in steps; each step returns the cursor of the next. A change to
 a task may name the state in which the task was seen; its outcome is `done`, `not_found`, `too_late`
 or another value of `Change`.
 """
@@ -145,7 +145,7 @@ class Inspector(
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
 
     Use it in one event loop; close it with `aclose()`, or use `async with`. The returned values are
-    frozen and can be passed to `msgspec.json.encode`; their texts come from users and are not
+    frozen and can be passed to `msgspec.json.encode`; their strings come from users and are not
     escaped.
 
     Every call may raise StoreUnavailable; ConfigError if the store user lacks the permission

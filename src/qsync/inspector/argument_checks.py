@@ -1,7 +1,7 @@
 """Checks the arguments of an inspector's methods against their annotations.
 
-A method sends most of its arguments to the store, so a wrong one would otherwise raise an error of
-Python's from within, or find nothing.
+A method sends most of its arguments to the store, so a wrong one would otherwise raise a Python
+error from inside the method, or find nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ C = TypeVar("C", bound=type)
 
 
 def _is_text(value: object) -> bool:
-    """Return whether a value is a text that the store can take: without lone surrogates."""
+    """Return whether a value is a string that the store accepts: without lone surrogates."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -46,7 +46,7 @@ def _are_texts(value: object) -> bool:
 
 
 _KINDS: Final[dict[str, tuple[str, Callable[[object], bool]]]] = {
-    "str": ("a text", _is_text),
+    "str": ("a string", _is_text),
     "bool": ("True or False", lambda value: isinstance(value, bool)),
     "int": ("a whole number", _is_whole_number),
     "float": ("a number", _is_number),
@@ -54,7 +54,7 @@ _KINDS: Final[dict[str, tuple[str, Callable[[object], bool]]]] = {
     "Filter": ("a Filter", lambda value: isinstance(value, Filter)),
     "LimitRule": ("a LimitRule", lambda value: isinstance(value, LimitRule)),
     "SearchQuery": ("a SearchQuery", lambda value: isinstance(value, SearchQuery)),
-    "Sequence[str]": ("a list of texts", _are_texts),
+    "Sequence[str]": ("a list of strings", _are_texts),
 }
 """What an argument with this annotation is called, and whether a value is one."""
 

@@ -1,4 +1,4 @@
-"""The parts that all of the inspector shares: broker, queue names, cursors and rates."""
+"""The parts that the whole inspector shares: broker, queue names, cursors and rates."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Base:
         """Return this inspector, with the name that the record of actions shows for its changes.
 
         `as_one`: equal changes of several tasks are recorded as one action, with their number. Both
-        share their connections; closing one closes the other.
+        inspectors share connections; closing one closes the other.
         """
         copied = copy.copy(self)
         copied._actor = Actor(by, new_key() if as_one else b"")
@@ -146,9 +146,9 @@ class Base:
     def build_task(self, type: str, arguments: Any = b"", *, queue: str = "") -> Task[Any]:
         """Return a task for arguments decoded from JSON, to put into a schedule or to enqueue.
 
-        Arguments of a django.tasks task of the app, a list or an object, are checked and encoded as
-        its program does; those of other types are the payload. InvalidTask if they do not match.
-        `queue` is by default the task's own.
+        Arguments of a django.tasks task of the app (a list or an object) are checked and encoded as
+        the program does; arguments of other types are the payload. Raises InvalidTask if they do
+        not match. `queue` is by default the task's own.
         """
         for builder in self._builders:
             task = builder.build(type, arguments)
@@ -175,7 +175,7 @@ class Base:
         return QueueKeys(self.prefix, queue)
 
     async def queue_names(self) -> list[str]:
-        """Return the sorted names of the queues in use, about a thousand at most."""
+        """Return the sorted names of the queues in use, at most about a thousand."""
         names, _, _ = await self._queue_page(None)
         return names
 

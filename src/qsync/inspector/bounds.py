@@ -16,7 +16,7 @@ class _BoundsMixin(_LiveServersMixin):
     """Operations on bounds and weights."""
 
     async def bounds(self, queue: str) -> QueueBounds:
-        """Return the bounds of a queue and how close it is to them; without bounds if it has
+        """Return the bounds of a queue and how close it is to them; no bounds are set if it has
         none."""
         return await self._broker.run(bounds_ops.queue_bounds(self._keys(queue)))
 
@@ -32,7 +32,7 @@ class _BoundsMixin(_LiveServersMixin):
         """Set the bounds of a queue; they override the program's until `reset_bounds`.
 
         None means no such bound. Nothing is removed from a queue that exceeds a bound. The first
-        bound on bytes reads the size of each message, which takes about a second for a million.
+        bound on bytes reads the size of each message, which takes about a second per million.
         From then on the queue has layout 2, and servers of versions without flow control stop.
         Raises InvalidTask for an invalid bound.
         """
@@ -62,7 +62,7 @@ class _BoundsMixin(_LiveServersMixin):
         return dict(sorted(weights.items()))
 
     async def set_weight(self, queue: str, key: str, weight: float) -> Change:
-        """Give a fairness key another share of the throughput, 0.001 to 1000; others have 1.
+        """Set a fairness key's share of the throughput, 0.001 to 1000; other keys have 1.
 
         It applies to tasks that are enqueued or become due from now on. Raises InvalidTask for an
         invalid weight or key.
@@ -76,7 +76,7 @@ class _BoundsMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def reset_weight(self, queue: str, key: str) -> Change:
-        """Reset the weight of a fairness key to 1; `not_found` if it has no other."""
+        """Reset the weight of a fairness key to 1; `not_found` if it is 1 already."""
         call = bounds_ops.set_weight(self._keys(queue), _check_key(key), None)
         event = self._actor.event("weight.reset", key)
         changed = await self._broker.run(recorded(call, event))
@@ -90,6 +90,9 @@ WEIGHTS = 100_000
 def _check_key(key: object) -> str:
     if not isinstance(key, str) or not 0 < len(key) <= 256:
         raise InvalidTask(
-            phrase("fairness key: %(key)s is not a text of 1 to 256 characters", key=shorten(key))
+            phrase(
+                "fairness key: must be a string of 1 to 256 characters, not %(key)s",
+                key=shorten(key),
+            )
         )
     return key

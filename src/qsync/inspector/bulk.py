@@ -44,15 +44,15 @@ class _Part(NamedTuple):
 
 
 class _BulkMixin(_TasksMixin):
-    """Bulk changes of the tasks of a state."""
+    """Bulk changes to the tasks of a state."""
 
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Run again those of up to 250 dead tasks that match, the oldest first.
+        """Re-run the matching tasks among up to 250 dead ones, the oldest first.
 
         Pass the returned cursor to the next step, from another process if you like, or use `steps`
-        for all steps. Tasks that die after the first step are left alone. A task whose unique lock
+        for all steps. Tasks that die after the first step are skipped. A task whose unique lock
         another task holds stays dead and counts as a duplicate.
         """
         return await self._run_part(queue, TaskState.DEAD, filter, cursor)
@@ -60,9 +60,9 @@ class _BulkMixin(_TasksMixin):
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Run now those of up to 250 scheduled or retry tasks that match; steps as in `run_dead`.
+        """Run now the matching tasks among up to 250 scheduled or retry ones; as `run_dead`.
 
-        Tasks enqueued or failed after the first step are left alone.
+        Tasks that are enqueued or fail after the first step are skipped.
         """
         checked = check_state(state)
         if checked not in WAITING:
@@ -77,7 +77,7 @@ class _BulkMixin(_TasksMixin):
     async def retry_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Move to pending those of up to 250 tasks that match; steps as in `run_dead`.
+        """Move the matching tasks among up to 250 to pending; steps as in `run_dead`.
 
         The state is dead, retry or scheduled.
         """
@@ -138,7 +138,7 @@ class _BulkMixin(_TasksMixin):
     ) -> Step:
         """Cancel the matching tasks among up to 250 of a state; steps as in `run_dead`.
 
-        For running tasks, their servers are ordered to stop them, which counts as done.
+        The servers of running tasks are told to stop them, which counts as done.
         """
         checked = one_of(CANCELLABLE, state, "cancelled")
         part = await self._part(queue, checked, filter, read_cursor(cursor))
@@ -170,7 +170,7 @@ class _BulkMixin(_TasksMixin):
         until_us = page.now_us if cursor is None else cursor.until_us
         # Skip tasks that came after the first step: an earlier step may have run them.
         rows = [row for row in page.rows if _came_us(row, state) <= until_us]
-        # Dead tasks are ordered by death, so all after a skipped one are skipped, too.
+        # Dead tasks are ordered by death, so all tasks after a skipped one are also skipped.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))
         action = new_key() if cursor is None or not cursor.action else cursor.action
         end = None
@@ -234,7 +234,7 @@ def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
 
 
 def _came_us(row: StoredTaskRow, state: TaskState) -> int:
-    """Return the time at which the task entered its state, or a lower bound of it."""
+    """Return the time at which the task entered its state, or a lower bound."""
     if state is TaskState.DEAD:
         return int(row.shown.score)
     if state is TaskState.RETRY:

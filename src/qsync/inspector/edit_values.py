@@ -28,7 +28,7 @@ _SPECIAL: Final = re.compile(r"[^\n -~]")
 """Characters that may be invisible."""
 
 _KINDS: Final[dict[type, str]] = {
-    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number",
+    dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number",
     bool: "true or false", type(None): "null",
 }  # fmt: skip
 
@@ -39,10 +39,10 @@ def too_large_for_form() -> InvalidTask:
 
 
 def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None) -> str:
-    """Return a payload as text to edit: JSON, or the text that its bytes are.
+    """Return a payload as text to edit: JSON, or its bytes decoded as text.
 
-    Raises InvalidTask if the payload does not survive the way to text and back, or if the text has
-    more than `limit` characters, the maximum of a form. The limit also bounds the cost of the
+    Raises InvalidTask if the payload does not survive the round trip through text, or if the text
+    has more than `limit` characters, the maximum of a form. The limit also bounds the cost of the
     check.
     """
     # A number of 9 bytes has at least three characters in JSON, a comma or bracket included.
@@ -63,7 +63,9 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
         place = f": {error}"
     if place is not None:
         raise InvalidTask(
-            phrase("The payload has values that JSON cannot carry: payload%(where)s.", where=place)
+            phrase(
+                "The payload has values that JSON cannot represent: payload%(where)s.", where=place
+            )
         )
     text = msgspec.json.format(data, indent=2).decode()
     if limit is not None and len(text) > limit:  # with indentation
@@ -88,7 +90,7 @@ def payload_from_json(text: str, *, is_value: bool) -> Any:
 
 
 def encoded_payload(payload: Any) -> tuple[bytes, bool]:
-    """Return the bytes of a payload, and whether it is a value; InvalidTask if it is no payload."""
+    """Return the bytes of a payload, and whether it is a value; InvalidTask if it cannot be one."""
     if isinstance(payload, bytes):
         data, is_value = payload, False
     else:
@@ -106,7 +108,7 @@ def encoded_payload(payload: Any) -> tuple[bytes, bool]:
 
 
 def payload_version(payload: bytes, *, is_value: bool) -> str:
-    """Return a short text that changes with the payload, so that an edit applies only to the
+    """Return a short string that changes with the payload, so that an edit applies only to the
     payload that was shown."""
     return hashlib.sha256(payload + bytes([is_value])).hexdigest()[:32]
 

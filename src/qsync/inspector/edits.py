@@ -1,4 +1,4 @@
-"""Changes of the payload of a task, and copies of tasks."""
+"""Changes to the payload of a task, and copies of tasks."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _EditsMixin(_TasksMixin):
     ) -> Change:
         """Replace the payload of a scheduled, retried or dead task, in one step.
 
-        With `retry` the task becomes pending now, as by `run`; with `delay` a scheduled or retried
-        one is due then. The task keeps its id, options, limits and unique lock, and its former
-        payload (TaskDetail.edits). `too_late` if it is in another state or was changed meanwhile;
-        InvalidTask if it is too large or of another kind, or if `payload_version` is not `version`.
+        With `retry` the task becomes pending now, as with `run`; with `delay` a scheduled or
+        retried task is due after that time. The task keeps its id, options, limits and unique lock;
+        TaskDetail.edits has its former payload. `too_late` if it is in another state or has changed
+        since; InvalidTask if `payload_version` is not `version` or the payload is unsuitable.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)
@@ -101,11 +101,11 @@ class _EditsMixin(_TasksMixin):
         process_at: datetime | None = None,
         dry_run: bool = False,
     ) -> Change:
-        """Enqueue a copy of a task in any state, with another payload if one is given.
+        """Enqueue a copy of a task in any state, with another payload if one is passed.
 
-        The `id` and `queue` of the outcome identify the copy. It has the options of the task, all
-        attempts and the header `qsync-copy-of`, but neither deadline nor unique lock. `into` is
-        another queue.
+        The `id` and `queue` of the outcome identify the copy. It has the options of the task, a
+        fresh set of attempts and the header `qsync-copy-of`, but neither a deadline nor a unique
+        lock. `into` is another queue.
         """
         shown = await self._show(id, queue)
         if shown is None:
@@ -164,8 +164,8 @@ def _check_version(message: Message, version: str | None) -> None:
     if version not in (None, payload_version(message.payload, is_value=message.is_value)):
         raise InvalidTask(
             phrase(
-                "The payload was changed meanwhile, so nothing was saved. Open the task again, and "
-                "make your change in its present payload."
+                "The payload has been changed since then, so nothing was saved. Open the task "
+                "again, and make your change in its current payload."
             )
         )
 

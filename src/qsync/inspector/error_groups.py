@@ -1,4 +1,4 @@
-"""Groups of failed tasks that have the same error, and their sums. Pure."""
+"""Groups of failed tasks that have the same error, and their totals. Pure."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ class _ErrorsMixin(_BulkMixin):
     async def errors(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> ErrorPart:
-        """Group the matching tasks of a part of the dead or retried ones by error.
+        """Group a part of the dead or retried tasks that match by error.
 
         A part has up to 20,000 tasks, the latest first; with a filter other than a type, and where
         an older version of qsync wrote their records, 250. Pass the returned cursor to read the
-        next part, and merge the parts by `merge_groups`.
+        next part, and merge the parts with `merge_groups`.
         """
         checked = one_of(FAILING, state, "grouped by error")
         type = None if filter is None else filter.type
@@ -166,10 +166,10 @@ class _ErrorsMixin(_BulkMixin):
         return ErrorPart(groups=groups, scanned=rest.scanned, cursor=rest.cursor)
 
     async def acknowledge_dead(self, queue: str, *, until: datetime | None = None) -> int:
-        """Note that operators know of the tasks that died until a time, by default now.
+        """Record that operators know about the tasks that died up to a time, by default now.
 
-        They stay dead, but the overview and `qsync stats` no longer name them as a problem. Returns
-        how many of them were not acknowledged before; the action is recorded.
+        They stay dead, but the overview and `qsync stats` no longer report them as a problem.
+        Returns how many of them were not acknowledged before; the action is recorded.
         """
         until_us = None if until is None else datetime_us("until", until)
         call = bounds_ops.acknowledge_dead(self._keys(queue), until_us)

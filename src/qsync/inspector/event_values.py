@@ -51,13 +51,13 @@ ACTIONS: Final = (
 class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An action of an operator.
 
-    at       when it was made, by the store's clock; of several steps, the first
+    at       time of the action, or of its first step, by the store's clock
     action   as in ACTIONS, e.g. `queue.pause`
-    by       name of the operator; empty if the program that made it gave none
-    queue    None: it belongs to no queue
+    by       name of the operator; empty if the calling program passed none
+    queue    None if it belongs to no queue
     subject  name of the schedule, limit, fairness key, server or deleted queue; empty for others
     number   number of tasks or things that it changed
-    ids      ids of the tasks; empty if they are too many to be kept
+    ids      ids of the tasks; empty if there are too many to store
     detail   reason of a pause, filter of a bulk change, new rule or bounds
     """
 
@@ -72,7 +72,7 @@ class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> str:
-        """The target of the action, for people."""
+        """The target of the action, in readable form."""
         if self.subject or len(self.ids) == 1:
             return self.subject or self.ids[0]
         return plural(self.number, "task") if self.of_tasks else self.queue or ""
@@ -94,7 +94,7 @@ class Actor(NamedTuple):
     def event(
         self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""
     ) -> bytes:
-        """Return an action as the scripts take it; with a `key` it is a step of that action."""
+        """Return an action in the scripts' format; with a `key` it is a step of that action."""
         texts = [plain_text(text) for text in (by or self.by, subject, detail)]
         record = EventRecord(action, *texts)
         key = key or self.key

@@ -40,13 +40,13 @@ class _EventsMixin(Base):
         queue    only this queue; "": only actions that belong to no queue; None means all, except
                  queues whose data a later version of qsync wrote; `overview` names those
         action   `queue.pause`, or all of a kind: `queue`
-        subject  only of the schedule, limit, fairness key or server of this name
-        task     only of the task of this id
-        since    only of this time or later
+        subject  only actions on the schedule, limit, fairness key or server of this name
+        task     only actions on the task with this id
+        since    only actions at this time or later
         limit    1 to 500
 
-        The store keeps the last 500 actions of each queue, and 500 that belong to none, e.g. those
-        on servers. InvalidTask if an argument is invalid.
+        The store keeps the last 500 actions of each queue, and 500 that belong to no queue, e.g.
+        those on servers. Raises InvalidTask if an argument is invalid.
         """
         _check_limit(limit)
         since_us = None if since is None else datetime_us("since", since)

@@ -31,13 +31,13 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     reason    the main reason; `also` holds further ones
     at        when the task is due, runs again, or ended; None if unknown
     rank      number of tasks before it in pending
-    wait      estimated seconds until its turn, at the present rate
+    wait      estimated seconds until its turn, at the current rate
     rate      attempts ended per second in the queue, from this inspector's recent readings
     server    the server that runs it, with a lease until `lease_until`
     servers   number of live servers that can run it
     holder    the task that holds its lock
     paused    who paused the queue; `type_paused`: who paused the type of the task
-    limit     the limit that it waits for, whose slots the tasks `limit_holders` have
+    limit     the limit that it waits for; the tasks `limit_holders` hold its slots
     phrase    the sentence as a template and its values, for a translation
     """
 
@@ -69,7 +69,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts that an explanation is made from."""
+    """The facts that an explanation is based on."""
 
     id: str
     queue: str

@@ -36,9 +36,9 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     operator      rule of an operator for the limit, or else for its name
     in_use        tasks that run with the limit, or that a server has leased
     ready         tasks that the limit allows to start, and that wait for a server
-    waiting       tasks that wait for the limit; a task counts at one of its limits only
-    opens_at      when the first waiting task is tried; None if that is when another task ends, or
-                  if none waits
+    waiting       tasks that wait for the limit; a task counts for only one of its limits
+    opens_at      when the first waiting task is tried; None if it waits for another task to end,
+                  or if no task waits
     closed_until  until when a handler has closed the limit with RateLimited
     holders       ids of tasks in use and ready, as far as they were read; only for a single limit
     """
@@ -58,7 +58,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def taken(self) -> int:
-        """Number of slots that are in use, or that a pending task has been given."""
+        """Number of slots that are in use, or assigned to a pending task."""
         return self.in_use + self.ready
 
     @property
@@ -115,7 +115,7 @@ class _LimitsMixin(Base):
         return [_first_page(name, page) for name, page in zip(queues, pages, strict=True)]
 
     async def limit(self, limit: str, *, queue: str = "default") -> LimitInfo:
-        """Return a limit of a queue, with tasks that hold it. A limit that no task has is empty."""
+        """Return a limit of a queue, with tasks that hold it. A limit without tasks is empty."""
         call = limit_ops.get_limit(self._keys(queue), check_limit(limit, "limit"))
         return info_of(queue, await self._broker.run(call))
 

@@ -18,7 +18,7 @@ SAMPLE: Final = 200
 SMALL_SAMPLE: Final = 20
 SAMPLED: Final = 5000
 """Number of tasks read per state of a queue: SAMPLE; if there are many queues, about SAMPLED in
-all, but at least SMALL_SAMPLE per queue."""
+total, but at least SMALL_SAMPLE per queue."""
 
 SCHEDULES: Final = 500
 FEW_SCHEDULES: Final = 20
@@ -40,10 +40,10 @@ class TypeShares(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LastRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The last runs of a schedule, among its 20 last noted ones.
+    """The last runs of a schedule, among its 20 last recorded ones.
 
     schedule      its name as in the ids of its tasks: names over 100 characters are shortened
-    succeeded_at  end of its last run that completed; None if none is noted
+    succeeded_at  end of its last run that completed; None if none is recorded
     failed_at     end of its last run that failed, or the last tick that was missed
     """
 

@@ -58,8 +58,8 @@ class _QueuesMixin(_LiveServersMixin):
     ) -> Overview:
         """Return the queues and the ids of the live servers at this moment, in two round trips.
 
-        With more than about a thousand queues the result is a part of them; pass its `cursor` to
-        read the next. With `names`, only these queues are read.
+        With more than about a thousand queues the result has only a part of them; pass its `cursor`
+        to read the next part. With `names`, only these queues are read.
         """
         total, after = 0, None
         if names is None:
@@ -127,8 +127,8 @@ class _QueuesMixin(_LiveServersMixin):
         """Start no more tasks of the queue until `resume`; the pause survives restarts.
 
         Running tasks continue, and tasks that a server has already fetched may still start within a
-        second. The outcome is `done` also for a paused queue: `by` and `why` are replaced, the time
-        is kept.
+        second. The outcome is `done` even for a paused queue: `by` and `why` are replaced, and
+        the time is kept.
         """
         keys = self._keys(queue)
         if not await self._is_queue(queue):
@@ -148,8 +148,8 @@ class _QueuesMixin(_LiveServersMixin):
         """Delete up to 100 tasks in a state: one step of a purge.
 
         Pass the returned cursor to the next step, or use `steps` for all steps. The steps end with
-        the last task that the state held at the first step. A step blocks the store for a few
-        milliseconds at most. InvalidTask for `active`: cancel running tasks instead.
+        the last task that the state held at the first step. A step blocks the store for at most a
+        few milliseconds. Raises InvalidTask for `active`: cancel running tasks instead.
         """
         checked, place = check_state(state), read_cursor(cursor)
         if checked is TaskState.CANCELLED:
@@ -192,7 +192,7 @@ class _QueuesMixin(_LiveServersMixin):
             operator_ops.delete_queue(self._keys(queue), force=force)
         )
         gone = not remaining and (existed or deleted > 0)
-        # The queue's own record goes with it, so these actions belong to none.
+        # The queue's own record is deleted with it, so these actions belong to no queue.
         await self._record("queue.purge", queue, number=deleted)
         await self._record("queue.delete", queue, number=int(gone))
         if remaining:
@@ -210,7 +210,7 @@ class _QueuesMixin(_LiveServersMixin):
         counts = await self._broker.run(views.counts(self._keys(queue)))
         running = counts.states[TaskState.ACTIVE]
         if any(count for state, count in counts.states.items() if state in PURGED):
-            return Forgotten(outcome="more", left=remaining)  # new tasks arrived meanwhile
+            return Forgotten(outcome="more", left=remaining)  # new tasks arrived in the meantime
         if running:
             return Forgotten(outcome="running", left=running)
         return Forgotten(outcome="not_empty", left=remaining)  # damaged: messages without a state

@@ -29,7 +29,7 @@ MOST_BACKFILLED: Final = 1000
 """Largest number of ticks of a backfill."""
 
 REMEMBERED_US: Final = 7 * 86_400_000_000
-"""Time for which the id of a backfilled tick is refused after its task has left, us."""
+"""How long the id of a backfilled tick is refused after its task has left, us."""
 
 NOTED: Final = 100
 
@@ -41,7 +41,7 @@ class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     made      tick | manual | backfill
     outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
               `missed_from` is the first tick that was missed with it; or the state of its task; or
-              unknown: the task has left the queue and no server noted its outcome
+              unknown: the task has left the queue and no server recorded its outcome
     started_at, duration   of the last attempt; seconds
     task      id of its task
     """
@@ -68,7 +68,7 @@ class Backfill(msgspec.Struct, frozen=True, kw_only=True):
 
     ticks     number of ticks in the interval
     enqueued  number of enqueued tasks; in a dry run, of those that would be enqueued
-    skipped   ticks that ran before, as far as the store knows, or whose task is in the queue
+    skipped   ticks that ran before, according to the store, or whose task is in the queue
     refused   why no task, or none after the `enqueued` ones, was enqueued, e.g. a full queue
     """
 
@@ -82,9 +82,9 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     """Operations on the runs of schedules."""
 
     async def schedule_history(self, name: str, *, queue: str = "default") -> list[ScheduleRun]:
-        """Return the last 20 noted runs of a schedule, and its last tick, the latest first.
+        """Return the last 20 recorded runs of a schedule, and its last tick, the latest first.
 
-        Servers note how a run ended. Ticks whose unique lock another task held are not noted.
+        Servers record how a run ended. Ticks whose unique lock another task held are not recorded.
         """
         keys = self._keys(queue)
         [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
@@ -149,7 +149,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
         return await self._enqueue_ticks(name, queue, new, ticks=len(ticks))
 
     async def _not_run(self, name: str, queue: str, tasks: Sequence[NewTask]) -> list[NewTask]:
-        """Return the tasks of ticks that have no noted run and are not in the queue."""
+        """Return the tasks of ticks that have no recorded run and are not in the queue."""
         keys = self._keys(queue)
         [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
         ran = {_id(name, run) for run in noted if run.outcome != "missed"}
@@ -209,7 +209,7 @@ def _ticks(schedule: Schedule, start: datetime, end: datetime, now_us: int) -> l
     if end_us <= start_us:
         raise InvalidTask(f"end: {end.isoformat()} is not after the start, {start.isoformat()}")
     if end_us > now_us:
-        raise InvalidTask(f"end: {end.isoformat()} is in the future; give a past time")
+        raise InvalidTask(f"end: {end.isoformat()} is in the future; choose a past time")
     # No schedule ticks before 1970.
     ticks = list(islice(_between(schedule, max(0, start_us), end_us), MOST_BACKFILLED + 1))
     if len(ticks) > MOST_BACKFILLED:

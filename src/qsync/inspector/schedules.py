@@ -180,8 +180,8 @@ class _SchedulesMixin(Base):
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
         """Skip the ticks of a schedule until `resume_schedule`.
 
-        The pause survives restarts. The outcome is `done` also for a paused schedule: `by` and
-        `why` are replaced, the time is kept.
+        The pause survives restarts. The outcome is `done` even for a paused schedule: `by` and
+        `why` are replaced, and the time is kept.
         """
         note = note_of(by or self._actor.by, why)
         call = program_schedule_ops.pause_schedule(self._keys(queue), name, note)
@@ -222,7 +222,7 @@ class _SchedulesMixin(Base):
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
-        while reply.outcome == "exists":  # another one was made in the same millisecond
+        while reply.outcome == "exists":  # another id was made in the same millisecond
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
@@ -284,8 +284,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
 def stored_info(
     queue: str, now_us: int, row: StoredScheduleRow, *, of_program: bool = False
 ) -> ScheduleInfo:
-    """Return the description of a stored schedule; `of_program`: a program has a schedule of its
-    name, too."""
+    """Return the description of a stored schedule; `of_program`: a program also has a schedule
+    of its name."""
     since = from_us(row.since_us) if row.record else None
     info = ScheduleInfo(
         queue=queue, name=row.name, schedule="?", cron=None, every=None, tz=None, missed="",

@@ -61,7 +61,7 @@ class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a bulk change of the tasks found: their state and number.
+    """One step of a bulk change to the tasks found: their state and number.
 
     The cursor of `step` continues with the next part, queue or state.
     """
@@ -147,7 +147,7 @@ class _SearchMixin(_BulkMixin):
     ) -> SearchStep:
         """Change up to 250 of the tasks that a search finds; with `dry_run` only count them.
 
-        Tasks that came into their state after the first step are left alone, as in `run_dead`.
+        Tasks that entered their state after the first step are skipped, as in `run_dead`.
         """
         now_us, targets, _ = await self._targets(query, _changed(query, verb))
         remaining = _resume(targets, cursor)

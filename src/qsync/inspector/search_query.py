@@ -196,9 +196,9 @@ def _short(text: str) -> str:
 
 
 def argument_at(value: Any, path: str) -> list[str]:
-    """Return the texts of the argument at a path such as `order.lines.0`; empty if there is none.
+    """Return the strings of the argument at a path such as `order.lines.0`; empty if there is none.
 
-    A text is as it is; other values are written as in JSON. Of a list, each element counts, too.
+    A string is unchanged; other values are written as JSON. For a list, each element also counts.
     """
     for name in path.split("."):
         step = _STEPS.get(type(value))

@@ -59,7 +59,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     long_runs: list[LongRun]
 
     def of_queue(self, queue: str) -> list[ServerInfo]:
-        """Return the servers that take tasks from a queue, without those that drain."""
+        """Return the servers that take tasks from a queue, without draining ones."""
         return [server for server in self.servers if queue in server.queues and not server.quiet]
 
 
@@ -139,7 +139,7 @@ class _ServersMixin(_LiveServersMixin):
         return await self._order(server_id, "quiet")
 
     async def stop(self, server_id: str) -> Change:
-        """Tell a server to stop gracefully, as at SIGTERM.
+        """Tell a server to stop gracefully, as on SIGTERM.
 
         A process of `qsync worker` is not started again; when the last one stops, the worker ends.
         """
@@ -169,7 +169,7 @@ class _ServersMixin(_LiveServersMixin):
         return None
 
     async def stack_seen(self, server: str, id: str, *, queue: str = "default") -> str | None:
-        """Return the last stack of a task that its server's record has; None without one."""
+        """Return the last stack of a task that its server's record has; None if it has none."""
         record = await self._read_record(server)
         texts = [text for _, *key, text in record.stacks if key == [queue, id]]
         return texts[-1] if texts else None

@@ -26,7 +26,7 @@ class SlowTask(msgspec.Struct, frozen=True, kw_only=True):
     """A running, completed or dead task; `at` is the start of its last attempt.
 
     seconds  duration of the last attempt
-    stored   whether the store still has the task; completed ones it has for their retention
+    stored   whether the store still has the task; it keeps completed tasks for their retention
     """
 
     id: str
@@ -89,7 +89,7 @@ def slowest_of(
 ) -> list[SlowTask]:
     """Return the tasks that have run, or ran, for the longest time.
 
-    `since` has the start times of those that are running.
+    `since` has the start times of running tasks.
     """
     slow = [found for task in tasks if (found := _slow(task, since, now_us)) is not None]
     return sorted(slow, key=lambda task: -task.seconds)[:SLOW_TASKS_SHOWN]

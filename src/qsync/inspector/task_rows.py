@@ -164,7 +164,7 @@ def is_unread(filter: Filter | None, task: DecodedTask) -> bool:
 
 
 def fits(pattern: str, text: str) -> bool:
-    """Return whether a text matches a pattern; one without `*` and `?` is the exact text."""
+    """Return whether a text matches a pattern; without `*` and `?` they must be equal."""
     return fnmatchcase(text, pattern) if _PATTERN.search(pattern) else text == pattern
 
 

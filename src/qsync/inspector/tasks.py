@@ -101,7 +101,7 @@ class _TasksMixin(Base):
         shown = await self._show(id, queue)
         if shown is None:
             return None
-        # In a thread: the message may be large, even above the present limit on payloads.
+        # In a thread: the message may be large, even above the current limit on payloads.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
@@ -187,7 +187,7 @@ class _TasksMixin(Base):
     ) -> Change:
         """Change when a scheduled or retried task is due; `at` of the outcome is the new time.
 
-        Give `delay`, a duration from now, or `process_at`. `refused` in any other state, and if
+        Pass `delay`, a duration from now, or `process_at`. `refused` in any other state, and if
         the time is not before the task's deadline. With `dry_run` nothing changes.
         """
         due = due_text(delay=delay, process_at=process_at)

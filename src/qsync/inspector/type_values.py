@@ -20,7 +20,7 @@ class PausedType(msgspec.Struct, frozen=True, kw_only=True):
     """A paused type of a queue.
 
     pause    who paused it, why and when
-    waiting  tasks that have been set aside; more may be pending until a server comes to them
+    waiting  tasks that have been set aside; more may be pending until a server reaches them
     """
 
     type: str
@@ -34,7 +34,7 @@ class RunStats(msgspec.Struct, frozen=True, kw_only=True):
     started        runs that began, including retries
     completed      runs that succeeded
     failed         runs that failed: `retried` of them are followed by another, `dead` are not
-    failure_share  failed runs of those that completed or failed; None if there are none
+    failure_share  failed runs as a share of those that ended; None if there are none
     wait_p50       median time from when a task could start to its first start, in seconds; retries
                    do not count
     wait_p95       95th percentile of that time
@@ -64,7 +64,7 @@ class TypePoint(msgspec.Struct, frozen=True, kw_only=True):
 class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A type of tasks of a queue, and its runs in a period.
 
-    rate     runs started a second, on average over the period
+    rate     runs started per second, on average over the period
     pending  pending tasks of the type among those that were read, see TypeList
     dead     dead tasks of the type among those that were read
     waiting  tasks that are set aside because the type is paused
@@ -118,7 +118,7 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     """The runs of one type over a period.
 
     step_s  length of a point, in seconds
-    points  the period, oldest first; the last point is not over
+    points  the period, oldest first; the last point is incomplete
     before  the same points one day earlier (of `7d`: one week); empty for `90d`
     stats   the whole period
     starts  starts of its servers in the period, oldest first; the store keeps 200 per queue

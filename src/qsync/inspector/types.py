@@ -181,11 +181,11 @@ class _TypesMixin(Base):
     ) -> Change:
         """Start no more tasks of a type in a queue until `resume_type`; it survives restarts.
 
-        Its pending tasks are set aside (state `limited`) when servers come to them, so that tasks
+        Its pending tasks are set aside (state `limited`) when servers reach them, so that tasks
         of other types run. Running tasks continue, and tasks that a server has already fetched may
-        still start. The outcome is `done` also for a paused type: `by` and `why` are replaced, the
-        time is kept. The queue has layout 2 from then on. InvalidTask when 100 other types of the
-        queue are paused: pause the queue instead.
+        still start. The outcome is `done` even for a paused type: `by` and `why` are replaced, and
+        the time is kept. The queue has layout 2 from then on. Raises InvalidTask when 100 other
+        types of the queue are paused: pause the queue instead.
         """
         keys = self._keys(queue)
         check_type(type)

@@ -44,12 +44,12 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     latency   seconds that the oldest pending task has waited since it was enqueued, became due, or
               was handed back, recovered or run again; 0 without pending tasks
-    bytes     approximate memory of the queue in the store; None if the store does not tell
+    bytes     approximate memory of the queue in the store; None if the store does not report it
     counters  totals since the queue was created; `today` are those of the current day
     days      one entry per requested day, latest first; days without activity are left out
     rate      attempts ended per second since this inspector's earlier reading; None at first
     bounds    bounds of the program and of an operator, and how full the queue is
-    latency_target   how long the oldest pending task should wait at most, in seconds
+    latency_target   maximum time that the oldest pending task should wait, in seconds
     died      dead tasks that no operator has acknowledged; None if there are none
     """
 
@@ -83,13 +83,13 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     type        the exact type; with `*` or `?`, a pattern (`mail.*`)
     error       a part of the last error's text; case is ignored
     id          a part of the id
-    older_than  least age in seconds: since death for dead tasks, since enqueue for others
-    newer_than  greatest age in seconds, counted in the same way
+    older_than  minimum age in seconds: since death for dead tasks, since enqueue for others
+    newer_than  maximum age in seconds, counted in the same way
     group       id of an ErrorGroup
     key         the exact fairness key; with `*` or `?`, a pattern
     args        (path, value) of arguments, such as `("order.lines.0", "7")`; the value may be a
                 pattern. Tasks of more than 16 KiB do not match: their payload is not read.
-    words       texts that must each be in the id, the type or the last error; case is ignored
+    words       strings that must each be in the id, the type or the last error; case is ignored
     """
 
     type: str | None = None
@@ -117,7 +117,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     kept_until  of completed: when the task is deleted
     ended_at    of completed
     cancelled   whether its cancellation was requested, or it ended that way
-    priority    1 to 9, 5 unless given; pending tasks of a higher priority start first
+    priority    1 to 9, by default 5; pending tasks with a higher priority start first
     """
 
     id: str
@@ -237,9 +237,9 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None if not set
     retry_phrase  `retry_delay` as a template and its values, if it is text
     lock          name of the unique lock; `lock_holder` is the task that holds it
-    replaces      whether it takes the place of a holder of its lock, and a later call its place
+    replaces      whether it replaces a holder of its lock, and is replaced by a later call
     debounce, debounce_max   seconds; None if not set
-    next_run_at   when it runs again, with the payload of a later call, after the present attempt
+    next_run_at   when it runs again, with the payload of a later call, after the current attempt
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
     edits         edits of the payload, the latest last; the last five at most
@@ -289,7 +289,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     done       the change is made, perhaps by an earlier attempt of the call
     told       the server was told: to cancel a running task, to be quiet or to stop
     duplicate  `run`, `trigger`: another task, `holder`, holds the unique lock
-    too_late   the task is no longer in the state in which it was seen; `state` is its present one
+    too_late   the task is no longer in the state in which it was seen; `state` is its current one
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
 
@@ -410,10 +410,10 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     stored    whether a client put it into the store
     schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`; `phrase` is the same as a
               template and its values
-    next_at   the next ticks, at most three; also while paused, though these pass without a task
+    next_at   the next ticks, at most three; also while paused, when they pass without a task
     last_tick the last tick that was enqueued, or that passed while paused
-    seen_at   when a server last published it; of a stored one, when it was put or resumed
-    live      whether a server has published it within three minutes; true of a stored one
+    seen_at   when a server last published it; for a stored one, when it was put or resumed
+    live      whether a server has published it within three minutes; true for a stored one
     type      type of its task
     problem   why the next ticks cannot be computed
     last_task, last_state   the task of the last tick and its state, if the store still has it

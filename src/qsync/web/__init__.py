@@ -1,10 +1,10 @@
 """The dashboard: an ASGI app, to run on its own (`qsync dashboard`) or to mount in another app.
 
-    dashboard = create_app(queue.inspector(), auth=is_admin)     # users that your app lets in
+    dashboard = create_app(queue.inspector(), auth=is_admin)     # for users that your app admits
     host = Starlette(routes=[Mount("/qsync", dashboard)])
 
 It needs the extra `web`, and reaches the store only through the Inspector. It denies all access
-until you configure `token` or `auth`. docs/dashboard.md tells how to run, mount and secure it.
+until you configure `token` or `auth`. docs/dashboard.md describes how to run, mount and secure it.
 """
 
 from __future__ import annotations

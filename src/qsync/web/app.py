@@ -193,7 +193,7 @@ def create_app(
 ) -> Dashboard:
     """Return the dashboard of the inspector's queues as an ASGI app.
 
-    others     more stores or prefixes by the name to show: their pages are below /store/<name>
+    others     more stores or prefixes by display name; their pages are below /store/<name>
     token      lets in requests with `Authorization: Bearer` or, after a sign-in form, a cookie
     view_token lets in requests in the same way, but only to read
     auth       a function of the request, sync or async: True or the user's name lets the request
@@ -205,14 +205,14 @@ def create_app(
     hosts      allowed names in the Host header, against DNS rebinding; None means any
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; by default the one that the browser
-               prefers. Users can choose another one on each page.
+               prefers. Users can choose another on each page.
     trace_url  address of a trace, with {trace_id} in it: pages of tasks link to the trace of their
                header `traceparent`
     role       permissions of users: `view`, `operate` or `delete`, or a function of the request,
                sync or async, that returns one of these; None means everything. A page has only the
                buttons that the role allows; a change that it does not allow is refused with 403.
 
-    The caller closes the inspector. ConfigError if an option is invalid.
+    The caller closes the inspector. Raises ConfigError if an option is invalid.
     """
     return make_dashboard(
         inspector, others=others, token=token, view_token=view_token, auth=auth,
@@ -245,14 +245,14 @@ def make_dashboard(
     """
     inspectors = _by_path(inspector, others or {})
     if mask is not None and not callable(mask):
-        raise ConfigError("mask: give a function of a task's type and payload")
+        raise ConfigError("mask: must be a function of a task's type and payload")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ConfigError(f"timeout: {shorten(timeout)} is not a number of seconds above 0")
     if isinstance(hosts, str):
-        raise ConfigError("hosts: give a list of names")
+        raise ConfigError("hosts: must be a list of names")
     access = access_of(token, auth, view_token)
     if isinstance(access, DenyAll):
-        log.warning("the dashboard refuses all requests: give create_app() token= or auth=")
+        log.warning("the dashboard refuses all requests: pass token= or auth= to create_app()")
     names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
     environment, traces = make_environment(), check_trace_url(trace_url)
     titles = {title: path for path, (title, each) in inspectors.items()} if others else {}
@@ -285,13 +285,13 @@ def _by_path(first: Inspector, others: Mapping[str, Inspector]) -> dict[str, tup
     for name, inspector in others.items():
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in (".", ".."):
             raise ConfigError(
-                f"others: {shorten(name)} is not a name of letters, digits, _ . and -"
+                f"others: {shorten(name)} is not a valid name; use letters, digits, _ . and -"
             )
         if name in [title for title, each in sites.values()]:
-            raise ConfigError(f"others: {name} is the name of another store of this dashboard")
+            raise ConfigError(f"others: {name} is already the name of another store")
         sites[f"/store/{name}"] = (name, inspector)
     if not sites or not all(isinstance(each, Inspector) for title, each in sites.values()):
-        raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
+        raise ConfigError("inspector: must be an Inspector; create one with Qsync.inspector()")
     return sites
 
 
@@ -352,7 +352,7 @@ async def _not_found(site: Site, request: Request, error: HTTPException) -> Resp
 def _failed(site: Site, request: Request, error: QsyncError) -> Response:
     if isinstance(error, StoreUnavailable):
         title, status = _("Cannot reach the store"), 503
-        text = _("Retrying automatically… `qsync doctor` may tell why.")
+        text = _("Retrying automatically… `qsync doctor` may show why.")
     elif isinstance(error, InvalidTask):
         title, status, text = _("Invalid request"), 400, written(phrase_of(error))
     elif isinstance(error, QueueFull):

@@ -92,7 +92,7 @@ def _enqueued(task: TaskDetail) -> datetime | None:
 
 
 def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) -> AttemptBar | None:
-    """Return the attempt that runs, or the one that completed; None without one."""
+    """Return the attempt that runs, or the one that completed; None if there is neither."""
     row = task.row
     if row.state is TaskState.ACTIVE and explanation.since is not None:
         begun, now = explanation.since, store_clock.now()
@@ -105,7 +105,7 @@ def _last(task: TaskDetail, explanation: Explanation, ready: datetime | None) ->
 
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:
-    """Return the seconds between two times, which may be of two clocks; None if unknown."""
+    """Return the seconds between two times, which may come from two clocks; None if unknown."""
     if start is None or end is None:
         return None
     return max(0.0, (end - start).total_seconds())

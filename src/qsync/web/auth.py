@@ -68,11 +68,11 @@ def access_of(
 ) -> Access:
     """Return the access for these options. Raise ConfigError if they are invalid."""
     if token is not None and auth is not None:
-        raise ConfigError("auth: give either token= or auth=")
+        raise ConfigError("auth: pass either token= or auth=, not both")
     if view_token is not None and token is None:
-        raise ConfigError("view_token: give token=, too, for users who may change things")
+        raise ConfigError("view_token: also pass token=, for users who may make changes")
     if view_token is not None and view_token == token:
-        raise ConfigError("view_token: it is the same as token=")
+        raise ConfigError("view_token: must differ from token=")
     if token is not None:
         return TokenAccess(token, view_token=view_token)
     if auth is None:
@@ -80,7 +80,7 @@ def access_of(
     if auth == "host":
         return AllowAll()
     if not callable(auth):
-        raise ConfigError('auth: give a function of the request, or "host"')
+        raise ConfigError('auth: must be a function of the request, or "host"')
     return CallbackAuth(auth)
 
 
@@ -89,7 +89,7 @@ class DenyAll:
 
     async def admit(self, request: Request) -> str | Response:
         """Return a refusal that says how to configure access."""
-        text = _("All requests are refused: give create_app() auth= or token=, see the docs.")
+        text = _("All requests are refused. Pass auth= or token= to create_app(); see the docs.")
         return PlainTextResponse(f"{text}\n", 403)
 
 
@@ -129,7 +129,7 @@ class TokenAccess:
         for field, text in (("token", token), ("view_token", view_token)):
             if text is not None and len(text) < MIN_TOKEN_LENGTH:
                 raise ConfigError(
-                    f"{field}: {len(text)} characters are too few; give at least {MIN_TOKEN_LENGTH}"
+                    f"{field}: {len(text)} characters are too few; use at least {MIN_TOKEN_LENGTH}"
                 )
         self._hash = _hash(token)
         self._view_hash = None if view_token is None else _hash(view_token)
@@ -171,8 +171,8 @@ class TokenAccess:
         if forwarded and address not in forwarded and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "a wrong token came through a proxy at %s, and wrong tokens lock out an address: "
-                "to count them for each user separately, start with --trust-proxy %s",
+                "a wrong token came through a proxy at %s; wrong tokens lock out its address, and "
+                "so all users behind it. To count them per user, start with --trust-proxy %s",
                 address, address,
             )  # fmt: skip
 
@@ -259,7 +259,7 @@ def host_of(request: Request) -> str:
 def same_origin(request: Request) -> bool:
     """Return whether a request that changes something comes from a page of this dashboard.
 
-    Browsers tell this in two headers. They omit Sec-Fetch-Site for pages loaded over plain HTTP
+    Browsers state this in two headers. They omit Sec-Fetch-Site for pages loaded over plain HTTP
     from another machine; then Origin alone decides.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
@@ -290,7 +290,7 @@ class SignIn:
         return HTMLResponse(text, 401, headers)
 
     async def answer(self, request: Request, route: str) -> Response:
-        """Answer requests of the form; the right token starts a session and leads to `next`."""
+        """Answer requests for the form; the right token starts a session and leads to `next`."""
         if route == LOGIN_STYLE_PATH:
             return Response(self._style, media_type="text/css")
         if request.method != "POST":

@@ -119,7 +119,7 @@ async def apply_to_selected(
 
 
 class Matching(NamedTuple):
-    """The number of tasks that match (a minimum unless `is_whole`), and of those read that do
+    """The number of tasks that match (a lower bound unless `is_whole`), and of tasks read that do
     not."""
 
     number: int
@@ -127,7 +127,7 @@ class Matching(NamedTuple):
     is_whole: bool = True
 
     def counted(self, one: str, many: str, /, **values: Any) -> str:
-        """Return the form of a text for this number, which `%(num)s` stands for."""
+        """Return the plural form of a text for this number, which replaces `%(num)s`."""
         if self.is_whole:
             return ngettext(one, many, self.number, **values)
         return ngettext(one, many, 0, num=_("%(number)s or more", number=self.number), **values)
@@ -181,7 +181,7 @@ async def continue_page(site: Site, request: Request) -> Response:
 
 
 def summary(counts: dict[str, int], done: tuple[str, str]) -> str:
-    """Return a summary such as `3 tasks re-queued. 2 tasks changed state meanwhile.`."""
+    """Return a summary such as `3 tasks re-queued. 2 tasks changed state in the meantime.`."""
     sentences = [ngettext(*done, counts["done"])]
     if number := counts["duplicate"]:
         text = ngettext(
@@ -192,8 +192,8 @@ def summary(counts: dict[str, int], done: tuple[str, str]) -> str:
         sentences.append(text)
     if number := counts["too_late"]:
         text = ngettext(
-            "%(num)s task changed state meanwhile.",
-            "%(num)s tasks changed state meanwhile.",
+            "%(num)s task changed state in the meantime.",
+            "%(num)s tasks changed state in the meantime.",
             number,
         )
         sentences.append(text)

@@ -1,4 +1,4 @@
-"""Converts figures into chart coordinates and texts; templates/charts.html draws the charts."""
+"""Converts figures into chart coordinates and labels; templates/charts.html draws the charts."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def line_chart(
 ) -> LineChart:
     """Return a chart of lines (name, class, values) with the latest value last; None is a gap.
 
-    `unit` is a text of the catalogue. `width` is the number of values that fit; fewer values stand
-    at the right. `interval_s` is the time between two values, in seconds.
+    `unit` is a string of the catalogue. `width` is the number of values that fit; fewer values
+    stand at the right. `interval_s` is the time between two values, in seconds.
     """
     numbers = [value for *_name, values in series for value in values if value is not None]
     top = (time_ceiling if unit is SECONDS else ceiling)(max(numbers, default=0.0))
@@ -192,11 +192,11 @@ TIMES_S: Final = (
     60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 43_200, 86_400, 172_800, 345_600,
     604_800,
 )  # fmt: skip
-"""Ends of scales of time over a minute: they and their halves are round."""
+"""Upper ends of time scales above a minute: round values whose halves are round."""
 
 
 def time_ceiling(seconds: float) -> float:
-    """Return the next round time, whose half is round, too: 50 s, 1 min, 2 min, 5 min, ..., 7 d."""
+    """Return the next round time, whose half is also round: 50 s, 1 min, 2 min, 5 min, ..., 7 d."""
     if seconds <= 50:
         return ceiling(seconds)
     return next((float(end) for end in TIMES_S if seconds <= end), ceiling(seconds))

@@ -22,10 +22,10 @@ from qsync.web.auth import network_of
 Network = IPv4Network | IPv6Network
 
 IDLE_S: Final = 5.0
-"""Time in which the head of a request must be complete, in seconds."""
+"""Time within which the head of a request must be complete, in seconds."""
 
 FLUSH_S: Final = 30.0
-"""Time in which a client must read a response, in seconds."""
+"""Time within which a client must read a response, in seconds."""
 
 CONNECTIONS: Final = 200
 """Largest number of connections."""
@@ -58,7 +58,7 @@ class ConnectionLimits:
         self._of: Counter[str] = Counter()
 
     def add(self, connection: _LimitedConnection) -> bool:
-        """Register a new connection; at the limit, close another one for it.
+        """Register a new connection; at the limit, close another to make room.
 
         Return False if no other connection can be closed.
         """
@@ -94,7 +94,7 @@ class ConnectionLimits:
         return self._total if trusted else self._per_address
 
     def watch(self, app: ASGIApp) -> ASGIApp:
-        """Return the app, wrapped so that each request is counted at its connection."""
+        """Return the app, wrapped so that each request is counted for its connection."""
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
             connection = scope.get("state", {}).pop(_KEY, None)

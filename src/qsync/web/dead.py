@@ -68,7 +68,7 @@ async def delete(site: Site, request: Request) -> Response:
 
 
 async def acknowledge(site: Site, request: Request) -> Response:
-    """Note that operators know of the dead tasks of a queue: the overview no longer names them."""
+    """Record that operators know about a queue's dead tasks; the overview no longer lists them."""
     form = await site.form(request)
     queue, text = form.text("queue"), form.text("until", 40)
     try:
@@ -85,7 +85,7 @@ async def acknowledge(site: Site, request: Request) -> Response:
 
 
 async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Selection) -> Response:
-    """Ask for a confirmation to re-run all matching tasks."""
+    """Ask for confirmation to re-run all matching tasks."""
     matching = await bulk_actions.count(site, selection)
     queue, narrowing = selection.queue, selection.narrowing
     if selection.narrowed:
@@ -112,7 +112,7 @@ async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Sel
 async def _ask_to_delete(
     site: Site, request: Request, form: Fields, selection: Selection
 ) -> Response:
-    """Ask for a confirmation to delete the selected or all matching tasks."""
+    """Ask for confirmation to delete the selected or all matching tasks."""
     ids = [] if form.text("scope") == "all" else form.all("id-ticked")
     matching = bulk_actions.Matching(len(ids)) if ids else await bulk_actions.count(site, selection)
     queue, narrowing = selection.queue, selection.narrowing

@@ -42,7 +42,7 @@ TREND_S: Final = 300.0
 
 
 HISTORY: Final = 30
-"""Number of scans kept to show the growth; each has up to some hundred errors."""
+"""Number of scans kept to show the growth; each has up to a few hundred errors."""
 
 
 class ErrorScan(NamedTuple):
@@ -87,10 +87,10 @@ class ErrorScanner:
         return self._last
 
     async def errors_since(self, queue: str, since: datetime) -> int | None:
-        """Return the number of different errors of tasks that died in a queue since a time.
+        """Return the number of different errors of tasks that died in a queue since the given time.
 
-        It comes from the last scan; None before the first one. Begins a new scan if the last is
-        old.
+        The number comes from the last scan, and is None before the first. Begins a new scan if the
+        last one is old.
         """
         self._begin_if_old()
         if queue not in self._dead_of and self._task is not None:
@@ -108,11 +108,11 @@ class ErrorScanner:
             self._task.add_done_callback(_read_exception)
 
     def forget(self) -> None:
-        """Begin a new scan with the next page: tasks were changed."""
+        """Begin a new scan with the next page, since tasks were changed."""
         self._ended_at = self._took_s = 0.0
 
     async def stop(self) -> None:
-        """Stop the scan that runs."""
+        """Stop the running scan."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -27,7 +27,7 @@ async def show(site: Site, request: Request) -> Response:
     if group is None:
         text = _("No failed task has this error any more.")
         if not scan.finished:
-            text = _("No failed task with this error has been found yet: reload the page.")
+            text = _("No failed task with this error has been found yet. Reload the page.")
         return site.page(request, "error", status=404, title=_("Error not found"), text=text)
     sample = await site.inspector.task(group.sample, queue=group.queue)
     return site.page(request, "one_error", group=group, sample=sample, scan=scan)

@@ -1,4 +1,4 @@
-"""Names of the recorded actions for people."""
+"""Display names of the recorded actions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ OUTCOMES: Final = {
 
 
 def run_made(origin: str) -> str:
-    """Return how a run of a schedule was made."""
+    """Return how a run of a schedule was started."""
     return _(MADE[origin])
 
 
@@ -70,12 +70,12 @@ def run_outcome(outcome: str) -> str:
 
 
 def action_name(action: str) -> str:
-    """Return the name of an action; one that this version does not know stays as it is."""
+    """Return the name of an action; an action unknown to this version stays as it is."""
     return _(NAMES[action]) if action in NAMES else action
 
 
 TEXTS: Final = {"and run now": marked("and run now")}
-"""Whole details."""
+"""Details that are translated as a whole."""
 
 _EVERY: Final = re.compile(r"every ([0-9.]+) (d|h|min|s)")
 _SECONDS: Final = {"d": 86_400, "h": 3600, "min": 60, "s": 1}

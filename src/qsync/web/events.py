@@ -21,7 +21,7 @@ QUEUE_CHOICES: Final = 500
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """List the last actions, of all queues or of one."""
+    """List the latest actions of all queues, or of one."""
     fields = Fields(request.query_params.multi_items())
     queue, action = fields.text("queue"), fields.text("action", 40)
     listed = await site.inspector.events(
@@ -38,9 +38,9 @@ async def list_all(site: Site, request: Request) -> Response:
 
 
 async def last_actions(site: Site, queue: str, **which: Any) -> list[OperatorEvent]:
-    """Return the last actions for another page; none if the store user may not read them.
+    """Return the latest actions to show on another page; empty if the store user may not read them.
 
-    An empty `queue` stands for the actions that belong to none.
+    An empty `queue` selects the actions that belong to no queue.
     """
     try:
         return await site.inspector.events(queue=queue, limit=EVENTS_SHOWN, **which)

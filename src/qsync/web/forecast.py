@@ -18,10 +18,10 @@ WINDOW_S: Final = 300.0
 """Length of the window of samples, in seconds."""
 
 MIN_WINDOW_S: Final = 30.0
-"""Minimum time of samples for a forecast, in seconds."""
+"""Minimum time span of the samples for a forecast, in seconds."""
 
 FAR_S: Final = 7 * 86_400.0
-"""Time to empty from which a queue is called steady, in seconds."""
+"""Time to drain above which a queue counts as steady, in seconds."""
 
 LARGE: Final = 100
 """Backlog above which a growing queue is a problem."""
@@ -108,7 +108,7 @@ def problems_of(info: QueueInfo, steps: Steps, errors: int | None = None) -> lis
 
 
 def _failing(recent: Sequence[Figures]) -> str:
-    """Return that most attempts fail, as while an API is down and tasks are retried."""
+    """Return a sentence if most attempts fail, e.g. while an API is down and tasks are retried."""
     failed, completed = (
         sum(getattr(each, name) for each in recent) for name in ("failed", "completed")
     )
@@ -139,7 +139,7 @@ def _on_queue(info: QueueInfo, text: str) -> Problem:
 
 
 def _recent(steps: Steps) -> list[tuple[float, Figures]]:
-    """Return the intervals of the window, without those that miss a sample."""
+    """Return the intervals of the window, without those that lack a sample."""
     recent: list[tuple[float, Figures]] = []
     seconds = 0.0
     for step in reversed(steps):

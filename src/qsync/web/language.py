@@ -67,12 +67,12 @@ def current() -> Language:
 
 
 def use(language: Language) -> None:
-    """Make this the language of the present request."""
+    """Make this the language of the current request."""
     _current.set(language)
 
 
 def check_language(code: str | None) -> Language | None:
-    """Return the language of the option `language`. Raise ConfigError if there is no such one."""
+    """Return the language of the option `language`. Raise ConfigError if it is unknown."""
     if code is None:
         return None
     if code not in LANGUAGES:
@@ -99,7 +99,7 @@ def _asked(request: Request) -> str:
 
 
 def preferred(header: str) -> Language | None:
-    """Return the language that an Accept-Language header prefers; None if we have none of them."""
+    """Return the available language that an Accept-Language header prefers; None if none is."""
     weighted: list[tuple[float, Language]] = []
     for part in header[:1000].split(","):
         tag, _, weight = part.partition(";")

@@ -51,7 +51,7 @@ async def reset(site: Site, request: Request) -> Response:
     form = await site.form(request)
     queue, limit = form.text("queue") or "default", form.text("limit")
     change = await site.acting(request).reset_limit(check_limit(limit, "limit"), queue=queue)
-    text = _("The rule of the program holds again for %(limit)s.", limit=limit)
+    text = _("The program's rule applies again to %(limit)s.", limit=limit)
     if not change.ok:
         text = _("No rule was set for %(limit)s.", limit=limit)
     return site.go(request, "/limits", text, good=change.ok, queue=queue)

@@ -29,7 +29,7 @@ PERIODS: Final = (7, DAYS_CHARTED, 90)
 """Numbers of days to choose from."""
 
 MISSED_FOR: Final = timedelta(days=1)
-"""Time for which a missed run of a schedule is shown, unless a later one succeeds."""
+"""How long a missed run of a schedule is shown, unless a later one succeeds."""
 
 
 async def show(site: Site, request: Request) -> Response:

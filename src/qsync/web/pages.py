@@ -45,7 +45,7 @@ REFRESH_S: Final = 5
 
 
 CLOCK_S: Final = 10.0
-"""Time for which the difference of the two clocks is taken as known."""
+"""How long a measured difference between the two clocks is used."""
 
 
 class Flash(msgspec.Struct, frozen=True, array_like=True):
@@ -192,7 +192,7 @@ class Site:
         items: Sequence[str] = (),
         danger: bool = True,
     ) -> Response:
-        """Ask for confirmation; the change is made when the form of this page is sent."""
+        """Ask for confirmation; the change is made when the form on this page is submitted."""
         hidden = [(name, value) for name, value in fields.pairs if name != "sure"]
         return self.page(
             request, "confirm", title=title, text=text, button=button, back=back, kept=hidden,
@@ -200,7 +200,7 @@ class Site:
         )  # fmt: skip
 
     async def follow_clock(self) -> None:
-        """Count times from the store's clock while this request is answered."""
+        """Show times relative to the store's clock while this request is answered."""
         asked = time.monotonic()
         if asked - self._clock.read_at > CLOCK_S:
             self._clock.ahead_s = store_clock.ahead(await self.inspector.store_time())
@@ -208,11 +208,11 @@ class Site:
         store_clock.follow(self._clock.ahead_s)
 
     async def form(self, request: Request) -> Fields:
-        """Return the fields of the sent form."""
+        """Return the fields of the submitted form."""
         return parse_form(await request.body())
 
     def acting(self, request: Request) -> Inspector:
-        """Return the inspector that makes the changes of a request, recorded as one action."""
+        """Return the inspector that makes the changes for a request, recorded as one action."""
         inspector = request.scope.get("qsync.acting")
         if not isinstance(inspector, Inspector):
             user = str(request.scope.get("qsync.user") or "") or "dashboard"

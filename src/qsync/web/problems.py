@@ -27,7 +27,7 @@ COUNTED_TYPES: Final = 5
 COUNT_STEPS: Final = 4
 COUNTED_FOR_S: Final = 3.0
 """Maximum numbers for counting tasks without a handler: queues, types of a queue, and steps of 250
-tasks for each type and state; and the time for which the numbers are taken as known."""
+tasks for each type and state; and how long the numbers are reused."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
@@ -130,7 +130,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
-    """Return the queues with a backlog that no server takes. Pure except for the language."""
+    """Return the queues with a backlog that no server serves. Pure except for the language."""
     if not fleet.servers:
         return []  # the overview shows that once for all queues
     text = _("no running server takes its tasks.")
@@ -142,7 +142,7 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
 
 
 def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
-    """Return the queues whose backlog has mostly one fairness key. Pure except for the language."""
+    """Return the queues whose backlog mostly has one fairness key. Pure except for the language."""
     problems = []
     for queue, share in shares.items():
         key = next(iter(share.keys), "")

@@ -198,16 +198,16 @@ def sheet_of(items: Sequence[T], fields: Fields) -> tuple[Sequence[T], Sheet]:
 
 
 def not_whole(field: str, text: str) -> Phrase:
-    """Return that a field is not a whole number."""
+    """Return the message that a field is not a whole number."""
     return phrase("%(field)s: %(value)s is not a whole number", field=field, value=shorten(text))
 
 
 def not_number(field: str, text: str) -> Phrase:
-    """Return that a field is not a number."""
+    """Return the message that a field is not a number."""
     return phrase("%(field)s: %(value)s is not a number", field=field, value=shorten(text))
 
 
 def not_seconds(field: str, text: str) -> Phrase:
-    """Return that a field is not a number of seconds."""
+    """Return the message that a field is not a number of seconds."""
     value = shorten(text)
     return phrase("%(field)s: %(value)s is not a number of seconds", field=field, value=value)

@@ -18,7 +18,7 @@ from qsync.worker.child_limits import size_of
 
 
 async def set_bounds(site: Site, request: Request) -> Response:
-    """Set the bounds of a queue; an empty field is no bound."""
+    """Set the bounds of a queue; an empty field means no bound."""
     form = await site.form(request)
     name, when = form.text("queue"), form.text("when_full")
     when_full: WhenFull = "drop_oldest" if when == get_args(WhenFull)[1] else "raise"
@@ -37,9 +37,9 @@ async def reset(site: Site, request: Request) -> Response:
     """Remove an operator's bounds."""
     name = (await site.form(request)).text("queue")
     change = await site.acting(request).reset_bounds(name)
-    text = _("Queue %(queue)s has no such bounds.", queue=name)
+    text = _("No operator has set bounds for queue %(queue)s.", queue=name)
     if change.ok:
-        text = _("The bounds of the program hold again.")
+        text = _("The program's bounds apply again.")
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -67,7 +67,7 @@ async def reset_weight(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, key = form.text("queue"), form.text("key")
     change = await site.acting(request).reset_weight(name, key)
-    text = _("Fairness key %(key)s has weight 1 already.", key=key)
+    text = _("Fairness key %(key)s already has weight 1.", key=key)
     if change.ok:
         text = _("Fairness key %(key)s has weight 1 again.", key=key)
     return site.go(request, "/queue", text, good=change.ok, queue=name)

@@ -90,7 +90,7 @@ async def set_target(site: Site, request: Request) -> Response:
 
 
 def search_for(queue: str, key: str) -> str:
-    """Return the search for the pending tasks of a fairness key; empty if none can be written."""
+    """Return the search for a fairness key's pending tasks; empty if the key cannot be quoted."""
     return "" if '"' in key else f'queue:{queue} state:pending key:"{key}"'
 
 
@@ -160,7 +160,7 @@ async def delete(site: Site, request: Request) -> Response:
         case "not_found":
             return site.go(request, "/queues", no_queue(name), good=False)
         case "served":
-            why = _("Server %(id)s takes tasks from it: stop it first.", id=outcome.server)
+            why = _("Server %(id)s takes tasks from it: stop the server first.", id=outcome.server)
         case _:
             why = ngettext(
                 "It holds %(num)s task: purge or cancel it first.",
@@ -171,5 +171,5 @@ async def delete(site: Site, request: Request) -> Response:
 
 
 def no_queue(name: str) -> str:
-    """Return that there is no such queue."""
+    """Return the message that there is no such queue."""
     return _("There is no queue %(queue)s.", queue=name)

@@ -44,7 +44,7 @@ ROLES: Final[dict[str, Role]] = {
     "/schedule/resume": "operate", "/schedule/trigger": "operate", "/schedule/forget": "delete",
     "/schedule/backfill": "operate",
 }  # fmt: skip
-"""Role that each route requires. In a search, too, only `delete` may delete."""
+"""Role that each route requires. Also in a search, only `delete` may delete tasks."""
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
@@ -60,7 +60,7 @@ def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
 
 
 async def role_of(role: RoleOf | Role, request: Request) -> Role:
-    """Return the role of a user; `view` if the function returns another value."""
+    """Return the role of a user; `view` if the function returns an unknown value."""
     if not callable(role):
         return role
     answer: Any = role(request)
@@ -91,6 +91,6 @@ def lacking(role: Role, needed: Role) -> str | None:
     if RANK[role] >= RANK[needed]:
         return None
     return _(
-        "Your role, %(role)s, does not allow this change: it takes the role %(needed)s.",
+        "Your role, %(role)s, does not allow this change, which requires the role %(needed)s.",
         role=_(NAMES[role]), needed=_(NAMES[needed]),
     )  # fmt: skip

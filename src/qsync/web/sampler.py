@@ -24,11 +24,11 @@ SAMPLES_KEPT: Final = 181
 """Number of samples kept, for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
-"""Number of queues with their own charts, which the sums by day include."""
+"""Number of queues with their own charts, which the totals by day include."""
 
 DAYS_CHARTED: Final = 30
 DAYS_CACHE_S: Final = 60.0
-"""Time for which the counters by day are cached."""
+"""How long the counters by day are cached."""
 
 
 class Figures(NamedTuple):
@@ -133,7 +133,7 @@ class Sampler:
     async def days(self, number: int = DAYS_CHARTED) -> list[Day]:
         """Return the counters of all queues (the first 50) by day, the latest first.
 
-        They are at most a minute old; to read them again takes a call per queue.
+        They are at most a minute old; reading them again takes one call per queue.
         """
         async with self._days_lock:
             read_at, days = self._days.get(number, (-DAYS_CACHE_S, []))
@@ -183,7 +183,7 @@ def _sum(each: Sequence[Figures]) -> Figures:
 def _of(sample: TimedFigures, queue: str | None, *, is_first: bool = False) -> Figures | None:
     """Return the figures of a queue, or of all; None if the sample has none.
 
-    is_first   a queue that the sample does not have was not there yet, so its figures are 0
+    is_first   a queue that is missing from the sample did not exist yet, so its figures are 0
     """
     if queue is None or sample.total is None:
         return sample.total

@@ -47,7 +47,7 @@ async def show(site: Site, request: Request) -> Response:
     if info is None or not info.stored:
         return site.page(
             request, "error", status=404, title=_("There is no such schedule in the store."),
-            text=_("It was deleted, or it is of a program."),
+            text=_("It was deleted, or it belongs to a program."),
         )  # fmt: skip
     values = {
         "name": name, "queue": queue, "type": info.type, "cron": info.cron or "",
@@ -176,7 +176,7 @@ async def forget(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
-        text = _("No running server publishes it. A server that does brings it back.")
+        text = _("No running server publishes it. A server that publishes it restores it.")
         return _ask_to_delete(site, request, form, text)
     change = await site.acting(request).forget_schedule(name, queue=queue)
     return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))

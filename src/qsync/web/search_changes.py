@@ -1,4 +1,4 @@
-"""Changes of the tasks that a search finds: of the selected ones, or of all that match."""
+"""Changes to the tasks that a search finds: to the selected ones, or to all that match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts about changes on the pages of a search."""
+"""Strings about changes on the pages of a search."""
 
 from __future__ import annotations
 

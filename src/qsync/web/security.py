@@ -162,7 +162,7 @@ class _Exchange:
         return await self._check_role(request)
 
     async def _check_role(self, request: Request) -> Response | None:
-        """Note the role of the user; return the refusal of a change that it does not allow."""
+        """Record the role of the user; return the refusal of a change that it does not allow."""
         role: Role | None = request.scope.get("qsync.host_role")
         role = role or await role_of(self._rules.role, request)
         request.scope["qsync.role"] = role
@@ -201,9 +201,9 @@ class _Limited:
 def _refuse_post(request: Request) -> Response | None:
     if not same_origin(request):
         text = _(
-            "Not sent by a page of this dashboard: nothing was changed. Browsers send the headers "
-            "Origin and Sec-Fetch-Site, which must name this site; a script uses `qsync` or an "
-            "Inspector instead of the forms."
+            "This request did not come from a page of this dashboard, so nothing was changed. "
+            "Browsers send the headers Origin and Sec-Fetch-Site, which must name this site. In "
+            "scripts, use `qsync` or an Inspector instead of the forms."
         )
         return _text(text, 403)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -60,17 +60,17 @@ def _code(match: re.Match[str]) -> str:
 
 
 def gettext(text: str, /, **values: Any) -> Markup:
-    """Return a text of a template in the language of the request; it may have tags."""
+    """Return a template's string in the language of the request; it may have tags."""
     return _markup(current().catalogue.gettext(text), values)
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
-    """Return the form for a number, which `%(num)s` stands for; it may have tags."""
+    """Return the plural form for a number, which replaces `%(num)s`; it may have tags."""
     return _markup(current().catalogue.ngettext(one, many, number), {"num": number, **values})
 
 
 def _markup(text: str, values: dict[str, Any]) -> Markup:
-    """Return a text of the catalogue with its values, which are escaped as all output is."""
+    """Return a string of the catalogue with its values, which are escaped as all output is."""
     if "<" not in text:  # it may be in an attribute
         text = text.replace('"', "&#34;")
     return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue

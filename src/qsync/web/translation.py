@@ -1,7 +1,7 @@
-"""Writes texts, numbers, durations and times in the language of the request.
+"""Writes strings, numbers, durations and times in the language of the request.
 
 Templates write `{% trans %}` and `{{ _("…") }}`, Python `_("No queue %(queue)s.", queue=name)` and
-`ngettext(one, many, number)`. Layers below give a Phrase, and pages translate it. All of them look
+`ngettext(one, many, number)`. Lower layers return a Phrase, which pages translate. All of them look
 up the English text in the catalogue of the language, which `make messages` keeps up to date.
 docs/design/languages.md has the reasons.
 """
@@ -42,7 +42,7 @@ def _(text: str, /, **values: Any) -> str:
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
-    """Return the form for a number, which `%(num)s` stands for, in the language of the request."""
+    """Return the plural form for a number, which replaces `%(num)s`, in the request's language."""
     text = current().catalogue.ngettext(one, many, number)
     return filled(text, {"num": number, **values}, written)
 
@@ -185,7 +185,7 @@ def size(number: int | None) -> str:
 
 
 def percent(progress: tuple[float, float] | None) -> str:
-    """Return the progress of a handler, its count if it gave no total, or "" for None."""
+    """Return the progress of a handler, its count if it reported no total, or "" for None."""
     if progress is None:
         return ""
     done, total = progress

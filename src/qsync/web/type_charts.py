@@ -19,7 +19,7 @@ DAILY_PERIODS: Final = ("7d", "90d")
 DAY_S: Final = 86_400
 
 SAME_DEPLOY: Final = timedelta(hours=2)
-"""Time within which the start of a running server belongs to a reported one."""
+"""Time within which the start of a running server counts as a reported start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class StartMark:
 def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
     """Return when servers of a type started, if within the period, oldest first. Pure.
 
-    Servers report their start once; those that run without a report, since an older version of
-    qsync runs them, count too.
+    Servers report their start once. Servers that run without a report, since they have an older
+    version of qsync, also count.
     """
     first, numbers = stats.points[0].at, Counter[tuple[int, str]]()
     for at, version, number in (*_reported(stats), *_unreported(stats, servers)):

@@ -84,7 +84,7 @@ async def delete(site: Site, request: Request) -> Response:
 
 
 async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Selection) -> Response:
-    """Ask for a confirmation to run all matching tasks now."""
+    """Ask for confirmation to run all matching tasks now."""
     matching = await bulk_actions.count(site, selection)
     state, queue = state_name(selection.state), selection.queue
     if selection.narrowed:
@@ -121,7 +121,7 @@ def _ask(
     button: str,
     text: str,
 ) -> Response:
-    """Ask for a confirmation."""
+    """Ask for confirmation."""
     kind = bulk_actions.KINDS[action]
     items = [] if form.text("scope") == "all" else form.all("id-ticked")
     return site.confirm(

@@ -47,7 +47,7 @@ KINDS: Final = {
     "hash": DemoKind("all digests are right"),
     "thread": DemoKind("all digests are right"),
     "process": DemoKind("all digests are right"),
-    "tenant": DemoKind("all digests of both are right"),
+    "tenant": DemoKind("all digests of both tenants are right"),
     "parent": DemoKind("each enqueued its ten"),
     "child": DemoKind("all digests are right"),
     "typed": DemoKind("results equal those of plain calls"),
@@ -131,13 +131,13 @@ class Ledger:
         return ids
 
     def restarts(self) -> list[float]:
-        """Return when the interrupted tasks started again, of those that did."""
+        """Return the times at which interrupted tasks started again."""
         starts, after = self.history.starts, self.killed_at
         later = ([started for started in starts[id] if started > after] for id in self.interrupted)
         return [min(times) for times in later if times]
 
     def end_of(self, kind: str, id: str) -> End:
-        """Return how a task ended, by the store and the records of the servers."""
+        """Return how a task ended, according to the store and the records of the servers."""
         row = self.stored.get(id)
         if row is not None and row.state in UNFINISHED:
             return End.LEFT
@@ -272,7 +272,7 @@ What next: save this as tasks.py,
     def greet(name: str) -> None:
         print("Hello,", name)
 
-serve it in one terminal, and enqueue a task in another one:
+serve it in one terminal, and enqueue a task in another:
 
     export QSYNC_URL=embedded://     # in both; or redis://localhost:6379
     qsync worker tasks:app
@@ -323,5 +323,5 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(_mark(check.ok, "   ok ", check.text), soft_wrap=True)
     verdict = Text("\nEvery task is accounted for.\n", "bold green")
     if not summary.ok:
-        verdict = Text("\nSomething is wrong: see the lines that say WRONG.\n", "bold red")
+        verdict = Text("\nSomething is wrong: see the lines marked WRONG.\n", "bold red")
     console.print(verdict, NEXT_STEPS, highlight=False, markup=False, soft_wrap=True, sep="\n")

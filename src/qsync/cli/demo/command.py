@@ -42,7 +42,7 @@ def demo(
     qsync's source. One server is killed in the middle. At the end the demo accounts for every task;
     if it cannot, it exits with 1.
     """
-    from rich.console import Console  # it takes long to import, and other commands do without
+    from rich.console import Console  # slow to import, and other commands do not need it
 
     from qsync.cli.demo.account import print_summary
     from qsync.cli.output import print_json

@@ -50,7 +50,7 @@ class DemoClient:
         return self._ledger.record(built, await self._client.enqueue_many(built), blocks)
 
     async def enqueue_bulk(self) -> None:
-        """Enqueue all tasks of which the client does not await the result."""
+        """Enqueue all tasks whose results the client does not await."""
         await self._offer([tasks.flaky.build()] * 100 + [tasks.hopeless.build()] * 10)
         blocks, tenth = self._blocks, len(self._blocks) // 10
         for tenant, part in (("flood", blocks[10:tenth]), ("small", blocks[:10])):
@@ -101,7 +101,7 @@ class DemoClient:
             self._ledger.wrong["typed"] += counts != tasks.count(offset)
 
     async def unique(self) -> None:
-        """Enqueue the same 20 tasks by 8 clients at once, each in its own order."""
+        """Enqueue the same 20 tasks from 8 clients at once, each in its own order."""
         holders = defaultdict[str, set[str]](set)
 
         async def call(seed: int) -> None:
@@ -289,7 +289,7 @@ class Run:
         tell(f"all {len(ids)} tasks that it was running run again", loud=True)
 
     async def _read_store(self) -> None:
-        """Read everything in the store, and compute the digests that the tasks should have made."""
+        """Read everything in the store, and compute the digests that tasks should have returned."""
         await self._refresh()
         ledger = self._ledger
         for queue in QUEUES:
@@ -304,7 +304,7 @@ class Run:
         ledger.digests = dict(zip(offsets, digests, strict=True))
 
     async def _clean_up(self) -> None:
-        """Delete the demo's data from a store that the user gave."""
+        """Delete the demo's data from a store that the user chose."""
         inspector = self._inspector
         for queue in QUEUES:
             for state in set(STORED) - {TaskState.ACTIVE}:
