@@ -125,7 +125,7 @@ def _seconds(us: int | None) -> float | None:
 
 def _message_error(data: bytes | None) -> str | None:
     if data is None:
-        return "the store lost it"
+        return "the store has lost it"
     try:
         decode_message(data)
     except codec.CodecError as error:
