@@ -71,7 +71,7 @@ class Ledger:
         self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
         """Number, time and reply of the last call that created a task, by queue and sender."""
 
-        self._settled: set[tuple[str, str, str]] = set()
+        self._settled_before_loss: set[tuple[str, str, str]] = set()
         """Queue, id and token of each lease that was settled before a loss of data."""
 
     # The store's data
@@ -85,7 +85,7 @@ class Ledger:
     def lose(self, kept: Any | None) -> None:
         """Record that the store has lost all data, or all changes since the copy was made."""
         entries = self.entries
-        self._settled |= {
+        self._settled_before_loss |= {
             (*key, one.token)
             for key, entry in entries.items()
             for one in entry.deliveries
@@ -112,7 +112,7 @@ class Ledger:
             # restored then.
             self.void -= {(*key, one.token) for one in entry.deliveries}
             for one in entry.deliveries:
-                one.settled = one.ended is None and (*key, one.token) in self._settled
+                one.settled = one.ended is None and (*key, one.token) in self._settled_before_loss
 
     @property
     def now(self) -> float:
