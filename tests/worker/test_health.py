@@ -819,7 +819,7 @@ async def test_health_port_without_prometheus_client_says_that_metrics_are_off(
     assert b" 404 " in await reader.readline()  # it runs
     writer.close()
     port.close()
-    said = [record for record in caplog.records if "/metrics of the health" in record.message]
+    said = [record for record in caplog.records if "serves no /metrics" in record.message]
     assert len(said) == (not installed)
     for record in said:
         assert record.levelno == logging.INFO
