@@ -91,7 +91,7 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
         ({"limit": "customer:42", "concurrency": "0"}, "concurrency: 0 is not a whole number"),
         ({"limit": "customer:42", "concurrency": "x"}, "concurrency: 'x' is not a whole number"),
         ({"limit": "customer:42", "rate": "5", "per": "soon"}, "per: 'soon' is not a number"),
-        ({"limit": "a b", "concurrency": "1"}, "the name of 'a b' is not"),
+        ({"limit": "a b", "concurrency": "1"}, "the name in 'a b' must be"),
     ],
 )
 async def test_error_in_the_form_is_shown(
