@@ -126,7 +126,7 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 async def _measure(console: Console, options: argparse.Namespace, words: Sequence[str]) -> Report:
-    """Take the measures."""
+    """Run the benchmarks."""
     loop, main_task = asyncio.get_running_loop(), asyncio.current_task()
     for stop_signal in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(stop_signal, cast("asyncio.Task[Any]", main_task).cancel)

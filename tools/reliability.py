@@ -99,7 +99,7 @@ def wrong(shown: Sequence[Shown]) -> list[str]:
 
 
 def missing(faults: set[int]) -> list[int]:
-    """Return the rows that have neither a required test nor a reason."""
+    """Return the rows that have neither a required test nor a reason for lacking one."""
     return [row for row in FAULTS if row not in faults | OPTIONAL | LEFT_OUT.keys()]
 
 

@@ -1,4 +1,5 @@
-"""Kills the parts around an outbox, round after round, and checks that each committed row ran once.
+"""Kills the processes around an outbox, round after round, and checks that the task of each
+committed row ran once.
 
     python -m tests.chaos.outbox_rounds --rounds 1000
 

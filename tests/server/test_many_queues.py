@@ -1,4 +1,6 @@
-"""Twenty thousand names in the set of queues. Reads are bounded but can reach each name."""
+"""Twenty thousand names in the set of queues. Each read is bounded, but together the reads can
+reach every name.
+"""
 
 from __future__ import annotations
 

@@ -714,7 +714,7 @@ def test_arguments_are_encoded_at_the_call() -> None:
 
 
 class Uncomparable:
-    """A value whose comparison fails, such as an array's."""
+    """A value that raises when it is compared, as a NumPy array does."""
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -207,7 +207,8 @@ SearchText = Annotated[str | None, argument(
 
 
 Delay = Annotated[float | None, option(
-    parser=duration_of, metavar="DURATION", help="Time to wait before it runs, e.g. 90s, 2h.",
+    parser=duration_of, metavar="DURATION",
+    help="Time to wait before the task runs, e.g. 90s or 2h.",
 )]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ Sort = Annotated[str, sort_option(
     SORTS, "Column to sort by: id, or running or up (largest first).  [default: id]",
 )]  # fmt: skip
 
-Tasks = Annotated[bool, typer.Option("--tasks", help="Show the tasks that each server runs.")]
+Tasks = Annotated[bool, typer.Option("--tasks", help="Show the tasks that each server is running.")]
 
 
 @servers.command("list")

@@ -115,7 +115,7 @@ class LeaseKeeper:
         they began then, so that no task starts whose lease may have expired.
         """
         for leased in tasks:
-            leased.leased_us = 0  # a repeated reply has another time than the lease
+            leased.leased_us = 0  # a repeated reply has a different time from the lease's
         renewal = Renewal(tasks, self._lease_s)
         try:
             answers = await self._broker.run(renewal.call, patience=self._lease_s / 3)

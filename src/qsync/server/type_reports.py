@@ -55,7 +55,8 @@ ROLL_AFTER_S: Final = 20
 """Longest delay between the end of a minute and its roll-up by a server, in seconds."""
 
 INLINE_TYPES: Final = 10
-"""Number of types up to which a roll runs on the event loop; it takes about 0.5 ms per type."""
+"""Largest number of types for which a roll-up runs on the event loop; it takes about 0.5 ms per
+type."""
 
 Counts = dict[str, TypeCounts]
 

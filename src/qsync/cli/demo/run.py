@@ -259,7 +259,9 @@ class Run:
         while not holds():
             if events != self._history.events:
                 events, changed_at = self._history.events, time.monotonic()
-            timeout_s = 900 if self._unfinished else 120  # with tasks, a server may only be slow
+            timeout_s = (
+                900 if self._unfinished else 120
+            )  # while tasks are unfinished, a server may just be slow
             if time.monotonic() > changed_at + timeout_s:
                 raise DemoError(
                     f"gave up waiting for {condition}: no task started or ended for {timeout_s} s, "

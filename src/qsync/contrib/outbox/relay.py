@@ -194,11 +194,11 @@ class Relay(_Progress):
                 try:
                     client = client or self._connections.client()
                     pause = self._step(client)
-                except Exception as error:  # of any driver
+                except Exception as error:  # each driver raises its own errors
                     pause = self.pause_after_error(error)
                 self._stopping.wait(pause)
         finally:
-            with contextlib.suppress(Exception):  # of any driver
+            with contextlib.suppress(Exception):  # each driver raises its own errors
                 self._database.close()
             if client is not None:
                 client.close()
@@ -245,13 +245,13 @@ class AsyncRelay(_Progress):
             while True:
                 try:
                     pause = await self._step(client)
-                except Exception as error:  # of any driver
+                except Exception as error:  # each driver raises its own errors
                     pause = self.pause_after_error(error)
                 await asyncio.sleep(pause)
         finally:
             with contextlib.suppress(QsyncError):
                 await client.aclose()
-            with contextlib.suppress(Exception):  # of any driver
+            with contextlib.suppress(Exception):  # each driver raises its own errors
                 await self._database.close()
 
     async def _step(self, client: AsyncClient) -> float:
