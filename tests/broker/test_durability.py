@@ -292,7 +292,7 @@ def test_old_store_cannot_confirm(redis_store: Store, prefix: str, colour: Colou
     version = redis_store.command("INFO", "server")["redis_version"]
     if tuple(map(int, version.split(".")[:2])) >= (7, 2):
         pytest.skip("needs a Redis before 7.2")
-    assert "takes Redis 7.2 or Valkey" in refused(colour, redis_store, prefix, "fsync")
+    assert "needs Redis 7.2 or Valkey" in refused(colour, redis_store, prefix, "fsync")
 
 
 def test_file_that_is_never_synced_is_refused(

@@ -127,7 +127,7 @@ def test_mux_instead_of_an_app_explains_how_to_create_one(tmp_path: Path) -> Non
     worker = start("-m", "qsync", "worker", "shop:mux", folder=tmp_path)
     said, _ = worker.communicate(timeout=60)
     assert worker.returncode == 2
-    assert "app = Qsync(mux=mux), and name shop:app" in " ".join(said.split())
+    assert "app = Qsync(mux=mux), and pass shop:app" in " ".join(said.split())
 
 
 @contextlib.contextmanager
