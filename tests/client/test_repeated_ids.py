@@ -61,7 +61,9 @@ def test_finished_task_is_not_run_again_by_its_id(
 
     colour.do(client.enqueue(Task("t", id="once")))
     asyncio.run(work(1))
-    with pytest.raises(DuplicateTask, match=r"'once' was already enqueued .* less than 3600 s ago") as got:
+    with pytest.raises(
+        DuplicateTask, match=r"'once' was already enqueued .* less than 3600 s ago"
+    ) as got:
         colour.do(client.enqueue(Task("t", id="once")))
     assert (got.value.id, got.value.queue) == ("once", "default")
     with pytest.raises(DuplicateTask):
