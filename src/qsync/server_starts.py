@@ -26,7 +26,8 @@ STORED_LIMIT: Final = 1 << 20
 """Largest decompressed record of a queue, in bytes."""
 
 LISTED_TYPES: Final = 100
-"""Maximum number of types that a start names; with more types, it counts for all."""
+"""Maximum number of types that are recorded for one start. A start with more types counts for all
+types."""
 
 
 class StartReport(msgspec.Struct, frozen=True, array_like=True):

@@ -71,18 +71,21 @@ def check_arguments(cls: C) -> C:
 
 
 def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(method)
     kinds = {}
-    for name, parameter in signature.parameters.items():
-        annotation, _, optional = str(parameter.annotation).partition(" | ")
-        if annotation in _KINDS and optional in ("", "None"):
+    for name, text in method.__annotations__.items():
+        annotation, _, optional = str(text).partition(" | ")
+        if name != "return" and annotation in _KINDS and optional in ("", "None"):
             kinds[name] = (*_KINDS[annotation], bool(optional))
     if not kinds:
         return method
 
+    @functools.cache
+    def signature() -> inspect.Signature:  # read at the first call: all together take 4 ms
+        return inspect.signature(method)
+
     def check(args: Any, options: Any) -> None:
         try:
-            values = signature.bind_partial(*args, **options).arguments
+            values = signature().bind_partial(*args, **options).arguments
         except TypeError:  # the call raises it
             return
         for name, value in values.items():

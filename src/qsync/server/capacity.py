@@ -20,9 +20,8 @@ from qsync.server.queue_state import LeasedTask
 AHEAD_S: Final = 0.1
 """How much work is leased ahead, in seconds at the recent throughput."""
 
-AT_THREADS: Final = 5
-"""One in AT_THREADS of the tasks leased ahead may already wait for a thread: AHEAD_S / AT_THREADS
-is 20 ms of work."""
+THREAD_SHARE: Final = 5
+"""One in THREAD_SHARE of the tasks leased ahead may already wait for a thread: 20 ms of work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
@@ -124,7 +123,7 @@ class Capacity:
             ahead = min(ahead, self._config.prefetch)
         self._refill_below = ahead // 2
         if self._threads_only:
-            self.waiting_slots = ahead // AT_THREADS
+            self.waiting_slots = ahead // THREAD_SHARE
         return ahead
 
     def signal(self) -> None:

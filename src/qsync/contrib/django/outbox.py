@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from qsync.contrib.outbox.database import (
     ROWS_PER_BATCH,
     Backlog,
     DueRows,
+    RowBatch,
     backlog_of,
     comparable_ids,
     fitting_ids,
@@ -67,13 +67,6 @@ def _from_column(time: datetime | None, database: str) -> datetime | None:
     return time.replace(tzinfo=zone)
 
 
-@dataclass(slots=True)
-class _DjangoBatch:
-    rows: Sequence[UnsentRow]
-    more: bool
-    delete: Any
-
-
 class DjangoDatabase:
     """A database of the project."""
 
@@ -81,7 +74,7 @@ class DjangoDatabase:
         self._alias = alias
 
     @contextlib.contextmanager
-    def take(self, selection: DueRows) -> Iterator[_DjangoBatch]:
+    def take(self, selection: DueRows) -> Iterator[RowBatch]:
         """See Database."""
         close_old_connections()
         locks = connections[self._alias].features.has_select_for_update_skip_locked
@@ -99,9 +92,9 @@ class DjangoDatabase:
             rows = self._read(ids)
             more = has_more(sizes, ids)
             if locks:
-                yield _DjangoBatch(rows, more, self.delete)
+                yield RowBatch(rows, more, self.delete)
                 return
-        yield _DjangoBatch(rows, more, self.delete)
+        yield RowBatch(rows, more, self.delete)
 
     def delete(self, ids: list[str]) -> None:
         """Delete rows, within this thread's transaction if one is open."""

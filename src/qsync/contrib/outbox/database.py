@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -57,13 +57,23 @@ class DueRows:
     queues: Collection[str] = ()
 
 
-class RowBatch(Protocol):
+@dataclass(frozen=True, slots=True)
+class RowBatch:
     """Rows that a relay has taken, in a transaction if the database can lock rows."""
 
     rows: Sequence[UnsentRow]
     more: bool
     """True if further rows may be due."""
     delete: Callable[[list[str]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncRowBatch:
+    """Like RowBatch, with an awaitable `delete`."""
+
+    rows: Sequence[UnsentRow]
+    more: bool
+    delete: Callable[[list[str]], Awaitable[object]]
 
 
 class Database(Protocol):
@@ -107,20 +117,10 @@ class AsyncCommittedRows(Protocol):
         """See CommittedRows."""
 
 
-class AsyncBatch(Protocol):
-    """Like RowBatch, with an awaitable `delete`."""
-
-    rows: Sequence[UnsentRow]
-    more: bool
-
-    async def delete(self, ids: list[str]) -> None:
-        """Delete rows."""
-
-
 class AsyncDatabase(Protocol):
     """A database whose calls are awaited."""
 
-    def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncBatch]:
+    def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncRowBatch]:
         """Take up to ROWS_PER_BATCH rows or BATCH_BYTES that no other relay has taken, oldest
         first."""
 

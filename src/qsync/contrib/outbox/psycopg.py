@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from qsync.contrib.outbox.database import (
     ROWS_PER_BATCH,
     Backlog,
     DueRows,
+    RowBatch,
     backlog_of,
     comparable_ids,
     fitting_ids,
@@ -81,13 +81,6 @@ def values(row: UnsentRow) -> tuple[Any, ...]:
     return row.id, row.queue, row.message, row.created_at
 
 
-@dataclass(slots=True)
-class _PsycopgBatch:
-    rows: Sequence[UnsentRow]
-    more: bool
-    delete: Any
-
-
 class ConnectionDatabase:
     """The database that a connection string names; the relay has a separate connection to it."""
 
@@ -109,7 +102,7 @@ class ConnectionDatabase:
         return self._connection
 
     @contextlib.contextmanager
-    def take(self, selection: DueRows) -> Iterator[_PsycopgBatch]:
+    def take(self, selection: DueRows) -> Iterator[RowBatch]:
         """See Database."""
         connection = self._open()
         with connection.transaction():
@@ -122,7 +115,7 @@ class ConnectionDatabase:
             ).fetchall()  # fmt: skip
             ids = fitting_ids(sizes)
             rows = _rows_of(connection.execute(self._statements.take, (ids,)).fetchall())
-            yield _PsycopgBatch(rows, has_more(sizes, ids), partial(self._delete, connection))
+            yield RowBatch(rows, has_more(sizes, ids), partial(self._delete, connection))
 
     def _delete(self, connection: Connection[Any], ids: list[str]) -> None:
         connection.execute(self._statements.delete, (ids,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -13,8 +12,10 @@ from qsync.contrib.outbox.database import (
     COMPARED_ROWS,
     COUNTED,
     ROWS_PER_BATCH,
+    AsyncRowBatch,
     Backlog,
     DueRows,
+    RowBatch,
     backlog_of,
     comparable_ids,
     fitting_ids,
@@ -155,13 +156,6 @@ def backlog(connection: Connection, table: Table) -> Backlog:
     return backlog_of(count, oldest)
 
 
-@dataclass(slots=True)
-class _SqlalchemyBatch:
-    rows: Sequence[UnsentRow]
-    more: bool
-    delete: Any
-
-
 class EngineDatabase:
     """The database of a sync engine."""
 
@@ -170,14 +164,14 @@ class EngineDatabase:
         self._table = table
 
     @contextlib.contextmanager
-    def take(self, selection: DueRows) -> Iterator[_SqlalchemyBatch]:
+    def take(self, selection: DueRows) -> Iterator[RowBatch]:
         """See Database."""
         with self._engine.begin() as connection:
             rows, more = take(connection, self._table, selection)
             if self._engine.dialect.name != WITHOUT_LOCKS:
-                yield _SqlalchemyBatch(rows, more, partial(delete, connection, self._table))
+                yield RowBatch(rows, more, partial(delete, connection, self._table))
                 return
-        yield _SqlalchemyBatch(rows, more, self.delete)
+        yield RowBatch(rows, more, self.delete)
 
     def delete(self, ids: list[str]) -> None:
         """Delete rows in a separate transaction."""
@@ -203,13 +197,6 @@ class EngineDatabase:
         """See Database; the engine's pool keeps the connections."""
 
 
-@dataclass(slots=True)
-class _AsyncBatch:
-    rows: Sequence[UnsentRow]
-    more: bool
-    delete: Any
-
-
 class AsyncEngineDatabase:
     """The database of an async engine."""
 
@@ -218,7 +205,7 @@ class AsyncEngineDatabase:
         self._table = table
 
     @contextlib.asynccontextmanager
-    async def take(self, selection: DueRows) -> AsyncIterator[_AsyncBatch]:
+    async def take(self, selection: DueRows) -> AsyncIterator[AsyncRowBatch]:
         """See AsyncDatabase."""
         async with self._engine.begin() as connection:
             rows, more = await connection.run_sync(take, self._table, selection)
@@ -227,9 +214,9 @@ class AsyncEngineDatabase:
                 async def delete_taken(ids: list[str]) -> None:
                     await connection.run_sync(delete, self._table, ids)
 
-                yield _AsyncBatch(rows, more, delete_taken)
+                yield AsyncRowBatch(rows, more, delete_taken)
                 return
-        yield _AsyncBatch(rows, more, self.delete)
+        yield AsyncRowBatch(rows, more, self.delete)
 
     async def delete(self, ids: list[str]) -> None:
         """Delete rows in a separate transaction."""
