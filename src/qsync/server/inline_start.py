@@ -51,7 +51,7 @@ class Runs(Protocol):
         """Take the tasks that may start now, in their order, while slots are free."""
 
     def begin(self, leased: LeasedTask, way: BoundHandler) -> None:
-        """Start a run in its own asyncio task."""
+        """Start a run in a thread or in its own asyncio task."""
 
     def occupy(self, leased: LeasedTask) -> None:
         """Count a run that has a slot until it ends."""
@@ -156,7 +156,7 @@ class InlineStarter:
         now = boot_s()
         turn_ends = now + YIELD_AFTER_S
         for leased, way in self._runs.startable():
-            if way.suspended_recently:
+            if way.suspended_recently or way.submit is not None:
                 self._runs.begin(leased, way)
                 continue
             me.set_name(leased.id)

@@ -42,6 +42,10 @@ Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 """Calls a handler with a task and a timeout in seconds; the timeout is ignored unless
 `enforces_timeout`."""
 
+Submit = Callable[[TaskInfo, contextvars.Context, Claim | None], "asyncio.Future[Any]"]
+"""Starts a handler in a thread and within a context, after it has asked the claim; returns the
+future of its result."""
+
 
 @dataclass(slots=True)
 class BoundHandler:
@@ -56,6 +60,8 @@ class BoundHandler:
     rules: RetryRules = NO_RULES
     direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
     """The handler itself, if it takes only the task and no middleware is around it."""
+    submit: Submit | None = None
+    """Start of the handler in a thread, if no middleware runs on the event loop."""
     suspended_recently: int = 0
     """Number of further runs that start in a separate asyncio task, because a recent run of the
     handler awaited something."""
@@ -112,7 +118,9 @@ class Invoker:
             around = (*self._middleware, *handler.middleware)
             bare = handler.place == "loop" and handler.takes_task and not around
             direct = handler.function if bare else None
-            way = BoundHandler(invoke, apart, carry_result, handler.rules, direct)
+            threaded = handler.place == "thread" and all(map(in_thread, around))
+            submit = self._submitter(handler) if threaded else None
+            way = BoundHandler(invoke, apart, carry_result, handler.rules, direct, submit)
             self.bound[type] = way
         return way
 
@@ -172,10 +180,14 @@ class Invoker:
             case "loop":
                 return _on_loop(handler)
             case "thread":
-                around = (*self._middleware, *handler.middleware)
-                return _in_thread(handler, self.threads, [*filter(in_thread, around)])
+                return _in_thread(self._submitter(handler), self.threads)
             case "process":
                 return self._in_process(handler)
+
+    def _submitter(self, handler: Handler) -> Submit:
+        """Return the start of a handler in a thread, with the `def` middleware around it."""
+        around = (*self._middleware, *handler.middleware)
+        return _submitter(handler, self.threads, [*filter(in_thread, around)])
 
     def _in_process(self, handler: Handler) -> Invoke:
         async def invoke(info: TaskInfo, limit: float | None) -> Any:
@@ -209,20 +221,32 @@ def _on_loop(handler: Handler) -> Invoke:
     return invoke
 
 
-def _in_thread(handler: Handler, threads: Threads, around: Sequence[Middleware]) -> Invoke:
+def _submitter(handler: Handler, threads: Threads, around: Sequence[Middleware]) -> Submit:
+    if not around:
+
+        def submit(
+            info: TaskInfo, context: contextvars.Context, claim: Claim | None
+        ) -> asyncio.Future[Any]:
+            args, kwargs = _arguments(handler, info)
+            return threads.submit(context, handler.function, args, kwargs, claim)
+
+        return submit
+
     call: Callable[[TaskInfo], Any] = partial(_call_in_thread, handler)
     for middleware in reversed(around):
         call = partial(_around_call, middleware, call)
 
+    def submit_call(
+        info: TaskInfo, context: contextvars.Context, claim: Claim | None
+    ) -> asyncio.Future[Any]:
+        return threads.submit(context, call, (info,), {}, claim)
+
+    return submit_call
+
+
+def _in_thread(submit: Submit, threads: Threads) -> Invoke:
     async def invoke(info: TaskInfo, limit: float | None) -> Any:
-        if around:
-            function: Callable[..., Any] = call
-            args: Sequence[Any] = (info,)
-            kwargs: Mapping[str, Any] = {}
-        else:
-            function, (args, kwargs) = handler.function, _arguments(handler, info)
-        claim = _claim()
-        future = threads.submit(contextvars.copy_context(), function, args, kwargs, claim)
+        future = submit(info, contextvars.copy_context(), _claim())
         try:
             return await future
         except asyncio.CancelledError:

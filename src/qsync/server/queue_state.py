@@ -104,8 +104,9 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     phase: Phase = QUEUED
     stop: Stop | None = None
     info: TaskInfo | None = None
-    task: asyncio.Task[None] | None = None
-    """asyncio task of the handler, while it may be cancelled; None otherwise."""
+    task: asyncio.Task[None] | asyncio.Future[Any] | None = None
+    """asyncio task of the handler, or future of its result if it runs in a thread, while it may be
+    cancelled; None otherwise."""
     call: Any = None
     """BatchCall that runs the task together with others; None means the task runs alone."""
     timer: asyncio.TimerHandle | None = None

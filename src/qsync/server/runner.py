@@ -40,6 +40,7 @@ from qsync.server.run_metrics import RunMetrics
 from qsync.server.run_records import RunRecords
 from qsync.server.settler import Settler
 from qsync.server.stopping import HungHandlers, Stopping
+from qsync.server.thread_runs import ThreadRuns
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -97,6 +98,10 @@ class Runner:
         self._starter = InlineStarter(
             self, context, self._progress.report, self._guard, metrics, self._records
         )
+        self._threads = ThreadRuns(
+            self._records, context, self._progress.report, invoker.threads,
+            begin_timeout=self._begin_timeout, finish=self._finish, resume=self.run,
+        )  # fmt: skip
         self._gathering = capacity.gathering
         self._batches = BatchRuns(
             self._records, invoker, capacity, self.stopping, context, self._progress, self._guard,
@@ -125,8 +130,6 @@ class Runner:
         """Settle a task whose message could not be read."""
         self._settlers[queue.name].add(None, record)
 
-    # Starting.
-
     def _start_some(self) -> None:
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
         if self._gathering.due:
@@ -134,7 +137,7 @@ class Runner:
         if suspects.waiting:
             self._start_together()
         for leased, way in self.startable():
-            if not way.suspended_recently:
+            if not way.suspended_recently and way.submit is None:
                 ready.appendleft(leased)
                 self._starter.wake()
                 break
@@ -234,11 +237,14 @@ class Runner:
         return True
 
     def begin(self, leased: LeasedTask, way: BoundHandler) -> None:
-        """Start a task in its own asyncio task."""
+        """Start a task in a thread or in its own asyncio task."""
         if way.suspended_recently:
             way.suspended_recently -= 1
         self.occupy(leased)
-        self._starter.spawn(self.run(leased, way), leased.id)
+        if way.submit is None or leased.crashes or leased.expired() or leased.past_deadline():
+            self._starter.spawn(self.run(leased, way), leased.id)
+        else:
+            self._threads.start(leased, way, way.submit)
 
     def occupy(self, leased: LeasedTask) -> None:
         """Give a slot to a task, until its run ends."""
@@ -287,7 +293,7 @@ class Runner:
                 running.set(HandlerContext(leased, info, self._context, self._progress.report))
                 if leased.crashes and not await self._mark(leased):
                     return
-                # The mark may have been slow, or a handler may have blocked the loop since then.
+                # The mark may have been slow, or a handler may have blocked the loop.
                 if leased.stop is None and (late := self._records.too_late(leased)) is not None:
                     self._finish(leased, late)
                     return

@@ -319,7 +319,7 @@ def stack_of(leased: LeasedTask) -> str:
         frame = sys._current_frames().get(leased.thread)
         frames = [] if frame is None else list(traceback.extract_stack(frame, DEPTH_LIMIT))
     else:
-        frames = _awaiting(leased.task.get_coro()) if leased.task is not None else []
+        frames = _awaiting(leased.task.get_coro()) if isinstance(leased.task, asyncio.Task) else []
     return stack_text(frames, STACK_LIMIT) or (ELSEWHERE if leased.turn else "")
 
 

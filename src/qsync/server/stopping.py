@@ -161,6 +161,8 @@ class Stopping:
         if leased.phase is not RUNNING:
             return
         handler = leased.task if leased.call is None else leased.call.handler
+        if not isinstance(handler, asyncio.Task):  # the pool counts the handlers in threads
+            handler = None
         if handler is not None:
             log.error(
                 "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
