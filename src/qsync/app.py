@@ -41,23 +41,24 @@ class Qsync(Registry):
         embedded://[folder]                          a private Valkey; `.qsync` without a folder
 
     Options go in the query of the URL. `url` may also be a client of redis-py or valkey-py (Redis
-    or RedisCluster, blocking or asyncio, made by Sentinel or not). The app copies its settings, or
-    raises ConfigError for a setting that it does not support; it neither uses nor closes the
-    client. See docs/addresses.md. The default is the environment variable QSYNC_URL.
+    or RedisCluster, blocking or asyncio, created through Sentinel or not). The app copies the
+    client's settings, and neither uses nor closes the client; a setting that qsync does not support
+    raises ConfigError. See docs/addresses.md. By default, the address is the value of the
+    environment variable QSYNC_URL.
 
     prefix          start of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
-    mux             handlers for the servers, besides those of `@app.task`
+    mux             handlers for the servers, in addition to those of `@app.task`
     payload_limit   largest encoded payload, bytes; also largest encoded result, unless
                     `result_limit` is set
     patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`
                     means no limit
     durability      default durability of enqueues: "fsync", "replica" or None (no wait); see
                     `Client.enqueue`
-    confirm_timeout longest wait for the confirmation, seconds; then the handle's `confirmed` is
-                    False
-    remember_ids    how long after an enqueue the store refuses the same id again, if the caller
-                    chose it, even if the task has left the queue; by default an hour; 0: only while
-                    the task is in the queue
+    confirm_timeout longest wait for the confirmation, seconds; after that, the handle's `confirmed`
+                    is False
+    remember_ids    how long after an enqueue the store refuses another task with the same id, if
+                    the caller chose the id, even when the first task has left the queue; default:
+                    an hour; 0: only while the first task is in the queue
     credential_provider
                     object whose `get_credentials()` returns user and password for each connection,
                     e.g. an IAM token, as in redis-py; see docs/managed-stores.md
@@ -65,9 +66,9 @@ class Qsync(Registry):
     All other options are defaults for the servers of the app and of `qsync worker`: `concurrency`,
     `timeout`, `middleware`, `on_error`, `lifespan` and so on; see `qsync.server.config.Config`.
 
-    Creating an app does no I/O. embedded:// starts its Valkey on first use, in about 0.1 s;
-    it stops when its last user closes or ends. An app may be used again after `close`. Raises
-    ConfigError when a value is wrong.
+    Creating an app does no I/O. embedded:// starts a Valkey on first use, in about 0.1 s; the
+    Valkey stops when the last process that uses it closes its app or exits. An app may be used
+    again after `close`. Raises ConfigError when a value is wrong.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class Qsync(Registry):
         return self._connections.client()
 
     def async_client(self) -> AsyncClient:
-        """Return a new client for the event loop that first uses it; close it, or `async with`."""
+        """Return a new client for the event loop that first uses it. Close the client, or use
+        `async with`."""
         return self._connections.async_client()
 
     def server(self, mux: Mux | None = None, **config: Unpack[ServerOptions]) -> Server:
@@ -166,18 +168,19 @@ class Qsync(Registry):
     def extend(self, extension: Extension) -> None:
         """Add an extension to all clients and servers that the app makes from now on.
 
-        Raises ConfigError if an extension that acts on enqueues comes after the first enqueue, or
-        if the app already has an extension of this name or with a sender.
+        Raises ConfigError if an extension that acts on enqueues comes after the first enqueue, if
+        the app already has an extension of this name, or if this would be its second extension with
+        a sender.
         """
         self._connections.extend(extension)
 
     def on(self, event: Event) -> Callable[[F], F]:
-        """Call the decorated function, `def` or `async def`, at each event of this kind.
+        """Register the decorated function, `def` or `async def`, as a hook for an event.
 
         enqueued   (task)         a client of the app has stored a task
-        started    (task)         the handler is about to run, and waits for the function
+        started    (task)         the handler is about to run; it starts after the function returns
         completed  (task)         the store has recorded that the task is done
-        snoozed    (task, error)  the handler raised Snooze, and the store has the task back
+        snoozed    (task, error)  the handler raised Snooze, and the task is back in the store
         failed     (task, error)  an attempt failed, and the store has recorded it; `task.final` is
                                   True if no retry follows
         dead       (task, error)  the task is dead; it will not run again
@@ -186,15 +189,16 @@ class Qsync(Registry):
         run on the event loop of the client or server. `def` functions for "enqueued" run in the
         thread that enqueues; for the other events, in a thread of the pool if the handler runs in
         one, else on the event loop. An error of the function is logged and has no other effect.
-        Servers that already exist do not call it. Raises ConfigError for an unknown event, and for
-        "enqueued" after the first enqueue.
+        Servers created before the registration do not call the function. Raises ConfigError for an
+        unknown event, and for "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:
             raise ConfigError("on: the app has already enqueued; add hooks where it is created")
         return partial(self._connections.hooks.add, event)
 
     def inspector(self) -> Inspector:
-        """Return a new inspector of the queues, for one event loop; close it, or `async with`."""
+        """Return a new inspector of the queues, for one event loop. Close the inspector, or use
+        `async with`."""
         return self._connections.inspector()
 
     def ping(self) -> float:

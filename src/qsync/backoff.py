@@ -1,8 +1,8 @@
-"""Delays before retries. Without I/O, except for random numbers and log warnings.
+"""Delays before retries. Does no I/O, apart from drawing random numbers and logging warnings.
 
 By default a task waits 1 to 2 s after its first failure, since most failures are transient, and
-much longer after each further one. Each delay is drawn uniformly from a window, so that tasks that
-failed together do not retry together; see Marc Brooker, "Exponential Backoff And Jitter" (AWS
+much longer after each further failure. Each delay is drawn uniformly from a window, so that tasks
+that failed together do not retry together; see Marc Brooker, "Exponential Backoff And Jitter" (AWS
 Architecture Blog, 2015).
 """
 
@@ -22,11 +22,12 @@ from qsync.value_text import raised_at, shorten
 log: Final = logging.getLogger(__name__)
 
 WINDOWS_S: Final = ((1, 2), (15, 30), (180, 300), (600, 1200), (1800, 3600))
-"""Shortest and longest delay after the first, second, ... failure, seconds; the last repeats."""
+"""Shortest and longest delay after each failure, in seconds; the last pair repeats."""
 
 AWAY_CAP_S: Final = 0.5
-"""Longest delay of a server between attempts while the store is down, seconds. It is short, so that
-work resumes soon after the store is back; the broker limits how often it reconnects."""
+"""Longest delay between a server's attempts to reach the store while it is down, in seconds. The
+delay is short, so that work resumes soon after the store is back; the broker separately limits how
+often it reconnects."""
 
 LONGEST_LIST: Final = 100
 """Maximum number of delays in a list."""
@@ -127,7 +128,7 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
         try:
             answer = policy(attempt, error)
         except Exception as raised:
-            log.warning("retry_delay raised %s, using the default delay", raised_at(raised))
+            log.warning("retry_delay raised %s; using the default delay", raised_at(raised))
             return default_delay(attempt)
     elif isinstance(policy, list | tuple) and policy:
         answer = policy[min(max(attempt, 1), len(policy)) - 1]
@@ -139,5 +140,5 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     ):
         return float(seconds)
     shown = repr(answer) if isinstance(answer, float | timedelta) else type(answer).__name__
-    log.warning("retry_delay gave %s, not 0 s to 100 years, using the default delay", shown)
+    log.warning("retry_delay returned %s, not 0 s to 100 years; using the default delay", shown)
     return default_delay(attempt)

@@ -28,9 +28,10 @@ V = TypeVar("V")
 
 
 class BatchFunction(Generic[V]):
-    """A function of a list of tasks. Callers enqueue single tasks; a server builds the list.
+    """A function that takes a list of tasks. Callers enqueue single tasks; a server builds the
+    list.
 
-    V is what a call of the function returns.
+    V is the type of the function's return value.
     """
 
     __name__: str
@@ -54,7 +55,7 @@ class BatchFunction(Generic[V]):
         stored = options.copy()
         delay = options.get("retry_delay")
         if callable(delay) and not isinstance(delay, ExponentialBackoff):
-            del stored["retry_delay"]  # it stays with the handler
+            del stored["retry_delay"]  # a callable stays with the handler
         else:
             delay = None
         functools.update_wrapper(self, function)
@@ -80,7 +81,7 @@ class BatchFunction(Generic[V]):
         return self._function(tasks)
 
     def options(self, /, **options: Unpack[TaskOptions]) -> BatchFunction[V]:
-        """Return a copy with other options. Raise InvalidTask if one is unknown or invalid."""
+        """Return a copy with other options. Raise InvalidTask if any is unknown or invalid."""
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied._options = overridden(self.name, self._options, options)
@@ -126,6 +127,6 @@ class BatchFunction(Generic[V]):
 
 
 class BatchDecorator(Protocol):
-    """The type of `@app.batch(...)`."""
+    """The type of the decorator that `app.batch(...)` returns."""
 
     def __call__(self, function: Callable[[list[TaskInfo]], V], /) -> BatchFunction[V]: ...

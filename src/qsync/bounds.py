@@ -26,7 +26,7 @@ NEAR: Final = 0.9
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a queue. `bounds_of` checks them.
 
-    max_tasks  maximum number of waiting tasks: pending, limited, scheduled or to be retried
+    max_tasks  maximum number of waiting tasks: pending, limited, scheduled or waiting for a retry
     max_bytes  maximum size of all messages of the queue, in bytes
     when_full  "raise" or "drop_oldest"
     """
@@ -40,7 +40,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def phrase(self) -> Phrase:
-        """Description of the bounds for people."""
+        """The bounds as readable text."""
         parts = []
         if self.max_tasks is not None:
             parts.append(tasks_phrase(self.max_tasks))
@@ -55,7 +55,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stored(self) -> str:
-        """The bounds as scripts read them."""
+        """The bounds in the form that the store's scripts read."""
         tasks = "" if self.max_tasks is None else self.max_tasks
         size = "" if self.max_bytes is None else self.max_bytes
         return f"{tasks} {size} {self.when_full}"
@@ -65,12 +65,12 @@ NO_BOUNDS: Final = Bounds()
 
 
 def tasks_phrase(number: int) -> Phrase:
-    """Return `5 waiting tasks`."""
+    """Return a number of tasks as text, e.g. `5 waiting tasks`."""
     return plural_phrase("%(num)s waiting task", "%(num)s waiting tasks", number)
 
 
 def bytes_phrase(number: int) -> Phrase:
-    """Return `5 bytes`."""
+    """Return a number of bytes as text, e.g. `5 bytes`."""
     return plural_phrase("%(num)s byte", "%(num)s bytes", number)
 
 
@@ -94,7 +94,7 @@ MAX_WEIGHT: Final = 1000.0
 
 
 def check_weight(value: object) -> float:
-    """Return the weight of a fairness key. Raise InvalidTask if it is not valid."""
+    """Check and return the weight of a fairness key. Raise InvalidTask if it is invalid."""
     if type(value) not in (int, float) or not MIN_WEIGHT <= cast("float", value) <= MAX_WEIGHT:
         raise InvalidTask(
             phrase(
@@ -143,7 +143,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a queue, and how close it is to them.
 
     program   bounds that the program sets with `app.queue`; None if it sets none
-    operator  bounds of an operator, which override these; None if not set
+    operator  bounds that an operator sets, which override the program's; None if not set
     waiting   number of tasks that wait
     bytes     size of all messages; None while no bound needs it
     """
@@ -160,7 +160,7 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fullest(self) -> tuple[str, int, int] | None:
-        """The nearest bound, its value and the current amount; None without a bound."""
+        """The bound closest to being reached, its value and the current amount, if any."""
         bounds = self.in_force
         rows = [
             (name, most, there)
@@ -230,5 +230,5 @@ def _read_operator(text: str) -> OperatorBounds:
 
 
 def _is_number(text: str) -> bool:
-    """Return whether a text is a number that `int` takes; the store may be damaged."""
+    """Return whether `int` accepts a stored text, which may be damaged."""
     return text.isascii() and text.isdigit() and len(text) < 17

@@ -21,19 +21,19 @@ from qsync.task import Task, has_options
 T = TypeVar("T")
 
 CALL_BYTES: Final = 1024 * 1024
-"""Maximum size of a call, in bytes; the store takes 2 to 5 ms for it. A larger task has its own
-call."""
+"""Maximum size of a call, in bytes; the store takes 2 to 5 ms for a call of this size. A larger
+task has its own call."""
 
 _COSTLY: Final = 2 * CALL_BYTES // op_values.BATCH_SIZE
 """Minimum size, in bytes, to assume for a task with a lock, a fairness key, a due time or a chosen
-id. The store needs as long for it as for two plain tasks."""
+id. Such a task takes the store as long as two plain tasks."""
 
 _BESIDE: Final = 128
-"""Maximum size of a task's options and framing in a call, without the fairness key; bytes."""
+"""Maximum size of a task's options and framing in a call, in bytes, without the fairness key."""
 
 
 def size_of(task: NewTask) -> int:
-    """Return the approximate bytes of a task in a call, at least _COSTLY for a costly one."""
+    """Return the approximate size of a task in a call; at least _COSTLY for a costly task."""
     size = len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
     costly = task.lock or task.fairness_key or task.due or task.remember_us
     return max(size, _COSTLY) if costly else size
@@ -56,8 +56,8 @@ class RoundTrip(NamedTuple):
 class BulkEnqueue(Generic[T]):
     """The tasks of one `enqueue_many`: cuts them into round trips and makes their handles.
 
-    The constructor checks all tasks; InvalidTask names the index of the first that is wrong.
-    Encoding and making handles are done in pieces, while the store works on other tasks.
+    The constructor checks all tasks; InvalidTask names the index of the first invalid task. Tasks
+    are encoded, and handles created, in pieces, while the store works on other tasks.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BulkEnqueue(Generic[T]):
         self._nonces: dict[int, bytes] = {}
         """Nonces by index, for repeated ids and for tasks that a handler enqueues."""
         self._answered: list[tuple[Chunk, list[Enqueued]]] = []
-        """Chunks with their replies whose handles are not made yet."""
+        """Chunks whose handles are still to be created, with their replies."""
         self._check(tasks, payload_limit)
         self._handles: list[T | None] = [None] * len(self._tasks)
 
@@ -141,8 +141,9 @@ class BulkEnqueue(Generic[T]):
     ) -> Iterator[RoundTrip]:
         """Yield the round trips for tasks of a queue, each of at most `calls` calls.
 
-        A round trip carries at most BATCH_BYTES. The next one may be taken while the previous one
-        is in flight; this also makes the handles of the tasks whose replies have arrived.
+        A round trip carries at most BATCH_BYTES. The next round trip may be taken while the
+        previous one is in flight; taking it also creates the handles of the tasks whose replies
+        have arrived.
         """
         for first in range(0, len(indices), calls * op_values.BATCH_SIZE):
             self._make_handles()
@@ -198,7 +199,7 @@ class BulkEnqueue(Generic[T]):
 
 
 def fitting(trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> Chunk | None:
-    """Return the tasks of the first refused call for which a full queue has room, or None."""
+    """Return the tasks of the first refused call that the queue still has room for, or None."""
     for chunk, reply in zip(trip.chunks, replies, strict=True):
         if isinstance(reply, QueueFull) and reply.room:
             return Chunk(chunk.indices[: reply.room], chunk.tasks[: reply.room])
@@ -232,7 +233,7 @@ class Lookahead(Generic[T]):
         self._prepared: list[T] = []
 
     def prepare(self) -> None:
-        """Make the next item, unless it exists already."""
+        """Make the next item in advance, unless that has been done."""
         if not self._prepared:
             self._prepared.extend(itertools.islice(self._items, 1))
 

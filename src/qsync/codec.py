@@ -80,7 +80,7 @@ def encode_natural(copy: object) -> bytes:
 
 
 def natural(value: object, *, sort: bool = False) -> object:
-    """Return a copy of builtin types, for a reader that knows the type.
+    """Return a copy made of builtin types, for a reader that knows the type.
 
     `sort` puts sets and dicts in a fixed order, so that equal values have equal bytes.
     """
@@ -92,7 +92,7 @@ def natural(value: object, *, sort: bool = False) -> object:
 
 
 def tagged(value: object, *, sort: bool = False) -> object:
-    """Return a copy with extensions, which `decode` returns with its types."""
+    """Return a copy with msgpack extensions, from which `decode` restores the types."""
     try:
         return msgpack_extensions.tag(value, sort=sort)
     except msgpack_extensions.NotCarried as error:
@@ -102,7 +102,7 @@ def tagged(value: object, *, sort: bool = False) -> object:
 
 
 def _misfit(value: object, place: str = "") -> str | None:
-    """Return the place of a value that msgpack cannot encode, and why; None if there is none."""
+    """Return where msgpack cannot encode a value, and why; None if it can encode all of it."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         text = "only integers from -2**63 to 2**64 - 1 can be encoded; pass this one as a string"
     elif isinstance(value, str) and not _is_unicode(value):
@@ -147,7 +147,7 @@ def encode_compressed(value: object) -> bytes:
 def decode_compressed(data: bytes, type: Any, limit: int) -> Any:
     """Decompress at most `limit` bytes of msgpack, and check them against a type.
 
-    Raise CodecError if the data are damaged, longer, or of another type.
+    Raise CodecError if the data are damaged, exceed the limit, or have another type.
     """
     try:
         raw = zlib.decompressobj().decompress(data, limit)

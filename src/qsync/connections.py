@@ -106,12 +106,12 @@ class Connections:
             self._where = self._with_provider(credential_provider)
         self.extensions: list[Extension] = []
         self.around_enqueue: list[AroundEnqueue] = []
-        """Contexts of extensions around each enqueue, the first one outermost."""
+        """Contexts that extensions put around each enqueue, the outermost first."""
         self.hooks: Hooks = Hooks()
         self.client_types: ClientTypes | None = None
-        """Classes of clients that run tasks in place, in tests; None means the usual ones."""
+        """Client classes that run tasks in place, for tests; None means the usual classes."""
         self.sender: Sender | None = None
-        """Sender of the task functions; None means the shared clients send at once."""
+        """Sender for task functions; None means that the shared clients send tasks at once."""
         self._blocking: dict[int, Client] = {}
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
 
@@ -138,7 +138,7 @@ class Connections:
         self, address: Address, prefix: str, client_types: ClientTypes | None = None
     ) -> Iterator[None]:
         """Use another store and prefix inside the block; the caller closes the block's shared
-        clients before it ends."""
+        clients before the block ends."""
         before = {name: vars(self)[name] for name in _OF_STORE}
         self._where, self.prefix, self.client_types = address, prefix, client_types
         self._options = {**self._options, "prefix": prefix}
@@ -225,12 +225,12 @@ class Connections:
 
     @property
     def nested(self) -> dict[str, Any]:
-        """Options of the clients that servers give to their handlers."""
+        """Options of the clients that servers pass to their handlers."""
         return {name: self._options[name] for name in ("payload_limit", "remember_ids")}
 
     @property
     def builders(self) -> list[TaskBuilder]:
-        """Builders of the extensions, in the order in which they are asked."""
+        """Builders of the extensions, in the order in which they are tried."""
         return [each.builder for each in self.extensions if each.builder is not None]
 
     @property
@@ -277,7 +277,7 @@ class Connections:
         return await self.here().enqueue(task)
 
     def check(self, task: Task[Any]) -> None:
-        """Check and encode a task that is sent later. Raise InvalidTask if it is invalid."""
+        """Check and encode a task that will be sent later. Raise InvalidTask if it is invalid."""
         new_task(task, b"", payload_limit=self._options["payload_limit"])
 
     def ping(self) -> float:
@@ -311,7 +311,7 @@ class Connections:
         """Do what `close` does, and close the running loop's client; other loops close their
         own."""
         loop: asyncio.AbstractEventLoop | None = None
-        with contextlib.suppress(RuntimeError):  # under trio there is none
+        with contextlib.suppress(RuntimeError):  # trio has no asyncio loop
             loop = asyncio.get_running_loop()
         loop_client = None if loop is None else self._by_loop.get(loop)
         if loop_client is not None:
@@ -336,8 +336,8 @@ def _checked_patience(value: Any) -> float:
 class LoopClient:
     """A client that is closed when its event loop shuts down.
 
-    The only hook at the end of an event loop is that it closes unfinished asynchronous generators.
-    So this class starts one, whose `finally` closes the client.
+    An event loop has only one hook for its end: it closes asynchronous generators that are
+    unfinished. This class therefore starts a generator whose `finally` closes the client.
     """
 
     def __init__(

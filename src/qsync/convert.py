@@ -1,4 +1,4 @@
-"""Converts msgpack to values of an annotated type: by msgspec, or by pydantic for its types.
+"""Converts msgpack to values of an annotated type: with msgspec, or with pydantic for its types.
 
 pydantic is imported only for an annotation that contains one of its types.
 """
@@ -22,8 +22,8 @@ from qsync.errors import ConfigError
 Convert = Callable[[bytes | msgspec.Raw], Any]
 """A function that converts msgpack to a value of its type.
 
-It raises one of MISFITS if the bytes are not a value of the type; `misfit` turns that into a
-message.
+It raises one of MISFITS if the bytes are not a value of the type; `misfit` turns the exception into
+a message.
 """
 
 MISFITS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
@@ -40,7 +40,7 @@ _RECORD_HINT: Final = (
 
 
 class _OneOf(type):
-    """Metaclass of the stand-in for a union that msgspec rejects, but extensions can carry."""
+    """Metaclass of the stand-in for a union that msgspec rejects but that extensions can carry."""
 
     members: frozenset[type]
 
@@ -102,7 +102,7 @@ def converter(annotation: Any) -> Convert:
             return decode(data)
         except msgspec.ValidationError as error:
             failed = error
-        try:  # once more, for extensions where the annotation expects text
+        try:  # again, since the data may have extensions where the annotation expects text
             return msgspec.convert(as_it_is(data), rewritten, dec_hook=_revive)
         except msgspec.ValidationError:
             raise failed from None
@@ -111,7 +111,7 @@ def converter(annotation: Any) -> Convert:
 
 
 def converter_of(annotation: Any) -> Convert:
-    """Return a converter like `converter`, from a cache by annotation."""
+    """Return the converter for the annotated type, as `converter` does, but cached."""
     try:
         return _converters(annotation)
     except TypeError:  # an annotation that is not hashable
@@ -224,7 +224,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _revive(cls: type, value: Any) -> Any:
-    """Make a value of a class unknown to msgspec; its `dec_hook`. ValueError on a mismatch."""
+    """Make a value of a class unknown to msgspec. Raise ValueError if it does not match."""
     if isinstance(value, cls):  # object, a _OneOf, or a value from an extension
         return value
     if issubclass(cls, msgpack_extensions.TEXTS) and isinstance(value, str):
@@ -324,7 +324,7 @@ def _is_pydantics_own(function: Any) -> bool:
 
 
 def _detail_text(error: Any, names: set[str]) -> str:
-    """Return an error of pydantic as text, without quotes of the value."""
+    """Return an error of pydantic as text, without quoting the value."""
     quoting = {
         "union_tag_invalid": "Input has a tag that is none of the expected ones",
         "uuid_parsing": "Input should be a valid UUID",

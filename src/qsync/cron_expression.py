@@ -20,7 +20,7 @@ _RANGES: Final = {
     "month": phrase("1 to 12, or JAN to DEC"),
     "day-of-week": phrase("0 to 7, SUN to SAT, or e.g. 5L or 1#2"),
 }
-"""Allowed values of the fields of a cron expression, by the fields' names in errors of cronsim."""
+"""Allowed values of each field of a cron expression, by the field's name in cronsim's errors."""
 _NAMES: Final = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -30,11 +30,11 @@ _NAMES: Final = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-"""Shorthand names in other crons, and the equivalent expressions."""
+"""Shorthand names that other cron implementations accept, and the equivalent expressions."""
 
 
 def cron_matches(expression: str, wall: datetime, *, reverse: bool = False) -> Iterator[datetime]:
-    """Return the readings after `wall` that match, or those before it, the nearest first.
+    """Return the wall-clock times after `wall` (or before it) that match, the nearest first.
 
     Raises ValueError if the expression is not valid, or has a number with thousands of digits.
     """

@@ -22,14 +22,14 @@ class DeclaredLimits:
         """For each limit name and queue, the first task that names the limit."""
 
     def declare(self, name: str, rule: LimitRule, *, per_queue: bool) -> None:
-        """Add a rule. Raise ConfigError if the name is wrong or taken, or has two queues."""
+        """Add a rule. Raise ConfigError if the name is invalid, taken, or used in two queues."""
         with at_definition():
             check_limit_name(name)
         if not isinstance(per_queue, bool):
             shown = shorten(per_queue)
             raise ConfigError(f"limit {name!r}: per_queue: {shown} is not True or False")
         if name in self.rules:
-            raise ConfigError(f"limit {name!r}: the app already has a limit of this name")
+            raise ConfigError(f"limit {name!r}: the app already has a limit with this name")
         if not per_queue:
             self._check_queues(name, self._uses.get(name, {}))
         else:
@@ -46,7 +46,7 @@ class DeclaredLimits:
             uses.setdefault(queue, task)
 
     def check_queue(self, task: str, queue: str | None, names: Iterable[str]) -> None:
-        """Raise InvalidTask if a limit of the task counts in another queue."""
+        """Raise InvalidTask if a limit of the task counts tasks of another queue."""
         queue = queue or DEFAULT
         for name in names:
             uses = self._uses.get(name, {})

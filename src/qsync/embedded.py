@@ -1,10 +1,10 @@
 """embedded://: a private Valkey in a folder, shared by all processes that use the folder.
 
-A guardian process runs Valkey while user processes exist. Processes lock files in the folder by
-flock, which the system releases when a process dies:
+A guardian process runs Valkey while user processes exist. Processes lock files in the folder with
+flock; the system releases the locks of a process that dies:
 
-users.lock      Each user holds it shared. The guardian tries to lock it exclusively: when that
-                succeeds, no user is left, and the guardian stops Valkey before it releases the
+users.lock      Each user holds a shared lock on it. The guardian tries to lock it exclusively: when
+                that succeeds, no user is left, and the guardian stops Valkey before it releases the
                 lock. A user that arrives during that time waits, and then starts a new guardian.
 start.lock      A user holds it while it checks whether the store runs and starts a guardian.
 guardian.lock   The guardian holds it. The guardian runs in a separate session, so that Ctrl-C in a
@@ -13,7 +13,7 @@ valkey.lock     Valkey inherits it, so that no two Valkeys write the same data, 
                 was killed.
 
 A child made by `os.fork` shares the lock of its parent: the store runs until both have ended. A
-process that a user starts by `subprocess`, or spawns, does not share the lock.
+process that a user starts with `subprocess` or spawns does not share the lock.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def folder_of(url: str) -> Path:
         msg = "it takes no options; write ? as %3F and # as %23 in the folder name"
         raise ConfigError(f"url: embedded://...: {msg}")
     if re.match("[^/]*:.*@", name):
-        raise ConfigError("url: embedded://...: it takes no user and no password, only a folder")
+        raise ConfigError("url: embedded://...: it takes only a folder, no user or password")
     return Path(unquote(name) or ".qsync").expanduser().absolute()
 
 
 class Embedded:
-    """The use of the store in a folder by this process, from `start` to `close` or exit."""
+    """This process's use of the store in a folder, from `start` to `close` or exit."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder: Path = Path(os.path.realpath(folder))
@@ -91,10 +91,10 @@ class Embedded:
     def start(self) -> str:
         """Start the store if it is not running, and return the path of its socket.
 
-        It may be called again at any time, and restarts a store that has stopped. Raises
+        It may be called again at any time, to restart a store that has stopped. Raises
         StoreUnavailable, with the end of the log, when the store does not start or answer, and
-        ConfigError when the folder or a file in it belongs to another user, or others may write
-        to it.
+        ConfigError when the folder or a file in it belongs to another user, or others may write to
+        it.
         """
         with self._mutex:
             try:
@@ -110,7 +110,7 @@ class Embedded:
             return self._socket
 
     def close(self) -> None:
-        """Stop using the store; it stops unless another process uses it."""
+        """Stop using the store, which stops unless another process uses it."""
         with self._mutex:
             self._release()
 
@@ -203,17 +203,17 @@ def valkey_program() -> str:
 
 
 def valkey_environment() -> dict[str, str]:
-    """Return the environment of this process with settings of the C library for Valkey.
+    """Return the environment of this process, plus settings of the C library that suit Valkey.
 
-    The wheel's Valkey uses the malloc of the C library. By default it keeps few freed chunks for
-    reuse, and allocates from all over a large heap, which causes CPU cache misses. It uses no huge
-    pages: with them the store stops for about 5 ms each time it needs another one.
+    The wheel's Valkey uses the malloc of the C library. By default that malloc keeps few freed
+    chunks for reuse, and allocates from all over a large heap, which causes CPU cache misses. Huge
+    pages stay off: with them, the store pauses for about 5 ms each time it needs another huge page.
     """
     return {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=20000", **os.environ}
 
 
 def _guard(program: str) -> None:
-    """Run Valkey in the working directory until no user is left; main of the guardian."""
+    """Run Valkey in the working directory until no user is left; the guardian's main function."""
     if os.fork():  # the parent exits, so that no user has to reap the guardian
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -239,11 +239,13 @@ def _guard(program: str) -> None:
 
 
 def _keep(program: str, path: Path, users: int, data: int) -> None:
-    """Run Valkey until SIGTERM comes or no user is left; then `users` is locked exclusively.
+    """Run Valkey until SIGTERM arrives or no user is left.
+
+    If no user is left, the guardian returns with an exclusive lock on `users`.
 
     When the first Valkey answers, the guardian reports that to the user that started it. If Valkey
-    exits after it has answered once, the guardian restarts it; if it exits before, the guardian
-    exits too.
+    exits after it has answered, the guardian restarts it; if Valkey exits before it answers, the
+    guardian exits too.
     """
     stop_requested = False
 
@@ -313,7 +315,7 @@ def _end(valkey: subprocess.Popen[bytes]) -> None:
 
 
 def _socket_path(folder: Path) -> Path:
-    """Return the socket's path: in the folder, or in a private temporary one if it is too long."""
+    """Return the socket's path, in a private temporary folder if it would be too long otherwise."""
     path = folder / _SOCKET
     if len(os.fsencode(path)) <= _SOCKET_LIMIT:
         return path

@@ -19,7 +19,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 IN_TWO: Final = 32
-"""Minimum number of simultaneous items of which the first batch takes only half."""
+"""If at least this many items arrive at once, the first batch takes only half of them."""
 
 
 class Batcher(Generic[T, U]):
@@ -34,8 +34,8 @@ class Batcher(Generic[T, U]):
     last lone caller's item was in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
-    `too_late` makes. Callers do not expire while the store answers: only after it has been silent
-    for LINE_S, or for half of their patience if that is less.
+    `too_late` makes. No caller expires while the store keeps answering: the store must have been
+    silent for LINE_S, or for half of the caller's patience if that is less.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Batcher(Generic[T, U]):
         """Timer for the oldest caller; one timer serves all callers."""
         self._sender: asyncio.Task[None] | None = None
         self._is_solo = False
-        """Whether a caller that found the batcher idle sends its own item, or waits for others."""
+        """Whether a caller that found the batcher idle is sending its item or gathering others."""
         self._was_alone = False
-        """Whether no other caller came while the last such caller sent its item."""
+        """Whether the last caller that found the batcher idle remained the only caller."""
         self._solo_ended: asyncio.Event | None = None
-        """Set when such a caller is done; None if no other caller has waited for it."""
+        """Set when a caller that found the batcher idle is done; None until `drain` waits."""
 
     def submit(self, item: T) -> Awaitable[U]:
         """Return an awaitable of the reply; the caller must await it at once.
@@ -267,8 +267,8 @@ class Batcher(Generic[T, U]):
                 future.cancel()
             raise
         self._sent, self._sent_arrivals = [], []
-        # Later, so that the next batch is sent first: the store works on it while the callers of
-        # this batch continue.
+        # Do this later, so that the next batch is sent first: the store works on it while the
+        # callers of this batch continue.
         loop.call_soon(_resolve, futures, replies)
 
 

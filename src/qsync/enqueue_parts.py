@@ -15,19 +15,19 @@ _TIME_BYTES: Final = 8
 
 
 def stored_size(task: NewTask) -> int:
-    """Return the bytes of a task's message in the store, which `max_bytes` counts."""
+    """Return the stored size of a task's message, which counts towards `max_bytes`."""
     return len(ENVELOPE_HEAD) + _TIME_BYTES + len(task.message)
 
 
 def in_parts(
     tasks: Sequence[NewTask], full: QueueFull
 ) -> Generator[Sequence[NewTask], Any, list[Enqueued | Exception]]:
-    """Store the tasks for which a bounded queue has room: each task has its own caller.
+    """Store the tasks for which a bounded queue has room, since each task has its own caller.
 
     Yields the tasks of the next call, and receives its reply: the outcomes or the error. Returns
     the answer for each task. `full` is the error of the call with all tasks. If a task does not
-    fit, only tasks of its size or more are refused with it. A queue that drops its oldest tasks
-    takes all tasks, in parts that are within its bound.
+    fit, only tasks that are at least as large are refused with it. A queue that drops its oldest
+    tasks takes all tasks, in parts that are within its bound.
     """
     sizes = [stored_size(task) for task in tasks]
     answers: dict[int, Enqueued | Exception] = {}

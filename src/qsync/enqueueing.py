@@ -16,7 +16,7 @@ from qsync.times import Duration, duration_us
 from qsync.value_text import shorten
 
 CONFIRM_TIMEOUT: Final = 2.0
-"""Default time to wait for a confirmation, seconds; a store that syncs each second takes up to 1 s.
+"""Default wait for a confirmation, in seconds; a store that syncs every second takes up to 1 s.
 """
 
 
@@ -42,7 +42,7 @@ def check_payload_limit(value: object) -> int:
 
 
 def check_durability(value: object) -> Durability | None:
-    """Return the durability. Raise ConfigError unless it is "fsync", "replica" or None."""
+    """Check the durability. Raise ConfigError unless it is "fsync", "replica" or None."""
     match value:
         case None | "fsync" | "replica":
             return value
@@ -68,8 +68,8 @@ def validated(
     remember_us: int,
     declared: DeclaredLimits | None = None,
 ) -> NewTask:
-    """Encode a task to send. Raise InvalidTask if it is invalid, or if the app declares one of its
-    limits for another queue; LeaseLost as in `check_lease`."""
+    """Encode a task to send. Raise InvalidTask if the task is invalid, or if the app declares one
+    of its limits for another queue; raise LeaseLost as `check_lease` does."""
     if running.get(None) is not None:
         check_lease()
     checked = task if type(task) is Task else checked_task(task)
@@ -102,8 +102,8 @@ def checked_task(task: object) -> Task:
 def is_refused(task: NewTask, reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
-    It is not an error when a handler enqueues a child task that an earlier attempt enqueued and
-    that has left the queue.
+    It is not an error if a handler enqueues a child task again that an earlier attempt enqueued and
+    that has left the queue since.
     """
     if reply.outcome in ("created", "replaced"):
         return False
@@ -113,7 +113,7 @@ def is_refused(task: NewTask, reply: Enqueued) -> bool:
 
 
 def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
-    """Return the error for a task whose id or lock is taken."""
+    """Return the error for a task whose id or unique lock is taken."""
     if holder.outcome == "exists":
         msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
     elif holder.outcome == "repeated":

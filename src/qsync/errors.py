@@ -3,7 +3,7 @@
 QsyncError
 ├── ConfigError          a setting or a registration is wrong: fix the program
 ├── InvalidTask          the task or one of its options is invalid: fix the call
-├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
+├── DuplicateTask        the id or unique lock is taken: use the task named in the error
 ├── TaskNotFound         the queue does not have the task, or no longer has it
 ├── TaskNotWaiting       the task has no due time to change: it is pending, running or has ended
 ├── QueueFull            the queue has reached a bound, or the store is full: try again later
@@ -37,14 +37,14 @@ class QsyncError(Exception):
     """The base class of all exceptions of qsync.
 
     `handles` is set when `enqueue_many` fails halfway: the handles of the tasks that the store
-    answered for, in the order of the tasks.
+    answered for, in task order.
     """
 
     handles: Sequence[Any] = ()
 
 
 class ConfigError(QsyncError, ValueError):
-    """A setting, a URL or the registration of a handler is wrong; the message names it."""
+    """A setting, a URL or the registration of a handler is wrong; the message says which."""
 
 
 class InvalidTask(QsyncError, ValueError):
@@ -64,7 +64,7 @@ class DuplicateTask(QsyncError):
 
 
 class TaskNotFound(QsyncError, LookupError):
-    """The queue has no task with this id: it has completed and was not kept, or never existed."""
+    """The queue has no such task: it ended and was not kept, was deleted, or never existed."""
 
 
 class TaskNotWaiting(QsyncError):
@@ -82,8 +82,8 @@ class QueueFull(QsyncError):
     """The queue has reached a bound, or the store is out of memory; nothing was written.
 
     `queue`, `bound` ("max_tasks" or "max_bytes"), `limit` (its value) and `count` (the current
-    amount) describe the bound; they are None if the store is out of memory. `room` is how many of
-    the first tasks of the refused call would fit.
+    amount) describe the bound; they are None if the store is out of memory. `room` is the number of
+    tasks, from the start of the refused call, that would fit.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class TaskCancelled(QsyncError):
 class LeaseLost(QsyncError):
     """The server's lease on the task has ended, and another server may be running the task.
 
-    In a handler, `current().progress()` and every enqueue raise it from then on. That ends a
-    handler in a thread, which cannot be stopped from outside, so let the exception propagate. The
-    outcome of this run is discarded.
+    In a handler, `current().progress()` and every enqueue raise this error from then on. A handler
+    in a thread cannot be stopped from outside, so let the exception propagate to end the handler.
+    The outcome of this run is discarded.
     """
 
 
@@ -143,8 +143,8 @@ class Retry(QsyncError):
     """Raise it in a handler to have the task retried; the run counts as an attempt.
 
     `delay` is in seconds or a timedelta; None means the task's own `retry_delay`. Without a
-    message, the text is the class and the message of the exception that it is raised from or while
-    handling: `raise Retry(delay=2) from error`.
+    message, the text is the class and message of the cause, i.e. of the exception that the Retry is
+    raised from or while handling: `raise Retry(delay=2) from error`.
     """
 
     def __init__(self, message: str = _RETRY, *, delay: float | timedelta | None = None) -> None:
@@ -168,7 +168,7 @@ class Snooze(QsyncError):
     """Raise it in a handler to have this task run again after `delay`; no attempt is counted.
 
     `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. A
-    task whose deadline passes before then is dead at once.
+    task whose deadline is before then dies at once.
     """
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:
@@ -218,7 +218,7 @@ def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message, even if it has no repr, such as an int of 5,000 digits."""
+    """Return a value as text for a message, even if its repr fails, e.g. for a huge int."""
     try:
         return f"{value!a:.80}"
     except Exception:
@@ -231,7 +231,7 @@ def _seconds(delay: float | timedelta) -> float:
 
 @contextlib.contextmanager
 def at_definition() -> Iterator[None]:
-    """Turn InvalidTask into ConfigError, since a mistake at definition time is in the program."""
+    """Turn InvalidTask into ConfigError: a mistake at definition time is a fault of the program."""
     try:
         yield
     except InvalidTask as error:

@@ -1,7 +1,7 @@
 """The fingerprint of an error: the task's type, the exception's class, the function that raised it.
 
-It is computed from the error text in the store, so it does not depend on the server. Servers
-put it at the end of each failure record, as a mark that a script of the store can count.
+It is computed from the error text in the store, so it does not depend on the server. Servers append
+the fingerprint to each failure record, as a mark that a script in the store can count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAILING: Final = (TaskState.DEAD, TaskState.RETRY)
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """The properties that tasks with the same error share; its fields are fields of ErrorGroup."""
+    """The properties that tasks with the same error share; ErrorGroup has the same fields."""
 
     id: str
     type: str
@@ -41,13 +41,14 @@ def fingerprint_of(type: str, error: str) -> Fingerprint:
     frame = _innermost(trace)
     place = "" if frame is None else f"{_short(frame[1])} in {frame[3]}"
     where = "" if frame is None else f"{_short(frame[1])}:{frame[2]} in {frame[3]}"
-    # Without the line, which moves whenever the file is edited above it.
+    # The line number is left out, since it changes whenever the file is edited above it.
     digest = hashlib.blake2b("\0".join((type, name, place)).encode(), digest_size=4)
     return Fingerprint(digest.hexdigest(), type, name, where)
 
 
 def _innermost(trace: str) -> re.Match[str] | None:
-    """Return the innermost frame of the program in the first traceback, or else of a library."""
+    """Return the innermost frame in the program, in the first traceback, or else the one in a
+    library."""
     innermost: re.Match[str] | None = None
     own: re.Match[str] | None = None
     for line in trace.split("\n"):

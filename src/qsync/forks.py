@@ -2,9 +2,9 @@
 values.
 
 Python calls the functions of `os.register_at_fork` in the children that it forks. uWSGI forks
-without Python, unless it has the option `py-call-uwsgi-fork-hooks`. So blocking calls and the
-encoding of a task call `notice`. On Linux it reads a byte of a page that the kernel clears in each
-child, which is ten times as fast as the system call for the process id.
+without calling them, unless its option `py-call-uwsgi-fork-hooks` is set. So blocking calls and the
+encoding of a task call `notice`. On Linux, `notice` reads a byte of a page that the kernel clears
+in each child, which is ten times as fast as the system call for the process id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 _WIPE_ON_FORK: Final = 18
-"""MADV_WIPEONFORK of Linux 4.14, which Python does not name."""
+"""MADV_WIPEONFORK, which Linux has since 4.14 and Python has no constant for."""
 
 _resets: Final[list[Callable[[], None]]] = []
 _lock = threading.Lock()
@@ -25,7 +25,7 @@ _pid = os.getpid()
 
 
 def _wiped_page() -> mmap.mmap | None:
-    """Return a page whose first byte is 1 and that the kernel clears in each forked child.
+    """Return a page that begins with a byte of 1 and that the kernel clears in each forked child.
 
     Return None if the system has no such pages.
     """
@@ -50,9 +50,9 @@ def on_fork(reset: Callable[[], None]) -> None:
 
 
 def notice() -> None:
-    """Reset the inherited state if this process was forked without Python."""
+    """Reset the inherited state if this process was forked without Python's fork hooks."""
     if _is_child():
-        with _lock:  # other threads wait until all is reset
+        with _lock:  # other threads wait until the reset is complete
             if _is_child():
                 _reset()
 

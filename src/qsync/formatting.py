@@ -140,7 +140,7 @@ def plain_number(value: float) -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return how to install an extra, for any way in which qsync was installed.
+    """Return the command or advice to install an extra, however qsync was installed.
 
     The package may come from an index, a wheel or a clone; docs/index.md has their commands.
     """
@@ -159,7 +159,7 @@ FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_cell(value: Any) -> str:
-    """Return text for a CSV cell that is safe in a terminal and in a spreadsheet."""
+    """Return a string as a CSV cell that is safe in a terminal and in a spreadsheet."""
     if value is None:
         return ""
     if not isinstance(value, str):

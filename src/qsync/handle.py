@@ -61,7 +61,7 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
         return None if timeout is None else duration_us("timeout", timeout) / 1_000_000
 
     def _missing(self, error: TaskNotFound) -> QsyncError:
-        """Return the error of `result` for a task that is not in the queue."""
+        """Return the error that `result` raises for a task that is not in the queue."""
         return error if self._retention_us is not None else without_retention(self.id, self.queue)
 
     def _value(self, record: Result | None, seconds: float | None) -> R:
@@ -73,7 +73,7 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
         return self._decode(record)
 
     def _due_at(self, reply: Rescheduled) -> datetime:
-        """Return the new due time. Raise the error of `reschedule` if it was not changed."""
+        """Return the new due time. Raise the error of `reschedule` if the time was not changed."""
         if reply.state is None:
             raise not_found(self.id, self.queue)
         if reply.due_us is None:
@@ -92,8 +92,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     """A reference to an enqueued task, with its status and its result.
 
     `created` is True when the call that returned the handle created the task. It is False when
-    another task held the id or the unique lock, and the handle then refers to that task; it is also
-    False on a handle from `client.handle` or `client.find`.
+    another task held the id or the unique lock; the handle then refers to that other task. It is
+    also False on a handle from `client.handle` or `client.find`.
 
     `confirmed` is None unless the call asked for `durability`. True: the store has the task on disk
     or on a replica. False: the store did not confirm that in time, and the task may be lost if the
@@ -114,8 +114,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 
         Raises:
 
-        InvalidTask       the task has no `retention`, so its result is not kept, and it is not
-                          dead; raised at once
+        InvalidTask       the task has no `retention`, so its result is not kept, and the task is
+                          not dead; raised at once
         ResultTimeout     the task did not end within `timeout`; it keeps running
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
@@ -136,8 +136,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     def cancel(self) -> bool:
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        A waiting task ends at once. For a running task, its server is asked to stop the handler;
-        the task ends when the handler does, and does not run again.
+        A waiting task ends at once. If the task is running, its server is asked to stop the
+        handler; the task ends when the handler does, and does not run again.
         """
         return self._queries.cancel(self.id, self.queue, self._retention_us)
 
@@ -147,10 +147,10 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         """Change when the task is due; return its new due time, by the store's clock.
 
         Pass `delay`, a duration from now, or `process_at`, an aware datetime; a past time means
-        now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
-        wrong or not before the task's deadline, TaskNotFound when the queue does not have the task,
-        and TaskNotWaiting in any other state, e.g. if a server promoted the task first; then
-        nothing is changed.
+        now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is wrong
+        or not before the task's deadline, TaskNotFound when the queue does not have the task, and
+        TaskNotWaiting when the task is in any other state, e.g. because a server promoted it first.
+        In all three cases nothing is changed.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(self._queries.reschedule(self.id, self.queue, due))
@@ -168,8 +168,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     """A reference to an enqueued task, with its status and its result.
 
     `created` is True when the call that returned the handle created the task. It is False when
-    another task held the id or the unique lock, and the handle then refers to that task; it is also
-    False on a handle from `client.handle` or `client.find`.
+    another task held the id or the unique lock; the handle then refers to that other task. It is
+    also False on a handle from `client.handle` or `client.find`.
 
     `confirmed` is None unless the call asked for `durability`. True: the store has the task on disk
     or on a replica. False: the store did not confirm that in time, and the task may be lost if the
@@ -193,8 +193,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
 
         Raises:
 
-        InvalidTask       the task has no `retention`, so its result is not kept, and it is not
-                          dead; raised at once
+        InvalidTask       the task has no `retention`, so its result is not kept, and the task is
+                          not dead; raised at once
         ResultTimeout     the task did not end within `timeout`; it keeps running
         TaskFailed        the task is dead, e.g. because its result was over the size limit; the
                           message is its last error
@@ -215,8 +215,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     async def cancel(self) -> bool:
         """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        A waiting task ends at once. For a running task, its server is asked to stop the handler;
-        the task ends when the handler does, and does not run again.
+        A waiting task ends at once. If the task is running, its server is asked to stop the
+        handler; the task ends when the handler does, and does not run again.
         """
         return await self._queries.cancel(self.id, self.queue, self._retention_us)
 
@@ -226,10 +226,10 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         """Change when the task is due; return its new due time, by the store's clock.
 
         Pass `delay`, a duration from now, or `process_at`, an aware datetime; a past time means
-        now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
-        wrong or not before the task's deadline, TaskNotFound when the queue does not have the task,
-        and TaskNotWaiting in any other state, e.g. if a server promoted the task first; then
-        nothing is changed.
+        now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is wrong
+        or not before the task's deadline, TaskNotFound when the queue does not have the task, and
+        TaskNotWaiting when the task is in any other state, e.g. because a server promoted it first.
+        In all three cases nothing is changed.
         """
         due = due_text(delay=delay, process_at=process_at)
         return self._due_at(await self._queries.reschedule(self.id, self.queue, due))

@@ -1,7 +1,7 @@
 """Histograms of durations, whose quantiles are within about 7 %. Pure.
 
-Counts come by cell; a cell is at most 15 % wide. A long-term record has only the weights of 18
-buckets, and the cells of its median and its 95th percentile.
+Durations are counted by cell; a cell is at most 15 % wide. A long-term record has only the weights
+of 18 buckets, and the cells of its median and its 95th percentile.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     300.0, 1800.0,
 )  # fmt: skip
-"""Upper bounds of the buckets, in seconds; one more bucket is above the last."""
+"""Upper bounds of the buckets, in seconds; one more bucket holds what is above the last bound."""
 
 SHORTEST_S: Final = 0.0001
 LONGEST_S: Final = 86_400.0
-"""Bounds of the first cell and of the last but one, in seconds."""
+"""Upper bounds of the first cell and of the last but one, in seconds."""
 
 CELL_RATIO: Final = 1.15
-"""Largest ratio of the bounds of a cell, apart from the first and the last one."""
+"""Largest ratio of a cell's upper bound to its lower bound, except in the first and last cells."""
 
 MEDIAN: Final = 0.5
 HIGH: Final = 0.95
 
 HIGH_DEVIATIONS: Final = 1.645
-"""Number of standard deviations from the median of a normal distribution to its HIGH."""
+"""Number of standard deviations from the median of a normal distribution to its quantile HIGH."""
 
 _MARGINS: Final = {MEDIAN: 0.025, HIGH: 0.005}
-"""Minimum share that the cell of a stored quantile holds on either side of the quantile."""
+"""Minimum share of the total weight in a stored quantile's cell on either side of the quantile."""
 
 
 def _cell_bounds() -> Iterator[float]:
@@ -46,7 +46,7 @@ def _cell_bounds() -> Iterator[float]:
 
 
 CELL_BOUNDS: Final = (*_cell_bounds(),)
-"""Upper bounds of the cells, in seconds; those of the buckets are among them."""
+"""Upper bounds of the cells, in seconds, including all upper bounds of the buckets."""
 
 CELLS: Final = len(CELL_BOUNDS) + 1
 BUCKETS: Final = len(BOUNDS) + 1
@@ -63,7 +63,7 @@ def cell_of(seconds: float) -> int:
 
 
 class Cells(NamedTuple):
-    """Numbers of the cells of the median and the 95th percentile, from 1 on; 0 if unknown."""
+    """Numbers of the cells of the median and the 95th percentile, counted from 1; 0 if unknown."""
 
     median: int = 0
     high: int = 0
@@ -87,10 +87,10 @@ def _cell_in(weights: Sequence[float], sums: Sequence[float], target: float) -> 
 
 
 class Histogram(msgspec.Struct):
-    """Durations that were counted; weights may be fractions.
+    """Counts of durations; weights may be fractions.
 
     cells   count of each cell that is not empty
-    stored  weights of the buckets, by the known cells of their quantiles
+    stored  weights of the buckets, keyed by the known cells of their quantiles
     """
 
     cells: dict[int, float] = msgspec.field(default_factory=dict)
@@ -135,7 +135,8 @@ class Histogram(msgspec.Struct):
         """Estimate a quantile, in seconds; None if the histogram is empty.
 
         The result is the middle of a cell, so its error is at most half of the cell's width, 7 %,
-        if the counts are known by cell or the share is MEDIAN or HIGH. The longest result is a day.
+        provided that the counts are known by cell or that the share is MEDIAN or HIGH. The longest
+        result is a day.
         """
         cells = self._cells_at((share,))
         return None if cells is None else _middle(cells[0])
@@ -165,7 +166,7 @@ class Histogram(msgspec.Struct):
 
 
 class _Group(NamedTuple):
-    """Stored weights: their known quantiles, their sum, and their sums from the left."""
+    """Stored weights: their known quantiles, their sum, and their cumulative sums."""
 
     known: Cells
     total: float
@@ -174,8 +175,8 @@ class _Group(NamedTuple):
     def weight_to_end_of(self, cell: int) -> float:
         """Estimate the weight of the cells up to this one.
 
-        Within a bucket it follows the log-normal distribution that has the known quantiles, or is
-        even if they are not known.
+        Within a bucket, the weight follows the log-normal distribution with the known quantiles, or
+        is spread evenly if they are not known.
         """
         bucket = _BUCKET_OF[cell]
         begin, end = _ENDS[bucket - 1] if bucket else 0, _ENDS[bucket]

@@ -17,7 +17,7 @@ Event = Literal["enqueued", "started", "completed", "snoozed", "failed", "dead"]
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 
 WITH_ERROR: Final = frozenset({"snoozed", "failed", "dead"})
-"""Events whose hooks get the error as a second argument."""
+"""Events whose hooks receive the error as a second argument."""
 
 Hook = Callable[..., Any]
 
@@ -57,7 +57,7 @@ class Hooks:
 
 
 def check_event(event: object) -> Event:
-    """Return the event. Raise ConfigError if no event has this name."""
+    """Check and return the name of an event. Raise ConfigError if no event has this name."""
     for name in EVENTS:
         if event == name:
             return name

@@ -12,7 +12,7 @@ from qsync.new_task import new_id
 
 
 class CallId(NamedTuple):
-    """The identity of a call, by which the store recognizes its repetitions."""
+    """The identity of a call, by which the store recognizes a repetition of the call."""
 
     sender: str
     number: int
@@ -22,9 +22,9 @@ class CallSequences:
     """Gives each enqueue call of a client a sender and a sequence number while it is in flight.
 
     A sender has one call in flight, so the store keeps only its last number. A client has as many
-    senders as concurrent calls. The most recently released sender is used first, so that the store
-    soon forgets the senders of a burst. Threads may share this object. A forked child creates new
-    senders, since its parent keeps using the old ones.
+    senders as concurrent calls. The most recently released sender is reused first, so that the
+    store soon forgets the extra senders of a burst. Threads may share this object. A forked child
+    creates new senders, since its parent keeps using the old ones.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class CallSequences:
 
     def take(self) -> tuple[str, int]:
         """Return the id of a new call, as a plain tuple, which is faster to create. Pass it to
-        `give_back` when the call is no longer repeated.
+        `give_back` when the call will not be repeated any more.
         """
         try:
             sender, number = self._free.pop()
@@ -96,7 +96,7 @@ class SequenceLease:
 def duplicate_client_error(keys: QueueKeys) -> QsyncError:
     """Return the error for a call that the store refused because its sender made a later call.
 
-    The later call came from a copy of this process, e.g. of a restored snapshot.
+    The later call came from a copy of this process, e.g. from a restored snapshot.
     """
     return QsyncError(
         f"enqueue to queue {keys.queue!r}: another process has the identity of this client, e.g. "

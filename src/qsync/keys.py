@@ -25,7 +25,7 @@ TASK_ID: Final = re.compile(r"[!-~]{1,128}")
 """Valid task ids: printable ASCII without the space."""
 
 QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
-    # name: (type, content)
+    # name: (type, contents)
     "tasks": ("hash", "id -> message"),
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),
@@ -106,13 +106,13 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "hours for 90 days",
     ),
 }
-"""Keys of a queue. All are structural: they have no time to live."""
+"""Keys of a queue. All keys are structural, i.e. they have no time to live."""
 
 DONE_CHANNEL: Final = "done"
 """Sharded channel of a queue on which the ids of ended tasks are published."""
 
 WAKE_CHANNELS: Final = "wake:*"
-"""Pattern of the sharded channels of a queue that wake servers, one channel per server."""
+"""Pattern of a queue's sharded channels that wake servers; each server has one channel."""
 
 COUNTERS: Final = (
     "enqueued", "completed", "failed", "retried", "crashed", "dead", "cancelled", "trimmed",
@@ -122,7 +122,7 @@ COUNTERS: Final = (
 
 
 def check_name(field_name: str, value: object) -> str:
-    """Return the name of a prefix or queue. Raise InvalidTask if it is not valid."""
+    """Check and return the name of a prefix or queue. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
         raise InvalidTask(
             phrase(
@@ -134,7 +134,7 @@ def check_name(field_name: str, value: object) -> str:
 
 
 def check_id(value: object) -> str:
-    """Return the task id. Raise InvalidTask if it is not valid."""
+    """Check and return a task id. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
         raise InvalidTask(
             phrase(
@@ -151,7 +151,7 @@ def server_of_token(token: str) -> str:
 
 
 def holder_of_token(token: str) -> str:
-    """Return the part `<server id>[~<life>]` of a lease token, the field of `fetches`."""
+    """Return the part `<server id>[~<life>]` of a lease token, which is a field of `fetches`."""
     return token.rpartition("/")[0]
 
 
@@ -194,7 +194,7 @@ def hash_tag(key: str) -> str:
 
 
 def names_beside(key: str, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the full names of keys of the queue that has this key, in order."""
+    """Return the full names of these keys of the queue that this key belongs to, in order."""
     return _names(hash_tag(key), keys)
 
 
@@ -220,12 +220,12 @@ class GlobalKeys:
 
     @property
     def servers(self) -> str:
-        """Key of the sorted set of server ids, by the time until which they count as live, us."""
+        """Key of the sorted set of server ids, by the time (us) until which each counts as live."""
         return f"{self.prefix}:servers"
 
     @property
     def schedule_queues(self) -> str:
-        """Key of the hash of queues with stored schedules; a new number tells servers to check."""
+        """Key of the hash of queues with stored schedules; a changed number makes servers check."""
         return f"{self.prefix}:schedule_queues"
 
     @property

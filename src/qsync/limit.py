@@ -1,4 +1,4 @@
-"""Limits on the concurrent runs and the starts of the tasks that name them. Without I/O.
+"""Limits on the concurrent runs and the start rate of the tasks that name them. Without I/O.
 
 Tasks name their limits: `stripe`, or `customer:42`, whose name is `customer` and whose value is
 `42`. The rule of a name applies to each of its values separately.
@@ -22,7 +22,7 @@ from qsync.times import Duration, duration_us
 from qsync.value_text import plain_text, shorten
 
 LIMITS_LIMIT: Final = 4
-"""Maximum number of limits of a task."""
+"""Maximum number of limits per task."""
 
 LIMIT_LENGTH: Final = 256
 """Maximum length of a limit with its value, in characters."""
@@ -32,11 +32,11 @@ MAX_COUNT: Final = 1_000_000
 
 
 class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
-    """The starts and concurrent runs that a limit allows. `limit_rule` checks one.
+    """The starts and concurrent runs that a limit allows. `limit_rule` checks a rule.
 
-    rate         starts in each `per_us` microseconds; None means any number
+    rate         number of starts per `per_us` microseconds; None means any number
     burst        number of starts allowed at once after an idle period
-    concurrency  tasks that run at the same time; None means any number
+    concurrency  number of tasks that may run at the same time; None means any number
     """
 
     rate: int | None = None
@@ -49,7 +49,7 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def phrase(self) -> Phrase:
-        """The rule for people."""
+        """The rule as readable text."""
         parts = []
         if self.rate is not None and self.per_us is not None:
             per = phrase("%(number)s s", number=self.per_us / 1_000_000)
@@ -72,7 +72,7 @@ def limit_rule(
     burst: int | None = None,
     concurrency: int | None = None,
 ) -> LimitRule:
-    """Return the checked rule of a limit. InvalidTask names the field that is wrong, and `where`.
+    """Return the checked rule of a limit. InvalidTask names `where` and the wrong field.
 
     The default of `burst` is a tenth of the rate, at least 1.
     """
@@ -123,7 +123,7 @@ def limit_name(limit: str) -> str:
 
 
 def check_limit_name(value: object) -> str:
-    """Return the name of a limit. Raise InvalidTask if it is not valid."""
+    """Check and return the name of a limit. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise InvalidTask(
             f"limit: must be 1 to 128 of the characters A-Z, a-z, 0-9, '_', '.' and '-', not "
@@ -133,9 +133,8 @@ def check_limit_name(value: object) -> str:
 
 
 def check_limit(value: object, field: str = "limits") -> str:
-    """Return a limit: a name, or a name, a colon and a value.
-
-    Raises InvalidTask if it is not valid.
+    """Check and return a limit: a name, or a name, a colon and a value. Raise InvalidTask if it is
+    not valid.
     """
     if not isinstance(value, str):
         raise InvalidTask(
@@ -175,7 +174,8 @@ def check_limit(value: object, field: str = "limits") -> str:
 
 
 def check_limits(limits: object) -> tuple[str, ...] | None:
-    """Return the limits of a task; None if it has none. Raise InvalidTask if one is wrong."""
+    """Check and return a task's limits; None if it has none. Raise InvalidTask if any is
+    invalid."""
     if limits is None:
         return None
     if not isinstance(limits, list | tuple):
@@ -198,7 +198,7 @@ class _Template(NamedTuple):
 
     text: str
     parts: Sequence[tuple[str, str | None]]
-    """Literal strings, each with the name of the parameter after it, if there is one."""
+    """Literal strings, each with the name of the parameter that follows it, if any."""
 
 
 class LimitTemplates:

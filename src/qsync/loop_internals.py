@@ -1,4 +1,4 @@
-"""All uses of undocumented names of event loops below the server, with their fallbacks.
+"""All uses of undocumented names of event loops outside the server, with their fallbacks.
 
 The server's uses are in server/asyncio_internals.py.
 """
@@ -19,13 +19,13 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = getattr(
     asyncio, "_get_running_loop", _running_loop
 )
-"""Return the event loop that runs in this thread, or None. An exception in place of None would take
+"""Return the event loop that runs in this thread, or None. Raising an exception instead would take
 six times as long."""
 
 
 def is_quiet(loop: asyncio.AbstractEventLoop) -> bool | None:
     """Return whether no callback but the running one is ready to run; None if the loop does not
-    reveal it, as with uvloop.
+    reveal this, as with uvloop.
     """
     ready = getattr(loop, "_ready", None)
     return None if ready is None else not ready

@@ -18,7 +18,7 @@ NORMAL_PRIORITY: Final = 5
 class StoredEdit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A payload that an operator replaced: the time, the operator, and its bytes.
 
-    The values are text, since the scripts of the store cannot read options with bytes in them.
+    The values are strings, since the store's scripts cannot read options that contain bytes.
     """
 
     at_us: int
@@ -29,7 +29,7 @@ class StoredEdit(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """The options of a message that most tasks do not have; times in microseconds.
+    """The options of a message, which most tasks do not have; times are in microseconds.
 
     The encoded names have two letters to save memory in the store.
     """
@@ -49,7 +49,7 @@ class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     limits: tuple[str, ...] | None = msgspec.field(default=None, name="lm")
     priority: int | None = msgspec.field(default=None, name="pr")
     replaces: bool = msgspec.field(default=False, name="rp")
-    """Whether the task replaces a holder of its lock."""
+    """Whether the task replaces a task that holds its lock."""
     debounce_us: int | None = msgspec.field(default=None, name="db")
     debounce_max_us: int | None = msgspec.field(default=None, name="dm")
 
@@ -60,8 +60,7 @@ NO_OPTIONS: Final = StoredOptions()
 class EditedOptions(StoredOptions, frozen=True, omit_defaults=True, gc=False):
     """The options of a message whose payload was edited.
 
-    It is a separate class, since msgspec writes a class of more than 15 fields with a longer
-    header.
+    This is a separate class, since msgspec writes a longer header for a class with over 15 fields.
     """
 
     edits: tuple[StoredEdit, ...] = msgspec.field(default=(), name="ed")
@@ -112,7 +111,7 @@ _version_of: Final = attrgetter("version")
 
 
 def decode_messages(data: Sequence[bytes]) -> list[Message]:
-    """Decode stored messages, as `decode_message` does for one, in half of the time."""
+    """Decode stored messages as `decode_message` does, in half the time per message."""
     decode = _message_decoder.decode
     try:
         messages = [decode(one) for one in data]
@@ -131,7 +130,7 @@ _edited_decoder = msgspec.msgpack.Decoder(_EditedMessage)
 
 
 def edited_options(data: bytes) -> EditedOptions:
-    """Return the options of a stored message, with its edits; none if it cannot be read."""
+    """Return the options of a stored message, with its edits; empty if it cannot be read."""
     try:
         return _edited_decoder.decode(data).options or EditedOptions()
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
@@ -157,7 +156,8 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The record of failed attempts, which servers write.
 
-    Of the scripts, only `count_errors` reads a part of it: the time of the failure, and the mark.
+    Only one script, `count_errors`, reads a part of the record: the time of the failure, and the
+    mark.
     """
 
     attempts: int = 0

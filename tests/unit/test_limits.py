@@ -72,7 +72,7 @@ def test_wrong_name_of_a_limit_is_refused(app: Qsync, name: Any) -> None:
 
 def test_limit_is_declared_once(app: Qsync) -> None:
     app.limit("x", concurrency=1)
-    with pytest.raises(ConfigError, match="limit 'x': the app already has a limit of this name"):
+    with pytest.raises(ConfigError, match="limit 'x': the app already has a limit with this name"):
         app.limit("x", concurrency=2)
 
 

@@ -1,7 +1,7 @@
 """Checks the data in the store for damage, and repairs it where possible.
 
 An audit only reads, in short steps, and may run while the queue is in use: each step reads its ids
-at one moment, and every change of a task is atomic. Suspected damage is read again before it is
+at one moment, and every change to a task is atomic. Suspected damage is read again before it is
 reported. A repair is one script that changes a task only if the damage is still there.
 """
 
@@ -81,7 +81,7 @@ MAX_DAMAGES: Final = 10_000
 """Maximum number of problems reported per queue; run the audit again after a repair."""
 
 LEASE_US: Final = 30_000_000
-"""Time to renew the lease of a task that a repair made active again, in microseconds."""
+"""Lease, in microseconds, of a task that a repair made active again."""
 
 _UNFINISHED: Final = frozenset(state.value for state in UNFINISHED)
 _HOLDING: Final = _UNFINISHED - {TaskState.LIMITED.value}
@@ -190,7 +190,7 @@ class Auditor:
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
         """Repair the damage where possible; return the number of repairs by kind.
 
-        The number is lower than that of the problems if some of them have changed since the audit.
+        The total is below the number of problems if some of them have changed since the audit.
         """
         repairs: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}
@@ -351,7 +351,8 @@ class Auditor:
                 elif key.decode(errors="replace") not in self._lasting:
                     others.add(key)
             for key in sorted(others):
-                # -1 means no TTL. Ask twice, as servers create such keys in two steps.
+                # -1 means no TTL. Ask twice, since servers create a key first and then set
+                # its TTL.
                 if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
                     name = key.decode(errors="backslashreplace")
                     report.damages.append(Damage("stray key", "", name))

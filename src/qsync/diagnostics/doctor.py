@@ -1,7 +1,7 @@
 """Checks whether a store is suitable for qsync; each finding says what to do.
 
-Each check asks the store one question. If the store denies it, the finding is `unknown` and the
-other checks continue. Functions without I/O interpret the replies.
+Each check asks the store one question. If the store denies the permission, the finding is `unknown`
+and the other checks continue. Functions without I/O interpret the replies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SKEW_WARNING_S: Final = 1.0
 SKEW_PROBLEM_S: Final = 60.0
 MEMORY_WARNING: Final = 0.8
 MEMORY_PROBLEM: Final = 0.95
-"""Limits beyond which a finding is a warning or a problem; memory is a share of maxmemory."""
+"""Thresholds beyond which a finding is a warning or a problem; memory is a share of maxmemory."""
 
 QUEUES_READ: Final = 1000
 """Maximum number of queues whose bounds are checked."""
@@ -54,7 +54,7 @@ class Finding:
 
 
 class Doctor:
-    """Examines a store with the user that its address names."""
+    """Examines a store, logged in as the user in its address."""
 
     def __init__(self, address: Address, *, prefix: str, role: Role | None = None) -> None:
         """`role` is the role that this user should have; None means any role."""
@@ -359,7 +359,7 @@ def clock(skew: float) -> Finding:
 
 
 def cluster(fields: Mapping[str, str] | None) -> Finding:
-    """Check whether all slots are served."""
+    """Check whether all slots of a cluster are served."""
     if fields is None:
         return Finding("cluster", "unknown", "the store denies CLUSTER INFO")
     state, served = fields.get("cluster_state"), _number(fields, "cluster_slots_ok")

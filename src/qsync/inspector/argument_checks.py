@@ -1,7 +1,7 @@
 """Checks the arguments of an inspector's methods against their annotations.
 
-A method sends most of its arguments to the store, so a wrong one would otherwise raise a Python
-error from inside the method, or find nothing.
+A method sends most of its arguments to the store, so a wrong argument would otherwise raise a
+Python error from inside the method, or find nothing.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _KINDS: Final[dict[str, tuple[str, Callable[[object], bool]]]] = {
     "SearchQuery": ("a SearchQuery", lambda value: isinstance(value, SearchQuery)),
     "Sequence[str]": ("a list of strings", _are_texts),
 }
-"""What an argument with this annotation is called, and whether a value is one."""
+"""By annotation: what an argument of this kind is called, and a check whether a value is one."""
 
 
 def check_arguments(cls: C) -> C:
-    """Make the public methods of a class raise InvalidTask for an argument of a wrong kind."""
+    """Make the public methods of a class raise InvalidTask for an argument of the wrong kind."""
     for name in dir(cls):
         method = inspect.getattr_static(cls, name)
         if not name.startswith("_") and inspect.isfunction(method):
@@ -80,7 +80,7 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
         return method
 
     @functools.cache
-    def signature() -> inspect.Signature:  # read at the first call: all together take 4 ms
+    def signature() -> inspect.Signature:  # at the first call: all together take 4 ms
         return inspect.signature(method)
 
     def check(args: Any, options: Any) -> None:

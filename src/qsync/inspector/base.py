@@ -42,14 +42,14 @@ QUEUES_READ: Final = 1000
 """Number of queue names per page."""
 
 QUEUE_SCANS: Final = 10
-"""Largest number of calls to read a page of names."""
+"""Maximum number of calls to read a page of names."""
 
 MAX_RATE_WINDOW_S: Final = 60.0
 MIN_RATE_WINDOW_S: Final = 0.2
-"""Longest and shortest time between two readings of a queue that give a rate, in seconds."""
+"""Longest and shortest time between the two readings that a rate is computed from, seconds."""
 
 RECORD_S: Final = 1.0
-"""Time limit of recording an action, in seconds."""
+"""Time limit for recording an action, in seconds."""
 
 _SCORE: Final = re.compile(r"-?(inf|\d[\d.e+-]{0,40})")
 
@@ -75,7 +75,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 def cursor_at(place: PageKey, *, until_us: int = 0, action: bytes = b"") -> str:
-    """Return the cursor of the tasks after a position."""
+    """Return the cursor for the tasks after a position."""
     score, id = place
     return str(Cursor(score, id.encode(errors="surrogateescape"), until_us, action))
 
@@ -87,7 +87,7 @@ def enqueue_once(keys: QueueKeys, tasks: Sequence[NewTask]) -> Call[list[Enqueue
 
 
 def no_cursor(text: object) -> Phrase:
-    """Return the message that a text is not a cursor."""
+    """Return the error message for a text that is not a cursor."""
     return phrase("cursor: %(value)s is not a cursor of an earlier page", value=shorten(text))
 
 
@@ -108,7 +108,7 @@ def read_cursor(text: str | None) -> Cursor | None:
 
 
 def check_state(state: str) -> TaskState:
-    """Return the state of this name. Raise InvalidTask if there is none."""
+    """Return the state with this name. Raise InvalidTask if there is no such state."""
     try:
         return TaskState(state)
     except ValueError:
@@ -134,7 +134,7 @@ class Base:
         self._builders = builders
 
     def acting(self, by: str, *, as_one: bool = False) -> Self:
-        """Return this inspector, with the name that the record of actions shows for its changes.
+        """Return a copy whose changes appear in the record of actions under this name.
 
         `as_one`: equal changes of several tasks are recorded as one action, with their number. Both
         inspectors share connections; closing one closes the other.
@@ -146,9 +146,9 @@ class Base:
     def build_task(self, type: str, arguments: Any = b"", *, queue: str = "") -> Task[Any]:
         """Return a task for arguments decoded from JSON, to put into a schedule or to enqueue.
 
-        Arguments of a django.tasks task of the app (a list or an object) are checked and encoded as
-        the program does; arguments of other types are the payload. Raises InvalidTask if they do
-        not match. `queue` is by default the task's own.
+        For a django.tasks task of the app, the arguments (a list or an object) are checked and
+        encoded as the program does; for any other type, they are the payload. Raises InvalidTask if
+        they do not match. `queue` is by default the task's own.
         """
         for builder in self._builders:
             task = builder.build(type, arguments)
@@ -167,7 +167,7 @@ class Base:
         return self._globals.prefix
 
     async def store_time(self) -> datetime:
-        """Return the time of the store's clock, which all times of tasks come from."""
+        """Return the time by the store's clock, from which all times of tasks come."""
         now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
         return from_us(now_us)
 
@@ -201,7 +201,7 @@ class Base:
                 return
 
     async def _is_queue(self, name: str) -> bool:
-        """Return whether a queue of this name is in use."""
+        """Return whether a queue with this name is in use."""
         return await self._broker.run(views.registered(self._globals, name))
 
     async def _run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
@@ -215,9 +215,9 @@ class Base:
     async def _read_each(
         self, queues: Iterable[str], read: Callable[[str], Call[T]]
     ) -> tuple[dict[str, T], list[str]]:
-        """Run a call for each queue; return the replies by queue, and the queues left out.
+        """Run a call for each queue; return the replies by queue, and the unreadable queues.
 
-        Those have the layout of a later version of qsync, so only that version can read them.
+        The data of an unreadable queue have the layout of a later version of qsync.
         """
         names = list(queues)
         return readable(names, await self._replies([read(name) for name in names]))
@@ -258,7 +258,7 @@ class Base:
         number: int = 1,
         ids: Sequence[str] = (),
     ) -> None:
-        """Record an action that no other script records; do nothing if `number` is 0.
+        """Record an action whose own script does not record it; do nothing if `number` is 0.
 
         The action itself has succeeded even if recording it fails, so the error is ignored.
         """
@@ -269,9 +269,8 @@ class Base:
             await self._broker.run_many([call], ends=ends_in(RECORD_S))
 
     async def ping(self) -> float:
-        """Return the seconds that a round trip to the store takes.
-
-        Raises StoreUnavailable if it fails.
+        """Return the duration of a round trip to the store, in seconds. Raises StoreUnavailable if
+        it fails.
         """
         return await self._broker.ping()
 

@@ -16,8 +16,7 @@ class _BoundsMixin(_LiveServersMixin):
     """Operations on bounds and weights."""
 
     async def bounds(self, queue: str) -> QueueBounds:
-        """Return the bounds of a queue and how close it is to them; no bounds are set if it has
-        none."""
+        """Return the bounds of a queue, if it has any, and how close it is to them."""
         return await self._broker.run(bounds_ops.queue_bounds(self._keys(queue)))
 
     async def set_bounds(
@@ -32,9 +31,9 @@ class _BoundsMixin(_LiveServersMixin):
         """Set the bounds of a queue; they override the program's until `reset_bounds`.
 
         None means no such bound. Nothing is removed from a queue that exceeds a bound. The first
-        bound on bytes reads the size of each message, which takes about a second per million.
-        From then on the queue has layout 2, and servers of versions without flow control stop.
-        Raises InvalidTask for an invalid bound.
+        bound on bytes reads the size of each message, which takes about a second per million. From
+        then on the queue has layout 2, and servers whose version has no flow control stop. Raises
+        InvalidTask for an invalid bound.
         """
         bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if not await self._is_queue(queue):
@@ -52,7 +51,7 @@ class _BoundsMixin(_LiveServersMixin):
         return Change(outcome="done" if changed else "not_found")
 
     async def weights(self, queue: str) -> dict[str, float]:
-        """Return the weights of fairness keys that are not 1, by key; at most about 100,000."""
+        """Return the weights other than 1, by fairness key; at most about 100,000."""
         weights: dict[str, float] = {}
         cursor = ""
         while cursor != "0" and len(weights) < WEIGHTS:
@@ -62,9 +61,8 @@ class _BoundsMixin(_LiveServersMixin):
         return dict(sorted(weights.items()))
 
     async def set_weight(self, queue: str, key: str, weight: float) -> Change:
-        """Set a fairness key's share of the throughput, 0.001 to 1000; other keys have 1.
-
-        It applies to tasks that are enqueued or become due from now on. Raises InvalidTask for an
+        """Set a fairness key's share of the throughput, 0.001 to 1000; the default is 1. The weight
+        applies to tasks that are enqueued or become due from now on. Raises InvalidTask for an
         invalid weight or key.
         """
         checked, name = check_weight(weight), _check_key(key)
@@ -76,7 +74,7 @@ class _BoundsMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def reset_weight(self, queue: str, key: str) -> Change:
-        """Reset the weight of a fairness key to 1; `not_found` if it is 1 already."""
+        """Reset the weight of a fairness key to 1; `not_found` if the weight is already 1."""
         call = bounds_ops.set_weight(self._keys(queue), _check_key(key), None)
         event = self._actor.event("weight.reset", key)
         changed = await self._broker.run(recorded(call, event))

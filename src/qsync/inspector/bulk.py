@@ -31,9 +31,9 @@ DELETABLE: Final = tuple(state for state in TaskState if state is not TaskState.
 
 
 class _Part(NamedTuple):
-    """The matching tasks of a part of a state; `cursor` is None for the last part.
+    """The matching tasks in one part of a state; `cursor` is None for the last part.
 
-    `action` is the key of the action that the steps are recorded as.
+    `action` is the key of the action under which the steps are recorded.
     """
 
     rows: list[StoredTaskRow]
@@ -49,7 +49,7 @@ class _BulkMixin(_TasksMixin):
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Re-run the matching tasks among up to 250 dead ones, the oldest first.
+        """Read up to 250 dead tasks, the oldest first, and re-run those that match.
 
         Pass the returned cursor to the next step, from another process if you like, or use `steps`
         for all steps. Tasks that die after the first step are skipped. A task whose unique lock
@@ -60,7 +60,8 @@ class _BulkMixin(_TasksMixin):
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Run now the matching tasks among up to 250 scheduled or retry ones; as `run_dead`.
+        """Read up to 250 scheduled or retry tasks, and run those that match now; steps as in
+        `run_dead`.
 
         Tasks that are enqueued or fail after the first step are skipped.
         """
@@ -77,7 +78,7 @@ class _BulkMixin(_TasksMixin):
     async def retry_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Move the matching tasks among up to 250 to pending; steps as in `run_dead`.
+        """Read up to 250 tasks, and move those that match to pending; steps as in `run_dead`.
 
         The state is dead, retry or scheduled.
         """
@@ -109,13 +110,13 @@ class _BulkMixin(_TasksMixin):
     async def delete_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Delete the matching tasks among up to 250 dead ones; steps as in `run_dead`."""
+        """Read up to 250 dead tasks, and delete those that match; steps as in `run_dead`."""
         return await self.delete_matching(queue, TaskState.DEAD, filter, cursor=cursor)
 
     async def delete_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Delete the matching tasks among up to 250 of a state; steps as in `run_dead`.
+        """Read up to 250 tasks of a state, and delete those that match; steps as in `run_dead`.
 
         Running tasks have to be cancelled first.
         """
@@ -136,9 +137,9 @@ class _BulkMixin(_TasksMixin):
     async def cancel_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Cancel the matching tasks among up to 250 of a state; steps as in `run_dead`.
+        """Read up to 250 tasks of a state, and cancel those that match; steps as in `run_dead`.
 
-        The servers of running tasks are told to stop them, which counts as done.
+        A running task counts as done when its server has been told to stop it.
         """
         checked = one_of(CANCELLABLE, state, "cancelled")
         part = await self._part(queue, checked, filter, read_cursor(cursor))
@@ -153,7 +154,7 @@ class _BulkMixin(_TasksMixin):
     async def count_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Count the matching tasks among up to 250 of a state as `done`; steps as in `run_dead`."""
+        """Read up to 250 tasks of a state; count matches as `done`. Steps as in `run_dead`."""
         part = await self._part(queue, check_state(state), filter, read_cursor(cursor))
         return Step(
             scanned=part.scanned, done=len(part.rows), unread=part.unread, cursor=part.cursor
@@ -224,7 +225,7 @@ _REFUSALS: Final = {
 
 
 def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
-    """Return the state; raise InvalidTask if its tasks cannot be changed in this way."""
+    """Return the state; raise InvalidTask if the verb does not apply to its tasks."""
     checked = check_state(state)
     if checked not in states:
         others = phrase("%(some)s or %(last)s", some=", ".join(states[:-1]), last=str(states[-1]))
@@ -234,7 +235,7 @@ def one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
 
 
 def _came_us(row: StoredTaskRow, state: TaskState) -> int:
-    """Return the time at which the task entered its state, or a lower bound."""
+    """Return the time at which the task entered its state, or a lower bound for that time."""
     if state is TaskState.DEAD:
         return int(row.shown.score)
     if state is TaskState.RETRY:

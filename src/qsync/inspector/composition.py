@@ -28,8 +28,8 @@ class KeyShares(msgspec.Struct, frozen=True, kw_only=True):
     """The fairness keys of pending tasks, read at positions spread over the queue.
 
     pending  number of pending tasks
-    read     number of those whose key was read: all of them, or 200
-    keys     number of those by fairness key, the largest first; tasks without a key are left out
+    read     number of pending tasks whose key was read: all of them, or 200
+    keys     number of read tasks by fairness key, the largest first, without tasks that have no key
     """
 
     pending: int
@@ -41,7 +41,7 @@ class KeyShares(msgspec.Struct, frozen=True, kw_only=True):
         return self.keys.get(key, 0) / self.read if self.read else 0.0
 
     def estimate(self, key: str) -> int:
-        """Return about how many pending tasks have a fairness key; exact if all were read."""
+        """Estimate how many pending tasks have this fairness key; exact if all were read."""
         return round(self.share(key) * self.pending)
 
 
@@ -81,10 +81,10 @@ class _CompositionMixin(_LiveServersMixin):
     async def set_latency_target(
         self, queue: str, target: Duration | None, *, by: str = ""
     ) -> Change:
-        """Set the maximum time that the oldest pending task should wait; None removes the target.
+        """Set how long the oldest pending task should wait at most; None removes the target.
 
-        The overview and lists of queues show a queue that misses it. `not_found` if the queue does
-        not exist.
+        The overview and lists of queues mark a queue that misses its target. `not_found` if the
+        queue does not exist.
         """
         target_us = None if target is None else duration_us("latency target", target)
         if not await self._is_queue(queue):

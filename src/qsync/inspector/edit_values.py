@@ -1,4 +1,4 @@
-"""Payloads as JSON to edit, and the records of edited payloads. Without I/O."""
+"""Converts payloads to JSON for editing and back, and records former payloads. Without I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qsync.task import PAYLOAD_LIMIT
 from qsync.value_transport import difference
 
 OPTIONS_LIMIT: Final = 11 * 1024
-"""Largest encoded options, in bytes: lists of tasks read the last 12 KiB of a message."""
+"""Maximum size of encoded options, in bytes: lists of tasks read the last 12 KiB of a message."""
 
 EDITS_KEPT: Final = 5
 """Largest number of former payloads that a task keeps."""
@@ -42,7 +42,7 @@ def payload_as_json(payload: bytes, *, is_value: bool, limit: int | None = None)
     """Return a payload as text to edit: JSON, or its bytes decoded as text.
 
     Raises InvalidTask if the payload does not survive the round trip through text, or if the text
-    has more than `limit` characters, the maximum of a form. The limit also bounds the cost of the
+    has more than `limit` characters, the limit of a form. The limit also bounds the cost of the
     check.
     """
     # A number of 9 bytes has at least three characters in JSON, a comma or bracket included.
@@ -90,7 +90,7 @@ def payload_from_json(text: str, *, is_value: bool) -> Any:
 
 
 def encoded_payload(payload: Any) -> tuple[bytes, bool]:
-    """Return the bytes of a payload, and whether it is a value; InvalidTask if it cannot be one."""
+    """Return a payload's bytes, and whether it is a value; raise InvalidTask if it is not valid."""
     if isinstance(payload, bytes):
         data, is_value = payload, False
     else:
@@ -117,9 +117,9 @@ def check_shape(message: Message, payload: Any) -> None:
     """Raise InvalidTask if a payload is not of the same kind as the task's payload."""
     if isinstance(payload, bytes) == message.is_value:
         raise InvalidTask(
-            phrase("The task has a value as payload, not bytes.")
+            phrase("The task's payload is a value, not bytes.")
             if message.is_value
-            else phrase("The task has bytes as payload, not a value.")
+            else phrase("The task's payload is bytes, not a value.")
         )
     if not message.is_value:
         return
@@ -150,7 +150,7 @@ def differences(former: bytes, payload: Any, *, is_value: bool) -> list[str]:
 def with_edit(
     message: Message, options: EditedOptions, data: bytes, *, is_value: bool, at_us: int, by: str
 ) -> Message:
-    """Return the message with another payload; its options keep the former one.
+    """Return the message with another payload; the message's options keep the former payload.
 
     Raises InvalidTask if the former payload is too large to be kept.
     """

@@ -44,10 +44,11 @@ class _EditsMixin(_TasksMixin):
     ) -> Change:
         """Replace the payload of a scheduled, retried or dead task, in one step.
 
-        With `retry` the task becomes pending now, as with `run`; with `delay` a scheduled or
-        retried task is due after that time. The task keeps its id, options, limits and unique lock;
-        TaskDetail.edits has its former payload. `too_late` if it is in another state or has changed
-        since; InvalidTask if `payload_version` is not `version` or the payload is unsuitable.
+        With `retry` the task becomes pending now, as with `run`; with `delay`, a scheduled or
+        retried task becomes due after that time. The task keeps its id, options, limits and unique
+        lock; TaskDetail.edits has its former payload. Returns `too_late` if the task is in another
+        state or has changed since; raises InvalidTask if its `payload_version` is not `version` or
+        the payload is unsuitable.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)
@@ -66,7 +67,7 @@ class _EditsMixin(_TasksMixin):
         by_whom = by or self._actor.by
         edited = with_edit(message, options, data, is_value=is_value, at_us=now_us, by=by_whom)
         new = codec.encode(edited)
-        if new == codec.encode(message):  # only its consequences were requested
+        if new == codec.encode(message):  # the caller only asked what would happen
             new = shown.message or b""
         late = _beyond_deadline(due, now_us, options.deadline_us, shown.state)
         if late is not None or dry_run:
@@ -84,7 +85,8 @@ class _EditsMixin(_TasksMixin):
         return await self._edited_by(id, queue, new)
 
     async def _edited_by(self, id: str, queue: str, message: bytes) -> Change:
-        """Return the outcome if the task has changed, perhaps by an earlier attempt of the call."""
+        """Return the outcome for a changed task; an earlier attempt of this call may have changed
+        it."""
         shown = await self._show(id, queue)
         if shown is not None and shown.message == message:
             return Change(outcome="done", state=state_of(shown))
@@ -105,7 +107,7 @@ class _EditsMixin(_TasksMixin):
 
         The `id` and `queue` of the outcome identify the copy. It has the options of the task, a
         fresh set of attempts and the header `qsync-copy-of`, but neither a deadline nor a unique
-        lock. `into` is another queue.
+        lock. `into` is the queue of the copy, if it is another one.
         """
         shown = await self._show(id, queue)
         if shown is None:
@@ -145,7 +147,7 @@ def _check_due(due: str, state: TaskState, *, retry: bool) -> None:
 def _beyond_deadline(
     due: str, now_us: int, deadline_us: int | None, state: TaskState
 ) -> Change | None:
-    """Return the refusal of a due time, `+<us>`, that is not before the deadline, or None."""
+    """Return the refusal if the due time, `+<us>`, is not before the deadline; otherwise None."""
     due_us = now_us + int(due[1:] or 0)
     if not due or deadline_us is None or due_us < deadline_us:
         return None
@@ -173,7 +175,7 @@ def _check_version(message: Message, version: str | None) -> None:
 def _copied(
     message: Message, origin: str, queue: str, payload: bytes, is_value: bool, due: str
 ) -> NewTask:
-    """Return a new task like a stored one."""
+    """Return a new task with the options of a stored task."""
     options = message.options or StoredOptions()
     delay_us = int(due[1:]) if due.startswith("+") and due != "+0" else None
     at_us = int(due) if due and not due.startswith("+") else None

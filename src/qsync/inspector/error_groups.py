@@ -24,16 +24,16 @@ from qsync.times import datetime_us, from_us
 K = TypeVar("K")
 
 KEYS_SHOWN: Final = 10
-"""Maximum number of fairness keys of a group that are counted."""
+"""Maximum number of fairness keys that are counted separately in a group."""
 
 OTHER_KEYS: Final = ""
-"""Name under which the tasks of further fairness keys are counted."""
+"""Name under which tasks with any other fairness key are counted."""
 
 
 class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Failed tasks that have the same error.
 
-    id          8 hex digits: the same for the same error, everywhere
+    id          8 hex digits, the same for the same error in all queues and stores
     error       class of the exception; `crashed` if servers died while they ran the tasks
     where       file, line and function that raised it, e.g. `shop/tasks.py:42 in charge`; empty if
                 the error has no traceback
@@ -137,10 +137,10 @@ def _bounded(counts: dict[str, int]) -> dict[str, int]:
 
 
 MAX_CALLS: Final = 40
-"""Largest number of calls of a part, which count 500 tasks each."""
+"""Maximum number of calls to read a part; each call counts 500 tasks."""
 
 GROUPS: Final = 500
-"""Number of errors at which a part ends."""
+"""Number of different errors after which a part ends."""
 
 
 class _ErrorsMixin(_BulkMixin):
@@ -149,11 +149,11 @@ class _ErrorsMixin(_BulkMixin):
     async def errors(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> ErrorPart:
-        """Group a part of the dead or retried tasks that match by error.
+        """Read a part of the dead or retried tasks, and group those that match by error.
 
-        A part has up to 20,000 tasks, the latest first; with a filter other than a type, and where
-        an older version of qsync wrote their records, 250. Pass the returned cursor to read the
-        next part, and merge the parts with `merge_groups`.
+        A part has up to 20,000 tasks, the latest first. It has 250 if the filter has more than a
+        type, or if an older version of qsync wrote the records of the tasks. Pass the returned
+        cursor to read the next part, and merge the parts with `merge_groups`.
         """
         checked = one_of(FAILING, state, "grouped by error")
         type = None if filter is None else filter.type
@@ -166,10 +166,11 @@ class _ErrorsMixin(_BulkMixin):
         return ErrorPart(groups=groups, scanned=rest.scanned, cursor=rest.cursor)
 
     async def acknowledge_dead(self, queue: str, *, until: datetime | None = None) -> int:
-        """Record that operators know about the tasks that died up to a time, by default now.
+        """Record that operators know about the tasks that died up to this time, by default up to
+        now.
 
         They stay dead, but the overview and `qsync stats` no longer report them as a problem.
-        Returns how many of them were not acknowledged before; the action is recorded.
+        Returns how many of them had not been acknowledged before; the action is recorded.
         """
         until_us = None if until is None else datetime_us("until", until)
         call = bounds_ops.acknowledge_dead(self._keys(queue), until_us)
@@ -177,7 +178,7 @@ class _ErrorsMixin(_BulkMixin):
         return number
 
     async def _counted_part(self, queue: str, state: TaskState, cursor: str | None) -> ErrorPart:
-        """Return a part, counted by the store where the records have marks."""
+        """Return a part; the store counts those of its records that have marks."""
         after, keys = read_cursor(cursor), self._keys(queue)
         place: PageKey | None = None if after is None else after.place
         groups: dict[str, ErrorGroup] = {}
@@ -205,7 +206,7 @@ class _ErrorsMixin(_BulkMixin):
 
 
 def _add(groups: dict[str, ErrorGroup], queue: str, state: TaskState, error: CountedError) -> None:
-    """Add the tasks that a call has counted to the group of their error."""
+    """Add the tasks that one call counted to the group of their error."""
     previous = groups.get(error.fingerprint)
     if previous is None:
         if error.sample is None:
@@ -218,7 +219,7 @@ def _add(groups: dict[str, ErrorGroup], queue: str, state: TaskState, error: Cou
 
 
 def _counted(group: ErrorGroup, queue: str, state: TaskState, error: CountedError) -> ErrorGroup:
-    """Return the group with the numbers that a call has counted."""
+    """Return the group with the numbers that one call counted."""
     return msgspec.structs.replace(
         group, id=error.fingerprint, states={state: error.number}, queues={queue: error.number},
         keys=error.keys, first_at=from_us(error.first_us) if error.first_us else None,

@@ -51,7 +51,7 @@ ACTIONS: Final = (
 class OperatorEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An action of an operator.
 
-    at       time of the action, or of its first step, by the store's clock
+    at       when the action, or its first step, took place, by the store's clock
     action   as in ACTIONS, e.g. `queue.pause`
     by       name of the operator; empty if the calling program passed none
     queue    None if it belongs to no queue
@@ -88,7 +88,7 @@ class Actor(NamedTuple):
 
     by: str = ""
     key: bytes = b""
-    """Key of the action of which all changes are steps; empty if each change is a separate
+    """Key of the action that all changes are steps of; empty if each change is a separate
     action."""
 
     def event(
@@ -102,12 +102,12 @@ class Actor(NamedTuple):
 
 
 def new_key() -> bytes:
-    """Return a random key of an action."""
+    """Return a random key for an action."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def operator_event(queue: str | None, stored: StoredEvent) -> OperatorEvent | None:
-    """Return an entry of the record for callers; None for one that cannot be read."""
+    """Return an entry of the record in its public form; None if it cannot be read."""
     record = stored.record
     if record is None:
         return None

@@ -16,10 +16,10 @@ from qsync.times import datetime_us
 from qsync.value_text import shorten
 
 READ_PER_QUEUE: Final = 100
-"""Number of actions read per queue if the request has no filter and would read over READ_MOST."""
+"""Number of actions read per queue if a request without a filter would read more than READ_MOST."""
 
 READ_MOST: Final = 50_000
-"""Maximum number of actions, over all queues, that a request without a filter may read in full."""
+"""Maximum number of actions in all queues that a request without a filter reads in full."""
 
 
 class _EventsMixin(Base):
@@ -35,11 +35,11 @@ class _EventsMixin(Base):
         since: datetime | None = None,
         limit: int = 100,
     ) -> list[OperatorEvent]:
-        """Return the last actions of operators that match, the latest first.
+        """Return the matching actions of operators, the latest first.
 
         queue    only this queue; "": only actions that belong to no queue; None means all, except
                  queues whose data a later version of qsync wrote; `overview` names those
-        action   `queue.pause`, or all of a kind: `queue`
+        action   one action, e.g. `queue.pause`, or all of a kind, e.g. `queue`
         subject  only actions on the schedule, limit, fairness key or server of this name
         task     only actions on the task with this id
         since    only actions at this time or later
@@ -84,7 +84,7 @@ def _check_limit(limit: int) -> None:
 
 
 def _check_action(action: str | None) -> str | None:
-    """Return the action or kind of actions. Raise InvalidTask if there is none of this name."""
+    """Check and return an action or kind of actions. Raise InvalidTask if it is unknown."""
     names = [*ACTIONS, *dict.fromkeys(name.partition(".")[0] for name in ACTIONS)]
     if action is None or action in names:
         return action

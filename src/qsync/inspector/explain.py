@@ -88,7 +88,7 @@ def not_found(id: str, queue: str) -> Explanation:
 
 
 def duplicate_of(holder: Explanation) -> Explanation:
-    """Return the explanation for a task that is not enqueued because another holds its lock."""
+    """Return the explanation for a task that was not enqueued because another holds its lock."""
     reason = holder.phrase or holder.sentence
     text = joined([phrase("Duplicate of task %(id)s.", id=holder.id), reason])
     return replace(
@@ -103,7 +103,7 @@ def duplicate_of(holder: Explanation) -> Explanation:
 
 def _pending(facts: Facts, blank: Explanation) -> Explanation:
     rank = facts.located.rank or 0
-    # An estimate: how the rate splits among the task's possible servers is unknown.
+    # An estimate, since it is unknown how the rate splits among the servers that can run the task.
     wait = rank / facts.rate if facts.rate else None
     blockers, able = blockers_of(facts, blank.paused), able_servers(facts)
     slots = sum(server.concurrency for server in able)
@@ -215,7 +215,7 @@ def _waiting(
     reasons: list[Reason],
     due_at: datetime,
 ) -> Explanation:
-    """Explain a scheduled task or a retry, with the obstacles when it is due."""
+    """Explain a scheduled task or a retry, and what will stop it from starting when it is due."""
     for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)
@@ -255,7 +255,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def _started_us(facts: Facts) -> int | None:
-    """Return when a running task started, by its server; else the time of its fetch."""
+    """Return when a running task started, as its server reported, or else when it was fetched."""
     shown, located = facts.task.shown, facts.located
     server = server_of(shown)
     for record in facts.servers:
@@ -289,7 +289,7 @@ def _dead(facts: Facts, blank: Explanation) -> Explanation:
 
 
 def with_bounds(explanation: Explanation, bounds: QueueBounds) -> Explanation:
-    """Return the explanation with a sentence about a queue that is full or nearly full. Pure."""
+    """Return the explanation, with a sentence added if the queue is full or nearly full. Pure."""
     if bounds.phrase is None:
         return explanation
     full = phrase("The queue is %(note)s.", note=bounds.phrase)
@@ -337,9 +337,9 @@ class _ExplainMixin(_LiveServersMixin):
     ) -> Explanation:
         """Explain why a task is not running yet, and when it will run.
 
-        `task` is an id, or a Task that was rejected as a duplicate; a Task's own queue is
-        used. The estimate for a pending task needs two readings of its queue: without an earlier
-        one, the call waits `measure` seconds (0 to 5) for the second.
+        `task` is an id, or a Task that was rejected as a duplicate; for a Task, its own queue is
+        used. The estimate for a pending task needs two readings of its queue: if there is no
+        earlier reading, the call waits `measure` seconds (0 to 5) and reads again.
         """
         if type(measure) not in (int, float) or not 0 <= measure <= MAX_MEASURE_S:
             raise InvalidTask(
@@ -377,7 +377,7 @@ class _ExplainMixin(_LiveServersMixin):
         return with_bounds(explanation, await self._broker.run(bounds_ops.queue_bounds(keys)))
 
     async def _with_pause(self, facts: Facts) -> Facts:
-        """Return the facts with the pause of the type of the task."""
+        """Return the facts, completed with the pause of the task's type, if any."""
         for paused in await self._broker.run(type_ops.paused_types(self._keys(facts.queue))):
             if facts.task.message and paused.type == facts.task.message.type:
                 pause = pause_of(paused.note, paused.paused_at_us)
@@ -385,7 +385,7 @@ class _ExplainMixin(_LiveServersMixin):
         return facts
 
     async def _with_limit(self, facts: Facts) -> Facts:
-        """Return the facts with the limit that a limited task waits for, or its type."""
+        """Return the facts, completed with what a limited task waits for: a limit, or its type."""
         keys = self._keys(facts.queue)
         limits = list(facts.task.options.limits or ())
         if facts.task.message:
@@ -399,7 +399,7 @@ class _ExplainMixin(_LiveServersMixin):
             if detail.place is not None:
                 info = info_of(facts.queue, detail)
                 return dataclasses.replace(facts, waits_for=info, waits_before=detail.place)
-        return facts  # it has just stopped waiting
+        return facts  # the task has just stopped waiting
 
     async def _explain_duplicate(self, task: Task, measure: float) -> Explanation:
         rejected = new_task(task, new_nonce())

@@ -28,7 +28,7 @@ EXPIRED: Final = phrase(
 
 
 def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase]]:
-    """Return the obstacle for every task of this type and queue, as reason and sentence."""
+    """Return the obstacles for tasks of this type and queue, each as reason and sentence."""
     blockers: list[tuple[Reason, Phrase]] = []
     if paused is not None:
         sentence = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))
@@ -84,7 +84,7 @@ def limited_sentence(info: LimitInfo, before: int) -> Phrase:
 
 
 def set_aside_sentence(before: int) -> Phrase:
-    """Return the sentence for a task that is set aside, with the number of tasks before it."""
+    """Return the sentence for a task that is set aside, with the number of tasks ahead of it."""
     return plural_phrase(
         "Set aside, behind %(num)s earlier task of its type.",
         "Set aside, behind %(num)s earlier tasks of its type.",
@@ -126,7 +126,7 @@ def _taken(info: LimitInfo, maximum: int) -> Phrase:
 
 
 def priority_sentences(facts: Facts) -> list[Phrase]:
-    """Return the effect of a pending task's priority, if it or a higher one is used."""
+    """Return the effect of a pending task's priority, if it is not normal or others are higher."""
     priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
     if not above:
         if priority == NORMAL_PRIORITY:

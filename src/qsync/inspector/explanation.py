@@ -30,7 +30,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     sentence  the whole explanation, for people
     reason    the main reason; `also` holds further ones
     at        when the task is due, runs again, or ended; None if unknown
-    rank      number of tasks before it in pending
+    rank      number of pending tasks ahead of it
     wait      estimated seconds until its turn, at the current rate
     rate      attempts ended per second in the queue, from this inspector's recent readings
     server    the server that runs it, with a lease until `lease_until`
@@ -69,7 +69,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts that an explanation is based on."""
+    """The facts on which an explanation is based."""
 
     id: str
     queue: str
@@ -79,11 +79,11 @@ class Facts:
     """The running servers."""
     rate: float | None
     waits_for: LimitInfo | None = None
-    """Limit that a limited task waits for."""
+    """Limit for which a limited task waits."""
     waits_before: int = 0
-    """Number of tasks that wait for that limit, or for its type, before it."""
+    """Number of tasks ahead of it that wait for the same limit, or for the same type."""
     type_pause: Pause | None = None
-    """Pause of its type."""
+    """Pause of the task's type; None if the type is not paused."""
     waits_for_type: bool = False
     """Whether it has been set aside because its type is, or was, paused."""
 

@@ -34,12 +34,12 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     source        who set this rule
     program       rule of the program for the name
     operator      rule of an operator for the limit, or else for its name
-    in_use        tasks that run with the limit, or that a server has leased
-    ready         tasks that the limit allows to start, and that wait for a server
-    waiting       tasks that wait for the limit; a task counts for only one of its limits
-    opens_at      when the first waiting task is tried; None if it waits for another task to end,
-                  or if no task waits
-    closed_until  until when a handler has closed the limit with RateLimited
+    in_use        number of tasks under the limit that run, or that a server has leased
+    ready         number of tasks that the limit allows to start, and that wait for a server
+    waiting       number of tasks that wait for the limit; a task counts for only one of its limits
+    opens_at      when the store tries to start the first waiting task; None if that task waits for
+                  another to end, or if no task waits
+    closed_until  when the limit opens again after a handler closed it with RateLimited
     holders       ids of tasks in use and ready, as far as they were read; only for a single limit
     """
 
@@ -69,14 +69,14 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the limits of a queue; the last page has the cursor None."""
+    """A page of a queue's limits; the cursor of the last page is None."""
 
     limits: list[LimitInfo]
     cursor: str | None
 
 
 LIMITS_PER_PAGE: Final = 100
-"""Approximate number of limits in a page."""
+"""Approximate number of limits per page."""
 
 BY_LENGTH: Final = 100
 """Maximum length of an operator's name, in characters; the rest is cut."""
@@ -108,14 +108,15 @@ class _LimitsMixin(Base):
     ) -> list[LimitPage]:
         """Return the first page of the limits of several queues, in one round trip.
 
-        A page has about `count` limits in use, and also all rules.
+        Each page has about `count` limits in use, and all rules.
         """
         calls = [limit_ops.list_limits(self._keys(name), count=count) for name in queues]
         pages = await self._run_all(calls)
         return [_first_page(name, page) for name, page in zip(queues, pages, strict=True)]
 
     async def limit(self, limit: str, *, queue: str = "default") -> LimitInfo:
-        """Return a limit of a queue, with tasks that hold it. A limit without tasks is empty."""
+        """Return a limit of a queue, with tasks that hold it. A limit without tasks has zero
+        counts."""
         call = limit_ops.get_limit(self._keys(queue), check_limit(limit, "limit"))
         return info_of(queue, await self._broker.run(call))
 
@@ -136,9 +137,11 @@ class _LimitsMixin(Base):
         return Change(outcome="done")
 
     async def open_limit(self, limit: str, *, queue: str = "default") -> Change:
-        """Open a limit that a handler has closed by raising RateLimited; its rule still applies.
+        """Open a limit that a handler closed by raising RateLimited; the limit's rule still
+        applies.
 
-        `too_late` if it is not closed. A handler that raises RateLimited again closes it again.
+        `too_late` if it is not closed. If a handler raises RateLimited again, the limit closes
+        again.
         """
         keys = self._keys(queue)
         check_limit(limit, "limit")
@@ -175,7 +178,7 @@ def _page(
 
 
 def info_of(queue: str, detail: LimitDetail) -> LimitInfo:
-    """Return a limit as the inspector shows it, with the tasks that hold it. Pure."""
+    """Convert a stored limit into its public form, with the tasks that hold it. Pure."""
     limit, program = detail.state.limit, detail.program
     rules = {} if program is None else {limit_name(limit): program}
     operators = {} if detail.operator is None else {detail.operator.limit: detail.operator}

@@ -15,7 +15,7 @@ from qsync.inspector.base import Base
 T = TypeVar("T")
 
 UPTIME_LIMIT_S: Final = 100 * 365 * 86_400
-"""Longest uptime that a record can claim, so that the time of the start is a datetime."""
+"""Maximum uptime accepted from a record, so that the start time is within the range of datetime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Record:
     queues: dict[str, int]
     types: list[str]
     unknown: list[tuple[str, str]]
-    """Queue and type of tasks that it received but has no handler for."""
+    """Queue and type of the tasks that it received but has no handler for."""
     waiting: int = 0
     """Number of its running tasks that wait for results of tasks on its own queues."""
     since: list[tuple[str, str, int]] = field(default_factory=list)
-    """Queue, id and start in us of the tasks that run longest."""
+    """Queue, id and start time, in microseconds, of the tasks that have run longest."""
     app_version: str = ""
     """Version of the program; empty if none was set."""
     stacks: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """The last requested stacks: number of the request, queue and id of the task, stack."""
+    """The last requested stacks: number of the request, the task's queue and id, and the stack."""
 
     def started_us(self, queue: str, id: str) -> int | None:
         """Return when a task started, by the store's clock; None if the server has not reported
@@ -51,7 +51,7 @@ class Record:
         return next((us for *key, us in self.since if key == [queue, id]), None)
 
     def takes(self, queue: str) -> bool:
-        """Return whether it takes tasks from a queue (unless it is quiet)."""
+        """Return whether the server takes tasks from a queue, unless it is quiet."""
         return queue in self.queues
 
     @property

@@ -15,7 +15,7 @@ from qsync.inspector.values import Filter, Page, TaskRow
 from qsync.state import TaskState
 
 _BY_QUEUE: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
-"""States whose order has no meaning across queues."""
+"""States in which the order of tasks has no meaning across queues."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CONCURRENT: Final = 20
@@ -93,7 +93,7 @@ class _TaskListsMixin(_TasksMixin):
 
 
 def _merge(pages: Sequence[Page], limit: int, *, backwards: bool) -> Page:
-    """Merge sorted pages that start at one position, up to the nearest position where one ends."""
+    """Merge sorted pages that start at one position, up to the first position where one ends."""
     rows = sorted((row for page in pages for row in page.tasks), key=_key, reverse=backwards)
     ends = [place for page in pages if (place := read_cursor(page.cursor)) is not None]
     keys = [_key_of(end.place) for end in ends]

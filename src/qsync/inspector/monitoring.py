@@ -1,4 +1,4 @@
-"""Reads the metrics of types and schedules, by bounded reads of each queue."""
+"""Reads the metrics of types and schedules, with bounded reads of each queue."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qsync.times import from_us
 SAMPLE: Final = 200
 SMALL_SAMPLE: Final = 20
 SAMPLED: Final = 5000
-"""Number of tasks read per state of a queue: SAMPLE; if there are many queues, about SAMPLED in
-total, but at least SMALL_SAMPLE per queue."""
+"""Number of tasks read per state of a queue: SAMPLE, or with many queues about SAMPLED in total,
+but at least SMALL_SAMPLE per queue."""
 
 SCHEDULES: Final = 500
 FEW_SCHEDULES: Final = 20
-"""Number of schedules read per queue: SCHEDULES; if there are many queues, fewer, but at least
+"""Number of schedules read per queue: SCHEDULES, or with many queues fewer, but at least
 FEW_SCHEDULES."""
 
 
@@ -40,9 +40,9 @@ class TypeShares(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LastRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The last runs of a schedule, among its 20 last recorded ones.
+    """The last successful and the last failed run of a schedule, among its last 20 recorded runs.
 
-    schedule      its name as in the ids of its tasks: names over 100 characters are shortened
+    schedule      its name, as in the ids of its tasks; a name over 100 characters is shortened
     succeeded_at  end of its last run that completed; None if none is recorded
     failed_at     end of its last run that failed, or the last tick that was missed
     """
@@ -69,7 +69,7 @@ class _MonitoringMixin(Base):
         """Return the types of pending and dead tasks, and the last runs of schedules, per queue.
 
         Reads up to 200 tasks of each state, so that long queues cost no more than short ones, and
-        up to 500 schedules; if there are many queues, fewer of each, but at least 20.
+        up to 500 schedules. If there are many queues, it reads fewer of each, but at least 20.
         """
         tasks = min(SAMPLE, max(SMALL_SAMPLE, SAMPLED // max(1, len(queues))))
         schedules = max(FEW_SCHEDULES, SCHEDULES // max(1, len(queues)))

@@ -16,10 +16,10 @@ import msgspec
 from qsync import codec, msgpack_extensions
 
 TEXT_LIMIT: Final = 64 * 1024
-"""Largest number of characters of a preview, indentation included."""
+"""Maximum number of characters in a preview, including indentation."""
 
 DEPTH_LIMIT: Final = msgpack_extensions.MAX_DEPTH
-"""Greatest nesting depth; deeper containers are shown as `…`."""
+"""Maximum nesting depth; deeper containers are shown as `…`."""
 
 WIDTH_LIMIT: Final = 1_000
 """Largest number of items shown per container."""
@@ -28,7 +28,7 @@ STRING_LIMIT: Final = 16 * 1024
 """Largest number of bytes shown per string."""
 
 STEPS: Final = 50_000
-"""Largest number of elements read, skipped ones included."""
+"""Maximum number of elements read, including those that are skipped."""
 
 _SIZES: Final = {
     **dict.fromkeys((0xCC, 0xD0), 1), **dict.fromkeys((0xCD, 0xD1), 2),
@@ -52,7 +52,7 @@ class _Full(Exception):
 def preview(data: bytes) -> tuple[str, bool]:
     """Return the value as text, and whether the text is incomplete.
 
-    CodecError if the bytes read are not valid msgpack.
+    Raises CodecError if the bytes that it reads are not valid msgpack.
     """
     writer = _Writer(data)
     try:

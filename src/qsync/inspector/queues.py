@@ -31,7 +31,7 @@ TASKS_PER_FORGET: Final = 500
 """Approximate number of tasks that one call of `forget` deletes."""
 
 KEY_SCANS: Final = 100
-"""Largest number of SCAN calls for key names, about 1,000 names each."""
+"""Maximum number of SCAN calls for key names, which return about 1,000 names each."""
 
 PURGED: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.SCHEDULED, TaskState.RETRY,
@@ -41,7 +41,8 @@ PURGED: Final = (
 
 
 def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str, int]:
-    """Return the effect of a purge of a state: the states in words, and the number of tasks.
+    """Return what a purge of a state deletes: the affected states in words, and the number of
+    tasks.
 
     Cancelled tasks are stored with the completed ones and are deleted with them.
     """
@@ -58,8 +59,8 @@ class _QueuesMixin(_LiveServersMixin):
     ) -> Overview:
         """Return the queues and the ids of the live servers at this moment, in two round trips.
 
-        With more than about a thousand queues the result has only a part of them; pass its `cursor`
-        to read the next part. With `names`, only these queues are read.
+        If there are more than about a thousand queues, the result has only some of them; pass its
+        `cursor` to read the next part. With `names`, only these queues are read.
         """
         total, after = 0, None
         if names is None:
@@ -79,7 +80,8 @@ class _QueuesMixin(_LiveServersMixin):
     async def prefixes(self) -> list[str]:
         """Return the prefixes under which a bounded scan of the store finds queues.
 
-        Reads at most about 100,000 key names per primary. Empty if the store user may not SCAN.
+        Reads at most about 100,000 key names per primary. The result is empty if the store user may
+        not run SCAN.
         """
         prefixes: set[str] = set()
         for address in await self._broker.primaries():
@@ -93,7 +95,7 @@ class _QueuesMixin(_LiveServersMixin):
     async def queue(self, name: str, *, days: int = 0) -> QueueInfo | None:
         """Return a queue with the counters of the last `days` days; None if it does not exist.
 
-        InvalidTask if `days` is not from 0 to 90.
+        Raises InvalidTask unless `days` is from 0 to 90.
         """
         if type(days) is not int or not 0 <= days <= COUNTER_DAYS:
             raise InvalidTask(
@@ -127,8 +129,8 @@ class _QueuesMixin(_LiveServersMixin):
         """Start no more tasks of the queue until `resume`; the pause survives restarts.
 
         Running tasks continue, and tasks that a server has already fetched may still start within a
-        second. The outcome is `done` even for a paused queue: `by` and `why` are replaced, and
-        the time is kept.
+        second. The outcome is `done` even if the queue was paused already: `by` and `why` are then
+        replaced, and the time of the pause is kept.
         """
         keys = self._keys(queue)
         if not await self._is_queue(queue):
@@ -147,9 +149,9 @@ class _QueuesMixin(_LiveServersMixin):
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
         """Delete up to 100 tasks in a state: one step of a purge.
 
-        Pass the returned cursor to the next step, or use `steps` for all steps. The steps end with
-        the last task that the state held at the first step. A step blocks the store for at most a
-        few milliseconds. Raises InvalidTask for `active`: cancel running tasks instead.
+        Pass the returned cursor to the next step, or use `steps` for all steps. The last step ends
+        with the last task that was in the state at the first step. A step blocks the store for at
+        most a few milliseconds. Raises InvalidTask for `active`: cancel running tasks instead.
         """
         checked, place = check_state(state), read_cursor(cursor)
         if checked is TaskState.CANCELLED:
@@ -178,9 +180,9 @@ class _QueuesMixin(_LiveServersMixin):
         """Remove a queue without tasks, with its counters, its pause and its schedules.
 
         With `force`, delete its tasks first, about 500 per call: repeat while the outcome is
-        `more`. Unique locks whose window has not ended are released. A client that enqueues to the
-        queue later creates it again. But a client that has used the queue before does not register
-        it again: `overview` then shows the queue only once a server takes from it.
+        `more`. Unique locks whose window has not ended are released. A later enqueue creates the
+        queue again. But a client that has used the queue before does not register it again, so
+        `overview` shows the queue only once a server takes tasks from it.
         """
         _, servers = await self._live()
         serving = next((server.id for server in servers if server.takes(queue)), None)
@@ -192,7 +194,7 @@ class _QueuesMixin(_LiveServersMixin):
             operator_ops.delete_queue(self._keys(queue), force=force)
         )
         gone = not remaining and (existed or deleted > 0)
-        # The queue's own record is deleted with it, so these actions belong to no queue.
+        # The queue's own record of actions is deleted with it, so these actions belong to no queue.
         await self._record("queue.purge", queue, number=deleted)
         await self._record("queue.delete", queue, number=int(gone))
         if remaining:
@@ -276,9 +278,9 @@ def _days(stats: dict[str, int], today: int, count: int) -> list[Day]:
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The queues, by name, and the ids of the live servers; `at` is the store's time.
 
-    `total` is the number of queues in use. With more than about a thousand, `queues` holds a part
-    of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out because
-    a later version of qsync wrote their data.
+    `total` is the number of queues in use. If there are more than about a thousand, `queues` holds
+    some of them, and `overview(cursor=...)` reads the next part. `later` are the queues left out
+    because a later version of qsync wrote their data.
     """
 
     at: datetime

@@ -26,10 +26,10 @@ from qsync.schedule import Schedule, tick_id
 from qsync.times import datetime_us, from_us
 
 MOST_BACKFILLED: Final = 1000
-"""Largest number of ticks of a backfill."""
+"""Maximum number of ticks in a backfill."""
 
 REMEMBERED_US: Final = 7 * 86_400_000_000
-"""How long the id of a backfilled tick is refused after its task has left, us."""
+"""How long the id of a backfilled tick is refused after its task has left the queue, in us."""
 
 NOTED: Final = 100
 
@@ -37,10 +37,10 @@ NOTED: Final = 100
 class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run of a schedule.
 
-    tick      scheduled time; of a manual run, time of the request
+    tick      scheduled time; for a manual run, the time of the request
     made      tick | manual | backfill
     outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
-              `missed_from` is the first tick that was missed with it; or the state of its task; or
+              `missed_from` is the first of the ticks missed in a row; or the state of its task; or
               unknown: the task has left the queue and no server recorded its outcome
     started_at, duration   of the last attempt; seconds
     task      id of its task
@@ -56,7 +56,7 @@ class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MissedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule whose last tick was missed, because no server was running at that time."""
+    """A schedule whose last tick was missed because no server was running at that time."""
 
     queue: str
     schedule: str
@@ -67,9 +67,10 @@ class Backfill(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a backfill, or of its dry run.
 
     ticks     number of ticks in the interval
-    enqueued  number of enqueued tasks; in a dry run, of those that would be enqueued
-    skipped   ticks that ran before, according to the store, or whose task is in the queue
-    refused   why no task, or none after the `enqueued` ones, was enqueued, e.g. a full queue
+    enqueued  number of enqueued tasks; in a dry run, number of tasks that would be enqueued
+    skipped   number of ticks that already ran, according to the store, or whose task is in the
+              queue
+    refused   why no task, or no task after the first `enqueued`, was enqueued, e.g. a full queue
     """
 
     ticks: int
@@ -120,10 +121,10 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     ) -> Backfill | None:
         """Enqueue the task of a schedule for each of its ticks from `start` until before `end`.
 
-        The interval must have at most 1,000 ticks, all in the past. A tick that ran is not enqueued
-        again: its task has the tick's id, which the store refuses for a week after the task has
-        left. With `dry_run` nothing is enqueued. None if there is no such schedule; InvalidTask if
-        the interval is wrong.
+        The interval must have at most 1,000 ticks, all in the past. A tick that already ran is not
+        enqueued again: its task has the tick's id, which the store refuses for a week after the
+        task has left the queue. With `dry_run` nothing is enqueued. Returns None if there is no
+        such schedule; raises InvalidTask if the interval is invalid.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))
@@ -165,7 +166,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def _enqueue_ticks(
         self, name: str, queue: str, tasks: Sequence[NewTask], *, ticks: int
     ) -> Backfill:
-        """Enqueue the tasks of ticks until the queue is full; return the outcome of `ticks`."""
+        """Enqueue the tasks of ticks until the queue is full; return the outcome for `ticks`."""
         keys, field = self._keys(queue), run_field(name)
         remembered = [msgspec.structs.replace(task, remember_us=REMEMBERED_US) for task in tasks]
         created: list[str] = []
@@ -204,7 +205,7 @@ class _ScheduleRunsMixin(_SchedulesMixin):
 
 
 def _ticks(schedule: Schedule, start: datetime, end: datetime, now_us: int) -> list[int]:
-    """Return the ticks of an interval. Raise InvalidTask if it is wrong."""
+    """Return the ticks in an interval. Raise InvalidTask if the interval is invalid."""
     start_us, end_us = datetime_us("start", start), datetime_us("end", end)
     if end_us <= start_us:
         raise InvalidTask(f"end: {end.isoformat()} is not after the start, {start.isoformat()}")
@@ -221,7 +222,7 @@ def _ticks(schedule: Schedule, start: datetime, end: datetime, now_us: int) -> l
 
 
 def _given(source: bytes | StoredScheduleRow) -> Schedule | None:
-    """Return when a schedule ticks, as published or stored; None for a custom one."""
+    """Return when a published or stored schedule ticks; None for a custom schedule."""
     if isinstance(source, StoredScheduleRow):
         return decode_record(source.record).schedule
     return read_record(source).schedule()

@@ -30,13 +30,13 @@ from qsync.task_builder import TaskBuilder
 from qsync.times import datetime_us, from_us
 
 LAST_TASKS_READ: Final = 500
-"""Number of schedules for which the state of the last task is read."""
+"""Maximum number of schedules for which the state of the last task is read."""
 
 TICKS_SHOWN: Final = 3
 """Number of next ticks shown."""
 
 SCHEDULES_LISTED: Final = 1000
-"""Number of stored schedules of a queue that are listed."""
+"""Maximum number of stored schedules that are listed per queue."""
 
 
 class _SchedulesMixin(Base):
@@ -51,8 +51,8 @@ class _SchedulesMixin(Base):
     async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:
         """Return the schedules of all queues whose names begin with `prefix`, by queue and name.
 
-        Per queue at most a thousand published and a thousand stored schedules are returned. Without
-        a prefix, these are the stored schedules that are due first.
+        Returns at most a thousand published and a thousand stored schedules per queue. Without a
+        prefix, the stored schedules are those that are due first.
         """
         names = await self.queue_names()
         found, _ = await self._read_each(names, lambda name: views.schedules(self._keys(name)))
@@ -94,7 +94,8 @@ class _SchedulesMixin(Base):
         return infos
 
     async def _with_last_tasks(self, infos: list[ScheduleInfo]) -> list[ScheduleInfo]:
-        """Add the task of the last tick and its state, if the store still has it."""
+        """Add the task of each schedule's last tick and its state, if the store still has the
+        task."""
         ids = [
             tick_id(info.name, datetime_us("tick", info.last_tick)) if info.last_tick else ""
             for info in infos[:LAST_TASKS_READ]
@@ -133,7 +134,7 @@ class _SchedulesMixin(Base):
         tz: str | None = None,
         missed: Missed = "skip",
     ) -> StoredSchedule:
-        """Put a schedule into the store, as `client.schedules.put` does."""
+        """Store a schedule, as `client.schedules.put` does."""
         content = checked_content(name, task, cron, every, tz, missed, PAYLOAD_LIMIT)
         return await self._put(name, task.queue, content)
 
@@ -153,7 +154,7 @@ class _SchedulesMixin(Base):
     ) -> Change:
         """Change when a stored schedule ticks; its task stays as it is.
 
-        `refused`: the schedule cannot be read, or a program has a periodic task of its name.
+        `refused`: the schedule cannot be read, or a program has a periodic task with the same name.
         """
         schedule = schedule_of(cron, every, tz)
         row = await self._stored_row(check_schedule_name(name), queue)
@@ -167,11 +168,11 @@ class _SchedulesMixin(Base):
         return Change(outcome="done")
 
     async def stored_schedule(self, name: str) -> StoredSchedule | None:
-        """Return a schedule in the store, as `client.schedules.get` does."""
+        """Return a stored schedule, as `client.schedules.get` does."""
         return await self._stored.get(name)
 
     async def delete_schedule(self, name: str, *, queue: str) -> Change:
-        """Delete a schedule from the store; `not_found` if a queue has none of this name."""
+        """Delete a stored schedule; `not_found` if the queue stores none with this name."""
         call = schedule_ops.delete_schedule(self._keys(queue), name)
         event = self._actor.event("schedule.delete", name)
         deleted = await self._broker.run(recorded(call, event))
@@ -180,8 +181,8 @@ class _SchedulesMixin(Base):
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
         """Skip the ticks of a schedule until `resume_schedule`.
 
-        The pause survives restarts. The outcome is `done` even for a paused schedule: `by` and
-        `why` are replaced, and the time is kept.
+        The pause survives restarts. The outcome is `done` even if the schedule was paused already:
+        `by` and `why` are then replaced, and the time of the pause is kept.
         """
         note = note_of(by or self._actor.by, why)
         call = program_schedule_ops.pause_schedule(self._keys(queue), name, note)
@@ -200,7 +201,8 @@ class _SchedulesMixin(Base):
         return Change(outcome="done" if changed else "not_found")
 
     async def trigger(self, name: str, *, queue: str) -> Change:
-        """Enqueue the task of a schedule once, now; its id is `holder`. Its ticks stay the same.
+        """Enqueue the task of a schedule once, now; its id is `holder`. The schedule's ticks stay
+        the same.
 
         `duplicate`: the task `holder` holds the unique lock. `refused`: no usable task was
         published, because creating it failed or another version of qsync published it, or the
@@ -237,7 +239,7 @@ class _SchedulesMixin(Base):
         return Change(outcome="done" if created else "duplicate", holder=reply.id)
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
-        """Remove a schedule of a program that no server publishes; `refused` while one does."""
+        """Remove a program's schedule; `refused` while a server publishes the schedule."""
         call = program_schedule_ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
         event = self._actor.event("schedule.delete", name)
         gone = await self._broker.run(recorded(call, event))
@@ -259,9 +261,10 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
             problem = "a custom schedule: only its server can compute the next runs"
         else:
             ticks = _ticks(schedule, now_us)
-            # Before the first tick, the store holds the time of the start or of the resume instead.
+            # Before the first tick, the store holds the time of the first start or of the resume
+            # instead.
             last_us = last_us if schedule.previous(last_us) == last_us else 0
-    except InvalidTask as error:  # for example a time zone that is unknown here
+    except InvalidTask as error:  # e.g. the time zone is unknown on this machine
         problem = str(error)
     return ScheduleInfo(
         queue=queue,
@@ -284,8 +287,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
 def stored_info(
     queue: str, now_us: int, row: StoredScheduleRow, *, of_program: bool = False
 ) -> ScheduleInfo:
-    """Return the description of a stored schedule; `of_program`: a program also has a schedule
-    of its name."""
+    """Return the description of a stored schedule; `of_program`: a program also has a schedule with
+    this name."""
     since = from_us(row.since_us) if row.record else None
     info = ScheduleInfo(
         queue=queue, name=row.name, schedule="?", cron=None, every=None, tz=None, missed="",
@@ -319,7 +322,7 @@ def stored_info(
 def task_of_schedule(
     source: bytes | StoredScheduleRow | None, id: str, queue: str
 ) -> NewTask | None:
-    """Return the task of a schedule, as published or stored, under an id; None if it is damaged."""
+    """Return the task of a published or stored schedule, with this id; None if it is damaged."""
     if not isinstance(source, StoredScheduleRow):
         return task_from(source, id, queue)
     try:

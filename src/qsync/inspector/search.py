@@ -27,7 +27,7 @@ ORDER: Final = (
 ENDED: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
 
 TARGETS: Final = 50
-"""Largest number of queues and states that one call reads."""
+"""Maximum number of queues and states that one call reads."""
 
 _LOWEST: Final = ("-9e18", "")
 """Position before all tasks of a state."""
@@ -41,14 +41,13 @@ CHANGED: Final[dict[Verb, tuple[TaskState, ...]]] = {
 
 
 class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the tasks that a search finds.
-
-    Only the last page has the cursor None; others may hold few tasks or none.
+    """A page of the tasks that a search finds. Only the last page has the cursor None; any page may
+    have few tasks or none.
 
     tasks    matching tasks, state by state and queue by queue
     total    number of tasks in the queues and states of the search, whether they match or not
     scanned  number of tasks read for this page
-    unread   number of those whose payload was too large to be searched for arguments
+    unread   number of tasks whose payload was too large to be searched for arguments
     later    queues left out because a later version of qsync wrote their data
     """
 
@@ -61,7 +60,7 @@ class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a bulk change to the tasks found: their state and number.
+    """One step of a bulk change to the tasks that a search finds: their state and number.
 
     The cursor of `step` continues with the next part, queue or state.
     """
@@ -71,7 +70,8 @@ class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Target(NamedTuple):
-    """The tasks of a state in a queue; `size` is the number of tasks that the store has with them.
+    """The tasks of a state in a queue; `size` is the number of tasks that the store keeps with
+    them.
 
     The store keeps completed and cancelled tasks together.
     """
@@ -93,7 +93,8 @@ class _SearchMixin(_BulkMixin):
         cursor: str | None = None,
         newest_first: bool | None = None,
     ) -> SearchPage:
-        """Return a page of the tasks that a search finds, from the cursor of an earlier page on.
+        """Return a page of the tasks that a search finds, starting at the cursor of an earlier
+        page.
 
         Reads about 1000 tasks, from the first 5,000 queues. `parse_search` parses the query. Raises
         InvalidTask if the cursor is invalid.
@@ -130,9 +131,8 @@ class _SearchMixin(_BulkMixin):
         )
 
     async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
-        """Return how many tasks a change of all found tasks would affect, by state.
-
-        None if the search has a filter: then `search_step` counts them.
+        """Return how many tasks a change of all found tasks would affect, by state. Returns None if
+        the search has a filter; in that case, count them with `search_step`.
         """
         if query.filter is not None:
             return None
@@ -210,7 +210,7 @@ class _SearchMixin(_BulkMixin):
 
 
 def _changed(query: SearchQuery, verb: Verb) -> tuple[TaskState, ...]:
-    """Return the states of a search whose tasks can be changed."""
+    """Return the states of a search whose tasks the verb can change."""
     states = tuple(state for state in CHANGED[verb] if not query.states or state in query.states)
     if not states:
         problem = phrase(
@@ -226,8 +226,8 @@ def _cursor(target: _Target, inner: str) -> str:
 
 
 def _resume(targets: list[_Target], cursor: str | None) -> list[tuple[_Target, str]]:
-    """Return the targets that are left, each with the cursor within it, which is empty at its
-    start."""
+    """Return the remaining targets, each with the cursor within it; empty at the start of a
+    target."""
     if cursor is None:
         return [(target, "") for target in targets]
     state, _, place_text = cursor.partition("/")

@@ -14,7 +14,7 @@ from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
 
 MAX_QUERY: Final = 1000
-"""Largest number of characters of a search."""
+"""Maximum number of characters in a search."""
 
 MAX_TERMS: Final = 20
 
@@ -29,7 +29,7 @@ KEYS: Final = {
     "age": phrase("since death or enqueue, e.g. age:>1h or age:<2d"),
     "group": phrase("id of an error of the page Errors"),
 }
-"""Keys of terms, with their meaning; a term without a key is a word in the id, type or error."""
+"""Keys of terms, and their meanings; a term without a key is a word in the id, type or error."""
 
 _TERM: Final = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 _KEY: Final = re.compile(r'([a-z]+)(\.[^:"\s]+)?:(.*)', re.DOTALL)
@@ -67,7 +67,7 @@ class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def term_of(key: str, value: str) -> str:
-    """Return the term that finds this value; in quotation marks if it has spaces."""
+    """Return the term that finds this value, with quotation marks if the value has spaces."""
     text = value.replace('"', "?")
     return f'{key}:"{text}"' if any(char.isspace() for char in text) else f"{key}:{text}"
 
@@ -168,7 +168,7 @@ def _args(terms: Sequence[Term]) -> tuple[tuple[str, str], ...]:
 
 
 def _age(term: Term) -> tuple[str, float]:
-    """Return the field of the filter and its seconds."""
+    """Return the filter's field for an age term, and its value in seconds."""
     sign, text = term.value[:1], term.value[1:]
     if sign not in (">", "<"):
         _fail(term.text, phrase("Write age:>1h for older or age:<1h for newer tasks."))
@@ -198,7 +198,8 @@ def _short(text: str) -> str:
 def argument_at(value: Any, path: str) -> list[str]:
     """Return the strings of the argument at a path such as `order.lines.0`; empty if there is none.
 
-    A string is unchanged; other values are written as JSON. For a list, each element also counts.
+    A string is unchanged; other values are written as JSON. For a list, the strings of its elements
+    are also returned.
     """
     for name in path.split("."):
         step = _STEPS.get(type(value))

@@ -24,7 +24,7 @@ from qsync.times import from_us
 
 ACTIVE_PER_PAGE: Final = 250
 ACTIVE_PAGES: Final = 20
-"""Number of pages of a queue's active tasks that are read for one server."""
+"""Maximum number of pages of a queue's active tasks that are read for one server."""
 
 
 STACK_WAIT_S: Final = 3.0
@@ -34,7 +34,7 @@ STACK_POLL_S: Final = 0.05
 
 
 LONG_RUN_S: Final = 600.0
-"""Time after which a running task is called long, in seconds."""
+"""Time after which a running task counts as long-running, in seconds."""
 
 
 class LongRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     long_runs: list[LongRun]
 
     def of_queue(self, queue: str) -> list[ServerInfo]:
-        """Return the servers that take tasks from a queue, without draining ones."""
+        """Return the servers that take tasks from a queue, except those that are draining."""
         return [server for server in self.servers if queue in server.queues and not server.quiet]
 
 
@@ -69,7 +69,7 @@ class _ServersMixin(_LiveServersMixin):
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
         """Return the live servers by id, the first thousand.
 
-        With `tasks`, also their running tasks, from the first 250 active tasks of each queue.
+        With `tasks`, includes their running tasks, from the first 250 active tasks of each queue.
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
@@ -104,7 +104,7 @@ class _ServersMixin(_LiveServersMixin):
         return unknown_types_of(records)
 
     async def server(self, id: str) -> ServerInfo | None:
-        """Return a live server; its tasks are from the first 5,000 active ones of each queue."""
+        """Return a live server, with its tasks among the first 5,000 active tasks of each queue."""
         record = next((record for record in (await self._live())[1] if record.id == id), None)
         if record is None:
             return None
@@ -148,8 +148,8 @@ class _ServersMixin(_LiveServersMixin):
     async def stack(self, id: str, *, queue: str = "default") -> HandlerStack | None:
         """Ask the server of a running task for the stack of its handler.
 
-        None if the task does not run, or if the server does not answer within STACK_WAIT_S, because
-        its event loop is blocked or its version is too old.
+        Returns None if the task is not running, or if the server does not answer within
+        STACK_WAIT_S, e.g. because its event loop is blocked or its version is too old.
         """
         [shown] = await self._broker.run(views.get_tasks(self._keys(queue), [id], messages=False))
         if shown is None or not shown.owner:
@@ -169,7 +169,7 @@ class _ServersMixin(_LiveServersMixin):
         return None
 
     async def stack_seen(self, server: str, id: str, *, queue: str = "default") -> str | None:
-        """Return the last stack of a task that its server's record has; None if it has none."""
+        """Return the last stack of a task in its server's record; None if the record has none."""
         record = await self._read_record(server)
         texts = [text for _, *key, text in record.stacks if key == [queue, id]]
         return texts[-1] if texts else None
@@ -190,7 +190,7 @@ class _ServersMixin(_LiveServersMixin):
         return Change(outcome="told", server=server_id)
 
     async def fleet(self) -> Fleet:
-        """Return the live servers (the first thousand) and their reports, read at once."""
+        """Return the live servers (the first thousand) and their reports, read at one moment."""
         now_us, records = await self._live()
         return Fleet(
             servers=[server_info_of(record, [], complete=False) for record in records],
@@ -201,7 +201,7 @@ class _ServersMixin(_LiveServersMixin):
     async def long_runs(self, *, at_least: float = LONG_RUN_S) -> list[LongRun]:
         """Return the tasks that have run for `at_least` seconds, the longest first.
 
-        Each server reports its hundred longest, twice per lease time.
+        Each server reports its hundred longest-running tasks, twice per lease time.
         """
         now_us, records = await self._live()
         return long_runs_of(records, now_us, at_least)
@@ -258,7 +258,7 @@ def server_info_of(record: Record, tasks: list[RunningTask], *, complete: bool) 
 
 
 def long_runs_of(records: Iterable[Record], now_us: int, at_least: float) -> list[LongRun]:
-    """Return the tasks that servers reported to run for long, the longest first. Pure."""
+    """Return the tasks that servers reported as long-running, the longest first. Pure."""
     runs = [
         LongRun(queue=queue, id=id, server=record.id, seconds=(now_us - since_us) / 1e6)
         for record in records

@@ -17,7 +17,7 @@ from qsync.times import DAY_US, from_us
 from qsync.type_rolls import reported_slow_runs, slow_runs_of
 
 TASKS_READ: Final = 250
-"""Number of running and of dead tasks that are read."""
+"""Maximum number of running tasks, and of dead tasks, that are read."""
 
 SLOW_TASKS_SHOWN: Final = 10
 
@@ -26,7 +26,7 @@ class SlowTask(msgspec.Struct, frozen=True, kw_only=True):
     """A running, completed or dead task; `at` is the start of its last attempt.
 
     seconds  duration of the last attempt
-    stored   whether the store still has the task; it keeps completed tasks for their retention
+    stored   whether the store still has the task; a completed task is kept for its retention
     """
 
     id: str
@@ -70,7 +70,7 @@ class _SlowTasksMixin(_LiveServersMixin):
         ]
 
     async def _slow_runs(self, type: str, queue: str, now_us: int) -> list[SlowRun]:
-        """Read the slowest completed runs, and the reports that are not merged into them yet."""
+        """Read the slowest completed runs, including reports that have not been merged yet."""
         keys, at_once = self._keys(queue), type_ops.REPORTS_READ
         field = slow_runs_of(type)
         parts: list[type_ops.StoredTypeStats] = await self._run_all(
@@ -87,9 +87,9 @@ class _SlowTasksMixin(_LiveServersMixin):
 def slowest_of(
     tasks: Iterable[DecodedTask], since: Mapping[str, int], now_us: int
 ) -> list[SlowTask]:
-    """Return the tasks that have run, or ran, for the longest time.
+    """Return the tasks whose last attempt has run, or ran, for the longest time.
 
-    `since` has the start times of running tasks.
+    `since` maps the ids of running tasks to their start times.
     """
     slow = [found for task in tasks if (found := _slow(task, since, now_us)) is not None]
     return sorted(slow, key=lambda task: -task.seconds)[:SLOW_TASKS_SHOWN]

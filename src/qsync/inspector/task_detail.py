@@ -25,7 +25,7 @@ from qsync.state import TaskState
 from qsync.times import from_us
 
 HISTORY_SHOWN: Final = 100
-"""Largest number of failed attempts shown; servers keep fewer."""
+"""Maximum number of failed attempts shown; servers keep fewer."""
 
 
 def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDetail:
@@ -91,7 +91,7 @@ def _retry_phrase(stored: int | tuple[int, ...] | ExponentialBackoff | None) -> 
 
 
 def seconds_phrase(seconds: float) -> Phrase:
-    """Return `5 s`."""
+    """Return a number of seconds as text, e.g. `5 s`."""
     return phrase("%(number)s s", number=float(seconds))
 
 
@@ -174,7 +174,7 @@ def _enqueue_events(message: Message | None) -> list[Event]:
 
 def _attempt_events(task: DecodedTask) -> list[Event]:
     failure = task.failure
-    # Failures have a server's time and the death the store's; a server's clock may be ahead.
+    # A failure has the server's time and the death has the store's; a server's clock may be ahead.
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
     events = [
         _event(
@@ -228,7 +228,7 @@ def _ended(task: DecodedTask, until: datetime) -> list[Event]:
 
 
 DUMP_LIMIT: Final = 2 * 1024
-"""Largest number of bytes shown of binary data."""
+"""Maximum number of bytes of binary data that are shown."""
 
 _BRACKETS: Final = re.compile(r"[\[{]|[\]}]")
 
@@ -245,7 +245,7 @@ def show(data: bytes, *, is_value: bool) -> Shown:
             return _dump(data)
         return Shown(kind="value", text=text, cut=cut)
     try:
-        # A character that is cut at the end of the part is not an error.
+        # A character cut off at the end of the part is not an error.
         decoder = codecs.getincrementaldecoder("utf-8")()
         text = decoder.decode(data[: 4 * TEXT_LIMIT], final=len(data) <= 4 * TEXT_LIMIT)
     except UnicodeDecodeError:
@@ -264,7 +264,7 @@ def show(data: bytes, *, is_value: bool) -> Shown:
 
 
 def _depth(text: str) -> int:
-    """Return the nesting depth of the brackets; brackets within strings count, too."""
+    """Return the nesting depth of the brackets, including brackets within strings."""
     depth = deepest = 0
     for bracket in _BRACKETS.findall(text):
         depth += 1 if bracket in "[{" else -1

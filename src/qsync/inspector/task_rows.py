@@ -56,7 +56,7 @@ class DecodedTask:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of the last error; its id is that in the record's mark, if it has one."""
+        """Fingerprint of the last error; its id comes from the record's mark, if there is one."""
         error = self.error or ""
         fingerprint = fingerprint_of(self.message.type if self.message else "", error)
         mark = self.failure.mark if error == self.failure.error else ""
@@ -70,7 +70,7 @@ class DecodedTask:
 
 
 def decode_task(id: str, shown: StoredTask, length: int | None = None) -> DecodedTask:
-    """Decode a task from a view; `length` is the full size of a message that may be cut."""
+    """Decode a task from a view; `length` is the full size of its message, which may be cut."""
     data = shown.message or b""
     size = len(data) if length is None else length
     return DecodedTask(
@@ -84,7 +84,7 @@ def decode_row(row: StoredTaskRow) -> DecodedTask:
 
 
 def message_in(cut: TruncatedMessage) -> Message | None:
-    """Return the message, maybe without its payload; None if it is missing or cannot be read."""
+    """Return the message, possibly without its payload; None if it is missing or unreadable."""
     try:
         return decode_cut(cut.data, cut.length) if cut.length else None
     except codec.CodecError:
@@ -98,7 +98,7 @@ def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
 
 def row_of(queue: str, task: DecodedTask) -> TaskRow:
     """Return the task as a list row."""
-    shown, state = task.shown, task.shown.state  # as stored: `completed` if cancelled
+    shown, state = task.shown, task.shown.state  # the stored state: `completed` if cancelled
     time = from_us(shown.score)
     is_active = state is TaskState.ACTIVE
     error = task.error
@@ -126,7 +126,7 @@ def row_of(queue: str, task: DecodedTask) -> TaskRow:
 
 
 def _ended_at(task: DecodedTask) -> datetime | None:
-    """Return when a kept task ended: `retention` before the time until which it is kept."""
+    """Return when a kept task ended, which is its `retention` before it will be deleted."""
     kept_us = task.options.retention_us
     return None if kept_us is None else from_us(task.shown.score - kept_us)
 
@@ -159,12 +159,12 @@ def matches(filter: Filter | None, task: DecodedTask, now_us: int) -> bool:
 
 
 def is_unread(filter: Filter | None, task: DecodedTask) -> bool:
-    """Return whether a filter asks for arguments of a task whose payload was not read."""
+    """Return whether a filter needs the arguments of a task whose payload was not read."""
     return bool(filter and filter.args) and task.length > len(task.shown.message or b"")
 
 
 def fits(pattern: str, text: str) -> bool:
-    """Return whether a text matches a pattern; without `*` and `?` they must be equal."""
+    """Return whether a string matches a pattern; without `*` or `?`, the two must be equal."""
     return fnmatchcase(text, pattern) if _PATTERN.search(pattern) else text == pattern
 
 
@@ -210,7 +210,7 @@ def _is_in_group(group: str, task: DecodedTask) -> bool:
 
 
 def pause_of(note: bytes | None, at_us: int) -> Pause | None:
-    """Return who paused a queue, why and when; None if it is not paused."""
+    """Return the operator, reason and time of a queue's pause; None if it is not paused."""
     if note is None:
         return None
     try:
@@ -221,7 +221,7 @@ def pause_of(note: bytes | None, at_us: int) -> Pause | None:
 
 
 def schedule_pause_of(note: bytes | None) -> Pause | None:
-    """Return the pause of a schedule, whose note begins with the time."""
+    """Return the pause of a schedule, whose stored note begins with the time."""
     if note is None:
         return None
     at_us, _, rest = note.partition(b" ")

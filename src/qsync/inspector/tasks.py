@@ -1,4 +1,4 @@
-"""Lists of tasks, one task in full, and changes of one task."""
+"""Lists tasks, reads one task in full, and changes one task."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from qsync.times import Duration, due_text, from_us, too_late
 from qsync.value_text import shorten
 
 MAX_PAGE_SIZE: Final = 100
-"""Largest page."""
+"""Maximum number of tasks per page."""
 
 TASKS_PER_SCAN: Final = 250
 MAX_SCANS: Final = 4
-"""With a filter, a page reads TASKS_PER_SCAN tasks at a time, up to MAX_SCANS times."""
+"""With a filter, a page is read in up to MAX_SCANS scans of TASKS_PER_SCAN tasks each."""
 
 FIND_PAGES: Final = 5
 """Number of pages of about a thousand queue names that are searched for an id."""
@@ -56,14 +56,14 @@ class _TasksMixin(Base):
         filter: Filter | None = None,
         newest_first: bool | None = None,
     ) -> Page:
-        """Return a page of the tasks in a state, from the cursor of an earlier page on.
+        """Return a page of the tasks in a state, starting at the cursor of an earlier page.
 
-        Pending tasks come in the order in which they will run, scheduled and retry by due time,
-        dead and completed with the latest first; `newest_first` overrides the direction. Tasks that
-        come or go do not move others, except active tasks, which move when their lease is renewed.
-        With a filter, about 1000 tasks are read, so a page may hold few or none and still have a
-        cursor. InvalidTask if the limit is not from 1 to 100, or the state or the cursor is
-        invalid.
+        Pending tasks are in the order in which they will run, scheduled and retry tasks in order of
+        due time, and dead and completed tasks have the latest first; `newest_first` overrides the
+        direction. Tasks keep their positions when others are added or removed, but an active task
+        moves when its lease is renewed. With a filter, about 1000 tasks are read, so a page may
+        hold few or none and still have a cursor. Raises InvalidTask if the limit is not from 1 to
+        100, or the state or the cursor is invalid.
         """
         checked, after = check_state(state), read_cursor(cursor)
         _check_limit(limit)
@@ -128,7 +128,7 @@ class _TasksMixin(Base):
         """Make a scheduled, retry or dead task pending now.
 
         A dead task gets all its attempts again and keeps the history of earlier ones. If `state` is
-        given and the task is no longer in that state, the outcome is `too_late`.
+        passed and the task is no longer in that state, the outcome is `too_late`.
         """
         shown = await self._expect(id, queue, state)
         if isinstance(shown, Change):
@@ -148,10 +148,10 @@ class _TasksMixin(Base):
         return Change(outcome="done", state=TaskState.PENDING)
 
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
-        """Cancel a waiting task; for a running task, order its server to stop it (outcome `told`).
+        """Cancel a waiting task, or tell the server of a running task to stop it (outcome `told`).
 
         The server stops the handler at once if it receives the message, otherwise at its next lease
-        renewal, within a third of the lease. `too_late` if the task has ended.
+        renewal, within a third of the lease. The outcome is `too_late` if the task has ended.
         """
         return await self._cancel(id, queue, self._actor.event("task.cancel"))
 
@@ -185,10 +185,10 @@ class _TasksMixin(Base):
         process_at: datetime | None = None,
         dry_run: bool = False,
     ) -> Change:
-        """Change when a scheduled or retried task is due; `at` of the outcome is the new time.
+        """Change when a scheduled or retried task is due; the outcome's `at` is the new time.
 
-        Pass `delay`, a duration from now, or `process_at`. `refused` in any other state, and if
-        the time is not before the task's deadline. With `dry_run` nothing changes.
+        Pass `delay`, a duration from now, or `process_at`. `refused` if the task is in another
+        state, or the time is not before the task's deadline. With `dry_run` nothing changes.
         """
         due = due_text(delay=delay, process_at=process_at)
         call = operator_ops.reschedule(self._keys(queue), check_id(id), due, dry_run=dry_run)
@@ -208,7 +208,7 @@ class _TasksMixin(Base):
     async def delete(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
         """Delete a task with its result and history; `refused` while it runs.
 
-        If `state` is given and the task is no longer in that state, the outcome is `too_late`.
+        If `state` is passed and the task is no longer in that state, the outcome is `too_late`.
         """
         shown = await self._expect(id, queue, state)
         if isinstance(shown, Change):
@@ -237,7 +237,7 @@ class _TasksMixin(Base):
         return shown
 
     async def _where(self, id: str, queue: str) -> Change:
-        """Return the outcome when another caller was faster."""
+        """Return the outcome for a task that another caller changed first."""
         shown = await self._show(id, queue)
         outcome: Literal["not_found", "too_late"] = "not_found" if shown is None else "too_late"
         return Change(outcome=outcome, state=None if shown is None else stored_task.state_of(shown))
@@ -251,7 +251,7 @@ def _check_limit(limit: int) -> None:
 
 
 def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> operator_ops.RerunRequest:
-    """Return the request to run a task now; a dead task keeps its history, not its attempts."""
+    """Return the request to run a task now; a dead task keeps its history but gets new attempts."""
     if shown.state is not TaskState.DEAD:
         return operator_ops.RerunRequest(id)
     options = decode_task(id, shown, length).options

@@ -20,7 +20,7 @@ class PausedType(msgspec.Struct, frozen=True, kw_only=True):
     """A paused type of a queue.
 
     pause    who paused it, why and when
-    waiting  tasks that have been set aside; more may be pending until a server reaches them
+    waiting  number of tasks set aside so far; more may be pending until a server reaches them
     """
 
     type: str
@@ -33,10 +33,10 @@ class RunStats(msgspec.Struct, frozen=True, kw_only=True):
 
     started        runs that began, including retries
     completed      runs that succeeded
-    failed         runs that failed: `retried` of them are followed by another, `dead` are not
-    failure_share  failed runs as a share of those that ended; None if there are none
-    wait_p50       median time from when a task could start to its first start, in seconds; retries
-                   do not count
+    failed         runs that failed: `retried` of them are followed by another run, `dead` are not
+    failure_share  failed runs as a share of the runs that ended; None if no run ended
+    wait_p50       median time from the moment a task could start to its first start, in seconds;
+                   retries do not count
     wait_p95       95th percentile of that time
     run_p50        median duration of a run, in seconds
     run_p95        95th percentile of the duration
@@ -55,7 +55,7 @@ class RunStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TypePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs of a type from `at` on, for one step of the period; None if nothing was counted."""
+    """The runs of a type in one step of the period, from `at` on; None if nothing was counted."""
 
     at: datetime
     stats: RunStats | None
@@ -81,7 +81,7 @@ class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tasks of a state were read to count them by type, and how many there are."""
+    """How many tasks of a state were read to count them by type, and how many it has."""
 
     read: int
     total: int
@@ -106,7 +106,7 @@ class TypeList(msgspec.Struct, frozen=True, kw_only=True):
 class ServerStart(msgspec.Struct, frozen=True, kw_only=True):
     """Servers of one version that started within an hour of each other, as after a deploy.
 
-    version  that of the program, `Qsync(version=...)` or QSYNC_VERSION; else `qsync <version>`
+    version  version of the program, `Qsync(version=...)` or QSYNC_VERSION, else `qsync <version>`
     """
 
     at: datetime
@@ -117,9 +117,9 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True):
 class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
     """The runs of one type over a period.
 
-    step_s  length of a point, in seconds
+    step_s  duration of a point's step, in seconds
     points  the period, oldest first; the last point is incomplete
-    before  the same points one day earlier (of `7d`: one week); empty for `90d`
+    before  the same points one day earlier, or one week earlier for `7d`; empty for `90d`
     stats   the whole period
     starts  starts of its servers in the period, oldest first; the store keeps 200 per queue
     """
@@ -138,7 +138,7 @@ class TypeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_stats(counts: TypeCounts) -> RunStats:
-    """Return counts as the inspector shows them."""
+    """Convert counts into their public form."""
     by_outcome = dict(zip(OUTCOMES, counts.outcomes, strict=True))
     completed = by_outcome["completed"]
     failed = by_outcome["retried"] + by_outcome["dead"]

@@ -46,11 +46,11 @@ from qsync.type_rolls import (
 from qsync.value_text import shorten
 
 LISTED_PERIODS: Final[tuple[Period, ...]] = ("1h", "24h", "7d")
-"""Periods of lists of types; 90 days of each type would be too much to read."""
+"""Periods for lists of types; reading 90 days of every type would take too long."""
 
 TASKS_PER_SAMPLE: Final = 500
 MAX_SAMPLES: Final = 2
-"""Number of reads, of TASKS_PER_SAMPLE tasks each, that count the tasks of a state by type."""
+"""Maximum number of reads, of TASKS_PER_SAMPLE tasks each, to count a state's tasks by type."""
 
 
 class _TypesMixin(Base):
@@ -59,9 +59,10 @@ class _TypesMixin(Base):
     async def types(self, queue: str = "default", *, period: Period = "1h") -> TypeList:
         """Return the types of a queue with their runs of the last `1h`, `24h` or `7d`.
 
-        At most about 100 types of a queue have separate statistics; the others share `other`.
-        Pending and dead tasks are counted among the first 1,000 of each; `TypeList.pending` and
-        `dead` say whether these are all. InvalidTask for another period.
+        At most about 100 types of a queue have separate statistics; the rest are counted under
+        `other`. Pending and dead tasks are counted among the first 1,000 of each;
+        `TypeList.pending` and `dead` say whether these are all. Raises InvalidTask for any other
+        period.
         """
         _check_period(period, LISTED_PERIODS)
         keys = self._keys(queue)
@@ -102,8 +103,8 @@ class _TypesMixin(Base):
         """Return the runs of a type in the last `1h`, `24h`, `7d` or `90d`, with one point per
         step.
 
-        Servers report every 15 seconds. Minutes are kept for 48 hours, hours for 90 days. All
-        points are without counts for a type that no server has reported.
+        Servers report every 15 seconds. Minutes are kept for 48 hours, hours for 90 days. If no
+        server has reported the type, no point has counts.
         """
         _check_period(period, PERIODS)
         check_type(type)
@@ -135,7 +136,7 @@ class _TypesMixin(Base):
     async def _history(
         self, queue: str, fields: Sequence[str], type_ids: dict[str, int]
     ) -> TypeHistory:
-        """Read fields of the statistics, and the reports that are not in them yet."""
+        """Read fields of the statistics, and the reports that are not merged into them yet."""
         keys, at_once = self._keys(queue), type_ops.FIELDS_READ
         unique = list(dict.fromkeys(fields))
         calls = [
@@ -179,13 +180,14 @@ class _TypesMixin(Base):
     async def pause_type(
         self, type: str, *, queue: str = "default", by: str = "", why: str = ""
     ) -> Change:
-        """Start no more tasks of a type in a queue until `resume_type`; it survives restarts.
+        """Start no more tasks of a type in a queue until `resume_type`; the pause survives
+        restarts.
 
-        Its pending tasks are set aside (state `limited`) when servers reach them, so that tasks
-        of other types run. Running tasks continue, and tasks that a server has already fetched may
-        still start. The outcome is `done` even for a paused type: `by` and `why` are replaced, and
-        the time is kept. The queue has layout 2 from then on. Raises InvalidTask when 100 other
-        types of the queue are paused: pause the queue instead.
+        Its pending tasks are set aside (state `limited`) when servers reach them, so that tasks of
+        other types run. Running tasks continue, and tasks that a server has already fetched may
+        still start. The outcome is `done` even if the type was paused already: `by` and `why` are
+        then replaced, and the time of the pause is kept. The queue has layout 2 from then on.
+        Raises InvalidTask when 100 other types of the queue are paused: pause the queue instead.
         """
         keys = self._keys(queue)
         check_type(type)
@@ -204,7 +206,7 @@ class _TypesMixin(Base):
         return Change(outcome="done")
 
     async def resume_type(self, type: str, *, queue: str = "default") -> Change:
-        """Let the tasks of a type start again, in their old order; `not_found` if not paused."""
+        """Let the tasks of a type start again, in their former order; `not_found` if not paused."""
         call = type_ops.resume_type(self._keys(queue), check_type(type))
         event = self._actor.event("type.resume", type)
         changed = await self._broker.run(recorded(call, event))
@@ -212,12 +214,12 @@ class _TypesMixin(Base):
 
 
 def server_start(start: StoredStart) -> ServerStart:
-    """Return a start of servers as the inspector shows it. Pure."""
+    """Convert a stored start of servers into its public form. Pure."""
     return ServerStart(at=from_us(start.first_us), version=start.version, servers=start.servers)
 
 
 def paused_type(paused: type_ops.StoredPause) -> PausedType:
-    """Return a paused type as the inspector shows it. Pure."""
+    """Convert a stored pause of a type into its public form. Pure."""
     pause = pause_of(paused.note, paused.paused_at_us)
     return PausedType(
         type=paused.type, pause=pause or Pause(by="", why="", at=None), waiting=paused.waiting
@@ -249,14 +251,14 @@ SPANS: Final[dict[Period, Span]] = {
 
 
 class Steps(NamedTuple):
-    """Numbers of the steps to show, in steps since the epoch."""
+    """The first and last step to show, each as its number of steps since the epoch."""
 
     span: Span
     first: int
     last: int
 
     def earlier(self) -> Steps | None:
-        """Return the steps of the time before, if there are any."""
+        """Return the steps of the comparison period; None if the period has none."""
         if not self.span.before:
             return None
         shift = self.span.before // self.span.minutes
@@ -271,7 +273,7 @@ def steps_of(period: Period, now_us: int) -> Steps:
 
 
 def fields_of(type: str, steps: Steps) -> list[str]:
-    """Return the fields of type_stats that have these steps of a type."""
+    """Return the fields of type_stats that hold these steps of a type."""
     span = steps.span
     if span.minutes == 1:
         return [minutes_of(hour, type) for hour in range(steps.first // 60, steps.last // 60 + 1)]
@@ -281,7 +283,7 @@ def fields_of(type: str, steps: Steps) -> list[str]:
 
 
 class TypeHistory:
-    """The counts of types: stored blocks, and reports that are not in them yet."""
+    """The counts of types: stored blocks, and reports that are not merged into them yet."""
 
     def __init__(
         self, blocks: Mapping[str, bytes | None], reports: Mapping[str, bytes], types: Iterable[str]

@@ -43,11 +43,12 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A queue at one moment.
 
     latency   seconds that the oldest pending task has waited since it was enqueued, became due, or
-              was handed back, recovered or run again; 0 without pending tasks
+              was handed back, recovered or run again; 0 if no task is pending
     bytes     approximate memory of the queue in the store; None if the store does not report it
-    counters  totals since the queue was created; `today` are those of the current day
+    counters  totals since the queue was created; `today` has the totals of the current day
     days      one entry per requested day, latest first; days without activity are left out
-    rate      attempts ended per second since this inspector's earlier reading; None at first
+    rate      attempts ended per second since this inspector's earlier reading; None at the first
+              reading
     bounds    bounds of the program and of an operator, and how full the queue is
     latency_target   maximum time that the oldest pending task should wait, in seconds
     died      dead tasks that no operator has acknowledged; None if there are none
@@ -78,7 +79,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects the tasks that match all the given fields.
+    """Selects the tasks that match all fields that are set.
 
     type        the exact type; with `*` or `?`, a pattern (`mail.*`)
     error       a part of the last error's text; case is ignored
@@ -110,13 +111,13 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     size        size of the message in bytes
     attempts    number of failed attempts so far
     error       first line of the last error, at most 200 characters
-    due_at      of scheduled and retry
+    due_at      of scheduled and retry tasks
     lease_until, server   of active
     progress    (done, total), of active and completed
     died_at     of dead
-    kept_until  of completed: when the task is deleted
+    kept_until  of completed tasks: when the task will be deleted
     ended_at    of completed
-    cancelled   whether its cancellation was requested, or it ended that way
+    cancelled   whether its cancellation was requested, or it ended as cancelled
     priority    1 to 9, by default 5; pending tasks with a higher priority start first
     """
 
@@ -151,7 +152,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     A page may hold fewer tasks than requested, even none, and not be the last: only the last page
     has the cursor None. `total` is the number of tasks in the state, regardless of the filter;
-    `scanned` is the number of tasks read for this page, and `unread` the number of those whose
+    `scanned` is the number of tasks read for this page, and `unread` is the number of tasks whose
     payload was too large to be searched for arguments.
     """
 
@@ -166,7 +167,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """A failed attempt: its number, when and on which server it failed, and the error's first line.
 
     `begun_at` is the time at which the handler began, by the clock of the server; None if unknown.
-    Numbers start at 1 again when a dead task is run again.
+    Numbers restart at 1 when a dead task is run again.
     """
 
     number: int
@@ -187,7 +188,7 @@ _EVENT_LABELS: Final = {
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a task, past or future. `at` is None if the time is unknown.
 
-    `phrase` is `detail` as a template and its values, if it is not a text of the program.
+    `phrase` is `detail` as a template and its values, if the detail does not come from the program.
 
     what  enqueued | due | failed | leased until | died | completed | cancelled | kept until |
           cancel asked for | deadline | crashed | handed back | snoozed
@@ -200,12 +201,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """Name of the event for people."""
+        """Readable name of the event."""
         return _EVENT_LABELS.get(self.what, self.what)
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes made readable; the text is not escaped for HTML or a terminal.
+    """Bytes in readable form; the text is not escaped for HTML or a terminal.
 
     kind  value: decoded from msgpack, written as JSON or as Python's repr; json: JSON text,
           indented; text: as it is; binary: a hexadecimal dump
@@ -218,7 +219,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
-    """An edit of a payload: when, by whom, and the payload before it."""
+    """An edit of a payload: the time, the operator, and the payload before the edit."""
 
     at: datetime
     by: str
@@ -237,13 +238,13 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None if not set
     retry_phrase  `retry_delay` as a template and its values, if it is text
     lock          name of the unique lock; `lock_holder` is the task that holds it
-    replaces      whether it replaces a holder of its lock, and is replaced by a later call
+    replaces      whether the task replaces a holder of its lock, and is replaced by a later call
     debounce, debounce_max   seconds; None if not set
     next_run_at   when it runs again, with the payload of a later call, after the current attempt
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
-    edits         edits of the payload, the latest last; the last five at most
-    begun_at      of completed: when the handler began, by the clock of its server
+    edits         up to the last five edits of the payload, the latest last
+    begun_at      for a completed task: when the handler began, by the clock of its server
     """
 
     row: TaskRow
@@ -286,10 +287,10 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a requested change.
 
-    done       the change is made, perhaps by an earlier attempt of the call
+    done       the change was made, perhaps by an earlier attempt of the call
     told       the server was told: to cancel a running task, to be quiet or to stop
     duplicate  `run`, `trigger`: another task, `holder`, holds the unique lock
-    too_late   the task is no longer in the state in which it was seen; `state` is its current one
+    too_late   the task is no longer in the state in which it was seen; `state` is its current state
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
 
@@ -309,7 +310,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether the change is made, or a server was told to make it."""
+        """Whether the change was made, or a server was told to make it."""
         return self.outcome in ("done", "told")
 
 
@@ -405,15 +406,15 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A periodic task of a program, as servers published it, or a schedule that a client put.
+    """A periodic task of a program, as servers published it, or a schedule that a client stored.
 
     stored    whether a client put it into the store
     schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`; `phrase` is the same as a
               template and its values
-    next_at   the next ticks, at most three; also while paused, when they pass without a task
+    next_at   the next ticks, at most three; while the schedule is paused, they pass without a task
     last_tick the last tick that was enqueued, or that passed while paused
-    seen_at   when a server last published it; for a stored one, when it was put or resumed
-    live      whether a server has published it within three minutes; true for a stored one
+    seen_at   when a server last published it; for a stored schedule, when it was stored or resumed
+    live      whether a server published it in the last three minutes; True for a stored schedule
     type      type of its task
     problem   why the next ticks cannot be computed
     last_task, last_state   the task of the last tick and its state, if the store still has it
