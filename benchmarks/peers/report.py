@@ -15,28 +15,31 @@ BEGIN = "<!-- peers: begin (written by make bench-peers) -->"
 END = "<!-- peers: end -->"
 
 EARLIER = """\
-Not part of this run: on an earlier machine with two cores, with no-op tasks and one process, asynq
-in Go ran 14,600 tasks/s and the Go qsync 14,900. The latter keeps no leases: a process that dies
-takes its tasks with it."""
+These figures are from an earlier run on another machine with two cores: with no-op tasks and one
+process, asynq in Go ran 14,600 tasks/s, and the Go qsync ran 14,900. The Go qsync keeps no leases:
+when a process dies, its tasks are lost."""
 
 HOW = """\
-Every queue does the same work on the same store, a Valkey on the same machine without AOF that is
-emptied before each part; all take a turn in each round, and the figures are medians of the rounds.
-Each queue has its own environment with the same interpreter, one server process, hiredis and uvloop
-where it can use them, and the settings that its documentation recommends for fast at-least-once
-delivery, if it has that. The ratio to qsync is in brackets: coroutines with coroutines, threads
-with threads. For rates more is better, for latency and memory less.
+Every queue does the same work on the same store: a Valkey without AOF on the same machine, which is
+emptied before each part. All queues take a turn in each round, and the figures are medians of the
+rounds. Each queue has its own environment with the same interpreter, one server process, hiredis
+and uvloop where it can use them, and the settings that its documentation recommends for fast
+at-least-once delivery, if it offers that. The ratio to qsync is in brackets; coroutines are
+compared with coroutines, and threads with threads. For rates, higher is better; for latency and
+memory, lower is better.
 
-* **drain**: no-op tasks with a payload of 32 bytes that wait when the server starts, by handlers
-  of the kind named, 100 at once for coroutines; from the first handler's start to the last one's
-  end, counted in the server. No more than one task in a hundred may have run more than once.
-* **one by one**: one caller, each enqueue awaited (for threads: the blocking client).
-  **concurrent**: 100 coroutines of one process. **bulk**: the peer's own bulk call, in
-  lots of 10,000; a dash where it has none.
-* **p50, p95, p99**: from just before an enqueue to the start of its handler, the server idle.
-* **B a task**: growth of the store's `used_memory`, less its clients' buffers, for each task that
-  waits: the mean from 5,000 to 10,000 tasks, since tables grow by leaps; measured once.
-* **by id**: whether the peer's API finds a task that waits when it is given its id."""
+* **drain**: the rate at which a server runs no-op tasks that were enqueued before it started, with
+  payloads of 32 bytes and handlers of the kind shown (coroutines: 100 at once). The server measures
+  the time from the start of the first handler to the end of the last one. At most one task in a
+  hundred may run more than once.
+* **one by one**: one caller awaits each enqueue (for threads: uses the blocking client).
+  **concurrent**: 100 coroutines of one process enqueue. **bulk**: the queue's own bulk call, with
+  10,000 tasks per call; a dash means that the queue has no such call.
+* **p50, p95, p99**: the time from just before an enqueue to the start of its handler, on an idle
+  server.
+* **B a task**: growth of the store's `used_memory`, without its clients' buffers, per waiting task.
+  This is the mean over tasks 5,000 to 10,000, because tables grow in steps; it is measured once.
+* **by id**: whether the queue's API can find a waiting task by its id."""
 
 
 def print_table(summary: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
@@ -80,7 +83,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     again = _again(results["measured"])
     if again:
-        parts.insert(4, f"Run more than once though no server died: {again}.")
+        parts.insert(4, f"Although no server died, some tasks ran more than once: {again}.")
     skipped = results["skipped"]
     if skipped:
         lines = [f"* {BY_NAME[name].title}: {reason}" for name, reason in skipped.items()]

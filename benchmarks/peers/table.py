@@ -123,7 +123,7 @@ PEERS = (
         handlers="coroutine",
         server=("saq", "benchmarks.peers.adapters.saq.settings"),
         settings="concurrency=100, ttl=-1, retries=3; uvloop",
-        delivery="at least once, with retries over 1: a sweep finds the tasks that took too long",
+        delivery="at least once if `retries` exceeds 1: a sweep finds tasks that took too long",
         docs="https://saq-py.readthedocs.io/en/latest/",
         drain=4_000,
         one=1_500,
@@ -242,8 +242,7 @@ PEERS = (
         ),
         threads=THREADS,
         settings="the fastest of 8, 16 and 100 threads; results=False",
-        delivery="at most once: it has no other mode; the tasks that ran when a server died are "
-        "lost",
+        delivery="at most once (the only mode): tasks that ran when a server died are lost",
         docs="https://huey.readthedocs.io/en/latest/consumer.html",
         drain=4_000,
         one=5_000,

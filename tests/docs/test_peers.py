@@ -133,7 +133,7 @@ def test_the_section_takes_the_place_of_the_last_one_and_leaves_the_rest(tmp_pat
     assert second == first.replace("today", "tomorrow") + "\nafter\n"
     assert second.count(BEGIN) == second.count(END) == 1
     assert "RQ: cannot be installed: no wheel" in second
-    assert "Run more than once though no server died: 3 of the tasks of Huey." in second
+    assert "some tasks ran more than once: 3 of the tasks of Huey." in second
     assert "| arq | coroutine | 250 (0.25) |" in second
 
 
