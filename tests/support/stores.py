@@ -32,6 +32,8 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel as SentinelClient
 
+from qsync.embedded import valkey_environment
+
 T = TypeVar("T")
 Binary = Literal["valkey", "redis"]
 Value = str | int | Sequence[str]  # a sequence sets the directive once for each element
@@ -228,6 +230,7 @@ class Store:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=valkey_environment(),
                 cwd=self.folder,
                 start_new_session=True,  # Ctrl-C reaches only the tests, which end this process
             )
