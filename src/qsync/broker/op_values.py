@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -51,6 +51,18 @@ class LeaseRef(NamedTuple):
 
     id: str
     token: str
+
+
+class Leased(Protocol):
+    """Something with the id of a leased task and the token of its lease."""
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+
+    @property
+    def token(self) -> str:
+        """The token of the task's lease."""
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):

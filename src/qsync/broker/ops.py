@@ -8,6 +8,8 @@ BATCH_BYTES.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 from msgspec.structs import replace
@@ -39,6 +41,7 @@ from qsync.broker.op_values import (
     FetchResult,
     HandedBack,
     Killed,
+    Leased,
     LeaseRef,
     Outcome,
     Retried,
@@ -49,6 +52,8 @@ from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 
 T = TypeVar("T")
+
+_lease_of: Final = attrgetter("id", "token")
 
 
 def batches(
@@ -175,22 +180,22 @@ def complete(
 ) -> Call[list[Outcome]]:
     """Complete tasks. With results, the store refuses the whole call when it is out of memory."""
     retained = [task for task in bounded(tasks) if task.retention_us is not None]
-    script = load("complete", allow_oom=not any(task.result for task in retained))
-    args: list[Argument] = [now_argument(now_us)]
     if not retained:
-        args.append(2)
-        for task in tasks:
-            args += (task.id, task.token)
-    else:
-        args.append(4)
-        for task in tasks:
-            retention = "" if task.retention_us is None else task.retention_us
-            args += (task.id, task.token, retention, task.result)
+        return complete_without_results(keys, tasks, now_us=now_us)
+    args: list[Argument] = [now_argument(now_us), 4]
+    for task in tasks:
+        retention = "" if task.retention_us is None else task.retention_us
+        args += (task.id, task.token, retention, task.result)
+    return _completing(keys, args, len(tasks), allow_oom=not any(task.result for task in retained))
 
-    def outcomes(reply: Any) -> list[Outcome]:
-        return ["ok"] * len(tasks) if reply == b"ok" else texts_of(reply)
 
-    return Call(script, keys.names(script.keys), tuple(args), outcomes)
+def complete_without_results(
+    keys: QueueKeys, tasks: Sequence[Leased], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """Complete tasks, and delete them at once."""
+    args: list[Argument] = [now_argument(now_us), 2]
+    args.extend(chain.from_iterable(map(_lease_of, bounded(tasks))))
+    return _completing(keys, args, len(tasks), allow_oom=True)
 
 
 def complete_without_room(
@@ -341,6 +346,16 @@ def cancel(
     retention = "" if retention_us is None else retention_us
     args = (now_argument(now_us), "", id, retention, *call_id)
     return queue_call("cancel", keys, args, text_tuple)
+
+
+def _completing(
+    keys: QueueKeys, args: Sequence[Argument], count: int, *, allow_oom: bool
+) -> Call[list[Outcome]]:
+    def outcomes(reply: Any) -> list[Outcome]:
+        return ["ok"] * count if reply == b"ok" else texts_of(reply)
+
+    script = load("complete", allow_oom=allow_oom)
+    return Call(script, keys.names(script.keys), tuple(args), outcomes)
 
 
 def _settle(

@@ -211,17 +211,15 @@ class BatchRuns:
                 entries[leased.queue.name] = [(leased, record)]
         for queue, of_queue in entries.items():
             first = [(of_queue[0][0], boot_s())]
-            self._settlers[queue].add_all(of_queue, first, first)
+            self._settlers[queue].add_all((), of_queue, first, first)
 
     def _complete(self, tasks: Sequence[LeasedTask]) -> None:
         """Complete tasks that have no options and were not stopped."""
         if self._metrics is not None or len(self._settlers) > 1:
             self._settle(tasks, [Completion(leased.id, leased.token) for leased in tasks])
             return
-        entries: list[tuple[LeasedTask, Completion]] = []
         for leased in tasks:
             leased.phase = SETTLING
-            entries.append((leased, Completion(leased.id, leased.token)))
         first = [(tasks[0], boot_s())]
         for settler in self._settlers.values():
-            settler.add_all(entries, first, first)
+            settler.add_all(tasks, (), first, first)

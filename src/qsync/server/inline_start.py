@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from functools import partial
 from types import CoroutineType, coroutine
 from typing import Any, Final, Protocol, cast
@@ -66,11 +67,37 @@ class Runs(Protocol):
     def fail(self, leased: LeasedTask, error: BaseException) -> None:
         """Settle a task that has a slot and whose handler raised."""
 
-    def end_turn(self, ended: list[Ended], timed: Sequence[Timed], last: Timed | None) -> None:
-        """Settle the tasks that have ended without a slot, and let other tasks start.
+    def end_turn(self, turn: Turn) -> None:
+        """Settle the tasks that have ended without a slot, and let other tasks start."""
 
-        `last` is the run that used up the time of the turn; a long run is always the last one.
-        """
+
+class Turn:
+    """The tasks that have ended without a slot in one turn of the starter."""
+
+    __slots__ = ("completed", "last", "timed", "with_results")
+
+    def __init__(self) -> None:
+        self.completed: list[LeasedTask] = []
+        """Tasks that completed without a result."""
+        self.with_results: list[Ended] = []
+        """Tasks that completed with a result."""
+        self.timed: list[Timed] = []
+        """Sample of the tasks."""
+        self.last: Timed | None = None
+        """The run that used up the time of the turn. A long run is always the last one."""
+
+    def by_queue(self) -> Mapping[str, Turn]:
+        """Split the turn by the queues of its tasks."""
+        turns: defaultdict[str, Turn] = defaultdict(Turn)
+        for leased in self.completed:
+            turns[leased.queue.name].completed.append(leased)
+        for entry in self.with_results:
+            turns[entry[0].queue.name].with_results.append(entry)
+        for run in self.timed:
+            turns[run[0].queue.name].timed.append(run)
+        if self.last is not None:
+            turns[self.last[0].queue.name].last = self.last
+        return turns
 
 
 class InlineStarter:
@@ -96,9 +123,7 @@ class InlineStarter:
         self._metrics = metrics
         self._records = records
         self.draining: bool = False
-        self._ended: list[Ended] = []
-        self._timed: list[Timed] = []
-        self._last: Timed | None = None
+        self._turn = Turn()
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
@@ -126,7 +151,7 @@ class InlineStarter:
         me = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             while not self._closed:
-                waits = self._turn(me)
+                waits = self._run_turn(me)
                 if waits is not None:
                     self._task = None
                 self._end_turn()
@@ -143,7 +168,7 @@ class InlineStarter:
                 self._task = None
                 self._end_turn()
 
-    def _turn(self, me: asyncio.Task[None]) -> tuple[Run, Any, contextvars.Context] | None:
+    def _run_turn(self, me: asyncio.Task[None]) -> tuple[Run, Any, contextvars.Context] | None:
         """Run tasks for YIELD_AFTER_S at most; return the run that waits, or None.
 
         A handler that cancels or keeps the asyncio task ends the turn: other runs don't share it.
@@ -170,7 +195,7 @@ class InlineStarter:
                 return None
             now = boot_s()
             if now > turn_ends:
-                self._last = (leased, now)
+                self._turn.last = (leased, now)
                 return None
         return None
 
@@ -212,7 +237,8 @@ class InlineStarter:
         if value is not None and type(value) in NEVER_RUN:
             self._failed(leased, never_run(value))
         elif options is None or options.retention_us is None:
-            self._completed(leased, Completion(leased.id, leased.token))
+            self._end(leased)
+            self._turn.completed.append(leased)
         else:
             return self._keep(leased, way, value)
         return None
@@ -228,17 +254,18 @@ class InlineStarter:
         except BaseException as error:  # the result cannot be kept
             self._failed(leased, error)
         else:
-            self._completed(leased, record)
+            self._end(leased)
+            self._turn.with_results.append((leased, record))
         return None
 
-    def _completed(self, leased: LeasedTask, record: Completion) -> None:
+    def _end(self, leased: LeasedTask) -> None:
         leased.task = None
         leased.phase = SETTLING
         if self._metrics is not None:
             self._metrics.finished(leased)
-        if not len(self._ended) % TIMED:
-            self._timed.append((leased, boot_s()))
-        self._ended.append((leased, record))
+        turn = self._turn
+        if not (len(turn.completed) + len(turn.with_results)) % TIMED:
+            turn.timed.append((leased, boot_s()))
 
     def _run_in_slot(
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None,
@@ -255,10 +282,8 @@ class InlineStarter:
 
     def _end_turn(self) -> None:
         self.draining = self._more = False
-        ended, self._ended = self._ended, []
-        timed, self._timed = self._timed, []
-        last, self._last = self._last, None
-        self._runs.end_turn(ended, timed, last)
+        turn, self._turn = self._turn, Turn()
+        self._runs.end_turn(turn)
 
 
 class Returned:

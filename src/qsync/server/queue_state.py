@@ -328,8 +328,10 @@ class QueueState:
 
     def drop(self, tasks: Iterable[LeasedTask]) -> None:
         """Remove tasks that the server no longer holds."""
-        get, pop = self.held.get, self.held.pop
+        held = self.held
+        pop = held.pop
         for leased in tasks:
             leased.phase = RELEASED
-            if get(leased.id) is leased:
-                pop(leased.id, None)
+            dropped = pop(leased.id, leased)
+            if dropped is not leased:  # the server has leased the task again
+                held[leased.id] = dropped

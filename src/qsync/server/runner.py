@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from qsync.broker import op_values, ops
@@ -23,7 +22,7 @@ from qsync.server.failure_reports import Failures
 from qsync.server.handler_context import HandlerContext, ServerContext
 from qsync.server.handler_mismatch import HandlerFinder
 from qsync.server.hook_calls import HookCalls
-from qsync.server.inline_start import Ended, InlineStarter, Timed
+from qsync.server.inline_start import InlineStarter, Turn
 from qsync.server.invoke import BoundHandler, Invoker
 from qsync.server.isolation_timer import Isolation
 from qsync.server.outage_log import Outage
@@ -259,24 +258,16 @@ class Runner:
             if self._metrics is not None:
                 self._metrics.started(leased)
 
-    def end_turn(self, ended: list[Ended], timed: Sequence[Timed], last: Timed | None) -> None:
-        """Settle the tasks that have ended without a slot, and start other tasks.
-
-        `last` is the run that used up the time of the turn.
-        """
-        self._capacity.started += len(ended)
-        of_queues: dict[str, list[Ended]]
-        if len(self._settlers) == 1:
-            of_queues = {name: ended for name in self._settlers if ended}
-        else:
-            of_queues = defaultdict(list)
-            for entry in ended:
-                of_queues[entry[0].queue.name].append(entry)
-        for name, entries in of_queues.items():
-            queue = self._settlers[name].queue
-            sample = [run for run in timed if run[0].queue is queue]
-            slowest = (last,) if last is not None and last[0].queue is queue else ()
-            self._settlers[name].add_all(entries, sample, slowest)
+    def end_turn(self, turn: Turn) -> None:
+        """Settle the tasks that have ended without a slot, and start other tasks."""
+        self._capacity.started += len(turn.completed) + len(turn.with_results)
+        only = len(self._settlers) == 1
+        turns = dict.fromkeys(self._settlers, turn) if only else turn.by_queue()
+        for name, part in turns.items():
+            if part.completed or part.with_results:
+                slowest = () if part.last is None else (part.last,)
+                settler = self._settlers[name]
+                settler.add_all(part.completed, part.with_results, part.timed, slowest)
         self._start_some()
 
     async def run(

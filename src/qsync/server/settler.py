@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -18,7 +17,7 @@ from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import op_values, ops
 from qsync.broker.call import Call
-from qsync.broker.op_values import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, HandedBack, Killed, Retried
 from qsync.errors import QsyncError, QueueFull
 from qsync.formatting import plural
 from qsync.message import Result, decode_failure
@@ -26,17 +25,23 @@ from qsync.server.clock import boot_s
 from qsync.server.error_text import first_line
 from qsync.server.hook_calls import HookCalls
 from qsync.server.outage_log import Outage
-from qsync.server.outcome import Snoozed
 from qsync.server.pipelined_calls import CallPipeline
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.schedule_notes import ScheduleNotes
+from qsync.server.settlement_batches import (
+    Entry,
+    Record,
+    SettlementBatch,
+    completing,
+    completions,
+    result_size,
+    settling,
+    split,
+)
 from qsync.server.type_counter import TIMED, TypeCounter
 
 log: Final = logging.getLogger("qsync.server")
-
-Record = Completion | Retried | Killed | HandedBack | LeaseRef
-Entry = tuple[LeasedTask | None, Record]
 
 NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the result"))
 
@@ -46,26 +51,6 @@ in its place would be as large."""
 
 SHORT_ERROR: Final = 64
 """Size to which errors are cut if the store is out of memory, in bytes."""
-
-Operation = Callable[..., Call[list[op_values.Outcome]]]
-
-
-class SettlementBatch(NamedTuple):
-    """Entries that one call settles."""
-
-    verb: str
-    operation: Operation
-    entries: Sequence[Entry]
-    records: Sequence[Record]
-
-
-_VERBS: Final[dict[type, tuple[str, Operation]]] = {
-    Retried: ("retry", ops.retry),
-    Killed: ("kill", ops.kill),
-    HandedBack: ("hand back", ops.hand_back),
-    Snoozed: ("snooze", ops.hand_back),
-    LeaseRef: ("cancel", ops.end_cancelled),
-}
 
 
 class Settler:
@@ -105,8 +90,11 @@ class Settler:
         self._slow_ends: dict[str, float] = {}
         """End times, by boot_s, of runs that may be among the slowest of their type, by task id."""
         self._schedule_notes = ScheduleNotes(broker, queue.keys)
+        self._completed: list[LeasedTask] = []
+        """Tasks that completed without a result, and wait for their settlement."""
         self._waiting: list[Entry] = []
-        self._in_flight: Sequence[Entry] = ()
+        """The other tasks that wait for their settlement."""
+        self._in_flight: tuple[Sequence[LeasedTask], Sequence[Entry]] = ((), ())
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -116,36 +104,42 @@ class Settler:
         if leased is not None:
             leased.phase = SETTLING
             now = boot_s()
-            if not len(self._waiting) % TIMED:
+            if not (len(self._waiting) + len(self._completed)) % TIMED:
                 self._timed.append((leased, now))
             if now - leased.begun_s > self._floors.get(leased.message.type, 0.0):
                 self._slow_ends[leased.id] = now
             if type(record) is HandedBack and not record.started:
                 record = record._replace(leased_us=leased.leased_us)
-        if not self._waiting:
-            self._wake.set()
-            self._idle.clear()
-        self._waiting.append((leased, record))
+        self._begin()
+        if leased is not None and type(record) is Completion and record.retention_us is None:
+            self._completed.append(leased)
+        else:
+            self._waiting.append((leased, record))
 
     def add_all(
         self,
+        completed: Sequence[LeasedTask],
         entries: Sequence[tuple[LeasedTask, Record]],
         timed: Sequence[tuple[LeasedTask, float]],
         slowest: Sequence[tuple[LeasedTask, float]] = (),
     ) -> None:
         """Queue several tasks in the phase SETTLING, as `add` does.
 
-        `timed` is a sample of them, and `slowest` the slowest ones, each with the time of its end
-        by boot_s.
+        `completed` are those that completed without a result. `timed` is a sample of all tasks,
+        and `slowest` has the slowest ones, each with the time of its end by boot_s.
         """
         self._timed += timed
         for leased, ended_s in slowest:
             if ended_s - leased.begun_s > self._floors.get(leased.message.type, 0.0):
                 self._slow_ends[leased.id] = ended_s
-        if not self._waiting:
+        self._begin()
+        self._completed += completed
+        self._waiting += entries
+
+    def _begin(self) -> None:
+        if not self._waiting and not self._completed:
             self._wake.set()
             self._idle.clear()
-        self._waiting += entries
 
     async def drained(self) -> None:
         """Wait until all added tasks are settled."""
@@ -155,14 +149,14 @@ class Settler:
         """Settle until cancelled."""
         backoff = Backoff(cap=AWAY_CAP_S)
         while True:
-            if not self._waiting:
+            if not self._waiting and not self._completed:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            entries, self._waiting = self._waiting, []
-            self._in_flight = entries
-            failed = await self._settle(entries)
-            self._in_flight = ()
+            self._in_flight = self._completed, self._waiting
+            self._completed, self._waiting = [], []
+            failed = await self._settle(*self._in_flight)
+            self._in_flight = (), ()
             await self._schedule_notes.send()
             self._waiting[:0] = failed
             self._note(refused=bool(failed))
@@ -187,7 +181,9 @@ class Settler:
 
         Failed attempts still count. A completed task whose outcome is lost in this way runs again.
         """
-        backs = [_hand_back_record(record) for _, record in (*self._in_flight, *self._waiting)]
+        completed, others = self._in_flight
+        entries = [*completions((*completed, *self._completed)), *others, *self._waiting]
+        backs = [_hand_back_record(record) for _, record in entries]
         calls = [  # even in a full store: these are few
             ops.without_room(ops.hand_back(self.queue.keys, part))
             for part in ops.batches(backs, _back_size)
@@ -205,16 +201,18 @@ class Settler:
                     plural(len(answer), "task"), self.queue.name,
                 )  # fmt: skip
 
-    async def _settle(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Settle entries; return those that the store refused."""
+    async def _settle(
+        self, completed: Sequence[LeasedTask], entries: Sequence[Entry]
+    ) -> list[Entry]:
+        """Settle tasks; return those that the store refused."""
         failed: list[Entry] = []
         full: list[Entry] = []
         long: list[SettlementBatch] = []
-        for part, error in await self._send(list(_parts(entries))):
+        for part, error in await self._send([*completing(completed), *settling(entries)]):
             if not isinstance(error, QueueFull):
                 failed += self._refused(part, error)
             elif part.verb == "complete":
-                full += part.entries
+                full += part.entries()
             else:
                 long.append(part)
         if long:
@@ -226,8 +224,8 @@ class Settler:
         those that it refused."""
         log.warning(
             "the store is out of memory: the errors of %s of queue %s are cut to %d bytes (%s)",
-            plural(sum(len(part.entries) for part in parts), "task"), self.queue.name, SHORT_ERROR,
-            _some_ids([entry for part in parts for entry in part.entries]),
+            plural(sum(len(part.tasks) for part in parts), "task"), self.queue.name, SHORT_ERROR,
+            _some_ids([entry for part in parts for entry in part.entries()]),
         )  # fmt: skip
         failed: list[Entry] = []
         for part, error in await self._send([_with_short_failures(part) for part in parts]):
@@ -241,13 +239,15 @@ class Settler:
         others with their results, as long as the store accepts these. The remaining tasks complete
         with an error instead of their result.
         """
-        short = [entry for entry in entries if _result_size(entry) <= SHORT_RESULT]
-        long = [entry for entry in entries if _result_size(entry) > SHORT_RESULT]
+        short = [entry for entry in entries if result_size(entry) <= SHORT_RESULT]
+        long = [entry for entry in entries if result_size(entry) > SHORT_RESULT]
         failed: list[Entry] = []
         full: list[Entry] = []
-        for part, error in await self._send([*_without_room(short), *_completing(long)]):
+        for part, error in await self._send(
+            [*_without_room(short), *split(long, "complete", ops.complete)]
+        ):
             if isinstance(error, QueueFull):
-                full += part.entries
+                full += part.entries()
             else:
                 failed += self._refused(part, error)
         if full:
@@ -264,119 +264,65 @@ class Settler:
         self, parts: Sequence[SettlementBatch]
     ) -> list[tuple[SettlementBatch, QsyncError]]:
         """Make the calls of these parts; return the refused parts with their errors."""
-        calls = [part.operation(self.queue.keys, part.records) for part in parts]
+        calls = [part.call(self.queue.keys) for part in parts]
         answers = await self._broker.run_many(calls)
         refused = []
         for part, answer in zip(parts, answers, strict=True):
             if isinstance(answer, QsyncError):
                 refused.append((part, answer))
             else:
-                self._settled(part.verb, part.entries, answer)
+                self._settled(part, answer)
         return refused
 
     def _refused(self, part: SettlementBatch, error: QsyncError) -> Sequence[Entry]:
         self._outage.failed(self._part, error)
-        return part.entries
+        return part.entries()
 
-    def _settled(
-        self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
-    ) -> None:
-        self._type_counter.settled(self.queue.name, verb, part, outcomes)
+    def _settled(self, part: SettlementBatch, outcomes: Sequence[op_values.Outcome]) -> None:
+        tasks = [leased for leased in part.tasks if leased is not None]
+        lost = outcomes.count("lost")
+        self._type_counter.settled(self.queue.name, part.verb, part.tasks, outcomes)
         if self._timed:
             self._type_counter.timed(self.queue, self._timed)
             self._timed = []
-        if self._slow_ends:
-            self._note_slow_runs(verb, part, outcomes)
-        if self._metrics is not None:
-            for (leased, record), outcome in zip(part, outcomes, strict=True):
-                if leased is not None:
-                    self._metrics.settled(leased, record if outcome != "lost" else None)
-        if self._hooks is not None:
-            for (leased, record), outcome in zip(part, outcomes, strict=True):
-                if leased is not None:
-                    self._hooks.settled(leased, record if outcome != "lost" else None)
-        if "@" in "".join([record.id for _, record in part]):  # a tick of a schedule, perhaps
-            for (leased, record), outcome in zip(part, outcomes, strict=True):
+        if lost or self._slow_ends or self._metrics is not None or self._hooks is not None:
+            self._report(part, outcomes)
+        if "@" in "".join([leased.id for leased in tasks]):  # a tick of a schedule, perhaps
+            for (leased, record), outcome in zip(part.entries(), outcomes, strict=True):
                 if leased is not None and "@" in record.id and outcome != "lost":
                     self._schedule_notes.settled(leased, record)
-        self.queue.drop([leased for leased, _ in part if leased is not None])
-        if lost := outcomes.count("lost"):
-            self._note_lost(verb, part, outcomes)
+        self.queue.drop(tasks)
+        if lost:
             self._on_lost(lost)
         self._on_settled()
 
-    def _note_slow_runs(
-        self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
-    ) -> None:
-        for (leased, record), outcome in zip(part, outcomes, strict=True):
+    def _report(self, part: SettlementBatch, outcomes: Sequence[op_values.Outcome]) -> None:
+        """Pass settled tasks to the metrics and hooks; note slow runs, and log lost leases."""
+        for (leased, record), outcome in zip(part.entries(), outcomes, strict=True):
+            lost = outcome == "lost"
             ended_s = self._slow_ends.pop(record.id, None)
-            if ended_s is None or leased is None or verb != "complete" or outcome == "lost":
+            if lost:
+                self._log_lost(part.verb, leased, record)
+            if leased is None:
                 continue
-            self._type_counter.completed_slowly(self.queue, leased, ended_s)
+            if ended_s is not None and part.verb == "complete" and not lost:
+                self._type_counter.completed_slowly(self.queue, leased, ended_s)
+            if self._metrics is not None:
+                self._metrics.settled(leased, None if lost else record)
+            if self._hooks is not None:
+                self._hooks.settled(leased, None if lost else record)
 
-    def _note_lost(
-        self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
-    ) -> None:
-        for (leased, record), outcome in zip(part, outcomes, strict=True):
-            if outcome != "lost":
-                continue
-            fields = {"task_id": record.id, "queue": self.queue.name}
-            log.warning(
-                "lease of task %s of queue %s was lost: nothing to %s",
-                record.id, self.queue.name, verb,
-                extra=fields if leased is None else leased.fields,
-            )  # fmt: skip
-
-
-_result_of: Final = attrgetter("result")
-
-
-def _parts(entries: Sequence[Entry]) -> Iterator[SettlementBatch]:
-    """Yield the entries grouped by kind of record and split into calls."""
-    records = [record for _, record in entries]
-    kinds = dict.fromkeys(map(type, records))
-    small = len(entries) <= BATCH_SIZE and [*kinds] == [Completion]
-    if small and not any(map(_result_of, records)):  # by far the most frequent case
-        yield SettlementBatch("complete", ops.complete, entries, records)
-        return
-    for kind in kinds:
-        chosen = entries
-        if len(kinds) > 1:
-            chosen = [entry for entry in entries if type(entry[1]) is kind]
-        if kind is Completion:
-            yield from _completing(chosen)
-        else:
-            verb, operation = _VERBS[kind]
-            for part in ops.batches(chosen, _size):
-                yield SettlementBatch(verb, operation, part, [record for _, record in part])
-
-
-def _completing(
-    entries: Sequence[Entry], operation: Operation = ops.complete
-) -> Iterator[SettlementBatch]:
-    if any(record.result for _, record in entries):  # type: ignore[union-attr]
-        parts = ops.batches(entries, _size)
-    else:
-        parts = (
-            entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)
-        )
-    for part in parts:
-        yield SettlementBatch("complete", operation, part, [record for _, record in part])
+    def _log_lost(self, verb: str, leased: LeasedTask | None, record: Record) -> None:
+        fields = {"task_id": record.id, "queue": self.queue.name}
+        log.warning(
+            "lease of task %s of queue %s was lost: nothing to %s",
+            record.id, self.queue.name, verb,
+            extra=fields if leased is None else leased.fields,
+        )  # fmt: skip
 
 
 def _without_room(entries: Sequence[Entry]) -> Iterator[SettlementBatch]:
-    return _completing(entries, ops.complete_without_room)
-
-
-def _result_size(entry: Entry) -> int:
-    record = entry[1]
-    return len(record.result) if type(record) is Completion else 0
-
-
-def _size(entry: Entry) -> int:
-    record: Any = entry[1]
-    size = len(record.id) + len(record.token) + _result_size(entry)
-    return size + len(getattr(record, "failure", b""))
+    return split(entries, "complete", ops.complete_without_room)
 
 
 def _without_result(record: Record) -> Record:
@@ -393,9 +339,8 @@ def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
     def operation(*args: Any) -> Call[list[op_values.Outcome]]:
         return ops.without_room(part.operation(*args))
 
-    records = [_with_short_failure(record) for record in part.records]
-    entries = [(leased, record) for (leased, _), record in zip(part.entries, records, strict=True)]
-    return SettlementBatch(part.verb, operation, entries, records)
+    records = [_with_short_failure(record) for _, record in part.entries()]
+    return SettlementBatch(part.verb, operation, part.tasks, records)
 
 
 def _with_short_failure(record: Record) -> Record:

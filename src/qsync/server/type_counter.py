@@ -1,6 +1,6 @@
 """Counts the runs of a server by queue and type, for the statistics of types.
 
-It counts whole batches as they are settled, and times at most one run in eight: a busy server ends
+It counts whole batches as they are settled, and times few of the runs: a busy server ends
 tasks every few microseconds. (RunMetrics times each run, for metrics.) It runs on the event loop.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from qsync.histogram import Histogram
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
@@ -20,7 +20,7 @@ from qsync.version import __version__
 TYPES: Final = 200
 """Number of types of a queue that are counted separately; further types count as `OTHER`."""
 
-TIMED: Final = 8
+TIMED: Final = 32
 """One in TIMED of the tasks that end in a row is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
@@ -32,8 +32,6 @@ _COLUMNS: Final = {
     "snooze": OUTCOMES.index("snoozed"),
 }  # fmt: skip
 """Column that counts the outcome, by verb of the settler."""
-
-Entry = tuple[LeasedTask | None, Any]
 
 
 class TypeCounter:
@@ -49,24 +47,24 @@ class TypeCounter:
         self._slowest: dict[str, DaySlowest] = {}
 
     def settled(
-        self, queue: str, verb: str, part: Sequence[Entry], outcomes: Sequence[str]
+        self, queue: str, verb: str, tasks: Sequence[LeasedTask | None], outcomes: Sequence[str]
     ) -> None:
         """Count tasks that one call settled."""
         rows, column = self._rows.setdefault(queue, {}), _COLUMNS[verb]
         if column == _HANDED_BACK or "lost" in outcomes:
-            self._count_each(rows, column, part, outcomes)
+            self._count_each(rows, column, tasks, outcomes)
             return
         for type, count in Counter(
-            [leased.message.type for leased, _ in part if leased is not None]
+            [leased.message.type for leased in tasks if leased is not None]
         ).items():
             row = rows.get(type) or _new_row(rows, type)
             row.outcomes[column] += count
 
     def _count_each(
-        self, rows: dict[str, TypeCounts], column: int, part: Sequence[Entry],
+        self, rows: dict[str, TypeCounts], column: int, tasks: Sequence[LeasedTask | None],
         outcomes: Sequence[str],
     ) -> None:  # fmt: skip
-        for (leased, _), outcome in zip(part, outcomes, strict=True):
+        for leased, outcome in zip(tasks, outcomes, strict=True):
             if leased is not None and leased.has_started:
                 row = rows.get(leased.message.type) or _new_row(rows, leased.message.type)
                 row.outcomes[_LOST if outcome == "lost" else column] += 1
