@@ -1,4 +1,4 @@
-"""Benchmarks of qsync and of other task queues with the same work, on this machine.
+"""Benchmarks that run the same work on qsync and on other task queues, on this machine.
 
 `make bench` runs `python -m benchmarks`, `make bench-peers` runs `python -m benchmarks peers`.
 

@@ -101,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _prepare_output(options: argparse.Namespace) -> None:
-    """Fail now, not after five minutes, if the files cannot be written."""
+    """Fail at once, rather than after the measurements, if the files cannot be written."""
     if options.json not in (None, STDOUT):
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _scale(options: argparse.Namespace) -> Scale:
 
 @contextlib.asynccontextmanager
 async def _store(url: str | None) -> AsyncIterator[str]:
-    """Yield the URL, or the URL of a private store if there is none."""
+    """Yield the URL, or start a private store and yield its URL if `url` is None."""
     if url is not None:
         yield url
         return
@@ -160,7 +160,7 @@ async def _store(url: str | None) -> AsyncIterator[str]:
 
 
 def _first(error: BaseException) -> BaseException:
-    """Return the first error of a group."""
+    """Return the first error in an exception group, at any depth."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""A separate client process that enqueues tasks at random times, whatever their progress.
+"""A separate client process that enqueues tasks at random times, without waiting for them to run.
 
     python -m benchmarks.arrivals SPEC
 
@@ -34,10 +34,9 @@ SEED: Final = 7
 async def run_arrivals(
     url: str, prefix: str, *, rate: float, seconds: float, uvloop: bool
 ) -> tuple[int, float]:
-    """Enqueue `rate` tasks per second on average for some seconds; return their number and the time
-    taken.
+    """Enqueue `rate` tasks per second on average; return their number and the time taken.
 
-    The payload of a task is its arrival time, in ns of the monotonic clock, so delays in the client
+    The payload of a task is its arrival time by the monotonic clock, in ns, so delays in the client
     add to the delay that the handler records.
     """
     spec = {"url": url, "prefix": prefix, "rate": rate, "seconds": seconds, "uvloop": uvloop}
@@ -53,7 +52,7 @@ async def run_arrivals(
 
 
 def main() -> None:
-    """Enqueue as the argument specifies; print the number of tasks and the seconds as JSON."""
+    """Enqueue as the argument specifies; print the number of tasks and the time taken as JSON."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     if spec["uvloop"]:
@@ -69,7 +68,7 @@ async def _arrive(spec: dict[str, Any]) -> tuple[int, float]:
     broker = AsyncBroker(redis_clients.parse(spec["url"]))
     async with AsyncClient(broker, prefix=spec["prefix"]) as client:
         gc.collect()
-        gc.freeze()  # a full collection of the modules would make this process late by 10 ms
+        gc.freeze()  # a full collection would delay this process by 10 ms
         in_flight: set[asyncio.Task[Any]] = set()
         sent, began = 0, time.monotonic()
         due = began + random_times.expovariate(spec["rate"])

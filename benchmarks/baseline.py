@@ -21,7 +21,7 @@ from qsync.task import TaskInfo
 
 @dataclass(frozen=True, slots=True)
 class BaselineRun:
-    """Time of the bare event loop for a number of tasks."""
+    """Number of tasks, and the time that the bare event loop took to run them."""
 
     tasks: int
     seconds: float

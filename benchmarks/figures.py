@@ -42,7 +42,7 @@ def known_median(values: Sequence[float | None]) -> float | None:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest value that this share of the ordered values does not exceed."""
+    """Return a quantile of the ordered values, e.g. the 95th percentile for a share of 0.95."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 

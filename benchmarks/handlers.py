@@ -28,7 +28,7 @@ first_starts_ns: Final[list[int]] = []
 """Start times of tasks of type FIRST, by the monotonic clock, which all processes share."""
 
 delays_ns: Final[list[int]] = []
-"""Delays of starts after the time in the payload, in nanoseconds."""
+"""Delays from the time in the payload to the start, in nanoseconds."""
 
 
 starts_ns: Final[list[int]] = []
@@ -65,7 +65,7 @@ def no_op_batch_in_thread(tasks: list[TaskInfo]) -> None:
 
 @mux.handle(WAIT)
 async def wait(task: TaskInfo) -> None:
-    """Wait as if for a database."""
+    """Wait for 5 ms, as a task that queries a database would."""
     await asyncio.sleep(0.005)
 
 
@@ -77,7 +77,7 @@ async def first(task: TaskInfo) -> None:
 
 @mux.handle(STAMPED)
 async def stamped(task: TaskInfo) -> None:
-    """Record the delay; the payload is the time of the enqueue, in ns of the monotonic clock."""
+    """Record the delay; the payload is the enqueue time by the monotonic clock, in ns."""
     delays_ns.append(time.monotonic_ns() - int.from_bytes(task.payload))
 
 
@@ -89,7 +89,7 @@ async def due(task: TaskInfo) -> None:
 
 @mux.handle(SLOT)
 async def slot(task: TaskInfo) -> None:
-    """Record the start, and its delay after the end of the last task of this type."""
+    """Record the start time, and the delay since the last task of this type ended."""
     starts_ns.append(time.monotonic_ns())
     if ends_ns:
         delays_ns.append(starts_ns[-1] - ends_ns[-1])

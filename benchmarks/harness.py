@@ -1,4 +1,4 @@
-"""The parts that all measures share: the store, the queue, clients and servers."""
+"""The parts that all measurements share: the store, the queue, clients and servers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from qsync.limit import LimitRule
 from qsync.task import DEFAULT, Task
 
 STALL_TIMEOUT_S: Final = 60.0
-"""Time after which the benchmark gives up if no task ends, in seconds."""
+"""The benchmark gives up if no task ends for this many seconds."""
 
 FILL_BATCH: Final = 20_000
 
 
 class Harness:
-    """A store and a queue in it with its own prefix."""
+    """A store, and a queue in it that has its own prefix."""
 
     def __init__(self, url: str, scale: Scale) -> None:
         self.url = url
@@ -98,7 +98,7 @@ class Harness:
     ) -> None:
         """Enqueue tasks of a type, each with a payload of 32 bytes.
 
-        With `keys` they have the limits `name:0`, `name:1` and so on, in turn.
+        With `keys`, the tasks get the limits `name:0`, `name:1` and so on, in turn.
         """
         tasks = [Task(type, PAYLOAD)]
         if keys is not None:
@@ -123,7 +123,7 @@ class Harness:
         await self.broker.run(operator_ops.resume(self.keys))
 
     async def completed(self) -> int:
-        """Return the number of tasks that have completed since the queue was cleaned."""
+        """Return the number of tasks that have completed since `clean` was called."""
         stats = self.keys.key("stats")
         return int(await self.broker.ask("HGET", stats, "completed", key=stats) or 0)
 
@@ -135,8 +135,8 @@ class Harness:
     async def until_completed(self, count: int) -> float:
         """Wait until this many tasks have completed; return the time, by the monotonic clock.
 
-        It polls only about a dozen times, so that it does not slow down the servers, but more often
-        towards the end, so that the time is exact to about a millisecond.
+        It polls only about a dozen times, so as not to slow down the servers. Towards the end it
+        polls more often, so that the time is accurate to about a millisecond.
         """
         began = progressed_at = time.monotonic()
         first = last = await self.completed()

@@ -47,9 +47,9 @@ def hardware() -> dict[str, Any]:
 def built_with_pgo() -> bool:
     """Return whether this Python was built with profile-guided optimisation.
 
-    This makes Python about a third faster. Debian and Ubuntu use it without naming it in the
-    arguments of configure; they are identified by the install scheme that they add for their
-    packages.
+    This makes Python about a third faster. Debian and Ubuntu use it, but do not list it in the
+    arguments of configure. Their builds are recognised by the install scheme that they add for
+    their packages.
     """
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     return "--enable-optimizations" in arguments or "deb_system" in sysconfig.get_scheme_names()

@@ -146,7 +146,8 @@ def _log_axis(minimum: float, maximum: float) -> Callable[[float], float]:
 def _ticks(
     minimum: float, maximum: float, across: Callable[[float], float]
 ) -> list[tuple[float, float]]:
-    """Return 1, 2, 5, 10, ... between two values, and their positions; fewer on a long axis."""
+    """Return the ticks between two values (1, 2, 5, 10, ...; fewer on a long axis) with their
+    positions."""
     digits = (1, 2, 5) if maximum / minimum < 1000 else (1,)
     powers = range(math.floor(math.log10(minimum)), math.ceil(math.log10(maximum)) + 1)
     values = [digit * 10.0**power for power in powers for digit in digits]
@@ -154,6 +155,6 @@ def _ticks(
 
 
 def _round_up(value: float) -> float:
-    """Return a round value of one or two digits that leaves room above."""
+    """Return a round number at least 20 % above the value."""
     unit = 10.0 ** math.floor(math.log10(value * 1.2)) / 2
     return math.ceil(value * 1.2 / unit) * unit

@@ -38,7 +38,7 @@ class Report:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print one table and the machine."""
+    """Print the results as one table, then describe the machine."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column("measure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
@@ -70,7 +70,7 @@ def describe_machine(machine: dict[str, Any]) -> str:
 
 
 def format_value(value: float | None) -> str:
-    """Format a value with three significant digits, or all digits before the point."""
+    """Format a value with three significant digits, or with all digits before the decimal point."""
     if value is None:
         return "unknown"
     if value == int(value) and abs(value) < 1000:

@@ -16,13 +16,13 @@ MIN_TASKS: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Numbers of tasks, except for the fields in seconds."""
+    """Fields without a docstring are numbers of tasks, or seconds if their name ends in `_s`."""
 
     rounds: int
-    """Number of rounds; the median counts."""
+    """Number of rounds, whose median is reported."""
     one_by_one: int
     callers: int
-    """Number of tasks that all concurrent callers share."""
+    """Number of tasks that are divided between all concurrent callers."""
     bulk: int
     drain: int
     drain_threads: int
@@ -40,20 +40,20 @@ class Scale:
     scheduled: int
     scheduled_s: float
     pending: int
-    """Number of tasks with which the memory of a pending task is measured."""
+    """Number of pending tasks for which memory is measured."""
     waiting: int
     """Number of tasks that wait for one limit."""
     limit_s: float
     """How long to start tasks under the rate limit, in seconds."""
     cycles: int
-    """Number of batches with which the store's time is measured."""
+    """Number of batches for which the store's time is measured."""
     idle_s: float
     backlogs: tuple[int, ...]
     backlog_s: float
 
     def times(self, share: float) -> Scale:
-        """Return this scale with a share of its tasks. Times, batches and backlogs stay the
-        same."""
+        """Return a copy of this scale with a share of its tasks. Times, batches and backlogs stay
+        the same."""
         counts = {name: max(MIN_TASKS, round(getattr(self, name) * share)) for name in TASK_COUNTS}
         return replace(self, **counts)
 

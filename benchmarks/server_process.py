@@ -1,4 +1,4 @@
-"""The measuring side of a server in its own process."""
+"""The harness's side of a server that runs in its own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 ANSWER_TIMEOUT_S: Final = 60.0
-"""Time limit for an answer, and for the process to end after a request, in seconds."""
+"""Time limit for an answer, and for the process to end when asked to, in seconds."""
 
 LINE_LIMIT: Final = 64 << 20
 
@@ -50,7 +50,7 @@ class ServerProcess:
             sys.executable, "-m", "benchmarks.server_main",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_LIMIT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            process_group=0,  # Ctrl-C reaches only the parent, and this process ends with it
+            process_group=0,  # Ctrl-C reaches only the parent, which then ends this process
         )  # fmt: skip
         try:
             await self.ask(json.dumps(self._spec))

@@ -21,7 +21,7 @@ START_S: Final = 10.0
 
 @contextlib.asynccontextmanager
 async def private_store() -> AsyncIterator[str]:
-    """Start a Valkey without AOF on a Unix socket and yield its URL; wait for its end."""
+    """Start a Valkey without AOF on a Unix socket and yield its URL; stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="qsync-bench-") as folder:
         socket = Path(folder) / "valkey.sock"
         valkey = await asyncio.create_subprocess_exec(
@@ -49,14 +49,14 @@ class CommandUsage:
     us: int
 
     def since(self, before: CommandUsage) -> CommandUsage:
-        """Return the usage after `before`."""
+        """Return the usage since `before` was read."""
         return CommandUsage(self.calls - before.calls, self.us - before.us)
 
 
 async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage] | None:
     """Read INFO commandstats by command from the node of a key; return None if INFO is forbidden.
 
-    Commands that scripts run are also counted. Their time is part of the script's time.
+    Commands run by scripts are also counted. Their time is included in the time of the script.
     """
     info = await read_info(broker, "commandstats", key)
     if info is None:

@@ -24,7 +24,7 @@ def insert_visits(tasks: list[TaskInfo]) -> list[Any]:
     for task in tasks:
         try:
             visit = task.value(Visit)
-        except InvalidTask as error:  # only this task is dead; the others are inserted
+        except InvalidTask as error:  # only this task dies; the others are inserted
             outcomes.append(SkipRetry(str(error)))
         else:
             rows.append((task.id, visit.page, visit.seconds))

@@ -26,7 +26,7 @@ async def order(customer: int) -> str:
 
 
 async def newsletter(customers: list[int]) -> list[int]:
-    """Enqueue as many tasks as fit; return the customers that are left."""
+    """Enqueue as many tasks as the queue has room for; return the remaining customers."""
     async with app.async_client() as client:
         try:
             await client.enqueue_many([send.build(customer) for customer in customers])

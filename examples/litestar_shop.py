@@ -39,7 +39,7 @@ async def lifespan(site: Litestar) -> AsyncIterator[None]:
 
 
 async def staff(request: Request) -> bool:
-    return request.headers.get("x-user") == "ann"  # ask your sessions
+    return request.headers.get("x-user") == "ann"  # check your sessions here
 
 
 async def client(state: State) -> AsyncClient:
@@ -65,7 +65,7 @@ async def status(order: str, client: AsyncClient) -> str:
 
 @asgi("/ops", is_mount=True)
 async def operate(scope: Scope, receive: Receive, send: Send) -> None:
-    path = scope["path"].rstrip("/") or "/"  # Litestar adds a slash
+    path = scope["path"].rstrip("/") or "/"  # Litestar adds a trailing slash
     inside = {**scope, "root_path": "/ops", "path": f"/ops{path}"}
     await scope["app"].state.dashboard(inside, receive, send)
 

@@ -1,4 +1,4 @@
-"""Measures rates on this machine, with a store that this program starts itself.
+"""Measures throughput on this machine, with a store that this program starts itself.
 
     python examples/throughput.py [TASKS]
 

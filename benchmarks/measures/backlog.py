@@ -1,4 +1,4 @@
-"""Measures throughput and the store's time at small and large backlogs."""
+"""Measures throughput and the store's time per task at small and large backlogs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qsync.client import AsyncClient
 from qsync.task import Task
 
 REFILL_BATCH: Final = 2_000
-"""Maximum number of tasks per call that refills the backlog."""
+"""Maximum number of tasks that one call adds to refill the backlog."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """Result of one round at one backlog."""
+    """Result of one round at one size of the backlog."""
 
     us: float | None
     rate: float
@@ -30,8 +30,8 @@ class _Round:
 async def measure_backlog(harness: Harness) -> Results:
     """Measure the store's time per task and the drain rate at each backlog.
 
-    Each round goes through all backlogs, so that ratios compare values of the same round. The speed
-    of a machine may change from minute to minute.
+    Each round goes through all backlogs, so that ratios compare values from the same round: the
+    speed of a machine may change from minute to minute.
     """
     scale = harness.scale
     rounds = [
@@ -74,7 +74,8 @@ def _ratio(largest: float | None, smallest: float | None) -> float | None:
 
 
 async def _drain_and_refill(harness: Harness, backlog: int, seconds: float) -> float:
-    """Return the tasks per second of a server while a client replaces each task."""
+    """Return the tasks per second that a server runs while a client replaces each completed
+    task."""
     async with harness.servers(), harness.client() as client:
         refill = asyncio.create_task(_keep_pending(harness, client, backlog))
         try:

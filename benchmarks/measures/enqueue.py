@@ -25,7 +25,8 @@ BareCalls = Callable[[Harness, int], Awaitable[float]]
 
 
 async def measure_one_by_one(harness: Harness) -> Results:
-    """Enqueue each task with a separate call of the blocking and of the async client."""
+    """Enqueue each task with a separate call, with the blocking client and with the async
+    client."""
     count = harness.scale.one_by_one
     results: Results = []
     for client, enqueue_all, bare_calls in CLIENTS:

@@ -14,7 +14,7 @@ from benchmarks.store import read_commands
 MB: Final = 1e6
 
 SENT_COMMANDS: Final = {"evalsha", "eval", "blpop", "ping", "hello", "auth", "select", "client"}
-"""Commands that a server and its clients send. Scripts run all other commands."""
+"""Commands that a server and its clients send themselves. All other commands are run by scripts."""
 
 
 async def measure_idle_server(harness: Harness) -> Results:

@@ -18,14 +18,14 @@ from qsync.client import AsyncClient
 from qsync.task import Task
 
 GAP_S: Final = 0.01
-"""Time between two tasks that are sent to an idle server, in seconds."""
+"""Interval at which tasks are sent to an idle server, in seconds."""
 
 BIN_WIDTH: Final = 1.25
 """Ratio of the upper to the lower end of a histogram bin."""
 
 
 async def measure_idle(harness: Harness) -> Results:
-    """Send one task after another to a server without other work."""
+    """Send one task after another to a server that has no other work."""
     await harness.clean()
     count = harness.scale.singles
     async with harness.servers() as [server], harness.client() as client:
@@ -63,7 +63,7 @@ async def _steady_load(harness: Harness, rate: int, *, uvloop: bool) -> Results:
         )
         await harness.until_completed(sent)
         delays = _seconds(await server.ask("delays"))
-    delays = delays[len(delays) // 5 :]  # by then the server has adapted to the rate
+    delays = delays[len(delays) // 5 :]  # skip the time in which the server adapts to the rate
     how = (
         f"{sent / took:,.0f} tasks/s for {took:.1f} s at random times (Poisson) from a process of "
         "its own, from the time of arrival; without the first fifth"
@@ -104,7 +104,7 @@ def _seconds(delays_ns: Sequence[int]) -> list[float]:
 
 
 def histogram(seconds: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """Return the share of the times in each bin, as (upper end in ms, percent)."""
+    """Return each bin as (upper end in ms, percentage of the times that it holds)."""
     step = math.log(BIN_WIDTH)
     bins = [math.floor(math.log(max(1e-6, value)) / step) for value in seconds]
     counts = dict.fromkeys(range(min(bins), max(bins) + 1), 0)

@@ -39,7 +39,8 @@ async def measure_limits(harness: Harness) -> Results:
 
 
 async def _measure_keys(harness: Harness) -> Results:
-    """Drain tasks without limits, and tasks of many keys with concurrency 1, in turn."""
+    """Alternately drain tasks without limits, and tasks with many keys of a limit with concurrency
+    1."""
     tasks = harness.scale.drain
     keys = tasks // TASKS_OF_A_KEY
     pairs = [
@@ -70,7 +71,7 @@ async def _measure_keys(harness: Harness) -> Results:
 
 
 async def _measure_waiter_bytes(harness: Harness) -> Results:
-    """Measure how much more of the store's memory a task takes when it waits for a limit than when
+    """Measure how much more memory a task takes in the store while it waits for a limit than while
     it is pending."""
     count = harness.scale.pending
     sizes: list[float | None] = []

@@ -1,7 +1,6 @@
-"""Measures the cost of a task for the store, in time (from INFO commandstats) and in memory.
-
-For the time, the scripts run one after another in full batches, without a server, so that each verb
-and each backlog is measured separately.
+"""Measures the cost of a task for the store, in time (from INFO commandstats) and in memory. To
+measure the time, the scripts run one after another in full batches, without a server, so that each
+verb and each backlog is measured separately.
 """
 
 from __future__ import annotations
@@ -30,16 +29,15 @@ VerbCost = dict[str, float | None]
 
 
 def known_minimum(values: Sequence[float | None]) -> float | None:
-    """Return the minimum of the batches, since the store's clock also runs while a busy machine
-    delays the store."""
+    """Return the minimum over the batches: a busy machine only ever makes the store's times
+    longer."""
     return min((value for value in values if value is not None), default=None)
 
 
 async def cost_by_verb(harness: Harness, cycles: int, *, choose: Choose = known_median) -> VerbCost:
-    """Take one batch of tasks after another through its life cycle while the backlog stays the
-    same.
+    """Enqueue, fetch and complete one batch after another; the backlog stays the same.
 
-    `choose` picks one of the cycles; the first cycle does not count.
+    `choose` picks one value from all cycles except the first, which is a warm-up.
     """
     policy = Config().policy()
     costs: dict[str, list[float | None]] = {"enqueue": [], "fetch": [], "complete": []}
@@ -60,7 +58,7 @@ async def cost_by_verb(harness: Harness, cycles: int, *, choose: Choose = known_
 
 
 async def _run_timed(harness: Harness, call: Call[T]) -> tuple[T, float | None]:
-    """Run a call for a batch; return its reply and the store's microseconds per task."""
+    """Run a call for a batch; return its reply and the store's time per task, in microseconds."""
     before = await harness.script_usage()
     answer = await harness.broker.run(call)
     after = await harness.script_usage()

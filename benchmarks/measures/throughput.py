@@ -1,5 +1,5 @@
-"""Measures how fast servers drain a backlog with each kind of handler. The same rounds measure the
-floor."""
+"""Measures how fast servers drain a backlog with each kind of handler. The same rounds also measure
+the floor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qsync.task import Task
 
 WARM_UP_TASKS: Final = 200
 """Number of tasks per server that run before a drain, to start the threads and processes. One
-server cannot take all of them at a time, so each server gets some."""
+server cannot take all of them at once, so each server gets some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ async def drain(
     harness: Harness, type: str, tasks: int, *, processes: int = 1, uvloop: bool = False,
     rule: LimitRule | None = None, keys: int | None = None, **config: Any,
 ) -> DrainRun:  # fmt: skip
-    """Let servers that are ready drain tasks that are already pending.
+    """Fill the queue while it is paused, then let warmed-up servers drain it.
 
-    With `rule`, the tasks have limits with `keys` different keys in turn.
+    With `rule`, the tasks are limited under `keys` different keys, in turn.
     """
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
@@ -89,7 +89,7 @@ async def drain(
 
 
 async def baseline(harness: Harness, tasks: int) -> BaselineRun:
-    """Measure the floor for a number of tasks, in a process like a server's."""
+    """Measure the floor for a number of tasks, in a process like that of a server."""
     await harness.clean()
     await harness.fill(LOOP, tasks)
     async with ServerProcess(harness.url, harness.prefix, server=None) as process:
@@ -101,7 +101,7 @@ async def _cpu_s(servers: list[ServerProcess]) -> float:
 
 
 async def measure_drain(harness: Harness) -> Results:
-    """Drain no-op coroutines: together with the floor, with uvloop if installed, and with two
+    """Drain no-op coroutines alongside the floor, then with uvloop if installed, then with two
     processes."""
     tasks, rounds = harness.scale.drain, range(harness.scale.rounds)
     pairs = [(await baseline(harness, tasks), await drain(harness, LOOP, tasks)) for _ in rounds]
@@ -152,7 +152,7 @@ def _compare_with_floor(pairs: list[tuple[BaselineRun, DrainRun]]) -> Results:
 
 
 async def measure_batches(harness: Harness) -> Results:
-    """Drain no-op tasks in turn with single calls and with calls for 100 tasks."""
+    """Alternately drain no-op tasks with one call per task and with calls for up to 100 tasks."""
     scale = harness.scale
     return [
         *await _compare_batches(harness, "coroutine", LOOP, BATCH, scale.drain),
@@ -203,7 +203,7 @@ async def measure_executors(harness: Harness) -> Results:
 
 
 async def measure_waiting(harness: Harness) -> Results:
-    """Drain tasks that each wait for 5 ms as if for a database."""
+    """Drain tasks that each wait for 5 ms, as if they queried a database."""
     tasks = harness.scale.drain_waiting
     how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100: 20,000 at most"
     return [await _rate(harness, "drain, 5 ms tasks", WAIT, tasks, how)]

@@ -5,7 +5,7 @@
 command.py       the command `python -m benchmarks peers`
 table.py         the peers, their settings, and their amounts of work
 adapters/        one file for each peer
-rounds.py        one round of one peer
+rounds.py        runs one round of one peer
 environments.py  installs a peer; interpreter.py chooses the Python for all
 processes.py     starts servers and producers, and ends them
 producer.py      enqueues, in the environment of the peer

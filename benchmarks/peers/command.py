@@ -21,7 +21,7 @@ from benchmarks.peers.table import BY_NAME, PEERS, QSYNC, Peer
 from tests.support.stores import Store
 
 SHOWN = ("redis", "coredis", "hiredis", "uvloop")
-"""Packages whose versions are shown beside the peer's."""
+"""Packages whose versions are shown beside the version of the peer."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     """Measure the peers, print the table, and write the results; return the exit code."""
     options = _parse(words)
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM also ends the servers
     python = interpreter.choose(options.python)
     skipped: dict[str, str] = {}
     peers, hardware = _choose(options.peers), machine.hardware()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from benchmarks.peers.shared import EXPECTED, REPORT, STAMPS, first_run_mark
 
-_runs = itertools.count(1)  # one step is atomic, so threads may share it
+_runs = itertools.count(1)  # `next` is atomic, so threads may share the counter
 _began = 0
 _late_ns: list[int] = []
 
 
 def ran(payload: str | bytes) -> None:
     """Count a run of the handler; write the report after the last expected run."""
-    global _began  # a handler has nowhere else to keep it
+    global _began  # a handler has no other place for this state
     now = time.monotonic_ns()
     number = next(_runs)
     if number == 1:

@@ -1,5 +1,5 @@
-"""Manages an environment for each peer, which is created once, and again when its pins or the
-interpreter change."""
+"""Manages an environment for each peer, which is recreated when its pins or the interpreter
+change."""
 
 import json
 import shutil
@@ -11,11 +11,11 @@ from benchmarks.peers.shared import ENVIRONMENTS, ROOT
 from benchmarks.peers.table import QSYNC, Peer
 
 PATIENCE = 300
-"""Time limit of one step of an installation, in seconds."""
+"""Time limit for each step of an installation, in seconds."""
 
 
 class CannotInstall(Exception):
-    """A peer cannot be installed here; the message says why."""
+    """Raised if a peer cannot be installed on this machine; the message gives the reason."""
 
 
 def program(peer: Peer, name: str) -> Path:
@@ -37,7 +37,7 @@ def install(peer: Peer, python: str) -> dict[str, str]:
         if peer.folder == QSYNC:
             _pip(peer, "install", "--quiet", *peer.requirements)
         mark.write_text(json.dumps(wanted))
-    elif peer.name == QSYNC:  # the current code is measured
+    elif peer.name == QSYNC:  # measure the current code
         _pip(peer, "install", "--quiet", "--force-reinstall", "--no-deps", str(ROOT))
     listed = json.loads(_pip(peer, "list", "--format", "json"))
     return {one["name"].lower().replace("_", "-"): one["version"] for one in listed}

@@ -6,5 +6,5 @@ import uvloop
 
 
 def use_uvloop() -> None:
-    """Make uvloop the class of all new event loops."""
+    """Make all new event loops use uvloop."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -1,4 +1,4 @@
-"""Reads the store's memory, for processes that may have no Redis client."""
+"""Reads the store's memory usage without a Redis client, which a peer may not have."""
 
 import re
 import socket
@@ -18,7 +18,8 @@ def used_memory(url: str) -> int:
 def _info(url: str) -> str:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-        # An inline command followed by QUIT, which ends the reply.
+        # Send an inline command, then QUIT, so that the store closes the connection after its
+        # reply.
         connection.sendall(b"INFO memory\r\nQUIT\r\n")
         answer = b""
         while chunk := connection.recv(65536):

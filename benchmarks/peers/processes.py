@@ -1,5 +1,4 @@
-"""Runs servers and producers of the peers as child processes, which are ended by their process
-ids."""
+"""Runs the servers and producers of the peers as child processes, and ends them by process id."""
 
 import contextlib
 import json
@@ -16,11 +15,11 @@ from benchmarks.peers.shared import ROOT
 from benchmarks.peers.table import PYTHON, Peer
 
 PATIENCE = 60.0
-"""Time limit of one part of a round, in seconds."""
+"""Time limit for each part of a round, in seconds."""
 
 
 class PeerFailed(Exception):
-    """A peer did not do the work; the message describes what happened."""
+    """Raised if a peer did not do its work; the message gives the reason."""
 
 
 def produce(peer: Peer, action: str, variables: Mapping[str, str], **sizes: int) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def serving(
             [program(peer, first), *words],
             cwd=ROOT, env=_environment(variables),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,  # so that its children are in its group
+            start_new_session=True,  # so that its children are in its process group
         )  # fmt: skip
     try:
         yield server
@@ -65,10 +64,10 @@ def serving(
 def report_of(
     server: subprocess.Popen[bytes], variables: Mapping[str, str], *, again: float = 0.0
 ) -> dict[str, Any]:
-    """Return the server's report when the last task has run, or shortly afterwards if some tasks
-    ran again.
+    """Wait until every task has run; return the report, which includes runs repeated soon
+    afterwards.
 
-    A share `again` of the tasks may have run more than once.
+    `again` is the share of the tasks that may have run more than once.
     """
     path = Path(variables["BENCH_REPORT"])
     end = time.monotonic() + PATIENCE
@@ -93,7 +92,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Stop it gracefully, and kill its whole process group after a moment."""
+    """Ask the server to stop; after a second at most, kill its whole process group."""
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(timeout=1)

@@ -23,13 +23,13 @@ from benchmarks.peers.shared import CALLERS, PAYLOAD, REPORT, URL, first_run_mar
 
 WARM_UP = 100
 SETTLED = 2.0
-"""Time after which the store has allocated the buffers of new connections, in seconds."""
+"""Time for the store to allocate the buffers of new connections, in seconds."""
 BULK_AT_ONCE = 10_000
 """Number of tasks per bulk call."""
 
 
 class Peer:
-    """A uniform client for a peer, with awaitable calls."""
+    """Wraps the client of any peer in the same awaitable methods."""
 
     def __init__(self, module: ModuleType, client: Any) -> None:
         self._module = module
@@ -70,7 +70,8 @@ class Peer:
         return await self._call("enqueue", payload)
 
     async def found(self) -> bool:
-        """Return whether the peer finds a waiting task by its id, but not an unknown id."""
+        """Return whether the peer finds a waiting task by its id and reports an unknown id as
+        missing."""
         if self._module.find is None:
             return False
         id = await self.send(PAYLOAD)
@@ -96,15 +97,15 @@ async def enqueue(peer: Peer, one: int, concurrent: int) -> dict[str, Any]:
 
 
 async def fill(peer: Peer, count: int) -> dict[str, Any]:
-    """Enqueue `count` tasks that stay waiting; return the rate if the peer has a bulk call."""
+    """Enqueue `count` tasks that nothing runs yet; return the rate if the peer has a bulk call."""
     await peer.many(WARM_UP)
     rate = await _rate(peer.many, count - WARM_UP)
     return {"bulk": rate} if peer.has_bulk else {}
 
 
 async def memory(peer: Peer, count: int) -> dict[str, Any]:
-    """Measure the bytes per task, averaged while their number doubles, since the store's tables
-    grow in jumps."""
+    """Measure the bytes per task, as the mean while the number of tasks doubles, since the store's
+    tables grow in jumps."""
     await peer.many(WARM_UP)
     await asyncio.sleep(SETTLED)
     before = used_memory(URL)
@@ -118,7 +119,7 @@ async def memory(peer: Peer, count: int) -> dict[str, Any]:
 
 
 async def latency(peer: Peer, count: int) -> dict[str, Any]:
-    """Send tasks that carry the time of their enqueue to an idle server, one at a time."""
+    """Send tasks to an idle server, one at a time; each carries its enqueue time."""
     await peer.send(PAYLOAD)
     end = time.monotonic() + 30
     while not first_run_mark(REPORT).exists():

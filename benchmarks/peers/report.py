@@ -56,7 +56,7 @@ def print_table(summary: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, 
 
 
 def write_section(document: Path, results: Mapping[str, Any]) -> None:
-    """Replace the section between the marks of the document."""
+    """Replace the section between the markers in the document, or append it if there are none."""
     section = f"{BEGIN}\n{markdown(results)}\n{END}"
     text = document.read_text() if document.exists() else "# Benchmarks\n"
     before, found, rest = text.partition(BEGIN)
@@ -92,8 +92,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _again(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return a sentence that names the peers whose tasks ran more than once in drains, and how many
-    tasks did."""
+    """Return how many tasks of each peer ran more than once in drains; omit peers without any."""
     counts = {name: sum(one.get("again", 0) for one in rounds) for name, rounds in measured.items()}
     return ", ".join(
         f"{count} of the tasks of {BY_NAME[name].title}" for name, count in counts.items() if count

@@ -1,4 +1,4 @@
-"""One round of one peer: the same steps for all, on an empty store."""
+"""Runs one round of one peer: the same steps for all peers, each on an empty store."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.stores import Store
 
 LATENCIES = 120
 WAITING = 10_000
-"""Number of waiting tasks with which memory is measured; the same for all peers."""
+"""Number of waiting tasks for which memory is measured; the same for all peers."""
 PERCENTILES = (50, 95, 99)
 AGAIN = 0.01
 """Maximum share of the tasks of a drain that may run more than once, as at-least-once delivery
@@ -21,7 +21,7 @@ allows."""
 def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[str, Any]:
     """Run one round of a peer; return rates per second, latencies in ms, and bytes per task.
 
-    Bytes are measured in the first round only, since they are the same in each.
+    Bytes are measured only in the first round, since they do not differ between rounds.
     """
     with tempfile.TemporaryDirectory(prefix="qsync-peers-") as folder:
         report = Path(folder) / "report.json"
@@ -33,8 +33,7 @@ def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[st
         )  # fmt: skip
         if first:
             store.flush()
-            # The scale has steps of a twentieth, so that a hundred callers can share the tasks
-            # evenly.
+            # The count is rounded in twentieths, each of which a hundred callers can share evenly.
             measured |= produce(peer, "memory", variables, count=20 * _scaled(WAITING // 20, scale))
         drains: dict[str, float] = {}
         again = 0

@@ -14,7 +14,7 @@ CALLERS = 100
 """Number of coroutines that enqueue concurrently."""
 PAYLOAD = "x" * 32
 STAMPS = ("t", b"t")
-"""Prefix of a payload that carries the time of its enqueue."""
+"""Prefix of a payload that carries its enqueue time, as str and as bytes."""
 
 URL = os.environ.get("BENCH_URL", "")
 """URL of the store; empty in the harness, which starts it."""
@@ -24,7 +24,7 @@ REPORT = Path(os.environ.get("BENCH_REPORT", "report.json"))
 
 
 def stamp(now_ns: int) -> str:
-    """Return a payload of 32 characters with the time of its enqueue."""
+    """Return a payload of 32 characters that carries its enqueue time."""
     return f"{STAMPS[0]}{now_ns:031d}"
 
 

@@ -13,7 +13,7 @@ Rounds = Mapping[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table: a measure, its digits after the point, and the form of its ratio."""
+    """A column of the table: the key of a measure, its title, and its number of decimal places."""
 
     key: str
     title: str
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 def medians(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the median of each measure over the rounds that have it."""
+    """Return the median of each measure, over the rounds in which it was taken."""
     rounds = list(rounds)
     found: dict[str, Any] = {}
     for column in COLUMNS:
@@ -45,7 +45,7 @@ def medians(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
-    """Return medians by peer, with their ratios to qsync: 0.5 is half of qsync's."""
+    """Return medians by peer, with their ratios to qsync: 0.5 means half of qsync's value."""
     result = {name: medians(measured) for name, measured in rounds.items() if measured}
     for name, own in result.items():
         base = result.get(BY_NAME[name].baseline, {})
@@ -64,7 +64,7 @@ def by_drain(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[Peer, Mappi
 
 
 def cell(column: Column, measured: Mapping[str, Any]) -> str:
-    """Return a median with its ratio to qsync's in brackets, or a dash."""
+    """Return a median with its ratio to qsync's in brackets, or a dash if there is no median."""
     if column.key not in measured:
         return "–"
     text = f"{measured[column.key]:,.{column.digits}f}"

@@ -14,7 +14,7 @@ UVLOOP = "uvloop==0.23.0"
 REDIS = "redis==8.1.0"
 
 PYTHON = "python"
-"""First word of a server's command that stands for the interpreter of the peer's environment."""
+"""As the first word of a server's command, stands for the interpreter of the peer's environment."""
 
 QSYNC = "qsync"
 QSYNC_THREADS = "qsync_threads"
@@ -55,12 +55,12 @@ class Peer:
 
     @property
     def folder(self) -> str:
-        """Folder of its environment in .bench."""
+        """Folder in .bench that holds the peer's environment."""
         return self.environment or self.name
 
     @property
     def baseline(self) -> str:
-        """Row of qsync to compare with. Coroutines are compared with coroutines."""
+        """Row of qsync to compare with: coroutines for peers with coroutines, else threads."""
         return QSYNC if self.handlers == "coroutine" else QSYNC_THREADS
 
 
@@ -117,7 +117,7 @@ PEERS = (
     Peer(
         name="saq",
         title="SAQ",
-        # It imports typing-extensions without requiring it.
+        # The package imports typing-extensions without requiring it.
         requirements=("saq[redis]==0.26.4", "redis==7.4.1", "typing-extensions==4.16.0",
                       HIREDIS, UVLOOP),
         handlers="coroutine",

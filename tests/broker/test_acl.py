@@ -122,7 +122,7 @@ def handlers(done: list[str]) -> Mux:
 
 
 async def life(client_url: str, server_url: str) -> None:
-    """Use every part of a client and a server as these users."""
+    """Use every operation of a client and a server, logged in as these users."""
     tasks = Qsync(server_url, prefix=PREFIX)
 
     @tasks.periodic(every=0.2, name="tick")
@@ -157,7 +157,7 @@ async def life(client_url: str, server_url: str) -> None:
             longer = asyncio.create_task(other.result(LINGER + 2))
             with pytest.raises(TaskCancelled):
                 await running.result(10)
-            await client.enqueue(Task("plain", queue="another"))  # without flow control
+            await client.enqueue(Task("plain", queue="another"))  # a queue without flow control
             await client.enqueue(Task("parent"))
             await wait_until_async(lambda: done == ["child"])
             crashed = await client.enqueue(Task("long"))
@@ -200,14 +200,14 @@ def test_client_and_server_roles_suffice_for_all_operations(guarded: Guarded) ->
 
 
 def test_client_and_server_roles_contain_no_unused_right(guarded: Guarded) -> None:
-    """Each allowed command is run, except those that only rare branches need."""
+    """Every allowed command is run, except those that only rare branches need."""
     guarded.used()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
     unused = set(acl.commands("server", old=guarded.old)) - guarded.used()
     assert unused <= {
         "wait", "waitaof",  # durability=
         "ping",  # Qsync.ping
-        "hgetall",  # a result() without a live server
+        "hgetall",  # result() without a live server
         "hkeys", "zremrangebyscore", "unlink", "hscan", "lindex", "lpop",
     }  # fmt: skip
 
@@ -288,7 +288,7 @@ def test_reader_role_cannot_send_orders_to_servers(guarded: Guarded) -> None:
 
 
 def test_docs_list_the_powers_of_each_role() -> None:
-    """The docs name each power that the rules of a role grant."""
+    """The docs list everything that each role allows a user to do."""
     text = " ".join(DOCS.read_text("utf-8").split())
     assert "none of them dangerous" not in text
     for words in ("endless script", "every payload", "stop servers", "version of qsync"):

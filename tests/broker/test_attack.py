@@ -60,7 +60,7 @@ def deep(levels: int) -> bytes:
 
 
 def hostile(chance: random.Random, mark: Path) -> bytes:
-    """Return a harmful message, well-formed or not."""
+    """Return a hostile message, which may be malformed."""
     bomb = pickle.dumps(Bomb(mark))
     bodies = (
         bomb, b"c" + bomb, deep(3_000), b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff\xc0",
@@ -77,7 +77,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
     sent = new_task(Task("t", body, headers={"h": "v"}), new_nonce()).message
     parts = msgspec.msgpack.decode(STAMP + sent)
     parts[3] = type
-    if kind > 0.95:  # so that the payload counts as a value
+    if kind > 0.95:  # so that the payload is decoded as a value
         parts[5] = True
     at = chance.randrange(len(parts))
     if chance.random() < 0.2:

@@ -37,7 +37,7 @@ ECHO_LATE = hiredis.pack_command(("ECHO", "late"))
 
 @contextmanager
 def connected(answer: Answer, kind: Kind = SocketConnection) -> Iterator[SocketConnection]:
-    """Yield a connection to a server that runs this function for each command after the
+    """Yield a connection to a server that calls this function for each command after the
     handshake."""
 
     def serve() -> None:
@@ -143,7 +143,7 @@ def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> N
         one._poll = lambda ms: waits.append(ms) or poll(ms)
         assert one.request([("ECHO", "a")], time.monotonic() + 0.5) == [b"a"]
         assert one.request([("ECHO", "a")], None) == [b"a"]
-        assert waits == []  # the wait was in the kernel
+        assert waits == []  # the kernel waited, without a poll
         for until, limit_ms in ((time.monotonic() + 0.5, 500), (None, TIMEOUT_S * 1000)):
             sent = threading.Timer(0.1, lambda: one.raw._sock.sendall(ECHO_LATE))
             sent.start()

@@ -1,4 +1,4 @@
-"""The brokers: cancellation, errors from the store, and scripts that the store does not have."""
+"""The brokers: cancellation, errors from the store, and scripts that are missing from the store."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_cancellation_at_any_moment_is_raised_and_mixes_up_no_replies(
         assert done, "a cancelled call did not end"
         assert task.cancelled() is asked
         outcomes["cancelled" if asked else "answered"] += 1
-        if outcomes["answered"] < number // 8:  # a busy store takes more turns to reply
+        if outcomes["answered"] < number // 8:  # a busy store replies after more turns
             turns += turns // 4
         if not asked:
             # Earlier calls that were cancelled may not have been sent.
@@ -181,7 +181,7 @@ def test_missing_database_is_an_error_at_once(store: Store, prefix: str) -> None
 
 
 def test_cluster_node_is_distinguished_from_single_store(cluster: Cluster, prefix: str) -> None:
-    """A server would see only some of its queues there. The error names the right scheme."""
+    """On one node, a server would see only some of its queues. The error names the right scheme."""
     [url, *_] = (node.url for node in cluster.nodes)
     app = Qsync(url, prefix=prefix, patience=0)
     with pytest.raises(ConfigError, match=r"is a node of a cluster; use redis\+cluster://"):
@@ -370,7 +370,7 @@ def test_unreachable_store_is_tried_ten_times_a_second_for_any_number_of_callers
         return took
 
     took = asyncio.run(main())
-    # The first calls start together, before one of them has failed.
+    # The first calls start together, before any of them has failed.
     assert 50 <= attempts <= 50 + 10 * took + 1
 
 

@@ -94,7 +94,7 @@ def test_credentials_from_a_provider_are_kept(prefix: str) -> None:
 
 
 class OwnConnection(redis.connection.Connection):
-    """A connection class that does not connect to a real store, like that of fakeredis."""
+    """A connection class that, like that of fakeredis, does not connect to a real store."""
 
 
 class OwnAsyncConnection(redis.asyncio.Connection):

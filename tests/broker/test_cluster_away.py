@@ -60,7 +60,7 @@ def test_enqueues_of_a_fresh_client_and_of_an_old_one_do_not_wait(
         began = time.monotonic()
         assert colour.do(client.enqueue(Task("t", queue=queue))).created
         took.append(time.monotonic() - began)
-        client._announcer._next.clear()  # as after a minute, when the queue is registered again
+        client._announcer._next.clear()  # as every minute: register the queue again
     began = time.monotonic()
     handles = colour.do(client.enqueue_many([Task("t", queue=queue)] * 300))
     took.append(time.monotonic() - began)
@@ -134,7 +134,7 @@ def test_server_with_limits_and_bounds_starts_while_the_node_of_one_queue_is_fro
 
             await client.enqueue_many(
                 [t.options(queue=frozen[0]).build()] * 20
-            )  # no server knows the limit
+            )  # no server has stored the limit yet
             with lists_away(partial, prefix, gone=False) as queue:
                 began = time.monotonic()
                 server = app.server(queues=[queue, frozen[0]], shutdown_timeout=1, sweep=0.2)
@@ -235,12 +235,12 @@ def test_inbox_is_read_after_its_slot_moved(partial: Cluster, prefix: str) -> No
 
     async def main() -> None:
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
-            server = app.server(mux, lease=60)  # a lost cancel would take 20 s
+            server = app.server(mux, lease=60)  # if the cancellation were lost, it would take 20 s
             async with server:
                 handle = await client.enqueue(Task("t"))
                 await begun.wait()
                 await asyncio.to_thread(move_slot, partial, GlobalKeys(prefix).inbox(server.id))
-                # The move ends the blocked read, and the next one finds the new node.
+                # Moving the slot ends the blocked read; the next read finds the new node.
                 began = time.monotonic()
                 await handle.cancel()
                 await wait_until_async(lambda: server._capacity.running == 0, 15)
@@ -354,8 +354,8 @@ def test_idle_server_stops_without_waiting_for_a_frozen_node(partial: Cluster, p
                 await begun.wait()
                 away.pause()
                 began = time.monotonic()
-            # Besides shutdown_timeout: stop a handler, wake other servers, renew, delete the
-            # record.
+            # Besides shutdown_timeout, allow about a second each to stop a handler, wake other
+            # servers, renew leases, and delete the record.
             assert time.monotonic() - began < 0.5 + 5 * 1.0
             # The node is asked directly: a cluster client might wait for the stopped node.
             assert holder.command("ZCARD", QueueKeys(prefix, there).key("pending")) == 3

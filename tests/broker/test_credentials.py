@@ -27,7 +27,7 @@ async def double(task: TaskInfo) -> int:
 
 
 class Tokens:
-    """A provider with numbered tokens; the store accepts `token-1` and `token-2`."""
+    """A provider that returns numbered tokens; the store accepts `token-1` and `token-2`."""
 
     def __init__(self, *, user: str, fails: int = 0) -> None:
         self.user = user
@@ -43,7 +43,7 @@ class Tokens:
 
 
 class AwaitedTokens(Tokens):
-    """A provider with the method that async connections await."""
+    """A provider that also has the method that async connections await."""
 
     awaited = 0
 

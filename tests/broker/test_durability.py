@@ -44,7 +44,7 @@ class Pair:
         self.replica.start().command("REPLICAOF", HOST, self.primary.port)
         wait_until(lambda: b"state=online" in self.primary_says())
         with self.primary.client() as client:
-            client.publish("replicate", "")  # the first reply of a replica may take a second
+            client.publish("replicate", "")  # the first acknowledgement may take a second
             assert client.wait(1, 4000) == 1
         return self
 
@@ -140,7 +140,8 @@ def test_a_connection_lost_while_it_waits_leaves_the_task_unconfirmed(
 def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
     pair: Pair, prefix: str, colour_of: type
 ) -> None:
-    """The first reply is lost, and the repeated call writes no data that WAIT could wait for."""
+    """The reply to the first call is lost; the repeated call writes nothing that WAIT could wait
+    for."""
     keys = QueueKeys(prefix, "default")
     tasks = [new_task(Task("t"), new_nonce())]
     call = ops.enqueue(keys, tasks, wait=ops.wait(keys, "replica", timeout_ms=100))
@@ -214,7 +215,7 @@ def test_durability_of_the_app_applies_to_its_tasks_and_clients(
 
 @needs_valkey
 def test_task_missing_on_the_replica_was_not_confirmed(prefix: str, colour: Colour) -> None:
-    """A replica that was disconnected during enqueues and then promoted has all confirmed tasks."""
+    """A replica that is disconnected during enqueues and then promoted has all confirmed tasks."""
     with Pair() as pair:
         client = colour.client(
             pair.primary.url, prefix, durability="replica", confirm_timeout=SHORT

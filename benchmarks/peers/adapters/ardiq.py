@@ -1,4 +1,4 @@
-"""ardiq: coroutines, a core in Rust, streams."""
+"""ardiq: coroutines, streams, and a core in Rust."""
 
 from contextlib import asynccontextmanager
 

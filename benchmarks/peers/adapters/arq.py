@@ -1,4 +1,4 @@
-"""arq: coroutines; it polls a sorted set."""
+"""arq: coroutines; the worker polls a sorted set."""
 
 from contextlib import asynccontextmanager
 

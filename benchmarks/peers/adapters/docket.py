@@ -10,7 +10,7 @@ from benchmarks.peers.loops import use_uvloop
 from benchmarks.peers.shared import CONCURRENCY, URL
 
 COLOUR = "async"
-# Its docs recommend more connections than concurrent tasks; redis-py stops at 100.
+# The docs of docket recommend more connections than concurrent tasks; redis-py stops at 100.
 STORE = f"{URL}?max_connections={2 * CONCURRENCY}"
 
 
@@ -19,7 +19,7 @@ async def noop(payload: str) -> None:
 
 
 def connect():
-    # Records of completed tasks are not kept: its "fire and forget".
+    # Do not keep records of completed tasks (docket's "fire and forget").
     docket = Docket(name="bench", url=STORE, execution_ttl=timedelta(0))
     docket.register(noop)
     return docket

@@ -1,4 +1,4 @@
-"""Dramatiq: threads; it polls."""
+"""Dramatiq: threads; the worker polls."""
 
 from contextlib import contextmanager
 

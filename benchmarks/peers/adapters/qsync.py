@@ -1,4 +1,4 @@
-"""qsync with coroutine handlers and its awaited client."""
+"""qsync with coroutine handlers and its async client."""
 
 from benchmarks.peers.counting import ran
 from benchmarks.peers.shared import URL

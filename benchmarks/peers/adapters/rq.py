@@ -11,7 +11,7 @@ from benchmarks.peers.counting import ran
 from benchmarks.peers.shared import URL
 
 COLOUR = "blocking"
-# Retry: the task of a server that died runs again. No result is kept.
+# With Retry, the tasks of a dead server run again. Results are not kept.
 OPTIONS = {"result_ttl": 0, "retry": Retry(max=3)}
 
 

@@ -1,4 +1,4 @@
-"""SAQ: coroutines; one blocking pop for each of its slots."""
+"""SAQ: coroutines; each slot waits in its own blocking pop."""
 
 from contextlib import asynccontextmanager
 
@@ -29,7 +29,7 @@ async def connect():
 
 
 async def enqueue(queue, payload):
-    # ttl -1: no result is kept. retries 3: the task of a server that died runs again.
+    # With ttl -1, results are not kept. With retries 3, the tasks of a dead server run again.
     job = await queue.enqueue(Job("noop", {"payload": payload}, ttl=-1, retries=3))
     return job.key
 

@@ -8,7 +8,7 @@ from benchmarks.peers.counting import ran
 from benchmarks.peers.shared import URL
 
 COLOUR = "async"
-# consumer_id 0: the group also gets tasks that were enqueued before its first server started.
+# With consumer_id 0, the group also gets tasks that were enqueued before its first server started.
 broker = RedisStreamBroker(url=URL, consumer_id="0")
 
 

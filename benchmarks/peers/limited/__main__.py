@@ -20,9 +20,9 @@ from benchmarks.peers.table import BY_NAME, HIREDIS, QSYNC, REDIS, Peer
 from tests.support.stores import Store
 
 PATIENCE = 1200.0
-"""Longest wait for a slot of a dead holder, in seconds."""
+"""Longest wait until the slot of a killed task is free again, in seconds."""
 AGAIN_PATIENCE = 400.0
-"""Longest additional wait for the killed tasks to run again, in seconds."""
+"""Longest further wait for the killed tasks to run again, in seconds."""
 SLOTS = 2
 TASKS = 100
 STARTS = 200

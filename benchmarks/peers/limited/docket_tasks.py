@@ -1,4 +1,4 @@
-"""docket: ConcurrencyLimit and RateLimit, and its worker."""
+"""docket with ConcurrencyLimit and RateLimit, run by its worker."""
 
 import asyncio
 import sys

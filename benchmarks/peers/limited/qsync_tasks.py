@@ -1,4 +1,4 @@
-"""qsync: `app.limit` and `qsync worker`."""
+"""qsync with `app.limit`, run by `qsync worker`."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""RQ: its worker, and its RateLimit, which counts queued and running tasks."""
+"""RQ with RateLimit, which counts queued and running tasks, run by its worker."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The work of a task, which records its start and end and holds its slot while a file exists."""
+"""The work of a task: it records its start and end, and holds its slot while a file exists."""
 
 import os
 import time
@@ -13,7 +13,7 @@ RUN_S = 0.1
 
 
 def note(event: str, number: int) -> None:
-    """Append a line in one write, so that lines of processes do not mix."""
+    """Append a line in one write, so that lines from different processes do not mix."""
     line = f"{event} {number} {os.getpid()} {time.monotonic():.6f}\n"
     with LOG.open("ab", buffering=0) as log:
         log.write(line.encode())

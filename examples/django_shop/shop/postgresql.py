@@ -26,7 +26,7 @@ def program(name: str) -> str:
 
 
 def start() -> subprocess.Popen[bytes]:
-    """Start the server with its data from the last run; return when it answers."""
+    """Start the server, with the data from the last run if there is any; return when it answers."""
     user = account()
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     if user is not None:
