@@ -18,8 +18,8 @@ NAME = "store.invalid"
 
 @pytest.fixture
 def moving(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Store], Store]]:
-    """Yield a list with the store that the name resolves to, which tests may replace, and another
-    store."""
+    """Yield a list that holds the store to which the name resolves, and another store. Tests may
+    replace the store in the list."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *args: Any, **options: Any) -> Any:

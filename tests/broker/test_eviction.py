@@ -1,4 +1,4 @@
-"""Stores that evict keys when memory is full. The volatile policies evict no task."""
+"""Stores that evict keys when memory is full. The volatile policies never evict a task."""
 
 from __future__ import annotations
 

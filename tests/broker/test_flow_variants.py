@@ -34,7 +34,7 @@ class Sent:
             self.exchanges.append(digests)
 
     def take(self) -> list[list[str]]:
-        """Return the commands that were sent since the last call."""
+        """Return the exchanges since the last call."""
         taken, self.exchanges = self.exchanges, []
         return taken
 
@@ -71,7 +71,7 @@ def enqueue(keys: QueueKeys, id: str) -> Any:
 
 
 def queues(client: Any, prefix: str) -> tuple[QueueKeys, QueueKeys]:
-    """Return a queue of layout 2, and one that does not exist."""
+    """Return a queue with layout 2, and a queue that does not exist yet."""
     flow, plain = QueueKeys(prefix, "flow"), QueueKeys(prefix, "plain")
     client.hset(flow.key("meta"), "schema", 2)
     return flow, plain
@@ -98,7 +98,7 @@ def test_only_the_refused_calls_of_an_exchange_are_repeated(
 ) -> None:
     flow, plain = queues(store.client(), prefix)
     broker = recording(colour, store.url)
-    colour.do(broker.run(enqueue(plain, "first")))  # the store knows the plain variant
+    colour.do(broker.run(enqueue(plain, "first")))  # the store has loaded the plain variant
     colour.do(broker.run(ops.enqueue(flow, [flow_task("second")])))
     broker.sent.take()
     calls = [enqueue(plain, "a"), enqueue(flow, "b"), enqueue(plain, "c"), enqueue(flow, "d")]

@@ -31,8 +31,8 @@ def idle(broker: Broker) -> list[Any]:
 
 
 def silence(proxy: Proxy, *, streaming: bool = False) -> int:
-    """Block existing connections, including listening ones, but not new ones; return the number of
-    blocked connections."""
+    """Block the existing connections, but no new ones; return how many. With `streaming`, block
+    only connections that listen for messages."""
 
     def cut() -> int:
         links = [link for link in proxy._links if link.streaming or not streaming]

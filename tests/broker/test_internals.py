@@ -1,4 +1,4 @@
-"""The queue works with releases of redis-py and Python that lack an undocumented name."""
+"""qsync works with releases of redis-py and Python in which an undocumented name is missing."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ ANSWER = "1275\nTrue\n"
 
 
 def run(program: str, *arguments: str, path: Path | None = None) -> tuple[str, str]:
-    """Return the output and the log of a program, which uses the redis-py in `path` if there is
-    one."""
+    """Run a program, with the redis-py in `path` if that is set; return its output and its log."""
     sources = SOURCES.parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, (path, sources))))}
     done = subprocess.run(

@@ -24,8 +24,8 @@ from tests.support.stores import Store, wait_until
 
 PATIENCE_S = 1.0
 MARGIN_S = 2.0
-"""Tolerance for a busy machine, in seconds. If waits added up, callers would be late by far
-more."""
+"""Tolerance for a busy machine, in seconds. If the waits of callers added up, callers would exceed
+this tolerance by far."""
 
 KEPT = Task("t", retention=60)
 
@@ -38,7 +38,7 @@ def away(request: pytest.FixtureRequest, own_store: Store) -> Callable[[], None]
 
 
 def refused_after(ask: Callable[[], Any]) -> float:
-    """Return the seconds until a call raises StoreUnavailable."""
+    """Return after how many seconds a call raises StoreUnavailable."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         ask()
@@ -109,7 +109,7 @@ async def test_a_steady_stream_of_callers_waits_no_longer_than_one(
         callers = []
         loop = asyncio.get_running_loop()
         began = loop.time()
-        for at in range(80):  # four times as long as the patience of each
+        for at in range(80):  # for four times the patience of each caller
             callers.append(asyncio.ensure_future(awaited(client.enqueue(Task("t")))))
             due = asyncio.Event()
             loop.call_at(began + at * PATIENCE_S / 20, due.set)

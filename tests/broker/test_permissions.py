@@ -1,5 +1,5 @@
-"""If a store user lacks channels or a command, tasks stay whole and one log line names the missing
-right."""
+"""If a store user lacks a channel or a command, no task is damaged and one log line names the
+missing right."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 def url_of(store: Store, *rules: str) -> str:
-    """Return the URL of a user with these rules."""
+    """Create a user with these rules; return a URL that logs in as this user."""
     store.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules)
     return f"redis://app:pw@{HOST}:{store.port}"
 
@@ -54,7 +54,7 @@ def kept(store: Store, id: str) -> bool:
 
 @pytest.mark.faults(47, 84)
 async def test_tasks_complete_without_channel_rights(store: Store) -> None:
-    """Each script that publishes the end of a task still makes the whole transition."""
+    """Each script that publishes the end of a task still completes its transition."""
 
     broker = AsyncBroker(redis_clients.parse(without_channels(store)))
     client = Qsync(without_channels(store), prefix=PREFIX).async_client()
@@ -156,7 +156,7 @@ def test_doctor_reports_no_missing_right_of_a_full_user(store: Store) -> None:
 async def test_server_starts_while_the_store_refuses_the_check_of_rights(
     valkey: Store, prefix: str
 ) -> None:
-    """A full store refuses the check, so it remains unknown whether a right is missing."""
+    """A full store refuses the check, so the server cannot tell whether it lacks a right."""
     with Proxy(valkey.port) as proxy, Qsync(proxy.url, prefix=prefix) as app:
         refusals = proxy.answer(
             "OOM command not allowed when used memory > 'maxmemory'.",

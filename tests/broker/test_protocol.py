@@ -23,7 +23,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def connected(answer: Answer) -> AsyncIterator[RedisConnection]:
-    """Yield a connection to a server that runs this function for each command after the
+    """Yield a connection to a server that calls this function for each command after the
     handshake."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -29,7 +29,7 @@ def sentinel() -> Iterator[Sentinel]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[tuple[Store, Store]]:
-    """Yield a primary and its Sentinel, each with its own password."""
+    """Yield a primary and its Sentinel, which have different passwords."""
     with Store("valkey", config={"requirepass": "primary"}) as primary:
         watch = [f"monitor main {HOST} {primary.port} 1", "auth-pass main primary"]
         config = {"requirepass": "watcher", "sentinel": watch}
@@ -73,7 +73,7 @@ def test_busy_connections_are_not_a_refusing_store(sentinel: Sentinel, prefix: s
         broker = AsyncBroker(redis_clients.parse(url), connections=1, read_timeout=0.3)
         await broker.ping()
         pool = broker._pool_for(None)
-        connection = await pool.acquire(1)  # the only connection
+        connection = await pool.acquire(1)  # take the only connection
         call = views.counts(QueueKeys(prefix, "q"))
         with pytest.raises(StoreUnavailable):
             await broker.run(call, patience=0.1)

@@ -99,7 +99,7 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_untrusted_certificate_is_an_error_at_once(
     address: str, other_authority: Path, colour: Colour, prefix: str, query: str
 ) -> None:
-    """The error is raised at once, not at the end of the caller's patience, and says what to do."""
+    """The error is raised at once, even if the caller has patience left, and says what to do."""
     client = colour.client(address + query.format(other=other_authority), prefix, patience=60)
     with pytest.raises(ConfigError, match=r"(?i)certificate verify failed.*ssl_ca_certs="):
         colour.do(client.enqueue(Task("add", [1, 2])))
@@ -117,7 +117,7 @@ def test_certificate_of_another_host_is_an_error_at_once(
 
 @contextlib.contextmanager
 def answering(data: bytes) -> Iterator[str]:
-    """The host and port of a server that answers each connection with these bytes."""
+    """Yield the host and port of a server that sends these bytes on each connection."""
 
     def answer(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):

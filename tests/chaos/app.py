@@ -1,4 +1,4 @@
-"""The app that `qsync worker` runs amid chaos. Each event is appended to the file that
+"""The app that `qsync worker` runs in the chaos tests. Each event is appended to the file that
 CHAOS_HISTORY names, as one line in one write; it never goes through the store.
 """
 
@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Chaotic(Qsync):
-    """An app whose servers do the upkeep of their queues often."""
+    """An app whose servers run queue maintenance often."""
 
     def server(self, mux: Mux | None = None, **config: Any) -> Any:
         return super().server(mux, sweep=0.2, **config)

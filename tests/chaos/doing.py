@@ -40,7 +40,7 @@ def damages(store: Store, prefix: str) -> list[Damage]:
 
 
 def pass_time(seconds: float) -> None:
-    """Let some seconds pass."""
+    """Wait for this many seconds."""
     ends = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() >= ends, timeout=seconds + 5)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """A line that a handler wrote: `start`, then `end`, `fail` or `cancelled`."""
+    """A line that a handler wrote; its kind is `start`, and later `end`, `fail` or `cancelled`."""
 
     at: float
     """Time in seconds, by CLOCK_MONOTONIC."""
@@ -21,7 +21,7 @@ class Note(NamedTuple):
 
 
 def read_notes(path: Path) -> list[Note]:
-    """Return all lines of a history in the order of their times."""
+    """Return all lines of a history, ordered by time."""
     notes = []
     if path.exists():
         for line in path.read_bytes().rpartition(b"\n")[0].decode().splitlines():
@@ -32,7 +32,7 @@ def read_notes(path: Path) -> list[Note]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The tasks that a client tried to enqueue."""
+    """A task that a client tried to enqueue."""
 
     id: str
     retry: int
@@ -54,7 +54,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A dead task as stored."""
+    """A dead task, as the store holds it."""
 
     error: str
     attempts: int
@@ -67,7 +67,7 @@ class Evidence:
 
     accepted  tasks whose enqueue returned
     perhaps   tasks whose enqueue raised an error that leaves open whether they were written
-    refused   ids of refused duplicates, and of the tasks that they duplicate
+    refused   ids of refused duplicates, with the ids of the tasks that they duplicate
     notes     lines that the handlers wrote
     troubles  the faults
     counters  counters of the store

@@ -1,4 +1,4 @@
-"""Causes faults of workers, store and network, from a seeded plan."""
+"""Causes faults in workers, store and network, following a plan made from a seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS: Final = (
 
 
 class Step(NamedTuple):
-    """A planned fault: its time, kind, duration, and random numbers for the rest."""
+    """A planned fault: its time, kind and duration, and a seed for all other choices."""
 
     at: float
     kind: str
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 def plan(seed: int, seconds: float, lease: float) -> list[Step]:
-    """Return the faults of a seed: every kind in random order, some at the same time."""
+    """Return the faults for a seed: every kind in random order, some of them overlapping."""
     chance = random.Random(f"plan {seed}")
     steps: list[Step] = []
     at = 0.0
@@ -58,7 +58,8 @@ def plan(seed: int, seconds: float, lease: float) -> list[Step]:
 
 
 class Faults:
-    """Causes the faults of the plan in a fleet, its store and the proxies in front of the store."""
+    """Causes the planned faults in a fleet, in its store, and in the proxies in front of the
+    store."""
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class Faults:
 
     @contextlib.contextmanager
     def _worker(self, chance: random.Random) -> Iterator[int]:
-        """Pick a worker that no other fault affects during the block."""
+        """Pick a worker; no other fault affects it during the block."""
         at = chance.randrange(len(self.workers))
         with self._locks[at]:
             yield at
@@ -200,7 +201,7 @@ class Faults:
             yield self._proxies[name]
 
     def _turn(self, kind: str, chance: random.Random, seconds: float, **values: Any) -> None:
-        """Set switches of the proxy for one or both directions, and reset them."""
+        """Set faults of the proxy in one or both directions; reset them after some seconds."""
         with self._network(kind, chance) as proxy:
             ways = chance.choice((("up",), ("down",), ("up", "down")))
             for way in ways:

@@ -20,7 +20,7 @@ STARTED: Final = re.compile(r" started, pid (\d+)")
 
 
 class Worker:
-    """One parent, its children, and their logs."""
+    """One parent process, its child processes, and their log."""
 
     _numbers = itertools.count(1)
 
@@ -40,7 +40,7 @@ class Worker:
         return self
 
     def wait_ready(self, count: int = 1) -> Self:
-        """Wait until this many servers have begun to fetch in total."""
+        """Wait until this many servers in total are ready."""
 
         def ready() -> bool:
             assert self.running, self.log()
@@ -70,7 +70,7 @@ class Worker:
             send(pid, signal.SIGKILL)
         self.process.wait(timeout=10)
         _watchdog().remove(self.process.pid)
-        for pid in self.children():  # a child that was just being started
+        for pid in self.children():  # children that were being started
             send(pid, signal.SIGKILL)
         return children
 
@@ -90,7 +90,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def _lives(pid: int, parent: int) -> bool:
-    """Return whether the process lives and its parent is this process or has died."""
+    """Return whether the process is alive and is a child of `parent`, or `parent` has died."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

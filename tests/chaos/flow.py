@@ -44,10 +44,11 @@ class Flow:
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._number = 0
         self.accepted: list[tuple[float, str]] = []
-        """Time at which each call returned, by the monotonic clock, with the id of its task."""
+        """For each call that returned: the time of its return, by the monotonic clock, and the task
+        id."""
         self.confirmed: dict[str, bool | None] = {}
         self.asked: dict[str, float] = {}
-        """Time of the call."""
+        """Time at which each task was sent, by id."""
         self.errors: list[BaseException] = []
 
     @property
@@ -55,11 +56,11 @@ class Flow:
         return {id for _, id in self.accepted}
 
     def since(self, at: float) -> list[str]:
-        """Return the tasks that were accepted after this time, in order."""
+        """Return the ids of the tasks that were accepted after this time, in order."""
         return [id for accepted_at, id in self.accepted if accepted_at > at]
 
     def longest_gap(self, since: float) -> float:
-        """Return the longest time between two accepted tasks from then on."""
+        """Return the longest time between two accepted tasks after this time."""
         times = [since, *(at for at, _ in self.accepted if at > since)]
         return max(b - a for a, b in zip(times, [*times[1:], times[-1]], strict=True))
 

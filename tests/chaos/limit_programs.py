@@ -1,8 +1,8 @@
 """The server that `limit_rounds` kills, and the history that it writes.
 
 Each line is one write: `lease`, `start` or `end`, the Unix time in microseconds, the token of the
-lease, and the task. The time of a lease is the store's time at which the lease took its slots and
-counted for its rate.
+lease, and the task. The time of a lease is the time, by the store's clock, at which it took its
+slots and was counted for its rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-# Imported before the programs are forked, like all other modules.
+# Import these modules, like all others, before the programs are forked.
 import qsync.broker.aio_pool
 import qsync.broker.blocking_pool
 import qsync.server.server
@@ -57,7 +57,7 @@ class Setting:
 
 
 def run_server(setting: Setting) -> None:
-    """Run the tasks until killed, or until the parent process ends."""
+    """Run the tasks until this process is killed or its parent ends."""
     logging.getLogger("qsync").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     random.seed(os.urandom(16))
@@ -89,7 +89,7 @@ def run_server(setting: Setting) -> None:
 
 
 def _note_leases(note: Any) -> None:
-    """Record each task of a fetch with the store's time."""
+    """Record each fetched task with the store's time of the fetch."""
     real = Fetcher._handle_result
 
     async def handle_result(

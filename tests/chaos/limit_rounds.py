@@ -1,4 +1,4 @@
-"""Kills servers whose tasks have limits, and checks that no slot is lost or given twice.
+"""Kills servers whose tasks have limits, and checks that no slot is lost or granted twice.
 
     python -m tests.chaos.limit_rounds --rounds 10000
     python -m tests.chaos.limit_rounds --minutes 60
@@ -6,9 +6,9 @@
 Each kill hits one to three servers or the store. The next kill follows as soon as some tasks have
 run; this gives about 20 kills of servers per minute. All kills use SIGKILL, at random moments, and
 a killed process is started again at once. Each of four customers has two slots for its tasks. Some
-tasks have a rate instead of slots or in addition. After each kill, the counts in the store are
-compared with the active tasks. At the end, all tasks have run, and the history of leases shows
-whether a limit was ever exceeded and how much of the rate was used.
+tasks have a rate, either instead of slots or in addition to them. After each kill, the counts in
+the store are compared with the active tasks. At the end, all tasks have run, and the history of
+leases shows whether a limit was ever exceeded and how much of the rate was used.
 
 The program prints its progress once a minute. Ctrl-C or SIGTERM ends the kills early and prints the
 verdict so far.
@@ -51,7 +51,7 @@ from tests.support.stores import Store, wait_until
 KINDS: Final = (
     ("slot:a",), ("slot:b",), ("slot:c", "rate"), ("slot:d", "rate"), ("rate",), ("rate",),
 )  # fmt: skip
-"""Limits of tasks, in turn."""
+"""Limits that are assigned to tasks in turn."""
 
 SERVERS: Final = 4
 BACKLOG: Final = 400
@@ -79,8 +79,7 @@ class Outcome:
     looks: int = 0
     wrong: list[str] = field(default_factory=list)
     above_rate: float = 0.0
-    """Largest number of starts in a window above those that its length allows. At most the
-    burst."""
+    """Largest number of starts by which a window exceeded its rate; may be at most the burst."""
 
     used: float = 0.0
     """Share of the rate that was used."""
@@ -107,8 +106,7 @@ class Rounds:
         self._outcome = Outcome()
 
     def run(self, seed: int, *, rounds: int = 0, minutes: float = 0.0) -> Outcome:
-        """Kill until the end of the rounds, wait until all tasks have run, and return the
-        verdict."""
+        """Run all rounds of kills, wait until all tasks have run, and return the verdict."""
         choice = random.Random(seed)
         try:
             for _ in range(SERVERS):
@@ -117,7 +115,7 @@ class Rounds:
                 self._kill_at_once(rounds, choice)
             else:
                 self._kill_in_time(minutes, choice)
-            with contextlib.suppress(AssertionError):  # the verdict names the tasks that are left
+            with contextlib.suppress(AssertionError):  # the verdict names missing tasks
                 wait_until(self._is_empty, timeout=PROGRESS_S, every=0.1)
             return self._judge()
         finally:

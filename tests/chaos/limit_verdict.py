@@ -1,4 +1,4 @@
-"""Checks a history of leases for slots that were given twice and for excess starts."""
+"""Checks a history of leases for slots that were granted twice and for excess starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ interval late without delaying the next one."""
 
 @dataclass
 class Run:
-    """A lease of a task whose handler started. Times are microseconds of Unix time."""
+    """A lease on a task whose handler started. Times are microseconds of Unix time."""
 
     id: str
     leased_us: int
@@ -24,9 +24,9 @@ class Run:
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Return the started leases of a history, by the time of the lease.
+    """Return the leases in a history whose handler started, ordered by the time of the lease.
 
-    The leases of a repeated fetch are left out, because the time of its first reply is unknown.
+    Leases from a repeated fetch are left out, because the time of the first fetch is unknown.
     """
     leased: dict[tuple[str, str], int] = {}
     runs: dict[tuple[str, str], Run] = {}
@@ -57,7 +57,7 @@ def given_twice(
 ) -> list[str]:
     """Return the leases that were granted while all slots of a limit were certainly held.
 
-    A lease certainly lasts until its handler ends, or for its initial duration.
+    A lease certainly lasts for its initial duration, or until its handler ends if that is earlier.
     """
     found = []
     held: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -87,7 +87,7 @@ def most_above_rate(times_us: Iterable[int], rate: float) -> float:
 
 
 def used(times_us: Sequence[int], rate: float, burst: int) -> float:
-    """Return the share of the allowed starts that were made, between the first and the last."""
+    """Return the actual starts as a share of those allowed between the first and the last start."""
     if len(times_us) < 2:
         return 0.0
     return len(times_us) / ((times_us[-1] - times_us[0]) * rate / 1e6 + burst)

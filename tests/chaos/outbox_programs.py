@@ -1,7 +1,7 @@
 """The programs around an outbox that `outbox_rounds` kills: applications that write orders, relays,
 and a server.
 
-Each application or relay that is started uses the next of the database libraries in turn.
+Each application or relay that is started uses the next database library in turn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aiosqlite  # noqa: F401 - imported before the programs are forked, as is all else
+import aiosqlite  # noqa: F401 - imported before the programs are forked, like all modules
 import psycopg
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite.aiosqlite  # noqa: F401
@@ -47,14 +47,14 @@ class Places:
 
     store: str
     dsn: str
-    """Connection string of libpq; empty for SQLite."""
+    """Connection string for libpq; empty for SQLite."""
 
     address: str
-    """URL of SQLAlchemy."""
+    """URL for SQLAlchemy."""
 
     async_address: str
     ran: Path
-    """File to which the server appends the order of each run."""
+    """File to which the server appends the order id of each task that it runs."""
 
     log: Path
 
@@ -75,13 +75,13 @@ def new_orders() -> list[str]:
 
 
 def pack(order: str) -> Task[str]:
-    """Return the task of an order."""
+    """Return the task for an order."""
     return Task("pack", order)
 
 
 def make_engine(places: Places) -> Engine:
-    """Return an engine whose SQLite does not wait for the disk. A killed process still loses
-    nothing."""
+    """Return an engine with which SQLite does not wait for the disk. The kill of a process still
+    loses no data."""
     engine = create_engine(places.address)
     if engine.dialect.name == "sqlite":
 
@@ -92,7 +92,7 @@ def make_engine(places: Places) -> Engine:
     return engine
 
 
-# Applications: each writes orders and their tasks until the database fails.
+# Applications, which write orders and their tasks until the database fails.
 
 
 def write_by_psycopg(outbox: Outbox, places: Places) -> None:

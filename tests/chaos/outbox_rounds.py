@@ -3,9 +3,9 @@ committed row ran once.
 
     python -m tests.chaos.outbox_rounds --rounds 1000
 
-An application writes orders and their tasks in transactions, and rolls some back. In each round,
-one or two of the application, the relay, the store and the database are killed with SIGKILL and
-started again. The command above makes 1,000 rounds with PostgreSQL and 1,000 with SQLite, which has
+An application writes orders and their tasks in transactions, and rolls some back. Each round kills
+one or two of these with SIGKILL and starts them again: the application, the relay, the store and
+the database. The command above runs 1,000 rounds with PostgreSQL and 1,000 with SQLite, which has
 no server to kill. The server that runs the tasks is not killed, because a task whose server dies
 runs again with or without an outbox.
 
@@ -45,10 +45,10 @@ DATABASES: Final = ("postgresql", "sqlite")
 SETTLE_S: Final = 60.0
 PROGRESS_S: Final = 60.0
 TRANSACTIONS: Final = 5
-"""Minimum number of orders that are committed between two kills."""
+"""Minimum number of orders committed between two kills."""
 
 LONGEST_MOMENT_S: Final = 0.05
-"""Longest time from the last of these commits to the kill, in seconds."""
+"""Longest time from the last of these commits to the next kill, in seconds."""
 
 TABLE: Final = "CREATE TABLE orders (n {}, id varchar(32) NOT NULL UNIQUE)"
 COUNTER: Final = {"postgresql": "bigserial PRIMARY KEY", "sqlite": "integer PRIMARY KEY"}
@@ -63,10 +63,10 @@ class Outcome:
     committed: int
     sent_twice: int
     missing: list[str]
-    """Orders that were committed and did not run."""
+    """Orders that were committed but whose tasks did not run."""
 
     surplus: list[str]
-    """Orders that ran and were not committed, or ran more than once."""
+    """Orders whose tasks ran although they were not committed, or ran more than once."""
 
     kills: Counter[str]
     rounds: int = 0
@@ -88,15 +88,15 @@ class Rounds:
         self._engine: Engine = make_engine(self._places)
         self._starts: Counter[str] = Counter()
         self._processes: dict[str, BaseProcess] = {}
-        # Starts programs as forks of a process that has imported everything, because starting an
-        # interpreter takes longer than the rest of a round.
+        # Fork programs from a process that has imported everything, because starting an interpreter
+        # takes longer than the rest of a round.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
             ["tests.chaos.own_session", "tests.chaos.outbox_programs", "tests.support.postgres"]
         )
 
     def start(self, part: str) -> None:
-        """Start a part again. An application or relay uses the next of the database libraries."""
+        """Start a part. An application or relay uses the next database library."""
         if part == "store":
             self._store.start()
         elif part == "database":
@@ -153,7 +153,7 @@ class Rounds:
                 done += 1
             self._see_orders()
             self.end("application", signal.SIGKILL)
-            with contextlib.suppress(AssertionError):  # the outcome names the missing orders
+            with contextlib.suppress(AssertionError):  # the outcome lists the missing orders
                 wait_until(self._is_settled, timeout=SETTLE_S, every=0.1)
             return self.outcome(kills, done)
         finally:
@@ -162,8 +162,8 @@ class Rounds:
             self._engine.dispose()
 
     def _choose(self, rounds: int, choice: random.Random) -> Iterator[list[str]]:
-        """Yield the victims of each round: each part in turn, and in one round of three also
-        another part."""
+        """Yield the parts to kill in each round: each part in turn, and in a third of the rounds a
+        second part."""
         parts = ["application", "relay", "store"]
         if self._database is not None:
             parts.append("database")
@@ -188,7 +188,7 @@ class Rounds:
         except AssertionError:
             application = self._processes["application"]
             if application.pid is not None and application.is_alive():
-                os.kill(application.pid, signal.SIGUSR1)  # it prints its threads' stacks
+                os.kill(application.pid, signal.SIGUSR1)  # make it print the stacks of its threads
                 time.sleep(1)
             log = self._places.log.read_text(errors="replace")
             log += f"\nthe application: {application.exitcode}"

@@ -19,9 +19,9 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 class Progress:
     """Prints one line per minute, and records the first signal that asks the run to stop.
 
-    A run checks `stopped` between its steps; once it is set, the run ends with the verdict so far.
-    A second signal ends the run without a verdict, unless it follows at once, because `timeout` and
-    a terminal send the signal twice.
+    A run checks `stopped` between its steps and, once this is set, ends with the verdict so far. A
+    second signal ends the run without a verdict. A repetition within a second is ignored, because
+    `timeout` and a terminal send the signal twice.
     """
 
     def __init__(self, every_s: float = EVERY_S) -> None:

@@ -1,7 +1,6 @@
-"""A TCP proxy in front of the store. Its faults can be switched while it runs.
-
-It splits the streams into commands and replies. It can thus answer a command itself, lose one reply
-or fall silent, and no reply ever reaches the wrong command.
+"""A TCP proxy in front of the store, whose faults can be switched on and off while it runs. It
+splits the streams into commands and replies. It can thus answer a command itself, lose one reply or
+fall silent, and no reply ever reaches the wrong command.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tests.chaos.resp import Frames, command_name
 from tests.support.stores import HOST, free_port
 
 RESET: Final = struct.pack("ii", 1, 0)
-"""Value of SO_LINGER with which a connection ends with RST."""
+"""Value of SO_LINGER that makes the closing of a connection send RST."""
 
 STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC", b"PSYNC")
 """Commands after which the store's messages are no longer replies to commands."""
@@ -29,10 +28,10 @@ STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC
 
 @dataclass
 class Direction:
-    """The faults of one direction. Probabilities are per command or reply.
+    """The faults in one direction. Probabilities apply to each command or reply.
 
     delay, jitter  delay in seconds, and the maximum of a random addition
-    hole           hold all data back; Proxy.forget decides about it afterwards
+    hole           hold all data back; Proxy.forget decides whether it is delivered later
     swallow        probability that the connection becomes silent for good
     cut            probability that the connection is reset instead
     """
@@ -57,7 +56,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Link:
-    """The connection of a client and the matching connection to the store."""
+    """A client's connection, and the proxy's own connection to the store for it."""
 
     client: asyncio.StreamWriter
     store: asyncio.StreamWriter
@@ -76,7 +75,7 @@ class Proxy:
         self.port = free_port()
         self.up, self.down = Direction(), Direction()
         self.forget = True
-        """True if a connection that was in a black hole stays dead; False if the held data passes
+        """True if a connection that was in a black hole stays dead; False if its data is delivered
         late."""
         self.accepted = 0
         self.commands = 0
@@ -115,7 +114,8 @@ class Proxy:
         return int(self._do(self._reset))
 
     def half_close(self) -> int:
-        """Close the store's side of the connections, which still receives commands."""
+        """Half-close the connections: clients read the end of the stream but can still send
+        commands."""
         return int(self._do(self._half_close))
 
     def answer(
@@ -123,7 +123,8 @@ class Proxy:
     ) -> Answer:
         """Answer commands with this error instead of passing them on.
 
-        Applies to `count` commands, or to a `share` of them, among those that contain `only`.
+        Applies to commands that contain `only`: to a random `share` of them, until `count` are
+        answered.
         """
         answer = Answer(text, count, share, only)
         self._answers.append(answer)
@@ -135,12 +136,12 @@ class Proxy:
             self._answers.remove(answer)
 
     def forbid(self, text: str, *names: str) -> None:
-        """Answer commands of these names with an error, in which `{}` stands for the name."""
+        """Answer commands with these names with an error; `{}` in the text stands for the name."""
         for name in names:
             self._forbidden[name.encode()] = b"-" + text.format(name).encode() + b"\r\n"
 
     def heal(self) -> None:
-        """Let everything pass again; dead connections stay dead until their owner closes them."""
+        """Let everything pass again. Dead connections stay dead until their owner closes them."""
         self._answers.clear()
         self._forbidden.clear()
         self.up, self.down = Direction(), Direction()
@@ -149,7 +150,7 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """Number of connections."""
+        """Number of open connections."""
         return len(self._links)
 
     # Running the proxy; called in its thread.
@@ -170,12 +171,12 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._listen(False)
-        await _turns(5)  # connections that are just being accepted
+        await _turns(5)  # for connections that are being accepted
         self._reset()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await _turns(5)  # connections that are just being closed
+        await _turns(5)  # for connections that are being closed
 
     def _reset(self) -> int:
         links = list(self._links)
@@ -251,7 +252,7 @@ class Proxy:
             return
 
     async def _hold(self, way: str, link: Link) -> None:
-        """Wait for the delay of this direction."""
+        """Wait for the delay in this direction, or while all its data is held back."""
         begun = getattr(self, way)
         if begun.delay or begun.jitter:
             await asyncio.sleep(begun.delay + self._chance.uniform(0, begun.jitter))
@@ -303,7 +304,7 @@ class Proxy:
         return None
 
     def _pay(self, link: Link) -> None:
-        """Send the proxy's own answers whose turn it is."""
+        """Send the proxy's own answers that are next in order."""
         while link.owed and link.owed[0] is not None:
             if "down" not in link.silent:
                 link.client.write(link.owed[0])
@@ -325,6 +326,6 @@ class Proxy:
 
 
 async def _turns(count: int) -> None:
-    """Let the loop take this many turns."""
+    """Let the event loop run for this many iterations."""
     for _ in range(count):
         await asyncio.sleep(0)

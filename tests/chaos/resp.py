@@ -39,7 +39,7 @@ class Frames:
         return frames
 
     def rest(self) -> bytes:
-        """Remove and return the incomplete rest."""
+        """Remove and return the incomplete frame at the end."""
         rest = bytes(self._data)
         self._data.clear()
         return rest
