@@ -31,12 +31,12 @@ NEEDS: Final[dict[Binary, str]] = {
 LONG_FOLDERS: Final = (
     "simulation", "model", "worker", "cli", "web", "docs", "contrib", "embedded", "server",
 )  # fmt: skip
-"""Folders with the longest modules, longest first."""
+"""Folders with the slowest test modules, slowest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long modules first, because a long module at the end would keep one core busy while the
-    others idle."""
+    """Run slow modules first: a slow module at the end would keep one core busy while the others
+    are idle."""
     ranks = {name: rank for rank, name in enumerate(LONG_FOLDERS)}
     items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
 
@@ -99,7 +99,7 @@ def prefix() -> str:
 
 
 class Colour:
-    """A colour of client, blocking or async, so that one test covers both clients.
+    """One of the two kinds of client, blocking or async, so that one test covers both.
 
     `do(client.enqueue(task))` returns the handle, whether the call blocks or is awaited; coroutines
     run in an event loop in a thread. `begin(lambda: handle.result())` runs concurrently.

@@ -1,8 +1,8 @@
-"""Workers, store and network fail at the same time, following a seeded plan, and every guarantee
-holds.
+"""Workers, store and network fail at the same time, following a plan made from a seed; every
+guarantee holds.
 
-CHAOS_SEED replays a seed; CHAOS_SECONDS sets the duration. The faults are the same in each run of a
-seed, but the reactions of the processes differ.
+CHAOS_SEED replays a seed; CHAOS_SECONDS sets the duration. A seed always gives the same faults, but
+the processes react differently in each run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def durable_store() -> Iterator[Store]:
 
 
 class Chaos:
-    """A run, from its seed to its evidence."""
+    """A chaos run, from its seed to its evidence."""
 
     def __init__(self, store: Store, prefix: str, folder: Path, seed: int, seconds: float) -> None:
         self.store, self.prefix, self.folder = store, prefix, folder
@@ -135,8 +135,7 @@ class Chaos:
             for log in sorted(self.folder.glob("worker-*.log"))
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
-            # Deaths are checked separately, including those of tasks that were run again or deleted
-            # at once.
+            # Dead tasks are checked separately, including tasks that were rerun or deleted at once.
             and not re.search(" is dead: | more tasks? crashed too often and died", line)
             and not killed_by_test(line, evidence)
         ]
@@ -150,8 +149,8 @@ class Chaos:
 
 
 def killed_by_test(line: str, evidence: Evidence) -> bool:
-    """Return whether the line is a worker's message about a process that the test killed at startup
-    or shutdown."""
+    """Return whether the line reports a process that the test killed while it was starting or
+    stopping."""
     said = re.search(r"\(pid (\d+)\) (?:failed to start|ended): killed by SIGKILL", line)
     kills = {trouble.pid for trouble in evidence.troubles if trouble.kind == "kill"}
     return said is not None and int(said[1]) in kills

@@ -41,7 +41,7 @@ class Mover:
         self._taker = next(node for node in self.primaries if node is not self._giver)
 
     def move(self, *, pause: float) -> None:
-        """Move the slot and all its keys, with a pause between two keys."""
+        """Move the slot and all its keys, with a pause after each key."""
         giver, taker = self._giver, self._taker
         ids = {node: node.command("CLUSTER", "MYID") for node in (giver, taker)}
         taker.command("CLUSTER", "SETSLOT", self.slot, "IMPORTING", ids[giver])
@@ -65,8 +65,7 @@ def tried_again(cluster: Cluster) -> int:
 
 
 def operations_a_second(*flows: Flow) -> float:
-    """Return the number of enqueues per second that callers complete, measured over half a
-    second."""
+    """Return the enqueues per second that all clients complete, measured over half a second."""
     began = time.monotonic()
     pass_time(0.5)
     return sum(len(flow.since(began)) for flow in flows) / (time.monotonic() - began)
@@ -88,7 +87,7 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     measured: Measured,
     moves: int,
 ) -> None:
-    """No script can run while the keys of its queue are on two nodes. Callers notice only a
+    """A script cannot run while the keys of its queue are on two nodes. Callers notice only a
     delay."""
     launch(replicated.url, **CONFIG)
     mover, gaps, lasted, before = Mover(replicated, prefix), [], [], tried_again(replicated)
@@ -122,7 +121,7 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
 
 
 def wait_for(*flows: Flow) -> None:
-    """Wait until each client has had more tasks accepted."""
+    """Wait until each client has enqueued some more tasks."""
     since = time.monotonic()
     for flow in flows:
         wait_until(lambda flow=flow: len(flow.since(since)) > 30, timeout=30)  # type: ignore[misc]
@@ -166,7 +165,7 @@ def test_a_replica_takes_over_while_its_primary_lives(
     assert max(gaps) <= (5 if how else 2)
     if not how:
         assert (lost, again) == (set(), 0)
-    # The old primary may accept writes until it learns of the new one.
+    # The old primary may accept writes until it learns of the new primary.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     assert all(began - 0.5 <= accepted[id] <= over + 2 for id in lost)
     assert server.running

@@ -18,9 +18,9 @@ from tests.support.stores import Store, wait_until
 
 PER_PROCESS = 30
 BOUND_S = 20.0
-"""Longest time until the last killed task has started again: 10 s for suspects, which run one after
-another, plus the start of two processes. If all tasks ran one at a time, they would need three
-minutes."""
+"""Longest time until the last killed task has started again, in seconds: 10 s for suspects, which
+run one after another, plus the startup of two processes. If all tasks ran one after another, they
+would take three minutes."""
 
 
 @pytest.mark.timeout(180)
@@ -39,7 +39,7 @@ def test_tasks_of_two_killed_processes_start_again_within_a_bound(
         ids = enqueue(valkey.url, prefix, [Task("work", {"sleep": 3})] * (3 * PER_PROCESS))
         wait_until(lambda: len(started()) == len(ids))
         send(first, signal.SIGKILL)
-        # Another server has slots for the tasks of the first one when its own tasks have ended.
+        # Another server has slots for the tasks of the killed server when its own tasks have ended.
         second = wait_until(lambda: next((one.pid for one in started() if one.crashes), None))
         send(second, signal.SIGKILL)
         killed = time.monotonic()

@@ -1,4 +1,4 @@
-"""No slot is lost or given twice while servers are killed; `make soak` kills 500 times."""
+"""No slot is lost or granted twice while servers are killed; `make soak` kills 500 times."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def digests() -> list[tuple[str, bytes]]:
 
 
 async def exercise(b: Bench, mark: str) -> None:
-    """Use every part of the queue at least once."""
+    """Use every operation of the queue at least once."""
     kept = {"retention": 60.0}
     good = [Task("good", n, **kept) for n in range(10)] + [Task("good", n) for n in range(10)]
     handles = await b.client.enqueue_many(good)
@@ -116,7 +116,8 @@ def handlers(runs: Counter[str]) -> Mux:
 
 
 async def live_through(error: str, store: Store, prefix: str, given: Counter[str]) -> None:
-    """Answer the first call of each script, and some later calls, with the error."""
+    """Use a queue whose store answers the first call of each script, and some later ones, with the
+    error."""
     runs: Counter[str] = Counter()
     with Proxy(store.port) as proxy:
         async with (
@@ -182,7 +183,7 @@ class Erring:
         return [call for call, _ in calls().values()]
 
     def not_given(self) -> list[str]:
-        """Return the scripts that were not answered with the error."""
+        """Return the names of the scripts whose call was not answered with the error."""
         found = zip(self.calls(), self._answers, strict=True)
         return [call.script.name for call, answer in found if answer.given != 1]
 
@@ -294,7 +295,8 @@ def test_lost_replies_repeat_nothing(
     measured: Measured,
     seconds: float,
 ) -> None:
-    """The store executes each command, but often its reply is lost, for any call of any process."""
+    """The store executes each command, but its reply is often lost, whichever call or process sent
+    it."""
     lease = 20.0
     server = launch(proxy.url, lease=lease, concurrency=20)
     before = proxy.accepted
@@ -316,8 +318,8 @@ def test_lost_replies_repeat_nothing(
     assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
     assert "was lost" not in server.log()
     assert damages(durable, prefix) == []
-    # If the reply to a fetch is lost, its tasks arrive with the repeated fetch, not when the lease
-    # expires.
+    # If the reply to a fetch is lost, the repeated fetch returns its tasks before their leases
+    # expire.
     accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
     waits = [event.at - accepted[event.id] for event in history.of("start")]
     measured("replies lost, longest wait for a start, s", max(waits))
@@ -338,7 +340,7 @@ def test_after_a_black_hole_tasks_are_fetched_again(
     measured: Measured,
     holes: int,
 ) -> None:
-    """Connections in the black hole stay silent forever and report no error."""
+    """Connections that were in the black hole stay silent forever and report no error."""
     chance = random.Random(holes)
     server = launch(proxy.url, lease=3.0)
     delays = []
@@ -415,7 +417,7 @@ def test_link_that_is_reset_repeatedly_causes_no_busy_loop(
         measured(f"reset {how}, connections a second", rates[how])
         measured(f"reset {how}, share of a core", shares[how])
     measured("reset, seconds until work continues", started.at - back_at)
-    assert max(rates.values()) <= 40  # four connections for each reset
+    assert max(rates.values()) <= 40  # four connections per reset
     assert max(shares.values()) < 0.2
     assert started.at - back_at <= 10
 
@@ -482,14 +484,13 @@ def test_slow_network_only_slows_tasks_down(
 def test_lost_hints_lose_no_task(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Orders to servers and messages about results are lost, yet servers and callers notice
-    both."""
+    """Servers and callers notice requests and results even if the messages about them are lost."""
     lease = 1.5
     launch(proxy.url, lease=lease)
     news = proxy.answer("NOPERM no permissions to access a channel", only=b"SSUBSCRIBE")
     orders = proxy.answer("NOPERM no permissions to access a key", only=f"{prefix}:inbox:".encode())
     pass_time(0.1)
-    proxy.reset()  # calls that blocked on the inbox before are gone
+    proxy.reset()  # end calls that are already blocked on the inbox
 
     async def main() -> tuple[float, float]:
         async with bench(proxy.url, prefix) as b:

@@ -18,7 +18,8 @@ from tests.support.stores import Store, wait_until
 PROCESSES = 4
 GAP_S = 3.0
 ROUNDS = 3
-"""Other load on the machine slows down process startup, so the best round counts."""
+"""Number of rounds, of which the best counts, since other load on the machine slows down the
+startup of processes."""
 
 
 @pytest.mark.faults(7)
@@ -27,14 +28,14 @@ ROUNDS = 3
 def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
     valkey: Store, prefix: str, tmp_path: Path, measured: Measured, poisons: int
 ) -> None:
-    """The time is measured from the first poison task. One arrives every three seconds, and each is
-    dead in the end."""
+    """A poison task arrives every three seconds, and each is dead in the end. Throughput is
+    measured from the first of them."""
     dead = QueueKeys(prefix, "default").key("dead")
     options = ("-n", str(PROCESSES), "--concurrency", "5", "--lease", "5")
     worker = Worker(valkey.url, prefix, tmp_path, *options).start()
 
     def ended(begin: float, end: float) -> float:
-        """Return how many tasks per second ended in this period."""
+        """Return the number of tasks per second that ended in this period."""
         notes = read_notes(tmp_path / "history")
         return sum(note.kind == "end" and begin < note.at < end for note in notes) / (end - begin)
 
@@ -48,8 +49,8 @@ def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
             pass_time(1.5)
             poisoned = time.monotonic()
             for _ in range(poisons):
-                # The poison has its own fairness key, so that it does not wait behind the other
-                # tasks.
+                # The poison task has its own fairness key, so that it does not wait behind the
+                # other tasks.
                 enqueue(valkey.url, prefix, [Task("die", {}, fairness_key="die")])
                 pass_time(GAP_S)
             end = time.monotonic()
@@ -76,8 +77,8 @@ def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
 def test_a_worker_outlives_one_poison_after_the_other(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
-    """A process that repeatedly dies as soon as it is ready does not count as a failure to
-    start."""
+    """Processes that die as soon as they are ready, one after another, do not count as failed
+    startups."""
     worker = Worker(valkey.url, prefix, tmp_path, "--lease", "5").start()
     try:
         worker.wait_ready()

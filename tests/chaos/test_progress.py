@@ -27,7 +27,7 @@ def test_first_signal_asks_for_the_end_and_lines_come_at_their_interval(
         progress.tell(lambda: "3 kills")
         progress.tell(lambda: "too early")
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # the same request, sent twice
+        signal.raise_signal(signal.SIGTERM)  # a repeated signal is the same request
         assert progress.stopped
         progress._stopped_at -= 2
         with pytest.raises(KeyboardInterrupt):
@@ -57,7 +57,8 @@ def test_stopped_simulation_prints_its_verdict() -> None:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
-    """A terminal sends the signal to each process of the group while servers are being started."""
+    """The signal reaches each process of the group, as from a terminal, while servers are
+    starting."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
     command = [sys.executable, "-m", "tests.chaos.limit_rounds", "--rounds=100000"]

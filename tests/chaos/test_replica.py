@@ -1,8 +1,8 @@
 """A primary is lost or demoted, and a replica that may lack its last writes takes its place.
 
-The replica receives the primary's writes through a proxy, which can hold them back; a replica that
-is merely stopped would later read them all from its socket. Clients and servers connect through
-another proxy, whose target moves like a virtual IP.
+The replica receives the primary's writes through a proxy, which can hold them back. A replica that
+was only paused would later read all of them from its socket. Clients and servers connect through
+another proxy, whose target moves like that of a virtual IP.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Pair:
         self.stores.reverse()
 
     def demote(self) -> None:
-        """Swap the roles without a loss. Connections to the old primary stay open."""
+        """Swap the roles without losing data. Connections to the old primary stay open."""
         old, new = self.stores
         old.command("FAILOVER")
         wait_until(lambda: new.command("INFO", "replication")["role"] == "master")
@@ -103,7 +103,7 @@ def pair() -> Iterator[Pair]:
 
 
 def more_than(count: int, flow: Flow, since: float) -> None:
-    """Wait until this many tasks have been accepted since then."""
+    """Wait until more than this many tasks have been accepted since this time."""
     wait_until(lambda: len(flow.since(since)) > count, timeout=20)
 
 
@@ -124,7 +124,7 @@ ROUNDS = [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)]
 def test_confirmed_tasks_survive_a_failover(
     pair: Pair, prefix: str, measured: Measured, failovers: int
 ) -> None:
-    """The link is cut and enqueues continue, then the primary is killed and the replica
+    """The link is cut while enqueues continue; then the primary is killed and the replica
     promoted."""
     chance = random.Random(failovers)
     confirmed_lost = plain_lost = confirmed = plain = unconfirmed = 0
@@ -152,8 +152,8 @@ def test_confirmed_tasks_survive_a_failover(
         lost = quick.ids - kept
         assert sure.errors + quick.errors + blocking.errors == []
         assert yes, "some were confirmed"
-        # Only writes that the link had not carried are lost. No write that was accepted before the
-        # last confirmed task was sent is lost.
+        # Only writes that never reached the replica are lost: the replica has every write that was
+        # accepted before the last confirmed task was sent.
         carried_until = max(asked[id] for id in yes)
         assert {id for at, id in quick.accepted if at < carried_until} <= kept
         assert all(asked[id] > cut_at - 0.3 for id in sure.confirmed.keys() - yes)
@@ -203,7 +203,7 @@ def test_failover_that_loses_completions_repeats_tasks_under_their_ids(
         ended = {event.id: event.at for event in history.of("end") if event.at < promoted_at}
         rerun = {event.id for event in history.of("start") if event.at > promoted_at} & ended.keys()
         again += len(rerun)
-        # The replica may lack only the ends of tasks that ended after the cut.
+        # The replica may lack completions only of tasks that ended after the cut.
         assert all(ended[id] > cut_at - 0.2 for id in rerun)
         assert {event.attempt for event in history.of("start")} == {1}
         pair.revive()
@@ -224,8 +224,8 @@ def test_clients_leave_a_demoted_primary_within_five_seconds(
     measured: Measured,
     demotions: int,
 ) -> None:
-    """Connections to the old primary stay open but every write on them is refused, so clients must
-    drop them."""
+    """Connections to the old primary stay open, but it refuses every write, so clients must drop
+    them."""
     server = launch(pair.address.url, concurrency=20)
     gaps, work = [], []
     with (

@@ -38,8 +38,8 @@ def test_tasks_run_within_two_seconds_of_a_store_restart(
     measured: Measured,
     restarts: int,
 ) -> None:
-    """The store is unavailable for up to 2.5 s, because the delay between tries grows with
-    the outage."""
+    """The store is down for up to 2.5 s; after a longer outage, the delay between tries would be
+    longer than the test allows."""
     chance = random.Random(restarts)
     launch(durable.url, lease=10.0, concurrency=20)
     delays = []
@@ -58,12 +58,12 @@ def test_tasks_run_within_two_seconds_of_a_store_restart(
     measured("restarts, most seconds until work continues", max(delays))
     measured("restarts, median seconds until work continues", sorted(delays)[len(delays) // 2])
     assert max(delays) <= 2
-    # Leases outlast the outage, so nothing ran twice.
+    # Leases outlast the outage, so no task ran twice.
     assert set(Counter(event.id for event in history.of("start")).values()) == {1}
 
 
 def copied(store: Store, folder: Path) -> Path:
-    """Copy the append-only file to the folder; return the path of the part that grows."""
+    """Copy the append-only file to the folder; return the path of its incremental part."""
     shutil.copytree(store.folder / "appendonlydir", folder / "appendonlydir")
     [grows] = (folder / "appendonlydir").glob("*.incr.aof")
     return grows
@@ -131,8 +131,8 @@ def test_truncated_append_only_file_leaves_sound_data(
 def test_old_copy_of_the_store_is_drained(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The store is restored to an earlier state. Old leases have expired, and settlements find no
-    task."""
+    """The store is restored to an earlier state, so old leases expire and the server reports the
+    ends of tasks that no longer exist."""
     with Store("valkey", config={"save": '""'}) as store:
         server = launch(store.url, concurrency=20)
         first = enqueue(store.url, prefix, [task(sleep=0.5, retention=60) for _ in range(40)])
@@ -155,7 +155,7 @@ def test_old_copy_of_the_store_is_drained(
         measured("old copy, later tasks that are gone", len(set(later)))
         measured("old copy, seconds that a lease had left", left)
         # The server has to reconnect, and after an outage no lease expires for a third of its
-        # length.
+        # duration.
         healed_s = max(left, AWAY_CAP_S + LEASE_S / 3) + 2 * SWEEP_S
         assert again[0].at - back_at <= healed_s
         assert {event.id for event in again} <= set(first)
@@ -194,8 +194,8 @@ FLUSHES_A_S = 50.0
 def test_tasks_complete_while_scripts_are_flushed(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
-    """SCRIPT FLUSH runs up to 50 times a second, between the calls of clients and of a server with
-    two queues."""
+    """SCRIPT FLUSH runs up to 50 times per second, between the calls of clients and of a server
+    with two queues."""
     queues = ("default", "other")
     server = launch(durable.url, concurrency=20, queues=dict.fromkeys(queues, 1))
 
@@ -324,7 +324,7 @@ def test_pause_of_the_store_longer_than_a_lease_loses_nothing(
     proxy.forget = False
     durable.pause()
     pass_time(1.5)
-    proxy.up.hole = True  # the other server is the first to reach the store
+    proxy.up.hole = True  # let the other server reach the store first
     durable.resume()
     history.wait("start", 20, pid=winner.pid)
     back_at = time.monotonic()
@@ -380,7 +380,7 @@ def test_due_tasks_survive_a_kill_during_promotion(
 ) -> None:
     """Tasks become due continuously while the servers that promote them keep dying."""
     chance = random.Random(kills)
-    config = {"concurrency": 10, "max_crashes": 100}  # some kills hit the same task
+    config = {"concurrency": 10, "max_crashes": 100}  # several kills may hit the same task
 
     def make(number: int) -> Task:
         return task(delay=chance.uniform(0.0, 0.5), retry=5, fail=number % 2, retry_delay=0.05)

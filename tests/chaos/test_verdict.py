@@ -71,7 +71,7 @@ def without(evidence: Evidence, id: str, token: str = "") -> None:
 
 
 def turned(evidence: Evidence, id: str, token: str, kind: str) -> None:
-    """Replace the end of a run with an end of another kind."""
+    """Change the kind of the note that ended a run."""
     evidence.notes = [
         note._replace(kind=kind)
         if (note.id, note.token) == (id, token) and note.kind != "start"
@@ -143,7 +143,7 @@ def the_zombies_result(evidence: Evidence) -> None:
 
 
 def a_zombie_was_heard(evidence: Evidence) -> None:
-    """Let a run end while its task runs elsewhere under another lease."""
+    """Let the result of a run count although its task already ran elsewhere under another lease."""
     evidence.results["twice"] = A
 
 

@@ -11,12 +11,12 @@ from tests.chaos.evidence import Evidence, Note, Wanted
 NO_ROOM = "the store had no memory for the result"
 
 KEPT = {"tasks", "dead", "crashes", "failures", "completed", "results"}
-"""Parts of a queue that hold ended tasks."""
+"""Keys of a queue that hold ended tasks."""
 
 STRUCTURE = {
     "meta", "stats", "fetches", "calls", "recent", "wake", "idle", "type_reports", "type_stats",
 }  # fmt: skip
-"""Keys without a TTL, besides the sets of queues and servers."""
+"""Keys that have no TTL, in addition to the sets of queues and servers."""
 
 
 def judge(evidence: Evidence) -> list[str]:
@@ -25,7 +25,7 @@ def judge(evidence: Evidence) -> list[str]:
 
 
 def recovery_times(evidence: Evidence) -> list[float]:
-    """Return the seconds until the task ran again for each run whose process was killed."""
+    """For each run whose process was killed, return after how many seconds its task ran again."""
     starts: dict[str, list[Note]] = defaultdict(list)
     ended = {(note.id, note.token) for note in evidence.notes if note.kind != "start"}
     for note in evidence.notes:
@@ -48,7 +48,7 @@ class _Judge:
         self.evidence = evidence
         self.runs: dict[str, list[Note]] = defaultdict(list)
         self.ends: dict[tuple[str, str], list[Note]] = defaultdict(list)
-        """The notes that ended runs, by id and token."""
+        """The notes that end runs, by id and token."""
         for note in sorted(evidence.notes):
             if note.kind == "start":
                 self.runs[note.id].append(note)
@@ -110,7 +110,7 @@ class _Judge:
     def _ended(self, run: Note, kind: str) -> bool:
         """Return whether the run ended with this kind of note while its server held the lease.
 
-        A task that has been started again since then belongs to another lease.
+        Once the task has been started again, the lease is lost.
         """
         later = [other.at for other in self.runs[run.id] if other.at > run.at]
         return any(
@@ -123,7 +123,7 @@ class _Judge:
         if wanted is None:
             yield f"{id} is dead but was never accepted"
         elif dead.error.startswith("crashed "):
-            # A crash between the mark of a start and the start itself also counts.
+            # A crash after a start was recorded but before the handler started also counts.
             most = self.evidence.max_crashes
             befell = self._troubles(wanted.at, float("inf"))
             if dead.crashes != most or befell < most or not any(run.crashes for run in runs):
@@ -134,7 +134,7 @@ class _Judge:
                 yield f"{id} is dead after the attempts {sorted(failed)}: {dead.error}"
 
     def _reason(self, before: Note, again: Note) -> str | None:
-        """Return why a task was started again; None if there was no reason."""
+        """Return the reason why a task was started again, or None if there was no reason."""
         if again.attempt == before.attempt and again.crashes > before.crashes:
             return "crashed" if self._troubles(before.at, again.at) else None
         if again.attempt == before.attempt + 1 and again.crashes >= before.crashes:
@@ -144,12 +144,14 @@ class _Judge:
         if unchanged and any(e.kind == "cancelled" for e in self.ends[before.id, before.token]):
             return "handed back"
         if unchanged and before.crashes and self._crashed(before, again):
-            # Another suspect on the same server may have caused the crash, so it did not count.
+            # Another suspect on the same server may have caused the crash, so it does not count for
+            # this task.
             return "crashed beside suspects"
         return None
 
     def _crashed(self, before: Note, again: Note) -> bool:
-        """Return whether a fault began before the server can have recorded the end of the run."""
+        """Return whether a fault began before the server was certain to have recorded the end of
+        the run."""
         recorded = [end.at + self.evidence.lease for end in self.ends[before.id, before.token]]
         return self._troubles(before.at, min([again.at, *recorded])) > 0
 

@@ -21,13 +21,13 @@ from tests.web.test_web_command import running
 from tests.worker.test_health import Probed
 
 QUEUES = ("default", "mail", "lower")
-"""Queues that are on more than one node."""
+"""Queues, which are spread over more than one node."""
 
 
 def test_worker_on_a_cluster_is_shown_scaled_and_changed(
     tmp_path: Path, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker process dies and its task runs again. The operator's commands show both."""
+    """A worker process dies and its task runs again; the operator's commands show both events."""
     shop = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     options = ("--processes", "2", "--health-port", "0", "--queues", ",".join(QUEUES))
     monkeypatch.setenv("QSYNC_PREFIX", prefix)
@@ -92,7 +92,7 @@ def test_edit_types_events_search_and_backfill_reach_every_node(
     env = {"QSYNC_URL": cluster.url, "QSYNC_PREFIX": prefix}
     app = Qsync(cluster.url, prefix=prefix)
     slots = {key_slot(f"{prefix}:q{n}".encode()) * 3 // 16384: f"q{n}" for n in range(50)}
-    queues = first, second, third = [slots[part] for part in range(3)]  # one for each node
+    queues = first, second, third = [slots[part] for part in range(3)]  # one queue per node
     with app.client() as client:
         for queue in queues:
             client.enqueue(Task("pay", {"invoice": 7}, queue=queue, id=f"pay-{queue}", delay=3600))

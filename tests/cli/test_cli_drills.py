@@ -1,4 +1,4 @@
-"""Incidents that an operator finds, understands and resolves with three commands."""
+"""Incidents that an operator finds, understands and resolves in three commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`qsync errors`: an outage with many dead tasks is found and resolved with three commands."""
+"""`qsync errors`: an operator finds and resolves an outage with many dead tasks in three
+commands."""
 
 from __future__ import annotations
 

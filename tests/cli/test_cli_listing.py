@@ -329,7 +329,7 @@ def test_lists_of_errors_schedules_limits_and_keys_are_sorted(live: Live) -> Non
 def test_times_count_from_the_clock_of_the_store(
     live: Live, monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
-    """The clock of this machine is an hour off, but every "ago" and "in" is right."""
+    """The clock of this machine is an hour off, but every "... ago" and "in ..." is correct."""
     [waits, running] = live.enqueue(Task("note", delay=600), Task("hold"))
     live.serve()
     wait_until(lambda: live.began == [running])
@@ -396,7 +396,7 @@ def test_tasks_events_and_runs_are_sorted_by_a_column(live: Live) -> None:
 
 
 def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
-    """Pause, resume, set, reset, schedules, servers: each command prints what would change, or
+    """For queues, types, limits, schedules and servers, each command prints what would change, or
     refuses."""
     [running] = live.enqueue(Task("hold"))
     server = live.serve().id
@@ -406,8 +406,7 @@ def test_dry_runs_of_settings_change_nothing(live: Live) -> None:
     live.ok("fairness", "set", "acme", "--weight", "2")
 
     def settings() -> list[Any]:
-        """The output of commands, without the parts that change with the running server and the
-        time."""
+        """Return the output of commands, without the fields that change over time."""
         queue, schedules, *others = (live.ok(*words.split(), "--json").json for words in (
             "queue show default", "schedule list", "limit list", "fairness list", "events",
         ))  # fmt: skip

@@ -27,8 +27,8 @@ def bill(customer: str, **options: object) -> Task:
 
 
 def test_three_commands_for_a_dead_task(live: Live) -> None:
-    """A dead task is found by its error message, its traceback of 200 lines is shown, and the task
-    is run."""
+    """A dead task is found by its error message, shown with its traceback of 200 lines, and run
+    again."""
     live.serve()
     ids = live.enqueue(*(bill(str(customer)) for customer in (4710, 4711, 4712)))
     for id in ids:

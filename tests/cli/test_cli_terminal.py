@@ -29,7 +29,7 @@ QSYNC: Final = str(Path(sys.executable).with_name("qsync"))
 
 
 class Terminal:
-    """A command that runs in a terminal of 100 by 30 characters."""
+    """A command that runs in a terminal with 100 columns and 30 rows."""
 
     def __init__(self, live: Live, *words: str) -> None:
         self._main, self._other = pty.openpty()
@@ -198,7 +198,7 @@ def test_colours_are_printed_to_terminals_only(live: Live) -> None:
 
 
 def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
-    """Return the completions of the last word of a line."""
+    """Return the shell's completions for the last word of a command line."""
     variables = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))},
         "zsh": {"_TYPER_COMPLETE_ARGS": line},

@@ -1,5 +1,5 @@
-"""`qsync demo` ends with a clean account and leaves nothing behind. The account detects each
-mistake."""
+"""`qsync demo` ends with an account that shows no mistake, and leaves nothing behind. The account
+detects each planted mistake."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def family(folder: Path) -> list[str]:
-    """Return all descendant processes of a demo in this folder."""
+    """Return the command lines of all processes of a demo in this folder."""
     marker = b"TMPDIR=" + os.fsencode(folder) + b"\0"
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -70,7 +70,7 @@ def family(folder: Path) -> list[str]:
 
 
 def nothing_runs(folder: Path) -> None:
-    """Wait until no process of the demo is left."""
+    """Wait until no process of the demo is running."""
     wait_until(lambda: not family(folder), timeout=1, message="something is left running")
 
 
@@ -245,7 +245,7 @@ def test_task_in_a_dead_server_keeps_running_there_while_it_runs_again(tmp_path:
 
 @dataclass
 class Answer:
-    """The part of the handles of `enqueue_many` that the ledger reads."""
+    """The attributes of a handle from `enqueue_many` that the ledger reads."""
 
     id: str
     created: bool = True
@@ -266,7 +266,7 @@ def test_ledger_records_accepted_and_refused_tasks(tmp_path: Path) -> None:
 
 
 class World:
-    """A small run that is recorded like a real run."""
+    """A small run of the demo, recorded like a real run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -371,7 +371,7 @@ class World:
 
 
 def wrong(summary: Summary) -> set[str]:
-    """Return the kinds that failed, with the first two words of each finding."""
+    """Return the failed kinds of check, each with the first two words of its finding."""
     kinds = {row.kind for row in summary.kinds if not row.ok}
     return kinds | {" ".join(one.text.split()[:2]) for one in summary.findings if not one.ok}
 

@@ -146,7 +146,7 @@ import {module}
 
 
 def test_missing_url_error_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that has lost its variable must not start a store of its own."""
+    """A server whose environment lacks the variable must not start a store of its own."""
     monkeypatch.delenv("QSYNC_URL", raising=False)
     for value in ("", None):
         if value is not None:
@@ -238,7 +238,7 @@ def test_unreachable_store_is_tried_for_the_patience() -> None:
                 await app.aping()
 
     asyncio.run(main())
-    assert time.monotonic() - began < 5  # by default each call is retried for 10 s
+    assert time.monotonic() - began < 5  # by default, each call retries for 10 s
 
 
 async def test_the_payload_limit_reaches_all_clients(store: Store, prefix: str) -> None:
@@ -267,7 +267,8 @@ def clients_of(store: Store) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("kind", range(4), ids=["url", "redis", "asyncio", "from_url"])
 def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: int) -> None:
-    """A mux, a client and a server, with a URL and with clients of redis-py."""
+    """Combines a mux, a client and a server without an app, with a URL and with clients of
+    redis-py."""
     mux, seen = Mux(), list[tuple[str, bytes]]()
 
     @mux.handle("reindex-file")
@@ -287,7 +288,8 @@ def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: 
             await until(lambda: bool(seen))
         await queue.aclose()
         if isinstance(theirs, redis.asyncio.Redis):
-            # The client still belongs to the caller: it works, and its pool was not used.
+            # The client still belongs to the caller: it stays open, and the app did not use its
+            # pool.
             assert not theirs.connection_pool._available_connections
             assert await theirs.ping()
             await theirs.aclose()
@@ -302,7 +304,7 @@ def test_the_example_of_the_documentation_runs(store: Store, prefix: str, kind: 
 @needs_valkey
 @pytest.mark.parametrize("kind", [Cluster, Sentinel])
 def test_app_works_on_cluster_and_sentinel(kind: Callable[[], Any], prefix: str) -> None:
-    """The app gets a URL, or a client of redis-py."""
+    """The app is created with a URL or with a client of redis-py."""
     with kind() as stores:
 
         async def main(url: Any, name: str) -> None:
@@ -397,7 +399,7 @@ def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> No
 
     asyncio.run(main())
     assert ran == {"typed": "state", "given": "state", "own": "state", "end": True}
-    app.server(given)  # the same mux twice is no conflict
+    app.server(given)  # including the same mux twice is no conflict
     clash = Mux()
     clash.handle("typed")(by_own)
     with pytest.raises(ConfigError, match="'typed' already has a handler"):
@@ -481,9 +483,9 @@ async def test_a_task_runs_in_a_process(
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process finds the function by its own name or by its wrapper's name. Arguments and result
-    are typed."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the process to find `tests`
+    """The process finds the function by its own name or by the name of its wrapper. Arguments and
+    result are typed."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # so that the process can import `tests`
     mux = Mux()
     mux.add(task.handler)
 
@@ -504,7 +506,7 @@ async def test_a_task_runs_in_a_process(
 
 
 def test_a_task_stays_the_function_that_it_was() -> None:
-    """Called directly, the function works as before, with its own name, docstring and signature."""
+    """A direct call runs the function as usual; its name, docstring and signature do not change."""
     app = Qsync(URL)
 
     @app.task(queue="critical")
@@ -760,7 +762,8 @@ print(app.task("named")(add).name)
 
 
 def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str) -> None:
-    """Equal arguments make the same task, however they are passed and however sets are ordered."""
+    """Equal arguments make the same task, by position or by keyword, and in whatever order sets
+    iterate."""
     with Qsync(store.url, prefix=prefix) as app:
 
         @app.task(unique=True)
@@ -778,8 +781,8 @@ def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str)
 
 
 def test_sync_and_async_errors_name_each_other() -> None:
-    """The error is raised by the call, not by the await, so that a forgotten await cannot hide the
-    error."""
+    """The call itself raises the error, rather than the await, so that a forgotten await cannot
+    hide it."""
     app = Qsync(URL)
 
     @app.task("t")
@@ -815,7 +818,7 @@ async def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: 
 
 
 def named(store: Store, prefix: str) -> Qsync:
-    """Return an app whose connections have its prefix as their client name."""
+    """Return an app whose connections use its prefix as their client name."""
     return Qsync(f"{store.url}?client_name={prefix}", prefix=prefix)
 
 
@@ -859,7 +862,7 @@ def test_each_loop_has_a_client_that_ends_with_it(
 
 
 def test_client_of_loop_closed_without_notice_is_forgotten(store: Store, prefix: str) -> None:
-    """If a loop is closed without shutdown_asyncgens, its user has to close the connections."""
+    """A program that closes a loop without shutdown_asyncgens must also close the connections."""
     app = named(store, prefix)
 
     @app.task
@@ -920,7 +923,7 @@ def test_threads_share_one_blocking_client(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(12)
 def test_a_forked_child_enqueues_on_new_connections(store: Store, prefix: str) -> None:
-    """Parent and child continue at the same time, and each gets its own replies."""
+    """Parent and child go on making calls at the same time, and each gets its own replies."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task
@@ -957,8 +960,8 @@ def test_app_creates_a_new_client_per_call(store: Store, prefix: str) -> None:
 
 
 def test_periodic_functions_become_tasks(store: Store, prefix: str) -> None:
-    """Periodic functions run at each tick, get TaskInfo if they take it, and can be enqueued by
-    hand."""
+    """Periodic functions run at each tick, receive TaskInfo if they accept it, and can be enqueued
+    directly."""
     app = Qsync(store.url, prefix=prefix)
     seen: list[str] = []
 

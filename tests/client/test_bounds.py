@@ -78,7 +78,7 @@ def test_servers_store_the_bounds_of_the_program_and_remove_them(
             await serve_once(app)
             assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
             other = Qsync(valkey.url, prefix=prefix)
-            await serve_once(other)  # does not name the queue itself
+            await serve_once(other)  # the option of the queue does not name it
             assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
             other.queue("mail")
             await serve_once(other)
@@ -88,7 +88,7 @@ def test_servers_store_the_bounds_of_the_program_and_remove_them(
 
 
 async def bounded(made: Desk, **bounds: Any) -> None:
-    """Make the queue exist, with an operator's bounds."""
+    """Create the queue, and set bounds as an operator would."""
     await made.client.enqueue(Task("x"))
     assert (await made.inspector.set_bounds("default", **bounds, by="ann")).ok
 
@@ -195,8 +195,8 @@ def test_concurrent_callers_fit_into_queue_that_drops_oldest(valkey: Store, pref
 def test_large_task_does_not_refuse_small_ones_of_other_callers(
     valkey: Store, prefix: str, callers: int
 ) -> None:
-    """There is room for all small tasks but one. One large task comes first, and another one among
-    them."""
+    """There is room for all small tasks but one. Two large tasks do not fit: the first task, and
+    one in the middle."""
     large = {0, callers // 2}
     tasks = [Task("t", b"x" * (50_000 if n in large else 20)) for n in range(callers)]
     room = stored_size(new_task(tasks[-1], new_nonce())) * (callers - 2.5)

@@ -334,7 +334,7 @@ def test_duplicates_among_many_have_the_handle_of_the_holder(
 def test_id_repeated_in_one_call_is_created_once(
     colour: Colour, client: Any, store: Store, hand: Hand, between: int
 ) -> None:
-    """Both messages have the same bytes and are sent in one call of the script or in two."""
+    """The messages have the same bytes and are sent in one call of the script, or in several."""
     task = Task("t", b"x", id="a")
     filler = [Task("t") for _ in range(between)]
     handles = colour.do(client.enqueue_many([task, *filler, task, task]))
@@ -370,7 +370,7 @@ def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: S
 
 @pytest.mark.faults(34)
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
-    """Enqueue again, as a client does after a lost reply."""
+    """The same call is made again, as a client does after a lost reply."""
     tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
     bulk = BulkEnqueue(tasks, payload_limit=100, handle=blocking._handle)
     [trip] = bulk.round_trips(hand.keys, range(3), CallSequences().acquire(0), None, calls=1)
@@ -515,12 +515,12 @@ def test_async_client_on_another_loop_raises_an_error(store: Store, prefix: str)
 
 
 def test_async_client_without_a_loop_of_asyncio_raises_an_error(store: Store, prefix: str) -> None:
-    """trio, for example, drives coroutines without an asyncio loop."""
+    """Other libraries, such as trio, drive coroutines without an asyncio loop."""
     client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
     for call in (client.enqueue(Task("t")), client.enqueue_many([Task("t")]), client.aclose()):
         with pytest.raises(ConfigError, match="needs a running asyncio event loop"):
             call.send(None)
-    with pytest.raises(StopIteration):  # an app has nothing to close there
+    with pytest.raises(StopIteration):  # the app has nothing to close without a loop
         Qsync(store.url, prefix=prefix).aclose().send(None)
 
 
@@ -623,7 +623,7 @@ def test_many_callers_alternate_between_two_batches(store: Store, prefix: str) -
 
 
 def test_an_idle_client_sends_at_once(store: Store, prefix: str) -> None:
-    """No timer delays calls: sequential calls take one round trip each."""
+    """No timer delays a call: each of many sequential calls takes one round trip."""
 
     async def main(client: AsyncClient) -> float:
         began = time.monotonic()
@@ -722,7 +722,7 @@ def test_ended_loop_leaves_no_caller_waiting() -> None:
 
 
 def test_callers_end_if_their_batch_is_cancelled_before_it_begins() -> None:
-    """This happens if `asyncio.run` ends just after the callers have arrived. The client is then
+    """This happens if `asyncio.run` ends just after the callers have arrived, and the client is
     closed."""
 
     async def send(items: list[int], left: float) -> list[int]:
@@ -764,8 +764,8 @@ def test_short_reply_leaves_no_caller_waiting() -> None:
     ("factory", "expected"),
     [
         (asyncio.new_event_loop, [[1], [2], [3, 4, 5], [6]]),
-        # uvloop does not show its ready callbacks, so the first caller after a lone caller counts
-        # as alone.
+        # uvloop does not expose its ready callbacks, so the first caller after a lone caller also
+        # counts as alone.
         (uvloop.new_event_loop, [[1], [2], [3], [4, 5], [6]]),
     ],
 )
@@ -829,7 +829,7 @@ def test_cancelled_lone_caller_does_not_affect_later_callers() -> None:
         assert first.cancelled()
         go_on.set()
         assert await asyncio.gather(*others) == [20, 30]
-        # A caller that is cancelled before its batch is sent is left out.
+        # The task of a caller that is cancelled before its batch is sent is left out of the batch.
         early = asyncio.ensure_future(batcher.submit(4))
         await asyncio.sleep(0)
         late = asyncio.ensure_future(batcher.submit(5))
@@ -858,7 +858,7 @@ def test_ids_and_nonces_are_drawn_once_by_many_threads() -> None:
 
 
 def test_new_ids_never_begin_with_a_dash() -> None:
-    ids = [new_id() for _ in range(10_000)]  # without a redraw, about 156 would begin with a dash
+    ids = [new_id() for _ in range(10_000)]  # about 156 ids were redrawn
     assert not [id for id in ids if id.startswith("-")]
     assert any("-" in id for id in ids)
 

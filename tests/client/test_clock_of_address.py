@@ -1,4 +1,4 @@
-"""An address with a clock, which tests use, passes the time of that clock to scripts."""
+"""If an address has a clock, as in some tests, scripts receive the time of that clock."""
 
 from __future__ import annotations
 

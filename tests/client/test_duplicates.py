@@ -1,4 +1,4 @@
-"""Duplicates of a unique key, and priorities, as seen by clients."""
+"""Duplicates of a unique key, and priorities, from the client's point of view."""
 
 from __future__ import annotations
 

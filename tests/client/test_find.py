@@ -87,8 +87,8 @@ def test_find_reads_a_bounded_number_of_queues() -> None:
 def test_find_works_in_a_cluster(
     colour: Colour, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tasks are also found in queues that the store does not list yet: enqueues do not wait for the
-    list."""
+    """Tasks are also found in queues that the store does not list yet, since enqueues do not wait
+    until their queue is listed."""
     client = colour.client(cluster.url, prefix)
     colour.do(client.enqueue(Task("t", queue="q0")))
     wait_until(lambda: not client._announcer.unconfirmed)
@@ -196,7 +196,7 @@ def test_wait_with_a_timeout_or_with_a_server_is_not_logged(
                 await handle.result(1.5)
             async with app.server():
                 waiting = asyncio.create_task((await slow.enqueue()).result())
-                with pytest.raises(ResultTimeout):  # time for two searches
+                with pytest.raises(ResultTimeout):  # long enough for two searches
                     await (await client.enqueue(Task("slow", retention=60))).result(2.6)
                 over.set()
                 await waiting

@@ -1,4 +1,5 @@
-"""Handlers that fork: a child process that returns to the server exits and runs no other task."""
+"""Handlers that fork: if the child process returns from the handler, it exits and runs no other
+task."""
 
 from __future__ import annotations
 

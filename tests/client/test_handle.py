@@ -56,12 +56,13 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let callers poll only when woken, so that results arrive only through messages."""
+    """Disable polling, so that only messages wake callers that wait for a result."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def subscribers(store: Store, hand: Hand) -> int:
-    """Return the number of connections subscribed to the queue's ended tasks."""
+    """Return the number of connections that are subscribed to messages about ended tasks of the
+    queue."""
     return int(store.command("PUBSUB", "SHARDNUMSUB", hand.keys.done)[1])
 
 
@@ -116,7 +117,7 @@ class Data:
 def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
     colour: Colour, client: Any, given: Any, type: Any, value: Any
 ) -> None:
-    """Results are decoded by msgspec, or by pydantic for its own types, as for task functions."""
+    """As in task functions, results are decoded by msgspec, or by pydantic for its own types."""
     assert colour.do(colour.do(client.enqueue(Task("t", given))).info()).value(type) == value
 
 
@@ -286,7 +287,7 @@ def test_waiting_caller_learns_of_deletion(
 def test_killed_subscription_is_opened_again(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
-    """A task that ends without a subscriber, and one that ends later, are both noticed."""
+    """Callers notice tasks that end before the subscription is opened again, and tasks that end later."""
     handles = colour.do(client.enqueue_many([KEPT, KEPT]))
     first, second = hand.take(2)
     waiting = [colour.begin(one.result) for one in handles]
@@ -310,7 +311,7 @@ def test_results_are_polled_without_the_right_to_subscribe(
         handle = colour.do(client.enqueue(KEPT))
         [held] = hand.take()
         waiting = colour.begin(handle.result)
-        wait_until(lambda: store.command("ACL", "LOG"))  # the denied rights
+        wait_until(lambda: store.command("ACL", "LOG"))  # rights that the user lacks
         hand.succeed(held, value=3)
         assert waiting.result(10) == 3
         assert subscribers(store, hand) == 0
@@ -587,7 +588,7 @@ def test_cancel_and_reschedule_answer_what_they_did_when_their_reply_is_lost(
             return answer.result(10)
 
         first = colour.do(client.enqueue(Task("t", delay=60)))
-        colour.do(first.reschedule(delay=60))  # so that the store knows the scripts
+        colour.do(first.reschedule(delay=60))  # so that the store has loaded the scripts
         assert colour.do(first.cancel())
         gone = colour.do(client.enqueue(Task("t", id="a", delay=60)))
         assert lose_reply(gone.cancel, lambda: hand.state("a") is None) is True
@@ -648,7 +649,7 @@ def test_cluster_handle_reads_results_and_cancels_on_the_right_node(
 
 
 async def test_waiting_callers_do_not_read_payloads(store: Store, prefix: str) -> None:
-    """Otherwise, five hundred callers would request half a gigabyte at the same time."""
+    """Otherwise, 500 callers would request half a gigabyte at the same time."""
 
     broker = AsyncBroker(redis_clients.parse(store.url))
     async with AsyncClient(broker, prefix=prefix) as client:

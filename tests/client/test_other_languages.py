@@ -1,4 +1,5 @@
-"""docs/design/data-model.md suffices to enqueue a task and to read its result without qsync."""
+"""With docs/design/data-model.md alone, a client without qsync can enqueue a task and read its
+result."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ pack = msgspec.msgpack.encode
 
 
 def plain(source: str) -> str:
-    """Return the plain variant of a script or an include."""
+    """Return the source of a script or an include, in its plain variant."""
     kept, keeping = [], True
     for line in source.splitlines():
         match re.match(r"-- (flow:|plain:|end flow)$", line.strip()):
@@ -38,7 +39,7 @@ def plain(source: str) -> str:
 
 
 class ForeignClient:
-    """A client that is built from the scripts and the page about the data model, without qsync."""
+    """A client that uses only the scripts and the page about the data model, not qsync."""
 
     def __init__(self, url: str, prefix: str, queue: str = "default") -> None:
         self.redis = redis.Redis.from_url(url, protocol=2)
@@ -47,7 +48,7 @@ class ForeignClient:
         self.redis.sadd(f"{prefix}:queues", queue)
 
     def run(self, name: str, *args: str | bytes | int) -> Any:
-        """Run a script on the keys of its header."""
+        """Run a script with the keys that its header lists."""
         shebang, body = plain((LUA / f"{name}.lua").read_text("utf-8")).split("\n", 1)
         includes = " ".join(re.findall(r"^-- include: (.+)$", body, re.MULTILINE)).split()
         pieces = [plain((LUA / "include" / f"{one}.lua").read_text("utf-8")) for one in includes]
@@ -67,7 +68,7 @@ class ForeignClient:
         return self.send(id, call, number)
 
     def send(self, id: str, call: object, number: int) -> Any:
-        """Send the last message, again or for the first time."""
+        """Send the last message, for the first time or again."""
         return self.run("enqueue", "", HEAD, self.sender, number, 3, id, self.message, pack(call))
 
     def show(self, id: str) -> Any:

@@ -1,4 +1,4 @@
-"""Progress of a task, while it runs and after it has ended."""
+"""Progress of a task, both while the task runs and after it has ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def test_progress_of_a_kept_task_stays_until_it_leaves(rig: Rig) -> None:
 
 
 def test_last_progress_is_readable_after_the_end(store: Store, prefix: str) -> None:
-    """A report just before the handler returns is stored, on the loop and in a thread."""
+    """Progress that a handler reports just before it returns is stored, on the loop and in a
+    thread."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(name="loop", retention=60)

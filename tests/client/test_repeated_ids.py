@@ -78,8 +78,7 @@ def test_finished_task_is_not_run_again_by_its_id(
 def test_unconfirmed_enqueue_is_not_run_again_by_its_id(
     own_store: Store, prefix: str, colour: Colour
 ) -> None:
-    """An enqueue whose durability was not confirmed may be repeated, like an enqueue without a
-    reply."""
+    """A caller may repeat an enqueue whose durability was not confirmed, as after a lost reply."""
     client = colour.client(own_store.url, prefix)
     handle = colour.do(client.enqueue(Task("t", id="a"), durability="fsync"))
     assert handle.confirmed
@@ -125,7 +124,7 @@ def test_tasks_without_a_chosen_id_cost_nothing(valkey: Store, prefix: str) -> N
 
 
 def test_nested_enqueue_uses_the_time_of_the_app(valkey: Store, prefix: str) -> None:
-    """Clients from `current()` use the app's settings for remembered ids and payload sizes."""
+    """Clients from `current()` use the app's settings for remembered ids and the payload size."""
     app = Qsync(valkey.url, prefix=prefix, remember_ids=0, payload_limit=3_000_000)
     done: list[str] = []
 
@@ -311,7 +310,7 @@ def test_client_in_another_language_has_the_default(valkey: Store, prefix: str) 
 
 
 def test_task_refused_by_a_lock_may_be_enqueued_later(rig: Rig) -> None:
-    """Its id is not remembered, since no task was enqueued."""
+    """The id is not remembered, since no task was enqueued."""
     assert rig.send(chosen("a", unique=True, unique_key="l")) == [("created", "a")]
     assert rig.send(chosen("b", unique=True, unique_key="l")) == [("duplicate", "a")]
     rig.complete(*rig.lease())

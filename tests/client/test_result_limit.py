@@ -16,7 +16,7 @@ MB = 1_000_000
 
 
 def result_of(app: Qsync, value: Any, retention: float | None = 60) -> tuple[Any, Any, list[int]]:
-    """Return the result or its error, the status afterwards (or None), and the attempts."""
+    """Run a task; return its result or error, its status afterwards (or None), and its attempts."""
     mux, attempts = Mux(), list[int]()
 
     @mux.handle("t")

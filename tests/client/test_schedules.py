@@ -1,4 +1,4 @@
-"""Stored schedules, which blocking and async clients put, read and delete."""
+"""Blocking and async clients put, read and delete stored schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enqueues whose replies are lost are repeated, and take effect once."""
+"""Enqueues are repeated if their replies are lost, but take effect only once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def proxy(valkey: Store) -> Iterator[Proxy]:
 @pytest.fixture
 def hand(valkey: Store, prefix: str) -> Iterator[Hand]:
     with Hand(valkey.url, prefix) as hand:
-        # Otherwise the first lost reply would be NOSCRIPT.
+        # Load the scripts first, since otherwise the first lost reply would be NOSCRIPT.
         hand.broker.client_at(None).script_load(load("enqueue").text)
         yield hand
 

@@ -33,7 +33,7 @@ def partial() -> Iterator[Cluster]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let callers poll only when woken, so that only messages bring results."""
+    """Disable polling, so that only messages wake callers that wait for a result."""
     monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
@@ -54,7 +54,7 @@ def subscribed(nodes: list[Store], channels: list[str]) -> int:
 
 
 def begin(colour: Colour, client: Any, names: list[str]) -> tuple[list[Any], list[Any]]:
-    """Enqueue a task in each queue; return the handles, and a wait for each result."""
+    """Enqueue a task in each queue; return the handles, and a running wait for each result."""
     handles = [colour.do(client.enqueue(Task("t", queue=name, retention=60))) for name in names]
     return handles, [colour.begin(each.result) for each in handles]
 
@@ -74,7 +74,7 @@ def check_bound(colour: Colour, url: str, nodes: list[Store], prefix: str, most:
     assert listening(nodes) - before[1] == most
     assert threads() - before[0] <= most
     assert_cancelled(colour, handles[1:], waits[1:])
-    # No caller waits for the other queues any more.
+    # No caller waits for tasks of the other queues any more.
     wait_until(lambda: subscribed(nodes, channels) == 1, 10)
     assert_cancelled(colour, handles[:1], waits[:1])
     wait_until(lambda: listening(nodes) == before[1], 10)
@@ -98,7 +98,8 @@ def test_frozen_node_does_not_delay_waits_on_other_nodes(
     colour: Colour, partial: Cluster, prefix: str
 ) -> None:
     client = colour.client(partial.url, prefix)
-    # The list of servers is also on that node. Waits read it to warn about queues without a server.
+    # The list of servers is also on that node. Calls that wait read the list, to warn about queues
+    # without a server.
     silent = partial.holder(f"{prefix}:servers")
     names = [f"q{at}" for at in range(40)]
     at_silent = [name for name in names if partial.holder(QueueKeys(prefix, name).done) is silent]

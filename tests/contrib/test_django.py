@@ -46,7 +46,7 @@ def enqueue_sync(product: str) -> Any:
 
 
 def enqueue_async(product: str) -> Any:
-    """Enqueue on an event loop in another thread, as if Django's sync code called async code."""
+    """Enqueue on an event loop in another thread, as when sync code of Django calls async code."""
     from tests.support.django_shop.tasks import pack
 
     async def send() -> Any:

@@ -83,7 +83,7 @@ def test_language_comes_from_browser_setting_site_or_choice(
     with override_settings(
         MIDDLEWARE=english, USE_I18N=True, LANGUAGE_CODE="en", LANGUAGES=[("en", "English")]
     ):
-        of_site = Client()  # Django loads the middleware at its first request
+        of_site = Client()  # Django loads the middleware when it handles its first request
         of_site.force_login(users["staff"])
         assert language_of(of_site, "ru") == "en"
     close_dashboard()

@@ -1,4 +1,4 @@
-"""examples/django_shop, run with the commands in its README, from a request to the result."""
+"""Runs examples/django_shop with the commands in its README, from a request to the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VARIANTS = [
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Yield a copy of the example, whose path is short and accessible to PostgreSQL's account."""
+    """Yield a copy of the example under a short path, to which PostgreSQL's account has access."""
     folder = Path(tempfile.mkdtemp(prefix="shop-", dir="/tmp"))
     folder.chmod(0o755)
     ignored = shutil.ignore_patterns("__pycache__", ".qsync", "shop.db")
@@ -41,7 +41,8 @@ def folder() -> Iterator[Path]:
 
 
 def commands(readme: str, database: str) -> list[tuple[dict[str, str], str]]:
-    """Return the commands for a database: their environment, and their words after `python`."""
+    """Return the README's commands for a database: their environment, and their arguments to
+    `python`."""
     found = re.findall(r"^\$ ((?:[A-Z_]+=\w+ )?)python manage\.py (.*)$", readme, re.M)
     chosen = [
         (dict([given.strip().split("=")]) if given else {}, f"manage {words}")

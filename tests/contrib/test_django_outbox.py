@@ -1,4 +1,4 @@
-"""ENQUEUE = "outbox": tasks in the database of a Django project until the store has them."""
+"""ENQUEUE = "outbox": tasks stay in the database of a Django project until the store has them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.stores import Store, wait_until, wait_until_async
 
 @pytest.fixture
 def rows(project: Qsync, valkey: Store) -> Iterator[Any]:
-    """Yield the model of the outbox, which is empty."""
+    """Yield the model of the outbox, whose table is empty."""
     from qsync.contrib.django.models import OutboxRow
     from qsync.contrib.django.project import project_sender
 
@@ -139,7 +139,7 @@ def test_outbox_works_without_use_tz(
             assert [row.id for row in batch.rows] == [handle.id]
             batch.delete([handle.id])
         assert database.backlog().rows == 0
-        connections[alias].close()  # it has the time zone of the settings
+        connections[alias].close()  # it uses the time zone from the settings
 
 
 def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held: None) -> None:
@@ -154,7 +154,7 @@ def test_relay_of_a_server_sends_remaining_rows(project: Qsync, rows: Any, held:
         try:
             return bool(rows.count() == 0)
         finally:
-            connections.close_all()  # of this thread
+            connections.close_all()  # the connection of this thread
 
     async def serve() -> int:
         async with project.server():

@@ -32,7 +32,7 @@ def shop(project: Qsync) -> Any:
 
 @pytest.fixture
 def api(project: Qsync) -> Any:
-    """Return the names of django.tasks, from Django or from the backport."""
+    """Return the namespace of django.tasks, from Django or from the backport."""
     from qsync.contrib.django import tasks_api
 
     return tasks_api
@@ -132,7 +132,7 @@ def test_signals_are_sent_for_each_step(project: Qsync, shop: Any, api: Any) -> 
 def test_task_finished_is_sent_once_for_runs_that_are_stopped(
     project: Qsync, shop: Any, api: Any
 ) -> None:
-    """A run that a stopping server hands back has not finished."""
+    """A task that a stopping server hands back has not finished."""
     ended: list[tuple[str, str, list[str]]] = []
 
     def note(task_result: Any, **_: Any) -> None:

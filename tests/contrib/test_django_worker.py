@@ -68,7 +68,7 @@ def run(client: Client, name: str) -> Any:
 
 
 def end_connections(database: Postgres) -> int:
-    """End all other connections to the database, as a restart of its server does; return their
+    """End all other connections to the database, as a restart of the database does; return their
     number."""
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         rows = connection.execute(

@@ -40,7 +40,7 @@ CANARY = "canary-9b1f"
 
 
 class Traced:
-    """A traced app and its spans."""
+    """An app with tracing, and its spans."""
 
     def __init__(self, url: str, prefix: str, mux: Mux, **options: Any) -> None:
         self._exporter = InMemorySpanExporter()
@@ -67,8 +67,8 @@ class Traced:
 
 
 def connected(spans: list[ReadableSpan], root: ReadableSpan) -> bool:
-    """Return whether all spans belong to one trace, and each except the root has its parent among
-    them."""
+    """Return whether all spans belong to one trace, in which each span but the root has a known
+    parent."""
     ids = {span.context.span_id for span in spans}
     return all(
         span.context.trace_id == root.context.trace_id
@@ -83,7 +83,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 @contextlib.contextmanager
 def request(traced: Traced) -> Iterator[None]:
-    """Open the span that a web framework's instrumentation opens for a request."""
+    """Open a span for a request, as the instrumentation of a web framework does."""
     with traced.tracer.start_as_current_span("request"):
         yield
 
@@ -342,7 +342,7 @@ def test_unsampled_trace_is_marked_in_the_header(valkey: Store, prefix: str) -> 
             await until(lambda: bool(seen))
 
     asyncio.run(work())
-    assert int(seen[0].rpartition("-")[2], 16) & 1 == 0  # the sampled flag
+    assert int(seen[0].rpartition("-")[2], 16) & 1 == 0  # the sampled flag is not set
 
 
 def test_errors_are_recorded_without_their_text(valkey: Store, prefix: str) -> None:

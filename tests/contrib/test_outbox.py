@@ -66,8 +66,7 @@ def engine(request: pytest.FixtureRequest, outbox: Outbox, tmp_path: Path) -> It
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch, outbox: Outbox) -> Callable[[], None]:
-    """Send nothing after a commit, as if the process had died, until the returned function is
-    called."""
+    """Send nothing after a commit, as if the process had died; the returned function ends this."""
     outbox.after_commit._away_until = float("inf")
 
     def release() -> None:
@@ -321,14 +320,14 @@ def test_many_rows_of_failing_queues_keep_no_others_waiting(
 
 @pytest.fixture
 def unserved_slot(cluster: Cluster, prefix: str) -> Iterator[Callable[[], None]]:
-    """The slot of queue q0 has no node until the returned function is called."""
+    """Leave the slot of queue q0 without a node until the returned function is called."""
     key = QueueKeys(prefix, "q0").key("tasks")
     holder = cluster.holder(key)
     slot = holder.command("CLUSTER", "KEYSLOT", key)
 
     def serve() -> None:
         for node in cluster.nodes:
-            with contextlib.suppress(ResponseError):  # this node already knows
+            with contextlib.suppress(ResponseError):  # this node already knows the change
                 node.command("CLUSTER", "SETSLOT", slot, "NODE", holder.command("CLUSTER", "MYID"))
             node.command("CONFIG", "SET", "cluster-require-full-coverage", "yes")
         wait_until(cluster.settled)
@@ -603,7 +602,7 @@ def test_relay_sends_5000_rows_a_second(app: Qsync, outbox: Outbox, database: Po
     with outbox.relay(database.dsn) as relay:
         wait_until(lambda: relay.sent == count, timeout=60)
     rate = count / (time.monotonic() - began)
-    sys.stdout.write(f"outbox relay, rows per second: {rate:.0f}\n")  # for `pytest -s`
+    sys.stdout.write(f"outbox relay, rows per second: {rate:.0f}\n")  # shown by `pytest -s`
     assert rate > 5000
 
 
@@ -661,7 +660,7 @@ def test_session_sends_only_committed_tasks(
         kept = outbox.row(Task("send", 1))
         session.add(kept)
         session.flush()
-        savepoint = session.connection().begin_nested()  # the session does not know this
+        savepoint = session.connection().begin_nested()  # the session does not notice
         session.add(outbox.row(Task("send", 2)))
         session.flush()
         savepoint.rollback()

@@ -39,7 +39,7 @@ SERVER = {"lease": 2.0, "sweep": 0.2, "shutdown_timeout": 2.0}
 
 
 def series(metrics: Iterable[Metric]) -> dict[tuple[str, ...], float]:
-    """Return the values by name and labels, parsed from the exposition."""
+    """Return the values by name and labels, parsed from the text that the exporter writes."""
     text = prometheus.render(metrics).decode()
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
@@ -149,7 +149,7 @@ def held(run_metrics: RunMetrics) -> list[LeasedTask]:
 
 
 def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
-    """The wait of a delayed task begins at its due time."""
+    """The waiting time of a delayed task begins when the task is due."""
 
     async def work() -> list[MetricRow]:
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
@@ -183,7 +183,7 @@ def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, p
 
     [row] = asyncio.run(work())
     assert 0.3 <= row.wait_s < 30
-    assert sum(row.waits[:7]) == 0  # no wait of up to 0.25 s
+    assert sum(row.waits[:7]) == 0  # no task waited for 0.25 s or less
 
 
 def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: str) -> None:
@@ -244,7 +244,7 @@ def _info(name: str) -> Any:
 
 
 def test_counts_of_a_server_remain_after_its_end(valkey: Store, prefix: str) -> None:
-    """Counters never decrease, since that would look like a restart."""
+    """Counters never decrease, since a decrease would look like a restart."""
     app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
     prometheus.instrument(app, registry=registry)
     labels = {"queue": "default", "type": "good", "outcome": "completed"}

@@ -109,7 +109,7 @@ async def test_only_final_failures_are_reported_on_request(
         await wait_until_async(lambda: len(collected.of("event")) == 2)
     events = {event["transaction"]: event for event in collected.of("event")}
     assert events["fail"]["contexts"]["qsync"]["attempt"] == 2
-    assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # its attempts are used up
+    assert events["ask"]["fingerprint"] == ["ask", "Retry"]  # it has no attempts left
     runs = [one for one in collected.of("transaction") if one["transaction"] == "ask"]
     assert {run["contexts"]["trace"]["status"] for run in runs} == {"aborted"}  # no errors
 
@@ -164,7 +164,7 @@ async def test_payload_needs_send_default_pii(
 async def test_a_trace_continues_from_the_enqueue_through_all_tasks(
     app: Qsync, collected: Collector
 ) -> None:
-    opentelemetry.instrument(app)  # both at once
+    opentelemetry.instrument(app)  # both hooks at once
     sentry.instrument(app)
 
     @app.task(name="inner")
@@ -201,7 +201,7 @@ async def test_headers_of_the_task_stay(app: Qsync, collected: Collector) -> Non
     async with app, app.server():
         with sentry_sdk.start_transaction(name="request"):
             await t.enqueue()
-        await t.options(headers={"mine": "x" * 4000}).enqueue()  # no room for a trace
+        await t.options(headers={"mine": "x" * 4000}).enqueue()  # no room for the trace headers
         await wait_until_async(lambda: len(seen) == 2)
     seen.sort(key=len)
     assert seen[0] == {"mine": "x" * 4000}
@@ -225,7 +225,7 @@ async def test_periodic_tasks_are_monitors(app: Qsync, collected: Collector) -> 
     async def other() -> None: ...
 
     async with app, app.server():
-        for minute in (1, 2):  # the first tick uses up its attempts
+        for minute in (1, 2):  # the first tick uses up all attempts
             id = f"shop.Close:day@2026-11-24T02:0{minute}:00Z"
             await close.options(id=id).enqueue()
             await wait_until_async(lambda: len(collected.of("check_in")) == 2 * minute)  # noqa: B023 - awaited here

@@ -1,4 +1,4 @@
-"""The examples for web frameworks, run by the commands that they name."""
+"""Runs the examples for web frameworks with the commands that they name."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def shows(web: WebProcess, path: str, text: str) -> None:
 # Pages.
 
 SHOWN_ELSEWHERE = ("async def own(site: FastAPI)", "TestClient(api) as web:", "lifespan(app)(api)")
-"""Programs of the pages that test_fastapi.py runs."""
+"""Programs on documentation pages that test_fastapi.py runs."""
 
 
 @pytest.mark.parametrize(

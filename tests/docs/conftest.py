@@ -1,3 +1,4 @@
-"""Excludes the tests of the migration guides' programs, which test_migrate.py runs."""
+"""Excludes the tests in the migration guides' programs from collection; test_migrate.py runs
+them."""
 
 collect_ignore = ["migrate"]

@@ -37,7 +37,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def bench(*arguments: str, folder: Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run `python -m benchmarks --quick` in a folder that also holds its temporary files."""
+    """Run `python -m benchmarks --quick` in a folder, which also holds its temporary files."""
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", *arguments],
         cwd=folder,
@@ -51,7 +51,7 @@ def bench(*arguments: str, folder: Path, timeout: float = 280) -> subprocess.Com
 
 @dataclass
 class Run:
-    """The output and the files of a whole run."""
+    """The output and the files of a complete run."""
 
     folder: Path
     said: str
@@ -170,7 +170,7 @@ def test_given_store_is_left_unchanged(own_store: Store, tmp_path: Path) -> None
     written = json.loads(done.stdout)
     assert {one["measure"] for one in written["figures"]} == {"bulk", "latency", "store"}
     assert own_store.url.removeprefix("redis://") in written["machine"]["store_at"]
-    assert "enqueue_many" in done.stderr  # JSON instead of the table
+    assert "enqueue_many" in done.stderr  # the output is JSON instead of the table
     assert own_store.command("KEYS", "*") == [b"somebody's"]
 
 

@@ -27,7 +27,7 @@ ENVIRONMENT = DEPLOY / "systemd" / "shop.env"
 
 
 def kubernetes(name: str) -> dict[str, Any]:
-    """Return the objects of a file, by kind."""
+    """Return the Kubernetes objects in a file, by kind."""
     text = (DEPLOY / "kubernetes" / name).read_text()
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
 
 
 def unit(key: str) -> list[str]:
-    """Return the values of a key of the unit."""
+    """Return the values of a key in the systemd unit."""
     return [
         line.split("=", 1)[1]
         for line in UNIT.read_text().splitlines()
@@ -62,7 +62,7 @@ def unit(key: str) -> list[str]:
 
 
 def dockerfile(instruction: str) -> list[str]:
-    """Return the command of an instruction, which is a JSON list."""
+    """Return the command in a Dockerfile instruction, which is written as a JSON list."""
     text = (DEPLOY / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
     found = re.findall(rf"^{instruction} .*?(\[.*\])$", text, re.MULTILINE)
     words: list[str] = json.loads(found[-1])
@@ -70,7 +70,7 @@ def dockerfile(instruction: str) -> list[str]:
 
 
 def commands() -> dict[str, list[str]]:
-    """Return every command line of qsync in these files."""
+    """Return every command line in these files that runs qsync."""
     variables = environment()
     line = unit("ExecStart")[0].replace("/opt/%i/.venv/bin/", "")
     for name in ("QSYNC_APP", "QSYNC_OPTIONS"):
@@ -161,13 +161,13 @@ def test_autoscaler_uses_existing_endpoints() -> None:
     assert goal.target_s == 30
     assert goal.minimum == spec["minReplicaCount"]
     assert trigger["metadata"]["valueLocation"] in ScaleAdvice.__struct_fields__
-    # The target is one per replica, since the metric is the desired number of replicas.
+    # The target is 1 per replica, since the metric is the desired number of replicas.
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["targetValue"] == "1"
 
 
 def test_image_installs_requirements_before_it_copies_the_code() -> None:
-    """Otherwise, each change to the code would install the dependencies again."""
+    """Otherwise, each change to the code would cause the dependencies to be installed again."""
     steps = (DEPLOY / "docker" / "Dockerfile").read_text().splitlines()
     [requirements] = [at for at, step in enumerate(steps) if step.startswith("COPY requirements")]
     [install] = [at for at, step in enumerate(steps) if "-r requirements.txt" in step]

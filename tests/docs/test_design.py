@@ -33,7 +33,7 @@ MEMORY_FULL = {"flags=allow-oom": "runs", "flags=no-writes": "reads only", "": "
 
 
 def section(text: str, name: str) -> str:
-    """Return the text between two marks."""
+    """Return the text between two markers."""
     [found] = re.findall(rf"<!-- {name} -->(.*?)<!-- end of {name} -->", text, re.DOTALL)
     return str(found)
 
@@ -58,7 +58,7 @@ def files_of(page: str) -> set[str]:
 
 
 def exists(name: str) -> bool:
-    """Return whether a file of the package exists; a script may be named without its folder."""
+    """Return whether a file exists in the package; a script may be named without its folder."""
     folders = (PACKAGE, ROOT, PACKAGE / "broker" / "lua")
     return any((folder / name).exists() for folder in folders)
 
@@ -340,7 +340,7 @@ def _options_sent(new: new_task.NewTask) -> list[Any]:
 
 
 def _task_of(vector: dict[str, Any]) -> task.Task:
-    """Return the task that a caller would pass."""
+    """Return the task as a caller would pass it."""
     fields = vector["fields"]
     given: dict[str, Any] = {
         "type": fields["type"],

@@ -1,4 +1,4 @@
-"""The project of docs/django.md works, and the programs of docs/outbox.md run."""
+"""The project in docs/django.md works, and the programs in docs/outbox.md run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def python(folder: Path, *words: str, **environment: str) -> str:
 
 
 def make_project(folder: Path) -> None:
-    """Create the project of the page: `startproject`, `startapp`, and its files."""
+    """Create the project that the page describes: run `startproject` and `startapp`, and add its
+    files."""
     python(folder, "-m", "django", "startproject", "mysite", ".")
     python(folder, "manage.py", "startapp", "shop")
     files = re.findall(

@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 def python(
     *arguments: str, folder: Path, url: str | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder; the environment names the store."""
+    """Run Python in a folder; environment variables name the store."""
     environment = {**os.environ} if url is None else {**os.environ, "QSYNC_URL": url}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -106,7 +106,7 @@ def example(name: str, prefix: str, url: str) -> Any:
 
 
 def test_batch(prefix: str, valkey: Store) -> None:
-    """The program of docs/batches.md inserts all rows, and only the task with the wrong payload is
+    """The program in docs/batches.md inserts all rows; only the task with the wrong payload is
     dead."""
     module = example("batch", prefix, valkey.url)
 
@@ -127,7 +127,7 @@ def test_batch(prefix: str, valkey: Store) -> None:
 
 
 def test_bounds(prefix: str, valkey: Store) -> None:
-    """The program of docs/bounds.md runs with lower bounds."""
+    """The program in docs/bounds.md runs, here with lower bounds."""
     module = example("bounds", prefix, valkey.url)
     app = module.app
     app.bounds = {

@@ -132,7 +132,7 @@ def test_mux_instead_of_an_app_explains_how_to_create_one(tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """Run this many processes that use all available CPU time."""
+    """Run this many processes that use as much CPU time as they can get."""
     with contextlib.ExitStack() as stack:
         for _ in range(number):
             process = subprocess.Popen([sys.executable, "-c", "while True: pass"])

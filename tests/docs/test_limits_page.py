@@ -1,4 +1,4 @@
-"""docs/limits.md: its programs do what the page says."""
+"""The programs in docs/limits.md do what the page says."""
 
 from __future__ import annotations
 

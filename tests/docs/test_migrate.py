@@ -1,7 +1,7 @@
-"""The programs of the migration guides, in qsync and in the other library.
+"""Runs the programs in the migration guides, both for qsync and for the other library.
 
-`make soak` runs the programs for other libraries, each in an environment that the test creates when
-needed. Programs in Go are not run.
+`make soak` also runs the programs for other libraries, each in an environment that the test creates
+if it is missing. Programs in Go are not run.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""Runs the server and the client of a program in one process, which is fast."""
+"""Runs the server and the client of a program in one process, to save time."""
 
 
 def expected(name: str) -> Library:
@@ -136,7 +136,7 @@ def test_program_in_qsync_behaves_as_in_the_guide(name: str, tmp_path: Path, val
         return [line for line in (library.prints, *library.says) if line not in text]
 
     try:
-        with contextlib.suppress(AssertionError):  # the log contains more
+        with contextlib.suppress(AssertionError):  # the assertions below show the log
             wait_until(lambda: not missing() or process.poll() is not None, 30)
     finally:
         process.communicate(timeout=30)
@@ -159,7 +159,7 @@ def test_tests_of_the_guide_pass_without_a_url(name: str, tmp_path: Path) -> Non
 
 
 def run_tests(folder: Path, python: str, environment: dict[str, str]) -> None:
-    """Run `test_shop.py`, which must not use the store that the environment names."""
+    """Run `test_shop.py`; it must not use the store that the environment names."""
     unset = {name: value for name, value in os.environ.items() if name != "QSYNC_URL"}
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "-W", "ignore", "test_shop.py"],
