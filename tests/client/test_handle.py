@@ -287,7 +287,7 @@ def test_waiting_caller_learns_of_deletion(
 def test_killed_subscription_is_opened_again(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
-    """Callers notice tasks that end before the subscription is opened again, and tasks that end later."""
+    """Tasks are noticed whether they end before or after the subscription is opened again."""
     handles = colour.do(client.enqueue_many([KEPT, KEPT]))
     first, second = hand.take(2)
     waiting = [colour.begin(one.result) for one in handles]

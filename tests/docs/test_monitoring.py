@@ -1,4 +1,4 @@
-"""The alerts, the Grafana dashboard and the monitors of deploy/ use only existing metrics."""
+"""The alerts, the Grafana dashboard and the monitors in deploy/ use only existing metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNUSED = {
     "qsync_queue_bytes_total", "qsync_queue_cancelled_total", "qsync_queue_dropped_total",
     "qsync_queue_trimmed_total", "qsync_servers_running", "qsync_type_statistics_dropped_total",
 }  # fmt: skip
-"""Metrics that are used by neither an alert nor a panel."""
+"""Metrics that no alert and no panel uses."""
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 
@@ -49,7 +49,7 @@ def promtool(*words: str | Path, text: str | None = None) -> str:
 
 
 async def exposition(url: str, prefix: str) -> str:
-    """Return the metrics of a dashboard and a worker after a task has run."""
+    """Return the metrics that a dashboard and a worker export after a task has run."""
     app, registry = Qsync(url, prefix=prefix), CollectorRegistry()
     instrument(app, registry=registry)
 

@@ -1,4 +1,5 @@
-"""Tasks and schedules of a client that is written from docs/design/data-model.md alone.
+"""A client that is written from docs/design/data-model.md alone can enqueue tasks and store
+schedules.
 
 The client encodes its messages without qsync. Their bytes equal those in docs/design/vectors.json.
 """
@@ -27,7 +28,7 @@ HEAD = bytes.fromhex("9801cf")
 
 
 def script_text(verb: str, *, flow: bool = False) -> tuple[str, list[str]]:
-    """Return a script, assembled as in the section "Scripts", and the names of its keys."""
+    """Return a script, assembled as the section "Scripts" describes, and the names of its keys."""
     variant = "flow " if flow else "plain "
     first, *lines = (LUA / f"{verb}.lua").read_text("utf-8").splitlines()
     pieces, slots, body = [], dict[str, str](), list[str]()
@@ -56,7 +57,7 @@ def _of_variant(lines: list[str], *, flow: bool) -> Iterator[str]:
 
 
 class ForeignClient:
-    """A client that follows the page."""
+    """A client that does only what the page describes."""
 
     def __init__(self, kit: SyncKit) -> None:
         self._ask = kit._opened.broker.ask
@@ -88,7 +89,7 @@ class ForeignClient:
 
 
 def section_keys(name: str) -> list[str]:
-    """Return the names between two marks of the page."""
+    """Return the names between two markers on the page."""
     [text] = re.findall(rf"<!-- {name} -->(.*?)<!-- end of {name} -->", PAGE, re.DOTALL)
     return re.findall(r"`(\w+)`", text)
 
@@ -141,7 +142,7 @@ def test_schedules_of_a_client_in_another_language_tick(
     with kit.app.client() as client:
         before = client.schedules.get("foreign")
         assert before is not None
-        kit.advance(days=1)  # each ticks within a day
+        kit.advance(days=1)  # each schedule ticks within a day
         ticks = kit.enqueued(before.type)
         assert ticks
         assert all(tick.id.startswith("foreign@") for tick in ticks)
@@ -149,7 +150,7 @@ def test_schedules_of_a_client_in_another_language_tick(
         _, [stored] = kit._opened.broker.run(row)
         assert stored is not None
         content = decode_record(stored.record)
-        # qsync's client sends the same record, so it changes nothing.
+        # The client of qsync sends the same record, so its call changes nothing.
         details = content.details()
         options = {"retry": details.retry, "retention": _seconds(details.options)}
         payload = codec.decode(details.payload) if details.is_value else details.payload

@@ -95,7 +95,7 @@ def test_lowest_releases_are_those_of_the_package() -> None:
     assert done.stdout.split() == pins
 
 
-# The release checks find each fault.
+# The release checks find each kind of fault.
 
 
 def test_builds_that_differ_are_named(tmp_path: Path) -> None:

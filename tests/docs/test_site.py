@@ -41,18 +41,19 @@ PUBLIC = (
         if path != PACKAGE / "contrib" / "__init__.py"
     ),
 )
-"""Files of the modules with public names."""
+"""Files of the modules that have public names."""
 
 
 def module_of(file: str) -> str:
-    """Return the dotted name of a module by its file."""
+    """Return the dotted name of the module in a file."""
     path = Path(file).with_suffix("")
     parts = path.parts[:-1] if path.name == "__init__" else path.parts
     return ".".join(("qsync", *parts))
 
 
 def public_names(file: str) -> list[str]:
-    """Return `__all__` of a module without importing the module, whose extra may be missing."""
+    """Return `__all__` of a module without importing the module, since its extra may not be
+    installed."""
     for node in ast.parse((PACKAGE / file).read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return [str(name) for name in ast.literal_eval(node.value)]
@@ -60,7 +61,7 @@ def public_names(file: str) -> list[str]:
 
 
 def documented(page: str) -> set[str]:
-    """Return the names whose docstrings the site shows in a page."""
+    """Return the names whose docstrings the site shows on a page."""
     return set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
 
 
@@ -69,7 +70,7 @@ def documented(page: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the built site. Any warning fails the build."""
+    """Build the site and return its folder. Any warning makes the build fail."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],

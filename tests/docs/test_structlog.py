@@ -1,4 +1,4 @@
-"""docs/structlog.md: its program logs the lines that the page shows."""
+"""The program in docs/structlog.md logs the lines that the page shows."""
 
 from __future__ import annotations
 

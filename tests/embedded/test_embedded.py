@@ -1,4 +1,4 @@
-"""The embedded store: its start, its guardian, and its end."""
+"""The embedded store: how it starts, its guardian, and how it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with Embedded(sys.argv[1]) as store:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Yield a folder whose store ends within seconds after the test."""
+    """Yield a folder for a store; after the test, wait until the store has ended."""
     folder = tmp_path / "store"
     yield folder
     if folder.exists():
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def idle(folder: Path) -> bool:
-    """Return whether neither a guardian nor a Valkey of this folder is running."""
+    """Return whether neither a guardian nor a Valkey is running for this folder."""
     return not any(locked(folder / name) for name in ("guardian.lock", "valkey.lock"))
 
 
@@ -255,7 +255,7 @@ def test_next_start_repairs_a_store_without_a_guardian(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next guardian stops it")
 def test_killed_guardian_stops_valkey(folder: Path) -> None:
-    """While Valkey is running, its lock keeps another Valkey away from its data."""
+    """While Valkey is running, its lock prevents another Valkey from using the data."""
     with user(folder):
         valkey, guardian = valkey_pid(folder), guardian_pid(folder)
         os.kill(valkey, signal.SIGSTOP)
@@ -283,7 +283,8 @@ def test_stale_socket_is_replaced(folder: Path) -> None:
 
 
 def test_copied_folder_is_a_separate_store(folder: Path, tmp_path: Path) -> None:
-    """The files of a copied folder name the old socket, but do not lead to the first store."""
+    """The files in a copied folder name the socket of the first store, but a user of the copy gets
+    another store."""
     with Embedded(folder):
         pid = valkey_pid(folder)
         copy = tmp_path / "copy"

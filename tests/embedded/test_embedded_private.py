@@ -1,4 +1,4 @@
-"""embedded:// ignores files that another user may have prepared in its folder."""
+"""embedded:// does not trust files that another user may have put into its folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """Yield an unrelated file, which must be unchanged at the end."""
+    """Yield an unrelated file, which the test must leave unchanged."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     yield victim
@@ -102,7 +102,7 @@ def test_a_file_of_another_user_is_refused(folder: Path, name: str) -> None:
 
 
 def test_forged_socket_path_gets_no_tasks(folder: Path, tmp_path: Path) -> None:
-    """A fake guardian holds the lock and names its own socket."""
+    """A process that poses as the guardian holds the lock and names its own socket."""
     with socket.socket(socket.AF_UNIX) as planted, (folder / "guardian.lock").open("w") as lock:
         planted.bind(str(tmp_path / "planted"))
         planted.listen()
@@ -134,8 +134,8 @@ def test_a_socket_of_another_user_is_refused(folder: Path) -> None:
 def test_planted_data_of_the_store_is_not_written_to(
     folder: Path, tmp_path: Path, victim: Path, kind: str
 ) -> None:
-    """Links that were planted while other users could write to the folder stay after `chmod
-    go-w`."""
+    """Links that other users created while they could write to the folder are still there after
+    `chmod go-w`."""
     other, data = tmp_path / "other", folder / "appendonlydir"
     other.mkdir()
     if kind == "folder":
@@ -153,11 +153,11 @@ def test_planted_data_of_the_store_is_not_written_to(
 def test_a_private_folder_that_others_may_write_to_is_not_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user has prepared the socket folder, which is used if the path of the store's own
-    folder is too long."""
+    """Another user has created the separate folder for the socket, which is used if the path of the
+    store's folder is too long."""
     from qsync.embedded import _private_name
 
-    monkeypatch.setenv("TMPDIR", "/tmp")  # a short path
+    monkeypatch.setenv("TMPDIR", "/tmp")  # so that the path is short
     private = tmp_path / _private_name(folder)
     private.mkdir()
     private.chmod(0o777)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the guarantees."""
+"""Fixtures for the tests of the guarantees."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Measured = Callable[[str, object], None]
 
 @pytest.fixture
 def history(tmp_path: Path) -> History:
-    """Return the history of a test's servers."""
+    """Return the history that the servers of a test write."""
     return History(tmp_path / "history")
 
 
 @pytest.fixture
 def launch(prefix: str, history: History) -> Iterator[Launch]:
-    """Start servers in processes; none outlives the test."""
+    """Return a function that starts servers in processes; they end with the test."""
     started: list[ServerProcess] = []
 
     def launch(url: str, *, ready: bool = True, **config: Any) -> ServerProcess:

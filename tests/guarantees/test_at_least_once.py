@@ -25,17 +25,17 @@ SERVERS = 4
 KILLS = 20
 RESTARTS = 2
 LASTS_S = 11.0
-"""Duration of the enqueueing and the kills, in seconds."""
+"""How long tasks are enqueued and processes are killed, in seconds."""
 
 DEAD = {"tasks", "dead", "crashes"}
-"""Keys that dead tasks leave behind."""
+"""Keys in which dead tasks remain."""
 
 
 def mixed_tasks(chance: random.Random) -> list[Task]:
-    """Return tasks that use each part of the data model.
+    """Return tasks that together use every part of the data model.
 
-    The tasks are short. A task of 0.4 s would be hit by three kills in a row with a probability of
-    1 in 500, and would then rightly be taken for their cause.
+    The tasks are short: three kills in a row would hit a task of 0.4 s with a probability of 1 in
+    500, and the task would then be treated as their cause.
     """
     tasks = []
     for n in range(TASKS):
@@ -60,7 +60,7 @@ def mixed_tasks(chance: random.Random) -> list[Task]:
 
 
 async def enqueue_all(url: str, prefix: str, tasks: list[Task]) -> int:
-    """Enqueue at an even pace, even during store outages; return how many calls had to be
+    """Enqueue at a steady rate, retrying during store outages; return how many calls had to be
     repeated."""
     repeated = 0
     began = time.monotonic()
@@ -84,7 +84,7 @@ class Chaos:
         self._chance, self._store, self._launch = chance, store, launch
         self.servers = [self._start() for _ in range(SERVERS)]
         self.killed: dict[int, float] = {}
-        """Process ids of killed servers, and the times of the kills."""
+        """Time of the kill, by process id of the killed server."""
         self.outages: list[tuple[float, float]] = []
         for server in self.servers:
             server.wait_ready()
@@ -119,10 +119,11 @@ class Chaos:
 
 
 def unexplained(history: History, chaos: Chaos) -> list[str]:
-    """Return the ids of tasks that ran again without a failure, a killed server or an outage.
+    """Return the ids of tasks that ran again although there was no failure, killed server or
+    outage.
 
-    During a store outage and for the length of a lease afterwards, the leases of live servers may
-    expire.
+    The leases of live servers may expire during a store outage, and for the duration of a lease
+    after it.
     """
     starts: dict[str, list[Event]] = {}
     for event in history.of("start"):

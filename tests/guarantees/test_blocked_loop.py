@@ -1,5 +1,5 @@
-"""A handler that blocks the event loop delays other tasks, but none is lost, repeated or
-charged."""
+"""A handler that blocks the event loop delays other tasks, but no task is lost, repeated or charged
+with a crash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
     blocked = launch(valkey.url, server_id="blocked", lease=LEASE_S, concurrency=30)
     others = [task(sleep=1.0) for _ in range(10)]
     others += [task("work-in-thread", sleep=1.0) for _ in range(10)]
-    # These tasks wait for a slot when the loop is blocked, or are still in the queue.
+    # When the loop blocks, these tasks are waiting for a slot or are still in the queue.
     others += [task(sleep=0.01) for _ in range(100)]
     block = task("block", id="block", sleep=5 * LEASE_S)
 
@@ -37,7 +37,7 @@ def test_blocked_loop_keeps_its_leases_and_logs_the_blocker_once(
 
     asyncio.run(enqueue())
     history.wait("start", 1, id="block")
-    launch(valkey.url, lease=LEASE_S)  # takes the task of each lease that expires
+    launch(valkey.url, lease=LEASE_S)  # takes over each task whose lease expires
     history.wait("end", len(others) + 1)
     starts = history.of("start")
     measured("blocked loop, starts", len(starts))
@@ -82,8 +82,8 @@ def test_tasks_in_a_fetch_of_a_blocked_loop_are_not_charged(
 def test_tasks_leased_by_a_blocked_server_run_elsewhere(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The server has free slots and has requested tasks before it blocks, so it cannot take
-    them."""
+    """The server has free slots, and its fetch is in flight when the loop blocks, so it cannot
+    start the tasks that it leases."""
     blocked = launch(valkey.url, server_id="blocked", concurrency=10)
 
     async def enqueue(*tasks: Task) -> None:
@@ -108,9 +108,9 @@ def test_tasks_leased_by_a_blocked_server_run_elsewhere(
 def test_server_with_a_held_interpreter_loses_only_its_leases(
     valkey: Store, prefix: str, launch: Launch, history: History, tmp_path: Path
 ) -> None:
-    """Not even the heartbeat runs in the meantime, so another server runs the tasks, and its
-    results count."""
-    # Long enough for servers that get little CPU time.
+    """While the interpreter is held, not even the heartbeat runs, so another server runs the tasks
+    and its results count."""
+    # The lease is long enough for servers that get little CPU time.
     holder = launch(valkey.url, server_id="holder", lease=HELD_LEASE_S)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -129,7 +129,7 @@ def test_server_with_a_held_interpreter_loses_only_its_leases(
             results = [await handle.result(timeout=30) for handle in handles]
             assert results == ["other"] * 6
             assert not history.of("end", pid=holder.pid)
-            fifo.write_bytes(b"")  # it no longer holds the interpreter
+            fifo.write_bytes(b"")  # release the interpreter
             await asyncio.to_thread(history.wait, "end", 1, id="hold", pid=holder.pid)
             holder.terminate()
             assert await asyncio.to_thread(holder.wait) == 0

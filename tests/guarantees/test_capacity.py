@@ -25,7 +25,7 @@ CHUNK: Final = 100_000
 
 
 def spread(cluster: Cluster, prefix: str) -> dict[Store, list[str]]:
-    """Return the names of three queues for each primary."""
+    """Return the names of three queues on each primary."""
     names: dict[Store, list[str]] = {node: [] for node in cluster.nodes}
     number = 0
     while any(len(held) < 3 for held in names.values()):
@@ -63,8 +63,8 @@ async def work(cluster: Cluster, prefix: str, queues: Sequence[str]) -> float:
 def test_three_primaries_have_over_twice_the_throughput_of_one(
     cluster: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """The CPU time of the busiest primary is compared, because all primaries share two cores
-    here."""
+    """The CPU time of the busiest primary is compared, because all primaries share the cores of
+    this machine."""
     names = spread(cluster, prefix)
     one = next(iter(names.values()))[:3]
     three = [queues[-1] for queues in names.values()]

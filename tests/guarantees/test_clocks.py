@@ -28,7 +28,7 @@ LEASE_S = 1.0
 def test_servers_with_wrong_and_jumping_clocks_run_every_task_once(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """No timer is early, leases and deadlines expire on time, and no task is lost."""
+    """No task starts before it is due, leases and deadlines expire on time, and no task is lost."""
     servers = [
         launch(valkey.url, clock_s=offset, lease=LEASE_S, concurrency=100)
         for offset in (HOUR_S, -HOUR_S)
@@ -108,7 +108,7 @@ def test_ten_schedulers_with_wrong_clocks_that_are_killed_make_each_tick_once(
     ticks: int,
     kills: int,
 ) -> None:
-    """Each tick runs. Only a tick on a killed server may run twice."""
+    """Every tick runs. Only a tick that was running on a killed server may run twice."""
     chance = random.Random(ticks)
     every = Every(0.25)
 

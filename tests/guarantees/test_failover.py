@@ -21,18 +21,19 @@ from tests.support.stores import Cluster, Sentinel, wait_until, wait_until_async
 
 WEIGHTS = (5, 3, 1)
 SHARED = 18_000
-"""Primaries reply one by one, so shares are even over some hundreds of tasks, but not over ten."""
+"""Number of tasks whose shares are compared. Primaries reply one after another, so shares are exact
+over some hundreds of tasks, but not over ten."""
 
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
-    """Start a cluster for this module. It loses a primary and continues with the others."""
+    """Start a cluster for this module. If it loses a primary, it continues with the others."""
     with Cluster(config={"cluster-require-full-coverage": "no"}) as cluster:
         yield cluster
 
 
 def queues_on_each(cluster: Cluster, prefix: str) -> list[str]:
-    """Return one queue on each primary."""
+    """Return the names of one queue on each primary."""
     found: dict[int, str] = {}
     for n in itertools.count():
         queue = f"queue-{n}"
@@ -124,7 +125,7 @@ def test_queues_on_different_primaries_share_by_weight(
 
 
 class Stream:
-    """Enqueues tasks one after another to some queues, and records when each ran."""
+    """Keeps enqueueing tasks to some queues, and records when each task ran."""
 
     def __init__(self, b: Bench, queues: list[str], *, every: float = 0.005) -> None:
         self.ran: dict[str, list[float]] = defaultdict(list)
@@ -157,16 +158,16 @@ class Stream:
             await asyncio.sleep(self._every)
 
     def count(self, queue: str, since: float) -> int:
-        """Return how many tasks ran from `since` on."""
+        """Return how many tasks of the queue ran after `since`."""
         return sum(at > since for at in self.ran[queue])
 
     def rate(self, queue: str, since: float = 0.0) -> float:
-        """Return how many tasks ran per second, from `since` or the first run on."""
+        """Return how many tasks ran per second after `since`, or after the first run if it is 0."""
         times = [at for at in self.ran[queue] if at > since]
         return len(times) / (time.monotonic() - (since or times[0]))
 
     def longest_gap(self, queue: str, since: float) -> float:
-        """Return the longest time in which no task of the queue ran, from `since` on."""
+        """Return the longest time after `since` in which no task of the queue ran."""
         times = [since, *(at for at in self.ran[queue] if at > since), time.monotonic()]
         return max(after - before for before, after in itertools.pairwise(times))
 
@@ -175,7 +176,7 @@ class Stream:
 
 
 async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> None:
-    """Wait until no task of the queues is left."""
+    """Wait until the queues have no tasks."""
     with store.client() as client:
         await wait_until_async(
             lambda: not any(left_over(client, prefix, queue) for queue in queues), timeout=20
@@ -201,7 +202,7 @@ def test_other_queues_continue_while_a_primary_is_down(
                     before = {queue: stream.rate(queue) for queue in queues}
                     killed_at = time.monotonic()
                     victim.kill() if how == "killed" else victim.pause()
-                    # Return whether the replica has taken over and has run many tasks.
+                    # Wait until the replica has taken over and many tasks of the queue have run.
                     await until(lambda: stream.count(hit, killed_at + 0.5) > 50, 30)
                     shares = [stream.rate(one, killed_at) / before[one] for one in others]
                     gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}
@@ -214,7 +215,8 @@ def test_other_queues_continue_while_a_primary_is_down(
             )
             measured(f"cluster, primary {how}, least share of their rate", min(shares))
             measured(f"cluster, primary {how}, tasks lost with the primary", len(stream.lost(hit)))
-            # The node timeout is 1 s. A stopped node is given up after another 5 s.
+            # The node timeout is 1 s. The cluster waits 5 s longer for a node that is stopped but
+            # not dead.
             assert gaps[hit] <= (6 if how == "killed" else 9)
             assert max(gaps[one] for one in others) <= 1
             if how == "standing":  # a killed node is soon replaced by its replica
@@ -231,7 +233,7 @@ def test_other_queues_continue_while_a_primary_is_down(
 def test_unanswered_fetch_blocks_no_slot_of_other_queues(
     replicated: Cluster, prefix: str, measured: Measured
 ) -> None:
-    """The task does not even keep the only slot, for which it was leased."""
+    """Even the only slot stays free, although the fetch may have leased a task for it."""
     queues = queues_on_each(replicated, prefix)
     hit, *others = queues
     victim = replicated.holder(f"{{{prefix}:{hit}}}:tasks")

@@ -20,8 +20,8 @@ LONG = 10
 
 
 def dump(store: Store, prefix: str) -> dict[str, Any]:
-    """Return the contents of a queue, without the fields that upkeep and renewals change, and
-    without `lost`."""
+    """Return the contents of a queue, without the fields that maintenance and renewals change, and
+    without the `lost` counters."""
     base = QueueKeys(prefix, "default").base
     found: dict[str, Any] = {}
     with store.client() as client:
@@ -49,8 +49,8 @@ def counter(store: Store, prefix: str, name: str) -> int:
 
 
 def zombie_tasks() -> dict[str, Task]:
-    """Return tasks by name. On the zombie, they end while it is stopped; on the other server, not
-    always."""
+    """Return tasks by id. All would end on the zombie while it is paused; on the other server, some
+    run longer."""
     zombie, live = {"zombie": 0.5}, {"zombie": 0.5, "live": 4.0}
     kept: dict[str, Any] = {"retention": 600}
     tasks: dict[str, Task] = {}
@@ -101,7 +101,8 @@ def test_a_zombie_changes_nothing(
     history.wait("cancelled", len(stopped), pid=zombie.pid)
     zombie.terminate()
     assert zombie.wait() == 0
-    # Its statistics count the lost lease: they concern the server itself and change no task.
+    # The zombie's type reports count the lost leases. They describe the server itself and change no
+    # task.
     after = dump(valkey, prefix)
     assert after | {"type_reports": {}} == before | {"type_reports": {}}
     ends = history.of("end", pid=zombie.pid)

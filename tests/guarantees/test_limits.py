@@ -15,8 +15,8 @@ from tests.support.stores import available, wait_until
 
 WAITING = 50_000
 MOST_BYTES = 105
-"""Extra memory of a task with a limit of 11 characters, about 95 bytes: an entry among the waiters,
-and the limit in its message."""
+"""Maximum memory that a limit of 11 characters adds to a waiting task. It takes about 95 bytes: an
+entry among the waiters, and the limit in the message."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fill(rig: Rig, count: int, *limits: str) -> float:
 
 
 def commands_of_a_fetch(rig: Rig) -> dict[str, int]:
-    """Return how often each command runs in a fetch that leases one task of another key."""
+    """Return how often a fetch that leases one task with another key runs each command."""
     rig.enqueue("first", "second")
     assert len(rig.fetch(1).ids) == 1  # the task that holds the limit
     assert rig.fetch(1).ids == ["first"]

@@ -115,7 +115,7 @@ def test_tasks_with_an_open_limit_keep_their_place_among_others(
     places = [place for place, id in enumerate(order) if id in {f"l{n}" for n in range(100)}]
     measured("last of the tasks 300 to 399, which have a limit", places[-1])
     assert [order[place] for place in places] == [f"l{n}" for n in range(100)]
-    assert places[-1] < 1500  # tasks that were leased ahead earlier go first
+    assert places[-1] < 1500  # tasks that had already been leased run first
 
 
 @pytest.mark.faults(78)
@@ -130,7 +130,8 @@ def test_the_share_of_an_empty_queue_goes_to_the_others(
             async with b.server(mux, queues=WEIGHTS, prefetch=prefetch):
                 await until(lambda: len(order) >= 9500, timeout=30)
 
-    # A process that gets no CPU time for 100 ms assumes that its queue's node has stopped.
+    # Repeat the measurement: a process that gets no CPU time for 100 ms assumes that the node of
+    # its queue has stopped.
     for _ in range(ROUNDS):
         order: list[str] = []
         asyncio.run(main(order))
@@ -190,7 +191,7 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     between = [order[begin : order.index("late", begin)].count("full") for begin in begins]
     measured("tasks of a full queue before those of a queue that was empty, at most", max(between))
     assert order.count("full") < 20_000, "the full queue was empty too early to tell"
-    # The tasks leased ahead last for about 0.1 s.
+    # Leased tasks that are not running yet last for about 0.1 s.
     assert max(between) < 5000
 
 

@@ -1,4 +1,5 @@
-"""A task that kills its process is dead after three crashes. Tasks that run beside it succeed."""
+"""A task that kills its process is dead after three crashes. Tasks that run at the same time
+succeed."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ INNOCENTS = 50
 
 
 def mixed(chance: random.Random) -> tuple[list[Task], str]:
-    """Return quick and slow tasks, some in threads, with a poison task among them, and the id of
-    the poison task.
+    """Return short and long tasks, some of them in threads, with a poison task among them; also
+    return the id of the poison task.
 
     Tasks of one lease are recovered in the order of their ids, so the ids must be random.
     """

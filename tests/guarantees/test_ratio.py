@@ -1,8 +1,8 @@
-"""A guard against slowdowns: ratios within one run and counts, which other load on the machine
-cannot change.
+"""Guards against slowdowns by ratios within one run and by counts, which other load on the machine
+hardly affects.
 
-Times are CPU time where this can be measured. On a busy machine, a single round may still be
-disturbed, so the best of a few rounds counts.
+Times are CPU times where these can be measured. A busy machine may still disturb a single round, so
+the best of several rounds counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def private_harness() -> AsyncIterator[Harness]:
 
 
 def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float], bool]) -> float:
-    """Return the first good value of several rounds, else the last."""
+    """Return the first good value in several rounds, or the last value if none is good."""
 
     async def look() -> float:
         async with private_harness() as harness:
@@ -54,7 +54,7 @@ def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float],
 
 
 def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> None:
-    """The CPU time of the server process counts, including its threads."""
+    """The CPU time of the whole server process counts, including that of all its threads."""
 
     async def share(harness: Harness) -> float:
         floor = await throughput.baseline(harness, 20_000)
@@ -83,8 +83,8 @@ def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
 
 
 def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> None:
-    """Blocking and async clients take turns in many short rounds. The minimum of each counts, since
-    the load varies."""
+    """Enqueues and bare calls alternate in many short rounds. The minimum of each counts, since the
+    load varies."""
 
     async def ratio(harness: Harness) -> float:
         ratios = []
@@ -123,7 +123,7 @@ def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measure
 
 
 def test_an_idle_server_asks_the_store_for_little(measured: Measured) -> None:
-    """The count covers more than one sweep."""
+    """The measured period covers more than one sweep."""
 
     async def rate() -> float:
         async with private_store() as url, Harness(url, replace(QUICK, idle_s=6.0)) as harness:

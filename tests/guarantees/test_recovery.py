@@ -1,4 +1,4 @@
-"""The tasks of a server that has died soon run again on a live server."""
+"""If a server dies, its tasks soon run again on a live server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ TASKS = 20
 def kill_and_watch(
     launch: Launch, url: str, prefix: str, victim: ServerProcess, phase_s: float
 ) -> tuple[ServerProcess, list[float]]:
-    """Kill a server with running tasks; return the server that recovered them, and their delays."""
+    """Kill a server with running tasks; return the server that recovered the tasks, and the
+    delays."""
 
     async def enqueue() -> set[str]:
         async with bench(url, prefix) as b:
@@ -55,8 +56,8 @@ def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     delays: list[float] = []
     victim = launch(valkey.url, lease=1.0, sweep=0.2)
     for _ in range(rounds):
-        # Leases are renewed after a third of their length, so the kill comes at any moment between
-        # two renewals.
+        # Leases are renewed after a third of their duration, so the kill may come at any moment
+        # between two renewals.
         phase_s = chance.uniform(0, 0.4)
         victim, found = kill_and_watch(launch, valkey.url, prefix, victim, phase_s)
         delays += found
@@ -103,7 +104,8 @@ BURST = 200
 def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
     valkey: Store, prefix: str, measured: Measured
 ) -> None:
-    """Upkeep finds due tasks without a wake, and a full batch shows that there are more."""
+    """Maintenance finds the tasks before a wake arrives, and a full batch shows that there are
+    more."""
     chance, mux, ran = random.Random(7), Mux(), list[str]()
 
     @mux.handle("note")

@@ -20,8 +20,8 @@ CHUNK = 100_000
 DRAINED = 100_000
 
 ROUNDS = 3
-"""Other load on the machine may delay the store in the middle of a script, so a single round
-without a slow script is enough."""
+"""Number of rounds, of which one without a slow script is enough: other load on the machine may
+delay the store in the middle of a script."""
 
 
 @pytest.mark.faults(29)
@@ -29,8 +29,8 @@ without a slow script is enough."""
 def test_no_script_takes_over_10_ms_with_a_million_pending_and_a_million_scheduled(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Enqueue, do upkeep, fetch and settle while servers start, die and have their tasks
-    recovered."""
+    """Tasks are enqueued, promoted, fetched and settled while servers start, die, and have their
+    tasks recovered."""
     later = datetime.now(UTC) + timedelta(hours=1)
 
     async def fill(store: Store, chunks: int) -> None:

@@ -18,7 +18,7 @@ from tests.support.stores import Store, wait_until
 TASKS = 100
 GRACE_S = 1.0
 LEASE_S = 30.0
-"""Length of leases: so long that no lease expires in these tests."""
+"""Lease in seconds, so long that no lease expires in these tests."""
 
 KINDS = [
     pytest.param("work", False, id="async"),
@@ -96,7 +96,7 @@ def test_a_second_signal_hands_back_at_once(
     history.wait("start", TASKS, pid=leaving.pid)
     leaving.terminate()
     wait_until(lambda: "stopping: " in leaving.log())
-    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # until then it counts as the same server
+    same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1  # until then, it counts as the same signal
     wait_until(lambda: time.monotonic() > same_ends)
     told_at = time.monotonic()
     leaving.terminate()

@@ -22,8 +22,7 @@ LEAST_SHARE = 0.2
 
 
 class Took(NamedTuple):
-    """Wall time and this process's CPU time, in seconds. Other load does not affect the CPU
-    time."""
+    """Wall time, and the CPU time of this process, which other load does not affect, in seconds."""
 
     wall: float
     cpu: float
@@ -66,7 +65,8 @@ async def floor(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[N
 
 
 async def enqueue_at_once(b: Bench, count: int) -> float:
-    """Return the time that 100 callers take for this many calls of `enqueue`."""
+    """Return the time that 100 concurrent callers take for this many calls of `enqueue`, in
+    seconds."""
 
     async def caller() -> None:
         for _ in range(count // 100):
@@ -78,7 +78,8 @@ async def enqueue_at_once(b: Bench, count: int) -> float:
 
 
 async def round_of(store: Store, prefix: str, measured: Measured) -> Took:
-    """Measure each once; return the time of the floor as a share of the drain's."""
+    """Measure the floor and a drain once; return the time of the floor as a share of that of the
+    drain."""
     mux, seen, all_seen = Mux(), 0, asyncio.Event()
 
     @mux.handle("noop")
@@ -121,6 +122,6 @@ def test_server_is_close_to_the_minimum_cost(
         if best.cpu >= LEAST_SHARE:
             break
     assert best.cpu >= LEAST_SHARE
-    # On an idle machine, wall time shows about the same. On a busy machine, it includes the store's
-    # delays.
+    # On an idle machine, the share by wall time is about the same. On a busy machine, wall time
+    # includes delays of the store.
     assert best.wall >= LEAST_SHARE / 4

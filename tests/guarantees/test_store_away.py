@@ -1,4 +1,5 @@
-"""During a store outage, servers wait quietly. Afterwards, they settle all tasks."""
+"""During a store outage, servers wait without using much CPU time. Afterwards, they settle all
+tasks."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def test_tasks_survive_an_outage_of_the_store(
     servers: int,
     lease_s: float,
 ) -> None:
-    """Half of the tasks end while the store is unavailable, the other half after its return.
+    """Half of the tasks end while the store is unavailable, the other half after it has returned.
 
     With one server, leases of 1 s expire in the meantime, but no other server can take the tasks.
     With two servers and leases of 30 s, no lease expires. In both cases, each task runs once.

@@ -43,8 +43,8 @@ def lose_all(store: Store, how: str) -> None:
 def test_servers_survive_the_loss_of_all_data(
     forgetful: Store, prefix: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Running handlers are stopped or their results are discarded, and new tasks run at once on
-    both servers."""
+    """Running handlers are stopped, or their results are discarded. New tasks run at once on both
+    servers."""
     caplog.set_level(logging.WARNING, logger="qsync")
 
     async def main() -> list[Server]:
@@ -127,7 +127,7 @@ def scripts_run(client: Any) -> int:
 def test_older_state_of_the_same_generation_is_not_a_loss(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a failover that loses writes, servers see the same queue and its running tasks
+    """After a failover that loses some writes, the queue has the same identity, and running tasks
     continue."""
     caplog.set_level(logging.ERROR, logger="qsync")
 

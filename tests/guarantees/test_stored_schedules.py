@@ -58,7 +58,7 @@ def test_idle_server_with_100_000_schedules_costs_next_to_nothing(
         async with Qsync(store.url, prefix=prefix).server():
             await asyncio.sleep(3)  # until it has read all schedules
             commands, cpu, began = commands_of(), time.process_time(), time.monotonic()
-            await asyncio.sleep(20)  # during the measured time there is no work
+            await asyncio.sleep(20)  # no schedule ticks in the measured time
             passed = time.monotonic() - began
             return (commands_of() - commands) / passed, (time.process_time() - cpu) / passed
 

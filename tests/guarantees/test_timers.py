@@ -18,7 +18,7 @@ from tests.support.server import bench, left_over
 from tests.support.stores import Store, wait_until
 
 ROUNDS = 3
-"""Other programs may load the machine, so only the best round counts."""
+"""Number of rounds, of which the best counts, since other programs may load the machine."""
 
 MANY = 100_000
 
@@ -39,7 +39,7 @@ def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
 def lateness_of_round(
     store: Store, prefix: str, history: History, count: int, spread: timedelta
 ) -> list[float]:
-    """Run timers that are due one after another; return the delay of each timer in ms, by the
+    """Run tasks that are due one after another; return the delay of each start in ms, by the
     store's clock.
 
     The store uses the machine's clock, as the history does.
@@ -143,8 +143,8 @@ MILLION = 1_000_000
 def test_a_million_due_at_once_can_all_run_within_a_minute(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """The due tasks are in one of two queues. In the meantime, tasks of the other queue start as
-    usual."""
+    """The due tasks are in one of two queues; tasks of the other queue start as usual at the same
+    time."""
     with Store("valkey") as store:
         run_at_once(store.pid)
         with store.client() as client:

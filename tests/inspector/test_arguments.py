@@ -1,4 +1,4 @@
-"""Every method of an inspector refuses an argument of the wrong kind before it sends a call."""
+"""Every method of the inspector rejects an argument of the wrong kind before it sends a call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRONG: Final[dict[str, tuple[Any, ...]]] = {
     "Filter | None": ("type=mail", {"type": "mail"}),
     "Sequence[str]": ("mail", 7, [7], ["\ud800"], [b"mail"], None),
 }
-"""Values that do not match an annotation, by annotation."""
+"""For each annotation, values that do not match it."""
 
 
 def methods() -> list[str]:
@@ -56,4 +56,4 @@ async def test_argument_of_a_wrong_kind_is_named() -> None:
 WRONG_FREE: Final[dict[str, Any]] = {
     "str": "a", "bool": True, "int": 1, "float": 1.0, "Sequence[str]": ["a"],
 }  # fmt: skip
-"""Values for the other arguments, so that only one argument is wrong."""
+"""Valid values for the other arguments, so that only one argument is wrong."""

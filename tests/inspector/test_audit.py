@@ -1,4 +1,4 @@
-"""The audit finds and repairs each kind of damage and leaves sound data alone."""
+"""The audit finds and repairs each kind of damage and does not change intact data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Report:
-    """Audit the store of the rig and repair the damage."""
+    """Audit the store of the rig; with `repair`, also repair the damage."""
 
     async def main() -> Report:
         broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def fill(rig: Rig) -> None:
     rig.retry(held["failed"], delay_us=10**16)
     rig.kill(held["dead"], held["window"])
     rig.now += LEASE + S
-    rig.fetch(0, server="other")  # recovers the expired lease
+    rig.fetch(0, server="other")  # recovers the task with the expired lease
     running = rig.lease()
     rig.mark_started(*running)
     rig.run(ops.progress(rig.keys, [(*running[0], 1, 2)]))
@@ -94,7 +94,7 @@ def test_empty_store_has_no_damage(rig: Rig) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """A kind of damage: how to cause it, what the audit finds, and a check of the repair."""
+    """A kind of damage: how to cause it, what the audit finds, and how to check the repair."""
 
     name: str
     plant: Callable[[Rig], object]
@@ -107,7 +107,7 @@ def _key(rig: Rig, name: str) -> str:
 
 
 def _state(rig: Rig) -> bytes:
-    """The state of a limit that has a waiter."""
+    """Return the stored state of a limit that has a waiter."""
     state = rig.field("limits", "c:1")
     assert state is not None
     return state
@@ -159,7 +159,7 @@ def _bound(rig: Rig) -> None:
 
 
 def _next_run(rig: Rig) -> bytes:
-    """Return the record of a next run that contains the message of another task."""
+    """Return a record for the next run of a task; it contains the message of another task."""
     return b"%d 0 " % rig.now + (rig.field("tasks", "pending") or b"")
 
 
@@ -392,7 +392,7 @@ def test_each_damage_is_found_and_repaired(rig: Rig, plant: Plant) -> None:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_damage_in_bounded_queue_is_repaired(rig: Rig, plant: Plant) -> None:
-    """The damage may also make the recorded size of all messages wrong. The repair corrects the
+    """Damage may also make the recorded size of all messages wrong; the repair corrects this
     size."""
     fill(rig)
     _bound(rig)
@@ -463,7 +463,7 @@ def test_foreign_keys_are_named(rig: Rig) -> None:
     rig.client.hset("test:server:a", "f", 1)
     rig.client.rpush("test:inbox:b", 1)
     rig.client.pexpire("test:inbox:b", 100_000)
-    rig.client.xadd("test:events", {"action": "delete"})  # of a deleted queue
+    rig.client.xadd("test:events", {"action": "delete"})  # an event of a deleted queue
     rig.client.hset("test:schedule_queues", "queue", 1)
     found = {(damage.kind, damage.id) for damage in auditing(rig, repair=True).damages}
     strays = {"test:foo", "{test:queue}:foo", "{test:!}:tasks", "test:server:a"}
@@ -479,7 +479,8 @@ def test_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
 
 
 def test_audit_accepts_larger_scan_pages(rig: Rig) -> None:
-    """A key in a compact encoding is scanned in one step, however large it is."""
+    """The store returns all entries of a key with a compact encoding in one step of a scan, however
+    many there are."""
     setting = "zset-max-listpack-entries"
     before = rig.client.config_get(setting)[setting]
     rig.client.config_set(setting, 20_000)

@@ -185,7 +185,7 @@ def test_forbidden_settings_are_unknown_and_the_others_reported(binary: Binary) 
     hidden = ("-info", "-config", "-acl", "-script", "-time", "-client", "-command")
     store.command("ACL", "SETUSER", "shy", "on", ">x", "~*", "&*", "+@all", *hidden)
     found = levels(examine(store.url.replace("//", "//shy:x@")))
-    # Most scripts need TIME.
+    # The check of rights reports a problem because most scripts need TIME.
     known = {"round trip": "ok", "rights": "problem", "full queues": "ok"}
     assert found == dict.fromkeys(NAMES, "unknown") | known
     store.command("ACL", "SETUSER", "mute", "on", ">x", "~*", "&*", "+ping")
@@ -209,8 +209,8 @@ def test_each_right_that_is_missing_is_named(binary: Binary, role: acl.Role) -> 
         return next(one for one in examine(url, role=role) if one.name == "rights")
 
     assert found().level == "ok"
-    # The server role has nearly all commands. For other roles, only commands that it lacks are
-    # tested.
+    # The server role covers nearly all commands, so other roles are tested only with commands that
+    # it lacks.
     commands = set(acl.commands(role, old=old)) - {"ping"}
     if role != "server":
         commands -= {*acl.commands("server", old=old)} - {"eval"}

@@ -1,4 +1,4 @@
-"""Groups of failed tasks: tasks with the same error share a group even if the messages differ."""
+"""Groups of failed tasks: tasks with the same error share a group even if their messages differ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 def described(raise_it: Callable[[], object]) -> str:
-    """Return the stored form of the exception that a call raises."""
+    """Return the exception that a call raises, in the form in which it is stored."""
     try:
         raise_it()
     except Exception as error:
@@ -62,7 +62,7 @@ def test_the_place_is_the_innermost_function_of_the_program() -> None:
     assert found.error == "JSONDecodeError"
     assert found.where.startswith("inspector/test_errors.py:")
     assert found.where.endswith(" in <lambda>")
-    # A traceback that shows only library code is grouped by the library's function.
+    # A traceback with only library code is grouped by the function of the library.
     text = 'KeyError: 1\n\n  File "/x/site-packages/lib/a.py", line 3, in get\n    raise\n'
     assert fingerprint_of("t", text).where == "lib/a.py:3 in get"
 
@@ -195,13 +195,14 @@ async def test_states_without_errors_are_refused(inspector: Inspector) -> None:
         await inspector.errors("default", "pending")
 
 
-# Counts made by the store.
+# Counts that the store maintains.
 
 KEYS = (*[f"k{n:02d}" for n in range(12)], "x" * 30, "y" * 250, "z" * 256, "ключ")
 
 
 async def both_ways(made: Bed, queue: str, state: str) -> tuple[list[ErrorGroup], int]:
-    """Return the groups that the store counts. They must equal those from a scan of all tasks."""
+    """Return the groups that the store counts, after checking that a scan of all tasks finds the
+    same groups."""
     scanned, cursor, found = list[ErrorGroup](), None, list[ErrorGroup]()
     everything = Filter(older_than=-1e9)
     while True:

@@ -1,4 +1,4 @@
-"""The log of actions by operators."""
+"""The log of operators' actions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stores import Store
 
 
 async def every_action(made: Bed, ann: Inspector) -> None:
-    """Make each recorded action once."""
+    """Perform each kind of action that is recorded, once."""
     await made.enqueue(*[Task("t", id=id, delay=60) for id in ("a", "b", "c", "d")])
     await made.serve("one", queues=("other",))
     await ann.run("a")
@@ -113,7 +113,7 @@ async def test_steps_of_a_bulk_change_are_one_action_with_its_number(
         await made.dead(*[Task("t") for _ in range(600)])
         ann = made.inspector.acting("ann")
         async for _ in ann.steps(ann.run_dead, "default", Filter(error="boom")):
-            await made.inspector.pause("default")  # other actions come between the steps
+            await made.inspector.pause("default")  # other actions happen between the steps
         [retry] = await made.inspector.events(action="task.retry")
         assert (retry.number, retry.ids, retry.detail) == (600, [], "dead, error: boom")
         async for _ in ann.steps(ann.purge, "default", "pending"):
@@ -178,8 +178,8 @@ async def test_busy_queue_leaves_no_hole_in_the_events_of_all_queues(
 
 
 async def test_the_record_never_prevents_an_action(store: Store, prefix: str) -> None:
-    """The record is lost if the store is full, the user lacks the right, or the key has another
-    type."""
+    """The action succeeds but is not recorded if the store is full, the user lacks the right, or
+    the key has another type."""
     async with bed(store.url, prefix) as made:
         await made.enqueue(Task("t", id="a", delay=60), Task("t", id="b", delay=60))
         with store.client() as client:

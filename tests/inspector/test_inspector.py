@@ -1,4 +1,4 @@
-"""The inspector, with a queue that tests fill by hand."""
+"""The inspector, on a queue that the tests fill without a server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def tasks(*ids: str, **options: Any) -> list[Task]:
 
 
 async def each_state(bed: Bed) -> None:
-    """Enqueue a task for each state, with its first letter as the id, and one more pending task."""
+    """Create a task in each state, with the first letter of the state as its id, and one more
+    pending task."""
     await bed.dead(Task("t", id="d", retry=0), error="boom\nthe trace")
     await bed.enqueue(Task("t", id="c", retention=60))
     await bed.complete(await bed.lease(), 60, codec.encode(Result(codec.encode([1, 2]))))
@@ -135,7 +136,7 @@ def test_counters_are_kept_by_day(store: Store, prefix: str) -> None:
 
 
 def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) -> None:
-    """A task that was scheduled or has failed has waited only since its due time."""
+    """The latency of a task that was scheduled or has failed counts only from its due time."""
 
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="later", delay=3600))
@@ -146,7 +147,7 @@ def test_latency_counts_from_when_a_task_could_run(store: Store, prefix: str) ->
             early = message[:3] + (1_000_000).to_bytes(8) + message[11:]
             client.hset(bed.keys().key("tasks"), "later", early)
             assert (await bed.inspector.overview()).queues[0].latency < 60  # runnable just now
-            client.delete(bed.keys().key("progress"))  # its runnable time is now unknown
+            client.delete(bed.keys().key("progress"))  # now it is unknown when it became runnable
         now = (await bed.inspector.overview()).at.timestamp()
         latency = (await bed.inspector.overview()).queues[0].latency
         assert latency == pytest.approx(now - 1 - 3600, abs=30)
@@ -579,7 +580,7 @@ def test_dead_tasks_are_retried_by_a_filter_in_steps(store: Store, prefix: str) 
         before = await inspector.queue("default")
         assert before is not None
         total = await all_steps(bed, inspector.run_dead, "default", Filter(type="b", error="Y"))
-        # A third task holds the lock of two of them.
+        # Two of them were not run because a third task holds their lock.
         assert (total.scanned, total.done, total.duplicate) == (1200, 498, 2)
         after = await inspector.queue("default")
         assert after is not None
@@ -695,7 +696,7 @@ def test_purge_deletes_the_tasks_of_a_state(store: Store, prefix: str, state: st
 
 
 async def left(bed: Bed, *kept: str) -> dict[str, Any]:
-    """Return the keys of the queue that mention a task."""
+    """Return the non-empty keys of the queue in which a task might be left."""
     found = {}
     for name, (kind, _) in QUEUE_KEYS.items():
         waits = {"wake", "idle", "fetches"}
@@ -873,7 +874,7 @@ def test_reader_role_can_use_all_reading_methods(store: Store, prefix: str) -> N
 
 
 def test_failure_record_of_an_old_version_is_read(store: Store, prefix: str) -> None:
-    """The record was written before attempts were kept."""
+    """The record was written by a version that did not store the history of attempts."""
 
     async def work(bed: Bed) -> None:
         await bed.dead(*tasks("d"))

@@ -33,7 +33,7 @@ async def limited(made: Bed, *ids: str, limits: list[str]) -> None:
 
 
 async def lease(made: Bed, wanted: int = 500) -> list[op_values.LeaseRef]:
-    """Lease tasks, including those with limits."""
+    """Lease tasks, including tasks with limits."""
     made._number += 1
     call = ops.fetch(
         made.keys(), server="s", number=made._number, wanted=wanted, policy=POLICY, free=wanted

@@ -1,4 +1,4 @@
-"""The inspector with running servers: how it shows them, and how they react to orders."""
+"""The inspector with running servers: how it shows servers, and how they react to its requests."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def inspecting(url: str, prefix: str) -> AsyncIterator[tuple[Bench, Inspec
 
 
 def sleeping() -> tuple[Mux, list[str], list[str]]:
-    """Return a mux with the handler `long`, which sleeps, and the ids of the tasks that began and
-    that were stopped."""
+    """Return a mux with the handler `long`, which sleeps, and two lists: the ids of tasks that
+    began, and of tasks that were stopped."""
     mux, began, stopped = Mux(), list[str](), list[str]()
 
     @mux.handle("long")
@@ -76,7 +76,7 @@ async def test_cancel_with_a_lost_order_takes_effect_within_a_third_of_the_lease
 async def test_a_dead_task_is_found_by_its_error_read_and_run_again(
     store: Store, prefix: str
 ) -> None:
-    """The traceback is longer than the part that is kept, which has the first line and the end."""
+    """The traceback is too long to be stored whole; its first line and its end are stored."""
 
     broken, done = True, list[str]()
     mux = Mux()
@@ -218,8 +218,8 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
 async def test_order_is_carried_out_however_soon_it_follows_the_record(
     valkey: Store, prefix: str
 ) -> None:
-    """A server discards orders that it finds at startup, since they are for an earlier server. It
-    does this before operators can see it."""
+    """A server discards requests that it finds at startup, since they are for an earlier server. It
+    does so before it becomes visible to operators."""
     keys, order = GlobalKeys(prefix), codec.encode(["quiet"])
 
     def send_at_sight(server_id: str) -> None:
@@ -246,7 +246,8 @@ async def test_order_is_carried_out_however_soon_it_follows_the_record(
 
 @pytest.mark.faults(77)
 async def test_nothing_starts_after_a_pause(store: Store, prefix: str) -> None:
-    """Only tasks that were fetched before the pause start, or are handed back, within a second."""
+    """Tasks that were fetched before the pause start or are handed back within a second; no others
+    start."""
 
     mux, began = Mux(), list[str]()
 
@@ -306,7 +307,8 @@ async def test_a_pause_outlives_store_and_servers(own_store: Store, prefix: str)
 
 
 def ticking(url: str, prefix: str, ticked: list[str], **options: Any) -> Qsync:
-    """Return an app with a schedule that ticks ten times a second and one that ticks rarely."""
+    """Return an app with a schedule that ticks ten times per second and another that rarely
+    ticks."""
     app = Qsync(url, prefix=prefix)
 
     @app.periodic(every=0.1, name="fast", **options)
@@ -354,12 +356,12 @@ async def test_paused_schedule_skips_its_ticks(store: Store, prefix: str, missed
             await until(lambda: len(ticked) > 1)
             change = await inspector.pause_schedule("fast", queue="default", by="a", why="b")
             assert change.ok
-            await asyncio.sleep(0.3)  # the task that was enqueued before runs
+            await asyncio.sleep(0.3)  # let a task that is already enqueued run
             seen = len(ticked)
             await asyncio.sleep(0.5)  # five ticks
             assert len(ticked) == seen
         ticked.clear()
-        async with serve(app):  # the pause also holds for later servers
+        async with serve(app):  # the pause also applies to servers that start later
             await asyncio.sleep(0.5)
             assert ticked == []
             [fast, _] = await inspector.schedules()
