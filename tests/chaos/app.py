@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Chaotic(Qsync):
-    """An app whose servers run queue maintenance often."""
+    """An app whose servers often do the upkeep of their queues."""
 
     def server(self, mux: Mux | None = None, **config: Any) -> Any:
         return super().server(mux, sweep=0.2, **config)

@@ -20,7 +20,7 @@ LONG = 10
 
 
 def dump(store: Store, prefix: str) -> dict[str, Any]:
-    """Return the contents of a queue, without the fields that maintenance and renewals change, and
+    """Return the contents of a queue, without the fields that upkeep and renewals change, and
     without the `lost` counters."""
     base = QueueKeys(prefix, "default").base
     found: dict[str, Any] = {}

@@ -104,7 +104,7 @@ BURST = 200
 def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
     valkey: Store, prefix: str, measured: Measured
 ) -> None:
-    """Maintenance finds the tasks before a wake arrives, and a full batch shows that there are
+    """Upkeep finds the tasks before a wake arrives, and a full batch shows that there are
     more."""
     chance, mux, ran = random.Random(7), Mux(), list[str]()
 

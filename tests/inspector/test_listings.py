@@ -24,7 +24,7 @@ S = 1_000_000
 
 
 def die(store: Store, prefix: str, deaths: list[tuple[str, str, int]], type: str = "t") -> None:
-    """Let tasks die. Each task is given as queue, id and time of death in seconds."""
+    """Let tasks die. Each task is a tuple of queue, id and time of death in seconds."""
 
     async def main() -> None:
         async with bed(store.url, prefix) as made:
@@ -114,7 +114,7 @@ def test_command_line_lists_queues_in_one_order_with_a_column(live: Live, valkey
             break
         cursor = ["--cursor", page["cursor"]]
     assert found == LATEST_FIRST
-    # All matches are in one queue, but the column for the queue is still shown.
+    # The column for the queue is shown even if all matches are in one queue.
     assert "QUEUE" in live.ok("dead", "list", "--id", "d03").out
     assert "QUEUE" not in live.ok("dead", "list", "--queue", "a").out
 

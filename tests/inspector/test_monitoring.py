@@ -1,4 +1,4 @@
-"""Types and schedules for metrics: exact counts for short queues, and estimates at a bounded cost
+"""Types and schedules for metrics: exact counts for short queues, and estimates with a bounded cost
 for long queues."""
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ async def test_notes_replace_each_other_and_are_bounded(store: Store, prefix: st
         assert await runs() == [StoredRun(1000, "manual", "completed", 5, 70)]
         await note(Note("s", 1000, "", "f6,80"))
         assert await runs() == [StoredRun(1000, "manual", "failed", 6, 80)]
-        # A missed tick does not hide a run; a later run ends the problem.
+        # A missed tick does not replace a run of the same time; a later run ends the warning.
         await note(missed("s", 1_000_000, 1_000_000))
         assert (await runs())[0].outcome == "failed"
         assert await made.inspector.missed_runs(["default"]) == []
@@ -115,7 +115,7 @@ async def test_notes_replace_each_other_and_are_bounded(store: Store, prefix: st
             assert len(client.hget(keys.key("schedule_runs"), "s")) < 700
             client.hset(keys.key("schedule_runs"), "s", "no 12 34Q 5T- 6Tm")
         assert await runs() == [StoredRun(5, "tick")]
-        # The ticks of a paused schedule are not missed.
+        # Ticks of a paused schedule do not count as missed.
         await made.inspector.put_schedule("calm", Task("t"), cron="0 3 * * *")
         await made.inspector.pause_schedule("calm", queue="default")
         await note(missed("calm", HOUR_US, HOUR_US))
@@ -185,7 +185,7 @@ async def test_backfill_enqueues_each_tick_of_the_interval_once(store: Store, pr
         assert first.id.endswith("T00:00:00Z"), "of the tick, in UTC"
         [event, *_] = await ann.events(action="schedule.backfill")
         assert (event.by, event.subject) == ("ann", "nightly")
-        # A tick that ran is not run again, even after its task has left.
+        # A tick that ran is not run again, even if its task has left the queue.
         await made.complete(await made.lease(), 0, b"")
         async for _ in ann.steps(ann.purge, "default", "completed"):
             pass

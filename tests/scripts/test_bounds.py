@@ -135,7 +135,7 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
 
 
 def test_holder_that_its_own_call_drops_was_replaced_first(rig: Rig) -> None:
-    """Two callers share a round trip. The new task of one caller takes the place of the task that
+    """Two callers share a round trip. The new task of one caller needs the place of the task that
     the other caller replaces."""
     doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
     bound(rig, max_tasks=2, when_full="drop_oldest")
@@ -229,7 +229,7 @@ def test_repair_counts_the_bytes_again(rig: Rig) -> None:
 
 
 def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
-    """Do one random action on a queue."""
+    """Perform one random action on a queue."""
     names = [f"t{chance.randrange(40)}" for _ in range(chance.randrange(1, 8))]
     one = [held.pop(chance.randrange(len(held)))] if held else []
     match chance.randrange(13):
@@ -268,8 +268,8 @@ def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
 
 
 def check(rig: Rig, seed: int, when_full: Any) -> None:
-    """Do random actions. After each action, check that the bytes are exact and no enqueue has
-    exceeded a bound."""
+    """Perform random actions. After each action, check that the recorded size is exact and that no
+    enqueue has exceeded a bound."""
     rig.reset()
     chance = random.Random(seed)
     rig.enqueue(*[f"old{number}" for number in range(5)])

@@ -98,7 +98,8 @@ def test_enqueue_succeeds_when_the_counters_have_another_type(rig: Rig) -> None:
 
 
 def enqueue_plain(rig: Rig, count: int, start: int = 0) -> int:
-    """Enqueue plain tasks, one per call; return the size of each task in the store."""
+    """Enqueue tasks without flow control, one per call; return the bytes that each takes in the
+    store."""
     for number in range(start, start + count):
         [task] = rig.tasks(f"one{number:03}")
         call = ops.enqueue(rig.keys, [task], sender="s", number=number + 1, now_us=rig.now)

@@ -1,6 +1,6 @@
-"""A script that fails has written nothing. A script that succeeds has completed its transition.
+"""A script that fails writes nothing. A script that succeeds completes its transition.
 
-In turn, each command of each script is refused and each of its keys gets the wrong type.
+The tests refuse each command of each script, and give each of its keys the wrong type, in turn.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.support.queue_driver import BINARIES, DAY, FAILURE, LEASE, Dump, Rig,
 
 
 def late_fetch(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
-    """Return a fetch that does everything: it promotes, recovers and kills tasks, ends cancelled
-    tasks, leases, sweeps and trims."""
+    """Return a fetch that does everything: it promotes, recovers, kills and leases tasks, ends
+    cancelled tasks, sweeps and trims."""
     rig.set("crashes", "a", "2+")
     rig.now += 4000 * S
     policy = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=0, dead_age_us=DAY)
@@ -127,7 +127,7 @@ LIMITED: dict[str, Make] = {
 
 
 def paused_queue(rig: Rig) -> LeaseRef:
-    """Enqueue the limited tasks with a paused type, some of them set aside; return the lease of a
+    """Enqueue limited tasks and pause their type, so that some are set aside; return the lease of a
     running task."""
     held = limited_queue(rig)
     rig.run(type_ops.pause_type(rig.keys, "type", b"me", now_us=rig.now))
@@ -183,11 +183,12 @@ BESIDE = {
     "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
     "events",
 }  # fmt: skip
-"""Keys that do not affect tasks. A failed script may leave them unwritten."""
+"""Keys that do not decide the state or content of tasks. A failed script may leave them
+unwritten."""
 
 
 RECORDING = {"XADD", "XDEL", "XREVRANGE"}
-"""Commands that record an action. Their failure must not fail the script that makes the change."""
+"""Commands that record an action. If one fails, the script must still make its change."""
 
 
 @pytest.fixture(params=BINARIES)
@@ -211,7 +212,7 @@ def shape(dump: Dump) -> dict[str, set[Any]]:
 
 @contextlib.contextmanager
 def lacking(rig: Rig, command: str) -> Iterator[Broker]:
-    """Yield a broker of a user with all rights except these commands."""
+    """Yield a broker whose user may run all commands except this one."""
     rules = ["reset", "on", ">secret", "~*", "&*", "+@all", f"-{command.lower()}"]
     rig.client.execute_command("ACL", "SETUSER", "lacking", *rules)
     broker = Broker(redis_clients.parse(f"unix://lacking:secret@{rig.socket}"))
@@ -222,12 +223,12 @@ def lacking(rig: Rig, command: str) -> Iterator[Broker]:
 
 
 def commands(call: Any) -> list[str]:
-    """Return the commands of a call's script, except those that run it."""
+    """Return the store commands that the script of a call runs."""
     return sorted({name for name, _ in _COMMAND.findall(call.script.text)} - {"MEMORY"})
 
 
 def assert_whole(name: str, found: Dump) -> None:
-    """Assert that each task is in one state and has its message, and that it has an owner while
+    """Assert that each task is in exactly one state, has its message, and has an owner if it is
     active."""
     if name.startswith("repair"):
         return

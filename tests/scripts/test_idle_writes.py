@@ -1,4 +1,4 @@
-"""An idle queue costs no writes, and a late duplicate of a fetch does no harm."""
+"""An idle queue causes no writes, and a late duplicate of a fetch does no harm."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_queue_with_tasks_for_later_costs_no_writes(queue: Queue) -> None:
 
 @pytest.mark.faults(99)
 def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
-    """The records of servers and clients expire. After that, nothing more is written."""
+    """Once the records of servers and clients have expired, nothing more is written."""
     sent = queue.enqueue(Task("a"))
     dead = queue.enqueue(Task("a"))
     queue.fetch("s0")
@@ -120,7 +120,7 @@ def test_paused_queue_with_waiting_tasks_costs_no_writes(queue: Queue) -> None:
 @pytest.mark.faults(99)
 @pytest.mark.parametrize("queues", [1, 3])
 def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> None:
-    """Server records are not written to the AOF, since servers constantly announce themselves."""
+    """Servers announce themselves constantly, so their records are not written to the AOF."""
     names = [f"q{at}" for at in range(queues)]
 
     def announced() -> list[float]:
@@ -156,7 +156,8 @@ def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> N
 
 @pytest.mark.faults(99)
 def test_publications_of_many_servers_write_no_more_than_those_of_one(queue: Queue) -> None:
-    """Each of ten servers publishes every minute. One write every half minute is enough."""
+    """Ten servers each publish every minute, but the store writes at most once every half
+    minute."""
 
     def publish(record: bytes = b"record", task: bytes = b"task") -> int:
         before = queue.written()

@@ -38,7 +38,7 @@ def test_repeated_call_does_not_recreate_an_ended_task(rig: Rig) -> None:
 
 
 def test_repeated_call_without_a_sender_recreates_an_ended_task(rig: Rig) -> None:
-    """The control for the test above: without a sender, calls are not remembered."""
+    """This is the control for the test above: without a sender, calls are not remembered."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
     rig.run(call)
     rig.complete(*rig.lease())
@@ -74,7 +74,7 @@ def test_repeated_call_gets_its_first_reply_for_refused_tasks(rig: Rig) -> None:
 
 
 def test_call_that_found_its_own_task_does_not_create_it_again_after_it_ended(rig: Rig) -> None:
-    """Each attempt of a parent enqueues the same child with its own sender."""
+    """Each attempt of a parent task enqueues the same child, but as another sender."""
     tasks = rig.tasks("child")
     first = ops.enqueue(rig.keys, tasks, sender="first", number=1, now_us=rig.now)
     second = ops.enqueue(rig.keys, tasks, sender="second", number=1, now_us=rig.now)
@@ -105,7 +105,7 @@ def test_call_older_than_the_last_one_does_nothing(rig: Rig) -> None:
 
 
 def test_numbers_of_calls_with_one_task_are_compared_as_numbers(rig: Rig) -> None:
-    """The script compares numbers of the same length as strings, and other numbers as numbers."""
+    """The script compares numbers of equal length as strings, and all others numerically."""
 
     def call(number: int) -> Call[list[Enqueued]]:
         task = rig.tasks(f"t{number}")
@@ -153,8 +153,8 @@ def test_a_sender_is_forgotten_after_ten_minutes_and_not_before(rig: Rig) -> Non
 def test_many_senders_are_all_forgotten_by_fetches(
     rig: Rig,
 ) -> None:
-    """More than a hundred calls can be forgotten per second: if a fetch leaves some, the next fetch
-    continues."""
+    """Fetches can forget more than a hundred calls per second: if a fetch leaves some, the next
+    fetch continues."""
     many = 5000
     mapping = {f"s{n}": f"1 {rig.now:d}" for n in range(many)}
     rig.client.hset(rig.keys.key("calls"), mapping=mapping)

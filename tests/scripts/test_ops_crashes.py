@@ -18,7 +18,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
-    """Let a server lease all tasks, optionally mark them, and die. Another server recovers them."""
+    """Let a server lease all tasks and die, after marking them as started if `mark`; let another
+    server recover them."""
     held = rig.lease(server=server)
     if mark:
         rig.mark_started(*held)
@@ -269,7 +270,7 @@ def test_live_abandoned_server_is_fenced_after_its_task_is_taken(rig: Rig) -> No
     rig.enqueue("a")
     [zombie] = rig.lease()
     rig.abandon("s")
-    assert rig.renew(zombie) == ["ok"]  # no server has taken the task yet
+    assert rig.renew(zombie) == ["ok"]  # no other server has leased the task yet
     rig.abandon("s")
     [heir] = rig.lease(server="t")
     assert rig.renew(zombie) == ["lost"]

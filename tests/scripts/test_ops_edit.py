@@ -1,5 +1,5 @@
-"""Editing replaces the message of a waiting or dead task and makes the changes that follow from
-this."""
+"""An edit replaces the message of a waiting or dead task and updates everything that depends on
+it."""
 
 from __future__ import annotations
 

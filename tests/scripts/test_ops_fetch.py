@@ -36,7 +36,7 @@ def test_order_holds_over_chunks_and_batches(rig: Rig) -> None:
     for at in range(0, 730, 365):
         rig.enqueue(*ids[at : at + 365])
     assert rig.fetch(120).ids == ids[:120]
-    assert rig.fetch(9999).ids == ids[120:620]  # no call takes over 500
+    assert rig.fetch(9999).ids == ids[120:620]  # no call leases more than 500
     assert rig.fetch(500).ids == ids[620:]
 
 
@@ -110,7 +110,7 @@ def test_nothing_is_fetched_from_a_paused_queue(rig: Rig) -> None:
     paused = rig.fetch()
     assert paused.paused
     assert paused.ids == []
-    assert rig.ids("pending") == ["a", "b"]  # the upkeep continues
+    assert rig.ids("pending") == ["a", "b"]  # upkeep continues
     assert rig.run(operator_ops.resume(rig.keys)) is True
     resumed = rig.fetch()
     assert not resumed.paused
@@ -358,7 +358,7 @@ def test_age_and_number_together_trim_the_minimum(rig: Rig) -> None:
         rig.enqueue(id)
         rig.kill(*rig.lease())
         rig.now += S
-    # Two records are too old, and the other four are one too many.
+    # Two tasks are too old, and one of the other four exceeds the limit.
     rig.fetch(0, policy=replace(POLICY, dead_age_us=4 * S + S // 2, dead_limit=3))
     assert rig.ids("dead") == ["d", "e", "f"]
     assert rig.counters()["trimmed"] == 3
@@ -402,7 +402,7 @@ def test_sweep_keeps_up_with_fetches(rig: Rig) -> None:
 
 @pytest.mark.faults(79)
 def test_last_fetches_of_servers_that_are_gone_are_dropped(rig: Rig) -> None:
-    rig.enqueue("a" * 100)  # records too long for the compact form of a hash, which has no parts
+    rig.enqueue("a" * 100)  # too long for a compact hash, which is never scanned in parts
     for n in range(200):
         rig.hand_back(*rig.lease(server=f"gone-{n:03}"))
     rig.now += 3600 * S

@@ -1,4 +1,5 @@
-"""A store without memory refuses new tasks and results as a whole. Everything else continues."""
+"""A store that is out of memory refuses calls with new tasks or results as a whole. Everything else
+continues."""
 
 from __future__ import annotations
 

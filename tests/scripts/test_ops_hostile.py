@@ -1,4 +1,5 @@
-"""Other programs may write anything into a field. Scripts continue and other tasks run as usual."""
+"""Other programs may write anything into a field. Scripts continue, and other tasks run as
+usual."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def spoil(rig: Rig, name: str, value: bytes) -> None:
 
 
 def work(rig: Rig) -> None:
-    """Call each operation on the task `a` and on others. No call may be refused."""
+    """Call each operation on the task `a` and on other tasks; no call may be refused."""
     rig.enqueue("n1", "n2", "n3", fairness_key="k")
     rig.enqueue("locked", **LOCK)
     rig.enqueue("later", delay=1)
@@ -233,7 +234,7 @@ def test_invalid_crash_count_counts_as_0(rig: Rig, value: bytes) -> None:
     rig.now += LAPSE
     rig.be_seen()
     found = rig.fetch(server="t")
-    if value == b"5:":  # a number counts even if another mark follows
+    if value == b"5:":  # a number counts even if an unknown mark follows it
         assert rig.state("a") == "dead"
     else:
         assert found.crashes == [1]

@@ -1,5 +1,5 @@
-"""Every operation uses only its declared keys, as shown by a user with restricted rights and by a
-cluster."""
+"""Every operation uses only its declared keys. A user with restricted rights and a cluster prove
+it."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
-    """Return the reply to a call by a user who may run all commands but access only the keys of the
-    call."""
+    """Make a call as a user who may run all commands, with access only by these rules; return the
+    reply."""
     word = token_hex()
     own = ["reset", "on", f">{word}", "+@all"]
     rig.client.execute_command("ACL", "SETUSER", "narrow", *own, *rules)
@@ -69,7 +69,7 @@ def test_user_with_access_to_the_declared_keys_can_make_each_call(rig: Rig, name
 
 
 def test_user_with_fewer_rights_is_refused(rig: Rig) -> None:
-    """Prove that the test above detects undeclared keys inside scripts."""
+    """This proves that the test above detects undeclared keys in scripts."""
     call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
     less = [f"~{key}" for key in call.keys[1:]]
     with pytest.raises(redis.ResponseError):

@@ -33,7 +33,7 @@ def state(rig: Rig, limit: str) -> bytes | None:
 def test_pending_task_that_a_limit_refuses_is_parked_and_takes_none_of_its_limits(rig: Rig) -> None:
     send(rig, ("c", "d"), "a")
     rig.run(limit_ops.set_limit(rig.keys, "d", LimitRule(concurrency=1), "me", now_us=rig.now))
-    rig.set("limits", "d", "1 1 0 0")  # one more task holds it than its new rule allows
+    rig.set("limits", "d", "1 1 0 0")  # one task more than the rule allows holds `d`
     assert rig.fetch().ids == []
     assert rig.state("a") == "limited"
     assert state(rig, "c") is None
@@ -98,7 +98,8 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
 
 
 def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> None:
-    """By then the rate has regained the start, and other tasks have used it."""
+    """When the start is given back, the rate has already regained it and other tasks have used
+    it."""
     rule = LimitRule(rate=1, per_us=S, burst=2)
     rig.run(limit_ops.set_limit(rig.keys, "r", rule, "me", now_us=rig.now))
     send(rig, ("r",), "a", "b", "c", "d", "e", "f")
@@ -112,7 +113,7 @@ def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> No
         rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
         return rig.fetch().ids
 
-    # Half a start was left, and half a start was not yet regained.
+    # Half a start was left, and half of the returned start had not been regained yet.
     assert hand_back(early, leased_us) == ["a"]
     assert hand_back(late, 0) == [], "the time of its lease is unknown"
     rig.now += S
@@ -145,7 +146,7 @@ def test_waiters_start_after_a_clock_that_was_ahead(rig: Rig, ahead_s: int) -> N
     send(rig, ("r",), "a", "b", "c")
     assert sorted(rig.fetch().ids) == ["a", "d1"]
     rig.now -= ahead_s * S
-    rig.now += 2 * S  # the first sweep finds the opening, the second moves the task
+    rig.now += 2 * S  # the first sweep corrects the opening time, the second moves the task
     rig.fetch()
     rig.now += 2 * S
     assert rig.fetch().ids == ["b"]
@@ -157,7 +158,7 @@ def test_waiters_start_after_a_clock_that_was_ahead(rig: Rig, ahead_s: int) -> N
 def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:
     send(rig, ("r",), "a", "b", "c", "d")
     assert rig.fetch().ids == ["a"]
-    rig.now += S + 20_000  # 20 ms after b could start
+    rig.now += S + 20_000  # 20 ms after b could have started
     assert rig.fetch().ids == ["b"]
     assert rig.fetch().next_due_us == S - 20_000
     rig.now += S - 20_000
@@ -181,7 +182,7 @@ def test_server_without_free_slots_gets_no_limited_task(rig: Rig) -> None:
 
 
 def test_server_that_published_rules_for_other_data_gets_no_limited_task(rig: Rig) -> None:
-    """The store has lost its data, including the rules, and the server does not know this yet."""
+    """The store has lost its data, including the rules, and the server has not noticed this yet."""
     generation = rig.fetch().generation
     send(rig, ("c",), "a", "b")
     rig.enqueue("plain")
@@ -215,7 +216,7 @@ def test_limits_of_many_tasks_are_looked_up_in_hash_tables(rig: Rig) -> None:
 
 def test_first_waiters_are_in_the_state_of_their_limit_and_the_others_need_no_id(rig: Rig) -> None:
     def with_id() -> set[str]:
-        """Check all waiters; return the ids in entries that end with one."""
+        """Check all waiters; return the ids from the entries that contain an id."""
         check_limits(rig.dump())
         entries = rig.client.zrange(rig.keys.key("waiters"), 0, -1)
         return {entry.partition(b"\0")[2][8:].decode() for entry in entries} - {""}
@@ -226,7 +227,7 @@ def test_first_waiters_are_in_the_state_of_their_limit_and_the_others_need_no_id
         rig.send([with_limits(task, "c") for task in rig.tasks(id, fairness_key=id)])
         assert rig.score("limited", id) == tag
 
-    ids = [f"{number:02}" for number in range(1, 27)]  # each has its number as tag
+    ids = [f"{number:02}" for number in range(1, 27)]  # the tag of each task is its number
     send(rig, ("c",), *ids)
     assert with_id() == set(), "01 and 02 are pending, 16 in the state, the others have no id"
     share("same", 20)

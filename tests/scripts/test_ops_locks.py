@@ -1,4 +1,4 @@
-"""Unique locks are taken at enqueue and freed only when the task ends, whether it succeeds or
+"""A unique lock is taken at enqueue and freed only when the task ends, whether it succeeds or
 not."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""After an outage, expired leases get a grace period in which their servers renew them."""
+"""After an outage, expired leases get a grace period in which their servers can renew them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def leased(rig: Rig) -> list[LeaseRef]:
 
 
 def fetch(rig: Rig, number: int, *, server: str = "t") -> op_values.FetchResult:
-    """Fetch like `Rig.fetch`, but without recording that a server was present before."""
+    """Fetch like `Rig.fetch`, but without first recording that a server was alive."""
     call = ops.fetch(
         rig.keys, server=server, number=number, wanted=5, policy=POLICY, now_us=rig.now
     )
@@ -80,8 +80,8 @@ def test_leases_are_not_spared_while_servers_are_live(rig: Rig) -> None:
 
 
 def test_short_clock_gap_does_not_expire_leases(rig: Rig) -> None:
-    """Servers renew leases after every third of a lease, so no lease expires in a gap of half a
-    lease."""
+    """Servers renew leases every third of a lease, so a gap of half a lease is not taken for an
+    outage."""
     leased(rig)
     rig.now += LEASE // 2
     assert fetch(rig, 1).ids == []

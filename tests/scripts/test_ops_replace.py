@@ -25,7 +25,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def replace(rig: Rig, id: str, payload: str, **options: Any) -> tuple[str, str]:
-    """Enqueue a task that replaces the holder of `doc`; return the outcome."""
+    """Enqueue a task that replaces the holder of the lock `doc`; return the outcome."""
     options = {"unique_key": "doc", "on_duplicate": "replace", **options}
     [outcome] = rig.enqueue(id, payload=payload.encode(), **options)
     return outcome
@@ -92,7 +92,7 @@ def test_pending_holder_with_a_later_due_time_is_scheduled(rig: Rig) -> None:
     "end", ["complete", "keep", "retry", "kill", "hand back", "hand back later", "cancel", "crash"]
 )
 def test_active_holder_runs_again_after_any_outcome(rig: Rig, end: str) -> None:
-    """The task runs with the last payload, all attempts and its lock. The payload is never lost."""
+    """The task runs again with the last payload, all its attempts and its lock."""
     replace(rig, "a", "old", retention=60)
     held, ran = run_next(rig)
     assert ran == "old"
@@ -206,7 +206,7 @@ def test_last_of_a_batch_counts(rig: Rig) -> None:
 
 
 def test_window_of_an_ended_holder_is_kept(rig: Rig) -> None:
-    """Another call holds the lock by unique=seconds, so the caller gets an error."""
+    """A call with unique=seconds still holds the lock, so the caller gets an error."""
     rig.enqueue("a", unique=400, unique_key="doc")
     rig.complete(*rig.lease())
     assert replace(rig, "b", "new") == ("duplicate", "a")
@@ -260,7 +260,7 @@ def test_debounced_task_that_was_not_started_waits_again(rig: Rig) -> None:
 
 
 def test_running_time_of_the_due_time_is_known_to_the_server(rig: Rig) -> None:
-    """The server measures the time in the queue from the due time."""
+    """The server measures the waiting time from the due time."""
     debounce(rig, "a", "1")
     rig.now += 4 * S
     debounce(rig, "b", "2")

@@ -1,4 +1,4 @@
-"""The due time of a waiting task can be changed; in any other state nothing changes."""
+"""The due time of a waiting task can be changed; a task in any other state does not change."""
 
 from __future__ import annotations
 

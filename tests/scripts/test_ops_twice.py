@@ -1,4 +1,4 @@
-"""A call may run twice without further effect, and a call without a valid lease changes nothing."""
+"""A repeated call has no further effect, and a call without a valid lease changes nothing."""
 
 from __future__ import annotations
 
@@ -278,8 +278,8 @@ OTHER: dict[str, Make] = {
 
 
 def tick_stored(rig: Rig) -> Call[Any]:
-    """Return ticks of two stored schedules, one of them paused, and of a schedule that has lost its
-    record."""
+    """Return ticks of two stored schedules, one of them paused, and of a schedule whose record is
+    lost."""
     due = [StoredScheduleRow(name, STAMP, rig.now) for name in ("daily", "paused", "lost")]
     rows = [
         TickRow(row, rig.now + S, rig.tasks(f"{row.name}@1", fairness_key="k", **LOCK))
@@ -304,7 +304,7 @@ ALL = SETTLE | HOLD | {name: recording(make) for name, make in OTHER.items()}
 
 
 def queue(rig: Rig) -> list[LeaseRef]:
-    """Enqueue a task for each state; return two leases, of tasks that have crashed before."""
+    """Create a task in each state; return the leases of two tasks that have crashed before."""
     rig.enqueue("d", **LOCK)
     rig.kill(*rig.lease())
     rig.enqueue("c")
@@ -328,8 +328,7 @@ def queue(rig: Rig) -> list[LeaseRef]:
 
 
 def test_every_script_that_writes_is_repeated_here(rig: Rig) -> None:
-    """tests/scripts/test_half_way.py also makes these calls, and lets each of their commands
-    fail."""
+    """tests/scripts/test_half_way.py makes the same calls, and lets each of their commands fail."""
     called = set()
     for make in ALL.values():
         rig.reset()
@@ -388,7 +387,7 @@ ACTIONS: dict[str, Make] = {
         limit_ops.open_limit(rig.keys, "c"),
     )[-1],
 }  # fmt: skip
-"""Actions of operators that change one thing."""
+"""Operators' actions that change a single item."""
 
 
 @pytest.mark.faults(35)
@@ -433,8 +432,7 @@ def test_call_of_a_client_whose_reply_was_lost_answers_the_same_again(rig: Rig) 
 
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
-    """Prove that each call changes something, because otherwise the other tests would prove
-    nothing."""
+    """Each call changes something; otherwise, the other tests would prove nothing."""
     call = (SETTLE | HOLD)[name](rig, queue(rig))
     before = rig.dump()
     assert set(rig.run(call)) <= {"ok", "cancelled"}
@@ -491,7 +489,8 @@ def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -
 @pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE)
 def test_a_settlement_run_again_after_the_task_was_fetched_again(rig: Rig, name: str) -> None:
-    """The reply was lost, and the same server has leased the task again with a new fetch number."""
+    """The first reply was lost, and the same server has since leased the task again in another
+    fetch."""
     call = SETTLE[name](rig, queue(rig))
     rig.run(call)
     rig.now += 10 * S

@@ -1,4 +1,4 @@
-"""Scripts in a process whose installed files are replaced, as by an in-place upgrade."""
+"""Scripts of a process whose installed files are replaced, e.g. by an in-place upgrade."""
 
 from __future__ import annotations
 

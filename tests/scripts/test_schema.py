@@ -31,7 +31,7 @@ OF_QUEUES = [
     for name, (call, _) in sorted(calls().items())
     if call.keys[0].startswith(QueueKeys("p", "q").base) and name != "permissions"
 ]
-"""Scripts that use the data of a queue. Other scripts use only keys outside of queues."""
+"""Scripts that use the data of a queue. The other scripts use only keys outside queues."""
 
 pytestmark = pytest.mark.faults(58)
 
@@ -85,7 +85,7 @@ def test_script_that_creates_a_queue_stamps_its_schema(rig: Rig) -> None:
 
 @pytest.mark.parametrize("text", ["", "\xc1 this is none"])
 def test_missing_or_damaged_schema_number_stops_nothing(rig: Rig, text: str) -> None:
-    """Data without a recorded layout has the first layout."""
+    """If no layout is recorded, the data has the first layout."""
     rig.enqueue("a", "b")
     if text:
         rig.set("meta", "schema", text)

@@ -1,4 +1,4 @@
-"""Scripts match their headers and follow the rules for all scripts."""
+"""Scripts match their headers and follow the rules that apply to all scripts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ every_script = pytest.mark.parametrize("name", VARIANTS)
 
 @cache
 def functions(*, flow: bool) -> dict[str, tuple[str, Function]]:
-    """Yield name, include and text of each shared function of a variant."""
+    """Return the include and the source of each shared function of a variant, by name."""
     return {
         function.name: (piece, function)
         for piece in INCLUDES
@@ -91,7 +91,7 @@ def functions(*, flow: bool) -> dict[str, tuple[str, Function]]:
 
 
 def functions_of(name: str) -> dict[str, tuple[str, Function]]:
-    """Return the shared functions as a script of VARIANTS includes them."""
+    """Return the shared functions in the variant that a script of VARIANTS includes."""
     return functions(flow=lua.is_flow(name))
 
 
@@ -116,7 +116,7 @@ def used(name: str, kind: str) -> set[str]:
 
 
 def loaded(name: str) -> Script:
-    """Return a script of VARIANTS, as loaded."""
+    """Load a script of VARIANTS, in its variant."""
     script = load(name.partition("/")[0])
     return script.flow() if name.endswith("/flow") else script
 
@@ -278,8 +278,7 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_an_operation() -> None:
-    """The module `views` loads only read-only scripts, and the other modules load all scripts that
-    write."""
+    """Every script is loaded by a module, and `views` loads only read-only scripts."""
     loaded = {
         module.name: set(
             re.findall(r'(?:load|_settle|queue_call|queue_query)\(\s*"(\w+)"', module.read_text())
@@ -307,7 +306,8 @@ every_source = pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s
 
 @every_source
 def test_scripts_concatenate_only_text(source: Source) -> None:
-    """`..` turns microseconds into 1.79e+15, so its operands must be strings by form or by name."""
+    """`..` turns microseconds into 1.79e+15, so the form or the name of its operands must show that
+    they are strings."""
     tokens = source.tokens
     for at, part in enumerate(tokens):
         if part == "..":
@@ -324,7 +324,7 @@ def is_text(operand: list[str]) -> bool:
         return True
     if operand[:3] == ["struct", ".", "pack"]:
         return True
-    if operand[0] == "(":  # a choice between strings
+    if operand[0] == "(":  # an expression that chooses between strings
         inner = operand[1:-1]
         return [part[0] for part in inner[-3:]] == ["'", "o", "'"]
     return "".join(operand) in TEXTS
@@ -362,8 +362,8 @@ def operand_after(tokens: list[str], at: int) -> list[str]:
 def test_every_command_is_on_a_declared_key(source: Source) -> None:
     """Keys come from KEYS or from parameters. No script builds a key.
 
-    Only the channels that wake servers are built, from the name of a key, so that they are in the
-    key's slot.
+    Only the channels that wake servers are built from the name of a key, so that they are in the
+    slot of the key.
     """
     known = aliases(source)
     for call in source.calls:
@@ -378,7 +378,7 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
                 assert is_key(arguments[0], known), (command, arguments[0])
         if call.name in functions(flow=True):
             _, function = functions(flow=True)[call.name]
-            # The last arguments may be left out; they are then nil.
+            # Trailing arguments may be left out; they are then nil.
             for parameter, argument in zip(function.parameters, call.arguments, strict=False):
                 if parameter.endswith("_key"):
                     assert is_key(argument, known), (call.name, argument)
@@ -390,7 +390,7 @@ def is_key(argument: tuple[str, ...], known: set[str]) -> bool:
 
 
 def aliases(source: Source) -> set[str]:
-    """Return the names that stand for keys: parameters called `..._key`, and variables set from
+    """Return the names that stand for keys: parameters named `..._key`, and variables set from
     KEYS."""
     names = {
         parameter
@@ -626,7 +626,7 @@ FLOW_KEYS = {"limited", "waiters", "holds", "limits", "limit_rules", "openings"}
 
 
 def test_plain_variants_contain_no_flow_control() -> None:
-    """A queue without flow control does not pay for it with any key, argument or line."""
+    """Queues without flow control use scripts that have no key, argument or line for it."""
     plain = [load(name) for name in SCRIPTS if has_variants(name)]
     assert {script.name for script in plain} >= {
         "enqueue",

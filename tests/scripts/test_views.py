@@ -180,8 +180,8 @@ def test_views_change_nothing(rig: Rig) -> None:
 
 
 def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
-    """The store's time for an overview is bounded. An overview reads at most eight small
-    messages."""
+    """To bound the time of the store, an overview reads at most eight messages, and fewer if they
+    are large."""
     rig.enqueue(*"abcdefgh", payload=b"x" * 900_000)
     seen = rig.run(views.overview(rig.keys, now_us=rig.now))
     assert len(seen.first) == 1
@@ -191,7 +191,7 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
 
 
 def test_a_page_returns_no_more_than_a_quarter_of_a_megabyte(rig: Rig) -> None:
-    """This also holds for dead tasks with long errors and for long messages. The remaining tasks
+    """This also applies to dead tasks with long errors and to long messages; the remaining tasks
     are on the next page."""
     ids = [f"d{n}" for n in range(100)]
     rig.enqueue(*ids)

@@ -1,4 +1,5 @@
-"""Batch handlers: how tasks are gathered, and separate outcomes for the tasks of a call."""
+"""Batch handlers: how tasks are collected for a call, and the separate outcome of each task in
+it."""
 
 from __future__ import annotations
 
@@ -537,7 +538,7 @@ def test_a_task_that_crashed_before_runs_in_a_separate_call(valkey: Store, prefi
     asyncio.run(main())
 
 
-# Middleware and context of a call.
+# Middleware and the context of a call.
 
 
 def test_a_def_handler_runs_in_a_thread_with_its_middleware(valkey: Store, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""A retained cancelled task is never shown as completed."""
+"""A cancelled task that is retained is never shown as completed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def kept(rig: Rig) -> None:
-    """Retain one completed and two cancelled tasks, and run a task that has a cancel request."""
+    """Retain one completed and two cancelled tasks, and leave a task running whose cancel was
+    requested."""
     rig.enqueue("done", retention=60)
     rig.complete(*rig.lease(), retention_us=60 * S, result=b"r")
     rig.enqueue("waited", "ran", "runs", retention=60)

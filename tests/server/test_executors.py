@@ -35,7 +35,8 @@ INFO = TaskInfo(
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the folder of the tests to the path, so that the processes find the handlers."""
+    """Add the parent folder of the tests to the path, so that the processes can import the
+    handlers."""
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
 
 
@@ -118,7 +119,7 @@ async def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
     wakes = []
     wake = loop.call_soon_threadsafe
     loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))[1]  # type: ignore[method-assign,assignment]
-    wait_until(lambda: pool._queue.empty())  # the loop is blocked in the meantime
+    wait_until(lambda: pool._queue.empty())  # this blocks the loop
     assert await asyncio.gather(*futures) == list(range(1000))
     assert len(wakes) < 10
     await pool.close(1)
@@ -218,7 +219,7 @@ def test_closing_pool_refuses_calls_and_waits_a_bounded_time() -> None:
     threading.excepthook, before = raised.append, threading.excepthook
     try:
         asyncio.run(main())
-        gate.set()  # the loop is closed
+        gate.set()  # the loop is closed by now
         wait_until(lambda: not own_threads())
     finally:
         threading.excepthook = before
@@ -260,7 +261,7 @@ def test_finished_call_is_released() -> None:
 
 
 def test_thread_call_has_little_overhead() -> None:
-    """A lower bound far below the rate of an idle machine, so that only a real slowdown fails the
+    """The lower bound is far below the rate of an idle machine, so only a real slowdown fails the
     test."""
 
     async def main() -> float:

@@ -67,7 +67,7 @@ def mux_of(type: str) -> Mux:
 
 
 class Told:
-    """A server's `on_error`, and its records."""
+    """Records the calls of a server's `on_error`."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, int, bool]] = []
@@ -161,7 +161,7 @@ def test_traceback_without_frames_of_the_program_has_those_there_are() -> None:
 def test_frames_of_qsync_are_logged_for_its_errors_but_not_for_its_time_limit(
     kind: type[Exception], shown: bool
 ) -> None:
-    """A handler with executor="process" that times out has no frames in the server's process."""
+    """If a handler with executor="process" times out, the server's process has no frames of it."""
     code = compile(f"raise {kind.__name__}", inspect.getfile(program_trace), "exec")
     try:
         exec(code)  # noqa: S102 - of this test
@@ -213,7 +213,7 @@ def test_failure_after_which_the_deadline_passes_is_final(
 def test_death_by_deadline_is_an_error(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task whose deadline prevents its start is also reported."""
+    """A task that cannot start because its deadline has passed is also reported."""
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
@@ -247,8 +247,7 @@ def test_type_without_a_handler_is_logged_once(
 def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log also names a type with a handler for a function of the same name in another
-    module."""
+    """The log also names the handled type `src.shop.send`, whose function has the same name."""
     handlers = Mux()
 
     @handlers.handle("src.shop.send")

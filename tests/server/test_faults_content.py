@@ -1,4 +1,4 @@
-"""Harmful contents of a message, a result or an exception affect at most one task."""
+"""Invalid or hostile content of a message, a result or an exception affects at most one task."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
 @pytest.mark.faults(57)
 async def test_messages_of_other_versions_are_handled(store: Store, prefix: str) -> None:
     """Messages of later and earlier minor versions, with more or fewer elements, run. A message of
-    a later major version is dead and its bytes are kept."""
+    a later major version makes its task dead, and its bytes are kept."""
 
     ran: list[str] = []
     async with bench(store.url, prefix) as b:
@@ -112,8 +112,8 @@ async def test_messages_of_other_versions_are_handled(store: Store, prefix: str)
 def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
     store: Store, prefix: str
 ) -> None:
-    """Old servers run first, then both, then new servers, old servers again, and finally new
-    servers."""
+    """First old servers run, then old and new servers, then new servers, then old servers again,
+    and finally new servers."""
 
     async def main() -> None:
         ran: list[str] = []
@@ -244,7 +244,7 @@ def test_100_000_blobs_are_messages_or_are_refused() -> None:
 
 @pytest.mark.faults(60)
 async def test_a_server_survives_messages_of_any_bytes(store: Store, prefix: str) -> None:
-    """Each of 2,000 tasks ends, is dead, or waits for a server with its handler."""
+    """Each of 2,000 tasks completes, dies, or waits for a server that has its handler."""
 
     chance, ran = random.Random(61), list[str]()
     async with bench(store.url, prefix) as b:

@@ -20,7 +20,7 @@ from qsync.server.server import Server
 ADDRESS = redis_clients.parse("redis://127.0.0.1:1")
 
 names = st.from_regex(NAME, fullmatch=True) | st.text("A.-_9q", min_size=1, max_size=4)
-"""Any allowed names, including many similar ones."""
+"""Generates allowed names, many of them similar to each other."""
 
 HOSTILE = (
     "", " ", "a b", "a:b", "{x}", "a}", "*", "a*", "[a]", "a/b", "a\n", "\n", "a\0", "a'b", 'a"',

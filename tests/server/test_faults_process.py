@@ -1,4 +1,4 @@
-"""The queue works with processes that fork, and with calls that are cancelled."""
+"""Clients work in processes that fork, and when calls are cancelled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORKS = 1000
 @pytest.mark.slow
 @pytest.mark.faults(12)
 def test_a_thousand_forks_mix_up_no_reply(valkey: Store, prefix: str) -> None:
-    """Each child uses the client of its parent, which also continues to use it."""
+    """Each child process uses the client of its parent, and the parent continues to use it."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t", id="first"))]
         for number in range(0, FORKS, 20):

@@ -1,4 +1,4 @@
-"""Runs that end without waiting need no slot, with any options of their tasks."""
+"""Runs that end without waiting need no slot, whatever the options of their tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def block(seconds: float) -> None:
 
 
 class Value:
-    """Return value of a handler. A weak reference shows whether the server still holds it."""
+    """Return value of a handler; a weak reference to it shows whether the server still holds it."""
 
 
 def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
@@ -128,7 +128,7 @@ def test_task_whose_lease_has_expired_does_not_start(valkey: Store, prefix: str)
 
     asyncio.run(main())
     assert set(tokens) == set(expired)
-    assert all(tokens[id] != expired[id] for id in tokens)  # each started under another lease
+    assert all(tokens[id] != expired[id] for id in tokens)  # each task started under a new lease
 
 
 def test_handlers_that_raise_wait_and_return_begin_one_after_another(

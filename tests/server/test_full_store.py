@@ -68,8 +68,8 @@ class Work:
 def test_full_store_drains_tasks_with_results(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each task runs once. If a result does not fit, `result()` raises an error and a line is
-    logged."""
+    """Each task runs once. If the store has no memory for a result, `result()` raises an error and
+    a line is logged."""
     caplog.set_level(logging.WARNING, "qsync.server")
 
     async def main() -> None:
@@ -100,7 +100,8 @@ def test_full_store_drains_tasks_with_results(
 async def test_memory_that_ended_tasks_free_is_used_for_results(
     own_store: Store, prefix: str
 ) -> None:
-    """Tasks without a result are completed first, so the results of the others fit after all."""
+    """Tasks without a result are completed first; this frees enough memory for the results of the
+    others."""
 
     work = Work()
     async with bench(own_store.url, prefix) as b, b.server(work.mux, prefetch=0):
@@ -131,7 +132,7 @@ def results_refused(store: Store, b: Bench) -> Iterator[None]:
 async def test_server_fetches_nothing_while_the_store_refuses_settlements(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "qsync.server")  # where the refusal is logged again
+    caplog.set_level(logging.DEBUG, "qsync.server")  # repeated refusals are logged at this level
 
     work = Work()
     work.go_on.set()
@@ -156,8 +157,9 @@ def said(caplog: pytest.LogCaptureFixture) -> int:
 async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "qsync.server")  # where the refusal is logged again
-    """The tasks are handed back uncharged, and run again when the store accepts settlements."""
+    """The tasks are handed back without counting an attempt, and run again when the store accepts
+    settlements."""
+    caplog.set_level(logging.DEBUG, "qsync.server")  # repeated refusals are logged at this level
 
     work = Work()
     work.go_on.set()
@@ -221,8 +223,8 @@ async def test_failures_hardly_grow_a_full_store(own_store: Store, prefix: str) 
 async def test_names_of_queues_do_not_grow_a_full_store(
     own_store: Store, prefix: str, colour: Colour
 ) -> None:
-    """A program may have a queue for each customer. The first enqueue to each queue registers its
-    name."""
+    """A program may have a queue for each customer, and the first enqueue to each queue registers
+    its name."""
     client = colour.client(own_store.url, prefix)
     with own_store.client() as redis, full(own_store):
         for n in range(5):

@@ -30,7 +30,7 @@ async def test_stack_names_the_line_of_each_kind_of_handler(
 
     @mux.handle("thread")
     def in_thread(task: TaskInfo) -> None:
-        stop.wait()  # on this line, in the thread
+        stop.wait()  # the stack of the thread must name this line
 
     mux.handle("process", executor="process")(wait_for)
     async with bench(valkey.url, prefix) as made:
@@ -62,7 +62,7 @@ async def test_stack_names_the_line_of_each_kind_of_handler(
                 assert await inspector.stack_seen(loop.server, "thread") is not None
                 assert await inspector.stack_seen(loop.server, "other") is None
 
-                # One fetch took both tasks, and a later fetch took a third one.
+                # One fetch leased both tasks; a later fetch leases a third task.
                 await made.client.enqueue(Task("loop", id="later"))
                 await made.reaches("later", "active")
                 since = (await inspector.explain("loop")).since

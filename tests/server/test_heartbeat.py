@@ -1,4 +1,4 @@
-"""The heartbeat thread handles a fetch whose reply a blocked loop cannot read."""
+"""If the loop is blocked and cannot read the reply to a fetch, the heartbeat thread handles it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def test_heartbeat_hands_back_fetched_tasks_of_a_blocked_loop(store: Store, pref
 
 @pytest.mark.faults(4)
 def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, prefix: str) -> None:
-    """The store has lost the fetch, so it would execute the repetition as a new fetch."""
+    """The store has lost its record of the fetch, so it would execute the repeated call as a new
+    fetch."""
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
@@ -81,7 +82,8 @@ def test_heartbeat_renews_nothing_after_the_store_lost_its_data(store: Store, pr
 async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
     store: Store, prefix: str
 ) -> None:
-    """The fetch found nothing; its repetition by the heartbeat thread leased a later task."""
+    """The fetch found nothing, but when the heartbeat thread repeated it, it leased a task enqueued
+    later."""
     with contextlib.closing(Broker(redis_clients.parse(store.url))) as broker:
         queue = QueueState(QueueKeys(prefix, "default"))
         call = ops.fetch(queue.keys, server="s", number=1, wanted=1, policy=Config().policy())
@@ -106,8 +108,8 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
 
 @pytest.mark.faults(4)
 def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
-    """After a loss of data, these tasks differ from those in the reply that the loop is about to
-    read."""
+    """After a loss of data, these tasks differ from the tasks in the reply that the loop reads
+    next."""
     client = Qsync(store.url, prefix=prefix).client()
 
     def check(leases: ThreadLeaseKeeper, queue: QueueState) -> None:

@@ -26,7 +26,8 @@ def app(valkey: Store, prefix: str) -> Qsync:
 
 
 def hear(app: Qsync) -> ChannelEvent:
-    """Return a list to which the hooks of all events append: event, task, error."""
+    """Register a hook for each event; return a list to which the hooks append event, task and
+    error."""
     heard: ChannelEvent = []
     for event in ("enqueued", "started", "completed"):
         app.on(event)(lambda task, event=event: heard.append((event, task, None)))

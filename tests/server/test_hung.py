@@ -1,4 +1,4 @@
-"""Handlers that ignore an order to stop: their tasks end and their slots become free."""
+"""Handlers that ignore a request to stop: their tasks end and their slots become free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers of many queues: idle queues cost almost nothing, and waiting tasks are found."""
+"""Servers with many queues: idle queues cost almost nothing, and waiting tasks are found."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) 
 async def test_task_in_one_of_many_queues_is_found(
     store: Store, prefix: str, queues: int, *, lost: bool
 ) -> None:
-    """A wake finds the task at once. If the wake is lost, a check finds it."""
+    """After a wake, the server finds the task at once. If the wake is lost, a check finds the
+    task."""
 
     counting = Counting()
     names = [f"q{at}" for at in range(queues)]
@@ -99,7 +100,7 @@ async def test_task_in_one_of_many_queues_is_found(
 
 
 async def add_unheard(store: Store, using: Bench, queue: str) -> None:
-    """Enqueue a task without a wake, since its queue was paused."""
+    """Enqueue a task while its queue is paused, so that no wake is sent."""
     keys = using.keys(queue)
     await using.broker.run(operator_ops.pause(keys, b"test"))
     await using.client.enqueue(Task("a", queue=queue))

@@ -1,4 +1,5 @@
-"""The isolation of suspects on real stores: what it costs other tasks, and how it protects them."""
+"""The isolation of suspects on real stores: what it costs other tasks, and how it protects other
+tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from tests.support.stores import Store
 
 
 async def crash(b: Bench, ids: list[str], server: str, *, together: bool = False) -> None:
-    """Let a server lease all waiting tasks, mark these as running, and die."""
+    """Let a server lease all waiting tasks, mark these tasks as running, and die."""
     call = ops.fetch(b.keys(), server=server, number=1, wanted=500, policy=POLICY)
     assert set(ids) <= set((await b.broker.run(call)).ids)
     held = [LeaseRef(id, f"{server}/1") for id in ids]
@@ -78,7 +79,7 @@ async def test_long_suspect_delays_others_for_a_second(valkey: Store, prefix: st
             assert min(times) > crash_isolation.ALONE_S / 2
             assert max(times) < crash_isolation.ALONE_S + 2.5
             assert suspect in recorder.running
-            # From now on, a crash of the server is not charged to this task.
+            # From here on, a crash of the server is not charged to this task.
             assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
             recorder.gate.set()
 
@@ -157,8 +158,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def die(rig: Rig, *, together: bool) -> bytes | None:
-    """Let one server lease the task, mark it and die. Another server recovers it when the lease has
-    expired."""
+    """Let one server lease the task, mark it as running and die; let another server recover it when
+    the lease has expired."""
     held = rig.lease()
     assert rig.run(ops.mark_started(rig.keys, held, together=together)) == ["ok"]
     rig.now += LAPSE

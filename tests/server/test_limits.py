@@ -33,7 +33,7 @@ def app(valkey: Store, prefix: str) -> Qsync:
 
 
 class Runs:
-    """Concurrent runs by key, and the start time of each."""
+    """Records the largest number of concurrent runs by key, and the start time of each run."""
 
     def __init__(self) -> None:
         self.now: Counter[Any] = Counter()
@@ -110,7 +110,7 @@ async def test_starts_keep_to_the_rate(app: Qsync) -> None:
         await until(lambda: runs.done == 14)
     starts = sorted(runs.starts)
     assert starts[-1] - starts[0] >= 12 * 0.05 - 0.03
-    for first, later in zip(starts, starts[5:], strict=False):  # 2 at once, then one every 50 ms
+    for first, later in zip(starts, starts[5:], strict=False):  # two at once, then one every 50 ms
         assert later - first >= 4 * 0.05 - 0.03
 
 
@@ -219,7 +219,7 @@ async def test_rules_are_there_before_the_first_task_starts_and_after_a_loss_of_
 async def test_limits_hold_for_the_first_tasks_after_a_loss_of_data(
     app: Qsync, valkey: Store
 ) -> None:
-    """The store loses all data while servers wait for tasks. Then tasks with limits are
+    """The store loses all data while servers wait for tasks; then tasks with limits are
     enqueued."""
     runs = Runs()
     app.limit("customer", concurrency=2)
@@ -246,7 +246,7 @@ async def test_limits_hold_for_the_first_tasks_after_a_loss_of_data(
     assert runs.most[7] == 2
 
 
-# Every way of enqueueing a task keeps its limits.
+# A task keeps its limits however it is enqueued.
 
 
 @asynccontextmanager
@@ -372,8 +372,8 @@ def test_free_slots_of_a_round_are_given_once() -> None:
 async def test_rules_that_the_store_lost_are_published_again(
     app: Qsync, valkey: Store, prefix: str, first: str
 ) -> None:
-    """The loss may also happen between the start and the first fetch of this server or another
-    one."""
+    """The loss may also happen after this server or another server has started but before its first
+    fetch."""
     app.limit("customer", concurrency=2)
     app.queue("default", max_tasks=9)
     app.queue("unserved", max_tasks=3)

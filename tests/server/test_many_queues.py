@@ -1,4 +1,4 @@
-"""Twenty thousand names in the set of queues. Each read is bounded, but together the reads can
+"""With twenty thousand names in the set of queues, each read is bounded, but together the reads can
 reach every name.
 """
 
@@ -21,7 +21,8 @@ from tests.support.stores import Store
 
 MANY = 20_000
 PAGE_AT_MOST = 2.1 * QUEUES_READ
-"""One page minus one name, plus a step of SSCAN, which may return more than its COUNT."""
+"""Maximum number of names per read: one page minus one name, plus one step of SSCAN, which may
+return more than its COUNT."""
 
 
 @pytest.fixture

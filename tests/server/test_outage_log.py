@@ -36,8 +36,8 @@ def blocked_clients(store: Store) -> int:
 async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All parts fail at the same time: fetches, waits, leases, settlements, progress, ticks, inbox
-    and record."""
+    """All parts of the server fail at the same time: fetches, waits, leases, settlements, progress,
+    ticks, the inbox and the server record."""
     caplog.set_level(logging.DEBUG, "qsync")
     mux = Mux()
     begun = asyncio.Event()
@@ -88,8 +88,8 @@ async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
 async def test_idle_servers_notice_the_end_of_an_outage_before_their_next_sweep(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Servers are ready while they wait for tasks. When they cannot fetch, probes report the
-    store's error."""
+    """A server is ready while it waits for tasks. When it cannot fetch, probes report the error
+    from the store."""
     monkeypatch.setattr(health, "STORE_AWAY_S", 0.05)
     address = Qsync(own_store.url, prefix=prefix).client()._address
 

@@ -35,7 +35,7 @@ def periodic(
 
 
 class Far(AsyncBroker):
-    """A broker with latency. Its calls arrive some seconds after they are made."""
+    """A broker with latency: its calls reach the store some seconds after they are made."""
 
     lag = 0.0
 
@@ -45,7 +45,7 @@ class Far(AsyncBroker):
 
 
 class Place:
-    """A store and its brokers, for loops of one prefix."""
+    """A store and its brokers, for tick loops that share a prefix."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
@@ -54,8 +54,8 @@ class Place:
 
     @contextlib.asynccontextmanager
     async def running(self, *tasks: PeriodicTask, loops: int = 1) -> AsyncIterator[None]:
-        """Run `loops` loops during the block, on separate connections, each with more latency than
-        the one before."""
+        """Run this many tick loops during the block, on separate connections; each has more latency
+        than the loop before it."""
         async with asyncio.TaskGroup() as group:
             running = []
             for number in range(loops):
@@ -89,7 +89,7 @@ class Place:
         return None if found is None else int(found)
 
     def set_last(self, name: str, tick_us: int, queue: str = "default") -> None:
-        """Record this as the last tick."""
+        """Record this time as that of the last tick."""
         with self.store.client() as client:
             client.hset(self.keys(queue).key("ticks"), name, tick_us)
 
@@ -100,7 +100,7 @@ class Place:
 
 
 def run(store: Store, prefix: str, work: Callable[[Place], Any]) -> None:
-    """Run the coroutine of a test and close what it has opened."""
+    """Run the coroutine of a test, then close what it has opened."""
 
     async def main() -> None:
         place = Place(store, prefix)
@@ -119,7 +119,7 @@ def ticks_of(name: str, ids: Iterable[str]) -> list[int]:
 
 
 def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
-    """Return the ticks between two times."""
+    """Return the ticks of a schedule between two times."""
     ticks = [first_us]
     while ticks[-1] < last_us:
         ticks.append(schedule.next_after(ticks[-1]) or last_us)
@@ -127,8 +127,8 @@ def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
 
 
 def rare_hour(now_us: int) -> Every:
-    """Return a schedule of about an hour whose last tick was some minutes ago and whose next tick
-    is far off."""
+    """Return a schedule with an interval of about an hour whose last tick was some minutes ago and
+    whose next tick is far off."""
     periods = range(3000, 3600, 60)
     return Every(next(one for one in periods if 600 < now_us / 1_000_000 % one < one - 600))
 
@@ -162,8 +162,8 @@ def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(68)
 def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
-    """A schedule's first tick comes after a server has first published the schedule, whatever its
-    option for missed ticks."""
+    """A schedule does not tick for times before a server first published it, whatever its option
+    for missed ticks."""
 
     async def work(place: Place) -> None:
         new = [periodic(missed, RARE, missed=missed) for missed in ("skip", "once", "all")]
@@ -177,8 +177,8 @@ def test_new_schedule_has_no_missed_ticks(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(68)
 def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) -> None:
-    """The counts are exact after five ticks without a server, when ten servers come back
-    together."""
+    """Five ticks pass without a server; then ten servers start together, and the number of tasks is
+    exact."""
 
     async def work(place: Place) -> None:
         hourly = rare_hour(place.now_us())
@@ -223,8 +223,8 @@ def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
 def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
     store: Store, prefix: str
 ) -> None:
-    """After the clock has been set back, the first server continues. A tick less than an hour ahead
-    is not repeated."""
+    """After the clock has been set back, the first server continues; ticks less than an hour ahead
+    are not repeated."""
 
     async def work(place: Place) -> None:
         now_us = place.now_us()
@@ -257,8 +257,8 @@ def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:
 
 
 def test_tasks_go_to_their_queues_which_are_registered(store: Store, prefix: str) -> None:
-    """Other servers find queues that this server does not serve, even before any task is
-    enqueued."""
+    """The queue is registered before any task is enqueued, so that servers that serve it find
+    it."""
 
     async def work(place: Place) -> None:
         tasks = [
@@ -305,7 +305,7 @@ def test_dead_tick_does_not_prevent_the_next(store: Store, prefix: str) -> None:
 def test_task_that_cannot_be_built_stops_no_other_schedule(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its ticks are skipped, and the logged error does not quote the exception."""
+    """The ticks of this schedule are skipped, and the logged error does not quote the exception."""
     calls = 0
 
     def build() -> Task:
@@ -330,7 +330,7 @@ def test_task_that_cannot_be_built_stops_no_other_schedule(
 @pytest.mark.faults(17, 25)
 @pytest.mark.guarantee(7)
 def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) -> None:
-    """Ticks continue when the store is back. Scripts that it has lost are sent again."""
+    """Ticks continue when the store is back, and scripts that it has lost are sent again."""
     with Store(aof=True) as store:
 
         async def work(place: Place) -> None:
@@ -351,7 +351,7 @@ def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) ->
 def test_a_full_store_is_survived(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused ticks are retried, and no tick is lost within the grace."""
+    """Refused ticks are retried, and no tick within the grace period is lost."""
 
     async def work(place: Place) -> None:
         async with place.running(periodic("often", Every(0.1))):

@@ -1,4 +1,4 @@
-"""Handlers in separate processes: their errors, their output and the programs that they start."""
+"""Handlers in separate processes: their errors, their output, and the programs that they start."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_on_error_and_retry_delay_get_the_class_that_was_raised(valkey: Store, p
     assert slow.after == 12
     assert isinstance(told["os"], FileNotFoundError)
     assert told["os"].errno == 2
-    # The class exists only in the other process. Here it is the nearest known base, with the
-    # original name.
+    # The class exists only in the other process; here, the error has the nearest known base class
+    # and the original name.
     assert isinstance(told["local"], LookupError)
     assert type(told["local"]).__name__ == "LocalError"
     assert isinstance(told["exit"], HandlerError)
@@ -149,7 +149,7 @@ async def test_large_arguments_and_values_are_transferred() -> None:
 
 
 def test_process_call_has_little_overhead() -> None:
-    """The server's CPU time counts, since other work on the machine hardly affects it."""
+    """The CPU time of the server is measured, since other work on the machine hardly affects it."""
 
     async def main() -> float:
         pool, nothing = ProcessPool(2), handler(handlers.nothing)

@@ -1,4 +1,5 @@
-"""Tasks that wait in a process behind a running one never start there after they are taken back."""
+"""A task that waits in a process behind a running task never starts there after it has been taken
+back."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.support.stores import wait_until_async
 
 
 class Claim:
-    """A claim that decides whether the task may begin, and records calls."""
+    """A claim that decides whether the task may begin, and that records its calls."""
 
     def __init__(self) -> None:
         self.given = True

@@ -1,5 +1,5 @@
-"""Runs that share an asyncio task do not affect each other, and handlers cannot notice that they
-share it."""
+"""Runs that share an asyncio task do not affect each other, and handlers cannot tell that they
+share one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_handlers_that_wait_for_nothing_share_a_task_and_no_context(
 
 
 def test_a_handler_that_keeps_its_asyncio_task_has_it_to_itself(valkey: Store, prefix: str) -> None:
-    """Cancelling the task, at once or later, affects no other handler."""
+    """If a handler cancels its asyncio task, at once or later, no other handler is affected."""
     mux, ended, kept = Mux(), list[str](), list[asyncio.Task[Any]]()
 
     @mux.handle("keeps")
@@ -133,7 +133,7 @@ def test_a_handler_that_waits_after_quick_ones_is_stopped_at_its_limit(
 
 
 def test_task_behind_a_running_handler_has_not_started(valkey: Store, prefix: str) -> None:
-    """A heartbeat can hand back the next task if the handler blocks the loop."""
+    """If the handler blocks the loop, the heartbeat can hand back the next task."""
     phases, mux, servers = list[list[Phase]](), Mux(), list[Any]()
 
     @mux.handle("quick")
@@ -204,7 +204,7 @@ async def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: st
         async with b.server(mux):
             await until(lambda: len(begun) == len(ids))
     overtaken = max(abs(at - int(id)) for at, id in enumerate(begun))
-    assert overtaken <= 100  # as many run concurrently
+    assert overtaken <= 100  # as many as run concurrently
 
 
 async def test_timeouts_drop_ended_runs_and_report_the_others() -> None:

@@ -1,4 +1,4 @@
-"""Servers that an operator stops, and records of dead servers."""
+"""Servers that an operator stops, and the records of dead servers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_process_that_an_operator_stops_stays_away_and_the_last_one_ends_the_wor
 def test_process_killed_in_the_grace_of_an_operators_stop_stays_away(
     tmp_path: Path, valkey: Store
 ) -> None:
-    """Another process runs the tasks of the stopped one."""
+    """Another process runs the tasks of the stopped process."""
     valkey.flush()
     with Worker(tmp_path, valkey.url, "--processes", "2") as worker:
         worker.wait_ready(2)
@@ -88,7 +88,7 @@ def test_process_killed_in_the_grace_of_an_operators_stop_stays_away(
 
 
 def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:
-    """Lists of servers omit a server as soon as its parent knows that it is dead."""
+    """Lists omit a server as soon as its parent process knows that it is dead."""
     valkey.flush()
     with Qsync(valkey.url) as app:
         broker = Broker(app.server().address, connections=2)

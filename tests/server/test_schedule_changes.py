@@ -1,4 +1,5 @@
-"""Ticks from before a change of a schedule, or before its return, are not enqueued."""
+"""If a schedule changes, or is published again after a gap, ticks from before that are not
+enqueued."""
 
 from __future__ import annotations
 
@@ -79,15 +80,15 @@ def test_unchanged_schedule_still_owes_missed_ticks(store: Store, prefix: str) -
 
 
 class Book:
-    """Servers that ask from which time the ticks of schedules are due, at times that the test
-    sets."""
+    """Servers that ask from when the ticks of schedules are due; the test sets the time of each
+    call."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store, self._keys = store, QueueKeys(prefix, "default")
         self.now_us = START
 
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
-        """Ask as a server that starts now, then publish at another time; return the reply."""
+        """Ask as a server that starts now, then publish at a later time; return the reply."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
         call = program_schedule_ops.begin_ticks(
@@ -110,7 +111,8 @@ def book(store: Store, prefix: str) -> Book:
 
 @pytest.mark.faults(94)
 def test_old_and_new_servers_keep_their_tick_times_during_a_deploy(book: Book) -> None:
-    """Old and new servers publish in turn, and no tick of either version is lost."""
+    """Servers of the old and the new version publish in turn, and no tick of either version is
+    lost."""
     assert book.ask(("a", Every(60))) == [START]
     for _ in range(10):
         book.pass_(60)
@@ -132,7 +134,7 @@ def test_schedule_changed_back_begins_again(book: Book) -> None:
 
 
 def test_schedule_that_was_removed_begins_again(book: Book) -> None:
-    """Other schedules of its queue were published in the meantime."""
+    """Other schedules of the queue were published in the meantime."""
     book.ask(("a", Every(60)), ("b", Every(60)))
     for _ in range(10):
         book.pass_(60)
@@ -172,7 +174,7 @@ def test_clock_that_goes_back_holds_up_no_changed_schedule(book: Book) -> None:
 
 
 class Own:
-    """A custom schedule whose ticks have no text form."""
+    """A custom schedule that has no text form."""
 
     def next_after(self, moment_us: int) -> int | None:
         return moment_us + 1

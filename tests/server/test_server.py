@@ -92,7 +92,7 @@ async def test_a_task_without_attempts_left_is_dead_and_kept(store: Store, prefi
 
 
 async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, prefix: str) -> None:
-    """The handler's decorator hides that it is async, or a middleware does not await it."""
+    """A decorator hides that the handler is async, or a middleware does not await the handler."""
 
     async def forgets(task: TaskInfo, call_next: CallNext) -> Any:
         return call_next()
@@ -126,8 +126,8 @@ async def test_handler_body_that_did_not_run_is_not_a_success(store: Store, pref
 async def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
     store: Store, prefix: str
 ) -> None:
-    """4 KiB is little, so the frames that call the handler are left out: they are always the
-    same."""
+    """Only 4 KiB are stored, so the frames that call the handler, which are always the same, are
+    left out."""
 
     async def around(task: TaskInfo, call_next: CallNext) -> Any:
         return await call_next()
@@ -282,7 +282,7 @@ async def test_a_timeout_stops_the_attempt_and_counts_as_a_failure(
         handle = await b.client.enqueue(Task("hang", timeout=0.1, retry=0))
         await b.reaches(handle.id, "dead")
         assert "timed out after 0.1 s" in ((await handle.info()).last_error or "")
-        # The only slot, and the only thread, are usable again.
+        # The only slot and the only thread can be used again.
         other = await b.client.enqueue(Task("hang", timeout=0.1, retry=0))
         await b.reaches(other.id, "dead")
         release.set()
@@ -371,7 +371,7 @@ async def test_results_come_back_as_they_were_returned(store: Store, prefix: str
                 handle = await b.client.enqueue(Task(type, at, retention=60))
                 assert await handle.result(timeout=5) == value
         handle = await b.client.enqueue(Task("odd", retention=60))
-        await b.reaches(handle.id, "dead")  # no retry, which would return the same
+        await b.reaches(handle.id, "dead")  # no retry, since it would return the same
 
 
 async def test_middleware_wraps_in_order_and_may_change_task_and_value(
@@ -486,7 +486,8 @@ async def test_close_of_the_client_by_a_handler_has_no_effect(store: Store, pref
 async def test_run_ends_after_stop(
     store: Store, prefix: str, times: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Both calls return when the stop is complete, and running tasks are handed back."""
+    """Both calls return when the server has stopped completely and its running tasks are handed
+    back."""
 
     mux, started = Mux(), asyncio.Event()
 
@@ -570,7 +571,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str, co
         noticed.set()
 
     mux.handle("hang")(hang if colour == "async" else hang_in_thread)
-    # With a long lease, only the inbox can be this fast.
+    # With such a long lease, only a message in the inbox can be this fast.
     async with bench(store.url, prefix) as b, b.server(mux, lease=30):
         handle = await b.client.enqueue(Task("hang", retention=60))
         await until(started.is_set)
@@ -688,7 +689,8 @@ async def test_an_undecodable_message_is_dead_and_the_others_run(store: Store, p
 async def test_process_handlers_return_fail_time_out_and_die_alone(
     store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # Add the folder of the tests to the path, so that a spawned process finds the handlers.
+    # Add the parent folder of the tests to the path, so that a spawned process can import the
+    # handlers.
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
 
     mux = Mux()

@@ -1,4 +1,4 @@
-"""Reused server ids: by a restarted process, or by two servers at once."""
+"""Server ids that are reused by a restarted process, or by two servers at the same time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 async def _dead_server(using: Bench, number: int) -> list[str]:
-    """Lease a task as a server `worker-0` that has since died, after `number` fetches."""
+    """Lease a task in fetch `number` of a server `worker-0`, which then dies."""
     server = using.server(Mux(), server_id="worker-0")
     fetch = ops.fetch(
         using.keys(), server="worker-0", number=number, wanted=10, policy=server.config.policy()
@@ -26,7 +26,7 @@ async def _dead_server(using: Bench, number: int) -> list[str]:
 
 @pytest.mark.faults(89)
 async def test_restarted_server_with_the_same_id_fetches_at_once(store: Store, prefix: str) -> None:
-    """The previous run made a thousand fetches. The new run counts from the start."""
+    """The previous run made a thousand fetches; the new run counts from the beginning again."""
 
     ran: asyncio.Queue[str] = asyncio.Queue()
     mux = Mux()
@@ -71,8 +71,8 @@ async def test_two_servers_with_one_id_both_work(store: Store, prefix: str) -> N
 
 @pytest.mark.faults(89)
 async def test_crash_of_the_previous_run_is_counted(store: Store, prefix: str) -> None:
-    """A restarted server does not take over its predecessor's leases. Otherwise, a task that kills
-    its server would never be charged."""
+    """A restarted server does not take over the leases of its predecessor; otherwise, a task that
+    kills its server would never be charged with a crash."""
 
     mux = Mux()
     crashes: asyncio.Queue[int] = asyncio.Queue()
@@ -114,7 +114,7 @@ async def test_order_to_the_previous_run_does_not_reach_the_next(store: Store, p
 
 
 async def test_token_names_the_server_without_the_run(store: Store, prefix: str) -> None:
-    """This holds in views, in the history of failures, and in orders to the server."""
+    """This applies to views, to the history of failures, and to requests to the server."""
 
     mux = Mux()
     started: asyncio.Queue[str] = asyncio.Queue()

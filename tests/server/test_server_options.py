@@ -1,4 +1,5 @@
-"""Options of servers, passed to the app as defaults, to `app.server`, or to `qsync worker`."""
+"""Options of servers, whether passed to the app as defaults, to `app.server`, or to `qsync
+worker`."""
 
 from __future__ import annotations
 
@@ -196,7 +197,7 @@ def test_threads_follow_the_machine_unless_they_are_given(concurrency: int, thre
 async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server leaves tasks that would wait for its threads to other servers."""
+    """Tasks that would have to wait for threads of this server are left to other servers."""
     monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
 
     mux, release, begun = Mux(), threading.Event(), list[str]()
@@ -218,8 +219,8 @@ async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
 async def test_tasks_that_wait_for_a_thread_behind_slow_ones_go_to_another_server(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server whose tasks have been quick lets some tasks wait for its threads, and then all are
-    slow."""
+    """The first tasks are fast, so the server lets some tasks wait for its threads; then all tasks
+    are slow."""
     monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
     mux, release, begun = Mux(), threading.Event(), list[str]()
 

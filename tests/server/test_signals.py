@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT reach every server in an event loop, and the program around them."""
+"""SIGTERM and SIGINT reach every server in an event loop, and the program that runs the servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snooze: a handler that asks to run later is charged no attempt, with any executor."""
+"""Snooze: if a handler asks to run later, the attempt does not count, with any executor."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 WAITING: Final = ("pending", "limited", "retry", "scheduled")
-"""States that count for a bound of tasks, in the order in which their tasks are dropped."""
+"""States whose tasks count towards a bound on tasks, in the order in which they are dropped."""
 
 
 class Waiting(NamedTuple):
-    """The facts about a task that decide whether it is dropped."""
+    """The properties of a task that decide whether it is dropped."""
 
     id: str
     state: str
@@ -22,7 +22,8 @@ class Waiting(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, int, float, bytes]:
-        """Sort key of the order of dropping: lowest priority first, then oldest first."""
+        """Sort key for the order in which tasks are dropped: lowest priority first, then oldest
+        first."""
         banded = self.state in ("pending", "limited")
         priority = self.priority if banded else 0
         return WAITING.index(self.state), priority, self.score, self.id.encode()
@@ -46,7 +47,7 @@ class QueueBounds:
 
     @property
     def in_force(self) -> tuple[float, float, str]:
-        """Maximum number of tasks, maximum number of bytes, and the action of a full queue."""
+        """Maximum number of tasks, maximum number of bytes, and what to do if the queue is full."""
         tasks, size, way = (*(self.operator or self.program or "  ").split(" "), "", "")[:3]
         return float(tasks or math.inf), float(size or math.inf), way
 
@@ -79,14 +80,15 @@ class QueueBounds:
         return dropped
 
     def contents(self, size: int) -> dict[str, str]:
-        """Return the bounds as the store holds them, including the size if a bound needs it."""
+        """Return the bounds as the store holds them, with the size of the queue if a bound needs
+        it."""
         kept = self.in_force[1] < math.inf
         fields = {"bounds": self.program, "!bounds": self.operator, "bytes": str(size)}
         return {name: text for name, text in fields.items() if text and (name != "bytes" or kept)}
 
 
 def _fitting(sizes: Sequence[int], tasks: float, size: float) -> int:
-    """Return how many of the new tasks fit, counted from the first."""
+    """Return how many of the new tasks fit, starting with the first."""
     for count, added in enumerate(sizes):
         tasks, size = tasks - 1, size - added
         if tasks < 0 or size < 0:

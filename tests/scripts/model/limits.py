@@ -12,7 +12,7 @@ MOVES_MOST: Final = 500
 ROUND_MOST: Final = 50
 TYPE_MOVES_MOST: Final = 150
 WRONG_CLOCK_US: Final = 10_000_000
-"""A next start further ahead than this may date from before the clock was set back."""
+"""If the next start of a limit is further ahead than this, the clock may have been set back."""
 
 
 @dataclass
@@ -20,9 +20,9 @@ class Use:
     """State of a limit during a call."""
 
     use: int = 0
-    """Number of active tasks that hold it."""
+    """Number of active tasks that hold the limit."""
     ready: int = 0
-    """Number of pending tasks that hold it."""
+    """Number of pending tasks that hold the limit."""
     tat: int = 0
     closed: int = 0
 
@@ -41,7 +41,7 @@ class Rate:
 
     @property
     def lateness(self) -> float:
-        """Maximum delay of a start that does not delay the next ones, in microseconds."""
+        """How late a task may start without delaying the next starts, in microseconds."""
         return min(self.interval / 2, 50_000)
 
 
@@ -56,7 +56,7 @@ def rate_of(text: str) -> Rate:
 
 
 def entry(limit: str, tag: float, id: str, limits: Sequence[str]) -> bytes:
-    """Return the entry of a waiter, which sorts by limit, tag, whether it has one limit, and id."""
+    """Return the entry of a waiter; entries sort by limit, tag, one or several limits, and id."""
     [bits] = struct.unpack(">Q", struct.pack(">d", tag))
     bits = bits ^ (1 << 63) if bits < 1 << 63 else bits ^ (1 << 64) - 1
     return (
@@ -72,21 +72,21 @@ class Limits:
     """Rules as stored."""
     stored: dict[str, Use] = field(default_factory=dict)
     pauses: dict[str, str] = field(default_factory=dict)
-    """Stored pauses, by the limits `@<type>` of paused types."""
+    """Stored pauses of types, by the limit `@<type>`."""
     openings: dict[str, int] = field(default_factory=dict)
     waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     """Limit and id of each waiter, by entry."""
     type_moves: int = TYPE_MOVES_MOST
-    """Number of waiters for types that this call may still move."""
+    """How many more waiters of types this call may move."""
     _live: dict[str, Use] = field(default_factory=dict)
     _late: dict[str, float] = field(default_factory=dict)
-    """Delay after which this call opens each limit, in microseconds."""
+    """How late this call opens each limit, in microseconds."""
     _touched: dict[str, None] = field(default_factory=dict)
     _capped: dict[str, bool] = field(default_factory=dict)
 
     def rate(self, limit: str) -> Rate:
-        """Return the rule in force: an operator's rule for the limit or its name, else the
-        program's."""
+        """Return the rule in force: an operator's rule for the limit or its name, else that of the
+        program."""
         if limit.startswith("@"):
             return PAUSED if limit in self.pauses else UNLIMITED
         name = limit.partition(":")[0]
@@ -103,7 +103,8 @@ class Limits:
         return self._live[limit]
 
     def capped(self, now: int, limit: str) -> Use:
-        """Return the use of a limit. A TAT from a lower rate than the current one is capped."""
+        """Return the use of a limit. If its TAT dates from a lower rate than the current one, cap
+        the TAT."""
         use, rate = self.touch(limit), self.rate(limit)
         if rate.interval and not self._capped.get(limit):
             self._capped[limit] = True
@@ -116,7 +117,7 @@ class Limits:
         self._late[limit] = min(now - self.openings[limit], self.rate(limit).lateness)
 
     def opens_at(self, now: int, limit: str) -> float:
-        """Return when a task may start after the ready ones, if there is a slot."""
+        """Return when a task may start, after all ready tasks, if there is a slot."""
         use, rate = self.capped(now, limit), self.rate(limit)
         if not rate.interval:
             return use.closed
@@ -137,8 +138,7 @@ class Limits:
         return next(iter(self.waiters_of(limit)), None)
 
     def refusing(self, now: int, limits: Sequence[str]) -> str | None:
-        """Return the limit that a task must wait for when it becomes pending, or None if it need
-        not wait."""
+        """Return the limit for which a task must wait instead of becoming pending, or None."""
         for limit in limits:
             self.touch(limit)
             if not self.is_open(now, limit) or self.first_waiter(limit) is not None:
@@ -163,7 +163,7 @@ class Limits:
                 use.tat = math.ceil(max(use.tat, now - self._late.get(limit, 0)) + rate.interval)
 
     def refund(self, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Give back the starts of tasks that never began, minus the starts regained since the
+        """Give back the starts of tasks that never began, less what the rate has regained since the
         oldest of their leases. `unstarted` holds the lease time and the limits of each task."""
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
@@ -176,7 +176,7 @@ class Limits:
             use.tat = max(0, math.floor(use.tat - amount))
 
     def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
-        """Return the first waiter for each open limit, or several waiters if the limit is a
+        """Return the first waiter of each open limit, or several waiters if the limit stands for a
         type."""
         firsts: list[tuple[str, bytes]] = []
         for limit in list(self._touched):
@@ -189,7 +189,8 @@ class Limits:
         return firsts
 
     def save(self, now: int) -> None:
-        """Store the uses after a call, and the opening time of each limit with waiters."""
+        """At the end of a call, store the uses, and the opening time of each limit that has
+        waiters."""
         for limit in list(self._touched):
             use = self.capped(now, limit)
             waits = self.first_waiter(limit) is not None
@@ -210,7 +211,7 @@ class Limits:
         return bool(self._touched)
 
     def correct(self, now: int) -> bool:
-        """Cap times that are later than their rule allows, as after a clock has been set back.
+        """Cap the times that are later than their rule allows, e.g. because the clock was set back.
 
         Return whether there were any such times.
         """

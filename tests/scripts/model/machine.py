@@ -1,6 +1,6 @@
 """Calls every operation in random order on the real scripts and on the model, and compares both.
 
-Each call is made twice, because clients repeat unanswered calls, and any earlier call may be
+Each call is made twice, because clients repeat unanswered calls; any earlier call may also be
 repeated later. Time jumps forward and back, and sometimes to the moment at which something is due.
 The store may run out of memory or forget its scripts, its user may lose the right to publish, and
 data of the queue may be lost.
@@ -81,7 +81,7 @@ class Progress(NamedTuple):
 
 
 class Scripts(RuleBasedStateMachine):
-    """Makes random calls. After each call, the store must match the model and its invariants must
+    """Makes random calls. After each call, the store must match the model, and the invariants must
     hold."""
 
     rig: Rig
@@ -106,16 +106,17 @@ class Scripts(RuleBasedStateMachine):
         bounds: Bounds,
         many: bool,
     ) -> None:
-        """Enqueue tasks of all kinds and lease some of them, perhaps for the second time.
+        """Enqueue tasks of all kinds and lease some of them; if `crashed`, let their leases expire
+        once.
 
-        `flow` says which variants of the scripts are called, and whether tasks have limits and the
-        queue has bounds.
+        `flow` selects the variants of the scripts, and whether tasks have limits and the queue has
+        bounds.
         """
         self.flow = flow
         self._restart()
         self.enqueue(list(zip(IDS, kinds, strict=True)))
         self.put_program_bounds(bounds)
-        if many:  # more than one fetch promotes
+        if many:  # more tasks than one fetch promotes
             self.enqueue([(f"many-{n}", {"delay": 5}) for n in range(120)])
             self.await_due(0, 0, "t", 1)
         if crashed:
@@ -159,25 +160,25 @@ class Scripts(RuleBasedStateMachine):
         sender = SENDERS[self.number % len(SENDERS)]
         if any(options.keys() >= REMEMBERED_REPLACEMENT for _, options in tasks):
             sender = sender or SENDERS[1]
-        if self.flow == "bounds":  # a repeated call would create the tasks that it dropped
+        if self.flow == "bounds":  # without a sender, a repeated call would recreate dropped tasks
             sender = sender or SENDERS[2]
         sent = [self.made(id, options) for id, options in tasks]
         self.do("enqueue", sent, sender=sender, number=self.number)
 
     def enqueue_finished(self, pick: int, retention: bool) -> None:
-        """Enqueue an id that is remembered although its task has left the queue, if there is
-        one."""
+        """Enqueue a task whose id is remembered although the task has left the queue, if there is
+        such an id."""
         gone = [id for id in self.model.recent if id not in self.model.tasks] or IDS
         options = {"remember_us": 100 * S} | ({"retention": 20} if retention else {})
         self.enqueue([(gone[pick % len(gone)], options)])
 
     def burst(self, kinds: list[dict[str, Any]]) -> None:
-        """Enqueue tasks with other ids, so that a queue with bounds becomes full."""
+        """If the queue has bounds, fill it with tasks that have other ids."""
         if self.flow == "bounds":
             self.enqueue([(f"{self.number}-{n}", kind) for n, kind in enumerate(kinds)])
 
     def replace_active(self, delay: int | None) -> None:
-        """Replace a running task, if one has a lock."""
+        """Replace a running task that has a lock, if there is one."""
         for task in list(self.model.tasks.values()):
             for key in ("l", "m"):
                 options = {"unique_key": key, "on_duplicate": "replace", "delay": delay}
@@ -192,13 +193,13 @@ class Scripts(RuleBasedStateMachine):
         self.do("put_schedule", name, self.rig.now + later, record)
 
     def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
-        """Tick current schedules, outdated versions of schedules, or lost schedules."""
+        """Tick schedules: current, outdated or lost versions of them."""
         sent = []
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
                 self.put_schedule(name, S, b"a record")
             row = self.model.stored.get(name, StoredScheduleRow(name, b"", 0))
-            if which == "old" and not self.full:  # the next tick stays the same
+            if which == "old" and not self.full:  # change the record but not the next tick
                 record = b"another record" if row.record[8:] == b"a record" else b"a record"
                 self.do("put_schedule", name, row.next_us, record)
             later = max(self.rig.now, row.next_us or 0) + 30 * S
@@ -231,16 +232,16 @@ class Scripts(RuleBasedStateMachine):
         self.held += [one for one in fresh if one not in self.held]
 
     def crash(self, marked: bool, server: str, wanted: int) -> None:
-        """Let all servers die while they hold tasks; after their leases expire, this server takes
-        over."""
+        """Let all servers die while they hold tasks; after their leases have expired, this server
+        fetches."""
         if marked:
             self.mark_started()
-        for part in (LEASE // 2, LEASE // 2 + S):  # two calls are no outage
+        for part in (LEASE // 2, LEASE // 2 + S):  # in two steps, so that the gap is no outage
             self.rig.now += part
             self.fetch(server, wanted, 1)
 
     def await_due(self, pick: int, early: int, server: str, wanted: int) -> None:
-        """Fetch at the moment at which something is due, or just before it."""
+        """Fetch at the moment when something is due, or just before."""
         moments = sorted(at for at in self.model.moments() if at > self.rig.now)
         if moments:
             self.rig.now = moments[pick % len(moments)] + early
@@ -264,8 +265,8 @@ class Scripts(RuleBasedStateMachine):
         started: bool,
         age: int | None = 0,
     ) -> None:
-        """Hand back tasks whose leases have this age, or None if the server does not know the
-        age."""
+        """Hand back tasks; `age` is that of their leases, or None if the server does not know
+        it."""
         leased_us = 0 if age is None else self.rig.now - age
         record = b"" if delay is None else b"unknown type"
         limit, closed_us = closing if self.has_limits else ("", 0)
@@ -336,7 +337,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("reschedule", id, f"+{due}" if later else str(max(0, self.rig.now + due - 5 * S)))
 
     def edit(self, pick: int, state: str, due: str, runs: bool, longer: int) -> None:
-        """Edit a waiting or dead task. Some calls have read another message or another state."""
+        """Edit a waiting or dead task. Some calls expect another message or another state."""
         if not state and pick % 4 < 3 and not self.model.those("dead"):
             self.kill([pick % 9], True)
         id, task = self.known(pick, state or ("dead" if pick % 4 < 3 else ""))
@@ -375,7 +376,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("resume")
 
     def repeat(self, back: int) -> None:
-        """After some time, repeat an earlier call whose first reply was lost."""
+        """Repeat an earlier call, as if its first reply had been lost."""
         if self.calls:
             name, args, options = self.calls[-1 - back % len(self.calls)]
             self.do(name, *args, **options)
@@ -404,7 +405,7 @@ class Scripts(RuleBasedStateMachine):
             self.rig.client.config_set("maxmemory", 0)
 
     def hush(self) -> None:
-        """Revoke the store user's rights to channels, which `~* +@all` does not include."""
+        """Revoke the store user's rights to channels, as for a user with only `~* +@all`."""
         self.hushed = True
         self.rig.allow_publishing(False)
 
@@ -414,7 +415,7 @@ class Scripts(RuleBasedStateMachine):
             self.rig.allow_publishing(True)
 
     def serve(self, server: str) -> None:
-        """Register a server, whose record is outside of the queue."""
+        """Register a server; its record is outside the queue."""
         globals_, now = self.rig.globals, self.rig.now
         for call in (
             registry_ops.register(globals_, ["queue"]),
@@ -427,8 +428,8 @@ class Scripts(RuleBasedStateMachine):
         check_other_keys(self.rig.client, self.rig.keys, globals_)
 
     def later_version(self, back: int) -> None:
-        """Let a later version change the data layout. Calls of the earlier version are refused as a
-        whole."""
+        """Let a later version change the data layout; calls of the earlier version are then refused
+        as a whole."""
         if not self.calls:
             return
         self.make_room()
@@ -447,9 +448,9 @@ class Scripts(RuleBasedStateMachine):
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
         """Lose some data: no call fails, the audit repairs the damage, and all tasks end. Then
-        start again."""
+        begin again with an empty store."""
         self.make_room()
-        for name in list(self.model.stored):  # tests of the audit cover lost schedules
+        for name in list(self.model.stored):  # the tests of the audit cover these
             self.delete_schedule(name, False)
         self.put_program_bounds(NO_BOUNDS)
         self.set_bounds(None)
@@ -468,19 +469,20 @@ class Scripts(RuleBasedStateMachine):
         return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
 
     def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
-        """Return leases: most of them valid, the others picked from all earlier leases."""
+        """Return leases; most are valid, the others are picked from all leases so far."""
         current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
         some = [current if pick < 9 and current else ever for pick in picks]
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
 
     def known(self, pick: int, state: str) -> tuple[str, Known | None]:
-        """Return an id and its task, mostly of an existing task and in this state if possible."""
+        """Return an id and its task if it exists; mostly pick an existing task, in this state if
+        possible."""
         there = self.model.those(state) or list(self.model.tasks)
         id = there[pick % len(there)] if pick < 10 and there else IDS[pick % len(IDS)]
         return id, self.model.tasks.get(id)
 
     def do(self, name: str, *args: Any, **options: Any) -> Any:
-        """Make a call twice and compare the result with the model."""
+        """Make a call twice; compare the reply and the store with the model."""
         now = self.rig.now
         call = self.call(name, args, options)
         if self.full and brings_in(name, args):
@@ -502,7 +504,7 @@ class Scripts(RuleBasedStateMachine):
         check(verb, now, before, self.dump)
         assert_same(after, self.dump)  # the second run changes nothing
         if name == "enqueue":
-            # When a call without a sender is repeated, a task that the first call replaced has
+            # If a call without a sender is repeated, a task that the first call replaced has
             # another message.
             replaced = {one.id for one in reply if one.outcome == "replaced"}
             same = all(
@@ -535,8 +537,8 @@ class Scripts(RuleBasedStateMachine):
         raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
-        """Dump the store, repeat the call, and dump the store and its counts again, all in one
-        round trip."""
+        """In one round trip, dump the store, repeat the call, and dump the store and its counts
+        again."""
         look, count = self.rig.dumping(), views.counts(self.rig.keys)
         replies: list[Any] = self.rig.broker.run_many([look, call, look, count])
         for reply in replies:
@@ -548,11 +550,12 @@ class Scripts(RuleBasedStateMachine):
 
 
 OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "r")}
-"""Limits of the tasks with these ids, if their options name none."""
+"""Limits of the tasks with these ids, unless their options set limits."""
 
 REMEMBERED_REPLACEMENT: Final = {"on_duplicate", "remember_us"}
-"""Options of tasks that need a sender. When a call without a sender is repeated, such a task is
-refused as remembered, and an earlier task of the call replaces the holder instead."""
+"""Options of tasks that need a sender. If a call without a sender is repeated, such a task is
+refused because its id is remembered, and an earlier task of the call replaces the holder
+instead."""
 
 OTHER_TYPE: Final = ("-1", "XX")
 """Ids of the tasks whose type is `other`."""
@@ -560,12 +563,12 @@ OTHER_TYPE: Final = ("-1", "XX")
 MODULES: Final = (
     ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops, bounds_ops,
 )  # fmt: skip
-"""Modules whose operations have the names of actions."""
+"""Modules with the operations that actions of the same name call."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
     "stopped": ops.end_cancelled, "reschedule": reschedule, "edit": edit,
 }  # fmt: skip
-"""Operations whose names differ from those of their actions."""
+"""Operations of the actions that have another name than their operation."""
 
 
 UNTIMED: Final = (
@@ -597,7 +600,7 @@ def run_machine(
     phases: Sequence[Phase] = tuple(Phase),
     machine: type[Scripts] = Scripts,
 ) -> None:
-    """Run the machine and raise the first failure. If `fixed`, each run makes the same calls."""
+    """Run the machine and raise the first failure. If `fixed`, the calls are the same each time."""
     machine = type("Scripts", (machine,), {"rig": rig})
     run_state_machine_as_test(
         machine,

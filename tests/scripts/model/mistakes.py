@@ -1,7 +1,7 @@
 """Planted mistakes in scripts, each of which the model check must find.
 
-A mistake lasts for the block of its context manager. Mistakes in servers and clients are in
-tests/simulation/mutants.py.
+A mistake is in force during the block of its context manager. Mistakes in servers and clients are
+in tests/simulation/mutants.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def named(*plants: Plant) -> dict[str, Plant]:
-    """Return the mistakes by the names that the tables use."""
+    """Return the mistakes, by the names under which reports list them."""
     return {plant.__name__.replace("_", " "): plant for plant in plants}
 
 
@@ -114,7 +114,7 @@ def retry_without_token() -> contextlib.AbstractContextManager[None]:
 
 
 def result_stored_before_the_token_check() -> contextlib.AbstractContextManager[None]:
-    """A result is stored before the script has checked that its sender has the lease."""
+    """A script stores a result before it has checked that the sender holds the lease."""
     right = "local gone, done, completed, results = {}, {}, {}, {}\n"
     first = """for i = 3, stride == 4 and #ARGV or 0, 4 do
   if ARGV[i + 3] ~= '' then
@@ -189,8 +189,8 @@ def finished_id_accepted_again() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def publish_aborts_half_way() -> Iterator[None]:
-    """If the user may not publish, tasks leave active and the script fails before they enter
-    another state."""
+    """If the user may not publish, the script fails after tasks have left active and before they
+    enter another state."""
     publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
     killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone, bare)\n"
     with (
@@ -201,12 +201,12 @@ def publish_aborts_half_way() -> Iterator[None]:
 
 
 def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
-    """A script returns an error after a complete transition if its user may not publish."""
+    """If the user may not publish, a script completes its transition and then returns an error."""
     return planted("include/ended_tasks.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
 
 
 def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]:
-    """A task that is handed back counts as waiting since it was enqueued."""
+    """The waiting time of a task that is handed back counts from its enqueue."""
     right = "  note_runnable(now, head)\n"
     return planted("hand_back.lua", right, "")
 
@@ -224,7 +224,7 @@ def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
 
 
 def unfair_priority() -> contextlib.AbstractContextManager[None]:
-    """A fairness key of another priority restarts at the virtual time, even if its last tag is
+    """A fairness key of another priority continues at the virtual time, even if its last tag is
     higher."""
     right = "      tag = math.max(band_time(priority), before)\n"
     wrong = "      tag = priority == normal_priority and math.max(band_time(5), before)\n"
@@ -273,13 +273,13 @@ def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
 
 
 def debounce_without_a_maximum() -> contextlib.AbstractContextManager[None]:
-    """Each call postpones a debounced task without a limit."""
+    """Calls can postpone a debounced task forever."""
     right = "    due = math.min(due, first + option[10])\n"
     return planted("include/replace_holder.lua", right, "")
 
 
 def repeated_replacement_counts_again() -> contextlib.AbstractContextManager[None]:
-    """A repeated call replaces a later one."""
+    """When a call is repeated, its task replaces the task of a later call."""
     right = "if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then"
     return planted("enqueue.lua", right, "if sender ~= '' and #others == 0 then")
 
@@ -335,24 +335,24 @@ def rate_taken_by_a_repeated_fetch() -> contextlib.AbstractContextManager[None]:
 
 
 def waiter_not_moved() -> contextlib.AbstractContextManager[None]:
-    """Returning a slot moves no waiter."""
+    """When a slot is returned, no waiter is moved."""
     right = "  local opened = open_waiters()\n  save_limits()\n"
     return planted("include/limit_waiters.lua", right, "  local opened = 0\n  save_limits()\n")
 
 
 def opening_not_stored() -> contextlib.AbstractContextManager[None]:
-    """No opening time is stored for a limit whose rate is used up."""
+    """The opening time of a limit is not stored when its rate is used up."""
     right = "    if held < state.rule.slots and has_waiter(limit, state) then\n"
     return planted("include/limit_waiters.lua", right, "    if false then\n")
 
 
 def start_not_refunded() -> contextlib.AbstractContextManager[None]:
-    """Handing back a task that never started does not give back the start."""
+    """When a task that never started is handed back, its start is not given back."""
     return planted("hand_back.lua", "refund_starts(unstarted, leased_at)\n", "")
 
 
 def refund_of_regained_starts() -> contextlib.AbstractContextManager[None]:
-    """A start is given back although the rate has regained it since then and other tasks have used
+    """A start is given back although the rate has already regained it and other tasks have used
     it."""
     right = "    local regained = math.max(0, limits_now - oldest[limit])\n"
     return planted("include/limit_states.lua", right, "    local regained = 0\n")
@@ -371,18 +371,18 @@ def expired_start_refunded() -> contextlib.AbstractContextManager[None]:
 
 
 def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
-    """A limit that a handler closed lets pending tasks start."""
+    """Pending tasks start although a handler has closed their limit."""
     right = "state.closed > limits_now or early then"
     return planted("include/limit_states.lua", right, "early then")
 
 
 def opened_limit_does_not_try_waiters() -> contextlib.AbstractContextManager[None]:
-    """The waiters for a limit that an operator opens are not tried before its old opening time."""
+    """When an operator opens a limit, its waiters are not tried before the old opening time."""
     return planted("open_limit.lua", "if open_one_limit(now, limit) then\n", "if true then\n")
 
 
 def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
-    """The entry of a cancelled limited task stays among the waiters."""
+    """When a limited task is cancelled, its entry stays among the waiters."""
     return planted("cancel.lua", "      remove_waiters({ id })\n", "")
 
 
@@ -399,19 +399,20 @@ def limited_leased_ahead() -> contextlib.AbstractContextManager[None]:
 
 
 def raised_rule_does_not_move_waiters() -> contextlib.AbstractContextManager[None]:
-    """Raising a rule does not move the waiters."""
+    """When a rule is raised, no waiter is moved."""
     right = "  local name = string.match(field, '^!?(.*)$')\n"
     return planted("include/change_rules.lua", right, f"{right}  if true then return 1 end\n")
 
 
 def fairness_restarts_despite_waiters() -> contextlib.AbstractContextManager[None]:
-    """Fairness keys restart while limited tasks keep their tags, so new tasks overtake them."""
+    """Fairness keys restart while limited tasks keep their tags, so new tasks overtake limited
+    ones."""
     right = "  if not left and redis.call('EXISTS', KEYS.limited) == 1 then\n"
     return planted("include/wake_next.lua", right, "  if false then\n")
 
 
 def bulk_call_passes_a_bound() -> contextlib.AbstractContextManager[None]:
-    """Only the first task of a call counts for the bound."""
+    """Only the first task of a call counts towards the bound."""
     right = "tasks = math.max(waiting + created - most_tasks, 0),"
     wrong = "tasks = math.max(waiting + 1 - most_tasks, 0),"
     return planted("include/queue_bounds.lua", right, wrong)
@@ -424,14 +425,14 @@ def removed_bytes_still_counted() -> contextlib.AbstractContextManager[None]:
 
 
 def scheduled_tasks_pass_a_bound() -> contextlib.AbstractContextManager[None]:
-    """Tasks with a delay do not count for a bound."""
+    """Tasks with a delay do not count towards a bound."""
     right = "ipairs({ KEYS.pending, KEYS.limited, KEYS.scheduled, KEYS.retry })"
     wrong = "ipairs({ KEYS.pending, KEYS.limited, KEYS.retry })"
     return planted("include/queue_bounds.lua", right, wrong)
 
 
 def dropped_task_stays_ready() -> contextlib.AbstractContextManager[None]:
-    """A pending task that is dropped for a new one still counts for its limits."""
+    """A pending task that is dropped for a new task still counts towards its limits."""
     return planted(
         "include/queue_bounds.lua", "      release_ready(ids)\n", "      local _ = ids\n"
     )

@@ -1,6 +1,5 @@
-"""The specification of the scripts in plain Python, with one method per operation.
-
-It follows the design, not the scripts. `contents` returns the expected contents of the store after
+"""The specification of the scripts in plain Python, with one method per operation. It is written
+from the design, not from the scripts. `contents` returns the expected contents of the store after
 each call.
 """
 
@@ -36,22 +35,22 @@ from tests.scripts.model.schedules import Schedules
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
 LIMIT: Final = 100
+"""Maximum number of tasks that one fetch handles, for each kind of upkeep."""
+
 PARKED_MOST: Final = 300
 PARK_CHUNK: Final = 250
 CHUNK: Final = 50
 
 
 def packed(rule: LimitRule) -> str:
-    """Return a rule as stored."""
+    """Return a rule as the store holds it."""
     numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)
     return " ".join(str(number or 0) for number in numbers)
 
 
-"""Maximum number of tasks that one fetch handles, for each kind of upkeep."""
-
-
 class Model(Schedules):
-    """A queue and its operations, with the signatures of qsync.broker.ops except `now`."""
+    """A queue and its operations. The signatures are those of qsync.broker.ops, with `now` as the
+    first argument."""
 
     def enqueue(
         self, now: int, tasks: Sequence[NewTask], *, sender: str = "", number: int = 0
@@ -79,7 +78,7 @@ class Model(Schedules):
     def _enqueue(
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
     ) -> tuple[list[Enqueued], list[int]]:
-        """Enqueue tasks. Return the answers and the positions, from 1, of tasks that replace
+        """Enqueue tasks. Return the answers, and the positions (from 1) of the tasks that replace
         others."""
         answers, new = self._answers(now, tasks, recent)
         before = set(self.tasks)
@@ -115,7 +114,7 @@ class Model(Schedules):
     def _answers(
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str]
     ) -> tuple[list[Enqueued], list[NewTask]]:
-        """Return the outcome of each task of a call that fits into the queue, and the new tasks."""
+        """Return the outcome of each task of a call as if all tasks fitted, and the new tasks."""
         answers: list[Enqueued] = []
         new: dict[str, NewTask] = {}
         locks: dict[str, str] = {}
@@ -233,8 +232,8 @@ class Model(Schedules):
     def _pick(
         self, now: int, wanted: int, free: int | None
     ) -> tuple[list[str], int, dict[str, str]]:
-        """Return the pending tasks to lease, the number of tasks left because there are no free
-        slots, and the limits that refuse other tasks."""
+        """Return the pending tasks to lease, the number of tasks left because the server has no
+        free slots, and the limits that refuse the other tasks, by task."""
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}
@@ -295,8 +294,8 @@ class Model(Schedules):
         )
 
     def note_life(self, now: int, lease_us: int) -> int:
-        """Record that a server is present. Return the time until which expired leases are spared,
-        or 0."""
+        """Record that a server is alive. Return the time until which leases do not expire after an
+        outage, or 0."""
         if self.seen is not None and now - self.seen > lease_us / 2:
             self.returned = now
         if self.seen is None or abs(now - self.seen) > lease_us / 20:
@@ -351,7 +350,7 @@ class Model(Schedules):
         return own, len(back) + len(replaced), len(died)
 
     def passed(self, tag: float) -> float:
-        """Return the virtual time of a tag's band."""
+        """Return the virtual time of the band to which a tag belongs."""
         priority = NORMAL_PRIORITY - round(tag / BAND)
         return self.virtual.get(priority, band_of(priority))
 
@@ -478,7 +477,7 @@ class Model(Schedules):
         return answers
 
     def release_all(self, rows: Sequence[Any]) -> None:
-        """End leases, those of replaced tasks last."""
+        """Give back the slots of these tasks; those of replaced tasks come last."""
         self.release(
             row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
         )

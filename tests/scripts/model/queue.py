@@ -23,7 +23,7 @@ from tests.scripts.model.limits import MOVES_MOST, Limits, entry
 _tail: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 
 BAND: Final = 2**41
-"""Width of the band of order tags of a priority."""
+"""Width of the band of order tags that each priority has."""
 
 
 def band_of(priority: int) -> int:
@@ -33,7 +33,7 @@ def band_of(priority: int) -> int:
 
 @dataclass
 class Successor:
-    """A call that replaces a running task when its attempt has ended."""
+    """A task that replaces a running task when the attempt of the running task has ended."""
 
     sent: NewTask
     enqueued_at: int
@@ -56,7 +56,7 @@ def type_of(sent: NewTask) -> str:
 
 
 def member_of(sent: NewTask) -> bytes:
-    """Return the member for a task in the set of fairness keys."""
+    """Return the member that stands for a task's key in the set of fairness keys."""
     priority, key = priority_of(sent), sent.fairness_key.encode()
     return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)
 
@@ -79,7 +79,7 @@ class Known:
     successor: Successor | None = None
 
     released: bool = False
-    """True if its slots were given back before it leaves active."""
+    """True if the slots of the task have already been given back although it is active."""
 
     @property
     def type_limit(self) -> str:
@@ -105,7 +105,7 @@ class Known:
 
     @property
     def since(self) -> int | None:
-        """Time at which it became runnable, if the progress hash records it."""
+        """Time at which the task became runnable, if the progress hash records it."""
         kept = self.progress is not None and self.progress.startswith(b"@")
         return int(self.progress[1:]) if self.progress and kept else None
 
@@ -115,13 +115,13 @@ class Known:
 
     @property
     def lock(self) -> str:
-        """Lock that it holds; empty once it has ended."""
+        """Lock that the task holds; empty once the task has ended."""
         return self.sent.lock if self.state in (*UNFINISHED, "new") else ""
 
 
 @dataclass
 class Queue:
-    """The state of a queue, without redundancy."""
+    """The state of a queue, without redundant data."""
 
     tasks: dict[str, Known] = field(default_factory=dict)
     locks: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -135,11 +135,12 @@ class Queue:
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     replacing: dict[str, list[int]] = field(default_factory=dict)
-    """Indexes of the tasks in each sender's last call that replace others."""
+    """For each sender, the positions of the tasks in its last call that replace others."""
     flow: bool = False
     """True if a task of the queue has used flow control."""
     recent: dict[str, int] = field(default_factory=dict)
-    """Time until which no other task with the same id is accepted, by chosen id."""
+    """For each id that a caller chose, the time until which no other task with this id is
+    accepted."""
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
@@ -158,7 +159,8 @@ class Queue:
         return sum(len(task.message) for task in self.tasks.values())
 
     def those(self, state: str, until: float = float("inf")) -> list[str]:
-        """Return the ids in a state with scores up to `until`, in the order of the store."""
+        """Return the ids of the tasks in a state with scores up to `until`, in the store's
+        order."""
         found = [
             (task.score, id.encode())
             for id, task in self.tasks.items()
@@ -172,7 +174,7 @@ class Queue:
         """Move a task into another state; None removes it from the queue. The end of a task frees
         its lock.
 
-        If `keeps`, its progress stays.
+        If `keeps`, the progress of the task stays.
         """
         task = self.tasks[id]
         lock = task.lock
@@ -221,7 +223,7 @@ class Queue:
         """Move a task into pending, or into limited if a limit refuses it. Return True if it is
         pending.
 
-        If `new`, a paused type also refuses it. Other tasks are set aside by fetches.
+        A paused type refuses only new tasks (`new`) here; fetches set the other tasks aside.
         """
         task = self.tasks[id]
         limits = task.limits
@@ -248,7 +250,7 @@ class Queue:
         del waiting[own]
 
     def release(self, ids: Iterable[str]) -> None:
-        """Give back the slots of active tasks, unless they have been given back before."""
+        """Give back the slots of active tasks, except slots that have already been given back."""
         for id in ids:
             task = self.tasks[id]
             if task.state == "active" and not task.released:
@@ -257,7 +259,7 @@ class Queue:
                     self.limits.touch(limit).use -= 1
 
     def unready(self, ids: Iterable[str]) -> None:
-        """Remove tasks from pending, or from the waiters, other than by a lease."""
+        """Update the limits of tasks that leave pending, or the waiters, without being leased."""
         for id in ids:
             task = self.tasks[id]
             for limit in task.limits:
@@ -293,13 +295,13 @@ class Queue:
         return opened
 
     def settle(self, now: int) -> bool:
-        """Finish a call. Return whether tasks became pending."""
+        """Finish a call: move waiters and store the limits. Return whether tasks became pending."""
         opened = self.limits.is_touched and self.open_waiters(now)
         self.limits.save(now)
         return opened
 
     def make_room(self, now: int, tasks: Sequence[NewTask], new: Sequence[NewTask]) -> None:
-        """Drop waiting tasks until the new ones of a call fit, or raise QueueFull."""
+        """Drop waiting tasks until the new tasks of a call fit, or raise QueueFull."""
         waiting = [
             Waiting(id, task.state, task.priority, task.score, len(task.message))
             for id, task in self.tasks.items()
@@ -390,7 +392,7 @@ class Queue:
             self.counts["cancelled"] += 1
 
     def owned(self, rows: Sequence[Any]) -> tuple[list[Any], list[Outcome]]:
-        """Return the rows with a valid token, and the answers."""
+        """Return the rows that have a valid token, and the answer for each row."""
         held, answers, seen = [], [], set()
         for row in rows:
             task = self.tasks.get(row.id)
@@ -422,8 +424,8 @@ class Queue:
         return times | {ends for ends, _ in self.locks.values()} | set(self.recent.values())
 
     def contents(self) -> dict[str, Any]:
-        """Return the contents like Rig.dump, without the records of sweeps and fetches and without
-        the daily counters."""
+        """Return the contents in the format of Rig.dump, without the records of sweeps and fetches
+        and the daily counters."""
         every = self.tasks.items()
         full: dict[str, dict[str, Any]] = {
             "tasks": {id: task.message for id, task in every},

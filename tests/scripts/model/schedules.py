@@ -12,7 +12,8 @@ from tests.scripts.model.queue import Queue
 
 
 class Schedules(Queue):
-    """A queue with its stored schedules, but without those that programs publish."""
+    """A queue with the schedules that clients store; schedules that programs publish are left
+    out."""
 
     def _enqueue(self, now: int, tasks: Sequence[NewTask]) -> tuple[list[Enqueued], list[int]]:
         raise NotImplementedError
@@ -72,6 +73,7 @@ class Schedules(Queue):
         return "paused" if read.name in self.schedule_pauses else "ticked"
 
     def _stamp(self, now: int, before: StoredScheduleRow | None) -> bytes:
-        """Return the time, or one microsecond more when the record already has this stamp."""
+        """Return the time as a stamp, or one microsecond more if the record already has this
+        stamp."""
         stamp = now.to_bytes(8, "big")
         return (now + 1).to_bytes(8, "big") if before and before.stamp == stamp else stamp

@@ -1,8 +1,8 @@
 """The core of the suite: the scripts behave like the model for any sequence of calls.
 
-QSYNC_MODEL_EXAMPLES sets the number of runs of STEPS calls; the runs then differ each time, unless
-`--hypothesis-seed N` fixes them. With `-s`, the progress is printed once a minute. A failure prints
-the steps that led to it.
+QSYNC_MODEL_EXAMPLES sets the number of runs, each of STEPS calls. The runs then differ each time,
+unless `--hypothesis-seed N` fixes them. With `-s`, the progress is printed once a minute. A failure
+prints the steps that led to it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def counted(examples: int) -> type[Scripts]:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
-    """Calls that the runs above make too rarely, with the same comparison after each call."""
+    """The random runs rarely make these calls in this order; the store is compared after each
+    call."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -68,14 +69,14 @@ def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
         machine.delete([0], "limited")
         assert "@type" in machine.model.limits.openings
         machine.resume_type("type")
-        machine.wake()  # no task waited
+        machine.wake()  # no task was waiting
         machine.fetch("s", 1, 1)
         assert machine.model.limits.stored == machine.model.limits.openings == {}
 
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
-    """The replacement runs after any outcome of the attempt, even if no other task has limits."""
+    """The task is replaced after any outcome of its attempt, even if no other task has limits."""
     ends: dict[str, tuple[Any, ...]] = {
         "complete": ([0], None),
         "retry": ([0], S),
@@ -106,8 +107,7 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
-    """The time at which a server with tasks was last seen shows whether the store was
-    unavailable."""
+    """Whether the store was unavailable is judged by when a server with tasks was last seen."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -134,7 +134,7 @@ def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 def test_flood_of_a_paused_type_is_set_aside_in_steps() -> None:
-    """There are more tasks than a fetch sets aside, and more than it reads at a time."""
+    """There are more tasks than a fetch sets aside, and more than it reads in one step."""
     with Rig("valkey") as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -152,7 +152,7 @@ QUICK: Final = (
     "settle without token", "lock outlives death", "recovery reads messages",
     "no script runs out of memory", "due tasks moved in two steps",
 )  # fmt: skip
-"""Some of the mistakes. `python -m tools.mutants` plants all of them."""
+"""Mistakes that every run of the suite plants; `python -m tools.mutants` plants all of them."""
 
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
