@@ -280,7 +280,7 @@ def test_priority_of_django_is_one_of_qsync(
         (lambda shop: _copy(shop.send, timeout="soon"), "timeout: "),
         (
             lambda shop: _copy(shop.send, executor="process"),
-            "executor: 'process' is not for tasks of dj",
+            "executor: 'process' cannot be used for ta",
         ),
         (lambda shop: _decorated(queue="mail"), "no option 'queue'; did you mean 'queue_name'"),
         (
@@ -345,7 +345,7 @@ def test_wrong_option_of_the_backend_is_named_by_the_system_checks(
     changed = {**django_project.TASKS["default"], "QUEUES": "mail"}
     with (
         override_settings(TASKS={"default": changed}),
-        pytest.raises(api.InvalidTaskBackend, match=r"QUEUES: 'mail' is not a list; give \['mail'"),
+        pytest.raises(api.InvalidTaskBackend, match=r"QUEUES: 'mail' is not a list; use \['mail'"),
     ):
         task(shop.send.func)
 
@@ -401,7 +401,7 @@ def test_arguments_of_operators_are_encoded_or_refused(project: Qsync, shop: Any
         assert (task.queue, task.headers) == ("default", {"by": "cli", "django-backend": "default"})
     assert (built.payload, built.queue, built.retry) == (stored, "mail", 1)
     for value in (b"", {"adress": "ann"}, ["ann", "bob"], 3, {"args": ["ann"], "kwargs": {"a": 1}}):
-        with pytest.raises(InvalidTask, match=r"send': |arguments: give a JSON list"):
+        with pytest.raises(InvalidTask, match=r"send': |arguments: must be a JSON list"):
             task_of(path, value, {}, project)
     for bad in ((object(),), (), ("ann", 2)):
         with pytest.raises(InvalidTask, match="task 'tests"):

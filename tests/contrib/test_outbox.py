@@ -627,7 +627,7 @@ def test_transaction_of_psycopg_sends_only_committed_tasks(
             rows.add(Task("send", 5))
             with contextlib.suppress(psycopg.errors.DivisionByZero):
                 connection.execute("SELECT 1 / 0")  # PostgreSQL rolls back at the COMMIT
-        with pytest.raises(ConfigError, match="the block has ended"):
+        with pytest.raises(ConfigError, match="the block and its transaction have ended"):
             rows.add(Task("send", 6))
     assert sorted(pending(app)) == sorted(kept)
 
@@ -706,7 +706,7 @@ def test_transaction_of_psycopg(app: Qsync, outbox: Outbox, database: Postgres) 
             _ = 1 / 0
         with (
             connection.transaction(),
-            pytest.raises(ConfigError, match="is in a transaction already"),
+            pytest.raises(ConfigError, match="is already in a transaction"),
             outbox.transaction(connection),
         ):
             pass
@@ -822,7 +822,7 @@ def test_session_that_chooses_its_engine_is_asked_while_it_writes(
             lambda app: Outbox(Qsync("redis://localhost", remember_ids=0)),
             "remember_ids=0, so a row that is sent twice would run twice",
         ),
-        (lambda app: Outbox(app).relay(7), "relay: 7 is neither an engine of SQLAlchemy nor"),
+        (lambda app: Outbox(app).relay(7), "relay: 7 is neither an SQLAlchemy engine nor"),
         (lambda app: Outbox(7), "outbox: 7 is not a Qsync"),
         (
             lambda app: Outbox(app, metadata=DeclarativeBase),  # type: ignore[arg-type]
@@ -832,8 +832,8 @@ def test_session_that_chooses_its_engine_is_asked_while_it_writes(
             lambda app: [Outbox(app, metadata=shared) for shared in [MetaData()] for _ in "ab"],
             "table: the metadata has a table 'qsync_outbox' already; make one Outbox",
         ),
-        (lambda app: Outbox(app).relay("sqlite:///shop.db"), "not a connection string of Postgre"),
-        (lambda app: Outbox(app).transaction(7), "int is not a connection of psycopg; with SQLAl"),
+        (lambda app: Outbox(app).relay("sqlite:///shop.db"), "not a PostgreSQL connection string"),
+        (lambda app: Outbox(app).transaction(7), "int is not a psycopg connection; with SQLAl"),
     ],
 )
 def test_wrong_use_is_reported(app: Qsync, make: Callable[[Qsync], Any], text: str) -> None:

@@ -157,7 +157,7 @@ def test_dashboard_shows_several_prefixes_behind_one_token(
                 assert sent.headers["location"].startswith(f"/ops{path}/")
                 assert browser.get(f"{base}{path}/task?id={id}").status_code == 404
     for wrong, said in (
-        (prefix, f"--also {prefix}: {prefix} is already shown; write NAME={prefix}"),
+        (prefix, f"--also {prefix}: {prefix} is already used; choose another name: NAME={prefix}"),
         ("a b", "--also a b: name"),
         ("b@nowhere:1", "--also b: "),
     ):

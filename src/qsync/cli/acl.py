@@ -16,7 +16,7 @@ from qsync.connections import PREFIX
 from qsync.errors import InvalidTask
 
 _USER: Final = re.compile(r"[A-Za-z0-9_.@:+-]{1,128}")
-"""Names that are one word to the store and to a shell."""
+"""User names that the store and a shell each read as one word."""
 
 
 def acl(
@@ -34,11 +34,11 @@ def acl(
     prefix: Prefix = None,
     app: App = None,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Include what cluster nodes need.")
+        bool, typer.Option("--cluster", help="Also allow the commands that a cluster client needs.")
     ] = False,
     old: Annotated[
         bool,
-        typer.Option("--redis-7.0", help="For Redis before 7.2, which lacks some commands."),
+        typer.Option("--redis-7.0", help="Leave out commands that Redis before 7.2 does not have."),
     ] = False,
 ) -> None:
     """Print the command that creates a store user; replace PASSWORD before you run it.

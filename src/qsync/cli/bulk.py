@@ -18,7 +18,7 @@ from qsync.inspector.tasks import MAX_PAGE_SIZE
 from qsync.state import TaskState
 
 MakeStep = Callable[..., Awaitable[Step]]
-"""Runs a step for a queue, a state, a filter and a cursor, as `Inspector.retry_matching` does."""
+"""Changes one batch of the tasks in a queue and state, as `Inspector.retry_matching` does."""
 
 
 class SelectedTasks(Protocol):
@@ -38,17 +38,17 @@ class BulkJob:
     filters: SelectedTasks
     state: TaskState
     verb: str
-    """Word for a changed task in the report, e.g. `deleted`."""
+    """What the report says was done to the tasks, e.g. `deleted`."""
     as_json: bool
 
     def count(self) -> tuple[int, int]:
-        """Return the number of matching tasks, and of all tasks in the state."""
+        """Return the number of matching tasks and the number of all tasks in the state."""
         return self.session.run(self._count(self.session.inspector))
 
     def carry_out(self, make_step: MakeStep, *, dry_run: bool, question: str | None = None) -> None:
         """Change the tasks, or print how many would be changed.
 
-        `question` is the verb of a confirmation, e.g. "Delete"; without it, do not ask.
+        `question` is the verb in the confirmation prompt, e.g. "Delete"; None skips the prompt.
         """
         if dry_run:
             self._print_dry_run()
@@ -66,7 +66,7 @@ class BulkJob:
             print_line(f"{count:,} of {total:,} {self.state} tasks would be {self.verb}")
 
     def _confirm(self, verb: str) -> None:
-        """Ask before the change, with the number of tasks; do not ask if there are none."""
+        """Ask for confirmation with the number of tasks; do not ask if no task matches."""
         if number := self.count()[0]:
             confirm(f"{verb} {plural(number, f'{self.state} task')}?", yes=False)
 
@@ -82,7 +82,7 @@ class BulkJob:
         self._print_report(steps)
 
     async def _queues(self, inspector: Inspector) -> dict[str, int]:
-        """Return the queues that have tasks in the state, with the number of tasks."""
+        """Return the queues that have tasks in the state, each with its number of tasks."""
         counts = await state_counts(inspector, self.filters.queue)
         return {name: states[self.state] for name, states in counts.items() if states[self.state]}
 

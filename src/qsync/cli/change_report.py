@@ -25,7 +25,7 @@ class Outcome:
     change: Change
 
     def as_dict(self, key: str) -> dict[str, Any]:
-        """Return the outcome for JSON; `key` names the id."""
+        """Return the outcome as a JSON object; `key` is the name of the id's field."""
         change = self.change
         fields = {
             "state": change.state, "holder": change.holder, "server": change.server,

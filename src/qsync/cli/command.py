@@ -27,7 +27,7 @@ EXIT_CODES: Final = (
 )
 
 MAX_MESSAGE: Final = 2000
-"""Length at which an error message is cut, in characters."""
+"""Length to which an error message is cut, in characters."""
 
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """Base class of the parser's argument errors; typer exports only its subclasses."""
@@ -81,10 +81,10 @@ def usage_in_one_line() -> Iterator[None]:
         if not text or (context is not None and text == context.get_help()):
             raise  # a group without a command prints its help
         message = _message_of(error)
-        if context is not None:  # else parse_args has set it
+        if context is not None:  # otherwise parse_args has set the path
             set_command_path(context.command_path)
         path = command_path()
-        asks = message.endswith("?")  # what was meant
+        asks = message.endswith("?")  # a "Did you mean" hint
         exit_with(message if asks else f"{message.rstrip('.')}; see {path} --help", USAGE)
 
 
@@ -98,11 +98,11 @@ _REFUSALS: Final = {
     "less_than_equal": "%(input)s is greater than %(le)s",
     "less_than": "%(input)s is not less than %(lt)s",
 }
-"""Messages about a value by error type of pydantic, which checks values for typer."""
+"""Messages about invalid values, by pydantic error type; typer validates with pydantic."""
 
 
 def _message_of(error: Exception) -> str:
-    """Return the problem with the arguments, in one line, with the value."""
+    """Return one line that names the problem with the arguments and the invalid value."""
     cause: Any = error.__cause__
     if hasattr(cause, "errors"):
         [first, *_] = cause.errors()
@@ -120,7 +120,7 @@ def _message_of(error: Exception) -> str:
 def runs_alone(context: typer.Context) -> bool:
     """Return whether a group runs without one of its commands.
 
-    Exits if options of the group precede a command, which takes its own options.
+    Exits if options of the group come before a command; they must come after it.
     """
     set_command_path(context.command_path)
     if context.invoked_subcommand is None:
@@ -133,7 +133,7 @@ def runs_alone(context: typer.Context) -> bool:
 
 
 def lists_alone(group: typer.Typer, listing: Callable[..., Any], text: str) -> None:
-    """Let a group without a command run its command `list`."""
+    """Make a group that is called without a command run its `list` command."""
     call: Any = with_options(listing)
 
     def alone(*, ctx: typer.Context, **options: Any) -> None:
@@ -243,6 +243,6 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _declare(function: Any, parameters: list[inspect.Parameter]) -> None:
-    """Give a function the parameters that typer reads."""
+    """Set the signature and annotations that typer reads from a function."""
     function.__signature__ = inspect.Signature(parameters)
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

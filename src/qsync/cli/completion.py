@@ -1,6 +1,6 @@
 """Shell completion of the names of queues, servers and schedules.
 
-It reads the store for at most a second, and completes nothing if that fails.
+It spends at most a second reading the store, and offers nothing if the read fails.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 ALSO: Final = "QSYNC_DASHBOARD_ALSO"
 VIEW_TOKEN: Final = "QSYNC_DASHBOARD_VIEW_TOKEN"  # noqa: S105 - the name of a variable
 SHUTDOWN_S: Final = 3
-"""Time for running requests to finish after a stop, in seconds."""
+"""How long running requests may take to finish after a stop, in seconds."""
 
 Network = IPv4Network | IPv6Network
 
@@ -63,8 +63,8 @@ def dashboard(
         f"{TOKEN}: options are visible in `ps`.",
     )] = None,
     view_token: Annotated[str | None, option(
-        metavar="TOKEN", envvar=VIEW_TOKEN, help="Also accept this token (min. 16 characters), "
-        f"whose users can only read. Prefer {VIEW_TOKEN}. Needs --token.",
+        metavar="TOKEN", envvar=VIEW_TOKEN, help="Also accept this token, which gives "
+        f"read-only access (min. 16 characters). Prefer {VIEW_TOKEN}. Needs --token.",
     )] = None,
     allow_actions: Annotated[
         bool,
@@ -75,8 +75,8 @@ def dashboard(
         "[default: localhost; any name with both --token and another --host]",
     )] = None,
     root_path: Annotated[str, option(
-        metavar="PATH", parser=_path_of, help="Path under which a proxy serves the dashboard; the "
-        "proxy strips it, e.g. /qsync.",
+        metavar="PATH", parser=_path_of, help="Path under which a proxy serves the dashboard, "
+        "e.g. /qsync; the proxy must strip it.",
     )] = "",
     trust_proxy: Annotated[list[str] | None, option(
         metavar="ADDRESS", help="IP address or network (10.0.0.0/8) of a proxy in front of the "
@@ -93,7 +93,7 @@ def dashboard(
         f"{ALSO} to a list separated by spaces.",
     )] = None,
     language: Annotated[str | None, option(
-        metavar="CODE", help="Language of the pages, en or ru, until a user chooses one.  "
+        metavar="CODE", help="Language of the pages, en or ru, until the user chooses another.  "
         "[default: the browser's]",
     )] = None,
     trace_url: Annotated[str | None, option(
@@ -149,16 +149,18 @@ def _refuse_open(host: str) -> NoReturn:
 
 
 def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
-    """Return the stores of --also by name."""
+    """Return the stores that --also adds, by name."""
     others: dict[str, Connections] = {}
     for text in texts:
         place, _, url = text.partition("@")
         if re.search("[:/?]", place):  # the text is not shown: it may contain a password
-            exit_with("--also: put the name of a prefix before the URL: [NAME=]PREFIX@URL", USAGE)
+            exit_with("--also: write a prefix before the URL, as in [NAME=]PREFIX@URL", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
         if name in (first.prefix, *others):
-            exit_with(f"--also {place}: {name} is already shown; write NAME={prefix}", USAGE)
+            exit_with(
+                f"--also {place}: {name} is already used; choose another name: NAME={prefix}", USAGE
+            )
         try:
             check_name("name", name)
             check_name("prefix", prefix)
@@ -248,14 +250,14 @@ def _serve(
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Only from named proxies: any client can send these headers, and try tokens under the
-        # addresses of others.
+        # Trust these headers only from the named proxies: any client can send them, and could try
+        # tokens under the addresses of others.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
         http=limits.protocol(),
-        # uvicorn counts connections and running requests. `limits` already keeps connections below
-        # this, so it bounds the requests.
+        # uvicorn applies this limit to connections and to running requests. `limits` already keeps
+        # connections below it, so it bounds only the requests.
         limit_concurrency=2 * CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",

@@ -66,8 +66,8 @@ def retry(
 
     For example: qsync dead retry --type mail.send --error Timeout --dry-run
 
-    Runs in batches of 250, and skips tasks that die after it started. A task stays dead if another
-    task holds its unique lock. For single tasks: qsync task retry ID.
+    Runs in batches of 250, and skips tasks that die after the command started. A task stays dead if
+    another task holds its unique lock. For single tasks: qsync task retry ID.
     """
     _check(filters, everything)
     with open_store(store) as session:

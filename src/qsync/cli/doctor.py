@@ -30,7 +30,7 @@ _MARKS: Final[dict[Level, tuple[str, str]]] = {
     "unknown": ("unknown", "cyan"),
 }
 NAMES_SHOWN: Final = 5
-"""Number of damaged tasks that are named per kind of damage; --json names all."""
+"""Maximum number of damaged tasks listed per kind of damage; --json lists all."""
 
 STORE_TIMEOUT_S: Final = 10.0
 
@@ -41,7 +41,7 @@ def doctor(
     role: Annotated[
         Role | None,
         typer.Option(
-            help="Check the permissions of this role.  [default: of any role]", show_default=False
+            help="Check the permissions of this role.  [default: any role]", show_default=False
         ),
     ] = None,
     audit: Annotated[

@@ -1,4 +1,4 @@
-"""`qsync errors`: list, show, retry, delete, acknowledge: failed tasks, grouped by error."""
+"""`qsync errors`: list, show, retry, delete and acknowledge failed tasks, grouped by error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ errors: Final = CommandGroup(
 
 
 def failing_state(text: str) -> TaskState:
-    """Return the state of this name; raise BadParameter if its tasks have no error."""
+    """Return the state with this name; raise BadParameter if tasks in it have no error."""
     if text in FAILING:
         return TaskState(text)
     raise typer.BadParameter(f"{text!r} is not one of {', '.join(FAILING)}")
@@ -93,12 +93,14 @@ Sort = Annotated[str, sort_option(
     "first).  [default: tasks]",
 )]  # fmt: skip
 
-GroupId = Annotated[str, argument(metavar="GROUP", help="Id that the list shows.")]
+GroupId = Annotated[str, argument(
+    metavar="GROUP", help="Error id from `qsync errors list`, or its beginning.",
+)]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """The tasks of a group, or all that match."""
+    """The tasks of an error group, or all tasks that match the filters."""
 
     queue: str | None
     filter: Filter | None
@@ -118,8 +120,8 @@ def list_errors(
     """List the errors of dead and retried tasks, the most frequent first.
 
     Tasks have the same error if their type, the class of the exception and the function that raised
-    it are the same. Counts about 300,000 tasks per second, or 20,000 with --newer-than and for
-    errors that an older version of qsync wrote.
+    it are the same. Counts about 300,000 tasks per second, or 20,000 with --newer-than or for
+    errors recorded by an older version of qsync.
     """
     filter = Filter(type=type, newer_than=newer_than)
     selected = Selected(queue, None if filter == Filter() else filter)
@@ -211,7 +213,7 @@ def _facts(group: ErrorGroup) -> list[tuple[str, str]]:
 
 
 def _find_group(session: StoreSession, id: str, queue: str | None) -> ErrorGroup:
-    """Return the group with this id, or the only one whose id begins with it; exit if none is."""
+    """Return the only group whose id is or begins with `id`; exit if there is none or several."""
     matches = [
         group for group in _read(session, Selected(queue, None), FAILING) if group.id.startswith(id)
     ]
@@ -270,9 +272,9 @@ def acknowledge(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Note that the dead tasks of a queue are known.
+    """Acknowledge the dead tasks of a queue.
 
-    They stay dead, but `qsync stats` and the dashboard no longer name them as a problem. For
+    The tasks stay dead, but `qsync stats` and the dashboard no longer report them as a problem. For
     example: qsync errors acknowledge mail
     """
     with open_store(store) as session:

@@ -24,7 +24,7 @@ COLUMNS: Final = (
 
 Queue = Annotated[str, queue_option("Queue of the keys.")]
 
-Key = Annotated[str, argument(metavar="KEY", help="Fairness key of tasks.")]
+Key = Annotated[str, argument(metavar="KEY", help="Fairness key.")]
 
 
 class KeyRow(msgspec.Struct, frozen=True):
@@ -88,8 +88,7 @@ def set_weight(
     *,
     key: Key,
     weight: Annotated[float, option(
-        "--weight", "-w", metavar="N", help="Share of the throughput, 0.001 to 1000; other keys "
-        "have 1.",
+        "--weight", "-w", metavar="N", help="Weight from 0.001 to 1000; keys without one have 1.",
     )],
     queue: Queue = "default",
     dry_run: Preview = False,
@@ -100,7 +99,7 @@ def set_weight(
 
     For example: qsync fairness set acme --weight 3
 
-    It applies to tasks that are enqueued or become due from now on.
+    The weight applies to tasks that are enqueued or become due from now on.
     """
     with open_store(store) as session:
         if dry_run:

@@ -1,4 +1,4 @@
-"""`qsync limit`: list, show, set, reset."""
+"""`qsync limit`: list, show, set, open and reset limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from qsync.limit import check_limit, limit_rule
 
 limit: Final = CommandGroup(
     name="limit",
-    help="List limits, show the tasks that hold them, set and reset rules.",
+    help="List limits, show the tasks that hold them, and set or reset rules.",
     no_args_is_help=True,
 )
 
@@ -49,14 +49,16 @@ LimitName = Annotated[str, argument(
     metavar="LIMIT", help="Name of a limit, or of one value of it, e.g. customer or customer:42.",
 )]  # fmt: skip
 
-Rate = Annotated[int | None, option(metavar="N", help="Number of starts per --per.")]
+Rate = Annotated[int | None, option(metavar="N", help="Task starts allowed per --per.")]
 Per = Annotated[float | None, option(
     parser=duration_of, metavar="TIME", help="Period of --rate, e.g. 1s, 1m, 1h.",
 )]  # fmt: skip
 Burst = Annotated[int | None, option(
     metavar="N", help="Starts allowed at once after an idle period.  [default: a tenth of --rate]",
 )]  # fmt: skip
-Concurrency = Annotated[int | None, option(metavar="N", help="Tasks that run at the same time.")]
+Concurrency = Annotated[int | None, option(
+    metavar="N", help="Maximum number of tasks that run at the same time.",
+)]  # fmt: skip
 
 
 @limit.command("list")
@@ -76,11 +78,11 @@ def list_limits(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """List the limits of a queue: slots in use, tasks that wait, and the rule of each.
+    """List the limits of a queue, each with its slots in use, its waiting tasks and its rule.
 
     For example: qsync limit list mail
 
-    IN USE counts running tasks, and tasks that may start and are waiting for a server.
+    IN USE counts running tasks and tasks that the limit has let through to a server.
     """
     with open_store(store) as session:
 
@@ -142,7 +144,7 @@ def set_rule(
 
     For example: qsync limit set customer:42 --concurrency 10
 
-    Until it is reset, the rule replaces the program's rule as a whole, on all servers at once.
+    The rule replaces the program's rule as a whole, on all servers at once, until it is reset.
     Running tasks continue.
     """
     _check(name)
@@ -177,7 +179,7 @@ def _print_preview(info: LimitInfo, rule: str, as_json: bool) -> None:
 
 
 def _with_options(message: str) -> str:
-    """Return a message about arguments with the options in place of `per=` and the like."""
+    """Return an error message with command-line options in place of arguments such as `per=`."""
     text = re.sub(r"\b(rate|per|burst|concurrency)=(\d+)", r"--\1 \2", message)
     return re.sub(r"\b(rate|per|burst|concurrency)=", r"--\1", text)
 
@@ -195,7 +197,7 @@ def open_now(
 
     For example: qsync limit open stripe --queue mail
 
-    Its rule still applies. If a handler raises RateLimited again, the limit closes again.
+    The limit's rule still applies. If a handler raises RateLimited again, the limit closes again.
     """
     _check(name)
     with open_store(store) as session:
@@ -255,7 +257,7 @@ def _preview_reset(session: StoreSession, name: str, queue: str, as_json: bool) 
     if info.operator is None or info.operator.limit != name:
         exit_with(f"no operator has set a rule for {name} in queue {queue}")
     rule = info.program
-    if ":" in name:  # a rule that an operator has set for the whole name may remain
+    if ":" in name:  # an operator's rule for the whole name may still apply
         whole = session.run(session.inspector.limit(name.partition(":")[0], queue=queue))
         rule = whole.operator.rule if whole.operator is not None else info.program
     _print_preview(info, str(rule or "unlimited"), as_json)

@@ -21,11 +21,11 @@ from qsync.errors import StoreUnavailable
 from qsync.formatting import csv_cell
 
 CLEAR: Final = "\x1b[H\x1b[2J"
-"""Clears a terminal."""
+"""Escape sequence that clears a terminal."""
 
 
 MAX_PAUSE_S: Final = 86_400
-"""Longest pause of --watch, in seconds."""
+"""Longest interval that --watch accepts, in seconds."""
 
 
 class Format(StrEnum):
@@ -96,9 +96,9 @@ class OutputOptions:
         print_table: Callable[[bool], None],
         document: object = None,
     ) -> None:
-        """Print rows; `print_table` prints the table, whole if its argument is true.
+        """Print rows; `print_table` prints a table, uncut if its argument is true.
 
-        In JSON, `document` is printed in place of the rows.
+        With JSON output, print `document` instead of the rows.
         """
         match self.format:
             case Format.JSON:

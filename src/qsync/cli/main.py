@@ -1,4 +1,4 @@
-"""The command `qsync`, put together from one file per command or group."""
+"""The command `qsync`, assembled from one file per command or group."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GROUPS: Final[dict[str, tuple[str, str]]] = {
     "schedule": ("schedule_backfill", "schedule"),
     "server": ("servers", "servers"),
 }
-"""File and name of each group of commands."""
+"""Module and attribute of each group of commands."""
 
 HIDDEN: Final[dict[str, str]] = {
     "tasks": "task",
@@ -41,7 +41,7 @@ HIDDEN: Final[dict[str, str]] = {
     "error": "errors",
     "event": "events",
 }
-"""Other names of commands and groups, which the help does not list."""
+"""Aliases of commands and groups; the help does not list them."""
 
 COMMANDS: Final[dict[str, dict[str, str | None]]] = {
     "worker": {"epilog": None},
@@ -53,11 +53,11 @@ COMMANDS: Final[dict[str, dict[str, str | None]]] = {
     "acl": {"epilog": None, "short_help": "Print the command that creates a store user."},
     "demo": {"epilog": None, "short_help": "Watch tasks run, fail and survive a kill -9."},
 }
-"""Options of individual commands: a short help where the first line of the docstring is too long
-for the list of commands, and no epilog where the help itself lists the exit codes."""
+"""Settings of individual commands: a short help if the first line of the docstring is too long for
+the list of commands, and no epilog if the help itself lists the exit codes."""
 
 MODULES: Final = {"demo": "demo.command"}
-"""Files of commands that are not named after the command."""
+"""Modules of commands whose module is not named after the command."""
 
 
 class CommandTable(MutableMapping[str, Any]):
@@ -107,7 +107,7 @@ def load(name: str) -> Any:
 
 
 UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-"""Errors of a standard output that cannot be written to."""
+"""Error numbers raised when standard output cannot be written to."""
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),
@@ -131,7 +131,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Sections(TyperGroup):
-    """The commands by section; suggests the full command for a verb without its noun.
+    """The commands by section; suggests the full command if a user types only its verb.
 
     A command is imported when it is requested, so `qsync stats` does not import the others.
     """
@@ -212,10 +212,10 @@ def main() -> None:
         sys.stdout = open(1, "w")  # noqa: SIM115 - until the end of the process
     try:
         app(prog_name="qsync")
-    except KeyboardInterrupt:  # before the command has begun
+    except KeyboardInterrupt:  # pressed before the command starts
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards buffered output
         sys.exit(f"{command_path()}: cannot write to standard output: {error.strerror}")

@@ -15,7 +15,7 @@ from qsync.task import PAYLOAD_LIMIT, Task
 
 
 def payload_of(text: str | None) -> Any:
-    """Return the value of --json; b"" if it is not given."""
+    """Return the payload from --json; b"" without the option."""
     if text is None:
         return b""
     try:
@@ -29,7 +29,7 @@ def payload_of(text: str | None) -> Any:
 
 
 def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None) -> Task:
-    """Make the task. Raise InvalidTask if it does not match the app's function of that name."""
+    """Make the task. Raise InvalidTask if the payload does not match the app's function."""
     if app is None:
         return Task(type, payload, **options)
     function = app.functions.get(type)

@@ -39,7 +39,7 @@ App = Annotated[str | None, option(
 AppUrl = Annotated[str | None, option(
     metavar="URL", help=f"URL of the store, if the app does not set it. {_URL_HELP}",
 )]  # fmt: skip
-"""Has no environment variable, since an app that names no URL reads QSYNC_URL itself."""
+"""Has no environment variable, because an app without a URL reads QSYNC_URL itself."""
 
 AppPrefix = Annotated[str | None, option(
     metavar="NAME", help=f"Prefix of all keys, if the app does not set it; or set {PREFIX}.",
@@ -76,8 +76,8 @@ OnlyQueue = Annotated[str | None, option(
 )]  # fmt: skip
 
 IntoQueue = Annotated[str | None, option(
-    "--queue", "-q", metavar="NAME", help="Queue to enqueue to.  [default: the queue of the task, "
-    "or default]",
+    "--queue", "-q", metavar="NAME", help="Queue to enqueue to.  [default: the task function's "
+    "queue, or default]",
 )]  # fmt: skip
 
 Arguments = Annotated[str | None, option(
@@ -111,7 +111,7 @@ States = Annotated[list[TaskState] | None, option(
 
 
 def purged_state(text: str) -> TaskState:
-    """Return the state of this name; raise BadParameter if it cannot be purged."""
+    """Return the state with this name; raise BadParameter if it cannot be purged."""
     if text in PURGED:
         return TaskState(text)
     others = ", ".join(PURGED)
@@ -135,7 +135,7 @@ def duration_of(text: str) -> float:
 
 
 def moment_of(text: str) -> datetime:
-    """Return the time of an ISO 8601 text; without an offset it is in the local time zone."""
+    """Parse an ISO 8601 time; without an offset, the time is in the local time zone."""
     try:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
@@ -145,7 +145,7 @@ def moment_of(text: str) -> datetime:
 
 
 def column_of(names: Collection[str]) -> Callable[[str], str]:
-    """Return a parser of `--sort`: it accepts these names in any case."""
+    """Return a parser for `--sort` that accepts these names in upper or lower case."""
 
     def parse(text: str) -> str:
         if text.lower() not in names:
@@ -156,7 +156,7 @@ def column_of(names: Collection[str]) -> Callable[[str], str]:
 
 
 def sort_option(names: Collection[str], text: str) -> Any:
-    """Return the option --sort of a list that can be sorted by these columns."""
+    """Return the option --sort for a list that can be sorted by these columns."""
     return option(
         "--sort", metavar="COLUMN", parser=column_of(names), help=text,
         autocompletion=lambda: list(names),
@@ -164,7 +164,7 @@ def sort_option(names: Collection[str], text: str) -> Any:
 
 
 def queue_option(text: str) -> Any:
-    """Return the option --queue of a command that has a default for it."""
+    """Return the option --queue for a command that has a default queue."""
     return typer.Option(
         "--queue", "-q", metavar="NAME", help=text, autocompletion=completion.queues
     )
@@ -298,7 +298,7 @@ DebounceMax = Annotated[float | None, option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnqueueOptions:
-    """The options of a new task for its priority and its duplicates."""
+    """The options that set a new task's priority and how its duplicates are handled."""
 
     priority: Priority = None
     unique_key: UniqueKey = None
@@ -308,7 +308,7 @@ class EnqueueOptions:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the task, None for those that are not given."""
+        """The options of the task; None for each option that is not set."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         is_plain = self.on_duplicate is None and self.debounce is None
         return options | {"unique": True if self.unique_key and is_plain else None}

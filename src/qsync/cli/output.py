@@ -25,7 +25,7 @@ MIN_WIDTH: Final = 8
 """Smallest width of a column that shrinks, in characters."""
 
 UNLIMITED: Final = 1_000_000
-"""Width of a table that no terminal shows: nothing is cut."""
+"""Width of a table that is not shown on a terminal, so that nothing is cut."""
 
 COLOURS: Final[dict[str, str]] = {
     TaskState.LIMITED: "magenta",
@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A text with a style."""
+    """Text with a style."""
 
     text: str
     style: str = ""
@@ -73,7 +73,7 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int = -1) -> str:
-    """Return a JSON document without characters that control a terminal; with -1, on one line."""
+    """Return JSON without characters that control a terminal; an indent of -1 gives one line."""
     text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=indent).decode()
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     return _BEYOND_ASCII.sub(_escape_unprintable if is_unicode else _json_escape, text)
@@ -106,7 +106,7 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def print_facts(facts: Sequence[tuple[str, str | None]], width: int = 6) -> None:
-    """Print a line for each fact that has a text, with the names in a column."""
+    """Print a line for each fact that has a text, with the texts aligned."""
     for name, text in facts:
         if text:
             print_line(f"{name.ljust(width)}  {text}")
@@ -120,8 +120,8 @@ def escaped_lines(text: str) -> list[str]:
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool = False) -> None:
     """Print the rows, one line each; print nothing if there are none.
 
-    A table fits the width of the terminal. Nothing is cut if it is `whole`, or outside of a
-    terminal.
+    A table fits the width of the terminal. Nothing is cut if `whole` is true or standard output is
+    not a terminal.
     """
     if not rows:
         return
@@ -139,7 +139,7 @@ def console() -> Console:
 
 
 def render(out: Console, renderable: RenderableType, *, soft_wrap: bool = False) -> str:
-    """Return what the console prints, without spaces at ends of lines; nothing is cropped."""
+    """Return what the console prints, uncropped and without trailing spaces."""
     with out.capture() as captured:
         out.print(renderable, soft_wrap=soft_wrap, crop=False)
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))

@@ -13,13 +13,14 @@ from qsync.inspector import Died, Fleet, Inspector, MissedRun, PausedType, Queue
 from qsync.state import TaskState
 
 MAX_LINES: Final = 10
-"""Largest number of lines."""
+"""Maximum number of lines to print."""
 
 
 async def errors_of(inspector: Inspector, queues: Sequence[QueueInfo]) -> dict[str, int]:
     """Return the number of different errors of the unacknowledged dead tasks, by queue.
 
-    Covers up to MAX_LINES queues, and those that one read can count: about 20,000 tasks.
+    Covers up to MAX_LINES queues; leaves out queues with more dead tasks than one read can group
+    (about 20,000).
     """
     numbers = {}
     for info in [info for info in queues if info.died is not None][:MAX_LINES]:
@@ -108,7 +109,7 @@ def _died(died: Died, errors: int | None) -> str:
 
 
 def print_service(queue: str, fleet: Fleet) -> None:
-    """Print how many servers take the tasks of a queue, and how busy they are."""
+    """Print how many servers take tasks from the queue, and how busy they are."""
     servers = fleet.of_queue(queue)
     if not servers:
         print_line("no running server takes its tasks")

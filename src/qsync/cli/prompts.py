@@ -15,7 +15,7 @@ from qsync.cli.command import NOT_DONE, USAGE, exit_with
 
 TERMINAL_INTERVAL_S: Final = 0.1
 LOG_INTERVAL_S: Final = 5.0
-"""Interval between two progress messages, on a terminal and elsewhere."""
+"""Intervals between progress messages: on a terminal, and elsewhere."""
 
 
 def confirm(question: str, *, yes: bool, effect: str = "deletes data") -> None:
@@ -47,7 +47,7 @@ class ProgressLine:
             self._width = 0
 
     def show(self, text: str) -> None:
-        """Show a text, unless another one was shown a moment ago."""
+        """Show a text, unless the last one was shown less than an interval ago."""
         now = time.monotonic()
         if now - self._shown_at < (TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S):
             return
@@ -67,5 +67,5 @@ def current_user() -> str:
 def _ask(ask: Callable[[], str], fallback: str) -> str:
     try:
         return ask()
-    except (OSError, KeyError, ImportError):  # in a container without a user's name
+    except (OSError, KeyError, ImportError):  # in a container whose user has no name
         return fallback

@@ -199,7 +199,7 @@ def delete(
             serving = session.run(session.inspector.fleet()).of_queue(name)
             _print_dry_run(info, len(serving), force=force, as_json=as_json)
             return
-        if force or not info.total:  # else it is refused below, without a question
+        if force or not info.total:  # otherwise the deletion is refused below, without a prompt
             confirm(f"Delete queue {name}{tasks}?", yes=yes)
         outcome = session.run(_forget(session.inspector, name, force=force))
     if as_json:

@@ -22,14 +22,14 @@ from qsync.inspector import Composition
 from qsync.worker.child_limits import size_of
 
 TOP = 5
-"""Number of types that are printed."""
+"""Maximum number of task types to print."""
 
 NONE = "none"
-"""Value of an option that removes a bound."""
+"""Option value that removes a bound."""
 
 
 def bound_of(text: str) -> int:
-    """Return the number of a bound; 0 for `none`."""
+    """Return the number of tasks in a bound; 0 for `none`."""
     if text == NONE:
         return 0
     if not text.replace("_", "").isdigit() or int(text) < 1:
@@ -38,7 +38,7 @@ def bound_of(text: str) -> int:
 
 
 def bytes_of(text: str) -> int:
-    """Return the bytes of `1GiB` or `500MB`; 0 for `none`."""
+    """Parse a size such as `1GiB` or `500MB` into bytes; return 0 for `none`."""
     if text == NONE:
         return 0
     try:
@@ -64,13 +64,13 @@ Full = Annotated[WhenFull | None, option(
 
 
 def target_of(text: str) -> float:
-    """Return the seconds of a latency target; 0 for `none`."""
+    """Parse a latency target into seconds; return 0 for `none`."""
     return 0.0 if text == NONE else duration_of(text)
 
 
 Target = Annotated[float | None, option(
     "--latency-target", parser=target_of, metavar="DURATION", help="Maximum time that the oldest "
-    "pending task should wait, e.g. 30s, or none. The dashboard shows a queue that misses it.  "
+    "pending task should wait, e.g. 30s, or none. The dashboard reports a queue that misses it.  "
     "[default: unchanged]",
 )]  # fmt: skip
 
@@ -103,11 +103,12 @@ def set_bounds(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Set the latency target or the bounds of a queue; until `reset`, they override the program's.
+    """Set a queue's latency target or bounds; they override the program's until `queue reset`.
 
     For example: qsync queue set mail --max-tasks 100000 --latency-target 30s
 
-    Options that are left out keep their values. A queue that is over a new bound loses no tasks.
+    Bounds whose options are left out keep their values. A queue that is over a new bound loses no
+    tasks.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:
@@ -140,7 +141,7 @@ def set_bounds(
 def _set_target(
     session: StoreSession, name: str, target: float, by: str, *, is_last: bool, dry_run: bool
 ) -> None:
-    """Set or remove the latency target; print it if nothing else is set."""
+    """Set or remove the latency target; print it if no bounds follow or in a dry run."""
     if not dry_run:
         change = session.run(session.inspector.set_latency_target(name, target or None, by=by))
         if not change.ok:
@@ -154,7 +155,7 @@ def _set_target(
 def reset(
     *, name: QueueName, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
 ) -> None:
-    """Remove the bounds that an operator set, so that the program's apply again."""
+    """Remove the bounds that an operator set; the program's bounds apply again."""
     with open_store(store) as session:
         if dry_run:
             now = session.run(session.inspector.bounds(name))

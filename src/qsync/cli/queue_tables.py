@@ -21,7 +21,7 @@ STATES: Final = (
 SORTS: Final = ("name", "total", *STATES, "oldest")
 
 _RARE: Final = ("crashed", "cancelled", "trimmed", "lost", "dropped")
-"""Counters that are left out if they are 0 in all rows."""
+"""Counters whose columns are left out if they are 0 in all rows."""
 
 
 SortQueues = Annotated[str, sort_option(
@@ -30,7 +30,7 @@ SortQueues = Annotated[str, sort_option(
 
 
 def sorted_queues(queues: Sequence[QueueInfo], by: str) -> list[QueueInfo]:
-    """Return the queues by name, or with the largest value of a column first."""
+    """Sort the queues by name, or by a column with its largest value first."""
     named = sorted(queues, key=lambda queue: queue.name)
     if by == "name":
         return named
@@ -40,7 +40,7 @@ def sorted_queues(queues: Sequence[QueueInfo], by: str) -> list[QueueInfo]:
 
 
 def print_queues(queues: Sequence[QueueInfo], *, whole: bool = False) -> None:
-    """Print the tasks of each queue by state, their sums, and who paused which queue."""
+    """Print each queue's tasks by state, the totals, and who paused which queue."""
     states = shown_states(queues, STATES)
     columns = [
         Column("QUEUE", shrink=True),
@@ -85,7 +85,7 @@ def queue_cells(queue: QueueInfo, states: Sequence[TaskState]) -> list[Cell]:
 
 
 def print_counters(rows: Sequence[tuple[str, dict[str, int]]], title: str) -> None:
-    """Print counters, a row for each name or day; `title` heads the first column."""
+    """Print counters, with a row for each name or day; `title` heads the first column."""
     shown = [
         name
         for name in COUNTERS
@@ -106,7 +106,7 @@ def _counter(name: str, count: int) -> Cell:
 
 
 def pause_note(pause: Pause) -> str:
-    """Return who paused a queue or a schedule: `paused by ann 3 min 4 s ago: deploy`."""
+    """Return who paused a queue or a schedule, e.g. `paused by ann 3 min 4 s ago: deploy`."""
     by = f" by {pause.by}" if pause.by else ""
     ago = f" {relative(pause.at)}" if pause.at else ""
     why = f": {pause.why}" if pause.why else ""

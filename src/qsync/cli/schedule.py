@@ -1,4 +1,4 @@
-"""`qsync schedule`: list, show, put, pause, resume, trigger, delete. `schedule_runs` has more."""
+"""`qsync schedule`: list, show, put, pause, resume, trigger, delete; see `schedule_backfill`."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def list_schedules(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """List the schedules of programs and those in the store, with their next runs.
+    """List schedules, both those of programs and those in the store, with their next runs.
 
-    Shows a thousand of each kind per queue; use --name to find others.
+    Shows up to 1,000 of each kind per queue; use --name to find others.
     """
     with open_store(store) as session:
         if queue is not None:
@@ -131,7 +131,7 @@ def _notes(info: ScheduleInfo) -> list[str]:
 def show(
     *, name: Name, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False
 ) -> None:
-    """Show a schedule: its task, its next runs and its last ones."""
+    """Show a schedule: its task, its next runs and its last runs."""
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
         schedules = session.run(session.inspector.schedules(prefix=name))
@@ -201,7 +201,7 @@ def put(
 
     For example: qsync schedule put report-42 shop.report --json '{"id": 42}' --cron '0 9 * * *'
 
-    With --app, arguments are checked against the function, and the task has the function's options.
+    With --app, arguments are checked against the task function, and its options are used.
     """
     with open_store(store) as session:
         options = {} if queue is None else {"queue": queue}
@@ -248,7 +248,7 @@ def resume(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Resume a schedule with its next run; missed runs are not caught up."""
+    """Resume a schedule from its next run; missed runs are not caught up."""
     with open_store(store) as session:
         owner = queue_of_schedule(session, name, queue)
         if dry_run:
@@ -355,7 +355,7 @@ def _finish(
 
 
 def info_of(session: StoreSession, name: str, queue: str) -> ScheduleInfo:
-    """Return the schedule of a queue, which has been found before; exit if it is gone."""
+    """Return a schedule that was found earlier; exit if it has been deleted since."""
     schedules = session.run(session.inspector.schedules(prefix=name))
     same = [info for info in schedules if (info.name, info.queue) == (name, queue)]
     if not same:
@@ -378,7 +378,7 @@ def preview_put(
     same = [info for info in schedules if (info.name, info.queue) == (name, new_task.queue)]
     for info in same:
         if not info.stored:
-            exit_with(f"{name}: a program has a schedule of this name for queue {info.queue}")
+            exit_with(f"{name}: a program already has this schedule for queue {info.queue}")
     next_us = content.schedule.next_after(datetime_us("now", store_clock.now()))
     when = relative(from_us(next_us)) if next_us is not None else "never"
     replaced = "".join(f"; it would replace {info.schedule}" for info in same)

@@ -1,4 +1,4 @@
-"""`qsync schedule history` and `backfill`: the last runs, and ticks of a past interval."""
+"""`qsync schedule history` shows the last runs; `backfill` enqueues ticks of a past interval."""
 
 from __future__ import annotations
 
@@ -64,8 +64,7 @@ def backfill(
         "2026-11-01T00:00 in the local time zone, or 2026-11-01T00:00+03:00. Required.",
     )] = None,
     end: Annotated[datetime | None, option(
-        "--to", parser=moment_of, metavar="TIME", help="End of the interval, which is not part "
-        "of it. Required.",
+        "--to", parser=moment_of, metavar="TIME", help="End of the interval, exclusive. Required.",
     )] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count the ticks; enqueue nothing.")
@@ -75,11 +74,11 @@ def backfill(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Enqueue the task of a schedule for each tick of a past interval, 1,000 at most.
+    """Enqueue the task of a schedule for each tick of a past interval (1,000 at most).
 
     For example: qsync schedule backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run
 
-    Skips ticks that ran, according to the store.
+    Skips ticks that the store records as run.
     """
     if start is None or end is None:
         exit_with("--from and --to are required", USAGE)

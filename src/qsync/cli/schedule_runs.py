@@ -18,7 +18,7 @@ _COLOURS: Final = {**COLOURS, "failed": "red", "missed": "yellow"}
 
 
 def in_zone(time: datetime, tz: str | None) -> str:
-    """Return a time in the zone of a schedule, or in this machine's if it has none."""
+    """Return a time in the schedule's time zone, or in the local one if it has none."""
     if tz is None:
         return local_time(time)
     try:

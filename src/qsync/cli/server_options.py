@@ -45,7 +45,7 @@ MaxMemory = Annotated[int | None, option(
 )]  # fmt: skip
 
 Timeout = Annotated[float | None, option(
-    parser=duration_of, metavar="TIME", help="Time limit of an attempt, for tasks that set none, "
+    parser=duration_of, metavar="TIME", help="Time limit for an attempt of a task that sets none, "
     "e.g. 90s, 15m.  [default: no limit]",
 )]  # fmt: skip
 
@@ -57,7 +57,7 @@ RetryDelay = Annotated[str | None, option(
 
 
 def delays_of(text: str) -> list[float]:
-    """Return the seconds of `30s` or `1s,30s,5m`; BadParameter if it is neither."""
+    """Parse `30s` or `1s,30s,5m` into seconds; raise BadParameter for other values."""
     return [duration_of(part) for part in text.split(",")]
 
 
@@ -71,8 +71,8 @@ MaxHung = Annotated[int | None, option(
 )]  # fmt: skip
 
 ResultLimit = Annotated[int | None, option(
-    metavar="BYTES", help="Largest result; a task with a larger one becomes dead.  [default: the "
-    "payload limit of the app, or 1048576]",
+    metavar="BYTES", help="Maximum size of a result; a task with a larger one becomes dead.  "
+    "[default: the payload limit of the app, or 1048576]",
 )]  # fmt: skip
 
 DeadLimit = Annotated[int | None, option(
@@ -86,13 +86,13 @@ DeadAge = Annotated[float | None, option(
 )]  # fmt: skip
 
 Sweep = Annotated[float | None, option(
-    parser=duration_of, metavar="TIME", help="Longest time between two maintenance runs of a "
+    parser=duration_of, metavar="TIME", help="Maximum time between two maintenance runs of a "
     "queue.  [default: 5s]",
 )]  # fmt: skip
 
 LogErrorsOption = Annotated[LogErrors | None, option(
-    help="How much of a failed attempt to log. Messages and tracebacks may contain arguments of "
-    "tasks.  [default: traceback]",
+    help="How much to log about a failed attempt. Messages and tracebacks may contain task "
+    "arguments.  [default: traceback]",
 )]  # fmt: skip
 
 Target = Annotated[str, argument(
@@ -101,13 +101,14 @@ Target = Annotated[str, argument(
 )]  # fmt: skip
 
 Queues = Annotated[str | None, option(
-    metavar="NAME=WEIGHT,...", help="Queues to serve, with weights that share the free slots, "
-    "e.g. critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for another "
-    "worker.  [default: those of Qsync(queues=...), else only default]",
+    metavar="NAME=WEIGHT,...", help="Queues to serve, e.g. critical=5,default=3. Free slots "
+    "are shared by weight; the default weight is 1. Tasks of other queues wait for another "
+    "worker.  [default: those of Qsync(queues=...), or only the queue default]",
 )]  # fmt: skip
 
 Strict = Annotated[bool | None, option(
-    "--strict/--no-strict", help="Serve a queue only while those of greater weight are empty.  "
+    "--strict/--no-strict", help="Serve a queue only while all queues of greater weight are empty. "
+    " "
     "[default: as in the app]",
 )]  # fmt: skip
 
@@ -122,8 +123,8 @@ Concurrency = Annotated[int | None, option(
 )]  # fmt: skip
 
 Prefetch = Annotated[int | None, option(
-    metavar="N", help="Maximum number of tasks to fetch ahead of free slots.  [default: what "
-    "starts within 100 ms]",
+    metavar="N", help="Maximum number of tasks to fetch ahead of free slots.  [default: as many as "
+    "can start within 100 ms]",
 )]  # fmt: skip
 
 Lease = Annotated[float | None, option(
@@ -132,8 +133,8 @@ Lease = Annotated[float | None, option(
 )]  # fmt: skip
 
 ShutdownTimeout = Annotated[float | None, option(
-    metavar="SECONDS", help="Time that running tasks have to end after a stop; then they restart "
-    "elsewhere.  [default: 30]",
+    metavar="SECONDS", help="Time for running tasks to end after a stop; tasks still running then "
+    "restart elsewhere.  [default: 30]",
 )]  # fmt: skip
 
 AllowEviction = Annotated[bool | None, option(
@@ -153,7 +154,7 @@ Reload = Annotated[bool, typer.Option(
 LogLevel = Annotated[Level | None, option(help="Lowest level to log.  [default: info]")]
 
 LogFormat = Annotated[logs.Form | None, option(
-    help="Text lines, or JSON objects with the task as fields.  [default: text]",
+    help="Log lines of text, or JSON objects with the task's data as fields.  [default: text]",
 )]  # fmt: skip
 
 HealthPort = Annotated[int | None, option(
@@ -162,9 +163,9 @@ HealthPort = Annotated[int | None, option(
 )]  # fmt: skip
 
 HealthHost = Annotated[str | None, option(
-    metavar="HOST", help="Address of the health port; 0.0.0.0 for probes from a cluster. It "
-    "shows names of queues and task types, and their metrics, without a token.  [default: "
-    "127.0.0.1]",
+    metavar="HOST", help="Address of the health port; use 0.0.0.0 for probes from a cluster. "
+    "The port shows names and metrics of queues and task types without a token.  "
+    "[default: 127.0.0.1]",
 )]  # fmt: skip
 
 HealthName = Annotated[list[str] | None, option(
@@ -174,14 +175,14 @@ HealthName = Annotated[list[str] | None, option(
 )]  # fmt: skip
 
 LiveLimit = Annotated[float | None, option(
-    metavar="SECONDS", min=1.0, help="Time that the event loop may be blocked before /live "
-    "fails.  [default: 60]",
+    metavar="SECONDS", min=1.0, help="How long the event loop may be blocked before /live fails.  "
+    "[default: 60]",
 )]  # fmt: skip
 
 
 AppVersion = Annotated[str | None, option(
-    metavar="TEXT", help="Version of the program, e.g. a git commit, to mark in the charts of the "
-    "dashboard; or set QSYNC_VERSION.",
+    metavar="TEXT", help="Version of the program, e.g. a git commit, to mark in the dashboard's "
+    "charts; or set QSYNC_VERSION.",
 )]  # fmt: skip
 
 
@@ -209,7 +210,7 @@ class ServerSettings:
     app_version: AppVersion = None
 
     def config(self) -> dict[str, Any]:
-        """Return the options that are given, by the names of the settings."""
+        """Return the options that are set, by setting name."""
         settings = asdict(self)
         settings["processes"] = settings.pop("task_processes")
         settings["version"] = settings.pop("app_version")

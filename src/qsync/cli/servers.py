@@ -49,9 +49,9 @@ def list_servers(
 ) -> None:
     """List the running servers.
 
-    RUNNING is the number of tasks that a server runs, and the number that it can run, as of its
-    last heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current: a server
-    may hold more leases than that, including leases on tasks that have not started.
+    RUNNING shows how many tasks a server is running and how many it can run, as of its last
+    heartbeat, up to half a lease (15 s) ago. With --tasks, the leases are current. There may be
+    more leases than running tasks: a server also holds leases on tasks that have not started.
     """
     with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:
@@ -116,7 +116,7 @@ def _print_tasks(server: ServerInfo) -> None:
 def quiet(
     *, ids: ServerIds, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
 ) -> None:
-    """Drain servers: they take no new tasks and finish those that they run."""
+    """Drain servers: they take no new tasks and finish their running tasks."""
     if dry_run:
         _send(ids, store, as_json, _look, "would be drained")
     else:
@@ -138,7 +138,7 @@ def stop(
 
 
 def _look(inspector: Inspector) -> Callable[[str], Awaitable[Change]]:
-    """Return a verb that only reports whether the server exists."""
+    """Return a function that only reports whether the server exists."""
 
     async def look(id: str) -> Change:
         return Change(outcome="not_found" if await inspector.server(id) is None else "done")

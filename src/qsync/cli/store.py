@@ -58,7 +58,7 @@ NAMES_SHOWN: Final = 20
 
 
 class StoreSession:
-    """An inspector with an event loop, for a command that is not a coroutine.
+    """An inspector and an event loop for a command that is not a coroutine.
 
     The command can prompt its user between two calls; Ctrl-C ends a prompt or a call.
     """
@@ -97,7 +97,7 @@ class StoreSession:
 
 @contextlib.contextmanager
 def open_store(options: StoreOptions) -> Iterator[StoreSession]:
-    """Open the store; an error within ends the command with one line and an exit code."""
+    """Open the store; an error in the context ends the command with one line and an exit code."""
     connections, app = connections_of(options)
     try:
         with contextlib.closing(connections), asyncio.Runner() as runner:
@@ -113,7 +113,7 @@ def open_store(options: StoreOptions) -> Iterator[StoreSession]:
 
 
 def load_app(target: str, url: str | None = None) -> Qsync:
-    """Import the app of --app; `url` is for an app that does not name its store."""
+    """Import the app that --app names; `url` is used if the app does not set one."""
     # Imported here, so that commands without --app start sooner.
     from qsync.worker.load_app import TargetError, load
 
@@ -131,7 +131,7 @@ def connections_of(
 ) -> tuple[Connections, Qsync | None]:
     """Return the store named by the options, the app or the environment, and the app.
 
-    An app that names no URL or prefix has read the environment itself.
+    An app without a URL or prefix has already read the environment.
     """
     url, prefix = options.url, options.prefix
     url_option = url if url != os.environ.get(URL) else None
@@ -229,7 +229,7 @@ async def all_queues(inspector: Inspector) -> list[QueueInfo]:
 
 
 def note_later(queues: Sequence[str]) -> None:
-    """Print on stderr which queues are left out because only a later version can read them."""
+    """Print on stderr which queues are left out because a later version of qsync wrote them."""
     if queues:
         more = f" and {len(queues) - NAMES_SHOWN} more" if len(queues) > NAMES_SHOWN else ""
         names = ", ".join(queues[:NAMES_SHOWN])
@@ -238,7 +238,7 @@ def note_later(queues: Sequence[str]) -> None:
 
 
 def note_no_queue(session: StoreSession, rows: Sequence[object]) -> None:
-    """Print on stderr, below an empty list, that there is no queue and which prefixes have some."""
+    """Print on stderr, if a list is empty for lack of queues, which prefixes have queues."""
     if not rows and not session.run(session.inspector.queue_names()):
         typer.echo(escape(session.run(no_queue_yet(session.inspector))), err=True)
 
@@ -252,7 +252,7 @@ async def check_queue(inspector: Inspector, name: str) -> QueueInfo:
 
 
 async def state_counts(inspector: Inspector, queue: str | None) -> dict[str, dict[TaskState, int]]:
-    """Return the tasks by state of a queue, or of all queues; exit if there is no such queue."""
+    """Return the tasks by state in a queue, or in all queues; exit if the queue is unknown."""
     if queue is None:
         return {info.name: info.states for info in await all_queues(inspector)}
     return {queue: (await check_queue(inspector, queue)).states}

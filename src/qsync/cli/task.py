@@ -47,7 +47,7 @@ task: Final = CommandGroup(
 )
 
 RATE_INTERVAL_S: Final = 0.5
-"""How long to measure the rate of a queue, to estimate when a task will start."""
+"""How long to measure a queue's rate in order to estimate when a task will start."""
 
 
 @task.command("list")
@@ -105,7 +105,7 @@ def show(
 ) -> None:
     """Show everything about a task: payload, attempts, timeline, error.
 
-    A payload that is a Python value is shown as JSON; its bytes are msgpack.
+    A payload that is a Python value is stored as msgpack and shown as JSON.
     """
     if stack:
         if raw:
@@ -141,7 +141,7 @@ async def _detail(
 
 
 def _write(data: bytes) -> None:
-    """Write bytes to standard output; to a terminal, write only text, which cannot control it."""
+    """Write bytes to standard output; on a terminal, only if it is plain text."""
     if sys.stdout.isatty() and not _is_text(data):
         exit_with("--raw: the payload is not plain text; redirect it to a file or a pipe", USAGE)
     sys.stdout.buffer.write(data)
@@ -193,7 +193,8 @@ def enqueue(
     delay: Delay = None,
     flow: EnqueueOptions,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check the task, and print where it would go.")
+        bool,
+        typer.Option("--dry-run", help="Only check the task, and print the queue it would go to."),
     ] = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
@@ -201,7 +202,7 @@ def enqueue(
 
     For example: qsync task enqueue shop.tasks.send --json '{"invoice": 7}'
 
-    With --app, arguments are checked against the function, and the task has the function's options.
+    With --app, arguments are checked against the task function, and its options are used.
     """
     with open_store(store) as session:
         options = {"queue": queue, "id": id, "delay": delay, **flow.options}
@@ -232,7 +233,7 @@ def reschedule(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Change when scheduled or retrying tasks are due.
+    """Change when scheduled tasks or tasks waiting for a retry are due.
 
     For example: qsync task reschedule ID --delay 15m
     """

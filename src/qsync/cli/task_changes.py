@@ -19,17 +19,17 @@ from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED
 from qsync.state import TaskState
 
 ChangeTask = Callable[..., Awaitable[Change]]
-"""Changes the task with an id in a queue, as `Inspector.run` does."""
+"""Changes the task with this id in this queue, as `Inspector.run` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskChange:
-    """A change to tasks in one of the states, by id or by steps over all that match."""
+    """A change to tasks in one of the states, selected by id or by filters in steps."""
 
     states: tuple[TaskState, ...]
     verb: str
     done: str
-    """Word for a changed task in the report."""
+    """What the report says was done to the tasks, e.g. `deleted`."""
     change_task: Callable[[Inspector], ChangeTask]
     make_step: Callable[[Inspector], MakeStep]
 
@@ -74,7 +74,7 @@ def retry(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Make tasks pending now that are dead, scheduled or wait for a retry.
+    """Make dead tasks, scheduled tasks and tasks waiting for a retry pending now.
 
     For example: qsync task retry --state retry --error Timeout --dry-run
 
@@ -140,7 +140,7 @@ def delete(
 
 
 def dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
-    """Return a verb that changes nothing: it succeeds for tasks in one of the states."""
+    """Return a function that changes nothing and succeeds for tasks in one of the states."""
 
     def verb(inspector: Inspector) -> ChangeTask:
         async def preview(id: str, *, queue: str) -> Change:
@@ -198,7 +198,7 @@ def _change_matching(
     dry_run: bool,
     question: str | None = None,
 ) -> None:
-    """Change the matching tasks by steps; ask first if a question is given."""
+    """Change the matching tasks in steps; ask first if `question` is set."""
     checked = _checked_state(change, state, filters)
     check_everything(filters, everything)
     with open_store(store) as session:

@@ -26,10 +26,10 @@ from qsync.state import TaskState
 
 LINES: Final = 100
 CHARACTERS: Final = 8_000
-"""Limits of what is printed of a payload, a result or a header."""
+"""Maximum lines and characters to print of a payload, a result or a header."""
 
 HEADERS: Final = 500
-"""Number of headers that are printed."""
+"""Maximum number of headers to print."""
 
 
 def print_task(detail: TaskDetail, why: Explanation | None) -> None:

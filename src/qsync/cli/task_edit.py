@@ -1,4 +1,4 @@
-"""`qsync task edit`: another payload for a task, or a copy of it."""
+"""`qsync task edit`: replaces the payload of a task, or enqueues a changed copy of it."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def edit(
     ] = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
-    """Replace the payload of a scheduled, retrying or dead task, or enqueue a copy of a task.
+    """Replace the payload of a scheduled, retrying or dead task, or enqueue a changed copy.
 
     For example: qsync task edit ID --json '{"invoice": 7}' --retry
 
-    The task keeps its id, options and unique lock; its former payload is stored beside the new one.
-    A copy has the options of the task and a fresh set of attempts.
+    The task keeps its id, options and unique lock; its previous payload is stored beside the new
+    one. A copy has the options of the task and a fresh set of attempts.
     """
     _check(payload, retry=retry, copy=copy, into=into)
     with open_store(store) as session:

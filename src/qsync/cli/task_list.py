@@ -26,7 +26,7 @@ from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
 
 SORTED_TASKS: Final = 100_000
-"""Number of tasks after which a sorted list reads no further."""
+"""Maximum number of tasks that a sorted list reads."""
 
 
 def _sort_time(time: datetime | None) -> float:
@@ -47,7 +47,7 @@ SORTS: Final[dict[str, Callable[[TaskRow], Any]]] = {
     "priority": lambda row: -row.priority,
     "size": lambda row: -row.size,
 }
-"""Sort keys by name; equal tasks follow in the order of their ids."""
+"""Sort keys by name; tasks with equal keys are ordered by id."""
 
 SortTasks = Annotated[str | None, sort_option(
     SORTS,
@@ -142,7 +142,7 @@ async def collect_tasks(inspector: Inspector, query: TaskQuery) -> Listing:
 
 
 def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState], str | None]:
-    """Return the states that are left, and the cursor within the first of them."""
+    """Return the states still to list, and the cursor within the first of them."""
     if cursor is None:
         return states, None
     name, slash, inner = cursor.partition("/")
@@ -155,7 +155,7 @@ def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState
 
 
 def list_matching(query: TaskQuery, store: StoreOptions, output: OutputOptions) -> None:
-    """Print the tasks that a query selects, as the options say."""
+    """Print the tasks that a query selects, in the chosen order and format."""
     with open_store(store) as session:
 
         def show() -> None:

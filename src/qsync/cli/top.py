@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # rich is slow to import
     from rich.console import Console
 
 RATE_INTERVAL_S: Final = 0.5
-"""Time between the two readings of a single frame, which shows rates."""
+"""Time between the two reads from which a single frame computes its rates."""
 
 WIDTH: Final = 120
-"""Width of a frame that no terminal shows."""
+"""Width of a frame that is not shown on a terminal."""
 
 
 def top(
@@ -90,7 +90,7 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
             while not keys.quit:
                 try:
                     await model.read()
-                except StoreUnavailable as error:  # the view continues when the store is back
+                except StoreUnavailable as error:  # the view recovers when the store is back
                     model.trouble = str(error)
                 live.update(model.frame(out.height), refresh=True)
                 with contextlib.suppress(TimeoutError):
@@ -107,7 +107,7 @@ class Keys:
     def __init__(self, model: TopModel) -> None:
         self.quit: bool = False
         self.pressed: asyncio.Event = asyncio.Event()
-        """Set when a key was pressed that changes the view."""
+        """Set when the user presses a key that changes the view."""
         self._model = model
 
     @contextlib.contextmanager
@@ -116,7 +116,7 @@ class Keys:
         try:
             import termios
             import tty
-        except ImportError:  # without these, Ctrl-C quits
+        except ImportError:  # without termios, only Ctrl-C quits
             yield
             return
         if not sys.stdin.isatty():

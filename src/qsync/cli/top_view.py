@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # rich is slow to import
     from rich.console import RenderableType
 
 RATES: Final = ("enqueued", "completed", "failed")
-"""Counters whose growth per second is shown."""
+"""Counters shown as rates per second."""
 
 RATE_COLUMNS: Final = ("in/s", "ok/s", "fail/s")
 """Names of the columns of RATES."""
@@ -33,7 +33,7 @@ TASKS_READ: Final = 100
 
 TITLE_LINES: Final = 3
 HEADER_LINES: Final = 2
-"""Lines of the title, and of each table besides its rows."""
+"""Number of lines of the title, and of each table in addition to its rows."""
 
 STATES: Final = (
     TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,
@@ -48,7 +48,7 @@ _TASK_COLUMNS: Final = (
 
 
 SORTS: Final = ("queue", *(state.value for state in STATES), "oldest", *RATE_COLUMNS)
-"""Names of the columns by which queues can be sorted: by name, or the largest first."""
+"""Columns by which queues can be sorted: by name, or by a number with the largest first."""
 
 MARK: Final = "v"
 """Mark beside the name of the column by which queues are sorted."""
@@ -62,7 +62,8 @@ class Running(Struct, frozen=True, kw_only=True):
 
 
 class TopModel:
-    """Reads queues, servers and running tasks, and remembers what rates and ages need."""
+    """Reads queues, servers and running tasks, and keeps earlier readings to compute rates and
+    ages."""
 
     def __init__(self, inspector: Inspector, address: str, *, sort: str = "queue") -> None:
         self.sort: str = sort
@@ -70,7 +71,7 @@ class TopModel:
         self._inspector = inspector
         self._address = address
         self.trouble: str = ""
-        """Why the last reading failed."""
+        """Why the last read failed."""
         self._overview: Overview | None = None
         self._servers: list[ServerInfo] = []
         self._running: list[Running] = []
@@ -111,7 +112,7 @@ class TopModel:
         self._running = sorted(running, key=_longest_first)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what was read, for JSON."""
+        """Return the data that was read, for JSON output."""
         overview = self._overview
         return {
             "at": overview.at if overview else None,

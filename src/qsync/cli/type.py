@@ -43,7 +43,7 @@ SORTS: Final = ("name", "started", "failed", "share", "wait", "run", "pending", 
 
 
 def period_of(text: str) -> Period:
-    """Return the period of this name; raise BadParameter if it is unknown."""
+    """Return the period with this name; raise BadParameter if it is unknown."""
     for period in PERIODS:
         if period == text:
             return period
@@ -56,7 +56,7 @@ SortTypes = Annotated[str, sort_option(
 
 
 def period_option(names: Iterable[str]) -> Any:
-    """Return the option --period of a command that knows these periods."""
+    """Return the option --period for a command that supports these periods."""
     periods = list(names)
     return typer.Option(
         "--period", metavar="TIME", parser=period_of, show_default=False,
@@ -82,7 +82,7 @@ def list_types(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:
-    """List the types of a queue: runs, failures, times and backlog of each.
+    """List the task types of a queue, each with its runs, failures, times and backlog.
 
     For example: qsync types --queue mail --period 24h --sort failed
 
@@ -111,7 +111,7 @@ lists_alone(type_, list_types, HELP)
 
 
 def sorted_types(types: Sequence[TypeInfo], by: str) -> list[TypeInfo]:
-    """Return the types by name, or with the largest value of a column first."""
+    """Sort the types by name, or by a column with its largest value first."""
     named = sorted(types, key=lambda info: info.type)
     values = {
         "started": lambda info: info.stats.started, "failed": lambda info: info.stats.failed,
@@ -179,7 +179,7 @@ def show(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Show a type: its runs step by step, the starts of its servers and its slowest tasks.
+    """Show a type: its runs over time, the starts of its servers and its slowest tasks.
 
     For example: qsync type show send_mail --queue mail --period 24h
     """
@@ -296,7 +296,7 @@ STARTS_SHOWN: Final = 10
 
 
 def print_starts(starts: Sequence[ServerStart]) -> None:
-    """Print when and with which version servers of the type started: the last ten starts."""
+    """Print the last ten starts of servers of the type, with their versions."""
     if not starts:
         return
     print_line("")

@@ -12,10 +12,10 @@ _MISSING: Any = object()
 
 
 def defer_pydantic() -> None:
-    """Let typer convert text, flags and defaults without pydantic, which it imports to convert
-    any value: the import takes a third of the time of a short command.
+    """Make typer convert text, flags and defaults without pydantic. By default, typer imports
+    pydantic to convert any value, which takes a third of the time of a short command.
 
-    A release of typer with other internals converts as usual.
+    With a release of typer that has other internals, the conversion is unchanged.
     """
     build = getattr(typer.core, "build_runtime_param", None)
     if build is not None:
@@ -23,7 +23,7 @@ def defer_pydantic() -> None:
 
 
 class _Converter:
-    """Converts the values of one parameter; asks typer's converter for those that need one."""
+    """Converts the values of one parameter; uses typer's converter only for values that need it."""
 
     def __init__(self, descriptor: Any, build: Callable[[Any], Any]) -> None:
         self._descriptor = descriptor
@@ -50,11 +50,11 @@ def _converted(value: Any, descriptor: Any, param: Any) -> Any:
         try:
             return info.parser(value)
         except Exception:
-            return _MISSING  # typer words the error
+            return _MISSING  # typer writes the error message
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return annotation._value2member_map_.get(value, _MISSING) if type(value) is str else value
     if get_origin(annotation) is Literal:
         return value if value in get_args(annotation) else _MISSING
-    # Numbers that are given are text; these are defaults.
+    # Numbers from the command line are text, so these are defaults.
     is_converted = annotation in (str, int, float, bool) and type(value) is annotation
     return value if is_converted else _MISSING

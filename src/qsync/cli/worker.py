@@ -60,9 +60,9 @@ def worker(
 
     For example: qsync worker shop.tasks:app --processes 4 --queues critical=5,default=3
 
-    A process that dies is replaced, and its tasks return to the queue within a second. A task that
-    was running in two processes that died then runs alone in its process: it waits at most 2 s for
-    running tasks to end, and delays other tasks for at most 1 s more.
+    A process that dies is replaced, and its tasks return to the queue within a second. If two
+    processes have died while running the same task, the task then runs alone in its process. It
+    waits at most 2 s for running tasks to end, and delays other tasks for at most 1 s more.
 
     Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal
     stops at once. SIGHUP restarts the processes one after another, so that they load the current
@@ -120,7 +120,7 @@ def _plan(
 
 
 def _write_no_bytecode() -> None:
-    """Write no compiled files: Python compares their times with those of the sources in whole
+    """Write no .pyc files: Python compares their timestamps with those of the sources in whole
     seconds, so it could miss an edit."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -139,7 +139,7 @@ async def _supervise(plan: Plan, server: Server, port: HealthPort | None) -> int
 
 
 def _health_port(app: Qsync, plan: Plan, health: options.HealthOptions) -> HealthPort | None:
-    """Return the health port, which listens but does not answer yet; None if none is set."""
+    """Return the health port, which listens but does not answer yet; None without --health-port."""
     if health.health_port is None:
         for name in ("health_host", "health_name", "live_limit"):
             if getattr(health, name) not in (None, []):
@@ -237,7 +237,7 @@ def _unserved(app: Qsync, served: Sequence[str]) -> str:
 
 
 def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: bool) -> None:
-    """Log what the worker serves; `chosen`: with --queues."""
+    """Log what the worker serves; `chosen` is true if --queues names the queues."""
     config, types = server.config.fitted(server.mux), server.mux.types
     weights = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
     names = ", ".join(map(logs.escape, types[:20])) + (", ..." if len(types) > 20 else "")
@@ -267,9 +267,9 @@ class _Stopped(BaseException):
 def early_stop(doing: str) -> Iterator[Callable[[], None]]:
     """Exit with code 0 and one line on SIGTERM or SIGINT, even as PID 1.
 
-    The kernel does not deliver a signal to PID 1 that it has no handler for. A command that runs an
-    event loop sets its own handlers. `doing` says what was interrupted. Call the yielded function
-    at the end: imported code may have swallowed the exception.
+    The kernel delivers a signal to PID 1 only if the process has a handler for the signal. A
+    command that runs an event loop sets its own handlers. `doing` says what was interrupted. Call
+    the yielded function at the end: imported code may have swallowed the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

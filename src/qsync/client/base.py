@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
-"""Number of calls in one round trip to a store of one node, without and with a wait for
-confirmation. With eight calls, client and store work at the same time; a wait takes far longer, so
-more calls share it.
+"""Number of calls in one round trip to a single-node store, without and with a wait for
+confirmation. With eight calls, client and store work at the same time. A wait takes far longer than
+a call, so more calls share a wait.
 """
 
 
@@ -68,7 +68,7 @@ class ClientBase:
         self.borrowed = False
         """True while the client belongs to a server, which closes it; `close` then does nothing."""
         self.declared: DeclaredLimits | None = None
-        """The limits that the client's app declares, each with the queue in which it counts."""
+        """The limits that the client's app declares, each with the queue to which it applies."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
@@ -81,7 +81,7 @@ class ClientBase:
         return queue_keys(self._global_keys.prefix, queue)
 
     def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
-        """Return the durability wait of an enqueue to the queue; None without durability."""
+        """Return the durability wait for an enqueue to the queue; None without durability."""
         if durability is None:
             return None
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
@@ -106,7 +106,8 @@ class ClientBase:
         queue: str,
         indices: Sequence[int],
     ) -> Iterator[tuple[QueueKeys, Lookahead[RoundTrip]]]:
-        """Yield key names and round trips for tasks of a queue; call ids are valid in the block."""
+        """Yield key names and round trips for tasks of a queue; their call ids are valid in the
+        block."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         leased = self._call_sequences.acquire(0)
@@ -115,7 +116,8 @@ class ClientBase:
             yield keys, Lookahead(bulk.round_trips(keys, indices, leased, wait, calls=calls))
 
     def _store(self, wait: Wait) -> tuple[Durability, str]:
-        """Return a key for the store that confirms; in a cluster it depends on the queue."""
+        """Return a key that identifies the confirming store, which in a cluster depends on the
+        queue."""
         [key] = wait.mark.keys
         return wait.durability, key if self._address.kind == "cluster" else ""
 
@@ -137,7 +139,8 @@ class ClientBase:
     def _registration(self, queue: str) -> Call[Any] | None:
         """Return the call that registers the queue in the store, to be sent with its tasks.
 
-        None when it is not due, or is sent in the background: in a cluster, maybe to another node.
+        Return None if no registration is due, and in a cluster, where the call may belong to
+        another node and is sent in the background.
         """
         if not self._announcer.due(queue):
             return None
@@ -156,7 +159,7 @@ class ClientBase:
             self._announcer.registered(queue)
 
     def _search(self, id: str, listed: QueueNames) -> Search:
-        """Return a search of the queues that the store lists, and of those that this client has
-        used but that are not registered yet, which takes a moment in a cluster."""
+        """Return a search of the queues that the store lists. Include queues that this client has
+        used but that are not yet listed: in a cluster, listing takes a moment."""
         names = {*listed.names, *self._announcer.unconfirmed}
         return Search(check_id(id), self._global_keys.prefix, names, total=listed.more)

@@ -71,7 +71,7 @@ class Client(ClientBase):
 
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
         or on at least one replica ("replica"); None means the client's own setting. The wait ends
-        after the `confirm_timeout` of the client. The handle's `confirmed` tells whether the store
+        after the client's `confirm_timeout`. The handle's `confirmed` tells whether the store
         confirmed in time; even if it did not, the task is in the store.
 
         Concurrent calls of an AsyncClient share round trips and waits. A cancelled call may have
@@ -107,16 +107,17 @@ class Client(ClientBase):
     ) -> list[Handle[R]]:
         """Store all tasks and return one handle per task, in the same order.
 
-        The call checks every task before it sends the first: on InvalidTask nothing was sent. It
-        is not an error if the id or unique lock of a task is taken: its handle then has `created`
-        False and the id of the holder. One call to the store carries at most 250 tasks or 1 MiB.
-        `durability` is as for `enqueue`; tasks in one round trip share a wait.
+        The call checks every task before it sends the first one, so after InvalidTask nothing was
+        sent. A task whose id or unique lock is taken is not an error: its handle has `created`
+        False and the id of the task that holds the id or lock. One call to the store carries at
+        most 250 tasks or 1 MiB. `durability` is as for `enqueue`; tasks in one round trip share a
+        wait.
 
         A bounded queue accepts tasks up to its bound; then the call raises QueueFull. An error's
-        `handles` are the handles of the tasks that the store answered for. To repeat the call
-        without running a task twice, give the tasks ids. For an hour, or the app's
-        `remember_ids`, tasks enqueued before are returned with `created` False, even when they have
-        completed.
+        `handles` are the handles of the tasks for which the store replied. To repeat the call
+        without running a task twice, give the tasks ids. For an hour, or for the app's
+        `remember_ids`, a task that was enqueued before is returned with `created` False, even if it
+        has completed.
         """
         self._queries.check_open()
         durability = self._durability_of(durability)
@@ -167,9 +168,9 @@ class Client(ClientBase):
         """Search all queues of the prefix for a task, and return its handle.
 
         When several queues have the id, a task that has not ended is preferred. A search takes one
-        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues; if
-        the queue is known, `handle` needs none. `type` is as for `handle`. Raises TaskNotFound,
-        which names the queues searched, and StoreUnavailable.
+        round trip per 100 queues (in a cluster, one per queue) and covers the first 5,000 queues.
+        If the queue is known, `handle` needs no round trip. `type` is as for `handle`. Raises
+        TaskNotFound, which names the queues searched, and StoreUnavailable.
         """
         self._queries.check_open()
         names = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
@@ -186,9 +187,9 @@ class Client(ClientBase):
     def close(self) -> None:
         """Close the connections. Callers that wait for a result, and later calls, get a QsyncError.
 
-        An AsyncClient first completes the calls in flight. No other thread may be calling a Client,
-        except to wait for a result. On `current().client` this does nothing, since the server
-        closes that client.
+        An AsyncClient first completes the calls in flight. Close a Client only when no other thread
+        is calling it, except to wait for a result. On `current().client` this does nothing, since
+        the server closes that client.
         """
         if self.borrowed:
             return
@@ -279,7 +280,8 @@ class Client(ClientBase):
         calls: Sequence[Call[list[Enqueued]]],
         overlap: Callable[[], None] = noop,
     ) -> list[list[Enqueued] | QsyncError]:
-        """Send calls of a queue in one round trip; retry those with StoreUnavailable one by one."""
+        """Send calls of a queue in one round trip; retry calls that fail with StoreUnavailable, one
+        by one."""
         wait = calls[0].wait
         ends = ends_in(self._allowance(wait))
         broker = self._broker if wait is None else self._broker_for(wait, ends)
@@ -298,7 +300,7 @@ class Client(ClientBase):
         return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     def _broker_for(self, wait: Wait, ends: float) -> Broker:
-        """Return the broker for calls with this wait.
+        """Return the broker for calls with this durability wait.
 
         Raises ConfigError if the store cannot confirm.
         """

@@ -7,7 +7,7 @@
     async def buy(client: QueueClient) -> str:
         return (await client.enqueue(send.build(7))).id
 
-docs/fastapi.md has a complete program.
+docs/fastapi.md shows a complete program.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def instrument(
     run: Parentage = "parent",
     error_text: Callable[[BaseException], str] | None = None,
 ) -> None:
-    """Trace the clients and servers of the app from now on.
+    """Start tracing the clients and servers of the app.
 
     With `run="parent"`, the span of a run is a child of the enqueue's span, so a whole chain of
     tasks is one trace. With `run="link"`, each run starts a new trace that links to the enqueue,
@@ -222,7 +222,7 @@ def _attributes(task: TaskInfo) -> dict[str, str | int]:
 
 @contextlib.contextmanager
 def _attached(task: TaskInfo) -> Iterator[None]:
-    """Make the run's context the current one in the process of a handler."""
+    """Make the run's context current in the handler's process."""
     token = contexts.attach(propagate.extract(task.headers, context=Context()))
     try:
         yield

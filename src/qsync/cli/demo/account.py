@@ -1,4 +1,4 @@
-"""The outcome of the demo's tasks, and its output: the progress, and the account at the end."""
+"""The outcomes of the demo's tasks, its progress output and its final account."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class End(StrEnum):
 
 
 class DemoKind(NamedTuple):
-    """The tasks of one type: the checks of the account, and their expected outcomes."""
+    """The tasks of one type: what the account proves about them, and how they should end."""
 
     proof: str
     end: End = End.DONE
@@ -154,7 +154,7 @@ class Ledger:
 
 
 class KindAccount(msgspec.Struct):
-    """The account of one kind."""
+    """The account of the tasks of one kind."""
 
     kind: str
     offered: int
@@ -213,7 +213,7 @@ def _row(ledger: Ledger, kind: str) -> KindAccount:
 
 
 def _problem(ledger: Ledger, kind: str) -> str:
-    """Return the problems with the tasks of a kind, besides their outcomes."""
+    """Return the problems with the tasks of a kind other than wrong outcomes."""
     history, ids = ledger.history, ledger.ids[kind]
     wrong, problem = ledger.wrong[kind], "went wrong at the client"
     match kind:
@@ -284,7 +284,7 @@ class DemoError(Exception):
 
 
 class Screen:
-    """Shows progress: a line that changes at a terminal, a line a second elsewhere."""
+    """Shows progress: one line updated in place on a terminal, or one line per second elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

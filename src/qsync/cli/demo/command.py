@@ -36,11 +36,11 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the notes, log and store.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
 ) -> None:  # fmt: skip
-    """Watch tasks of every kind run, fail, retry and survive a kill -9, and be accounted for.
+    """Watch tasks of every kind run, fail, retry and survive a kill -9.
 
-    The demo starts a store, a client and a `qsync worker` of two processes. Tasks hash blocks of
-    qsync's source. One server is killed in the middle. At the end the demo accounts for every task;
-    if it cannot, it exits with 1.
+    The demo starts a store, a client and a `qsync worker` of two processes. The tasks hash blocks
+    of qsync's source code. One server is killed in the middle of the run. At the end the demo
+    accounts for every task; if it cannot, it exits with 1.
     """
     from rich.console import Console  # slow to import, and other commands do not need it
 
@@ -66,13 +66,14 @@ def demo(
 
 @contextlib.contextmanager
 def _folder(*, keep: bool) -> Iterator[Path]:
-    """Make a temporary folder; wait for the end of the store in it before removing it."""
+    """Create a temporary folder; before removing it, wait until the store in it has ended."""
     folder = Path(tempfile.mkdtemp(prefix="qsync-demo-"))
     try:
         yield folder
     finally:
         with contextlib.suppress(FileNotFoundError), (folder / "store/users.lock").open() as lock:
-            # Each user of the store holds this lock, and its guardian until the store has ended.
+            # Users of the store hold this lock; the store's guardian holds it until the store has
+            # ended.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not keep:
             shutil.rmtree(folder)

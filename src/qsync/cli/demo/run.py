@@ -27,18 +27,18 @@ from qsync.errors import TaskCancelled, TaskFailed
 from qsync.state import STORED, UNFINISHED, TaskState
 from qsync.task import Task
 
-QUEUES: Final = {"critical": 6, "default": 3, "shared": 2, "lower": 1}  # with their weights
+QUEUES: Final = {"critical": 6, "default": 3, "shared": 2, "lower": 1}  # name: weight
 WORKER: Final = (
     "worker", "qsync.cli.demo.tasks:app", "--processes", "2", "--concurrency", "50",
     "--queues", ",".join(f"{name}={weight}" for name, weight in QUEUES.items()),
     "--shutdown-timeout", "5",
 )  # fmt: skip
-SLOW: Final = 40  # few enough that one server can run all of them
-TIMEOUT_S: Final = 3600.0  # for results; long, since the machine may be busy
+SLOW: Final = 40  # few enough for one server to run all of them
+TIMEOUT_S: Final = 3600.0  # to wait for results; long because the machine may be busy
 
 
 class DemoClient:
-    """Enqueues all tasks; those that hash share the blocks."""
+    """Enqueues all tasks; tasks that hash take their blocks from `blocks`."""
 
     def __init__(self, client: AsyncClient, ledger: Ledger, blocks: Sequence[int]) -> None:
         self._client = client
@@ -78,8 +78,8 @@ class DemoClient:
         self._ledger.blocks.update(zip(ids, blocks, strict=True))
 
     async def enqueue_scheduled(self) -> None:
-        """Enqueue tasks that are due soon, and tasks that are due too shortly before their deadline
-        to start in time."""
+        """Enqueue tasks that are due soon, and tasks whose deadline passes before they can
+        start."""
         delays = [0.5 + number / 40 for number in range(100)]
         built = [tasks.scheduled.options(delay=delay).build() for delay in delays]
         sent = time.monotonic()
@@ -277,14 +277,14 @@ class Run:
             return sum(history.kinds[id] == "slow" for id in history.running[pid])
 
         def is_busy() -> bool:
-            history.poll()  # on a busy machine the last look may be a second old
+            history.poll()  # on a busy machine the last poll may be a second old
             return any(slow_in(pid) >= SLOW / 4 for pid in history.running)
 
         await self._until(is_busy, "slow tasks")
         pid = max(history.running, key=slow_in)
         os.kill(pid, signal.SIGKILL)
         ledger.killed_at = time.monotonic()
-        ledger.interrupted = ids = history.running[pid]  # the parent may still read its last notes
+        ledger.interrupted = ids = history.running[pid]  # records may still be unread
         tasks.GATE.touch()
         tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: len(ledger.restarts()) == len(ids), "the interrupted tasks")

@@ -1,7 +1,8 @@
-"""The tasks of `qsync demo`, as a user would write them, and their records.
+"""The tasks of `qsync demo`, written as a user would write them, and the records they keep.
 
 `qsync worker qsync.cli.demo.tasks:app` serves them. Each process appends its records to its own
-file in the folder that QSYNC_DEMO names; a line is one write, so a kill leaves no partial line.
+file in the folder that QSYNC_DEMO names; each line is a single write, so a kill leaves no partial
+line.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def read_block(offset: int) -> bytes:
 
 
 def digest_of(offset: int) -> str:
-    """Return the digest of a block; it takes less than a millisecond."""
+    """Return the digest of a block, computed in less than a millisecond."""
     return hashlib.sha256(read_block(offset), usedforsecurity=False).hexdigest()
 
 
@@ -85,7 +86,8 @@ async def hash_for_tenant(offset: int) -> str:
 
 @app.task("parent", queue="critical", middleware=[recorded])
 async def parent(task: TaskInfo, offsets: list[int]) -> None:
-    """Enqueues a task for each block. Their ids come from its own, so a second run adds none."""
+    """Enqueues a task for each block. The new ids are derived from this task's id, so a second run
+    adds no tasks."""
     ids = [f"{task.id}.{number}" for number in range(len(offsets))]
     children = [child.options(id=id).build(offset) for id, offset in zip(ids, offsets, strict=True)]
     await qsync.current().client.enqueue_many(children)
@@ -132,12 +134,12 @@ async def scheduled() -> None:
 
 @app.task("unique", queue="lower", middleware=[recorded], unique=3600)
 async def unique(name: str) -> None:
-    """Enqueued by many callers at once; one is accepted for each name."""
+    """Enqueued by many clients at once; the store accepts one task for each name."""
 
 
 @app.task("late", middleware=[recorded])
 async def late() -> None:
-    """Due after its deadline, so it must never start."""
+    """Due one microsecond before its deadline, so it must never start."""
 
 
 @app.task("cancel", queue="critical", middleware=[recorded], retention=3600)

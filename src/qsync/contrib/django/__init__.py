@@ -1,4 +1,4 @@
-"""qsync in a Django project. Extra `django`; docs/django.md has a whole project.
+"""qsync in a Django project. Extra `django`; docs/django.md shows a whole project.
 
     INSTALLED_APPS = [..., "qsync.contrib.django"]
     QSYNC = {"URL": "redis://localhost:6379", "PREFIX": "shop", "ENQUEUE": "on_commit"}
@@ -33,7 +33,8 @@ app: Qsync
 
 
 def __getattr__(name: str) -> Any:
-    """Create names that need the settings on first use: Django imports this package earlier."""
+    """Create names on first use: they need the settings, and Django imports this package
+    earlier."""
     if name == "app":
         from qsync.contrib.django.project import project_app
 

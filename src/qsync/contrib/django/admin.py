@@ -1,7 +1,8 @@
 """The admin of schedules: those in the store, and the periodic tasks of programs.
 
 Django's own form, confirmation and history pages show a `Schedule`, which has no table: they read
-from and write to the store. Only the list has its own template, since Django's needs a query set.
+from and write to the store. Only the list has its own template, because Django's list template
+needs a query set.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ class ScheduleAdmin(_ModelAdmin):
     """Lists, creates, changes, pauses, runs and deletes schedules, with Django's permissions."""
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False for a program's periodic task as well: only a deploy changes it."""
+        """Return False also for a program's periodic task, which only a deploy can change."""
         return super().has_change_permission(request, obj) and _is_stored(obj)
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False for a program's periodic task as well."""
+        """Return False also for a program's periodic task."""
         return super().has_delete_permission(request, obj) and _is_stored(obj)
 
     def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
@@ -79,8 +80,8 @@ class ScheduleAdmin(_ModelAdmin):
         return store.find(object_id)
 
     def get_form(self, request: Any, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        """Return the form: all fields for a new schedule, only those about its times for an
-        existing one."""
+        """Return the form: all fields for a new schedule, only the time fields for an existing
+        one."""
         return super().get_form(
             request, obj, change, **{**kwargs, "form": ChangeForm if change else AddForm}
         )
@@ -208,7 +209,7 @@ class ScheduleAdmin(_ModelAdmin):
 
 
 def _user(request: Any) -> str:
-    return str(request.user.get_username())  # a model may have a number
+    return str(request.user.get_username())  # names may be numbers
 
 
 def _sentence(text: str, *, first: bool = True) -> str:

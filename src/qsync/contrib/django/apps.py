@@ -23,15 +23,15 @@ class QsyncConfig(AppConfig):
     default_auto_field: str = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks, prepare the processes of handlers, and find the tasks."""
+        """Register the checks, prepare handler processes, and find the tasks."""
         from qsync.contrib.django import checks
         from qsync.contrib.django.database import fresh_connections
 
         checks.register_checks()
         if fresh_connections not in process_pool_child.around:
             process_pool_child.around.append(fresh_connections)
-        # A child process cannot load settings that a program configured in code, which have no
-        # name.
+        # A child process cannot load settings that a program configured in code: they have no
+        # module.
         named = ENVIRONMENT_VARIABLE in os.environ
         if named and set_up not in process_pool_child.at_start:
             process_pool_child.at_start.append(set_up)

@@ -13,7 +13,7 @@ class CommitCallback:
     """A call that waits for the commit of a transaction.
 
     `captureOnCommitCallbacks` leaves the object in Django's list after the call, so the object
-    keeps track of whether it was called. A rollback drops it.
+    records whether it was called. A rollback discards the object.
     """
 
     def __init__(self, database: str, send: Callable[[], None]) -> None:

@@ -33,7 +33,7 @@ from qsync.value_text import shorten
 class QsyncBackend(tasks_api.BaseTaskBackend):
     """Runs the tasks of django.tasks on the servers of `manage.py qsync_worker`.
 
-    Its OPTIONS are the defaults for the options of its tasks: `retry`, `retry_delay`, `timeout`,
+    Its OPTIONS are the default options of its tasks: `retry`, `retry_delay`, `timeout`,
     `retention` (default: a day) and the other options of Task. `@task(retry=5, timeout=60)`
     overrides them for one task.
     """
@@ -47,7 +47,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
     def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
         if isinstance(queues := params.get("QUEUES"), str):
             raise tasks_api.InvalidTaskBackend(
-                f"TASKS: {alias!r}: QUEUES: {queues!r} is not a list; give [{queues!r}]"
+                f"TASKS: {alias!r}: QUEUES: {queues!r} is not a list; use [{queues!r}]"
             )
         super().__init__(alias, params)
         for name in self.options:
@@ -58,7 +58,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
                 )
 
     def validate_task(self, task: Any) -> None:
-        """Check a task. Raise Django's InvalidTask if it or an option is wrong."""
+        """Check a task. Raise Django's InvalidTask if the task or an option is invalid."""
         try:
             tasks.check_types(task)
         except InvalidTask as error:
@@ -140,16 +140,16 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
 
 
 def task(function: Any = None, *, backend: str = "default", **options: Any) -> Any:
-    """Make a function a task of django.tasks, like `django.tasks.task`, with options of qsync.
+    """Make a function a task of django.tasks, as `django.tasks.task` does, with qsync options.
 
         @task(queue_name="mail", retry=5, timeout=60)
         def send(address: str) -> None: ...
 
-    The decorators of Django 6.1 and of django-tasks accept these options too; that of Django 6.0
-    does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
-    `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`, `debounce` and `debounce_max`,
-    as for `qsync.Task`, in addition to `priority` (-100 to 100), `queue_name` and `takes_context`.
-    Raises Django's InvalidTask if one is invalid.
+    The decorators of Django 6.1 and of django-tasks accept these options too; the decorator of
+    Django 6.0 does not. The qsync options are `retry`, `retry_delay`, `timeout`, `deadline`,
+    `unique`, `unique_key`, `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`,
+    `debounce` and `debounce_max`, as for `qsync.Task`, in addition to `priority` (-100 to 100),
+    `queue_name` and `takes_context`. Raises Django's InvalidTask if an option is invalid.
     """
 
     fields = {"priority": 0, "queue_name": "default", "run_after": None, **options}

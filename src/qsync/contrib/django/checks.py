@@ -2,8 +2,8 @@
 
 qsync.E001  there is no URL
 qsync.E002  QSYNC has an unknown option
-qsync.E003  ENQUEUE is wrong
-qsync.E004  another option is wrong
+qsync.E003  ENQUEUE is invalid
+qsync.E004  another option is invalid
 qsync.E007  a task names a limit that the app does not declare, or that another queue has
 qsync.W001  a task in tasks.py of an installed app belongs to another Qsync
 qsync.W002  the store does not answer (only with --deploy)

@@ -25,7 +25,7 @@ Enqueue = Literal["on_commit", "now", "outbox"]
 ENQUEUE: Final[tuple[Enqueue, ...]] = get_args(Enqueue)
 
 OWN: Final = ("URL", "ENQUEUE", "DATABASE", "DASHBOARD")
-"""Settings that are not options of Qsync with the same name."""
+"""Settings that do not set the Qsync option of the same name."""
 
 IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
 """Settings that accept a dotted path to the object."""
@@ -69,7 +69,7 @@ class Configuration:
 
 @cache
 def app_options() -> tuple[str, ...]:
-    """Return the names of the options of Qsync, as settings."""
+    """Return the names of the Qsync options, in the form of settings."""
     parameters = inspect.signature(Qsync.__init__).parameters.values()
     own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     return tuple(name.upper() for name in (*own, *ServerOptions.__annotations__))
@@ -90,7 +90,7 @@ def configuration() -> Configuration:
     url = setting.get("URL") or os.environ.get(URL)
     if not url:
         raise SettingError(
-            f'QSYNC: the URL is missing; give QSYNC = {{"URL": "redis://localhost:6379"}}, or set '
+            f'QSYNC: the URL is missing; set QSYNC = {{"URL": "redis://localhost:6379"}}, or set '
             f"{URL} in the environment", "qsync.E001",
         )  # fmt: skip
     dashboard = _dashboard(setting.get("DASHBOARD", {}))

@@ -2,7 +2,7 @@
 
 The dashboard is an ASGI app whose connections belong to one event loop, while Django runs views on
 many threads. So each process starts one thread with an event loop for the dashboard at the first
-request, and views wait for its answers.
+request, and views wait for that thread's responses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qsync.web import Dashboard
 
 VIEW_TIMEOUT_S: Final = 30.0
-"""Longest wait of a view, in seconds; the dashboard itself ends a request after 10 s."""
+"""Maximum time that a view waits, in seconds; the dashboard itself ends a request after 10 s."""
 
 
 class _User:
@@ -79,7 +79,7 @@ class DashboardThread:
         await self._exits.enter_async_context(dashboard)
 
     def close(self) -> None:
-        """Close the connections and end the thread; no view may be waiting for an answer."""
+        """Close the connections and end the thread; no view may be waiting for a response."""
         asyncio.run_coroutine_threadsafe(self._exits.aclose(), self._loop).result(VIEW_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -138,7 +138,7 @@ def close_dashboard() -> None:
 
 @csrf_exempt  # the dashboard checks Sec-Fetch-Site and Origin, and accepts only its own forms
 def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
-    """Show the dashboard to staff users; ask others to sign in, or answer 403."""
+    """Show the dashboard to staff users; send others to the sign-in page, or respond with 403."""
     user = getattr(request, "user", None)
     if user is None:
         raise ImproperlyConfigured(
@@ -149,12 +149,12 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
         return redirect_to_login(request.get_full_path(), _login())
     if not hasattr(user, "is_staff"):
         raise ImproperlyConfigured(
-            f"qsync.contrib.django.urls: {user._meta.label} has no is_staff, which says who may "
-            "see the dashboard; give the model a field or a property of this name"
+            f"qsync.contrib.django.urls: {user._meta.label} has no is_staff, which decides who may "
+            f"see the dashboard; add a field or a property with this name to the model"
         )
     if not (user.is_active and user.is_staff):
         raise PermissionDenied
-    scope = _scope(request, rest, str(user.get_username()))  # a model may have a number
+    scope = _scope(request, rest, str(user.get_username()))  # names may be numbers
     scope["qsync.host_role"] = _role(request)
     return dashboard_thread().answer(scope, request.body)
 
@@ -167,7 +167,7 @@ def _role(request: HttpRequest) -> str:
 
 
 def _login() -> str | None:
-    """Return the sign-in page of the admin; None without an admin, which means LOGIN_URL."""
+    """Return the admin's sign-in page; without an admin, return None, which means LOGIN_URL."""
     try:
         return str(reverse("admin:login"))
     except NoReverseMatch:

@@ -40,8 +40,8 @@ class _NoRows(models.Manager[Any]):
 class Schedule(models.Model):
     """A schedule in the store, as the admin shows it. It has permissions but no table.
 
-    The id is queue and name, e.g. `mail:report-42`, since programs may have periodic tasks of the
-    same name in several queues.
+    The id consists of queue and name, e.g. `mail:report-42`, because programs may have periodic
+    tasks with the same name in several queues.
     """
 
     id: models.CharField[str, str] = models.CharField(
@@ -81,7 +81,7 @@ class Schedule(models.Model):
     objects: models.Manager[Any] = _NoRows()
 
     class Meta:
-        """No table; the managers are set for dumpdata and for dumpdata --all."""
+        """No table; dumpdata and dumpdata --all use these managers."""
 
         managed = False
         base_manager_name = "objects"

@@ -41,26 +41,27 @@ Sent = Any
 
 
 def _rows(database: str) -> Any:
-    """Return the rows of a database. The import is here since models need the loaded apps."""
+    """Return the rows of a database. Imported here because models need the loaded apps."""
     from qsync.contrib.django.models import OutboxRow
 
     return OutboxRow.objects.using(database)
 
 
 def _has_time_zones(database: str) -> bool:
-    """Return whether the database stores the instants of aware datetimes, as PostgreSQL does."""
+    """Return whether the database stores aware datetimes as instants, as PostgreSQL does."""
     return settings.USE_TZ or connections[database].features.supports_timezones
 
 
 def _to_column(time: datetime, database: str) -> datetime:
-    """Return an aware datetime as the column accepts it: naive and in UTC if the database has no
-    time zones, since Django refuses aware datetimes there with USE_TZ = False."""
+    """Convert an aware datetime to the form that the column accepts. If the database has no time
+    zones, the result is naive and in UTC, because Django with USE_TZ = False refuses aware
+    datetimes there."""
     return time if _has_time_zones(database) else time.astimezone(UTC).replace(tzinfo=None)
 
 
 def _from_column(time: datetime | None, database: str) -> datetime | None:
-    """Return the aware datetime in a column; with USE_TZ = False, PostgreSQL returns naive ones in
-    TIME_ZONE."""
+    """Convert a value of the column to an aware datetime; with USE_TZ = False, PostgreSQL returns
+    naive values in TIME_ZONE."""
     if time is None or timezone.is_aware(time):
         return time
     zone = timezone.get_default_timezone() if _has_time_zones(database) else UTC
@@ -103,7 +104,7 @@ class DjangoDatabase:
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return the rows that the commit kept.
 
-        If the program has caught an error of the database, PostgreSQL rolls back at the commit, but
+        If the program has caught a database error, PostgreSQL rolls back at the commit, but
         Django still calls the on_commit hooks.
         """
         found = set(
@@ -161,9 +162,10 @@ class DjangoOutbox:
         self._after_commit = AfterCommit(connections)
 
     def write(self, task: Task[Any], sent: Sent) -> Task[Any]:
-        """Write the row of a task, and return the task with its id; the commit sends it.
+        """Write the row of a task, and return the task with its id; the task is sent after the
+        commit.
 
-        Raises DuplicateTask if a row that has not been sent has the id that the caller chose.
+        Raises DuplicateTask if an unsent row already has the id that the caller chose.
         """
         row = make_row(task, self._connections)
         database = configuration().database
@@ -193,8 +195,8 @@ def relay_of(connections: Connections) -> Relay:
 
 
 def _is_in_memory(database: str) -> bool:
-    """Return whether the database is in memory, as in tests: it needs no relay, and no other
-    process can use it."""
+    """Return whether the database is in memory, as in tests; such a database needs no relay, and no
+    other process can use it."""
     connection = connections[database]
     return connection.vendor == "sqlite" and connection.is_in_memory_db()
 

@@ -23,13 +23,13 @@ from qsync.task import DEFAULT, Task
 BACKEND = "qsync.contrib.django.QsyncBackend"
 
 handlers: Final = Mux()
-"""Handlers of the tasks of django.tasks."""
+"""Handlers for the tasks of django.tasks."""
 
 django_tasks: Final[dict[str, Any]] = {}
 """Tasks of django.tasks by the import path of their functions, which is their type."""
 
 limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
-"""Queue, and names of the limits, of tasks of django.tasks that have limits, by type."""
+"""Queue and limit names of each django.tasks task that has limits, by task type."""
 
 
 class DjangoTaskBuilder:
@@ -40,7 +40,7 @@ class DjangoTaskBuilder:
         task = django_tasks.get(type)
         if task is None:
             return None
-        # Not above: Django 5.2 has no django.tasks, and then no task is registered.
+        # Imported only if a task is registered: Django 5.2 has no django.tasks.
         from qsync.contrib.django import task_types
 
         return task_types.from_json(task, value)
@@ -103,8 +103,8 @@ def _make() -> tuple[Qsync, ProjectSender]:
 
 
 def check_limits(app: Qsync) -> None:
-    """Raise ConfigError if a task of django.tasks names a limit that the app does not declare, or
-    that tasks of another queue have."""
+    """Raise ConfigError if a task of django.tasks names a limit that the app does not declare, or a
+    limit that tasks of another queue use."""
     for type, (queue, names) in limited_tasks.items():
         app._declared.use(type, queue, names)
     app._declared.check()

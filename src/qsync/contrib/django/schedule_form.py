@@ -33,7 +33,8 @@ class ChangeForm(_ModelForm):
         fields: tuple[str, ...] = WHEN
 
     def when(self) -> dict[str, Any]:
-        """Return when the schedule ticks, for the store."""
+        """Return the cleaned fields that say when the schedule ticks, in the form that the store
+        takes."""
         cleaned = self.cleaned_data
         return {
             "cron": cleaned["cron"] or None, "every": cleaned["every"], "tz": cleaned["tz"] or None,
@@ -51,9 +52,9 @@ class ChangeForm(_ModelForm):
     def _check(self) -> None:
         when = self.when()
         if when["cron"] is None and when["every"] is None:
-            raise InvalidTask("Give a cron expression or an interval.")
+            raise InvalidTask("Enter a cron expression or an interval.")
         if when["cron"] is not None and when["every"] is not None:
-            raise InvalidTask("Give a cron expression or an interval, not both.")
+            raise InvalidTask("Enter a cron expression or an interval, not both.")
         if when["every"] is not None and when["tz"] is not None:
             raise InvalidTask("tz: Leave the time zone empty for an interval.")
         schedule_of(when["cron"], when["every"], when["tz"])
@@ -104,7 +105,8 @@ def _check_queue(queue: str) -> None:
 
 
 def _shown(error: InvalidTask, fields: Any) -> tuple[str | None, str]:
-    """Return the field that a message begins with, as in `cron=...` or `tz: ...`, and its text."""
+    """Split a message such as `cron=...` or `tz: ...` into the field it begins with and its
+    text."""
     text = str(error)
     name, _, rest = text.partition(": ")
     if name in fields:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def _ask(question: Callable[[Inspector], Awaitable[T]], by: str = "") -> T:
-    """Ask an inspector that acts for the user `by`, and return the answer."""
+    """Call an inspector that acts for the user `by`, and return the result."""
 
     async def ask() -> T:
         async with project_app().inspector() as inspector:
@@ -96,7 +96,7 @@ def pause(id: str, by: str, why: str) -> Change:
 
 
 def resume(id: str, by: str) -> Change:
-    """Resume a schedule from its next tick on."""
+    """Resume a schedule from its next tick."""
     queue, name = _parts(id)
     return _ask(lambda inspector: inspector.resume_schedule(name, queue=queue), by)
 

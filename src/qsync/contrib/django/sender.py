@@ -24,8 +24,8 @@ from qsync.task import Arguments, Task
 log: Final = logging.getLogger("qsync.django")
 
 Sent = Callable[[str, bool], None]
-"""Gets the id of the task in the store, and whether the task is new: with `on_duplicate="skip"` or
-`debounce`, another task may take the place of this one."""
+"""Receives the id of the task in the store, and whether the task is new. With `on_duplicate="skip"`
+or `debounce`, it may be the id of another task."""
 
 
 def _nothing(id: str, created: bool, /) -> None:
@@ -36,8 +36,8 @@ class ProjectSender:
     """Sends tasks at the time that the setting ENQUEUE selects; the setting is read at each
     enqueue.
 
-    A task enqueued in an open transaction gets its id at once. `created` of its handle is False,
-    since the store does not have the task yet.
+    A task enqueued in an open transaction gets its id at once. Its handle's `created` is False,
+    because the store does not have the task yet.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -77,8 +77,8 @@ class ProjectSender:
         return later
 
     def waiting(self) -> str:
-        """Return, for a failed test, which tasks wait for a commit and how to send them; "" if none
-        wait."""
+        """Return a hint for a failed test: which tasks wait for a commit and how to send them, or
+        ""."""
         count = waiting(configuration().database)
         if not count:
             return ""
@@ -109,7 +109,7 @@ def _in_transaction(database: str) -> bool:
     connection = transaction.get_connection(database)
     if connection.in_atomic_block:
         return True
-    # With autocommit off, on_commit raises an error: Django does not know when the commit is.
+    # With autocommit off, on_commit raises an error: Django does not know when the commit happens.
     return connection.connection is not None and not connection.get_autocommit()
 
 

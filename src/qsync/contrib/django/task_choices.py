@@ -61,4 +61,4 @@ def _split(value: Any) -> tuple[list[Any], Mapping[str, Any]]:
         return value, {}
     if isinstance(value, dict):
         return [], value
-    raise InvalidTask("arguments: give a JSON list, or an object of names and values")
+    raise InvalidTask("arguments: must be a JSON list, or an object of names and values")

@@ -38,13 +38,13 @@ FIELDS: Final = (
 """Options of the decorator of this package."""
 
 RETENTION: Final = timedelta(days=1)
-"""Default time for which results are kept, if the task sets none."""
+"""How long results are kept if the task sets no retention."""
 
 PAYLOAD_FORM: Final = 'a payload of django.tasks has the form {"args": [...], "kwargs": {...}}'
 
 BACKEND: Final = "django-backend"
 ENQUEUED: Final = "django-enqueued-us"
-"""Headers: alias of the backend, and time of the enqueue by the clock of the caller."""
+"""Names of the headers for the backend's alias and for the enqueue time by the caller's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class QsyncTask(tasks_api.Task):
     def build(self, *args: Any, **kwargs: Any) -> Task[Any]:
         """Return a `qsync.Task` for these arguments, e.g. for `client.schedules.put`.
 
-        Raises qsync.InvalidTask if they do not match the parameters, or are not JSON.
+        Raises qsync.InvalidTask if the arguments do not match the parameters, or are not JSON.
         """
         self.get_backend().validate_task(self)
         try:
@@ -104,12 +104,12 @@ def register(task: Any) -> None:
     if registered is None:
         handler = _async_handler if iscoroutinefunction(task.func) else _handler
         handlers.handle(path, dont_retry_for=UnsupportedResult)(handler(path))
-    if registered is None or registered.func is not task.func:  # not for a copy with other options
+    if registered is None or registered.func is not task.func:  # skip copies with other options
         django_tasks[path] = task
 
 
 def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
-    """Return the task for the store; raise qsync.InvalidTask if an option is wrong."""
+    """Return the task for the store; raise qsync.InvalidTask if an option is invalid."""
     options = _options_of(task, defaults)
     enqueued_us = round(timezone.now().timestamp() * 1_000_000)
     options["headers"] = {
@@ -141,9 +141,9 @@ def scheduled(task: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Task[Any
 
 def from_json(task: Any, value: Any) -> Task[Any]:
     """Return the task for arguments decoded from JSON: a list, an object of names and values, or
-    both as they are stored; None and b"" are no arguments.
+    both in the stored form; None and b"" mean no arguments.
 
-    Raises qsync.InvalidTask if they do not match the parameters.
+    Raises qsync.InvalidTask if the arguments do not match its parameters.
     """
     if value is None or value == b"":
         return scheduled(task, [], {})
@@ -153,7 +153,7 @@ def from_json(task: Any, value: Any) -> Task[Any]:
         return scheduled(task, value, {})
     if isinstance(value, dict):
         return scheduled(task, [], value)
-    raise InvalidTask("arguments: give a JSON list, or an object of names and values")
+    raise InvalidTask("arguments: must be a JSON list, or an object of names and values")
 
 
 def stored_call(payload: Any) -> tuple[list[Any], dict[str, Any]] | None:
@@ -179,12 +179,12 @@ def check_payload(task: Any, payload: Any) -> None:
 
 
 def _aware(time: Any) -> Any:
-    """Return a time with a time zone, as `run_after` has none without USE_TZ."""
+    """Return a time with a time zone; without USE_TZ, `run_after` has none."""
     return timezone.make_aware(time) if time is not None and timezone.is_naive(time) else time
 
 
 def _limits(task: Any, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-    """Return the limits of a task for its arguments."""
+    """Return the limits of a task, filled in with its arguments."""
     return LimitTemplates(options["limits"], _parameters(task)).fill(arguments)
 
 
@@ -203,10 +203,11 @@ def priority_of(task: Any) -> int:
 
 
 def check(task: Any, defaults: Mapping[str, Any]) -> None:
-    """Check the options of a task; raise qsync.InvalidTask if one is wrong."""
+    """Check the options of a task; raise qsync.InvalidTask if one is invalid."""
     if (executor := getattr(task, "executor", None)) is not None:
         raise InvalidTask(
-            f"executor: {shorten(executor)} is not for tasks of django.tasks, which run in a "
+            f"executor: {shorten(executor)} cannot be used for tasks of django.tasks, which run in "
+            f"a "
             "thread, or on the event loop if they are async def; use @app.task(executor=...) of "
             "qsync.contrib.django"
         )
@@ -259,7 +260,7 @@ def _signature(task: Any) -> Signature:
 
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:
-    """Check the OPTIONS of a backend; raise qsync.InvalidTask if one is wrong."""
+    """Check the OPTIONS of a backend; raise qsync.InvalidTask if one is invalid."""
     Task("options", **defaults)
 
 

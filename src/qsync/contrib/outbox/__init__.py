@@ -1,4 +1,4 @@
-"""An outbox: tasks that are written in the transaction of a database, and sent after its commit.
+"""An outbox: tasks are written in a database transaction and sent after its commit.
 
     outbox = Outbox(app, table="qsync_outbox")
 
@@ -52,7 +52,7 @@ class Outbox:
               migrations include the table; by default a separate one
 
     A row that is sent twice does not run twice: the store refuses a known id for the app's
-    `remember_ids`, even after the task has ended. So an app with `remember_ids=0` raises
+    `remember_ids`, even after the task has ended. An app with `remember_ids=0` therefore raises
     ConfigError.
     """
 
@@ -72,13 +72,14 @@ class Outbox:
         self._name = table
         self._metadata = metadata
         if metadata is not None:
-            _ = self.table  # now, so that migrations of the metadata see it
+            _ = self.table  # create it now, so that migrations of the metadata see it
         self.after_commit: AfterCommit = AfterCommit(connections)
-        """Sends rows after a commit; `await outbox.after_commit.drain()` waits for that."""
+        """Sends rows after a commit; `await outbox.after_commit.drain()` waits until they are
+        sent."""
 
     @cached_property
     def metadata(self) -> MetaData:
-        """The MetaData of SQLAlchemy that has the table: `outbox.metadata.create_all(engine)`."""
+        """The SQLAlchemy MetaData that contains the table: `outbox.metadata.create_all(engine)`."""
         return self.table.metadata
 
     @cached_property
@@ -135,7 +136,7 @@ class Outbox:
     ) -> AbstractAsyncContextManager[AsyncOutboxTransaction]: ...
 
     def transaction(self, connection: Any) -> Any:
-        """Open the outermost transaction of a psycopg connection, in which tasks can be added.
+        """Open the outermost transaction on a psycopg connection; tasks can be added within it.
 
         After the commit, the block sends them; a rollback discards them. Raises ConfigError if the
         connection is already in a transaction.
@@ -152,9 +153,9 @@ class Outbox:
     def relay(self, database: AsyncEngine) -> AsyncRelay: ...
 
     def relay(self, database: Any) -> Relay | AsyncRelay:
-        """Return a relay, a context manager that sends the rows that are older than 2 s.
+        """Return a relay: a context manager that sends rows older than 2 s.
 
-        `database` is an engine of SQLAlchemy, or a connection string for psycopg. Any number of
+        `database` is an SQLAlchemy engine or a psycopg connection string. Any number of
         relays may run. On SQLite, which cannot lock rows, two relays send each row twice, and the
         store drops the second.
         """
@@ -175,5 +176,5 @@ class Outbox:
             if isinstance(database, Engine):
                 return Relay(self._connections, EngineDatabase(database, self.table))
         raise ConfigError(
-            f"relay: {shorten(database)} is neither an engine of SQLAlchemy nor a connection string"
+            f"relay: {shorten(database)} is neither an SQLAlchemy engine nor a connection string"
         )

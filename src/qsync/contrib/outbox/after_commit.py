@@ -16,14 +16,14 @@ from qsync.contrib.outbox.rows import UnsentRow, replacing_lock
 from qsync.contrib.outbox.sending import Sent, call_hooks, call_hooks_async, send, send_async
 
 STORE_TIMEOUT_S: Final = 1.0
-"""Time limit for the store after a commit, in seconds; after that a relay sends the row."""
+"""Time limit for sending rows after their commit, in seconds; then a relay sends them."""
 
 RELAY_ONLY_S: Final = 5.0
-"""Time during which relays send all rows after the store was unavailable, or all rows of a queue
-after the store refused one, in seconds."""
+"""How long to leave all rows to relays after the store was unavailable, or the rows of one queue
+after the store refused one of them, in seconds."""
 
 MAX_ROWS: Final = 1000
-"""Maximum number of rows per transaction that its process sends; relays send the others."""
+"""Maximum number of rows that a process sends after each transaction; relays send the others."""
 
 _SEND: Final = "send rows of the outbox after their commit"
 
@@ -69,7 +69,7 @@ class AfterCommit:
             if sent.ids:
                 database.delete(sent.ids)
             call_hooks(client, sent)
-        except Exception as error:  # any error of the driver: the transaction is committed
+        except Exception as error:  # the driver may raise anything; the commit is done
             self._leave(error)
 
     def begin(self, rows: Sequence[UnsentRow], database: AsyncCommittedRows) -> None:
@@ -95,7 +95,7 @@ class AfterCommit:
             if sent.ids:
                 await database.delete(sent.ids)
             await call_hooks_async(client, sent)
-        except Exception as error:  # any error of the driver: the transaction is committed
+        except Exception as error:  # the driver may raise anything; the commit is done
             self._leave(error)
 
     async def drain(self) -> None:
@@ -115,7 +115,7 @@ class AfterCommit:
         return [row for row in rows if now >= self._queues_until.get(row.queue, 0.0)]
 
     def _note(self, sent: Sent) -> None:
-        """Record the outcome; leave the rows of the queues that failed to relays for a while."""
+        """Record the outcome; for a while, leave the rows of failed queues to relays."""
         if sent.error is not None:
             self._leave(sent.error)
         elif sent.worked:
@@ -133,7 +133,7 @@ class AfterCommit:
 
 
 def _replacing_locks(rows: Sequence[UnsentRow]) -> dict[UnsentRow, str]:
-    """Return the locks of the rows whose tasks replace the holder."""
+    """Return the unique locks of rows whose tasks replace the task that holds the lock."""
     return {row: lock for row in rows if (lock := replacing_lock(row))}
 
 
@@ -142,8 +142,8 @@ def _without_late(
     locks: Mapping[UnsentRow, str],
     earlier: Sequence[Sequence[UnsentRow] | None],
 ) -> list[UnsentRow]:
-    """Return the rows, except those for whose lock an earlier row waits: a relay sends these in
-    order, so that the payload of the earlier row does not replace a later one."""
+    """Return the rows without an earlier unsent row for the same unique lock. A relay sends the
+    others in order, so that an earlier payload does not replace a later one."""
     own = {row.id for row in rows}
     late = set[UnsentRow]()
     for lock, others in zip(locks.values(), earlier, strict=True):

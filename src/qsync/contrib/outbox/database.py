@@ -21,8 +21,8 @@ BATCH_BYTES: Final = 32 * 1024 * 1024
 up to 31 MiB would not fit into memory."""
 
 WRONG_CLOCK_S: Final = 60.0
-"""A row whose time is further in the future than this, in seconds, comes from a wrong clock. It is
-sent at once, since it would otherwise wait until its time."""
+"""A row whose time is further in the future than this, in seconds, comes from a wrong clock. Such a
+row is sent at once; otherwise it would wait until that time."""
 
 COMPARED_ROWS: Final = 20
 COMPARED_BYTES: Final = 1024 * 1024
@@ -47,8 +47,8 @@ class DueRows:
 
     before  creation time before which a row is sent, by this machine's clock
     after   creation time after which a row is from a wrong clock
-    ids     ids of rows to leave
-    queues  queues whose rows to leave
+    ids     ids of rows to skip
+    queues  queues whose rows to skip
     """
 
     before: datetime
@@ -97,15 +97,14 @@ class CommittedRows(Protocol):
         """Return the rows that the commit has kept."""
 
     def earlier(self, row: UnsentRow) -> Sequence[UnsentRow] | None:
-        """Return the rows of its queue that were created before a row; None if there are many or
-        large ones."""
+        """Return the earlier rows in the queue of a row; None if they are too many or too large."""
 
     def delete(self, ids: list[str]) -> object:
         """Delete rows in a separate transaction."""
 
 
 class AsyncCommittedRows(Protocol):
-    """Like CommittedRows, with awaitable answers."""
+    """Like CommittedRows, with coroutine methods."""
 
     async def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
         """See CommittedRows."""
@@ -132,7 +131,7 @@ class AsyncDatabase(Protocol):
 
 
 def due_rows(*, ids: Collection[str], queues: Collection[str]) -> DueRows:
-    """Return which rows a relay sends now: all but those with these ids, or of these queues."""
+    """Return which rows a relay sends now, without these ids and these queues."""
     now = datetime.now(UTC)
     return DueRows(
         before=now - timedelta(seconds=YOUNG_S), after=now + timedelta(seconds=WRONG_CLOCK_S),
@@ -141,7 +140,7 @@ def due_rows(*, ids: Collection[str], queues: Collection[str]) -> DueRows:
 
 
 def fitting_ids(sizes: Sequence[tuple[str, int]]) -> list[str]:
-    """Return the ids of the first rows that fit into a batch, from ids and sizes; at least one."""
+    """Return the ids of the first rows that fit into a batch, at least one; takes ids and sizes."""
     ids: list[str] = []
     total = 0
     for id, size in sizes:
@@ -153,8 +152,8 @@ def fitting_ids(sizes: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def comparable_ids(sizes: Sequence[tuple[str, int]]) -> list[str] | None:
-    """Return the ids of earlier rows that may be read, from ids and sizes; None if there are many
-    or large ones."""
+    """Return the ids of earlier rows, or None if they are too many or too large to read; takes ids
+    and sizes."""
     if len(sizes) > COMPARED_ROWS or sum(size for _, size in sizes) > COMPARED_BYTES:
         return None
     return [id for id, _ in sizes]
@@ -166,7 +165,7 @@ def has_more(sizes: Sequence[tuple[str, int]], ids: Sequence[str]) -> bool:
 
 
 def backlog_of(count: int, oldest: datetime | None) -> Backlog:
-    """Return the backlog for a count and the time of the oldest row; SQLite has naive times."""
+    """Compute the backlog from a count and the oldest row's time, which is naive on SQLite."""
     if oldest is None:
         return Backlog(rows=0, oldest_s=0.0)
     if oldest.tzinfo is None:

@@ -31,7 +31,7 @@ class OutboxCollector(Collector):
         self._relay = relay
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics; those of the backlog only once the relay has counted it."""
+        """Return the metrics, without those of the backlog until the relay has counted it."""
         sent = CounterMetricFamily("qsync_outbox_sent", "Rows that this relay has sent.")
         sent.add_metric([], self._relay.sent)
         yield sent

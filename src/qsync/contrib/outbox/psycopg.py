@@ -36,7 +36,7 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "psycopg") from None
 
 CONNECT_S: Final = 10
-"""Timeout of a relay's connection to the database, in seconds, unless its address sets one. Without
+"""Timeout for a relay to connect to the database, in seconds, unless the string sets one. Without
 a timeout, psycopg waits for over two minutes for a server that has just died."""
 
 MakeRow = Callable[[Task[Any]], UnsentRow]
@@ -89,8 +89,8 @@ class ConnectionDatabase:
             self._parameters = conninfo_to_dict(address)
         except psycopg.ProgrammingError:  # its text may have the password
             raise ConfigError(
-                "relay: the text is not a connection string of PostgreSQL, such as 'dbname=shop', "
-                "or 'postgresql://localhost/shop'; for a URL of SQLAlchemy, give the engine"
+                "relay: the text is not a PostgreSQL connection string, such as 'dbname=shop' or "
+                "'postgresql://localhost/shop'; for an SQLAlchemy URL, pass the engine"
             ) from None
         self._statements = statements
         self._connection: Connection[Any] | None = None
@@ -140,7 +140,7 @@ def _rows_of(records: Sequence[Any]) -> list[UnsentRow]:
 
 
 class _CommittedRows:
-    """The rows that a transaction of a connection has committed; see CommittedRows."""
+    """The rows that a transaction on a connection has committed; see CommittedRows."""
 
     def __init__(self, connection: Connection[Any], statements: Statements) -> None:
         self._connection = connection
@@ -196,7 +196,7 @@ class _AsyncCommittedRows:
 
 
 class OutboxTransaction:
-    """A transaction of a connection, with tasks that it sends once it has committed."""
+    """A transaction on a connection; its tasks are sent once it has committed."""
 
     def __init__(self, connection: Connection[Any], insert: Composed, make_row: MakeRow) -> None:
         self._connection = connection
@@ -208,7 +208,7 @@ class OutboxTransaction:
     def add(self, task: Task[Any]) -> str:
         """Write the row of a task, and return the id of the task.
 
-        Raises InvalidTask if the task is wrong, and ConfigError after the end of the block.
+        Raises InvalidTask if the task is invalid, and ConfigError after the end of the block.
         """
         _check_open(self.open)
         row = self._make_row(task)
@@ -218,7 +218,7 @@ class OutboxTransaction:
 
 
 class AsyncOutboxTransaction:
-    """A transaction of an async connection, with tasks that it sends once it has committed."""
+    """A transaction on an async connection; its tasks are sent once it has committed."""
 
     def __init__(
         self, connection: AsyncConnection[Any], insert: Composed, make_row: MakeRow
@@ -232,7 +232,7 @@ class AsyncOutboxTransaction:
     async def add(self, task: Task[Any]) -> str:
         """Write the row of a task, and return the id of the task.
 
-        Raises InvalidTask if the task is wrong, and ConfigError after the end of the block.
+        Raises InvalidTask if the task is invalid, and ConfigError after the end of the block.
         """
         _check_open(self.open)
         row = self._make_row(task)
@@ -288,28 +288,26 @@ async def async_transaction(
 
 
 def transaction_of(connection: Any) -> Any:
-    """Return the function that opens a transaction of this connection.
-
-    Raises ConfigError if it is not a psycopg connection.
+    """Return the function that opens a transaction on this connection. Raises ConfigError if the
+    object is not a psycopg connection.
     """
     if isinstance(connection, AsyncConnection):
         return async_transaction
     if isinstance(connection, Connection):
         return transaction
     raise ConfigError(
-        f"outbox.transaction: {type(connection).__name__} is not a connection of psycopg; with "
-        "SQLAlchemy, add outbox.row(...) to a session"
+        f"outbox.transaction: {type(connection).__name__} is not a psycopg connection; with "
+        f"SQLAlchemy, add outbox.row(...) to a session"
     )
 
 
 def _has_failed(connection: Any) -> bool:
-    """Return whether an error has ended the transaction: PostgreSQL then rolls back at a COMMIT."""
+    """Return whether an error has aborted the transaction: PostgreSQL then rolls back at COMMIT."""
     return bool(connection.info.transaction_status == TransactionStatus.INERROR)
 
 
 def _rows_with(rows: Sequence[UnsentRow], ids: Sequence[tuple[str]]) -> list[UnsentRow]:
-    """Return the rows that the commit keeps; rows of a savepoint that was rolled back are not among
-    them."""
+    """Return the rows that the commit keeps, without rows of savepoints that were rolled back."""
     found = {id for (id,) in ids}
     return [row for row in rows if row.id in found]
 
@@ -317,7 +315,7 @@ def _rows_with(rows: Sequence[UnsentRow], ids: Sequence[tuple[str]]) -> list[Uns
 def _check_open(is_open: bool) -> None:
     if not is_open:
         raise ConfigError(
-            "outbox.transaction: the block has ended, and its transaction with it; open another one"
+            "outbox.transaction: the block and its transaction have ended; open another transaction"
         )
 
 
@@ -327,6 +325,6 @@ def _check_idle(connection: Any) -> None:
         TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR,
     ):  # fmt: skip
         raise ConfigError(
-            "outbox.transaction: the connection is in a transaction already; open this one "
-            "outermost"
+            "outbox.transaction: the connection is already in a transaction; open "
+            "outbox.transaction as the outermost one"
         )

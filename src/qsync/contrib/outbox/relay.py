@@ -1,4 +1,4 @@
-"""Relays, which send the rows that the processes that wrote them have not sent.
+"""Relays send rows that the processes that wrote them did not send.
 
 A relay takes rows in batches, sends them, and deletes those that the store has acknowledged. If it
 dies in between, the rows are sent again: the store remembers their ids, so that none runs twice.
@@ -35,7 +35,7 @@ PAUSE_S: Final = 1.0
 """Time between two reads of the database when there are no rows to send, in seconds."""
 
 LONGEST_PAUSE_S: Final = 10.0
-"""Longest time between two attempts while the store, the database or a queue is unavailable, in
+"""Maximum time between two attempts while the store, the database or a queue is unavailable, in
 seconds."""
 
 STORE_TIMEOUT_S: Final = 5.0
@@ -51,7 +51,7 @@ UNREADABLE: Final = 1000
 """Maximum number of unreadable rows that a relay skips."""
 
 FAILING_QUEUES: Final = 1000
-"""Maximum number of queues whose rows a relay leaves for a while."""
+"""Maximum number of queues whose rows a relay skips for a while."""
 
 _SEND: Final = "send rows of the outbox"
 _READ: Final = "read or delete rows of the outbox"
@@ -62,13 +62,13 @@ class _FailingQueue:
     """A queue whose rows the store has refused."""
 
     until: float
-    """Time until which its rows are left, by time.monotonic."""
+    """Time until which the relay skips its rows, by time.monotonic."""
     pause_s: float
     """Length of the next pause, in seconds."""
 
 
 class _Progress:
-    """State of both relays: backlog, unreadable rows, failing queues and pauses."""
+    """State shared by both kinds of relay: backlog, unreadable rows, failing queues and pauses."""
 
     def __init__(self) -> None:
         self.sent: int = 0
@@ -105,7 +105,7 @@ class _Progress:
             self._leave(queue, error)
 
     def _leave(self, queue: str, error: QsyncError) -> None:
-        """Leave the rows of a queue for a while, so that they do not keep others waiting."""
+        """Skip the rows of a queue for a while, so that they do not delay other rows."""
         if queue not in self._failing and len(self._failing) >= FAILING_QUEUES:
             return
         self._retries.failed(_send_rows_of(queue), error)
@@ -212,7 +212,7 @@ class Relay(_Progress):
                 sent = send(client, batch.rows, last=self._failing)
                 if sent.ids:
                     batch.delete(sent.ids)
-        finally:  # also if the rows cannot be deleted
+        finally:  # even if the rows cannot be deleted
             self.note_sent(sent)
         call_hooks(client, sent)
         return self.pause_after(batch.more, sent)

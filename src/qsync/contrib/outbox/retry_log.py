@@ -1,5 +1,4 @@
-"""Logs what an outbox cannot do: when it begins, once per minute while it lasts, and when it
-ends."""
+"""Logs failures of an outbox: when one begins, once per minute while it lasts, and when it ends."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from qsync.wrapped_client import entered
 
 VERSION: Final = 1
 FLOW_VERSION: Final = 2
-"""Version of rows with options of flow control, which an earlier relay must not send."""
+"""Version of rows with flow-control options; relays of older qsync versions must not send them."""
 
 ID_LENGTH: Final = 128
 QUEUE_LENGTH: Final = 128
@@ -55,7 +55,7 @@ class UnsentRow:
 def make_row(task: Task[Any], connections: Connections) -> UnsentRow:
     """Return the row of a task, with an id and the headers of the app's extensions.
 
-    Raises InvalidTask if the task is wrong.
+    Raises InvalidTask if the task is invalid.
     """
     if isinstance(task, Task) and task.id is None:
         task = task.replace(id=new_id())
@@ -93,8 +93,7 @@ def new_task_of(row: UnsentRow) -> NewTask:
 
 
 def replacing_lock(row: UnsentRow) -> str:
-    """Return the lock of a task that replaces the holder, as with `debounce`; "" for other
-    tasks."""
+    """Return the lock if the task replaces its holder, as with `debounce`; "" for other tasks."""
     try:
         new = new_task_of(row)
     except UnreadableRow:

@@ -1,4 +1,4 @@
-"""Sends rows to the store, in a blocking way or with asyncio."""
+"""Sends rows to the store, blocking or with asyncio."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ class Sent:
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """Error of the store; the rows of the failed call and of all later calls are left."""
+    """Error of the store; the rows of the failed call and of all later calls stay in the outbox."""
 
     failed: dict[str, QsyncError] = field(default_factory=dict)
-    """Errors of calls that concern only one queue, by queue; the queue's other rows are left."""
+    """Errors that concern only one queue, by queue; the queue's remaining rows stay in the
+    outbox."""
 
     worked: set[str] = field(default_factory=set)
     """Queues from which the store accepted a row."""
 
     stopped: bool = False
-    """True if a node of a cluster did not answer: the rows of later queues are left, since another
-    queue on that node would use up the store's time limit again."""
+    """True if a node of a cluster did not answer: the rows of later queues stay in the outbox,
+    because another queue on that node would use up the store's time limit again."""
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
         """Record the reply to a call."""

@@ -1,4 +1,4 @@
-"""The outbox in a database of SQLAlchemy 2, with sync and async engines."""
+"""The outbox in a database used through SQLAlchemy 2, with sync and async engines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ WITHOUT_LOCKS: Final = "sqlite"
 
 
 def make_table(name: str, metadata: MetaData) -> Table:
-    """Return the table of an outbox. Raise ConfigError if the metadata is wrong or has the table.
+    """Return the table of an outbox. Raise ConfigError if the metadata is invalid or already has
+    the table.
 
     MySQL needs other types: its BLOB holds at most 64 KiB, and its DATETIME only whole seconds.
     """
@@ -128,8 +129,7 @@ def kept(connection: Connection, table: Table, rows: Sequence[UnsentRow]) -> lis
 
 
 def earlier(connection: Connection, table: Table, row: UnsentRow) -> list[UnsentRow] | None:
-    """Return the rows of its queue that were created before a row; None if there are many or large
-    ones."""
+    """Return the earlier rows in the queue of a row; None if they are too many or too large."""
     columns = table.c
     query = (
         select(columns.id, func.length(columns.message))

@@ -60,11 +60,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Refuse a call from Python, since the worker takes over the process."""
-        raise CommandError("qsync_worker: run it as manage.py qsync_worker, not by call_command")
+        raise CommandError("qsync_worker: run it as manage.py qsync_worker, not with call_command")
 
     @staticmethod
     def _command() -> Any:
-        """Return `qsync worker` as a command without its argument."""
+        """Return `qsync worker` as a command without its argument MODULE:APP."""
         app = typer.Typer(
             context_settings={"help_option_names": ["-h", "--help"]},
             pretty_exceptions_enable=False,
