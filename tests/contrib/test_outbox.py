@@ -830,7 +830,7 @@ def test_session_that_chooses_its_engine_is_asked_while_it_writes(
         ),
         (
             lambda app: [Outbox(app, metadata=shared) for shared in [MetaData()] for _ in "ab"],
-            "table: the metadata has a table 'qsync_outbox' already; make one Outbox",
+            "table: the metadata already has a table 'qsync_outbox'; create one Outbox",
         ),
         (lambda app: Outbox(app).relay("sqlite:///shop.db"), "not a PostgreSQL connection string"),
         (lambda app: Outbox(app).transaction(7), "int is not a psycopg connection; with SQLAl"),

@@ -68,7 +68,7 @@ LABELLED_SCHEDULES: Final = 500
 """Maximum number of schedules whose last runs are shown."""
 
 CACHE_S: Final = 5.0
-"""Time for which a reading of the store is reused, in seconds."""
+"""How long a reading of the store is reused, in seconds."""
 
 STORE_TIMEOUT_S: Final = 5.0
 
@@ -91,7 +91,7 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
 
 
 def instrument(app: Qsync, *, registry: CollectorRegistry = REGISTRY) -> None:
-    """Count the runs of all servers that the app creates in this process from now on."""
+    """From now on, count the runs of every server that the app creates in this process."""
     collector = _Servers()
     registry.register(collector)
     app.extend(Extension(server=collector.add))
@@ -188,7 +188,7 @@ def _by_queue(rows: Sequence[MetricRow]) -> list[Metric]:
 
 
 def worker_metrics(restarts: int) -> list[Metric]:
-    """Return the metrics of a `qsync worker` itself, without its servers'."""
+    """Return the metrics of a `qsync worker` itself, without those of its servers."""
     return [
         CounterMetricFamily(
             "qsync_worker_restarts",
@@ -251,9 +251,9 @@ class StoreMetrics:
 class StoreCollector(Collector):
     """Collects the metrics of all queues of an app, for a registry.
 
-    Every process would report the same values, so register it in one process, e.g. beside the
-    dashboard. It reads in a thread, over a connection that it closes afterwards; scrapes within
-    CACHE_S seconds share a reading.
+    Every process would report the same values, so register the collector in only one process, e.g.
+    beside the dashboard. It reads in a thread, over a connection that it closes afterwards; scrapes
+    within CACHE_S seconds share a reading.
     """
 
     def __init__(self, app: Qsync) -> None:
@@ -397,7 +397,8 @@ def _schedule_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
 
 
 def _limit_metrics(limits: Sequence[LimitInfo]) -> list[Metric]:
-    """Return the use of limits: all values of a name have one label, and labels are bounded."""
+    """Return the use of limits. All values of a name share a label; the number of labels is
+    bounded."""
     labels = ["queue", "limit"]
     in_use = GaugeMetricFamily(
         "qsync_limit_in_use", "Active tasks that hold the limit, over all its values.",

@@ -45,8 +45,8 @@ CLIENT: Final = "qsync_client"
 """Name of the client in the state that the lifespan yields."""
 
 RUNNING: Final = "qsync_running"
-"""Name, in the state of the site, of the list of pairs of app and client, one for each lifespan
-that is running: the test clients of a site may overlap."""
+"""Name, in the site's state, of a list of (app, client) pairs with one pair per running lifespan:
+the lifespans of a site's test clients may overlap."""
 
 _SECOND_APP: Final = (
     "lifespan: the site already has the client of another lifespan(...); open the second client in "

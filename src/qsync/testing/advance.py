@@ -76,8 +76,7 @@ class Advance:
     # Leases.
 
     async def _expire_leases(self, broker: AsyncBroker) -> int:
-        """Let the leases of dead servers expire on the way; return by how much this moved the
-        clock.
+        """Let the leases of dead servers expire on the way; return how far this moved the clock.
 
         A single step would look like an outage of the store, after which leases get more time.
         """
@@ -114,7 +113,7 @@ class Advance:
     # Ticks.
 
     async def _ticks(self, broker: AsyncBroker) -> list[Tick]:
-        """Return the ticks up to the end of the move, in order of time; begin new schedules."""
+        """Return the ticks up to the end of the move, in order of time; start new schedules."""
         if not self._periodics:
             return []
         until_us = self._clock.now_us() + self._by_us

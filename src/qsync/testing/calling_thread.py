@@ -1,8 +1,8 @@
 """Runs coroutines on an event loop in a thread, and `def` handlers in the thread that waits for
 them.
 
-So a plain test and the handlers see each other's work even if it belongs to a thread, such as the
-transaction of a database connection.
+A plain test and its handlers therefore share what belongs to a thread, such as the transaction of a
+database connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 Call = Callable[[], None]
 
 STOP_S: Final = 10.0
-"""Longest wait for a coroutine that is cancelled, in seconds."""
+"""Maximum time to wait for a cancelled coroutine to end, in seconds."""
 
 
 class CallingThread:
@@ -61,7 +61,7 @@ class CallingThread:
         return future
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Cancel the future of a call, whose function continues if it has begun."""
+        """Cancel the future of a call; a function that has already started continues."""
         return future.cancel()
 
     def take_back(self, waited_s: float) -> None:

@@ -87,7 +87,7 @@ async def _begun() -> None:
 
 
 def _end(handler: Any) -> None:
-    """End a handler's coroutine as a cancellation does."""
+    """End a handler's coroutine as a cancellation would."""
     if not isinstance(handler, Coroutine):
         return
     with contextlib.suppress(BaseException):
@@ -96,7 +96,7 @@ def _end(handler: Any) -> None:
 
 
 class _FirstStep:
-    """Awaits the first step of an awaitable: until it first waits, or ends."""
+    """Runs an awaitable until it waits for the first time or ends."""
 
     def __init__(self, awaitable: Awaitable[Any]) -> None:
         self._awaitable = awaitable

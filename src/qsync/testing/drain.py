@@ -25,8 +25,8 @@ POLL_S = 0.001
 
 
 BATCH_WAIT_S = 0.05
-"""Longest wait of a batch for more tasks, in seconds; it is short, since no other clients
-enqueue."""
+"""Maximum time that a batch waits for more tasks, in seconds; short because no other client
+enqueues."""
 
 LEASES = 250
 """Number of leases to read at once."""

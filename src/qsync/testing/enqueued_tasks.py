@@ -21,7 +21,7 @@ from qsync.value_text import shorten
 
 @runtime_checkable
 class DjangoTask(Protocol):
-    """Protocol of a task of django.tasks, since a test without Django lacks that package."""
+    """A task of django.tasks, as a protocol because the package may not be installed."""
 
     @property
     def module_path(self) -> str:

@@ -29,7 +29,7 @@ def task_info(
     headers: Mapping[str, str] | None = None,
     final: bool = False,
 ) -> TaskInfo:
-    """Return a TaskInfo, for a direct call of a function whose first parameter is one.
+    """Return a TaskInfo for a direct call of a function whose first parameter is a TaskInfo.
 
         assert await crawl(task_info(attempt=2), "https://example.com") == 200
 

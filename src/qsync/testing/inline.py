@@ -49,11 +49,11 @@ def inline(app: Qsync) -> Iterator[None]:
             handle = send.enqueue_sync(7)     # send has run when this returns
 
     A task goes through the same encoding, argument checks and middleware as on a server. A blocking
-    enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another thread.
-    Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the error
-    of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan have no
-    effect, handlers with `executor="process"` run in a thread, and a batch handler gets one task
-    per call. The handle has a result if the task has a retention. `current().state` comes from
+    enqueue runs `def` handlers in the calling thread; `await enqueue()` runs them in another
+    thread. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the
+    error of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan
+    have no effect, handlers with `executor="process"` run in a thread, and a batch handler gets one
+    task per call. The handle has a result if the task has a retention. `current().state` comes from
     `qsync.testing.context` around the block.
     """
     if not isinstance(app, Qsync):
@@ -277,7 +277,7 @@ class _InlineAsyncClient(WrappedAsyncClient, _RunsInPlaceAsync):
 
 
 CLOSE_S = 10.0
-"""Time limit for closing a client of an event loop in another thread, in seconds."""
+"""Time limit for closing a client that belongs to another thread's event loop, in seconds."""
 
 
 def close_clients(app: Qsync) -> None:

@@ -47,7 +47,7 @@ class _AnyKit:
 
     def __enter__(self) -> Self:
         store = self._store = session_store(self._url).of_test()
-        for queue, bounds in self.app.bounds.items():  # as servers of the app have put them there
+        for queue, bounds in self.app.bounds.items():  # as the app's servers do when they start
             store.broker.run(put_program_bounds(QueueKeys(store.prefix, queue), bounds))
         self._pointed = self.app._connections.pointed_at(store.address, store.prefix)
         self._pointed.__enter__()
@@ -67,7 +67,7 @@ class _AnyKit:
     def _opened(self) -> TestStore:
         if self._store is None:
             raise QsyncError(
-                "qsync: the app has its own store now, since the test is over, or the kit has not "
+                "qsync: the app uses its own store because the test is over or the kit has not "
                 "been opened (`with SyncKit(app) as kit:`)"
             )
         if self.app.prefix != self._store.prefix:
@@ -88,7 +88,7 @@ class _AnyKit:
     def assert_enqueued(
         self, task: AnyTask, /, *, queue: str | None = None, **arguments: Any
     ) -> EnqueuedTask:
-        """Fail unless a task of this function waits or runs; return the first one.
+        """Fail unless a task of this function is waiting or running; return the first one.
 
         Only the arguments given here are compared, in the form that the handler gets. For a type of
         a Mux, the payload is the argument `payload`.
@@ -128,9 +128,9 @@ class _AnyKit:
         before failure    the handler has raised; the store has not recorded it
         after failure     the store has recorded it
 
-        The drain returns when the server is dead, and the next one runs the tasks that it held.
-        Raises ConfigError for another point, AssertionError if no drain in the block reached the
-        point.
+        The drain returns when the server is dead; the next drain runs the tasks that the server
+        held. Raises ConfigError for an unknown point, and AssertionError if no drain in the block
+        reached the point.
         """
         if self._plan is not None:
             raise ConfigError("crash: blocks cannot be nested, since a server crashes once")
@@ -193,8 +193,9 @@ class Kit(_AnyKit):
         """Run the pending tasks, and those that they enqueue, until none are left.
 
         A real server runs them, with the app's options, middleware and lifespan. Afterwards the
-        errors of failed attempts are raised: a single one itself, several as an ExceptionGroup. A
-        retry runs in the same drain only if it is due by then; `advance` makes others due.
+        drain raises the errors of failed attempts: a single error as it is, several as an
+        ExceptionGroup. A retry runs in the same drain only if it becomes due before the drain ends;
+        use `advance` to make later retries due.
         """
         _check_async("drain")
         await self._drain().run()
@@ -204,7 +205,7 @@ class Kit(_AnyKit):
     ) -> None:
         """Move the store's clock, e.g. `advance(days=1)`, and do what becomes due on the way.
 
-        Delayed tasks and retries become pending, schedules enqueue a task for each tick, unique
+        Delayed tasks and retries become pending, schedules enqueue a task for each tick, and unique
         locks, leases, results and dead tasks expire. No handler runs; use `drain` for that. Only
         the store's clock moves, not this process's. With `schedules=False` no schedule ticks; the
         next move with schedules enqueues the missed ticks.

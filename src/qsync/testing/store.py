@@ -25,17 +25,16 @@ from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 
 PREFIX: Final = "qsync-test-"
-"""Start of the prefixes of tests."""
+"""Beginning of the prefix of each test."""
 
 START_TIMEOUT_S: Final = 30.0
 """Time limit for the start of a store, in seconds."""
 
 WATCHED: Final = '"$0" "$@" & store=$!; read -r _; kill $store; wait $store'
-"""Shell program that runs a store until its input ends, which is when this process has ended."""
+"""Shell program that runs a store until its standard input closes, i.e. until this process ends."""
 
 LOOKED_AT: Final = 100_000
-"""Maximum number of keys of a store with a URL that are searched for queues that no test
-created."""
+"""Maximum number of keys to search, in a store with a URL, for queues that no test created."""
 
 
 class Clock:
@@ -71,16 +70,15 @@ class SessionStore:
             if not key.startswith(PREFIX):
                 raise ConfigError(
                     f"advance: the store at {self._address} has queues of the prefix "
-                    f"{key.rpartition(':')[0]!r}, so it is not for tests alone; give the tests a "
-                    "store of their own (QSYNC_TEST_URL or qsync_test_url), or none for a private "
-                    "one"
+                    f"{key.rpartition(':')[0]!r}, so it is not for tests alone; set QSYNC_TEST_URL "
+                    "or qsync_test_url to a store for tests, or set neither to use a private store"
                 )
 
     def _keys(self, pattern: str) -> Iterator[str]:
         if self._address.kind == "cluster":
             raise ConfigError(
-                "advance: a cluster cannot be searched for queues that no test created; give the "
-                "tests a store of one node (QSYNC_TEST_URL or qsync_test_url)"
+                "advance: a cluster cannot be searched for queues that no test created; set "
+                "QSYNC_TEST_URL or qsync_test_url to a store of one node"
             )
         cursor, seen = b"0", 0
         while seen < LOOKED_AT:
@@ -185,5 +183,6 @@ def _answers(path: Path) -> bool:
 
 
 def _short_folder() -> str | None:
-    """Return a folder for a socket, whose path has at most 108 bytes; None means the usual one."""
+    """Return a folder for a socket, whose path may have at most 108 bytes; None means the
+    default."""
     return "/tmp" if len(tempfile.gettempdir()) > 60 else None  # noqa: S108 - mkdtemp is private

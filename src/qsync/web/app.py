@@ -132,7 +132,7 @@ ACTIONS: Final[dict[str, View]] = {
 }
 
 WITHOUT_TIMES: Final = {search.show_keys, monitoring.metrics, monitoring.health}
-"""Views that show no times: they need no store, or report that it does not answer."""
+"""Views that show no times: they need no store, or report that the store does not answer."""
 
 STATIC: Final = {
     "style.css": "text/css",

@@ -29,7 +29,7 @@ _PLACE: Final = "{trace_id}"
 class AttemptBar:
     """An attempt: how long it waited and ran, in seconds and as widths; None means unknown.
 
-    `operator` re-ran the task before this attempt; empty if no operator is recorded.
+    `operator` is the name of the operator who re-ran the task before this attempt, if recorded.
     """
 
     number: int
@@ -49,7 +49,7 @@ def bars_of(
 ) -> list[AttemptBar]:
     """Return the attempts of a task that have begun, the latest first.
 
-    `actions` are those of operators on this task.
+    `actions` are the actions of operators on this task.
     """
     reruns = [(event.at, event.by) for event in actions if event.action == "task.retry"]
     ready = max(
@@ -133,12 +133,12 @@ def check_trace_url(url: str | None) -> str | None:
 
 
 def trace_link(url: str | None, task: TaskDetail) -> str | None:
-    """Return the address of the trace in which the task was enqueued; None if it has none."""
+    """Return the address of the trace in which the task was enqueued; None if there is no trace."""
     match = _PARENT.fullmatch(task.headers.get("traceparent", ""))
     return None if url is None or match is None else url.replace(_PLACE, match[1])
 
 
 def short_server(id: str) -> str:
-    """Return the id of a server, cut within its random end."""
+    """Return the id of a server with its random suffix shortened."""
     match = re.fullmatch(r"(.*?)([0-9a-f]{6})[0-9a-f]{18}(~.*)?", id)
     return id if match is None else f"{match[1]}{match[2]}…"

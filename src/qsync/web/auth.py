@@ -28,28 +28,28 @@ log: Final = logging.getLogger("qsync.web")
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]
 """The host app's function: True or the user's name lets the request in; a Response is sent instead;
-any other value refuses it."""
+any other value refuses the request."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400
 MAX_SESSIONS: Final = 10_000
-"""Largest number of sessions; a new one ends the oldest."""
+"""Maximum number of sessions; a new session beyond it ends the oldest."""
 
 MIN_TOKEN_LENGTH: Final = 16
 
 VIEW_MARK: Final = ".view"
-"""End of the cookie of a read-only session."""
+"""Suffix of the cookie of a read-only session."""
 
 MAX_ATTEMPTS: Final = 5
 ATTEMPTS_WINDOW_S: Final = 60.0
-"""Number of wrong tokens that an address may send in this time."""
+"""Number of wrong tokens that an address may send, and the period in which they are counted."""
 
 MAX_ADDRESSES: Final = 10_000
-"""Largest number of addresses whose wrong tokens are counted."""
+"""Maximum number of addresses whose wrong tokens are counted."""
 
 
 NEXT_LIMIT: Final = 2000
-"""Longest address that the sign-in form leads to."""
+"""Maximum length of the address to which the sign-in form redirects."""
 
 LOGIN_PATH: Final = "/login"
 LOGIN_STYLE_PATH: Final = "/login.css"
@@ -191,7 +191,7 @@ class TokenAccess:
         return value
 
     def end_session(self, request: Request) -> None:
-        """Refuse the request's cookie from now on."""
+        """End the session of the request's cookie."""
         self._sessions.pop(request.cookies.get(COOKIE, ""), None)
 
     def _is_session(self, value: str) -> bool:
@@ -281,7 +281,7 @@ class SignIn:
         self._style = environment.get_template("login.css").render()
 
     def form(self, request: Request, *, next_path: str = "", wrong: bool = False) -> Response:
-        """Return the form with status 401; after sign-in it leads to the requested page."""
+        """Return the form with status 401; after sign-in, it redirects to the requested page."""
         root = root_of(request)
         if not next_path and request.method == "GET" and request.url.path != f"{root}{LOGIN_PATH}":
             next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -290,7 +290,8 @@ class SignIn:
         return HTMLResponse(text, 401, headers)
 
     async def answer(self, request: Request, route: str) -> Response:
-        """Answer requests for the form; the right token starts a session and leads to `next`."""
+        """Handle requests for the form; the right token starts a session and redirects to
+        `next`."""
         if route == LOGIN_STYLE_PATH:
             return Response(self._style, media_type="text/css")
         if request.method != "POST":

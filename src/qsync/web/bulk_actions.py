@@ -119,8 +119,8 @@ async def apply_to_selected(
 
 
 class Matching(NamedTuple):
-    """The number of tasks that match (a lower bound unless `is_whole`), and of tasks read that do
-    not."""
+    """Number of matching tasks (a lower bound unless `is_whole`), and of tasks read that do not
+    match."""
 
     number: int
     others: int = 0
@@ -201,5 +201,5 @@ def summary(counts: dict[str, int], done: tuple[str, str]) -> str:
 
 
 def back_to(request: Request, path: str, **query: object) -> str:
-    """Return the address of the page that a confirmation leads back to."""
+    """Return the address of the page to which a confirmation page returns."""
     return links(request)(path, **query)

@@ -15,7 +15,7 @@ WIDTH: Final = 300
 HEIGHT: Final = 100
 
 STEPS: Final = 60
-"""Largest number of steps of a line chart whose values are shown on their own."""
+"""Maximum number of steps whose values a line chart lists as text."""
 
 PER_SECOND: Final = marked("%(number)s/s")
 SECONDS: Final = "s"
@@ -86,8 +86,8 @@ def line_chart(
 ) -> LineChart:
     """Return a chart of lines (name, class, values) with the latest value last; None is a gap.
 
-    `unit` is a string of the catalogue. `width` is the number of values that fit; fewer values
-    stand at the right. `interval_s` is the time between two values, in seconds.
+    `unit` is a string of the catalogue. `width` is the number of values that fit; fewer values are
+    drawn at the right. `interval_s` is the time between two values, in seconds.
     """
     numbers = [value for *_name, values in series for value in values if value is not None]
     top = (time_ceiling if unit is SECONDS else ceiling)(max(numbers, default=0.0))
@@ -126,7 +126,8 @@ def _steps(
 
 @lru_cache(maxsize=8192)
 def _value_text(language: str, unit: str, value: float) -> str:
-    """Return a value in the current language. Cached, since a page has a thousand values."""
+    """Return a value in the current language. Results are cached, because a page has a thousand
+    values."""
     return _text(unit, value)
 
 
@@ -142,7 +143,7 @@ def _ago(language: str, since_s: float) -> str:
 
 
 def path_of(values: Values, top: float, room: int = 0) -> str:
-    """Return the SVG path of values with the latest at the right; `room` is how many fit.
+    """Return the SVG path of values with the latest at the right; `room` is the number that fit.
 
     A value between two gaps is a short dash: a line of one point would be invisible.
     """

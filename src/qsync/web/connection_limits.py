@@ -28,10 +28,10 @@ FLUSH_S: Final = 30.0
 """Time within which a client must read a response, in seconds."""
 
 CONNECTIONS: Final = 200
-"""Largest number of connections."""
+"""Maximum number of connections."""
 
 PER_ADDRESS: Final = 50
-"""Largest number of connections per address; a trusted proxy may use all of them."""
+"""Maximum number of connections per address; a trusted proxy may use all connections."""
 
 REFUSAL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"

@@ -68,7 +68,7 @@ async def delete(site: Site, request: Request) -> Response:
 
 
 async def acknowledge(site: Site, request: Request) -> Response:
-    """Record that operators know about a queue's dead tasks; the overview no longer lists them."""
+    """Acknowledge the dead tasks of a queue; the overview no longer lists them."""
     form = await site.form(request)
     queue, text = form.text("queue"), form.text("until", 40)
     try:
@@ -137,7 +137,7 @@ async def _ask_to_delete(
 
 
 def _others(matching: bulk_actions.Matching) -> list[str]:
-    """Say how many dead tasks do not match."""
+    """Return a sentence that says how many dead tasks do not match, if any."""
     if not matching.others:
         return []
     return [

@@ -20,18 +20,18 @@ from qsync.state import TaskState
 log: Final = logging.getLogger("qsync.web")
 
 WAIT_S: Final = 0.2
-"""Longest time that a page waits for a scan, in seconds."""
+"""Maximum time that a page waits for a scan, in seconds."""
 
 BRIEF_S: Final = 0.05
-"""Longest time that the overview waits for the first scan, in seconds."""
+"""Maximum time that the overview waits for the first scan, in seconds."""
 
 MIN_AGE_S: Final = 2.0
 SHARE: Final = 20
-"""A new scan begins once the last one is at least MIN_AGE_S old, and its age is SHARE times its
+"""A new scan begins when the age of the last scan is at least MIN_AGE_S and SHARE times its
 duration."""
 
 UNRESTED: Final = 200_000
-"""Number of tasks that a scan counts before it rests between its parts."""
+"""Number of tasks after which a scan pauses between its parts."""
 
 UNWATCHED_S: Final = 30.0
 """A scan ends if no page has asked for it for this long, in seconds."""
@@ -46,7 +46,7 @@ HISTORY: Final = 30
 
 
 class ErrorScan(NamedTuple):
-    """The findings of a scan so far; `total` is the number of failed tasks when it began."""
+    """The results of a scan so far; `total` is the number of failed tasks when it began."""
 
     groups: list[ErrorGroup]
     scanned: int
@@ -62,7 +62,8 @@ NOTHING: Final = ErrorScan([], 0, 0, False)
 
 
 class ErrorScanner:
-    """Runs one scan at a time for all pages, and rests half of the time if there are many tasks."""
+    """Runs one scan at a time for all pages; if there are many tasks, it pauses half of the
+    time."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
@@ -108,7 +109,7 @@ class ErrorScanner:
             self._task.add_done_callback(_read_exception)
 
     def forget(self) -> None:
-        """Begin a new scan with the next page, since tasks were changed."""
+        """Let the next page begin a new scan, because tasks have changed."""
         self._ended_at = self._took_s = 0.0
 
     async def stop(self) -> None:
@@ -158,6 +159,6 @@ class ErrorScanner:
 
 
 def _read_exception(task: asyncio.Task[None]) -> None:
-    """Read the exception of a scan that no page waits for, so that asyncio does not report it."""
+    """Retrieve the exception of a scan that no page awaits, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()

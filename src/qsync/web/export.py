@@ -1,4 +1,4 @@
-"""Exports the tasks that a search finds, as CSV or JSON lines, in a stream."""
+"""Streams the tasks that a search finds as CSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from qsync.web.translation import _
 log: Final = logging.getLogger("qsync.web")
 
 EXPORT_LIMIT: Final = 100_000
-"""Largest number of tasks in one export."""
+"""Maximum number of tasks in one export."""
 
 FIELDS: Final = TaskRow.__struct_fields__
 
@@ -44,7 +44,7 @@ async def tasks(site: Site, request: Request) -> Response:
     if kind not in KINDS:
         return site.page(request, "error", status=404, title=_("Page not found"), text="")
     query = parse_for(site, fields.text("q", MAX_QUERY + 1))
-    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)  # an error shows a page
+    first = await site.inspector.search(query, limit=MAX_PAGE_SIZE)  # may show an error page
     media_type, name = KINDS[kind]
     return StreamingResponse(
         _stream(site, query, first, kind), media_type=media_type,
@@ -68,7 +68,7 @@ async def _stream(
                 return
             page = await site.inspector.search(query, limit=MAX_PAGE_SIZE, cursor=page.cursor)
             await asyncio.sleep(min(1.0, time.monotonic() - began))
-    except QsyncError as error:  # a file that ends early must not look whole
+    except QsyncError as error:  # a truncated file must not look complete
         log.warning("export: %s", error)
         raise
 

@@ -45,11 +45,11 @@ class Problem(NamedTuple):
     path: str
     query: Mapping[str, str] = {}
     part: str = ""
-    """Part of that page, by its id."""
+    """Id of the part of that page that shows more."""
     acknowledged: str = ""
     """Time of the last death that an operator can acknowledge here, in ISO 8601."""
     rank: int = SLOWER
-    """How urgent it is: STANDSTILL, LOSSES, LATE or SLOWER."""
+    """How urgent the problem is: STANDSTILL, LOSSES, LATE or SLOWER."""
 
 
 def growth_of(steps: Steps) -> float | None:

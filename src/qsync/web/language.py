@@ -1,7 +1,7 @@
 """The languages of the pages, and which of them a request gets.
 
 The guard sets the language of a request before any other code runs. `qsync.web.translation` writes
-texts in it; metrics, JSON and logs are always in English.
+strings in that language; metrics, JSON and logs are always in English.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VARY: Final = "Accept-Language, Cookie"
 
 @dataclass(frozen=True)
 class Language:
-    """A language: its code, its name in itself, and how it writes numbers."""
+    """A language: its code, its native name, and how it writes numbers."""
 
     code: str
     name: str
@@ -46,7 +46,7 @@ class Language:
             return catalogues.GNUTranslations(file)
 
     def digits(self, text: str) -> str:
-        """Return a number in English form, `1,234.5`, as this language writes it."""
+        """Convert a number from its English form, e.g. `1,234.5`, to the form of this language."""
         swaps = {",": self.thousands, ".": self.decimal}
         return "".join(swaps.get(char, char) for char in text)
 
@@ -56,7 +56,8 @@ ENGLISH: Final = Language("en", "English", ",", ".")
 LANGUAGES: Final[Mapping[str, Language]] = {
     language.code: language for language in (ENGLISH, Language("ru", "Русский", "\u00a0", ","))
 }
-"""The languages by code. Each one but English has a catalogue, and `make messages` updates it."""
+"""The languages by code. Each language except English has a catalogue, which `make messages`
+updates."""
 
 _current: Final[ContextVar[Language]] = ContextVar("qsync_language", default=ENGLISH)
 
@@ -99,7 +100,8 @@ def _asked(request: Request) -> str:
 
 
 def preferred(header: str) -> Language | None:
-    """Return the available language that an Accept-Language header prefers; None if none is."""
+    """Return the available language that an Accept-Language header prefers; None if it prefers no
+    available one."""
     weighted: list[tuple[float, Language]] = []
     for part in header[:1000].split(","):
         tag, _, weight = part.partition(";")

@@ -1,4 +1,4 @@
-"""The switch of the language on each page: a form that sets a cookie, for a year."""
+"""The language switch on each page: a form that sets a cookie for a year."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LANGUAGE_PATH: Final = "/language"
 
 
 async def choose_language(request: Request) -> Response:
-    """Remember the language in the browser and lead back to the page; an unknown one is ignored."""
+    """Set the language cookie and redirect back to the page; an unknown language is ignored."""
     form, root = parse_form(await request.body()), root_of(request)
     response = RedirectResponse(local_path(form.text("next", NEXT_LIMIT), root), 303)
     if (code := form.text("language")) in LANGUAGES:

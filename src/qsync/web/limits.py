@@ -71,7 +71,7 @@ async def open_now(site: Site, request: Request) -> Response:
 
 
 def _rule(limit: str, form: Fields) -> LimitRule:
-    """Return the rule in a form. Raise InvalidTask if it is wrong."""
+    """Return the rule in a form. Raise InvalidTask if it is invalid."""
     return limit_rule(
         phrase("limit %(limit)s", limit=limit),
         rate=_int_field("rate", form),

@@ -1,4 +1,4 @@
-"""Readable names for words of the code: states, events, counters, kinds of payload."""
+"""Display names of states, events, counters and kinds of payload."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsync.state import TaskState
 from qsync.web.translation import STATES, _, marked, seconds, translated
 
 COMPLETED_AND_CANCELLED: Final = marked("completed and cancelled")
-"""Text of `purged_with` for tasks that are stored together."""
+"""Value of `purged_with` for completed and cancelled tasks, which are stored together."""
 
 TITLES: Final = {
     TaskState.SCHEDULED: marked("Scheduled"),
@@ -68,7 +68,7 @@ COUNTERS: Final = {
 """Name of a counter of a queue."""
 
 KINDS: Final = {"binary": marked("binary"), "text": marked("text"), "value": "msgpack"}
-"""Name of a kind of payload; others are names of formats."""
+"""Display name of a kind of payload; other kinds are names of formats."""
 
 
 def event_name(label: str) -> str:

@@ -107,7 +107,7 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
 
 
 def days_of(fields: Fields) -> int:
-    """Return the number of days that a page is asked to show: one of PERIODS."""
+    """Return the number of days that a request selects: one of PERIODS."""
     asked = fields.text("days")
     return next((days for days in PERIODS if str(days) == asked), DAYS_CHARTED)
 

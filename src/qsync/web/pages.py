@@ -45,7 +45,7 @@ REFRESH_S: Final = 5
 
 
 CLOCK_S: Final = 10.0
-"""How long a measured difference between the two clocks is used."""
+"""How long a measured difference between the store's clock and this machine's is used."""
 
 
 class Flash(msgspec.Struct, frozen=True, array_like=True):
@@ -57,7 +57,7 @@ class Flash(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass
 class StoreClock:
-    """How far the store's clock is ahead, and when that was read, by time.monotonic."""
+    """How far the store's clock is ahead, and when it was read, by time.monotonic."""
 
     ahead_s: float = 0.0
     read_at: float = -math.inf

@@ -26,8 +26,8 @@ COUNTED_QUEUES: Final = 5
 COUNTED_TYPES: Final = 5
 COUNT_STEPS: Final = 4
 COUNTED_FOR_S: Final = 3.0
-"""Maximum numbers for counting tasks without a handler: queues, types of a queue, and steps of 250
-tasks for each type and state; and how long the numbers are reused."""
+"""Limits for counting tasks without a handler: maximum numbers of queues, of types per queue, and
+of steps of 250 tasks per type and state; and how long the counts are reused, in seconds."""
 
 
 async def all_problems(site: Site, overview: Overview, fleet: Fleet) -> list[Problem]:
@@ -130,7 +130,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 
 
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
-    """Return the queues with a backlog that no server serves. Pure except for the language."""
+    """Return the queues that have a backlog and no server. Pure except for the language."""
     if not fleet.servers:
         return []  # the overview shows that once for all queues
     text = _("no running server takes its tasks.")
@@ -142,7 +142,8 @@ def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
 
 
 def floods(shares: Mapping[str, KeyShares]) -> list[Problem]:
-    """Return the queues whose backlog mostly has one fairness key. Pure except for the language."""
+    """Return the queues whose backlog mostly belongs to one fairness key. Pure except for the
+    language."""
     problems = []
     for queue, share in shares.items():
         key = next(iter(share.keys), "")

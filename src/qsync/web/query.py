@@ -19,13 +19,13 @@ from qsync.web.translation import _, marked
 T = TypeVar("T")
 
 PAGE_SIZE: Final = 100
-"""Largest number of entries that a list shows."""
+"""Maximum number of entries that a list shows."""
 
 DEFAULT_LIMIT: Final = 50
 """Number of tasks that a list shows by default."""
 
 MAX_LENGTH: Final = 300
-"""Number of characters of a field that are read."""
+"""Maximum number of characters that are read from a field."""
 
 MAX_FIELDS: Final = 250
 
@@ -36,7 +36,7 @@ AGES: Final[Mapping[str, tuple[str, float | None, float | None]]] = {
     "over-1d": (marked("older than 1 day"), 86_400, None),
     "over-7d": (marked("older than 1 week"), 7 * 86_400, None),
 }
-"""Name -> label, older than, newer than; in seconds."""
+"""Name -> label, minimum age and maximum age; ages are in seconds."""
 
 
 class Fields:
@@ -65,7 +65,7 @@ class Fields:
 def parse_form(body: bytes) -> Fields:
     """Parse a form as browsers send it.
 
-    Raises InvalidTask if it is invalid or has too many fields.
+    Raises InvalidTask if the form is invalid or has too many fields.
     """
     try:
         pairs = parse_qsl(
@@ -183,7 +183,7 @@ def selection_of(fields: Fields, state: str | None = None) -> Selection:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """The number of a page of a list that the inspector returns whole."""
+    """Page number in a list that the inspector returns as a whole."""
 
     number: int
     last: int

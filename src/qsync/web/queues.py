@@ -129,7 +129,7 @@ async def purge(site: Site, request: Request) -> Response:
             request,
             form,
             title=_("Purge queue %(queue)s?", queue=selection.queue),
-            text=f"{deletes} {_('It cannot be undone.')}",
+            text=f"{deletes} {_('This cannot be undone.')}",
             button=ngettext("Delete %(num)s task", "Delete %(num)s tasks", number),
             back=bulk_actions.back_to(request, "/queue", queue=selection.queue),
         )

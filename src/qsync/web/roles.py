@@ -1,4 +1,4 @@
-"""Roles of users: `view` may change nothing, `operate` everything except deletions, `delete` all.
+"""Roles of users: `view` changes nothing; `operate` does all but delete; `delete` does everything.
 
 ROLES names the role that each route of a change requires.
 """
@@ -19,7 +19,7 @@ Role = Literal["view", "operate", "delete"]
 """The permissions of a user; each role includes those before it."""
 
 RoleOf = Callable[[Request], Role | Awaitable[Role]]
-"""The host app's function: the role of the user of a request."""
+"""The host app's function that returns the role of a request's user."""
 
 RANK: Final[dict[str, int]] = {role: rank for rank, role in enumerate(get_args(Role))}
 
@@ -44,12 +44,12 @@ ROLES: Final[dict[str, Role]] = {
     "/schedule/resume": "operate", "/schedule/trigger": "operate", "/schedule/forget": "delete",
     "/schedule/backfill": "operate",
 }  # fmt: skip
-"""Role that each route requires. Also in a search, only `delete` may delete tasks."""
+"""Role that each route requires. In a search, too, only the role `delete` may delete tasks."""
 
 
 def check_role(role: RoleOf | Role | None) -> RoleOf | Role:
     """Return the checked option `role`; None allows everything. Raise ConfigError if it is
-    wrong."""
+    invalid."""
     if role is None:
         return "delete"
     if callable(role) or role in RANK:
@@ -71,7 +71,7 @@ async def role_of(role: RoleOf | Role, request: Request) -> Role:
 
 
 def given_role(request: Request) -> Role:
-    """Return the role that the guard has noted for a request."""
+    """Return the role that the guard has recorded for a request."""
     return cast("Role", request.scope.get("qsync.role", "view"))
 
 
@@ -87,7 +87,7 @@ def refusal(role: Role, route: str) -> str | None:
 
 
 def lacking(role: Role, needed: Role) -> str | None:
-    """Return the message for a role that lacks the rights of another; None if it has them."""
+    """Return a message if a role lacks the rights of another role; None if it has them."""
     if RANK[role] >= RANK[needed]:
         return None
     return _(

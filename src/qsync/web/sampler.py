@@ -24,7 +24,7 @@ SAMPLES_KEPT: Final = 181
 """Number of samples kept, for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
-"""Number of queues with their own charts, which the totals by day include."""
+"""Maximum number of queues that have their own charts and count in the totals by day."""
 
 DAYS_CHARTED: Final = 30
 DAYS_CACHE_S: Final = 60.0
@@ -32,7 +32,7 @@ DAYS_CACHE_S: Final = 60.0
 
 
 class Figures(NamedTuple):
-    """Counters of one queue or of all at one moment.
+    """Counters of one queue, or of all queues, at one moment.
 
     `latency` is in seconds; `pending` is the number of pending tasks.
     """
@@ -46,7 +46,7 @@ class Figures(NamedTuple):
     crashed: int
 
     def since(self, earlier: Figures) -> Figures:
-        """Return the growth of the counters; not below 0, since a recreated queue restarts them."""
+        """Return the growth of the counters; never negative, as a recreated queue restarts at 0."""
         return Figures(
             max(0, self.enqueued - earlier.enqueued),
             max(0, self.completed - earlier.completed),
@@ -115,7 +115,8 @@ class Sampler:
         self._samples.append(TimedFigures(time.monotonic(), _sum(list(each.values())), charted))
 
     def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
-        """Return each interval between samples: its seconds, and the growth of the counters.
+        """Return each interval between samples: its length in seconds, and the growth of the
+        counters.
 
         Latency and pending tasks are those at the end of the interval. An interval is None if a
         sample is missing.

@@ -88,7 +88,7 @@ def _local(time: datetime, zone: tzinfo) -> str:
 
 
 def _moment(field: str, form: Fields, zone: tzinfo) -> datetime:
-    """Return a time of the form; without an offset it is in the zone of the schedule."""
+    """Parse a time from the form; without an offset, it is in the schedule's time zone."""
     text = form.text(field, 40).strip()
     try:
         time = datetime.fromisoformat(text)

@@ -22,7 +22,7 @@ from qsync.web.template_filters import form_number
 from qsync.web.translation import _
 
 PAYLOAD_TEXT: Final = 48 * 1024
-"""Longest field of the form of a schedule, in characters."""
+"""Maximum length of a field in the form of a schedule, in characters."""
 
 FIELDS: Final = ("name", "type", "queue", "payload", "cron", "every", "tz", "missed")
 """Fields of the form of a schedule."""
@@ -38,7 +38,7 @@ async def list_all(site: Site, request: Request) -> Response:
 
 
 async def show(site: Site, request: Request) -> Response:
-    """Show the form of a new schedule, or, with a name, of a stored one."""
+    """Show the form for a new schedule, or for the stored schedule that the query names."""
     fields = Fields(request.query_params.multi_items())
     name, queue = _schedule_of(fields)
     if not name:

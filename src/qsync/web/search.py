@@ -24,7 +24,8 @@ from qsync.web.search_words import MATCHING, SELECTED, unread_note
 from qsync.web.translation import marked
 
 SCAN_S: Final = 0.5
-"""Time after which a request reads no further part, in seconds; half of it, the store rests."""
+"""Time after which a request reads no further part, in seconds; the store is idle for half of
+it."""
 
 MAX_CURSOR: Final = 1000
 MAX_SEARCHED: Final = 10**12
@@ -44,7 +45,7 @@ SORTED_MOST: Final = 1000
 """Maximum number of matches that can be sorted in an order other than that of their queues."""
 
 MATCHES_PER_PART: Final = 100
-"""Largest number of matches of one part."""
+"""Maximum number of matches per part."""
 
 _NEWEST_FIRST: Final = {"newest": True, "oldest": False}
 
@@ -60,11 +61,11 @@ class Found:
     unread: int = 0
     later: list[str] = field(default_factory=list)
     sheet: Sheet | None = None
-    """The page of all matches in their order; None if they are in the order of the search."""
+    """The page number if all matches were sorted; None if they are in the order of the search."""
 
 
 async def show(site: Site, request: Request) -> Response:
-    """Show the tasks that a search finds; a search for the id of a task leads to its page."""
+    """Show the tasks that a search finds; a search for a task's id redirects to the task's page."""
     fields = Fields(request.query_params.multi_items())
     text = fields.text("q", MAX_QUERY + 1).strip()
     try:
@@ -98,7 +99,7 @@ async def show_keys(site: Site, request: Request) -> Response:
 
 
 def parse_for(site: Site, text: str) -> SearchQuery:
-    """Parse a search. Raise InvalidTask if it looks for what the dashboard hides."""
+    """Parse a search. Raise InvalidTask if it searches for data that the dashboard hides."""
     query = parse_search(text)
     if site.mask is not None and query.filter is not None and query.filter.args:
         term = f"args.{query.filter.args[0][0]}:"

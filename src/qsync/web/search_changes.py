@@ -67,7 +67,7 @@ async def _change_selected(
 async def _count_all(
     site: Site, request: Request, form: Fields, verb: Verb, query: SearchQuery
 ) -> Response:
-    """Count for a while; then show the progress, or ask for a confirmation with the number."""
+    """Count for a while; then show the progress, or ask for confirmation with the number."""
     numbers = {state: form.number(f"n-{state}", 0, 0, MAX_TASKS) for state in TaskState}
     scanned, unread = (form.number(name, 0, 0, MAX_TASKS) for name in ("scanned", "unread"))
     cursor, end = form.text("cursor", MAX_CURSOR) or None, time.monotonic() + BUDGET_S
@@ -105,7 +105,7 @@ def _confirm_all(
 ) -> Response:
     number = sum(numbers.values())
     if not number:
-        text = _("No task that matches is in a state that allows this.")
+        text = _("No matching task is in a state that allows this.")
         return site.go(request, "/search", text, good=False, q=str(query))
     label = button(verb, number)
     text = _("Search: %(query)s.", query=str(query) or "*")

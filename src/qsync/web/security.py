@@ -123,7 +123,7 @@ class _Exchange:
             await refusal(scope, receive, self._send)
 
     def _refuse(self, request: Request) -> Response | None:
-        """Return the refusal of a request that no user may make; else None."""
+        """Return a refusal if no user may make the request; otherwise None."""
         hosts = self._rules.hosts
         if hosts is not None and host_of(request) not in hosts:
             text = _(
@@ -144,7 +144,7 @@ class _Exchange:
         """Return None if the user may make the request, otherwise the refusal."""
         access, route = self._rules.access, route_of(request.scope)
         chooses = request.method == "POST" and route == LANGUAGE_PATH
-        if self._sign_in is not None and chooses:  # the sign-in form has the switch, too
+        if self._sign_in is not None and chooses:  # the sign-in form has it too
             return await _choose(request)
         if self._sign_in is not None and route in (LOGIN_PATH, LOGIN_STYLE_PATH):
             return await self._sign_in.answer(request, route)
@@ -162,7 +162,7 @@ class _Exchange:
         return await self._check_role(request)
 
     async def _check_role(self, request: Request) -> Response | None:
-        """Record the role of the user; return the refusal of a change that it does not allow."""
+        """Record the role of the user; return a refusal if the role does not allow the change."""
         role: Role | None = request.scope.get("qsync.host_role")
         role = role or await role_of(self._rules.role, request)
         request.scope["qsync.role"] = role
@@ -179,7 +179,7 @@ class _Exchange:
             for name, value in HEADERS.items():
                 headers[name] = value
         await self._to_client(message)
-        if message.get("more_body") and self._limit is not None:  # a stream: until its next part
+        if message.get("more_body") and self._limit is not None:  # wait for the next part
             self._limit.reschedule(asyncio.get_running_loop().time() + self._rules.timeout)
 
 

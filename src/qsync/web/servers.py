@@ -21,7 +21,7 @@ async def list_all(site: Site, request: Request) -> Response:
 
 
 async def show(site: Site, request: Request) -> Response:
-    """Show a server with the tasks that it holds leases on."""
+    """Show a server with the tasks on which it holds leases."""
     id = Fields(request.query_params.multi_items()).text("id")
     server = await site.inspector.server(id)
     if server is None:

@@ -36,7 +36,7 @@ QUEUE_CHOICES: Final = 500
 
 
 async def list_some(site: Site, request: Request) -> Response:
-    """List the tasks of a queue, or of all, in a state."""
+    """List the tasks in a state, of one queue or of all queues."""
     fields = Fields(request.query_params.multi_items())
     selection = selection_of(fields)
     if selection.state is TaskState.DEAD:  # the page of dead tasks has more actions
@@ -47,7 +47,7 @@ async def list_some(site: Site, request: Request) -> Response:
 async def listing(
     site: Site, request: Request, fields: Fields, selection: Selection, page: str
 ) -> Response:
-    """Show a page of matching tasks; without a queue, of all queues."""
+    """Show a page of matching tasks; if no queue is selected, of all queues."""
     queues = (await site.inspector.overview()).queues
     if len(queues) == 1 and not selection.queue:
         selection = replace(selection, queue=queues[0].name)
@@ -135,7 +135,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def _payload(site: Site, task: TaskDetail) -> tuple[Shown | None, str]:
-    """Return the payload to show; or None, and why it is hidden."""
+    """Return the payload to show, or None and the reason why it is hidden."""
     if site.mask is None:
         return task.shown, ""
     # In a thread: the mask is the user's code and may be slow.
@@ -180,7 +180,7 @@ async def reschedule(site: Site, request: Request) -> Response:
 
 
 async def stack(site: Site, request: Request) -> Response:
-    """Ask the server of a running task for the stack of its handler, and go to the task."""
+    """Ask the server of a running task for the stack of its handler; redirect to the task."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     answer = await site.inspector.stack(id, queue=queue)
@@ -191,7 +191,7 @@ async def stack(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel a task; for a running one, order its server to stop it."""
+    """Cancel a task; if the task is running, order its server to stop it."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.acting(request).cancel(id, queue=queue)
@@ -209,7 +209,7 @@ async def delete(site: Site, request: Request) -> Response:
     if form.text("sure") != "yes":
         return site.confirm(
             request, form, title=_("Delete this task?"), items=[id], button=_("Delete task"),
-            text=_("This deletes its payload, its errors and its history. It cannot be undone."),
+            text=_("This deletes its payload, its errors and its history, and cannot be undone."),
             back=back_to(request, "/task", queue=queue, id=id),
         )  # fmt: skip
     change = await site.acting(request).delete(id, queue=queue, state=form.text("state") or None)

@@ -29,14 +29,15 @@ _INVISIBLE: Final = re.compile(
 )
 """Controls, bidirectional marks, invisible spaces and joiners, and lone surrogates.
 
-A no-break space between digits stays: some languages separate thousands by it.
+A no-break space between digits is kept: some languages use it to separate thousands.
 """
 
 
 def escape_invisible(value: Any) -> Any:
     r"""Return the value with invisible characters written as `\u202e`; markup is unchanged.
 
-    Jinja passes all output of templates through this function. It translates phrases.
+    Jinja passes all output of templates through this function. The function also translates
+    phrases.
     """
     if value is None:
         return ""
@@ -60,18 +61,18 @@ def _code(match: re.Match[str]) -> str:
 
 
 def gettext(text: str, /, **values: Any) -> Markup:
-    """Return a template's string in the language of the request; it may have tags."""
+    """Return a template's string in the language of the request; the string may have tags."""
     return _markup(current().catalogue.gettext(text), values)
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
-    """Return the plural form for a number, which replaces `%(num)s`; it may have tags."""
+    """Return the plural form for a number, which replaces `%(num)s`; the form may have tags."""
     return _markup(current().catalogue.ngettext(one, many, number), {"num": number, **values})
 
 
 def _markup(text: str, values: dict[str, Any]) -> Markup:
     """Return a string of the catalogue with its values, which are escaped as all output is."""
-    if "<" not in text:  # it may be in an attribute
+    if "<" not in text:  # the string may be in an attribute
         text = text.replace('"', "&#34;")
     return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
 
@@ -90,7 +91,7 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def form_number(value: float | None) -> str:
-    """Return a number as a form takes it; empty for None."""
+    """Format a number for a form field; empty for None."""
     return "" if value is None else plain_number(value)
 
 

@@ -24,7 +24,8 @@ SAME_DEPLOY: Final = timedelta(hours=2)
 
 @dataclass(frozen=True, slots=True)
 class StepChart:
-    """A chart with a step for each point of a period. `steps` has the values of each as text."""
+    """A chart with a step for each point of a period. `steps` has the values of each step as
+    text."""
 
     title: str
     top: str
@@ -68,8 +69,8 @@ class StartMark:
 def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
     """Return when servers of a type started, if within the period, oldest first. Pure.
 
-    Servers report their start once. Servers that run without a report, since they have an older
-    version of qsync, also count.
+    Servers report their start once. Running servers of an older version of qsync, which report no
+    start, also count.
     """
     first, numbers = stats.points[0].at, Counter[tuple[int, str]]()
     for at, version, number in (*_reported(stats), *_unreported(stats, servers)):
@@ -91,7 +92,7 @@ def _reported(stats: TypeStats) -> list[Start]:
 
 
 def _unreported(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[Start]:
-    """Return the starts of running servers whose version no report names at that time."""
+    """Return the starts of running servers that no report with the same time and version covers."""
     starts = []
     for server in servers:
         version = server.app_version or f"qsync {server.version}"

@@ -40,7 +40,7 @@ SORTS: Final[dict[str, Callable[[TypeInfo], Any]]] = {
     "run": lambda info: info.stats.run_p95, "backlog": lambda info: info.pending + info.waiting,
     "dead": lambda info: info.dead,
 }  # fmt: skip
-"""Columns that the list is sorted by, the largest first; without one it is sorted by name."""
+"""Columns by which the list can be sorted, the largest first; by default it is sorted by name."""
 
 
 async def list_all(site: Site, request: Request) -> Response:

@@ -74,7 +74,7 @@ async def delete(site: Site, request: Request) -> Response:
         )  # fmt: skip
         title = ngettext("Delete %(num)s task?", "Delete %(num)s tasks?", len(ids))
         button = ngettext("Delete %(num)s task", "Delete %(num)s tasks", len(ids))
-        text = f"{deletes} {_('It cannot be undone.')}"
+        text = f"{deletes} {_('This cannot be undone.')}"
         return _ask(site, request, form, selection, "remove", title, button, text)
 
     async def change(id: str) -> Change:

@@ -65,14 +65,14 @@ def make_table(name: str, metadata: MetaData) -> Table:
     """
     if not isinstance(metadata, MetaData):
         raise ConfigError(
-            f"metadata: {shorten(metadata)} is not a MetaData; give that of your models, e.g. "
-            "Base.metadata"
+            f"metadata: {shorten(metadata)} is not a MetaData; pass the MetaData of your models, "
+            "e.g. Base.metadata"
         )
     schema, _, table = name.rpartition(".")
     if ".".join(filter(None, [schema or metadata.schema, table])) in metadata.tables:
         raise ConfigError(
-            f"table: the metadata has a table {name!r} already; make one Outbox for it and import "
-            "that everywhere"
+            f"table: the metadata already has a table {name!r}; create one Outbox for it and "
+            "import that Outbox everywhere"
         )
     return Table(
         table,
@@ -252,9 +252,10 @@ class SessionHooks:
     """Sends the rows that sessions have committed.
 
     Rows of a savepoint that was rolled back are no longer persistent when the transaction commits.
-    Other rows are read from the table before they are sent, since the session does not know all
-    savepoints, and PostgreSQL rolls back at the commit after an error that the caller has caught.
-    A session on a Connection does not know when that commits, so a relay sends its rows.
+    Other rows are sent only if they are still in the table: the session does not know all
+    savepoints, and after an error that the caller has caught, PostgreSQL rolls back at the commit.
+    A session bound to a Connection does not know when the connection commits, so a relay sends its
+    rows.
     """
 
     def __init__(self, entity: type[Any], table: Table, after_commit: AfterCommit) -> None:
@@ -269,7 +270,7 @@ class SessionHooks:
     def _on_flush(self, session: Session, context: Any) -> None:
         new = [(entity, _row_of(entity)) for entity in session.new if type(entity) is self._entity]
         if new:
-            # Here, since a session may choose another engine when it does not write.
+            # Read here because a session may use another engine outside a flush.
             engine = session.get_bind(self._entity)
             written = session.info.setdefault(self._written, [])
             written.extend((entity, row, engine) for entity, row in new)

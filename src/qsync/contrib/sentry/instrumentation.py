@@ -40,18 +40,18 @@ Report = Literal["all", "final"]
 
 
 def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> None:
-    """Report the errors and traces of the app's tasks to Sentry from now on.
+    """Start reporting the errors and traces of the app's tasks to Sentry.
 
     report    "all": each attempt that failed, as a warning if a retry follows; "final": only the
               failures after which the task is dead. A Retry with attempts left, a SkipRetry and a
               Snooze are never reported
-    monitors  whether the periodic tasks of the app are monitors of Sentry
+    monitors  whether Sentry monitors the app's periodic tasks
 
     Errors are grouped by task type and error class. They include the task's id, type, queue and
     attempt, and the server; the payload only if `send_default_pii` is set. A trace continues from
     the enqueue to the handler. Records of the servers' logger are ignored, so that no error is
-    reported twice. Raises ConfigError if the app has enqueued or is instrumented already, or an
-    option is wrong.
+    reported twice. Raises ConfigError if the app has already enqueued or is instrumented, or an
+    option is invalid.
     """
     if not isinstance(app, Qsync):
         raise ConfigError(f"app: {shorten(app)} is not a Qsync")
@@ -169,7 +169,7 @@ def _is_ours(part: str) -> bool:
 # Reports.
 
 SCOPE_ATTRIBUTE: Final = "_qsync_sentry"
-"""Attribute of an error with the scope of the run that raised it: its trace and breadcrumbs."""
+"""Attribute of an error that holds the trace and breadcrumbs of the run that raised it."""
 
 
 def _keep(error: Exception, scope: Scope, span: Any) -> None:
