@@ -44,11 +44,10 @@ class _EditsMixin(_TasksMixin):
     ) -> Change:
         """Replace the payload of a scheduled, retried or dead task, in one step.
 
-        With `retry` the task becomes pending now, as with `run`; with `delay`, a scheduled or
-        retried task becomes due after that time. The task keeps its id, options, limits and unique
-        lock; TaskDetail.edits has its former payload. Returns `too_late` if the task is in another
-        state or has changed since; raises InvalidTask if its `payload_version` is not `version` or
-        the payload is unsuitable.
+        With `retry` the task becomes pending now; with `delay`, a scheduled or retried task becomes
+        due after that time. The task keeps its id, options, limits and unique lock;
+        TaskDetail.edits has its old payload. Returns `too_late` if the task is in another state or
+        has changed; raises InvalidTask for an invalid payload or if `payload_version` differs.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)
