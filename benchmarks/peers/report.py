@@ -104,10 +104,10 @@ def _conditions(results: Mapping[str, Any]) -> str:
     pgo = "with" if python["pgo"] else "without"
     return (
         f"{results['date']}, rounds: {results['rounds']}, store: {results['store']}. "
-        f"{machine['cpu']}, {machine['cores']} cores that the store shares, "
+        f"{machine['cpu']}, {machine['cores']} cores shared with the store, "
         f"{machine['memory_gib']} GiB, {machine['system']}; load before the run "
         f"{machine['load_before']}. {python['implementation']} {python['version']}, built {pgo} "
-        "profile-guided optimisation, for all."
+        "profile-guided optimisation, for all queues."
     )
 
 

@@ -12,7 +12,7 @@ GUARANTEES: Final[dict[int, str]] = {
     1: "A task whose enqueue returned is run at least once, as long as the store keeps its data.",
     2: "A task is in exactly one state at any moment, including after a crash at any point.",
     3: "A server that lost its lease changes nothing.",
-    4: "Tasks of a crashed server are pending again within lease + 5 s, given any live server; "
+    4: "Tasks of a crashed server are pending again within lease + 5 s if any server is alive; "
     "those of a crashed child of `qsync worker` within 1 s.",
     5: "A task never starts before its time, never after its deadline, and never more often than "
     "1 + retries + crashes + hand-backs + rollbacks of the store explain.",
@@ -25,7 +25,7 @@ GUARANTEES: Final[dict[int, str]] = {
 FAULTS: Final[dict[int, str]] = {
     # processes
     1: "a server is killed in the middle of a task",
-    2: "all servers die, and one comes later",
+    2: "all servers die, and another one starts later",
     3: "a server pauses until its leases have expired, and then continues",
     4: "a handler blocks the event loop",
     5: "C code holds the GIL for longer than a lease",
@@ -68,7 +68,7 @@ FAULTS: Final[dict[int, str]] = {
     40: "the name of the store resolves to another address",
     41: "the network is slow",
     42: "pub/sub messages are lost",
-    43: "hundreds of clients reconnect at once",
+    43: "hundreds of clients reconnect at the same time",
     44: "a dependency is down, and every task fails",
     45: "the clocks of servers are wrong, and jump",
     46: "the clock of the store jumps",

@@ -77,7 +77,7 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
     "completed": "Tasks completed.",
     "failed": "Attempts that failed.",
     "retried": "Failed attempts that are retried.",
-    "crashed": "Server deaths while running a task.",
+    "crashed": "Times that a server died while it ran a task.",
     "dead": "Tasks that died.",
     "cancelled": "Tasks cancelled.",
     "trimmed": "Dead tasks deleted because of their number or age.",
@@ -347,7 +347,7 @@ def _type_metrics(samples: Sequence[QueueSample]) -> list[Metric]:
     """Return the tasks by type; the most frequent types have their own labels."""
     tasks = GaugeMetricFamily(
         "qsync_type_tasks",
-        "Pending and dead tasks by type; an estimate where there are over 200 of a state.",
+        "Pending and dead tasks by type; an estimate beyond 200 tasks in a state.",
         labels=["queue", "type", "state"],
     )
     paused = GaugeMetricFamily(
