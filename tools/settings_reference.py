@@ -33,13 +33,14 @@ TITLES: Final = {
     ),
     "Schedules": (
         Qsync.periodic,
-        "`@app.periodic(...)`, besides the options of tasks. One of `cron` and `every` is needed.",
+        "`@app.periodic(...)`, in addition to the options of tasks. It needs `cron` or `every`.",
     ),
     "Batches": (
         Qsync.batch,
-        "`@app.batch(...)` and `@mux.batch(...)`, besides the options of tasks; docs/batches.md.",
+        "`@app.batch(...)` and `@mux.batch(...)`, in addition to the options of tasks; see "
+        "docs/batches.md.",
     ),
-    "Bounds of queues": (Qsync.queue, "`app.queue(name, ...)`; docs/bounds.md."),
+    "Bounds of queues": (Qsync.queue, "`app.queue(name, ...)`; see docs/bounds.md."),
     "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
     "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
 }

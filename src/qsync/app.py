@@ -46,7 +46,7 @@ class Qsync(Registry):
     raises ConfigError. See docs/addresses.md. By default, the address is the value of the
     environment variable QSYNC_URL.
 
-    prefix          start of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
+    prefix          prefix of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
     mux             handlers for the servers, in addition to those of `@app.task`
     payload_limit   largest encoded payload, bytes; also largest encoded result, unless
                     `result_limit` is set
@@ -109,7 +109,7 @@ class Qsync(Registry):
 
     @property
     def prefix(self) -> str:
-        """Start of all keys in the store."""
+        """Prefix of all keys in the store."""
         return self._connections.prefix
 
     # Clients and servers.

@@ -39,7 +39,7 @@ class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
     """A policy for `retry_delay`: each delay is a multiple of the one before.
 
     first    delay after the first failure, seconds
-    factor   ratio of each further delay to the one before, 1 to 1000
+    factor   ratio of each delay to the previous one, 1 to 1000
     longest  longest delay, seconds
     jitter   largest share of a delay that is subtracted at random, 0 to 1
 

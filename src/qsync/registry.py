@@ -140,7 +140,7 @@ class Registry:
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
 
         max_size  maximum number of tasks per call, 1 to 10,000
-        max_wait  longest wait of the first task of a call for others, seconds or a timedelta; at
+        max_wait  how long the first task of a call waits for others, seconds or a timedelta; at
                   most an hour. A task whose deadline would pass before then does not wait
 
         The function returns None, if all tasks are done, or a list with the result of each task, in
@@ -189,7 +189,7 @@ class Registry:
         max_bytes  maximum size of all messages in the queue, including those of active, completed
                    and dead tasks
         when_full  "raise": an enqueue beyond a bound raises QueueFull, and stores nothing;
-                   "drop_oldest": it drops the oldest waiting tasks, of the lowest priority first
+                   "drop_oldest": it drops the oldest waiting tasks, lowest priority first
 
         Tasks that return to the queue (retried, recovered or handed back) are never refused. If no
         bound is given, servers remove the bounds of an earlier version of the program. Bounds that
@@ -258,7 +258,7 @@ class Registry:
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     tasks to enqueue for ticks over 30 s late, because no server was running:
+        missed     tasks to enqueue for ticks that are over 30 s late because no server ran:
                    none ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
         name       name of the schedule for all servers; by default the name of the task

@@ -79,8 +79,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     id            1 to 128 printable ASCII characters, no spaces; by default a random one.
                   The store refuses a second task with the same id, even if the first has left
                   the queue: for an hour after its enqueue, or `Qsync(remember_ids=...)`
-    retry         how many attempts may follow the first one when attempts fail; the app has no
-                  default for it
+    retry         maximum number of attempts after the first one, if attempts fail; the app has
+                  no default for it
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
                   an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
                   and then 30 min to 1 h
@@ -95,17 +95,17 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
                   `debounce`
     on_duplicate  action when another task holds the unique lock: "raise" DuplicateTask, which is
                   the default; "skip": return a handle of that task; "replace": give that task this
-                  payload, these options and this due time. A running holder continues, and then
-                  the task runs again with the new payload
+                  payload, these options and this due time. If that task is running, it continues,
+                  and then runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
                   of the last one; not together with `delay` or `process_at`
     debounce_max  longest time from the first of these enqueues until the task runs
-    priority      1 to 9: pending tasks with a higher priority start first, within a queue; by
-                  default 5
+    priority      1 to 9, by default 5; within a queue, pending tasks with a higher priority start
+                  first
     retention     how long the task and its result are kept after success; None means not at all
     limits        limits to share with other tasks, e.g. "stripe" or "customer:42", at most 4; see
                   `app.limit`
-    fairness_key  tasks of different keys share the throughput fairly, e.g. one key per customer
+    fairness_key  tasks with different keys share the throughput fairly, e.g. one key per customer
     headers       mapping of strings to strings for middleware, e.g. a trace context; at most 8 KiB
     """
 

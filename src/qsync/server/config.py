@@ -118,19 +118,22 @@ class Config:
     strict            if True, drain queues in order of weight instead of sharing slots
     lease             duration of a task's lease; the server renews it every third of that time
     sweep             longest time between two checks of a queue for tasks and upkeep
-    max_crashes       number of server deaths during a task after which the task is dead
-    shutdown_timeout  time that running tasks have after a stop; then they are handed back
+    max_crashes       number of times that a server may die while it runs a task, before the task
+                      is dead
+    shutdown_timeout  how long running tasks may continue after a stop; then they are handed back
     timeout           timeout of one attempt, for tasks without a timeout of their own
     retry_delay       retry delay for tasks without their own: None, a time, a list of times, an
                       ExponentialBackoff, or (attempt, error) -> time
     dead_limit        maximum number of dead tasks that each queue keeps
     dead_age          time for which a queue keeps a dead task
-    threads           threads for `def` handlers; by default CPUs + 4, at most 32 and concurrency
+    threads           threads for `def` handlers; by default the number of CPUs + 4, but at most 32
+                      and at most concurrency
     processes         processes for `executor="process"` handlers; None means the number of CPUs
-    max_hung          maximum number of handlers that ignore an order to stop; with more, `run`
-                      ends with an error; None means the same as concurrency
+    max_hung          maximum number of handlers that ignore an order to stop; if there are more,
+                      `run` ends with an error; None means the same as concurrency
     result_limit      maximum size of an encoded result, in bytes; by default the app's
-                      payload_limit. A task whose result is larger, or cannot be encoded, is dead
+                      payload_limit. A task whose result is larger, or cannot be encoded, becomes
+                      dead
     prefetch          maximum number of tasks leased before a slot is free; by default as many
                       as start within 100 ms
     lifespan          async context manager around the server's work

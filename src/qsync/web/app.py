@@ -206,8 +206,8 @@ def create_app(
     timeout    time limit of a request, in seconds
     language   language of the pages, "en" or "ru"; by default the one that the browser
                prefers. Users can choose another on each page.
-    trace_url  address of a trace, with {trace_id} in it: pages of tasks link to the trace of their
-               header `traceparent`
+    trace_url  URL of a trace, with {trace_id} in it; the page of a task links to the trace in the
+               task's header `traceparent`
     role       permissions of users: `view`, `operate` or `delete`, or a function of the request,
                sync or async, that returns one of these; None means everything. A page has only the
                buttons that the role allows; a change that it does not allow is refused with 403.
