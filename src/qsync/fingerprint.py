@@ -47,8 +47,7 @@ def fingerprint_of(type: str, error: str) -> Fingerprint:
 
 
 def _innermost(trace: str) -> re.Match[str] | None:
-    """Return the innermost frame in the program, in the first traceback, or else the one in a
-    library."""
+    """Return the program's innermost frame in the first traceback, or else a library's."""
     innermost: re.Match[str] | None = None
     own: re.Match[str] | None = None
     for line in trace.split("\n"):

@@ -133,8 +133,9 @@ def check_limit_name(value: object) -> str:
 
 
 def check_limit(value: object, field: str = "limits") -> str:
-    """Check and return a limit: a name, or a name, a colon and a value. Raise InvalidTask if it is
-    not valid.
+    """Check and return a limit: a name, or a name, a colon and a value.
+
+    Raise InvalidTask if it is not valid.
     """
     if not isinstance(value, str):
         raise InvalidTask(

@@ -81,7 +81,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def due_us(self) -> int:
-        """The earliest start, microseconds of Unix time by the store's clock."""
+        """The earliest start, in microseconds of Unix time by the store's clock."""
         enqueued_us, options = self.enqueued_at_us, self.options
         if options is None:
             return enqueued_us
@@ -164,7 +164,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str = ""
     failed_at_us: int = 0
     unknown_since_us: int = 0
-    """Time at which a server without a handler first handed the task back, us; 0 if none did."""
+    """Time, us, at which a server without a handler first handed the task back; 0 if none did."""
     unknown_times: int = 0
     due_us: int = 0
     """Earliest time of the next attempt, us."""
@@ -173,10 +173,10 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     snoozes: int = 0
     """Number of times that a handler asked to run later."""
     snoozed_at_us: int = 0
-    """Time of the last snooze, us; 0 if there was none since the last failed attempt."""
+    """Time of the last snooze, us; 0 if there was no snooze since the last failed attempt."""
     mark: str = ""
-    """Mark that groups failures by error (`fingerprint.mark_of`); a script reads it from the
-    end."""
+    """Mark that groups failures by error (`fingerprint.mark_of`); a script reads it from the end of
+    the record."""
 
     def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
         """Return the history with one more attempt."""
@@ -192,7 +192,7 @@ _failure_decoder = msgspec.msgpack.Decoder(Failure)
 
 
 def decode_failure(data: bytes | None) -> Failure:
-    """Decode a failure record; return NO_FAILURE when there is none or it cannot be read."""
+    """Decode a failure record; return NO_FAILURE if there is none or if it cannot be read."""
     if data is None:
         return NO_FAILURE
     try:
@@ -207,7 +207,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     value: bytes = b""
     is_value: bool = True
     error: str | None = None
-    """Reason why the result of a completed task could not be stored; None if it is stored."""
+    """Why the result of a completed task could not be stored; None if the result is stored."""
 
     begun_us: int = 0
     """Time at which the handler began, us; 0 if unknown."""

@@ -1,8 +1,8 @@
 """Msgpack extensions for values that msgpack has no type for. Without I/O.
 
 An extension with code CODE contains the msgpack array `[name, data]`; `FORMS` defines the data of
-each name. It preserves the type of a value where no annotation gives it: in a parameter without
-annotation, the payload of a `Task`, or a result.
+each name. The extension preserves the type of a value where no annotation names the type: in a
+parameter without annotation, in the payload of a `Task`, or in a result.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _IP: Final = (
 )  # fmt: skip
 
 TEXTS: Final = (PurePath, *_IP)
-"""Types that are encoded as text for an annotated parameter, besides those that msgspec knows."""
+"""Types that are encoded as text for an annotated parameter, in addition to those of msgspec."""
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
-    """Return ISO 8601 text; for a value without time zone also its `fold`, which ISO 8601 lacks."""
+    """Return ISO 8601 text, plus `fold` if a value without time zone has it: ISO 8601 lacks it."""
     text = value.isoformat()
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 
@@ -79,13 +79,13 @@ _DATA: Final[dict[str, tuple[type, ...]]] = {
     "bytearray": (bytes,),
     **dict.fromkeys(_CONTAINERS, (list,)),
 }
-"""Types of the data of each name. Constructors accept more: `bytearray(n)` takes n bytes."""
+"""Types that the data may have, by name. Constructors accept more: `bytearray(n)` takes n bytes."""
 
 _NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
     cls: name for name, cls in _CONTAINERS.items()
 }
 CARRIED: Final[frozenset[type]] = frozenset({*LEAVES, *_NAMES, list, Ext})
-"""Types whose values arrive with their type without an annotation."""
+"""Types that a value keeps on arrival even without an annotation."""
 
 
 class NotCarried(TypeError):
@@ -101,7 +101,7 @@ class NotCarried(TypeError):
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether msgpack carries the value and its content with their types.
+    """Return whether msgpack preserves the types of the value and of everything in it.
 
     Raises NotCarried when lists and dicts are nested deeper than MAX_DEPTH.
     """
@@ -135,8 +135,9 @@ def is_plain(value: Any) -> bool:
 def tag(value: Any, *, sort: bool = False) -> Any:
     """Return a copy of the value with extensions for types that msgpack does not have.
 
-    Records (dataclasses, structs, models) become maps, enums their values: the reader has to name
-    their classes. `sort` puts dicts in a fixed order; sets always are. Raises NotCarried.
+    Records (dataclasses, structs, models) become maps, and enums become their values, so the reader
+    has to name the classes. `sort` puts dicts in a fixed order; sets are always in a fixed order.
+    Raises NotCarried.
     """
     return _tag(value, sort, 0)
 
@@ -190,7 +191,7 @@ def _dict(value: dict[Any, Any], sort: bool, depth: int) -> Any:
 
 
 def _record(value: Any) -> Any:
-    """Return an instance of a class as a map of its fields or a builtin value; or raise
+    """Return an instance of a class as a map of its fields or as a builtin value, or raise
     NotCarried."""
     cls = type(value)
     if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
@@ -240,12 +241,12 @@ _AS_BASE: Final[dict[type, str]] = {
 
 
 def is_model(cls: type) -> bool:
-    """Return whether a class is a model of Django, which tasks should take by its primary key."""
+    """Return whether a class is a Django model; tasks should take its primary key instead."""
     return hasattr(cls, "_meta") and hasattr(cls, "pk")
 
 
 def unsupported_reason(value: object) -> str:
-    """Return why msgpack cannot encode a value, and a replacement."""
+    """Return why msgpack cannot encode a value, and what to pass instead."""
     cls = type(value)
     name = cls.__qualname__
     for base in _BASES:
@@ -256,7 +257,7 @@ def unsupported_reason(value: object) -> str:
         return f"a value of type {name} cannot be encoded; pass value.item() or value.tolist()"
     if is_model(cls) or name == "SimpleLazyObject":  # Django's request.user is one
         return f"a value of type {name} cannot be encoded; pass its primary key, value.pk"
-    if cls.__name__ == "__proxy__":  # a lazy translation of Django
+    if cls.__name__ == "__proxy__":  # a lazy translation from Django
         return "a lazy string cannot be encoded; pass str(value)"
     return (
         f"a value of type {name} cannot be encoded; pass builtin values, or a dataclass with "
@@ -273,10 +274,11 @@ def _ext(name: str | None, data: Any) -> Any:
 
 
 def revive(code: int, data: memoryview) -> Any:
-    """Return the value of an extension; an unknown one stays an Ext. ValueError on invalid data."""
+    """Return the value of an extension; an unknown one stays an Ext. Raise ValueError if
+    invalid."""
     if code != CODE:
         return Ext(code, bytes(data))
-    inner = _decode(data)  # not a copy: each level of nesting would hold one
+    inner = _decode(data)  # not copied: each level of nesting would hold a copy
     failed = f"msgpack extension {CODE} holds no value that this version knows"
     try:
         name, content = inner

@@ -25,14 +25,14 @@ class CallNext(Protocol):
     """The next middleware or the handler, as an `async def` middleware calls it."""
 
     def __call__(self, task: TaskInfo | None = None) -> Awaitable[Any]:
-        """Run the rest of the chain with this task, by default the same; return its value."""
+        """Run the rest of the chain, with this task if one is passed; return its value."""
 
 
 class CallNextInThread(Protocol):
     """The next middleware or the handler, as a `def` middleware calls it."""
 
     def __call__(self, task: TaskInfo | None = None) -> Any:
-        """Run the rest of the chain with this task, by default the same; return its value."""
+        """Run the rest of the chain, with this task if one is passed; return its value."""
 
 
 AsyncMiddleware = Callable[[TaskInfo, CallNext], Awaitable[Any]]
@@ -42,18 +42,17 @@ Middleware = AsyncMiddleware | ThreadMiddleware
 """A function `(task, call_next) -> value`; its value replaces the value of the handler.
 
 An `async def` middleware runs on the event loop, around handlers of every kind. A `def` middleware
-runs around `def` handlers only, in the handler's thread, e.g. for a database connection that
-belongs to its thread.
+runs only around `def` handlers, in the handler's thread, e.g. to manage a database connection that
+is bound to the thread.
 """
 
 Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
-"""A function that makes a handler's arguments from its task; raises InvalidTask on a mismatch."""
+"""A function that returns a handler's arguments for its task; raises InvalidTask on a mismatch."""
 
 
 CarryResult = Callable[[Any], Any]
-"""A function that makes the stored result from a handler's value.
-
-It raises CodecError when a reader would get another value.
+"""A function that converts a handler's value to the stored result. It raises CodecError if a reader
+would get another value.
 """
 
 
@@ -63,14 +62,14 @@ BATCH_SIZE: Final = 100
 BATCH_SIZE_LIMIT: Final = 10_000
 
 BATCH_WAIT_S: Final = 0.5
-"""Default of the longest time that a batch waits for more tasks, in seconds."""
+"""Default maximum time that a batch waits for more tasks, in seconds."""
 
 BATCH_WAIT_LIMIT_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """When a batch of tasks is complete."""
+    """The limits at which a batch of tasks is complete."""
 
     max_size: int
     max_wait_s: float
@@ -81,7 +80,7 @@ def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 
 def _tasks_of_call(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Return the tasks of the running batch, the first one as the middleware passed it on."""
+    """Return the tasks of the running batch, the first as the middleware passed it on."""
     _, *others = running.get().tasks
     return ([task, *others],), {}
 
@@ -104,7 +103,7 @@ class Handler:
 
     @property
     def takes_task(self) -> bool:
-        """Whether the function is called with its task alone."""
+        """Whether the function takes its task as the only argument."""
         return self.arguments is _task_itself
 
 
@@ -134,16 +133,17 @@ class Mux:
         """Register the decorated function as the handler of a type; return it unchanged.
 
         `executor="process"` runs a `def` function in a separate process, for CPU-bound work. The
-        process gets only the import path and bytes, and a timeout really ends the work. Each
+        process receives only the import path and bytes, and a timeout really stops the work. Each
         process begins by importing the program. A program that starts a server itself, without
         `qsync worker`, must do so under `if __name__ == "__main__":`.
 
-        `retry_for` limits retries to errors of these classes. An error of a class in
-        `dont_retry_for` makes the task dead at once. A timeout is a TimeoutError. `retry_delay` is
-        a `def (attempt, error)` that returns the delay before the next attempt, in seconds or as a
-        timedelta; a `retry_delay` of the task takes precedence.
+        `retry_for` limits retries to errors of these classes. After an error of a class in
+        `dont_retry_for`, the task is dead at once. A timeout counts as a TimeoutError.
+        `retry_delay` is a `def (attempt, error)` that returns the delay before the next attempt, in
+        seconds or as a timedelta; a `retry_delay` of the task takes precedence.
 
-        Raises ConfigError when the type has a handler, or the function cannot be a handler.
+        Raises ConfigError if the type already has a handler, or if the function cannot be a
+        handler.
         """
         _check_type(type)
 
@@ -176,8 +176,8 @@ class Mux:
         The function takes a list of TaskInfo; see `Qsync.batch` for the limits and what it may
         return. The other options are as for `handle`.
 
-        Raises ConfigError when the type has a handler, the function cannot be a batch handler, or
-        an option is wrong.
+        Raises ConfigError if the type already has a handler, the function cannot be a batch
+        handler, or an option is wrong.
         """
         rules = retry_rules(
             retry_delay=retry_delay, retry_for=retry_for, dont_retry_for=dont_retry_for
@@ -194,7 +194,7 @@ class Mux:
         return register
 
     def add(self, handler: Handler) -> None:
-        """Register a handler. Raise ConfigError if its type has another one."""
+        """Register a handler. Raise ConfigError if its type has another handler."""
         existing = self._handlers.setdefault(handler.type, handler)
         if existing is not handler:
             raise ConfigError(
@@ -232,7 +232,7 @@ def make_handler(
     carry_result: CarryResult | None = None,
     rules: RetryRules = NO_RULES,
 ) -> Handler:
-    """Return a Handler for a function. Raise ConfigError if the function cannot be one."""
+    """Return a Handler for a function. Raise ConfigError if the function cannot be a handler."""
     _check_type(type)
     if why := _handler_problem(function, takes_task=arguments is _task_itself):
         raise ConfigError(f"handler of {type!r}: {shorten(function)} {why}")
@@ -258,7 +258,7 @@ def make_batch_handler(
     middleware: Iterable[Middleware] = (),
     rules: RetryRules = NO_RULES,
 ) -> Handler:
-    """Return a Handler for a function of a list of tasks. Raise ConfigError if it cannot be one."""
+    """Return a Handler for a function that takes a list of tasks, or raise ConfigError."""
     _check_type(type)
     if builtins.type(max_size) is not int or not 1 <= max_size <= BATCH_SIZE_LIMIT:
         msg = f"max_size: {shorten(max_size)} is not a whole number from 1 to {BATCH_SIZE_LIMIT}"
@@ -285,12 +285,12 @@ def make_batch_handler(
 
 
 def in_thread(middleware: Middleware) -> bool:
-    """Return whether a middleware is a `def`, which runs in the thread of `def` handlers."""
+    """Return whether a middleware is a plain `def`, which runs in the threads of `def` handlers."""
     return not _is_async(middleware)
 
 
 def check_mux(mux: object) -> Mux:
-    """Return the mux. Raise ConfigError if it is not a Mux."""
+    """Check and return the mux. Raise ConfigError if it is not a Mux."""
     if not isinstance(mux, Mux):
         raise ConfigError(f"mux: {shorten(mux)} is not a Mux")
     return mux

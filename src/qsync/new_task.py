@@ -54,18 +54,18 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     queue: str
     message: bytes
     due: str
-    """Earliest start: `""` is now, `+<us>` a time after the enqueue, `<us>` Unix time."""
+    """Earliest start: `""` means now, `+<us>` a time after the enqueue, and `<us>` a Unix time."""
     fairness_key: str
     lock: str
     window_us: int
     retention_us: int | None
     decode: Callable[[Result], Any] | None = None
     remember_us: int = 0
-    """How long the store refuses this id, even when the task has left the queue, us."""
+    """How long the store refuses this id even after the task has left the queue, us."""
     flow: FlowOptions | None = None
     """Options of flow control; None if the task has none."""
     skips: bool = False
-    """Whether the client accepts, without an error, that another task holds the unique lock."""
+    """Whether it is no error for the client if another task holds the unique lock."""
 
 
 def with_nonce(task: NewTask, nonce: bytes) -> NewTask:
@@ -78,11 +78,11 @@ _BYTES: Final = (bytes, bytearray, memoryview)
 
 _nonces: Final[list[bytes]] = []
 _ids: Final[list[str]] = []
-"""Random values generated ahead of use: the system returns 4 KiB as fast as 8 bytes."""
+"""Random values generated in advance: the system returns 4 KiB as fast as 8 bytes."""
 
 
 def new_nonce() -> bytes:
-    """Return 8 random bytes, by which the store distinguishes a repeated enqueue from a new one."""
+    """Return 8 random bytes, by which the store tells a repeated enqueue from a new one."""
     forks.notice()
     try:
         return _nonces.pop()
@@ -116,7 +116,7 @@ def _next_id() -> str:
 
 
 def _forget_drawn() -> None:
-    """Discard the values generated ahead: a forked child must not use its parent's."""
+    """Discard the values generated in advance: a forked child must not use its parent's values."""
     _nonces.clear()
     _ids.clear()
 
@@ -143,7 +143,7 @@ def new_task(
 
 
 def info_of(task: NewTask, now_us: int) -> TaskInfo:
-    """Return a task that was enqueued at this moment, as hooks see it."""
+    """Return the task as hooks see it, enqueued at this moment."""
     message = decode_message(ENVELOPE_HEAD + now_us.to_bytes(8, "big") + task.message)
     options = message.options or NO_OPTIONS
     return TaskInfo(
@@ -154,10 +154,7 @@ def info_of(task: NewTask, now_us: int) -> TaskInfo:
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
-    """Return the encoded payload.
-
-    Raises InvalidTask if it cannot be encoded or is over the limit.
-    """
+    """Encode a task's payload. Raise InvalidTask if it cannot be encoded or is too large."""
     payload = task.payload
     if type(payload) is not bytes:
         payload = bytes(payload) if isinstance(payload, _BYTES) else _encode(payload, task.type)
@@ -174,7 +171,7 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
 def encode_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """Return the encoded task. Raise InvalidTask if one of its options is wrong."""
+    """Encode a task. Raise InvalidTask if one of its options is wrong."""
     content = task.payload
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
@@ -203,7 +200,7 @@ def encode_task(
 def encode_plain_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """Return the encoded task, like `encode_task`, for a task without options; raises nothing."""
+    """Encode a task without options, as `encode_task` would; never raises."""
     content, id = task.payload, task.id
     is_value = not isinstance(content, _BYTES)
     decode = content.decode if is_value and isinstance(content, Arguments) else None
@@ -217,7 +214,7 @@ def encode_message(
     type: str, payload: bytes, options: StoredOptions, *, id: str, nonce: bytes, queue: str,
     is_value: bool, retry: int,
 ) -> NewTask:  # fmt: skip
-    """Return a task of an encoded payload and checked options, without a unique lock."""
+    """Build a task from an encoded payload and checked options, without a unique lock."""
     tail = _ClientFields(
         nonce, type, payload, is_value, retry, None if options == NO_OPTIONS else options
     )
@@ -239,7 +236,7 @@ def _encode(value: object, task_type: str) -> bytes:
 
 
 def flow_of(options: StoredOptions) -> FlowOptions | None:
-    """Return the options of flow control; None if there are none."""
+    """Return the options of flow control; None if the task has none."""
     flow = FlowOptions(
         limits=options.limits or (),
         priority=options.priority or NORMAL_PRIORITY,

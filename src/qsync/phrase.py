@@ -1,10 +1,10 @@
-"""Translatable texts for people: an English template and its values. Without I/O.
+"""Translatable user-facing text: an English template and its values. Without I/O.
 
     text = phrase("Queue %(queue)s is paused.", queue="mail")
     str(text)                         # the English text: for the command line, logs and exceptions
     plural_phrase("%(num)s task", "%(num)s tasks", 5)
 
-The layers below the dashboard speak English, and the dashboard translates the template, as
+The layers below the dashboard use English, and the dashboard translates the template, as
 `qsync.web.language` describes. `make messages` finds all calls of `phrase` and `plural_phrase`, so
 their templates are literals.
 """
@@ -21,7 +21,7 @@ from qsync.formatting import duration, ordinal, utc_time
 
 
 class Ordinal(msgspec.Struct, frozen=True):
-    """A position in an order, which English writes as `3rd`."""
+    """A position in an order, which is written as `3rd` in English."""
 
     number: int
 
@@ -29,7 +29,7 @@ class Ordinal(msgspec.Struct, frozen=True):
 class Phrase(msgspec.Struct, frozen=True):
     """An English template with named placeholders `%(name)s`, and their values.
 
-    A value is a text, a number, a datetime, a timedelta, an Ordinal or another Phrase; each is
+    A value is a string, a number, a datetime, a timedelta, an Ordinal or another Phrase; each is
     written in the form that the language uses. `plural` and `number` are set if the template has a
     plural.
     """
@@ -45,34 +45,34 @@ class Phrase(msgspec.Struct, frozen=True):
 
 
 def phrase(template: str, /, **values: Any) -> Phrase:
-    """Return a text with these values."""
+    """Return a phrase with these values."""
     return Phrase(template, values)
 
 
 def plural_phrase(one: str, many: str, number: int, /, **values: Any) -> Phrase:
-    """Return a text about a number, which replaces the placeholder `%(num)s`."""
+    """Return a phrase that depends on a number, which replaces the placeholder `%(num)s`."""
     return Phrase(one, {"num": number, **values}, many, number)
 
 
 def joined(parts: Iterable[str | Phrase], separator: str = " ") -> Phrase:
-    """Return several texts as one."""
+    """Join several phrases or strings into one phrase."""
     values = {f"part{number}": part for number, part in enumerate(parts)}
     return Phrase(separator.join(f"%({name})s" for name in values), values)
 
 
 def within(where: str | Phrase, text: str | Phrase) -> Phrase:
-    """Return a text with a prefix that names a part: `limit stripe: rate: ...`."""
+    """Return a phrase with a prefix that says where: `limit stripe: rate: ...`."""
     return joined([where, text], ": ")
 
 
 def phrase_of(error: BaseException) -> Phrase | str:
-    """Return the message of an exception; a Phrase if it was raised with one."""
+    """Return the message of an exception; a Phrase if the exception was raised with one."""
     message = error.args[0] if error.args else ""
     return message if isinstance(message, Phrase) else str(error)
 
 
 def filled(template: str, values: Mapping[str, Any], write: Callable[[Any], str]) -> str:
-    """Return the template filled with its values as `write` formats them."""
+    """Return the template filled with its values, which `write` formats."""
     return template % {name: write(value) for name, value in values.items()}
 
 

@@ -1,6 +1,6 @@
 """Checks that folders, files and sockets belong to this user alone.
 
-In a folder that another user owns or may write to, that user could replace a file by a link to
+In a folder that another user owns or may write to, that user could replace a file with a link to
 another file, or listen on the socket. Each function raises a ConfigError that says what to do.
 """
 
@@ -36,7 +36,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Raise ConfigError for a symbolic link that another user, except root, made."""
+    """Raise ConfigError for a symbolic link created by another user, except root."""
     if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
         raise ConfigError(f"{path} is a symbolic link of another user; choose another folder")
 
@@ -54,7 +54,7 @@ def check_socket(path: Path) -> None:
 
 
 def check_data(folder: Path) -> None:
-    """Raise ConfigError when a folder of data files, or a file in it, is a link or another user's.
+    """Raise ConfigError when a data folder, or a file in it, is a link or belongs to another user.
 
     The folder may be missing.
     """
@@ -68,9 +68,8 @@ def check_data(folder: Path) -> None:
 def open_file(path: Path, flags: int = OPEN) -> int:
     """Open a regular file of this user and return its descriptor.
 
-    Raises ConfigError for other files.
-
-    It follows no symbolic link, and creates a missing file with mode 0600.
+    Raises ConfigError for any other file. The function follows no symbolic link, and creates a
+    missing file with mode 0600.
     """
     try:
         opened = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

@@ -1,6 +1,7 @@
 """Registers the queues in use in the store, so that operators can list them.
 
-Enqueues do not wait for it, since in a cluster the set of queues may be on another node.
+Enqueues do not wait for the registration, since in a cluster the set of queues may be on another
+node.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from qsync.broker.base import ends_in
 from qsync.broker.call import Call
 
 REGISTER_EVERY: Final = 60.0
-"""Interval between registrations of a queue in use, seconds; the store may have been emptied."""
+"""Interval, seconds, at which a queue in use is registered again, should the store be emptied."""
 
 REGISTER_AGAIN: Final = 1.0
 """Delay before a failed registration is retried, seconds."""
 
 REGISTER_S: Final = 1.0
-"""Time limit of an attempt in the background, seconds; closing a client waits at most twice
-that."""
+"""Time limit for an attempt in the background, seconds; closing a client waits at most twice as
+long."""
 
 
 class QueueAnnouncer:
@@ -41,7 +42,7 @@ class QueueAnnouncer:
         return now >= self._next.get(queue, now)
 
     def due(self, queue: str) -> bool:
-        """Return whether to register the queue now; True for one of several concurrent callers."""
+        """Return whether to register the queue now; of concurrent callers, only one gets True."""
         now = self._clock()
         if now < self._next.get(queue, now):
             return False
@@ -59,13 +60,14 @@ class QueueAnnouncer:
 
 
 Note = Callable[[str, Any], None]
-"""A function that gets the name of a queue and the reply to its registration."""
+"""A function that takes the name of a queue and the reply to its registration."""
 
 
 class Registrations:
-    """Registers queues in a thread, which ends when all are registered.
+    """Registers queues in a thread, which ends when all queues are registered.
 
-    The thread is not a daemon: a program that ends right after an enqueue still registers it.
+    The thread is not a daemon: a program that ends right after an enqueue still registers the
+    queue.
     """
 
     def __init__(self, run_many: Callable[..., Sequence[Any]], note: Note) -> None:

@@ -1,4 +1,4 @@
-"""Finds the live servers of a queue: makes the calls, and reads the replies. Without I/O."""
+"""Finds the live servers of a queue: builds the calls and reads the replies. Without I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVERS_LIMIT: Final = 100
 """Maximum number of servers whose records one check reads."""
 
 NEXT_LOOK: Final = 12
-"""A wait without a timeout checks for live servers at its first poll and at each 12th after it."""
+"""A wait without a timeout checks for live servers at its first poll and every 12 polls after."""
 
 
 def live(keys: GlobalKeys) -> Call[tuple[int, dict[str, int]]]:

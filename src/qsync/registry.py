@@ -101,22 +101,22 @@ class Registry:
     def task(self, name: Any = None, **settings: Any) -> Any:
         """Make the decorated function a task: `fn.enqueue(...)` enqueues it, `fn(...)` calls it.
 
-        Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task, the
-        defaults for each enqueue. `executor="process"` and `middleware` are as for `mux.handle`.
-        The default name is the function's module and qualified name; in a program's main module it
-        is the name by which a server imports the module (see `qsync.task_function`).
+        Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task,
+        which become the defaults for each enqueue. `executor="process"` and `middleware` work as in
+        `mux.handle`. The default name is the function's module and qualified name; in a program's
+        main module it is the name by which a server imports the module (see `qsync.task_function`).
 
         `retry_for` limits retries to errors of these classes; with `()`, only a Retry that the
-        handler raises is retried. An error of a class in `dont_retry_for` makes the task dead at
-        once. A timeout is a TimeoutError. A `retry_delay` that is a `def (attempt, error)` stays
-        with the function; any other goes with each task.
+        handler raises is retried. After an error of a class in `dont_retry_for`, the task is dead
+        at once. A timeout counts as a TimeoutError. A `retry_delay` that is a `def (attempt,
+        error)` stays with the function; any other is stored with each task.
 
-        The payload is a map of the arguments by name. They may be values that msgpack can encode,
-        dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
+        The payload is a map of the arguments by name. Arguments may be values that msgpack can
+        encode, dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
         pydantic; the server checks them against the annotations. The server fills in a first
         parameter annotated as TaskInfo; callers of `enqueue` leave it out.
 
-        Raises ConfigError when the name is taken, the function is not a plain one, an annotation
+        Raises ConfigError if the name is taken, the function is not a plain function, an annotation
         cannot be resolved or has a type that no payload can hold, or an option is wrong.
         """
         if name is not None and not isinstance(name, str):
@@ -136,7 +136,7 @@ class Registry:
     ) -> BatchDecorator:
         """Let servers call the decorated function for several tasks at once.
 
-        The function takes a list of TaskInfo, and reads each payload by `task.value()` or
+        The function takes a list of TaskInfo, and reads each payload with `task.value()` or
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
 
         max_size  maximum number of tasks per call, 1 to 10,000
@@ -146,14 +146,14 @@ class Registry:
         The function returns None, if all tasks are done, or a list with the result of each task, in
         the same order. An exception in the list fails only its task. An exception that the function
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
-        lease, attempts, retries, deadline and result. The shortest timeout of the tasks applies to
-        the call. A task that is cancelled while the call runs ends as cancelled when the call ends;
-        the call is cancelled once all of its tasks are. A call takes one slot of `concurrency`. A
-        task that a crash of a server has interrupted runs in its own call.
+        lease, attempts, retries, deadline and result. The call has the shortest of the tasks'
+        timeouts. A task that is cancelled while the call runs ends as cancelled when the call ends;
+        the call itself is cancelled once all of its tasks are cancelled. A call takes one slot of
+        `concurrency`. A task that was interrupted by a server crash runs in a call of its own.
 
-        The other options are as for `task`, but the function runs on the event loop or in a thread,
-        never in a process. Raises ConfigError when the name is taken, the function cannot be called
-        with a list alone, or an option is wrong.
+        The other options work as in `task`, but the function runs on the event loop or in a thread,
+        never in a process. Raises ConfigError if the name is taken, the function cannot be called
+        with a list as its only argument, or an option is wrong.
         """
         with at_definition():
             executor = cast("dict[str, Any]", options).get("executor")
@@ -184,18 +184,19 @@ class Registry:
     ) -> None:
         """Set bounds on a queue. The servers of the app store them when they start.
 
-        max_tasks  maximum number of waiting tasks: pending, limited, scheduled or to be retried;
-                   active ones do not count
+        max_tasks  maximum number of waiting tasks: pending, limited, scheduled or waiting for a
+                   retry; active tasks do not count
         max_bytes  maximum size of all messages in the queue, including those of active, completed
                    and dead tasks
-        when_full  "raise": an enqueue beyond a bound raises QueueFull, and stores nothing;
-                   "drop_oldest": it drops the oldest waiting tasks, lowest priority first
+        when_full  "raise": an enqueue that would exceed a bound raises QueueFull and stores
+                   nothing; "drop_oldest": such an enqueue drops the oldest waiting tasks, those of
+                   the lowest priority first
 
         Tasks that return to the queue (retried, recovered or handed back) are never refused. If no
-        bound is given, servers remove the bounds of an earlier version of the program. Bounds that
-        an operator sets (`qsync queue set`) override these. A queue with bounds has layout 2, which
-        servers of versions without flow control do not touch. Raises ConfigError if the queue
-        already has bounds, or a value is invalid.
+        bound is passed, servers remove the bounds that an earlier version of the program set.
+        Bounds that an operator sets (`qsync queue set`) override the program's. A queue with bounds
+        has layout 2, so servers whose version has no flow control do not touch it. Raises
+        ConfigError if the queue already has bounds, or a value is invalid.
         """
         with at_definition():
             check_name("queue", name)
@@ -257,16 +258,16 @@ class Registry:
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
+        every      seconds or a timedelta; ticks are at whole multiples of it since 1970, in UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server ran:
                    none ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
         name       name of the schedule for all servers; by default the name of the task
 
-        A plain function becomes a task with this name; `executor`, `middleware` and the options are
-        as for `task`. If the function is a task, the options override the task's.
-        Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
-        has no value, or `id`, `deadline` or `process_at` is given: these differ from tick to tick.
+        A plain function becomes a task with this name; `executor`, `middleware` and the options
+        work as in `task`. If the function is a task, the options override the task's. Raises
+        ConfigError if the name is taken, the schedule or an option is wrong, a parameter has no
+        value, or `id`, `deadline` or `process_at` is set, which would be the same at each tick.
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)
@@ -318,13 +319,13 @@ class Registry:
     ) -> None:
         """Declare a limit for tasks with `limits=[name]`, or `limits=["name:value"]`.
 
-        rate         number of starts in each period `per`, on all servers together
+        rate         number of starts per period `per`, on all servers together
         per          the period, in seconds or as a timedelta
         burst        number of starts allowed at once after an idle period; default: a tenth of
                      `rate`, at least 1
-        concurrency  tasks of all servers that run at the same time
-        per_queue    allow tasks of several queues to name the limit; it counts separately in each
-                     queue
+        concurrency  number of tasks, on all servers together, that may run at the same time
+        per_queue    let tasks of several queues name the limit, which then counts separately in
+                     each queue
 
         The rule applies separately to each value of a name, such as `customer:42`. A task that may
         not start because of its limits waits in the state `limited`, keeps its place in the queue,
@@ -332,7 +333,7 @@ class Registry:
         set with `qsync limit set` overrides the program's.
 
         Raises ConfigError if a value is invalid, the name is taken, or tasks of two queues name the
-        limit. `server()` raises it if a task names an undeclared limit.
+        limit. `server()` raises ConfigError if a task names an undeclared limit.
         """
         with at_definition():
             rule = limit_rule(
@@ -342,7 +343,7 @@ class Registry:
 
     @property
     def periodics(self) -> list[PeriodicTask]:
-        """The periodic tasks, in order of definition."""
+        """The periodic tasks, in the order in which they were defined."""
         return list(self._periodics.values())
 
     def _make(
@@ -379,7 +380,8 @@ class Registry:
         periodic: Periodic,
         arguments: Mapping[str, Any] | None,
     ) -> PeriodicTask:
-        """Return the periodic task. Raise ConfigError if it cannot be enqueued at every tick."""
+        """Return the checked periodic task. Raise ConfigError if it cannot be enqueued at each
+        tick."""
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
         values = {} if arguments is None else dict(arguments)

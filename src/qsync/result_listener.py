@@ -1,6 +1,6 @@
 """Wakes callers when a task that they wait for ends; uses one connection per node of the store.
 
-The end of a task is published on a channel of its queue, at the node that holds the queue. A
+The end of a task is published on a channel of its queue, on the node that holds the queue. A
 channel stays subscribed while callers wait for tasks of its queue, and LINGER seconds longer.
 Messages may be lost, so waiting callers also poll.
 """
@@ -30,7 +30,7 @@ LINGER: Final = 1.0
 """How long a channel stays subscribed after the last caller has gone, seconds."""
 
 _TICK: Final = 0.25
-"""Longest time that a listening thread blocks before it checks whether to stop, seconds."""
+"""Maximum time for which a listening thread blocks before it checks whether to stop, seconds."""
 
 
 READS: Final = 64
@@ -45,7 +45,7 @@ E = TypeVar("E", bound=_Event)
 
 
 class _Waits(Placement, Generic[E]):
-    """The callers that wait, by task. Does no I/O and takes no locks."""
+    """The waiting callers, by task. Does no I/O and takes no locks."""
 
     def __init__(self, broker: Broker | AsyncBroker) -> None:
         super().__init__(broker)
@@ -188,7 +188,7 @@ class Listeners(_Waits[threading.Event]):
         return not self._retire(listener)
 
     def _read(self, listener: Listener, subscription: Subscription) -> None:
-        """Act on messages until none comes for _TICK seconds, or READS have come."""
+        """Handle messages until none arrives for _TICK seconds, or READS messages have arrived."""
         for _ in range(READS):
             if (heard := subscription.read(_TICK)) is None:
                 return
@@ -205,7 +205,7 @@ class Listeners(_Waits[threading.Event]):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # assume that the other channels have not moved
+                return  # stop here, on the assumption that the other channels have not moved
             with self._lock:
                 self._follow_slot(channel, listener, node)
 
@@ -259,7 +259,7 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
 
 
 def _tell(place: str, error: Exception) -> None:
-    """Log that listening has failed; callers still get results, by polling."""
+    """Log that listening has failed; callers still get their results by polling."""
     log.info(
         "listening on %s: %s; results are polled every 1 to 5 s until it works again",
         place, error, exc_info=None if isinstance(error, QsyncError) else error,

@@ -1,8 +1,9 @@
-"""Reads the outcome of a task, and sets the intervals of polls, for a caller that waits in
+"""Interprets the outcome of a task, and sets the poll intervals, for callers that wait in
 task_queries.py.
 
-The end is published on a channel of the queue (see result_listener.py). Such a message may be lost,
-so callers also poll: they read the task at the start, when a message comes, and every 1 to 5 s.
+The end of a task is published on a channel of its queue (see result_listener.py). Such a message
+may be lost, so callers also poll: they read the task at the start, when a message arrives, and
+every 1 to 5 s.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
 
 
 def retention_of(shown: StoredTask) -> int | None:
-    """Return how long the task is kept after success, us; None means not at all, or unknown."""
+    """Return how long the task is kept after success, us; None if it is not kept, or unknown."""
     message = message_of(shown)
     return None if message is None else _retention(message)
 
@@ -98,7 +99,7 @@ def decode_result(record: Result) -> Any:
 
 
 def decoder_of(type: Any) -> Callable[[Result], Any]:
-    """Return a decoder of results of this type. Raise ConfigError if no result can have the type.
+    """Return a decoder for results of this type. Raise ConfigError if no result can have the type.
 
     The decoder raises QsyncError when the result is of another type.
     """
@@ -123,18 +124,18 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
 
 
 class Deadline:
-    """The end of a wait: `seconds` after this object is created, or never for None."""
+    """The end of a wait: `seconds` after the creation of this object, or never if None."""
 
     def __init__(self, seconds: float | None) -> None:
         self._ends = math.inf if seconds is None else time.monotonic() + seconds
 
     def left(self) -> float:
-        """Return the seconds left, 0 when the deadline has passed."""
+        """Return the seconds left; 0 if the deadline has passed."""
         return max(0.0, self._ends - time.monotonic())
 
 
 def poll_intervals() -> Iterator[float]:
-    """Yield how long to wait for a message before the next poll, seconds: from 1 up to 5."""
+    """Yield how long to wait for a message before each poll, in seconds: from 1 up to 5."""
     pause = 1.0
     while True:
         yield pause

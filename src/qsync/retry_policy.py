@@ -1,4 +1,4 @@
-"""Decides which failures of a handler are retried, and after which delay. Without I/O."""
+"""Decides which failures of a handler are retried, and after what delay. Without I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsync.errors import ConfigError, Retry
 from qsync.value_text import shorten
 
 ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
-"""An exception class or a tuple of them, as `isinstance` accepts them."""
+"""An exception class or a tuple of exception classes, as `isinstance` accepts them."""
 
 DelayCallable = Callable[[int, Exception], float | timedelta]
 """A function `(attempt, error) -> delay`, seconds or a timedelta; attempt 1 is the first."""
@@ -28,7 +28,7 @@ class RetryRules:
     dont_retry_for: ErrorClasses = ()
 
     def is_final(self, error: BaseException) -> bool:
-        """Return whether this error is never retried; False for `Retry`."""
+        """Return whether this error must not be retried; False for `Retry`."""
         if isinstance(error, Retry):
             return False
         if isinstance(error, self.dont_retry_for):
@@ -42,7 +42,8 @@ NO_RULES = RetryRules()
 def retry_rules(
     *, retry_delay: Any = None, retry_for: Any = None, dont_retry_for: Any = None
 ) -> RetryRules:
-    """Check the retry options of a handler. ConfigError names a wrong option."""
+    """Check the retry options of a handler. Raise ConfigError, naming the option, if one is
+    wrong."""
     if retry_delay is not None and not _takes_two(retry_delay):
         msg = f"retry_delay: {shorten(retry_delay)} is not `def (attempt, error) -> delay`"
         raise ConfigError(msg)
@@ -71,6 +72,6 @@ def _takes_two(function: Any) -> bool:
         inspect.signature(function).bind(1, ValueError())
     except TypeError:
         return False
-    except ValueError:  # a builtin without a signature
+    except ValueError:  # a builtin without a readable signature
         return True
     return True

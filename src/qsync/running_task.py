@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 running: ContextVar[Any] = ContextVar("qsync.current")
-"""`Current` of the running task; unset outside of handlers."""
+"""The `Current` of the running task; unset outside of handlers."""
 
 
 def check_lease() -> None:
@@ -23,8 +23,8 @@ def check_lease() -> None:
 def nonce_of_parent() -> bytes | None:
     """Return the nonce for enqueues by the running task, the same in each of its attempts.
 
-    When a retry enqueues a child task again under the same id, the store recognizes it by the
-    nonce. None outside of a handler that a server runs.
+    When a retry enqueues a child task again under the same id, the store recognizes the task by its
+    nonce. Returns None outside of a handler that a server runs.
     """
     current = running.get(None)
     if current is None or not current.task.enqueued_at_us:  # 0 in a plain context without a server

@@ -1,4 +1,5 @@
-"""When a periodic task is due: cron and interval schedules, time zones, missed ticks. Without I/O.
+"""Computes when a periodic task is due: cron and interval schedules, time zones, missed ticks.
+Without I/O.
 
 A time is an int, microseconds since the Unix epoch, and a tick is such a time. Ticks depend only on
 the values of the schedule, so all servers agree on every tick.
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 Missed = Literal["skip", "once", "all"]
 """Action for ticks that came while no server was running; see `due_ticks`."""
 
-# Naive datetimes below are either a moment in UTC or a reading of the local clock ("wall").
+# A naive datetime below is either a moment in UTC or a reading of the local clock ("wall").
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, see above
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
@@ -47,7 +48,7 @@ _YEARS = 50  # a schedule without a tick in 50 years has none
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A strictly rising sequence of ticks. `str()` returns a description for people."""
+    """A strictly increasing sequence of ticks. `str()` returns a readable description."""
 
     def next_after(self, moment_us: int) -> int | None:
         """Return the first tick later than the moment; None when there is none."""
@@ -57,7 +58,7 @@ class Schedule(Protocol):
 
 
 class _Change(NamedTuple):
-    """A change of the local clock: readings from `first` until `end` are skipped or repeated."""
+    """A change of the local clock: it skips or repeats readings from `first` until `end`."""
 
     at: datetime  # in UTC
     before: timedelta  # offset from UTC before `at`
@@ -76,21 +77,22 @@ class _Change(NamedTuple):
 class Cron:
     """A schedule that ticks when the clock of a time zone matches a cron expression.
 
-    The expression has the five fields of cron, or six with seconds first. Supported are names of
-    months and days, lists, ranges, steps, `L`, `LW`, `5L` and `1#2`, as cronsim has them; not
-    `@daily` and the like. As in Debian's cron, day of month and day of week must both match when
-    either starts with `*`; otherwise one match is enough. `tz` is a name of the IANA database.
+    The expression has the five fields of cron, or six with seconds first. Names of months and days,
+    lists, ranges, steps, `L`, `LW`, `5L` and `1#2` are supported as in cronsim; `@daily` and the
+    like are not. As in Debian's cron, day of month and day of week must both match when either
+    starts with `*`; otherwise one match is enough. `tz` is a name of the IANA database.
 
-    When the clock changes (daylight saving time):
+    When the clock changes, e.g. for daylight saving time:
 
     * An expression with a fixed time of day ticks once for each time that it names. All times that
       the clock skips become one tick, at the first moment after the gap. A time that occurs twice
-      ticks the first time only.
+      ticks only the first time.
     * An expression whose second, minute or hour starts with `*` (`*/5 * * * *`, `0 * * * *`,
       `*/10 2 * * *`) is an interval and follows the clock: a skipped time does not tick, and a
-      repeated one ticks twice. So "every five minutes" stays every five minutes.
+      repeated one ticks twice. Thus "every five minutes" remains every five minutes.
 
-    Raises InvalidTask when the expression or the time zone is invalid, or it would never tick.
+    Raises InvalidTask if the expression or the time zone is invalid, or if the schedule would never
+    tick.
     """
 
     expression: str
@@ -168,7 +170,7 @@ class Cron:
         return next(cron_matches(self.expression, wall + _SECOND, reverse=True))
 
     def _ticks_at(self, wall: datetime, change: _Change) -> tuple[datetime, ...]:
-        """Return the ticks, in UTC, of a matching reading that the change skips or repeats."""
+        """Return the ticks, in UTC, for a matching reading that the change skips or repeats."""
         if change.before < change.after:
             return () if self._interval else (change.at,)
         both = (wall - change.before, wall - change.after)
@@ -199,11 +201,11 @@ class Cron:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Every:
-    """A schedule that ticks at the whole multiples of a period since the Unix epoch.
+    """A schedule that ticks at whole multiples of a period since the Unix epoch.
 
-    So ticks do not depend on when a server started; `Every(86_400)` ticks at midnight in UTC. The
-    period is in seconds or a timedelta, from 0.1 s to 100 years (else InvalidTask), rounded to
-    microseconds.
+    Its ticks therefore do not depend on when a server started; `Every(86_400)` ticks at midnight in
+    UTC. The period is in seconds or a timedelta, from 0.1 s to 100 years (else InvalidTask),
+    rounded to microseconds.
     """
 
     period_us: int
@@ -228,7 +230,7 @@ class Every:
 
 
 def every_phrase(seconds: float) -> Phrase:
-    """Return `every 5 min`."""
+    """Return a period as text, e.g. `every 5 min`."""
     for template, size in (
         (phrase("every %(number)s d"), 86_400),
         (phrase("every %(number)s h"), 3600),
@@ -243,7 +245,7 @@ def every_phrase(seconds: float) -> Phrase:
 class Periodic:
     """A named schedule, and its action for missed ticks.
 
-    The name identifies the schedule to all servers: 1 to 128 characters of `A-Z a-z 0-9 _ . : -`.
+    The name identifies the schedule on all servers: 1 to 128 characters of `A-Z a-z 0-9 _ . : -`.
     Raises InvalidTask when a value is wrong.
     """
 
@@ -272,11 +274,12 @@ def due_ticks(
     """Return the ticks to enqueue now, oldest first, given the last tick that was enqueued.
 
     For a schedule that never ticked, `last_us` is the time at which a server first saw it; None
-    means that this is the first time, and nothing is due. A tick that is at most `grace_us` late is
-    on time, and always due; a later one is missed. `missed` decides about missed ticks:
+    means that this is the first time, and nothing is due. A tick that is at most `grace_us` late
+    counts as on time, and is always due; a later tick counts as missed. `missed` decides what
+    happens to missed ticks:
 
     * skip: none is due;
-    * once: the latest is due in place of all, unless a tick is on time;
+    * once: the latest is due instead of all, unless another tick is on time;
     * all: all are due.
 
     The function returns at most `limit` ticks; call it again with the last of them for the rest.
@@ -293,11 +296,11 @@ def due_ticks(
 
 
 def tick_id(name: str, tick_us: int) -> str:
-    """Return the id of the task of a tick, e.g. `report@2026-11-24T02:00:00Z`.
+    """Return the id of the task for a tick, e.g. `report@2026-11-24T02:00:00Z`.
 
-    The id is the same on all servers, so that a tick is enqueued once, and differs between ticks,
-    so that a dead task does not block the next tick. A name over 100 characters is shortened to its
-    beginning and a hash, to keep the id within 128 characters.
+    The id is the same on all servers, so that a tick is enqueued only once. It differs between
+    ticks, so that a dead task does not block the next tick. A name over 100 characters is shortened
+    to its beginning and a hash, to keep the id within 128 characters.
     """
     check_schedule_name(name)
     if len(name) > 100:
@@ -317,7 +320,7 @@ def _us(utc: datetime) -> int:
 
 
 def check_schedule_name(name: object, field_name: str = "name") -> str:
-    """Return the name of a schedule, or the beginning of one.
+    """Check and return the name of a schedule, or the beginning of a name.
 
     Raises InvalidTask if it is not valid.
     """
@@ -354,7 +357,7 @@ def _period_us(seconds: object) -> int:
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, int | float)
-        or not 0.1 <= seconds <= 36_525 * 86_400  # NaN also fails here
+        or not 0.1 <= seconds <= 36_525 * 86_400  # NaN is also rejected here
     ):
         why = phrase("must be seconds or a timedelta, 0.1 s to 100 years")
         raise InvalidTask(field_error("every", seconds, why))
@@ -364,7 +367,7 @@ def _period_us(seconds: object) -> int:
 def schedule_of(
     cron: str | None, every: float | timedelta | None, tz: str | ZoneInfo | None
 ) -> Cron | Every:
-    """Return the schedule that these options describe. Raise InvalidTask if one is wrong."""
+    """Return the schedule that these options describe. Raise InvalidTask if an option is wrong."""
     if (cron is None) == (every is None):
         raise InvalidTask(phrase("schedule: pass either cron= or every="))
     if cron is not None:

@@ -1,7 +1,8 @@
 """The schedules in the store, which clients put, read and delete while servers are running.
 
-Each method is a generator of round trips, without I/O, which both colours drive. `Schedules` and
-`AsyncSchedules` have the same methods and docstrings; change them together.
+Each method is a generator of round trips, without I/O, which both the blocking and the asyncio
+class drive. `Schedules` and `AsyncSchedules` have the same methods and docstrings; change them
+together.
 """
 
 from __future__ import annotations
@@ -42,24 +43,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Trips = Generator[Sequence[Call[Any]], list[Any], T]
-"""Round trips of calls; each is answered by the replies, in order."""
+"""Round trips of calls; the driver answers each with the replies, in order."""
 
 LOOK_US: Final = 120_000_000
 """A schedule that is due within this time, in microseconds, is announced to the servers, which
 otherwise check all stored schedules once a minute."""
 
 SCHEDULES_PER_CALL: Final = 1000
-"""Schedules per call that lists them."""
+"""Number of schedules per call that lists them."""
 
 CALLS_PER_ROUND_TRIP: Final = 100
-"""Calls sent in one round trip."""
+"""Number of calls sent in one round trip."""
 
 _FIXED: Final = ("id", "delay", "process_at", "deadline", "debounce")
-"""Options of a task that the ticks of a schedule cannot have."""
+"""Task options that a schedule's task cannot have, since they would be the same at each tick."""
 
 
 class _AnySchedules:
-    """The part that both colours share."""
+    """The part that the blocking and the asyncio class share."""
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class _AnySchedules:
     def _delete(self, name: str) -> Trips[bool]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
         keys = [self._keys(queue) for queue in queues]
-        # Read first: a delete that is repeated because its reply was lost finds nothing.
+        # Read first: if the reply to a delete is lost, the repeated delete finds nothing.
         stored = yield [schedule_ops.stored_schedules(of_queue, [name]) for of_queue in keys]
         deleted = yield [schedule_ops.delete_schedule(of_queue, name) for of_queue in keys]
         return any(deleted) or any(row is not None for _, [row] in stored)
@@ -174,29 +175,29 @@ class Schedules(_AnySchedules):
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
+        every      seconds or a timedelta; ticks are at whole multiples of it since 1970, in UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server was running:
                    none ("skip"), one for all of them ("once") or one for each ("all")
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
-        tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
-        even in another queue. A new schedule enqueues no ticks from before the call. A call that
-        changes nothing keeps ticks that are due; a paused schedule stays paused.
+        tick is one task. Once the call has returned, a replaced schedule has no more ticks, even if
+        it was in another queue. A new schedule enqueues no ticks from before the call. If the call
+        changes nothing, ticks that are due are kept. A paused schedule stays paused.
 
-        Two concurrent calls for one name and two queues may leave a schedule in both; the next call
-        for this name leaves one.
+        Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
+        next call for the name leaves only one.
 
         Raises InvalidTask if a value is invalid, if the task has an option that would be the same
         at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or if a program has a
-        periodic task of this name for this queue. Raises StoreUnavailable, after which the call can
-        be repeated.
+        periodic task with this name for this queue. The call can be repeated after
+        StoreUnavailable.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
         return self._do(self._put(name, task.queue, content))
 
     def get(self, name: str) -> StoredSchedule | None:
-        """Return a schedule; None if there is none of this name."""
+        """Return a schedule; None if there is no schedule with this name."""
         self._check_open()
         return self._do(self._get(check_schedule_name(name)))
 
@@ -209,9 +210,9 @@ class Schedules(_AnySchedules):
         return self._do(self._list(_checked_prefix(prefix)))
 
     def delete(self, name: str) -> bool:
-        """Delete a schedule; return whether it existed. It has no more ticks.
+        """Delete a schedule; return whether it existed.
 
-        Tasks of earlier ticks stay in their queue.
+        The schedule has no more ticks, but tasks of earlier ticks stay in their queue.
         """
         self._check_open()
         return self._do(self._delete(check_schedule_name(name)))
@@ -253,22 +254,22 @@ class AsyncSchedules(_AnySchedules):
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
+        every      seconds or a timedelta; ticks are at whole multiples of it since 1970, in UTC
         missed     tasks to enqueue for ticks that are over 30 s late because no server was running:
                    none ("skip"), one for all of them ("once") or one for each ("all")
 
         Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
-        tick is one task. Once the call has returned, the replaced schedule has no more ticks, not
-        even in another queue. A new schedule enqueues no ticks from before the call. A call that
-        changes nothing keeps ticks that are due; a paused schedule stays paused.
+        tick is one task. Once the call has returned, a replaced schedule has no more ticks, even if
+        it was in another queue. A new schedule enqueues no ticks from before the call. If the call
+        changes nothing, ticks that are due are kept. A paused schedule stays paused.
 
-        Two concurrent calls for one name and two queues may leave a schedule in both; the next call
-        for this name leaves one.
+        Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
+        next call for the name leaves only one.
 
         Raises InvalidTask if a value is invalid, if the task has an option that would be the same
         at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), or if a program has a
-        periodic task of this name for this queue. Raises StoreUnavailable, after which the call can
-        be repeated.
+        periodic task with this name for this queue. The call can be repeated after
+        StoreUnavailable.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
@@ -277,11 +278,11 @@ class AsyncSchedules(_AnySchedules):
     async def put_content(
         self, name: str, queue: str, content: Content, *, event: bytes = b""
     ) -> StoredSchedule:
-        """Put a checked schedule, and record this action of an operator if there is one."""
+        """Put a checked schedule, and record the operator's action if one is passed."""
         return await self._do(self._put(name, queue, content, event))
 
     async def get(self, name: str) -> StoredSchedule | None:
-        """Return a schedule; None if there is none of this name."""
+        """Return a schedule; None if there is no schedule with this name."""
         self._check_open()
         return await self._do(self._get(check_schedule_name(name)))
 
@@ -294,9 +295,9 @@ class AsyncSchedules(_AnySchedules):
         return await self._do(self._list(_checked_prefix(prefix)))
 
     async def delete(self, name: str) -> bool:
-        """Delete a schedule; return whether it existed. It has no more ticks.
+        """Delete a schedule; return whether it existed.
 
-        Tasks of earlier ticks stay in their queue.
+        The schedule has no more ticks, but tasks of earlier ticks stay in their queue.
         """
         self._check_open()
         return await self._do(self._delete(check_schedule_name(name)))
@@ -330,7 +331,7 @@ def checked_content(
     missed: Missed,
     payload_limit: int,
 ) -> Content:
-    """Return the content of a schedule. Raise InvalidTask if a value is wrong."""
+    """Check and return the content of a schedule. Raise InvalidTask if a value is wrong."""
     schedule = schedule_of(cron, every, tz)
     Periodic(name, schedule, missed)  # checks name and missed
     new_task = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
@@ -339,7 +340,7 @@ def checked_content(
         if value is not None:
             msg = f"{option}: {shorten(value)} would be the same at every tick of {name!r}"
             raise InvalidTask(f"{msg}; omit it")
-    encode_record(schedule, missed, new_task.message)  # refuses what is too long
+    encode_record(schedule, missed, new_task.message)  # rejects a record that is too long
     return Content(schedule, missed, new_task.message)
 
 

@@ -1,12 +1,12 @@
 """Encodes the arguments of a function as a payload, and decodes them. Without I/O.
 
 The payload is a map of parameter names to values. `*args` is a list under its name; the arguments
-in `**kwargs` are keys beside the others. Defaults are left out: the server uses the defaults of its
-own version of the function. The server checks values against the annotations, by msgspec, or by
-pydantic where an annotation contains one of its types.
+in `**kwargs` are keys next to the others. Defaults are left out: the server uses the defaults of
+its own version of the function. The server checks values against the annotations with msgspec, or
+with pydantic if an annotation contains one of pydantic's types.
 
-A value either arrives unchanged, including its type, or `bind` rejects it: `bind` encodes and
-decodes a value that could change on the way, and compares the copy with the original.
+A value either arrives unchanged, including its type, or `bind` rejects it: if a value could change
+on the way, `bind` encodes and decodes it and compares the copy with the original.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Signature:
         self._returns = resolve("the return type", full_signature.return_annotation)
 
     def result_of(self, record: Result) -> Any:
-        """Return the function's result as its return type. Raise QsyncError on a mismatch.
+        """Convert the function's result to its return type. Raise QsyncError on a mismatch.
 
-        When no payload can hold the return type, the result is decoded without a type.
+        If no payload can hold the return type, the result is decoded without a type.
         """
         if not record.is_value:
             return record.value
@@ -125,12 +125,12 @@ class Signature:
 
     @property
     def single(self) -> list[str]:
-        """Names of the parameters with one value: without *args, **kwargs and TaskInfo."""
+        """Names of the parameters that take one value: all but *args, **kwargs and TaskInfo."""
         several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         return [slot.name for slot in self._slots if slot.kind not in several]
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call that `bind` accepts by name, with the defaults."""
+        """Return the arguments of a call that `bind` accepts, by name and including defaults."""
         bound = self._accepts.bind(*args, **kwargs)
         bound.apply_defaults()
         return {name: bound.arguments[name] for name in self.single if self._has(name, bound)}
@@ -142,10 +142,11 @@ class Signature:
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, sort: bool = False
     ) -> Arguments:
-        """Return the arguments as a payload of builtin types. InvalidTask names a wrong argument.
+        """Return the arguments as a payload of builtin types, or raise InvalidTask naming a wrong
+        argument.
 
         `sort` puts sets and dicts in a fixed order, so that equal arguments make equal payloads. It
-        also sets `identity`: the arguments that differ from their defaults, for a unique lock.
+        also sets `identity`, the arguments that differ from their defaults, for a unique lock.
         """
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
@@ -185,7 +186,7 @@ class Signature:
         return f"{error}; it has no parameter {name!r}, only {parameters}{hint}"
 
     def _with_identity(self, bound: Mapping[str, Any]) -> Arguments:
-        """Return the sorted payload, with `identity` set."""
+        """Return the payload in sorted order, with `identity` set."""
         payload = Arguments({name: self._carry(name, bound[name], sort=True) for name in bound})
         payload.identity = {
             name: value for name, value in payload.items() if not self._is_default(name, value)
@@ -205,7 +206,7 @@ class Signature:
     def arguments(self, info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments for a call.
 
-        Raises InvalidTask on a mismatch, with the parameter's name.
+        Raises InvalidTask, which names the parameter, on a mismatch.
         """
         try:
             values = _decode_map(info.payload) if info.payload else {}
@@ -244,8 +245,8 @@ class Signature:
     ) -> tuple[list[Any], dict[str, Any]]:
         """Convert arguments from JSON values to the types of their annotations.
 
-        Arguments without a parameter stay as they are: `bind` refuses them. Raises InvalidTask on a
-        mismatch, with the parameter's name.
+        Arguments without a parameter stay unchanged; `bind` rejects them later. Raises InvalidTask,
+        which names the parameter, on a mismatch.
         """
         rest, extra = self._of_kind(Parameter.VAR_POSITIONAL), self._of_kind(Parameter.VAR_KEYWORD)
         named = (Parameter.VAR_POSITIONAL, Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD)
@@ -290,7 +291,7 @@ class Signature:
 
 
 class _Resolver:
-    """Resolves annotations, which may be text, to types. Raise ConfigError if it cannot."""
+    """Resolves annotations, which may be strings, to types. Raises ConfigError if it cannot."""
 
     def __init__(self, name: str, function: Any) -> None:
         self._name = name
@@ -315,7 +316,7 @@ class _Resolver:
 
 
 def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]) -> bool:
-    """Return whether the first parameter is TaskInfo. Raise ConfigError if another one is."""
+    """Return whether the first parameter is TaskInfo. Raise ConfigError if another parameter is."""
     first = bool(hints) and hints[0] is TaskInfo and parameters[0].kind in _POSITIONAL
     for parameter, hint in list(zip(parameters, hints, strict=True))[int(first) :]:
         if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):
@@ -329,7 +330,7 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
 def _unpacked(
     name: str, full_signature: inspect.Signature, parameters: list[Parameter], hints: list[Any]
 ) -> tuple[inspect.Signature, list[Parameter], list[Any]]:
-    """Replace `**kwargs: Unpack[SomeTypedDict]` by the keyword-only parameters that it means."""
+    """Replace `**kwargs: Unpack[SomeTypedDict]` with the keyword-only parameters that it means."""
     if not parameters or typing.get_origin(hints[-1]) is not Unpack:
         return full_signature, parameters, hints
     [fields] = typing.get_args(hints[-1])

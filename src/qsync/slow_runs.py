@@ -1,7 +1,8 @@
 """The slowest completed runs of each type, in the reports of servers and in the store. Pure.
 
-For each type, the ten slowest runs of today and of yesterday (UTC) are kept. A server reports
-a run that is among its own ten slowest of the day, so the ten of all servers are reported.
+For each type, the ten slowest runs of today and of yesterday (UTC) are kept. A server reports a run
+that is among its own ten slowest of the day, so the ten slowest of all servers are among the
+reported runs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from qsync import codec
 from qsync.times import DAY_US
 
 SLOWEST: Final = 10
-"""Number of runs of a type that are kept for each day."""
+"""Number of runs that are kept per type and day."""
 
 STORED_LIMIT: Final = 64 * 1024
-"""Largest decompressed record of a type, in bytes."""
+"""Maximum decompressed size of a type's record, in bytes."""
 
 
 class SlowRun(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -32,17 +33,17 @@ class SlowRun(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 class DaySlowest:
-    """The slowest runs of the types of a queue on one day, of one server."""
+    """The slowest runs of one server on one day, for each type of a queue."""
 
     def __init__(self) -> None:
         self.floors: dict[str, float] = {}
-        """Threshold in seconds by type: a run must take longer to be among the slowest."""
+        """Thresholds in seconds, by type: only a run that takes longer is among the slowest."""
         self._day = 0
         self._runs: dict[str, list[SlowRun]] = {}
         self._fresh: dict[str, list[SlowRun]] = {}
 
     def add(self, type: str, run: SlowRun) -> None:
-        """Add a run, if it is among the slowest ones of its day."""
+        """Add a run if it is among the slowest of its day."""
         self.begin_day(run.ended_us)
         runs = self._runs.setdefault(type, [])
         if len(runs) == SLOWEST and run < runs[0]:
@@ -72,12 +73,12 @@ class DaySlowest:
 
 
 def encode_slow_report(runs: Mapping[str, Iterable[SlowRun]]) -> bytes:
-    """Return a server's report of a minute: its slow runs, by type."""
+    """Encode a server's report on one minute: its slow runs, by type."""
     return codec.encode({type: list(each) for type, each in runs.items()})
 
 
 def decode_slow_report(data: bytes) -> dict[str, list[SlowRun]]:
-    """Return the runs in a report, by type; none if it is damaged."""
+    """Return the runs in a report, by type; empty if the report is damaged."""
     try:
         runs: dict[str, list[SlowRun]] = codec.decode(data, dict[str, list[SlowRun]])
     except codec.CodecError:
@@ -91,7 +92,7 @@ def encode_slow_runs(runs: Iterable[SlowRun]) -> bytes:
 
 
 def decode_slow_runs(data: bytes | None) -> list[SlowRun]:
-    """Return stored runs; empty if there are none or they are damaged."""
+    """Decode stored runs; the result is empty if there are none or they are damaged."""
     if not data:
         return []
     try:
@@ -102,7 +103,7 @@ def decode_slow_runs(data: bytes | None) -> list[SlowRun]:
 
 
 def slowest(runs: Iterable[SlowRun], day: int) -> list[SlowRun]:
-    """Return the slowest runs of a day and of the day before, each once, the slowest first."""
+    """Return the slowest runs of a day and of the day before, without duplicates, slowest first."""
     chosen: dict[int, list[SlowRun]] = {day: [], day - 1: []}
     for run in sorted(set(runs), reverse=True):
         of_day = chosen.get(run.ended_us // DAY_US)

@@ -13,8 +13,8 @@ from enum import StrEnum
 class TaskState(StrEnum):
     """The state of a task.
 
-    A queue has one sorted set per state, named like its value, except for CANCELLED: a cancelled
-    task with a retention is kept in the set of completed tasks, with a mark.
+    A queue has one sorted set per state, named after the state's value. CANCELLED has no set: a
+    cancelled task with a retention is kept in the set of completed tasks, with a mark.
     """
 
     SCHEDULED = "scheduled"
@@ -42,7 +42,7 @@ UNFINISHED = frozenset(
         TaskState.RETRY,
     },
 )
-"""States of a task that has not ended; `unique=True` holds the lock while in one of them."""
+"""States of a task that has not ended; a task with `unique=True` holds its lock in these."""
 
 _S = TaskState
 

@@ -1,7 +1,8 @@
 """The store's clock, as known in this context. Without I/O.
 
-All times in the store come from its clock, so "3 min ago" must count from that clock, not from the
-one of the machine that shows it. Until `follow` is called, both clocks are assumed to agree.
+All times in the store come from its clock, so "3 min ago" must be computed with that clock, not
+with the clock of the machine that shows it. Until `follow` is called, both clocks are assumed to
+agree.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def now() -> datetime:
 
 
 def ahead(store_time: datetime) -> float:
-    """Return how many seconds the store, whose time has just been read, is ahead of this host."""
+    """Return by how many seconds the store's clock, just read, is ahead of this host's clock."""
     return store_time.timestamp() - time.time()
 
 
 def follow(ahead_s: float) -> None:
-    """Set how many seconds `now` is ahead of this machine's clock, in this context."""
+    """Set by how many seconds `now` is ahead of this machine's clock, in this context."""
     _ahead_s.set(ahead_s)

@@ -1,7 +1,7 @@
 """Keeps channels subscribed, on one connection per node for all queues.
 
-A channel is subscribed at the node that holds its queue. When the queue's slot moves, the old node
-refuses the channel and names the new node. Messages are lost while a connection is down.
+Each channel is subscribed on the node that holds its queue. When the queue's slot moves, the old
+node refuses the channel and names the new node. Messages are lost while a connection is down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qsync.broker.listeners import AsyncSubscription
 
 REFUSED_S: Final = 1.0
-"""Time after which to retry a refused channel, in seconds."""
+"""Time after which a refused channel is retried, in seconds."""
 
 
 class Listener:
@@ -34,9 +34,9 @@ class Listener:
         self.node = node
         self.channels: set[str] = set()
         self.refused: dict[str, float] = {}
-        """Channels that the node refused, with the monotonic time of the next try."""
+        """Channels that the node refused, with the monotonic time of the next attempt."""
         self.broken = False
-        """True while the connection is down and that has been logged."""
+        """True while the connection is down and the failure has been logged."""
         self.subscription: Any = None
         self.runs: Any = None
         """Thread or asyncio task of the listener."""
@@ -45,7 +45,7 @@ class Listener:
 
     @property
     def name(self) -> str:
-        """Name of its thread or asyncio task."""
+        """Name of the listener's thread or asyncio task."""
         return f"qsync listener {name_of(self.node)}".rstrip()
 
     def listens(self, channel: str) -> bool:
@@ -53,7 +53,7 @@ class Listener:
         return self.subscription is not None and channel in self.subscription.confirmed
 
     def wanted(self) -> frozenset[str]:
-        """Return the channels to subscribe now: all but the refused ones."""
+        """Return the channels to subscribe to now: all except those that were refused."""
         return frozenset(self.channels.difference(self.refused))
 
 
@@ -66,7 +66,7 @@ class Placement:
         self._listeners: dict[Node | None, Listener] = {}
         self._by_channel: dict[str, Listener] = {}
         self._moved: dict[str, float] = {}
-        """Monotonic time at which a channel last moved to another node."""
+        """Monotonic time at which each channel last moved to another node."""
         self._logged: set[str] = set()
         """Channels whose refusal has been logged."""
 
@@ -85,7 +85,7 @@ class Placement:
         raise NotImplementedError
 
     def _on_subscribed(self, channel: str) -> None:
-        """Handle a new subscription; messages sent before it are lost."""
+        """Handle a new subscription; messages sent earlier are lost."""
         raise NotImplementedError
 
     def _on_refused(self, channel: str, error: Exception) -> None:
@@ -156,7 +156,7 @@ class Placement:
     def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
         now = time.monotonic()
         node = self._node_of(channel)
-        # Two nodes may name each other while a slot moves.
+        # While a slot moves, each of two nodes may refer to the other.
         settled = now - self._moved.get(channel, 0.0) > REFUSED_S
         if settled and self._follow_slot(channel, listener, node):
             return
@@ -177,7 +177,7 @@ class Placement:
 
 
 class AsyncPlacement(Placement):
-    """Listens at each node that holds a channel, in one asyncio task per node."""
+    """Listens on each node that holds a channel, in one asyncio task per node."""
 
     def __init__(self, broker: AsyncBroker) -> None:
         super().__init__(broker)
@@ -192,8 +192,8 @@ class AsyncPlacement(Placement):
             await asyncio.wait(self._tasks)
 
     def _cancel(self, task: asyncio.Task[None]) -> None:
-        # Once only, so that its `finally` can close the connection. The listener's own task needs
-        # no cancel: it sees that it has no channels.
+        # Cancel a task only once, so that its `finally` can close the connection. The listener's
+        # own task need not be cancelled: it sees that it has no channels.
         if task is not asyncio.current_task() and not task.cancelling():
             task.cancel()
 
@@ -209,7 +209,7 @@ class AsyncPlacement(Placement):
 
     def _changed(self, listener: Listener) -> None:
         if not listener.channels:
-            # Remove it before it has ended, so that a new listener of the node can start.
+            # Remove the listener before it has ended, so that a new one can start for the node.
             self._forget(listener)
             self._cancel(listener.runs)
         elif listener.changed is not None:
@@ -269,5 +269,5 @@ class AsyncPlacement(Placement):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # assume that the other channels have not moved
+                return  # stop here, on the assumption that the other channels have not moved
             self._follow_slot(channel, listener, node)

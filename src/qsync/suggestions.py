@@ -1,4 +1,4 @@
-"""Hints in errors about an unknown name: the name that is probably meant."""
+"""Hints for errors about an unknown name: the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EQUIVALENTS: Final = {
     "scheduled": "process_at",
     "throws": "dont_retry_for",
 }
-"""Options of tasks in other libraries, without a leading underscore, and their names in qsync."""
+"""Task options of other libraries, without a leading underscore, and their names in qsync."""
 
 
 NOTES: Final = {
@@ -51,7 +51,7 @@ NOTES: Final = {
     "max_age": "did you mean 'deadline'? It is a time: datetime.now(UTC) + timedelta(...)",
     "max_tries": "did you mean 'retry'? It does not count the first attempt: 4 for 5 tries",
 }
-"""Options of other libraries for which a name of qsync says too little."""
+"""Options of other libraries for which the name in qsync alone would not help enough."""
 
 
 def option_hint(name: str, options: Iterable[str]) -> str:
@@ -64,7 +64,7 @@ def option_hint(name: str, options: Iterable[str]) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return `; did you mean '...'?` with the known name that is meant; else an empty string."""
+    """Return `; did you mean '...'?` with the most similar known name, or "" if none is similar."""
     if not isinstance(name, str):
         return ""
     import difflib  # here, since few programs misspell a name
@@ -76,7 +76,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 def no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
-    """Return the error for an option of a task that does not exist."""
+    """Return the error for a task option that does not exist."""
     names = list(known)
     note = NOTES.get(option.lstrip("_")) if isinstance(option, str) else None
     meant = f"; {note}" if note else did_you_mean(option, names)
@@ -87,7 +87,7 @@ def no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
 
 
 def no_attribute(task: str, attribute: str) -> str:
-    """Return the message for an attribute of a task function that does not exist."""
+    """Return the message for a missing attribute of a task function."""
     return (
         f"task {task!r}: a task function has no {attribute!r}; enqueue with enqueue_sync(...), or "
         "in async code with await enqueue(...), and set options with options(...)"

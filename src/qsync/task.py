@@ -1,4 +1,4 @@
-"""Tasks as callers give them and as handlers see them. Frozen values without a connection."""
+"""Tasks as callers pass them and as handlers see them. Frozen values without a connection."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ DEFAULT: Final = "default"
 LOWER: Final = "lower"
 
 PAYLOAD_LIMIT: Final = 1024 * 1024
-"""Default limit of an encoded payload, bytes."""
+"""Default size limit of an encoded payload, in bytes."""
 
 MAX_PAYLOAD_LIMIT: Final = 31 * 1024 * 1024
-"""Largest limit of an encoded payload, bytes: servers do not receive messages of over 32 MiB."""
+"""Maximum size limit of an encoded payload, bytes: servers receive no message over 32 MiB."""
 
 REMEMBER_IDS: Final = 3600.0
-"""Default of how long the store remembers ids that callers chose, seconds."""
+"""Default time for which the store remembers ids that callers chose, in seconds."""
 
 HEADERS_LIMIT: Final = 8 * 1024
-"""Limit of the encoded headers, bytes."""
+"""Size limit of the encoded headers, in bytes."""
 
 MAX_RETRY: Final = 1_000_000
 
@@ -70,41 +70,41 @@ class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
 
 
 class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
-    """A task to enqueue: a type, a payload and options. Raises InvalidTask when one is wrong.
+    """A task to enqueue: a type, a payload and options. Raises InvalidTask if any is wrong.
 
     `payload` is bytes, or any value that msgpack can encode. Durations are seconds or a timedelta,
     times are aware datetimes.
 
     queue         name of the queue
-    id            1 to 128 printable ASCII characters, no spaces; by default a random one.
-                  The store refuses a second task with the same id, even if the first has left
-                  the queue: for an hour after its enqueue, or `Qsync(remember_ids=...)`
-    retry         maximum number of attempts after the first one, if attempts fail; the app has
-                  no default for it
+    id            1 to 128 printable ASCII characters, no spaces; by default a random id. The store
+                  refuses a second task with the same id, even if the first has left the queue, for
+                  an hour after the first enqueue, or `Qsync(remember_ids=...)`
+    retry         maximum number of attempts after the first attempt fails; the app has no default
+                  for this
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
                   an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
                   and then 30 min to 1 h
     delay         earliest start, as a duration after the enqueue
     process_at    earliest start, as a time; not together with `delay`
-    timeout       longest time that one attempt may take
+    timeout       maximum duration of one attempt
     deadline      latest start, as a time: no attempt starts after it, e.g.
                   `datetime.now(UTC) + timedelta(minutes=10)`; the task must be due before it
-    unique        True: refuse another task with the same type, payload and queue until this one
-                  has finished; a duration: also for that long after the enqueue
-    unique_key    string to compare in place of type and payload; needs `unique`, `on_duplicate` or
+    unique        True: refuse another task with the same type, payload and queue until this task
+                  has finished; a duration: also refuse it for that long after the enqueue
+    unique_key    string to compare instead of type and payload; needs `unique`, `on_duplicate` or
                   `debounce`
     on_duplicate  action when another task holds the unique lock: "raise" DuplicateTask, which is
                   the default; "skip": return a handle of that task; "replace": give that task this
                   payload, these options and this due time. If that task is running, it continues,
                   and then runs again with the new payload
     debounce      run this long after the last enqueue with the same `unique_key`, with the payload
-                  of the last one; not together with `delay` or `process_at`
+                  of the last enqueue; not together with `delay` or `process_at`
     debounce_max  longest time from the first of these enqueues until the task runs
     priority      1 to 9, by default 5; within a queue, pending tasks with a higher priority start
                   first
     retention     how long the task and its result are kept after success; None means not at all
-    limits        limits to share with other tasks, e.g. "stripe" or "customer:42", at most 4; see
-                  `app.limit`
+    limits        at most 4 limits that the task shares with others, e.g. "stripe" or "customer:42";
+                  see `app.limit`
     fairness_key  tasks with different keys share the throughput fairly, e.g. one key per customer
     headers       mapping of strings to strings for middleware, e.g. a trace context; at most 8 KiB
     """
@@ -166,7 +166,8 @@ def check_type(value: object) -> str:
 def has_options(task: Task) -> bool:
     """Return whether a task sets options besides type, payload, queue, id and retry."""
     return not (
-        # The first comparison that fails ends the chain; a tuple of all takes twice as long.
+        # The first comparison that fails ends the chain; comparing one tuple of all takes twice as
+        # long.
         task.delay is None
         and task.retry_delay is None
         and task.process_at is None
@@ -216,8 +217,8 @@ def options_of(task: Task) -> StoredOptions:
 
 
 def _times(task: Task) -> tuple[int | None, int | None, int | None]:
-    """Return `process_at`, `delay` and `deadline`, us. Raise InvalidTask if one is wrong or two
-    cannot be used together."""
+    """Return `process_at`, `delay` and `deadline` in microseconds. Raise InvalidTask if one is
+    wrong or two cannot be used together."""
     process_at = deadline = None
     if task.process_at is not None:
         if task.delay is not None:
@@ -293,7 +294,7 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
     for name, value in headers.items():
         if not isinstance(name, str):
             raise InvalidTask(f"headers: the name {shorten(name)} is not a string")
-        if not isinstance(value, str):  # not shown: it may be a secret
+        if not isinstance(value, str):  # the value is not shown: it may be a secret
             kind = class_name(value)
             raise InvalidTask(f"headers: the value of {shorten(name)} is {kind}, not a string")
     try:
@@ -308,11 +309,12 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task as its handler sees it.
 
-    id              the same in each attempt
+    id              id of the task, the same in each attempt
     type            type of the task; for a task function, its name
-    payload         bytes: those of the caller, or the msgpack of its value, which `value()` decodes
+    payload         bytes: those of the caller, or the caller's value as msgpack, which `value()`
+                    decodes
     queue           name of the queue
-    retry           how many attempts may follow the first one
+    retry           maximum number of attempts after the first
     attempt         number of this attempt, from 1
     last_attempt    True if no retry follows when this attempt fails
     crashes         how many times a server died while it ran the task
@@ -321,9 +323,9 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     headers         mapping of strings to strings, as enqueued
     token           token of the lease, "" outside of a server
     is_value        True if the payload is the msgpack of a value
-    final           True when the task is dead; `on_error` and hooks see it after the last failure
+    final           True when the task is dead; `on_error` and hooks see True after the last failure
 
-    `qsync.testing.task_info(attempt=2)` creates one for a test.
+    In tests, create a TaskInfo with e.g. `qsync.testing.task_info(attempt=2)`.
     """
 
     id: str
@@ -352,7 +354,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def deadline(self) -> datetime | None:
-        """Latest start of an attempt; None when the task has no deadline."""
+        """Latest start of an attempt; None if the task has no deadline."""
         return None if self.deadline_us is None else from_us(self.deadline_us)
 
     @overload
@@ -384,15 +386,15 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
-    """A task as the store has it: the fields of TaskInfo, and its state.
+    """A task in the store: the fields of TaskInfo, and the task's state.
 
     attempt       number of the current or next attempt
     due_at        when a scheduled or retried task is due; None in other states
     last_error    error of the last failed attempt
     progress      (done, total) as the handler last reported it; kept when the task completes
-    cancelled     True when a cancellation was requested, or ended the task
+    cancelled     True if a cancellation was requested, or has ended the task
     retention_us  how long the task is kept after success, microseconds
-    started_at    start of the last attempt that has ended; None while the first one runs
+    started_at    start of the last attempt that has ended; None while the first attempt runs
     finished_at   when the task was completed, cancelled or dead
 
     Times are by the store's clock.

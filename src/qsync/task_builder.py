@@ -8,11 +8,11 @@ from qsync.task import Task
 
 
 class TaskBuilder(Protocol):
-    """Knows task types whose payload has its own form, e.g. those of django.tasks."""
+    """Builds tasks of types whose payload has a form of its own, e.g. those of django.tasks."""
 
     def build(self, type: str, value: Any) -> Task[Any] | None:
-        """Return a task for arguments decoded from JSON (b"" if there are none); None for a type
-        that it does not know.
+        """Return a task for arguments decoded from JSON (b"" if there are none); None if the type
+        is unknown.
 
         Raises InvalidTask if the arguments do not match the parameters.
         """

@@ -2,9 +2,10 @@
 
 Producers and servers must agree on the name of a task. The default is the function's module and
 qualified name. A module that runs as a program is `__main__` in that process, but has its own name
-in a server that imports it. So a function of `__main__` gets the module name that `python -m` was
-given, or else the name of the file and of its packages: `folder.tasks` for `folder/tasks.py` next
-to `folder/__init__.py`. A function of an interactive session needs a name.
+in a server that imports it. A function in `__main__` therefore gets the module name that was passed
+to `python -m`, or else the name of the file and of its packages: `folder.tasks` for
+`folder/tasks.py` next to `folder/__init__.py`. A function that is defined in an interactive session
+needs an explicit name.
 """
 
 from __future__ import annotations
@@ -84,14 +85,14 @@ HANDLER_OPTIONS: Final = ("executor", "middleware", "retry_for", "dont_retry_for
 """Options of `@app.task` that stay with the handler; `.options()` does not accept them."""
 
 PERIODIC: Final = ("cron", "every", "tz", "missed", "arguments")
-"""Options of `@app.periodic` besides those of `@app.task`."""
+"""Options of `@app.periodic` in addition to those of `@app.task`."""
 
 
 class TaskFunction(Generic[P, R, Q, V]):
     """A function that can be enqueued as a task, and called like any function.
 
-    Q are the parameters of the function, P the same without TaskInfo: those that a producer passes.
-    R is what `Handle.result()` returns; V is what a call returns: R, or a coroutine of R.
+    Q are the parameters of the function; P are those that a producer passes, i.e. without TaskInfo.
+    R is what `Handle.result()` returns; V is what a call returns: R, or a coroutine that returns R.
     """
 
     __name__: str
@@ -114,7 +115,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         stored = options.copy()
         delay = options.get("retry_delay")
         if callable(delay) and not isinstance(delay, ExponentialBackoff):
-            del stored["retry_delay"]  # it stays with the handler
+            del stored["retry_delay"]  # a callable stays with the handler
         else:
             delay = None
         functools.update_wrapper(self, function)
@@ -136,7 +137,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         )
         """Handler that servers run."""
         if executor == "process":
-            # A new process imports the function by name, and gets this object or the function.
+            # A new process imports the name, which refers to this object or to the function.
             function.handler = self.handler  # type: ignore[attr-defined]
         self._declared = declared
         self._options: TaskOptions = {}
@@ -154,8 +155,8 @@ class TaskFunction(Generic[P, R, Q, V]):
     def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> V:
         """Call the function in this process; nothing is enqueued.
 
-        Outside of a handler, `current()` returns a plain context: it has no state and no client,
-        and drops progress. `qsync.testing.context` gives it a state and a client.
+        Outside of a handler, `current()` returns a plain context, which has no state and no client,
+        and ignores progress. `qsync.testing.context` provides a context with a state and a client.
         """
         context = ensure_context(self.name)
         if context is None:
@@ -172,7 +173,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
-        """Return the same task with other options. Raise InvalidTask if one is unknown or wrong.
+        """Return the same task with other options. Raise InvalidTask if any is unknown or wrong.
 
         `delay` replaces `process_at`, and `process_at` replaces `delay`.
         """
@@ -185,9 +186,9 @@ class TaskFunction(Generic[P, R, Q, V]):
     def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """Return a Task for these arguments, e.g. for `client.enqueue_many`.
 
-        Raises InvalidTask when the arguments do not match the parameters, or msgpack cannot
-        encode a value. With `unique=`, sets and dicts are sorted, so that equal arguments make
-        the same task.
+        Raises InvalidTask if the arguments do not match the parameters, or if msgpack cannot encode
+        a value. With `unique=`, sets and dicts are sorted, so that equal arguments make the same
+        task.
         """
         options = self._options
         sort = bool(options.get("unique")) and options.get("unique_key") is None
@@ -201,9 +202,9 @@ class TaskFunction(Generic[P, R, Q, V]):
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
         """Enqueue a task for these arguments when awaited, and return its AsyncHandle.
 
-        The call itself checks and encodes the arguments: InvalidTask as for `build`, ConfigError
-        when no event loop is running in this thread (use `enqueue_sync`). Awaiting it raises what
-        `AsyncClient.enqueue` raises, e.g. DuplicateTask and StoreUnavailable.
+        The call itself checks and encodes the arguments. It raises InvalidTask as `build` does, and
+        ConfigError if no event loop is running in this thread (use `enqueue_sync`). Awaiting the
+        coroutine raises what `AsyncClient.enqueue` raises, e.g. DuplicateTask and StoreUnavailable.
         """
         need_loop(self.name)
         return self._enqueue(self.build(*args, **kwargs))
@@ -214,8 +215,8 @@ class TaskFunction(Generic[P, R, Q, V]):
     def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Enqueue a task for these arguments, and return its Handle; blocks.
 
-        Raises InvalidTask as for `build`, ConfigError when an event loop is running in this thread
-        (use `await enqueue()`), and what `Client.enqueue` raises, e.g. DuplicateTask and
+        Raises InvalidTask as `build` does, ConfigError if an event loop is running in this thread
+        (use `await enqueue()`), and whatever `Client.enqueue` raises, e.g. DuplicateTask and
         StoreUnavailable.
         """
         need_no_loop(self.name)
@@ -242,7 +243,7 @@ class TaskFunction(Generic[P, R, Q, V]):
 
 
 def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptions:
-    """Return the options of a task, overridden by others. Raise InvalidTask if one is wrong.
+    """Return the options of a task, overridden by others. Raise InvalidTask if any is wrong.
 
     `delay` replaces `process_at`, and `process_at` replaces `delay`.
     """
@@ -263,7 +264,7 @@ def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptio
 
 
 def need_loop(name: str) -> None:
-    """Raise ConfigError unless an event loop runs in this thread, as `enqueue` needs it."""
+    """Raise ConfigError unless an event loop runs in this thread, which `enqueue` needs."""
     if running_loop() is None:
         raise ConfigError(
             f"task {name!r}: enqueue() needs a running asyncio event loop, and there is none in "
@@ -284,7 +285,7 @@ def need_no_loop(name: str) -> None:
 def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None:
     """Raise InvalidTask unless all settings are options of a task or of its handler.
 
-    `others` are further options of the caller, to name in the message.
+    `others` are further options that the caller accepts; the message also names them.
     """
     for option in settings:
         if option not in HANDLER_OPTIONS and option not in TaskOptions.__annotations__:
@@ -325,7 +326,7 @@ def _main_name(module: Mapping[str, Any]) -> str | None:
 
 
 def check_function(function: Any, where: str = "task") -> None:
-    """Raise ConfigError unless the function is a plain one that a server can call."""
+    """Raise ConfigError unless the function is a plain function that a server can call."""
     if isinstance(function, TaskFunction):
         problem = "is a task already"
     elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
@@ -362,7 +363,7 @@ def _is_in_class(function: Any) -> bool:
 
 
 class Decorator(Protocol):
-    """The type of `@app.task(...)`, a decorator that makes a task of a function."""
+    """The type of the decorator `@app.task(...)`, which turns a function into a task."""
 
     @overload
     def __call__(
@@ -394,7 +395,7 @@ B = TypeVar("B", bound=ArgumentlessTask)
 
 
 class PeriodicDecorator(Protocol):
-    """The type of `@app.periodic(...)`: decorates tasks and functions that need no arguments."""
+    """Type of `@app.periodic(...)`, which decorates tasks and functions that need no arguments."""
 
     @overload
     def __call__(self, function: B, /) -> B: ...
@@ -417,7 +418,7 @@ class PeriodicDecorator(Protocol):
 
 
 class ArgumentsDecorator(Protocol):
-    """The type of `@app.periodic(arguments=...)`: like Decorator, but returns a task unchanged."""
+    """The type of the decorator `@app.periodic(arguments=...)`, which returns a task unchanged."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a task is callable: the others match, too

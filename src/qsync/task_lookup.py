@@ -1,4 +1,4 @@
-"""Finds the queue of a task by its id. Without I/O: it makes calls and reads replies."""
+"""Finds the queue of a task by its id. Does no I/O: it builds calls and interprets replies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUEUES_LIMIT: Final = 5_000
 """Maximum number of queues in one search."""
 
 QUEUES_PER_ROUND_TRIP: Final = 100
-"""Queues per round trip; in a cluster, each queue takes a round trip."""
+"""Number of queues per round trip; in a cluster, each queue takes its own round trip."""
 
 QUEUES_NAMED: Final = 10
 """Maximum number of queues that TaskNotFound names."""
@@ -51,7 +51,7 @@ class Search:
                 self._found.append((name, shown))
 
     def queue(self) -> str:
-        """Return the queue of the task, preferably of one that has not ended."""
+        """Return the queue of the task, preferably a queue in which the task has not ended."""
         for name, shown in self._found:
             if shown.state not in _ENDED:
                 return name

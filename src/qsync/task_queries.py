@@ -1,4 +1,4 @@
-"""The queries behind handles: wait for a result, read a status, cancel and reschedule a task."""
+"""The operations behind handles: wait for a result, read a status, cancel and reschedule a task."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from qsync.results import Deadline, poll_intervals, result_if_finished, retentio
 log: Final = logging.getLogger("qsync.client")
 
 RESULT_GRACE_S: Final = 1.0
-"""Time beyond its timeout that `result` may take if the store does not answer, in seconds."""
+"""How long beyond its timeout `result` may take if the store does not answer, in seconds."""
 
 ORDER_TTL_MS: Final = 60_000
-"""Lifetime of an order in the inbox of a server, which may be dead, in milliseconds."""
+"""Lifetime, in milliseconds, of an order in the inbox of a server, since the server may be dead."""
 
 ORDER_S: Final = 0.5
-"""Longest time that `cancel` spends on sending the order, seconds. Without the order, the server
+"""Maximum time that `cancel` spends on sending the order, in seconds. Without the order, the server
 learns of the cancellation when it renews the lease."""
 
 SERVERS_S: Final = 0.5
-"""Longest time that a waiting caller spends on reading which servers are live, seconds."""
+"""Maximum time that a waiting caller spends on reading which servers are live, seconds."""
 
 MESSAGE_ROOM: Final = 512 * 1024
-"""Estimated size of a task with its message in a reply, bytes; it limits the size of a batch."""
+"""Estimated size in a reply, in bytes, of a task with its message; it limits a batch."""
 
 RESULT_ROOM: Final = 64 * 1024
 """Estimated size in a reply, in bytes, of a task without its message but possibly with a result."""
@@ -57,7 +57,7 @@ class _Unknown(Enum):
 
 
 RETENTION_UNKNOWN: Final = _Unknown.RETENTION
-"""Retention of a task that this client did not enqueue, which only the store knows."""
+"""Stands for the retention of a task that this client did not enqueue: only the store knows it."""
 
 Retention = int | None | Literal[_Unknown.RETENTION]
 """Retention in microseconds; None if the task has none."""
@@ -72,7 +72,7 @@ class _TaskQueriesBase:
         self._call_sequences = CallSequences()
         self._closed = False
         self._unserved: set[str] = set()
-        """Queues for which the warning that no server serves them was logged."""
+        """Queues for which a warning was logged that no server serves them."""
         self._checking: set[str] = set()
         """Queues whose servers one caller is reading on behalf of all waiting callers."""
 
@@ -83,7 +83,7 @@ class _TaskQueriesBase:
 
     @contextmanager
     def _call_id(self) -> Iterator[tuple[str, int]]:
-        """Yield the id of a call, so that a repetition after a lost reply gets the same answer."""
+        """Yield an id for a call, so that a repeat after a lost reply gets the same answer."""
         call_id = self._call_sequences.take()
         try:
             yield call_id
@@ -104,14 +104,14 @@ class _TaskQueriesBase:
         return QueueKeys(self._prefix, queue)
 
     def _note_servers(self, id: str, queue: str, records: Sequence[Any]) -> None:
-        """Warn, once per queue, when no live server serves the queue."""
+        """Warn, once per queue, if no live server serves the queue."""
         readable = [record for record in records if not isinstance(record, QsyncError)]
         if len(readable) == len(records) and not any(serves(record, queue) for record in readable):
             self._unserved.add(queue)
             log.warning("%s", unserved(id, queue, self._prefix))
 
     def _order(self, id: str, queue: str, token: str) -> Call[int]:
-        """Return the call that orders the lease's holder to stop the task.
+        """Return the call that orders the server with the lease to stop the task.
 
         If the order is lost, the server learns of the cancellation when it renews the lease.
         """
@@ -121,17 +121,18 @@ class _TaskQueriesBase:
 
 
 class TaskQueries(_TaskQueriesBase):
-    """Reads and cancels tasks, waits for their results; every call blocks."""
+    """Reads and cancels tasks, and waits for their results; every call blocks."""
 
     def __init__(self, broker: Broker, prefix: str) -> None:
         super().__init__(prefix)
         self._broker = broker
         self._listeners: dict[int, Listeners] = {}
-        """Listeners by process id: a forked child has no threads, and may inherit held locks."""
+        """Listeners by process id: a forked child inherits no threads, but may inherit held
+        locks."""
         self._warned = False
 
     def check_open(self) -> None:
-        """Raise QsyncError when the client has been closed; warn when it blocks an event loop."""
+        """Raise QsyncError if the client has been closed; warn if it blocks an event loop."""
         if self._closed:
             super().check_open()
         if not self._warned and running_loop() is not None:
@@ -194,7 +195,7 @@ class TaskQueries(_TaskQueriesBase):
             self._note_servers(id, queue, records)
 
     def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
-        """Cancel a task; return True if it is cancelled, or active and marked to be cancelled."""
+        """Cancel a task; return True if it is cancelled, or active and marked for cancellation."""
         self.check_open()
         ends = ends_in(self._broker.patience)
         if retention_us is RETENTION_UNKNOWN:
@@ -211,7 +212,7 @@ class TaskQueries(_TaskQueriesBase):
         return outcome in ("cancelled", "active")
 
     def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
-        """Change the due time of a waiting task, to a text from `due_text`."""
+        """Change the due time of a waiting task; `due_text` builds the new value."""
         self.check_open()
         with self._call_id() as call_id:
             call = operator_ops.reschedule(self._keys(queue), id, due, call_id=call_id)
@@ -232,7 +233,7 @@ class TaskQueries(_TaskQueriesBase):
 
 
 class AsyncTaskQueries(_TaskQueriesBase):
-    """Reads and cancels tasks, waits for their results; concurrent reads share round trips."""
+    """Reads and cancels tasks, and waits for their results; concurrent reads share round trips."""
 
     def __init__(self, broker: AsyncBroker, prefix: str) -> None:
         super().__init__(prefix)
@@ -243,7 +244,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
         self._in_flight = InFlight()
 
     def check_open(self) -> None:
-        """Raise QsyncError when the client has been closed, or belongs to another event loop."""
+        """Raise QsyncError if the client has been closed, or belongs to another event loop."""
         if self._closed:
             super().check_open()
         self._loop = self.check_loop()
@@ -316,7 +317,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
             self._note_servers(id, queue, records)
 
     async def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
-        """Cancel a task; return True if it is cancelled, or active and marked to be cancelled."""
+        """Cancel a task; return True if it is cancelled, or active and marked for cancellation."""
         self.check_open()
         with self._in_flight:
             ends = ends_in(self._broker.patience)
@@ -334,7 +335,7 @@ class AsyncTaskQueries(_TaskQueriesBase):
             return outcome in ("cancelled", "active")
 
     async def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
-        """Change the due time of a waiting task, to a text from `due_text`."""
+        """Change the due time of a waiting task; `due_text` builds the new value."""
         self.check_open()
         with self._in_flight, self._call_id() as call_id:
             call = operator_ops.reschedule(self._keys(queue), id, due, call_id=call_id)

@@ -11,7 +11,7 @@ from qsync.phrase import Phrase, phrase
 from qsync.value_text import shorten
 
 MAX_SECONDS: Final = 10 * 365 * 86_400.0
-"""Longest duration that an option may have, seconds: ten years."""
+"""Maximum duration for an option, in seconds: ten years."""
 
 MINUTE_US: Final = 60_000_000
 DAY_US: Final = 86_400_000_000
@@ -67,7 +67,7 @@ def datetime_us(field: str, value: datetime) -> int:
 
 
 def _example(value: object) -> str:
-    """Return the expression for a time after this duration; after a minute for another value."""
+    """Return example code for a time after this duration, or after a minute for any other value."""
     after = "seconds=60"
     if isinstance(value, timedelta):
         after = f"seconds={value.total_seconds():g}"
@@ -77,9 +77,9 @@ def _example(value: object) -> str:
 
 
 def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
-    """Return a due time in the form for scripts: `+<us>` after now, or `<us>` Unix time.
+    """Return a due time in the form that scripts take: `+<us>` from now, or `<us>` as Unix time.
 
-    Raises InvalidTask unless exactly one of the two is given and valid.
+    Raises InvalidTask unless exactly one of the two is passed and valid.
     """
     if delay is not None and process_at is not None:
         raise InvalidTask(f"process_at: {process_at} and delay: {delay} cannot be used together")
@@ -91,7 +91,7 @@ def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
 
 
 def too_late(due_us: int, deadline_us: int) -> Phrase:
-    """Return the error of a due time that is not before the task's deadline."""
+    """Return the error for a due time that is not before the task's deadline."""
     return phrase(
         "the task would be due at %(due)s, not before its deadline, %(deadline)s, so it could "
         "never start; choose an earlier time or a later deadline",
@@ -101,7 +101,7 @@ def too_late(due_us: int, deadline_us: int) -> Phrase:
 
 def from_us(us: int) -> datetime:
     """Return Unix time in microseconds as an aware datetime in UTC. A time out of range becomes
-    FIRST or LAST: a damaged store may hold any number."""
+    FIRST or LAST, since a damaged store may hold any number."""
     try:
         return _EPOCH + timedelta(microseconds=us)
     except OverflowError:
@@ -109,7 +109,8 @@ def from_us(us: int) -> datetime:
 
 
 def is_of_wrong_clock(moment_us: int, now_us: int) -> bool:
-    """Return whether a recorded time is from a clock that was ahead and has since been set back.
+    """Return whether a recorded time comes from a clock that was ahead and has since been
+    corrected.
 
     Such a time is over an hour in the future. The scripts have the same function.
     """

@@ -1,8 +1,8 @@
-"""Statistics of one type of tasks in one period, and how the store keeps them. Pure.
+"""Statistics of one task type in one period, and their form in the store. Pure.
 
 A block holds the periods of one type: 60 minutes of an hour, or 24 hours of a day. Counts are
-exact. For a histogram, a block keeps the square root of each bucket's share, in 12 steps, and the
-cells of the median and the 95th percentile, which takes less than half of the memory of exact
+exact. For a histogram, a block keeps the square root of each bucket's share, in STEPS steps, and
+the cells of the median and the 95th percentile. This takes less than half of the memory of exact
 counts.
 """
 
@@ -25,20 +25,20 @@ FORMAT: Final = 1
 """First element of a block."""
 
 STEPS: Final = 8
-"""Number of steps in which a block keeps the square root of a share."""
+"""Number of steps to which a block rounds the square root of a share."""
 
 BLOCK_LIMIT: Final = 1 << 20
-"""Largest decompressed block, in bytes."""
+"""Maximum size of a decompressed block, in bytes."""
 
 _WAITS: Final = 1 + len(OUTCOMES)
 _RUNS: Final = _WAITS + BUCKETS
 _KNOWN: Final = _RUNS + BUCKETS
 _COLUMNS: Final = _KNOWN + 2 * len(Cells._fields)
-"""First columns of both histograms and of the cells of their quantiles, and number of columns."""
+"""First columns of the two histograms and of their quantiles' cells, and the number of columns."""
 
 _WAIT_CELLS: Final = 1000
 _RUN_CELLS: Final = 2000
-"""First columns of the cells of both histograms in a report."""
+"""First columns of the two histograms' cells in a report."""
 
 
 class TypeCounts(msgspec.Struct):
@@ -64,7 +64,7 @@ class TypeCounts(msgspec.Struct):
 
 
 def sum_of(counts: Iterable[TypeCounts]) -> TypeCounts:
-    """Return the sum of several periods."""
+    """Return the sum of the counts of several periods."""
     total = TypeCounts()
     for count in counts:
         total.add(count)
@@ -72,9 +72,9 @@ def sum_of(counts: Iterable[TypeCounts]) -> TypeCounts:
 
 
 def encode_report(rows: Mapping[str, TypeCounts]) -> bytes:
-    """Return a server's report of a minute: by type, the counts of columns that are not 0.
+    """Encode a server's report on one minute: by type, the counts of columns that are not 0.
 
-    The buckets are for versions that do not know the cells.
+    The buckets are included for versions that do not know the cells.
     """
     return codec.encode({type: _report(row) for type, row in rows.items()})
 
@@ -88,7 +88,7 @@ def _report(row: TypeCounts) -> dict[int, int]:
 
 
 def decode_report(data: bytes) -> dict[str, TypeCounts]:
-    """Return the counts in a report, by type; none if it is damaged."""
+    """Return the counts in a report, by type; empty if the report is damaged."""
     try:
         rows = codec.decode(data, dict[str, dict[int, int]])
     except codec.CodecError:
@@ -97,7 +97,7 @@ def decode_report(data: bytes) -> dict[str, TypeCounts]:
 
 
 def encode_block(periods: Mapping[int, TypeCounts]) -> bytes:
-    """Return a block with these periods, by their number in it."""
+    """Encode a block with these periods; the keys are their numbers in the block."""
     numbers = sorted(periods)
     rows = [_stored(periods[number]) for number in numbers]
     columns = {
@@ -111,7 +111,7 @@ def encode_block(periods: Mapping[int, TypeCounts]) -> bytes:
 def decode_block(data: bytes | None, only: Container[int] | None = None) -> dict[int, TypeCounts]:
     """Return the periods in a block: all, or those in `only`.
 
-    The result is empty if there is no block, or it is damaged.
+    The result is empty if there is no block, or if it is damaged.
     """
     if not data:
         return {}
@@ -158,14 +158,13 @@ def _stored(row: TypeCounts) -> list[int]:
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """Return the square root of each share in STEPS; 0 for less than 0.4 % of the runs."""
+    """Return the square root of each share as a number of STEPS; 0 if under 0.4 % of the runs."""
     total = sum(weights) or 1
     return [round(STEPS * math.sqrt(max(0.0, weight / total))) for weight in weights]
 
 
 def _offsets(histogram: Histogram, shares: Sequence[int]) -> list[int]:
-    """Return the differences between the cells of the quantiles and those estimated from the
-    shares.
+    """Return how the cells of the quantiles differ from those that are estimated from the shares.
 
     An offset n is stored as 2n, or as -2n - 1 if it is negative.
     """

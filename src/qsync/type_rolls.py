@@ -1,9 +1,9 @@
-"""How reports of servers become blocks of minutes and hours. Pure.
+"""Merges reports of servers into blocks of minutes and hours. Pure.
 
 The hash `type_stats` has a block for each type and hour, `m<hour>:<type>`, with its minutes, and
 one for each type and day, `h<day>:<type>`, with its hours; `#` is the directory. An hour is always
-the sum of its minutes as they are stored, so repeated roundings do not add up. `s:<type>` has the
-slowest runs of a type, and `v` the starts of servers with their versions.
+the sum of its minutes as stored, so rounding errors do not accumulate. The field `s:<type>` has the
+slowest runs of a type, and `v` has the starts of servers, with their versions.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from qsync.times import MINUTE_US
 from qsync.type_counts import TypeCounts, decode_block, decode_report, encode_block, sum_of
 
 TYPES: Final = 100
-"""Maximum number of types of a queue with separate statistics; the others share `OTHER`."""
+"""Maximum number of types with separate statistics per queue; the others are counted as `OTHER`."""
 
 OTHER: Final = "other"
 
 KEPT_HOURS: Final = 48
-"""Number of hours for which minutes are kept, besides the current one."""
+"""Number of hours for which minutes are kept, in addition to the current hour."""
 
 KEPT_DAYS: Final = 90
-"""Number of days for which hours are kept, besides the current one."""
+"""Number of days for which hours are kept, in addition to the current day."""
 
 DIRECTORY: Final = "#"
 
@@ -50,34 +50,34 @@ STARTS_FIELD: Final = "v"
 SLOW_REPORT: Final = "s"
 START_REPORT: Final = "v"
 """Prefixes of the fields of reports on slow runs and on starts of servers; other reports have no
-prefix. Versions without these statistics leave such reports alone."""
+prefix. Versions without these statistics ignore such reports."""
 
 TRIMMED_MOST: Final = 1000
 """Maximum number of fields that one roll deletes."""
 
 
 class Directory(msgspec.Struct, array_like=True):
-    """The types that have statistics in a queue, and since which hour and day."""
+    """The types that have statistics in a queue, and the first hour and day with blocks."""
 
     number: int = 0
-    """Number of rolls, so that each one changes the directory."""
+    """Number of rolls so far, which makes each roll change the directory."""
     types: dict[str, int] = msgspec.field(default_factory=dict)
-    """Last hour of each type."""
+    """Last hour in which each type has counts."""
     first_hour: int = 0
-    """Hour from which on there may be blocks of minutes."""
+    """First hour for which there may be blocks of minutes."""
     first_day: int = 0
-    """Day from which on there may be blocks of hours."""
+    """First day for which there may be blocks of hours."""
 
 
 class RollUp(msgspec.Struct, frozen=True):
-    """The changes of a roll: new values of fields of type_stats, including the directory; None
-    deletes a field."""
+    """The changes that a roll makes: new values for fields of type_stats, including the directory;
+    None deletes a field."""
 
     fields: dict[str, bytes | None]
 
 
 Reports = Mapping[str, bytes]
-"""Reports by their field, `<minute>:<server>`."""
+"""Reports by field, e.g. `<minute>:<server>`."""
 
 
 def minutes_of(hour: int, type: str) -> str:
@@ -96,7 +96,7 @@ def slow_runs_of(type: str) -> str:
 
 
 def report_field(minute: int, server: str, kind: str = "") -> str:
-    """Return the field of a server's report of a minute; `kind` is SLOW_REPORT or START_REPORT."""
+    """Return the field for a server's report on a minute; `kind` is SLOW_REPORT or START_REPORT."""
     return f"{kind}{minute}:{server}"
 
 
@@ -112,7 +112,7 @@ def minute_of(field: str) -> int | None:
 
 
 def decode_directory(data: bytes | None) -> Directory:
-    """Return the stored directory; an empty one if there is none, or it is damaged."""
+    """Return the stored directory; an empty directory if there is none, or if it is damaged."""
     try:
         return codec.decode(data, Directory) if data else Directory()
     except codec.CodecError:
@@ -120,7 +120,7 @@ def decode_directory(data: bytes | None) -> Directory:
 
 
 def merged_reports(reports: Reports, types: Iterable[str]) -> dict[str, dict[int, TypeCounts]]:
-    """Return the counts in reports, by type and minute; types beyond the limit are `OTHER`."""
+    """Return the counts in reports, by type and minute; types beyond the limit count as `OTHER`."""
     names, merged = {*types}, dict[str, dict[int, TypeCounts]]()
     for field, data in sorted(reports.items()):
         minute = None if kind_of(field) else minute_of(field)
@@ -153,7 +153,7 @@ def reported_starts(reports: Reports) -> list[StartReport]:
 
 
 def needed_fields(merged: Mapping[str, Mapping[int, TypeCounts]], reports: Reports) -> list[str]:
-    """Return the fields that `roll` needs to read."""
+    """Return the fields whose values `roll` needs."""
     fields: dict[str, None] = {STARTS_FIELD: None}
     fields |= dict.fromkeys(slow_runs_of(type) for type in reported_slow_runs(reports))
     for type, minutes in merged.items():
@@ -212,7 +212,7 @@ def _add_slow_runs(
     stored: Mapping[str, bytes | None],
     now_minute: int,
 ) -> None:
-    """Add reported slow runs to the stored ones, for types that have statistics."""
+    """Add reported slow runs to the stored runs, for types that have statistics."""
     for type, runs in reported_slow_runs(reports).items():
         if type in types:
             field = slow_runs_of(type)

@@ -1,4 +1,4 @@
-"""Checks the options for a second task with the same unique lock."""
+"""Checks the options that decide about a second task with the same unique lock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qsync.times import Duration, duration_us
 from qsync.value_text import shorten
 
 OnDuplicate = Literal["raise", "skip", "replace"]
-"""Action of an enqueue when another task holds the unique lock. `raise`: DuplicateTask; `skip`: it
-returns the handle of the holder; `replace`: the new payload and options replace the holder's."""
+"""Action of an enqueue when another task holds the unique lock. `raise`: raise DuplicateTask;
+`skip`: return the handle of the holder; `replace`: replace the holder's payload and options."""
 
 _CHOICES: Final = ("raise", "skip", "replace")
 
@@ -20,9 +20,9 @@ class Uniqueness(NamedTuple):
     """The checked options; None for an option that is not set."""
 
     window_us: int | None = None
-    """Minimum time that the lock is held; 0 means until the task has ended, None means no lock."""
+    """Minimum time for which the lock is held; 0: until the task has ended; None: no lock."""
     replaces: bool = False
-    """Whether the task replaces a holder of the lock."""
+    """Whether the task replaces a task that holds the lock."""
     debounce_us: int | None = None
     debounce_max_us: int | None = None
 
@@ -88,7 +88,7 @@ def _check_company(
     delay: Duration | None,
     process_at: datetime | None,
 ) -> None:
-    """Raise InvalidTask if an option that `debounce` needs is missing, or another excludes it."""
+    """Raise InvalidTask if `debounce` lacks an option, or cannot be used together with another."""
     if unique_key is None:
         raise InvalidTask(
             f"debounce: {debounce} needs a unique_key, which the calls to combine have in common"

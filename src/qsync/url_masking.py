@@ -1,4 +1,4 @@
-"""Masks URLs with passwords in texts for people."""
+"""Masks URLs with passwords in user-facing text."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ _CREDENTIALS: Final = re.compile(
 
 
 def hide_credentials(text: str) -> str:
-    """Return the text with only the scheme of each URL that may contain a password."""
+    """Return the text, with each URL that may contain a password reduced to its scheme."""
     return _CREDENTIALS.sub(lambda match: f"{match[1] or match[2]}...", text)

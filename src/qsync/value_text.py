@@ -8,13 +8,14 @@ from qsync.url_masking import hide_credentials
 
 SHOWN_LENGTH: Final = 80
 URL_LIMIT: Final = 4096
-"""Longest beginning of a value, in characters, that messages search for a URL."""
+"""Number of characters at the start of a value that are searched for a URL."""
 
 
 def shorten(value: object) -> str:
     """Return a value as text for a message: escaped, and cut to about SHOWN_LENGTH characters.
 
-    Credentials of a URL are replaced by dots, since a URL may be passed in place of another value.
+    The credentials of a URL are replaced with dots, since a URL may be passed instead of another
+    value.
     """
     try:
         text = ascii(value[:URL_LIMIT] if isinstance(value, str | bytes) else value)
@@ -25,7 +26,7 @@ def shorten(value: object) -> str:
 
 
 def plain_text(value: str) -> str:
-    """Return a text as a plain str: msgpack accepts no subclass of it, such as Markup."""
+    """Return a string as a plain str: msgpack accepts no subclass of str, such as Markup."""
     return str.__str__(value)
 
 
@@ -36,7 +37,7 @@ def class_name(value: object) -> str:
 
 
 def class_path(value: object) -> str:
-    """Return module and qualified class name of a value; "" if they are not strings or too long."""
+    """Return the module and qualified class name of a value; "" if not strings, or too long."""
     kind = type(value)
     module: object = type.__dict__["__module__"].__get__(kind)
     name: str = type.__dict__["__qualname__"].__get__(kind)
@@ -46,9 +47,8 @@ def class_path(value: object) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """Return the class of an exception and where it was raised, without its text.
-
-    The text may contain secrets.
+    """Return the class of an exception and where it was raised, without its text, which may contain
+    secrets.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

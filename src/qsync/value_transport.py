@@ -16,7 +16,7 @@ from qsync.msgpack_extensions import model_fields
 
 
 class ValueTransport:
-    """Copies values of one annotation into builtin types that arrive unchanged."""
+    """Copies values of one annotated type into builtin types that arrive unchanged."""
 
     def __init__(self, annotation: Any, convert: Convert) -> None:
         self.leaves: frozenset[type] = leaves(annotation)
@@ -27,11 +27,11 @@ class ValueTransport:
         self._annotation = annotation
 
     def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
-        """Return a copy of builtin types and extensions.
+        """Return a copy made of builtin types and extensions.
 
         Raises CodecError if it would arrive changed.
 
-        Dates, UUIDs and similar values become text where the annotation gives their type. Without
+        Dates, UUIDs and similar values become text where the annotation names their type. Without
         such an annotation, or with `tagged`, they become extensions. `sort` puts sets and dicts in
         a fixed order.
         """
@@ -57,7 +57,7 @@ class ValueTransport:
         raise codec.CodecError(why)
 
     def _changed(self, value: Any, copy: Any) -> str | None:
-        """Return how the value would arrive changed; None when it arrives unchanged."""
+        """Return how the value would change on arrival; None if it arrives unchanged."""
         data = codec.encode_natural(copy)
         try:
             got = self._convert(msgspec.Raw(data))
@@ -75,7 +75,7 @@ class ValueTransport:
         return f"{problem.removeprefix(': ')}{hint}"
 
     def _refusal(self, value: Any, why: str) -> str:
-        """Return why the decoder refuses a value, with only the type names if these are the
+        """Return why the decoder rejects a value; only the two type names if the type is the
         reason."""
         type_name = "None" if value is None else type(value).__qualname__
         if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
@@ -119,10 +119,11 @@ def _equal(sent: Any, got: Any) -> bool:
 
 
 def _mark(value: Any) -> tuple[type, Any]:
-    """Return a key that is equal for a value and an exact copy of it.
+    """Return a key that a value shares with exact copies of it.
 
-    Datetimes are compared by their ISO text: `==` ignores offsets, and treats times of a repeated
-    hour unequal. Without a time zone `fold` counts too; with one, the offset contains it.
+    Datetimes are compared by their ISO text: `==` ignores offsets, and treats equal times in a
+    repeated hour as unequal. For a value without a time zone, `fold` also counts; with a time zone,
+    the offset reflects it.
     """
     if isinstance(value, datetime | time):
         fold = value.fold if value.tzinfo is None else None
@@ -159,7 +160,7 @@ def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Return the fields of a record by name; None when the value is not a record."""
+    """Return the fields of a record by name; None if the value is not a record."""
     cls = type(value)
     if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
         inside = model_fields(value)

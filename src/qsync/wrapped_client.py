@@ -22,18 +22,18 @@ from qsync.times import datetime_us
 
 
 class Outgoing(Protocol):
-    """The tasks of one enqueue, as an extension sends them."""
+    """The tasks of one enqueue, as an extension wants to send them."""
 
     @property
     def tasks(self) -> Sequence[Any]:
-        """The tasks to send in place of the caller's."""
+        """The tasks to send instead of the caller's."""
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
         """Record the handles of the tasks, which are now in the store."""
 
 
 AroundEnqueue = Callable[[Sequence[Any], str | None], AbstractContextManager[Outgoing]]
-"""Opens a context around an enqueue of these tasks, with the queue that the caller passed."""
+"""A function that opens a context around an enqueue of these tasks to the queue that was passed."""
 
 
 class WrappedClient(Client):
@@ -132,7 +132,7 @@ class _WrappedTasks:
 def entered(
     around: Sequence[AroundEnqueue], tasks: Sequence[Any], queue: str | None
 ) -> Iterator[_WrappedTasks]:
-    """Enter the context of each extension, the first one outermost."""
+    """Enter the context of each extension; the first context is the outermost."""
     every = _WrappedTasks(tasks)
     with contextlib.ExitStack() as stack:
         for enter in around:
@@ -143,7 +143,7 @@ def entered(
 
 
 def _due(hooks: Hooks, created: Iterable[TaskInfo]) -> Iterator[tuple[Hook, TaskInfo]]:
-    """Yield each "enqueued" hook with each task; without hooks, `created` is not read."""
+    """Yield each "enqueued" hook with each task; if there are no hooks, do not read `created`."""
     if enqueued := hooks.of("enqueued"):
         for info in created:
             yield from ((hook, info) for hook in enqueued)
@@ -170,7 +170,7 @@ def _info(task: Task, handle: Handle[Any] | AsyncHandle[Any]) -> TaskInfo:
 
 
 def _run(coroutine: Any) -> None:
-    """Run a coroutine to its end, or on the loop that runs in this thread."""
+    """Run a coroutine in a task of this thread's running loop, or else to its end in a new loop."""
     loop = running_loop()
     if loop is None:
         asyncio.run(coroutine)

@@ -269,8 +269,9 @@ class Base:
             await self._broker.run_many([call], ends=ends_in(RECORD_S))
 
     async def ping(self) -> float:
-        """Return the duration of a round trip to the store, in seconds. Raises StoreUnavailable if
-        it fails.
+        """Return the duration of a round trip to the store, in seconds.
+
+        Raises StoreUnavailable if it fails.
         """
         return await self._broker.ping()
 

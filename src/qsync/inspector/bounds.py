@@ -61,9 +61,10 @@ class _BoundsMixin(_LiveServersMixin):
         return dict(sorted(weights.items()))
 
     async def set_weight(self, queue: str, key: str, weight: float) -> Change:
-        """Set a fairness key's share of the throughput, 0.001 to 1000; the default is 1. The weight
-        applies to tasks that are enqueued or become due from now on. Raises InvalidTask for an
-        invalid weight or key.
+        """Set a fairness key's share of the throughput, 0.001 to 1000; the default is 1.
+
+        The weight applies to tasks that are enqueued or become due from now on. Raises InvalidTask
+        for an invalid weight or key.
         """
         checked, name = check_weight(weight), _check_key(key)
         if not await self._is_queue(queue):

@@ -42,7 +42,7 @@ class _EditsMixin(_TasksMixin):
         by: str = "",
         dry_run: bool = False,
     ) -> Change:
-        """Replace the payload of a scheduled, retried or dead task, in one step.
+        """Replace the payload of a scheduled, retried or dead task atomically.
 
         With `retry` the task becomes pending now; with `delay`, a scheduled or retried task becomes
         due after that time. The task keeps its id, options, limits and unique lock;
@@ -66,7 +66,7 @@ class _EditsMixin(_TasksMixin):
         by_whom = by or self._actor.by
         edited = with_edit(message, options, data, is_value=is_value, at_us=now_us, by=by_whom)
         new = codec.encode(edited)
-        if new == codec.encode(message):  # the caller only asked what would happen
+        if new == codec.encode(message):  # the payload is unchanged
             new = shown.message or b""
         late = _beyond_deadline(due, now_us, options.deadline_us, shown.state)
         if late is not None or dry_run:

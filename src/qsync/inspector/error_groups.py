@@ -151,8 +151,8 @@ class _ErrorsMixin(_BulkMixin):
     ) -> ErrorPart:
         """Read a part of the dead or retried tasks, and group those that match by error.
 
-        A part has up to 20,000 tasks, the latest first. It has 250 if the filter has more than a
-        type, or if an older version of qsync wrote the records of the tasks. Pass the returned
+        A part has up to 20,000 tasks, the latest first. It has 250 if the filter selects by more
+        than the type, or if an older version of qsync wrote the tasks' records. Pass the returned
         cursor to read the next part, and merge the parts with `merge_groups`.
         """
         checked = one_of(FAILING, state, "grouped by error")

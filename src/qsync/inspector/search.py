@@ -41,8 +41,9 @@ CHANGED: Final[dict[Verb, tuple[TaskState, ...]]] = {
 
 
 class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of the tasks that a search finds. Only the last page has the cursor None; any page may
-    have few tasks or none.
+    """A page of the tasks that a search finds.
+
+    Only the last page has the cursor None; any page may have few tasks or none.
 
     tasks    matching tasks, state by state and queue by queue
     total    number of tasks in the queues and states of the search, whether they match or not
@@ -131,8 +132,9 @@ class _SearchMixin(_BulkMixin):
         )
 
     async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
-        """Return how many tasks a change of all found tasks would affect, by state. Returns None if
-        the search has a filter; in that case, count them with `search_step`.
+        """Return how many tasks a change of all found tasks would affect, by state.
+
+        Returns None if the search has a filter; in that case, count them with `search_step`.
         """
         if query.filter is not None:
             return None

@@ -198,8 +198,7 @@ def _short(text: str) -> str:
 def argument_at(value: Any, path: str) -> list[str]:
     """Return the strings of the argument at a path such as `order.lines.0`; empty if there is none.
 
-    A string is unchanged; other values are written as JSON. For a list, the strings of its elements
-    are also returned.
+    A string is unchanged; other values are written as JSON. A list yields one string per element.
     """
     for name in path.split("."):
         step = _STEPS.get(type(value))
