@@ -70,7 +70,7 @@ def test_disabled_certificate_check_stays_disabled(make: Any) -> None:
         ({"redis_connect_func": print}, "redis_connect_func: qsync does not know"),
         ({"ssl": True, "ssl_cert_reqs": "maybe"}, "ssl_cert_reqs: must be one of"),
         ({"ssl": True, "ssl_ca_certs": "/no/ca.pem"}, "ssl_ca_certs: there is no such file"),
-        ({"ssl": True, "ssl_keyfile": "/no/key.pem"}, "ssl_keyfile: goes with ssl_certfile"),
+        ({"ssl": True, "ssl_keyfile": "/no/key.pem"}, "ssl_keyfile: requires ssl_certfile"),
         ({"port": "here"}, "port: must be a number"),
         ({"db": "first"}, "db: must be the number of a database"),
         ({"host": 7}, "host: must be text"),

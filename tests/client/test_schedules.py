@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "cron of another type": ({"every": None, "cron": 5}, "cron=5: must be a string"),
     "cron that is never due": ({"every": None, "cron": "0 0 29 2 1#6"}, "cron=.*Bad day"),
     "long cron": (
-        {"every": None, "cron": ",".join(["1"] * 600) + " * * * *"}, "cron=.*characters are over",
+        {"every": None, "cron": ",".join(["1"] * 600) + " * * * *"}, "cron=.*characters exceed",
     ),
     "time zone": ({"every": None, "cron": "* * * * *", "tz": "Mars"}, "tz='Mars': not in the time"),
     "time zone without cron": ({"tz": "UTC"}, "tz: 'UTC' needs cron="),

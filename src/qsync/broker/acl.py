@@ -32,7 +32,7 @@ PLAIN: Final[dict[Role, tuple[str, ...]]] = {
     "reader": ("scan", "sscan", "pttl"),
     "admin": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "scan", "sscan", "pttl"),
 }
-"""Commands that are sent outside of scripts, by role. Redis before 7.2 does not know WAITAOF."""
+"""Commands that are sent outside of scripts, by role. Redis before 7.2 does not have WAITAOF."""
 
 EVERYBODY: Final = ("eval", "evalsha", "ping")
 CLUSTER: Final = ("cluster|slots", "asking")
@@ -41,13 +41,14 @@ SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
     "schedule_queues": "schedule_queues", "events": "events",
 }  # fmt: skip
-"""Patterns of the keys outside of queues, without the prefix, by the names that scripts use."""
+"""Patterns for the keys that belong to no queue, without the prefix, by their names in the
+scripts."""
 
 RECORD: Final = frozenset({"xadd", "xdel", "xrevrange"})
-"""Commands on the record of actions, which only operators write."""
+"""Commands on the record of operators' actions, which only operators write."""
 
 CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
-"""Commands on the channels of ended tasks; without them clients notice results only by polling."""
+"""Commands on the channels for ended tasks; without them, clients see results only by polling."""
 
 ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")
 
@@ -72,7 +73,7 @@ _READS: Final = "#!lua flags=no-writes"
 
 
 def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
-    """Return the commands that a role needs, sorted, in lower case; `old`: for Redis before 7.2."""
+    """Return a role's commands, sorted, in lower case; with `old`, those for Redis before 7.2."""
     needed = {*EVERYBODY, *PLAIN[role]}
     for name in scripts_of(role):
         text = load(name, flow=True).text
@@ -96,17 +97,17 @@ def shortfall(refused: Iterable[str], prefix: str) -> str:
 
 
 def _command(name: str, part: str) -> str:
-    """Return the name of a command in ACL rules, e.g. `memory|usage` for a subcommand."""
+    """Return a command's name as ACL rules write it, e.g. `memory|usage` for a subcommand."""
     return f"{name}|{part}".lower() if part else name.lower()
 
 
 def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
-    """Return the rules for the keys outside of queues that the role's scripts use.
+    """Return the rules for the keys that belong to no queue and that the role's scripts use.
 
-    Readers and admins may read all keys with the prefix, since an audit looks for unknown ones.
+    Readers and admins may read all keys with the prefix, since an audit looks for unknown keys.
     """
     used = {key for name in scripts_of(role) for key in load(name).keys}
-    used |= {"inbox"} if role == "server" else set()  # read without a script
+    used |= {"inbox"} if role == "server" else set()  # servers read it without a script
     used -= {"events"} if role in ("client", "server") else set()
     patterns = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
     return (*patterns, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(patterns)
@@ -115,7 +116,8 @@ def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
 def checkable(role: Role) -> tuple[str, ...]:
     """Return the commands of a role that the script `permissions` checks.
 
-    It does not check EVAL, EVALSHA and PING, nor WAIT and WAITAOF, which only durability needs.
+    The script does not check EVAL, EVALSHA and PING, nor WAIT and WAITAOF, which only durability
+    needs.
     """
     return tuple(sorted(set(commands(role)) - {*EVERYBODY, "wait", "waitaof"}))
 
@@ -123,8 +125,8 @@ def checkable(role: Role) -> tuple[str, ...]:
 def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) -> tuple[str, ...]:
     """Return the ACL SETUSER rules for a role, without the password.
 
-    redis-py sends CLIENT SETINFO and ignores a refusal. It is allowed because the store would
-    record each refusal in its ACL LOG.
+    redis-py sends CLIENT SETINFO and ignores a refusal. The command is allowed because the store
+    would record each refusal in its ACL LOG.
     """
     check_name("prefix", prefix)
     channels = (DONE_CHANNEL, WAKE_CHANNELS) if cluster and role != "reader" else (DONE_CHANNEL,)

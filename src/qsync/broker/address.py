@@ -14,8 +14,9 @@ class Address:
     `nodes`: the node, the cluster's startup nodes, or the Sentinels; empty for a unix socket.
     `settings`: settings of every connection (credentials, db, TLS, path), which are never shown.
     `finder`: settings of the clients that ask the Sentinels, including `min_other_sentinels` and
-    `force_master_ip` of redis-py's Sentinel; for a cluster its `address_remap`.
-    `clock`: time for the scripts, in microseconds, in tests; None if they use the store's clock.
+    `force_master_ip` of redis-py's Sentinel; for a cluster, its `address_remap`.
+    `clock`: function that returns the time for the scripts, in microseconds; only tests set it.
+    None means that the scripts use the store's clock.
     """
 
     kind: Literal["node", "cluster", "sentinel"]

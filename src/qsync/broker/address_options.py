@@ -1,7 +1,8 @@
 """The options of a store's address, with a check for each.
 
-Options come as text from a URL or as values from a client object; both pass these checks. An error
-is a ValueError that begins with the option's name and never shows the value, which may be a secret.
+Options come as text from a URL or as values from a client object; both pass these checks. A failed
+check raises a ValueError whose message begins with the option's name and never shows the value,
+which may be a secret.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "ssl_include_verify_flags": _verify_flags,
     "ssl_exclude_verify_flags": _verify_flags,
 }
-"""Checks of the options that a URL may have in its query, by name."""
+"""Checks for the options that a URL may have in its query, by name."""
 
 SENTINEL: Final = "sentinel_"
 """Prefix of options for the connections to the Sentinels."""
@@ -144,13 +145,13 @@ def check(name: str, value: Any) -> Any:
 def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
     """Return the error message for an unknown option.
 
-    A name that may be part of a password is not shown: one with characters that option names do not
-    have, and, unless it resembles an option, one without a value or after a password in the query,
-    where an & ends a value.
+    The message hides a name that may be part of a password: in a query, an & in a password ends it.
+    A name is hidden if it has characters that option names do not have. Unless it resembles an
+    option, it is also hidden if it has no value or follows a password.
     """
     if name in _OURS:
         return f"{name}: qsync sets this option itself; remove it"
-    import difflib  # here, since few programs misspell an option
+    import difflib  # imported here, since few programs misspell an option
 
     known = [*OPTIONS, *SENTINEL_OPTIONS]
     close = difflib.get_close_matches(name.lower(), known, 1, 0.7)
@@ -164,9 +165,10 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
 
 
 def check_tls(settings: Mapping[str, Any], before: str = "") -> None:
-    """Raise ValueError if no TLS connection is possible with these settings, to any store.
+    """Raise ValueError if no store can be reached over TLS with these settings.
 
-    Reads the files that the settings name. `before` is a prefix for option names in errors.
+    The check reads the files that the settings name. `before` is a prefix for option names in
+    errors.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name, kind in (
@@ -193,9 +195,7 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
     if certificate is None:
         for name in ("ssl_keyfile", "ssl_password"):
             if name in settings:
-                raise ValueError(
-                    f"{before}{name}: goes with {before}ssl_certfile, which is missing"
-                )
+                raise ValueError(f"{before}{name}: requires {before}ssl_certfile")
         return
     with _naming(f"{before}ssl_certfile"):
         text = Path(certificate).read_text(errors="replace")
@@ -206,7 +206,7 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
     else:
         with _naming(f"{before}ssl_keyfile"):
             Path(key).read_bytes()
-    password = settings.get("ssl_password", "")  # with None OpenSSL would prompt at the terminal
+    password = settings.get("ssl_password", "")  # with None, OpenSSL would prompt at the terminal
     try:
         context.load_cert_chain(certificate, key, str(password))
     except ssl.SSLError as error:
@@ -226,7 +226,7 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
 
 @contextlib.contextmanager
 def _naming(name: str, otherwise: str = "cannot be used") -> Iterator[None]:
-    """Turn errors of a file into a ValueError that names the option, not the file."""
+    """Turn file errors into a ValueError that names the option instead of the file."""
     try:
         yield
     except FileNotFoundError:
@@ -234,6 +234,6 @@ def _naming(name: str, otherwise: str = "cannot be used") -> Iterator[None]:
     except NotADirectoryError:
         raise ValueError(f"{name}: there is no such directory") from None
     except PermissionError:
-        raise ValueError(f"{name}: the file may not be read") from None
+        raise ValueError(f"{name}: no permission to read the file") from None
     except (OSError, ValueError):  # ssl.SSLError is an OSError
         raise ValueError(f"{name}: {otherwise}") from None

@@ -1,4 +1,4 @@
-"""`AsyncBroker` runs Calls on the store and is awaited: the twin of `Broker` in blocking.py."""
+"""`AsyncBroker` runs Calls on the store for asyncio; `Broker` in blocking.py is its twin."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RECONNECT_S: Final = 0.1
-"""Minimum time between a refused connection and the next attempt, for all callers, in seconds."""
+"""Minimum time between a refused connection and the next attempt of any caller, in seconds."""
 
 
 class AsyncBroker(BaseBroker["AioPool"]):
-    """Runs calls on the store from one event loop. Concurrent calls use up to `connections`."""
+    """Runs calls on the store from one event loop. It has up to `connections` connections."""
 
     def __init__(
         self,
@@ -73,7 +73,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
         self._learning: asyncio.Task[Node] | None = None
         """Task that fetches the cluster's slot map for all waiting calls; None if not in flight."""
         self._refused: dict[AioPool, tuple[float, Exception]] = {}
-        """Time and error of the last failed attempt to connect, by pool; empty while all work."""
+        """Time and error of the last failed attempt to connect, by pool; empty while all pools can
+        connect."""
 
     async def run(
         self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None
@@ -107,9 +108,9 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def converse(self, packet: bytes, expected: bytes, *, seconds: float) -> bool:
         """Send an encoded call once; return whether the encoded reply is `expected`.
 
-        False means that the call was not sent, or got another reply or none; then make it with
-        `run_once`. It is not sent if the caller's remaining patience, `seconds`, leaves no time for
-        another attempt.
+        False means that the call was not sent, got another reply or got none; the caller then
+        repeats it with `run_once`. The call is not sent if the caller's remaining patience,
+        `seconds`, leaves no time for another attempt.
         """
         timeout, pool = self._read_timeout, self._pools.get(None)
         if pool is None or self._refused or self.flow_queues or seconds < 1.8 * timeout:
@@ -152,7 +153,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         return time.perf_counter() - began
 
     async def info(self) -> StoreInfo:
-        """Read the store's version, product and settings; unknown where INFO is forbidden."""
+        """Read the store's version, product and settings; they are unknown if INFO is forbidden."""
         try:
             return parse_info(await self._execute("INFO"))
         except ConfigError as error:
@@ -184,7 +185,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         return [self._address_of(node) for node in sorted(self._slots.primaries)]
 
     def blocking_pops(self, keys: Sequence[str]) -> list[BlockingPop]:
-        """Return connections that block on these lists: one for all, in a cluster one per list."""
+        """Return connections that block on these lists: only one; in a cluster, one per list."""
         from qsync.broker.listeners import BlockingPop  # imports redis-py
 
         if self._slots is not None:
@@ -220,7 +221,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         )
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """Record an error that broke a connection to the node with a key, or a redirection."""
+        """Record a redirection or an error of a connection to the node that holds a key."""
         await self.record_node_error(self.node_of(key), error)
 
     async def record_node_error(self, node: Node | None, error: BaseException) -> None:
@@ -258,7 +259,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def _try(
         self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
     ) -> list[Any]:
-        """Try the calls once; return for each its reply or the error."""
+        """Try the calls once; return one reply or error per call."""
         if self.address.clock is not None:
             calls = self._timed(calls)
         if (slots := self._slots) is not None:
@@ -332,7 +333,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
         if self._learning is learning:
             self._learning = None
         if not learning.cancelled():
-            learning.exception()  # mark it as retrieved: all callers may have given up
+            learning.exception()  # marks it as retrieved: all callers may have given up
 
     async def _ask_nodes(self, slots: SlotMap) -> Node:
         """Fetch the slot map; ask another node as well each time MAP_S passes without a reply."""
@@ -379,7 +380,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
                 if not isinstance(error, TimeoutError) and not isinstance(
                     error.__cause__, TimeoutError
                 ):
-                    # After a timeout, the store may be reachable, but all connections in use.
+                    # After a timeout, the store may be reachable while all connections are in use.
                     self._refused[pool] = time.monotonic(), error
                 return [error] * len(commands)
             if queued and pool.is_served:  # the store replies; the caller waited in line
@@ -403,11 +404,11 @@ class AsyncBroker(BaseBroker["AioPool"]):
         return replies
 
     def _limit(self, ends: float) -> float:
-        """Return the seconds for which a caller waits for a connection."""
+        """Return how long a caller waits for a connection, in seconds."""
         return max(min(self._read_timeout, ends - time.monotonic()), 0.0)
 
     def _recent_refusal(self, pool: AioPool) -> Exception | None:
-        """Return the error of an attempt to connect that failed within the last RECONNECT_S.
+        """Return the error of a connection attempt that failed within the last RECONNECT_S.
 
         This limits the attempts to one per RECONNECT_S, however many calls wait for the store.
         """

@@ -1,7 +1,8 @@
-"""A connection pool of an asyncio broker.
+"""The connection pool of an asyncio broker.
 
 Taking a connection from redis-py's pool and returning it costs half as much as an exchange. So
-redis-py's pool sees these connections as always in use, and callers wait for a free one here.
+redis-py's pool counts these connections as always in use, and callers wait here for a free
+connection.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class AioPool:
         self._pool = client.connection_pool
         self._free: list[RedisConnection | PlainConnection] = []
         self.available: int = connections
-        """Number of connections that may still be taken into use; if 0, the next caller waits."""
+        """Number of connections that callers may still take; if 0, the next caller waits."""
         self._queue: deque[asyncio.Future[None]] = deque()
         """Callers that wait for a connection, first come, first served."""
         self._answered = -LINE_S
@@ -39,7 +40,7 @@ class AioPool:
         return asyncio.get_running_loop().time() - self._answered < LINE_S
 
     def take(self) -> RedisConnection | PlainConnection | None:
-        """Return an open connection for one exchange, if there is an idle one at once."""
+        """Return an idle, open connection for one exchange, or None; do not wait for one."""
         if self._free and self.available and self._free[-1].is_open:
             self.available -= 1
             return self._free.pop()
@@ -101,7 +102,7 @@ class AioPool:
             if self._closed:  # redis-py keeps a connection whose caller was cancelled
                 await self._pool.disconnect(inuse_connections=False)
             raise
-        if self._closed:  # the pool did not know it yet when it was closed
+        if self._closed:  # the connection was not in the pool yet when the pool was closed
             await raw.disconnect(nowait=True)
             raise redis_errors.ConnectionError(CLOSED_TEXT)
         return raw
@@ -111,7 +112,7 @@ class AioPool:
         await self._pool.release(connection.raw)
 
     async def _wait_for_turn(self, seconds: float) -> float:
-        """Wait for a turn; return how many seconds are left to use it."""
+        """Wait for a turn; return how many seconds are left to open or take a connection."""
         loop = asyncio.get_running_loop()
         ends, late = loop.time() + seconds, False
         turn = loop.create_future()

@@ -24,17 +24,17 @@ DEFAULT_PATIENCE_S: Final = 10.0
 """How long a client tries a call by default before it raises StoreUnavailable, in seconds."""
 
 ONE_TRY_S: Final = 2.0
-"""Time limit of a call with a patience of 0, which is tried once, in seconds."""
+"""Time limit of a call whose patience is 0, in seconds; such a call is tried once."""
 
 MAP_S: Final = 0.5
-"""Time without a reply after which another cluster node is asked for the slot map, in seconds."""
+"""Time without a reply, in seconds, after which another cluster node is asked for the slot map."""
 
 
 LINE_S: Final = 1.0
-"""Time after the store's last reply, in seconds, for which waiting callers do not time out."""
+"""How long waiting callers do not time out after the store's last reply, in seconds."""
 
 LOOP_BLOCKED_S: Final = 0.1
-"""Delay of a timer, in seconds, that shows that the event loop was blocked."""
+"""How late a timer must fire, in seconds, to show that the event loop was blocked."""
 
 
 class _Default(Enum):
@@ -42,7 +42,7 @@ class _Default(Enum):
 
 
 DEFAULT: Final = _Default.PATIENCE
-"""Default of `patience` for a call: the patience of the broker."""
+"""Default for a call's `patience`: the patience of the broker."""
 
 Patience = float | None | Literal[_Default.PATIENCE]
 """Time for which a call is retried, in seconds; None means no limit."""
@@ -77,17 +77,17 @@ class BaseBroker(Generic[PoolT]):
     def sends_packets(self) -> bool:
         """Whether calls may be sent encoded, with `converse`.
 
-        They may if they carry no time of a test's clock, and if the patience leaves time for
-        another attempt after the read timeout, the only time limit of `converse`.
+        They may not if they carry the time of a test's clock. The patience must also leave time for
+        another attempt after the read timeout, which is the only time limit of `converse`.
         """
         ends = ends_in(self.patience or ONE_TRY_S)
         is_patient = exchange_end(ends, self._read_timeout, used=True) is None
         return is_patient and self.address.clock is None
 
     def with_longer_timeout(self, seconds: float) -> Self:
-        """Return a broker for the same store, for calls whose wait delays the reply by `seconds`.
+        """Return a broker for the same store whose calls may wait for a reply `seconds` longer.
 
-        It has separate connections, so that other calls are not delayed.
+        It has separate connections, so that its calls do not delay others.
         """
         return type(self)(
             self.address,
@@ -109,7 +109,7 @@ class BaseBroker(Generic[PoolT]):
             return None
 
     def _timed(self, calls: Sequence[Call[T]]) -> Sequence[Call[T]]:
-        """Return the calls with the time of the address's clock; unchanged without a clock."""
+        """Return the calls with the time of the address's clock, if it has a clock."""
         if (clock := self.address.clock) is None:
             return calls
         now_us = clock()
@@ -153,7 +153,7 @@ def check_broker(broker: object, maker: str) -> None:
 
 
 def noop() -> None:
-    """Do nothing; the default of `overlap`."""
+    """Do nothing: the default for `overlap`."""
 
 
 def ends_in(patience: float | None) -> float:

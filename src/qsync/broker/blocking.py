@@ -43,19 +43,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNEXPECTED_S: Final = 1.0
-"""Time for which a broker does not `converse` after an unexpected reply, in seconds."""
+"""How long a broker does not use `converse` after an unexpected reply, in seconds."""
 
 
 class Broker(BaseBroker["Pool"]):
-    """Runs calls on the store and blocks until they return. Safe for threads and across forks."""
+    """Runs calls on the store and blocks until they return.
+
+    Threads may share a broker, and it works after a fork.
+    """
 
     _unexpected_until = 0.0
-    """Monotonic time until which the broker does not `converse`."""
+    """Monotonic time until which the broker does not use `converse`."""
 
     def run(self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None) -> T:
         """Make one call. Retry transient errors for `patience` seconds; None means no limit.
 
-        `ends` replaces `patience`: the time at which the caller gives up, as `ends_in` returns it.
+        `ends`, the time at which the caller gives up as `ends_in` returns it, replaces `patience`.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
         forks.notice()
@@ -76,7 +79,7 @@ class Broker(BaseBroker["Pool"]):
         ends: float = math.inf,
         overlap: Callable[[], None] = noop,
     ) -> list[T | QsyncError]:
-        """Try each call once, until `ends`: all in one round trip; in a cluster, each in its own.
+        """Try each call once, until `ends`, in one round trip (in a cluster, one per call).
 
         Calls with a wait must come last and share the same wait. `overlap` runs while the store
         works on the calls; it is not called in a cluster.
@@ -87,7 +90,7 @@ class Broker(BaseBroker["Pool"]):
     def run_once(self, call: Call[T], *, ends: float) -> T | QsyncError:
         """Try a call once, until `ends`; return its result or the error.
 
-        The caller has drawn a nonce, which notices forks.
+        The caller must have drawn a nonce, which detects forks.
         """
         [reply] = self._try((call,), ends)
         if isinstance(reply, BaseException):
@@ -97,8 +100,9 @@ class Broker(BaseBroker["Pool"]):
     def converse(self, packet: bytes, expected: bytes) -> bool:
         """Send an encoded call once; return whether the encoded reply is `expected`.
 
-        False means that the call was not sent, or got another reply or none; then make it with
-        `run_once`. The caller has called `forks.notice`, and its patience covers the read timeout.
+        False means that the call was not sent, got another reply or got none; the caller then
+        repeats it with `run_once`. The caller must have called `forks.notice`, and its patience
+        must cover the read timeout.
         """
         pool = self._pools.get(None)
         if pool is None or self.flow_queues or time.monotonic() < self._unexpected_until:
@@ -114,7 +118,7 @@ class Broker(BaseBroker["Pool"]):
             pool.release(connection)
         elif connection.error is not None:
             pool.discard(connection)
-        else:  # e.g. the store is full: closing a connection for each refusal would cost more
+        else:  # e.g. the store is full: closing a connection after each refusal would cost more
             pool.drop(connection)
             self._unexpected_until = time.monotonic() + UNEXPECTED_S
         return is_expected
@@ -131,7 +135,7 @@ class Broker(BaseBroker["Pool"]):
         return bool(self._run_exchanges(pool, probe_durability(durability, self.address), ends))
 
     def ping(self) -> float:
-        """Measure a round trip, in seconds; raises StoreUnavailable without a reply."""
+        """Measure a round trip, in seconds; raises StoreUnavailable if there is no reply."""
         forks.notice()
         began = time.perf_counter()
         ends = min(ends_in(self._read_timeout), ends_in(self.patience))
@@ -160,7 +164,7 @@ class Broker(BaseBroker["Pool"]):
     def subscribe(self, node: Node | None) -> Subscription:
         """Return a subscription to a node's sharded channels, on its own connection.
 
-        A node of None means the only node.
+        None means the only node.
         """
         from qsync.broker.listeners import Subscription  # imports redis-py
 
@@ -172,7 +176,7 @@ class Broker(BaseBroker["Pool"]):
             self._pools.popitem()[1].close()
 
     def locate(self, key: str) -> Node | None:
-        """Return the node that holds a key, asking the cluster if needed. None is the only node."""
+        """Return the node that holds a key, asking the cluster if needed; None is the only node."""
         with mapped_errors(self.address):
             return self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
 
@@ -206,7 +210,7 @@ class Broker(BaseBroker["Pool"]):
     def _try(
         self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
     ) -> list[Any]:
-        """Try the calls once; return for each its reply or the error."""
+        """Try the calls once; return one reply or error per call."""
         if self.address.clock is not None:
             calls = self._timed(calls)
         if (slots := self._slots) is not None:

@@ -1,8 +1,8 @@
 """Connections of a blocking broker: one exchange at a time, with a time limit each.
 
 redis-py opens and closes the connection, which includes TLS, credentials and the database. In
-between, a `SocketConnection` uses its socket and its own parser: redis-py's reading and
-writing take more CPU time than the rest of an enqueue.
+between, a `SocketConnection` uses the connection's socket with a parser of its own, since
+redis-py's reading and writing take more CPU time than the rest of an enqueue.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
 
 WARM_S: Final = 0.02
-"""How long after its last reply a connection may be used without a check, in seconds: to check
-whether the store has closed it takes a system call."""
+"""How long after its last reply a connection may be used without a check, in seconds. The check
+whether the store has closed the connection takes a system call."""
 
 KERNEL_WAIT_S: Final = 0.01
-"""Time for which a read waits in the kernel before it polls, in seconds: most replies come sooner,
-and then the read is one system call. It is short, since it begins again after each signal."""
+"""How long a read waits in the kernel before it polls, in seconds. Most replies come sooner, and
+then the read is one system call. The time is short, since the wait begins again after each
+signal."""
 
 _READ_SIZE: Final = 64 * 1024
 _MORE: Final = object()
@@ -53,8 +54,9 @@ class SocketConnection:
     """A connection that uses the socket of a redis-py connection.
 
     Writes do not block. Reads first wait in the kernel for KERNEL_WAIT_S, and then poll: with
-    Python's socket timeout, each would take one more system call. If the kernel cannot limit reads,
-    they poll at once. A socket with TLS, or one that cannot be polled, has Python's timeout.
+    Python's socket timeout, each read would take one more system call. If the kernel cannot limit
+    how long a read waits, reads poll at once. A socket that uses TLS or cannot be polled has
+    Python's timeout.
     """
 
     def __init__(
@@ -73,13 +75,14 @@ class SocketConnection:
             protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
-        """Function that returns the number of decrypted bytes; None without TLS."""
+        """Function that returns the number of decrypted bytes that are not read yet; None without
+        TLS."""
         self._poll = _poll_of(sock)
         """Waits up to a number of ms; returns whether the socket has data or was closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")
         """Whether the socket has Python's timeout."""
         self._kernel_waits = not self._blocks and _limit_reads(sock)
-        """Whether a read of the socket waits in the kernel, for KERNEL_WAIT_S."""
+        """Whether a read from the socket waits in the kernel, for up to KERNEL_WAIT_S."""
         self._usual_timeout = timeout if self._blocks else None if self._kernel_waits else 0
         sock.settimeout(self._usual_timeout)
 
@@ -98,9 +101,9 @@ class SocketConnection:
     ) -> list[Any]:
         """Send the commands; return one reply per command, the store's error replies included.
 
-        `overlap` is called once the commands are sent. If the connection breaks or the exchange
-        takes until `until`, that error replaces each missing reply and `error` is set. If `until`
-        is None, each write and read has the timeout of the connection.
+        `overlap` is called once the commands are sent. If the connection breaks or `until` passes,
+        `error` is set, and the same error replaces each missing reply. If `until` is None, each
+        write and read has the timeout of the connection.
         """
         self.used = True
         replies: list[Any] = []
@@ -123,7 +126,7 @@ class SocketConnection:
     def converse(self, packet: bytes, expected: bytes) -> bool:
         """Send an encoded command; return whether the encoded reply is `expected`.
 
-        After another reply the connection must be closed: those bytes may belong to no command.
+        After any other reply, the connection must be closed: the bytes may belong to no command.
         When the connection breaks, `error` is set. Each write and read has the timeout of the
         connection.
         """
@@ -138,7 +141,7 @@ class SocketConnection:
         return data == expected
 
     def _read(self, replies: list[Any], count: int, until: float | None) -> None:
-        """Append `count` replies."""
+        """Read `count` replies and append them to `replies`."""
         parser = self._parser
         while len(replies) < count:
             parser.feed(self._receive(until))
@@ -274,8 +277,7 @@ def _limit_socket(connection: Any, seconds: float) -> None:
 
 
 def _poll_of(sock: Any) -> Callable[[float], Any]:
-    """Return a function that waits up to a number of milliseconds for data on a socket or its end,
-    and returns whether either has happened."""
+    """Return a function that waits some ms for the socket to have data or to be closed."""
     if not hasattr(select, "poll"):  # Windows
         return lambda ms: select.select([sock], [], [], ms / 1000)[0]
     poller = select.poll()
@@ -284,7 +286,7 @@ def _poll_of(sock: Any) -> Callable[[float], Any]:
 
 
 def _described(error: Exception) -> Exception:
-    """Return an error of a socket as redis-py would raise it."""
+    """Return the error that redis-py would raise for this socket error."""
     if isinstance(error, TimeoutError):
         return failures.TimeoutError("no answer in time")
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""A connection pool of a blocking broker, shared by its threads.
+"""The connection pool of a blocking broker, shared by all threads.
 
 The timeouts of redis-py's pools are fixed at creation, but each caller has its own deadline. So
 this pool keeps the connections and uses redis-py only to open them.
@@ -26,7 +26,10 @@ from qsync.broker.error_mapping import opening
 
 
 class Pool:
-    """A pool of at most `connections` connections to one node. Safe for threads and forks."""
+    """A pool of at most `connections` connections to one node.
+
+    Threads may share a pool, and it works after a fork.
+    """
 
     def __init__(self, client: redis.Redis, *, connections: int, read_timeout: float) -> None:
         self._client = client
@@ -96,8 +99,7 @@ class Pool:
         redis_clients.close(self._client)
 
     def _wait_for_free(self, ends: float) -> SocketConnection | LibraryConnection | None:
-        """Return a connection that another thread returns, or None when one may be opened
-        instead."""
+        """Wait for a connection that another thread returns; None means that one may be opened."""
         until = min(ends, time.monotonic() + self._read_timeout)
         in_time = True
         with self._freed:
@@ -121,7 +123,7 @@ class Pool:
         self._put_back()
 
     def _put_back(self) -> None:
-        """Return the place of a closed connection to the pool: below those that are open."""
+        """Return the place of a closed connection to the pool, below the open connections."""
         self._free.insert(0, None)
         if self._waiting:
             self._call_next()
@@ -148,10 +150,10 @@ class Pool:
         return wrap_connection(connection, usual)
 
     def _forget(self) -> None:
-        """Start empty; after a fork the parent's connections and locks must not be used."""
+        """Start empty; after a fork, the parent's connections and locks must not be used."""
         self._free: list[SocketConnection | LibraryConnection | None] = [None] * self._connections
-        """One None per connection that may still be opened, then the idle connections, last used at
-        the end. Threads take and return entries without a lock."""
+        """One None per connection that may still be opened, then the idle connections, the last
+        used one at the end. Threads take and return entries without a lock."""
         self._freed = threading.Condition()
         self._waiting = 0
         """Number of threads that wait for a connection; changed under the condition."""

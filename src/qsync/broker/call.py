@@ -17,8 +17,8 @@ T = TypeVar("T")
 Argument = str | bytes | int
 
 Durability = Literal["fsync", "replica"]
-"""Failure that a confirmed task survives: `fsync`: a crash of the store's machine that leaves its
-disk intact; `replica`: the loss of that machine."""
+"""Failure that a confirmed task survives. `fsync` is a crash of the store's machine that leaves its
+disk intact; `replica` is the loss of that machine."""
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
@@ -37,7 +37,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     """Arguments of the flow variant of the script; None means the same arguments."""
 
     def in_flow(self) -> Call[T]:
-        """Return the call of the flow variant of a plain script, for a queue with flow control."""
+        """Return the same call with the script's flow variant, for a queue with flow control."""
         script = self.script.flow()
         args = self.args if self.flow_args is None else self.flow_args
         keys = names_beside(self.keys[0], script.keys)
@@ -67,7 +67,7 @@ class Wait(msgspec.Struct, frozen=True):
 def queue_call(
     script: str, keys: QueueKeys, args: Sequence[Argument], decode: Callable[[Any], T]
 ) -> Call[T]:
-    """Return the call of a script on the keys of a queue."""
+    """Return a call that runs a script on the keys of a queue."""
     loaded = load(script)
     return Call(loaded, keys.names(loaded.keys), tuple(args), decode)
 
@@ -75,13 +75,13 @@ def queue_call(
 def queue_query(
     script: str, keys: QueueKeys, args: Sequence[Argument], decode: Callable[[dict[str, Any]], T]
 ) -> Call[T]:
-    """Return the call of a script whose reply is decoded by the names of its fields."""
+    """Return a call whose `decode` gets the script's reply as a dict of named fields."""
     reply = load(script).reply
     return queue_call(script, keys, args, lambda values: decode(reply(values)))
 
 
 def bounded(items: Sequence[T]) -> Sequence[T]:
-    """Return the items; raise ValueError over MAX_TASKS_PER_CALL, the limit for Lua's `unpack`."""
+    """Return the items; raise ValueError if there are too many for `unpack` in Lua."""
     if len(items) > MAX_TASKS_PER_CALL:
         msg = f"{len(items)} tasks in one call are over the limit of {MAX_TASKS_PER_CALL}"
         raise ValueError(msg)
@@ -89,12 +89,12 @@ def bounded(items: Sequence[T]) -> Sequence[T]:
 
 
 def now_argument(now_us: int | None) -> Argument:
-    """Return the argument `now` of a script: empty for the store's clock."""
+    """Return the argument `now` for a script; it is empty for the store's clock."""
     return "" if now_us is None else now_us
 
 
 def text_of(value: bytes) -> str:
-    """Decode a value of the store; invalid UTF-8 is escaped and never raises."""
+    """Decode a value from the store; invalid UTF-8 is escaped and never raises."""
     return value.decode(errors="backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""The sharded channels of one connection: its commands and their replies. No I/O."""
+"""The sharded channels of one connection: the commands to send and the replies to them. No I/O."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ChannelEvent(NamedTuple):
 class Channels:
     """The channels of one connection.
 
-    Each command names one channel and replies come in order, so that an error can be assigned to
-    its channel.
+    Each command names one channel and replies come in order, so that an error can be matched to its
+    channel.
     """
 
     def __init__(self) -> None:
         self.confirmed: set[str] = set()
         """Channels whose subscription the store has confirmed."""
         self._targets: set[str] = set()
-        """Channels that are subscribed once all commands have replies."""
+        """Channels that are subscribed once the store has replied to all commands."""
         self._unanswered: deque[tuple[str, str]] = deque()
 
     def commands(self, targets: Collection[str]) -> list[tuple[str, str]]:
@@ -93,7 +93,7 @@ class Channels:
         return ChannelEvent("refused", channel, error=error)
 
     def _answered(self, command: str, channel: str) -> None:
-        """Remove a command and all before it from the unanswered ones: those have replies too."""
+        """Remove a command and all earlier ones from `_unanswered`: replies come in order."""
         if (command, channel) in self._unanswered:
             while self._unanswered.popleft() != (command, channel):
                 pass

@@ -51,7 +51,7 @@ _OURS_TOO: Final = ("cache_", "maint_notifications_", "oss_cluster_", "orig_", "
 
 
 def address_of(client: Any) -> Address:
-    """Return the address of a client; raises ConfigError if qsync cannot connect the same way."""
+    """Return the address of a client; raise ConfigError if qsync cannot connect in the same way."""
     kind = _kind(client)
     if kind is None:
         shown = f"{type(client).__module__}.{type(client).__qualname__}"
@@ -130,8 +130,8 @@ def _tls(kind: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether the client uses TLS; raises ValueError for an unknown connection class."""
     if kind is not None and kind.__module__.partition(".")[0] not in _LIBRARIES:
         raise ValueError(
-            f"its connections are of a class of its own, {kind.__module__}.{kind.__qualname__}, "
-            "and qsync makes its own connections to a real store (in tests: embedded://)"
+            f"it has its own connection class, {kind.__module__}.{kind.__qualname__}, "
+            "but qsync opens its own connections, to a real store (in tests, use embedded://)"
         )
     return "SSL" in getattr(kind, "__name__", "") or bool(kwargs.get("ssl"))
 

@@ -56,6 +56,6 @@ def enqueue_options(task: NewTask) -> bytes:
 
 
 def fairness_member(priority: int, fairness_key: str) -> bytes:
-    """Return the member that gives a task its order in pending; see include/priority_bands.lua."""
+    """Return a task's member in `keys` and `fairness`; see include/priority_bands.lua."""
     key = fairness_key.encode()
     return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)

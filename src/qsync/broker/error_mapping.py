@@ -16,7 +16,7 @@ from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, Sto
 
 
 class mapped_errors:
-    """Raise library errors of a block as qsync's exception for the store at `address`.
+    """Raise library errors in the block as qsync's exception for the store at `address`.
 
     `on_error` is called with the error first; an `async with` block awaits its result.
     """
@@ -57,7 +57,7 @@ class mapped_errors:
 
 
 class Fault(Enum):
-    """The meaning of a store's error for the caller."""
+    """What an error from the store means for the caller."""
 
     TRANSIENT = "try again"
     FULL = "out of memory"
@@ -71,10 +71,10 @@ class Fault(Enum):
 
 
 _OTHER_PROTOCOL: Final = "the answer is not of the Redis protocol"
-"""Beginning of the error of a new connection whose first answer is of another protocol."""
+"""How the error begins if the first reply on a new connection is of another protocol."""
 
 _CLOSED: Final = "it closed the connection before it answered"
-"""Beginning of the error of a new connection that was closed instead of answered."""
+"""How the error begins if the other side closed a new connection without a reply."""
 
 _CLOSED_TEXTS: Final = re.compile(
     "closed by server|connection (lost|closed|reset|aborted)|reset by peer|broken pipe"
@@ -86,10 +86,10 @@ _WRONG_STORE_TEXTS: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
     "DB index is out of range", "the Sentinels watch no service", _OTHER_PROTOCOL,
 )  # fmt: skip
-"""Errors of a store that is not of the kind that its URL names."""
+"""Errors from a store of another kind than the URL names, e.g. a single node for a cluster."""
 
 _UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
-"""Error of a store without a command; managed stores hide commands in this way."""
+"""Error from a store that lacks a command; managed stores hide commands in this way."""
 
 _PROTOCOL_ADVICE: Final = (
     (r'got "\\x15"', "the port speaks TLS: use rediss:// in place of redis://"),
@@ -97,16 +97,16 @@ _PROTOCOL_ADVICE: Final = (
     ('got "S"', "an SSH server answers so; check host and port"),
     ("", "check host and port"),
 )
-"""Pairs of an error pattern and the advice about a server of another protocol."""
+"""Pairs of an error pattern and the advice to show when the server speaks another protocol."""
 
 _COMMAND_ADVICE: Final = (("'client", "leave out client_name"),)
-"""Pairs of an error pattern and the advice for a command that is missing or forbidden."""
+"""Pairs of an error pattern and the advice to show when a command is missing or forbidden."""
 
 _TLS: Final = re.compile(
     r"\[SSL: [^\]]*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|UNSUPPORTED_PROTOCOL|UNRECOGNIZED_NAME"
     r"|NO_\w*CIPHER|NO_PROTOCOLS|HTTP_REQUEST|ALERT_(?!INTERNAL_ERROR|USER_CANCELL?ED)\w+)"
 )
-"""TLS handshake errors that retries with the same settings do not resolve."""
+"""TLS handshake errors that a retry with the same settings would meet again."""
 
 _TLS_ADVICE: Final = (
     ("mismatch|not valid for", "connect by a name that the certificate has, or set "
@@ -126,11 +126,12 @@ _TRANSIENT_CODES: Final = (
 
 
 _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
-"""Error of a script whose queue has another data layout: that layout, and the script's own."""
+"""Error from a script whose queue has another data layout; it has the queue's and the script's."""
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
-"""Error of an enqueue beyond a bound: the bound, its value, the current count, and how many fit."""
+"""Error from an enqueue above a bound: the bound, its value, the count now, and how many tasks
+fit."""
 
 
 def of_new_connection(error: Exception) -> Exception:
@@ -149,7 +150,7 @@ def of_new_connection(error: Exception) -> Exception:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Raise errors of a block, which opens a connection, as `of_new_connection` returns them."""
+    """Raise errors in the block, which opens a connection, as `of_new_connection` returns them."""
     try:
         yield
     except Exception as error:
@@ -199,12 +200,12 @@ def classify(error: BaseException) -> Fault:
 
 
 def is_unsupported(error: BaseException | None) -> bool:
-    """Return whether the store does not have the command."""
+    """Return whether the error means that the store does not have the command."""
     return error is not None and classify(error) is Fault.UNSUPPORTED
 
 
 def lacks_command(error: QsyncError) -> bool:
-    """Return whether the store's user may not run a command, or the store does not have it.
+    """Return whether the error means that the store lacks a command or forbids it to the user.
 
     A refused user or password, which refuses all commands, does not count.
     """
@@ -218,7 +219,7 @@ def lacks_command(error: QsyncError) -> bool:
 
 
 def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
-    """Return qsync's exception for an error of a call."""
+    """Return qsync's exception for an error that a call got."""
     name = call.script.name
     match classify(error):
         case Fault.FULL:
@@ -301,7 +302,7 @@ def _shown(error: BaseException, address: Address) -> str:
 
 
 def _other_scheme(address: Address) -> str:
-    """Return the scheme of the same store with TLS, or without it if the address has TLS."""
+    """Return the address's URL scheme with TLS, or without it if the address already uses TLS."""
     return ("redis" if address.tls else "rediss") + (
         "" if address.kind == "node" else f"+{address.kind}"
     )
@@ -310,7 +311,7 @@ def _other_scheme(address: Address) -> str:
 def is_demoted(replies: Sequence[Any]) -> bool:
     """Return whether the node is no longer the primary, so that the address must be looked up."""
     for reply in replies:
-        if isinstance(reply, Exception) and (  # replies are seldom errors; this is the cheap check
+        if isinstance(reply, Exception) and (  # replies are seldom errors, so this goes first
             isinstance(reply, redis_errors.ReadOnlyError | redis_errors.MasterDownError)
             or str(reply).startswith("READONLY")
         ):

@@ -17,8 +17,7 @@ COUNTED_MOST: Final = 250
 
 
 class CountedError(NamedTuple):
-    """One error: its fingerprint, the number of tasks that failed with it, and their times, in
-    us."""
+    """One error: its fingerprint, the number of failed tasks, and its first and last time in us."""
 
     fingerprint: str
     number: int

@@ -19,7 +19,7 @@ from qsync.keys import GlobalKeys, QueueKeys
 T = TypeVar("T")
 
 MOST_EVENTS: Final = 500
-"""Number of actions that a stream keeps; the scripts have the same number."""
+"""Number of actions that a stream keeps; the scripts contain the same number."""
 
 KEY_BYTES: Final = 8
 
@@ -47,7 +47,7 @@ class StoredEvent(NamedTuple):
 
 
 def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
-    """Return an action as the scripts take it.
+    """Return an action in the form that the scripts expect.
 
     `key` is KEY_BYTES random bytes. With `grows`, calls with this key and record are steps of one
     action, whose numbers are added; otherwise they are repetitions of one call.

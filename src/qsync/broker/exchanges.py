@@ -26,7 +26,7 @@ Exchanges = Generator[list[Command], list[Any], Any]
 ClusterSteps = Generator[str | tuple[Node, Exchanges], Any, Any]
 
 REDIRECTIONS = 5
-"""Maximum number of nodes that one try of a call is sent to."""
+"""Maximum number of nodes to which one try of a call is sent."""
 
 
 def evalsha(call: Call[Any]) -> Command:
@@ -35,15 +35,15 @@ def evalsha(call: Call[Any]) -> Command:
 
 
 def eval_(call: Call[Any]) -> Command:
-    """Return the command that runs a script by its text, for a store that does not know it yet."""
+    """Return the command that runs a script by its text, for a store that does not have it yet."""
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
 
 
 def send_calls(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Exchanges:
     """Make calls in one exchange; return one reply per call.
 
-    Calls of queues in `flow_queues` are made in their flow variant. A call whose plain variant is
-    refused is repeated in its flow variant, and its queue is added to the set.
+    Calls to queues in `flow_queues` use the flow variant of their script. If the store refuses the
+    plain variant of a call, the flow variant is sent, and the queue is added to the set.
     """
     if flow_queues:
         calls = [_adapted(call, flow_queues) for call in calls]

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 
 def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
-    """Return the number of crashes that did not count, by id, for the crash counts that have
-    one."""
+    """Return the number of crashes that did not count, by id, where a crash count has one."""
     counts = {}
     for id, text in zip(ids, crashes, strict=True):
         if text and (match := _SPARED.match(text)):
@@ -40,7 +39,7 @@ def only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
 
 
 def crash_count(text: bytes | None) -> int:
-    """Return the number that a crash count begins with; 0 if there is none."""
+    """Return the number at the start of a crash count; 0 if there is none."""
     match = _NUMBER.match(text) if text else None
     return int(match[0]) if match else 0
 

@@ -1,8 +1,8 @@
 """The operations on limits: their rules, states, holders and waiters.
 
 A rule applies to a name; an operator's rule may also apply to a single limit. The first of these
-rules counts: an operator's for this limit, an operator's for its name, the program's. Without a
-rule, a limit is unlimited.
+rules that exists applies: an operator's for this limit, an operator's for its name, the program's.
+Without a rule, a limit is unlimited.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class LimitState:
     waiting: int
     """Number of limited tasks that wait for the limit."""
     closed_until_us: int | None
-    """Time until which no task starts; None if it is not closed."""
+    """Time until which no task starts; None if the limit is not closed."""
     opens_at_us: int | None
-    """Time at which the first waiter can be tried; None without waiters, or if they need a slot."""
+    """Time at which the first waiter can be tried; None if there are no waiters, or they need a
+    slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def put_limit_rules(
 def set_limit(
     keys: QueueKeys, limit: str, rule: LimitRule | None, by: str, *, now_us: int | None = None
 ) -> Call[int]:
-    """Store, or with None remove, an operator's rule for a name or limit; return 1 if it changed.
+    """Store an operator's rule for a name or limit, or remove it (None); return 1 if it changed.
 
     A lower rule stops no running task; a higher one lets waiters start.
     """
@@ -136,7 +137,7 @@ def list_limits(
 def get_limit(
     keys: QueueKeys, limit: str, *, id: str = "", now_us: int | None = None
 ) -> Call[LimitDetail]:
-    """Read one limit; with the id of a limited task also its place among the waiters."""
+    """Read one limit and, if the id of a limited task is passed, its place among the waiters."""
 
     def decode(fields: dict[str, Any]) -> LimitDetail:
         now, program = int(fields["now"]), _rule(fields["program"])
@@ -160,7 +161,7 @@ class LimitDamage:
     miscounted: list[str]
     """Limits whose counts are wrong."""
     shut: list[str]
-    """Limits that nothing would open."""
+    """Limits that have waiters and room, but that nothing would open."""
     unlisted: list[str]
     """Limited tasks that are not among the waiters of any limit."""
     strays: list[str]
@@ -194,7 +195,7 @@ def _packed(rule: LimitRule) -> bytes:
 
 
 def _rule(packed: bytes) -> LimitRule | None:
-    """Return the rule in a record; None if it holds none that the scripts can read."""
+    """Return the rule in a record; None if the scripts cannot read it."""
     try:
         concurrency, rate, per_us, burst = map(int, packed.split(b" ", 4)[:4])
     except ValueError:

@@ -107,7 +107,7 @@ class Subscription:
             self._send(*commands)
 
     def read(self, seconds: float) -> ChannelEvent | None:
-        """Return the next event; None after `seconds` or a call of `wake`.
+        """Return the next event; None after `seconds` or a call to `wake`.
 
         Raises StoreUnavailable if the connection broke.
         """
@@ -210,7 +210,7 @@ class BlockingPop:
     async def pop(
         self, seconds: float, keys: Sequence[str] | None = None
     ) -> tuple[str, bytes] | None:
-        """Pop an element; return the key of its list and its value, None after `seconds`.
+        """Pop an element; return the key of its list and its value, or None after `seconds`.
 
         `keys` is a subset of the connection's keys; None means all of them.
         Raises StoreUnavailable; a popped element may then be lost.
@@ -252,10 +252,10 @@ class BlockingPop:
         return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
 
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
-        """Send commands; return their replies, None for each that did not arrive in time.
+        """Send commands; return their replies, or None for each that did not arrive in time.
 
-        A timeout closes the connection but raises nothing: the store may be reachable, since a
-        handler can block the loop. If the store is down, the next exchange fails.
+        A timeout closes the connection but raises nothing: the store may be reachable, since the
+        cause can be a handler that blocks the loop. If the store is down, the next exchange fails.
         """
         connection = self._connection or await self._open()
         try:
@@ -331,7 +331,7 @@ class AsyncSubscription:
                 await self._send(*commands)
 
     async def read(self) -> ChannelEvent:
-        """Wait for the next event, without limit.
+        """Wait for the next event, without a time limit.
 
         Raises StoreUnavailable if the connection broke.
         """

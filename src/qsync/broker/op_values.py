@@ -12,22 +12,22 @@ MAX_TASKS_PER_CALL: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 BATCH_SIZE: Final = 250
-"""Maximum number of tasks per batch: a larger one is no cheaper per task and blocks the store for
+"""Maximum number of tasks per batch: a larger batch costs no less per task and blocks the store for
 longer."""
 
 MAINTENANCE_BATCH: Final = 100
-"""Maximum number of tasks per call that deletes or reruns tasks: small, so that urgent calls are
-not delayed."""
+"""Maximum number of tasks per call that deletes or reruns tasks; it is small, so that urgent calls
+are not delayed."""
 
 SHORT_FAILURE: Final = 128
 """Size up to which a failure record is stored even if the store is out of memory, in bytes."""
 
 NO_CALL_ID: Final = ("", 0)
-"""Sender and number of a call that has none."""
+"""Sender and number of a call that has neither."""
 
 Outcome = Literal["ok", "done", "lost"]
-"""Outcome of a change that needs a lease. `ok`: it was made; `done`: the task no longer has a
-lease, since it ended or was handed back; `lost`: another server holds the lease."""
+"""Outcome of a change that needs a lease. `ok`: the change was made; `done`: the task no longer has
+a lease, since it ended or was handed back; `lost`: another server holds the lease."""
 
 EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced"]
 
@@ -36,7 +36,7 @@ class Enqueued(msgspec.Struct, frozen=True, gc=False):
     """The outcome of enqueueing one task. `id` is the task that holds the id or the unique lock.
 
     `repeated`: a task with this id was enqueued recently and has left the queue; `replaced`: the
-    holder of the lock has this payload now, or runs again with it when its attempt has ended.
+    holder of the lock now has this payload, or runs again with it after its current attempt.
 
     `confirmed`: whether the durability wait succeeded in time; None without a wait.
     """
@@ -66,7 +66,10 @@ class Leased(Protocol):
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):
-    """A task that succeeded. If `retention_us` is None, it is deleted at once with its result."""
+    """A task that succeeded.
+
+    If `retention_us` is None, the task and its result are deleted at once.
+    """
 
     id: str
     token: str
@@ -75,7 +78,7 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
 
 
 class Retried(NamedTuple):
-    """A task whose attempt failed and that is retried after a delay."""
+    """A task whose attempt failed and that will be retried after a delay."""
 
     id: str
     token: str
@@ -95,10 +98,10 @@ class Killed(NamedTuple):
 class HandedBack(NamedTuple):
     """A task that a server hands back without counting an attempt.
 
-    If `delay_us` is None, the task goes to the head of pending. `limit` is closed for `closed_us`;
-    until then, no task that holds it starts. `started` means that the handler began, so that the
-    start counts for the rates of its limits. `leased_us` is the store's time of the lease; 0 if
-    unknown, so that the start counts too.
+    If `delay_us` is None, the task goes to the head of pending. `limit` is closed for `closed_us`:
+    during that time, no task that holds it starts. `started` means that the handler began, so that
+    the start counts for the rates of its limits. `leased_us` is the time of the lease by the
+    store's clock; 0 if unknown, and then the start counts as well.
     """
 
     id: str
@@ -127,7 +130,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
 
     now_us: int
     next_due_us: int | None
-    """Time until the next task or upkeep is due, in microseconds; None when none is known."""
+    """Time until the next task or upkeep is due, in microseconds; None if neither is known."""
     more: bool
     """Whether more upkeep is due."""
     recovered: int
@@ -148,6 +151,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     passed_over: bool = False
     """Whether tasks with limits were passed over, because the server has no free slots for them."""
     spared: dict[str, int] = {}
-    """Number of crashes that did not count, by id; only tasks with such crashes."""
+    """Number of crashes that did not count, by id; only for tasks that have such crashes."""
     since: dict[str, int] = {}
-    """Time at which a handed back, recovered or rerun task became runnable, in us, by id."""
+    """Time at which a task that was handed back, recovered or rerun became runnable, in us, by
+    id."""

@@ -1,4 +1,4 @@
-"""The operations of operators, one pure function per script: run, delete, purge, repair, pause."""
+"""The operations for operators, one pure function per script: run, delete, purge, repair, pause."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from qsync.state import TaskState
 
 
 class RerunRequest(NamedTuple):
-    """A task to run now. All fields but `id` are for dead tasks; `failure` is the record that they
-    keep."""
+    """A task to run now.
+
+    All fields except `id` apply to dead tasks only; `failure` is the record that they keep.
+    """
 
     id: str
     fairness_key: str = ""
@@ -76,7 +78,8 @@ def delete(
 class PurgeStep(NamedTuple):
     """The number of tasks that one call of a purge deleted, and the number left in the state.
 
-    `last` is score and id of the last task to delete: pass it to the next call; None means done.
+    `last` is the score and id of the last task to delete; pass it to the next call. None means
+    done.
     """
 
     deleted: int
@@ -124,7 +127,7 @@ def repair(
     lease_us: int,
     now_us: int | None = None,
 ) -> Call[list[Literal["ok", "changed"]]]:
-    """Repair damage that an audit found and that is still there; `rows` are (id, lock).
+    """Repair damage that an audit found and that still exists; `rows` are (id, lock) pairs.
 
     `record` is the failure record for tasks that become dead. A task that has an owner but no state
     becomes active, with a lease of `lease_us`.
@@ -162,10 +165,9 @@ class Rescheduled(NamedTuple):
     state: TaskState | None
     """State of the task; None if it is not in the queue."""
     due_us: int | None
-    """The new due time, us; None if the task is in a state without a due time, and was not
-    changed."""
+    """The new due time, us; None if the task's state has no due time, so that nothing changed."""
     deadline_us: int | None = None
-    """Deadline of the task, us, if `due_us` is not before it and so the task was not changed."""
+    """Deadline of the task, us, if nothing changed because the due time is not before it."""
 
 
 def reschedule(
@@ -179,7 +181,7 @@ def reschedule(
 ) -> Call[Rescheduled]:
     """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time.
 
-    With a `call_id`, a repetition of the call gets the same answer. With `dry_run` nothing changes.
+    With a `call_id`, a repeated call gets the same answer. With `dry_run`, nothing changes.
     """
     args = (now_argument(now_us), "", id, due, *call_id, int(dry_run))
 
@@ -219,7 +221,7 @@ def edit(
 ) -> Call[EditOutcome]:
     """Replace the message `seen` of a scheduled, retry or dead task.
 
-    With `rerun` the task becomes pending now; otherwise, `due` (`+<us>`) changes when it is due.
+    With `rerun`, the task becomes pending now. Otherwise, `due` (`+<us>`) changes its due time.
     """
     digest = hashlib.sha1(seen, usedforsecurity=False).hexdigest()
     again = rerun or RerunRequest(id)

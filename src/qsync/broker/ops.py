@@ -1,8 +1,8 @@
-"""The operations of clients and servers on tasks: one pure function per script.
+"""The operations on tasks that clients and servers use, one pure function per script.
 
-Each function returns a Call, which a Broker runs. `now_us` is for tests: with None the script uses
-the store's clock. A call takes at most MAX_TASKS_PER_CALL tasks; `batches` also keeps it within
-BATCH_BYTES.
+Each function returns a Call, which a Broker runs. `now_us` is for tests; if it is None, the script
+uses the store's clock. A call takes at most MAX_TASKS_PER_CALL tasks; `batches` also keeps it
+within BATCH_BYTES.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def enqueue(
 ) -> Call[list[Enqueued]]:
     """Store new tasks of this queue; return one outcome per task, in order.
 
-    A `sender` numbers its calls and has one in flight at a time. Its repeated call gets the same
-    reply as the first, even if the tasks have left the queue by then. A call with a lower number
-    than the last one of its sender does nothing and returns no outcomes.
+    A `sender` numbers its calls and has one in flight at a time. A repeated call gets the same
+    reply as the first, even if the tasks have left the queue by then. A call whose number is lower
+    than the last one from its sender does nothing and returns no outcomes.
     """
     if sender and len(tasks) == 1 and not enqueue_options(tasks[0]):
         return _enqueue_one(keys, tasks[0], sender, number, wait, now_argument(now_us))
@@ -121,7 +121,7 @@ def _enqueue_one(
     wait: Wait | None,
     now: Argument,
 ) -> Call[list[Enqueued]]:
-    """Store a new task without options: like `enqueue`, which costs the store twice as much."""
+    """Store a new task without options, as `enqueue` would at twice the cost to the store."""
     script, id, message = load("enqueue_one"), task.id, task.message
 
     def decode(reply: Any) -> list[Enqueued]:
@@ -155,10 +155,10 @@ def fetch(
 ) -> Call[FetchResult]:
     """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
-    At most `free` tasks with limits are leased: those that can start at once; None means `wanted`.
-    `rules` is the generation for which the server has published its program's rules: no tasks with
-    limits are leased if the data are of another generation; empty means any. `again` means that
-    this number was sent before and got no reply.
+    At most `free` tasks with limits are leased, since they must start at once; None means `wanted`.
+    `rules` is the generation for which the server has published its program's rules. If the data
+    have another generation, no tasks with limits are leased; an empty `rules` matches any
+    generation. `again` means that this number was sent before and got no reply.
     """
     script = load("fetch")
     args = (
@@ -206,7 +206,7 @@ def complete_without_room(
 
 
 def without_room(call: Call[T]) -> Call[T]:
-    """Return the call of a script that the store runs even when it is out of memory."""
+    """Return the call in a form that the store runs even when it is out of memory."""
     script = call.script
     return replace(call, script=load(script.name, allow_oom=True, flow=not script.is_plain))
 
@@ -216,8 +216,8 @@ def retry(
 ) -> Call[list[Outcome]]:
     """Put failed tasks into retry until their next attempt.
 
-    With failure records over SHORT_FAILURE bytes, the store refuses the whole call of this
-    function, of `kill` and of `hand_back` when it is out of memory.
+    If a failure record exceeds SHORT_FAILURE bytes, a store that is out of memory refuses the whole
+    call. The same holds for `kill` and `hand_back`.
     """
     return _settle("retry", keys, tasks, now_us, records=[task.failure for task in tasks])
 
@@ -291,9 +291,9 @@ def progress(
 
 
 def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[str, int]]:
-    """Expire the leases of a dead server at once, one part per call.
+    """Expire the leases of a dead server at once, some of them per call.
 
-    Returns the next cursor ("0": done) and the number of leases.
+    Returns the next cursor ("0": done) and the number of leases that expired.
     """
     return queue_call(
         "abandon", keys, (server, cursor), lambda reply: (text_of(reply[0]), int(reply[1]))
@@ -310,7 +310,7 @@ class IdleCheck(NamedTuple):
     due: bool
     """Whether upkeep is due."""
     woken: bool
-    """Whether the wake list had an element: a client wanted to wake a server."""
+    """Whether the wake list had an element, because a client wanted to wake a server."""
     unsent: bool
     """Whether that client sent this server no message although it was registered as idle."""
 
@@ -318,7 +318,7 @@ class IdleCheck(NamedTuple):
 def mark_idle(
     keys: QueueKeys, *, server: str, lease_us: int, keep_us: int, now_us: int | None = None
 ) -> Call[IdleCheck]:
-    """Check the queue; if it has no task to fetch, register the server to be woken by a message.
+    """Check the queue; if it has no task to fetch, let a message wake the server.
 
     The server must be subscribed to its channel for the queue.
     """
@@ -339,9 +339,9 @@ def cancel(
     call_id: tuple[str, int] = NO_CALL_ID,
     now_us: int | None = None,
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
-    """Cancel a task; `active` comes with the token of its lease.
+    """Cancel a task; the outcome `active` comes with the token of the task's lease.
 
-    With a `call_id`, a repetition of the call gets the same answer.
+    With a `call_id`, a repeated call gets the same answer.
     """
     retention = "" if retention_us is None else retention_us
     args = (now_argument(now_us), "", id, retention, *call_id)

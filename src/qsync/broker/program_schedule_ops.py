@@ -24,7 +24,8 @@ def tick(
 ) -> Call[bool]:
     """Enqueue the task of a schedule's tick; return whether the task was created.
 
-    Nothing is enqueued when this tick or a later one was handled before, or the schedule is paused.
+    Nothing is enqueued if this tick or a later one was handled before, or if the schedule is
+    paused.
     """
     script = load("tick", flow=task.flow is not None)
     args = (
@@ -43,8 +44,9 @@ def begin_ticks(
 ) -> Call[tuple[int, list[int]]]:
     """Return the store's time and, per schedule, the time after which its ticks are due.
 
-    That is its last tick, or now for a new schedule. With `digests` of the expressions, ticks from
-    before an expression changed or a schedule was declared again are not due either.
+    That time is its last tick, or now for a new schedule. With `digests` of the expressions, a
+    change of the expression also resets the time, and so does declaring the schedule again: earlier
+    ticks are not due.
     """
     pairs = itertools.zip_longest(schedules, digests, fillvalue="")
     args = (now_argument(now_us), SCHEDULE_SILENCE_US, *itertools.chain.from_iterable(pairs))
@@ -76,16 +78,16 @@ def pause_schedule(
 def resume_schedule(
     keys: QueueKeys, schedule: str, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Resume a schedule. Return False when it was not paused, None when it is not found."""
+    """Resume a schedule. Return False if it was not paused, None if it is not found."""
     return _pause_schedule(keys, schedule, b"", now_us)
 
 
 def forget_schedule(
     keys: QueueKeys, schedule: str, *, silence_us: int, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Delete a schedule that no server published for `silence_us`.
+    """Delete a schedule that no server has published for `silence_us`.
 
-    Returns False when a server published it since, None when it is not found.
+    Returns False if a server has published it since, and None if it is not found.
     """
     args = (now_argument(now_us), "", schedule, silence_us, run_field(schedule))
     return queue_call("forget_schedule", keys, args, _changed)

@@ -1,7 +1,8 @@
 """An asyncio protocol that hands the store's replies directly to the waiting caller.
 
 redis-py opens and closes the connection, which includes TLS, credentials and the database. In
-between, a `RedisConnection` replaces redis-py's streams, the most expensive part of an exchange.
+between, a `RedisConnection` takes the place of redis-py's streams, the most expensive part of an
+exchange.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ _MORE: Final = object()
 """Value that the parser returns while a reply is incomplete."""
 
 TIMER_S: Final = 0.001
-"""Time by which a timer may be early, in seconds: loops round times to milliseconds."""
+"""How much a timer may be early, in seconds: event loops round times to milliseconds."""
 
 PACKET: Final = 16 * 1024
-"""Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
+"""Minimum size of a packet, in bytes; a full packet is sent at once, so that the store can
+begin."""
 
 
 def pack_command(command: tuple[Any, ...]) -> bytes:
-    """Encode a command. The part of an EVALSHA up to its keys comes from a cache."""
+    """Encode a command; for EVALSHA, the part up to the keys comes from a cache."""
     if command[0] == "EVALSHA":
         start = 3 + command[2]
         if (count := len(command) - start) > 0:
@@ -42,7 +44,7 @@ def pack_command(command: tuple[Any, ...]) -> bytes:
 @lru_cache(maxsize=1024)
 def _evalsha_head(begin: tuple[Any, ...], count: int) -> tuple[bytes, int]:
     """Return the bytes of an EVALSHA before its `count` arguments, and the number of bytes to skip
-    when these are encoded as a command."""
+    when the arguments are encoded as a command."""
     return pack_begin(begin, count), len(b"*%d\r\n" % count)
 
 
@@ -118,7 +120,7 @@ class RedisConnection(asyncio.Protocol):
         """Whether the deadline was extended because the event loop was blocked."""
         self._timer: asyncio.TimerHandle | None = None
         """Timer that is due no later than the exchange in flight. It may belong to an earlier
-        exchange: creating and cancelling a timer for each one costs more than a needless check
+        exchange: creating and cancelling a timer for each exchange costs more than a needless check
         every few seconds."""
         self._transport.set_protocol(self)
 
@@ -137,8 +139,8 @@ class RedisConnection(asyncio.Protocol):
         """Send the commands; return one reply per command, the store's error replies included.
 
         `overlap` is called once the commands are sent. If the connection breaks or the exchange
-        takes longer than `seconds`, that error replaces each missing reply and `error` is set. A
-        cancellation sets `error` as well. An encoded reply that is equal to `usual_reply` is
+        takes longer than `seconds`, `error` is set, and the same error replaces each missing reply.
+        A cancellation sets `error` as well. An encoded reply that is equal to `usual_reply` is
         returned as it is, which saves parsing it.
         """
         self._replies, self._expected = [], len(commands)
@@ -171,7 +173,7 @@ class RedisConnection(asyncio.Protocol):
     # Callbacks of asyncio.
 
     def data_received(self, data: bytes) -> None:
-        """Parse the received bytes; wake the caller once all its replies are there."""
+        """Parse the received bytes; wake the caller once all its replies have arrived."""
         usual, self._usual_reply = self._usual_reply, None
         if usual is not None and usual == data:
             self._replies.append(data)
@@ -205,15 +207,15 @@ class RedisConnection(asyncio.Protocol):
         self._streams.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Pass the event on; an exchange needs no flow control, since it waits for the replies."""
+        """Forward the event; an exchange needs no flow control, since it waits for the replies."""
         self._streams.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass the event on."""
+        """Forward the event."""
         self._streams.resume_writing()
 
     def _limit(self, seconds: float) -> None:
-        """Let the exchange that begins time out after `seconds`."""
+        """Set the timeout of the exchange that begins now."""
         due = self._due = self._loop.time() + seconds
         self._is_late = False
         if self._timer is None or self._timer.when() > due:
@@ -225,7 +227,7 @@ class RedisConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(due, self._time_out)
 
     def _time_out(self) -> None:
-        """Time the exchange out; if the loop was blocked, first let it read what has arrived."""
+        """Time the exchange out; after a blocked loop, first let it read what has arrived."""
         self._timer = None
         if self._answer is None or self._answer.done():
             return

@@ -1,4 +1,4 @@
-"""Reads the parts of replies that describe a whole queue: states, counters, bounds."""
+"""Decodes the parts of replies that describe a whole queue: states, counters, bounds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def separate_cancelled(stored: dict[TaskState, int], cancelled: int) -> dict[Tas
 
 
 ONE_TASK: Final = 1_000_000_000_000
-"""Value that a task adds to the field `tally` of meta, besides its size
+"""What each task adds to the field `tally` of meta, besides its size
 (include/count_enqueued.lua)."""
 
 
 def counters_of(flat: Sequence[bytes], tally: Sequence[bytes]) -> dict[str, int]:
     """Return the counters by name, except those that are not valid numbers.
 
-    `tally` is the day and the sum of the tasks that the counters do not include yet.
+    `tally` is the day and sum of tasks that the counters do not include yet.
     """
     pairs = zip(flat[::2], flat[1::2], strict=True)
     counters = {

@@ -2,8 +2,8 @@
 # (redis-py leaves many of its constructors without types)
 """Make redis-py clients from an address, with all settings of redis-py.
 
-The clients never retry. The broker retries calls, all of which may run twice; a blocking read must
-not be repeated. redis-py is imported when the first client is made: see redis_errors.py.
+The clients never retry. The broker retries calls instead, since any call may run twice, but a
+blocking read may not. redis-py is imported when the first client is made: see redis_errors.py.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def parse(text: str) -> Address:
 
 
 def address_of(client: client_objects.AnyClient) -> Address:
-    """Return the address of a client; raises ConfigError if qsync cannot connect the same way."""
+    """Return the address of a client; raise ConfigError if qsync cannot connect in the same way."""
     return _supported(client_objects.address_of(client))
 
 
 def _supported(address: Address) -> Address:
     """Return the address. Raise ConfigError if the installed redis-py lacks one of its TLS options.
 
-    Both the blocking and the asyncio connections must take the option.
+    Both blocking and asyncio connections must accept the option.
     """
     names = [name for name in (*address.settings, *address.finder) if name.startswith("ssl_")]
     if not names:
@@ -69,10 +69,10 @@ def _supported(address: Address) -> Address:
 
 @cache
 def _driver() -> dict[str, Any]:
-    """Return the setting for the version that connections report.
+    """Return the setting for the library version that connections report.
 
-    By default redis-py looks it up in the metadata of its package for each connection, which takes
-    some milliseconds.
+    By default, redis-py looks this version up in its package metadata for each connection, which
+    takes some milliseconds.
     """
     import redis
 
@@ -133,8 +133,8 @@ def async_node_client(
 ) -> redis.asyncio.Redis:
     """Make an asyncio client of one node, or of the primary that the Sentinels name.
 
-    Its reads have no timeout: the caller limits a whole exchange, which costs less than redis-py's
-    limit for every write and read.
+    Its reads have no timeout: the caller limits the time of a whole exchange, which costs less than
+    redis-py's timeout on every write and read.
     """
     import redis.asyncio
     from redis.asyncio.retry import Retry

@@ -3,9 +3,9 @@
 The import of redis-py takes longer than that of all other modules a client needs, so it waits for
 the first broker. Modules that are imported together with qsync name an error as an attribute of
 this module (`redis_errors.ResponseError`; `from ... import` would import redis-py at once). Modules
-that need more of redis-py, or its errors for every reply, import it at their head, and are imported
-when a broker connects: the pools, their connections, the listeners and `sentinel`. `redis_clients`
-imports it in the functions that make clients.
+that need more of redis-py, or need its errors for every reply, import redis-py at their head; they
+are themselves imported when a broker connects. These are the pools, their connections, the
+listeners and `sentinel`. `redis_clients` imports redis-py in the functions that make clients.
 """
 
 from typing import TYPE_CHECKING, Any

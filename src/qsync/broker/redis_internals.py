@@ -1,7 +1,7 @@
 """All uses of undocumented names of redis-py, in one place.
 
-Each function has a fallback for releases of redis-py without the name: qsync then uses public names
-only, which is slower or less precise.
+Each function has a fallback for releases of redis-py that lack the name: qsync then uses only
+public names, which is slower or less precise.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def start_nodes(cluster: Any) -> list[Any]:
 
 
 def address_remap(cluster: Any) -> Any:
-    """Return the function with which a cluster client translates addresses, or None."""
+    """Return the function that a cluster client uses to translate addresses, or None."""
     return getattr(getattr(cluster, "nodes_manager", None), "address_remap", None)
 
 
 def limit_socket(connection: Any, seconds: float) -> None:
     """Limit each write and read of an open connection to `seconds`.
 
-    As a fallback, the connection keeps the timeout that it was made with.
+    As a fallback, the connection keeps the timeout with which it was created.
     """
     try:
         sock = connection._sock

@@ -12,7 +12,8 @@ from qsync.keys import GlobalKeys
 def register(keys: GlobalKeys, queues: Iterable[str], *, in_full_store: bool = True) -> Call[int]:
     """Add queues to the set of queues in use; return how many are new.
 
-    Clients, whose programs may name any number of queues, do not register them `in_full_store`.
+    Unless `in_full_store`, a store that is out of memory refuses the call. Clients do not pass it,
+    since their programs may name any number of queues.
     """
     script = load("register", allow_oom=None if in_full_store else False)
     return Call(script, (keys.queues,), tuple(queues), int)
@@ -26,8 +27,7 @@ def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
 def server_heartbeat(
     keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None
 ) -> Call[int]:
-    """Record a server as live for `ttl_us`, or remove it if that is 0; return the number of live
-    servers."""
+    """Record a server as live for `ttl_us`, 0 to remove it; return the number of live servers."""
     return Call(
         load("server_heartbeat"), (keys.servers,), (now_argument(now_us), server, ttl_us), int
     )
@@ -36,8 +36,10 @@ def server_heartbeat(
 def set_server_info(
     keys: GlobalKeys, server: str, fields: dict[str, bytes | str | int], *, ttl_ms: int
 ) -> Call[int]:
-    """Store a server's description for `ttl_ms`, or delete it if that is 0; the fields are always
-    the same."""
+    """Store a server's description for `ttl_ms`; 0 deletes it.
+
+    The fields must always be the same.
+    """
     pairs = [value for pair in fields.items() for value in pair]
     return Call(load("set_server_info"), (keys.server(server),), (ttl_ms, *pairs), int)
 

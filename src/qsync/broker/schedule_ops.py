@@ -1,4 +1,4 @@
-"""The operations on stored schedules: one pure function per script. See `qsync.broker.ops`."""
+"""The operations on stored schedules, one pure function per script. See `qsync.broker.ops`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SCHEDULES_PER_CALL: Final = 100
 """Maximum number of stored schedules that are read or ticked in one call."""
 
 TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
-"""Outcome of the ticks of a stored schedule. `changed`: it has changed since it was read;
-`program`: a program has a periodic task of this name; `lost`: its record is missing."""
+"""Outcome of the ticks of a stored schedule. `changed`: the schedule has changed since it was read;
+`program`: a program has a periodic task with this name; `lost`: the schedule's record is
+missing."""
 
 
 class PutOutcome(NamedTuple):
-    """The outcome of a put: the stamp of the new record, or the program's schedule that has this
-    name."""
+    """The outcome of a put: the new record's stamp, or the program's schedule with its name."""
 
     stamp: bytes
     of_program: bytes | None
@@ -37,7 +37,8 @@ class DueSchedules(NamedTuple):
     now_us: int
     next_us: int | None
     wrong: bool
-    """Whether next ticks may be wrong: the clock was ahead at the last ticks, and was set back."""
+    """Whether next ticks may be wrong, because the clock was ahead at the last ticks and was set
+    back."""
     rows: list[StoredScheduleRow]
 
 
@@ -69,14 +70,14 @@ def put_schedule(
 
 
 def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
-    """Delete a stored schedule, with `stamp`, only that version; return whether it existed."""
+    """Delete a stored schedule (with `stamp`, only that version); return whether it existed."""
     return queue_call("delete_schedule", keys, ("", "", name, stamp, run_field(name)), bool)
 
 
 def due_schedules(
     keys: QueueKeys, *, count: int = SCHEDULES_PER_CALL, offset: int = 0, now_us: int | None = None
 ) -> Call[DueSchedules]:
-    """Read the stored schedules whose next tick is due, without the first `offset` of them."""
+    """Read the stored schedules whose next tick is due, except for the first `offset` of them."""
 
     def decode(fields: dict[str, Any]) -> DueSchedules:
         flat, later = fields["rows"], fields["later"]
@@ -95,7 +96,7 @@ def tick_schedules(
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks.
 
-    If there are no rows, record that all next ticks are right by the current clock.
+    If there are no rows, record that all next ticks are correct for the clock as it is now.
     """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)
@@ -112,7 +113,7 @@ def tick_schedules(
 def stored_schedules(
     keys: QueueKeys, names: Sequence[str], *, now_us: int | None = None
 ) -> Call[tuple[int, list[StoredScheduleRow | None]]]:
-    """Read the store's time, and the stored schedules of these names; None for a missing one."""
+    """Read the store's time and the stored schedules with these names (None if missing)."""
 
     def decode(reply: Any) -> tuple[int, list[StoredScheduleRow | None]]:
         now, rows = reply
@@ -139,7 +140,8 @@ def announce_schedules(
 ) -> Call[int]:
     """Tell all servers to read a queue's stored schedules; `number` must be a new value.
 
-    A queue without stored schedules is not announced `in_full_store`.
+    Unless `in_full_store`, a store that is out of memory refuses the call; pass True only for a
+    queue that has stored schedules.
     """
     script = load("announce_schedules", allow_oom=None if in_full_store else False)
     return Call(script, (keys.schedule_queues,), (queue, number), int)

@@ -15,14 +15,17 @@ from qsync.new_task import FlowOptions, NewTask
 from qsync.schedule import Cron, Every, Periodic, Schedule
 
 LIVE_US: Final = SCHEDULE_SILENCE_US
-"""Time after its last publication for which a schedule counts as live, in microseconds.
+"""How long after its last publication a schedule counts as live, in microseconds.
 
 Servers publish their schedules every minute.
 """
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A schedule as it is published. Without `cron` and `every_us` it is a custom schedule."""
+    """A schedule as servers publish it.
+
+    If it has neither `cron` nor `every_us`, it is a custom schedule.
+    """
 
     text: str = ""
     cron: str | None = None
@@ -32,7 +35,7 @@ class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True):
     type: str = ""
 
     def schedule(self) -> Schedule | None:
-        """Return the schedule, or None for a custom one; raises InvalidTask if it is invalid."""
+        """Return the schedule, None for a custom schedule; raise InvalidTask if it is invalid."""
         if self.cron is not None:
             return Cron(self.cron, tz=self.tz or "UTC")
         return None if self.every_us is None else Every(self.every_us / 1_000_000)
@@ -68,7 +71,7 @@ def digest_of(schedule: Schedule) -> str:
         text = f"cron {schedule.expression} {schedule.tz}"
     elif isinstance(schedule, Every):
         text = f"every {schedule.period_us}"
-    else:  # the default text of an object has its address, which changes with each process
+    else:  # the default repr of an object has its address, which differs between processes
         kind = type(schedule)
         shown = re.sub(r" at 0x[0-9a-fA-F]+", "", str(schedule))
         text = f"{kind.__module__}.{kind.__qualname__} {shown}"

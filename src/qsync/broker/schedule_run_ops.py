@@ -1,8 +1,8 @@
 """The last runs of schedules: calls that record and read them. See `qsync.broker.ops`.
 
-A note states how a run was created and how it ended: `<tick, ms><how><what>`, where what is `-`
-(not known), `m` and the first missed tick, or `c`, `f` or `x` (completed, failed, cancelled) with
-start and duration after a tick, `<lag, ms>,<duration, ms>`.
+A note states how a run was created and how it ended: `<tick, ms><how><what>`. Here, `<what>` is `-`
+(not known); `m` and the first missed tick; or `c`, `f` or `x` (completed, failed, cancelled) and
+`<lag, ms>,<duration, ms>`, where the lag is the time from the tick to the start.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ _ENTRY: Final = re.compile(r"(\d{1,15})([TMB])(-|m\d{1,15}|[cfx]-?\d{1,15},\d{1,
 
 
 class Note(NamedTuple):
-    """A run to note. An empty `made` keeps the stored value; `schedule` is its name if the tick was
-    missed."""
+    """A run to note.
+
+    An empty `made` keeps the stored value. `schedule` is the schedule's name if the tick was
+    missed.
+    """
 
     field: str
     tick_ms: int
@@ -57,12 +60,12 @@ class StoredRun(NamedTuple):
 
     @property
     def ended_ms(self) -> int:
-        """Time at which it ended; for a missed run, the time of its tick."""
+        """Time at which the run ended; for a missed run, the time of its tick."""
         return self.tick_ms + self.lag_ms + self.took_ms
 
 
 class LastRuns(NamedTuple):
-    """Last success, and last failed or missed run, of a schedule; None if none is noted."""
+    """A schedule's last success, and its last failed or missed run; None if none is noted."""
 
     field: str
     success: StoredRun | None
@@ -75,7 +78,7 @@ def run_field(name: str) -> str:
 
 
 def tick_of(id: str) -> tuple[str, int] | None:
-    """Return field and tick in us of the task of a schedule; None for another task."""
+    """Return the field and the tick, in us, of a schedule's task; None for any other task."""
     match = _TICK_ID.fullmatch(id)
     if match is None:
         return None
@@ -86,13 +89,13 @@ def tick_of(id: str) -> tuple[str, int] | None:
 
 
 def ended(field: str, tick_us: int, outcome: str, *, begun_us: int, took_ms: int) -> Note:
-    """Return the note of a run that ended."""
+    """Return the note for a run that ended."""
     lag_ms = (begun_us - tick_us) // 1000
     return Note(field, tick_us // 1000, "", f"{outcome}{lag_ms},{max(0, took_ms)}")
 
 
 def missed(name: str, tick_us: int, first_us: int) -> Note:
-    """Return the note of ticks that no server enqueued; `tick_us` is the last of them."""
+    """Return the note for ticks that no server enqueued; `tick_us` is the last of them."""
     return Note(run_field(name), tick_us // 1000, "", f"m{first_us // 1000}", name)
 
 

@@ -8,17 +8,17 @@ The header of a script names its includes, its keys, its arguments and the field
     -- REPLY[1] ids      list
     -- REPLY[2] more     flag   whether there is more to do
 
-The code uses `KEYS.tasks` and `ARGV.now`, which the loader replaces with `KEYS[1]` and `ARGV[1]`:
-names cost the store nothing. `reply({ ids = ids, more = true })` builds the reply: a list in the
-order of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
-fields for Python.
+The code uses `KEYS.tasks` and `ARGV.now`, which the loader replaces with `KEYS[1]` and `ARGV[1]`,
+so the names cost the store nothing. `reply({ ids = ids, more = true })` builds the reply: a list in
+the order of the header, in which a missing field is 0, '' or {} depending on its type. In Python,
+`Script.reply` returns the fields by name.
 
 On each call, the store creates the functions of the includes again. A line `-- here: wake_server`
 in the body places an include in the block that needs it, so that other calls do not pay for it.
 
 A script whose header has the line `-- variants: plain flow` has two variants. Queues without flow
-control run the plain one, which has none of its keys and none of its cost. Lines that only one
-variant has are marked, in scripts and includes:
+control run the plain variant, which has none of the keys and none of the cost of flow control.
+In scripts and includes, lines that belong to only one variant are marked:
 
     -- flow KEYS[13] limited  zset  ids by order tag
     -- flow:
@@ -27,10 +27,10 @@ variant has are marked, in scripts and includes:
     take(id)
     -- end flow
 
-The flow variant has the keys and arguments of the plain one, followed by more. A script with one
-variant is loaded with the lines of the flow variant. If its header has the line `-- plain variant
-of: enqueue`, it is loaded with the plain lines, and `enqueue` runs in its place for queues with
-flow control.
+The flow variant has the keys and arguments of the plain variant, followed by its own. A script with
+one variant is loaded with the lines of the flow variant. If its header has the line `-- plain
+variant of: enqueue`, it is loaded with the plain lines, and `enqueue` runs in its place for queues
+with flow control.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = Path(__file__).with_name("lua")
 _LOADER: Final = cast("ResourceLoader", __spec__.loader)
-"""Reads the scripts through the loader of this module, so that qsync may be in a zip archive."""
+"""Reads the scripts through this module's loader, so that qsync can run from a zip archive."""
 
 _SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
@@ -73,7 +73,7 @@ _FIELD: Final = {
     "text": "fields.{0} or ''",
     "bytes": "fields.{0} or ''",
 }
-"""How `reply` reads a field, by its type in the header."""
+"""Functions that decode a field of a reply, by its type in the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Script:
     """Whether the first argument is the time, empty for the store's clock."""
     reply_fields: tuple[str, ...] = ()
     is_plain: bool = False
-    """Whether there is a flow variant, and this is a plain one."""
+    """Whether this is the plain variant of a script that also has a flow variant."""
     allow_oom: bool | None = None
     flow_name: str = ""
     """Script that has the flow variant; empty if it is this one."""
@@ -113,11 +113,10 @@ def read(path: str) -> str:
 
 @cache
 def _texts() -> dict[str, str]:
-    """Read all files when the first is needed; return their texts by path, or nothing if they are
-    in an archive.
+    """Read all files at once when one is needed; return their contents by path.
 
-    An upgrade may replace the files under a running process, and a script must not be assembled
-    from files of two versions.
+    An upgrade may replace the files while a process runs, and a script must not be assembled from
+    files of two versions. The result is empty if the files are in an archive.
     """
     return {
         path.relative_to(_FOLDER).as_posix(): path.read_text("utf-8")
@@ -193,12 +192,12 @@ def _constructor(reply: dict[str, str]) -> str:
 
 
 def _code(source: str) -> str:
-    """Remove the comment lines, so that they are not sent to the store."""
+    """Remove comment lines, so that they are not sent to the store."""
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
 
 
 def _used(code: str) -> str:
-    """Remove unused functions: the store would create each of them again for each call."""
+    """Remove unused functions: the store would create each of them again on each call."""
     called = {*_CALLED.findall(code), *_PASSED.findall(code)}
     used = _FUNCTION.sub(lambda found: found[0] if found[1] in called else "", code)
     return used if used == code else _used(used)

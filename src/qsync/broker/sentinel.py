@@ -3,8 +3,8 @@
 """Sentinel support: find the primary, and pool connections to it.
 
 redis-py's own Sentinel pools raise when all connections are in use, and its search raises "No
-master found" regardless of the Sentinels' replies. These classes wait for a connection and report
-the cause. (Blocking brokers have their own pools.)
+master found", whatever the Sentinels replied. These classes wait for a connection and report the
+cause. (Blocking brokers have their own pools.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from qsync.broker.address import Address
 from qsync.broker.error_mapping import Fault, classify, of_new_connection
 
 SENTINEL_TIMEOUT: Final = 1.0
-"""Timeout for connecting to a Sentinel, and for its reply, before the next one; in seconds."""
+"""Timeout for the connection to a Sentinel and for its reply, in seconds; then the next Sentinel is
+asked."""
 
 
 class AsyncSentinelPool(
@@ -96,12 +97,12 @@ def _settings(address: Address, retry: Any) -> dict[str, Any]:
 
 
 def _first(sentinel: Any, sentinels: Sequence[Any]) -> list[Any]:
-    """Move the Sentinel that knew the primary to the front, so that it is asked first."""
+    """Return the Sentinels with the one that knew the primary at the front, to be asked first."""
     return [sentinel, *(other for other in sentinels if other is not sentinel)]
 
 
 def not_found(service: str, answers: Sequence[Any]) -> Exception:
-    """Return an error with the reason why no Sentinel named a primary.
+    """Return an error that explains why no Sentinel named a primary.
 
     `answers` holds a reply or an error per Sentinel.
     """

@@ -1,7 +1,7 @@
 """A client's map from a cluster's slots to its nodes. No I/O.
 
 A client learns the map from any node that replies, applies the corrections that nodes send (MOVED),
-and asks again if a node does not reply or the cluster is down. So a node that is down only delays
+and asks again if a node does not reply or the cluster is down. So a node that is down delays only
 the calls for its own keys.
 """
 
@@ -18,10 +18,10 @@ from qsync.broker.address import Address
 Node = tuple[str, int]
 
 SLOTS: Final = 16384
-"""Number of slots of a cluster."""
+"""Number of slots in a cluster."""
 
 ASK_MAP: Final = ("CLUSTER", "SLOTS")
-"""Command whose reply `SlotMap.learn` takes."""
+"""Command whose reply `SlotMap.learn` reads."""
 
 
 def slot_of(key: str) -> int:
@@ -39,7 +39,7 @@ def name_of(node: Node | None) -> str:
 
 
 class SlotMap:
-    """The nodes of a cluster and their slots. Safe for threads: each change is one assignment."""
+    """The nodes of a cluster and their slots; thread-safe, since each change is one assignment."""
 
     def __init__(
         self, startup: Sequence[Node], remap: Callable[[Node], Node] | None = None
@@ -84,7 +84,8 @@ class SlotMap:
     def learn(self, reply: Any, asked: Node) -> Exception | None:
         """Store the map from a node's reply.
 
-        Returns the error if the reply is one or has no valid map; the node is suspect then.
+        If the reply is an error or has no valid map, the node becomes suspect, and the error is
+        returned.
         """
         try:
             self._learn(reply, asked)
@@ -115,7 +116,7 @@ class SlotMap:
         self._doubted |= {node}
 
     def redirect(self, reply: Any, asked: Node) -> Node | None:
-        """Apply the changes to the map in a node's reply.
+        """Apply the changes to the map that a node's reply demands.
 
         Returns the node to send the command to instead, or None.
         """
@@ -133,7 +134,7 @@ class SlotMap:
         return None
 
     def _node(self, host: bytes | str | None, port: int, asked: Node) -> Node:
-        """Return the node that a reply names; without a host, on the host of the asked node."""
+        """Return the node that a reply names; its host defaults to that of the asked node."""
         text = host.decode() if isinstance(host, bytes) else host
         node = (asked[0] if text in (None, "", "?") else str(text)), int(port)
         return node if self._remap is None else self._remap(node)

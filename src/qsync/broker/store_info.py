@@ -1,4 +1,4 @@
-"""The version, product and settings of a store, and the minimum that qsync needs."""
+"""The version, product and settings of a store, and the oldest versions that qsync supports."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def parse_info(reply: bytes) -> StoreInfo:
 def evicts_tasks(policy: str) -> bool:
     """Return whether a full store with this maxmemory-policy deletes tasks.
 
-    The volatile policies delete only keys with a time to live. No key of a queue has one. Server
-    records have one, and servers write them again within seconds. Server inboxes have one too; if
-    an order is lost with its inbox, the operator must repeat it.
+    The volatile policies delete only keys with a time to live, which no key of a queue has. Server
+    records have a time to live, but servers write them again within seconds. Server inboxes have
+    one as well; if an order is lost with its inbox, the operator must repeat the order.
     """
     return policy != "noeviction" and not policy.startswith("volatile-")

@@ -19,29 +19,31 @@ from qsync.schedule import Cron, Every, Missed
 from qsync.times import from_us, is_of_wrong_clock
 
 STAMP: Final = 8
-"""Number of bytes at the head of a record that hold the time of its put, unique to each version."""
+"""Number of bytes at the head of a record that hold the time of the put, which is unique to each
+version."""
 
 GRACE_US: Final = 30_000_000
-"""Delay up to which a tick counts as on time, in microseconds, as for periodic tasks."""
+"""Delay up to which a tick counts as on time, in microseconds; the same as for periodic tasks."""
 
 MOST_TICKS: Final = 20
-"""Number of ticks of one schedule that are enqueued in one call."""
+"""Maximum number of ticks of one schedule that one call enqueues."""
 
 MAX_EXPRESSION_LENGTH: Final = 1000
-"""Longest expression with its time zone, in characters."""
+"""Maximum length of an expression with its time zone, in characters."""
 
 NEVER_US: Final = 250_246_627_200_000_000
 """Next tick of a schedule that has none, in microseconds: the year 9900."""
 
 FORMAT: Final = 1
-"""Layout of a record behind its stamp, short since there may be 100,000 of them: a byte, 16 times
-FORMAT, plus 4 for a message without DEFAULTS at its end, plus the place of `missed` in MISSED; the
-length of the next part, two bytes; a period in microseconds as text, or a cron expression and, if
-it is not UTC, a line feed and the time zone; and the message of the task behind its nonce.
+"""Layout of a record after its stamp, which is short because there may be 100,000 records. It has
+one byte (16 times FORMAT, plus 4 if the message does not end in DEFAULTS, plus the index of
+`missed` in MISSED); the length of the next part, in two bytes; a period in microseconds as text, or
+a cron expression and, unless it is in UTC, a line feed and the time zone; and the part of the
+task's message that follows its nonce.
 """
 
 DEFAULTS: Final = codec.encode([True, 3, None])[1:]
-"""End of the message of a task with the most common values: is_value, retry, options."""
+"""End of a task's message if `is_value`, `retry` and `options` have their most common values."""
 
 MISSED: Final[tuple[Missed, ...]] = get_args(Missed)
 
@@ -56,7 +58,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
     every      its period, seconds; None for one with `cron`
     missed     tasks enqueued for missed ticks: "skip", "once" or "all"
     type       type of its task
-    payload    payload of its task: the bytes that were given, or msgpack of the arguments
+    payload    payload of its task: the bytes passed to `put`, or the arguments as msgpack
     next_at    its next tick; None when it has none
     put_at     time from which its ticks count: its last `put`, or its resume after a pause
     paused     whether its ticks pass without a task
@@ -83,7 +85,7 @@ class StoredScheduleRow(NamedTuple):
     name: str
     record: bytes
     next_us: int | None
-    """Its next tick; None when the entry was lost."""
+    """Next tick of the schedule; None if the entry was lost."""
     pause_note: bytes | None = None
 
     @property
@@ -93,19 +95,22 @@ class StoredScheduleRow(NamedTuple):
 
     @property
     def since_us(self) -> int:
-        """Time from which its ticks count, in microseconds."""
+        """Time from which the schedule's ticks count, in microseconds."""
         return int.from_bytes(self.stamp, "big")
 
 
 class Content(NamedTuple):
-    """A decoded record. The nonce of the message is the stamp, so it is the same at each tick."""
+    """A decoded record.
+
+    The nonce of the message is the stamp, so the message is the same at each tick.
+    """
 
     schedule: Cron | Every
     missed: Missed
     message: bytes
 
     def details(self) -> Message:
-        """Decode the message of the task. Raise CodecError if it has no known version."""
+        """Decode the message of the task. Raise CodecError if its version is unknown."""
         return decode_message(ENVELOPE_HEAD + bytes(8) + self.message)
 
     def task(self, id: str, queue: str) -> NewTask:
@@ -138,7 +143,7 @@ def encode_record(schedule: Cron | Every, missed: Missed, message: bytes) -> byt
     if len(when) > MAX_EXPRESSION_LENGTH:
         raise InvalidTask(
             phrase(
-                "cron=%(value)s: %(number)s characters are over %(most)s",
+                "cron=%(value)s: %(number)s characters exceed the maximum of %(most)s",
                 value=f"{text!r:.80}", number=str(len(when)), most=str(MAX_EXPRESSION_LENGTH),
             )
         )  # fmt: skip
@@ -186,7 +191,7 @@ def next_tick(schedule: Cron | Every, moment_us: int) -> int:
 
 
 def ticks_of(row: StoredScheduleRow, content: Content, now_us: int) -> Ticks:
-    """Return which ticks of a due schedule to enqueue now; at most MOST_TICKS."""
+    """Return the ticks of a due schedule to enqueue now, at most MOST_TICKS."""
     after_us = row.since_us
     if row.next_us is not None:  # earlier ticks do not count
         is_wrong = is_of_wrong_clock(after_us, now_us)
@@ -227,7 +232,7 @@ def stored_schedule(row: StoredScheduleRow, queue: str) -> StoredSchedule:
 
 
 def row_of(reply: Any) -> StoredScheduleRow:
-    """Return a schedule from a reply of the store: name, record, next tick, pause note."""
+    """Return a schedule from its row in a reply: name, record, next tick, pause note."""
     name, record, score, note = reply
     due = math.nan if score is None else float(score)
     next_us = int(due) if abs(due) < NEVER_US else NEVER_US if due > 0 else None

@@ -1,4 +1,4 @@
-"""A task as the store holds it, and the meaning of its fields. Without I/O."""
+"""A task as the store holds it, and functions that interpret its fields. Without I/O."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class StoredTask:
 
 
 def state_of(shown: StoredTask) -> TaskState:
-    """Return the state to show to users: the store keeps cancelled tasks among the completed."""
+    """Return the state to show to users: the store keeps cancelled tasks as completed ones."""
     cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
     return TaskState.CANCELLED if cancelled else shown.state
 
 
 def number(text: bytes | None) -> int:
-    """Return the number that the store holds as text; 0 when it is missing or not a number."""
+    """Return a number that the store holds as text; 0 if it is missing or invalid."""
     return int(text) if text and text.isdigit() and len(text) < 20 else 0
 
 
 def score_us(text: bytes | str) -> int:
-    """Convert a score to microseconds, limited to 4e17: a damaged store may hold any number."""
+    """Convert a score to microseconds, at most 4e17: a damaged store may hold any number."""
     return int(max(-4e17, min(float(text), 4e17)))
 
 
@@ -81,7 +81,7 @@ def last_error(shown: StoredTask) -> str | None:
 
 
 ABANDONED_US: Final = 2**52
-"""Amount, in us, that `abandon` subtracts from the expiry of a dead server's lease."""
+"""Amount that `abandon` subtracts from the expiry of a dead server's lease, in us."""
 
 
 def lease_until(shown: StoredTask) -> datetime:

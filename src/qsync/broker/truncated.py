@@ -1,4 +1,4 @@
-"""Decodes messages that a view truncated: without the payload, but with all other fields."""
+"""Decodes messages that a view truncated; all fields except the payload remain."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 def decode_cut(data: bytes, length: int) -> Message:
     """Decode a message of `length` bytes that may be truncated; its payload is empty then.
 
-    Raises CodecError if it is not a message of a known version, or if `data` is empty.
+    Raises CodecError if `data` is empty or not a message of a known version.
     """
     if len(data) == length:
         return decode_message(data)
     if not data:
-        raise codec.CodecError(f"{length} bytes are too large to decode")
+        raise codec.CodecError(f"{length} bytes are too many to decode")
     try:
         begin, end = _payload(data[:HEAD])
     except IndexError as error:
@@ -39,7 +39,7 @@ def _payload(head: bytes) -> tuple[int, int]:
 
     Raises IndexError if there is none.
     """
-    offset = 1 + 1 + 9  # the head that the script puts in front: array, version, time stamp
+    offset = 1 + 1 + 9  # the head that the script adds: array, version, time stamp
     _, offset = _run(head, offset)  # the nonce
     _, offset = _run(head, offset)  # the type
     begin, end = _run(head, offset)

@@ -1,4 +1,4 @@
-"""The operations on task types: pause, resume, and list the paused ones."""
+"""The operations on task types: pause, resume, and list the paused types."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PAUSED_MOST: Final = 100
 """Maximum number of types that are paused in a queue at the same time."""
 
 TYPE_MARK: Final = "@"
-"""First character of the limit that tasks of a paused type wait for; no other limit begins with
+"""First character of the limit for which tasks of a paused type wait; no other limit begins with
 it."""
 
 
 def type_limit(type: str) -> str:
-    """Return the limit that the tasks of a type wait for while it is paused."""
+    """Return the limit for which the tasks of a type wait while the type is paused."""
     return f"{TYPE_MARK}{type}"
 
 
@@ -38,8 +38,10 @@ class StoredPause:
 def pause_type(
     keys: QueueKeys, type: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Pause a task type. Return whether it was not paused yet; None if too many types are
-    paused."""
+    """Pause a task type.
+
+    Return False if it was paused already, and None if too many types are paused.
+    """
     return _pause_type(keys, type, note or b"paused", now_us)
 
 
@@ -74,7 +76,7 @@ def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[Sto
 
 @dataclass(frozen=True, slots=True)
 class StateSample:
-    """The types of `read` tasks, spread over a whole state, which has `total` tasks."""
+    """The types of `read` tasks, sampled from a whole state that has `total` tasks."""
 
     total: int
     read: int

@@ -40,7 +40,7 @@ _INHERITED: Final = (
     ("ssl_certfile", "ssl_keyfile", "ssl_password"),
     ("ssl_cert_reqs", "ssl_check_hostname"),
 )
-"""Groups of options that Sentinels inherit from the primary as a whole, or not at all."""
+"""Groups of options that Sentinels inherit from the primary together or not at all."""
 
 
 def parse(url: str) -> Address:
@@ -139,7 +139,7 @@ def _options(query: str) -> dict[str, Any]:
 def _add(options: dict[str, Any], more: Mapping[str, Any]) -> None:
     for name in more:
         if name in options:
-            raise ValueError(f"{name}: is given twice")
+            raise ValueError(f"{name}: appears twice")
     options.update(more)
 
 
@@ -172,7 +172,7 @@ def _network(
         raise ValueError(f"write credentials once, before the first host; {_ESCAPES}")
     if kind == "":
         if len(nodes) > 1:
-            raise ValueError(f"several hosts go with {scheme}+cluster:// or {scheme}+sentinel://")
+            raise ValueError(f"several hosts require {scheme}+cluster:// or {scheme}+sentinel://")
     elif kind == "sentinel":
         service, _, path = path.removeprefix("/").partition("/")
         service, path = _decoded(service), path and f"/{path}"
@@ -185,10 +185,10 @@ def _network(
     if path.strip("/"):
         _add(options, {"db": int(path.strip("/"))})
     if not tls:
-        _refuse(options, ("ssl_",), f"goes with {scheme.replace('redis', 'rediss', 1)}://")
+        _refuse(options, ("ssl_",), f"requires {scheme.replace('redis', 'rediss', 1)}://")
     check_tls(options)
     if kind != "sentinel":
-        _refuse(options, (SENTINEL,), "goes with redis+sentinel:// or rediss+sentinel://")
+        _refuse(options, (SENTINEL,), "requires redis+sentinel:// or rediss+sentinel://")
     if kind == "cluster" and options.pop("db", 0) != 0:
         raise ValueError("it names a database, but a cluster has only database 0")
     sentinel = _sentinel(options, tls=tls) if kind == "sentinel" else {}
@@ -205,7 +205,7 @@ def _sentinel(options: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
     }
     if not own.setdefault("ssl", tls):
         named = {SENTINEL + name: None for name in own}
-        _refuse(named, (f"{SENTINEL}ssl_",), "goes with rediss+sentinel:// or sentinel_ssl=true")
+        _refuse(named, (f"{SENTINEL}ssl_",), "requires rediss+sentinel:// or sentinel_ssl=true")
         return own
     primary = {name: value for name, value in options.items() if name.startswith("ssl_")}
     for together in _INHERITED:

@@ -18,10 +18,10 @@ from qsync.state import STORED, TaskState
 def get_tasks(
     keys: QueueKeys, ids: Sequence[str], *, messages: bool = True
 ) -> Call[list[StoredTask | None]]:
-    """Read tasks, in order; None for a task that is not in the queue.
+    """Read tasks, in order; None stands for a task that is not in the queue.
 
-    With `messages=False` existing messages are returned as empty bytes: a caller that only waits
-    for the end of a task does not need them, and they may be large.
+    With `messages=False`, existing messages are returned as empty bytes. A caller that only waits
+    for a task to end does not need messages, which may be large.
     """
     return queue_call("get_tasks", keys, ("1" if messages else "", *ids), _shown)
 
@@ -79,9 +79,9 @@ class TruncatedMessage(NamedTuple):
 class QueueSnapshot:
     """A queue at one moment. `memory` is in bytes; None when the store does not report it.
 
-    `first` holds message and failure record of the first pending tasks. It leaves out tasks for
-    which the store has the time at which they became runnable;
-    `since_us` is the earliest of these times.
+    `first` holds the messages and failure records of the first pending tasks, except for tasks for
+    which the store has the time at which they became runnable. `since_us` is the earliest of these
+    times.
     """
 
     now_us: int
@@ -95,7 +95,8 @@ class QueueSnapshot:
     bounds: QueueBounds
     latency_target_us: int | None
     died: tuple[int, int, int]
-    """Dead tasks that no operator has acknowledged: number, first and last death, us."""
+    """Dead tasks that no operator has acknowledged: their number, and the first and last death,
+    us."""
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
@@ -146,7 +147,7 @@ class StoredTaskRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of the tasks in a state; `more` says whether other tasks follow."""
+    """A page of the tasks in a state; `more` tells whether other tasks follow."""
 
     now_us: int
     total: int
@@ -163,7 +164,7 @@ def list_tasks(
     backwards: bool = False,
     now_us: int | None = None,
 ) -> Call[TaskPage]:
-    """Read up to `count` tasks of a state that follow `after`; fewer when they are large."""
+    """Read up to `count` tasks of a state that follow `after`, fewer if they are large."""
     score, id = after or ("", "")
     args: tuple[Argument, ...] = (
         now_argument(now_us), state.value, count, "1" if backwards else "",
