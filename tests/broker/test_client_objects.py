@@ -103,7 +103,7 @@ class OwnAsyncConnection(redis.asyncio.Connection):
 
 def test_custom_connection_class_is_refused() -> None:
     pool = redis.ConnectionPool(connection_class=OwnConnection)
-    with pytest.raises(ConfigError, match=r"OwnConnection, and qsync makes its own .*embedded://"):
+    with pytest.raises(ConfigError, match=r"OwnConnection, but qsync opens its own .*embedded://"):
         Qsync(redis.Redis(connection_pool=pool))
     asyncio_pool = redis.asyncio.ConnectionPool(connection_class=OwnAsyncConnection)
     with pytest.raises(ConfigError, match="OwnAsyncConnection"):

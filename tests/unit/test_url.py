@@ -114,7 +114,7 @@ WRONG = [
     ("redis+sentinel://h/a%20b", "a service name has"),
     ("redis+cluster://u:p@a,u:p@b", "write credentials once"),
     ("redis+cluster://a,", "lacks a host"),
-    ("redis://a,b", r"go with redis\+cluster:// or redis\+sentinel://"),
+    ("redis://a,b", r"require redis\+cluster:// or redis\+sentinel://"),
     ("redis://h o", "its host is not host:port"),
     ("redis://[::x]", "its host is not host:port"),
     ("http://h", "http:// is not a scheme of a store; use e.g. redis://localhost:6379"),

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- abandon: expire the leases of a dead server at once, so that the next fetch recovers its tasks.
--- Expiries are moved below 0 and keep their order. After an outage, the recovery of leases below 0
--- is not delayed.
--- Each call scans one part of the owners, so that no call takes long.
+-- Expiries are moved below 0 and keep their order. The delay of recovery after an outage does not
+-- apply to leases below 0.
+-- Each call scans only a part of the owners, so that no call takes long.
 -- include: check_schema clock wake_server
 -- KEYS[1] active  zset    ids by lease expiry
 -- KEYS[2] owner   hash    id -> lease token
@@ -11,7 +11,7 @@
 -- KEYS[5] idle      zset    ids of servers that a message wakes
 -- ARGV[1] server  text    id of the dead server
 -- ARGV[2] cursor  text    0 at first, then the cursor that the last call returned
--- returns the next cursor (0: done) and the number of leases that were expired
+-- returns the next cursor (0: done) and the number of leases that it expired
 check_schema()
 local mine = { [ARGV.server .. '/'] = true, [ARGV.server .. '~'] = true }
 local part = redis.call('HSCAN', KEYS.owner, ARGV.cursor, 'COUNT', 500)

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- audit: scan a part of a key, and read where each id in it is recorded.
+-- audit: scan a part of a key, and find where each id in it is recorded.
 -- include: check_schema message_limits
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -30,8 +30,8 @@
 check_schema()
 local ids, claims, cursor = {}, {}, '0'
 
--- Return the holder from the value of a lock. (include/unique_locks.lua is not used here, since it
--- has commands that write.)
+-- Return the holder from the value of a lock. (This script does not use include/unique_locks.lua,
+-- which has commands that write.)
 local function named_holder(held)
   return string.match(held or '', '^%d+:(.+)$')
 end
@@ -40,8 +40,8 @@ local function add_row(id, claim)
   ids[#ids + 1], claims[#claims + 1] = id, claim
 end
 
--- Scan the field names of a hash. Values may be large: if the store does not know NOVALUES, scan
--- only a few entries per call.
+-- Scan the field names of a hash. Values may be large, so if the store does not have NOVALUES, only
+-- a few entries are scanned per call.
 local function scan_names(hash_key)
   local part = redis.pcall('HSCAN', hash_key, ARGV.cursor, 'COUNT', ARGV.count, 'NOVALUES')
   local step = 1
@@ -111,7 +111,7 @@ end
 for at, set_key in ipairs({
   KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.limited,
 }) do
-  -- The store scans a small key as a whole, so there may be more ids than were asked for.
+  -- The store scans a small key as a whole, so it may return more ids than requested.
   for first = 1, #ids, 500 do
     local last = math.min(first + 499, #ids)
     for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids, first, last))) do

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- audit_limits: find limits whose counts are wrong or that nothing would open. In a part of the
--- limited tasks and of the waiters, also find tasks without an entry and entries without a task.
+-- audit_limits: find limits whose counts are wrong, and limits that nothing would open. In a part
+-- of the limited tasks and waiters, also find tasks without an entry and entries without a task.
 -- include: check_schema message_limits limit_states waiter_entries limit_counts
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] limit_rules hash  name -> its rule
@@ -12,10 +12,10 @@
 -- KEYS[8] openings  zset    limits by the time at which they open, us
 -- KEYS[9] tasks     hash    id -> message
 -- KEYS[10] meta     hash    schema
--- ARGV[1] first     int     rank of the first limited task and waiter to read; 0: look at limits too
--- ARGV[2] count     int     number of them, 1 to 500
+-- ARGV[1] first     int     rank of the first limited task and waiter to read; 0: check limits too
+-- ARGV[2] count     int     number of tasks and of waiters to read, 1 to 500
 -- REPLY[1] miscounted list  limits whose counts are wrong
--- REPLY[2] shut       list  limits with waiters that have room and no time at which they open
+-- REPLY[2] shut       list  limits that have waiters and room, but no time at which they open
 -- REPLY[3] unlisted   list  limited tasks that are not among the waiters of any limit
 -- REPLY[4] strays     list  waiters that are not limited tasks
 -- REPLY[5] more       flag  there are more limited tasks or waiters
@@ -46,7 +46,7 @@ local function miscounted(counts)
   return found
 end
 
--- Return the limits, of the first 10,000 with waiters, that nothing would open.
+-- Return the limits that nothing would open, among the first 10,000 limits with waiters.
 local function shut_limits()
   local found, from = {}, '-'
   for _ = 1, 10000 do
@@ -102,8 +102,8 @@ local function is_item(item)
   return #ids == 1 and redis.call('ZSCORE', KEYS.limited, ids[1])
 end
 
--- Return the entries of this part that do not stand for one limited task each, and the items in states
--- that do not, as entries. The state of a limit with a marker has items.
+-- Return the entries of this part that do not stand for one limited task each. Items in states that
+-- do not are returned as entries as well. The state of a limit with a marker has items.
 local function stray_waiters()
   local found, part = {}, redis.call('ZRANGE', KEYS.waiters, first, last)
   for _, entry in ipairs(part) do

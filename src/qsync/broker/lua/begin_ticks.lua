@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- begin_ticks: read the time after which the ticks of schedules are due: the last tick enqueued, or
--- the time since which the schedule has its current expression, if that is later. For a new
--- schedule, for one whose expression changed, and for one that no server published while other
--- schedules were published, that time is now, so that no earlier ticks are enqueued. During a
--- deploy, old and new servers may publish two expressions of one schedule. So each expression has
--- its own time, kept while servers publish it. A last tick from a clock that was wrong counts as
--- now.
+-- begin_ticks: read, for each schedule, the time after which its ticks are due. This is the last
+-- tick that was enqueued, or the time since which the schedule has its current expression,
+-- whichever is later. The time is now, so that no earlier ticks are enqueued, for a new schedule,
+-- for one whose expression changed, and for one that no server published while other schedules were
+-- published. During a deploy, old and new servers may publish two expressions of one schedule. So
+-- each expression has its own time, which is kept while servers publish the expression. A last tick
+-- that a wrong clock recorded counts as now.
 -- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the
@@ -21,9 +21,10 @@ local from, to = string.match(redis.call('HGET', KEYS.schedules, '#') or '', '^(
 from, to = parse_int(from, 0), parse_int(to, 0)
 
 -- Return the time since which the expression is in force, 0 for always, and record that it still
--- is. `#<schedule>` holds for each expression its digest, that time, and when a server last asked.
+-- is. For each expression, `#<schedule>` holds the digest, that time, and the time at which a
+-- server last asked.
 local function in_force_since(id, digest)
-  -- Eight entries are shorter than this; a longer, damaged record would block the store.
+  -- Eight entries are shorter than this; reading a longer, damaged record would block the store.
   local known = string.sub(redis.call('HGET', KEYS.schedules, '#' .. id) or '', 1, 1024)
   local all, latest, kept = {}, 0, {}
   for of, since, seen in string.gmatch(known, '(%x+) (%d+) (%d+)') do

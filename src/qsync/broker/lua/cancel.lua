@@ -1,6 +1,5 @@
 #!lua flags=allow-oom
--- cancel: end a waiting task; for an active task record a cancel request, which its server
--- reads.
+-- cancel: end a waiting task; for an active task, record a cancel request, which its server reads.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
@@ -40,8 +39,8 @@
 -- ARGV[4] retention  int us  retention of the task; empty: none
 -- ARGV[5] sender     text    of a client, which numbers its calls; empty: none
 -- ARGV[6] number     int
--- returns cancelled (even if an earlier call did it); or active and its lease token; or finished;
---   or missing
+-- returns cancelled (even if an earlier call cancelled it); or active and its lease token; or
+-- finished; or missing
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 if first_call(ARGV.sender, ARGV.number) and redis.call('HEXISTS', KEYS.cancels, id) == 0 then

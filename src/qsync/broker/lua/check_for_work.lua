@@ -1,6 +1,7 @@
 #!lua flags=no-writes
 -- check_for_work: read whether a server has anything to do in a queue. It costs a fifth of a fetch.
--- If upkeep is due, the first server that checks does it, and the other servers find nothing due.
+-- If upkeep is due, the first server that checks does the upkeep, and the other servers find none
+-- due.
 -- variants: plain flow
 -- include: check_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- count_errors: count the failed tasks of a part of a state by the marks of their failure records.
+-- count_errors: count the failed tasks in a part of a state by the marks of their failure records.
 -- A task whose record has no mark ends the part: an older version wrote the record, or the task's
 -- servers crashed.
 -- include: check_schema page_position truncate_message failure_marks
@@ -15,12 +15,12 @@
 -- ARGV[4] id        text    id of that task
 -- ARGV[5] known     text    fingerprints of errors whose last task is not returned, separated by spaces
 -- REPLY[1] more     flag    whether tasks are left
--- REPLY[2] read     int     number of tasks counted
+-- REPLY[2] read     int     number of tasks that were counted
 -- REPLY[3] score    text    score of the last of them
 -- REPLY[4] id       text    its id
 -- REPLY[5] errors   list    for each error: fingerprint; number; first and last time, us; a flat
---   list of fairness keys and numbers; and of the last task: id, length of its message, the message
---   (truncated when long) and failure record, or nothing of it for a known error
+--   list of fairness keys and numbers; and of its last task: id, length of its message, the message
+--   (truncated when long) and failure record, or no values for a known error
 -- returns the fields of REPLY
 check_schema()
 local is_dead = ARGV.state == 'dead'

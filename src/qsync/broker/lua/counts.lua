@@ -37,7 +37,8 @@
 -- KEYS[34] schedule_runs hash  schedule -> its last runs
 -- KEYS[35] stats     hash    counters, in all and per day
 -- KEYS[36] meta      hash    schema, tally
--- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
+-- returns the sizes of all keys except stats and meta, in this order; the counters, name and value
+-- in
 --   turn; the number of completed tasks that were cancelled; and the day and sum of the tally
 check_schema()
 local sizes = {}

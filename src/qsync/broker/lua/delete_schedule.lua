@@ -12,7 +12,7 @@
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] stamp      bytes   first 8 bytes of the record to delete; empty: any
 -- ARGV[5] runs     text    its field in schedule_runs
--- returns 1 when deleted, 0 when there is no such schedule, or another version of it
+-- returns 1 when deleted, 0 when there is no such schedule or only another version of it
 check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
 local record = redis.call('HGET', KEYS.stored_schedules, id)

@@ -6,10 +6,10 @@
 -- KEYS[3] meta             hash  schema, ticked
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] count      int     maximum number of schedules
--- ARGV[3] offset     int     number of the earliest due schedules to leave out
+-- ARGV[3] offset     int     number of the earliest due schedules to skip
 -- REPLY[1] now    int   us
 -- REPLY[2] later  text  next tick of the other schedules, us; empty: there is none
--- REPLY[3] wrong  flag  the last ticks were enqueued by a clock that was ahead: next ticks may be wrong
+-- REPLY[3] wrong  flag  the clock was ahead at the last ticks: next ticks may be wrong
 -- REPLY[4] rows   list  three values per schedule: name, next tick, record (nil when it is lost)
 check_schema()
 local now = clock(ARGV.now)

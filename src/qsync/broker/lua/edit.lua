@@ -1,8 +1,8 @@
 #!lua
--- edit: replace the message of a scheduled, retry or dead task, and run the task or change when it is
--- due, if it still has the message that the caller saw.
--- A repeated call finds its own message and writes it again; if the first call ran the task, it
--- finds the task in another state.
+-- edit: replace the message of a scheduled, retry or dead task, and run the task or change its due
+-- time. Only do so if the task still has the message that the caller saw.
+-- A repeated call finds its own message and writes it again. If the first call ran the task, the
+-- repeated call finds it in another state.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- include: priority_bands

@@ -1,8 +1,8 @@
 #!lua
 -- enqueue: store new tasks and put their ids into pending or scheduled.
 -- When the store is out of memory, it refuses the whole call and writes nothing.
--- A repeated call writes nothing and returns the same reply; if it has a sender, even after its
--- tasks have left the queue.
+-- A repeated call writes nothing and returns the same reply. If the call has a sender, this holds
+-- even after its tasks have left the queue.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands
@@ -75,7 +75,8 @@ end
 if created > 0 then
   remember(now, tasks, times, others)
 end
--- Also record a call that found only its own tasks: they may have left when it is repeated.
+-- Also record a call that found only its own tasks: they may have left the queue when it is
+-- repeated.
 -- flow:
 if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then
 -- plain:

@@ -1,6 +1,6 @@
 #!lua
--- enqueue_one: store one new task without options, which takes the store a third of the time of
--- enqueue. It creates shared functions only in the blocks that need them. A repeated call writes
+-- enqueue_one: store one new task without options, in a third of the time that enqueue takes the
+-- store. It creates shared functions only in the blocks that need them. A repeated call writes
 -- nothing and returns the same reply, even after the task has left the queue. When the store is out
 -- of memory, it refuses the call and writes nothing.
 -- plain variant of: enqueue
@@ -27,8 +27,8 @@ if known[1] ~= '1' then
   ensure_schema(known[1])
 end
 local last = redis.call('HGET', KEYS.calls, ARGV.sender)
--- Nearly always the record is `<number> <time>`, and its number has as many digits as this one, so
--- they can be compared as text.
+-- The record is nearly always `<number> <time>`, and its number has as many digits as this call's
+-- number, so the two can be compared as text.
 if last and not (#last == #ARGV.number + 17 and last < ARGV.number) then
   -- here: clock enqueue_replay
   local number, before = tonumber(ARGV.number), last_call(ARGV.sender)
@@ -56,7 +56,8 @@ local reply = redis.pcall('HSETNX', KEYS.tasks, ARGV.id, stamped)
 if reply == 1 then
   reply = redis.pcall('ZADD', KEYS.fairness, 'INCR', '1', '')
   if type(reply) == 'string' then
-    -- The reply is passed on as it is: converting a number to text takes longer than the rest.
+    -- The reply is used without a conversion: converting a number to text takes longer than the
+    -- rest.
     local tag, virtual = reply, tonumber(known[2] or '0')
     local last_tag = tonumber(reply)
     if not (virtual and virtual >= 0 and last_tag >= virtual + 1 and last_tag < 2 ^ 53) then

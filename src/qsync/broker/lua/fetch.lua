@@ -5,10 +5,10 @@
 -- A fetch that repeats the last number returns the same tasks, except those that its token no
 -- longer owns.
 -- A queue without tasks, or with only dead ones, gets upkeep only every few minutes.
--- A fetch without tasks or upkeep writes nothing, so an idle queue costs no disk and no
--- replication. It is not recorded either, and its repetition is an ordinary fetch. A fetch with
--- `again` is recorded, so that a late copy of it finds its number.
--- The first fetch of a queue sets the generation; a new generation later means that data were lost.
+-- A fetch that finds no tasks and no upkeep writes nothing, so an idle queue costs no disk space
+-- and no replication. Such a fetch is not recorded either, and its repetition is an ordinary fetch.
+-- A fetch with `again` is recorded, so that a late copy of the call finds its number.
+-- The first fetch from a queue sets the generation; a later change of it means that data were lost.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
@@ -94,10 +94,10 @@ if not generation then
   redis.call('HSET', KEYS.meta, 'generation', generation)
 end
 
--- Return a reply; each one has the time, the generation, and whether the queue is paused.
--- The first message may exceed max_bytes, but no client writes one of over 32 MiB. A server that
--- could not receive a longer one in time would ask for it again and again, so it gets only the
--- beginning, which it cannot decode.
+-- Return a reply; each reply has the time, the generation, and whether the queue is paused.
+-- The first message may exceed max_bytes, but no client writes a message of over 32 MiB. A server
+-- that could not receive a longer message in time would ask for it again and again, so it gets only
+-- the beginning, which it cannot decode.
 local function answer(fields)
   local first = fields.messages and fields.messages[1]
   if first and #first > 33554432 then
@@ -222,7 +222,7 @@ if first_lease == math.huge and (left or #ids + #lost > 0) then
   outage_grace(now, lease, stored[5], stored[6])
 end
 
--- 4 sweep: a little more than was leased, so that it keeps up with any throughput
+-- 4 sweep: delete a little more than was leased, so that sweeps keep up with any throughput
 if sweep_expired(now, limit, #ids, stored[7], unusual, tonumber(ARGV.dead_limit), dead_age) then
   more = true
 end

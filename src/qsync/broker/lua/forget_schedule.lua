@@ -11,7 +11,7 @@
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] silence    int us  minimum time since its last publication
 -- ARGV[5] runs     text    its field in schedule_runs
--- returns 1 when deleted, 0 when it was published since, -1 when there is no such schedule
+-- returns 1 when deleted, 0 when servers published it since, -1 when there is no such schedule
 check_schema()
 local now, id = clock(ARGV.now), ARGV.schedule
 if redis.call('HEXISTS', KEYS.schedules, '=' .. id) == 0 then

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- get_limit: read one limit: its rules, its state, the active tasks that hold it, and a waiting
+-- get_limit: read one limit: its rules, its state, the active tasks that hold it, and one waiting
 -- task's place.
 -- include: check_schema clock waiter_entries
 -- KEYS[1] limit_rules hash  name -> its rule

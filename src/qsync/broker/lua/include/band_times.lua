@@ -1,4 +1,4 @@
--- band_times: the virtual times of the bands of priorities, as a fetch changes them.
+-- band_times: how a fetch changes the virtual times of the bands of priorities.
 
 -- Return the field of meta that holds the virtual time of a priority.
 local function virtual_field(priority)
@@ -8,7 +8,7 @@ end
 -- Value above which a virtual time restarts as soon as no task waits.
 local far_time = 2 ^ 39
 
--- Return tags of these pending ids, which are in order, including the last tag of each band.
+-- Return tags of these pending ids, which are in order; the last tag of each band is among them.
 local function last_tags(ids)
   local last = redis.call('ZSCORE', KEYS.pending, ids[#ids])
   local first = #ids > 1 and redis.call('ZSCORE', KEYS.pending, ids[1]) or last
@@ -40,7 +40,7 @@ local function advance_bands(tags)
   end
 end
 
--- Forget fairness keys whose last tag has been passed, in the normal band and in those that
+-- Forget fairness keys whose last tag has been passed, in the normal band and in the bands that
 -- this fetch has read.
 local function forget_passed(limit)
   band_time(normal_priority)
@@ -54,8 +54,8 @@ local function forget_passed(limit)
   end
 end
 
--- Restart virtual times that are far from the middle of their band. The caller found pending empty.
--- Tasks that wait for a limit keep their tags, so nothing changes while there are any.
+-- Restart virtual times that are far from the middle of their band. Pending must be empty. Tasks
+-- that wait for a limit keep their tags, so nothing changes while there are such tasks.
 local function restart_bands()
   if redis.call('EXISTS', KEYS.limited) == 1 then
     return

@@ -1,6 +1,7 @@
 -- change_rules: change the rule of a limit, and let the next fetch check its waiters.
 
--- Store a rule in a field of limit_rules; an empty one is removed. Returns 1 if that changed it.
+-- Store a rule in a field of limit_rules; an empty rule removes the field. Returns 1 if the field
+-- changed.
 local function change_rule(now, field, rule)
   local before = redis.call('HGET', KEYS.limit_rules, field)
   if (before or '') == rule then

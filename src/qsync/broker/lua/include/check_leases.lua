@@ -1,7 +1,7 @@
 -- check_leases: find out which tasks a server still owns.
 
--- Compare the tokens in `args` with the owners. From position `first` on `args` has `stride` values
--- per task, which begin with id and token.
+-- Compare the tokens in `args` with the owners. From position `first` on, `args` has `stride`
+-- values per task, the first two of which are id and token.
 -- Returns the positions of owned tasks; their ids; one reply per task: 'ok', 'done' (no owner: the
 -- task ended or was handed back) or 'lost' (another owner); and the number of lost tasks.
 local function check_leases(args, first, stride)

@@ -1,12 +1,13 @@
--- check_schema: check the number of a queue's data layout, which its meta holds. Scripts do not
--- touch data of another layout, since an older version could damage the data of a newer one. Queues
--- that use flow control have layout 2; plain variants of scripts leave it to the flow variants.
+-- check_schema: check the number of a queue's data layout, which is stored in its meta. Scripts do
+-- not touch data of another layout, since an older version could damage the data of a newer one.
+-- Queues that use flow control have layout 2; plain variants of scripts refuse it, so that the flow
+-- variants run.
 
 -- flow:
 local schema, newest_schema = '1', '2'
 
 -- Return whether `layout`, the recorded layout, is one of these; data without a recorded layout
--- have the first one. Another layout ends the script with an error, before it has written anything.
+-- have the first of them. Any other layout ends the script with an error before it writes anything.
 local function is_current_schema(layout)
   local known = layout == schema or layout == newest_schema
   if layout and not known and string.find(layout, '^%d+$') then

@@ -1,8 +1,9 @@
--- client_calls: the last cancel or reschedule of each sender, so that its repetition after a lost reply
--- gets the same answer. As with enqueues, a sender numbers its calls and has one in flight at a time;
--- the record is `<number> <time us>`. Nothing depends on it, so a command that fails is ignored.
+-- client_calls: the last cancel or reschedule of each sender, so that a repetition of the call
+-- after a lost reply gets the same answer. As with enqueues, a sender numbers its calls and has one
+-- in flight at a time; the record is `<number> <time us>`. Nothing depends on it, so a command that
+-- fails is ignored.
 
--- Return the time of the call, us, if it was made before; else nil.
+-- If this call was made before, return its time, us; else nil.
 local function first_call(sender, number)
   local last = sender ~= '' and redis.pcall('HGET', KEYS.calls, sender)
   if type(last) == 'string' then

@@ -14,7 +14,8 @@ local function to_text(number)
   return string.format('%.0f', number)
 end
 
--- Return the number in a text of digits, else `other`: a damaged record must not fail a script.
+-- Return the number in a text of digits, or `other` for any other text: a damaged record must not
+-- fail a script.
 local function parse_int(text, other)
   if text and #text <= 16 and string.find(text, '^%d+$') then
     return tonumber(text)
@@ -22,8 +23,8 @@ local function parse_int(text, other)
   return other
 end
 
--- Return whether a recorded time is from a clock that was wrong, and has been set back since: it is
--- over an hour ahead. After a smaller step back, a recorded time holds until it is reached.
+-- Return whether a recorded time is over an hour ahead: then the clock was wrong and has been set
+-- back since. After a smaller step back, the recorded time is trusted until the clock reaches it.
 local function is_of_wrong_clock(moment, now)
   return moment - now > 3600000000
 end

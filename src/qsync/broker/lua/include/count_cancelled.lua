@@ -1,6 +1,6 @@
 -- count_cancelled: count the completed tasks that were cancelled.
 
--- Subtract the cancel requests of active tasks, which are in the same hash. Only the first 2000
+-- The same hash has the cancel requests of active tasks, which are subtracted. Only the first 2000
 -- active tasks are checked.
 local function count_cancelled()
   local noted = redis.call('HLEN', KEYS.cancels)

@@ -1,8 +1,8 @@
--- count_enqueued: count plain tasks that are enqueued one by one. Up to 64 of them are summed in
--- the field `tally` of meta, with one write for each task; the counters `enqueued` and `bytes`, in
--- total and per day, would take four. Readers add the tally.
+-- count_enqueued: count plain tasks that are enqueued one by one. The field `tally` of meta sums up
+-- to 64 of them, with one write per task; the counters `enqueued` and `bytes`, in total and per
+-- day, would take four. Readers add the tally to the counters.
 
--- Value that a task adds to the field `tally`, besides its size in bytes, which is at most 2^29.
+-- What each task adds to the field `tally`, besides its size in bytes, which is at most 2^29.
 local one_task = 1000000000000
 
 -- Add the field `tally` to the counters of its day, and delete it.
@@ -16,8 +16,8 @@ local function add_enqueued(day)
   end
 end
 
--- Count a task of this size. `tally_day` is the day of the field `tally`, from meta; `sum` the reply
--- of the command that added the task to it, if the script has done so.
+-- Count a task of this size. `tally_day` is the day of the field `tally`, from meta. If the script
+-- has already added the task to the tally, `sum` is the reply to that command.
 local function count_enqueued(now, tally_day, size, sum)
   local day = math.floor(now / 86400000000)
   if tonumber(tally_day or '') ~= day then

@@ -1,4 +1,5 @@
--- counters: counters, total and per day. A day is the number of days since the Unix epoch.
+-- counters: the counters of a queue, in total and per day. A day is the number of days since the
+-- Unix epoch.
 
 -- Add to a counter. A value that is not a number is replaced; a failed write does not fail the script.
 local function add_to_counter(counter, amount)
@@ -15,8 +16,8 @@ local function count(now, counter, amount)
   end
 end
 
--- Add to a counter and its partner with one read and one write. If the sums are too large to be
--- exact, or the values are not numbers, add to each counter separately.
+-- Add to two paired counters with one read and one write. If the sums are too large to be exact, or
+-- the values are not numbers, add to each counter separately.
 local function count_pair(now, counter, amount, partner, partner_amount)
   local day = to_text(math.floor(now / 86400000000))
   local counter_day, partner_day = counter .. ':' .. day, partner .. ':' .. day

@@ -1,9 +1,9 @@
 -- enqueue_replay: record the last enqueue of each sender, so that its repetition gets the same
--- reply. A sender numbers its calls and has one in flight at a time, so only its last call is kept:
--- `<number> <time us>`, and for each task that was not created its place in the call, the outcome
--- and the holder, separated by spaces.
+-- reply. A sender numbers its calls and has one in flight at a time, so only its last call is kept.
+-- The record is `<number> <time us>`, followed, for each task that was not created, by its place in
+-- the call, the outcome and the holder, all separated by spaces.
 
--- Return the number of a sender's last call, -1 when none is known, and the record of that call.
+-- Return the number of a sender's last call (-1 if none is known), and the record of that call.
 local function last_call(sender)
   local last = redis.call('HGET', KEYS.calls, sender)
   if not last then

@@ -1,13 +1,13 @@
 -- failure_marks: the marks at the ends of failure records, and counts by mark. A mark is a fairness
--- key, its length in bytes as 4 hex digits, and a fingerprint of 8; records of older versions have
--- none.
+-- key, its length in bytes as 4 hex digits, and a fingerprint of 8 hex digits. Records of older
+-- versions have no marks.
 
 local function new_error_counts()
   return { order = {}, by_error = {}, by_mark = {}, lengths = {} }
 end
 
--- Return the length of a mark with its header, given its last 12 characters; 0 if they do not end a
--- mark.
+-- Return the length of a mark with its header from its last 12 characters; 0 if they are not the
+-- end of a mark.
 local function mark_length(tail)
   if not string.find(tail, '^%x%x%x%x%x%x%x%x%x%x%x%x$') then
     return 0
@@ -16,8 +16,8 @@ local function mark_length(tail)
   return length + (length < 32 and 1 or length < 256 and 2 or 3)
 end
 
--- Return the mark in this text, which begins with its header, and add its error to the counts;
--- false if the header does not match the mark.
+-- Return the mark in this text, which begins with the mark's header, and add its error to the
+-- counts; false if the header does not match the mark.
 local function parse_mark(counts, text)
   local head = #text < 33 and 1 or #text < 258 and 2 or 3
   local length = #text - head
@@ -36,7 +36,8 @@ local function parse_mark(counts, text)
   return { entry = entry, key = string.sub(text, head + 1, -13) }
 end
 
--- Return the mark of a record, with its error in the counts; false if the record has no mark.
+-- Return the mark of a record, after adding its error to the counts; false if the record has no
+-- mark.
 local function read_mark(counts, record)
   local tail = record and string.sub(record, -12) or ''
   local length = counts.lengths[tail]
@@ -62,13 +63,15 @@ local function failed_at(record)
   return good and tonumber(at) or 0
 end
 
--- Return whether a task is dead because servers crashed; then its record is of an earlier error.
+-- Return whether a task is dead because servers crashed; its record then describes an earlier
+-- error.
 local function died_of_crashes(crashes)
   return crashes and string.sub(crashes, -1) == '!'
 end
 
 -- Count a task with this mark. At most 10 fairness keys of an error are counted by name; further
--- keys share the empty name. `at` is a time, or the id of the task when the latest come first.
+-- keys share the empty name. `at` is a time; if the latest tasks come first, it is the task's id
+-- instead.
 local function count_failure(mark, at)
   local entry, key = mark.entry, mark.key
   entry.number = entry.number + 1

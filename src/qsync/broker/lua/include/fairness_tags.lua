@@ -3,10 +3,10 @@
 -- key and V the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the
 -- store as numbers, which keeps all 17 digits.
 
--- From this value on, adding 1 to a double has no effect. qsync never gives such tags.
+-- From this value on, adding 1 to a double has no effect. qsync never assigns such tags.
 local tag_limit = 2 ^ 53
 
--- Return the tag in a text or score; 0 when it is not valid.
+-- Return a tag read from a text or score; 0 when it is not valid.
 local function read_tag(text)
   local tag = tonumber(text or '')
   return tag and tag > 0 and tag < tag_limit and tag or 0

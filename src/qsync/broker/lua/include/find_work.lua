@@ -1,7 +1,7 @@
 -- find_work: check whether there is anything to do in a queue.
 
--- Return the generation (empty before the first fetch), 1 when tasks can be fetched, 1 when upkeep
--- is due, and the recorded data layout.
+-- Return four values: the generation (empty before the first fetch), whether tasks can be fetched
+-- and whether upkeep is due (1 or 0), and the recorded data layout.
 local function find_work(given_now, lease)
   local known = redis.call('HMGET', KEYS.meta, 'schema', 'generation', 'paused', 'seen')
   is_current_schema(known[1])
@@ -32,8 +32,8 @@ local function find_work(given_now, lease)
       due = 1
     end
   end
-  -- While tasks are leased a server has to record its presence: without that, the next fetch
-  -- assumes an outage and delays the recovery of expired leases.
+  -- While tasks are leased, servers must record their presence: otherwise, the next fetch assumes
+  -- an outage and delays the recovery of expired leases.
   if now - parse_int(known[4], 0) > lease / 4 and redis.call('EXISTS', KEYS.active) == 1 then
     due = 1
   end

@@ -5,7 +5,7 @@ local function delete_fields(beside_key, ids)
   redis.pcall('HDEL', beside_key, unpack(ids))
 end
 
--- Return whether a task may have other data to delete than its message.
+-- Return whether tasks may have data to delete other than their message.
 local function has_records()
   -- flow:
   if redis.call('EXISTS', KEYS.successors) == 1 then
@@ -19,7 +19,7 @@ local function has_records()
 end
 
 -- Delete all data of ids that leave the queue. The caller removes them from the state sets.
--- Optional hashes are only touched if they exist. `bare` is true if has_records() was false.
+-- Optional hashes are touched only if they exist. `bare` is true if has_records() returned false.
 local function forget_tasks(now, ids, bare)
   if #ids == 0 then
     return
@@ -49,8 +49,8 @@ local function forget_tasks(now, ids, bare)
   end
 end
 
--- Remove ids from active, with their owner and, unless `keep_progress`, their progress. The tasks
--- stay in the queue.
+-- Remove ids from active, together with their owner and, unless `keep_progress`, their progress.
+-- The tasks stay in the queue.
 local function release_leases(ids, keep_progress)
   if #ids == 0 then
     return
@@ -66,7 +66,7 @@ local function release_leases(ids, keep_progress)
   end
 end
 
--- Allow ids to be enqueued again at once: an operator or client removed these tasks on purpose.
+-- Let ids be enqueued again at once, since an operator or client removed these tasks on purpose.
 local function forget_recent_ids(ids)
   if #ids > 0 and redis.call('EXISTS', KEYS.recent) == 1 then
     redis.pcall('ZREM', KEYS.recent, unpack(ids))
@@ -81,7 +81,7 @@ local function check_end_cancelled()
 end
 
 -- End cancelled tasks: those with a retention go to completed, the rest leave the queue. The
--- `cancels` hash has the retention. The caller has removed the ids from their state already.
+-- `cancels` hash has the retention. The caller has already removed the ids from their state.
 local function end_cancelled(now, ids)
   local gone = {}
   for _, id in ipairs(ids) do

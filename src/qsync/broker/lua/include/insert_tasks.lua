@@ -1,9 +1,9 @@
 -- insert_tasks: put new tasks into the queue; for enqueue and tick.
 
--- Read tasks from `args`, from position `first` on. With a stride of 2 each task has id and
--- message; with 3 also options, which are empty or msgpack [due, fairness key, lock, window us, us
--- for which the id is remembered].
--- Returns a table with ids, messages and options; options has no entry for a task without any.
+-- Read tasks from `args`, from position `first` on. With a stride of 2, each task has an id and a
+-- message. With a stride of 3, it also has options, which are empty or msgpack [due, fairness key,
+-- lock, window us, us for which the id is remembered].
+-- Returns a table with ids, messages and options; a task without options has no entry in options.
 local function read_tasks(args, first, stride)
   local tasks = { ids = {}, messages = {}, options = {} }
   local ids, messages = tasks.ids, tasks.messages
@@ -17,9 +17,9 @@ local function read_tasks(args, first, stride)
   return tasks
 end
 
--- Return two functions and a list: held_by(lock) returns the id that holds a lock, or false;
--- take(lock, window, id) takes it; the list is filled with the fields to store for taken locks.
--- Without options no task has a lock, and both functions are nil.
+-- Return two functions and a list. held_by(lock) returns the id that holds a lock, or false;
+-- take(lock, window, id) takes the lock and adds the fields to store to the list. If there are no
+-- options, no task has a lock, and both functions are nil.
 local function lock_book(now, options)
   if next(options) == nil then
     return nil, nil, {}
@@ -56,7 +56,7 @@ local function due_time(now, text)
 end
 
 -- flow:
--- Return whether a task uses flow control: without it, its options have five elements.
+-- Return whether a task uses flow control; the options of other tasks have five elements.
 local function use_flow(options)
   for _, option in pairs(options) do
     if #option > 5 then
@@ -81,8 +81,8 @@ local no_options = { '', '', '', 0 }
 
 -- Store tasks. `tasks` is as read_tasks returns it; `virtual` is the virtual time as meta holds it;
 -- `recent`, unless nil, is the set of the places of tasks whose id was enqueued recently. Returns
--- the number of tasks created, and a flat list of place, outcome and holder of each task that was
--- refused. A task that is stored already with the same message is in neither.
+-- the number of tasks created, and a flat list of place, outcome and holder for each task that was
+-- refused. A task that is already stored with the same message counts as neither.
 local function insert_tasks(now, head, tasks, virtual, recent)
   local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)

@@ -4,23 +4,24 @@
 local CHUNK = 50
 
 -- Return `count` ids of pending from `position` on, and one more, which shows that further ids are
--- left. `count` counts as at most `most`, or CHUNK without `most`.
+-- left. `count` is capped at `most`, which defaults to CHUNK.
 local function read_pending(position, count, most)
   return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, most or CHUNK))
 end
 
 -- flow:
--- A fetch parks at most `most` tasks. While at least half of the tasks so far were parked, it reads
--- `chunk` ids, or `bytes` of messages, at once: many tasks in a row may be of a paused type.
+-- A fetch parks at most `most` tasks. While at least half of the tasks that it has read were
+-- parked, it reads `chunk` ids, or `bytes` of messages, at once: many tasks in a row may be of a
+-- paused type.
 local parking = { most = 300, chunk = 250, bytes = 4000000 }
 
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is the result
 -- of read_pending at position 0. A task with limits is taken if none of them refuses it and `free`
 -- is above 0. A task that a limit refuses, or whose type is paused, is collected for park_pending;
--- one that finds no free slot stays. At most `parking.most` tasks are parked, and at most `limit`
--- that stay are passed. Returns ids; messages; ids without a message, of which there should be
--- none; whether tasks are left; ids to park, and the limit that refused each, by id; and of the
--- tasks left: 1 if none stayed, 2 if all did, 3 if only some did.
+-- a task for which there is no free slot stays in pending. At most `parking.most` tasks are parked,
+-- and at most `limit` tasks that stay are skipped. Returns ids; messages; ids without a message, of
+-- which there should be none; whether tasks are left; ids to park, and the limit that refused each,
+-- by id; and a number: 1 if no task stayed, 2 if all remaining tasks did, 3 if only some did.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, stayed, surplus, read = 0, 0, 0, head, 0, false, 0
@@ -102,8 +103,8 @@ local function take_pending(head, wanted, max_bytes, limit)
 end
 -- end flow
 
--- Lease tasks. Fails before the first write, which gives them an owner, if a later write would
--- fail: the keys have been read before.
+-- Lease tasks. If a later write would fail, this fails at or before the first write, which gives
+-- the tasks an owner: the keys have been read before, so their types are right.
 local function write_leases(ids, token, expiry)
   check_rights(KEYS.active, #ids > 16 and { 'ZADD', 'ZREM', 'HDEL' } or { 'ZADD', 'ZREM' })
   local leases, owners = {}, {}

@@ -3,7 +3,7 @@
 -- Maximum number of tasks with limits to count, since a script blocks the store.
 local COUNTED_MOST = 100000
 
--- Return, by limit, the number of active and the number of pending tasks that hold it; nothing when
+-- Return the number of active tasks and of pending tasks that hold each limit, by limit; nothing if
 -- more than COUNTED_MOST tasks have limits.
 local function count_holds()
   if redis.call('HLEN', KEYS.holds) > COUNTED_MOST then

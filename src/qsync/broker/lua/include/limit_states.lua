@@ -1,19 +1,21 @@
 -- limit_states: the rules of limits, and how much of each limit is in use. A rule is `<concurrency>
--- <rate> <per us> <burst>`, 0 for none; the record of an operator's rule also has when it was set
--- and by whom. A state is `<in use> <ready> <tat us> <closed until us>`: in use are active tasks
--- that hold the limit, ready are pending ones. Rates use GCRA; tat is its theoretical arrival time. While
--- tasks wait for the limit, a zero byte and the first of them follow, as include/waiter_entries.lua has
--- them, with ` +` in front if there are more of them in `waiters`.
+-- <rate> <per us> <burst>`, where 0 means none; the record of an operator's rule also tells when it
+-- was set and by whom. A state is `<in use> <ready> <tat us> <closed until us>`. `in use` counts
+-- the active tasks that hold the limit, and `ready` the pending ones. Rates use GCRA; `tat` is its
+-- theoretical arrival time. While tasks wait for the limit, a zero byte and the first of these
+-- tasks follow, in the format of include/waiter_entries.lua, preceded by ` +` if `waiters` has more
+-- of them.
 -- States are read once per script, changed here, and written by save_limits. Functions that run for
--- each task count their loops: a call of `ipairs` costs a function call for each element.
+-- each task use numeric loops: `ipairs` costs a function call for each element.
 
 local limits_now, limits_used = 0, false
 local limit_states, touched_limits, held_limits = {}, {}, {}
 local type_limits
 
 -- Return the limits of paused types as a set. A task of a paused type waits for the limit `@<type>`,
--- which has no slots; no task holds it, and no other limit has a name that begins like it. The field
--- `@` of `limit_rules` has these types, separated by zero bytes, and `@<type>` the note of a pause.
+-- which has no slots; no task holds it, and the name of no other limit begins with `@`. The field
+-- `@` of `limit_rules` holds these types, separated by zero bytes, and the field `@<type>` holds
+-- the note of a pause.
 local function paused_limits()
   if not type_limits then
     type_limits = {}
@@ -34,10 +36,10 @@ local function paused_limit(message)
   return limit and type_limits[limit] and limit or nil
 end
 
--- Begin with the time `now`. `needed` is true if this call brings tasks with limits, or starts
--- successors, which hold no limits yet. Otherwise, for a queue that has no keys of limits, this
--- costs one command, and all other functions do nothing. Fails before the first write if a later
--- one would fail.
+-- Begin with the time `now`. `needed` is true if this call adds tasks with limits, or starts
+-- successors, which hold no limits yet. If it is false and the queue has no keys of limits, this
+-- function costs one command, and all other functions do nothing. Fails before the first write if a
+-- later write would fail.
 local function begin_limits(now, needed)
   limits_now = now
   limits_used = next(paused_limits()) ~= nil or needed or redis.call(
@@ -64,20 +66,20 @@ local fixed_rules = {
   no_slots = { slots = 0, interval = 0, tolerance = 0, lateness = 0 },
 }
 
--- Data that was read before: rules and the counts in states, by text. Many limits have the same
--- rule, and many states without a time are alike; `texts` has the texts of such states. `by_field`
--- has stored rules by field of limit_rules, and `by_name` the rules of names, which many limits
--- share: the operator's, else the program's. `all_fields` is whether all of them were read, and
--- `own_rules` whether a single limit may have one. `late` has, by limit, the delay with which this
--- script opens it, in us.
+-- Caches of rules and of the counts in states, by their text: many limits have the same rule, and
+-- many states without a time are alike. `texts` has the texts of such states. `by_field` has stored
+-- rules by field of limit_rules. `by_name` has the rules of names, which many limits share: the
+-- operator's, or else the program's. `all_fields` tells whether all fields were read, and
+-- `own_rules` whether a single limit may have a rule of its own. `late` has, by limit, the delay
+-- with which this script opens it, in us.
 local known = {
   rules = {}, counts = { [false] = { 0, 0, 0, 0 } }, texts = {}, by_field = {}, by_name = {}, late = {},
   all_fields = false, own_rules = true,
 }
 
--- Return a rule as a table; false when it is not valid. `lateness` is the longest time after the
--- opening of its limit at which a task can start without delaying the next starts. It is less than
--- the time between two starts, so at most rate + burst tasks start in any window.
+-- Return a rule as a table; false when it is not valid. `lateness` is how long after its limit
+-- opens a task can start without delaying the next starts. This is less than the time between two
+-- starts, so at most rate + burst tasks start in any window.
 local function read_rule(text)
   local rule = known.rules[text]
   if rule == nil then
@@ -94,11 +96,12 @@ local function read_rule(text)
   return rule
 end
 
--- Return the state that is stored in `text`, under a rule. The first waiters are in the text `items`
--- from the byte `from` on, and `more` is set if there are others; `stored` is 2 if the limit has a marker in `waiters`, and 1 or
--- false without one. The tat is capped at that of a limit that has just used its whole burst: it may
--- stem from a lower rate that was raised since. A capped state has `is_capped`; the state of a limit
--- `@<type>` has `is_type`, and `waits` if it is known whether tasks wait for it.
+-- Return the state that is stored in `text`, under a rule. The first waiters are in the text
+-- `items` from the byte `from` on, and `more` is set if there are others. `stored` is 2 if the
+-- limit has a marker in `waiters`, otherwise 1 or false. The tat is capped at that of a limit that
+-- has just used its whole burst, since it may stem from a lower rate that has been raised.
+-- `is_capped` is set in a capped state, and `is_type` in the state of a limit `@<type>`; `waits` is
+-- set if it is known whether tasks wait for such a limit.
 local function new_limit_state(text, rule)
   local stop = text and #text > 7 and string.find(text, '\0', 1, true)
   local numbers = stop and string.sub(text, 1, stop - 1) or text
@@ -150,9 +153,9 @@ local function read_rule_fields(fields)
   end
 end
 
--- Read the rules of limits. An operator's rule for this limit comes first, then an operator's rule
--- for its name, then the program's. The name of `customer:42` is `customer`. Returns one rule per
--- limit.
+-- Read the rules of limits. An operator's rule for the limit has precedence, then an operator's
+-- rule for its name, then the program's rule. The name of the limit `customer:42` is `customer`.
+-- Returns one rule per limit.
 local function read_rules(limits)
   if #limits > 8 and not known.all_fields then
     scan_rules()
@@ -191,7 +194,7 @@ local function read_rules(limits)
   return rules
 end
 
--- Read the states of limits that were not read before; none of them is the limit of a type.
+-- Read the states of limits that were not read before; limits of types must not be among them.
 local function read_limits(limits)
   local fresh, count = {}, 0
   for i = 1, #limits do
@@ -230,7 +233,7 @@ local function touch_limit(limit)
   return state
 end
 
--- Return the time from which one more task than the ready ones may start by rate; 0: at any time.
+-- Return the time from which the rate lets one task more than the ready ones start; 0: at any time.
 local function limit_opens_at(state)
   local rule = state.rule
   if rule.interval == 0 then
@@ -240,8 +243,8 @@ local function limit_opens_at(state)
   return math.max(state.closed, due)
 end
 
--- Touch the limits whose stored tat is later than their rule allows, so that it is corrected, and with
--- it the time at which they open. Returns whether there are any.
+-- Touch the limits whose stored tat is later than their rule allows, so that save_limits corrects
+-- both the tat and the time at which they open. Returns whether there are any.
 local function correct_starts(limits)
   local any = false
   read_limits(limits)
@@ -321,9 +324,9 @@ local function subtract_held(ids, field)
 end
 
 -- Give back the starts of active tasks that never began; `leased_at` has the times of their leases.
--- Their slots are released separately. Other tasks may have used the starts that a limit has
--- regained since the oldest of the leases: without these leases it could have been full since then.
--- So no window has more starts than the rate and the burst.
+-- Their slots are released separately. The starts that a limit has regained since the oldest of
+-- these leases are not given back: other tasks may have used them, and without the leases the limit
+-- could have been full since then. So no window has more starts than the rate and the burst.
 local function refund_starts(ids, leased_at)
   if not limits_used then
     return
@@ -391,8 +394,8 @@ local function take_limits(limits)
   end
 end
 
--- Let a task hold the limits in its message instead of those that it held. The caller has removed
--- it from all counts, or it was dead.
+-- Let a task hold the limits in its message instead of those that it held. The task must have been
+-- dead, or the caller must have removed it from all counts.
 local function hold_limits_of(id, message)
   if not limits_used then
     return
@@ -407,8 +410,8 @@ local function hold_limits_of(id, message)
   held_limits[id] = #limits > 0 and limits
 end
 
--- Delete the holds of tasks that end or become limited. The caller has removed them from all
--- counts.
+-- Delete the holds of tasks that end or become limited. The caller must have removed the tasks from
+-- all counts.
 local function drop_holds(ids)
   if not limits_used or #ids == 0 then
     return

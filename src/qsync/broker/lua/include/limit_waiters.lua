@@ -1,13 +1,13 @@
 -- limit_waiters: tasks that wait for a limit: which tasks begin to wait, and which waiters become
--- pending. include/waiter_entries.lua has the form of `waiters`.
+-- pending. include/waiter_entries.lua describes the format of `waiters`.
 
--- Number of waiters that the script may still move, the same for limits of types, and number that
--- it moved into pending. A limit with more waiters gets an opening that is due now. Limits of types
--- move fewer: after a resume there may be a million waiters.
+-- Number of waiters that the script may still move, the same number for limits of types, and the
+-- number that it has moved into pending. A limit with more waiters gets an opening that is due now.
+-- The number for limits of types is lower, since a million tasks may wait when a type is resumed.
 local moves = { left = 500, left_of_types = 150, opened = 0 }
 
--- Put tasks into limited. `args` holds tag and id in turn, `limits` the limit that each waits for, and
--- `held` by id the limits that each holds when it runs.
+-- Put tasks into limited. `args` alternates tags and ids, `limits` has the limit for which each
+-- task waits, and `held` has, by id, the limits that each task will hold when it runs.
 local function put_limited(args, limits, held)
   local entries, shared = {}, shared_tags(args)
   for i = 1, #limits do
@@ -28,7 +28,8 @@ local function waiters_of_type(limit, most)
   return redis.call('ZRANGEBYLEX', KEYS.waiters, from, to, 'LIMIT', 0, most)
 end
 
--- Return whether a task waits for the limit. For a type the answer is kept until a waiter is moved.
+-- Return whether a task waits for the limit. For a type, the answer is cached until a waiter is
+-- moved.
 local function has_waiter(limit, state)
   if state.is_type and state.waits == nil then
     state.waits = #waiters_of_type(limit, 1) > 0
@@ -64,9 +65,10 @@ local function refusing_limit(limits)
   end
 end
 
--- Write fields of a hash of limits; `args` holds field and value in turn. The store keeps a hash of up
--- to 512 short values as a list, which every lookup scans: a long value under the empty name, which
--- neither a limit nor a task has, first turns it into a hash table until the key is deleted.
+-- Write fields of a hash of limits; `args` alternates fields and values. The store keeps a hash of
+-- up to 512 short values as a list, which every lookup scans. Therefore a long value is written
+-- first, which turns the list into a hash table until the key is deleted; its field is the empty
+-- name, which no limit and no task has.
 local function write_fields(hash_key, args)
   if #args > 32 then
     redis.call('HSET', hash_key, '', string.rep('x', 65), unpack(args))
@@ -76,9 +78,9 @@ local function write_fields(hash_key, args)
   end
 end
 
--- Put tasks into pending, or into limited where one of their limits refuses them. `args` holds tag
--- and id in turn; `new_holds` the limits of tasks that hold none yet, and `refused` the limits of
--- their types if these are paused, by id. Returns the number of tasks in pending.
+-- Put tasks into pending, or into limited if one of their limits refuses them. `args` alternates
+-- tags and ids. By id, `new_holds` has the limits of tasks that hold none yet, and `refused` the
+-- limits of paused types. Returns the number of tasks that went into pending.
 local function admit_tasks(args, new_holds, refused)
   local pending, limited, refusing, parked, holds, held = {}, {}, {}, {}, {}, {}
   for i = 1, #args, 2 do
@@ -110,8 +112,8 @@ local function admit_tasks(args, new_holds, refused)
   return #pending / 2
 end
 
--- Return the limits of the types of new tasks that are paused, by id; `bodies` holds id and message in
--- turn. Nil without any.
+-- Return, by id, the limits of new tasks' types that are paused; nil if there are none. `bodies`
+-- alternates ids and messages.
 local function refused_by_type(bodies)
   if next(paused_limits()) == nil then
     return nil
@@ -123,8 +125,9 @@ local function refused_by_type(bodies)
   return refused
 end
 
--- Put new tasks into pending or limited; `new_holds` has the limits of those with limits, by id, and
--- `bodies` id and message in turn. Returns the number of tasks in pending.
+-- Put new tasks into pending or limited. `new_holds` has, by id, the limits of tasks that have
+-- limits, and `bodies` alternates ids and messages. Returns the number of tasks that went into
+-- pending.
 local function admit_new_tasks(args, new_holds, bodies)
   if not limits_used then
     redis.call('ZADD', KEYS.pending, unpack(args))
@@ -140,7 +143,8 @@ local function admit_new_tasks(args, new_holds, bodies)
   return admit_tasks(args, new_holds, refused_by_type(bodies))
 end
 
--- Put tasks that hold limits, or none, into pending or limited; `args` holds tag and id in turn.
+-- Put tasks, whose limits are already in holds, into pending or limited; `args` alternates tags and
+-- ids.
 local function add_pending(args)
   if not limits_used then
     redis.call('ZADD', KEYS.pending, unpack(args))
@@ -193,7 +197,8 @@ local function remove_waiters(ids)
   end
 end
 
--- Append the first waiters of the limit of a type to limits, ids and entries. Returns their number.
+-- Append the first waiters for the limit of a type to `limits`, `ids` and `entries`. Returns their
+-- number.
 local function first_of_type(limit, room, limits, ids, entries)
   local state, count = limit_states[limit], #limits
   room = state.rule.slots > 0 and state.waits ~= false and math.min(room, moves.left_of_types) or 0
@@ -209,10 +214,10 @@ local function first_of_type(limit, room, limits, ids, entries)
   return #found
 end
 
--- Return limit and id of the first waiter of each touched limit that is open; for the limit of a type,
--- which no start closes, those of several waiters, with their entries. The search begins at
--- place `from` of the touched limits. Also return whether one of them has several limits or is of a
--- type, and the place at which the next search begins.
+-- Return the limit and the id of the first waiter for each touched limit that is open. The limit of
+-- a type is not closed by a start, so several of its waiters are returned, with their entries. The
+-- search begins at place `from` of the touched limits. Also return whether a waiter has several
+-- limits or waits for the limit of a type, and the place at which the next search begins.
 local function first_waiters(from)
   local limits, ids, entries, count, most = {}, {}, {}, 0, math.min(moves.left, 50)
   local place, last, any_several = from, #touched_limits, false
@@ -235,8 +240,9 @@ local function first_waiters(from)
 end
 
 -- Move the waiters that first_waiters returned: into pending, or under another of their limits that
--- is not open. An item without a limited task is removed. Messages are read only if one of them may
--- have to wait for something else. Returns whether one of the limits may have room for more.
+-- is not open. An item without a limited task is removed. Messages are read only if one of the
+-- waiters may have to wait for another limit. Returns whether one of the limits may have room for
+-- more waiters.
 local function move_waiters(limits, ids, entries, any_several)
   any_several = any_several or next(paused_limits()) ~= nil
   local tags = redis.call('ZMSCORE', KEYS.limited, unpack(ids))
@@ -299,7 +305,7 @@ local function move_waiters(limits, ids, entries, any_several)
   return again
 end
 
--- Move waiters of touched limits into pending while their limits are open. Returns how many.
+-- Move waiters for touched limits into pending while these limits are open. Returns how many moved.
 local function open_waiters()
   if not limits_used then
     return 0
@@ -317,7 +323,7 @@ local function open_waiters()
   return moves.opened - before
 end
 
--- Return a state as it is stored.
+-- Return a state in its stored form.
 local function state_text(state)
   local has_times = state.tat + state.closed > 0
   local place = state.use * 2 ^ 26 + state.ready
@@ -334,8 +340,8 @@ local function state_text(state)
   return text .. (state.more and ' +\0' or '\0') .. string.sub(state.items, state.from)
 end
 
--- Write the states of touched limits, and the time at which each limit with waiters opens, unless a
--- task that leaves will open it.
+-- Write the states of touched limits. For each limit with waiters, also write the time at which it
+-- opens, unless it opens when a task leaves.
 local function save_limits()
   local stored, gone, openings, shut, unmarked, count = {}, {}, {}, {}, {}, 0
   local any_openings = redis.call('EXISTS', KEYS.openings) == 1
@@ -374,8 +380,8 @@ local function save_limits()
   end
 end
 
--- Open the limits whose time has come, up to `limit` of them. Returns whether tasks became pending,
--- and whether more limits are due.
+-- Open the limits whose opening is due, up to `limit` of them. Returns whether tasks became
+-- pending, and whether more limits are due.
 local function open_due_limits(limit)
   if not limits_used then
     return false, false

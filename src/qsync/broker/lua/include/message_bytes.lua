@@ -1,4 +1,4 @@
--- message_bytes: the size of all messages, which meta keeps as `bytes` while a bound needs it.
+-- message_bytes: the size of all messages, which meta holds as `bytes` while a bound needs it.
 
 -- flow:
 -- Return whether the queue keeps the size of its messages.
@@ -16,7 +16,7 @@ local function stored_bytes(ids)
 end
 
 -- Add to the size. A value that is not a number is replaced: an error would end the script between
--- its writes. An audit finds the wrong number.
+-- its writes. An audit will find the wrong number.
 local function add_bytes(amount)
   local answer = redis.pcall('HINCRBY', KEYS.meta, 'bytes', string.format('%.0f', amount))
   if type(answer) == 'table' and answer.err then

@@ -1,12 +1,12 @@
--- message_limits: the limits of a task, the limit `@<type>` of its type, and its deadline, as its
--- message has them.
+-- message_limits: read the limits of a task, the limit `@<type>` of its type, and its deadline from
+-- its message.
 
 local function is_type_limit(limit)
   return string.byte(limit) == 64
 end
 
 -- Return the limit `@<type>` of the type in a stored message; nil if the message is lost or damaged.
--- In front of the type are 11 bytes that the store adds, and a nonce of 10 bytes.
+-- The type follows 11 bytes that the store adds and a nonce of 10 bytes.
 local function type_limit(message)
   local kind, length, low = string.byte(message or '', 22, 24)
   local first, last = 23, 0
@@ -20,8 +20,8 @@ local function type_limit(message)
   return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
 end
 
--- Return the position after the text, bytes, number or flag at `at` in msgpack. (cmsgpack knows no
--- bytes.)
+-- Return the position after the text, bytes, number or flag at `at` in msgpack. (cmsgpack does not
+-- support bytes.)
 local function after_element(message, at)
   local kind = string.byte(message, at)
   local first = kind >= 0xd9 and 0xd9 or 0xc4 -- kinds of texts and bytes, by bytes of their length
@@ -39,7 +39,8 @@ local function after_element(message, at)
   return at + 1
 end
 
--- Return the options of a message, the last of its eight elements; fails if it is lost or damaged.
+-- Return the options of a message, the last of its eight elements; fails if the message is lost or
+-- damaged.
 local function options_of_message(message)
   local at = 2
   for _ = 1, 7 do
@@ -48,7 +49,8 @@ local function options_of_message(message)
   return (cmsgpack.unpack(string.sub(message, at)))
 end
 
--- Return the deadline in a message, us; infinite if it has none, or if the message is lost or damaged.
+-- Return the deadline in a message, us; infinite if there is none, or if the message is lost or
+-- damaged.
 local function deadline_of_message(message)
   local known, options = pcall(options_of_message, message)
   local deadline = known and type(options) == 'table' and options.dl
@@ -59,8 +61,8 @@ end
 local function limits_of_message(message)
   local known, options = pcall(options_of_message, message)
   local limits = known and type(options) == 'table' and options.lm
-  -- A list of other values, in a message that no client wrote, would fail the script, and so stop
-  -- the whole queue.
+  -- A list of other values, which only a message that no client wrote can have, would fail the
+  -- script and thus stop the whole queue.
   for i, limit in pairs(type(limits) == 'table' and limits or {}) do
     if not (type(i) == 'number' and i >= 1 and i <= 4 and type(limit) == 'string'
       and #limit > 0 and not is_type_limit(limit) and not string.find(limit, '\0', 1, true)) then

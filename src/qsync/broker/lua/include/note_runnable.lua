@@ -1,7 +1,7 @@
 -- note_runnable: store the time at which tasks became runnable; include/runnable_since.lua reads
 -- it.
 
--- Store times; `args` holds time and id in turn.
+-- Store times; `args` alternates times and ids.
 local function note_since(args)
   local fields = {}
   for i = 1, #args, 2 do
@@ -21,7 +21,7 @@ local function note_runnable(now, ids)
   note_since(args)
 end
 
--- Delete the times for tasks that are kept after they end; their progress, in the same hash, stays.
+-- Delete the times of tasks that are kept after they end; their progress, in the same hash, stays.
 local function forget_since(ids)
   local gone = {}
   for i, text in ipairs(read_since(ids)) do

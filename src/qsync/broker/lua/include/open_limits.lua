@@ -4,8 +4,8 @@
 -- leaves.
 local OPENED_MOST = 10000
 
--- Give each limit with waiters from `from` on, in order of bytes, an opening that is due now. Returns
--- whether there are any.
+-- Give each limit with waiters an opening that is due now, from the limit `from` on, in byte order.
+-- Returns whether there are such limits.
 local function open_limits(now, from, to)
   local any = false
   for _ = 1, OPENED_MOST do
@@ -20,7 +20,7 @@ local function open_limits(now, from, to)
   return any
 end
 
--- Give one limit an opening that is due now, if it has waiters. Returns whether it has.
+-- If a limit has waiters, give it an opening that is due now. Returns whether it has waiters.
 local function open_one_limit(now, limit)
   return open_limits(now, table.concat({ '[', limit, '\0' }), table.concat({ '(', limit, '\1' }))
 end

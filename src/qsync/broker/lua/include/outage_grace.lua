@@ -1,9 +1,9 @@
 -- outage_grace: detect outages. If no server fetched or renewed for half a lease, the store was
--- down or its clock jumped, and leases expired that their servers could not renew. Recovery of
+-- down or its clock jumped, and servers could not renew leases that have expired since. Recovery of
 -- expired leases is then delayed for a third of a lease, so that the servers can renew them.
 
--- Record that a server is present. Returns the time until which recovery is delayed, 0: not
--- delayed. `noted` and `outage` are `seen` and `returned` of meta.
+-- Record that a server is present. Returns the time until which recovery is delayed (0: not
+-- delayed). `noted` and `outage` are `seen` and `returned` of meta.
 local function outage_grace(now, lease, noted, outage)
   local seen, returned = parse_int(noted, now), parse_int(outage, -lease)
   if now - seen > lease / 2 then

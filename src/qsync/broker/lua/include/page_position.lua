@@ -1,7 +1,7 @@
--- page_position: the rank of a score and a member in a sorted set, whether or not the set has them.
+-- page_position: the rank that a score and a member have, or would have, in a sorted set.
 
--- Return whether a text sorts before another by its bytes, as the store sorts members with the same
--- score. (`<` uses the store's locale.)
+-- Return whether a text sorts before another one by bytes, as the store sorts members with equal
+-- scores. (`<` uses the store's locale.)
 local function bytes_before(a, b)
   for i = 1, math.min(#a, #b) do
     local left, right = string.byte(a, i), string.byte(b, i)

@@ -1,9 +1,9 @@
--- priority_bands: strict priorities within a queue. The order tags of a priority are a band, and
--- the band of a higher priority lies below. Fair queueing works within a band: each has a virtual
--- time, `v` for the normal priority and `virtual:<priority>` for the other priorities. A member
--- stands for a task in `keys` and `fairness`. It is the fairness key; unless the priority is
--- normal, the byte 255 and the digit of the priority come first. No fairness key begins with that
--- byte, which is not valid UTF-8.
+-- priority_bands: strict priorities within a queue. The order tags of a priority form a band, and
+-- the band of a higher priority lies below that of a lower one. Fair queueing works within a band:
+-- each has a virtual time, `v` for the normal priority and `virtual:<priority>` for the other
+-- priorities. A member stands for a task in `keys` and `fairness`. It is the fairness key,
+-- preceded, unless the priority is normal, by the byte 255 and the digit of the priority. No
+-- fairness key begins with that byte, which is not valid UTF-8.
 
 local normal_priority, band_width, band_reach = 5, 2 ^ 41, 2 ^ 40
 
@@ -15,7 +15,7 @@ local function member_of(priority, key)
   return table.concat({ '\255', priority, key })
 end
 
--- Return priority and fairness key of a member.
+-- Return the priority and the fairness key of a member.
 local function read_member(member)
   if string.byte(member, 1) == 255 then
     return parse_int(string.match(member, '^\255([1-9])'), normal_priority), string.sub(member, 3)
@@ -28,7 +28,7 @@ local function band_middle(priority)
   return (normal_priority - priority) * band_width
 end
 
--- Return the tag, or the nearest one that is in the band.
+-- Return the tag if it is in the band, or the nearest tag that is.
 local function into_band(tag, priority)
   local middle = band_middle(priority)
   return math.max(middle - band_reach + 1, math.min(tag, middle + band_reach - 1))
@@ -46,7 +46,7 @@ local function read_band_tag(text, priority)
   return tag and tag > middle and into_band(tag, priority) or middle
 end
 
--- Return the virtual time of a priority. Each is read once in a script.
+-- Return the virtual time of a priority. Each virtual time is read once per script.
 local band_times = {}
 local function band_time(priority)
   if not band_times[priority] then

@@ -1,15 +1,16 @@
 -- queue_bounds: how many tasks may wait in a queue, and how many bytes all its messages may have.
--- meta holds the bounds of the program (`bounds`) and of an operator (`!bounds`, which come first),
--- and `bytes`, the size of all messages, while a bound needs it.
+-- meta holds the bounds of the program (`bounds`) and those of an operator (`!bounds`, which have
+-- precedence). While a bound needs it, meta also holds `bytes`, the size of all messages.
 
 -- flow:
 -- Maximum number of tasks that one call drops to make room.
 local DROPPED_MOST = 1000
 
--- Ids that this call has dropped, as keys.
+-- Set of the ids that this call has dropped.
 local dropped_ids = {}
 
--- Return the bounds in force, infinite if there is none: waiting tasks, bytes, what to do when full.
+-- Return the bounds in force: waiting tasks, bytes, what to do when full. A missing bound is
+-- infinite.
 local function read_bounds(program, operator)
   local tasks, bytes, way = string.match(operator or program or '', '^(%d*) (%d*) (%l[%l_]*)')
   return tonumber(tasks) or math.huge, tonumber(bytes) or math.huge, way
@@ -24,7 +25,8 @@ local function count_waiting()
   return count
 end
 
--- Return the size of all messages, read one by one: a queue of a million takes about a second.
+-- Return the size of all messages, read one by one: a queue with a million tasks takes about a
+-- second.
 local function count_bytes()
   local bytes = 0
   for _, set_key in ipairs({
@@ -40,7 +42,8 @@ local function count_bytes()
 end
 
 -- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
--- If several tasks of the call have the id that does not fit, the one with its message counts.
+-- If several tasks in the call have the id that does not fit, the task with the same message
+-- counts.
 local function refuse(bound, most, there, tasks, bodies, fits)
   local id, body, place = bodies[2 * fits + 1], bodies[2 * fits + 2], 0
   local ids, messages = tasks.ids, tasks.messages
@@ -61,7 +64,7 @@ local function fitting(bodies, created, tasks, bytes, most_tasks, most_bytes)
   return created
 end
 
--- Add the first ids of a state to `ids`, lowest priority first, until `over` has counted down to 0.
+-- Add the first ids of a state to `ids`, lowest priority first, until the counts in `over` reach 0.
 -- Each priority has a band of order tags, 2^41 wide; sets ordered by time have no bands.
 local function first_of(set_key, over, ids, banded)
   local below = '+inf'
@@ -115,8 +118,8 @@ end
 
 -- Drop the oldest waiting tasks until `over.tasks` tasks and `over.bytes` bytes are gone; return
 -- whether that was possible. Otherwise nothing is dropped. If the bound was lowered and the queue
--- is far above it, this call, with `created` tasks of `new_bytes` bytes, need only make the queue
--- smaller.
+-- is far above it, this call, which adds `created` tasks of `new_bytes` bytes, need only make the
+-- queue smaller.
 local function drop_oldest(now, over, created, new_bytes)
   check_hash(KEYS.tasks)
   check_rights(KEYS.tasks, { 'ZREM', 'HDEL', 'HMGET', 'EXISTS', 'HINCRBY' })
@@ -142,8 +145,8 @@ local function drop_oldest(now, over, created, new_bytes)
 end
 
 -- Make sure that new tasks fit: drop older tasks, or fail the call, before anything is written.
--- `bodies` holds id and message of each in turn, `tasks` all tasks of the call, as read_tasks
--- returns them.
+-- `bodies` alternates the ids and messages of the new tasks; `tasks` has all tasks of the call, as
+-- read_tasks returns them.
 local function make_room(now, tasks, bodies, created)
   local known = redis.call('HMGET', KEYS.meta, 'bounds', '!bounds', 'bytes')
   local bytes, new_bytes = parse_int(known[3]), 0

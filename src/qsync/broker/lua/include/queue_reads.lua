@@ -1,6 +1,6 @@
 -- queue_reads: reads that several steps of a fetch need.
 
--- Return the lowest score of a set, infinity for an empty one.
+-- Return the lowest score in a set; infinity if the set is empty.
 local function lowest_score(set_key)
   return tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '') or math.huge
 end
@@ -19,7 +19,7 @@ local function fields_of(hash_key, ids)
 end
 
 -- Return whether a queue without pending tasks needs no upkeep. Trimming dead tasks and
--- forgetting the last calls of old senders can wait for some minutes. One command reads it all.
+-- forgetting the last calls of old senders can wait for some minutes. One command finds this out.
 local function is_idle(now, swept, dead_age)
   if math.abs(now - parse_int(swept, 0)) < math.min(300000000, dead_age / 10) then
     return redis.call(
@@ -40,7 +40,7 @@ local function is_idle(now, swept, dead_age)
 end
 
 -- Return whether the queue has any of the keys that are usually missing: one EXISTS saves reading
--- each of them. Fails if one of them has the wrong type.
+-- each key. Fails if one of the keys has the wrong type.
 local function has_unusual_keys()
   if redis.call(
     'EXISTS', KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.failures, KEYS.crashes,

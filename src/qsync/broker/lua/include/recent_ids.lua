@@ -1,7 +1,8 @@
--- recent_ids: remember ids that callers chose. For a time after an enqueue its id is refused, even
--- if the task has left the queue, so that a caller without a reply can safely repeat the call.
+-- recent_ids: remember ids that callers chose. For a time after an enqueue, the task's id is
+-- refused, even if the task has left the queue. So a caller that got no reply can safely repeat the
+-- call.
 
--- Return the time for which an id is remembered, by the task's place in the batch; only tasks with
+-- Return how long each id is remembered, by the task's place in the batch; only for tasks that have
 -- such a time.
 local function remembered_times(tasks)
   local times = {}
@@ -13,7 +14,7 @@ local function remembered_times(tasks)
   return times
 end
 
--- Return the set of those places whose id was enqueued recently.
+-- Return the set of the places whose id was enqueued recently.
 local function recent_places(now, tasks, times)
   local ids, places, recent = {}, {}, {}
   for i in pairs(times) do

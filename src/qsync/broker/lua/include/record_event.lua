@@ -1,5 +1,5 @@
--- record_event: the record of operators' actions. Nothing depends on it, so a command that fails,
--- e.g. for lack of a permission, is ignored.
+-- record_event: the record of operators' actions. Nothing depends on the record, so a command that
+-- fails, e.g. for lack of permission, is ignored.
 
 -- Return the id and the fields of a recent entry with this key and record; nil if there is none.
 local function recent_event(key, record)
@@ -14,7 +14,7 @@ local function recent_event(key, record)
   end
 end
 
--- Return the time of the action, us, if it is a repetition; else nil.
+-- If the action is a repetition, return the time of the first call, us; else nil.
 local function first_event(event)
   if event ~= '' then
     local _, fields = recent_event(string.sub(event, 2, 9), string.sub(event, 10))
@@ -22,12 +22,12 @@ local function first_event(event)
   end
 end
 
--- Record an action on `number` things, 0: none. `event` is empty, or `+` or `-`, a key of 8 bytes,
--- and a record that is opaque to the scripts. A repeated call with `-` is recorded once; calls with
--- `+` and the same key are steps of one action, whose numbers are added. `ids` are those of the
--- tasks; they are kept only while all of them fit.
--- Returns the number to reply with: `number`, or for a repeated call with `-` that of the first
--- call.
+-- Record an action that changed `number` things (0: none). `event` is empty, or `+` or `-`, a key
+-- of 8 bytes, and a record that is opaque to the scripts. A repeated call with `-` is recorded
+-- once; calls with `+` and the same key are steps of one action, whose numbers are added. `ids` are
+-- the ids of the tasks; they are kept only while all of them fit.
+-- Returns the number for the reply: `number`, or, for a repeated call with `-`, the number of the
+-- first call.
 local function record_event(now, event, number, ids)
   local is_step = string.sub(event, 1, 1) == '+'
   if event == '' or is_step and number == 0 then

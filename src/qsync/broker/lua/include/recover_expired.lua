@@ -1,13 +1,13 @@
 -- recover_expired: handle tasks whose lease expired, because their server died or stalled.
 
--- Return whether this can be a task id. Servers ignore any other member of a set, so that its lease
--- expires and it is deleted here.
+-- Return whether this can be a task id. Servers ignore any other member of a set, so its lease
+-- expires, and it is deleted here.
 local function is_id(member)
   return string.find(member, '^[!-~]+$') ~= nil
 end
 
 -- Update the crash counts; append ids that reach the limit to `died`, the other ids to `back`. A
--- task's first crash always counts. Later ones count only if the task was marked as running; when
+-- task's first crash always counts. Later crashes count only if the task was marked as running. If
 -- it ran alongside other suspects, the first SPARED_MOST crashes do not count.
 -- Returns the number of crashes that counted.
 local function count_crashes(ids, max_crashes, died, back)
@@ -33,7 +33,7 @@ local function count_crashes(ids, max_crashes, died, back)
   return crashed
 end
 
--- Make tasks dead. Their message and records are kept until they are trimmed.
+-- Make tasks dead. Their messages and records are kept until the tasks are trimmed.
 local function make_dead(now, ids)
   if #ids == 0 then
     return
@@ -63,9 +63,9 @@ local function bury_lost(now, ids)
 end
 
 -- Put tasks of other servers back at the head of pending; make them dead if they crashed too often,
--- and end those with a cancel request. The caller's own tasks are only returned: it may still run
--- them. Returns three lists of ids: own, back, died; in the flow variant also whether successors of
--- tasks were put into scheduled.
+-- and end those with a cancel request. The caller's own tasks are only returned, since the caller
+-- may still run them. Returns three lists of ids: own, back, died. The flow variant also returns
+-- whether successors of tasks were put into scheduled.
 local function recover_expired(now, server, max_crashes, lapsed)
   local own, cancelled, died, back, strange = {}, {}, {}, {}, {}
   if #lapsed == 0 then

@@ -1,9 +1,9 @@
 -- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
 -- later task. A waiting holder is changed in place. If the holder is active, the later task is kept
--- in `successors`: after any end of the attempt, the holder starts again with it
--- (include/start_successors.lua). So the last payload always runs, and two never run at the same
--- time. The message keeps the enqueue time of the first call whose payload has not run; the maximum
--- delay of a debounce counts from it.
+-- in `successors`; however the attempt ends, the holder then starts again with that task
+-- (include/start_successors.lua). So the last payload always runs, and no two payloads run at the
+-- same time. The message keeps the enqueue time of the first call whose payload has not run; the
+-- maximum delay of a debounce counts from that time.
 
 -- Fail before the first write if a replacement would fail.
 local function check_replacements()
@@ -17,14 +17,15 @@ local function check_replacements()
   check_rights(KEYS.tasks, { 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGE' })
 end
 
--- Return the time of a due text: `+<us>` after now, `<us>` Unix time, or empty: now.
+-- Return the time that a due text means: `+<us>` after now, `<us>` Unix time, or empty for now.
 local function time_of_due(now, text)
   local time = tonumber(text) or now
   return string.sub(text, 1, 1) == '+' and now + time or time
 end
 
 -- Return the time at which a task that replaces another is due; `first` is the time of the first
--- call. A debounced task is due `option[9]` after this call, at most `option[10]` after the first.
+-- call. A debounced task is due `option[9]` after this call, but at most `option[10]` after the
+-- first call.
 local function replaced_due(now, option, first)
   if option[9] == 0 then
     return math.max(now, time_of_due(now, option[1]))
@@ -36,7 +37,7 @@ local function replaced_due(now, option, first)
   return math.max(now, due)
 end
 
--- Return a message as it is stored: `head`, the time of enqueue, and the message.
+-- Return a message in its stored form: `head`, the time of enqueue, and the message.
 local function stamped(head, time, message)
   return table.concat({ head, struct.pack('>I8', time), message })
 end
@@ -65,7 +66,7 @@ local function keep_successor(now, head, message, option, holder)
   redis.call('HSET', KEYS.successors, holder, record)
 end
 
--- Remove a waiting holder from the counts of its limits. Returns whether it had any.
+-- Remove a waiting holder from the counts of its limits. Returns whether it had limits.
 local function leave_limits(holder, set_key)
   if not limits_used then
     return false
@@ -120,10 +121,10 @@ local function change_waiting(now, head, message, option, holder, set_key, store
   end
 end
 
--- Let a task replace the holder of its lock. Returns the outcome: `replaced`; or `duplicate` when
--- the holder has ended and only the window of its lock is left; another task may have its id by
--- then. A holder that this call has dropped to make room for its other tasks counts as replaced
--- first. A repeated call finds its own message and makes no change.
+-- Let a task replace the holder of its lock. Returns the outcome: `replaced`; or `duplicate` if the
+-- holder has ended and only the window of its lock is left, when another task may already have its
+-- id. If this call has dropped the holder to make room for its other tasks, the holder counts as
+-- replaced before it was dropped. A repeated call finds its own message and makes no change.
 local function replace_holder(now, head, message, option, holder)
   if dropped_ids[holder] then
     return 'replaced'
@@ -149,8 +150,8 @@ local function replace_holder(now, head, message, option, holder)
   return 'duplicate'
 end
 
--- Replace holders; `replacing` has place and holder in turn. If several tasks replace one holder,
--- only the last is used. Appends place, outcome and holder of each to `others`.
+-- Replace holders; `replacing` alternates places and holders. If several tasks replace one holder,
+-- only the last is used. Appends the place, outcome and holder of each task to `others`.
 local function replace_holders(now, head, tasks, replacing, others)
   local last, outcomes = {}, {}
   for at = 1, #replacing, 2 do

@@ -7,12 +7,12 @@ local function take_lock(now, id, lock)
   if holder and holder ~= id then
     return holder
   end
-  -- If the task's own window is not over, it stays as it is.
+  -- If the task's own window is not over, the lock stays as it is.
   local ends = holder and read_lock(held) or 0
   redis.call('HSET', KEYS.unique, lock_fields(lock, ends, id))
 end
 
--- Give a task all its attempts; `record` is the failure record to keep (empty: none).
+-- Give a task all its attempts again; `record` is the failure record to keep (empty: none).
 local function revive(id, key, record)
   redis.call('HDEL', KEYS.crashes, id)
   if record == '' then

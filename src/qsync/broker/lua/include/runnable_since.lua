@@ -1,6 +1,6 @@
 -- runnable_since: the time at which a task became runnable, if it is neither the enqueue time nor a
--- due time in its records. The progress hash holds it as @<us> until the handler reports progress.
--- No decision depends on it, so errors of the store are ignored.
+-- due time in its records. The progress hash holds this time as @<us> until the handler reports
+-- progress. No decision depends on the time, so errors from the store are ignored.
 
 -- Return the stored values of ids, which may be progress; empty if the hash does not exist.
 local function read_since(ids)

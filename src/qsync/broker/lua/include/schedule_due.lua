@@ -1,7 +1,7 @@
 -- schedule_due: put tasks into scheduled or retry.
 
--- Add ids to a set; `args` holds due time and id in turn. If the set's earliest due time becomes
--- earlier, wakes a server, since servers sleep until the time that they know.
+-- Add ids to a set; `args` alternates due times and ids. If the set's earliest due time becomes
+-- earlier, this wakes a server, since servers sleep until the due time that they know.
 local function schedule_due(set_key, args)
   if #args == 0 then
     return

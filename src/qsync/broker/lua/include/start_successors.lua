@@ -1,8 +1,8 @@
 -- start_successors: restart tasks that were replaced while they were active.
 
 -- Find out which ids have a successor. `positions` match the ids. Returns a table with the ids,
--- positions and records of those that have one; and the positions and ids of the rest. Fails before
--- the first write if start_successors would fail.
+-- positions and records of the tasks that have a successor, and the positions and ids of the rest.
+-- Fails before the first write if start_successors would fail.
 local function split_successors(positions, ids)
   local found = { ids = {}, positions = {}, records = {} }
   if #ids == 0 or redis.call('EXISTS', KEYS.successors) == 0 then
@@ -29,9 +29,9 @@ local function split_successors(positions, ids)
   return found, rest_positions, rest
 end
 
--- Restart tasks whose attempt has ended, with the message and due time of their successor and all
--- attempts. An earlier cancel request does not apply to them. `found` is as split_successors
--- returns it; the caller has released their leases. `crashed`: their crash counts stay.
+-- Restart tasks whose attempt has ended, with the message and due time of their successor and with
+-- all attempts. An earlier cancel request does not apply to them. `found` is what split_successors
+-- returned; the caller must have released the leases. With `crashed`, the crash counts stay.
 local function start_successors(found, crashed)
   if #found.ids == 0 then
     return

@@ -1,8 +1,10 @@
--- stored_records: the schedules that clients stored, and periodic tasks of programs with the same
--- names. A record of `stored_schedules` is the time of its put, 8 bytes, and bytes for the servers.
--- The time changes with each put and each resume, so a script that compares it acts on one version.
+-- stored_records: the schedules that clients stored, and programs' periodic tasks with the same
+-- names. A record in `stored_schedules` is the time of its put in 8 bytes, followed by bytes for
+-- the servers. The time changes with each put and each resume, so a script that compares it acts on
+-- one version only.
 
--- Return the first 8 bytes of a new record: the time, or 1 us later if the record `before` has it.
+-- Return the first 8 bytes of a new record: the time, or 1 us later if the record `before` has that
+-- time.
 local function record_stamp(now, before)
   local stamp = struct.pack('>I8', now)
   if before and string.sub(before, 1, 8) == stamp then

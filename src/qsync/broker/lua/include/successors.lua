@@ -5,7 +5,8 @@ local function successor_record(due, member, message)
   return table.concat({ to_text(due), ' ', #member, ' ', member, message })
 end
 
--- Return due time, as text, member and message of a record; nothing when it is not valid.
+-- Return the due time (as text), the member and the message of a record; nothing if it is not
+-- valid.
 local function read_successor(record)
   local due, size, rest = string.match(record or '', '^(%d+) (%d+) (.+)$')
   size = parse_int(size)

@@ -34,7 +34,7 @@ local function trim_dead(now, most, dead_limit, dead_age)
   return #old
 end
 
--- Maximum number of remembered ids per queue; those that expire first are deleted first.
+-- Maximum number of remembered ids per queue; the ids that expire first are deleted first.
 local recent_most = 250000
 
 -- Delete remembered ids that have expired or are too many. Returns whether there may be more.
@@ -55,9 +55,9 @@ local function sweep_recent(now, most)
 end
 
 -- Scan a part of a hash and delete the entries for which `is_over(field, value)` is true. Hashes
--- have no order by age, so each call continues where the last one stopped. Returns the next cursor;
--- whether to continue at once, since an eighth or more of this part was deleted and the scan has not
--- ended; and the number of deleted entries.
+-- are not ordered by age, so each call continues where the last one stopped. Returns the next
+-- cursor; whether to continue at once, which is so if an eighth or more of this part was deleted
+-- and the scan has not ended; and the number of deleted entries.
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, to_text(parse_int(cursor, 0)), 'COUNT', size)
   if reply.err then
@@ -75,7 +75,7 @@ local function sweep_part(hash_key, cursor, size, is_over)
   return reply[1], reply[1] ~= '0' and #over * 8 >= #part, #over
 end
 
--- Delete locks without a holder, and the lock names of tasks that do not exist.
+-- Delete locks that have no holder, and the lock names of tasks that do not exist.
 local function sweep_locks(now, cursor, size)
   return sweep_part(KEYS.unique, cursor, size, function(field, value)
     local kind, name = string.match(field, '^([=@])(.*)$')
@@ -94,9 +94,9 @@ local function sweep_records(hash_key, now, cursor, size, age)
 end
 
 -- flow:
--- Delete the states of limits that no task uses, once their rate and closing have expired. A limit whose
--- next start is further ahead than its rule allows, since the clock was set back, opens in time again;
--- rules are read only for starts that are over 10 s ahead.
+-- Delete the states of limits that no task uses, once their rate and closing have expired. If the
+-- clock was set back, so that the next start of a limit is further ahead than its rule allows, that
+-- start is corrected; rules are read only for starts that are over 10 s ahead.
 local function sweep_limits(now, cursor, size)
   local ahead = {}
   local next_cursor, more, gone = sweep_part(KEYS.limits, cursor, size, function(limit, value)
@@ -126,11 +126,11 @@ local function sweep_days(now, swept)
   end
 end
 
--- Delete expired entries of the hashes, at most once per second unless there was more to delete.
+-- Delete expired entries from the hashes, at most once per second unless there was more to delete.
 -- The last fetch of a server is kept for an hour and the last enqueue of a sender for ten minutes,
--- longer than either is retried. `swept` is the time in meta; `trimming` is whether there are
--- more dead tasks to delete; `busy` whether this call fetched tasks. Without fetched tasks and
--- expired entries it writes nothing. Returns whether there is more to delete.
+-- longer than either is retried. `swept` is the time in meta; `trimming` tells whether there are
+-- more dead tasks to delete, and `busy` whether this call fetched tasks. If it fetched none and no
+-- entry has expired, nothing is written. Returns whether there is more to delete.
 local function sweep_hashes(now, size, swept, trimming, busy)
   if not trimming and math.abs(now - parse_int(swept, 0)) < 1000000 then
     return false
@@ -166,9 +166,9 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   return more
 end
 
--- Delete expired data; `leased` is the number of tasks that the fetch leased, `swept` the time of
--- the last sweep in meta, `unusual` whether there may be completed or dead tasks. Returns whether
--- there is more to delete.
+-- Delete expired data. `leased` is the number of tasks that the fetch leased; `swept` is the time
+-- of the last sweep, from meta; `unusual` tells whether there may be completed or dead tasks.
+-- Returns whether there is more to delete.
 local function sweep_expired(now, limit, leased, swept, unusual, dead_limit, dead_age)
   local most, more, trimming = limit + leased, false, false
   if unusual then

@@ -1,7 +1,9 @@
--- unique_locks: unique locks. `=<lock>` holds `<end of window>:<id>`; `@<id>` holds the lock's name
--- until the task ends. A lock is held until its task has ended and its window is over.
+-- unique_locks: read, take and release unique locks. `=<lock>` holds `<end of window>:<id>`;
+-- `@<id>` holds the lock's name until the task ends. A lock is held until its task has ended and
+-- its window is over.
 
--- Return end of window and holder from the value of a lock; nothing when it is free or invalid.
+-- Return the end of the window and the holder from a lock's value; nothing if the lock is free or
+-- the value invalid.
 local function read_lock(held)
   local ends, holder = string.match(held or '', '^(%d+):(.+)$')
   ends = parse_int(ends)
@@ -19,13 +21,13 @@ local function lock_holder(now, lock, held)
   return false
 end
 
--- Return the fields and values to store for a taken lock; `ends` is 0 without a window.
+-- Return the fields and values to store for a taken lock; `ends` is 0 if the lock has no window.
 local function lock_fields(lock, ends, id)
   return '=' .. lock, to_text(ends) .. ':' .. id, '@' .. id, lock
 end
 
--- Release the locks of ids that ended. A lock whose window is not over stays until it is swept. If
--- the key is not a hash, there are no locks to release.
+-- Release the locks of ids that ended. A lock whose window is not over stays until a sweep deletes
+-- it. If the key is not a hash, there are no locks to release.
 local function unlock(now, ids)
   if #ids == 0 or redis.call('EXISTS', KEYS.unique) == 0 then
     return

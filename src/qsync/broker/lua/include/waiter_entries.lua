@@ -1,17 +1,17 @@
--- waiter_entries: where the tasks that wait for a limit are listed: the first of them in the state of
--- the limit, the others in `waiters`. Each limited task is there once, under the first of its limits
--- that refused it, or under `@<type>` while its type is paused. An item is the order tag as 8 bytes, a
--- zero byte if the task has several limits, and the id. An entry of `waiters` is the limit, a zero byte
--- and an item; all scores are 0, so entries are ordered by bytes. If no other limited task has the tag,
--- an entry has no id, since `limited` has it. A limit with waiters in its state also has an entry
--- without an item, its marker.
+-- waiter_entries: where the tasks that wait for a limit are listed. The state of the limit lists
+-- the first of them, and `waiters` lists the others. Each limited task is listed once, under the
+-- first of its limits that refused it, or under `@<type>` while its type is paused. An item is the
+-- order tag as 8 bytes, a zero byte if the task has several limits, and the id. An entry of
+-- `waiters` is the limit, a zero byte and an item; all scores are 0, so entries are ordered by
+-- bytes. An entry has no id if no other limited task has the same tag, since `limited` then gives
+-- the id. A limit with waiters in its state also has an entry without an item, its marker.
 
--- What can be done with items. `most` is the maximum number of items in the state of a limit, and
--- `refill` how many are moved there when none is left.
+-- Functions on items. `most` is the maximum number of items in the state of a limit, and `refill`
+-- is the number that is moved there when none is left.
 local waiter_items = { most = 16, refill = 8 }
 
--- Return an item; `ending` is what follows the tag. The 8 bytes of a tag are ordered like the number: a
--- positive one gets the sign bit, and all bits of a negative one are inverted.
+-- Return an item; `ending` is what follows the tag. The 8 bytes of a tag sort like the number: the
+-- sign bit of a positive number is set, and all bits of a negative number are inverted.
 function waiter_items.new(tag, ending)
   tag = tonumber(tag)
   local tag_bytes = struct.pack('>d', tag < 0 and tag or -tag)
@@ -33,12 +33,12 @@ function waiter_items.id(item)
   return string.sub(item, string.byte(item, 9) == 0 and 10 or 9)
 end
 
--- Return up to two of the limited tasks with a tag.
+-- Return up to two of the limited tasks that have this tag.
 local function limited_at(tag)
   return redis.call('ZRANGEBYSCORE', KEYS.limited, tag, tag, 'LIMIT', 0, 2)
 end
 
--- Return the ids of the tasks that an item may stand for: one, unless it is damaged.
+-- Return the ids of the tasks that an item may stand for: one id, unless the item is damaged.
 local function ids_of(item)
   local tag_bytes = string.sub(item, 1, 8)
   if waiter_items.id(item) ~= '' or #tag_bytes < 8 then
@@ -54,13 +54,14 @@ local function ids_of(item)
   return tag == tag and limited_at(sign * tag) or {}
 end
 
--- Return the numbers in a stored state, and the items in it as text.
+-- Return the numbers in a stored state, and its items as text.
 function waiter_items.split_state(text)
   local stop = string.find(text, '\0', 1, true)
   return stop and string.sub(text, 1, stop - 1) or text, stop and string.sub(text, stop + 1) or ''
 end
 
--- Return the items in a text from this byte on as a list; each has its length in front.
+-- Return the items in a text from this byte on as a list; in the text, its length precedes each
+-- item.
 function waiter_items.list(text, at)
   local items = {}
   while at <= #text do
@@ -71,7 +72,7 @@ function waiter_items.list(text, at)
   return items
 end
 
--- Return the items as the text of a state.
+-- Return the items as text for a state.
 function waiter_items.text(items)
   local parts = {}
   for i = 1, #items do
@@ -83,7 +84,7 @@ end
 -- Return whether an item comes after another one. The store orders strings by bytes; Lua may not.
 function waiter_items.is_after(item, other)
   if #item < 8 or #other < 8 then
-    return true -- a damaged one, which is removed when it is its turn
+    return true -- a damaged item, which is removed when its turn comes
   end
   local high, low = struct.unpack('>I4I4', item)
   local other_high, other_low = struct.unpack('>I4I4', other)
@@ -106,8 +107,8 @@ function waiter_items.positive_tag(text, at)
   end
 end
 
--- Find out how many items a state has, and the tag of the last one: infinite if it is not positive, so
--- that items are compared one by one.
+-- Find out how many items a state has, and the tag of the last item. The tag is infinite if it is
+-- not positive, so that items are compared one by one.
 function waiter_items.find_last(state)
   local items, at, count, last = state.items, state.from, 0, 0
   while at <= #items do
@@ -116,17 +117,17 @@ function waiter_items.find_last(state)
   state.listed, state.last_tag = count, waiter_items.positive_tag(items, last + 1) or math.huge
 end
 
--- Return a range of `waiters` with the entries of a limit, without its marker.
+-- Return the range of `waiters` that has the entries of a limit, without its marker.
 function waiter_items.range(limit)
   return table.concat({ '(', limit, '\0' }), table.concat({ '(', limit, '\1' })
 end
 
--- Return the number of tasks that wait for a limit; `items` is the text of them in its state.
+-- Return the number of tasks that wait for a limit; `items` is the text of the items in its state.
 local function count_waiters(limit, items)
   return #waiter_items.list(items, 1) + redis.call('ZLEXCOUNT', KEYS.waiters, waiter_items.range(limit))
 end
 
--- Add the id to the entry of a limited task whose tag another task gets.
+-- Add its id to the entry of a limited task whose tag another task now gets as well.
 local function lengthen_entry(tag, id)
   local message = redis.call('HGET', KEYS.tasks, id)
   local limits = limits_of_message(message)
@@ -139,8 +140,8 @@ local function lengthen_entry(tag, id)
   end
 end
 
--- Return which of these tasks, with tag and id in turn, share their tag with a limited task, by id.
--- Usually all limited tasks have tags that are lower, so one look is enough.
+-- Return, by id, which of these tasks share their tag with a limited task; the argument alternates
+-- tags and ids. Usually all limited tasks have lower tags, so one read is enough.
 local function shared_tags(args)
   local lowest, highest, by_tag, shared = tonumber(args[1]), tonumber(args[1]), {}, {}
   by_tag[lowest] = args[2]
@@ -169,9 +170,9 @@ local function shared_tags(args)
   return shared
 end
 
--- Add an item to those of a limit. It goes into the state, unless that is full and its items come
--- first; then the last one gets an entry. `short` is the item without an id, if it needs none.
--- Arguments of ZADD are appended to `entries`.
+-- Add an item to the items of a limit. The item goes into the state, unless the state is full and
+-- all its items come first. If the state becomes too long, its last item gets an entry. `short` is
+-- the item without an id, if it needs none. Arguments of ZADD are appended to `entries`.
 local function add_waiter(limit, item, short, entries)
   local state, count = touch_limit(limit), #entries
   state.waits = state.is_type
@@ -238,7 +239,8 @@ local function refill(limit, state)
   end
 end
 
--- Remove the item of a task from the state of a limit. Returns the item; nil if it was not there.
+-- Remove a task's item from the state of a limit. Returns the item; nil if the state did not have
+-- it.
 local function remove_item(limit, state, id)
   local items, at = state.items, state.from
   while at <= #items do

@@ -1,10 +1,10 @@
 -- wake_next: pass the remaining work to another server.
 
--- Without pending tasks, restart the fairness keys; no server needs a wake. With pending tasks,
+-- If no tasks are pending, restart the fairness keys; no server needs to be woken. Otherwise,
 -- forget fairness keys whose last tag has been passed, and wake the next server.
 local function wake_next(left, paused, virtual, limit)
   -- flow:
-  -- The tags of limited tasks are ahead of those that new tasks get if fairness keys restart.
+  -- If fairness keys restarted, new tasks would get lower tags than limited tasks have.
   if not left and redis.call('EXISTS', KEYS.limited) == 1 then
     redis.pcall('UNLINK', KEYS.wake)
     forget_passed(limit)

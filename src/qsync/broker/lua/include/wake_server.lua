@@ -1,6 +1,6 @@
 -- wake_server: wake one server with a free slot: an idle server that waits for a message on its
--- channel, or, if there is none, a server that blocks on the list. If the store refuses, the work is
--- only delayed, since servers check the queue regularly.
+-- channel, or, if there is none, a server that blocks on the list. If the store refuses a command,
+-- the work is only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest; a server that does not receive it is
 -- removed from the set. Returns false when there is none or the user may not publish.
@@ -22,9 +22,9 @@ local function message_idle_server()
   end
 end
 
--- Wake one server. An element that is in the list already wakes the next server that blocks on it.
--- `there` is the reply of `EXISTS idle idle wake`, if the script knows it already: 2 if servers are
--- idle, plus 1 if the list has an element.
+-- Wake one server. If the list already has an element, that element wakes the next server that
+-- blocks on the list. `there` is the reply to `EXISTS idle idle wake`, if the script already has
+-- it: 2 if servers are idle, plus 1 if the list has an element.
 local function wake_server(there)
   there = there or redis.pcall('EXISTS', KEYS.idle, KEYS.idle, KEYS.wake)
   if there == 1 or there ~= 0 and message_idle_server() or there == 3 then
