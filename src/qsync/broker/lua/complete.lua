@@ -38,7 +38,7 @@
 -- ARGV[2] stride     int     2 when no task has a retention, else 4
 -- ARGV[3...] two values per task: id, token; with a stride of 4 also retention us (empty: none) and
 --   result
--- returns one per task: ok | done | lost; or just `ok` when all are ok
+-- returns one outcome per task: ok | done | lost; or just `ok` when all are ok
 check_schema()
 local now, stride = clock(ARGV.now), tonumber(ARGV.stride)
 local held, held_ids, replies, lost = check_leases(ARGV, 3, stride)

@@ -35,7 +35,7 @@
 -- flow KEYS[26] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] two values per task: id, token
--- returns one per task: ok | done | lost
+-- returns one outcome per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
 -- flow:

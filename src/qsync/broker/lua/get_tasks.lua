@@ -18,8 +18,8 @@
 -- KEYS[15] limited   zset    ids by order tag
 -- ARGV[1] messages  flag    empty: return an empty text instead of each existing message
 -- ARGV[2...] ids
--- returns one per task: empty when it is not in the queue, else state, score, message, owner, crash
---   count, failure record, result record, retention in cancels, progress
+-- returns one row per task: empty when it is not in the queue, else state, score, message, owner,
+--   crash count, failure record, result record, retention in cancels, progress
 check_schema()
 local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead', 'limited' }
 local ids, replies = { unpack(ARGV, 2) }, {}

@@ -42,7 +42,7 @@
 --   limit to close (empty: none), us for which it is closed, time of the lease (us; 0: the task has
 --   started, or the time is not known)
 -- An empty failure record leaves the stored one unchanged.
--- returns one per task: ok | done | lost
+-- returns one outcome per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
 -- flow:

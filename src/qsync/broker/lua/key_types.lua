@@ -39,8 +39,8 @@
 -- KEYS[36] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[37] type_stats hash   statistics of types
 -- KEYS[38] schedule_runs hash  schedule -> its last runs
--- returns the type of each key in this order, `none` for one that does not exist; and the length of
---   the wake list, 0 if it is not a list
+-- returns the type of each key in this order, `none` for a key that does not exist; and the length
+-- of the wake list, 0 if it is not a list
 check_schema()
 local kinds = {}
 for _, any_key in ipairs({

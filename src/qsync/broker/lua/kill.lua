@@ -33,7 +33,7 @@
 -- flow KEYS[24] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, 1 when an attempt failed (else 0), failure record
--- returns one per task: ok | done | lost
+-- returns one outcome per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
 local held, dying, replies, lost = check_leases(ARGV, 2, 4)
@@ -67,7 +67,7 @@ if #dying > 0 then
   delete_fields(KEYS.keys, dying)
   delete_fields(KEYS.cancels, dying)
   note_ended(dying)
-  redis.call('HSET', KEYS.meta, 'swept', '0')  -- the next fetch trims them if too many
+  redis.call('HSET', KEYS.meta, 'swept', '0')  -- the next fetch trims them if there are too many
 end
 -- flow:
 release_leases(successors.ids)

@@ -3,9 +3,9 @@
 -- include: check_schema
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
 -- KEYS[2] meta       hash    schema
--- ARGV[1] count      int     largest number of schedules to read
--- returns three values per schedule: its field; its last completed run and its last failed or missed
---   one, as noted, empty if none is among its last 20
+-- ARGV[1] count      int     maximum number of schedules to read
+-- returns three values per schedule: its field; the notes on its last completed run and on its last
+-- failed or missed run, each empty if none is among the last 20
 check_schema()
 
 -- Number of bytes that are read from the end of a record; 20 runs are shorter. A pattern without a

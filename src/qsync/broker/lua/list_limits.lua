@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- list_limits: read the rules of a queue's limits, and a part of the states of limits in use.
+-- list_limits: read the rules of a queue's limits, and some of the states of limits in use.
 -- include: check_schema clock waiter_entries
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state
@@ -10,7 +10,7 @@
 -- ARGV[2] cursor    text    0 at first, then the cursor that the last call returned
 -- ARGV[3] count     int     approximate number of states to read
 -- REPLY[1] now      text    us
--- REPLY[2] rules    list    field and rule in turn; only with the cursor 0
+-- REPLY[2] rules    list    alternating fields and rules; only with the cursor 0
 -- REPLY[3] cursor   text    cursor of the next call; 0: the end
 -- REPLY[4] states   list    one row per limit: limit, state, number of waiters, time it opens or empty
 -- returns the fields of REPLY

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
--- mark_idle: register a server as idle in a queue unless it has work there. The server must be
--- subscribed to its channel for the queue. The script pops the element of the wake list, as a
--- blocking server does. If there is no element and no task can be fetched, it adds the server to
--- the idle servers, which are woken by a message. A later element in the list comes from a client
--- that sends no messages.
--- A server that waits for a long time is added again; ids not added for `keep` are removed.
+-- mark_idle: register a server as idle in a queue, unless the queue has work for it. The server
+-- must be subscribed to its channel for the queue. The script pops the element of the wake list, as
+-- a blocking server does. If there is no element and no task can be fetched, the script adds the
+-- server to the idle servers, which a message wakes. An element that is added later comes from a
+-- client that sends no messages.
+-- A server that waits for a long time adds itself again; ids that were not added for `keep` are
+-- removed.
 -- variants: plain flow
 -- include: check_schema ensure_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
@@ -21,7 +22,8 @@
 -- ARGV[3] server     text    id of the server
 -- ARGV[4] keep       int us  time after which an id that is not added again is removed
 -- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is
---   due; 1 when the list had an element; 1 when its client sent no message to this idle server
+--   due; 1 when the list had an element; 1 when the client that added it sent no message to this
+--   idle server
 local generation, waits, due, layout = find_work(ARGV.now, tonumber(ARGV.lease))
 local since = redis.pcall('ZSCORE', KEYS.idle, ARGV.server)
 local element = redis.pcall('LPOP', KEYS.wake)

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- mark_started: mark tasks that crashed before as running, so that another crash of the server
--- counts against them.
--- A last argument `-` after the tasks means that several suspects run together: then a crash is
+-- mark_started: mark tasks that crashed before as running, so that another server crash counts
+-- against them.
+-- An argument `-` after the tasks means that several suspects run together. A crash is then
 -- recorded but does not count, since any of them may be the cause.
 -- include: check_schema clock crash_counts check_leases
 -- KEYS[1] owner    hash    id -> lease token
 -- KEYS[2] crashes  hash    id -> crash count
 -- KEYS[3] meta     hash    schema
 -- ARGV[1...] two values per task: id, token
--- returns one per task: ok | done | lost
+-- returns one outcome per task: ok | done | lost
 check_schema()
 local sign = #ARGV % 2 == 1 and ARGV[#ARGV] or '+'
 local last = #ARGV - #ARGV % 2

@@ -1,24 +1,24 @@
 #!lua
--- note_runs: record runs of schedules: their requests, outcomes and misses. A later note about a
--- tick replaces the earlier one, except for how the tick was created. The last 20 noted ticks of a
--- schedule are kept, and the last 5 of the queue that were missed.
+-- note_runs: record the runs of schedules: their creation, outcomes and misses. A later note about
+-- a tick replaces the earlier one, except for how the tick was created. The last 20 noted ticks of
+-- each schedule are kept, and the last 5 missed ticks of the queue.
 -- include: check_schema preconditions
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
 -- KEYS[2] schedules  hash    !<schedule> while it is paused
 -- KEYS[3] meta       hash    schema
--- ARGV[1...] five values per run: field of the schedule; its tick, ms; how it was made: T tick, M by
---   hand, B backfill, empty: as noted before; its outcome; and, of a missed one, the schedule
+-- ARGV[1...] five values per run: field of the schedule; its tick, ms; how it was created: T tick,
+--   M by hand, B backfill, empty: as noted before; its outcome; and the schedule if it was missed
 -- returns the number of noted runs
 check_schema()
 check_hash(KEYS.schedules)
 check_rights(KEYS.schedule_runs, { 'HGET', 'HSET', 'HDEL' })
 
--- Return the end of a record; an undamaged record fits as a whole.
+-- Return the end of a record; an undamaged record is returned whole.
 local function noted_runs(field)
   return string.sub(redis.call('HGET', KEYS.schedule_runs, field) or '', -2048)
 end
 
--- Keep the last `most` entries of a field, with this one in place of the entry that `is_same` finds.
+-- Keep the last `most` entries of a field; this entry replaces the one that `is_same` finds.
 local function keep(field, entry, most, is_same)
   local kept = {}
   for other in string.gmatch(noted_runs(field), '[^ ]+') do

@@ -28,7 +28,7 @@
 -- KEYS[25] openings  zset    limits by the time at which they open, us
 -- KEYS[26] type_stats hash   statistics of types
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] days       int     number of days to return counters of, including today; 1 to 90
+-- ARGV[2] days       int     number of days whose counters to return, including today; 1 to 90
 -- ARGV[3...] names of counters
 -- REPLY[1] now             int   us
 -- REPLY[2] sizes           list  of the seven states in the order of their keys
@@ -37,7 +37,7 @@
 -- REPLY[5] paused_at       text  us
 -- REPLY[6] first           list  the first pending tasks, up to 8 and 1 MiB: message (truncated when
 --   long), length of the message and failure record
--- REPLY[7] counters        list  name and value in turn
+-- REPLY[7] counters        list  alternating names and values
 -- REPLY[8] cancelled       int   number of completed tasks that were cancelled
 -- REPLY[9] runnable_since  text  earliest stored time, us, at which a pending task became runnable;
 --   empty: none is stored
@@ -47,7 +47,8 @@
 -- REPLY[12] died           list  dead tasks that no operator has acknowledged: number, and times of the
 --   first and the last death, us, empty without any
 -- REPLY[13] tally          list  its day and its sum, each empty without one
--- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
+-- The script reads only the first 512 pending tasks. Tasks with a stored time, as in
+-- `runnable_since`, are not among the 8.
 check_schema()
 local now = clock(ARGV.now)
 local sizes, bytes = {}, 0
@@ -69,7 +70,7 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
--- Tasks that were handed back come before tasks that have waited longer.
+-- Tasks that were handed back precede tasks that have waited longer.
 local last = redis.call('EXISTS', KEYS.progress) == 1 and 511 or 7
 local ids = redis.call('ZRANGE', KEYS.pending, 0, last)
 local since, earliest = read_since(ids), math.huge
@@ -103,7 +104,7 @@ for i = 3, #ARGV do
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
   'latency_target', 'dead_known', 'tally_day', 'tally')
--- A time in the future comes from a clock that was wrong.
+-- A time in the future comes from a wrong clock.
 local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
 local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
 if number > 0 then

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- pause: pause or resume a queue. While it is paused no task is fetched.
+-- pause: pause or resume a queue. While the queue is paused, no task is fetched.
 -- include: check_schema clock wake_server record_event
 -- KEYS[1] meta    hash    paused, paused_at
 -- KEYS[2] wake    list

@@ -11,7 +11,7 @@
 -- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] note       bytes   who pauses it and why, opaque to the scripts; empty: resume
--- returns 1 when this changed something, 0 when not, -1 when there is no such schedule
+-- returns 1 when this changed something, 0 when it did not, -1 when there is no such schedule
 check_schema()
 local now, id, field = clock(ARGV.now), ARGV.schedule, '!' .. ARGV.schedule
 local stored = redis.call('HGET', KEYS.stored_schedules, id)

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- pending_position: read the causes that delay a task, in addition to the data of `get_tasks`.
+-- pending_position: read what delays a task, in addition to the data that `get_tasks` reads.
 -- include: check_schema clock priority_bands successors
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] unique   hash    locks
@@ -21,15 +21,15 @@
 -- REPLY[8] paused_at     text   us
 -- REPLY[9] completed     text   counter
 -- REPLY[10] failed       text   counter
--- REPLY[11] above        int    number of pending tasks of a higher priority than that of this one
+-- REPLY[11] above        int    number of pending tasks with a higher priority
 -- REPLY[12] next_run     text   time at which it runs again once its attempt has ended, us
 check_schema()
 local now = clock(ARGV.now)
 local last_fetch = redis.call('HGET', KEYS.fetches, ARGV.server) or ''
 local number, time = string.match(last_fetch, '^(%d+) (%d+)')
 
--- Return the id that holds a lock now. (include/unique_locks.lua is not used here, since it has
--- commands that write.)
+-- Return the id that holds a lock now. (This script does not use include/unique_locks.lua, which
+-- has commands that write.)
 local function holder_now(lock)
   local held = redis.call('HGET', KEYS.unique, '=' .. lock) or ''
   local ends, holder = string.match(held, '^(%d+):(.+)$')
@@ -37,7 +37,7 @@ local function holder_now(lock)
   return holder and (open or parse_int(ends, 0) > now) and holder or ''
 end
 
--- Return the number of pending tasks of a higher priority than this task's.
+-- Return the number of pending tasks with a higher priority than this task.
 local function tasks_above()
   local tag = tonumber(redis.call('ZSCORE', KEYS.pending, ARGV.id) or '')
   local lowest = tag and band_middle(priority_at(tag)) - band_reach

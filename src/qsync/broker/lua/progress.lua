@@ -5,7 +5,7 @@
 -- KEYS[2] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[3] meta      hash    schema
 -- ARGV[1...] three values per task: id, token, <done>/<total>
--- returns one per task: ok | done | lost
+-- returns one outcome per task: ok | done | lost
 check_schema()
 local held, held_ids, replies = check_leases(ARGV, 1, 3)
 for at, i in ipairs(held) do

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- publish_schedules: store the schedules of a server, for views and triggers. A schedule that was
--- published a moment ago is not written again, so many servers cost no more than one.
+-- published a moment ago is not written again, so many servers cost no more than one server.
 -- include: check_schema clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> time of
 --                            publication, us; # -> start and last time, us, of the publications

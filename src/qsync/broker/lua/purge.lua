@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- purge: delete the first tasks of a state; active tasks only if their lease has expired, since the
--- others run. It deletes fewer tasks than requested if they are large: at most 16 MiB, or one task.
+-- purge: delete the first tasks of a state. Active tasks are deleted only if their lease has
+-- expired, since others run. If the tasks are large, a call deletes fewer than requested: at most
+-- 16 MiB, or one task.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes
@@ -37,11 +38,11 @@
 -- ARGV[2] event    bytes   record of the action, see include/record_event.lua; empty: none
 -- ARGV[3] state      text
 -- ARGV[4] count      int     maximum number of tasks, 1 to 500
--- ARGV[5] score      number  score of the last task to delete; empty: all that are there now
+-- ARGV[5] score      number  score of the last task to delete; empty: all that exist now
 -- ARGV[6] id         text    id of that task
 -- REPLY[1] deleted   int     number of deleted tasks
 -- REPLY[2] left      int     number left in the state
--- REPLY[3] more      flag    there are more to delete
+-- REPLY[3] more      flag    more tasks are left to delete
 -- REPLY[4] score     text    score of the last task to delete
 -- REPLY[5] id        bytes   id of that task
 check_schema()

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
--- queues: read a part of the names of the queues in use.
+-- queues: read some of the names of the queues in use.
 -- KEYS[1] queues   set
 -- ARGV[1] cursor   text       '0' at first, then the cursor that the last call returned
 -- ARGV[2] count    int        approximate number of names
--- ARGV[3] longest  int bytes  maximum length of a name; longer ones cannot be queues and are left out
+-- ARGV[3] longest  int bytes  maximum length of a name; longer names are no queues and left out
 -- returns the cursor, '0' after the last part; the number of names in the set; and names
 local found = redis.call('SSCAN', KEYS.queues, ARGV.cursor, 'COUNT', ARGV.count)
 local names = {}

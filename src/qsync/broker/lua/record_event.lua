@@ -5,7 +5,7 @@
 -- KEYS[2] meta    hash    schema; without this key the actions belong to no queue
 -- ARGV[1] now     int us  empty: the store's clock
 -- ARGV[2] event   bytes   `+` or `-`, a key of 8 bytes and a record, see the include
--- ARGV[3] number  int     number of things that it changed
+-- ARGV[3] number  int     number of things that the action changed
 -- ARGV[4...] ids of tasks
 -- returns 1
 if KEYS.meta then

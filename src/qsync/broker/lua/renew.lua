@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- renew: extend the leases that a server holds. Expiries rise by 1 us per task, so that recovery
--- keeps their order.
+-- renew: extend the leases that a server holds. The expiries increase by 1 us per task, so that
+-- recovery keeps the order of the tasks.
 -- include: check_schema clock outage_grace check_leases
 -- KEYS[1] active   zset    ids by lease expiry
 -- KEYS[2] owner    hash    id -> lease token
@@ -9,7 +9,7 @@
 -- ARGV[1] now      int us  empty: the store's clock
 -- ARGV[2] lease    int us
 -- ARGV[3...] two values per task: id, token
--- returns one per task: ok | cancelled (renewed, with a cancel request) | done | lost
+-- returns one outcome per task: ok | cancelled (renewed, with a cancel request) | done | lost
 check_schema()
 local held, held_ids, replies = check_leases(ARGV, 3, 2)
 if #held == 0 then

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- repair: repair damage that an audit found, if it still exists.
--- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
--- server owns becomes active.
+-- A task without a state becomes dead, so that it is not lost and does not run twice. If a server
+-- owns the task, it becomes active instead.
 -- include: check_schema preconditions ensure_schema clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- include: limit_counts
@@ -41,7 +41,7 @@
 -- ARGV[3] record     bytes   failure record for tasks that become dead
 -- ARGV[4] lease      int us  lease of a task that has an owner and no state
 -- ARGV[5...] two values per task: id, lock; the id may be the name of a stored schedule
--- returns one per task: ok | changed
+-- returns one outcome per task: ok | changed
 check_schema()
 local now = clock(ARGV.now)
 
@@ -162,7 +162,7 @@ mend['leftover'] = function(id)
   return gone > 0
 end
 
--- Start the next run, by which a task was replaced while it was active. It holds no unique lock.
+-- Start the next run, which replaced a task while it was active. It holds no unique lock.
 mend['next run kept'] = function(id)
   if is_unfinished(id) or not is_placed(id) or not has(KEYS.successors, id) then
     return false
@@ -204,7 +204,7 @@ mend['limit count'] = function(limit)
   return true
 end
 
--- Let settle_limits check the limit: it moves its waiters or finds when it opens.
+-- Let settle_limits check the limit: this moves waiters or finds out when the limit opens.
 mend['limit shut'] = function(limit)
   local state = touch_limit(limit)
   return has_waiter(limit, state) and not is_limit_full(state)
@@ -315,7 +315,7 @@ mend['several wakes'] = function()
   return true
 end
 
--- Let servers read the schedule now, which sets its next tick.
+-- Let servers read the schedule now; they will set its next tick.
 mend['no tick'] = function(id)
   if not has(KEYS.stored_schedules, id) or redis.call('ZSCORE', KEYS.next_ticks, id) then
     return false

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- reschedule: change the due time of a scheduled or retried task. A task whose time has come is
 -- promoted by the next fetch, so a fetch and this script never both move it. A due time in the past
--- counts as now; one at or after the task's deadline changes nothing. A repeated call changes nothing,
--- and answers as the first one did.
+-- counts as now; a due time at or after the task's deadline changes nothing. A repeated call
+-- changes nothing and returns the same reply as the first call.
 -- include: check_schema clock wake_server schedule_due note_runnable record_event client_calls
 -- include: message_limits
 -- KEYS[1] tasks      hash    id -> message
@@ -28,8 +28,8 @@
 -- ARGV[6] number     int
 -- ARGV[7] dry        flag    change nothing
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
--- REPLY[2] due       text    its new due time, us; empty: its state has none, it was not changed
--- REPLY[3] deadline  text    the task's deadline, us, if its due time was not changed because of it
+-- REPLY[2] due       text    its new due time, us; empty: its state has none, so nothing changed
+-- REPLY[3] deadline  text    the task's deadline, us, if it prevented the change
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 

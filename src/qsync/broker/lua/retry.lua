@@ -36,7 +36,7 @@
 -- flow KEYS[27] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, delay us, failure record
--- returns one per task: ok | done | lost
+-- returns one outcome per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
 local held, held_ids, replies, lost = check_leases(ARGV, 2, 4)

@@ -1,11 +1,11 @@
 #!lua
--- roll_types: put reports of ended minutes into the statistics of types, unless another server did
--- so since they were read.
+-- roll_types: put reports of past minutes into the statistics of types, unless another server has
+-- done so since they were read.
 -- include: check_schema preconditions
 -- KEYS[1] type_stats   hash  # -> directory, m<hour>:<type> and h<day>:<type> -> block
 -- KEYS[2] type_reports hash  <minute>:<server> -> counts by type
 -- KEYS[3] meta         hash  schema
--- ARGV[1] directory    bytes directory that was read; empty: there was none
+-- ARGV[1] directory    bytes directory that the caller read; empty: there was none
 -- ARGV[2] count        int   number of reports
 -- ARGV[3...] the fields of these reports, then two values per field of type_stats: field, and what
 --   it holds; empty: delete it

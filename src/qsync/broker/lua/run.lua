@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- run: move scheduled, retry or dead tasks to pending now, in this order. A dead task takes its
--- lock again and gets all its attempts back. Tasks for which a limit is full or closed become
+-- lock again and gets all its attempts back. Tasks with a limit that is full or closed become
 -- limited instead.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters

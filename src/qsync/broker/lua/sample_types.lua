@@ -7,10 +7,11 @@
 -- KEYS[3] tasks    hash    id -> message
 -- KEYS[4] limit_rules hash  `@` -> paused types
 -- KEYS[5] meta     hash    schema
--- ARGV[1] count    int     number of tasks to read of each state, 1 to 200
+-- ARGV[1] count    int     number of tasks to read from each state, 1 to 200
 -- REPLY[1] paused  list    paused types
--- REPLY[2] pending list    number of tasks in the state, number of tasks read, type and number in turn
--- REPLY[3] dead    list    the same of dead tasks
+-- REPLY[2] pending list    number of tasks in the state, number of tasks read, and then
+--   alternating types and numbers
+-- REPLY[3] dead    list    the same for dead tasks
 check_schema()
 
 -- Return the id at a random position in each of `count` equal parts. At evenly spaced positions, a
@@ -24,7 +25,7 @@ local function spaced_ids(state_key, total, count)
   return ids
 end
 
--- Keep as many of these ids, evenly spaced, as make 1 MiB of messages.
+-- Keep as many of these ids, evenly spaced, as have 1 MiB of messages.
 local function thin_out(ids)
   local bytes, kept = 0, {}
   for _, id in ipairs(ids) do

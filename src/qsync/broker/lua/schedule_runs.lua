@@ -4,7 +4,7 @@
 -- KEYS[1] schedule_runs hash  schedule -> its last runs, ! -> missed ticks
 -- KEYS[2] meta       hash    schema
 -- ARGV[1...] fields of schedules, or `!`
--- returns what is noted of each; empty: nothing
+-- returns the notes in each field; empty: there are none
 check_schema()
 local values = redis.call('HMGET', KEYS.schedule_runs, unpack(ARGV))
 for i = 1, #ARGV do

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
 -- server_info: read a server's description of itself.
 -- KEYS[1] server  hash   expires
--- returns fields and values in turn; nothing when there is none
+-- returns alternating fields and values; nothing when there is no description
 return redis.call('HGETALL', KEYS.server)

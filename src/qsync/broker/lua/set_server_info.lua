@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- set_server_info: store a server's description of itself, for views. It is replicated but not
--- written to the append-only file.
+-- set_server_info: store a server's description of itself, for views. The write is replicated but
+-- not written to the append-only file.
 -- include: preconditions
 -- KEYS[1] server  hash   expires
 -- ARGV[1] ttl     int ms 0: delete it

@@ -1,6 +1,7 @@
 #!lua flags=no-writes
--- stored_page: read a part of the stored schedules: those whose next tick is earliest, or all of
--- them by a cursor. A schedule that exists from the first call to the last is in at least one part.
+-- stored_page: read some of the stored schedules: those with the earliest next ticks, or, with a
+-- cursor, all of them part by part. A schedule that exists from the first call to the last is in at
+-- least one part.
 -- include: check_schema clock
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
@@ -10,7 +11,7 @@
 -- ARGV[2] cursor     text    empty: the first schedules by next tick; else '0' at first, then the
 --                            cursor that the last call returned
 -- ARGV[3] count      int     approximate number of schedules
--- ARGV[4] prefix     text    prefix of the names, without the special characters of patterns
+-- ARGV[4] prefix     text    prefix of the names, without special characters of patterns
 -- REPLY[1] now     int   us
 -- REPLY[2] cursor  text  of the next part; '0' after the last one
 -- REPLY[3] total   int   number of all schedules

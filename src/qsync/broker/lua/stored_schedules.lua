@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- stored_schedules: read the stored schedules of these names.
+-- stored_schedules: read the stored schedules with these names.
 -- include: check_schema clock
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us

@@ -1,10 +1,10 @@
 #!lua
 -- tick_schedules: enqueue the tasks of the due ticks of stored schedules, and set their next ticks.
--- A schedule that was put, deleted, resumed or ticked since the caller read it is not changed. The
--- ticks of a paused schedule, and of one whose name servers publish as a periodic task of their
--- program, are skipped. The time of the last call is recorded, so that servers notice if the clock
--- was set back, and plan all ticks again; then a call without schedules records that they have done
--- so.
+-- A schedule that was put, deleted, resumed or ticked since the caller read it is not changed.
+-- Ticks are skipped if the schedule is paused, or if servers publish its name as a periodic task of
+-- their program. The time of the last call is recorded. It shows servers that the clock was set
+-- back, so that they plan all ticks again; a call without schedules then records that they have
+-- done so.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: message_limits limit_states waiter_entries limit_waiters priority_bands
@@ -91,7 +91,7 @@ while at <= #values do
   at = stop
 end
 check_rights(KEYS.next_ticks, { 'ZADD', 'ZREM' })
-if #tasks > 0 then -- first: a full queue refuses them, and nothing is written
+if #tasks > 0 then -- comes first: a full queue refuses the tasks before anything is written
   ensure_schema(layout)
   local virtual = redis.call('HGET', KEYS.meta, 'v')
   insert_tasks(now, ARGV.head, read_tasks(tasks, 1, 3), virtual)

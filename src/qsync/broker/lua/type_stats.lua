@@ -6,11 +6,11 @@
 -- KEYS[3] meta         hash  schema
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] reports      int   maximum number of reports to read
--- ARGV[3] offset       int   number of reports to pass over first
+-- ARGV[3] offset       int   number of reports to skip first
 -- ARGV[4...] fields of type_stats
 -- REPLY[1] now         text  us
--- REPLY[2] blocks      list  what each of these fields holds
--- REPLY[3] reports     list  field and report in turn
+-- REPLY[2] blocks      list  the value of each of these fields
+-- REPLY[3] reports     list  alternating fields and reports
 check_schema()
 local blocks, reports = {}, {}
 if #ARGV > 3 then

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
--- weights: read a part of the shares of fairness keys.
+-- weights: read some of the shares of fairness keys.
 -- include: check_schema
 -- KEYS[1] meta       hash    weight:<fairness key>
 -- ARGV[1] cursor     text    of HSCAN
 -- ARGV[2] count      int
--- returns the next cursor, "0" at the end; and fields and values in turn
+-- returns the next cursor, "0" at the end; and alternating fields and values
 check_schema()
 return redis.call('HSCAN', KEYS.meta, ARGV.cursor, 'MATCH', 'weight:*', 'COUNT', ARGV.count)
