@@ -22,7 +22,7 @@ MakeStep = Callable[..., Awaitable[Step]]
 
 
 class SelectedTasks(Protocol):
-    """The selected tasks of a state; `queue` None means all queues."""
+    """The tasks selected in a state; if `queue` is None, in all queues."""
 
     @property
     def queue(self) -> str | None: ...

@@ -118,7 +118,7 @@ def _message_of(error: Exception) -> str:
 
 
 def runs_alone(context: typer.Context) -> bool:
-    """Return whether a group runs without one of its commands.
+    """Return whether the user called a group without naming one of its commands.
 
     Exits if options of the group come before a command; they must come after it.
     """
@@ -160,7 +160,7 @@ class QsyncCommand(TyperCommand):
         return [self.options_metavar or "", *map(_argument_in_usage, arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and options, without the Python types of arguments."""
+        """Write the help for arguments and options, without the Python types of arguments."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is None:

@@ -47,7 +47,7 @@ def doctor(
     audit: Annotated[
         bool,
         typer.Option(
-            "--audit", help="Check the data of the queues instead; reads only, in short steps."
+            "--audit", help="Check the data of the queues instead; only reads, in short steps."
         ),
     ] = False,
     queue: OnlyQueue = None,

@@ -75,7 +75,7 @@ States = Annotated[list[TaskState] | None, option(
 
 State = Annotated[TaskState, option(
     "--state", "-s", metavar="STATE", parser=failing_state, autocompletion=lambda: list(FAILING),
-    help="dead, or retry for those waiting for a retry.  [default: dead]",
+    help="dead, or retry for tasks waiting for a retry.  [default: dead]",
 )]  # fmt: skip
 
 NEVER: Final = datetime.fromtimestamp(0, UTC)

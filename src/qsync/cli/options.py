@@ -116,7 +116,7 @@ def purged_state(text: str) -> TaskState:
         return TaskState(text)
     others = ", ".join(PURGED)
     if text == TaskState.ACTIVE:
-        raise typer.BadParameter(f"running tasks cannot be purged, cancel them; use {others}")
+        raise typer.BadParameter(f"running tasks cannot be purged: cancel them, or use {others}")
     raise typer.BadParameter(f"{text!r} is not one of {others}")
 
 

@@ -47,7 +47,7 @@ MAX_STEPS: Final = 1_000_000
 
 @queue.command("list")
 def list_queues(*, sort: SortQueues = "name", store: StoreOptions, output: OutputOptions) -> None:
-    """List all queues, with the tasks in each state and who paused them.
+    """List all queues, with their tasks by state and who paused each queue.
 
     OLDEST is how long the oldest pending task has waited for a server.
     """
@@ -218,7 +218,7 @@ def served_by(servers: int) -> str:
 
 
 def _print_dry_run(info: QueueInfo, servers: int, *, force: bool, as_json: bool) -> None:
-    """Print what `delete` would do; exit with 1 if it would be refused."""
+    """Print what `delete` would do; exit with 1 if the deletion would be refused."""
     why = ""
     if servers:
         why = served_by(servers)

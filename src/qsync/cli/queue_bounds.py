@@ -59,7 +59,7 @@ MaxBytes = Annotated[int | None, option(
 
 Full = Annotated[WhenFull | None, option(
     "--when-full", metavar="WHAT", help="What an enqueue beyond a bound does: raise (QueueFull) or "
-    "drop_oldest (the oldest waiting tasks).  [default: unchanged]",
+    "drop_oldest (drop the oldest waiting tasks).  [default: unchanged]",
 )]  # fmt: skip
 
 

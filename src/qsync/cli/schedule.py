@@ -189,15 +189,15 @@ def put(
         str,
         typer.Option(
             "--missed", metavar="POLICY",
-            help="Tasks to enqueue for runs that were missed while no server was running: skip, "
-            "once or all.",
+            help="What to enqueue for runs that were missed while no server was running: skip "
+            "(nothing), once (one task) or all.",
         ),
     ] = "skip",
     queue: IntoQueue = None,
     dry_run: Preview = False,
     store: StoreOptions,
 ) -> None:  # fmt: skip
-    """Store a schedule, or replace the stored one of the same name; servers run it from now on.
+    """Store a schedule, or replace the stored one with the same name; servers run it from then on.
 
     For example: qsync schedule put report-42 shop.report --json '{"id": 42}' --cron '0 9 * * *'
 

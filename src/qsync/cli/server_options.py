@@ -26,8 +26,8 @@ TaskProcesses = Annotated[int | None, option(
 
 MaxTasks = Annotated[int | None, option(
     metavar="N", min=1, help="Replace a process that has started this many tasks, e.g. 10000: "
-    "once its successor is ready, it shuts down gracefully. One process is replaced "
-    "at a time.  [default: no limit]",
+    "the process shuts down gracefully once its successor is ready. One process is replaced at a "
+    "time.  [default: no limit]",
 )]  # fmt: skip
 
 
@@ -62,7 +62,8 @@ def delays_of(text: str) -> list[float]:
 
 
 MaxCrashes = Annotated[int | None, option(
-    metavar="N", help="A task becomes dead after N processes died while running it.  [default: 3]",
+    metavar="N", help="A task becomes dead after N processes have died while running it.  "
+    "[default: 3]",
 )]  # fmt: skip
 
 MaxHung = Annotated[int | None, option(

@@ -39,7 +39,7 @@ def stats(
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:  # fmt: skip
-    """Show the tasks of queues by state, the age of the oldest one, and counters.
+    """Show the tasks of queues by state, the age of the oldest pending task, and counters.
 
     For example: qsync stats default --days 7
 

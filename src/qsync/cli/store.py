@@ -78,7 +78,7 @@ class StoreSession:
         self._clock_read_at = -math.inf
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result; later times are relative to the store's clock."""
+        """Run a coroutine and return its result; then show times relative to the store's clock."""
         try:
             self.follow_clock()
         except BaseException:
@@ -91,7 +91,7 @@ class StoreSession:
         asked = time.monotonic()
         if asked - self._clock_read_at > CLOCK_S:
             self._clock_read_at = asked
-            with contextlib.suppress(ConfigError):  # without the permission, use this machine's
+            with contextlib.suppress(ConfigError):  # without permission, use the local clock
                 store_clock.follow(store_clock.ahead(self._runner.run(self.inspector.store_time())))
 
 

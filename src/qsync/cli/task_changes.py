@@ -163,7 +163,7 @@ def _refuse_filters(state: TaskState | None, filters: FilterOptions, everything:
 def _checked_state(
     change: TaskChange, state: TaskState | None, filters: FilterOptions
 ) -> TaskState:
-    """Return the state of the tasks to change; exit if the options name none that is possible."""
+    """Return the state of the tasks to change; exit if the options name no possible state."""
     if filters.states:
         if len(filters.states) > 1 or state not in (None, filters.states[0]):
             exit_with("pass one state, with --state or with state: in the query", USAGE)

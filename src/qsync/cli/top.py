@@ -52,7 +52,7 @@ def top(
 ) -> None:  # fmt: skip
     """Watch queues, rates, servers and the longest-running tasks; q or Ctrl-C quits.
 
-    The keys > and < sort queues by the next or the previous column; a v marks it.
+    The keys > and < sort queues by the next or the previous column; a v marks the column.
 
     Prints one frame if standard output is not a terminal.
     """

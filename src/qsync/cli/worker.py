@@ -180,7 +180,7 @@ def _delays(text: str) -> list[float]:
 def _load(
     target: str, config: dict[str, Any], url: str | None, prefix: str | None, *, verbose: bool
 ) -> tuple[Qsync, Server]:
-    """Return the app, and a server of it that is only used to read its settings."""
+    """Return the app, and a server of the app that is used only to read settings."""
     if url is not None:
         os.environ[URL] = url
     if prefix is not None:

@@ -53,16 +53,16 @@ __all__ = [
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 LABELLED_QUEUES: Final = 500
-"""Maximum number of queues with their own label; further queues share one label."""
+"""Maximum number of queues that have their own label; further queues share one label."""
 
 LABELLED_LIMITS: Final = 500
-"""Maximum number of pairs of a queue and a limit's name with their own label."""
+"""Maximum number of (queue, limit name) pairs that have their own label."""
 
 LIMITS_READ: Final = 1000
 """Approximate number of limits in use that are read per queue; a name may have many values."""
 
 LABELLED_TYPES: Final = 1000
-"""Maximum number of pairs of a queue and a type with their own label."""
+"""Maximum number of (queue, type) pairs that have their own label."""
 
 LABELLED_SCHEDULES: Final = 500
 """Maximum number of schedules whose last runs are shown."""

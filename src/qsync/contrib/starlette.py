@@ -152,8 +152,8 @@ def check_app(app: object) -> None:
 
 
 def check_path(path: str) -> str:
-    """Return the path without a trailing slash. Raise ConfigError if the path is not below the
-    root, or has parameters."""
+    """Return the path without a trailing slash. Raise ConfigError if the path is not like
+    "/ops" or has parameters."""
     if not isinstance(path, str) or not re.fullmatch(r"(?=/+[^/])/[^{}]*", path):
         raise ConfigError(f"path: {shorten(path)} is not a valid path; pass one such as '/ops'")
     return path.rstrip("/")

@@ -1,6 +1,6 @@
 """Helpers for testing programs that use qsync; see docs/testing.md.
 
-The fixtures `qsync` and `qsync_sync` of pytest are in the module `pytest_qsync`.
+The pytest fixtures `qsync` and `qsync_sync` are in the module `pytest_qsync`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ POLL_S: Final = 0.001
 """Interval at which to check whether a handler has begun, in seconds."""
 
 SETTLING: Final = {"complete": "complete", "retry": "failure", "kill": "failure"}
-"""Last word of a crash point's name, by the script that records the outcome."""
+"""Last word of the name of a crash point, by the script that records the outcome."""
 
 
 class CrashPlan:

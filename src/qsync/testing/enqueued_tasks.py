@@ -69,7 +69,8 @@ class AskedTask:
 
     @property
     def keywords(self) -> str | None:
-        """Name of the parameter for any keywords, as in **kwargs; None if there is none."""
+        """Name of the parameter that takes any keywords, such as **kwargs; None if there is
+        none."""
         kind = inspect.Parameter.VAR_KEYWORD
         return next(
             (parameter.name for parameter in self.parameters.values() if parameter.kind is kind),

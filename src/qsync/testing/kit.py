@@ -207,8 +207,8 @@ class Kit(_AnyKit):
 
         Delayed tasks and retries become pending, schedules enqueue a task for each tick, and unique
         locks, leases, results and dead tasks expire. No handler runs; use `drain` for that. Only
-        the store's clock moves, not this process's. With `schedules=False` no schedule ticks; the
-        next move with schedules enqueues the missed ticks.
+        the store's clock moves; the clock of this process does not. With `schedules=False` no
+        schedule ticks; the next move with schedules enqueues the missed ticks.
         """
         _check_async("advance")
         await self._advance(by, units, schedules=schedules).run()
@@ -238,7 +238,8 @@ class SyncKit(_AnyKit):
 def _check_async(name: str) -> None:
     if running_loop() is None:
         raise ConfigError(
-            f"{name}: no event loop of asyncio runs here; for anyio, set anyio_backend to asyncio"
+            f"{name}: no asyncio event loop is running here; for anyio, set anyio_backend to "
+            f"asyncio"
         )
 
 
@@ -247,7 +248,7 @@ def _check_plain(name: str) -> None:
         return
     raise ConfigError(
         f"{name}: an event loop runs in this thread, and {name}() would block it. In pytest, use "
-        f"the fixture qsync, and `await qsync.{name}()`. With QsyncMixin in a test case of Django, "
+        f"the fixture qsync, and `await qsync.{name}()`. With QsyncMixin in a Django test case, "
         f"`await sync_to_async(self.qsync.{name})()` (from asgiref.sync); without Django, derive "
         f"from unittest.IsolatedAsyncioTestCase, and `await self.qsync.{name}()`"
     )

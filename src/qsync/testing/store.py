@@ -1,4 +1,4 @@
-"""The store of a test session, and the clock and the prefix of each test."""
+"""The store of a test session, and each test's clock and prefix."""
 
 from __future__ import annotations
 

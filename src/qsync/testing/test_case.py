@@ -1,4 +1,4 @@
-"""A mixin for test cases of unittest and Django."""
+"""A mixin for unittest and Django test cases."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def create_app(
                task's header `traceparent`
     role       permissions of users: `view`, `operate` or `delete`, or a function of the request,
                sync or async, that returns one of these; None means everything. A page has only the
-               buttons that the role allows; a change that it does not allow is refused with 403.
+               buttons that the role allows; other changes are refused with 403.
 
     The caller closes the inspector. Raises ConfigError if an option is invalid.
     """

@@ -259,8 +259,8 @@ def host_of(request: Request) -> str:
 def same_origin(request: Request) -> bool:
     """Return whether a request that changes something comes from a page of this dashboard.
 
-    Browsers state this in two headers. They omit Sec-Fetch-Site for pages loaded over plain HTTP
-    from another machine; then Origin alone decides.
+    Browsers send this information in two headers. They omit Sec-Fetch-Site for pages loaded over
+    plain HTTP from another machine; then Origin alone decides.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
     if site is None:

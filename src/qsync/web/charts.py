@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """A chart of lines over the last minutes. `steps` has the values of each step as text."""
+    """A line chart over the last 15 minutes. `steps` has the values of each step as text."""
 
     title: str
     top: str

@@ -1,4 +1,4 @@
-"""The page of dead tasks, and its actions on the selected or all matching tasks."""
+"""The page of dead tasks, and its actions on selected tasks or on all matching tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qsync.web.translation import _, ngettext
 
 
 async def list_some(site: Site, request: Request) -> Response:
-    """List the dead tasks of a queue, or of all."""
+    """List the dead tasks of a queue, or of all queues."""
     fields = Fields(request.query_params.multi_items())
     return await listing(site, request, fields, selection_of(fields, TaskState.DEAD), "dead")
 
 
 async def run(site: Site, request: Request) -> Response:
-    """Re-run the selected tasks, or all matching tasks after a confirmation."""
+    """Re-run the selected tasks; or, after confirmation, all matching tasks."""
     form = await site.form(request)
     selection = selection_of(form, TaskState.DEAD)
     if form.text("scope") != "all" and not form.text("cursor"):
@@ -42,7 +42,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """Delete the selected tasks or all matching tasks, after a confirmation."""
+    """Delete the selected tasks or all matching tasks, after confirmation."""
     form = await site.form(request)
     selection = selection_of(form, TaskState.DEAD)
     is_all = form.text("scope") == "all" or bool(form.text("cursor"))

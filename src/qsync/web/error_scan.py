@@ -55,7 +55,7 @@ class ErrorScan(NamedTuple):
     growth: Mapping[str, int] = MappingProxyType({})
     """Number of tasks by which each error has grown, or shrunk, within `growth_s`."""
     growth_s: float = 0.0
-    """Time since the scan with which this one is compared, in seconds; 0 if there is none."""
+    """Age of the scan with which this scan is compared, in seconds; 0 if there is none."""
 
 
 NOTHING: Final = ErrorScan([], 0, 0, False)

@@ -1,4 +1,4 @@
-"""The pages of errors: failed tasks by error, and one error with a traceback."""
+"""The error pages: failed tasks by error, and one error with a traceback."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ QUEUE_CHOICES: Final = 500
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """List the latest actions of all queues, or of one."""
+    """List the latest actions on all queues, or on one queue."""
     fields = Fields(request.query_params.multi_items())
     queue, action = fields.text("queue"), fields.text("action", 40)
     listed = await site.inspector.events(

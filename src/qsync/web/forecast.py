@@ -62,7 +62,8 @@ def growth_of(steps: Steps) -> float | None:
 
 
 def forecast(steps: Steps, pending: int) -> str:
-    """Return a forecast such as `empty in about 4 min`; empty without a backlog or a forecast."""
+    """Return a forecast such as `empty in about 4 min`; "" if there is no backlog or no
+    forecast."""
     growth = growth_of(steps)
     if growth is None or not pending:
         return ""

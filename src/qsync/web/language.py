@@ -1,4 +1,4 @@
-"""The languages of the pages, and which of them a request gets.
+"""The languages of the pages, and how the language of a request is chosen.
 
 The guard sets the language of a request before any other code runs. `qsync.web.translation` writes
 strings in that language; metrics, JSON and logs are always in English.

@@ -1,4 +1,4 @@
-"""The page of a queue's limits, and their actions."""
+"""The page of a queue's limits, and its actions."""
 
 from __future__ import annotations
 

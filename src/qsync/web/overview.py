@@ -1,4 +1,4 @@
-"""The first page: totals, charts of the last minutes, charts by day."""
+"""The first page: totals, charts of the last 15 minutes, and daily charts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
 
 
 def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
-    """Return charts of throughput, latency and failures over the last minutes."""
+    """Return charts of throughput, latency and failures over the last 15 minutes."""
     steps = sampler.series(queue)
     begins = _("%(length)s ago", length=coarse(60 * sampler.minutes))
 

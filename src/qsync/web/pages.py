@@ -200,7 +200,7 @@ class Site:
         )  # fmt: skip
 
     async def follow_clock(self) -> None:
-        """Show times relative to the store's clock while this request is answered."""
+        """Show times relative to the store's clock while this request is handled."""
         asked = time.monotonic()
         if asked - self._clock.read_at > CLOCK_S:
             self._clock.ahead_s = store_clock.ahead(await self.inspector.store_time())
@@ -221,7 +221,7 @@ class Site:
 
 
 def _address(request: Request) -> str:
-    """Return the address of the page, for forms that lead back to it; empty after a form."""
+    """Return the page's address, for forms that return to the page; empty for a form's response."""
     if request.method == "POST":
         return ""
     return request.url.path + (f"?{request.url.query}" if request.url.query else "")

@@ -105,7 +105,7 @@ async def unhandled_of(
 async def _count_waiting(
     site: Site, unknown: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, tuple[int, bool]]]:
-    """Return by queue and type how many tasks wait, and whether that is all of them."""
+    """Return, by queue and type, how many tasks wait, and whether the count is complete."""
     numbers = {}
     for queue, types in unknown.items():
         counts = await asyncio.gather(*[_waiting_of(site, queue, type) for type in types])

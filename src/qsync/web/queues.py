@@ -114,7 +114,7 @@ async def resume(site: Site, request: Request) -> Response:
 
 
 async def purge(site: Site, request: Request) -> Response:
-    """Delete all tasks of a state, after a confirmation."""
+    """Delete all tasks in a state, after confirmation."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes":
@@ -141,7 +141,7 @@ async def purge(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """Delete an empty queue, after a confirmation."""
+    """Delete an empty queue, after confirmation."""
     form = await site.form(request)
     name = form.text("queue")
     if form.text("sure") != "yes":

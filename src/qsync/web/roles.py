@@ -1,6 +1,6 @@
 """Roles of users: `view` changes nothing; `operate` does all but delete; `delete` does everything.
 
-ROLES names the role that each route of a change requires.
+ROLES names the role that each route for a change requires.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def given_role(request: Request) -> Role:
 
 
 def allows(role: Role, path: str) -> bool:
-    """Return whether a role may send the form of a path. Every role may send a form that changes
-    nothing."""
+    """Return whether a role may submit the form at a path. Every role may submit a form that
+    changes nothing."""
     return path not in ROLES or RANK[role] >= RANK[ROLES[path]]
 
 
 def refusal(role: Role, route: str) -> str | None:
-    """Return why a role may not use the route of a change; None if it may."""
+    """Return why a role may not use a route for a change; None if it may."""
     return lacking(role, ROLES.get(route, "delete"))
 
 

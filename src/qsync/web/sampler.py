@@ -1,4 +1,4 @@
-"""Samples the queues every few seconds, for the charts of the last minutes."""
+"""Samples the queues every few seconds, for the charts of the last 15 minutes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SAMPLES_KEPT: Final = 181
 """Number of samples kept, for 15 minutes."""
 
 CHARTED_QUEUES: Final = 50
-"""Maximum number of queues that have their own charts and count in the totals by day."""
+"""Maximum number of queues that have their own charts and count in the daily totals."""
 
 DAYS_CHARTED: Final = 30
 DAYS_CACHE_S: Final = 60.0
-"""How long the counters by day are cached."""
+"""How long the daily counters are cached."""
 
 
 class Figures(NamedTuple):
@@ -67,7 +67,7 @@ class TimedFigures(NamedTuple):
 
 
 class Sampler:
-    """Keeps the samples of the last 15 minutes; caches the counters by day for a minute."""
+    """Keeps the samples of the last 15 minutes; caches the daily counters for a minute."""
 
     def __init__(self, inspector: Inspector, *, interval_s: float = INTERVAL_S) -> None:
         self.interval_s = interval_s
@@ -75,7 +75,7 @@ class Sampler:
         self._samples: deque[TimedFigures] = deque(maxlen=SAMPLES_KEPT)
         self._task: asyncio.Task[None] | None = None
         self._days: dict[int, tuple[float, list[Day]]] = {}
-        """Time of the last read, and the counters, by number of days."""
+        """Time of the last read and the counters that it returned, by number of days read."""
         self._days_lock = asyncio.Lock()
 
     @property
@@ -132,7 +132,7 @@ class Sampler:
         return intervals
 
     async def days(self, number: int = DAYS_CHARTED) -> list[Day]:
-        """Return the counters of all queues (the first 50) by day, the latest first.
+        """Return the daily counters of all queues (the first 50), the latest day first.
 
         They are at most a minute old; reading them again takes one call per queue.
         """
@@ -182,7 +182,7 @@ def _sum(each: Sequence[Figures]) -> Figures:
 
 
 def _of(sample: TimedFigures, queue: str | None, *, is_first: bool = False) -> Figures | None:
-    """Return the figures of a queue, or of all; None if the sample has none.
+    """Return the figures of a queue, or of all queues; None if the sample has none.
 
     is_first   a queue that is missing from the sample did not exist yet, so its figures are 0
     """

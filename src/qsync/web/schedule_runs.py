@@ -1,4 +1,4 @@
-"""The page of a schedule with its runs, and backfill."""
+"""The page of a schedule and its runs, and the backfill action."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qsync.web.translation import _, date_and_time, ngettext
 
 
 async def show(site: Site, request: Request) -> Response:
-    """Show a schedule: when it runs, in its own zone, and its last runs."""
+    """Show a schedule: when it runs, in its own time zone, and its last runs."""
     fields = Fields(request.query_params.multi_items())
     name, queue = fields.text("name"), fields.text("queue") or "default"
     info = await site.inspector.schedule(name, queue=queue)
@@ -37,7 +37,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def backfill(site: Site, request: Request) -> Response:
-    """Enqueue the ticks of a past interval, after a confirmation that shows their number."""
+    """Enqueue the ticks of a past interval, after a confirmation page that shows their number."""
     form = await site.form(request)
     name, queue = form.text("name"), form.text("queue")
     page = {"name": name, "queue": queue}

@@ -22,10 +22,10 @@ from qsync.web.template_filters import form_number
 from qsync.web.translation import _
 
 PAYLOAD_TEXT: Final = 48 * 1024
-"""Maximum length of a field in the form of a schedule, in characters."""
+"""Maximum length of a field in the schedule form, in characters."""
 
 FIELDS: Final = ("name", "type", "queue", "payload", "cron", "every", "tz", "missed")
-"""Fields of the form of a schedule."""
+"""Fields of the schedule form."""
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -134,7 +134,7 @@ def _form(
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """Delete a schedule from the store, after a confirmation."""
+    """Delete a schedule from the store, after confirmation."""
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
@@ -172,7 +172,7 @@ async def trigger(site: Site, request: Request) -> Response:
 
 
 async def forget(site: Site, request: Request) -> Response:
-    """Delete a schedule, after a confirmation."""
+    """Delete a schedule, after confirmation."""
     form = await site.form(request)
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":

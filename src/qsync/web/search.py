@@ -42,7 +42,7 @@ SORTS: Final[dict[str, str]] = {
 """Sort orders of a search. Each part of a search arrives sorted by `newest` or `oldest`."""
 
 SORTED_MOST: Final = 1000
-"""Maximum number of matches that can be sorted in an order other than that of their queues."""
+"""Maximum number of matches that can be sorted by something other than their queues' order."""
 
 MATCHES_PER_PART: Final = 100
 """Maximum number of matches per part."""
@@ -146,7 +146,7 @@ def _verbs(query: SearchQuery) -> list[Verb]:
 
 
 def _lone_word(query: SearchQuery) -> str:
-    """Return the word of a search that has nothing else and may be an id."""
+    """Return the word of a search that consists of a single word that may be an id."""
     [term, *others] = query.terms or (None,)
     alone = term is not None and not others and not term.key and " " not in term.value
     return term.value if term is not None and alone else ""

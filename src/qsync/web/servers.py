@@ -44,7 +44,7 @@ async def quiet(site: Site, request: Request) -> Response:
 
 
 async def stop(site: Site, request: Request) -> Response:
-    """Stop a server, after a confirmation."""
+    """Stop a server, after confirmation."""
     form = await site.form(request)
     id = form.text("id")
     if form.text("sure") != "yes":

@@ -1,4 +1,4 @@
-"""Pages of tasks (lists by state, one task) and actions on one task."""
+"""The task pages (lists by state, and one task), and actions on one task."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def cancel(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """Delete a task, after a confirmation."""
+    """Delete a task, after confirmation."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     if form.text("sure") != "yes":

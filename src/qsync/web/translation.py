@@ -3,7 +3,7 @@
 Templates write `{% trans %}` and `{{ _("…") }}`, Python `_("No queue %(queue)s.", queue=name)` and
 `ngettext(one, many, number)`. Lower layers return a Phrase, which pages translate. All of them look
 up the English text in the catalogue of the language, which `make messages` keeps up to date.
-docs/design/languages.md has the reasons.
+docs/design/languages.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def utc(time: datetime | None) -> str:
 
 
 def date_and_time(time: datetime) -> str:
-    """Return a time in its own zone, to the second."""
+    """Return a time in its own time zone, to the second."""
     year, month, day, clock = f"{time:%Y %m %d %H:%M:%S}".split(" ")
     return _("%(year)s-%(month)s-%(day)s %(time)s", year=year, month=month, day=day, time=clock)
 
@@ -170,12 +170,12 @@ def day_and_month(day: date) -> str:
 
 
 def count(number: float | None) -> str:
-    """Return a count with separated thousands; empty if unknown."""
+    """Return a count with thousands separators; empty if unknown."""
     return "" if number is None else current().digits(f"{number:,.0f}")
 
 
 def short_count(number: float) -> str:
-    """Return a number in few characters."""
+    """Return a number in a short form."""
     return _with_unit(*short_count_parts(number))
 
 

@@ -1,4 +1,4 @@
-"""The charts of a type: runs, and the times that tasks wait and run, with a value at each step."""
+"""The charts of a task type: its runs, and how long its tasks wait and run, step by step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAILY_PERIODS: Final = ("7d", "90d")
 DAY_S: Final = 86_400
 
 SAME_DEPLOY: Final = timedelta(hours=2)
-"""Time within which the start of a running server counts as a reported start."""
+"""Maximum difference between two starts of the same version that count as one deploy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class StartMark:
 
 
 def start_marks(stats: TypeStats, servers: Sequence[ServerInfo]) -> list[StartMark]:
-    """Return when servers of a type started, if within the period, oldest first. Pure.
+    """Return the starts of servers of a type within the period, oldest first. Pure.
 
     Servers report their start once. Running servers of an older version of qsync, which report no
     start, also count.

@@ -1,4 +1,4 @@
-"""The pages of types of tasks: a list by queue, one type with charts, pause and resume."""
+"""The pages of task types: a list by queue, one type with charts, pause and resume."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def pause(site: Site, request: Request) -> Response:
-    """Pause a type, after a confirmation."""
+    """Pause a type, after confirmation."""
     form = await site.form(request)
     queue, name, why = form.text("queue") or "default", form.text("type"), form.text("why")
     if form.text("sure") != "yes":
@@ -104,7 +104,7 @@ async def pause(site: Site, request: Request) -> Response:
 
 
 async def resume(site: Site, request: Request) -> Response:
-    """Resume a type, after a confirmation."""
+    """Resume a type, after confirmation."""
     form = await site.form(request)
     queue, name = form.text("queue") or "default", form.text("type")
     if form.text("sure") != "yes":
@@ -127,6 +127,6 @@ async def resume(site: Site, request: Request) -> Response:
 
 
 def _period(fields: Fields, periods: tuple[Period, ...]) -> Period:
-    """Return the period of a query, the first one by default."""
+    """Return the period in a query; the first period by default."""
     asked = fields.text("period")
     return next((period for period in periods if period == asked), periods[0])

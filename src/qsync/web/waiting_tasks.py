@@ -15,7 +15,7 @@ from qsync.web.translation import _, ngettext
 
 
 async def run(site: Site, request: Request) -> Response:
-    """Run the selected tasks now, or all matching tasks after a confirmation."""
+    """Run the selected tasks now; or, after confirmation, all matching tasks."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("scope") != "all" and not form.text("cursor"):
@@ -36,7 +36,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel the selected tasks after a confirmation; order servers to stop running ones."""
+    """Cancel the selected tasks after confirmation; order servers to stop the running ones."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
@@ -63,7 +63,7 @@ async def cancel(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """Delete the selected tasks with their results and history, after a confirmation."""
+    """Delete the selected tasks with their results and history, after confirmation."""
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):

@@ -166,7 +166,7 @@ class KindAccount(msgspec.Struct):
 
 
 class CheckResult(msgspec.Struct):
-    """The result of a check of all kinds together."""
+    """The result of a check that spans all kinds."""
 
     ok: bool
     text: str

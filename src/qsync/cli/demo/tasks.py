@@ -43,7 +43,7 @@ def digest_of(offset: int) -> str:
 
 
 async def recorded(task: TaskInfo, call_next: CallNext) -> Any:
-    """Middleware: note when each attempt began, how it ended, and which digest it returned."""
+    """Middleware: record when each attempt began, how it ended, and which digest it returned."""
     _note("start", task.id, task.type)
     end, value = "stopped", None
     try:

@@ -25,7 +25,7 @@ from qsync.errors import ConfigError, QsyncError
 from qsync.task_function import TaskFunction
 
 STORE_TIMEOUT_S = 2.0
-"""Longest time to wait for the store in `check --deploy`, in seconds."""
+"""Maximum time to wait for the store in `check --deploy`, in seconds."""
 
 
 def register_checks() -> None:

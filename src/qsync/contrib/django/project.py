@@ -26,7 +26,7 @@ handlers: Final = Mux()
 """Handlers for the tasks of django.tasks."""
 
 django_tasks: Final[dict[str, Any]] = {}
-"""Tasks of django.tasks by the import path of their functions, which is their type."""
+"""Tasks of django.tasks by the import path of their functions, which is the task type."""
 
 limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
 """Queue and limit names of each django.tasks task that has limits, by task type."""

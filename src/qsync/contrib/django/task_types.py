@@ -265,7 +265,7 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
 
 
 def enqueued_at(headers: Mapping[str, str]) -> Any:
-    """Return the time of the enqueue in the headers of a task; None if there is none."""
+    """Return the enqueue time from a task's headers; None if they have none."""
     text = headers.get(ENQUEUED, "")
     return from_us(int(text)) if text.isdecimal() and len(text) < 20 else None
 
@@ -321,8 +321,8 @@ class _Attempt:
     def succeed(self, value: Any) -> dict[str, Any]:
         """Return the value to store, and send the signal that the task has ended.
 
-        The server discards the value of a stopped run; at a shutdown, it discards only that of a
-        handler in a thread.
+        The server discards the value of a stopped run; at a shutdown, it discards only the value of
+        a handler in a thread.
         """
         stop = _stopped()
         if stop is not None and (stop != "shutdown" or self._in_thread):

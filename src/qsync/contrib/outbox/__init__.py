@@ -45,7 +45,7 @@ NAME: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9
 
 
 class Outbox:
-    """The outbox of an app in a table of a database.
+    """An app's outbox in a database table.
 
     table     name of the table, optionally with a schema: "shop.qsync_outbox"
     metadata  MetaData of SQLAlchemy to which the table is added, e.g. `Base.metadata`, so that its
@@ -138,8 +138,8 @@ class Outbox:
     def transaction(self, connection: Any) -> Any:
         """Open the outermost transaction on a psycopg connection; tasks can be added within it.
 
-        After the commit, the block sends them; a rollback discards them. Raises ConfigError if the
-        connection is already in a transaction.
+        After the commit, the block sends them; a rollback discards them. Raises ConfigError if a
+        transaction is already open on the connection.
         """
         from qsync.contrib.outbox.psycopg import transaction_of
 

@@ -30,7 +30,7 @@ COMPARED_BYTES: Final = 1024 * 1024
 that replaces another task. If there are more, a relay sends that row."""
 
 COUNTED: Final = 10_000
-"""Largest number of rows that a count of the backlog returns."""
+"""Maximum number of rows that a count of the backlog returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,8 @@ class Database(Protocol):
     """A database whose calls block."""
 
     def take(self, selection: DueRows) -> AbstractContextManager[RowBatch]:
-        """Take up to ROWS_PER_BATCH rows or BATCH_BYTES that no other relay has taken, oldest
-        first."""
+        """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH or
+        BATCH_BYTES."""
 
     def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""
@@ -120,8 +120,8 @@ class AsyncDatabase(Protocol):
     """A database whose calls are awaited."""
 
     def take(self, selection: DueRows) -> AbstractAsyncContextManager[AsyncRowBatch]:
-        """Take up to ROWS_PER_BATCH rows or BATCH_BYTES that no other relay has taken, oldest
-        first."""
+        """Take the oldest rows that no other relay has taken, up to ROWS_PER_BATCH or
+        BATCH_BYTES."""
 
     async def backlog(self) -> Backlog:
         """Return the number of waiting rows and the age of the oldest."""

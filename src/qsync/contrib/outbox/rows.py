@@ -1,4 +1,4 @@
-"""The rows of an outbox: a task as the store gets it, with the fields needed to enqueue it."""
+"""The rows of an outbox: a task in the store's format, with the fields needed to enqueue it."""
 
 from __future__ import annotations
 

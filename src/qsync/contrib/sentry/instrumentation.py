@@ -295,7 +295,7 @@ def slug_of(name: str) -> str:
 def config_of(schedule: Schedule) -> Any:
     """Return a schedule as Sentry describes it; None if Sentry cannot describe it.
 
-    Sentry supports only cron expressions of five fields, and whole minutes.
+    Sentry supports only cron expressions with five fields, and intervals of whole minutes.
     """
     if isinstance(schedule, Cron):
         if len(schedule.expression.split()) != 5:
