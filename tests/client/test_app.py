@@ -1070,7 +1070,7 @@ def test_a_periodic_function_needs_no_arguments() -> None:
 def test_unknown_option_is_refused_before_a_missing_url() -> None:
     make: Any = Qsync
     with pytest.raises(
-        ConfigError, match=r"^retention: an option of tasks; .*@app.task\(retention="
+        ConfigError, match=r"^retention: is an option of tasks; .*@app.task\(retention="
     ):
         make(retention=5)
     with pytest.raises(

@@ -45,17 +45,17 @@ def test_result_over_the_limit_fails_the_task_at_once(
     app = Qsync(valkey.url, prefix=prefix, payload_limit=1000)
     error, status, attempts = result_of(app, make(1200))
     assert isinstance(error, TaskFailed)
-    assert "over the limit of 1000 (result_limit)" in str(error)
+    assert "exceeds the limit of 1000 (result_limit)" in str(error)
     assert (status.state, attempts) == (TaskState.DEAD, [1])
-    assert "over the limit of 1000" in status.last_error
+    assert "exceeds the limit of 1000" in status.last_error
     [line] = [one for one in caplog.records if one.levelno == logging.ERROR]
-    assert "over the limit of 1000" in line.getMessage()
+    assert "exceeds the limit of 1000" in line.getMessage()
 
 
 def test_result_that_cannot_be_encoded_fails_the_task_at_once(valkey: Store, prefix: str) -> None:
     error, status, attempts = result_of(Qsync(valkey.url, prefix=prefix), object())
     assert isinstance(error, TaskFailed)
-    assert "the result could not be kept" in str(error)
+    assert "the result could not be stored" in str(error)
     assert (status.state, attempts) == (TaskState.DEAD, [1])
 
 

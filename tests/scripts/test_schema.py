@@ -145,7 +145,7 @@ def test_server_ends_with_schema_mismatch(
     lines = [one for one in caplog.records if one.levelno >= logging.WARNING]
     assert [line.getMessage().partition("supports it; ")[2] for line in lines] == [
         "the server stops",
-        "until it restarts, this server leaves the queue alone",
+        "this server ignores the queue until it restarts",
     ]
     assert [line.exc_info for line in lines] == [None, None]
 

@@ -227,7 +227,7 @@ def test_a_list_gives_each_task_its_own_outcome(valkey: Store, prefix: str) -> N
             assert "ValueError: bad row" in errors[1]
             assert "never" in errors[3]
             assert "CancelledError" in errors[4]
-            assert "could not be kept" in errors[5]
+            assert "could not be stored" in errors[5]
             assert "in the encoder" in errors[6]
 
     asyncio.run(main())

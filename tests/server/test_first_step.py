@@ -88,7 +88,7 @@ def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
                 assert await told.result(timeout=10) == "done"
                 assert (await told.info()).progress == (3, 4)
                 for type, words in (
-                    ("large", "over the limit of 100"), ("panics", "in the encoder"),
+                    ("large", "exceeds the limit of 100"), ("panics", "in the encoder"),
                     ("blocks", "timed out after 0.2 s"),
                 ):  # fmt: skip
                     failing = await enqueue(Task(type, b"", retention=60, retry=0))

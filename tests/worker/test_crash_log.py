@@ -46,7 +46,7 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
     held = [line for line in lines if " on queue default are released: 1 task" in line]
     assert len(held) == 3
     assert all(f": {id} (render.pdf" in line for line in held)
-    back = [line for line in lines if "of servers that died" in line]
+    back = [line for line in lines if "from servers that died" in line]
     # The names are read while the fetch runs, so a task may kill its server before the line is
     # logged.
     assert len(back) <= 2

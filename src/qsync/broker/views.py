@@ -246,7 +246,7 @@ def registered(keys: GlobalKeys, queue: str) -> Call[bool]:
 def servers(
     keys: GlobalKeys, *, count: int = 1000, now_us: int | None = None
 ) -> Call[tuple[int, dict[str, int]]]:
-    """Read the store's time and, for each live server, the time at which it expires.
+    """Read the store's time and the expiry time of each live server.
 
     The server that expires first comes first.
     """
@@ -261,7 +261,7 @@ def servers(
 
 
 def server_info(keys: GlobalKeys, server: str) -> Call[dict[str, bytes]]:
-    """Read a server's description of itself; empty when it has stopped or its record expired."""
+    """Read a server's description of itself; empty if it has stopped or its record expired."""
 
     def decode(reply: Any) -> dict[str, bytes]:
         pairs = zip(reply[::2], reply[1::2], strict=True)
@@ -278,7 +278,8 @@ class Published:
     record: bytes
     seen_at_us: int
     pause_note: bytes | None
-    """Start of the pause in us, a space, and who paused it and why; None when it runs."""
+    """Start of the pause in us, a space, and who paused the schedule and why; None if it is not
+    paused."""
     last_tick_us: int
     task: bytes | None
 
@@ -317,9 +318,9 @@ class AuditRow:
     """Id that holds that lock."""
     claim: str
     """Lock that names the id as its holder, if the audit found the id through that lock. For an
-    invalid entry among the locks, it is the entry's name, and the id is empty."""
+    invalid entry among the locks, this is the name of the entry, and the id is empty."""
     message: bytes | None
-    """Message of the task; only set if the claim is not its lock."""
+    """Message of the task; set only if `claim` is not the task's own lock."""
 
 
 def audit(
@@ -330,7 +331,7 @@ def audit(
 
 
 def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[AuditRow]]]:
-    """Look up ids; `rows` are (id, the lock that names it as its holder, or empty)."""
+    """Look up ids; `rows` are pairs of an id and the lock that names it as its holder, or ""."""
     return _audit(keys, ("", "0", 0, *[_raw(value) for row in rows for value in row]))
 
 
@@ -370,8 +371,7 @@ def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """The causes that delay a task. `rank` is the number of pending tasks before it; None if not
-    pending.
+    """What delays a task. `rank` is the number of tasks before it, None unless it is pending.
 
     `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
     last fetch of its server.
@@ -388,15 +388,16 @@ class PendingPosition:
     ended: int
     """Number of attempts that have ended in the queue so far."""
     above: int = 0
-    """Number of pending tasks of a higher priority."""
+    """Number of pending tasks with a higher priority."""
     next_run_us: int | None = None
-    """Due time of its next run, with the payload of a later call, in us; None if no run follows."""
+    """Due time, in us, of the task's next run, with the payload of a later call; None if there is
+    none."""
 
 
 def pending_position(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[PendingPosition]:
-    """Read the causes that delay a task."""
+    """Read what delays a task."""
     args = (now_argument(now_us), id, lock, server)
 
     def decode(row: dict[str, Any]) -> PendingPosition:

@@ -13,22 +13,23 @@ from qsync.task import TaskInfo
 
 
 class BatchCall:
-    """Tasks that one call of a batch handler runs. Each keeps its own lease and outcome."""
+    """Tasks that one call of a batch handler runs. Each task keeps its own lease and outcome."""
 
     def __init__(self, tasks: Sequence[LeasedTask], limit: float | None, *, plain: bool) -> None:
         self.tasks = tasks
         self.limit = limit
-        """Timeout of the call in seconds: the shortest of its tasks; None means no limit."""
+        """Timeout of the call in seconds, the shortest timeout of its tasks; None means no
+        limit."""
         self.plain: bool = plain
-        """True if no task of the call has options and none has been stopped so far."""
+        """True if no task of the call has options or has been stopped so far."""
         self.handler: asyncio.Task[None] | None = None
-        """asyncio task of the call, while it may be cancelled; None otherwise."""
+        """asyncio task of the call while the call may be cancelled; None otherwise."""
         self.stopped: Stop | None = None
         """Reason to stop the call; None while it should continue."""
         self.ended: bool = False
 
     def stop(self, why: Stop) -> bool:
-        """Stop the call if none of its tasks should continue; return whether this stopped it.
+        """Stop the call if none of its tasks should continue; return whether it was stopped.
 
         A timeout or a shutdown stops all tasks. If only some tasks are cancelled or lost, the call
         continues for the remaining tasks.
@@ -69,7 +70,7 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
     def may_begin(self) -> bool:
         """Record that a thread is free; return False if a task of the call may no longer start."""
         self._leased.turn = time.monotonic()
-        self._leased.waits = False  # first: a stopping server reads `waits`, and then sets `stop`
+        self._leased.waits = False  # must be first: a stopping server reads it, then sets `stop`
         started = [leased.begins() and not leased.past_deadline() for leased in self._call.tasks]
         return self._call.stopped is None and all(started)
 

@@ -1,8 +1,8 @@
 """Gathers leased tasks of batch handlers until a batch is complete. Runs on the event loop.
 
 A batch is complete when it has `max_size` tasks, when `max_wait` has passed since its first task,
-or when one of its tasks would miss its deadline by waiting longer. Then it is due: it starts as
-soon as a slot is free. An open batch has no slot, so it blocks no other task.
+or when one of its tasks would miss its deadline by waiting longer. A complete batch is due: it
+starts as soon as a slot is free. An open batch has no slot, so it does not block other tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Batch:
         self.limits: BatchLimits = limits
         self.tasks: list[LeasedTask] = []
         self.ends: float = ends
-        """Latest time at which the batch is due, by the event loop's clock."""
+        """Time at which the batch becomes due at the latest, by the event loop's clock."""
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -41,7 +41,7 @@ class Gathering:
         """Batches that wait for a slot, in the order in which they became due."""
 
     def add(self, leased: LeasedTask, limits: BatchLimits, ready: deque[LeasedTask]) -> None:
-        """Add a task to its type's batch, with the tasks of that type that come next in `ready`.
+        """Add a task to its type's batch, along with the tasks of that type that follow in `ready`.
 
         A complete batch moves to `due`.
         """
@@ -103,7 +103,7 @@ class Gathering:
         return batch
 
     def _ends_too_late(self, batch: Batch, leased: LeasedTask) -> bool:
-        """Return whether a task's deadline would pass while the batch waits for more tasks."""
+        """Return whether a task would miss its deadline while the batch waits for more tasks."""
         options = leased.message.options
         if options is None or options.deadline_us is None:
             return False

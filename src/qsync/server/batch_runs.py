@@ -132,7 +132,7 @@ class BatchRuns:
         self._end(call, records)
 
     def _records(self, call: BatchCall, values: Sequence[Any], way: BoundHandler) -> list[Any]:
-        """Return the record of each task; log an error of several tasks in full only once."""
+        """Return one record per task; log an error that several tasks share in full only once."""
         logged: set[int] = set()
         records: list[Any] = []
         for leased, value in zip(call.tasks, values, strict=True):
@@ -145,7 +145,7 @@ class BatchRuns:
         return records
 
     def _record(self, leased: LeasedTask, value: Any, way: BoundHandler, *, brief: bool) -> Any:
-        """Return the record of one task; None if its lease is lost."""
+        """Return the record for one task; None if its lease is lost."""
         outcomes = self._outcomes
         if leased.stop is not None and leased.stop != "shutdown":
             return outcomes.stopped(leased, asyncio.CancelledError())
@@ -159,7 +159,7 @@ class BatchRuns:
             return outcomes.stopped(leased, error)
 
     async def _flush_progress(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Store the last progress of the tasks that are kept after they complete."""
+        """Store the last progress of the tasks that the store keeps after they complete."""
         if all(leased.progress is None for leased in tasks):
             return
         flushes: list[Awaitable[None]] = [
@@ -192,7 +192,7 @@ class BatchRuns:
         self._refill()
 
     def _settle(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
-        """Pass the outcomes of tasks to their settlers; an outcome of None means a lost lease."""
+        """Pass the records of tasks to their settlers; a record of None means a lost lease."""
         entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
         for leased, record in zip(tasks, records, strict=True):
             leased.phase = SETTLING

@@ -1,8 +1,8 @@
 """The connections on which a server blocks until tasks arrive.
 
-One connection covers all queues of the server. In a cluster, only a server of one queue has such a
-connection; a server of many queues has one for each queue whose tasks arrive without wake messages
-(see wake_channel.py).
+One connection covers all queues of the server. In a cluster, this holds only for a server of one
+queue; a server of many queues has a connection for each queue whose tasks arrive without wake
+messages (see wake_channel.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from qsync.server.clock import boot_s
 from qsync.server.queue_state import QueueState
 
 UNSENT_S: Final = 3600.0
-"""How long a server also blocks on a queue after a task arrived there without a wake message, in
+"""How long a server blocks on a queue as well after a task arrived there without a wake message, in
 seconds."""
 
 PROBE_S: Final = 0.001
-"""Length of the first wait after a failed one, in seconds. It shows whether the store is back."""
+"""Length of the first wait after a failed wait, in seconds. This wait shows whether the store is
+back."""
 
 
 class Waiters:
@@ -35,8 +36,9 @@ class Waiters:
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
         """asyncio task that waits on each connection now, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Separate back-off for the waits: if a link keeps resetting connections, the fetches in
-        between succeed and would reset a shared back-off."""
+        """Back-off of the waits on each connection. It is separate from that of the fetches: if a
+        link keeps resetting connections, fetches in between succeed and would reset a shared
+        back-off."""
         self._until: dict[BlockingPop, float] = {}
 
     def block_on_all(self) -> None:

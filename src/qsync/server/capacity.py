@@ -1,8 +1,8 @@
 """The slots of a server, and the tasks that are leased before a slot is free.
 
-Only the event loop changes these fields, except `ready`: the loop takes tasks from its left end, a
-heartbeat thread takes tasks from its right end while the loop is blocked. Each access is one
-operation of the deque, which the interpreter makes atomic.
+Only the event loop changes these fields, except `ready`: the loop takes tasks from its left end,
+and a heartbeat thread takes tasks from its right end while the loop is blocked. Each access is one
+operation on the deque, which is atomic in the interpreter.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.queue_state import LeasedTask
 
 AHEAD_S: Final = 0.1
-"""How much work is leased ahead, in seconds at the recent throughput."""
+"""How many seconds of work are leased ahead, at the recent throughput."""
 
 THREAD_SHARE: Final = 5
-"""One in THREAD_SHARE of the tasks leased ahead may already wait for a thread: 20 ms of work."""
+"""One of THREAD_SHARE tasks that are leased ahead may already wait for a thread: 20 ms of work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
-"""The throughput is measured again after this many seconds or starts. Because of the second limit,
-a server that gets many tasks at once soon leases tasks ahead."""
+"""The throughput is measured again after this many seconds or starts, whichever comes first. The
+second limit makes a server that gets many tasks at once soon lease tasks ahead."""
 
 
 class Capacity:
@@ -36,12 +36,12 @@ class Capacity:
         self, config: Config, suspects: CrashIsolation, gathering: Gathering,
         *, threads_only: bool = False,
     ) -> None:  # fmt: skip
-        """If `threads_only`, every task with a slot needs one of `concurrency` threads."""
+        """If `threads_only` is true, every task with a slot needs one of `concurrency` threads."""
         self._config = config
         self._threads_only = threads_only
         self._suspects = suspects
         self.gathering = gathering
-        """Batches of leased tasks that are incomplete, or wait for a slot."""
+        """Batches of leased tasks that are incomplete or wait for a slot."""
         self.ready: deque[LeasedTask] = deque()
         """Tasks leased ahead."""
         self.running = 0
@@ -59,9 +59,10 @@ class Capacity:
         self.idle.set()
         self.waiting_slots: int = 0
         """Number of slots beyond `concurrency`, for tasks that wait for a thread. While handlers
-        are quick, a thread that is free then begins its next task without the event loop."""
+        are quick, these tasks let a thread begin its next task without waiting for the event
+        loop."""
         self._refill_below = 0
-        """Number of tasks in `ready` at which the server fetches again."""
+        """The server fetches again when `ready` has no more than this number of tasks."""
         self._throughput = 0.0
         self._measured_at = time.monotonic()
 
@@ -72,12 +73,12 @@ class Capacity:
 
     @property
     def slots(self) -> int:
-        """Return how many tasks may have a slot."""
+        """Return the number of tasks that may have a slot at the same time."""
         return self._config.concurrency + self.waiting_slots
 
     @property
     def in_use(self) -> int:
-        """Return how many tasks run, except those that wait in a slot beyond `concurrency`."""
+        """Return how many tasks run, without those that wait in a slot beyond `concurrency`."""
         return min(self.running, self._config.concurrency)
 
     def open_slots(self) -> int:
@@ -91,7 +92,7 @@ class Capacity:
     def free_slots(self) -> int:
         """Return how many more tasks the server may lease now.
 
-        A batch has one slot, however many tasks it has, and none while it is incomplete.
+        A batch takes one slot, however many tasks it has, and no slot while it is incomplete.
         """
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):

@@ -1,7 +1,7 @@
-"""`current()` in handler processes: values sent by the server, and values created by the process.
+"""`current()` in handler processes: values that the server sends or the process creates.
 
 A connection or the value of a lifespan cannot be sent to another process. So each process creates
-its own client and runs the lifespan itself when a handler first asks for them.
+its own client and runs the lifespan itself, when a handler first asks for the client or the state.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:  # a process imports them when a handler asks for the client
 PROGRESS: Final = struct.Struct(">dd")
 
 LIFESPAN_S: Final = 5.0
-"""Longest time to wait for the end of a lifespan when its process ends, in seconds."""
+"""How long a process that ends waits for the end of its lifespan, in seconds."""
 
 
 class ChildSetup(NamedTuple):
     """The settings from which a process creates its client and its state.
 
-    The address is passed as a process argument, the lifespan as its import path.
+    The address is passed as a process argument, and the lifespan as its import path.
     """
 
     address: Address | None
@@ -43,7 +43,7 @@ class ChildSetup(NamedTuple):
     prefix: str
     client_options: Mapping[str, Any]
     lifespan: str
-    """Import path `module:name`; empty without a lifespan."""
+    """Import path `module:name` of the lifespan; empty if there is none."""
     lifespan_error: str
 
     @classmethod
@@ -77,7 +77,7 @@ def import_path(function: Any) -> tuple[str, str]:
 
 
 class ChildServer:
-    """The server as a handler process sees it; `tell` sends a progress report to the server."""
+    """The server as seen by a handler process; `tell` sends a progress report to the server."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ChildServer:
         self._send(PROGRESS.pack(done, total))
 
     def adopt(self, connections: Any) -> None:
-        """Point an app in this process at a test's store; the address carries the test's clock."""
+        """Connect an app in this process to a test's store; the address has the test's clock."""
         address = None if self._setup is None else self._setup.address
         if self._setup is None or address is None:
             return
@@ -115,8 +115,8 @@ class ChildServer:
                 setup = self._given("client")
                 if setup.address is None:
                     raise QsyncError(
-                        "current().client: the address of the store cannot be sent to the process "
-                        f"of a handler: {setup.address_error}"
+                        "current().client: the address of the store cannot be sent to a handler "
+                        f"process: {setup.address_error}"
                     )
                 broker = Broker(setup.address)
                 make = Client if connections is None else connections.client_of
@@ -132,7 +132,7 @@ class ChildServer:
                 setup = self._given("state")
                 if setup.lifespan_error:
                     raise QsyncError(
-                        "current().state: the process of a handler cannot import the lifespan: "
+                        "current().state: a handler process cannot import the lifespan: "
                         f"{setup.lifespan_error}"
                     )
                 if not setup.lifespan:
@@ -157,7 +157,7 @@ class ChildServer:
 
 
 class _Lifespan:
-    """A lifespan on an event loop in a separate thread."""
+    """A lifespan that runs on an event loop in a separate thread."""
 
     def __init__(self, lifespan: Callable[[], Any]) -> None:
         self.value: Future[Any] = Future()
@@ -187,7 +187,7 @@ class _Lifespan:
 
 
 class ChildContext:
-    """The Current of a task in the process of a handler."""
+    """The Current of a task in a handler process."""
 
     cancelled: Final = False
     """Always False: a run is stopped by killing its process."""

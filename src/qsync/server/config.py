@@ -23,8 +23,8 @@ from qsync.times import Duration, duration_us
 from qsync.value_text import shorten
 
 Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
-"""Function that a server calls without arguments at its start; `current().state` is the value that
-its context manager yields."""
+"""Function that a server calls without arguments when it starts; `current().state` is the value
+that the returned context manager yields."""
 
 _DECORATE: Final = "decorate an `async def` that yields once with @contextlib.asynccontextmanager"
 
@@ -73,7 +73,7 @@ OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 F = TypeVar("F")
 
 RESULT_LIMIT_MOST: Final = 512 * 1024 * 1024
-"""Largest value that a store accepts, in bytes."""
+"""Size of the largest value that a store accepts, in bytes."""
 
 MAX_WEIGHT: Final = 1_000_000
 
@@ -102,8 +102,9 @@ def holder_of(name: str | None, server_id: str) -> str:
     """Return the holder name for the server's leases: its id, plus a random suffix if the user set
     the id.
 
-    An id set by the user, such as a host name, may be used again after a restart, or by two servers
-    at once. The suffix keeps their leases apart; each holder numbers its fetches from 1.
+    An id that the user sets, such as a host name, may be used again after a restart, or by two
+    servers at once. The suffix keeps the leases of these servers apart, since each holder numbers
+    its fetches from 1.
     """
     return server_id if name is None else f"{server_id}~{os.urandom(4).hex()}"
 
@@ -220,12 +221,11 @@ class Config:
         return min(MAX_DEFAULT_THREADS, cpu_count() + 4, self.concurrency)
 
     def fitted(self, mux: Mux) -> Config:
-        """Return the configuration for these handlers: if all are `def`, lower concurrency to
-        `thread_count`.
+        """Return the configuration for these handlers, with less concurrency if all are `def`.
 
-        More tasks would wait for a thread here while another server may have a free thread; only
-        quick tasks are leased beyond that number (see Capacity). If the option `threads` is set,
-        return the configuration unchanged.
+        Concurrency is then `thread_count`: more tasks would wait for a thread here although another
+        server may have a free thread. Only quick tasks are leased beyond that number (see
+        Capacity). If the option `threads` is set, return the configuration unchanged.
         """
         return replace(self, concurrency=self.thread_count) if self.threads_only(mux) else self
 
@@ -272,7 +272,7 @@ def config_of(options: Mapping[str, Any], *others: str) -> Config:
         if name in names:
             continue
         if name in Task.__struct_fields__:
-            raise ConfigError(f"{name}: an option of tasks; pass it to @app.task({name}=...)")
+            raise ConfigError(f"{name}: is an option of tasks; pass it to @app.task({name}=...)")
         whose = "Qsync" if others else "a server"
         meant = did_you_mean(name, names)
         use = f"{meant} Use" if meant else "; use"
@@ -337,7 +337,7 @@ def _check_retry_delay(value: object) -> None:
         return
     delays = value if isinstance(value, list | tuple) else [value]
     if not 0 < len(delays) <= LONGEST_LIST:
-        raise ConfigError(f"retry_delay: {len(delays)} times are not 1 to {LONGEST_LIST}")
+        raise ConfigError(f"retry_delay: must list 1 to {LONGEST_LIST} times, not {len(delays)}")
     for delay in delays:
         _seconds("retry_delay", delay, 0.0)
 

@@ -1,16 +1,17 @@
 """Isolates suspects: tasks that ran during two server crashes, and may have caused them.
 
 A suspect first runs alone, so that another crash is certainly its own fault. While it runs alone,
-no other task starts. A rest of the same length follows, so that the other tasks get half of the
-time.
+no other task starts. A rest of the same length follows, in which no suspect starts, so that other
+tasks get half of the time.
 
-Isolation is bounded. Other tasks join a suspect that still runs after ALONE_S. A crash from then on
-does not count for the suspect, since any of them may be the cause. The suspect is spared: next time
-it runs alone GROWTH times as long. After it has been spared three times, each crash counts again.
+Isolation is bounded. Other tasks join a suspect that still runs after ALONE_S. From then on, a
+crash does not count against the suspect, since any of the tasks may be the cause. The suspect is
+spared: next time, it runs alone GROWTH times as long. After it has been spared three times, each
+crash counts again.
 
-Suspects run one after another, for at most TOTAL_S in all. After that, suspects that were never
-spared run together. They also do so earlier if one of them runs long and so many wait that the
-series would exceed TOTAL_S. Spared suspects always begin alone.
+Suspects run one after another, for at most TOTAL_S in total. After that, suspects that were never
+spared run together. They also run together earlier if one of them runs long and so many others wait
+that the series would exceed TOTAL_S. Spared suspects always begin alone.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from typing import Final
 from qsync.server.queue_state import RELEASED, LeasedTask
 
 MAX_WAIT_TO_START_S: Final = 2.0
-"""Longest time that a suspect waits for running tasks to end, in seconds; then it starts alongside
-them, but no other task starts."""
+"""How long a suspect waits for running tasks to end, in seconds. After that, the suspect starts
+alongside them, but no other task starts."""
 
 START_CHECK_S: Final = 0.5
-"""Interval of the check whether a suspect may start, in seconds. If a check comes later, a handler
-blocked the event loop; no task could end then, so the delay does not count as waiting."""
+"""Interval between two checks of whether a suspect may start, in seconds. If a check comes later, a
+handler has blocked the event loop. No task could end during that time, so the delay does not count
+as waiting."""
 
 SHORT_REST_S: Final = 0.25
-"""Length of the rest between suspects if no other task can use it, in seconds."""
+"""Length of the rest between suspects if there are no other tasks to use it, in seconds."""
 
 ALONE_S: Final = 1.0
 """Longest time that a suspect that was never spared runs alone, in seconds."""
@@ -38,12 +40,11 @@ GROWTH: Final = 8
 """Factor by which each spared crash multiplies the time that a suspect runs alone."""
 
 TOTAL_S: Final = 10.0
-"""Longest time for which suspects run one after another, in seconds; then those that were never
-spared run together."""
+"""How long suspects run one after another, in seconds; after that, suspects that were never spared
+run together."""
 
 COMPANY_S: Final = 60.0
-"""Longest time that a spared suspect waits for suspects that other tasks have joined, in
-seconds."""
+"""How long a spared suspect waits for suspects that other tasks have joined, in seconds."""
 
 
 class CrashIsolation:
@@ -130,14 +131,13 @@ class CrashIsolation:
         return total >= TOTAL_S and any(not suspect.spared for suspect in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Return whether waiting suspects must wait for those in `together` to end, or will start
-        together."""
+        """Return whether suspects wait for those in `together` to end, or to start together."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)
 
     def delay(self, now: float, *, running: int, ready: int) -> float:
-        """Return the seconds until the next check of the first waiting suspect; 0 if it may start.
+        """Return the time until the first waiting suspect is checked again; 0 if it may start.
 
         The caller also checks when a running task ends.
         """
@@ -164,7 +164,7 @@ class CrashIsolation:
         return self._since
 
     def end(self, now: float) -> None:
-        """End the isolation; the rest that follows lasts as long as the other tasks had to wait."""
+        """End the isolation; a rest follows that is as long as other tasks had to wait."""
         self.alone = None
         self._ended = now
         self._add_up(now)

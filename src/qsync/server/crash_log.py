@@ -1,5 +1,4 @@
-"""Logs tasks whose server died while running them: those that run again, and those that are
-dead."""
+"""Logs tasks whose server died while running them: they run again or are dead."""
 
 from __future__ import annotations
 
@@ -67,7 +66,7 @@ class CrashLog:
             died = []
         if fetched.recovered:
             log.warning(
-                "queue %s: recovered %s of servers that died%s",
+                "queue %s: recovered %s from servers that died%s",
                 keys.queue, plural(fetched.recovered, "task"),
                 listed(list(names.values()), fetched.recovered),
             )  # fmt: skip
@@ -83,7 +82,7 @@ class CrashLog:
             )
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredTaskRow]:
-        """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""
+        """Return the tasks that this fetch moved to dead: their time of death is its time."""
         count = min(fetched.died, TASKS_NAMED if self._hooks is None else HOOKED)
         call = views.list_tasks(keys, TaskState.DEAD, count=count, backwards=True)
         page = await self._broker.run(call, patience=STORE_TIMEOUT_S)
@@ -92,7 +91,7 @@ class CrashLog:
     async def _call_hooks(
         self, hooks: HookCalls, keys: QueueKeys, died: Sequence[StoredTaskRow]
     ) -> None:
-        """Call the "dead" hooks; read the messages again first, since a page may truncate them."""
+        """Call the "dead" hooks; first read the messages again, since a page may truncate them."""
         ids = [row.id for row in died]
         try:
             shown = await self._broker.run(views.get_tasks(keys, ids), patience=STORE_TIMEOUT_S)

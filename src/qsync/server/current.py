@@ -74,10 +74,10 @@ def current(state: type[Any] | None = None) -> Current[Any]:
                                     must check it
         current().progress(3, 10)   reports progress without waiting for the store
 
-    Type checkers see `current(State).state` as a State; `current(State)` raises QsyncError if the
+    For type checkers, `current(State).state` is a State; `current(State)` raises QsyncError if the
     lifespan yielded another type. In a handler with executor="process", the client and the state
-    are those of its process, which runs the lifespan itself, and `.cancelled` is False: the process
-    is killed when the run should stop. In a test, call the task in place, or use
+    belong to its process, which runs the lifespan itself. There, `.cancelled` is always False,
+    since the process is killed when the run should stop. In a test, call the task in place, or use
     `qsync.testing.context`.
     """
     try:

@@ -14,8 +14,8 @@ from qsync.server.queue_state import LeasedTask
 log: Final = logging.getLogger("qsync.server")
 
 DEADLOCK_AFTER_S: Final = 1.0
-"""How long all slots must hold waiting tasks before a warning is logged, in seconds: another server
-may run the awaited tasks soon."""
+"""How long all slots must hold waiting tasks before a warning is logged, in seconds. There is a
+delay because another server may run the awaited tasks soon."""
 
 
 class Waits:
@@ -32,8 +32,8 @@ class Waits:
         self._threads = threads
         self._lock = threading.Lock()
         self._waiting: dict[LeasedTask, tuple[str, str, bool]] = {}
-        """For each waiting task: queue and id of the awaited task, and whether it occupies a
-        thread."""
+        """For each waiting task: queue and id of the awaited task, and whether the waiting task
+        occupies a thread."""
         self._said = False
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ class Waits:
 
     @contextlib.contextmanager
     def waiting(self, leased: LeasedTask, queue: str, id: str) -> Iterator[None]:
-        """Count the task as waiting for this other task inside the `with` block."""
+        """Count the task as waiting for another task while the `with` block runs."""
         if queue not in self._queues:
             yield
             return

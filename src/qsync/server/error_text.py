@@ -1,4 +1,4 @@
-"""Formats exceptions as bounded text for the store and the log, even if their methods raise."""
+"""Formats exceptions as size-limited text for the store and the log, even if they are broken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STACK_LIMIT: Final = 4096
 """Maximum size of the stack of a running handler, in bytes."""
 
 DEPTH_LIMIT: Final = 200
-"""Maximum number of frames that are read of that stack."""
+"""Maximum number of frames that are read from that stack."""
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _OURS: Final = (str(Path(__file__).parent), str(Path(_PACKAGE, "contrib")))
@@ -53,7 +53,8 @@ def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     """Return an exception as text of at most `limit` bytes of UTF-8, even if its `str` raises.
 
     The first line has the class and the message. The traceback follows, without the frames that
-    called the handler, and then the same for its causes. A long text is cut in the middle.
+    called the handler, and then the same for the exception's causes. A long text is cut in the
+    middle.
     """
     head = cut(head_of(error), limit // 2)
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
@@ -82,10 +83,11 @@ def message_of(error: BaseException) -> str:
 
 
 def program_trace(error: BaseException) -> str:
-    """Return the traceback for the log, with only the program's own frames; "" without frames.
+    """Return the traceback for the log, with only the program's own frames; "" if it has no frames.
 
     It leaves out frames of the standard library, of installed packages and of qsync, unless there
-    are no others. So the trace of an installed program includes its libraries.
+    are no other frames. So if the program itself is installed, its traceback includes its
+    libraries.
     """
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""
@@ -119,12 +121,12 @@ def stack_text(stack: list[FrameSummary], limit: int) -> str:
 
 
 def _program_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the program's frames; if it has none, the libraries', else Python's, else qsync's."""
+    """Return the program's frames; without any, those of libraries, else Python's, else qsync's."""
     return _foreign_frames(stack) or stack
 
 
 def _foreign_frames(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """Return the program's frames; if it has none, the libraries', else Python's."""
+    """Return the program's frames; if there are none, those of libraries, else Python's."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
     return own or [shown for shown in foreign if not _is_of_python(shown.filename)] or foreign
@@ -159,7 +161,7 @@ def _own_lines(text: str) -> str:
 
 
 def _causes(error: BaseException, keep: Keep, depth: int = 3) -> Iterator[str]:
-    """Yield the text of a group's exceptions and of the causes or contexts: at most 3 of each."""
+    """Yield the text of a group's exceptions and of causes or contexts, at most 3 of each."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions[:3]:
             yield f"in it {head_of(inner)}"

@@ -25,7 +25,7 @@ log: Final = logging.getLogger("qsync.server")
 
 
 UNKNOWN_TYPES: Final = 100
-"""Maximum number of (queue, type) pairs without a handler that are logged, once each."""
+"""Maximum number of (queue, type) pairs without a handler that are logged; each is logged once."""
 
 UNKNOWN_FOR: Final = "an hour"
 
@@ -53,8 +53,9 @@ class Failures:
     def failed(
         self, leased: LeasedTask, error: BaseException, record: Any, *, brief: bool = False
     ) -> None:
-        """Log an attempt that ended with this error, and call `on_error`. With `brief`, leave out
-        the traceback, which is logged for another task of the same call.
+        """Log an attempt that ended with this error, and call `on_error`.
+
+        With `brief`, leave out the traceback, which was logged for another task of the same call.
 
         `on_error` is not called for a Retry with attempts left, nor for a SkipRetry.
         """
@@ -85,7 +86,7 @@ class Failures:
             task.add_done_callback(self._callbacks.discard)
 
     def snoozed(self, leased: LeasedTask, error: Snooze) -> None:
-        """Log that a handler asked to run later."""
+        """Log that a handler asked to run again later."""
         if self._hooks is not None:
             self._hooks.failed(leased, error)
         delay_s = error.delay_us / 1_000_000
@@ -109,7 +110,7 @@ class Failures:
         log_trace(log, logging.WARNING, text, "", fields)
 
     def unknown(self, leased: LeasedTask, record: Any) -> None:
-        """Log that this server has no handler for a task, which is handed back or dead."""
+        """Log that this server has no handler for a task, which was handed back or is dead."""
         if type(record) is Killed:
             self.died(leased, f"no server had a handler for its type for {UNKNOWN_FOR}")
         key = (leased.queue.name, leased.message.type)
@@ -125,7 +126,7 @@ class Failures:
         self._finder.search(*key)
 
     def _similar(self, type: str) -> str:
-        """Return a hint if a known type differs only in its package; else an empty string."""
+        """Return a hint if a known type differs only in its package, else an empty string."""
         for handled in self._invoker.types():
             if handled.endswith(f".{type}") or type.endswith(f".{handled}"):
                 return (

@@ -13,12 +13,12 @@ from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.weights import Shares
 
 ROUND_TIMEOUT_S: Final = 0.1
-"""Longest time that a round waits for the fetches of the previous round, in seconds, so that all
-queues take part in it."""
+"""How long a round waits for the fetches of the previous round, in seconds, so that all queues take
+part in it."""
 
 SLOT_RESERVATION_S: Final = 0.3
 """How long a fetch in flight keeps its slots from the other queues, in seconds. A node that takes
-longer may be down; if it answers after all, surplus tasks are handed back."""
+longer may be down; if it answers after that, surplus tasks are handed back."""
 
 CROWD: Final = 256
 """Maximum number of busy queues in one round; further queues follow in the next rounds."""
@@ -27,14 +27,14 @@ CROWDED_ROUND_S: Final = 0.005
 """Delay before the next round while more than CROWD queues are busy, in seconds."""
 
 GRAIN: Final = 4
-"""Minimum average number of slots per queue when a round fetches from more than SOME queues: a
-fetch for fewer tasks is not worth its cost."""
+"""Minimum average number of slots per queue if a round fetches from more than SOME queues: a fetch
+of fewer tasks is not worth its cost."""
 
 SOME: Final = 16
 """Number of queues that may share the slots of one round, however few slots each queue gets."""
 
 WATCH_S: Final = 0.05
-"""Length of one blocking wait on queues that may be empty while another queue is full, in
+"""Length of one blocking wait on queues that may be empty while another queue has tasks, in
 seconds."""
 
 WAKE_MARGIN_S: Final = 0.0005
@@ -53,14 +53,14 @@ class Round(NamedTuple):
     considered: Sequence[QueueState]
     """Busy queues without a fetch in flight."""
     ready: Sequence[QueueState]
-    """Queues of `considered` that may be fetched from: their rules are in the store, and they are
-    not being delayed after a failed fetch."""
+    """Queues of `considered` from which the round may fetch: their rules are in the store, and no
+    failed fetch delays the next one."""
     slots: int
     """Number of slots that the round may fill; 0 or less if it may fill none."""
 
 
 class FetchTiming:
-    """The state of a fetcher's rounds. Times are on the clock boot_s."""
+    """The state of a fetcher's rounds. Times are by the clock `boot_s`."""
 
     def __init__(
         self,
@@ -77,28 +77,27 @@ class FetchTiming:
         self._open = open_slots
         self.shares: Shares = Shares(config.weights, strict=config.strict)
         self.woken: set[str] = set()
-        """Queues that got a wake and have not been fetched from since."""
+        """Queues that got a wake since the last fetch from them."""
         self.free: dict[str, int] = {}
         """For each queue, the number of free slots that its fetch in flight may fill with tasks
         that have limits; such tasks are not leased ahead."""
         self.awaiting_slots: set[str] = set()
         """Queues whose last fetch left only tasks with limits, for lack of free slots."""
         self.in_order: set[str] = set()
-        """Queues whose tasks with limits are next. While there are such queues, no tasks are leased
-        ahead: they would take the slots that tasks with limits need."""
+        """Queues in which it is the turn of tasks with limits. While there are such queues, no
+        tasks are leased ahead, since those would take the slots that tasks with limits need."""
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at: float = 0.0
         """Time of the next wait for tasks if the last wait failed, by boot_s."""
 
     def awaited_until(self, now: float) -> float | None:
-        """Return until when the next round waits for fetches in flight; None if it may begin
-        now."""
+        """Return when the next round stops waiting for fetches in flight; None to begin now."""
         times = [self._awaited_until(self._queues[queue]) for queue in self._in_flight]
         return min((time for time in times if time > now), default=None)
 
     def _awaited_until(self, queue: QueueState) -> float:
-        """Return until when a round waits for the fetch in flight from a queue.
+        """Return the time until which a round waits for the fetch in flight from a queue.
 
         A round that begins without the queue gives its share to the other queues.
         """
@@ -109,7 +108,7 @@ class FetchTiming:
         return queue.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
     def plan(self, now: float, wanted: int, free: int) -> Round:
-        """Plan a round that should bring `wanted` tasks, including those of fetches in flight.
+        """Plan a round that should bring `wanted` tasks, along with the fetches in flight.
 
         `free` is the number of slots for tasks with limits, which are not leased ahead.
         """
@@ -133,7 +132,7 @@ class FetchTiming:
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
-            hungry = hungry[:crowd]  # the rest come next: queues fetched from go to the end
+            hungry = hungry[:crowd]  # the rest come next: after a fetch, a queue goes to the end
         shares = self.shares.split(slots, hungry) if slots > 0 and hungry else {}
         fetches = [
             (queue, shares.get(queue.name, 0))
@@ -145,8 +144,7 @@ class FetchTiming:
     def note_limits(
         self, queue: str, count: int, fetched: FetchResult, leased: Sequence[LeasedTask]
     ) -> None:
-        """Record whether a fetch of `count` tasks passed over tasks with limits, or returned
-        some."""
+        """Record whether a fetch of `count` tasks skipped or returned tasks with limits."""
         (self.awaiting_slots.add if fetched.left_for_free else self.awaiting_slots.discard)(queue)
         if fetched.passed_over:
             self.in_order.add(queue)
@@ -154,8 +152,7 @@ class FetchTiming:
             self.in_order.remove(queue)
 
     def open_slots(self) -> int:
-        """Return the number of free slots that no fetch in flight may fill with tasks with
-        limits."""
+        """Return how many free slots fetches in flight do not reserve for tasks with limits."""
         flying = sum(self.free.get(queue, 0) for queue in self._in_flight)
         return max(0, self._open() - flying)
 
@@ -180,7 +177,7 @@ class FetchTiming:
         )
 
     def next_round(self, now: float, planned: Round) -> float:
-        """Return the seconds until the next round; infinity if only an event starts it."""
+        """Return the time until the next round; infinity if only an event can start it."""
         room = planned.slots > 0
         times = [math.inf, self._busy_queues.next_at()]
         if now < self.wait_again_at:  # idle queues have no other time
@@ -228,14 +225,15 @@ class FetchTiming:
         """Return how long to block on some of a connection's queues, in seconds.
 
         If a busy queue is left out, the wait ends soon, so that the next wait can include the queue
-        if it is empty by then. The store's cost of a blocking pop grows with the number of lists.
+        if it is empty by then. The wait is longer for many lists, since the cost of a blocking pop
+        grows with their number.
         """
         if blocked == queues:
             return self._until_upkeep(blocked, now)
         return WATCH_S + len(blocked) / 10_000
 
     def _until_upkeep(self, queues: Sequence[QueueState], now: float) -> float:
-        """Return the seconds until these queues need a fetch even without a wake."""
+        """Return the time until these queues need a fetch even without a wake, in seconds."""
         times = [now + self._config.sweep_s]
         for queue in () if self._busy_queues.many else queues:
             if queue.name not in self._in_flight:
@@ -246,10 +244,11 @@ class FetchTiming:
     def foresight_s(self) -> float:
         """Return the longest wait that may precede a fetch in one pipeline, in seconds.
 
-        The heartbeat assumes that the loop has not read the answer to a fetch older than lease / 4.
+        If a fetch is older than lease / 4, the heartbeat assumes that the loop has not read its
+        reply.
         """
         return self._config.lease_s / 6
 
     def due_soon(self, queue: QueueState, now: float) -> bool:
-        """Return whether something is due before a wait ends; the store may end it 100 ms late."""
+        """Return whether something is due before a wait ends, which can be 100 ms late."""
         return queue.next_due is not None and queue.next_due < now + self.foresight_s

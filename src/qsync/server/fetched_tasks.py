@@ -23,14 +23,16 @@ def hold(
     queue: QueueState, token: str, fetched: FetchResult, sent: float, lease_s: float,
     runner: Runner, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
-    """Add the tasks to those that the queue's state holds, and return them; kill a task whose
-    message cannot be read. `sent` is when the fetch was sent, by boot_s."""
+    """Add the tasks to those that the queue's state holds, and return them.
+
+    Tasks whose message cannot be read are killed. `sent` is when the fetch was sent, by boot_s.
+    """
     expires = sent + lease_s
     if not (fetched.spared or fetched.since or any(fetched.failures)):
         try:
             messages = decode_messages(fetched.messages)
         except codec.CodecError:
-            pass  # below: find out which message it is, and hold the other tasks
+            pass  # the code below finds that message and holds the other tasks
         else:
             return _hold_new(queue, token, fetched, messages, sent, expires, capacity)
     tasks: list[LeasedTask] = []
@@ -67,7 +69,7 @@ def _hold_new(
     queue: QueueState, token: str, fetched: FetchResult, messages: list[Message], sent: float,
     expires: float, capacity: Capacity,
 ) -> list[LeasedTask]:  # fmt: skip
-    """Do the same as `hold`, for tasks that never failed: most fetches bring only such tasks."""
+    """Do the same as `hold` for tasks that never failed; most fetches bring only such tasks."""
     leased_us = fetched.now_us
     tasks = [
         LeasedTask(queue, id, token, message, NO_FAILURE, crashes, sent, expires, leased_us)

@@ -3,8 +3,8 @@
 Each fetch also does upkeep: it promotes due tasks, recovers tasks with expired leases, and removes
 expired data.
 
-The fetches of each queue are numbered. A fetch without an answer is repeated under the same number
-until the store answers, so that no task is leased to a server that does not know about it.
+The fetches of each queue are numbered. A fetch that gets no reply is repeated under the same number
+until the store replies, so that no task is leased to a server that does not know about it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ log: Final = logging.getLogger("qsync.server")
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0
 """How long this server fetches due tasks late, by UNKNOWN_TYPE_YIELD_S, after it has handed back a
-task without a handler, in seconds. So other servers get the due tasks first. The time is longer
-than the maximum delay of such a task."""
+task for which it has no handler, in seconds. This lets other servers get the due tasks first. The
+time is longer than the maximum delay of such a task."""
 
 
 class Fetcher:
@@ -117,7 +117,7 @@ class Fetcher:
         """Cancel the waits, and wait up to `patience` seconds for the fetches in flight; the runner
         gets their tasks.
 
-        A cancelled wait may have consumed a wake; `pass_on` then wakes another server instead.
+        A cancelled wait may have consumed a wake; in that case, `pass_on` wakes another server.
         """
         if self._wakes is not None:
             await self._wakes.aclose()
@@ -137,7 +137,7 @@ class Fetcher:
         await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
 
     async def pass_on(self) -> None:
-        """Wake another server for each queue in which this server leaves pending tasks."""
+        """Wake another server for each queue in which this server may leave pending tasks."""
         queues = list(self._queues.values())
         cluster = self._broker.address.kind == "cluster"
         groups = [[queue] for queue in queues] if cluster else [queues]
@@ -277,7 +277,7 @@ class Fetcher:
     def _wait_and_fetch(
         self, waiter: BlockingPop, queue: QueueState, slots: int, seconds: float
     ) -> None:
-        """Block on the wake list, and pipeline a fetch behind it: this saves one round trip.
+        """Block on the wake list, and send a fetch behind the wait, which saves one round trip.
 
         Only a server of one queue can do so, since nothing else may fill the slots in the meantime.
         """
@@ -317,7 +317,7 @@ class Fetcher:
         return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        """Make `run` raise the exception of a background task; the tasks handle store errors."""
+        """Make `run` raise the exception of a background task, which is not a store error."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fatal = error
             self._wakeup.set()
@@ -331,7 +331,7 @@ class Fetcher:
                 queue.requested, queue.sent_at = count, boot_s()
                 self._timing.free[queue.name] = min(count, self._timing.open_slots())
                 self._in_flight[queue.name] = task
-                # A wake from now on may be for a task that this fetch does not see.
+                # A wake that arrives from now on may be for a task that this fetch does not see.
                 self._timing.woken.discard(queue.name)
                 self._busy_queues.fetched(queue)
 
@@ -410,7 +410,7 @@ class Fetcher:
         revoked = queue.revoked_token == token
         if (repeated or late or revoked) and leased:
             leased = await self._leases.confirm(queue, leased, leased_at)
-        if revoked:  # the heartbeat thread may not have handed back all of them yet
+        if revoked:  # the heartbeat thread may not yet have handed back all tasks
             for task in leased:
                 self._runner.settle(task, HandedBack(task.id, task.token))
             leased = []

@@ -1,4 +1,4 @@
-"""Ends a child process that a handler forked, once it returns from the handler or awaits in it.
+"""Ends a child process that a handler forked when it returns from the handler or awaits in it.
 
 The child has a copy of the server, but the server's tasks, scheduled calls and connections belong
 to the parent.
@@ -22,7 +22,7 @@ generation: int = 0
 class ForkGuard:
     """Ends a forked child as soon as it continues the event loop; active until closed.
 
-    Otherwise the child would run the loop's scheduled calls, and read replies that the store sent
+    Otherwise, the child would run the loop's scheduled calls and read replies that the store sent
     to its parent.
     """
 
@@ -38,7 +38,7 @@ class ForkGuard:
         self._closed = True
 
     def act(self) -> None:
-        """Schedule the end of this child process for when the loop continues."""
+        """Schedule the end of this child process for the moment at which the loop continues."""
         self.forked = True
         if not self._closed:
             with contextlib.suppress(RuntimeError):  # the loop is closed

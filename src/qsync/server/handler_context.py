@@ -47,7 +47,7 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     @property
     def client(self) -> Any:
-        """Return an AsyncClient on the event loop, a Client in a thread."""
+        """Return an AsyncClient on the event loop, or a Client in a thread."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -70,7 +70,7 @@ class HandlerContext(msgspec.Struct, eq=False):
         return self._leased.stop
 
     def waiting_for(self, queue: str, id: str) -> AbstractContextManager[None]:
-        """Return a context manager to enter while the handler waits for this task's result."""
+        """Return a context manager to use while the handler waits for this task's result."""
         return self._server.waits.waiting(self._leased, queue, id)
 
     def wait(self) -> None:
@@ -80,12 +80,12 @@ class HandlerContext(msgspec.Struct, eq=False):
     def may_begin(self) -> bool:
         """Record that a thread or process is free; return False if the task may no longer start.
 
-        It may not start once it is stopped, its lease has expired or its deadline has passed.
+        A task may not start once it is stopped, its lease has expired or its deadline has passed.
         """
         leased = self._leased
         leased.turn = time.monotonic()
         leased.thread = threading.get_ident()
-        leased.waits = False  # first: a stopping server reads `waits`, and then sets `stop`
+        leased.waits = False  # must be first: a stopping server reads it, then sets `stop`
         return leased.stop is None and leased.begins() and not leased.past_deadline()
 
     def is_of(self, leased: LeasedTask) -> bool:

@@ -1,4 +1,4 @@
-"""Warns when another server of a queue has handlers that this server lacks."""
+"""Warns if another server of a queue has a handler that this server lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers liveness, startup and readiness probes. Without I/O, except for `read`.
+"""Answers liveness, startup and readiness probes. Only `read` does I/O.
 
 A server whose store is unreachable is live but not ready: a restart would not bring the store back.
 A server whose event loop is blocked keeps its leases, so it stays live for LIVE_LIMIT_S.
@@ -29,12 +29,12 @@ LIVE_LIMIT_S: Final = 60.0
 longer live, in seconds."""
 
 STORE_AWAY_S: Final = 3.0
-"""Time after which the store counts as unreachable, in seconds, measured from a fetch that it has
-not answered, or from the first failure to fetch or to wait for tasks."""
+"""Time after which the store counts as unreachable, in seconds. It is measured from an unanswered
+fetch, or from the first failure to fetch or to wait for tasks."""
 
 SILENT_S: Final = 15.0
-"""Time without a fetch after which a queue counts as not served, in seconds; three times `sweep` if
-that is longer."""
+"""Time without a fetch after which a queue counts as not served, in seconds, or three times `sweep`
+if that is longer."""
 
 
 class ServerHealth(msgspec.Struct, frozen=True):
@@ -54,9 +54,9 @@ class ServerHealth(msgspec.Struct, frozen=True):
     blocked_s: float = 0.0
     """Time for which the event loop has been blocked; 0 if it is not blocked."""
     blocked_in: str = ""
-    """Function that blocks it, with file and line."""
+    """Function that blocks the event loop, with file and line."""
     away: dict[str, float] = {}
-    """Queues from which fetches fail, each with the time for which they have failed."""
+    """Queues from which fetches fail, each with how long they have failed."""
     silent: dict[str, float] = {}
     """Queues without a recent fetch, each with the time since the last one."""
     outbox: OutboxBacklog | None = None
@@ -73,9 +73,9 @@ class ProcessHealth(msgspec.Struct, frozen=True):
     unheard_s: float = 0.0
     """Time since its last answer or its start, in seconds."""
     ended: str = ""
-    """How the process ended; empty while it runs or once another has replaced it."""
+    """How the process ended; empty while it runs, and once another process has replaced it."""
     was_ready: bool = True
-    """Whether the process has ever taken tasks, as far as its parent knows."""
+    """Whether the process has ever taken tasks, to its parent's knowledge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class HealthProbe:
         self._outage = outage
 
     def read(self, *, stopping: bool) -> ServerHealth:
-        """Return the condition at this moment."""
+        """Return the server's condition at this moment."""
         now = boot_s()
         away, silent = {}, {}
         limit = max(SILENT_S, 3 * self._config.sweep_s)
@@ -139,7 +139,10 @@ class HealthProbe:
 
 
 def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> HealthVerdict:
-    """Return whether all processes are live. Ended ones are ignored: their parent replaces them."""
+    """Return whether all processes are live.
+
+    Processes that have ended are ignored: their parent replaces them.
+    """
     ok = True
     reasons = []
     for report in reports:
@@ -218,8 +221,7 @@ def _blocked(condition: ServerHealth) -> str:
 
 
 def _place(thread: int) -> str:
-    """Return the function that a thread runs: the handler, or the innermost function if no handler
-    runs."""
+    """Return the function that a thread runs: its handler, or else the innermost function."""
     frame = inner = sys._current_frames().get(thread)
     while frame is not None and frame.f_back is not None:
         if frame.f_back.f_code.co_filename == invoke.__file__:

@@ -1,7 +1,7 @@
 """Renews leases in a separate thread, so that no lease expires while a handler blocks the loop.
 
-Every third of the lease duration, the thread renews the leases on all held tasks. The answers name
-the tasks whose lease is lost or that are to be cancelled.
+Every third of the lease duration, the thread renews the leases on all held tasks. The replies name
+the tasks whose lease is lost and the tasks to cancel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qsync.server.server_parts import PartGroup
 log: Final = logging.getLogger("qsync.server")
 
 STOP_S: Final = 1.0
-"""Time that a stopping server waits for a renewal in flight, in seconds."""
+"""How long a stopping server waits for a renewal in flight, in seconds."""
 
 TICK_S: Final = 0.25
 """Longest pause between two checks of the heartbeat thread, in seconds."""
@@ -37,7 +37,7 @@ TICK_S: Final = 0.25
 class Heartbeat:
     """A thread that renews the leases of the queues on one node.
 
-    It calls `on_refusals` on the event loop, and `watchdog`, if it has one, in the thread.
+    It calls `on_refusals` on the event loop, and its `watchdog`, if it has one, in the thread.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Heartbeat:
     def _renew(self) -> bool:
         """Renew the leases on all held tasks; return False if some renewals failed.
 
-        Cluster slots move, so these queues may be on several nodes. A node that does not answer is
-        skipped for the rest of the round, so that it does not delay the renewals on the other
-        nodes.
+        Cluster slots move, so the queues may have come to be on several nodes. A node that does not
+        answer is skipped for the rest of the round, so that it does not delay the renewals on the
+        other nodes.
         """
         silent: set[str] = set()
         all_done = True
@@ -122,7 +122,7 @@ class Heartbeat:
 class HeartbeatThreads(PartGroup):
     """One heartbeat thread per node, so that no node delays renewals on another.
 
-    The first one watches the event loop.
+    The first thread watches the event loop.
     """
 
     def __init__(

@@ -25,11 +25,11 @@ from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
 
 OnCreated = Callable[[Sequence[NewTask], int], object]
-"""Function that is called with the tasks that ticks have created, and the time of the ticks in
+"""Function that is called with the tasks that ticks have created, and with the time of the ticks in
 microseconds."""
 
 END_S: Final = 5.0
-"""Time that hooks have to end when the server stops, in seconds."""
+"""How long hooks may take to end when the server stops, in seconds."""
 
 
 class HookCalls:
@@ -41,7 +41,7 @@ class HookCalls:
         if hooks.of("started"):
             invoker.add_outer_middleware(self._around)
         self._errors: dict[LeasedTask, tuple[BaseException, bool]] = {}
-        """Errors of tasks whose outcome is not recorded yet, and whether each one failed an
+        """Errors of tasks whose outcome is not recorded yet, and whether each error failed an
         attempt."""
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -60,8 +60,7 @@ class HookCalls:
         self._errors[leased] = TaskFailed(why), False
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Call the hooks for an outcome that the store has recorded; a record of None means that
-        the lease was lost."""
+        """Call the hooks for an outcome that the store has recorded; None means a lost lease."""
         noted = self._errors.pop(leased, None)
         info = leased.info or leased.task_info()
         if type(record) is Completion:
@@ -72,7 +71,7 @@ class HookCalls:
             self._spawn(self._failed(info, *noted, dead=type(record) is Killed))
 
     def enqueued(self, tasks: Sequence[NewTask], now_us: int) -> None:
-        """Call the hooks for new tasks in the store: those that ticks of schedules created."""
+        """Call the hooks for tasks that the ticks of schedules have created in the store."""
         for task in tasks:
             self._spawn(self._call("enqueued", info_of(task, now_us)))
 

@@ -1,11 +1,11 @@
 """Finds the busy queues of a server, so that idle queues cost almost nothing.
 
 A server of one queue always fetches from it. A server of many queues checks all of them once per
-`sweep`: a check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
+`sweep`. A check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
 The server fetches only from queues in which a check found tasks or due upkeep. All servers of a
 queue check it. The first server that finds due upkeep performs it, so the servers share this work,
-and one server is enough. Between checks, a queue becomes busy through a wake, or at the due time
-that its last fetch returned. So a lost wake delays tasks by at most `sweep`, and an idle queue
+but a single server is enough. Between checks, a queue becomes busy through a wake, or at the due
+time that its last fetch returned. So a lost wake delays tasks by at most `sweep`, and an idle queue
 costs one check per `sweep`.
 """
 
@@ -35,12 +35,12 @@ CHECKS_PER_EXCHANGE: Final = 100
 """Number of checks in one pipeline."""
 
 SLOW_S: Final = 300.0
-"""Longest time without a fetch from an idle queue, in seconds; the fetch trims dead tasks and
+"""Longest time without a fetch from an idle queue, in seconds. Such a fetch trims dead tasks and
 removes expired data."""
 
 PASS_ON_S: Final = 0.1
-"""Shortest interval at which a server without a free slot fetches to promote due tasks, in
-seconds."""
+"""Shortest interval between fetches of a server without a free slot, in seconds; they promote due
+tasks."""
 
 
 class BusyQueues:
@@ -62,7 +62,7 @@ class BusyQueues:
     ) -> None:
         self.many: bool = len(queues) > 1
         self.due: set[str] = set()
-        """Queues whose upkeep is due, according to a check or to their due time."""
+        """Queues whose upkeep is due, according to a check or to the queue's due time."""
         self._broker = broker
         self._queues = queues
         self._strict = config.strict
@@ -74,7 +74,8 @@ class BusyQueues:
         self._on_unsent = on_unsent
         self.has_room = False
         """True if the server has free slots, so that it may be woken."""
-        # Up to CHECKS_PER_EXCHANGE queues start busy; with more, the first check tells which are.
+        # Up to CHECKS_PER_EXCHANGE queues start as busy; of more, the first check finds the busy
+        # ones.
         self._busy = (
             {} if len(queues) > CHECKS_PER_EXCHANGE else {queue.name: queue for queue in queues}
         )
@@ -85,7 +86,7 @@ class BusyQueues:
         self._slow_at = {queue.name: now + spread(0, SLOW_S) for queue in queues}
 
     def all(self) -> Iterable[QueueState]:
-        """Return the busy queues; the one last fetched from is at the end."""
+        """Return the busy queues; the queue with the latest fetch is at the end."""
         return self._busy.values()
 
     def count(self) -> int:
@@ -110,7 +111,7 @@ class BusyQueues:
         return queue.name not in self._busy
 
     def begin(self, now: float) -> None:
-        """Mark queues as busy whose due time has come; called at the start of a round."""
+        """At the start of a round, mark queues as busy whose due time has come."""
         if not self.many:
             [queue] = self._queues
             self._mark_if_due(queue, now)
@@ -134,7 +135,7 @@ class BusyQueues:
         return True
 
     def set_due(self, queue: QueueState, moment: float) -> None:
-        """Mark the queue as busy at this time, by boot_s, if its `next_due` has come by then."""
+        """At this time, by boot_s, mark the queue as busy if its `next_due` has come by then."""
         if self.many and moment < self._timed.get(queue.name, math.inf):
             self._timed[queue.name] = moment
             heapq.heappush(self._times, (moment, queue.name, queue))
@@ -146,7 +147,7 @@ class BusyQueues:
     def upkeep_at(self, queue: QueueState) -> float:
         """Return when a fetch is due even without tasks, by boot_s.
 
-        If there are many queues, only those with held tasks have such a time: the fetch detects
+        If there are many queues, only queues with held tasks need such a fetch, which detects
         whether the store has lost its data.
         """
         if self.many and not queue.held:
@@ -189,7 +190,7 @@ class BusyQueues:
             await asyncio.sleep(max(ends - boot_s(), 0.001))
 
     async def with_tasks(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
-        """Return the queues that may have pending tasks; if there are many, check them first."""
+        """Return the queues that may have pending tasks; if there are several, check them first."""
         if not self.many:
             return queues
         for start in range(0, len(queues), CHECKS_PER_EXCHANGE):
@@ -197,9 +198,10 @@ class BusyQueues:
         return [queue for queue in queues if not self.is_idle(queue)]
 
     async def _check(self, queues: Sequence[QueueState]) -> Sequence[QueueState]:
-        """Check each queue once, and log an outage; return those whose store is unreachable.
+        """Check each queue once, and log an outage; return queues whose store is unreachable.
 
-        So, in a cluster, the caller need not check all nodes again because one is down.
+        If one node of a cluster is down, the caller then need not check the queues of all nodes
+        again.
         """
         if self._broker.address.kind == "cluster":
             pages = [[queue] for queue in queues]

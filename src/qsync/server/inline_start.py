@@ -36,7 +36,7 @@ YIELD_AFTER_S: Final = 0.0002
 """Time after which the starter yields to the rest of the event loop, in seconds."""
 
 WAITS: Final = 100
-"""Number of runs of a type that get their own asyncio task after one of its runs waited."""
+"""Number of runs of a type that get their own asyncio task after a run of that type waited."""
 
 Run = Coroutine[Any, Any, None]
 Spawn = Callable[[Run, str], None]
@@ -62,7 +62,8 @@ class Runs(Protocol):
         begun: Awaitable[Any] | None = None,
     ) -> Run:  # fmt: skip
         """Run a task that has a slot until it has an outcome. `task` is the asyncio task in which
-        it runs; None means a separate one. `begun` is its handler, if the handler has begun."""
+        it runs; None means that it gets a separate one. `begun` is its handler, if the handler has
+        begun."""
 
     def fail(self, leased: LeasedTask, error: BaseException) -> None:
         """Settle a task that has a slot and whose handler raised."""
@@ -84,7 +85,7 @@ class Turn:
         self.timed: list[Timed] = []
         """Sample of the tasks."""
         self.last: Timed | None = None
-        """The run that used up the time of the turn. A long run is always the last one."""
+        """Run that used up the time of the turn. A long run always comes last."""
 
     def by_queue(self) -> Mapping[str, Turn]:
         """Split the turn by the queues of its tasks."""
@@ -103,8 +104,8 @@ class Turn:
 class InlineStarter:
     """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
-    While the starter is `draining`, the slots of ended runs stay free; the end of its turn then
-    fills all of them at once.
+    While the starter is `draining`, the slots of ended runs stay free; the end of its turn fills
+    them all at once.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class InlineStarter:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
-        """asyncio task in which the next runs begin; None if there is nothing to start."""
+        """asyncio task in which the next runs begin; None if there are none to start."""
         self._more = False
         """Whether there was something to start after the last turn."""
         self._closed = False
@@ -171,7 +172,8 @@ class InlineStarter:
     def _run_turn(self, me: asyncio.Task[None]) -> tuple[Run, Any, contextvars.Context] | None:
         """Run tasks for YIELD_AFTER_S at most; return the run that waits, or None.
 
-        A handler that cancels or keeps the asyncio task ends the turn: other runs don't share it.
+        A handler that cancels or keeps the asyncio task ends the turn, so that other runs do not
+        share that task.
         """
         base, step, getrefcount, cancelling = (
             self._context, self._step, sys.getrefcount, me.cancelling,
@@ -202,8 +204,7 @@ class InlineStarter:
     def _step(
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None], now: float
     ) -> Run | None:
-        """Take the first step of a run, within its context; return the rest of the run, None if it
-        has ended."""
+        """Take the first step of a run in its context; return the rest of the run, if any."""
         options = leased.message.options
         if leased.crashes or now >= leased.expires or way.enforces_timeout:
             return self._run_in_slot(leased, way, task)
@@ -244,8 +245,8 @@ class InlineStarter:
         return None
 
     def _keep(self, leased: LeasedTask, way: BoundHandler, value: Any) -> Run | None:
-        """End the run of a task whose result is kept; return the rest of the run if the task's last
-        progress must be stored first."""
+        """End the run of a task whose result is kept; if its last progress must be stored first,
+        return the rest of the run."""
         leased.task = None
         if leased.progress is not None:
             return self._run_in_slot(leased, way, None, _ended(value))
@@ -271,8 +272,7 @@ class InlineStarter:
         self, leased: LeasedTask, way: BoundHandler, task: asyncio.Task[None] | None,
         begun: Awaitable[Any] | None = None,
     ) -> Run:  # fmt: skip
-        """Give a slot to a task that may wait; return its run, or the rest of the run if its
-        handler has begun."""
+        """Give a slot to a task that may wait; return its run, or the rest of its run."""
         self._runs.occupy(leased)
         return self._runs.run(leased, way, task, begun)
 
@@ -287,7 +287,7 @@ class InlineStarter:
 
 
 class Returned:
-    """The value of a handler that has ended at its first step."""
+    """The value of a handler that ended in its first step."""
 
     __slots__ = ("value",)
 
@@ -303,8 +303,8 @@ def first_steps() -> FirstSteps:
 
     The generator yields a Returned if the handler has ended, else the object that the handler
     awaits. In the second case, each further `send` resumes the handler, until the generator yields
-    a Returned. After a handler has raised, the generator is exhausted. Driving a handler in this
-    way costs a third of calling its `send` until StopIteration.
+    a Returned. After a handler has raised, the generator is exhausted. This costs a third of
+    calling the handler's own `send` until StopIteration.
     """
     steps = _take_first_steps()
     next(steps)
@@ -328,8 +328,7 @@ async def _ended(value: Any) -> Any:
 
 
 def _begin(context: contextvars.Context, run: Run) -> tuple[Run, Any, contextvars.Context] | None:
-    """Take the first step of a run; return it with the object that it awaits, or None if it has
-    ended."""
+    """Take the first step of a run; return the run and the object that it awaits, if any."""
     try:
         return run, context.run(run.send, None), context
     except StopIteration:
@@ -341,7 +340,7 @@ def _resume(
     run: Coroutine[Any, Any, Any] | FirstSteps, awaited: Any,
     context: contextvars.Context | None = None,
 ) -> Generator[Any, Any, Any]:  # fmt: skip
-    """Drive a run that waits to its end, each step in the context, and return its value."""
+    """Drive a waiting run to its end, with each step in the context, and return its value."""
     while True:
         try:
             sent = yield awaited

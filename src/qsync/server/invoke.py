@@ -43,39 +43,39 @@ Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 `enforces_timeout`."""
 
 Submit = Callable[[TaskInfo, contextvars.Context, Claim | None], "asyncio.Future[Any]"]
-"""Starts a handler in a thread and within a context, after it has asked the claim; returns the
-future of its result."""
+"""Starts a handler in a thread and a context, once the claim permits it; returns a future for its
+result."""
 
 
 @dataclass(slots=True)
 class BoundHandler:
-    """The handler of a task type, bound to the place where it runs."""
+    """A task type's handler, ready to be called where it must run."""
 
     invoke: Invoke
     enforces_timeout: bool
-    """True if `invoke` applies the timeout itself: for a process handler it begins when the process
-    is ready, which only the pool knows."""
+    """True if `invoke` applies the timeout itself. For a process handler, the timeout begins when
+    the process is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
     """Converter for a stored result; None means no conversion, or the handler's process does it."""
     rules: RetryRules = NO_RULES
     direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
-    """The handler itself, if it takes only the task and no middleware is around it."""
+    """The handler itself, if it takes only the task and has no middleware around it."""
     submit: Submit | None = None
-    """Start of the handler in a thread, if no middleware runs on the event loop."""
+    """Function that starts the handler in a thread; None if it or a middleware runs elsewhere."""
     suspended_recently: int = 0
-    """Number of further runs that start in a separate asyncio task, because a recent run of the
+    """Number of runs that will still start in a separate asyncio task, because a recent run of the
     handler awaited something."""
 
 
 @dataclass(slots=True)
 class BoundBatch:
-    """The batch handler of a task type, bound to the place where it runs."""
+    """A task type's batch handler, ready to be called where it must run."""
 
     limits: BatchLimits
     together: BoundHandler
-    """Call for a list of tasks; its value is the handler's return value."""
+    """Call for a list of tasks; it returns the handler's return value."""
     alone: BoundHandler
-    """Call for one task; its value is the result of this task."""
+    """Call for one task; it returns the result of this task."""
 
 
 class Invoker:
@@ -145,7 +145,7 @@ class Invoker:
         return NO_RULES if handler is None else handler.rules
 
     def _chain(self, handler: Handler) -> Invoke:
-        """Return the call of a handler with the middleware around it."""
+        """Return a function that calls the handler with the middleware around it."""
         invoke = self._core(handler)
         for middleware in reversed((*self._middleware, *handler.middleware)):
             if not in_thread(middleware):
@@ -153,8 +153,7 @@ class Invoker:
         return invoke
 
     async def call_beside(self, type: str, hook: Callable[..., Any], *args: Any) -> Any:
-        """Call a hook of a type: in a thread if its handler runs in one and the hook is `def`, else
-        here."""
+        """Call a hook of a type: a `def` hook of a thread handler in a thread, others here."""
         handler = self._mux.find(type)
         if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
             return hook(*args)
@@ -185,7 +184,7 @@ class Invoker:
                 return self._in_process(handler)
 
     def _submitter(self, handler: Handler) -> Submit:
-        """Return the start of a handler in a thread, with the `def` middleware around it."""
+        """Return a function that starts a handler in a thread, with `def` middleware around it."""
         around = (*self._middleware, *handler.middleware)
         return _submitter(handler, self.threads, [*filter(in_thread, around)])
 
@@ -278,7 +277,7 @@ def _around_call(
 
 
 def _claim() -> Claim | None:
-    """Return the claim of the current task, marked as waiting; None outside a server's task."""
+    """Mark the current task as waiting and return its claim; None outside a server's task."""
     current = running.get(None)
     if not isinstance(current, HandlerContext):
         return None
@@ -287,7 +286,7 @@ def _claim() -> Claim | None:
 
 
 def _one_by_one(invoke: Invoke) -> Invoke:
-    """Return the call of a batch handler for one task, which returns or raises its outcome."""
+    """Return a call of a batch handler for one task; the call returns or raises the outcome."""
 
     async def alone(info: TaskInfo, limit: float | None) -> Any:
         [value] = outcomes_of_call(await invoke(info, limit), 1)
@@ -316,7 +315,7 @@ def encode_result(
     begun_us: int = 0,
 ) -> bytes:
     """Encode a handler's return value as a result record; raise ResultNotKept if it cannot be
-    encoded or is over `limit` bytes."""
+    encoded or exceeds `limit` bytes."""
     if value is None:
         return codec.encode(Result(NONE_VALUE, begun_us=begun_us))
     if type(value) is bytes:
@@ -329,11 +328,11 @@ def encode_result(
                 data = codec.encode_natural(carry(value))
             record = Result(data, begun_us=begun_us)
         except codec.CodecError as error:
-            raise ResultNotKept(f"the result could not be kept: {error}") from None
+            raise ResultNotKept(f"the result could not be stored: {error}") from None
     if len(record.value) > limit:
         size = len(record.value)
         raise ResultNotKept(
-            f"the result of {size} bytes is over the limit of {limit} (result_limit): return less, "
+            f"the result of {size} bytes exceeds the limit of {limit} (result_limit): return less, "
             "store it elsewhere, or raise the limit"
         )
     return codec.encode(record)

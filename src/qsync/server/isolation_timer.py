@@ -30,7 +30,7 @@ class Isolation:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, leased: LeasedTask) -> None:
-        """Let other tasks join this suspect if it still runs when its time alone is over."""
+        """Let other tasks join this suspect if it still runs at the end of its time alone."""
         seconds = self._suspects.alone_s(leased)
         self._loop.call_later(seconds, self._check, leased)
 
@@ -51,7 +51,7 @@ class Isolation:
             [answer] = await self._broker.run(call)
         except QsyncError as error:
             log.warning(
-                "cannot let other tasks run beside task %s yet: %s", leased.id, error,
+                "cannot let other tasks run alongside task %s yet: %s", leased.id, error,
                 extra=leased.fields,
             )  # fmt: skip
             self._loop.call_later(ALONE_S, self._check, leased)

@@ -40,5 +40,5 @@ async def readable_config(broker: AsyncBroker, prefix: str, config: Config) -> C
     if not readable:
         raise next(iter(later.values()))
     for error in later.values():
-        log.error("%s; until it restarts, this server leaves the queue alone", error)
+        log.error("%s; this server ignores the queue until it restarts", error)
     return dataclasses.replace(config, queues=readable)

@@ -29,7 +29,7 @@ log: Final = logging.getLogger("qsync.server")
 RenewAnswer = Literal["ok", "cancelled", "done", "lost"]
 
 Refusal = tuple[LeasedTask, RenewAnswer]
-"""A task whose lease the store did not simply renew, and the store's answer: cancelled, done or
+"""A task and the store's answer to the renewal of its lease if that is not "ok": cancelled, done or
 lost."""
 
 
@@ -108,14 +108,13 @@ class LeaseKeeper:
     async def confirm(
         self, queue: QueueState, tasks: list[LeasedTask], since: float
     ) -> list[LeasedTask]:
-        """Renew the leases on tasks of a late or repeated fetch; return the tasks that are still
-        held.
+        """Renew the leases on tasks of a late or repeated fetch; return those still held.
 
-        The leases began at `since`, by boot_s, or later. If the renewal fails, assume that
-        they began then, so that no task starts whose lease may have expired.
+        The leases began at `since`, by boot_s, or later. If the renewal fails, the leases are
+        assumed to have begun at `since`, so that no task starts whose lease may have expired.
         """
         for leased in tasks:
-            leased.leased_us = 0  # a repeated reply has a different time from the lease's
+            leased.leased_us = 0  # a repeated reply has another time than the lease
         renewal = Renewal(tasks, self._lease_s)
         try:
             answers = await self._broker.run(renewal.call, patience=self._lease_s / 3)
@@ -130,12 +129,12 @@ class LeaseKeeper:
     async def take_back_repeated(
         self, queue: QueueState, fetch: FetchInFlight, read: Collection[str]
     ) -> None:
-        """Hand back the tasks that a heartbeat thread's repetition of a fetch leased, except those
-        of the answer that the loop has `read`.
+        """Hand back the tasks that a heartbeat thread leased by repeating a fetch, except those in
+        the reply that the loop has `read`.
 
-        The store does not record a fetch without tasks, so its repetition may lease some, and the
-        reply to the thread may be lost. Call it before the next fetch: the store answers a
-        repetition only until then.
+        The store does not record a fetch that found no tasks, so its repetition may lease some, and
+        the reply to the thread may be lost. Call this method before the next fetch, since the store
+        answers a repetition only until then.
         """
         try:
             answer = await self._broker.run(fetch.again, patience=self._lease_s / 3)
@@ -146,8 +145,8 @@ class LeaseKeeper:
             self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
 
     async def mend(self, queue: QueueState, ids: Sequence[str]) -> None:
-        """Repair leases of this server that expired or that it may not know about: renew those on
-        held tasks, and hand back the other tasks."""
+        """Repair leases of this server that expired or that it may not know about: renew the leases
+        on held tasks, and hand the other tasks back."""
         held = [queue.held[id] for id in ids if id in queue.held]
         stray = [id for id in ids if id not in queue.held]
         try:
@@ -173,7 +172,7 @@ class LeaseKeeper:
             await self._broker.run(ops.hand_back(queue.keys, backs))
 
     def see_generation(self, queue: QueueState, generation: str) -> None:
-        """Lose all held tasks if the generation changed: the store has lost the queue's data."""
+        """Give up all held tasks if the generation changed: the store has lost the queue's data."""
         before, queue.generation = queue.generation, generation
         if before == generation:
             return
@@ -224,9 +223,10 @@ class ThreadLeaseKeeper:
         return None
 
     def renew_unread(self, queue: QueueState) -> bool:
-        """Renew the leases on the tasks of a fetch whose answer the blocked loop has not read.
+        """Renew the leases on the tasks of a fetch whose reply the blocked loop has not read.
 
-        The thread repeats the fetch to learn its tasks. Return False if the renewal failed.
+        The thread repeats the fetch to learn which tasks it leased. Return False if the renewal
+        failed.
         """
         fetch = queue.in_flight
         if fetch is None or boot_s() - fetch.since < self._lease_s / 4:
@@ -250,13 +250,13 @@ class ThreadLeaseKeeper:
     def hand_back_unread(self, queue: QueueState) -> None:
         """Hand back the tasks of a fetch in flight, which cannot start while the loop stalls.
 
-        This thread repeats the fetch to learn its tasks; `queue.revoked_token` keeps the loop from
-        starting them.
+        This thread repeats the fetch to learn which tasks it leased; `queue.revoked_token` keeps
+        the loop from starting them.
         """
         fetch = queue.in_flight
         if fetch is None or queue.handed_back_token == fetch.token:
             return
-        queue.revoked_token = fetch.token  # first: from now on the loop starts none of these tasks
+        queue.revoked_token = fetch.token  # first: from now on, the loop starts none of the tasks
         if queue.in_flight is not fetch:  # the loop read the answer just before
             queue.revoked_token = None
             return
@@ -271,8 +271,7 @@ class ThreadLeaseKeeper:
             self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
 
     def hand_back(self, tasks: Iterable[LeasedTask]) -> list[LeasedTask]:
-        """Hand back tasks of any queues that have not started; return those that the store did not
-        accept."""
+        """Hand back tasks of any queues that have not started; return those that could not be."""
         by_queue: dict[str, list[LeasedTask]] = {}
         for leased in tasks:
             by_queue.setdefault(leased.queue.name, []).append(leased)

@@ -1,6 +1,6 @@
 """Detects a stalled event loop, logs the cause, and hands back tasks that cannot start.
 
-A heartbeat thread calls `check`; the loop answers by calling `_beat`.
+A heartbeat thread calls `check`; the loop responds by calling `_beat`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from qsync.server.queue_state import QUEUED, LeasedTask, QueueState
 log: Final = logging.getLogger("qsync.server")
 
 STALL_S: Final = 1.0
-"""Time without a turn of the event loop after which it counts as stalled, in seconds."""
+"""Time without a turn after which the event loop counts as stalled, in seconds."""
 
 STALE_S: Final = 1.0
-"""Time after which a task that was leased ahead and has not started is handed back, in seconds."""
+"""How long a task that was leased ahead may wait to start before it is handed back, in seconds."""
 
 
 class LoopWatchdog:
-    """Watches the event loop that creates it."""
+    """Watches the event loop on which it is created."""
 
     def __init__(self, ready: deque[LeasedTask]) -> None:
         self._ready = ready
@@ -62,7 +62,7 @@ class LoopWatchdog:
             frame = sys._current_frames().get(self.thread)
             stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
             log.warning(
-                "a handler blocks the event loop for over %g s; use `def`, or await:\n%s",
+                "a handler has blocked the event loop for over %g s; make it `def`, or await:\n%s",
                 STALL_S,
                 stack,
             )

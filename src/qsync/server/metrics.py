@@ -24,7 +24,8 @@ class MetricRow(msgspec.Struct, array_like=True):
     running: int = 0
     outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
     waits: list[int] = msgspec.field(default_factory=_buckets)
-    """Histogram of the time from when a task could start until it started; retries do not count."""
+    """Histogram of the time between when a task could start and when it started; retries do not
+    count."""
     wait_s: float = 0.0
     """Sum of these times, in seconds."""
     runs: list[int] = msgspec.field(default_factory=_buckets)
@@ -32,9 +33,10 @@ class MetricRow(msgspec.Struct, array_like=True):
     run_s: float = 0.0
     """Sum of these times, in seconds."""
     unknown: int = 0
-    """Number of times that a task went back because the server has no handler for its type."""
+    """Number of times that a task was handed back because the server has no handler for its
+    type."""
     dropped: int = 0
-    """Number of runs whose statistics the store did not take."""
+    """Number of runs whose statistics the store did not accept."""
     oldest_began: float = 0.0
     """When the oldest running task started, by `time.monotonic`, which all processes of a machine
     share; 0 if none runs."""
@@ -56,7 +58,7 @@ class MetricRow(msgspec.Struct, array_like=True):
 
 
 def merged(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """Return one row for each queue and type, with the sums of its rows."""
+    """Return one row for each queue and type, with the sums of the rows for it."""
     sums: dict[tuple[str, str], MetricRow] = {}
     for row in rows:
         sums.setdefault((row.queue, row.type), MetricRow(row.queue, row.type)).add(row)
@@ -64,7 +66,7 @@ def merged(rows: Iterable[MetricRow]) -> list[MetricRow]:
 
 
 def closed(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """Return the rows of a server that has ended: the counts stay, and nothing runs."""
+    """Return the rows of a server that has ended: the counts remain, but nothing runs."""
     totals = merged(rows)
     for row in totals:
         row.running, row.oldest_began = 0, 0.0
@@ -80,7 +82,7 @@ class MetricSource(Protocol):
 class MetricTotals:
     """The sums of many sources, including ended ones, so that counters never decrease.
 
-    One thread changes the totals; any thread may read them, as all state is in one reference.
+    One thread changes the totals; any thread may read them, since all state is in one reference.
     """
 
     def __init__(self) -> None:

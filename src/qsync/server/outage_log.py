@@ -1,6 +1,6 @@
-"""Logs when the store becomes unreachable and when it is back, once for all parts of a server.
+"""Logs when the store becomes unreachable and when it is back, for all parts of a server together.
 
-Each part retries several times per second. The log has one line for the first failure, one per
+Each part retries several times per second. The log gets one line for the first failure, one per
 minute after that, and one when all parts work again. The event loop and the heartbeat threads call
 this module.
 """
@@ -26,7 +26,7 @@ class PartFailure(NamedTuple):
     kind: type[QsyncError]
     """Class of its last error."""
     since: float
-    """Time of its first failure in a row, by time.monotonic."""
+    """Time of the first of its successive failures, by time.monotonic."""
 
 
 class Outage:
