@@ -158,6 +158,6 @@ def test_an_address_that_cannot_be_sent_is_an_error_that_says_why() -> None:
     server = ChildServer(
         ChildSetup.of(address, "x", {}, None), lambda report: None, lambda path: None
     )
-    with pytest.raises(QsyncError, match="the address of the store cannot be sent to a handler process"):
+    with pytest.raises(QsyncError, match="store cannot be sent to a handler process"):
         server.client(None)
     assert server.state() is None
