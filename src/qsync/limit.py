@@ -82,7 +82,7 @@ def limit_rule(
                 why = phrase("%(field)s: %(value)s needs rate=", field=name, value=shorten(value))
                 raise InvalidTask(within(where, why))
         if concurrency is None:
-            why = phrase("pass rate= and per=, concurrency=, or all of them")
+            why = phrase("pass rate= and per=, or concurrency=, or all three")
             raise InvalidTask(within(where, why))
         return LimitRule(concurrency=_count(within(where, "concurrency"), concurrency))
     if per is None:
@@ -245,7 +245,7 @@ def _parts(text: str, parameters: Sequence[str]) -> list[tuple[str, str | None]]
 
 def _text(template: str, name: str, arguments: Mapping[str, Any]) -> str:
     if name not in arguments:
-        raise InvalidTask(f"limits: {shorten(template)}: argument {name!r} is not given")
+        raise InvalidTask(f"limits: {shorten(template)}: argument {name!r} was not passed")
     value = arguments[name]
     if isinstance(value, Enum):
         value = value.value

@@ -305,7 +305,7 @@ class Registry:
         if misplaced:
             raise ConfigError(f"{', '.join(misplaced)}: set them on {task!r} itself")
         if self._mux.find(task.name) is not task.handler:
-            raise ConfigError(f"periodic: {task!r} is a task of another app")
+            raise ConfigError(f"periodic: {task!r} belongs to another app")
 
     def limit(
         self,

@@ -261,6 +261,6 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
 def _tell(place: str, error: Exception) -> None:
     """Log that listening has failed; callers still get their results by polling."""
     log.info(
-        "listening on %s: %s; results are polled every 1 to 5 s until it works again",
+        "cannot listen on %s: %s; polling for results every 1 to 5 s until listening works again",
         place, error, exc_info=None if isinstance(error, QsyncError) else error,
     )  # fmt: skip

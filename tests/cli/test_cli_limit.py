@@ -60,7 +60,7 @@ def test_closed_limit_is_opened(live: Live) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["set", "customer"], 2, "pass --rate and --per, --concurrency, or all of them"),
+        (["set", "customer"], 2, "pass --rate and --per, or --concurrency, or all three"),
         (["set", "customer", "--concurrency", "0"], 2, "concurrency: 0 is not a whole number"),
         (["set", "customer", "--rate", "5"], 2, "rate: 5 needs --per"),
         (["set", "a b", "--concurrency", "1"], 2, "LIMIT: the name in 'a b' must be"),

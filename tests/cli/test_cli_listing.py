@@ -78,7 +78,7 @@ def test_wrong_arguments_exit_with_one_line(live: Live) -> None:
         (["acl", "server", "--user", "x on nopass"], "qsync acl: --user: must be 1 to 128 of the"),
         (["dashboard", "--root-path", "ops"], "qsync dashboard: Invalid value for '--root-path'"),
         (["limit", "set", "x", "--rate", "5"], "rate: 5 needs --per, e.g. --per 1 for a second"),
-        (["limit", "set", "x"], "limit x: pass --rate and --per, --concurrency, or all of them"),
+        (["limit", "set", "x"], "limit x: pass --rate and --per, or --concurrency, or all three"),
     ):
         line = live.refused(*words, code=2)
         assert told in line, words

@@ -179,7 +179,7 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     assert f"server         {server.id}" in live.ok("task", "show", id).out
     assert ", in hold\n" in live.ok("task", "show", id, "--stack").out
     assert "no task none" in live.refused("task", "show", "none", "--stack").lower()
-    assert "it runs: cancel it first" in live.refused("task", "delete", id, "--yes")
+    assert "it is running: cancel it first" in live.refused("task", "delete", id, "--yes")
     cancelled = live.ok("task", "cancel", id).out
     assert cancelled == f"h: request sent to server {server.id}\n"
     live.reaches(id, "cancelled")

@@ -1063,7 +1063,7 @@ def test_a_periodic_function_needs_no_arguments() -> None:
     task = app.task("t")(nothing)
     with pytest.raises(ConfigError, match="set them on <task t> itself"):
         app.periodic(every=5, executor="process")(task)
-    with pytest.raises(ConfigError, match="<task t> is a task of another app"):
+    with pytest.raises(ConfigError, match="<task t> belongs to another app"):
         Qsync(URL).periodic(every=5)(task)
 
 

@@ -25,7 +25,7 @@ def test_rule_of_a_rate_has_a_tenth_of_it_as_burst() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"limit x: pass rate= and per=, concurrency=, or all of them"),
+        ({}, r"limit x: pass rate= and per=, or concurrency=, or all three"),
         ({"rate": 1}, r"limit x: rate: 1 needs per="),
         ({"per": 1}, r"limit x: per: 1 needs rate="),
         ({"burst": 5, "concurrency": 1}, r"limit x: burst: 5 needs rate="),

@@ -112,7 +112,7 @@ async def test_edit_form_keeps_long_texts_and_refuses_stale_payloads(
             first = await post(client, "d", "save", '{"n": 2}', version=version)
             assert first.status_code == 303
             second = await post(client, "d", "retry", '{"n": 3}', version=version)
-            assert (second.status_code, "changed since then" in second.text) == (400, True)
+            assert (second.status_code, "changed since you opened it" in second.text) == (400, True)
             assert '{"n": 3}' in html.unescape(second.text)
             assert (await detail(made, "d")).value() == {"n": 2}
             assert (await post(client, "d", "delete", '{"n": 4}')).status_code == 404

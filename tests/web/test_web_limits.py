@@ -87,7 +87,7 @@ async def test_closed_limit_is_opened(store: Store, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"limit": "customer:42"}, "pass rate= and per=, concurrency=, or all of them"),
+        ({"limit": "customer:42"}, "pass rate= and per=, or concurrency=, or all three"),
         ({"limit": "customer:42", "concurrency": "0"}, "concurrency: 0 is not a whole number"),
         ({"limit": "customer:42", "concurrency": "x"}, "concurrency: 'x' is not a whole number"),
         ({"limit": "customer:42", "rate": "5", "per": "soon"}, "per: 'soon' is not a number"),

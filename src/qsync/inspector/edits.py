@@ -140,7 +140,7 @@ class _EditsMixin(_TasksMixin):
 
 def _check_due(due: str, state: TaskState, *, retry: bool) -> None:
     if due and (retry or state not in TIMED):
-        raise InvalidTask(phrase("A task that is run now or is dead cannot have a delay."))
+        raise InvalidTask(phrase("A dead task, or a task to run now, cannot have a delay."))
 
 
 def _beyond_deadline(
@@ -165,8 +165,8 @@ def _check_version(message: Message, version: str | None) -> None:
     if version not in (None, payload_version(message.payload, is_value=message.is_value)):
         raise InvalidTask(
             phrase(
-                "The payload has been changed since then, so nothing was saved. Open the task "
-                "again, and make your change in its current payload."
+                "The payload has changed since you opened it, so nothing was saved. Open the task "
+                "again, and edit its current payload."
             )
         )
 

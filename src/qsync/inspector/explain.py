@@ -143,14 +143,11 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
 
 def _limited(facts: Facts, blank: Explanation) -> Explanation:
     info = facts.waits_for
-    sentences = [
-        phrase("Limited by a limit that has just opened: it starts when a server looks for tasks.")
-    ]
+    sentences = [phrase("Its limit has just opened: it starts when a server next looks for tasks.")]
     if facts.waits_for_type:
         sentences = [
             phrase(
-                "Limited by a pause of %(type)s that is over: it starts when a server looks for "
-                "tasks.",
+                "The pause of %(type)s is over: it starts when a server next looks for tasks.",
                 type=quoted_type(facts),
             )
         ]

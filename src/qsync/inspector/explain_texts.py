@@ -101,7 +101,7 @@ def _obstacle(info: LimitInfo) -> Phrase:
         return _taken(info, maximum)
     if info.opens_at is not None and info.rule is not None:
         return phrase("opens at %(time)s (%(rule)s)", time=info.opens_at, rule=info.rule.phrase)
-    return phrase("open, and other tasks wait before it")
+    return phrase("open, but other tasks are ahead of it")
 
 
 def _taken(info: LimitInfo, maximum: int) -> Phrase:

@@ -216,7 +216,8 @@ def _changed(query: SearchQuery, verb: Verb) -> tuple[TaskState, ...]:
     states = tuple(state for state in CHANGED[verb] if not query.states or state in query.states)
     if not states:
         problem = phrase(
-            "The verb %(verb)s works on the states %(states)s, not on %(given)s.",
+            "The verb %(verb)s applies to the states %(states)s, but the search selects only "
+            "%(given)s.",
             verb=verb, states=", ".join(CHANGED[verb]), given=", ".join(query.states),
         )  # fmt: skip
         raise InvalidTask(problem)

@@ -148,7 +148,9 @@ def _events(task: DecodedTask) -> list[Event]:
     crashes = crash_count(task.shown.crashes)
     if crashes:
         text = plural_phrase(
-            "its server died with it once", "its server died with it %(num)s times", crashes
+            "its server died once while running it",
+            "its server died %(num)s times while running it",
+            crashes,
         )
         events.append(_event(None, "crashed", text))
     if task.shown.cancel is not None and task.shown.state is not TaskState.COMPLETED:

@@ -214,7 +214,7 @@ class _TasksMixin(Base):
         if isinstance(shown, Change):
             return shown
         if shown.state is TaskState.ACTIVE:
-            return refused(phrase("it runs: cancel it first"), state=shown.state)
+            return refused(phrase("it is running: cancel it first"), state=shown.state)
         call = operator_ops.delete(self._keys(queue), [id], shown.state)
         event = self._actor.event("task.delete", detail=shown.state)
         if await self._broker.run(recorded(call, event)):
