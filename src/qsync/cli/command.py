@@ -188,7 +188,7 @@ def _argument_in_usage(argument: Any) -> str:
 class CommandGroup(typer.Typer):
     """A group of commands, which may share options as `with_options` describes."""
 
-    def command(  # type: ignore[override]  # the commands of a group differ in these alone
+    def command(  # type: ignore[override]  # a group's commands differ only in these
         self,
         name: str | None = None,
         *,

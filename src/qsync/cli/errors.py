@@ -86,7 +86,7 @@ SORTS: Final[dict[str, Callable[[ErrorGroup], Any]]] = {
     "first": lambda group: group.first_at or NEVER,
     "last": lambda group: NEVER - (group.last_at or NEVER),
 }
-"""Sort keys of the list by column."""
+"""Sort key for each column of the list."""
 
 Sort = Annotated[str, sort_option(
     SORTS, "Column to sort by: tasks (most first), type, first (oldest first) or last (latest "

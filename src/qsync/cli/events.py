@@ -29,7 +29,7 @@ SORTS: Final[dict[str, Callable[[OperatorEvent], Any]]] = {
     "queue": lambda event: event.queue or "",
     "number": lambda event: -event.number,
 }
-"""Sort keys of the list by column; ties stay in order of time."""
+"""Sort key for each column of the list; ties stay in order of time."""
 
 
 def events(

@@ -40,7 +40,7 @@ SORTS: Final[dict[str, Callable[[KeyRow], Any]]] = {
     "key": lambda row: row.key,
     "weight": lambda row: -row.weight,
 }
-"""Sort keys of the list by column."""
+"""Sort key for each column of the list."""
 
 
 @fairness.command("list")

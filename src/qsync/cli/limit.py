@@ -41,7 +41,7 @@ SORTS: Final[dict[str, Callable[[LimitInfo], Any]]] = {
     "used": lambda info: (-info.in_use - info.ready, info.limit),
     "waiting": lambda info: (-info.waiting, info.limit),
 }
-"""Sort keys of the list by column."""
+"""Sort key for each column of the list."""
 
 LimitQueue = Annotated[str, queue_option("Queue of the limit.")]
 

@@ -57,7 +57,7 @@ COMMANDS: Final[dict[str, dict[str, str | None]]] = {
 the list of commands, and no epilog if the help itself lists the exit codes."""
 
 MODULES: Final = {"demo": "demo.command"}
-"""Modules of commands whose module is not named after the command."""
+"""Modules of the commands that are not in a module of their own name."""
 
 
 class CommandTable(MutableMapping[str, Any]):

@@ -52,7 +52,7 @@ SORTS: Final[dict[str, Callable[[ScheduleInfo], Any]]] = {
     "next": lambda info: info.next_at[0] if info.next_at and not info.paused else NEVER,
     "last": lambda info: NEVER - info.last_tick if info.last_tick else timedelta.max,
 }
-"""Sort keys of the list by column."""
+"""Sort key for each column of the list."""
 
 Name = Annotated[str, argument(
     metavar="SCHEDULE", autocompletion=completion.schedules, help="Schedule name.",

@@ -25,7 +25,7 @@ RUN_SORTS: Final[dict[str, Callable[[ScheduleRun], Any]]] = {
     "duration": lambda run: -(run.duration or 0.0),
     "outcome": lambda run: (run.outcome, -run.tick.timestamp()),
 }
-"""Sort keys of the history by column."""
+"""Sort key for each column of the history."""
 
 
 @schedule.command()

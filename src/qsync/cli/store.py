@@ -54,7 +54,7 @@ CLOCK_S: Final = 60.0
 """How long a measured offset of the store's clock is used."""
 
 NAMES_SHOWN: Final = 20
-"""Number of names that a message lists."""
+"""Maximum number of names that a message lists."""
 
 
 class StoreSession:
@@ -129,7 +129,7 @@ def load_app(target: str, url: str | None = None) -> Qsync:
 def connections_of(
     options: StoreOptions, *, patience: float = STORE_TIMEOUT_S
 ) -> tuple[Connections, Qsync | None]:
-    """Return the store named by the options, the app or the environment, and the app.
+    """Return the store that the options, the app or the environment name; and the app, if any.
 
     An app without a URL or prefix has already read the environment.
     """

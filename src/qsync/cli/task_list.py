@@ -47,7 +47,7 @@ SORTS: Final[dict[str, Callable[[TaskRow], Any]]] = {
     "priority": lambda row: -row.priority,
     "size": lambda row: -row.size,
 }
-"""Sort keys by name; tasks with equal keys are ordered by id."""
+"""Functions that return a task's sort key, by name; tasks with equal keys are ordered by id."""
 
 SortTasks = Annotated[str | None, sort_option(
     SORTS,

@@ -86,8 +86,8 @@ def list_types(
 
     For example: qsync types --queue mail --period 24h --sort failed
 
-    WAIT and RUN are the median and the 95th percentile. PENDING and DEAD count among the first
-    1,000 tasks; a + means that there are more.
+    WAIT and RUN are the median and the 95th percentile. PENDING and DEAD are counts among the first
+    1,000 tasks; a + means that there are more tasks.
     """
     with open_store(store) as session:
 

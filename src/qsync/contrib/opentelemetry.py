@@ -115,7 +115,7 @@ class Tracing:
         ) as span:
             try:
                 yield _EnqueueSpan(span, tasks)
-            except DuplicateTask as error:  # an expected outcome, no error
+            except DuplicateTask as error:  # an expected outcome, not an error
                 span.set_attribute("qsync.duplicate_of", error.id)
                 raise
             except BaseException as error:

@@ -129,7 +129,7 @@ class _Runs:
 
 
 def _in_threads(mux: Mux) -> Mux:
-    """Return the handlers; those for processes run in threads."""
+    """Return the handlers; those with `executor="process"` run in threads."""
     copied = Mux()
     for handler in mux.handlers:
         place = "thread" if handler.place == "process" else handler.place

@@ -198,7 +198,8 @@ def create_app(
     view_token lets in requests in the same way, but only to read
     auth       a function of the request, sync or async: True or the user's name lets the request
                in; a Response is sent instead, for example a redirect to a sign-in page. "host": the
-               outer app has already checked. Without token and auth, all requests are refused.
+               outer app has already checked the request. Without token and auth, all requests are
+               refused.
     read_only  refuses all changes
     mask       takes a task's type and payload (the bytes that a handler gets) and returns what to
                show: text, or bytes of the same kind. Results are then hidden.

@@ -204,7 +204,7 @@ def time_ceiling(seconds: float) -> float:
 
 
 def ceiling(value: float) -> float:
-    """Return the next number of 1, 2, 5, 10, 20, 50, ...; 1 for 0."""
+    """Return the next number in the series 1, 2, 5, 10, 20, 50, ...; 1 for 0."""
     if value <= 0:
         return 1.0
     size = float(10 ** math.floor(math.log10(value)))

@@ -65,7 +65,7 @@ class StoreClock:
 
 @dataclass
 class Waiting:
-    """How many tasks of types without a handler wait, by queue and type; see `problems`."""
+    """Number of waiting tasks whose type has no handler, by queue and type; see `problems`."""
 
     numbers: dict[str, dict[str, tuple[int, bool]]] = field(default_factory=dict)
     counted_at: float = -math.inf

@@ -99,7 +99,7 @@ async def show_keys(site: Site, request: Request) -> Response:
 
 
 def parse_for(site: Site, text: str) -> SearchQuery:
-    """Parse a search. Raise InvalidTask if it searches for data that the dashboard hides."""
+    """Parse a search. Raise InvalidTask if the search looks for data that the dashboard hides."""
     query = parse_search(text)
     if site.mask is not None and query.filter is not None and query.filter.args:
         term = f"args.{query.filter.args[0][0]}:"
@@ -182,7 +182,7 @@ async def _scan(
 
 
 def sort_rows(rows: Sequence[TaskRow], sort: str) -> list[TaskRow]:
-    """Return the rows in an order of SORTS."""
+    """Return the rows in one of the orders in SORTS."""
     keys: dict[str, Callable[[TaskRow], Any]] = {
         "newest": lambda row: -_time(row), "oldest": _time, "type": lambda row: row.type,
         "queue": lambda row: row.queue, "attempts": lambda row: -row.ended_attempts,

@@ -1,9 +1,9 @@
 """Writes strings, numbers, durations and times in the language of the request.
 
-Templates write `{% trans %}` and `{{ _("…") }}`, Python `_("No queue %(queue)s.", queue=name)` and
-`ngettext(one, many, number)`. Lower layers return a Phrase, which pages translate. All of them look
-up the English text in the catalogue of the language, which `make messages` keeps up to date.
-docs/design/languages.md gives the reasons.
+Templates use `{% trans %}` and `{{ _("…") }}`; Python code uses `_("No queue %(queue)s.",
+queue=name)` and `ngettext(one, many, number)`. Lower layers return a Phrase, which pages translate.
+All of them look up the English text in the catalogue of the language, which `make messages` keeps
+up to date. docs/design/languages.md gives the reasons.
 """
 
 from __future__ import annotations

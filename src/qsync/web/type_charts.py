@@ -32,7 +32,7 @@ class StepChart:
     half: str
     lines: list[Line]
     before: list[str]
-    """SVG paths of the same lines some time earlier."""
+    """SVG paths of the same lines in an earlier period, for comparison."""
     steps: list[str]
     ticks: list[str]
     label: str

@@ -142,7 +142,7 @@ def _without_late(
     locks: Mapping[UnsentRow, str],
     earlier: Sequence[Sequence[UnsentRow] | None],
 ) -> list[UnsentRow]:
-    """Return the rows without an earlier unsent row for the same unique lock. A relay sends the
+    """Return the rows that have no earlier unsent row for the same unique lock. A relay sends the
     others in order, so that an earlier payload does not replace a later one."""
     own = {row.id for row in rows}
     late = set[UnsentRow]()

@@ -92,7 +92,7 @@ class _Progress:
         return due_rows(ids=self.unreadable, queues=queues)
 
     def note_sent(self, sent: Sent) -> None:
-        """Record the outcome of a batch, and which queues fail."""
+        """Record the outcome of a batch, and which queues failed."""
         self.sent += len(sent.ids)
         for id in sent.unreadable:
             if len(self.unreadable) < UNREADABLE:
@@ -115,7 +115,8 @@ class _Progress:
             failing.pause_s = min(failing.pause_s * 2, LONGEST_PAUSE_S)
 
     def pause_after(self, more: bool, sent: Sent) -> float:
-        """Return how long to wait after a batch, in seconds; `more`: further rows may be due."""
+        """Return how long to wait after a batch, in seconds; `more` is true if more rows may be
+        due."""
         self._retries.worked(_READ)
         if sent.error is not None:
             return self.pause_after_error(sent.error, _SEND)

@@ -47,11 +47,11 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
               Snooze are never reported
     monitors  whether Sentry monitors the app's periodic tasks
 
-    Errors are grouped by task type and error class. They include the task's id, type, queue and
-    attempt, and the server; the payload only if `send_default_pii` is set. A trace continues from
-    the enqueue to the handler. Records of the servers' logger are ignored, so that no error is
-    reported twice. Raises ConfigError if the app has already enqueued or is instrumented, or an
-    option is invalid.
+    Errors are grouped by task type and error class. A report includes the task's id, type, queue
+    and attempt, and the server. It includes the payload only if `send_default_pii` is set. A trace
+    continues from the enqueue to the handler. Records of the servers' logger are ignored, so that
+    no error is reported twice. Raises ConfigError if the app has already enqueued or is
+    instrumented, or an option is invalid.
     """
     if not isinstance(app, Qsync):
         raise ConfigError(f"app: {shorten(app)} is not a Qsync")
