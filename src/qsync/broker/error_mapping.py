@@ -241,9 +241,12 @@ def _beyond_bound(text: str, call: Call[Any]) -> QueueFull:
     bound, limit, count, room = _BOUND.findall(text)[0]
     queue = _queue_of(call)
     unit = "tasks wait" if bound == "max_tasks" else "bytes of messages are"
+    problem, advice = "is full", "try again later"
+    if int(count) < int(limit):
+        problem, advice = "has too little room for this call", f"{advice}, enqueue less at once"
     return QueueFull(
-        f"queue {queue} is full: {int(count):,} {unit} there, and {bound} is {int(limit):,}; try "
-        "again later, or raise the bound",
+        f"queue {queue} {problem}: {int(count):,} {unit} there, and {bound} is {int(limit):,}; "
+        f"{advice}, or raise the bound",
         queue=queue, bound=bound, limit=int(limit), count=int(count), room=int(room),
     )  # fmt: skip
 
