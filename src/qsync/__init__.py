@@ -1,6 +1,6 @@
 """qsync: a distributed task queue for Python on Redis or Valkey.
 
-Start with `Qsync`, the app: it turns functions into tasks and makes clients and servers. A `Mux`
+Start with `Qsync`, the app: it turns functions into tasks and creates clients and servers. A `Mux`
 maps task types to handlers.
 """
 

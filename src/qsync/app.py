@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Qsync(Registry):
-    """The store, the tasks and the periodic tasks of a program; makes clients and servers.
+    """Holds the store, tasks and periodic tasks of a program; creates clients and servers.
 
     `url` is the address of the store:
 
@@ -166,7 +166,7 @@ class Qsync(Registry):
         return options
 
     def extend(self, extension: Extension) -> None:
-        """Add an extension to all clients and servers that the app makes from now on.
+        """Add an extension to all clients and servers that the app creates from now on.
 
         Raises ConfigError if an extension that acts on enqueues comes after the first enqueue, if
         the app already has an extension of this name, or if this would be its second extension with

@@ -36,7 +36,7 @@ _MAX_S: Final = 36_525 * 86_400  # a delay over 100 years is a mistake
 
 
 class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A policy for `retry_delay`: each delay is a multiple of the one before.
+    """A policy for `retry_delay`: each delay is a multiple of the previous delay.
 
     first    delay after the first failure, seconds
     factor   ratio of each delay to the previous one, 1 to 1000
@@ -81,7 +81,7 @@ RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
 
 
 def spread(minimum: float, maximum: float) -> float:
-    """Return a random number in this range, so that servers do not act at the same moment."""
+    """Return a random number in this range, which keeps servers from acting all at once."""
     return minimum + _chance() * (maximum - minimum)  # noqa: S311 - not a secret
 
 

@@ -1,4 +1,4 @@
-"""Batch functions, which `@app.batch` makes: one call of the function runs several tasks."""
+"""Batch functions, which `@app.batch` creates: one call of the function runs several tasks."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ WhenFull = Literal["raise", "drop_oldest"]
 """Action of an enqueue into a full queue: raise QueueFull, or drop the oldest waiting tasks."""
 
 MAX_BOUND: Final = 1_000_000_000_000_000
-"""Largest bound."""
+"""Maximum value of a bound."""
 
 NEAR: Final = 0.9
 """Share of a bound above which a queue counts as nearly full."""

@@ -63,7 +63,7 @@ _OF_STORE = ("_where", "prefix", "_options", "_blocking", "_by_loop", "client_ty
 
 
 class Connections:
-    """Makes the clients of one store and keeps the shared ones. The constructor does no I/O."""
+    """Creates the clients of one store, and keeps the shared ones. The constructor does no I/O."""
 
     declared: DeclaredLimits | None = None
     """The limits that the app declares; its clients check tasks against them."""
@@ -175,7 +175,7 @@ class Connections:
         return self.async_client_of(broker, **self._options)
 
     def extend(self, extension: Extension) -> None:
-        """Add an extension. Raise ConfigError as for `Qsync.extend`."""
+        """Add an extension. Raise ConfigError as `Qsync.extend` does."""
         from qsync.instrumentation import Extension  # imports the clients
 
         if not isinstance(extension, Extension):
@@ -251,7 +251,7 @@ class Connections:
         pid = os.getpid()
         client = self._blocking.get(pid)
         if client is None:
-            # setdefault: when two threads come here at once, both get the first one's client.
+            # setdefault: if two threads arrive at once, both get the client of the first thread.
             client = self._blocking.setdefault(pid, self.client())
         return client
 
@@ -347,7 +347,7 @@ class LoopClient:
         self._shared = shared
         self._guard = self._until_closed()
         with contextlib.suppress(StopIteration):
-            self._guard.asend(None).send(None)  # run to its yield; it awaits nothing before
+            self._guard.asend(None).send(None)  # run up to its yield; nothing is awaited before
 
     async def _until_closed(self) -> AsyncGenerator[None, None]:
         try:
@@ -359,5 +359,5 @@ class LoopClient:
             await self.client.aclose()
 
     async def aclose(self) -> None:
-        """Close the client, and remove it from the shared ones."""
+        """Close the client, and remove it from the shared clients."""
         await self._guard.aclose()

@@ -1,4 +1,5 @@
-"""Cron expressions: their fields, the times that match, and what is wrong with one. Without I/O."""
+"""Parses cron expressions: their fields, the matching times, and the errors in invalid ones.
+Without I/O."""
 
 from __future__ import annotations
 

@@ -6,13 +6,14 @@ flock; the system releases the locks of a process that dies:
 users.lock      Each user holds a shared lock on it. The guardian tries to lock it exclusively: when
                 that succeeds, no user is left, and the guardian stops Valkey before it releases the
                 lock. A user that arrives during that time waits, and then starts a new guardian.
-start.lock      A user holds it while it checks whether the store runs and starts a guardian.
+start.lock      A user holds it while checking whether the store runs, and while starting a
+                guardian.
 guardian.lock   The guardian holds it. The guardian runs in a separate session, so that Ctrl-C in a
                 terminal does not stop it. The file contains the path of the socket.
 valkey.lock     Valkey inherits it, so that no two Valkeys write the same data, even when a guardian
                 was killed.
 
-A child made by `os.fork` shares the lock of its parent: the store runs until both have ended. A
+A child created by `os.fork` shares the lock of its parent: the store runs until both have ended. A
 process that a user starts with `subprocess` or spawns does not share the lock.
 """
 
@@ -243,9 +244,9 @@ def _keep(program: str, path: Path, users: int, data: int) -> None:
 
     If no user is left, the guardian returns with an exclusive lock on `users`.
 
-    When the first Valkey answers, the guardian reports that to the user that started it. If Valkey
-    exits after it has answered, the guardian restarts it; if Valkey exits before it answers, the
-    guardian exits too.
+    When the first Valkey answers, the guardian reports this to the user process that started the
+    guardian. If Valkey exits after it has answered, the guardian restarts it; if Valkey exits
+    before it answers, the guardian exits too.
     """
     stop_requested = False
 
@@ -264,7 +265,7 @@ def _keep(program: str, path: Path, users: int, data: int) -> None:
             answered = _ask(str(path), b"PING").startswith(b"+PONG")
             if answered and stat.S_ISFIFO(os.fstat(1).st_mode):
                 _report_ready()
-        elif not path.exists():  # the socket was deleted: restart Valkey to make it again
+        elif not path.exists():  # the socket was deleted: restart Valkey to recreate it
             _end(valkey)
         time.sleep(0.1 if answered else 0.01)
     _end(valkey)
@@ -299,7 +300,7 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
 
 
 def _end_with_parent() -> None:
-    """Have Linux stop Valkey when its guardian is killed; elsewhere the next guardian stops it."""
+    """Make Linux stop Valkey when its guardian is killed; elsewhere the next guardian does so."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 

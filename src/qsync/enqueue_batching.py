@@ -34,7 +34,7 @@ class Batcher(Generic[T, U]):
     last lone caller's item was in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
-    `too_late` makes. No caller expires while the store keeps answering: the store must have been
+    `too_late` returns. No caller expires while the store keeps answering: the store must have been
     silent for LINE_S, or for half of the caller's patience if that is less.
     """
 
@@ -51,13 +51,13 @@ class Batcher(Generic[T, U]):
     ) -> None:
         """Make a batcher.
 
-        run       sends a batch; gets the items and the seconds left to the batch's last caller
+        run       sends a batch; receives the items and the seconds left to the batch's last caller
         size      returns the size of an item, bytes
         patience  longest wait of a caller, seconds
-        too_late  makes the error for a caller that waited longer
+        too_late  returns the error for a caller that waited longer
         calls     maximum number of calls in a batch; together they carry at most BATCH_BYTES
         max_bytes maximum size of one call, in bytes
-        run_one   sends one item, faster than `run`; gets the seconds left to its caller
+        run_one   sends one item, faster than `run`; receives the seconds left to its caller
         """
         self._run = run
         self._run_one = self._send_single if run_one is None else run_one
@@ -200,7 +200,7 @@ class Batcher(Generic[T, U]):
             self._give_up()
 
     def _give_up(self) -> None:
-        """Cancel the callers that still wait; none do unless the sender was cancelled."""
+        """Cancel the callers that still wait, which happens only if the sender was cancelled."""
         self._sender = None
         for future in self._futures:
             future.cancel()
@@ -305,7 +305,7 @@ class InFlight:
 
 
 def copy_for_caller(error: Exception) -> Exception:
-    """Return a copy of the error for one of several callers: a shared one would mix tracebacks."""
+    """Return a copy of the error for one of several callers: sharing one would mix tracebacks."""
     if not isinstance(error, QsyncError):
         return error
     copied = copy.copy(error)

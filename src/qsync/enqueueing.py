@@ -52,7 +52,7 @@ def check_durability(value: object) -> Durability | None:
 def check_confirm_timeout(value: object) -> float:
     """Return the time to wait for a confirmation, seconds.
 
-    Raises ConfigError unless 0.001 to 3600.
+    Raises ConfigError unless it is from 0.001 to 3600.
     """
     if type(value) not in (int, float) or not 0.001 <= cast("float", value) <= 3600:
         msg = f"confirm_timeout: {shorten(value)} is not a number of seconds from 0.001 to 3600"

@@ -27,7 +27,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 _RETRY: Final = "retry"
-"""Text of a Retry without a message and without a cause."""
+"""Text of a Retry that has neither a message nor a cause."""
 
 LONGEST_SNOOZE_S: Final = 10 * 365 * 86_400.0
 """Longest delay of a Snooze, in seconds: ten years."""
@@ -111,10 +111,11 @@ class SchemaMismatch(QsyncError):
 class StoreUnavailable(QsyncError, ConnectionError):
     """The store could not be reached, or gave only transient errors, within the client's patience.
 
-    An enqueue that raises it may have stored its task. To repeat it without running the task twice,
-    give the task an id. The store then refuses the same id with DuplicateTask, even when the task
-    has completed, for an hour after the first enqueue (`Qsync(remember_ids=...)`), unless the queue
-    gets more than 250,000 other chosen ids in that time.
+    An enqueue that raises this error may have stored its task. To repeat the enqueue without
+    running the task twice, give the task an id. The store then refuses the same id with
+    DuplicateTask, even when the task has completed, for an hour after the first enqueue
+    (`Qsync(remember_ids=...)`), unless the queue gets more than 250,000 other chosen ids in that
+    time.
     """
 
 
@@ -161,7 +162,7 @@ class Retry(QsyncError):
 
 
 class SkipRetry(QsyncError):
-    """Raise it in a handler to have the task end as dead at once, without a retry."""
+    """Raise it in a handler to make the task dead at once, without a retry."""
 
 
 class Snooze(QsyncError):
@@ -186,8 +187,8 @@ class RateLimited(Snooze):
     `retry_after`.
 
     As with Snooze, no attempt is counted. No other task under the limit starts before then. `limit`
-    is one of the task's limits, e.g. "customer:42", or its name; None means the first one. For a
-    task without limits this is a Snooze.
+    is one of the task's limits, e.g. "customer:42", or its name; None means the first limit. For a
+    task without limits, RateLimited is the same as Snooze.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Formats numbers, durations, sizes, times and commands for people. Without I/O.
+"""Formats numbers, durations, sizes, times and commands as readable text. Without I/O.
 
 These strings come only from numbers, clocks and our own names, so they need no escaping.
 `printable` and `csv_cell` escape other strings.
@@ -47,7 +47,7 @@ def _joined(parts: Parts) -> str:
 
 
 def whole_units(seconds: float) -> Parts:
-    """Return the largest unit of a duration, followed by the next one unless it is 0."""
+    """Return the largest unit of a duration, followed by the next smaller unit unless that is 0."""
     rest, parts = round(seconds), Parts()
     for unit, size in _UNITS:
         count, rest = divmod(rest, size)

@@ -173,7 +173,7 @@ class _Group(NamedTuple):
     sums: Sequence[float]
 
     def weight_to_end_of(self, cell: int) -> float:
-        """Estimate the weight of the cells up to this one.
+        """Estimate the weight of all cells up to and including this cell.
 
         Within a bucket, the weight follows the log-normal distribution with the known quantiles, or
         is spread evenly if they are not known.

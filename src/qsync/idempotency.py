@@ -42,7 +42,7 @@ class CallSequences:
         return sender, number + 1
 
     def give_back(self, call_id: tuple[str, int]) -> None:
-        """Free the sender of a call for the next one."""
+        """Free the sender of a call for the next call."""
         self._free.append(call_id)
 
     def acquire(self, count: int) -> SequenceLease:

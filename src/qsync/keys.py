@@ -1,4 +1,4 @@
-"""All keys of qsync in the store: name, type and lifetime. Only this module makes key names.
+"""All keys of qsync in the store: name, type and lifetime. Only this module builds key names.
 
 A queue has a fixed set of keys under one hash tag, `{prefix:queue}`, so that one script can
 reach all of them in a cluster. There are no keys per task.

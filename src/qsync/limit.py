@@ -28,7 +28,7 @@ LIMIT_LENGTH: Final = 256
 """Maximum length of a limit with its value, in characters."""
 
 MAX_COUNT: Final = 1_000_000
-"""Largest rate, burst and concurrency of a limit."""
+"""Maximum rate, burst and concurrency of a limit."""
 
 
 class LimitRule(msgspec.Struct, frozen=True, kw_only=True):

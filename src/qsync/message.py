@@ -68,7 +68,7 @@ class EditedOptions(StoredOptions, frozen=True, omit_defaults=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The message of a task as the store has it; it never changes after the enqueue."""
+    """The message of a task in the store; it never changes after the enqueue."""
 
     version: int
     enqueued_at_us: int

@@ -41,7 +41,7 @@ TEXTS: Final = (PurePath, *_IP)
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
-    """Return ISO 8601 text, plus `fold` if a value without time zone has it: ISO 8601 lacks it."""
+    """Return ISO 8601 text, and also `fold` if a value without a time zone sets it."""
     text = value.isoformat()
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 

@@ -174,7 +174,7 @@ class Mux:
         """Register the decorated function as the batch handler of a type; return it unchanged.
 
         The function takes a list of TaskInfo; see `Qsync.batch` for the limits and what it may
-        return. The other options are as for `handle`.
+        return. The other options work as in `handle`.
 
         Raises ConfigError if the type already has a handler, the function cannot be a batch
         handler, or an option is wrong.

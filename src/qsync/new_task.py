@@ -27,7 +27,7 @@ from qsync.task import PAYLOAD_LIMIT, Arguments, Task, TaskInfo, has_options, op
 
 
 class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A message as the client sends it: without version and time of enqueue."""
+    """A message as the client sends it, i.e. without the version and the time of enqueue."""
 
     nonce: bytes
     type: str

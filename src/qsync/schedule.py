@@ -43,7 +43,7 @@ _SECOND = timedelta(seconds=1)
 _YEAR_1900_US = -2_208_988_800_000_000
 _YEAR_2000_US = 946_684_800_000_000
 _YEAR_9900_US = 250_246_627_200_000_000
-_YEARS = 50  # a schedule without a tick in 50 years has none
+_YEARS = 50  # a schedule without a tick in 50 years counts as one without ticks
 
 
 @runtime_checkable

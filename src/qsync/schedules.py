@@ -50,7 +50,7 @@ LOOK_US: Final = 120_000_000
 otherwise check all stored schedules once a minute."""
 
 SCHEDULES_PER_CALL: Final = 1000
-"""Number of schedules per call that lists them."""
+"""Number of schedules that one call lists."""
 
 CALLS_PER_ROUND_TRIP: Final = 100
 """Number of calls sent in one round trip."""

@@ -1,6 +1,7 @@
-"""When the servers of a queue started, and with which version of the program. Pure.
+"""Records when the servers of a queue started, and with which version of the program. Pure.
 
-A server reports its start once. Starts of one version within an hour are one entry: a deploy.
+A server reports its start once. Starts of one version within an hour form one entry, since they
+belong to one deploy.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import msgspec
 from qsync import codec
 
 STARTS: Final = 200
-"""Maximum number of entries of a queue; the oldest are dropped."""
+"""Maximum number of entries per queue; the oldest are dropped."""
 
 STARTS_AGE_US: Final = 90 * 86_400_000_000
 """How long an entry is kept."""
 
 SAME_DEPLOY_US: Final = 3_600_000_000
-"""Starts of one version that follow within this time are one entry."""
+"""Starts of one version that follow each other within this time form one entry."""
 
 STORED_LIMIT: Final = 1 << 20
-"""Largest decompressed record of a queue, in bytes."""
+"""Maximum decompressed size of a queue's record, in bytes."""
 
 LISTED_TYPES: Final = 100
-"""Maximum number of types that are recorded for one start. A start with more types counts for all
-types."""
+"""Maximum number of types that are recorded for one start. A start with more types counts for every
+type."""
 
 
 class StartReport(msgspec.Struct, frozen=True, array_like=True):
@@ -39,7 +40,7 @@ class StartReport(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StoredStart(msgspec.Struct, array_like=True):
-    """The starts of servers with one version, from the first to the last of them."""
+    """The starts of servers with one version, from the first start to the last."""
 
     first_us: int
     last_us: int

@@ -1,4 +1,5 @@
-"""The slowest completed runs of each type, in the reports of servers and in the store. Pure.
+"""The slowest completed runs of each type, as servers report them and as the store keeps them.
+Pure.
 
 For each type, the ten slowest runs of today and of yesterday (UTC) are kept. A server reports a run
 that is among its own ten slowest of the day, so the ten slowest of all servers are among the

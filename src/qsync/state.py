@@ -42,7 +42,7 @@ UNFINISHED = frozenset(
         TaskState.RETRY,
     },
 )
-"""States of a task that has not ended; a task with `unique=True` holds its lock in these."""
+"""States of a task that has not ended; with `unique=True` it holds its lock."""
 
 _S = TaskState
 

@@ -38,7 +38,7 @@ EQUIVALENTS: Final = {
     "scheduled": "process_at",
     "throws": "dont_retry_for",
 }
-"""Task options of other libraries, without a leading underscore, and their names in qsync."""
+"""Task options of other libraries, without leading underscores, and their names in qsync."""
 
 
 NOTES: Final = {

@@ -60,7 +60,7 @@ class Arguments(dict[str, Any]):
     """Function that decodes the stored result."""
 
     identity: dict[str, Any] | None = None
-    """Arguments that a unique lock compares, those that differ from their defaults; None means
+    """Arguments that a unique lock compares: those that differ from their defaults. None means
     all."""
 
 
@@ -164,7 +164,7 @@ def check_type(value: object) -> str:
 
 
 def has_options(task: Task) -> bool:
-    """Return whether a task sets options besides type, payload, queue, id and retry."""
+    """Return whether a task sets options other than type, payload, queue, id and retry."""
     return not (
         # The first comparison that fails ends the chain; comparing one tuple of all takes twice as
         # long.

@@ -1,4 +1,4 @@
-"""Task functions, which `@app.task` makes.
+"""Task functions, which `@app.task` creates.
 
 Producers and servers must agree on the name of a task. The default is the function's module and
 qualified name. A module that runs as a program is `__main__` in that process, but has its own name

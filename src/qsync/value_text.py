@@ -37,7 +37,7 @@ def class_name(value: object) -> str:
 
 
 def class_path(value: object) -> str:
-    """Return the module and qualified class name of a value; "" if not strings, or too long."""
+    """Return the module and qualified class name of a value; "" if they are unusable."""
     kind = type(value)
     module: object = type.__dict__["__module__"].__get__(kind)
     name: str = type.__dict__["__qualname__"].__get__(kind)

@@ -29,7 +29,7 @@ class ValueTransport:
     def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
         """Return a copy made of builtin types and extensions.
 
-        Raises CodecError if it would arrive changed.
+        Raises CodecError if the value would not arrive unchanged.
 
         Dates, UUIDs and similar values become text where the annotation names their type. Without
         such an annotation, or with `tagged`, they become extensions. `sort` puts sets and dicts in

@@ -1,7 +1,7 @@
 """Checks whether a store is suitable for qsync; each finding says what to do.
 
-Each check asks the store one question. If the store denies the permission, the finding is `unknown`
-and the other checks continue. Functions without I/O interpret the replies.
+Each check sends one query to the store. If the store denies the permission, the finding is
+`unknown` and the other checks continue. Functions without I/O interpret the replies.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Doctor:
         self._keys = GlobalKeys(prefix)
 
     async def examine(self) -> list[Finding]:
-        """Return the findings in a fixed order; only one if the store cannot be reached."""
+        """Return the findings in a fixed order, or just one if the store cannot be reached."""
         broker = AsyncBroker(self._address, connections=1)
         try:
             await broker.ping()

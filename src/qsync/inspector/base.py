@@ -136,8 +136,8 @@ class Base:
     def acting(self, by: str, *, as_one: bool = False) -> Self:
         """Return a copy whose changes appear in the record of actions under this name.
 
-        `as_one`: equal changes of several tasks are recorded as one action, with their number. Both
-        inspectors share connections; closing one closes the other.
+        With `as_one`, equal changes to several tasks are recorded as one action, with their number.
+        Both inspectors share connections; closing one closes the other.
         """
         copied = copy.copy(self)
         copied._actor = Actor(by, new_key() if as_one else b"")

@@ -22,7 +22,7 @@ OPTIONS_LIMIT: Final = 11 * 1024
 """Maximum size of encoded options, in bytes: lists of tasks read the last 12 KiB of a message."""
 
 EDITS_KEPT: Final = 5
-"""Largest number of former payloads that a task keeps."""
+"""Maximum number of former payloads that a task keeps."""
 
 _SPECIAL: Final = re.compile(r"[^\n -~]")
 """Characters that may be invisible."""

@@ -106,7 +106,7 @@ class _EditsMixin(_TasksMixin):
 
         The `id` and `queue` of the outcome identify the copy. It has the options of the task, a
         fresh set of attempts and the header `qsync-copy-of`, but neither a deadline nor a unique
-        lock. `into` is the queue of the copy, if it is another one.
+        lock. `into` is the queue for the copy; by default, the queue of the task.
         """
         shown = await self._show(id, queue)
         if shown is None:

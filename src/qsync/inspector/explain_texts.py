@@ -73,7 +73,7 @@ def quoted_type(facts: Facts) -> str | Phrase:
 
 
 def limited_sentence(info: LimitInfo, before: int) -> Phrase:
-    """Return why a limit keeps the task from starting, and its position among the waiting tasks."""
+    """Return the sentence about why a limit keeps a task from starting, and about its position."""
     order = phrase("next to start")
     if before:
         order = phrase("%(position)s to start", position=Ordinal(before + 1))
@@ -84,7 +84,7 @@ def limited_sentence(info: LimitInfo, before: int) -> Phrase:
 
 
 def set_aside_sentence(before: int) -> Phrase:
-    """Return the sentence for a task that is set aside, with the number of tasks ahead of it."""
+    """Return the sentence about a task that is set aside, with the number of tasks ahead of it."""
     return plural_phrase(
         "Set aside, behind %(num)s earlier task of its type.",
         "Set aside, behind %(num)s earlier tasks of its type.",
@@ -126,7 +126,7 @@ def _taken(info: LimitInfo, maximum: int) -> Phrase:
 
 
 def priority_sentences(facts: Facts) -> list[Phrase]:
-    """Return the effect of a pending task's priority, if it is not normal or others are higher."""
+    """Return the sentence about a task's priority; none if it is normal and none is higher."""
     priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
     if not above:
         if priority == NORMAL_PRIORITY:
@@ -142,7 +142,7 @@ def priority_sentences(facts: Facts) -> list[Phrase]:
 
 
 def later_call_sentences(facts: Facts) -> list[Phrase]:
-    """Return the effect of later calls with the unique key of a waiting task."""
+    """Return the sentence about later calls with a waiting task's unique key, if they matter."""
     options, message = facts.task.options, facts.task.message
     if not options.replaces or message is None:
         return []
@@ -162,7 +162,7 @@ def later_call_sentences(facts: Facts) -> list[Phrase]:
 
 
 def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | None) -> Phrase:
-    """Return the server of a running task, its duration so far, and its time limit."""
+    """Return the sentence about a running task: server, duration so far, and time limit."""
     where = server or phrase("an unknown server")
     text = phrase("Running on %(server)s", server=where)
     if ran is not None:
@@ -174,7 +174,7 @@ def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | 
 
 
 def lease_sentence(remaining: timedelta, is_alive: bool) -> Phrase:
-    """Return when the lease of a running task expires, and whether its server is alive."""
+    """Return the sentence about when the lease of a running task expires."""
     if is_alive:
         return phrase(
             "Its lease expires in %(length)s unless the server renews it.", length=remaining
@@ -187,7 +187,7 @@ def lease_sentence(remaining: timedelta, is_alive: bool) -> Phrase:
 
 
 def ended_sentence(is_cancelled: bool, ended_at: datetime | None, kept_until: datetime) -> Phrase:
-    """Return when a task ended, and until when it is kept."""
+    """Return the sentence about when a task ended, and when it will be deleted."""
     if ended_at is None and is_cancelled:
         return phrase("Cancelled, deleted after %(time)s.", time=kept_until)
     if ended_at is None:
@@ -198,7 +198,7 @@ def ended_sentence(is_cancelled: bool, ended_at: datetime | None, kept_until: da
 
 
 def crashed_sentence(crashes: int) -> Phrase:
-    """Return why a task runs alone."""
+    """Return the sentence about why a task runs alone."""
     if crashes == 2:
         return phrase("It runs alone, because its server crashed twice while running it.")
     return plural_phrase(
@@ -209,7 +209,7 @@ def crashed_sentence(crashes: int) -> Phrase:
 
 
 def due_phrase(facts: Facts, due_at: datetime) -> Phrase:
-    """Return when a task is due."""
+    """Return the time at which a task is due, with a note if it is due now."""
     left_us = facts.task.shown.score - facts.located.now_us
     if left_us <= 0:
         return phrase(

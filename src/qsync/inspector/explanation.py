@@ -27,8 +27,8 @@ Reason = Literal[
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Why a task is not running yet, and when it will run.
 
-    sentence  the whole explanation, for people
-    reason    the main reason; `also` holds further ones
+    sentence  the whole explanation as readable text
+    reason    the main reason; `also` holds further reasons
     at        when the task is due, runs again, or ended; None if unknown
     rank      number of pending tasks ahead of it
     wait      estimated seconds until its turn, at the current rate

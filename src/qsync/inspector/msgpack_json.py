@@ -22,10 +22,10 @@ DEPTH_LIMIT: Final = msgpack_extensions.MAX_DEPTH
 """Maximum nesting depth; deeper containers are shown as `…`."""
 
 WIDTH_LIMIT: Final = 1_000
-"""Largest number of items shown per container."""
+"""Maximum number of items shown per container."""
 
 STRING_LIMIT: Final = 16 * 1024
-"""Largest number of bytes shown per string."""
+"""Maximum number of bytes shown per string."""
 
 STEPS: Final = 50_000
 """Maximum number of elements read, including those that are skipped."""

@@ -152,7 +152,7 @@ class _SchedulesMixin(Base):
         tz: str | None = None,
         missed: Missed = "skip",
     ) -> Change:
-        """Change when a stored schedule ticks; its task stays as it is.
+        """Change when a stored schedule ticks; its task is unchanged.
 
         `refused`: the schedule cannot be read, or a program has a periodic task with the same name.
         """
@@ -224,7 +224,7 @@ class _SchedulesMixin(Base):
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
-        while reply.outcome == "exists":  # another id was made in the same millisecond
+        while reply.outcome == "exists":  # another id was created in the same millisecond
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
             [reply] = await self._broker.run(enqueue_once(keys, [task]))

@@ -28,7 +28,7 @@ ACTIVE_PAGES: Final = 20
 
 
 STACK_WAIT_S: Final = 3.0
-"""Longest time to wait for the stack of a handler, in seconds."""
+"""Maximum time to wait for the stack of a handler, in seconds."""
 
 STACK_POLL_S: Final = 0.05
 

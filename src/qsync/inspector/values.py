@@ -105,7 +105,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A task in a list. Times are None in states that do not have them.
+    """A task in a list. A time is None in states to which it does not apply.
 
     type        empty if the message cannot be read
     size        size of the message in bytes
@@ -367,7 +367,7 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that a server holds a lease on; its handler may not have started yet."""
+    """A task on which a server holds a lease; the handler may not have started yet."""
 
     id: str
     queue: str
@@ -383,8 +383,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     app_version  version of the program, `Qsync(version=...)` or QSYNC_VERSION; empty if not set
     uptime       seconds
     queues       weight by queue
-    types        task types that it has handlers for
-    tasks        tasks that it holds leases on, as far as they were read
+    types        task types for which it has handlers
+    tasks        tasks on which it holds leases, as far as they were read
     complete     whether `tasks` holds all of them
     """
 
