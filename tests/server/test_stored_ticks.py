@@ -56,7 +56,7 @@ def put(
     payload: object = None,
     **options: Any,
 ) -> schedule_ops.PutOutcome:
-    """Store a schedule at the current time."""
+    """Store a schedule at the time of the rig."""
     message = new_task(Task("t", payload, **options), new_nonce()).message
     record = encode_record(schedule, missed, message)
     next_us = schedule.next_after(rig.now) or NEVER_US
@@ -64,7 +64,7 @@ def put(
 
 
 def due(rig: Rig) -> list[TickRow]:
-    """Return the due ticks of a server that checks now."""
+    """Return the ticks that a server that checks now would find due."""
     rows = []
     for row in rig.run(schedule_ops.due_schedules(rig.keys, now_us=rig.now)).rows:
         content = decode_record(row.record)
@@ -79,7 +79,7 @@ def send(rig: Rig, rows: Sequence[TickRow]) -> list[str]:
 
 
 def tick(rig: Rig) -> list[str]:
-    """Let a server check once."""
+    """Check once and enqueue the due ticks, as a server does."""
     return send(rig, due(rig))
 
 
@@ -111,7 +111,7 @@ def test_due_schedule_is_enqueued_once_and_waits_for_its_next_tick(rig: Rig) -> 
 def test_tick_of_server_that_died_before_its_call_is_enqueued_by_another(rig: Rig) -> None:
     put(rig, "a", Every(60))
     rig.now += 53 * S
-    due(rig)  # of the server that dies
+    due(rig)  # the server that dies after this read
     rig.now += 3 * S
     assert tick(rig) == ["ticked"]
     assert len(ids(rig)) == 1
@@ -181,7 +181,7 @@ def test_missed_ticks_are_caught_up_as_the_schedule_says(
     put(rig, "a", Every(60), missed)
     first_us = next_of(rig, "a")
     rig.now += 3600 * S
-    rig.now += GRACE_US  # so that none is on time
+    rig.now += GRACE_US  # so that no tick is on time
     for _ in range(2 + 60 // MOST_TICKS):
         tick(rig)
     found = ticks(rig, "a")
@@ -208,7 +208,7 @@ def test_clock_that_goes_back_repeats_no_tick(rig: Rig) -> None:
 
 
 async def check(rig: Rig) -> TickCheck:
-    """Check as a server does."""
+    """Check with the function that servers use."""
     broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
     try:
         return await tick_due(broker, rig.keys, now_us=rig.now)
@@ -223,7 +223,7 @@ def test_schedules_continue_after_a_clock_that_was_days_ahead(rig: Rig) -> None:
     put(rig, "yearly", Cron("0 0 1 1 *"))
     yearly_us = next_of(rig, "yearly")
     rig.now += 3 * DAY
-    put(rig, "new", Every(60), "all")  # its ticks count from a time in the future
+    put(rig, "new", Every(60), "all")  # its first tick is in the future
     asyncio.run(check(rig))
     assert next_of(rig, "a7") > rig.now
     rig.now -= 3 * DAY
@@ -312,11 +312,11 @@ def test_queue_with_schedules_is_not_forgotten_without_force(rig: Rig) -> None:
     assert rig.dump() == {}
 
 
-# Loops of servers
+# The tick loops of servers
 
 
 class Place:
-    """A store and its brokers, for the loops of one prefix."""
+    """A store and its brokers, for tick loops that share a prefix."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
@@ -430,7 +430,7 @@ def test_number_of_queues_with_schedules_is_bounded(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A hostile program can write any number of names."""
+    """A hostile program may list any number of queues."""
     monkeypatch.setattr("qsync.server.stored_ticks.MOST_QUEUES", 3)
 
     async def main() -> None:
@@ -506,7 +506,8 @@ def test_due_schedules_are_all_read_behind_many_that_cannot_be_read(rig: Rig, ba
 def test_server_with_rights_of_an_older_version_logs_once_and_continues(
     app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The rights for an older version do not include a key that was added later."""
+    """A user with the rights that an older version needed has no access to a key that was added
+    later."""
     old = rights_are_old(store)
     rules = [rule for rule in acl.rules("server", prefix, old=old) if "schedule_queues" not in rule]
     store.command("ACL", "SETUSER", "older", "reset", "on", ">secret", *rules)
@@ -535,8 +536,8 @@ def test_server_with_rights_of_an_older_version_logs_once_and_continues(
 def test_schedules_continue_soon_after_a_refused_password_is_right_again(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """This happens when a password is first replaced in the store. One line is logged at the start
-    and one at the end."""
+    """This happens if a password is replaced in the store before it is replaced in the app. One
+    line is logged at the start of the outage and one at its end."""
     keys = schedule_ops.QueueKeys(prefix, "default")
     user = f"rotated-{prefix}"
 

@@ -149,7 +149,7 @@ def test_two_apps_that_share_a_queue_are_named(
                 return any("theirs" in one.types for one in await inspector.servers())
 
             await wait_until_async(known)
-            await client.enqueue(Task("theirs"))  # from now on the other server is full
+            await client.enqueue(Task("theirs"))  # from here on, the other server is full
             async with app.server(ours):
                 for _ in range(3):
                     await client.enqueue(Task("theirs"))

@@ -27,7 +27,7 @@ async def test_server_of_many_queues_has_one_heartbeat_a_node(
 
     @mux.handle("a")
     async def a(task: TaskInfo) -> None:
-        await asyncio.sleep(1.2)  # the handler outlasts its lease, unless the lease is renewed
+        await asyncio.sleep(1.2)  # the handler runs longer than its lease, which must be renewed
         ran[task.queue] += 1
 
     async with bench(cluster.url, prefix) as using:

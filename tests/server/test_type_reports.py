@@ -1,4 +1,4 @@
-"""Servers report their counts of each type, and roll up ended minutes."""
+"""Servers report their counts for each type, and roll up minutes that have ended."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_idle_server_reports_nothing(store: Store, prefix: str) -> None:
 
 
 def busy(rng: random.Random, rate: int) -> TypeCounts:
-    """Return the counts of a minute or hour of a type with widely distributed run times."""
+    """Return the counts of a type for a minute or an hour, with widely distributed run times."""
     row = TypeCounts(rate, [rate - rate // 20, rate // 25, rate // 100, 0, 0, 0, 0])
     for _ in range(min(rate, 300)):
         row.waits.count(rng.lognormvariate(-3, 1))
@@ -258,7 +258,7 @@ def test_slowest_runs_and_starts_of_servers_are_reported_and_kept(
             await made.gone("b")
             await server.stop()
             now_us = int((await inspector.overview()).at.timestamp() * 1e6)
-            for rolls in range(3):  # before, between and after them
+            for rolls in range(3):  # before, between and after the two roll-ups
                 found = await inspector.slow_tasks("slow")
                 assert [task.id for task in found] == [f"t{number}" for number in range(10)], rolls
                 assert [task.state for task in found] == ["dead", *["completed"] * 9]
@@ -278,7 +278,7 @@ def test_slowest_runs_and_starts_of_servers_are_reported_and_kept(
 
 
 async def _another(made: Bench, mux: Mux, keys: QueueKeys, now_us: int) -> None:
-    """Run a server of a later version on the queue, whose report is rolled up."""
+    """Run a server of a later version on the queue; its report is then rolled up."""
     server = made.server(mux, version="1.5")
     async with server:
         reports = next(part for part in server._parts if isinstance(part, TypeReports))

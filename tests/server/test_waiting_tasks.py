@@ -28,14 +28,14 @@ COUNT = 10
 
 
 class Bodies:
-    """A `def` handler that records which bodies begin and then runs until released."""
+    """A `def` handler that records which tasks begin and then runs until released."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.gate = threading.Event()
         self.mux = Mux()
         self.mux.handle("stay")(self.stay)
-        self.mux.handle("other")(self.other)  # else one task per thread is leased
+        self.mux.handle("other")(self.other)  # otherwise, only one task per thread is leased
 
     async def other(self, task: TaskInfo) -> None:
         """Do nothing; no task calls it."""
@@ -55,13 +55,13 @@ async def reach(b: Bench, ids: list[str], *states: str | None) -> None:
 
 
 async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
-    """Let another server lease the tasks of this server, whose leases expire at once."""
+    """Let the leases of this server expire at once, and let another server lease its tasks."""
     got: set[str] = set()
     numbers = itertools.count(1)
 
-    async def taken() -> bool:  # a renewal in between keeps some tasks
+    async def taken() -> bool:  # repeated, since a renewal in between may keep tasks
         await b.broker.run(ops.abandon(b.keys(), server_id))
-        for _ in range(2):  # the first finds the expired leases
+        for _ in range(2):  # the first fetch finds the expired leases
             call = ops.fetch(
                 b.keys(), server="other", number=next(numbers), wanted=COUNT, policy=POLICY
             )
@@ -203,7 +203,7 @@ def test_a_deadline_that_passes_while_a_task_waits_for_a_thread_is_kept(
 
 
 class Claim:
-    """A claim that the test can withdraw."""
+    """A claim on a task that the test can withdraw."""
 
     def __init__(self) -> None:
         self.given = True

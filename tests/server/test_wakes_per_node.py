@@ -1,4 +1,4 @@
-"""A server of many queues in a cluster waits on one connection per node, not one per queue."""
+"""In a cluster, a server with many queues waits on one connection per node, not one per queue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.stores import Cluster, Store, available, wait_until, wait_unt
 S = 1_000_000
 NAMES = [f"q{at}" for at in range(66)]
 NEVER_S = 60.0
-"""Interval between sweeps, so long that only messages find tasks."""
+"""Interval between sweeps, so long that tasks are found only through messages."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ async def all_idle(cluster: Cluster, prefix: str, server: Server, names: list[st
 
 
 def clients(node: Store, **having: str) -> list[dict[str, str]]:
-    """Return the connections of a node, except this one."""
+    """Return the fields of each client connection of a node; `having` selects by field."""
     lines = node.command("CLIENT", "LIST")
     found = []
     for line in lines if isinstance(lines, list) else lines.decode().splitlines():
@@ -126,8 +126,8 @@ async def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
         assert blocked(cluster.nodes) - others[0] == 1, "it waits only for orders"
         lags = [await ran.lag(using.client, name) for name in NAMES]
         after = [len(clients(node)) for node in cluster.nodes]
-        # The server has at most 8 connections for calls and one for heartbeats, each other broker
-        # 8.
+        # The server has at most 8 connections for calls and one for heartbeats; each other broker
+        # has at most 8.
         assert max(now - then for now, then in zip(after, before, strict=True)) < 30
     assert statistics.median(lags) < 0.05
     assert max(lags) < 2
@@ -160,7 +160,7 @@ async def test_server_that_is_full_wakes_another(cluster: Cluster, prefix: str) 
             await using.client.enqueue(Task("a", queue=name))
             await wait_until_async(lambda: len(ran.at) == number)  # noqa: B023
         assert ran.by == {"one": 1, "two": 1}
-        # Now both are full: a third task waits until one of them has a slot.
+        # Now both servers are full, so a third task waits until one of them has a free slot.
         await using.client.enqueue(Task("a", queue=names[2]))
         await wait_until_async(lambda: idle_in(cluster, prefix, one, names[2:3]) == 0)
         ran.gate.set()
@@ -183,7 +183,7 @@ async def test_stopped_server_is_not_woken(cluster: Cluster, prefix: str) -> Non
             assert idle_in(cluster, prefix, first, ["q0"]) == 0
 
 
-# Losses of a subscription.
+# Subscriptions that are lost.
 
 
 @pytest.mark.faults(42)
@@ -210,7 +210,7 @@ async def test_frozen_node_does_not_delay_queues_of_other_nodes(
     rest = [name for name in NAMES if name not in others]
 
     async with serving(partial, prefix) as (ran, using, _):
-        for name in NAMES:  # the clients' first calls on a queue are done
+        for name in NAMES:  # let the client make its first call on each queue
             await ran.lag(using.client, name)
         silent.pause()
         try:
@@ -240,7 +240,8 @@ async def test_replica_that_takes_over_wakes_the_server(prefix: str) -> None:
 
 
 def acl_user(cluster: Cluster, name: str, *channels: str) -> str:
-    """Return the URL of a user with all rights, but only on these channels."""
+    """Create a user who has all rights, but only on these channels; return a URL that logs in as
+    this user."""
     for node in cluster.nodes:
         node.command(
             "ACL", "SETUSER", name, "reset", "on", ">secret", "~*", "+@all",
@@ -272,7 +273,7 @@ async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
         app = Qsync(url, prefix=prefix)
         async with app, app.async_client() as mute:
             before = blocked(partial.nodes)
-            assert await ran.lag(mute, "q3") < 5  # a check finds the first task
+            assert await ran.lag(mute, "q3") < 5  # a periodic check finds the first task
             await wait_until_async(lambda: blocked(partial.nodes) == before + 1)
             assert statistics.median([await ran.lag(mute, "q3") for _ in range(9)]) < 0.05
 
@@ -280,7 +281,7 @@ async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
 async def test_server_that_blocks_is_served_beside_one_that_is_sent_messages(
     cluster: Cluster, prefix: str
 ) -> None:
-    """Servers with one queue and servers of earlier releases block."""
+    """Servers with a single queue, and servers of earlier releases, wait in a blocking call."""
 
     async with (
         serving(cluster, prefix, concurrency=1, prefetch=0) as (ran, using, _),
@@ -381,7 +382,7 @@ def test_ids_not_renewed_are_forgotten(store: Store, queue: Queue) -> None:
 
 
 def test_element_for_an_idle_server_shows_an_unsent_message(store: Store, queue: Queue) -> None:
-    """Clients of earlier releases push such elements."""
+    """Clients of earlier releases push an element instead of sending a message."""
     assert not listen(queue).woken
     with store.client() as client:
         client.lpush(queue.keys.key("wake"), "1")

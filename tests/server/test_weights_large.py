@@ -1,4 +1,4 @@
-"""Weights also hold for large payloads, with which a fetch returns fewer tasks than requested."""
+"""Weights also apply to large payloads, for which a fetch returns fewer tasks than requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGE = b"x" * 250_000
 @pytest.mark.faults(93)
 @pytest.mark.parametrize("strict", [False, True])
 def test_queue_of_large_payloads_gets_its_share(store: Store, prefix: str, *, strict: bool) -> None:
-    """A fetch returns at most 16 of these tasks."""
+    """The payloads are so large that a fetch returns at most 16 of these tasks."""
     started: Counter[str] = Counter()
     share: dict[str, int] = {}
     enough = asyncio.Event()
@@ -48,7 +48,8 @@ def test_queue_of_large_payloads_gets_its_share(store: Store, prefix: str, *, st
 def rounds(
     weights: dict[str, int], most: dict[str, int], *, slots: int = 100, count: int = 200
 ) -> dict[str, int]:
-    """Return how many tasks each queue yields in `count` rounds, with at most `most` per fetch."""
+    """Return how many tasks each queue gets in `count` rounds, if a fetch returns at most `most`
+    tasks."""
     shares = Shares(weights, strict=False)
     taken = dict.fromkeys(weights, 0)
     for at in range(count):

@@ -1,4 +1,5 @@
-"""qsync inside a zip archive, as a zipapp ships a program with its dependencies."""
+"""qsync works inside a zip archive, such as a zipapp that contains a program and its
+dependencies."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """python -m tests.simulation --seeds N [--from M]: run many seeds and print the problems found.
 
---seed N repeats that seed exactly. --show ID prints the events of a task, --all every event.
---processes P divides the seeds among P processes, each with its own store. The program prints its
-progress once a minute; Ctrl-C or SIGTERM ends it with the verdict so far. --mistakes plants each
-known mistake and prints how many seeds it takes to find the mistake.
+--seed N repeats that seed exactly. --show ID prints the events of a task, and --all prints every
+event. --processes P divides the seeds among P processes, each with its own store. The program
+prints its progress once a minute; Ctrl-C or SIGTERM ends it with the verdict so far. --mistakes
+plants each known mistake and prints how many seeds it takes to find the mistake.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The brokers of the code under test, with the simulated network in place of redis-py.
+"""The brokers of the code under test, with a simulated network instead of redis-py.
 
-Patience, retries, error mapping and the fallback from EVALSHA to EVAL are the real ones.
+The code for patience, retries, error mapping and the fallback from EVALSHA to EVAL is the real
+code.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ INFO: Final = b"redis_version:7.2.4\r\nvalkey_version:9.0.0\r\nmaxmemory_policy:
 
 network: Network = cast("Network", None)
 turns: Turns = cast("Turns", None)
-"""The network of the current history."""
+"""The network of the current history, and the turns of its threads."""
 
 
 def _process() -> Proc:
@@ -43,7 +44,7 @@ def _process() -> Proc:
 
 
 def _answer(future: asyncio.Future[Any], reply: Any) -> None:
-    """Deliver a reply if its caller still waits for it."""
+    """Deliver a reply if its caller is still waiting for it."""
     if future.done():
         return
     if isinstance(reply, Exception):
@@ -53,7 +54,8 @@ def _answer(future: asyncio.Future[Any], reply: Any) -> None:
 
 
 def _finish(replies: list[Any]) -> list[Any]:
-    """Return replies as redis-py reads them: no reply follows a connection error."""
+    """Return replies as redis-py would: after a connection error, each further reply is that
+    error."""
     for at, reply in enumerate(replies):
         if isinstance(reply, Exception) and not isinstance(reply, failures.ResponseError):
             return replies[:at] + [reply] * (len(replies) - at)
@@ -169,8 +171,8 @@ class SimBlockingPop:
 
 
 class _Channels:
-    """The channels of a subscription. `hear` gets each message, or None when the connection is
-    gone."""
+    """The channels of a subscription. `hear` is called with each message, or with None when the
+    connection is lost."""
 
     def __init__(self, hear: Callable[[ChannelEvent | None], None]) -> None:
         self.confirmed: dict[str, Listener] = {}

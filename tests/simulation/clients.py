@@ -1,4 +1,4 @@
-"""The clients of a history, which make requests and check the answers."""
+"""The clients of a history, which make requests and check the replies."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class AsyncUser:
         self._maker = maker
 
     async def run(self, client: AsyncClient, count: int, seconds: float) -> None:
-        """Enqueue this many tasks within some seconds."""
+        """Enqueue `count` tasks at random times within about `seconds` seconds."""
         async with client:
             under_way = []
             while count > 0:
@@ -178,7 +178,7 @@ class BlockingUser:
         self._maker = maker
 
     def run(self, client: Client, count: int, seconds: float) -> None:
-        """Enqueue this many tasks within some seconds."""
+        """Enqueue `count` tasks at random times within about `seconds` seconds."""
         with client:
             for _ in range(count):
                 current_thread().park(self._random.uniform(0, 2 * seconds / count))

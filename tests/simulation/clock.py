@@ -64,18 +64,18 @@ UNUSED: Final = {
     "qsync.server.clock",
     "qsync.server.process_pool",
 }
-"""Modules that may read the machine's clock, since this does not affect a history."""
+"""Modules that may read the clock of the machine, since it does not affect a history."""
 
 
 def this_process() -> Proc:
-    """Return the process that runs now."""
+    """Return the simulated process that is running."""
     strand = STRAND.get()
     assert strand is not None
     return cast("Proc", strand.process)
 
 
 class VirtualTime:
-    """Replaces the module `time`; reads the clocks of the calling process."""
+    """Replaces the module `time` and reads the clocks of the calling process."""
 
     CLOCK_MONOTONIC = 1
     CLOCK_BOOTTIME = 7
@@ -132,10 +132,10 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
 
 @contextlib.contextmanager
 def replaced(loop: SimLoop, turns: Turns, seed: str) -> Iterator[None]:
-    """Run the code under test in the simulation inside the block."""
+    """Let the code under test use the simulation during the block."""
     before = []
     chance = random.getstate()
-    random.seed(seed)  # for the delays between retries
+    random.seed(seed)  # seed the delays between retries
     try:
         for module, name, value in _replacements(loop, turns, seed):
             before.append((module, name, getattr(module, name)))

@@ -1,8 +1,8 @@
 """A client that edits documents through debounced tasks. Only the last version of a document
 matters.
 
-The ledger does not follow these tasks, since one task stands for many calls. This module checks
-them instead.
+The ledger does not track these tasks, since one task stands for many calls; this module checks them
+instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ VERSIONS: Final = 14
 
 @dataclass(slots=True)
 class Documents:
-    """The accepted versions of each document, and the versions that handlers have received."""
+    """The last accepted version of each document, and the last version that a handler has
+    finished."""
 
     accepted: dict[int, int] = field(default_factory=dict)
     ran: dict[int, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The faults of the processes and the store of a history, one after another."""
+"""The faults of the processes and the store in a history, one after another."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.simulation.store import Snapshot
 from tests.simulation.work import QUEUES
 
 OUTAGE_S: Final = (1.5 * DEFAULT_PATIENCE_S, 2.0 * DEFAULT_PATIENCE_S)
-"""Duration of an outage, in seconds: longer than the patience of any caller that is waiting when it
-begins."""
+"""Range of the duration of an outage, in seconds: longer than the patience of any caller that is
+waiting when the outage begins."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0
-"""Sizes of clock jumps: the store's clock goes ahead by seconds or an hour, other clocks by an
-hour."""
+"""Sizes of clock jumps, in seconds. The store's clock jumps by one of STEPS_S or goes ahead by an
+hour; other clocks jump by an hour in either direction."""
 
 
 class Plague:
@@ -39,7 +39,7 @@ class Plague:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Cause one fault after another until the faults end."""
+        """Cause one fault after another until the time for faults is over."""
         world = self.world
         kinds = [kind for kind, chance in world.profile.faults.items() if chance]
         while world.faulty and kinds:
@@ -124,7 +124,7 @@ class Plague:
         self._trouble_all(seconds + LEASE / 3)
 
     def _trouble_all(self, seconds: float) -> None:
-        """Record that all leases may expire within this time."""
+        """Record that any lease may expire within this time."""
         for process in self.population.servers:
             process.trouble(seconds)
 
@@ -134,7 +134,7 @@ class Plague:
         self.world.network.store.forget_scripts()
 
     def _restart(self) -> None:
-        """Kill and restart the store with its whole append-only file."""
+        """Kill the store, and restart it with its complete append-only file."""
         rng = self.world.rng
         down_s, loading_s = rng.uniform(0.05, 1.2 * LEASE), rng.choice((0.0, rng.uniform(0, 1)))
         self._note("store", "killed", down_s, loading_s)
@@ -144,7 +144,7 @@ class Plague:
         self._later(down_s + loading_s + RESUME_S, self._check_resumed, killed_at)
 
     def _check_resumed(self, killed_at: float) -> None:
-        """Check that a server without other faults fetches again."""
+        """Check that servers fetch again, unless other faults prevented them."""
         world, now = self.world, self.world.loop.now
         network = world.network
         if network.fetched_at >= max(network.down_until, network.loading_until) > 0:
@@ -160,8 +160,8 @@ class Plague:
                 return
 
     def _roll_back(self) -> None:
-        """Restore the store's data from a moment ago, as if the end of its file were lost or a
-        lagging replica took over."""
+        """Restore data that the store had a moment earlier, as if the end of its file were lost or
+        a lagging replica took over."""
         snapshot = self.world.network.store.snapshot()
         self._later(self.world.rng.uniform(0.02, 1.5), self._restore, snapshot)
 
@@ -210,19 +210,19 @@ class Plague:
             self.resume_types(queue)
 
     def resume_types(self, queue: str) -> None:
-        """Resume all types of a queue, paused or not."""
+        """Resume all types of a queue, whether paused or not."""
         for type in NEW:
             self._call(type_ops.resume_type(QueueKeys(PREFIX, queue), type))
 
     def resume(self, queue: str) -> None:
-        """Resume a queue, paused or not."""
+        """Resume a queue, whether paused or not."""
         self._call(operator_ops.resume(QueueKeys(PREFIX, queue)))
 
     def _quiet(self) -> None:
-        """Wait without a fault."""
+        """Cause no fault."""
 
     def _call(self, call: Call[Any]) -> None:
-        """Make a call without a fault."""
+        """Make a call that no fault can affect."""
         execute = self.world.network.store.execute
         command = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
         [reply] = execute(None, [command])

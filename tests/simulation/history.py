@@ -42,17 +42,18 @@ class Outcome:
     lost: int
     """Number of tasks that the store lost with its data."""
     seconds: float
-    """Duration of the history, in virtual seconds."""
+    """Duration of the history, in seconds of virtual time."""
     recovery_s: float
-    """Longest time that a task waited after the lease of a dead server had expired."""
+    """Longest time for which a task waited after its lease by a dead server had expired, in
+    seconds."""
     resume_s: float
-    """Longest time from the store's return until a server fetched."""
+    """Longest time from the return of the store until a server fetched, in seconds."""
     drained_s: float
     """Time from the end of the faults until all tasks had ended, in seconds."""
     faults: Counter[str]
-    """Counts of the faults of processes, the store and calls."""
+    """Number of faults of processes, of the store and of calls, by kind."""
     refusals: Counter[tuple[str, str]]
-    """Counts of the store's error replies, by code and script."""
+    """Number of error replies from the store, by code and script."""
     events: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
 
 
@@ -108,7 +109,7 @@ class History:
         verdict.final()
 
     def prolong(self, seconds: float) -> None:
-        """Postpone the end of the faults."""
+        """Postpone the time at which the faults end."""
         self.faults_end += seconds
 
     def _make_peace(self) -> None:
@@ -135,7 +136,7 @@ class History:
         self.ledger.find(f"{context['message']}: {type(error).__name__}: {error} {trace}")
 
     def run(self) -> Outcome:
-        """Run the history."""
+        """Run the history and return its outcome."""
         with self._in_place():
             course = self.loop.create_task(self._course(), context=clock.world())
             try:
@@ -174,7 +175,7 @@ class History:
         if quiet:
             logging.disable(logging.CRITICAL)
         collects = gc.isenabled()
-        gc.disable()  # finalizers must not run at times that differ between runs
+        gc.disable()  # finalizers must run at the same times in every run
         try:
             with clock.replaced(self.loop, self.turns, f"chance {self.seed}"):
                 try:
@@ -187,17 +188,18 @@ class History:
                 gc.enable()
 
     def _bury(self) -> None:
-        """Close unfinished threads and coroutines; nothing that they do then has an effect."""
+        """Close unfinished threads and coroutines; what they do while they are closed has no
+        effect."""
         for process in self.population.all:
             process.alive = False
         self.turns.end()
-        # Futures that a coroutine creates while it is closed get this loop, not a new one that
-        # nobody would close.
+        # Futures that a coroutine creates while it is closed use this loop, instead of a new loop
+        # that would never be closed.
         asyncio.set_event_loop(self.loop)
         buried: set[asyncio.Task[Any]] = set()
         while tasks := asyncio.all_tasks(self.loop) - buried:
             buried |= tasks
-            for task in tasks:  # a closed task may create another
+            for task in tasks:  # a task that is closed may create another task
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()

@@ -1,6 +1,6 @@
-"""Records the store's replies and derives which server may run each task, and until when.
+"""Records the replies of the store, and derives which server may run each task and until when.
 
-It sees each call as it is made, so it also records calls whose replies are lost.
+It sees each call when the store executes it, so it also records calls whose replies are lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.simulation.stored import StoredBook
 from tests.simulation.ticks import TickBook
 
 MOST: Final = 40
-"""Maximum number of leases per task in histories of this length."""
+"""Maximum number of leases that a task may have in a history."""
 
 CALL_KEPT_US: Final = 600 * US
 """How long the store remembers the last enqueue of a sender."""
@@ -39,16 +39,17 @@ class Ledger:
         self.stored = StoredBook(self.find)
         self.limits = LimitBook(self.find)
         self.unsure = 0
-        """Number of enqueues that may or may not have created a task, since an earlier task may
-        have left unobserved."""
+        """Number of enqueues of which it is unknown whether they created a task, since an earlier
+        task may have left the queue unobserved."""
         self.recreated = 0
-        """Number of tasks that another call created again after they had ended and left."""
+        """Number of tasks that another call created again after they had ended and left the
+        queue."""
         self.recoveries: list[float] = []
-        """Time from the end of each dead server's lease until its task was free again, in
-        seconds."""
+        """For each lease of a dead server, the time from its expiry until the task was free again,
+        in seconds."""
         self.back_us = 0
-        """Total amount by which the store's clock has gone back, in microseconds. Ticks may be
-        early by as much."""
+        """How far the store's clock has gone back in total, in microseconds. Ticks may be early by
+        as much."""
         self.forgetful = False
         """True if the store's clock has jumped so far ahead that the store forgets the calls of
         senders."""
@@ -59,14 +60,14 @@ class Ledger:
         self.void: set[tuple[str, str, str]] = set()
         """Queue, id and token of the leases that the store has lost."""
         self._starts: dict[tuple[str, str], int] = {}
-        """Number of starts of each task before the store last lost data."""
+        """Number of starts of each task before the last loss of data."""
         self.upkept_us: dict[str, int] = {}
-        """Time of each queue's last fetch with upkeep since the store last lost data."""
+        """Time of the last fetch that did upkeep since the last loss of data, by queue."""
         self._numbers: dict[tuple[str, str], int] = {}
         """Number of the last fetch, by queue and server."""
         self._latest_us = 0
         """Latest time that the store's clock has shown. Leases that had expired and tasks that were
-        due by then stay so."""
+        due at that time stay so."""
         self._open_locks: dict[tuple[str, str], str] = {}
         self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
         """Number, time and reply of the last call that created a task, by queue and sender."""
@@ -77,13 +78,14 @@ class Ledger:
     # The store's data
 
     def copy(self) -> Any:
-        """Return a copy of the known state of the store."""
+        """Return a copy of what is known about the state of the store."""
         stored = self.stored.versions, self.stored.deleted
         state = self.entries, self.ticks.times, self._open_locks, self._calls, self.unsure, stored
         return deepcopy(state)
 
     def lose(self, kept: Any | None) -> None:
-        """Record that the store has lost all data, or all changes since the copy was made."""
+        """Record that the store has lost all data or, with a copy, all changes since the copy was
+        made."""
         entries = self.entries
         self._settled_before_loss |= {
             (*key, one.token)
@@ -106,10 +108,10 @@ class Ledger:
             if entry.created > (left.created if left else 0):
                 self.lost.add(key)
         for key, entry in self.entries.items():
-            # Runs count, even if the store has lost their record.
+            # Starts count even if the store has lost the record of them.
             entry.starts = max(entry.starts, self._starts.get(key, 0))
-            # Leases of an earlier loss may be back, because this copy can be newer than the copy
-            # restored then.
+            # Leases that an earlier loss voided may be back, since this copy may be newer than the
+            # copy that was restored then.
             self.void -= {(*key, one.token) for one in entry.deliveries}
             for one in entry.deliveries:
                 one.settled = one.ended is None and (*key, one.token) in self._settled_before_loss
@@ -124,7 +126,7 @@ class Ledger:
         self.wrong.append(f"{self._clock():.4f} {text}")
 
     def entry(self, queue: str, id: str) -> Entry:
-        """Return the task with this id."""
+        """Return the entry of the task with this id; create it if it is new."""
         key = (queue, id)
         found = self.entries.get(key)
         if found is None:
@@ -177,7 +179,7 @@ class Ledger:
         if there or (entry.phase == "kept" and self._latest_us < entry.kept_until_us):
             open_ = entry.phase != "active" or entry.surely_open(self._latest_us)
             if entry.cancel_asked and not open_:
-                self.unsure += 1  # its recovery may have ended it; then it was created again
+                self.unsure += 1  # its recovery may have ended it before it was created again
                 entry.unsure, entry.cancel_asked = True, False
             return  # a repeated reply
         self.unsure += entry.phase == "kept"
@@ -282,7 +284,7 @@ class Ledger:
     def see_owners(self, queue: str, owners: dict[bytes, bytes]) -> None:
         """Record which tasks of dead servers are free again after a fetch has recovered some.
 
-        They may wait a long time for their next server, because of their limits or until a server
+        They may wait a long time for their next lease, because of their limits or until a server
         has a free slot.
         """
         for entry in self.entries.values():
@@ -297,8 +299,9 @@ class Ledger:
             self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
-        """Check that a lease expires only if its server could not renew it, could not hand the task
-        back during a shutdown, never received the lease, or settled it before a loss of data."""
+        """Check that a lease expired for a reason: its server could not renew it, could not hand
+        the task back during a shutdown, never received the lease, or settled the task before a loss
+        of data."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
@@ -335,7 +338,7 @@ class Ledger:
     def _leases(
         self, queue: str, args: Sequence[Any], stride: int, reply: Any, good: Sequence[str]
     ) -> Iterator[tuple[Entry, Delivery | None, Sequence[Any]]]:
-        """Yield each task for which the store accepted a call, with its lease and the other
+        """Yield each task for which the store accepted the call, with its lease and the other
         arguments."""
         for at, answer in enumerate(reply):
             id, token, *rest = args[stride * at : stride * (at + 1)]
@@ -410,8 +413,8 @@ class Ledger:
             yield entry, rest
 
     def _check_cancel(self, entry: Entry, lease: Delivery, now: int) -> None:
-        """Record a run that continued after its cancel request for longer than a request takes to
-        arrive."""
+        """Record how long a run continued after its cancel request, if that is longer than a
+        request takes to arrive."""
         since = max(entry.cancel_asked_us, lease.fetched_us)
         if entry.cancel_asked and now - since > lease.length_us // 3 + US:
             server = self.servers[lease.token.rpartition("/")[0]]
@@ -449,7 +452,7 @@ class Ledger:
 
 
 def _in_full(reply: Any, ids: Sequence[str]) -> list[bytes]:
-    """Return the outcomes of an enqueue with an id for each task, even if the reply is a single
+    """Return the outcome and the id of each task of an enqueue, even if the reply is a single
     word."""
     if reply != b"created":
         return list(reply)

@@ -1,4 +1,5 @@
-"""The limits in histories: their rules, the tasks that have them, and checks that they hold."""
+"""The limits in histories: their rules, the limits that tasks have, and checks that no limit is
+exceeded."""
 
 from __future__ import annotations
 
@@ -11,39 +12,39 @@ from qsync.message import decode_message
 from tests.simulation.entries import Entry
 
 LIMITED: Final = (["slot:a"], ["slot:b"], ["slot:a", "rate"], ["rate"], ["slot:b", "rate", "none"])
-"""Limits of tasks; `none` has no rule."""
+"""Limits that tasks have; `none` has no rule."""
 
 RULES: Final = {
     "slot": LimitRule(concurrency=2),
     "rate": LimitRule(rate=20, per_us=1_000_000, burst=2),
 }
-"""The program's rules, which servers publish."""
+"""Rules set by the program, which servers publish."""
 
 ROUNDED_US: Final = 1_000
-"""Upper bound of the rounding errors of a limit's times in a history, in microseconds."""
+"""Upper bound on the rounding errors in the times of a limit during a history, in microseconds."""
 
 
 def interval_us(limit: str) -> float:
-    """Return the time between two starts, in microseconds; 0 without a rate."""
+    """Return the time between two starts, in microseconds, or 0 if the limit has no rate."""
     rule = RULES.get(limit.partition(":")[0])
     return rule.per_us / rule.rate if rule is not None and rule.rate and rule.per_us else 0.0
 
 
 @dataclass
 class LimitBook:
-    """Tracks bounds of the stored times of rates, the paused types, and the order of waiting
+    """Tracks upper bounds on the stored times of rates, the paused types, and the order of waiting
     tasks."""
 
     find: Callable[[str], None]
     times: dict[tuple[str, str], float] = field(default_factory=dict)
     """Latest possible time from which the next start is counted, by queue and limit."""
     unknown: set[str] = field(default_factory=set)
-    """Queues whose times are to be read from the store, since it has lost data."""
+    """Queues whose times must be read from the store, since it has lost data."""
     paused: set[tuple[str, str]] = field(default_factory=set)
     """Paused types of queues."""
     orderly: bool = True
-    """True while tasks of one priority are leased in order: no type was paused and no data were
-    lost."""
+    """True as long as tasks of the same priority must be leased in order: no type has been paused
+    and no data lost."""
 
     def lose(self, queues: Iterable[str]) -> None:
         """Record that the store has lost data of these queues."""
@@ -62,7 +63,8 @@ class LimitBook:
             self.times[entry.queue, limit] = max(before, now) + interval_us(limit)
 
     def _check_order(self, entry: Entry, entries: Iterable[Entry]) -> None:
-        """Check that a task with its first lease comes after all tasks that have waited longer."""
+        """Check that no task that has waited longer is still waiting when this task gets its first
+        lease."""
         for other in entries:
             waits = other.in_order and not other.deliveries and other.phase == "waiting"
             same = (other.queue, other.priority) == (entry.queue, entry.priority)
@@ -71,7 +73,7 @@ class LimitBook:
                 return
 
     def check_slots(self, entry: Entry, entries: Iterable[Entry], now: int) -> None:
-        """Check that no more tasks than a limit allows have valid leases."""
+        """Check that no more tasks have valid leases than each limit of this task allows."""
         for limit in entry.limits:
             rule = RULES.get(limit.partition(":")[0])
             held = [
@@ -84,10 +86,10 @@ class LimitBook:
                 self.find(f"{len(held)} tasks hold {limit}: {held}")
 
     def refund(self, queue: str, now: int, unstarted: Iterable[tuple[int, Iterable[str]]]) -> None:
-        """Record that tasks were handed back that never started, with the time of the lease and the
-        limits of each.
+        """Record that tasks were handed back before they started; `unstarted` holds the lease time
+        and the limits of each.
 
-        Starts that the rates have regained since the oldest of these leases may have been used.
+        Starts that a rate has regained since the oldest of these leases may already have been used.
         """
         leases: dict[str, list[int]] = {}
         for leased_us, limits in unstarted:
@@ -99,7 +101,7 @@ class LimitBook:
             self.times[queue, limit] = max(0.0, before - max(0.0, amount))
 
     def check_rates(self, queue: str, states: Mapping[str, str]) -> None:
-        """Check in the store that no rate counts a start that did not happen."""
+        """Check that no rate in the store counts a start that did not happen."""
         for limit, text in states.items():
             stored = float(text.split()[2])
             if queue in self.unknown:

@@ -1,9 +1,9 @@
-"""An event loop whose time is virtual: when nothing is ready it jumps to the next timer.
+"""An event loop whose time is virtual: when no callback is ready, it jumps to the next timer.
 
 Every callback belongs to a strand, which is the event loop or a thread of a simulated process, or
-to the world, that is, the network, the store and the plan of the faults. Within a strand the order
-is asyncio's; between strands the seed chooses. A strand can be held back, and one whose process
-died never runs again.
+to the world, that is, the network, the store and the plan of the faults. Within a strand, callbacks
+run in asyncio's order; the seed chooses between strands. A strand can be held back, and the strands
+of a dead process never run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Protocol
 
 
 class Handle:
-    """A callback to run. It has everything that asyncio needs and costs less than asyncio's own
+    """A callback to run. It has everything that asyncio needs and is cheaper than asyncio's own
     class."""
 
     __slots__ = ("args", "callback", "cancelled_", "context", "when_")
@@ -48,7 +48,7 @@ class Handle:
 
 
 class Process(Protocol):
-    """A simulated process as the loop sees it."""
+    """The part of a simulated process that the loop uses."""
 
     alive: bool
     context: contextvars.Context
@@ -66,9 +66,9 @@ class Strand:
         self.process = process
         self.kind = kind
         self.held: list[Handle] = []
-        """Ready callbacks that wait until the strand continues."""
+        """Ready callbacks that wait until the strand is released."""
         self.line: deque[Handle] = deque()
-        """Ready callbacks, the next one first."""
+        """Ready callbacks, in the order in which they run."""
 
 
 STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
@@ -78,11 +78,11 @@ STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
 
 
 STEP_S: Final = 0.000_002
-"""Duration of a callback, in seconds. Time must pass even while callbacks poll without a pause."""
+"""Duration of a callback, in seconds. Time must pass even if callbacks poll without a pause."""
 
 MAX_STEPS: Final = 400_000
-"""Maximum number of steps of a history. A history whose store clock jumps by an hour twelve times
-takes 215,000 steps, because thousands of ticks are missed."""
+"""Maximum number of steps in a history. If the store's clock jumps by an hour twelve times, a
+history takes 215,000 steps, because thousands of ticks are missed."""
 
 
 class Stuck(Exception):
@@ -101,13 +101,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self._random = random.Random(seed)
         self._world: deque[Handle] = deque()
         self._lines: dict[Strand | None, deque[Handle]] = {}
-        """Strands with ready callbacks, in the order in which they became ready."""
+        """Ready callbacks of each strand that has any; the strands are in the order in which they
+        became ready."""
         self._timers: list[tuple[float, int, Handle]] = []
         self._numbers = itertools.count()
         self._signals: dict[tuple[Process, int], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._graveyard: list[Handle] = []
-        """Callbacks of dead processes, kept so that none of their finalizers runs during the
-        history."""
+        """Callbacks of dead processes, which are kept so that no finalizer of theirs runs during
+        the history."""
         self.executor: Callable[[Callable[[], Any]], asyncio.Future[Any]] | None = None
 
     def time(self) -> float:
@@ -121,7 +122,7 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> Handle:
-        if context is None:  # an empty context is falsy
+        if context is None:  # not `or`, since an empty context is falsy
             context = contextvars.copy_context()
         handle = Handle(callback, args, context)
         self._line_up(handle)
@@ -155,7 +156,8 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> Handle:
-        """Schedule the callback on the event loop of the thread's process."""
+        """Schedule the callback on the event loop of the process to which the calling thread
+        belongs."""
         strand = STRAND.get()
         if context is None and strand is not None and strand.kind == "thread":
             context = strand.process.context.copy()
@@ -178,7 +180,7 @@ class SimLoop(asyncio.BaseEventLoop):
         strand = STRAND.get()  # the process is dead and is being cleaned up
         return strand is not None and self._signals.pop((strand.process, sig), None) is not None
 
-    # Methods for the world.
+    # Methods that the world calls.
 
     def signal(self, process: Process, sig: int) -> bool:
         """Send a signal to a process; return False if it has no handler for the signal and must
@@ -204,8 +206,8 @@ class SimLoop(asyncio.BaseEventLoop):
     # Running the steps.
 
     def _run_once(self) -> None:
-        """Run steps until stopped. A full iteration of asyncio's own loop per step would be
-        slow."""
+        """Run steps until stopped, since a whole iteration of asyncio's own loop for each step
+        would be slow."""
         lines, timers, pick = self._lines, self._timers, self._random.random
         while not self._stopping:
             while timers and (timers[0][0] <= self.now or timers[0][2].cancelled_):

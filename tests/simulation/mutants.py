@@ -86,7 +86,7 @@ def restarted_server_keeps_leases() -> contextlib.AbstractContextManager[None]:
 
 
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
-    """A script that the store does not have is not sent."""
+    """A script that is missing from the store is not sent."""
 
     def unrepeated(calls: Any, replies: list[Any]) -> exchanges.Exchanges:
         return replies
@@ -141,7 +141,7 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
 
 
 def crash_not_marked() -> contextlib.AbstractContextManager[None]:
-    """A task that has crashed before is started without a mark."""
+    """A task that has crashed before is started without being marked."""
 
     async def mark(self: Runner, leased: LeasedTask) -> bool:
         return True
@@ -230,7 +230,7 @@ def unread_fetch_not_renewed() -> Iterator[None]:
 
 
 def lease_counted_from_the_reply() -> contextlib.AbstractContextManager[None]:
-    """The lease time is counted from the arrival of the reply, and a lease that arrives late is not
+    """Leases are counted from the arrival of the reply, and a lease that arrives late is not
     renewed."""
     real = Fetcher._handle_result
 
@@ -324,7 +324,7 @@ def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None
 
 
 def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
-    """A stored schedule also enqueues the ticks of the minute before it was stored."""
+    """A stored schedule also enqueues ticks of the three seconds before it was stored."""
     real = stored_ticks.ticks_of
 
     def ticks_of(row: Any, content: Any, now_us: int) -> Any:
@@ -348,8 +348,8 @@ def patience_adds_up() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patience_begins_again() -> Iterator[None]:
-    """A call that is repeated alone, after a round trip with other calls, gets its whole patience
-    again."""
+    """A call that is repeated on its own, after a round trip with other calls, gets its full
+    patience again."""
     real, awaited = blocking.Broker.run, aio.AsyncBroker.run
 
     def run(self: blocking.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
@@ -369,13 +369,14 @@ def patience_begins_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiters_not_moved() -> Iterator[None]:
-    """Returning a slot neither moves a waiting task nor makes a fetch move it."""
+    """When a slot is returned, no waiting task is moved, neither at once nor by a later fetch."""
     with waiter_not_moved(), opening_not_stored():
         yield
 
 
 def starving_priority() -> contextlib.AbstractContextManager[None]:
-    """A new task with a priority other than normal goes before the tasks that wait in its band."""
+    """A new task with a priority other than normal overtakes the tasks that are waiting with the
+    same priority."""
     right = "    last[key] = tag\n"
     wrong = """    local priority = read_member(key)
     local first = priority ~= normal_priority and lowest_of_band(KEYS.pending, priority)
@@ -385,7 +386,7 @@ def starving_priority() -> contextlib.AbstractContextManager[None]:
 
 
 BROKE: Final = "a part of the server failed"
-"""The exception with which a server ends after a mistake in its code."""
+"""The message of the exception with which a server ends after a mistake in its code."""
 
 MUTANTS: Final[dict[str, Plant]] = named(
     settle_without_token, heartbeat_on_the_loop, fetch_neither_repeated_nor_reconciled,
