@@ -419,7 +419,8 @@ def caught(
 
     `arrange` may change the faults of the histories.
 
-    A seed that also fails without the mistake has found another problem; it is printed to stderr.
+    If a seed also fails without the mistake, it has found another problem, and is printed to
+    stderr.
     """
     for seed in seeds:
         with plant():

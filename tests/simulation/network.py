@@ -1,8 +1,8 @@
 """The simulated network between processes and the store.
 
-A request in flight arrives even if its sender has given up or died. The seed chooses its fault: the
-request or its reply is lost, or the request arrives late or twice, is refused, or is cut off in the
-middle.
+A request in flight arrives even if its sender has given up or died. The seed chooses the fault of
+each request: the request or its reply is lost, or the request arrives late or twice, is refused, or
+is cut off in the middle.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ SILENCE_S: Final = 5.0
 """Longest wait for a lost reply, in seconds."""
 
 RESUME_S: Final = 2.0
-"""Longest time from the store's return to the next fetch, in seconds."""
+"""Longest time from the return of the store to the next fetch, in seconds."""
 
 NEAR: Final = (0.0001, 0.0005, 0.002)
 FAR: Final = (0.01, 0.05, 0.1)
 """Possible one-way latencies, near the store and far from it, in seconds."""
 
 UNWATCHED: Final = frozenset(("server_heartbeat", "set_server_info", "register"))
-"""Scripts with which servers register. No task depends on them and no server reads their replies,
-so they run along with the next call."""
+"""Scripts with which servers register. No task depends on these scripts and no server reads their
+replies, so they run together with the next call."""
 
 UNHEARD: Final = UNWATCHED | {"progress"}
-"""Scripts whose arguments differ between processes or have no fixed order. The history leaves them
+"""Scripts whose arguments differ between runs or have no fixed order; the history leaves them
 out."""
 
 
@@ -91,7 +91,7 @@ class NetworkCounts:
 
 
 class Network:
-    """All connections of a history and the store that they lead to."""
+    """All connections of a history, and the store at their end."""
 
     def __init__(
         self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seed: str, *, lease_s: float
@@ -101,7 +101,7 @@ class Network:
         self.away_until = 0.0
         """Time until which the store is unreachable."""
         self.down_until = 0.0
-        """Time until which the store does not run, so that connections are refused at once."""
+        """Time until which the store is not running, so that connections are refused at once."""
         self.loading_until = 0.0
         self.fetched_at = 0.0
         """Time at which a server last fetched."""
@@ -119,7 +119,7 @@ class Network:
 
     @property
     def digest(self) -> str:
-        """Digest of all events at the store, for comparing two histories."""
+        """Digest of all events, to compare two histories."""
         return hashlib.blake2b(repr(self.events).encode(), digest_size=16).hexdigest()
 
     def note(self, *event: Any) -> None:
@@ -129,7 +129,8 @@ class Network:
     # Trips
 
     def send(self, process: Proc, commands: Sequence[Command], deliver: Deliver) -> None:
-        """Send commands. `deliver` gets one reply or error per command, or is never called."""
+        """Send commands. `deliver` is called with one reply or error per command, or is never
+        called."""
         self.counts.calls += len(commands)
         fate = self._fate(process, len(commands))
         if fate != "well":
@@ -165,7 +166,7 @@ class Network:
                 self._after(there, arrive, True, self._random.randrange(len(commands)))
 
     def _arrive(self, process: Proc, commands: Sequence[Command], count: int | None) -> Replies:
-        """Run the first `count` commands; return the store's replies."""
+        """Run the first `count` commands, or all if it is None; return the replies."""
         if self.unreachable(process):
             process.trouble()
             return [refused()] * len(commands)
@@ -227,7 +228,7 @@ class Network:
             if (all_of_them or at == which) and not spared:
                 self.counts.refusals[code, known.name] += 1
                 error = error_of(code)
-                if isinstance(error, failures.ConnectionError):  # redis-py gives up on the rest
+                if isinstance(error, failures.ConnectionError):  # redis-py reads no further reply
                     replies += [error] * (len(commands) - at)
                     break
                 replies.append(error)
@@ -265,14 +266,14 @@ class Network:
     def block(
         self, process: Proc, keys: Sequence[str], seconds: float, deliver: Callable[[Any], None]
     ) -> Blocked:
-        """Run BLPOP. `deliver` gets (key, element), None at the timeout, or an error, or is never
-        called."""
+        """Run BLPOP. `deliver` is called with (key, element), with None at the timeout, or with an
+        error, or is never called."""
         blocked = Blocked(process, keys, deliver)
         fate = self._fate(process, 1)
         if fate in ("before", "cut", "refused"):
             self._after(self._latency(), deliver, broken())
             return blocked
-        if fate == "after":  # the store does not know that the caller has left
+        if fate == "after":  # the store does not notice that the caller has left
             blocked.deliver = lambda reply: None
             self._after(self._random.uniform(0, seconds), deliver, broken())
         self._after(self._latency(), self._blocks, blocked, seconds)
@@ -310,7 +311,7 @@ class Network:
                     self.store.leave(blocked)
 
     def break_connections(self) -> None:
-        """Break all connections; their waiting callers notice."""
+        """Break all connections; callers that wait on them notice."""
         for blocked in self.store.waiting():
             self.store.leave(blocked)
             self._after(self._latency(), blocked.deliver, broken())

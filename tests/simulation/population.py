@@ -36,8 +36,8 @@ SWEEP: Final = 1.0
 SCHEDULES: Final[dict[str, tuple[float, Missed]]] = {
     "tick": (2.0, "skip"), "once": (600.0, "once"), "all": (600.0, "all"),
 }  # fmt: skip
-"""Seconds between the ticks of each schedule, and its option for missed ticks. Ticks of the last
-two schedules are missed only when the store's clock jumps."""
+"""For each schedule, the seconds between its ticks, and its option for missed ticks. Ticks of the
+last two schedules are missed only when the store's clock jumps."""
 
 OLD: Final = ("work", "work-thread")
 NEW: Final = (*OLD, "new")
@@ -45,7 +45,7 @@ NEW: Final = (*OLD, "new")
 
 
 class World(Protocol):
-    """The part of a history that processes use."""
+    """The parts of a history that processes use."""
 
     seed: int
     loop: SimLoop
@@ -139,8 +139,8 @@ class Population:
             self._restart_later(types)
 
     def _host(self, process: Proc) -> str | None:
-        """Return a host name for the server. In every other history without a supervisor, it is the
-        first name that no live server has, so that names are reused."""
+        """Return a host name for the server. In every second history without a supervisor, it is
+        the first name that no live server has, so that names are reused."""
         if self.world.profile.supervised or self.world.seed % 2:
             return None
         taken = {self.hosts.get(one) for one in self.servers if one.alive and one is not process}
@@ -150,7 +150,7 @@ class Population:
         return self.hosts[process]
 
     def check_left(self, process: Proc, holder: str) -> None:
-        """Check that a server that stopped without a fault has left no leases behind."""
+        """Check that a server that has stopped leaves no leases behind, unless it had a fault."""
         world = self.world
         if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
             return

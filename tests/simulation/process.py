@@ -11,18 +11,18 @@ from typing import Any, Final
 from tests.simulation.loop import STRAND, SimLoop, Strand
 
 WALL: Final = 4_000_000_000.0
-"""Unix time at the start of a history, by the store's clock. It is far from now, so that reading a
-real clock is noticed."""
+"""Unix time at the start of a history, by the store's clock. It is far from the present, so that
+reads of a real clock are noticed."""
 
 
 FATES: Final = ("before", "after", "late", "twice", "refused", "cut")
-"""Faults of a call: the call or its reply is lost, or the call is late, made twice, answered with
-an error, or cut off in the middle of a batch."""
+"""Faults of a call: the call or its reply is lost, or the call is delivered late or twice, answered
+with an error, or cut off in the middle of a batch."""
 
 
 class Link:
-    """The faults of a process's calls: the probability of each, and whether any call gets
-    through."""
+    """The faults of the calls of a process: the probability of each fault, and whether the process
+    is cut off from the store."""
 
     def __init__(self) -> None:
         self.fates: tuple[tuple[str, float], ...] = ()
@@ -35,7 +35,7 @@ class Link:
 
 
 class Proc:
-    """A process. Its coroutines run in its context, from which the loop finds their process."""
+    """A process. Its coroutines run in its context, by which the loop finds the process."""
 
     def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
         self.loop = loop
@@ -45,7 +45,7 @@ class Proc:
         self.died_at: float | None = None
         self.types: tuple[str, ...] = ()
         self.poisoned_by: str | None = None
-        """The task that killed it, or None."""
+        """Id of the task that killed the process, or None."""
         self.frozen = 0
         self.stalled = 0
         self.link = Link()
@@ -62,7 +62,7 @@ class Proc:
         self.stalls: list[tuple[float, float]] = []
         self.freezes: list[tuple[float, float]] = []
         self.mishaps: list[float] = []
-        """Times at which a fault hit one of its own calls, but not all calls to the store."""
+        """Times of faults that hit a call of this process, but not all calls to the store."""
         self.told_to_stop: float | None = None
 
     def __repr__(self) -> str:
@@ -72,12 +72,12 @@ class Proc:
         return bool(self.frozen or (self.stalled and strand.kind == "loop"))
 
     def clock(self) -> float:
-        """Return the time of its monotonic clock in seconds. The clock starts anywhere and drifts a
-        little."""
+        """Return the time of the process's monotonic clock, in seconds. The clock starts at a
+        random time and drifts a little."""
         return self.offset + self.loop.now * (1 + self.drift)
 
     def wall(self) -> float:
-        """Return the Unix time of this machine, in seconds."""
+        """Return the Unix time by the clock of this process's machine, in seconds."""
         return WALL + self.loop.now + self.wall_offset
 
     def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -92,23 +92,24 @@ class Proc:
         self.died_at = self.loop.now
 
     def trouble(self, seconds: float = 0.0) -> None:
-        """Record a fault that may cost it its leases."""
+        """Record a fault by which the process may lose its leases."""
         self.troubles.append((self.loop.now, self.loop.now + seconds))
 
     def troubled(self, since: float, until: float) -> bool:
-        """Return whether it died or had such a fault within this period."""
+        """Return whether the process died or had such a fault within this period."""
         if self.died_at is not None and self.died_at <= until:
             return True
         return any(begin <= until and end >= since for begin, end in self.troubles)
 
     def stood_still(self, since: float, until: float) -> bool:
-        """Return whether its event loop was blocked, or it had a fault, within this period."""
+        """Return whether the event loop was blocked, or the process had a fault, within this
+        period."""
         stalled = any(begin <= until and end >= since for begin, end in self.stalls)
         return stalled or self.troubled(since, until)
 
     def stood_still_for(self, since: float, until: float) -> float:
-        """Return the longest time in seconds that the process or its event loop was stopped within
-        this period."""
+        """Return for how many seconds of this period the process or its event loop was stopped, in
+        total."""
         pauses = (*self.stalls, *self.freezes)
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in pauses)
 

@@ -13,13 +13,13 @@ FAULTS: Final = (
     "flush_scripts", "restart", "pause", "quiet",
 )  # fmt: skip
 LOSSES: Final = ("roll_back", "flush", "store_jump")
-"""Faults after which the verdict excuses more. Only a few histories have each of them."""
+"""Faults after which the verdict excuses more. Each occurs in only a few histories."""
 
 OPERATORS: Final = ("pause_type",)
-"""Actions of operators besides pausing queues. Only some histories have them."""
+"""Actions of operators other than pausing queues, which occur in only some histories."""
 
 OUTAGES: Final = ("outage",)
-"""Faults that make a history longer. Few histories have such a fault, and only once."""
+"""Faults that make a history longer. Each occurs in only a few histories, and only once."""
 
 
 class Profile:
@@ -47,15 +47,15 @@ class Profile:
         in_threads = rng.random() < 0.5
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
         self.threads = rng.choice((None, None, 1, 2))
-        """Number of threads: fewer than tasks that may run, so that some tasks wait for a
-        thread."""
+        """Number of threads, which may be smaller than the number of tasks that run, so that some
+        tasks wait for a thread."""
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
         self.stored = rng.random() < 0.5
         """True if a client stores schedules."""
         self.flow = rng.random() < 0.3
-        """True if tasks have priorities and an editor's tasks replace one another."""
+        """True if tasks have priorities and the tasks of an editor replace one another."""
         self.pauses_types = self.tasks % 4 == 3
         """True if an operator constantly pauses and resumes types."""
         self.limits = 0.6 if self.tasks % 3 == 0 else 0.0
-        """Share of tasks with limits. Neither this share nor pauses of types are drawn at random,
-        so that the other draws of a seed stay the same."""
+        """Share of tasks with limits. This share and the pauses of types use no random draws, so
+        that the other draws of a seed stay the same."""

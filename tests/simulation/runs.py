@@ -1,4 +1,4 @@
-"""Runs many seeds one after another, or divided among processes with a store each."""
+"""Runs many seeds one after another, or divided among processes that each have a store."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def spread(
     at_least: int = 0,
     progress: Progress | None = None,
 ) -> Summary:
-    """Run the seeds in several processes with a store each; each process takes every n-th seed.
+    """Run the seeds in several processes, each with its own store; each process takes every n-th
+    seed.
 
     Each process prints its own line once a minute; the signal that stops `progress` stops all
     processes.

@@ -1,7 +1,6 @@
-"""The store of a history: a real Valkey on virtual time, with its waiting callers.
-
-Each call is made at one instant of virtual time. The store may restart, lose its last writes or be
-flushed, and its clock may jump.
+"""The store of a history: a real Valkey in virtual time, with its waiting callers. Each call runs
+at one instant of virtual time. The store may restart, lose its last writes or be flushed, and its
+clock may jump.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ NAMES: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A script as the store sees it."""
+    """A script that the store knows."""
 
     name: str
     text: str
     timed: bool
-    """True if its first argument is the time."""
+    """True if the first argument of the script is the time."""
     frugal: bool
-    """True if it runs even when the store is out of memory."""
+    """True if the script runs even when the store is out of memory."""
 
 
 @cache
@@ -80,7 +79,7 @@ def error_of(code: str) -> Exception:
 
 
 class Line:
-    """A connection to the real store for one round trip at a time, at the lowest cost."""
+    """A minimal and fast connection to the real store, for one round trip at a time."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -88,13 +87,13 @@ class Line:
         self._reader = hiredis.Reader(replyError=error_of)
 
     def trip(self, commands: Sequence[Command]) -> Replies:
-        """Send commands; return the replies, errors included."""
+        """Send commands; return the replies, including errors."""
         self._socket.sendall(b"".join(pack_commands(commands)))
         reader = self._reader
         replies: Replies = []
         while len(replies) < len(commands):
             reply = reader.gets()
-            if reply is False:  # scripts never return such a reply
+            if reply is False:  # no script replies with false
                 data = self._socket.recv(1 << 14)
                 assert data, "the real store is gone"
                 reader.feed(data)
@@ -127,7 +126,7 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A copy of the store's data and of the ledger's knowledge."""
+    """A copy of the data in the store, and of what the ledger knows about it."""
 
     values: tuple[tuple[bytes, int, bytes], ...]
     """Key, TTL in milliseconds (or 0), and output of DUMP for each key."""
@@ -135,18 +134,18 @@ class Snapshot:
 
 
 class SimStore:
-    """Executes calls and serves callers that wait for an element of a list."""
+    """Executes calls, and serves callers that wait for an element of a list."""
 
     def __init__(
         self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seen: Seen, wake: Wake
     ) -> None:
         self.loop = loop
         self.skew_us = 0
-        """Sum of its clock jumps, in microseconds."""
+        """Sum of the store's clock jumps, in microseconds."""
         self.latest_us = 0
-        """Latest time that its clock has shown."""
+        """Latest time that the store's clock has shown."""
         self.jumps: list[tuple[float, int]] = []
-        """Times and sizes of its clock jumps."""
+        """Times and sizes of the store's clock jumps."""
         self._line = line_to(store)
         self._ledger = ledger
         self._seen, self._wake = seen, wake
@@ -170,21 +169,22 @@ class SimStore:
         return now_us
 
     def jump(self, seconds: float) -> None:
-        """Let its clock jump, as after an NTP step or a failover to a replica with another
+        """Let the store's clock jump, as after an NTP step or a failover to a replica with another
         clock."""
         _ = self.now_us  # for `latest_us`
         self.skew_us += round(seconds * 1_000_000)
         self.jumps.append((self.loop.now, round(seconds * 1_000_000)))
 
     def jumped_us(self, since: float = 0.0) -> tuple[int, int]:
-        """Return how far its clock has jumped forward and back since then."""
+        """Return how far the store's clock has jumped forward and back since this time."""
         jumps = [by for at, by in self.jumps if at >= since]
         return sum(by for by in jumps if by > 0), -sum(by for by in jumps if by < 0)
 
     # Calls
 
     def execute(self, process: Proc | None, commands: Iterable[Command]) -> Replies:
-        """Execute calls now. A caller that blocks on a list gets a new element at once."""
+        """Execute calls now. If a call adds an element to a list, a caller that blocks on the list
+        gets it at once."""
         sent: list[Command] = []
         roles: list[str | None] = []
         for command in map(self._timed, commands):
@@ -208,7 +208,8 @@ class SimStore:
         return answers
 
     def execute_later(self, commands: Iterable[Command]) -> None:
-        """Execute calls together with the next ones, since no caller waits for their replies."""
+        """Execute these calls together with the next calls, since no caller waits for their
+        replies."""
         self._later += map(self._timed, commands)
 
     def _timed(self, command: Command) -> Command:
@@ -267,7 +268,7 @@ class SimStore:
                 waiting.remove(blocked)
 
     def waiting(self) -> list[Blocked]:
-        """Return the waiting callers, each once."""
+        """Return the waiting callers, each of them once."""
         return list(dict.fromkeys(one for waiting in self._blocked.values() for one in waiting))
 
     def _serve(self, key: str, element: bytes) -> None:
@@ -292,7 +293,7 @@ class SimStore:
         self._ledger.lose(None)
 
     def snapshot(self) -> Snapshot:
-        """Return its current data."""
+        """Return a copy of the current data."""
         keys = sorted(self.plain("KEYS", "*"))
         found = self.read([(word, key) for key in keys for word in ("PTTL", "DUMP")])
         pairs = zip(keys, found[::2], found[1::2], strict=True)

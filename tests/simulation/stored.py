@@ -1,4 +1,4 @@
-"""Stored schedules: a client that creates and changes them, and checks of their ticks."""
+"""Stored schedules: a client that creates and changes schedules, and checks of their ticks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ EARLY_US: Final = 10_000
 
 @dataclass
 class Version:
-    """A version of a stored schedule: the time of its first expected tick, and its ticks so far."""
+    """A version of a stored schedule: when it was stored, its period, and its ticks so far."""
 
     stamp: bytes
     since_us: int
     period_us: int
     ticks: dict[int, int] = field(default_factory=dict)
-    """Time of each tick, and when it came by the store's clock; both in microseconds."""
+    """For each tick, the time at which it came by the store's clock; both in microseconds."""
 
     def left_out(self) -> int:
-        """Return the number of ticks between its first and its last that did not come, not counting
-        those that were over GRACE_US late when the next tick came."""
+        """Return how many ticks between the first and the last did not come, except ticks that were
+        more than GRACE_US late when the next tick came."""
         count, times = 0, sorted(self.ticks)
         for before, after in itertools.pairwise(times):
             missing = range(before + self.period_us, after, self.period_us)
@@ -44,7 +44,7 @@ class Version:
 
 
 class StoredBook:
-    """Replies from the store about stored schedules."""
+    """Records the store's replies about stored schedules."""
 
     def __init__(self, find: Callable[[str], None]) -> None:
         self._find = find
@@ -121,7 +121,7 @@ class Scheduler:
         self._version = 0
 
     async def run(self, client: AsyncClient, seconds: float) -> None:
-        """Change schedules for some seconds; skip changes that the store does not answer."""
+        """Change schedules within some seconds; ignore changes that the store does not answer."""
         async with client:
             for name in NAMES:
                 await self._put(client, name)

@@ -1,7 +1,8 @@
-"""Real clients and servers run on virtual time with every fault. No task is lost or runs early.
+"""Real clients and servers run in virtual time with every kind of fault. No task is lost or runs
+early.
 
 Each seed is one history. QSYNC_SIM_SEEDS sets the number of seeds, QSYNC_SIM_SECONDS the maximum
-duration; QSYNC_SIM_SEED=n repeats that seed alone, exactly. `python -m tests.simulation` runs more
+duration; QSYNC_SIM_SEED=n repeats only that seed, exactly. `python -m tests.simulation` runs more
 seeds.
 """
 
@@ -48,7 +49,7 @@ SEEDS: Final = int(os.environ.get("QSYNC_SIM_SEEDS", "500"))
 SECONDS: Final = float(os.environ.get("QSYNC_SIM_SECONDS", "60"))
 
 AT_LEAST: Final = 50
-"""Minimum number of seeds, even on a busy machine. This many seeds cause every fault."""
+"""Minimum number of seeds, even on a busy machine: this many seeds cause every kind of fault."""
 
 QUICK: Final = (
     "settle without token", "heartbeat on the loop", "noscript not handled",
@@ -56,7 +57,8 @@ QUICK: Final = (
     "promoted but not pending", "lock outlives death", "stored tick of an old version",
     "slot freed twice", "waiters not moved",
 )  # fmt: skip
-"""Mistakes that a few seeds find. `python -m tests.simulation --mistakes` lists all mistakes."""
+"""Mistakes that a few seeds are enough to find. `python -m tests.simulation --mistakes` lists all
+mistakes."""
 
 LONG: Final = ("settle without token",)
 """Mistakes that each take a minute to find."""
@@ -117,7 +119,7 @@ PARTS: Final = (
     "client|handle|queue_announcer|result_listener|results|sending|subscriptions|task"
     r"|worker\.lease_abandoner"
 )
-"""Modules that take part in histories, besides those of servers and brokers."""
+"""Modules that take part in histories, in addition to those of servers and brokers."""
 
 
 def test_ledger_processes_the_calls_of_scripts_that_exist() -> None:
@@ -183,11 +185,11 @@ def test_expired_lease_needs_a_cause_unless_no_server_reads_of_it(
         assert len(history.ledger.wrong) == 2 * found, history.ledger.wrong
 
 
-# One kind of fault at a time, more often than among all other kinds.
+# One kind of fault at a time, which is then more frequent than among all other kinds.
 
 
 def only(history: History, *kinds: str, hard: bool = True) -> None:
-    """Allow only these faults and no call faults."""
+    """Allow only these faults, and no faults of calls."""
     profile = history.profile
     profile.faults = dict.fromkeys(kinds, 1.0)
     profile.link = dict.fromkeys(FATES, 0.0)
@@ -251,8 +253,8 @@ def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
 
 
 def test_problem_found_early_causes_no_others(client: redis.Redis) -> None:
-    """In that case the servers are stopped soon after the faults end, and tasks that are due later
-    do not count as lost."""
+    """After a problem has been found, the servers are stopped soon after the faults end, and tasks
+    that are due later do not count as lost."""
     client.flushall()
     history = History(0, client)
     only(history)
@@ -293,7 +295,7 @@ def test_missed_ticks_are_caught_up_by_their_policy(client: redis.Redis) -> None
     only(history)
     history.profile.seconds = 12.0
     history.loop.call_later(3.0, history.plague.store_jump, HOUR_S)
-    for at in (3.5, 4.0, 4.5):  # their replacements read the new time
+    for at in (3.5, 4.0, 4.5):  # the servers that replace them read the new time
         history.loop.call_later(at, history.plague.crash)
     check(history.run())
     ticks = {name: times for (_, name), times in history.ledger.ticks.times.items()}
@@ -328,8 +330,8 @@ def test_no_two_tasks_run_under_one_lock(client: redis.Redis) -> None:
 def stalls_without_scripts(history: History) -> None:
     """Let event loops stall before they can repeat a call whose script the store has forgotten.
 
-    A settlement then stays open for a long time while its server can still renew the lease. With
-    all faults, one history in twenty shows this; here, one in five does.
+    A settlement then stays unanswered for a long time while its server can still renew the lease.
+    With all kinds of faults, one history in twenty shows this; with these, one in five does.
     """
     profile = history.profile
     profile.faults = {"stall": 1.0, "flush_scripts": 1.0}
@@ -338,7 +340,7 @@ def stalls_without_scripts(history: History) -> None:
 
 
 ARRANGED: Final = {"settling not renewed": stalls_without_scripts}
-"""Options that reveal rare mistakes early."""
+"""Functions that change a history so that it reveals a rare mistake early."""
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Threads that take turns with the event loop, so that exactly one thread runs at any time.
-
-A simulated thread is a greenlet that yields whenever it blocks. A callback of the loop resumes it
-in its own strand, at an instant of virtual time. The seed thus determines the order, and the thread
-runs the real code, including its blocking calls.
+"""Threads that take turns with the event loop, so that exactly one thread runs at any time. A
+simulated thread is a greenlet that yields whenever it blocks. A callback of the loop resumes the
+thread in its own strand, at an instant of virtual time. The seed thus determines the order, and the
+thread runs the real code, including its blocking calls.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Turns:
     """The threads of one history."""
 
     on_loop = False
-    """True for a planted mistake: a part that should be a thread runs on the event loop."""
+    """True for a planted mistake: code that should run in a thread runs on the event loop."""
 
     def __init__(self, loop: SimLoop) -> None:
         self.loop = loop
@@ -96,7 +95,7 @@ class SimThread:
         self._ended = SimEvent(turns)
 
     def start(self) -> None:
-        """Start to run the target on the next turn of this thread."""
+        """Start the thread; the target begins to run on the thread's next turn."""
         strand = STRAND.get()
         assert strand is not None
         process = strand.process
@@ -110,7 +109,7 @@ class SimThread:
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def is_alive(self) -> bool:
-        """Return whether the thread has started and not ended."""
+        """Return whether the thread has started and has not ended."""
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
@@ -119,7 +118,7 @@ class SimThread:
             self._ended.wait(timeout)
 
     def park(self, timeout: float | None) -> None:
-        """Let other threads continue; return after these seconds or when woken."""
+        """Let other threads continue; return after this timeout or when woken."""
         if self._killed:
             raise Killed
         self._ticket += 1

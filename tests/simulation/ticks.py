@@ -12,7 +12,7 @@ MOVED: Final = "moved"
 ticks."""
 
 EARLY_US: Final = 10_000
-"""Maximum time by which a tick may be early. The clock rates of two machines differ by up to 1e-4,
+"""How early a tick may be, in microseconds. The clock rates of two machines differ by up to 1e-4,
 and servers read the store's clock once a minute."""
 
 
@@ -26,7 +26,7 @@ class TickBook:
         self.lost: set[tuple[str, str, int]] = set()
         """Queue, schedule and time of each tick that the store lost."""
         self.changed_us: int | None = None
-        """Time at which the first server with a different expression for a schedule started."""
+        """Time at which the first server with the new expression of the schedule started."""
 
     def see(self, queue: str, schedule: str, tick_us: int, id: str, now: int, back_us: int) -> None:
         """Record an accepted tick. Ticks may be early by as much as the store's clock has gone

@@ -1,4 +1,4 @@
-"""The final check of a history: every task is accounted for and no data is left over."""
+"""The final check of a history: every task is accounted for, and no data is left over."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BAR_LEASES: Final = 10
 SLACK_S: Final = 1.0
 
 STUBBORN_S: Final = DEAF_S + 1.0
-"""Longest time, including the timeout, that a handler that ignores its timeout may hold its
-slot."""
+"""How long a handler that ignores its timeout may hold its slot, including the timeout, in
+seconds."""
 
 POLL_S: Final = 0.5
 
@@ -64,13 +64,13 @@ class Verdict:
         return ("HGETALL", key) if name in HASHES else ("ZRANGE", key, 0, -1, "WITHSCORES")
 
     def _fields(self, queue: str, name: str) -> dict[str, Any]:
-        """Return the fields of a hash, or the ids in a state with their scores."""
+        """Return the fields of a hash, or the ids in a state with their scores, by name."""
         if self._last:
             return self._last[queue, name]
         return _pairs(self.plain(*self._command(queue, name)))
 
     def _read_all(self) -> None:
-        """Read all data at once. Nothing changes from now on."""
+        """Read all data at once; nothing changes from here on."""
         names = [
             (queue, name)
             for queue in QUEUES
@@ -80,7 +80,7 @@ class Verdict:
         self._last = dict(zip(names, map(_pairs, replies), strict=True))
 
     async def recovered(self) -> None:
-        """Check that dead servers hold no leases once a lease and a sweep have passed since the
+        """Check that dead servers hold no leases when a lease and a sweep have passed since the
         last fault."""
         loop = self.history.loop
         while loop.now < self._last_trouble() + LEASE + SWEEP + SLACK_S:
@@ -90,7 +90,7 @@ class Verdict:
         over_us = self._now_us - round((SWEEP + SLACK_S) * US) - self.ledger.back_us
         for queue in QUEUES:
             for id, token in self._fields(queue, "owner").items():
-                if is_edit(id):  # the ledger does not know its leases
+                if is_edit(id):  # the ledger does not track its leases
                     continue
                 server = self.ledger.servers[token.decode().rpartition("/")[0]]
                 lease = self.ledger.entry(queue, id).lease
@@ -110,7 +110,7 @@ class Verdict:
         return last
 
     async def drained(self) -> None:
-        """Wait until all tasks have ended. Return at once if a problem was found before."""
+        """Wait until all tasks have ended; return early if a problem has been found."""
         loop = self.history.loop
         due_us = max([entry.due_us for entry in self.ledger.entries.values()], default=0)
         due = loop.now + max(0.0, (due_us - self._now_us) / US)
@@ -126,8 +126,8 @@ class Verdict:
             await asyncio.sleep(POLL_S)
 
     def _work_left(self) -> float:
-        """Return the total seconds that the handlers of unfinished tasks may take one after
-        another."""
+        """Return how long the handlers of unfinished tasks may take one after another, in
+        seconds."""
         total = 0.0
         for wanted in self.books.accepted.values():
             entry = self.ledger.entry(wanted.queue, wanted.id)
@@ -180,7 +180,7 @@ class Verdict:
                 if id.partition("@")[0] in (*SCHEDULES, MOVED, *NAMES) and (
                     id in self._fields(queue, "pending") or id in self._fields(queue, "active")
                 ):
-                    continue  # it arrived when the servers were about to stop
+                    continue  # it was enqueued when the servers were about to stop
                 self.find(f"{name} of {queue} still holds {id}")
         for name in ("holds", "waiters", "openings", "limited"):
             if left := self._fields(queue, name):
@@ -225,7 +225,7 @@ class Verdict:
             return
         state = self._state(wanted)
         ended = entry.finished or state == "dead"
-        # A task that was cancelled while it ran may end unobserved, when its lease expires.
+        # A task that was cancelled while it ran may end unobserved when its lease expires.
         cancelled = entry.unsure or (entry.cancel_asked and (entry.deliveries or state))
         if not ended and not cancelled:
             if self._cut_short and self._waits(wanted):
@@ -280,8 +280,8 @@ class Verdict:
             self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
 
     def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
-        """Check that a task is dead from crashes only if it is poison, or was alone in processes
-        that died for other reasons."""
+        """Check that a task that is dead from crashes is poison, or was alone in processes that
+        died for other reasons."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
         if len(lapsed) < MAX_CRASHES:
             self.find(f"{wanted.id} is dead from crashes, but only {len(lapsed)} leases expired")
@@ -301,7 +301,7 @@ class Verdict:
             self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s although it was cancelled")
 
     def _check_ticks(self) -> None:
-        """Check that no tick of a stored schedule is left out or comes twice."""
+        """Check that no tick of a schedule is left out or comes twice."""
         if not self.ledger.forgetful:  # the clock jumped past their grace
             self.ledger.stored.check_complete()
         for (queue, name), ticks in self.ledger.ticks.times.items():
@@ -320,8 +320,7 @@ class Verdict:
                 self.find(f"{name} ran more than one missed tick: {ticks}")
 
     def _check_documents(self) -> None:
-        """Check that the last version of each document was run, or is dead from crashes of other
-        tasks."""
+        """Check that the last version of each document has run, or that its task is dead."""
         if self.ledger.losses or self._cut_short:
             return
         tasks, dead = self._fields(QUEUES[0], "tasks"), self._fields(QUEUES[0], "dead")

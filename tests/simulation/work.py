@@ -1,4 +1,4 @@
-"""The handlers of the simulation, for well-behaved and for misbehaving tasks."""
+"""The handlers of the simulation, both well-behaved and misbehaving."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHARGED: Final = (ValueError, Retry, SkipRetry, TimeoutError, RuntimeError)
 QUEUES: Final = ("main", "side")
 MAX_CRASHES: Final = 3
 SPARED_MOST: Final = 3
-"""Number of crashes beside other suspects that are not charged to a task; see
+"""How many crashes that occur while other suspects run are not charged to a task; see
 include/crash_counts.lua."""
 
 DEAF_S: Final = 5.0
@@ -46,11 +46,11 @@ LONGEST_DELAY_S: Final = 5.0
 exceed its patience."""
 
 LONGEST_WAIT_S: Final = DEFAULT_PATIENCE_S + LINE_S + 1.0
-"""Longest duration of a call, in seconds: its patience, plus `LINE_S` if it waits in a line that
-moves."""
+"""Longest duration of a call, in seconds: its patience, plus `LINE_S` if it waits in a queue of
+callers that is moving, plus a margin."""
 
 CHILD: Final = 1_000_000
-"""Offset from the number of a task to that of its child."""
+"""Difference between the number of a child task and that of its parent."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Books:
-    """Records of clients and handlers, kept outside the store."""
+    """What clients and handlers have recorded, outside the store."""
 
     ledger: Ledger
     store: SimStore
@@ -80,7 +80,7 @@ class Books:
     results: int = 0
 
     def given_up(self, what: object, error: Exception, began: float) -> None:
-        """Record that a call failed, and check that its client retried until its patience ended."""
+        """Record that a call failed, and check that the client retried until its patience ended."""
         self.unanswered += 1
         took = self.ledger.now - began
         if isinstance(error, StoreUnavailable) and took < DEFAULT_PATIENCE_S - LONGEST_DELAY_S:
@@ -98,8 +98,8 @@ class Books:
             self.ledger.find(f"{what} took {took:.3f} s")
 
     def past_deadline(self, task: TaskInfo, now: float) -> float:
-        """Return the seconds since the deadline of a task, minus recent jumps of the store's clock
-        that servers may not have noticed."""
+        """Return by how many seconds a task is past its deadline, without recent jumps of the
+        store's clock that servers may not have noticed."""
         if task.deadline_us is None:
             return 0.0
         forward_us, _ = self.store.jumped_us(now - KNOWN_S)
@@ -122,7 +122,7 @@ class Handlers:
         mux = Mux()
         for type in types:
             threaded = type.endswith("-thread")
-            if threaded:  # the body may begin long after the middleware
+            if threaded:  # the handler may begin long after the middleware
                 mux.handle(type)(self._handle_in_thread)
             else:
                 mux.handle(type, middleware=(self._beginning,))(self._handle)
@@ -133,7 +133,7 @@ class Handlers:
         return await call_next()
 
     def on_error(self, error: BaseException, task: TaskInfo) -> None:
-        """Check that only a task's own failure is charged to it."""
+        """Check that a task is charged only with a failure of its own."""
         if not isinstance(error, CHARGED):
             shown = f"{type(error).__name__}: {error}"
             self._books.ledger.find(f"{task.id} is charged with {shown}")
@@ -161,7 +161,7 @@ class Handlers:
         if task.attempt > max(task.retry, entry.returned_attempts) + 1:
             find(f"{task.id} makes attempt {task.attempt} with {task.retry} retries")
         if (task.queue, task.id, task.token) in books.ledger.void:
-            return  # the store has lost this lease with its data, and the server does not know yet
+            return  # the store has lost this lease with its data, unknown to the server
         entry.starts += 1
         if books.store.latest_us < entry.due_us:
             find(f"{task.id} was started {(entry.due_us - books.store.now_us) / US} s early")
@@ -248,7 +248,7 @@ class Handlers:
         made = self._child(task, plan)
         try:
             handle = await current().client.enqueue(made)
-        except DuplicateTask:  # an earlier run of this task had enqueued the child
+        except DuplicateTask:  # an earlier run of this task enqueued the child
             return
         except (StoreUnavailable, QueueFull) as error:
             raise ValueError("no child") from error

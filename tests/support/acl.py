@@ -29,14 +29,14 @@ ROLES: Final[dict[str, Role]] = {
     "test_views": "reader",
     "test_counts": "reader",
 }
-"""The role that suffices for the code under test, by test file. Files that are not listed run with
-all rights."""
+"""By test file, the role whose rights are enough for the code under test. Files that are not listed
+run with all rights."""
 
 OPTIONAL: Final = {"info", "client|setinfo", "config|get"}
-"""Commands whose denial has no effect."""
+"""Commands that the store may deny without any effect on the code under test."""
 
 LOOKING: Final = ("keys", "type", "lrange", "smembers", "hgetall", "zrange")
-"""Commands that are needed to dump a store."""
+"""Commands that the dump of a store needs."""
 
 _CREDENTIALS: Final = re.compile(r"//[^@/]*@")
 
@@ -69,7 +69,7 @@ class AsUser:
 
 @contextmanager
 def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
-    """Yield the store for a test of this file. Afterwards, check that no required command was
+    """Yield the store for a test in this file; afterwards, check that no required command was
     refused."""
     role = ROLES.get(module.rpartition(".")[2])
     if not LIMITED or role is None:
@@ -91,7 +91,7 @@ def user_of_rigs(store: Store, prefix: str) -> str:
 
 
 def unlimited(url: str) -> str:
-    """Return the URL of the same store with all rights."""
+    """Return a URL of the same store that has all rights."""
     return _CREDENTIALS.sub("//", url) if "//as-" in url else url
 
 

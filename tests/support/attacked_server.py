@@ -30,8 +30,8 @@ FORBIDDEN: Final = (
     "subprocess.Popen", "pickle.find_class", "marshal.loads", "ctypes.dlopen", "shutil.rmtree",
     "os.remove", "os.rename", "socket.bind",
 )  # fmt: skip
-"""Forbidden audit events. `compile` is not among them: formatting a traceback parses lines of our
-own files."""
+"""Forbidden audit events. `compile` is not forbidden, since formatting a traceback parses lines of
+our own files."""
 
 
 def say(line: str) -> None:

@@ -27,7 +27,7 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Yield the browser; skip the test if none is installed."""
+    """Yield the browser; skip the test if there is no browser."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium on the path")
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Visit:
-    """A page in its own context that records its errors."""
+    """A page in its own browser context; records the errors of the page."""
 
     def __init__(self, browser: Any, url: str, **context: Any) -> None:
         self.url = url
@@ -66,7 +66,7 @@ class Visit:
         self.page.get_by_role(role, name=name, exact=True, **options).click()
 
     def refresh(self) -> None:
-        """Let the page refresh now instead of in 2 s."""
+        """Let the page refresh at once instead of after 2 s."""
         with self.page.expect_response(lambda answer: answer.request.resource_type == "fetch"):
             self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         self.page.wait_for_function("() => document.getElementById('live').textContent === 'live'")

@@ -1,4 +1,4 @@
-"""Cancels calls on a real store at random moments. No reply may reach the wrong call."""
+"""Cancels calls to a real store at random moments. No reply may reach the wrong call."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
 
 @contextlib.contextmanager
 def connection_kept_after_a_cancel() -> Iterator[None]:
-    """Mistake: a call that is cancelled between request and reply returns its connection to the
-    pool."""
+    """Mistake: a call that is cancelled between its request and the reply returns its connection to
+    the pool."""
     real = redis.asyncio.Connection.disconnect
 
     async def disconnect(self: Any, *args: Any, **options: Any) -> None:

@@ -21,7 +21,7 @@ from tests.support.stores import wait_until
 T = TypeVar("T")
 
 KINDS: Final = ("valkey", "redis_store", "cluster")
-"""Names of the fixtures whose stores the commands are tested on."""
+"""Names of the fixtures with whose stores the commands are tested."""
 
 
 class Ran:
@@ -38,7 +38,7 @@ class Ran:
 def qsync(*words: str, env: dict[str, str | None] | None = None) -> Ran:
     """Run a command in this process. Its standard input and output are not terminals."""
     environment = {"QSYNC_URL": None, "QSYNC_PREFIX": None, "COLUMNS": "80", **(env or {})}
-    # An exception would be a traceback, which no command may show to a user.
+    # If a command raises an exception, users see a traceback, so exceptions fail the test.
     found = CliRunner().invoke(command_line, list(words), env=environment, catch_exceptions=False)
     return Ran(found.exit_code, found.stdout, found.stderr)
 
@@ -112,7 +112,8 @@ class Live:
 
 
 def handlers(live: Live) -> Mux:
-    """`bill` fails with a long traceback while it is broken; `hold` waits to be released."""
+    """Return handlers: `bill` fails with a long traceback while `live.broken` is set, and `hold`
+    waits until it is released."""
     mux = Mux()
 
     @mux.handle("bill")
@@ -141,7 +142,8 @@ def handlers(live: Live) -> Mux:
 
 
 def charge_one_way(depth: int, text: str) -> None:
-    """Raise from two functions that call each other: Python shortens tracebacks of recursion."""
+    """Raise ValueError after mutual recursion, because Python shortens the traceback of a function
+    that calls itself."""
     charge_the_other_way(depth - 1, text)
 
 

@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 
 class Hand:
-    """Leases tasks of a queue and ends them in different ways."""
+    """Leases tasks from a queue and ends them in different ways."""
 
     def __init__(self, url: str, prefix: str, queue: str = "default") -> None:
         self.broker = Broker(redis_clients.parse(unlimited(url)))

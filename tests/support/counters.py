@@ -8,8 +8,8 @@ from qsync.broker.queue_replies import counters_of
 
 
 def with_counted(stats: Mapping[bytes, bytes], meta: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the fields of `stats`, including the tasks that enqueues have counted only in `meta`
-    so far."""
+    """Return the fields of `stats`, plus the tasks that enqueues have so far counted only in
+    `meta`."""
     tally = [meta.get(b"tally_day", b""), meta.get(b"tally", b"")]
     counted = counters_of([], tally)
     summed = {

@@ -1,7 +1,7 @@
 """Damages a queue, as an operator, an eviction or a bad disk would, and repairs it.
 
-The model does not cover damaged queues. Their data must not make any script fail, and after an
-audit has repaired them they must drain like any other queue.
+The model does not cover damaged queues. Their data must not make any script fail. After an audit
+has repaired a queue, it must drain like any other queue.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Patient:
         self._number = number
 
     def inflict(self, damage: Damage) -> None:
-        """Inflict the damage, if the key has data."""
+        """Cause the damage, if the key has data."""
         client, key = self.rig.client, self.rig.keys.key(damage.key)
         if damage.how == "evicted":
             client.unlink(key)
@@ -137,10 +137,10 @@ class Patient:
         )  # fmt: skip
 
     def heal(self) -> None:
-        """Repair the damage. Only a lock that another task has taken in the meantime is left."""
+        """Repair all damage except locks that another task has taken in the meantime."""
         auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
-        # A repair can reveal more damage: behind a lost message a stored next run, and then its
-        # missing limits.
+        # A repair can reveal more damage: after a lost message, a record of the next run; after
+        # that, missing limits.
         for _ in range(4):
             report: Report = _finished(auditor.audit(self.rig.keys.queue))
             left = [damage for damage in report.damages if damage.kind != "lock lost"]
@@ -150,11 +150,11 @@ class Patient:
         raise AssertionError(f"not mended: {left}")
 
     def drain(self) -> None:
-        """Run all tasks to their end, and check that none of their data is left after a year."""
+        """Run all tasks until they end, and check that none of their data is left after a year."""
         self._resume()
         self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
         for at in range(ROUNDS):
-            # After a long pause leases are spared for a while, but not after a short one.
+            # After a long pause, leases do not expire for a while; after a short pause, they do.
             self.rig.now += LEASE // 2 if at % 2 else 2 * LEASE
             fetched = self.rig.run(self._fetch("doctor", 20))
             held = [LeaseRef(id, f"doctor/{self._number}") for id in fetched.ids]
@@ -187,7 +187,7 @@ class Patient:
 
 
 class _AtOnce:
-    """The part of AsyncBroker that an audit of one queue needs, backed by the rig and its clock."""
+    """The part of AsyncBroker that an audit of one queue needs; it uses the rig and its clock."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig

@@ -46,7 +46,7 @@ async def visiting(
 
 
 class Live:
-    """A qsync app with its servers and dashboards, in an event loop that runs in a thread."""
+    """A qsync app with servers and dashboards, in an event loop that runs in a thread."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url, self.prefix = url, prefix

@@ -1,7 +1,8 @@
 """The faults that a queue must survive and the guarantees that it gives, by number.
 
-A test names those that it covers with `@pytest.mark.faults(1, 7)` and `@pytest.mark.guarantee(2)`.
-docs/reliability.md is generated from these marks and the descriptions below.
+A test names the faults and guarantees that it covers with `@pytest.mark.faults(1, 7)` and
+`@pytest.mark.guarantee(2)`. docs/reliability.md is generated from these marks and the descriptions
+below.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ FAULTS: Final[dict[int, str]] = {
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})
-"""Rows that need neither a test nor a reason."""
+"""Rows that need neither a test nor a reason for having none."""
 
 LEFT_OUT: Final[dict[int, str]] = {}
 """Reasons why some rows that should have a test have none. A row with a test must not be listed

@@ -16,8 +16,8 @@ from tests.support.stores import Store, wait_until_async
 
 TASKS: Final = 600
 MOST_RUN: Final = 300
-"""Maximum number of tasks that a server of ten slots runs before it notices that their settlements
-are refused."""
+"""Maximum number of tasks that a server with ten slots runs before it notices that the store
+refuses their settlements."""
 
 FULL_S: Final = 20.0
 REFUSED_S: Final = 2.0
@@ -47,8 +47,8 @@ def _mux(ran: list[str]) -> Mux:
 
 
 async def _when_full(store: Store, prefix: str) -> str | None:
-    """Return the first problem on a store without room for results. Tasks must end without storing
-    them."""
+    """Return the first problem on a store that has no memory for results. Tasks must end without
+    storing their results."""
     prefix = f"{prefix}-full"
     async with bench(store.url, prefix) as b:
         await b.client.enqueue_many([Task("long", retention=600)] * 20)
@@ -90,7 +90,7 @@ async def _when_refused(store: Store, prefix: str) -> str | None:
 
 
 def result_sent_again_to_a_full_store() -> contextlib.AbstractContextManager[None]:
-    """Mistake: a result that a full store refuses is sent again forever."""
+    """Mistake: a result that a full store refuses is sent again and again."""
 
     async def complete(self: Settler, entries: Sequence[Any]) -> list[Any]:
         return list(entries)

@@ -174,8 +174,8 @@ def skip(task: TaskInfo) -> None:
 
 
 def wait_for(task: TaskInfo) -> str:
-    """Write the process id to the file `pid` in the folder that the payload names, then wait for
-    the file `go`."""
+    """Write the process id to the file `pid` in the folder that the payload names, then wait until
+    the file `go` exists."""
     folder = Path(task.payload.decode())
     (folder / "new").write_text(str(os.getpid()))
     (folder / "new").rename(folder / "pid")

@@ -1,4 +1,4 @@
-"""Hostile strings for every field. Each takes effect in a page that does not escape it."""
+"""Hostile strings for every field; each takes effect in a page that does not escape it."""
 
 from __future__ import annotations
 

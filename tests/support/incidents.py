@@ -27,7 +27,7 @@ async def outage(url: str, prefix: str, *, queue: str, type: str, count: int) ->
 
 
 async def poison(url: str, prefix: str, task: Task, *, queue: str) -> None:
-    """Let a task kill three servers, so that it is dead."""
+    """Let a task kill three servers, so that it becomes dead."""
     async with bed(url, prefix) as made:
         await made.enqueue(task, queue=queue)
         keys, policy = made.keys(queue), replace(POLICY, lease_us=1)

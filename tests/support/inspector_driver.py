@@ -1,4 +1,4 @@
-"""An inspector, and a queue that tests fill by hand."""
+"""An inspector, and a queue that the tests fill without a server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class Bed:
     async def hand_back(
         self, held: LeaseRef, *, limit: str, closed_us: int, queue: str = "default"
     ) -> None:
-        """Hand back a task whose handler raised RateLimited, which closes a limit."""
+        """Hand back a task and close a limit, as a server does after a handler has raised
+        RateLimited."""
         row = HandedBack(*held, None, started=True, limit=limit, closed_us=closed_us)
         await self.broker.run(ops.hand_back(self.keys(queue), [row]))
 

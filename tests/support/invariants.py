@@ -1,5 +1,4 @@
-"""Invariants that hold after every call. They are checked on dumps of the store, without the
-model."""
+"""Invariants that hold after every call, checked on dumps of the store without the model."""
 
 from __future__ import annotations
 
@@ -42,11 +41,11 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
 
 
 REPLACE: Final = ("run", "edit", "enqueue", "tick", "tick_schedules")
-"""Operations after which a task may start before the time for which it was scheduled."""
+"""Operations after which a task may start earlier than it was scheduled."""
 
 
 def check(name: str, now: int, before: Dump, after: Dump) -> None:
-    """Assert the invariants after a call of any operation."""
+    """Assert the invariants after a call to any operation."""
     assert set(after) <= set(QUEUE_KEYS), f"unknown keys: {set(after) - set(QUEUE_KEYS)}"
     homes = [id for state in STATES for id in after.get(state, {})]
     assert len(homes) == len(set(homes)), "a task is in one state"
@@ -100,8 +99,7 @@ def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:
 
 
 def reachable(state: TaskState | None, verbs: Sequence[str]) -> set[TaskState | None]:
-    """Return the states that the verbs, each at most once and in this order, can reach by
-    TRANSITIONS."""
+    """Return the states that TRANSITIONS allow if each verb applies at most once, in this order."""
     found = {state}
     for verb in verbs:
         found |= {to for at in found for to in TRANSITIONS.get((at, verb), ())}
@@ -134,12 +132,12 @@ def check_limits(dump: Dump) -> None:
 
 
 def numbers(state: bytes) -> list[bytes]:
-    """The four numbers in the state of a limit."""
+    """Return the four numbers in the state of a limit."""
     return state.partition(b"\0")[0].split()[:4]
 
 
 def items_of(state: bytes) -> list[bytes]:
-    """The waiters in the state of a limit, each preceded by its length."""
+    """Return the waiters in the state of a limit, where each is stored after its length."""
     items, rest = [], state.partition(b"\0")[2]
     while rest:
         items.append(rest[1 : rest[0] + 1])
@@ -148,8 +146,8 @@ def items_of(state: bytes) -> list[bytes]:
 
 
 def whole_entries(dump: Dump) -> list[bytes]:
-    """All waiters as entries with an id. An item without an id stands for the only task with its
-    tag.
+    """Return all waiters as entries with an id. An item without an id stands for the only task with
+    its tag.
 
     Assert that the first waiters for a limit are in its state and the others in `waiters`.
     """
@@ -181,7 +179,7 @@ def whole_entries(dump: Dump) -> list[bytes]:
 
 
 def tag_of(ordered: bytes) -> float:
-    """The order tag in the entry of a waiter. Its bytes sort like the number."""
+    """Return the order tag in the entry of a waiter, whose bytes sort like the number."""
     bits = int.from_bytes(ordered)
     bits ^= 1 << 63 if bits >> 63 else (1 << 64) - 1
     [tag] = struct.unpack(">d", bits.to_bytes(8))
@@ -189,7 +187,7 @@ def tag_of(ordered: bytes) -> float:
 
 
 def comparable(dump: Dump) -> Dump:
-    """Return the keys that the model covers."""
+    """Return the data that the model covers."""
     meta = {
         f: v
         for f, v in dump.get("meta", {}).items()
@@ -208,7 +206,7 @@ def comparable(dump: Dump) -> Dump:
 
 
 def assert_same(found: Dump, expected: Dump) -> None:
-    """Assert that two dumps are equal. The error shows the differences."""
+    """Assert that two dumps are equal; the error shows the differences."""
     differing = {
         name: (found.get(name), expected.get(name))
         for name in found.keys() | expected.keys()

@@ -21,7 +21,7 @@ INCLUDES: Final = tuple(
     sorted(entry.name.removesuffix(".lua") for entry in (FOLDER / "include").iterdir())
 )
 VARIANTS: Final = SCRIPTS + tuple(f"{name}/flow" for name in SCRIPTS if has_variants(name))
-"""Names of the scripts, and of the flow variants of scripts that have two variants."""
+"""Names of all scripts, followed by `<name>/flow` for each script that has two variants."""
 
 _TOKEN: Final = re.compile(
     r"'(?:\\.|[^'\\])*'"  # text
@@ -51,7 +51,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a file or of a part of it."""
+    """The source of a file or of a part of a file."""
 
     text: str
 
@@ -83,13 +83,15 @@ class Source:
 
     @cached_property
     def rest(self) -> tuple[int, str] | None:
-        """First index and description of the header's open-ended ARGV slot; None if it has none."""
+        """First index and description of the open-ended ARGV slot in the header; None if there is
+        none."""
         found = re.search(r"^-- ARGV\[(\d+)\.\.\.\] (.*)$", self.header, re.MULTILINE)
         return (int(found[1]), found[2]) if found else None
 
     @cached_property
     def stride(self) -> int:
-        """Number of values per task in the open-ended slot; 1 unless the header says more."""
+        """Number of values per task in the open-ended slot; 1 unless the header gives another
+        number."""
         words = {"two": 2, "three": 3, "four": 4, "seven": 7}
         return words.get(self.rest[1].split()[0].strip(","), 1) if self.rest else 0
 
@@ -161,8 +163,8 @@ def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
 
 
 def script(name: str) -> Source:
-    """Return the source of a script. For `<name>/flow`, and for a script with only a flow variant,
-    this is the flow variant."""
+    """Return the source of a script. `<name>/flow` returns the flow variant, as does the name of a
+    script that has only that variant."""
     text = (FOLDER / f"{name.partition('/')[0]}.lua").read_text("utf-8")
     return Source(variant(text, flow=is_flow(name)))
 
@@ -173,5 +175,5 @@ def piece(name: str, *, flow: bool) -> Source:
 
 
 def is_flow(name: str) -> bool:
-    """Return whether a script in VARIANTS has the lines of the flow variant."""
+    """Return whether a name in VARIANTS stands for a flow variant."""
     return name.endswith("/flow") or not (has_variants(name) or plain_of(name))

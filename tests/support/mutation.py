@@ -13,7 +13,7 @@ def planted(path: str, right: str, wrong: str) -> Iterator[None]:
     """Replace `right` with `wrong` in the file (`kill.lua`, `include/lock.lua`) inside the block.
 
     `right` must occur once. The mistake affects only this process, and only calls that are created
-    in the block. Blocks can be nested, even for the same file.
+    inside the block. Blocks can be nested, even for the same file.
     """
     read = script.read
     text = read(path)

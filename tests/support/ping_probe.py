@@ -2,8 +2,8 @@
 
     python -m tests.support.ping_probe PORT
 
-It pings every millisecond until its input ends. Then it prints, as JSON, the start (by
-CLOCK_MONOTONIC) and the duration of every round trip, in seconds.
+It pings every millisecond until its input ends. Then it prints the start (by CLOCK_MONOTONIC) and
+the duration of every round trip as JSON, in seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.stores import HOST
 def run_at_once(pid: int) -> None:
     """Give a process priority over others on the machine if the system allows it.
 
-    The measurements then show the cost of qsync and not the load of a shared machine.
+    The measurements then show the cost of qsync rather than the load of a shared machine.
     """
     with contextlib.suppress(PermissionError, AttributeError):
         os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))

@@ -17,7 +17,7 @@ import pytest
 from tests.support.stores import wait_until
 
 ACCOUNT: Final = "postgres"
-"""System account of Debian's package. The server refuses to run as root."""
+"""System account of Debian's package, which runs the server if the tests run as root."""
 
 
 def program(name: str) -> Path | None:
@@ -35,7 +35,7 @@ def _version(path: Path) -> int:
 
 
 def available() -> bool:
-    """Return whether a server can be started here."""
+    """Return whether a server can be started on this machine."""
     if program("initdb") is None:
         return False
     return os.geteuid() != 0 or ACCOUNT in {entry.pw_name for entry in pwd.getpwall()}
@@ -64,7 +64,7 @@ class Postgres:
 
     @property
     def dsn(self) -> str:
-        """Connection string of libpq."""
+        """Connection string for libpq."""
         return f"host={self.folder} user={self.user} dbname=postgres"
 
     @property
@@ -109,7 +109,7 @@ class Postgres:
         )
 
     def kill(self) -> None:
-        """Stop the server as a crash does."""
+        """Kill the server, like a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(20)

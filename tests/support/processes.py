@@ -37,7 +37,7 @@ class Event(NamedTuple):
 
 
 class History:
-    """A file that servers append to, read as it grows."""
+    """A file to which servers append events; it is read as it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class History:
         return self.events
 
     def of(self, kind: str, *, id: str | None = None, pid: int | None = None) -> list[Event]:
-        """Return the events of a kind so far, optionally only those of one task or one process."""
+        """Return the events of a kind so far, optionally only for one task or one process."""
         self.poll()
         return [
             event
@@ -170,7 +170,7 @@ class ServerProcess:
         self._signal(signal.SIGCONT)
 
     def leap(self) -> None:
-        """Make its clock wrong in the opposite direction of `clock_s`."""
+        """Let the clock of the process jump to an error opposite to `clock_s`."""
         self._signal(signal.SIGUSR1)
 
     def terminate(self) -> None:
@@ -196,6 +196,6 @@ def task(type: str = "work", /, *, plan: Plan | None = None, **options: Any) -> 
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the value below which this share of the values lies."""
+    """Return the percentile of the values for this share, e.g. 0.999."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -42,13 +42,13 @@ BINARIES: Final = [
 ]
 
 S: Final = 1_000_000
-"""One second, in the unit of the scripts."""
+"""One second, in the unit of time that scripts use."""
 
 DAY: Final = 86_400 * S
 START: Final = 20_000 * DAY
 LEASE: Final = 30 * S
 LAPSE: Final = LEASE + 500
-"""Time after which every lease of a batch has expired, since they expire one after another."""
+"""Time after which every lease of a batch has expired; they expire one after another."""
 
 STATES: Final = tuple(state.value for state in STORED)
 
@@ -78,8 +78,8 @@ class Rig:
         self._user = user.partition(":")[0] or "default"
         self.broker = Broker(redis_clients.parse(f"unix://{user}{self.socket}"))
         self._unlimited = self.broker
-        """A client that may read all keys with any command, whereas the broker may have only the
-        rights of a role."""
+        """A broker that may run any command on all keys; `broker` may have only the rights of a
+        role."""
         if user:
             self._unlimited = Broker(redis_clients.parse(f"unix://{self.socket}"))
         self.client: Any = store.client(protocol=2)
@@ -133,7 +133,7 @@ class Rig:
         number: int | None = None,
         policy: FetchPolicy = POLICY,
     ) -> FetchResult:
-        """Fetch under the next number, or under `number` if it is set."""
+        """Fetch with the next number, or with `number` if it is set."""
         return self.run(self.fetching(wanted, server=server, number=number, policy=policy))
 
     def fetching(
@@ -153,7 +153,7 @@ class Rig:
         )
 
     def be_seen(self) -> None:
-        """Record that a server was present until now, so that no grace period begins."""
+        """Record that a server was alive until now, so that no grace period begins."""
         if self.field("meta", "seen") is not None:
             self.set("meta", "seen", self.now)
 
@@ -257,10 +257,10 @@ class Rig:
         return Call(_DUMP, (), (), lambda reply: _dump(reply, self.keys.base + ":"))
 
     def dump(self, *, lost: bool = False) -> Dump:
-        """Return all data of the store: by name for the keys of the queue, else by key.
+        """Return all data in the store; the keys of the queue are under their names, other keys
+        under the whole key.
 
-        If `lost`, this includes the counter of refused settlements, which each refused settlement
-        increments.
+        If `lost`, include the counter of refused settlements, which a repeated call increments.
         """
         found = self._unlimited.run(self.dumping(), patience=0)
         return found if lost else without_lost(found)

@@ -2,7 +2,7 @@
 
     python -m tests.support.server_main URL PREFIX HISTORY CONFIG
 
-CONFIG is JSON with the options of the server and of its surroundings:
+CONFIG is a JSON object with the options of the server, and with options for its environment:
 
     clock_s   seconds by which its clock is ahead; at SIGUSR1 it falls behind by as much
     ticks     number of periodic tasks, each with the period `every_s`
@@ -70,7 +70,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.sleep_at.get(server_of(task), self.sleep)
 
     def end(self, task: TaskInfo) -> str:
-        """Run the last part of every handler: return the id of the server or fail."""
+        """Do the last part of every handler: fail, or return the id of the server."""
         if server_of(task) in self.progress_at:
             current().progress(50, 100)
         if task.attempt <= self.fail or server_of(task) in self.fail_at:
@@ -150,7 +150,7 @@ async def holds_the_interpreter(task: TaskInfo) -> str:
 
 
 def have_a_wrong_clock(ahead_s: float) -> None:
-    """Make all wall clocks wrong. On SIGUSR1 they jump to the opposite error."""
+    """Make all wall clocks wrong; on SIGUSR1, they jump to the opposite error."""
     offset_ns = int(ahead_s * 1e9)
 
     def leap(*_: object) -> None:

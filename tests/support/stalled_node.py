@@ -1,4 +1,4 @@
-"""Finds calls that needlessly wait for a hanging cluster node."""
+"""Finds calls that wait for a hanging cluster node although they do not need it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.scripts.model.mistakes import exchanged
 from tests.support.stores import Cluster, wait_until, wait_until_async
 
 SOON_S: Final = 3.0
-"""Maximum duration of a call, in seconds. A call that needs the stopped node waits 5 s; a busy
+"""Maximum duration of a call, in seconds. A call that waits for the stopped node takes 5 s; a busy
 machine delays other calls by less."""
 
 FRESH: Final = 12
-"""Number of brokers without a slot map. Each first asks a random node for the map, and one node in
-three is stopped."""
+"""Number of brokers that have no slot map yet. Each first asks a random node for the map, and one
+node in three is stopped."""
 
 
 def partial_cluster() -> Cluster:
@@ -40,8 +40,8 @@ def partial_cluster() -> Cluster:
 
 @contextlib.contextmanager
 def lists_away(cluster: Cluster, prefix: str, *, gone: bool) -> Iterator[str]:
-    """Yield a queue whose node is reachable, while the node that lists the queues refuses
-    connections or hangs. The URL of clients names the latter."""
+    """Yield a queue whose node is reachable while the node that lists the queues, which is also the
+    node in the URL of clients, refuses connections or hangs."""
     lists = cluster.holder(GlobalKeys(prefix).queues)
     queue = next(
         f"q{at}"

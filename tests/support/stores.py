@@ -1,7 +1,7 @@
 """Runs real stores for the tests as child processes: one server, a cluster or a Sentinel group.
 
-Each store listens on 127.0.0.1 only and keeps its files in a temporary folder. It is ended by its
-process id, or by a watchdog if the test process dies first.
+Each store listens on 127.0.0.1 only and keeps its files in a temporary folder. The tests end it by
+its process id; if the test process dies first, a watchdog ends it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def wait_until_async(
     every: float = 0.01,
     message: str = "",
 ) -> Any:
-    """Like wait_until, without blocking the loop; the predicate may be sync or async."""
+    """Do the same as wait_until without blocking the loop; the predicate may be sync or async."""
     end = time.monotonic() + timeout
     while True:
         answer = predicate()
@@ -100,7 +100,7 @@ def executable(binary: Binary) -> str | None:
 
 
 def available(binary: Binary) -> bool:
-    """Return whether stores of this kind can be started here."""
+    """Return whether stores of this kind can be started on this machine."""
     return executable(binary) is not None
 
 
@@ -153,8 +153,8 @@ class Store:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """Start the store and return when it answers. If the port is taken, try another one, unless
-        the caller has set it."""
+        """Start the store and return when it answers. If the port is taken, try another port,
+        unless the caller chose the port."""
         assert not self.running, "the store is running"
         chosen = self.port
         for _ in range(20):
@@ -166,11 +166,11 @@ class Store:
         raise RuntimeError(f"{self.binary} at port {self.port} did not start:\n{self.log()}")
 
     def stop(self) -> None:
-        """Shut down gracefully, as by systemd."""
+        """Shut down gracefully, as systemd would."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the process (SIGKILL). Data written to the AOF is kept, since the page cache
+        """Kill the process (SIGKILL). Data written to the AOF is not lost, since the page cache
         survives."""
         self._end(signal.SIGKILL)
 
@@ -193,7 +193,7 @@ class Store:
             client.script_flush()
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client with replies as bytes; the caller closes it."""
+        """Return a new client, whose replies are bytes; the caller must close it."""
         password = self.config.get("requirepass")
         return redis.Redis(**{"host": HOST, "port": self.port, "password": password, **options})
 
@@ -213,7 +213,7 @@ class Store:
         return "\n".join(text.splitlines()[-lines:])
 
     def close(self) -> None:
-        """End the process; delete its folder if it was created for it."""
+        """End the process, and delete its folder if the folder was created for this store."""
         self.kill()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -235,7 +235,7 @@ class Store:
                 start_new_session=True,  # Ctrl-C reaches only the tests, which end this process
             )
         _watchdog().add(self.process.pid)
-        # The log is read, since on a taken port another program would answer a PING.
+        # The log is read, because if the port is taken, another program would answer a PING.
         marks = (b"Ready to accept connections", b"Sentinel ID is")
         said = b""
         while self.running and not any(mark in said for mark in marks):
@@ -295,7 +295,7 @@ class Cluster:
             "cluster-node-timeout": node_timeout_ms,
             "cluster-allow-replica-migration": "no",
             "cluster-replica-validity-factor": 0,
-            "repl-ping-replica-period": 1,  # replicas are listed once they have received data
+            "repl-ping-replica-period": 1,  # replicas are listed only once they have received data
             **(config or {}),
         }
         self.nodes = [Store(binary, config=settings) for _ in range(primaries * (1 + replicas))]
@@ -312,7 +312,7 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
 
     def client(self, **options: Any) -> RedisCluster:
-        """Return a new client for all nodes with replies as bytes; the caller closes it."""
+        """Return a new client for all nodes, whose replies are bytes; the caller must close it."""
         hosts = [ClusterNode(HOST, node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
         return RedisCluster(startup_nodes=hosts, **options)
 
@@ -335,8 +335,8 @@ class Cluster:
         return next(node for node in self.nodes if node.port == port)
 
     def _slot_and_shards(self, key: str) -> tuple[int, Any]:
-        """Ask a node that answers, beginning with the last one that did, since other nodes may be
-        gone or paused."""
+        """Return the reply of any node, trying the node that answered last first, since other nodes
+        may be dead or paused."""
         for node in sorted(self.nodes, key=lambda node: node is not self._answering):
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
                 slot, shards = node.ask(("CLUSTER", "KEYSLOT", key), ("CLUSTER", "SLOTS"))
@@ -419,8 +419,9 @@ class Sentinel:
         return next(store for store in self.stores if store is not primary)
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client for the primary, with replies as bytes; the caller closes it."""
-        finder: Any = SentinelClient  # redis-py has no types for this
+        """Return a new client for the primary, whose replies are bytes; the caller must close
+        it."""
+        finder: Any = SentinelClient  # redis-py has no type annotations for this
         hosts = [(HOST, sentinel.port) for sentinel in self.sentinels]
         return cast("redis.Redis", finder(hosts).master_for(self.name, **options))
 
@@ -491,7 +492,7 @@ class Sentinel:
 
 def _replicate(primary: Store, replicas: int) -> None:
     """Wait until the replicas have all data. A new replica may report that its link is up a second
-    earlier."""
+    before it has all data."""
     with primary.client() as client:
         client.publish("replicate", "")
         assert client.wait(replicas, 4000) == replicas
@@ -507,10 +508,9 @@ def _follows(replica: Store, primary: Store) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago.
-
-    It is below the range of ephemeral ports, so a client that retries while its store is down
-    neither takes the store's port nor connects to itself.
+    """Return a port that was free a moment ago. The port is below the range of ephemeral ports, so
+    that a client that retries while its store is down neither takes the port of the store nor
+    connects to itself.
     """
     while True:
         port = random.randrange(10_000, 32_000)
@@ -521,10 +521,9 @@ def free_port() -> int:
 
 
 class Watchdog:
-    """A process that briefly survives this one and ends the servers that it leaves behind.
-
-    It notices the death when a pipe closes. Linux's parent-death signal comes too early, namely
-    when the thread that started the server ends.
+    """A process that outlives this process briefly and ends the servers that are left behind. It
+    notices the death of this process when a pipe closes. Linux's parent-death signal comes too
+    early, namely when the thread that started the server ends.
     """
 
     _program = """

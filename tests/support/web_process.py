@@ -18,7 +18,7 @@ class WebProcess:
     """A Python program, e.g. `uvicorn shop.main:api`, that runs in a folder and writes its output
     to a file.
 
-    `{port}` in the words stands for a free port, which is also part of `url`.
+    `{port}` in the command stands for a free port, which is also part of `url`.
     """
 
     def __init__(self, folder: Path, log: Path, *words: str, **environment: str) -> None:
@@ -72,7 +72,7 @@ class WebProcess:
         wait_until(said, 40, message=f"{text!r} is not in:\n{self.log()}")
 
     def stop(self) -> str:
-        """Stop the program with SIGTERM. Assert that its output has no error, and return the
+        """Stop the program with SIGTERM, assert that its output contains no error, and return the
         output.
 
         After its shutdown, Uvicorn ends with the signal that it received.

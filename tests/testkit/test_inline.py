@@ -1,4 +1,4 @@
-"""qsync.testing.inline: tasks run in place, through all parts except the store."""
+"""qsync.testing.inline: tasks run within the call, with every part of qsync except the store."""
 
 from __future__ import annotations
 

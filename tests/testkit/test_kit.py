@@ -40,7 +40,7 @@ class Invoice:
 
 
 class Shop:
-    """A program under test, and the runs of its handlers."""
+    """A program under test, and a record of the runs of its handlers."""
 
     def __init__(self) -> None:
         self.ran: list[Any] = []
@@ -271,7 +271,7 @@ async def test_advance_enqueues_the_ticks_of_many_schedules_that_are_due_at_once
         await qsync.advance(days=2)
         assert (count(1), count(2)) == (240, 288)
         await qsync.advance(hours=23, schedules=False)
-        await qsync.advance(seconds=1)  # as after an outage: missed="skip" and missed="all"
+        await qsync.advance(seconds=1)  # as after an outage, with missed="skip" and missed="all"
         assert (count(1), count(2)) in ((240, 288 + 138), (240, 288 + 139))
         monkeypatch.setattr("qsync.testing.advance.TICKS", 100)
         with pytest.raises(ConfigError, match="schedules have over 100 ticks in that time"):
@@ -416,7 +416,7 @@ def test_a_drain_that_is_stopped_gives_handlers_no_more_time(shop: Shop, qsync: 
         drain.cancel()
         with pytest.raises(asyncio.CancelledError):
             await drain
-        assert time.monotonic() - began < 10  # not the shutdown_timeout of 30 s
+        assert time.monotonic() - began < 10  # far less than the shutdown_timeout of 30 s
         assert [task.status.state for task in qsync.enqueued(hang)] == ["pending"]
 
     hanging = asyncio.Event()
@@ -552,7 +552,7 @@ def test_plain_kit_on_an_event_loop_names_the_async_kit(shop: Shop, qsync_sync: 
 
 
 def test_kit_without_an_asyncio_loop_raises_a_clear_error(shop: Shop, qsync: Kit) -> None:
-    for call in (qsync.drain(), qsync.advance(days=1)):  # as trio would step them
+    for call in (qsync.drain(), qsync.advance(days=1)):  # step the coroutine as trio would
         with pytest.raises(ConfigError, match="for anyio, set anyio_backend to asyncio"):
             call.send(None)
 

@@ -1,4 +1,5 @@
-"""The plugin in separate pytest sessions: docs/testing.md, runners, and user mistakes."""
+"""The plugin in separate pytest sessions: the programs of docs/testing.md, test runners, and
+mistakes of users."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
 
 def programs() -> dict[str, str]:
-    """Return the programs of the page by the file names in their first lines."""
+    """Return the programs on the page, by the file names in their first lines."""
     blocks = re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     return dict(blocks)
 

@@ -1,4 +1,5 @@
-"""Delays before retries and reconnects: their bounds, their spread, and policies that misbehave."""
+"""Delays before retries and reconnects: their bounds, their spread, and delay functions that
+misbehave."""
 
 from __future__ import annotations
 
@@ -40,9 +41,9 @@ def test_default_windows_grow_from_seconds_to_an_hour() -> None:
 @pytest.mark.faults(44)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_retry_storm_is_spread(seed: int) -> None:
-    """10,000 tasks that failed at the same time come back evenly over each window, and the windows
-    grow. The first is under a second, so that a short failure costs little; in the third, 2 % of
-    the tasks come back per second."""
+    """10,000 tasks that failed at the same time are retried evenly over each window, and the
+    windows grow. The first window is under a second, so that a short failure costs little; in the
+    third, 2 % of the tasks are retried per second."""
     chance = random.Random(seed).random
     for attempt, (least, most) in enumerate(WINDOWS_S, 1):
         width = (most - least) / 50

@@ -1,4 +1,4 @@
-"""The number of tasks that a server leases ahead of its free slots."""
+"""The number of tasks that a server leases before it has free slots for them."""
 
 from qsync.server.batch_gathering import Gathering
 from qsync.server.capacity import MEASUREMENT_STARTS, Capacity

@@ -18,7 +18,7 @@ TAIL = 12 * 1024
 
 
 def stored(task: Task) -> bytes:
-    """Return the message as stored."""
+    """Return the message as it is stored."""
     return ENVELOPE_HEAD + (5_000_000).to_bytes(8) + new_task(task, new_nonce()).message
 
 

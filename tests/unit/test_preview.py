@@ -1,4 +1,4 @@
-"""Readable previews of any payloads and results, at a bounded cost."""
+"""Readable previews of all payloads and results, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_any_bytes_are_shown(data: bytes) -> None:
         readable = False
     shown = show(data, is_value=True)
     assert (shown.kind == "value") is readable or b"\xc7" in data or b"\xff" in data or (
-        set(data) & set(range(0xD4, 0xD9))  # an invalid time counts as an unknown extension
+        set(data) & set(range(0xD4, 0xD9))  # an invalid time is shown as an unknown extension
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parents[2] / "src" / "qsync"
 
 
 def is_plain(value: ast.expr, parameters: set[str]) -> bool:
-    """Return whether checkers agree on the type, i.e. whether it is a literal or an annotated
+    """Return whether checkers agree on the type of a value: that of a literal or an annotated
     parameter."""
     return isinstance(value, ast.Constant) or (
         isinstance(value, ast.Name) and value.id in parameters

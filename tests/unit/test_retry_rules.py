@@ -80,7 +80,8 @@ def test_callable_delay_is_for_the_decorator_not_for_one_task(app: Qsync) -> Non
 
 
 def test_task_with_rules_is_retried_or_dies(app: Qsync) -> None:
-    """The task has a callable for the delay, an error that is not retried, and an error that is."""
+    """The task has a function for the delay, an error that is not retried, and an error that is
+    retried."""
     asked: list[tuple[int, str]] = []
     runs: list[str] = []
 
@@ -190,7 +191,7 @@ def test_wrong_arguments_of_a_schedule_are_refused_where_they_are_given(
 
 
 def raised(retry: Retry, error: BaseException, *, chain: str) -> Retry:
-    """Return the Retry after raising it from the error, while handling the error, or from None."""
+    """Raise the Retry from the error, while handling the error, or from None; return it."""
     try:
         try:
             raise error

@@ -1,4 +1,4 @@
-"""Due times of periodic tasks: cron, intervals, clock changes, missed ticks, ids of ticks."""
+"""Due times of periodic tasks: cron, intervals, clock changes, missed ticks, and ids of ticks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ZONES = [
 
 
 def us(text: str) -> int:
-    """Return the microseconds since the epoch of an ISO time with an offset."""
+    """Return an ISO time with an offset in microseconds since the epoch."""
     return round(datetime.fromisoformat(text).timestamp()) * SECOND
 
 
@@ -52,7 +52,7 @@ def ticks(schedule: Schedule, after: int, until: int) -> list[int]:
 
 
 def ticks_back(schedule: Schedule, after: int, until: int) -> list[int]:
-    """Return the same as `ticks`, searched from the end."""
+    """Return the same ticks as `ticks`, found by searching from the end."""
     found = []
     tick = schedule.previous(until)
     while tick is not None and tick > after:
@@ -62,14 +62,15 @@ def ticks_back(schedule: Schedule, after: int, until: int) -> list[int]:
 
 
 def local(schedule: Cron, after: str, until: str) -> list[str]:
-    """Return the ticks as readings of the local clock, with the offset."""
+    """Return the ticks as local times with their offsets."""
     zone = ZoneInfo(schedule.tz)
     found = ticks(schedule, us(after), us(until))
     assert found == ticks_back(schedule, us(after), us(until))
     return [f"{datetime.fromtimestamp(t // SECOND, zone):%d %H:%M%z}" for t in found]
 
 
-# An oracle that shares no code with the implementation: it reads a clock step by step and compares.
+# An independent oracle, which shares no code with the implementation: it reads a clock step by step
+# and compares.
 
 
 class Wanted:
@@ -122,13 +123,14 @@ def steps(start: datetime, minutes: int, step: int) -> list[datetime]:
 
 @cache
 def three_years() -> list[datetime]:
-    """Return the quarter hours of three years. These zones change their clocks at no other time."""
+    """Return the quarter hours of three years; these zones change their clocks at no other
+    times."""
     return steps(START, 1095 * 1440, 15)
 
 
 def expected(wanted: Wanted, readings: list[int], start: datetime, step: int) -> list[int]:
-    """Walk over the readings, one every `step` minutes, and return the expected ticks; the first
-    reading is only the start.
+    """Go through the readings, one every `step` minutes, and return the expected ticks. The first
+    reading is only the starting point.
 
     A fixed time is due when the clock first reaches it or jumps over it.
     """
@@ -173,7 +175,7 @@ def test_cron_matches_the_oracle_around_every_clock_change(name: str) -> None:
 
 
 def terms(low: int, high: int) -> st.SearchStrategy[str]:
-    """Return a strategy for a field of an expression. Ranges have two different ends, since cronsim
+    """Return a strategy for a field of an expression. The two ends of a range differ, since cronsim
     reads `5-5/3` as `5/3`."""
     number = st.integers(low, high)
     span = st.lists(number, min_size=2, max_size=2, unique=True).map(
@@ -435,7 +437,7 @@ def test_a_bad_period_is_refused(seconds: float) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.text("0123456789*/,-#LW MONSUNjan@", max_size=30) | st.text(max_size=30))
 def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
-    """Any string is either refused or makes a schedule."""
+    """Any string is either rejected or makes a schedule."""
     for expression in (text, f"{text} * * * *", f"0 0 {text} * *", f"0 0 * * {text}"):
         try:
             schedule = Cron(expression)
@@ -444,8 +446,8 @@ def test_random_text_is_accepted_or_refused_by_cron(text: str) -> None:
         assert schedule.next_after(0) is not None
 
 
-# Missed ticks, one per minute. The last tick was enqueued at minute 0, and `now` minutes have
-# passed.
+# Missed ticks of a schedule that ticks every minute. The last tick was enqueued at minute 0, and
+# `now` minutes have passed.
 
 MINUTELY = Every(60)
 
@@ -477,7 +479,7 @@ def test_missed_ticks_follow_their_policy(
 
 @pytest.mark.parametrize("missed", ["skip", "once", "all"])
 def test_every_tick_within_the_grace_is_due(missed: Missed) -> None:
-    """A server that checks three seconds late drops no tick of a schedule that ticks once per
+    """If a server checks three seconds late, it drops no tick of a schedule that ticks every
     second."""
     due = due_ticks(Every(1), 100 * SECOND, 103 * SECOND, missed, grace_us=5 * SECOND)
     assert due == [101 * SECOND, 102 * SECOND, 103 * SECOND]

@@ -1,4 +1,4 @@
-"""Order of the next ticks of thousands of periodic tasks."""
+"""The order in which the next ticks of thousands of periodic tasks come."""
 
 from __future__ import annotations
 

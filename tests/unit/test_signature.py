@@ -1,4 +1,5 @@
-"""Arguments become a payload and come back unchanged. Errors name the arguments that cannot."""
+"""Arguments are encoded as a payload and decoded unchanged. Errors name the arguments that cannot
+be encoded."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def sent(payload: object) -> TaskInfo:
-    """Return the task as decoded by a server."""
+    """Return the task as a server decodes it."""
     packed = codec.encode(payload)
     assert packed in new_task(Task("t", payload), b"nonce123").message
     return info(packed)
@@ -140,7 +141,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     (tuple[int, str], (1, "a")),
     (tuple[UUID, ...], (ONE, ONE)),
     (dict[int, list[Struct]], {1: [Struct(NOW, Colour.RED)]}),
-    *([(Literal["a", 1], 1)] if MSGSPEC >= (0, 22) else []),  # earlier ones cannot mix types
+    *([(Literal["a", 1], 1)] if MSGSPEC >= (0, 22) else []),  # earlier versions cannot mix types
     (UserId, 7),
     (Positive, 7),
     (int | str | None, "x"),
@@ -190,7 +191,8 @@ def everything(
 
 
 def test_all_kinds_of_parameters_are_carried() -> None:
-    """Positional-only, default, *args, keyword-only and **kwargs parameters get their arguments."""
+    """Positional-only and keyword-only parameters, defaults, *args and **kwargs get their
+    arguments."""
     assert through(everything, 1, "b", d={1}) == (1, "b", 0.5, (), {1}, 5, {})
     assert through(everything, 1, d={1}, b="b", e=6) == (1, "b", 0.5, (), {1}, 6, {})
     everywhere = (1, "b", 2.5, ONE, ONE)
@@ -212,7 +214,7 @@ def test_defaults_are_those_of_the_server() -> None:
 
 
 def test_the_payload_is_plain_data_by_name() -> None:
-    """The payload has names and values, for programs in other languages."""
+    """The payload contains names and values, so that programs in other languages can write it."""
     signature = Signature("t", everything)
     payload = signature.bind([1, "b", 2.5, ONE], {"d": {1}, "red": Colour.RED})
     assert payload == {"a": 1, "b": "b", "c": 2.5, "rest": [ONE], "d": [1], "red": "red"}
@@ -220,7 +222,8 @@ def test_the_payload_is_plain_data_by_name() -> None:
 
 
 def test_a_payload_by_hand_is_taken() -> None:
-    """msgpack from other programs is accepted, and an empty payload if no argument is required."""
+    """A payload that another program encodes in msgpack is accepted, and so is an empty payload if
+    no argument is required."""
 
     def function(a: int = 1) -> None: ...
 
@@ -230,7 +233,8 @@ def test_a_payload_by_hand_is_taken() -> None:
 
 
 def test_task_info_is_injected_as_first() -> None:
-    """The server fills the first parameter with this annotation; producers do not see it."""
+    """The server passes TaskInfo to the first parameter with this annotation; callers do not see
+    the parameter."""
 
     def function(task: TaskInfo, /, a: int, **more: int) -> Any:
         return task.id, a, more
@@ -339,7 +343,7 @@ def test_pydantic_does_not_quote_the_input() -> None:
 
 
 def test_equal_arguments_have_one_canonical_encoding() -> None:
-    """Sets, dicts and extra arguments give the same bytes in any order, as unique locks require."""
+    """As unique locks require, sets, dicts and extra arguments give the same bytes in any order."""
 
     def function(a: set[str], b: dict[str, int], **more: int) -> None: ...
 

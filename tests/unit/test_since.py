@@ -1,4 +1,4 @@
-"""The time since which a pending task can run. This time counts, not the time of its first
+"""A pending task's waiting time counts from the time since which it can run, not from its first
 enqueue."""
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def test_repeated_fetch_returns_the_same_wait_time(rig: Rig) -> None:
 
 
 def test_tasks_at_the_head_do_not_hide_those_that_wait_for_longer(rig: Rig) -> None:
-    """A hand-back puts more tasks before the backlog than a view reads in full."""
+    """Tasks that are handed back go before the backlog, and are more than a view reads in full."""
     rig.enqueue(*(f"head-{n}" for n in range(100)))
     held = rig.lease(100)
     rig.enqueue("old")

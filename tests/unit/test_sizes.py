@@ -16,10 +16,10 @@ FUNCTION_LINES: Final = 40
 """Maximum number of lines of a function, without its signature and decorators."""
 
 LONG_FILES: Final[dict[str, int]] = {}
-"""Files that are still too long, with their number of lines. This list only shrinks."""
+"""Files that are still too long, with their numbers of lines. This list must only shrink."""
 
 LONG_FUNCTIONS: Final = {}
-"""Functions that are still too long, with their number of lines. This list only shrinks."""
+"""Functions that are still too long, with their numbers of lines. This list must only shrink."""
 
 SHARED_NAMES: Final = {"Meta", "Migration", "Schedule", "Task"}
 """Names that several classes may have: Django's conventions, and the Django models of a schedule
@@ -27,7 +27,7 @@ and a task."""
 
 
 def long_files() -> dict[str, int]:
-    """Return the number of lines of files that are too long."""
+    """Return the files that are too long, with their numbers of lines."""
     sizes = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines())
         for path in PACKAGE.rglob("*.py")
@@ -36,7 +36,7 @@ def long_files() -> dict[str, int]:
 
 
 def long_functions() -> dict[str, int]:
-    """Return the number of lines of functions that are too long."""
+    """Return the functions that are too long, with their numbers of lines."""
     long: dict[str, int] = {}
     for path in PACKAGE.rglob("*.py"):
         file = path.relative_to(PACKAGE).as_posix()
@@ -55,7 +55,8 @@ def long_functions() -> dict[str, int]:
 
 
 def grown(now: dict[str, int], allowed: dict[str, int]) -> list[str]:
-    """Return the names that are too long or have grown, and obsolete entries in the list."""
+    """Return files or functions that are too long or have grown, and entries of the list that are
+    obsolete."""
     news = [
         f"{name} has {lines} lines" for name, lines in now.items() if lines > allowed.get(name, 0)
     ]

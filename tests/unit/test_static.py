@@ -20,7 +20,7 @@ FILES: Final = sorted(SOURCE.rglob("*.py"))
 UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "yaml"}
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
-    # Modules that import by a name from outside, and where the name comes from.
+    # Modules that import a module whose name comes from outside, and the source of the name.
     "__init__.py": "that of a module in the table of public names in that file",
     "server/process_pool_child.py": "that of a handler registered in the parent process",
     "worker/load_app.py": "that of the app, on the command line",
@@ -60,7 +60,7 @@ def test_nothing_is_unpickled_evaluated_or_imported_by_a_name_from_the_store(pat
 
 
 def test_source_has_no_assert_statement(path: Path) -> None:
-    """`python -O` removes assertions."""
+    """`python -O` removes assertions, so the package must not rely on them."""
     assert not [node for node in nodes(path) if isinstance(node, ast.Assert)]
 
 

@@ -42,7 +42,7 @@ def test_status_says_when_a_task_began_and_ended(store: Store, prefix: str) -> N
             with pytest.raises(TaskFailed):
                 await failing.result(30)
             ended = datetime.now(UTC)
-            slack = timedelta(milliseconds=20)  # two clocks of one machine
+            slack = timedelta(milliseconds=20)  # two clocks of the same machine
             for handle in (waiting, thread_handle, failing):
                 status = await handle.info()
                 assert status.started_at is not None

@@ -1,4 +1,4 @@
-"""Statistics of types: counts, quantiles and blocks, and how reports become blocks."""
+"""Statistics of types: counts, quantiles, and the blocks into which reports are rolled up."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_quantile_of_counts_is_off_by_8_percent_at_most() -> None:
     "took_s", [0.0004, 0.011, 0.3, 1.01, 7.0, 30.02, 60.02, 200.0, 1500.0, 9000.0]
 )
 def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
-    """A minute, an hour of such minutes and a day with a second duration are equally exact."""
+    """The estimates are equally exact for a minute, for an hour of such minutes, and for a day with
+    a second duration."""
     minute = decode_block(encode_block({0: counts(20, *[took_s] * 20)}))[0]
     hour = sum_of(
         decode_block(encode_block({n: counts(9, *[took_s] * 9) for n in range(60)})).values()
@@ -119,7 +120,7 @@ def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
 
 
 def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
-    """This holds for minutes, hours and weeks of many distributions."""
+    """This applies to minutes, hours and weeks, and to many distributions."""
     chance = random.Random(7)
     for _ in range(40):
         width, middle = chance.choice([0.02, 0.4, 1.0]), chance.uniform(-5, 6)

@@ -1,4 +1,5 @@
-"""Priorities and options of unique locks: errors are raised at once and name field and value."""
+"""Priorities and options of unique locks: errors are raised at once, and name the field and its
+value."""
 
 from __future__ import annotations
 

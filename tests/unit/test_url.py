@@ -1,4 +1,4 @@
-"""Store URLs, and errors that do not quote them."""
+"""URLs of stores, and errors that do not quote these URLs."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ pieces = st.sampled_from(
 def test_no_error_about_a_url_shows_what_may_be_a_password(
     scheme: str, separator: str, parts: list[str]
 ) -> None:
-    """The password may be anywhere in the URL. Only the part at the host's position counts as a
-    host."""
+    """The password may be anywhere in the URL; only the part at the position of the host counts as
+    the host."""
     url = f"{scheme}{separator}{''.join(parts)}"
     try:
         redis_clients.parse(url)

@@ -39,7 +39,7 @@ from qsync.value_transport import difference
 
 
 def seen(payload: object) -> TaskInfo:
-    """Return the task as decoded by a server."""
+    """Return the task as a server decodes it."""
     sent = new_task(Task("t", payload), b"nonce123").message
     message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent)
     return TaskInfo(
@@ -214,7 +214,8 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
 
 
 def test_excluded_field_of_a_model_keeps_its_value() -> None:
-    """`difference` gets the fields of a model from the code under test. This test does not."""
+    """`difference` gets the fields of a model from the code under test, while this test does
+    not."""
     value = Secret(shown=1, hidden="kept", theName=5)
     for got in (
         through(value, Secret),
@@ -226,7 +227,7 @@ def test_excluded_field_of_a_model_keeps_its_value() -> None:
 
 @pytest.mark.parametrize("value", [NAIVE.replace(fold=1), time(1, 30, fold=1)])
 def test_second_pass_through_an_hour_differs_from_the_first(value: Any) -> None:
-    """`fold` counts when a zone is set later; `==` does not see it."""
+    """`fold` matters if a time zone is set later, but `==` ignores it."""
     cls = type(value)
     assert through(value).fold == returned(value).fold == 1
     assert through(value, cls).fold == returned(value, cls).fold == 1
@@ -277,7 +278,7 @@ def test_dataclass_of_pydantic_is_carried() -> None:
 
 
 def test_moments_of_a_repeated_hour_may_be_keys_and_members() -> None:
-    """By `==`, they differ from the same moments with a fixed offset."""
+    """`==` treats them as different from the same moments with a fixed offset."""
     at = datetime(2026, 11, 1, 1, 30, tzinfo=ZoneInfo("America/New_York"), fold=1)
     for got in (through({at: 1}, dict[datetime, int]), through({at}), through({at}, set[datetime])):
         assert [one.isoformat() for one in got] == [at.isoformat()]
@@ -590,7 +591,7 @@ class Tagged(pydantic.BaseModel):
     ],
 )
 def test_error_about_a_payload_does_not_show_its_values(annotation: Any, payload: Any) -> None:
-    """The causes of the error, which a traceback would show, do not quote it either."""
+    """The causes of the error, which a traceback would show, do not quote the value either."""
     signature = function_of(annotation)
     info = dataclass_info(codec.encode({"it": payload}))
     calls: list[Callable[[], Any]] = [
@@ -686,7 +687,8 @@ def test_value_equal_to_the_default_but_of_another_type_is_another_task() -> Non
 
 
 def test_explicit_default_is_still_sent() -> None:
-    """The lock omits a default, but the task includes it, since the server's default may differ."""
+    """The lock omits a default, but the task includes it, since the server may have another
+    default."""
 
     def sync(a: int, full: bool = False) -> None: ...
 

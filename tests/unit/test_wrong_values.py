@@ -1,7 +1,6 @@
-"""Every option of a public name refuses a wrong value at once, with an error that names the option.
-
-Each option gets each of the values below while the others keep their defaults. Other tests check
-accepted values. Here, no value may cause an internal Python error.
+"""Every option of a public name rejects a wrong value at once, with an error that names the option.
+Each option is passed each of the values below, while the other options keep their defaults. Other
+tests check accepted values. Here, no value may cause an internal Python error.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from qsync.task import options_of
 
 
 class NoRepr:
-    """A value that cannot be shown."""
+    """A value whose repr raises an error."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
 
 
 class Text(str):
-    """A string of another class."""
+    """A string of a subclass."""
 
     __slots__ = ()
 

@@ -62,7 +62,7 @@ def all_routes(app: Dashboard) -> list[tuple[str, str]]:
 async def test_every_route_is_denied_to_strangers(
     valkey: Store, prefix: str, options: dict[str, Any], status: int
 ) -> None:
-    """This includes files, metrics, missing pages, and every method."""
+    """This includes files, metrics, pages that do not exist, and every HTTP method."""
 
     async with dashboard(valkey, prefix, read_only=False, **options) as (client, made, app):
         routes = [
@@ -179,7 +179,7 @@ ORIGINS = [None, "http://localhost", "https://localhost", "null", "http://localh
 
 
 async def test_cross_site_requests_change_nothing(valkey: Store, prefix: str) -> None:
-    """Of 77 kinds of requests, only those from the dashboard's own pages have an effect."""
+    """Of 77 kinds of requests, only requests from the dashboard's own pages have an effect."""
 
     async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, _):
         for site, origin in itertools.product(SITES, ORIGINS):

@@ -34,7 +34,7 @@ class Visitor:
         return answer.text
 
     async def press(self, text: str, button: str) -> str:
-        """Press a button on a page. Its form is sent with all hidden fields."""
+        """Press a button on a page; its form is sent with all hidden fields."""
         for form in re.findall(r"<form.*?</form>", text, re.S):
             if button in form:
                 action = re.search(r'action="([^"]*)"', form)
@@ -176,8 +176,8 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 async def test_all_matching_tasks_are_changed_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the script, users press "Continue" about once per second. Here, they press it after
-    each step."""
+    """Without the script, a user presses "Continue" about once per second. Here, the user presses
+    it after each step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:

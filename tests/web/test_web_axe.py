@@ -1,5 +1,5 @@
-"""axe-core finds no problem on any page, in both languages, light and dark, on phones and on a wide
-screen, and no element is wider than the window."""
+"""axe-core finds no problem on any page in both languages, light and dark, on phones and on a wide
+screen; no element is wider than the window."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class OutOfStock(Exception):
 
 
 def connection_number() -> int:
-    """Return the process id of the PostgreSQL backend of this thread's connection."""
+    """Return the process id of the PostgreSQL backend that serves the connection of this thread."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         [number] = cursor.fetchone()
