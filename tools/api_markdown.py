@@ -36,7 +36,7 @@ def expanded(page: str) -> str:
 
 
 def section(name: str) -> str:
-    """Return the heading, the signature and the docstrings of a name, e.g. `qsync.Task`."""
+    """Return the heading, the signature and the docstrings of a name such as `qsync.Task`."""
     documented = _package()[name.partition(".")[2]]
     parts = [f"### {name}", *_described(documented)]
     if documented.is_class:

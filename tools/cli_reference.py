@@ -22,7 +22,7 @@ MARK: Final = "<!-- from here on written by python -m tools.cli_reference -->"
 
 
 def commands(command: Any = None, path: str = "qsync") -> Iterator[tuple[str, Any]]:
-    """Yield the words and the object of each command; groups come before their commands."""
+    """Yield the full name and the object of each command; groups come before their commands."""
     command = typer.main.get_command(app) if command is None else command
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():

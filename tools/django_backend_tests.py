@@ -5,8 +5,8 @@
 FOLDER is `tests/tasks` in Django's source, which `pip download --no-binary :all: django` fetches,
 or `tests/tests` in the repository of its backport, django-tasks. This tool downloads nothing.
 
-The tests cover Django's backends: one only records tasks (dummy), the other runs them within
-`enqueue` (immediate). For these tests, QsyncBackend therefore gets the additional features of both:
+The tests cover Django's two backends: DummyBackend only records tasks, and ImmediateBackend runs
+them within `enqueue`. For these tests, QsyncBackend therefore gets the additional features of both:
 a list of the enqueued tasks, and an `enqueue` that runs a server until the task has ended.
 NOT_APPLICABLE lists the tests that are specific to Django's backends, each with the reason.
 """
@@ -40,7 +40,7 @@ NOT_APPLICABLE: Final[Mapping[str, str]] = {
     "ImmediateBackendTestCase.test_cannot_pass_run_after": "QsyncBackend supports run_after",
     "ImmediateBackendTestCase.test_throws_keyboard_interrupt": IN_PLACE,
 }
-"""Tests of features that QsyncBackend does not have by design, with the reasons."""
+"""Tests that do not apply to QsyncBackend, by design, with the reasons."""
 
 ADMIN: Final = [
     f"django.contrib.{name}" for name in ("auth", "contenttypes", "messages", "sessions")
@@ -83,8 +83,8 @@ def _has_tasks() -> bool:
 
 
 def backends() -> tuple[type[Any], type[Any]]:
-    """Return QsyncBackend with the features of DummyBackend and ImmediateBackend that the tests
-    use."""
+    """Return two subclasses of QsyncBackend, with the features of DummyBackend and of
+    ImmediateBackend that the tests use."""
     from qsync.contrib.django import QsyncBackend
 
     class Noting(QsyncBackend):

@@ -1,4 +1,4 @@
-"""Parses docstrings with aligned columns, for the pages that are generated from them.
+"""Parses docstrings that have aligned columns, for the pages that are generated from docstrings.
 
 A paragraph of a docstring such as
 

@@ -1,4 +1,4 @@
-"""Writes documentation pages whose end, below a mark, is generated."""
+"""Writes documentation pages in which everything below a marker line is generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replaced(page: str, mark: str, text: str) -> str:
-    """Return the page with everything below the mark replaced with the text."""
+    """Return the page with the text in place of everything below the marker line."""
     head, found, _ = page.partition(mark)
     if not found:
         raise ValueError(f"there is no line {mark}")
@@ -16,8 +16,8 @@ def replaced(page: str, mark: str, text: str) -> str:
 
 
 def write_or_check(program: str, path: Path, mark: str, text: str) -> int:
-    """Write the page. With --check, only report whether it is up to date: if not, print the command
-    to run and return 1."""
+    """Write the page. With --check, write nothing; if the page is out of date, print the command to
+    run and return 1."""
     parser = argparse.ArgumentParser(prog=program)
     parser.add_argument("--check", action="store_true")
     page = path.read_text("utf-8")
@@ -25,6 +25,6 @@ def write_or_check(program: str, path: Path, mark: str, text: str) -> int:
     if not parser.parse_args().check:
         path.write_text(right, "utf-8")
     elif page != right:
-        sys.stdout.write(f"{path.name} is not right: run {program}\n")
+        sys.stdout.write(f"{path.name} is out of date; run {program}\n")
         return 1
     return 0

@@ -1,4 +1,5 @@
-"""python -m tools.includes: write files of the repository into the pages that show them.
+"""python -m tools.includes: copy files of the repository into the documentation pages that show
+them.
 
 A page shows a file between two lines:
 
@@ -39,7 +40,7 @@ def generated(page: str) -> str:
 
 
 def outdated(*, write: bool = False) -> list[str]:
-    """Return the pages whose files have changed, and update them if `write`."""
+    """Return the pages whose files have changed; if `write`, also update these pages."""
     names = []
     for path in sorted((ROOT / "docs").rglob("*.md")):
         page = path.read_text("utf-8")
@@ -56,7 +57,7 @@ def main() -> int:
     check = parser.parse_args().check
     names = outdated(write=not check)
     if names and check:
-        sys.stdout.write(f"{', '.join(names)}: not right; run python -m tools.includes\n")
+        sys.stdout.write(f"{', '.join(names)}: out of date; run python -m tools.includes\n")
         return 1
     return 0
 

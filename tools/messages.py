@@ -39,7 +39,7 @@ KEYWORDS: Final = {
     "plural_phrase": 2,
     "counted": 2,
 }
-"""Functions that take strings, and how many of their arguments are forms of the string."""
+"""Functions that take strings, with the number of their arguments that are forms of the string."""
 
 Text = str | tuple[str, ...]
 
@@ -89,7 +89,7 @@ def extracted() -> Catalog:
 
 
 class _Catalog(Catalog):
-    """A catalogue whose header depends only on its language, not on dates and versions."""
+    """A catalogue whose header depends only on its language, and not on dates or versions."""
 
     @property
     def mime_headers(self) -> list[tuple[str, str]]:
@@ -115,7 +115,8 @@ def locale_of(path: Path) -> str:
 
 
 def updated(path: Path, template: Catalog) -> Catalog:
-    """Return a catalogue with exactly the strings of the template. New strings are empty."""
+    """Return a catalogue that has exactly the strings of the template; new strings have no
+    translation."""
     locale = locale_of(path)
     catalog = _catalog(locale)
     known = Catalog(locale)

@@ -1,8 +1,8 @@
-"""python -m tools.mutants: plant each known mistake, and print which check finds it and how soon.
+"""python -m tools.mutants: plant each known mistake; print which check finds it, and how soon.
 
 A check that cannot find mistakes proves nothing. `--write` stores the table for
-docs/reliability.md. Names as arguments plant only these mistakes; `--sample N` plants N random
-mistakes. The program exits with 1 if a mistake is missed.
+docs/reliability.md. Arguments are names of mistakes and plant only these; `--sample N` plants N
+random mistakes. The program exits with 1 if a mistake is missed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.support.stalled_node import (
 
 TABLE: Final = Path(__file__).parent / "mutants.json"
 ENOUGH: Final = 2000
-"""Number of seeds or examples within which each mistake must be found."""
+"""Maximum number of seeds or examples that it may take to find a mistake."""
 
 SHOWN: Final = 110
 
@@ -110,7 +110,8 @@ def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return the problem that the mistake causes on a store that is full or refuses settlements."""
+    """Return the first problem that the mistake causes on a store that is full or refuses
+    settlements."""
     store = shared_store("valkey")
     with plant():
         wrong = wrong_when_full(store, "mutants")
@@ -118,7 +119,7 @@ def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
 
 
 def by_cluster(plant: Plant, most: int) -> tuple[int, str] | None:
-    """Return the problem that the mistake causes on a cluster with a stopped node."""
+    """Return the first problem that the mistake causes on a cluster with a stopped node."""
     with partial_cluster() as cluster:
         with plant():
             wrong = wrong_with_a_node_away(cluster, "mutants")
@@ -165,7 +166,7 @@ def shown(found: Found) -> dict[str, Any]:
 
 
 def keep(rows: Sequence[Found]) -> None:
-    """Write these rows to the table, replacing earlier rows for the same mistakes."""
+    """Write these rows to the table; they replace earlier rows for the same mistakes."""
     before = json.loads(TABLE.read_text("utf-8")) if TABLE.exists() else []
     table = {(row["mistake"], row["by"]): row for row in [*before, *map(shown, rows)]}
     kept = [table[name, by] for name, by, _, _ in PLANTED if (name, by) in table]

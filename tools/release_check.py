@@ -46,11 +46,11 @@ OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
 """Prefixes of the names of files in the wheel."""
 
 CHECKERS: Final = ("pyright", "mypy", "django-stubs", "flask", "litestar", "httpx", "pytest")
-"""Packages that the type check needs besides the extras."""
+"""Packages that the type check needs in addition to the extras."""
 
 
 class Wrong(Exception):
-    """A fault that must not be released. The message describes the fault."""
+    """Raised for a fault that must not be released; the message describes the fault."""
 
 
 def build(target: Path) -> list[Path]:
@@ -92,7 +92,7 @@ def check_wheel(wheel: Path) -> None:
 def check_licences(extras: Iterable[str] | None = None) -> list[str]:
     """Return the dependencies with their licences; raise Wrong if a licence is not allowed.
 
-    Dependencies are followed as installed here. None stands for all extras.
+    With None, include all extras. Dependencies are looked up as installed in this environment.
     """
     if extras is None:
         extras = metadata.metadata(NAME).get_all("Provides-Extra") or ()
@@ -106,8 +106,8 @@ def check_licences(extras: Iterable[str] | None = None) -> list[str]:
 
 
 def dependencies(name: str, extras: Iterable[str] = ()) -> set[str]:
-    """Return the names of a distribution and of all its installed requirements, with these
-    extras."""
+    """Return the names of a distribution, with these extras, and of all its installed
+    requirements."""
     found: set[str] = set()
     pending = [(name, tuple(extras))]
     seen: set[tuple[str, tuple[str, ...]]] = set()

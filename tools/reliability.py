@@ -40,7 +40,7 @@ class Shown:
 
 
 def marked(folder: Path = TESTS) -> list[Shown]:
-    """Return all tests with one of the marks, by file and position."""
+    """Return all tests that have one of the marks, in the order of files and lines."""
     found: list[Shown] = []
     for path in sorted(folder.rglob("test_*.py")):
         tree = ast.parse(path.read_text("utf-8"))
@@ -99,7 +99,7 @@ def wrong(shown: Sequence[Shown]) -> list[str]:
 
 
 def missing(faults: set[int]) -> list[int]:
-    """Return the rows that have neither a required test nor a reason for lacking one."""
+    """Return the rows that need a test but have neither a test nor a reason for having none."""
     return [row for row in FAULTS if row not in faults | OPTIONAL | LEFT_OUT.keys()]
 
 
@@ -125,7 +125,7 @@ def mutants(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:
-    """Return the page with each part inserted between its marks."""
+    """Return the page with each part inserted between its marker lines."""
     for name, text in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(begin)

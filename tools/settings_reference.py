@@ -44,7 +44,7 @@ TITLES: Final = {
     "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
     "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
 }
-"""Sections of options that are parameters, with their functions."""
+"""Sections about options that are parameters of functions, with the functions."""
 
 
 def worker_options() -> set[str]:
@@ -54,7 +54,7 @@ def worker_options() -> set[str]:
 
 
 def shown(value: Any) -> str:
-    """Return a default as a cell of a table."""
+    """Return a default as the text of a table cell."""
     if value is inspect.Parameter.empty:
         return "required"
     if isinstance(value, timedelta):

@@ -19,14 +19,14 @@ from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # MkDocs loads this file by its path
+sys.path.insert(0, str(ROOT))  # MkDocs loads this file by its path, not as a module of a package
 
 from tools.api_markdown import expanded  # noqa: E402 - needs the path above
 
 BRANCH: Final = "main"
 
 FROM_ROOT: Final = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-"""Pages that are generated from files outside of docs/."""
+"""Pages that are generated from files outside docs/."""
 
 LINK: Final = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
 
@@ -35,14 +35,15 @@ texts: dict[str, str] = {}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are generated from files outside of docs/."""
+    """Add the pages that are generated from files outside docs/."""
     for uri, name in FROM_ROOT.items():
         files.append(File.generated(config, uri, content=(ROOT / name).read_text("utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links that lead out of docs/ to the repository; keep the text for llms.txt."""
+    """Change links to files outside docs/ into links to the repository; keep the text for
+    on_post_build."""
     uri = page.file.src_uri
     source = FROM_ROOT.get(uri, f"docs/{uri}")
 
@@ -55,7 +56,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:
-    """Return the target on the site for a link in a repository file."""
+    """Return the target of a link for the site, for a link in a file of the repository."""
     if "://" in link or link.startswith("mailto:"):
         return link
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
@@ -71,7 +72,7 @@ def _target(link: str, source: str, uri: str, config: MkDocsConfig) -> str:
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Keep the navigation for llms.txt."""
+    """Keep the navigation for on_post_build."""
     texts.clear()
     config.extra["navigation"] = nav
     return nav
@@ -104,7 +105,7 @@ def _listed(item: Any) -> list[str]:
 
 
 def _summary(text: str) -> str:
-    """Return the first sentence of a page that is not a heading or a picture."""
+    """Return the first sentence of a page, after headings and pictures."""
     for part in re.split(r"\n\s*\n", text):
         plain = " ".join(part.split())
         if plain and plain[0] not in "#!<|`:[-*>":

@@ -16,7 +16,7 @@ from tests.support.dashboard import Live, live
 from tests.support.stores import Store, wait_until
 
 WITHOUT_PAGE = {"/metrics", "/health", "/search/export", "/more"}
-"""Addresses that are not pages, and the page that is opened only by a form."""
+"""Addresses that are not pages, and a page that only a form opens."""
 
 WIDTHS = (320, 400, 1440)
 
@@ -30,7 +30,8 @@ WIDER = """() => document.documentElement.scrollWidth <= window.innerWidth ? [] 
     .map((one) => "wider than the window: " + one.outerHTML.slice(0, 200)).slice(-3)"""
 
 HIDDEN = "Object.defineProperty(document, 'hidden', {get: () => true});"
-"""Script that hides the page. A hidden page does not refresh, so the tested page stays the same."""
+"""Script that makes the page hidden. A hidden page does not refresh, so it does not change during
+the test."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def system(valkey: Store, prefix: str) -> Iterator[Live]:
 
 
 def filled(system: Live) -> list[str]:
-    """Fill the pages with long strings and return their addresses."""
+    """Fill the pages with long strings; return the addresses of the pages."""
     system.serve()
     long = "x" * 128
     system.enqueue(
@@ -81,7 +82,8 @@ def filled(system: Live) -> list[str]:
 
 
 def look(web: Visit, where: str, number: int) -> list[Any]:
-    """Return the problems of the open page, in light and dark, at two widths in turn."""
+    """Return the problems of the open page, at all widths; two widths, chosen by `number`, are also
+    checked by axe in light and dark."""
     web.page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
     wrong: list[Any] = []
     schemes = {WIDTHS[number % 3]: "light", WIDTHS[(number + 1) % 3]: "dark"}

@@ -32,7 +32,7 @@ def system(valkey: Store, prefix: str) -> Iterator[Live]:
 
 @pytest.fixture
 def visit(browser: Any, system: Live) -> Iterator[Callable[..., Visit]]:
-    """Yield a function that opens a dashboard. At the end, check that there were no errors."""
+    """Yield a function that opens a dashboard; at the end, check that no page had errors."""
     visits = []
 
     def make(*, context: dict[str, Any] | None = None, **options: Any) -> Visit:
@@ -118,7 +118,7 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
         web.page.get_by_label(f"Task {name}").check()
     web.page.get_by_label("Error text").fill("half typed")
     web.page.evaluate("window.scrollTo(0, 300)")
-    # One task dies again, one is deleted, and a selected one leaves the page.
+    # A new task dies, a dead task is deleted, and a selected task moves off the page.
     system.enqueue(Task("order", id="newest", retry=0))
     until(system, "newest", "dead")
     system.inspect(lambda i: i.delete(names[3]))
@@ -180,7 +180,7 @@ def test_open_details_stay_open_and_a_hidden_page_sends_no_request(
     hidden = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => %s})"
     web.page.evaluate(hidden % "true")
     web.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    web.page.wait_for_timeout(2500)  # longer than the page waits between refreshes
+    web.page.wait_for_timeout(2500)  # longer than the interval between refreshes
     assert asked == []
     web.page.evaluate(hidden % "false")
     web.refresh()
@@ -312,7 +312,7 @@ def test_dashboard_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.click("Очереди", "link")
     wait_until(lambda: web.page.title() == f"Очереди · {system.prefix}")
     web.click("English")
-    web.page.goto("about:blank")  # the last page ran no script to check
+    web.page.goto("about:blank")  # skip the checks of the last page, which ran no script
 
 
 def test_search_goes_on_by_itself_and_changes_all_that_match(
@@ -467,7 +467,8 @@ const tries = [
 
 
 def test_other_site_cannot_use_signed_in_browser(system: Live, browser: Any) -> None:
-    """Twenty attacks fail: none changes data, shows the dashboard in a frame, or reads it."""
+    """Twenty attacks fail: none of them changes data, shows the dashboard in a frame, or reads
+    it."""
     system.enqueue(Task("order", id="a"))
     for options in ({"auth": "host"}, {"token": TOKEN}):
         web = Visit(browser, system.open(**options))

@@ -32,7 +32,7 @@ class Process:
         return httpx.get(self.url + path, headers=headers)
 
     def stop(self, sent: signal.Signals = signal.SIGTERM) -> str:
-        """Stop it; return the rest of the output."""
+        """Stop the dashboard; return the rest of its output."""
         self.process.send_signal(sent)
         return self.process.communicate(timeout=20)[0]
 

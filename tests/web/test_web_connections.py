@@ -1,4 +1,4 @@
-"""Connections that send little or nothing do not block other users of the dashboard."""
+"""Connections that send little or nothing do not keep other users from the dashboard."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_connection_without_a_head_is_closed_after_seconds(
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer when the body has arrived, but never answer `/wait`."""
+    """Respond when the body has arrived, but never respond to `/wait`."""
     while (message := await receive()).get("more_body"):
         pass
     if message["type"] == "http.disconnect":
@@ -114,7 +114,7 @@ async def serving(**options: Any) -> AsyncIterator[tuple[int, ConnectionLimits]]
 
 
 class Peer:
-    """A client's connection."""
+    """The client's side of a connection."""
 
     opened: ClassVar[list[Peer]] = []
 
@@ -129,7 +129,8 @@ class Peer:
         return cls.opened[-1]
 
     async def ask(self, path: str = "/") -> bytes:
-        """Send a request; return the status line, or an empty one if the connection was closed."""
+        """Send a request; return the beginning of the status line, or b"" if the connection was
+        closed."""
         try:
             self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             return (await self.reader.readuntil(b"ok"))[:12]
@@ -150,7 +151,7 @@ BODY = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"
 
 
 async def until(limits: ConnectionLimits, busy: int, reading: int = 0) -> None:
-    """Wait until this many requests are in flight."""
+    """Wait until this many connections are busy and this many are being read."""
     async with asyncio.timeout(10):
         while True:
             held = list(limits._open)

@@ -1,4 +1,4 @@
-"""docs/dashboard.md: its programs run, and the page describes every option."""
+"""The programs in docs/dashboard.md run, and the page describes every option."""
 
 from __future__ import annotations
 

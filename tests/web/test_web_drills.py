@@ -1,4 +1,4 @@
-"""Incidents: an operator finds each one on the overview and resolves it with four clicks."""
+"""An operator finds each incident on the overview and resolves it with at most four clicks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten intervals of minutes to one second."""
+    """Shorten intervals that take minutes to at most a second."""
     monkeypatch.setattr("qsync.web.forecast.MIN_WINDOW_S", 0.5)
     monkeypatch.setattr("qsync.inspector.servers.LONG_RUN_S", 1)
 

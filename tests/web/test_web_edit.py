@@ -88,7 +88,7 @@ async def test_edit_form_keeps_long_texts_and_refuses_stale_payloads(
     valkey: Store, prefix: str
 ) -> None:
     async with bed(valkey.url, prefix) as made:
-        letters = "\u044f" * 9000  # each takes six bytes in a form
+        letters = "\u044f" * 9000  # each letter takes six bytes in a form
         many = {str(number): number for number in range(1100)}
         await made.enqueue(
             Task("t", b"short", id="raw", delay=60), Task("t", many, id="lines", delay=60),

@@ -26,7 +26,7 @@ GROUP = fingerprint_of("mail", TRACE).id
 
 @pytest.fixture
 async def failed(valkey: Store, prefix: str) -> AsyncIterator[Bed]:
-    """Yield a Bed with dead tasks of two errors in two queues."""
+    """Yield a Bed with dead tasks that have two different errors, in two queues."""
     async with bed(valkey.url, prefix) as made:
         await made.dead(*[Task("mail", fairness_key="acme")] * 3, error=TRACE, queue="slow")
         await made.dead(*[Task("mail")] * 2, error=TRACE)

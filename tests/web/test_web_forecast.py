@@ -21,8 +21,8 @@ from tests.support.stores import Store
 
 
 def steps(*pending: int | None, seconds: float = 5.0, **last: int) -> Steps:
-    """Return intervals after which this many tasks were pending. None stands for a missing sample;
-    `last` replaces figures of the last interval."""
+    """Return intervals at whose end these numbers of tasks were pending. None stands for a missing
+    sample; `last` replaces figures of the last interval."""
     found: list[tuple[float, Figures] | None] = [
         None if count is None else (seconds, Figures(0, 0, 0, 0, 0.0, count, 0))
         for count in pending
@@ -114,11 +114,11 @@ async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str)
 
 
 async def died_until_acknowledged(made: Bed) -> None:
-    """Dead tasks are a problem until an operator has acknowledged them."""
+    """Dead tasks are listed as a problem until an operator acknowledges them."""
     options: dict[str, Any] = {"auth": "host", "read_only": False}
     async with create_app(made.inspector, **options) as app, visiting(app) as client:
         [until] = re.findall(r'name="until" value="(.*?)"', (await client.get("/")).text)
-        await made.dead(Task("mail"), error=TRACE)  # after the page was read
+        await made.dead(Task("mail"), error=TRACE)  # dies after the page was read
         form = {"queue": "default", "until": html.unescape(until)}
         for _ in range(2):
             answer = await client.post("/dead/acknowledge", data=form, headers=SAME)
@@ -138,7 +138,7 @@ async def died_until_acknowledged(made: Bed) -> None:
         assert later is not None
         assert later.died is None
         await made.inspector.run_dead("default")
-        await made.kill(await made.lease(), TRACE)  # they die again
+        await made.kill(await made.lease(), TRACE)  # the tasks die again
         again = await made.inspector.queue("default")
         assert again is not None
         assert again.died is not None

@@ -30,14 +30,14 @@ def browser() -> Iterator[Any]:
 
 
 def id_of(number: int) -> str:
-    """Return the string as an id that has only its allowed characters."""
+    """Return the string as an id, without the characters that an id must not contain."""
     kept = re.sub(r"[^!-~]", "_", TEXTS[number])
     return f"{kept}{number}"[-128:]
 
 
 async def fill(made: Bed, store: Store) -> None:
-    """Write strings that a client, a handler, a server or another program could write to the
-    store."""
+    """Write the strings wherever a client, a handler, a server or another program could write
+    them."""
     keys, everywhere = QueueKeys(made.prefix, "default"), GlobalKeys(made.prefix)
     await made.enqueue(Task("t", id="fine", delay=60))
     with store.client() as client:
@@ -104,12 +104,12 @@ def test_hostile_texts_execute_nothing_and_break_no_policy(
         )  # the last page continues automatically, and shows an error
         for path in ("/dead?queue=default&limit=100", "/servers", "/schedules", "/task?id=c0"):
             web.go(path)
-            web.refresh()  # the script inserts further strings
+            web.refresh()  # the script inserts more strings
         handlers = "[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())"
         names = set(web.page.evaluate(handlers))
         assert not {name for name in names if name.startswith("on") or name == "style"}
         web.check()
-        # The control: an injected script is blocked and recorded.
+        # This is the control: an injected script is blocked and recorded.
         web.page.evaluate(SCRIPT)
         web.page.wait_for_function("() => window.hits.length > 0")
         assert web.page.evaluate("window.hits")[0].startswith("CSP script-src")

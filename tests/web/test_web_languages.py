@@ -1,4 +1,5 @@
-"""The languages of the dashboard: the choice for each request, and complete catalogues."""
+"""The languages of the dashboard: the choice of a language for each request, and complete
+catalogues."""
 
 from __future__ import annotations
 
@@ -107,7 +108,7 @@ SAME_IN_RUSSIAN = {
     "Python", "skip", "once", "all", "raise", "drop", "oldest", "cron", "max", "tasks", "true",
     "type", "state", "dead", "lines", "ValueError", "order", "has", "address",
 }  # fmt: skip
-"""Names, formats and values of forms."""
+"""Words that are not translated: names, formats and values in forms."""
 
 
 SEARCH_WORDS = {*TaskState, "queue", "error", "key", "age", "args", "acme", "customer"}
@@ -168,7 +169,7 @@ def in_russian(write: Any, *args: Any, **values: Any) -> str:
         use(RUSSIAN)
         return str(write(*args, **values))
 
-    return asyncio.run(asyncio.to_thread(run))  # its own context
+    return asyncio.run(asyncio.to_thread(run))  # so that it has its own context
 
 
 def test_numbers_durations_and_times_are_written_by_language() -> None:
@@ -270,7 +271,7 @@ def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
 
 
 def placeholders(text: str) -> list[str]:
-    """Return the placeholders of a string, which must have no other percent signs."""
+    """Return the placeholders in a string, which must not contain any other percent sign."""
     assert "%" not in PLACEHOLDER.sub("", text), text
     return sorted(set(PLACEHOLDER.findall(text)) - {""})
 
@@ -282,7 +283,7 @@ def test_values_of_a_chart_are_written_in_the_language_of_the_page() -> None:
         return chart.steps
 
     try:
-        for _ in range(2):  # the second time from the cache
+        for _ in range(2):  # the second time, from the cache
             use(ENGLISH)
             shown = steps()
             assert len(shown) == 60

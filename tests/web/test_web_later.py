@@ -1,4 +1,4 @@
-"""Lists leave out queues that a later version of qsync wrote, and say so."""
+"""Lists leave out queues that a later version of qsync has written, and show that they do so."""
 
 from __future__ import annotations
 

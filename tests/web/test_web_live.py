@@ -46,7 +46,7 @@ class Visitor:
     def press(
         self, label: str, *, among: str = "", ticked: tuple[str, ...] = (), **typed: str
     ) -> str:
-        """Press a button in the form that contains this text; return the message on the next
+        """Press a button in a form that contains the text `among`; return the message on the next
         page."""
         button = rf"<button([^>]*)>{re.escape(label)}</button>"
         for form in re.findall(r"<form.*?</form>", self.text, re.S):
@@ -230,18 +230,18 @@ def test_every_action_works_beside_running_servers(system: Live) -> None:
             "/schedule/put",
             "/schedule/delete",
             "/queue/delete",
-            # These are in test_web_search.py, test_web_edit.py, test_web_browser.py and
+            # Tested in test_web_search.py, test_web_edit.py, test_web_browser.py and
             # test_web_forecast.py.
             "/search/act",
             "/task/edit",
             "/task/stack",
             "/queue/target",
             "/dead/acknowledge",
-            # These are in the tests of types and of schedules.
+            # Tested with types and with schedules.
             "/type/pause",
             "/type/resume",
             "/schedule/backfill",
-            # These are in test_web_limits.py and test_web_actions.py.
+            # Tested in test_web_limits.py and test_web_actions.py.
             "/limit/set",
             "/limit/reset",
             "/limit/open",
@@ -280,7 +280,7 @@ def test_unpublished_schedule_is_forgotten(system: Live) -> None:
     server = system.serve()
     wait_until(lambda: system.inspect(lambda i: i.schedules()))
     system.do(server.stop())
-    with raw(system) as client:  # as after a long time
+    with raw(system) as client:  # as if a long time had passed
         client.hset(QueueKeys(system.prefix, "default").key("schedules"), "@yearly", 5)
     with visiting(system) as web:
         web.open("/schedules")

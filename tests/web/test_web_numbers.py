@@ -1,4 +1,4 @@
-"""In random states, every number on every page equals a count of the store's keys."""
+"""In random states, every number on every page equals a count of keys in the store."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Truth:
         return Counter(decode_message(message).type for message in messages)
 
     def reported(self, queue: str, type: str) -> tuple[int, int]:
-        """Return how many runs of a type were reported as started and as failed."""
+        """Return how many runs of a type were reported as started, and how many as failed."""
         counts: Counter[int] = Counter()
         for report in self.client.hvals(self.key(queue, "type_reports")):
             counts.update(codec.decode(report).get(type, {}))
@@ -219,8 +219,8 @@ async def fill(made: Bed, chance: random.Random) -> None:
 
 
 def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | None:
-    """Return the value that a cell must have according to the keys, or None if its meaning is
-    unknown."""
+    """Return the value that a cell must have according to the keys, or None if the cell's meaning
+    is unknown."""
     kind, _, name = cell.row.partition("-")
     label = cell.label.lower()
     counters = {title: counter for counter, title in COUNTERS.items()}
@@ -265,7 +265,7 @@ def expected(truth: Truth, cell: Cell, queue: str, error: str) -> int | str | No
 
 
 def unequal(truth: Truth, path: str, html: str, queue: str = "", error: str = "") -> Iterator[str]:
-    """Return the numbers on a page that differ from the keys, and those whose meaning is
+    """Yield the numbers on a page that differ from the keys, and the numbers whose meaning is
     unknown."""
     parser = Numbers()
     parser.feed(html)
@@ -293,7 +293,7 @@ async def test_numbers_on_pages_equal_counts_of_keys(valkey: Store, prefix: str,
 
 
 async def look(http: Any, truth: Truth, wrong: list[str]) -> None:
-    """Read all pages and add their wrong numbers to `wrong`."""
+    """Read all pages, and add their wrong numbers to `wrong`."""
 
     async def page(path: str, queue: str = "", error: str = "") -> str:
         answer = await http.get(path)
@@ -331,7 +331,7 @@ DIED = r"{queue}</a>: ([\d,]+) tasks? died\b.*? acknowledged\.(?: (\d+) (?:diffe
 
 
 def unequal_errors(truth: Truth, html: str) -> Iterator[str]:
-    """Return the sentences about dead tasks that state a wrong number of tasks or errors."""
+    """Yield an error for each sentence about dead tasks with a wrong number of tasks or errors."""
     for queue in QUEUES:
         failed = truth.failed(queue)
         found = re.search(DIED.format(queue=queue), html)

@@ -74,7 +74,8 @@ async def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str
 async def test_times_count_from_the_clock_of_the_store(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
-    """The clock of the dashboard's host is an hour off, but every "ago" and "in" is right."""
+    """The clock of the dashboard's host is an hour off, but every "... ago" and "in ..." is
+    correct."""
     async with filled(valkey, prefix) as (client, made):
         await made.inspector.pause("default", by="ann", why="x")
         await made.inspector.put_schedule("s", Task("t"), every=60)
@@ -307,7 +308,7 @@ async def test_pages_show_a_cluster(cluster: Cluster, prefix: str) -> None:
         await made.enqueue(Task("t", id="other"), queue="elsewhere")
         for path in pages():
             answer = await client.get(path)
-            known = (404,) if path == "/schedule/runs" else (200, 303)  # there is no schedule
+            known = (404,) if path == "/schedule/runs" else (200, 303)  # there is no such schedule
             assert answer.status_code in known, (path, answer.text)
         form = {"id": "d1", "queue": "default", "state": "dead"}
         await client.post("/task/run", data=form, headers=same())
@@ -328,7 +329,7 @@ BANNED = (
 
 def test_templates_and_scripts_escape_all_markup() -> None:
     """No string is marked as safe, no script or style is inline, and no page loads anything from
-    another site."""
+    other sites."""
     for path in [*WEB.glob("templates/*"), *WEB.glob("static/*")]:
         text = path.read_text()
         for banned in BANNED:
@@ -339,7 +340,8 @@ def test_templates_and_scripts_escape_all_markup() -> None:
         others = set(re.findall(r"https?://[\w.]+", text)) - {"http://www.w3.org"}
         assert others == set(), path.name
     for path in WEB.glob("*.py"):
-        # Strings in the catalogue contain tags; values in them are escaped.
+        # Strings in the catalogue contain tags, so they are marked as safe; values in them are
+        # escaped.
         allowed = 1 if path.name == "template_filters.py" else 0
         assert path.read_text().count("Markup(") == allowed, path.name
 
@@ -348,7 +350,7 @@ def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_
     for path in WEB.parent.rglob("*.py"):
         names = {name.partition(".")[0] for name in imports(path)}
         if path in (WEB.parent / "contrib" / "fastapi.py", WEB.parent / "contrib" / "starlette.py"):
-            continue  # they mount the dashboard into such applications
+            continue  # these mount the dashboard into applications
         if WEB not in path.parents:
             assert not names & {"starlette", "jinja2", "markupsafe"}, path
         else:

@@ -66,7 +66,7 @@ async def test_every_change_needs_its_role_and_pages_show_only_allowed_changes(
                 for page in PAGES:
                     text = (await client.get(page, headers=headers)).text
                     found = {one or other for one, other in BUTTON.findall(text)}
-                    has_verbs = 'name="verb"' in text  # otherwise the form has no button
+                    has_verbs = 'name="verb"' in text  # otherwise, the form has no button
                     seen |= found if has_verbs else found - {"/search/act"}
                 seen -= {"/language"}
                 allowed = {path for path, needed in ROLES.items() if rank >= RANK[needed]}

@@ -66,7 +66,7 @@ def test_every_page_is_fast_beside_a_million_tasks(prefix: str) -> None:
         return took
 
     async def work(store: Store) -> float:
-        """Purge many tasks; return the longest request, in seconds."""
+        """Purge many tasks; return the duration of the longest request, in seconds."""
         longest = 0.0
         async with bed(store.url, prefix) as made:
             app = create_app(made.inspector, auth="host", read_only=False)
@@ -106,7 +106,7 @@ ERRORS = 50
 
 
 async def fill_with_errors(url: str, prefix: str, *, pending: int, dead: int) -> None:
-    """Fill a queue. Its dead tasks have 50 different errors."""
+    """Enqueue pending tasks, and add dead tasks that have 50 different errors."""
     await fill(url, prefix, pending=pending, dead=0)
     async with bed(url, prefix) as made:
         for number in range(ERRORS):
@@ -116,8 +116,8 @@ async def fill_with_errors(url: str, prefix: str, *, pending: int, dead: int) ->
 
 
 async def watch(url: str, seconds: float) -> tuple[int, float]:
-    """Refresh 20 tabs of overview and errors; return the number of requests and the longest request
-    in ms."""
+    """Refresh 20 tabs with the overview or the errors; return the number of requests and the
+    duration of the longest in ms."""
     numbers: list[float] = []
 
     async def tab(number: int) -> None:

@@ -1,5 +1,5 @@
-"""The search of the dashboard over all queues and states: results can be exported and changed as a
-whole."""
+"""The dashboard's search over all queues and states: results can be exported, and changed all at
+once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.stores import Store
 async def searched(
     store: Store, prefix: str, **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Bed]]:
-    """Yield a dashboard of two queues with tasks in several states."""
+    """Yield a dashboard with two queues, which have tasks in several states."""
     async with bed(store.url, prefix) as made:
         dead = [
             Task("mail.send", {"customer": "acme" if n % 2 else "zen", "n": n}, id=f"d{n}")
@@ -71,7 +71,7 @@ async def test_search_finds_tasks_of_all_queues_and_states(valkey: Store, prefix
 
 
 async def sorted_over_all_pages(client: httpx.AsyncClient) -> None:
-    """Check that pages with one task each show all tasks, in the order of the whole list."""
+    """Check that pages of one task each show all tasks, in the same order as the whole list."""
     whole = await search(client, "type:*", sort="oldest")
     assert len(whole) > 3
     pages = [

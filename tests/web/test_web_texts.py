@@ -19,13 +19,13 @@ WEB = Path(qsync.web.__file__).parent
 ENVIRONMENT = make_environment()
 
 MARK = "\ufffc"
-"""Placeholder for the values of a template's expressions."""
+"""Stands for the value of an expression in a template."""
 
 NAMES = {"qsync", "id", "msgpack", "Python", "pid", "CSV", "JSON"}
-"""Words that are the same in each language."""
+"""Words that are the same in every language."""
 
 ATTRIBUTES = {"title", "aria-label", "placeholder", "alt", "data-label", "data-counted"}
-"""Attributes that people read."""
+"""Attributes whose values users read."""
 
 WORD = re.compile(r"[^\W\d_]{2,}")
 
@@ -33,11 +33,11 @@ CODE = {
     "mail.*", "customer:42", "report-42", "shop.tasks.report", '{"customer": 42}', "0 9 * * *",
     "UTC", "900", "3600",
 }  # fmt: skip
-"""Examples of values in placeholders."""
+"""Example values in the placeholders of input fields."""
 
 
 class Texts(HTMLParser):
-    """Collects readable texts and attributes, without code."""
+    """Collects the strings and attributes that users read, without code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Texts(HTMLParser):
 
 
 def source_of(node: nodes.Node) -> Iterator[str]:
-    """Yield the output of a template in order, with a mark for each expression."""
+    """Yield the text of a template in order, with a mark in place of each expression."""
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.TemplateData):
             yield child.data
@@ -115,8 +115,8 @@ def test_templates_have_no_text_outside_of_the_catalogue(name: str) -> None:
 UNSEEN_CALLS = {
     "debug", "info", "warning", "exception", "error", "ConfigError", "TypeError", "compile", "cast",
 }  # fmt: skip
-"""Functions for logs and for errors that developers see, which are in English, and for patterns,
-which are code."""
+"""Functions whose strings users do not see: logs and errors for developers, which are in English,
+and patterns, which are code."""
 
 HEADERS = {
     "Content-Security-Policy", "Referrer-Policy", "Cache-Control", "Content-Type", "Allow",
@@ -126,7 +126,7 @@ HEADERS = {
 CODE_LIKE = re.compile(r"charset=|filename=|src 'self'|^queue:")
 
 KNOWN = {"GET, HEAD, POST", "Accept-Language, Cookie", 'Bearer realm="qsync"', "English"}
-"""Values of headers, and names of languages in their own language."""
+"""Values of headers, and the name of a language in that language."""
 
 
 def texts_outside(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -175,11 +175,11 @@ def test_script_has_no_texts() -> None:
     texts = {text for pair in literals for text in pair if reads_as_text(text)}
     starts = ("tbody ", "thead ", "main ", ".steps ")
     selectors = {text for text in texts if text.startswith(starts)}
-    assert texts - selectors == {"use strict", "no such part"}  # the latter is caught
+    assert texts - selectors == {"use strict", "no such part"}  # the script catches the latter
 
 
 def test_the_search_for_texts_finds_some() -> None:
-    """The tests above find a string that is not marked."""
+    """The checks above find strings that are not marked for translation."""
     page = ENVIRONMENT.parse('<p title="Run now">{{ n }} tasks wait</p>{{ post(url, "Sign out") }}')
     html = Texts()
     html.feed("".join(source_of(page)))

@@ -54,7 +54,7 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
 
 
 async def hold(b: Bench, tasks: int, server: str) -> None:
-    """Let a server that has disappeared hold tasks, and let their leases expire."""
+    """Lease tasks as a server that then disappears, and let the leases expire."""
     policy = Config().policy()
     fetch = ops.fetch(b.keys(), server=server, number=1, wanted=tasks, policy=policy)
     assert len((await b.broker.run(fetch)).ids) == tasks
@@ -72,7 +72,7 @@ def test_recovery_names_as_many_as_fit_and_each_death(
 
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
-            payload = os.urandom(40_000)  # so long that a page leaves it out
+            payload = os.urandom(40_000)  # so long that one page does not hold all tasks
             await b.client.enqueue_many(Task("wait", payload, id=f"t{n}") for n in range(30))
             await hold(b, 30, "gone")
             async with b.server(mux, max_crashes=1, concurrency=3):

@@ -93,7 +93,7 @@ class Probed(Worker):
         return re.search(r"health: http://127\.0\.0\.1:(\d+)/", self.out())
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and body."""
+        """Return the status and the body of the response."""
         try:
             url = f"http://127.0.0.1:{self.port}{path}"
             with urllib.request.urlopen(url, timeout=20) as answer:
@@ -141,7 +141,7 @@ def inspect(url: str, work: Callable[[Any], Any]) -> Any:
 
 @pytest.mark.faults(4)
 def test_probes_follow_the_states_of_a_worker(tmp_path: Path, store: Store) -> None:
-    """Starting, ready, quiet, blocked, not alive, free again, stopping."""
+    """The worker starts, is ready, is quiet, is blocked, is not alive, is free again, and stops."""
     (tmp_path / "hold").touch()
     options = ("--health-port", "0", "--live-limit", "3", "--lease", "3")
     with Probed(tmp_path, store.url, *options) as worker:
@@ -196,7 +196,7 @@ def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
             start = f"process 1 has not started yet, retrying: the store at {own_store.url} is not"
             assert reason.startswith(start)
         logged = f"cannot start, retrying: the store at {own_store.url} is not"
-        wait_until(lambda: logged in worker.out())  # the health port may report it first
+        wait_until(lambda: logged in worker.out())  # the health port may report this first
         own_store.restart()
         assert worker.wait_for("ready", 200) == []
 
@@ -271,7 +271,7 @@ def test_run_with_an_unrecorded_end_is_not_counted_twice(tmp_path: Path, own_sto
 
 
 def test_counts_of_ended_processes_are_included_exactly_once() -> None:
-    """One thread removes ended processes while another thread computes the totals."""
+    """One thread removes processes that have ended while another thread computes the totals."""
 
     class Process:
         def __init__(self) -> None:
@@ -314,7 +314,7 @@ def test_scale_endpoint_returns_desired_workers(tmp_path: Path, store: Store) ->
         assert advice["backlog"] + advice["running"] == 20
         needed = (advice["enqueued_per_second"] + advice["backlog"] / 10) / 0.5
         assert advice["desired"] == pytest.approx(needed, abs=1)
-        assert json.loads(worker.get("/scale")[1])["desired"] == 5  # one slot each
+        assert json.loads(worker.get("/scale")[1])["desired"] == 5  # one slot per task
         assert json.loads(worker.get("/scale?max=3")[1])["desired"] == 3
         assert json.loads(worker.get("/scale?queues=elsewhere")[1])["backlog"] == 0
         for query, reason in [
@@ -377,7 +377,7 @@ def test_programs_own_server_reports_its_condition(valkey: Store, prefix: str) -
     asyncio.run(work())
 
 
-# Verdicts by condition.
+# Verdicts for conditions of a process.
 
 STARTED = ServerHealth(started=True)
 
@@ -412,7 +412,8 @@ STARTED = ServerHealth(started=True)
 def test_verdict_follows_the_reports_of_processes(
     report: ProcessHealth, live: bool, ready: bool, started: bool
 ) -> None:
-    """One unhealthy process is enough, and the answer gives the reason."""
+    """One unhealthy process is enough to make the worker unhealthy, and the response gives the
+    reason."""
     reports = [ProcessHealth(2, 6, STARTED), report]
     verdicts = [health.live(reports, limit_s=10.0), health.ready(reports), health.started(reports)]
     assert [verdict.ok for verdict in verdicts] == [live, ready, started]
@@ -421,7 +422,7 @@ def test_verdict_follows_the_reports_of_processes(
         assert all(reason.startswith("process 1") for reason in verdict.reasons)
 
 
-# Advice by samples.
+# Scaling advice for samples.
 
 
 def scaler(*samples: ScaleSample, processes: int = 1) -> Scaler:
@@ -442,18 +443,18 @@ def at(second: float, **values: Any) -> ScaleSample:
         # There is no work.
         ([at(0), at(10)], ScaleTarget(), 0, 0.0),
         ([at(0), at(10)], ScaleTarget(minimum=2), 2, 0.0),
-        # 10 tasks a second arrive, and two workers run 10 a second with a backlog of 600: (10 +
+        # 10 tasks per second arrive, and two workers run 10 per second with a backlog of 600: (10 +
         # 600/30) / 5 = 6.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(), 6, 60.0,
         ),
-        # The same, with a target of 60 s.
+        # The same load, with a target of 60 s.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(target_s=60), 4, 60.0,
         ),
-        # The same, with workers known to run 2 tasks per second.
+        # The same load, with workers that are known to run 2 tasks per second.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
             ScaleTarget(per_worker=2), 15, 60.0,
@@ -462,20 +463,20 @@ def at(second: float, **values: Any) -> ScaleSample:
             [at(0), at(10, pending=10**6, oldest_s=60, finished=100)],
             ScaleTarget(maximum=9), 9, 100_000.0,
         ),
-        # Two workers keep up with a quarter of the slots busy: one suffices.
+        # Two workers keep up with a quarter of their slots busy, so one worker is enough.
         ([at(0), at(10, active=5, enqueued=100, finished=100)], ScaleTarget(), 1, 0.0),
         # The workers keep up with all slots busy.
         ([at(0), at(10, active=20, enqueued=100, finished=100)], ScaleTarget(), 2, 0.0),
-        # Running tasks are not interrupted, although no new tasks arrive.
+        # Workers with running tasks are kept, although no new tasks arrive.
         ([at(0, active=20), at(10, active=20)], ScaleTarget(), 2, 0.0),
-        # No task has ended yet: one slot per task.
+        # No task has ended yet, so there must be a slot for each task.
         ([at(0), at(10, active=20, pending=35, oldest_s=9)], ScaleTarget(), 6, None),
-        # There is no worker, and tasks wait.
+        # Tasks wait, but there is no worker.
         (
             [at(0, servers=0, slots=0), at(10, servers=0, slots=0, pending=3)],
             ScaleTarget(), 1, None,
         ),
-        # A store that lost its data: rates are unknown at first.
+        # The store has lost its data, so rates are unknown at first.
         ([at(0, finished=900, enqueued=900), at(10, pending=1, active=20)], ScaleTarget(), 3, None),
     ],
 )  # fmt: skip
@@ -493,7 +494,8 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
     one.
 
     50 tasks per second arrive, and a worker runs 10 per second on 20 slots, so six workers keep up
-    with some capacity to spare. The backlog is soon drained, and then the number stays the same.
+    with some capacity to spare. The backlog is soon drained, and then the number of workers stays
+    the same.
     """
     made, workers, pending, enqueued, finished = Scaler(1), 1, float(backlog), 0.0, 0.0
     seen = []
@@ -522,8 +524,8 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
 def test_burst_after_idle_minutes_requests_enough_workers(
     after_s: float, polls_while_idle: bool
 ) -> None:
-    """2,000 tasks arrive at once, and each worker runs 13.3 tasks per second, so five workers take
-    30 s."""
+    """2,000 tasks arrive at once. Each worker runs 13.3 tasks per second, so five workers take 30
+    s."""
     made = Scaler(1)
 
     def idle(second: float) -> ScaleSample:
@@ -708,7 +710,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_silent_connections_of_one_address_do_not_block_others(served: HealthServer) -> None:
-    """An address does not block itself either: its own oldest connection is closed."""
+    """An address cannot block itself either: its own oldest connection is closed."""
     opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
         for source in ("127.0.0.1", "127.0.0.2"):

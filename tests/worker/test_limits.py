@@ -40,7 +40,8 @@ def test_worn_processes_are_replaced_one_at_a_time_and_no_task_is_lost_or_charge
         (tmp_path / "go").touch()  # the waiting handler ends
         worker.wait_history("end")
         for wave in range(1, 4):
-            # A replaced process runs tasks until its successor is ready: it may run a whole wave.
+            # A process that is being replaced runs tasks until its successor is ready, perhaps a
+            # whole wave.
             wait_until(lambda: all_replaced_have_ended(worker.out()), timeout=60)
             worker.enqueue(*["note"] * 100)
             worker.wait_history("ran", 100 + 100 * wave, timeout=60)
@@ -62,7 +63,7 @@ def all_replaced_have_ended(log: str) -> bool:
 
 
 def check_one_at_a_time(log: str) -> None:
-    """Check that each process has ended before the next one is replaced."""
+    """Check that each process has ended before another process is replaced."""
     replacing: str | None = None
     for line in log.splitlines():
         if found := re.search(r"\(pid (\d+)\) is replaced: ", line):

@@ -1,5 +1,5 @@
-"""Logs: each record about a task names the task, no record contains secrets, and logging errors
-break no worker."""
+"""Logs: each record about a task names the task, no record contains secrets, and errors in logging
+do not break a worker."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ FAILING = (
 def worker(
     folder: Path, url: str, *options: str, app: str = APP, **popen: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `qsync worker` with standard error in the file `out`, unless `stderr` is set."""
+    """Run `qsync worker`; its standard error goes to the file `out` unless `stderr` is set."""
     (folder / "shop.py").write_text(app)
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen(
@@ -183,7 +183,7 @@ def counters(url: str, queue: str = "default") -> dict[str, int]:
 
 
 def plant(store: Store, keys: QueueKeys) -> None:
-    """Add a raw record that no version can read, with the canary in it."""
+    """Add a raw record that contains the canary and that no version can read."""
     broken = NewTask("raw", keys.queue, CANARY.encode(), "", "", "", 0, None)
     with contextlib.closing(Broker(redis_clients.parse(store.url), connections=1)) as broker:
         broker.run(ops.enqueue(keys, [broken]))
@@ -192,7 +192,7 @@ def plant(store: Store, keys: QueueKeys) -> None:
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, form: str) -> None:
-    """This covers all ways in which a task can fail, with --log-errors class. Each record is one
+    """With --log-errors class, this covers all ways in which a task can fail. Each record is one
     line."""
     valkey.flush()
     valkey.command("ACL", "SETUSER", "probe", "on", f">{PASSWORD}", "~*", "&*", "+@all")
@@ -217,7 +217,7 @@ def test_payloads_and_passwords_are_in_no_output(tmp_path: Path, valkey: Store, 
             found = counters(valkey.url)
             return found.get("dead", 0) + found.get("completed", 0) >= len(FAILING)
 
-        # All tasks and the raw record, but not the task of an unknown type.
+        # Wait for all tasks and the raw record, but not for the task of an unknown type.
         wait_until(ended, timeout=90)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
@@ -291,7 +291,7 @@ app = Qsync(mux=mux)
 """
 
 NOISY_TASKS = 1500
-"""Number of tasks whose warnings exceed the size of a pipe."""
+"""Number of tasks, whose warnings together exceed the size of a pipe."""
 
 
 def _close_output() -> None:

@@ -1,4 +1,4 @@
-"""`qsync worker`: the work and the deaths of its processes, and its answers to mistakes."""
+"""`qsync worker`: how its processes work and die, and how it reacts to mistakes of users."""
 
 from __future__ import annotations
 
@@ -251,7 +251,8 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         figure = f"{processes} processes: started again after {1000 * (began - killed):.0f} ms"
         print(f"\n{figure}")  # noqa: T201 - for `pytest -s`
         assert other != pid
-        # With one process, another one has to start first, which depends on the machine.
+        # With one process, another process has to start first, which takes a time that depends on
+        # the machine.
         assert began - killed < (1 if processes > 1 else 10)
         worker.wait_ready(processes + 1)
         assert "killed by SIGKILL; another starts in 0.1 s" in worker.out()
@@ -271,7 +272,8 @@ def test_a_clean_stop_lets_tasks_end_and_a_second_signal_hands_them_back(
         worker.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping: running tasks have 30 s" in worker.out())
         again = time.monotonic()
-        # The child has also received the first signal, and the second does not count as its echo.
+        # The child process has also received the first signal, and must not take the second signal
+        # for a copy of the first.
         wait_until(lambda: worker.out().count("stopping: running tasks have") == 2)
         wait_until(lambda: time.monotonic() - again > supervisor.ECHO_S)
         again = time.monotonic()
@@ -310,7 +312,7 @@ def test_ctrl_c_in_a_terminal_counts_once(tmp_path: Path, store: Store) -> None:
         worker.enqueue("wait")
         worker.wait_history("begin")
         os.killpg(worker.process.pid, signal.SIGINT)
-        worker.process.send_signal(signal.SIGINT)  # as a wrapper does that passes signals on
+        worker.process.send_signal(signal.SIGINT)  # like a wrapper that passes signals on
         wait_until(lambda: worker.out().count("stopping: running tasks have") == 2)
         (tmp_path / "go").touch()
         assert worker.process.wait(timeout=10) == 0
@@ -470,7 +472,7 @@ def test_a_child_that_cannot_start_ends_the_parent_with_the_reason(
 ) -> None:
     (tmp_path / "shop.py").write_text(
         SHOP + "\nimport sys\nif 'worker' not in sys.argv: raise OSError('no licence')\n"
-    )  # so that only the children fail
+    )  # so that only the child processes fail
     with Worker(tmp_path, store.url) as worker:
         assert worker.process.wait(timeout=90) == 1
         last = worker.out().splitlines()[-1]
@@ -493,7 +495,7 @@ def test_refused_store_ends_the_parent_with_the_reason(tmp_path: Path, store: St
 @pytest.mark.guarantee(7)
 def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
     """The worker keeps trying, and stops when requested."""
-    debug = ("--log-level", "debug")  # otherwise only the first try is logged
+    debug = ("--log-level", "debug")  # otherwise, only the first try is logged
     with Store(aof=True) as store, Worker(tmp_path, store.url, *debug) as worker:
         worker.wait_ready(1)
         store.kill()
@@ -648,7 +650,7 @@ def test_app_comes_from_the_environment_or_the_argument(
 
 @pytest.mark.parametrize("target", ["shop:app", "shop:make", "shop:Holder.inner"])
 def test_app_is_loaded_from_its_target(target: str, invoke: Callable[..., Result]) -> None:
-    """The app is found but refused because of its queues, so no process starts."""
+    """The app is found, but it is rejected because of its queues, so no process starts."""
     done = invoke("worker", target, "--queues", "?", QSYNC_URL="redis://127.0.0.1:1")
     assert "queues: '?' is not 1 to 128 characters" in done.stderr
 
@@ -669,7 +671,7 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-# The parent, with children of a few lines.
+# The parent process, with children that run a few lines of code.
 
 CHILD = """
 import json, os, signal, socket, sys, time
@@ -697,7 +699,7 @@ def plan(program: str, **options: Any) -> Plan:
 
 
 async def ready(one: Supervisor) -> int:
-    """Wait until the child of the first slot is ready; return its pid."""
+    """Wait until the child process of the first slot is ready; return its pid."""
     while True:
         child = one._slots[0].child
         if child is not None:

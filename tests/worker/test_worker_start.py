@@ -1,4 +1,4 @@
-"""Failed starts of `qsync worker`: each logs one line and ends."""
+"""Failed starts of `qsync worker`: each logs one line, and the worker exits."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_traceback_of_an_uncaught_exception_is_a_record(tmp_path: Path, store: S
 def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
     tmp_path: Path, store: Store, swallow: bool
 ) -> None:
-    """This holds even if the imported code catches every exception."""
+    """This also applies if the imported code catches every exception."""
     wait = "(HERE / 'importing').touch()\n" + (
         "while not (HERE / 'go').exists(): time.sleep(0.01)\n"
     )
