@@ -32,7 +32,10 @@ type."""
 
 
 class StartReport(msgspec.Struct, frozen=True, array_like=True):
-    """The start of one server. `types` has a number for each type; empty means all types."""
+    """The start of one server.
+
+    `types` has a number for each type that the server handles; empty means all types.
+    """
 
     at_us: int
     version: str

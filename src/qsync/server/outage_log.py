@@ -44,7 +44,7 @@ class Outage:
         """Actions whose failure was logged while a part was failing."""
 
     def failed(self, part: str, error: QsyncError) -> None:
-        """Record that a part failed; the part retries, and calls `worked` when it succeeds."""
+        """Record that a part failed; the part will retry, and call `worked` when it succeeds."""
         with self._lock:
             now = time.monotonic()
             is_new = not self._fails_by(type(error))
@@ -83,9 +83,9 @@ class Outage:
             log.warning("the store accepts all commands again, after %s", lasted)
 
     def note(self, action: str, error: QsyncError) -> None:
-        """Log a failure that is not retried; while a part fails, log each action once.
+        """Log a failure that is not retried; while any part fails, log each action only once.
 
-        Repeated failures, and failures of a store known to be unreachable, are logged at level
+        Repeated failures, and failures while the store is known to be unreachable, are logged at
         DEBUG.
         """
         with self._lock:

@@ -1,7 +1,7 @@
 """The backlog of an outbox whose relay runs alongside the servers of this process.
 
 A worker serves the backlog at /metrics on its health port. Relays are in `qsync.contrib.outbox`,
-which servers do not import, so a relay that starts adds its function here.
+which servers do not import, so a relay adds its function here when it starts.
 """
 
 from __future__ import annotations

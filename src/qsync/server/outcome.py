@@ -35,10 +35,10 @@ TOO_LATE: Final = "deadline passed before it could start"
 SNOOZED_TOO_LONG: Final = "deadline passes before the end of its snooze"
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
-"""Time after which a task without a handler on any server is dead, in microseconds."""
+"""Time after which a task for which no server has a handler is dead, in microseconds."""
 
 NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
-"""Types of return values whose body has not run, so that the handler did no work."""
+"""Types of return values whose body has not run, which means that the handler did no work."""
 
 
 class Snoozed(Back):
@@ -48,14 +48,14 @@ class Snoozed(Back):
 
 
 Settlement = Retried | Killed | Back | LeaseRef
-"""Record that settles a task; a LeaseRef ends a cancelled task."""
+"""Record that settles a task; a LeaseRef stands for the end of a cancelled task."""
 
 
 def never_run(value: Any) -> NeverRun:
     """Close a coroutine or generator that a handler returned, and return the error for it."""
     kind = type(value).__name__.replace("_", " ")
     if not isinstance(value, AsyncGeneratorType):
-        value.close()  # it has not started, so this runs none of its code
+        value.close()  # it has not started, so closing it runs none of its code
     hint = "await it, or make the handler `async def`" if kind == "coroutine" else "do not yield"
     article = "an" if kind.startswith("a") else "a"
     return NeverRun(f"the handler returned {article} {kind}, whose body did not run: {hint}")
@@ -68,8 +68,7 @@ def failed(
     policy: RetryPolicy,
     rules: RetryRules = NO_RULES,
 ) -> Settlement:
-    """Return the record of a failed attempt: a retry if attempts are left and the deadline allows
-    it, else death."""
+    """Return the record for a failed attempt: a retry, or death if no attempts or time are left."""
     attempt = leased.failure.attempts + 1
     text = describe(error)
     server, begun_us = server_of_token(leased.token), leased.begun_us(now_us)
@@ -92,9 +91,10 @@ def failed(
 
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
-    """Return the record of a task whose handler asked to run later: it is handed back with a delay
-    without counting an attempt, or is dead if its deadline passes before then. A RateLimited also
-    closes a limit, and the task waits for that limit.
+    """Return the record for a task whose handler asked to run later.
+
+    The task is handed back with a delay, without counting an attempt, or is dead if its deadline is
+    earlier. A RateLimited also closes a limit, and the task waits for that limit.
 
     Raises ConfigError if the task does not have the limit.
     """
@@ -152,13 +152,13 @@ def policy_of(stored: int | tuple[int, ...] | ExponentialBackoff) -> RetryPolicy
 
 
 def past_deadline(leased: LeasedTask, now_us: int) -> Settlement:
-    """Return the death record of a task that would start after its deadline."""
+    """Return the death record for a task that would start after its deadline."""
     record = replace(leased.failure, error=TOO_LATE, failed_at_us=now_us)
     return _kill(leased, record, failed=False)
 
 
 def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
-    """Return the record of a task without a handler here: back with a delay; after an hour, dead.
+    """Return the record for a task without a handler here: hand it back, or after an hour, kill it.
 
     The delay lets other servers take the task. It doubles from 1 s up to 60 s.
     """
@@ -174,7 +174,7 @@ def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
 
 
 def undecodable(id: str, token: str, why: str, now_us: int) -> Killed:
-    """Return the death record of a message that this version cannot decode; its bytes are kept."""
+    """Return the death record for a message that this version cannot decode; its bytes are kept."""
     record = Failure(0, f"undecodable message: {why}"[:ERROR_LIMIT], now_us)
     return Killed(id, token, failed=False, failure=codec.encode(record))
 
@@ -184,7 +184,7 @@ def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
 
 
 def _encoded(leased: LeasedTask, record: Failure) -> bytes:
-    """Encode the record, with the mark under which failures are counted."""
+    """Encode the record, with the mark by which failures are counted."""
     options = leased.message.options
     key = None if options is None else options.fairness_key
     return codec.encode(replace(record, mark=mark_of(leased.message.type, record.error, key)))

@@ -2,8 +2,8 @@
 
 There is no leader. A tick has the same task id on all servers. The script that enqueues the task of
 a tick also records it as the last tick of its schedule, so that the second server to call it
-changes nothing. Ticks continue as long as one server lives. The time comes from the store, so the
-clocks of the servers do not matter. The script also skips the ticks of paused schedules.
+changes nothing. Ticks continue as long as one server is live. The time comes from the store, so the
+servers' own clocks do not matter. The script also skips the ticks of paused schedules.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from qsync.value_text import raised_at, shorten
 
 
 class Entry:
-    """A schedule, and the time up to which its ticks are known to be enqueued."""
+    """A schedule and the time up to which its ticks are known to be enqueued."""
 
     __slots__ = ("after_us", "at_us", "build", "periodic")
 
@@ -46,7 +46,7 @@ class Entry:
         self.build: Callable[[], Task] = build
         self.after_us: int | None = None
         self.at_us: int | None = None
-        """Time of the next check, in microseconds; None means never again."""
+        """Time of the next check, in microseconds; None if there is none."""
 
     @property
     def name(self) -> str:
@@ -83,13 +83,13 @@ class ScheduleHeap:
         """Skipped ticks as (entry, last tick, first tick); the caller clears the list."""
 
     def plan(self, entry: Entry, at_us: int | None) -> None:
-        """Set the time of an entry's next check; None means never again."""
+        """Set the time of an entry's next check; None means that there is none."""
         entry.at_us = at_us
         if at_us is not None:
             heapq.heappush(self._heap, (at_us, next(self._order), entry))
 
     def learn(self, entry: Entry, after_us: int, now_us: int, *, again: bool = False) -> None:
-        """Record the time up to which an entry's ticks are enqueued, and plan a check at that time.
+        """Record until when an entry's ticks are enqueued, and plan a check for that time.
 
         Ignore a time that is not later than the known time, unless `again` is true or the known
         time is from a clock that was ahead.
@@ -103,12 +103,14 @@ class ScheduleHeap:
     def next_us(self) -> int | None:
         """Return the time of the earliest check, in microseconds; None if there is none."""
         while self._heap and self._heap[0][2].at_us != self._heap[0][0]:
-            heapq.heappop(self._heap)  # outdated: the entry has another time by now
+            heapq.heappop(self._heap)  # outdated: the entry has a different time now
         return self._heap[0][0] if self._heap else None
 
     def pop(self, now_us: int, limit: int) -> Sequence[tuple[Entry, int]]:
-        """Remove entries with a due tick, and return each with that tick; the caller plans them
-        again. Check at most `limit` entries."""
+        """Remove entries with a due tick, and return each with that tick.
+
+        At most `limit` entries are checked. The caller plans the entries again.
+        """
         due = []
         for _ in range(limit):
             at_us = self.next_us()
@@ -129,18 +131,18 @@ class ScheduleHeap:
 log: Final = logging.getLogger("qsync.server")
 
 GRACE_US: Final = 30_000_000
-"""Longest delay with which a tick still counts as on time, in microseconds, regardless of its
-schedule's option for missed ticks. It covers a restart of the only server, and a failover of the
-store."""
+"""Longest delay with which a tick still counts as on time, in microseconds, whatever its schedule's
+option for missed ticks is. It covers a restart of the only server and a failover of the store."""
 
 RELEARN_S: Final = 60.0
-"""Interval for reading the store's time and the ticks that other servers enqueued, in seconds."""
+"""Interval between two reads of the store's time and of the ticks that other servers enqueued, in
+seconds."""
 
 LEAST_SLEEP_S: Final = 0.001
 
 TURN: Final = 50
-"""Number of schedules processed before the event loop gets a turn; one cron expression takes about
-0.1 ms."""
+"""Number of schedules that are processed before the event loop gets a turn; one cron expression
+takes about 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +159,8 @@ class PeriodicTask:
 class PeriodicLoop:
     """Enqueues the tasks of ticks when they are due, until cancelled.
 
-    Any number of these loops may run on one store. Store errors do not end the loop; it retries. A
-    tick whose task cannot be built is skipped, with an error in the log.
+    Any number of these loops may run on one store. After a store error, the loop continues and
+    retries. If the task of a tick cannot be built, the tick is skipped and an error is logged.
     """
 
     def __init__(
@@ -208,7 +210,7 @@ class _PeriodicQueue:
         self._heap = ScheduleHeap(GRACE_US)
         self._entries = [Entry(task.periodic, task.build) for task in tasks]
         self._digests = [digest_of(task.periodic.schedule) for task in tasks]
-        self._ahead_us = 0  # lower bound of the store's clock minus ours
+        self._ahead_us = 0  # lower bound for the store's clock minus ours
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -252,8 +254,7 @@ class _PeriodicQueue:
         return boot_s() + RELEARN_S
 
     def _register(self) -> None:
-        """Register the queue in the background when due; the set of queues may be on another
-        node."""
+        """Register the queue in the background if due: the set of queues may be on another node."""
         queue = self._keys.queue
         if self._registry.due(queue):
             self._registrations.add(queue, registry_ops.register(self._globals, [queue]))
@@ -272,7 +273,7 @@ class _PeriodicQueue:
     def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:
             task = entry.build()
-            # Equal for all servers, so that the store can tell that nothing has changed.
+            # The same on all servers, so that the store can tell that nothing has changed.
             template = template_of(new_task(task, bytes(8), queue=self._keys.queue))
         except Exception:  # logged at the next tick, instead of every minute here
             return entry.name, record_of(entry.periodic, ""), b""
@@ -299,8 +300,8 @@ class _PeriodicQueue:
     async def _enqueue(self, due: Sequence[tuple[Entry, int]]) -> None:
         """Enqueue one tick for each entry; if some fail, raise the first error.
 
-        `due` has at most one tick per entry: with two, the second could make the store ignore a
-        retry of the first.
+        `due` has at most one tick per entry: if it had two, the second could make the store ignore
+        a retry of the first.
         """
         for entry, tick_us in due:  # retried unless `_passed` plans the next tick
             self._heap.plan(entry, tick_us)

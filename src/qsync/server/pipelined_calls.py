@@ -1,7 +1,7 @@
 """Sends calls of many queues in one pipeline, if all queues are on one node.
 
-A round trip costs the same for few calls as for many. So the calls that the settlers of a server
-make while one exchange is in flight share the next one.
+A round trip costs the same for few calls as for many. So the calls that a server's settlers make
+while one exchange is in flight share the next exchange.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Request = tuple[Sequence[Call[Any]], asyncio.Future[list[Any]]]
 
 
 class CallPipeline:
-    """Sends calls together with other callers' calls."""
+    """Sends the calls of several callers together."""
 
     def __init__(self, broker: AsyncBroker, queues: int) -> None:
         self._broker = broker

@@ -1,8 +1,8 @@
 """A pool of processes for `def` handlers that use much CPU time or may have to be killed.
 
 Each process has its own sockets, so killing it in the middle of a message affects no other process.
-If its tasks are quick, the pool sends a few more ahead; it can take them back as long as they have
-not begun.
+If the tasks of a process are quick, the pool sends it a few more ahead, and can take them back as
+long as they have not begun.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ IDLE_S: Final = 60.0
 """Idle time after which a process is ended, in seconds."""
 
 REUSE: Final = 10_000
-"""Number of tasks after which a process is ended, to free memory that they leaked."""
+"""Number of tasks after which a process is ended, to free memory that the tasks leaked."""
 
 TAKE_BACK_AFTER_S: Final = 0.01
-"""Time without an answer after which the pool takes back tasks that have not begun, in seconds."""
+"""Time without a reply after which the pool takes back tasks that have not begun, in seconds."""
 
 SMALL: Final = 8 * 1024
-"""Maximum size of a task that may be sent to a process behind other tasks, in bytes."""
+"""Maximum size of a task that may wait in a process behind other tasks, in bytes."""
 
 _CLOSED: Final = "the pool of processes is closed"
 
@@ -61,8 +61,8 @@ class ProcessPool:
     """Runs handlers in up to `processes` spawned processes, for one event loop.
 
     Processes are started on demand and reused. They ignore SIGINT and SIGTERM. The pool ends them
-    on a timeout or a cancellation, when they are idle for IDLE_S, after REUSE tasks, and when it is
-    closed; they also end with this process.
+    on a timeout or a cancellation, when they have been idle for IDLE_S, after REUSE tasks, and when
+    the pool is closed. They also end with this process.
     """
 
     def __init__(self, processes: int | None = None, setup: ChildSetup | None = None) -> None:
@@ -70,7 +70,7 @@ class ProcessPool:
         self._most = processes or os.cpu_count() or 1
         self._processes: list[WorkerProcess] = []
         self._waiting: deque[HandlerCall] = deque()
-        """Calls that were not sent to a process."""
+        """Calls that have not been sent to a process."""
         self._feeding = False
         self._preparing: set[asyncio.Task[None]] = set()
         self._reapers: list[threading.Thread] = []
@@ -91,9 +91,9 @@ class ProcessPool:
         """Run a process handler with a task; return its value as decoded from msgpack.
 
         The timeout, in seconds, begins when the handler starts in a process that has imported it.
-        When it passes (TimeoutError), or the caller is cancelled, the process is killed. Raises
-        NotBegun if `claim` does not let the task start once a process is ready. Raises Retry,
-        SkipRetry, Snooze and InvalidTask like the handler, and HandlerError for any other
+        If the timeout passes (TimeoutError) or the caller is cancelled, the process is killed.
+        Raises NotBegun if `claim` does not let the task start once a process is ready. Raises
+        Retry, SkipRetry, Snooze and InvalidTask like the handler, and HandlerError for any other
         exception and for a process that died.
         """
         if self._closed:
@@ -111,7 +111,7 @@ class ProcessPool:
         return _outcome(_reply_decoder.decode(reply))
 
     async def stack(self, leased: LeasedTask) -> str:
-        """Return the stack of the handler of a task; empty if its process does not answer."""
+        """Return the stack of a task's handler; empty if the process does not reply."""
         for process in self._processes:
             call = process.sent[0] if process.sent else None
             if call is not None and call.claim is not None and call.claim.is_of(leased):
@@ -125,7 +125,7 @@ class ProcessPool:
             self._loop.call_soon(self._feed)
 
     def _feed(self) -> None:
-        """Send waiting calls, in order, to processes with room."""
+        """Send waiting calls, in order, to processes that have room for them."""
         self._feeding = False
         fed: dict[WorkerProcess, list[HandlerCall]] = {}
         while self._closed and self._waiting:
@@ -147,8 +147,7 @@ class ProcessPool:
     def _place(
         self, call: HandlerCall, fed: dict[WorkerProcess, list[HandlerCall]]
     ) -> WorkerProcess | None:
-        """Return a process for a call, or None: a free or new one, otherwise the quick one with the
-        fewest unanswered calls."""
+        """Return a free or new process for a call, else the least busy quick one, or None."""
         unprepared, best, fewest = None, None, WINDOW
         for process in self._processes:
             prepared = process.is_prepared(call.path)
@@ -174,7 +173,7 @@ class ProcessPool:
         if not claim.may_begin():
             fail(call, HandlerNotStarted())
             return False
-        if waits:  # the process first runs the calls before it
+        if waits:  # the process runs the calls before this one first
             claim.wait()
         return True
 
@@ -187,8 +186,8 @@ class ProcessPool:
     async def _prepare(self, process: WorkerProcess, call: HandlerCall) -> None:
         """Import the handler in the process, and then send the call.
 
-        A cancellation of the caller does not stop the import: otherwise a handler whose import
-        takes longer than its timeout would never run.
+        The import continues if the caller is cancelled: otherwise, a handler whose import takes
+        longer than its timeout would never run.
         """
         try:
             await process.prepare(call.path)
@@ -216,7 +215,7 @@ class ProcessPool:
         self._feed_soon()
 
     def _answered(self, process: WorkerProcess) -> None:
-        """Feed or end a process that has answered calls."""
+        """Send more calls to a process that has answered some, or end it."""
         if process.dead:
             return
         if not process.sent and not process.preparing:
@@ -228,7 +227,7 @@ class ProcessPool:
         self._watch(process)
 
     def _watch(self, process: WorkerProcess) -> None:
-        """Set the timer of a process for its next check, unless it is set for an earlier time."""
+        """Set the timer of a process for its next check, unless the timer is due earlier."""
         if process.dead or process.preparing:
             return
         due = self._due(process)
@@ -270,7 +269,7 @@ class ProcessPool:
         self._feed_soon()
 
     def _abandon(self, call: HandlerCall) -> None:
-        """Drop a call whose caller was cancelled; if it has begun, kill its process."""
+        """Drop a call whose caller was cancelled; if the call has begun, kill its process."""
         for process in self._processes:
             if call in process.sent:
                 process.receive()
@@ -289,12 +288,12 @@ class ProcessPool:
         self._wait_again(recalled)
 
     def _died(self, process: WorkerProcess, recalled: list[HandlerCall]) -> None:
-        """Remove a process that has ended by itself, and retry the calls that had not begun."""
+        """Remove a process that has ended on its own, and retry the calls that had not begun."""
         self._end(process, kill=False)
         self._retry(recalled)
 
     def _retry(self, calls: list[HandlerCall], cause: BaseException | None = None) -> None:
-        """Requeue calls whose process died before they began; fail them the second time."""
+        """Requeue calls whose process died before they began; if this happens twice, fail them."""
         for call in calls:
             if call.tries > 1:
                 error = HandlerError(f"the process died before it could run {call.path}")
@@ -368,7 +367,7 @@ def _outcome(reply: Reply) -> Any:
 def original_of(raised: Raised) -> Exception | None:
     """Return an exception of the raised class, or of a new subclass with the same name and text.
 
-    Return None if this process knows none of its classes, or if it is not an Exception.
+    Return None if this process has none of the exception's classes, or if it is not an Exception.
     """
     for module, name in raised.classes:
         error_class = _find(module, name)
@@ -388,7 +387,7 @@ def _find(module: str, name: str) -> type[Exception] | None:
 
 
 def _make(error_class: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:
-    """Make the exception without `__init__`, whose parameters are unknown; set the attributes."""
+    """Create the exception without `__init__`, whose parameters are unknown; set the attributes."""
     try:
         error = _filled(error_class, raised)
         if exact and str(error) == raised.text:

@@ -1,4 +1,4 @@
-"""The code of the processes of a ProcessPool; only import paths and bytes cross the boundary."""
+"""The code in the processes of a ProcessPool, to which only import paths and bytes are sent."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ TRACEBACK_LIMIT: Final = 16 * 1024
 
 
 at_start: Final[list[Callable[[], None]]] = []
-"""Functions that a new process calls first. They are pickled, so they must be importable by
-name."""
+"""Functions that a new process calls first. They are pickled and so must be importable by name."""
 
 NOTE: Final = 1 << 31
 """Flag in a message's size: the message is a progress report of the running task, not a reply."""
@@ -47,7 +46,7 @@ STACK: Final = 1 << 30
 """Flag in a message's size: the message is the stack of the running handler, not a reply."""
 
 around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
-"""Context managers around every handler call in this process; modules that a handler's module
+"""Context managers around every handler call in this process. Modules that a handler's module
 imports may add to the list."""
 
 
@@ -64,15 +63,16 @@ class Unencodable(msgspec.Struct, tag=True):
 
 
 class Raised(msgspec.Struct, tag=True):
-    """The handler raised an exception, or it cannot be imported."""
+    """The handler raised an exception or cannot be imported."""
 
     name: str
     text: str
     traceback: str
     classes: list[tuple[str, str]] = []
-    """Module and qualified name of the exception's class and of its bases, the nearest first."""
+    """Module and qualified name of the exception's class and of its base classes, the nearest
+    first."""
     args: list[Any] = []
-    """Arguments of the exception if all are plain values, else only its message."""
+    """Arguments of the exception if all of them are plain values, else only its message."""
     attributes: dict[str, Any] = {}
     """Attributes of the exception that are plain values."""
 
@@ -116,8 +116,8 @@ def begin(
     """Make this process ignore SIGINT and SIGTERM and end with its parent; then call `first`.
 
     Ctrl-C and a service manager's SIGTERM reach the whole process group. Only the parent handles
-    them: it lets handlers run for a while, and then kills their processes. A thread calls `answer`
-    for each byte that arrives at `asks`.
+    these signals: it lets handlers run for a while, and then kills their processes. A thread calls
+    `answer` for each byte that arrives at `asks`.
     """
     # Not SIG_IGN: programs that a handler starts would inherit it.
     signal.signal(signal.SIGINT, _do_nothing)
@@ -169,7 +169,7 @@ def serve(
 
 
 def _stack(thread: int) -> str:
-    """Return the stack of the handler that a thread runs; empty between two calls."""
+    """Return the stack of the handler that a thread is running; empty between two calls."""
     frame = sys._current_frames().get(thread)
     frames = [] if frame is None else list(traceback.extract_stack(frame))
     ours = [index for index, line in enumerate(frames) if line.filename == __file__]
@@ -178,7 +178,7 @@ def _stack(thread: int) -> str:
 
 
 def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
-    """Return import path and task of the request with this ticket; skip the requests before it."""
+    """Return import path and task of the request with this ticket; skip earlier requests."""
     while True:
         head = requests.read(10)
         if len(head) < 10:
@@ -190,7 +190,7 @@ def _read(requests: io.BufferedReader, expected: bytes) -> tuple[str, bytes]:
 
 
 def prepare(path: str) -> None:
-    """Import a handler, which may take long; its first call reports an import error."""
+    """Import a handler, which may take long; an import error is reported by its first call."""
     with contextlib.suppress(BaseException):
         _find(path)
 

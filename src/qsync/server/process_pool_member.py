@@ -1,4 +1,4 @@
-"""One process for `def` handlers, as the server sees it: its sockets, and the calls sent to it.
+"""One process for `def` handlers as the server sees it: its sockets and the calls sent to it.
 
 The process leads its own session, so that programs started by its handlers are killed with it.
 """
@@ -31,13 +31,14 @@ STACK_S: Final = 1.0
 """Longest time to wait for the stack of a handler, in seconds."""
 
 EXIT_S: Final = 5.0
-"""Longest time that a process may take to end, in seconds; then it is killed."""
+"""Longest time that a process may take to end before it is killed, in seconds."""
 
 WINDOW: Final = 16
 """Maximum number of unanswered calls per process."""
 
 QUICK_S: Final = 0.005
-"""Time per call up to which a process gets further calls before it has answered, in seconds."""
+"""Maximum time per call for which a process gets further calls before it has replied, in
+seconds."""
 
 _spawned: WeakSet[WorkerProcess] = WeakSet()
 
@@ -46,8 +47,8 @@ class HandlerError(QsyncError):
     """A handler in another process raised an exception, or its process died.
 
     If the handler raised, the message begins with the name of the original exception, and
-    `traceback` is its traceback. `original` is an exception of the same class, if this process
-    knows the class.
+    `traceback` is its traceback. If this process has the exception's class, `original` is an
+    exception of that class.
     """
 
     original: Exception | None = None
@@ -90,8 +91,8 @@ class WorkerProcess:
     """A spawned process and the calls sent to it, for one event loop.
 
     Before it begins a call, the process takes a ticket from a second socket. The server can take
-    back the remaining tickets. So the server knows for certain which calls have begun, even if the
-    process dies.
+    back the remaining tickets, so it knows for certain which calls have begun, even if the process
+    dies.
     """
 
     def __init__(
@@ -110,9 +111,10 @@ class WorkerProcess:
         self._tickets: tuple[socket.socket, socket.socket] | None = None
         """Socket pair for tickets: the end to write to, and the end that both sides read from."""
         self._asks: tuple[socket.socket, socket.socket] | None = None
-        """Socket pair on which the server asks for the stack of the handler, one byte each."""
+        """Socket pair on which the server asks for the stack of the handler, with one byte per
+        request."""
         self._asked: deque[asyncio.Future[str]] = deque()
-        """Futures of the requests for a stack, in order."""
+        """Futures for the requested stacks, in order."""
         self._watched: int | None = None
         """File descriptor that becomes readable when the process ends."""
         self._number = 0
@@ -122,9 +124,10 @@ class WorkerProcess:
         self._reaper: threading.Thread | None = None
         self._prepared: set[str] = set()
         self.sent: deque[HandlerCall] = deque()
-        """Calls without an answer, in order; only the first one can have begun."""
+        """Unanswered calls, in order; only the first one can have begun."""
         self.since: float = self._loop.time()
-        """Time of the last answer, or of the first call sent to the idle process if later."""
+        """Time of the last answer, or, if that is later, of the first call that was sent to the
+        idle process."""
         self.quick: bool = False
         """True if the last calls took less than QUICK_S each, so that more may be sent ahead."""
         self.preparing = False
@@ -138,7 +141,7 @@ class WorkerProcess:
 
     @property
     def takes_more(self) -> bool:
-        """Return whether a call may be sent behind unanswered ones."""
+        """Return whether a call may be sent behind unanswered calls."""
         return self.quick and not self.preparing and not self._unsent and len(self.sent) < WINDOW
 
     async def prepare(self, path: str) -> None:
@@ -198,7 +201,7 @@ class WorkerProcess:
         self._flush()
 
     def _flush(self) -> None:
-        """Write as much as the socket takes; `_has_died` handles a process that has ended."""
+        """Write as much as the socket accepts; `_has_died` handles a process that has ended."""
         if self._socket is None or not self._unsent:
             return
         try:
@@ -214,7 +217,7 @@ class WorkerProcess:
             self._loop.remove_writer(self._socket)
 
     async def stack(self) -> str:
-        """Return the stack of the handler that runs; empty if it ends or the process is busy."""
+        """Return the stack of the running handler; empty if it ends or the process is busy."""
         call = self.sent[0] if self.sent else None
         if call is None or self._asks is None or len(self._asked) >= WINDOW:
             return ""
@@ -241,7 +244,7 @@ class WorkerProcess:
         return recalled
 
     def receive(self) -> bool:
-        """Read and deliver the available answers; return False if there was nothing to read."""
+        """Read and deliver the answers that have arrived; return False if there are none."""
         data = self._read()
         if not data:
             return False
@@ -277,8 +280,7 @@ class WorkerProcess:
         return True
 
     def _read(self) -> bytes:
-        """Return the bytes that the process has sent; empty if there are none, or the process has
-        ended."""
+        """Return the bytes that the process has sent; empty if it has sent none or has ended."""
         if self._socket is None:
             return b""
         try:
@@ -292,7 +294,7 @@ class WorkerProcess:
         return data
 
     def _report(self, progress: bytes) -> None:
-        """Pass on the last progress report of the call that runs, if there is one."""
+        """Forward the last progress report of the running call, if there is one."""
         if progress and self.sent and (claim := self.sent[0].claim) is not None:
             with contextlib.suppress(LeaseLost):  # the run is stopped anyway
                 claim.progress(*PROGRESS.unpack(progress))
@@ -310,14 +312,16 @@ class WorkerProcess:
             claim.may_begin()  # only to record the time: the process begins the call anyway
 
     def _has_died(self) -> None:
-        """Handle the end of a process that the server did not end: deliver answers, fail the call
-        that ran, and return the other calls to the pool."""
+        """Handle the end of a process that the server did not end.
+
+        Deliver its answers, fail the running call, and return the other calls to the pool.
+        """
         self.dead = True
-        while self.receive():  # answers that it wrote before its end
+        while self.receive():  # answers that the process wrote before its end
             pass
         recalled = self.recall()
         self._forget()
-        self._kill_group()  # before it is reaped: after that, its id may be another process's
+        self._kill_group()  # before it is reaped: later, another process may have its id
         begun, self.sent = self.sent, deque()
         if begun:
             threading.Thread(
@@ -331,7 +335,7 @@ class WorkerProcess:
         self._on_death(self, recalled)
 
     def _fail_running(self, call: HandlerCall) -> None:
-        """Fail the call that ran when the process died, with the cause of the death."""
+        """Fail the call that was running when the process died, and name the cause of the death."""
         self._process.join(EXIT_S)
         code = self._process.exitcode
         cause = "the cause is unknown" if code is None else manner_of(code)
@@ -340,8 +344,7 @@ class WorkerProcess:
             self._loop.call_soon_threadsafe(fail, call, error)
 
     def end(self, *, kill: bool) -> threading.Thread:
-        """Kill the process, or close its sockets so that it ends when idle; return the thread that
-        reaps it."""
+        """Kill the process, or let it end once idle; return the thread that reaps it."""
         if self._reaper is not None:
             return self._reaper
         self.dead = True
@@ -410,8 +413,8 @@ def fail(call: HandlerCall, error: BaseException) -> None:
 def _descriptor_of(process: Any) -> int:
     """Return a descriptor that becomes readable when the process ends: a pidfd if possible.
 
-    Programs that a handler starts may inherit the other end of the sentinel and hold it open; then
-    the sentinel would not become readable while they run.
+    Programs that a handler starts may inherit the other end of the sentinel and hold it open. The
+    sentinel would then not become readable while they run.
     """
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):
@@ -421,7 +424,7 @@ def _descriptor_of(process: Any) -> int:
 
 @atexit.register
 def _kill_all() -> None:
-    """Kill all processes at exit: multiprocessing would wait for them, and they ignore SIGTERM."""
+    """Kill all processes at exit: multiprocessing would wait for them, but they ignore SIGTERM."""
     for process in list(_spawned):
         if process._reaper is None and process._owner == os.getpid():  # not in a forked copy
             process._kill_group()

@@ -1,4 +1,4 @@
-"""Stores the progress of tasks in batches: the last report of each task."""
+"""Stores the last progress report of each task, in batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 
 class ProgressReports:
-    """Takes progress reports from any thread, and stores them with one call at a time per queue."""
+    """Accepts progress reports from any thread; stores them with one call at a time per queue."""
 
     def __init__(
         self, broker: AsyncBroker, queues: Mapping[str, QueueState], outage: Outage
@@ -32,7 +32,7 @@ class ProgressReports:
         self._loop.call_soon_threadsafe(self._note, leased)
 
     async def flush(self, leased: LeasedTask) -> None:
-        """Wait until the last progress of a task is stored, or storing it has failed."""
+        """Wait until the last progress of a task has been stored, or could not be stored."""
         flushed: asyncio.Future[None] = self._loop.create_future()
         self._flushes.append((leased, flushed))
         self._note(leased)

@@ -43,8 +43,8 @@ class QueueRules:
         self._outage = outage
         self._due: set[str] = set()
         self._again: dict[str, asyncio.Task[None]] = {}
-        """asyncio tasks that publish rules in the background, one per queue: an unreachable node
-        does not delay the other queues."""
+        """asyncio tasks that publish rules in the background, one per queue, so that an unreachable
+        node does not delay the other queues."""
 
     async def start(self) -> None:
         """Publish the rules. Raise QsyncError if the store refuses them.
@@ -72,8 +72,8 @@ class QueueRules:
     def publish_again(self, queue: str) -> None:
         """Publish the rules of a queue in the background, until the store has them.
 
-        Also publish the bounds of queues that this server does not serve, since it would not notice
-        if the store lost them.
+        Also publish the bounds of queues that this server does not serve: for those, it cannot
+        notice that the store has lost its data.
         """
         unserved = self._bounds.keys() - self._served.keys()
         self._publish_all(unserved | ({queue} if self._has_rules(queue) else set()))
@@ -94,7 +94,7 @@ class QueueRules:
                     await self._broker.run(call, patience=None)
         except QsyncError as error:
             self._outage.note(f"publish limits and bounds of queue {queue}", error)
-            published = ""  # the store would lease no tasks with limits for as long as it refuses
+            published = ""  # as long as the store refuses, it leases no tasks with limits
         finally:
             del self._again[queue]
             if state is not None:

@@ -43,17 +43,19 @@ class HandlerNotStarted(asyncio.CancelledError):
 
 
 class Claim(Protocol):
-    """The right of a task to start, while it waits for a thread or a process."""
+    """A task's permission to start, while it waits for a thread or a process."""
 
     def wait(self) -> None:
         """Record that the task waits for a thread or a process."""
 
     def may_begin(self) -> bool:
         """Record that a thread or process is free; return False if the task may no longer start.
-        Safe to call on any thread."""
+
+        Any thread may call this.
+        """
 
     def is_of(self, leased: LeasedTask) -> bool:
-        """Return whether this is the claim of a task."""
+        """Return whether this claim belongs to a task."""
 
     def progress(self, done: float, total: float) -> None:
         """Report the task's progress; raise LeaseLost once its lease is known to be lost."""
@@ -66,7 +68,7 @@ class Phase(IntEnum):
     """The task waits for a slot."""
     RUNNING = 1
     SETTLING = 2
-    """The task has ended, and the store does not know it yet."""
+    """The task has ended, but the store has not recorded that yet."""
     RELEASED = 3
     """The server no longer holds the task."""
 
@@ -80,8 +82,8 @@ RELEASED: Final = Phase.RELEASED
 class LeasedTask(msgspec.Struct, eq=False, gc=False):
     """A task on which this server holds a lease.
 
-    A busy server holds thousands, so the garbage collector does not track them. So a reference
-    cycle through `task`, `timer` or `call` must be broken when the task ends.
+    A busy server holds thousands of them, so the garbage collector does not track them. Therefore,
+    a reference cycle through `task`, `timer` or `call` must be broken when the task ends.
     """
 
     queue: QueueState
@@ -95,18 +97,19 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     expires: float
     """Time at which the lease expires, by boot_s; each renewal extends it."""
     leased_us: int = 0
-    """Store's time of the lease, in microseconds; 0 if unknown, after a late or repeated reply."""
+    """Time of the lease by the store's clock, in microseconds; 0 if it is unknown, after a late or
+    repeated reply."""
     spared: int = 0
-    """Number of crashes that do not count, because another task may have caused them."""
+    """Number of the task's crashes that do not count, because another task may have caused them."""
     since_us: int = 0
-    """Time at which the task became runnable, by the store's clock, in microseconds; 0 if it became
-    runnable when it was enqueued or due."""
+    """Time at which the task became runnable, by the store's clock, in microseconds; 0 if that was
+    when it was enqueued or due."""
     phase: Phase = QUEUED
     stop: Stop | None = None
     info: TaskInfo | None = None
     task: asyncio.Task[None] | asyncio.Future[Any] | None = None
-    """asyncio task of the handler, or future of its result if it runs in a thread, while it may be
-    cancelled; None otherwise."""
+    """asyncio task of the handler, or, for a handler in a thread, the future of its result; None
+    unless it may be cancelled."""
     call: Any = None
     """BatchCall that runs the task together with others; None means the task runs alone."""
     timer: asyncio.TimerHandle | None = None
@@ -114,12 +117,12 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     waits: bool = False
     """True while the task has a slot and waits for a thread or a process."""
     turn: float = 0.0
-    """Time at which the task got its thread or process, by time.monotonic; 0 if it has none yet, or
+    """Time at which the task got its thread or process, by time.monotonic; 0 if it has none yet or
     needs none."""
     thread: int = 0
-    """Identifier of the thread that runs the handler; 0 before that, or on the event loop."""
+    """Identifier of the thread that runs the handler; 0 before it starts, and on the event loop."""
     begun_s: float = 0.0
-    """Time at which the handler started, by boot_s; 0 before that."""
+    """Time at which the handler started, by boot_s; 0 before the start."""
     began: float = 0.0
     """Start of the run, by time.monotonic; only RunMetrics sets it."""
     row: MetricRow | None = None
@@ -175,7 +178,7 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
         return now_us - round((boot_s() - self.begun_s) * 1_000_000)
 
     def expired(self) -> bool:
-        """Return whether the lease has expired, as far as this server knows."""
+        """Return whether the lease has expired, to this server's knowledge."""
         return boot_s() >= self.expires
 
     def past_deadline(self) -> bool:
@@ -195,16 +198,16 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
 
     @property
     def held(self) -> LeaseRef:
-        """Return the task's id and lease token, as the store's operations take them."""
+        """Return the task's id and lease token in the form that store operations take."""
         return LeaseRef(self.id, self.token)
 
 
 class FetchInFlight(NamedTuple):
-    """A fetch that has not been answered yet; a repeated call returns the same tasks."""
+    """A fetch that has not been answered yet; repeating the call returns the same tasks."""
 
     first: Call[FetchResult]
     token: str
-    """Lease token of the tasks that the fetch returns."""
+    """Lease token for the tasks that the fetch returns."""
     since: float
     """Time of the first call, by boot_s."""
 
@@ -246,11 +249,11 @@ class QueueState:
     )  # fmt: skip
 
     refused: bool
-    """True if the store refused the last settlements: until it accepts them, fetch nothing."""
+    """True if the store refused the last settlements: nothing is fetched until it accepts them."""
 
     awaits_rules: bool
-    """True until the store has the program's limits and bounds for the queue: until then, fetch
-    nothing."""
+    """True until the store has the program's limits and bounds for the queue: nothing is fetched
+    before that."""
 
     unknown_type_at: float
     """Time at which this server last handed back a task without a handler, by boot_s."""
@@ -259,12 +262,12 @@ class QueueState:
     """Token of the last fetch that the heartbeat thread has repeated."""
 
     generation: str | None
-    """Generation of the queue's data at the last fetch; None before it."""
+    """Generation of the queue's data at the last fetch; None before the first fetch."""
 
     rules_generation: str
-    """Generation for which the server has published its program's limits; empty if the program has
-    none, or before the first fetch. While the data are of another generation, the store leases no
-    tasks with limits to the server."""
+    """Generation for which the server has published its program's limits; empty before the first
+    fetch, and if the program has no limits. While the data have another generation, the store
+    leases no tasks with limits to the server."""
 
     def __init__(self, keys: QueueKeys) -> None:
         self.keys: QueueKeys = keys
@@ -274,22 +277,23 @@ class QueueState:
         self.number: int = 0
         """Number of the last fetch sent."""
         self.in_flight: FetchInFlight | None = None
-        """Fetch without an answer, or None; the heartbeat thread reads it."""
+        """Unanswered fetch, or None; the heartbeat thread reads it."""
         self.repeated_token = None
         self.revoked_token: str | None = None
         """Token of a fetch whose tasks the heartbeat thread hands back unread."""
         self.handed_back_token: str | None = None
-        """Token of the last fetch whose tasks went back unread."""
+        """Token of the last fetch whose tasks were handed back unread."""
         self.unread_ids: Sequence[str] = ()
         """Ids that the heartbeat thread renewed for a fetch whose answer is unread."""
         self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
         self.blocked_until: float = 0.0
-        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not."""
+        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not
+        wait."""
         self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
         self.exhausted: bool = False
-        """True if the last fetch left no tasks: wait for a wake."""
+        """True if the last fetch left no tasks, so that the server waits for a wake."""
         self.has_more_pending: bool = False
         """True if the last fetch left pending tasks."""
         self.refused = False
@@ -300,7 +304,7 @@ class QueueState:
         self.answered: float = -1e9
         """Times of the last answer to a fetch, and to a fetch or a check, by boot_s."""
         self.next_due: float | None = None
-        """Time at which a task or upkeep of the queue is next due, by boot_s."""
+        """Time at which the queue's next task or upkeep is due, by boot_s."""
         self.unknown_type_at = -1e9
         self.generation = None
         self.rules_generation = ""
@@ -309,8 +313,7 @@ class QueueState:
         """The store's time at the last fetch, or 0, and when that fetch was sent, by boot_s."""
 
     def store_time_us(self) -> int:
-        """Return the latest time that the store's clock may show now, in microseconds; 0 before the
-        first fetch."""
+        """Return an upper bound for the store's time now, in us; 0 before the first fetch."""
         if not self.store_now_us:
             return 0
         return self.store_now_us + int((boot_s() - self.store_now_read_at) * 1_000_000)

@@ -1,6 +1,6 @@
 """Counts the runs of a server by queue and type, if metrics are enabled.
 
-The labels are bounded: a type without a handler, or beyond the limit, counts as "other".
+The number of labels is limited: a type without a handler, or beyond the limit, counts as "other".
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class _QueueMetrics:
 class RunMetrics:
     """Counts on the event loop of a server; any thread may read the counts.
 
-    An outcome counts once the store has settled it. So if the server dies before that, a task that
-    runs again has not been counted yet. All calls together cost about a microsecond per task.
+    An outcome counts once the store has settled it. If the server dies before that, the task runs
+    again and is counted only then. All calls together cost about a microsecond per task.
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:
@@ -73,11 +73,11 @@ class RunMetrics:
             row.waits[0] += 1
 
     def unknown(self, leased: LeasedTask) -> None:
-        """Count a task that goes back because the server has no handler for its type."""
+        """Count a task that is handed back because the server has no handler for its type."""
         self._metrics_of(leased.queue).unknown += 1
 
     def dropped(self, queue: QueueState, runs: int) -> None:
-        """Count runs whose statistics the store did not take."""
+        """Count runs whose statistics the store did not accept."""
         self._metrics_of(queue).dropped += runs
 
     def finished(self, leased: LeasedTask) -> None:
@@ -88,7 +88,7 @@ class RunMetrics:
             row.run_s += took_s
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Count an outcome that the store has settled; None if the lease was lost."""
+        """Count an outcome that the store has settled; None means that the lease was lost."""
         if (row := leased.row) is not None:
             row.outcomes[_OUTCOME[type(record)]] += 1
 
@@ -100,7 +100,7 @@ class RunMetrics:
             rows += of_queue
             if (
                 metrics.unknown or metrics.dropped
-            ):  # under an existing type, to avoid another series
+            ):  # under an existing label, to avoid another series
                 name, type = metrics.queue.name, of_queue[0].type if of_queue else OTHER
                 rows.append(MetricRow(name, type, unknown=metrics.unknown, dropped=metrics.dropped))
             for leased in metrics.queue.held.copy().values():

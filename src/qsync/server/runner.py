@@ -44,7 +44,7 @@ from qsync.server.thread_runs import ThreadRuns
 log: Final = logging.getLogger("qsync.server")
 
 MARK_AGAIN_US: Final = 5_000_000
-"""Delay before the next attempt of a task that could not be marked as running, in microseconds."""
+"""Delay of a task that could not be marked as running, before its next attempt, in microseconds."""
 
 
 class Runner:
@@ -84,7 +84,7 @@ class Runner:
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """Number of crashes that make a task a suspect."""
         self._closing: list[LeasedTask] = []
-        """Tasks that close a limit, and keep their slots until the store has closed it."""
+        """Tasks that close a limit and keep their slots until the store has closed the limit."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.ForkGuard(self._loop)
         self._failures = Failures(config, invoker, finder, hooks)
@@ -109,11 +109,11 @@ class Runner:
 
     @property
     def unknown_types(self) -> list[tuple[str, str]]:
-        """Return queue and type of the first tasks without a handler on this server."""
+        """Return the queue and type of the first tasks for which this server has no handler."""
         return list(self._failures.unknown_types)
 
     def submit(self, leased: Iterable[LeasedTask]) -> None:
-        """Run these tasks in order as slots become free; hand them back if not `accepting`."""
+        """Run these tasks in order as slots become free; if not accepting, hand them back."""
         if not self._capacity.accepting:
             for task in leased:
                 self.settle(task, op_values.HandedBack(task.id, task.token))
@@ -146,8 +146,10 @@ class Runner:
         capacity.signal()
 
     def startable(self) -> Iterator[tuple[LeasedTask, BoundHandler]]:
-        """Take the tasks that may start now from `ready`, while slots are free; set suspects aside
-        and gather the tasks of batch handlers."""
+        """While slots are free, take the tasks that may start now from `ready`.
+
+        Suspects are set aside, and the tasks of batch handlers are gathered.
+        """
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
         slots, suspected, bound = capacity.slots, self._suspected, self._invoker.bound
         isolating = suspects.alone is not None or len(suspects.waiting) > 0
@@ -219,7 +221,7 @@ class Runner:
                 self._metrics.unknown(leased)
             self.settle(leased, record)
             return False
-        if leased.crashes:  # in a separate call: it may have crashed a server
+        if leased.crashes:  # runs in a separate call, since it may have crashed a server
             self.begin(leased, batch.alone)
             return True
         self._gathering.add(leased, batch.limits, self._ready)
@@ -275,7 +277,7 @@ class Runner:
         begun: Awaitable[Any] | None = None,
     ) -> None:  # fmt: skip
         """Run a task until it has an outcome. `task` is the asyncio task in which it runs; None
-        means a separate one. `begun` is its handler, if the handler has begun."""
+        means that it gets a separate one. `begun` is its handler, if the handler has begun."""
         if self._guard.forked:
             fork_guard.end()
         try:
@@ -284,7 +286,7 @@ class Runner:
                 running.set(HandlerContext(leased, info, self._context, self._progress.report))
                 if leased.crashes and not await self._mark(leased):
                     return
-                # The mark may have been slow, or a handler may have blocked the loop.
+                # Marking the task may have been slow, or a handler may have blocked the loop.
                 if leased.stop is None and (late := self._records.too_late(leased)) is not None:
                     self._finish(leased, late)
                     return
@@ -316,7 +318,7 @@ class Runner:
         return way.invoke(info, self._begin_timeout(leased, way))
 
     def _begin_timeout(self, leased: LeasedTask, way: BoundHandler) -> float | None:
-        """Begin the timeout of a run that has started; return it in seconds, None for no limit."""
+        """Begin the timeout of a run that has started; return it in seconds, or None."""
         limit = self._default_timeout
         if leased.message.options is not None:
             limit = self.stopping.timeout_of(leased)
@@ -338,15 +340,17 @@ class Runner:
         self._finish(leased, record)
 
     async def _mark(self, leased: LeasedTask) -> bool:
-        """Mark a task that crashed before as running; return False if it was handed back or dropped
-        instead, and so may not run."""
+        """Mark a task that crashed before as running; return False if it may not run.
+
+        Such a task has been handed back or dropped.
+        """
         suspects = self._suspects
         try:
             call = ops.mark_started(
                 leased.queue.keys, [leased.held], together=leased in suspects.together
             )
             [answer] = await self._broker.run(call, patience=None)
-        except Exception as error:  # not the task's fault: an error of the store or a bug here
+        except Exception as error:  # not the task's fault: a store error or a bug here
             ours = not isinstance(error, QsyncError)
             log.log(
                 logging.ERROR if ours else logging.WARNING,
@@ -388,8 +392,7 @@ class Runner:
             self._start_some()
 
     def see_settled(self) -> None:
-        """Free the slots of tasks that closed a limit, once the store has closed it, and let other
-        tasks start once a suspect has ended."""
+        """Free the slots of tasks that closed a limit, once it is closed; check the suspects."""
         if self._closing:
             ended = [leased for leased in self._closing if leased.phase is RELEASED]
             self._closing = [leased for leased in self._closing if leased.phase is not RELEASED]
@@ -400,7 +403,7 @@ class Runner:
     def see_suspect_end(self) -> None:
         """Let other tasks start once the store has recorded how the suspect ended.
 
-        Before that, a server crash counts against the suspect even if another task causes it.
+        Before that, a server crash would count against the suspect even if another task caused it.
         """
         suspects = self._suspects
         if suspects.alone is None and not suspects.together:
@@ -418,7 +421,7 @@ class Runner:
         self._invoker.threads.take_back(waited_s)
 
     def give_up(self, leased: LeasedTask) -> None:
-        """End a task whose handler still runs after its stop, and all tasks of its call."""
+        """End a task whose handler still runs after its stop, along with all tasks of its call."""
         if leased.call is not None:
             self._batches.give_up(leased.call)
             return
@@ -427,7 +430,7 @@ class Runner:
     async def aclose(self) -> None:
         """Discard runs that have not started, and cancel pending reports and progress updates.
 
-        The heartbeats have stopped by now."""
+        The heartbeats must have stopped already."""
         self._guard.close()
         self._starter.close()
         self.stopping.close()

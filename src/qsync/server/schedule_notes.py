@@ -21,7 +21,7 @@ _OUTCOMES: Final[dict[type, str]] = {Completion: "c", Killed: "f", LeaseRef: "x"
 class ScheduleNotes:
     """Collects the ends of runs in one queue, and sends them.
 
-    Histories only inform people, so notes that the store refuses are dropped.
+    Histories are only for information, so notes that the store refuses are dropped.
     """
 
     def __init__(self, broker: CallPipeline, keys: QueueKeys) -> None:
@@ -47,7 +47,7 @@ class ScheduleNotes:
 
 
 async def send_notes(broker: Any, keys: QueueKeys, notes: Sequence[Note]) -> None:
-    """Send notes; errors of the store are ignored."""
+    """Send notes; store errors are ignored."""
     await broker.run_many(
         [
             schedule_run_ops.note_runs(keys, notes[start : start + NOTES_PER_CALL])

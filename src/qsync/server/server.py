@@ -61,7 +61,7 @@ log: Final = logging.getLogger("qsync.server")
 
 
 class _StopRequested(QsyncError):
-    """A signal arrived while the server waited for the store at its start."""
+    """A signal arrived while a starting server waited for the store."""
 
 
 class Server:
@@ -101,12 +101,14 @@ class Server:
         self.stop_requested: bool = False
         """True once an operator has stopped the server; a supervisor then does not replace it."""
         self.wait_for_store = False
-        """If true, the start retries an unreachable store without limit, until a signal arrives."""
+        """If true, `start` retries without limit while the store is unreachable, until a signal
+        arrives."""
         self.run_metrics: RunMetrics | None = None
         """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
-        """Class of `current().client` on the event loop; in a thread it is `client_type`."""
+        """Class of `current().client` on the event loop; in a thread, the class is
+        `client_type`."""
         self.child_setup: ChildSetup | None = None
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
@@ -154,13 +156,14 @@ class Server:
     ) -> None:
         """Run until SIGTERM, SIGINT, `stop()` or an operator's order to stop.
 
-        `on_ready` is called once the server fetches tasks, `on_stop_order` when an operator stops
-        it.
+        `on_ready` is called once the server fetches tasks, and `on_stop_order` when an operator
+        stops the server.
 
         The first signal starts a graceful shutdown: running tasks have `shutdown_timeout` to end.
-        The second signal hands them back at once. The third exits the process immediately. Each
-        signal reaches all servers of the event loop, and the handler that was installed before,
-        e.g. uvicorn's. Outside the main thread, the server runs without signal handling.
+        The second signal hands them back at once. The third ends the process immediately. Each
+        signal reaches all servers of the event loop, as well as the handler that was installed
+        before them, e.g. uvicorn's. Outside the main thread, the server runs without signal
+        handling.
 
         Raises QsyncError when a part of the server crashes or too many handlers hang, and
         SchemaMismatch when the store holds data of another qsync version.
@@ -182,7 +185,7 @@ class Server:
         if self.broken:
             raise QsyncError("a part of the server failed; see the server's log")
         if self.overloaded_by_hung:
-            msg = f"more than {self._max_hung} handlers did not stop when they were told to"
+            msg = f"more than {self._max_hung} handlers kept running after they were stopped"
             raise QsyncError(msg)
 
     @property
@@ -223,8 +226,8 @@ class Server:
     async def start(self) -> None:
         """Start the server; return once it fetches tasks.
 
-        Raises ConfigError if the store is too old, may evict keys, refuses the credentials or is
-        not of the kind that its URL names. Raises StoreUnavailable if the store cannot be reached.
+        Raises ConfigError if the store is too old, may evict keys, refuses the credentials, or is
+        of another kind than its URL names. Raises StoreUnavailable if the store cannot be reached.
         """
         if self._started:
             raise QsyncError("a Server can be started only once; create another one")
@@ -276,9 +279,9 @@ class Server:
     def _make_parts(self, context: ServerContext) -> list[Part]:
         """Create the parts of the server in the order of their start; they stop in reverse order.
 
-        Operators see the server, and can cancel its tasks, until all have ended. Leases are renewed
-        until the store has settled the tasks, so heartbeats come before settlers. Fetching starts
-        last and stops first.
+        Operators see the server, and can cancel its tasks, until all tasks have ended. Leases are
+        renewed until the store has settled the tasks, so heartbeats come before settlers. Fetching
+        starts last and stops first.
         """
         config, outage, queues = self.config, self._outage, self._queues
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
@@ -319,7 +322,7 @@ class Server:
         self, invoker: Invoker, finder: HandlerFinder, hung: HungHandlers, context: ServerContext,
         hooks: HookCalls | None,
     ) -> Sequence[Settler]:  # fmt: skip
-        """Make the runner and its capacity; return the settlers that it reports to."""
+        """Create the runner and its capacity; return the settlers to which the runner reports."""
         suspects = CrashIsolation()
         gathering = Gathering(
             lambda: self._runner.start_batches(), longest_wait_s=self.replaced.batch_wait_s
@@ -361,8 +364,10 @@ class Server:
         )  # fmt: skip
 
     def _on_generation(self, queue: QueueState, *, lost: bool) -> None:
-        """Publish the rules again, which the store may have lost. `lost` is not set if that
-        happened between the start and the first fetch."""
+        """Publish the rules again, since the store may have lost them.
+
+        `lost` is false if that happened between the start and the first fetch.
+        """
         self._queue_rules.publish_again(queue.name)
         if lost:
             self._control.announce_again()
@@ -393,11 +398,11 @@ class Server:
         self._stopping.set()
 
     async def stop(self) -> None:
-        """Stop the server; running tasks may continue for `shutdown_timeout`, then are handed back.
+        """Stop the server; running tasks are handed back after `shutdown_timeout`.
 
         The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
         running tasks; cancel and hand back the tasks that still run; settle all tasks in the store.
-        A node of the store that does not answer adds a few seconds to `shutdown_timeout` at most.
+        A node of the store that does not reply adds at most a few seconds to `shutdown_timeout`.
         Leases are renewed until the last step is done. Every caller of `stop`, and `run`, returns
         after the last step.
         """
@@ -406,7 +411,7 @@ class Server:
             await self._stop()
 
     async def abort(self) -> None:
-        """End the server as a crash would, for tests: settle nothing, and hand nothing back.
+        """End the server as a crash would, for tests: settle nothing and hand nothing back.
 
         Its leases stay in the store. Handlers on the event loop are cancelled.
         """

@@ -88,12 +88,12 @@ class ServerInbox:
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._emptied = asyncio.Event()
-        """Set when the orders that were in the inbox at the start have been discarded."""
+        """Set once the orders that were in the inbox at the start have been discarded."""
         self._again = asyncio.Event()
         self._recorded_running = 0
         """Number of running tasks in the last record."""
         self._corrected = False
-        """Whether the record was published early since it was last due."""
+        """Whether the record has been published early since it was last due."""
         self._registered = False
         self.quiet: bool = False
 
@@ -101,8 +101,8 @@ class ServerInbox:
         """Publish the server's record twice per lease duration, until cancelled.
 
         The first record is published once the inbox is empty, because operators who see the server
-        may send it orders. After EMPTY_S it is published in any case: the cluster node that holds
-        the inbox may be down.
+        may send it orders. After EMPTY_S, the record is published in any case: the cluster node
+        that holds the inbox may be down.
         """
         every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
         with contextlib.suppress(TimeoutError):
@@ -117,7 +117,8 @@ class ServerInbox:
             else:
                 self._outage.failed(ANNOUNCE, error)
             pause = every if error is None else backoff.next()
-            # Not wait_for: before Python 3.12 it ignores a cancellation that meets a result.
+            # Not wait_for: before Python 3.12, it ignores a cancellation that coincides with a
+            # result.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._again.wait()
@@ -134,7 +135,7 @@ class ServerInbox:
     async def _publish_record(self) -> QsyncError | None:
         """Publish the record, and register the queues if needed; return the first error, or None.
 
-        The keys may be on several nodes.
+        The keys may be on different nodes.
         """
         live_ms = int(self._config.lease_s * 2000) + 10_000
         keys = self._keys
@@ -185,8 +186,8 @@ class ServerInbox:
         """Hand back tasks that were leased ahead over STALE_S ago and have not started, including
         those that now wait for a thread.
 
-        Also publish the record early if it shows no running task although some run; do so at most
-        once before it is due.
+        Also publish the record early if it shows no running tasks although some are running, but
+        only once before the record is due.
         """
         while True:
             await asyncio.sleep(STALE_S / 4)
@@ -202,8 +203,8 @@ class ServerInbox:
     async def read_inbox(self) -> None:
         """Carry out orders until cancelled.
 
-        Discard orders that are in the inbox at the start: they were for an earlier server with this
-        id.
+        Orders that are in the inbox at the start are discarded: they were for an earlier server
+        with this id.
         """
         backoff = Backoff(cap=AWAY_CAP_S)
         while True:
@@ -245,7 +246,7 @@ class ServerInbox:
             log.warning("the inbox held an unknown order: %s", ascii(verb)[:80])
 
     async def _cancel(self, name: str, id: str) -> None:
-        """Cancel a task if the store confirms it; the order itself is only a hint."""
+        """Cancel a task if the store has a cancel request for it; the order is only a hint."""
         queue = self._queues.get(name)
         leased = queue.held.get(id) if queue is not None else None
         if queue is None or leased is None:
@@ -257,7 +258,7 @@ STACKS_KEPT: Final = 5
 """Maximum number of stacks in a server's record."""
 
 RUNS_RECORDED: Final = 100
-"""Maximum number of tasks whose start is in a server's record: those that have run longest."""
+"""Maximum number of tasks whose start is in a server's record: the tasks that have run longest."""
 
 ELSEWHERE: Final = "The handler runs in another process of this server, which does not answer."
 
@@ -294,8 +295,7 @@ class HandlerStacks:
         }
 
     def _longest(self) -> list[tuple[str, str, int]]:
-        """Return queue, id and start by the store's clock, in us, of the tasks that have run
-        longest."""
+        """Return queue, id and start (us, store's clock) of the tasks that have run longest."""
         running = [
             (leased.begun_s, queue.name, leased.id)
             for queue in self._queues.values()

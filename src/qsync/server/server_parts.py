@@ -30,7 +30,7 @@ class StopAction:
     def __init__(self, work: Work, *, closes: bool = False) -> None:
         self._work = work
         self.closes = closes
-        """True if the work only frees resources of this process."""
+        """True if `work` only frees resources of this process."""
 
     async def start(self) -> None:
         """Do nothing."""
@@ -41,8 +41,7 @@ class StopAction:
 
 
 class Loops:
-    """Coroutines that run until the server stops; `on_error` gets an error that one of them
-    raises."""
+    """Coroutines that run until the server stops; `on_error` gets any error that they raise."""
 
     def __init__(self, on_error: Callable[[Exception], None], *works: Work) -> None:
         self._on_error = on_error

@@ -46,18 +46,18 @@ log: Final = logging.getLogger("qsync.server")
 NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the result"))
 
 SHORT_RESULT: Final = 64
-"""Size up to which a result is stored even if the store is out of memory, in bytes: an error record
-in its place would be as large."""
+"""Maximum size of a result that is stored even if the store is out of memory, in bytes: an error
+record in its place would be as large."""
 
 SHORT_ERROR: Final = 64
-"""Size to which errors are cut if the store is out of memory, in bytes."""
+"""Size to which errors are truncated if the store is out of memory, in bytes."""
 
 
 class Settler:
     """Settles the tasks of one queue.
 
-    `on_settled` is called after the store has accepted settlements, `on_accepted` when it accepts
-    them again after it had refused some.
+    `on_settled` is called after the store has accepted settlements, and `on_accepted` when it
+    accepts them again after refusing some.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Settler:
         self._hooks = hooks
         self._type_counter = type_counter
         self._timed: list[tuple[LeasedTask, float]] = []
-        """Sample of the ended tasks, one in TIMED of a batch, each with the time of its end by
-        boot_s."""
+        """Sample of the ended tasks, one of every TIMED in a batch, each with the time of its end
+        by boot_s."""
         self._floors = type_counter.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
         """End times, by boot_s, of runs that may be among the slowest of their type, by task id."""
@@ -100,7 +100,7 @@ class Settler:
         self._idle.set()
 
     def add(self, leased: LeasedTask | None, record: Record) -> None:
-        """Queue a task for settlement; its lease is renewed until the store has answered."""
+        """Queue a task for settlement; its lease is renewed until the store has replied."""
         if leased is not None:
             leased.phase = SETTLING
             now = boot_s()
@@ -168,8 +168,7 @@ class Settler:
                     self._outage.worked(self._part)
 
     def _note(self, *, refused: bool) -> None:
-        """Record whether the store refuses settlements; while it does, the queue is not fetched
-        from."""
+        """Record whether the store refuses settlements; nothing is fetched while it does."""
         accepts_again = self.queue.refused and not refused
         self.queue.refused = refused
         if accepts_again:
@@ -235,9 +234,9 @@ class Settler:
     async def _complete_in_full_store(self, entries: Sequence[Entry]) -> list[Entry]:
         """Complete tasks while the store is out of memory; return those that it refused.
 
-        First complete the tasks without a long result, which may free memory. Then complete the
-        others with their results, as long as the store accepts these. The remaining tasks complete
-        with an error instead of their result.
+        The tasks without a long result are completed first, which may free memory. Then the others
+        are completed with their results, as long as the store accepts those. The remaining tasks
+        are completed with an error instead of their result.
         """
         short = [entry for entry in entries if result_size(entry) <= SHORT_RESULT]
         long = [entry for entry in entries if result_size(entry) > SHORT_RESULT]
@@ -315,7 +314,7 @@ class Settler:
     def _log_lost(self, verb: str, leased: LeasedTask | None, record: Record) -> None:
         fields = {"task_id": record.id, "queue": self.queue.name}
         log.warning(
-            "lease of task %s of queue %s was lost: nothing to %s",
+            "the lease on task %s of queue %s was lost: nothing to %s",
             record.id, self.queue.name, verb,
             extra=fields if leased is None else leased.fields,
         )  # fmt: skip
@@ -332,8 +331,8 @@ def _without_result(record: Record) -> Record:
 def _with_short_failures(part: SettlementBatch) -> SettlementBatch:
     """Return the batch with short failure records, for a store that is out of memory.
 
-    A record counts the attempts, so it must be stored. Since it leaves out the error of up to 4 KiB
-    and the history of attempts, a queue of failing tasks does not make the store much larger.
+    A record counts the attempts, so it must be stored. Without the error of up to 4 KiB and the
+    history of attempts, the records of a queue of failing tasks do not make the store much larger.
     """
 
     def operation(*args: Any) -> Call[list[op_values.Outcome]]:

@@ -1,6 +1,6 @@
 """Ends the tasks of a server that stops, within its `shutdown_timeout` and a few seconds.
 
-A node of the store that does not answer delays no task of another node.
+If a node of the store does not reply, the tasks of other nodes are not delayed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ FORCED_S: Final = 0.3
 """Time limit for each step after a second signal, in seconds."""
 
 FETCHES_S: Final = 5.0
-"""Longest wait for the answers to fetches in flight, in seconds."""
+"""Longest wait for replies to fetches in flight, in seconds."""
 
 CANCELLED_S: Final = 1.0
-"""Time that cancelled handlers have to end, in seconds."""
+"""How long cancelled handlers may take to end, in seconds."""
 
 SETTLE_S: Final = 5.0
-"""Minimum time to settle tasks, in seconds, however long running tasks took to end: a task that is
-not settled runs again."""
+"""Minimum time to settle tasks, in seconds, no matter how long running tasks took to end: a task
+that is not settled runs again."""
 
 HAND_BACK_S: Final = 1.0
-"""Time to hand back the tasks that the store did not settle, in seconds."""
+"""How long to try to hand back the tasks that the store did not settle, in seconds."""
 
 PASS_ON_S: Final = 1.0
 """Longest time to wake other servers for pending tasks, in seconds."""
@@ -60,12 +60,13 @@ class Shutdown:
         self._settlers = settlers
         self._force = force
         self._ends = 0.0
-        """Time at which the timeout is over, by boot_s."""
+        """Time at which the timeout ends, by boot_s."""
 
     async def end_running(self) -> None:
         """Hand back tasks that have not started, and wait for running ones; then cancel those.
 
-        In the meantime, fetches in flight are answered, since they may have leased tasks.
+        In the meantime, the replies to fetches in flight are read, since they may bring leased
+        tasks.
         """
         self._ends = boot_s() + self._timeout_s
         self._stopping.stop_accepting()
@@ -76,8 +77,7 @@ class Shutdown:
         await self._stop_running()
 
     async def settle(self) -> None:
-        """Settle all tasks in the store, and wake other servers for the tasks that this one
-        leaves."""
+        """Settle all tasks in the store, and wake other servers for the tasks that remain."""
         settlers = self._settlers
         try:
             async with asyncio.timeout(self._limit(max(SETTLE_S, self._ends - boot_s()))):

@@ -1,9 +1,9 @@
 """Delivers SIGTERM and SIGINT to every server of an event loop, and to the program around them.
 
-A loop has one handler per signal. All servers of a loop share it. It passes the signal on to the
-previous handler (e.g. uvicorn's), and restores that handler when the last server ends. asyncio
-keeps the handlers of a loop private; where they are not accessible, a previous handler of the loop
-is not restored.
+A loop has one handler per signal, which all servers of the loop share. It also calls the previous
+handler (e.g. uvicorn's), and restores that handler when the last server ends. asyncio keeps the
+handlers of a loop private; if they are not accessible, a previous handler of the loop is not
+restored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from qsync.server.asyncio_internals import callback_of
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_S: Final = 0.1
-"""Time within which repeated signals count as one, in seconds: systemd and the parent process may
-both signal a child."""
+"""Time within which repeated signals count as one, in seconds: both systemd and the parent process
+may signal a child."""
 
 React = Callable[[int], None]
-"""Callback on the loop that gets 1 for the first signal, 2 for the second, and so on."""
+"""Callback on the loop that is called with 1 for the first signal, 2 for the second, and so on."""
 
 
 class _Counter:
@@ -59,7 +59,7 @@ class _Handler:
 
     @property
     def installed(self) -> bool:
-        """Return whether the process has no newer handler, and the loop really gets the signal."""
+        """Return whether the process has no newer handler and the loop really gets the signal."""
         current = signal.getsignal(self._number)
         return current is self._installed and (current is not self._before or _is_of_loop(current))
 

@@ -19,7 +19,7 @@ def plain_task(type: str) -> TaskInfo:
 
 
 class PlainContext:
-    """The object that `current()` returns without a server; `told` lists the progress reports."""
+    """The object that `current()` returns without a server; `told` has the progress reports."""
 
     def __init__(
         self, task: TaskInfo, *, state: Any = None, client: Any = None, cancelled: bool = False
@@ -51,7 +51,7 @@ class PlainContext:
 
 
 def ensure_context(type: str) -> Current | None:
-    """Return a plain context if there is no context; None inside a handler."""
+    """Return a plain context if there is no context; return None inside a handler."""
     return PlainContext(plain_task(type)) if running.get(None) is None else None
 
 

@@ -30,11 +30,11 @@ TASKS_NAMED: Final = 10
 """Maximum number of tasks that the log of a shutdown names."""
 
 HUNG_AFTER_S: Final = 5.0
-"""Time after its stop from which a running handler counts as hung, in seconds."""
+"""How long after its stop a handler that still runs counts as hung, in seconds."""
 
 
 class HungHandlers:
-    """The number of hung handlers; for each one beyond `maximum`, `on_too_many` gets the number."""
+    """The number of hung handlers; `on_too_many` gets it each time it exceeds `maximum`."""
 
     def __init__(self, maximum: int, on_too_many: Callable[[int], None]) -> None:
         self._maximum = maximum
@@ -53,8 +53,10 @@ class HungHandlers:
 
 
 class Stopping:
-    """Stops tasks. `settle` ends a task that has not started, `on_give_up` one whose handler
-    runs."""
+    """Stops tasks.
+
+    `settle` ends a task that has not started, and `on_give_up` a task whose handler runs.
+    """
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Stopping:
     # One task.
 
     def stop(self, leased: LeasedTask, why: Stop) -> None:
-        """Stop a running task, or settle or drop one that has not started."""
+        """Stop a running task, or settle or drop a task that has not started."""
         if leased.phase is QUEUED and why == "cancelled":
             self._settle(leased, leased.held)
             return
@@ -117,14 +119,14 @@ class Stopping:
     def lose(self, leased: LeasedTask) -> None:
         """Stop a task whose lease this server no longer holds, according to the store.
 
-        Ignore a task that is being settled: the answer to its settlement states its outcome.
+        A task that is being settled is ignored: the reply to its settlement states its outcome.
         """
         if leased.call is not None and leased.stop == "lost":
             return  # known already; the call continues for other tasks
         if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(
-                "lease of task %s of queue %s was lost", leased.id, leased.queue.name,
+                "the lease on task %s of queue %s was lost", leased.id, leased.queue.name,
                 extra=leased.fields,
             )  # fmt: skip
             self.stop(leased, "lost")
@@ -156,8 +158,10 @@ class Stopping:
         self.stop(leased, "timeout")
 
     def _give_up(self, leased: LeasedTask) -> None:
-        """Free the slot of a handler that ignores its stop, or of a task that could not start
-        because the store does not answer."""
+        """Free the slot of a handler that ignores its stop.
+
+        The task may also have been unable to start, because the store did not reply.
+        """
         if leased.phase is not RUNNING:
             return
         handler = leased.task if leased.call is None else leased.call.handler
@@ -184,8 +188,10 @@ class Stopping:
         self.hand_back_ready()
 
     def hand_back_ready(self, *, older_than: float = -1e9) -> None:
-        """Hand back the tasks that have not started and were fetched over `older_than` seconds ago;
-        by default all of them."""
+        """Hand back the tasks that have not started.
+
+        With `older_than`, only hand back those that were fetched over `older_than` seconds ago.
+        """
         limit = boot_s() - older_than
         young: list[LeasedTask] = []
         for leased in [*self._capacity.take_ready(), *self._take_suspects(older_than)]:
@@ -228,8 +234,11 @@ class Stopping:
             self._give_up(leased)
 
     def _running(self) -> list[LeasedTask]:
-        """Return the tasks that have a slot; first those that wait for a thread or a process, so
-        that none of them starts while the other tasks are stopped."""
+        """Return the tasks that have a slot.
+
+        Those that wait for a thread or a process come first, so that none of them starts while the
+        other tasks are stopped.
+        """
         held = [leased for queue in self._queues for leased in queue.held.copy().values()]
         running = [leased for leased in held if leased.phase is RUNNING]
         return sorted(running, key=lambda leased: not leased.waits)

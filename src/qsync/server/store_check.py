@@ -19,7 +19,7 @@ from qsync.keys import QueueKeys
 from qsync.server.outage_log import Outage
 
 MAX_TRIES = 8
-"""Number of attempts to reach the store at a server's start, unless the server waits for the
+"""Number of attempts of a starting server to reach the store, unless the server waits for the
 store."""
 
 
@@ -47,8 +47,7 @@ async def read_store_info(
 
 
 def check_store(info: StoreInfo, address: Address, *, allow_eviction: bool) -> None:
-    """Raise ConfigError if the store is too old, may evict tasks, or is not of the kind that its
-    URL names."""
+    """Raise ConfigError if the store is too old, may evict tasks, or is not what its URL names."""
     minimum = MIN_VERSION.get(info.product)
     if minimum and info.version and info.version < minimum:
         version = ".".join(map(str, info.version))
@@ -73,9 +72,9 @@ PERMISSIONS_TIMEOUT_S: Final = 1.0
 async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) -> None:
     """Raise ConfigError if the user may not run all commands that a server needs.
 
-    Log only a warning if it may not use channels: the server works, but clients notice results
-    later. Ask the node of the first queue; if it is unreachable or out of memory, ask the nodes of
-    the second and third queue. Skip the check if none of them answers.
+    If the user may not use channels, only log a warning: the server works, but clients see results
+    later. The check asks the node of the first queue, or, if that is unreachable or out of memory,
+    the nodes of the second and third queue. If none of them replies, the check is skipped.
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))
@@ -92,4 +91,4 @@ async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) ->
     )
     if set(refused) - acl.CHANNELS:
         raise ConfigError(text)
-    log.warning("%s; until then clients notice results up to 5 s later", text)
+    log.warning("%s; until then, clients see results up to 5 s later", text)

@@ -1,10 +1,10 @@
 """Stored schedules: every server enqueues all due ticks, and the store accepts each one once.
 
 There is no leader and no lock. A server reads the due schedules, computes the next ticks, and sends
-both to a script, which ignores a schedule that has changed since. So if several servers read the
-same tick, one enqueues it; if that one dies, another does. Servers sleep until the next tick that
-they know of. Once per second they read one hash, in which clients announce schedules that are due
-soon; every minute they check all queues with schedules.
+both to a script, which ignores a schedule that has changed since then. So if several servers read
+the same tick, one of them enqueues it; if that server dies, another one does. Servers sleep until
+the next tick that they know of. Once per second, they read one hash, in which clients announce
+schedules that are due soon. Every minute, they check all queues that have schedules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from qsync.value_text import shorten
 log: Final = logging.getLogger("qsync.server")
 
 QUEUES_INTERVAL_S: Final = 1.0
-"""Interval for reading which queues have schedules to check, in seconds."""
+"""Interval between two reads of which queues have schedules to check, in seconds."""
 
 MAX_CHECK_INTERVAL_S: Final = 60.0
 """Longest time between two checks of a queue's schedules, in seconds."""
@@ -44,16 +44,16 @@ MIN_CHECK_INTERVAL_S: Final = 0.01
 """Shortest time between two checks that found few schedules, in seconds."""
 
 APART_S: Final = 0.005
-"""Maximum random delay of a server's check after a tick, in seconds: most servers then find that
-another one has enqueued it."""
+"""Maximum random delay of a server's check after a tick, in seconds. It makes most servers find
+that another server has already enqueued the tick."""
 
 
 MOST_QUEUES: Final = 2000
-"""Largest number of queues whose stored schedules a server enqueues; each queue takes 5 KiB and a
+"""Maximum number of queues whose stored schedules a server enqueues. Each queue takes 5 KiB and a
 call every few seconds, and a hostile program can name any number of queues."""
 
 MOST_UNREAD: Final = 10 * SCHEDULES_PER_CALL
-"""Maximum number of schedules that a check reads again although the last check could not read
+"""Maximum number of schedules that a check tries again although the last check could not read
 them."""
 
 
@@ -70,11 +70,12 @@ class TickCheck(NamedTuple):
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
     unread_count: int
-    """Number of due schedules that cannot be read, including those that this check left out."""
+    """Number of due schedules that cannot be read, including those that this check skipped."""
     more: bool
-    """Whether schedules may be due that this check did not read."""
+    """Whether other schedules, which this check did not read, may be due."""
     tasks: Sequence[NewTask] = ()
-    """Tasks of the ticks, including those that are not in the store because their lock is held."""
+    """Tasks of the ticks, including those that are not in the store because another task has their
+    lock."""
 
 
 async def tick_due(
@@ -83,7 +84,7 @@ async def tick_due(
     """Enqueue the due ticks of up to SCHEDULES_PER_CALL stored schedules of a queue.
 
     `unread` is the `unread_count` of the last check. These schedules stay due and come first, so
-    the check leaves out all but MOST_UNREAD of them, and reads as many other schedules instead.
+    the check skips all but MOST_UNREAD of them and reads other schedules instead.
     """
     again = min(unread, MOST_UNREAD)
     offset, count = unread - again, SCHEDULES_PER_CALL + 2 * again
@@ -114,15 +115,14 @@ async def tick_due(
     await send_notes(broker, keys, notes)
     unread_count = offset + len(unreadable)
     more = len(due.rows) == count and (bool(rows) or unread_count > unread)
-    if offset and len(unreadable) < again:  # fewer are left: others may be among those left out
+    if offset and len(unreadable) < again:  # readable ones may be among the skipped schedules
         unread_count, more = 0, True
     next_us = min(nexts, default=None)
     return TickCheck(due.now_us, next_us, len(rows), refused, unreadable, unread_count, more, tasks)
 
 
 async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None:
-    """Plan the next ticks of all schedules again after the store's clock, which was ahead, was set
-    back.
+    """Plan the next ticks of all schedules again: the store's clock was ahead and was set back.
 
     If this server dies before the last call, another server starts over.
     """
@@ -144,7 +144,7 @@ async def _plan_again(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> None
 
 
 def _earlier(row: StoredScheduleRow, now_us: int) -> TickRow | None:
-    """Return the change of a schedule's next tick to an earlier one; None if the tick is right."""
+    """Return a row that moves a schedule's next tick to an earlier one; None if it is correct."""
     try:
         content = decode_record(row.record)
     except (codec.CodecError, InvalidTask):
@@ -169,7 +169,7 @@ def _ticks(row: StoredScheduleRow, queue: str, now_us: int) -> TickRow:
 
 
 def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
-    """Return the note of the ticks that are too late to be enqueued; None if there are none."""
+    """Return the note for the ticks that are too late to be enqueued; None if there are none."""
     if not row.record or row.next_us is None:
         return None
     first = ticks.tasks[0].id if ticks.tasks else None
@@ -187,8 +187,8 @@ def _missed(row: StoredScheduleRow, ticks: TickRow, now_us: int) -> Note | None:
 class StoredTicks:
     """Enqueues the ticks of all stored schedules of a prefix when they are due, until cancelled.
 
-    Store errors do not end the loop. Queues are handled separately, since they may be on several
-    nodes.
+    The loop continues after store errors. Queues are handled separately, since they may be on
+    several nodes.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class StoredTicks:
         self._queues: dict[str, _ScheduledQueue] = {}
         self._denied = False
         self._is_over = False
-        """Whether it has been logged that there are too many queues."""
+        """Whether a log record has reported that there are too many queues."""
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -216,8 +216,10 @@ class StoredTicks:
                 await asyncio.sleep(pause)
 
     async def _poll(self, group: asyncio.TaskGroup) -> float:
-        """Start a loop for each new queue, and wake the loops of announced queues; return when to
-        poll again."""
+        """Start a loop for each new queue, and wake the loops of announced queues.
+
+        Returns the time until the next poll, in seconds.
+        """
         part = "read the stored schedules"
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
@@ -276,9 +278,9 @@ class _ScheduledQueue:
         self._apart_s = spread(0, APART_S)
         self._named: set[str] = set()
         self._unread = 0
-        """Number of due schedules that cannot be read, as the last check counted them."""
+        """Number of due schedules that cannot be read, as counted by the last check."""
         self._whole_at = 0.0
-        """Time of the last check that left out no unreadable schedule, by the loop's clock."""
+        """Time of the last check that skipped no unreadable schedule, by the loop's clock."""
 
     def announced(self, number: bytes) -> None:
         """Check the schedules now if this number, which clients change, has changed."""
@@ -307,7 +309,7 @@ class _ScheduledQueue:
         """Enqueue the due ticks; return the time until the next check, in seconds."""
         now = asyncio.get_running_loop().time()
         if self._unread > MOST_UNREAD and now - self._whole_at > MAX_CHECK_INTERVAL_S:
-            self._unread = 0  # a schedule that can be read may be among those left out
+            self._unread = 0  # readable schedules may be among the skipped ones
         if self._unread <= MOST_UNREAD:
             self._whole_at = now
         ticked = await tick_due(self._broker, self._keys, unread=self._unread)
@@ -328,7 +330,7 @@ class _ScheduledQueue:
         return min(max(until_s, MIN_CHECK_INTERVAL_S), MAX_CHECK_INTERVAL_S)
 
     async def _created(self, tasks: Sequence[NewTask]) -> list[NewTask]:
-        """Return the tasks that no held unique lock has kept out of the store."""
+        """Return the tasks that were stored, i.e. not refused because of a unique lock."""
         locked = [task.id for task in tasks if task.lock]
         shown = []
         if locked:
@@ -338,7 +340,7 @@ class _ScheduledQueue:
         return [task for task in tasks if task.id not in missing]
 
     def _log_once(self, name: str, why: str) -> None:
-        """Log once why a stored schedule enqueues no tasks."""
+        """Log why a stored schedule enqueues no tasks, once per schedule."""
         if name not in self._named:
             self._named.add(name)
             log.error(

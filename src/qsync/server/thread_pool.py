@@ -25,8 +25,8 @@ __all__ = ["HandlerError", "ProcessPool", "ThreadPool", "Threads"]
 log: Final = logging.getLogger("qsync.server")
 
 REPLACE_S: Final = 0.25
-"""Delay before another thread replaces one whose call was abandoned, in seconds. Queued calls that
-are abandoned within that time are gone before the new thread looks for work."""
+"""Delay before another thread replaces a thread whose call was abandoned, in seconds. Queued calls
+that are abandoned within that time are gone before the new thread looks for work."""
 
 
 class _Call(msgspec.Struct, eq=False):
@@ -49,7 +49,7 @@ class _Call(msgspec.Struct, eq=False):
 
 
 class Threads(Protocol):
-    """The place where `def` handlers run."""
+    """The threads in which `def` handlers run."""
 
     def submit(
         self,
@@ -59,7 +59,7 @@ class Threads(Protocol):
         kwargs: Mapping[str, Any],
         claim: Claim | None = None,
     ) -> asyncio.Future[Any]:
-        """Call the function in a thread and within the context; return a future of its result."""
+        """Call the function in a thread and in the context; return a future for its result."""
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
         """Cancel the future of a call; return False if its function will never begin."""
@@ -78,8 +78,8 @@ class ThreadPool:
     Threads are started on demand and then kept. All counting happens on the loop, so no call takes
     a lock. Results that arrive while the loop is busy are delivered together. A thread whose call
     was abandoned counts as `lost` until its function returns, and another thread may replace it. So
-    `threads` threads stay usable even if some hang. A thread that is lost for HUNG_AFTER_S counts
-    as hung.
+    `threads` threads stay usable even if some threads hang. A thread that has been lost for
+    HUNG_AFTER_S counts as hung.
     """
 
     def __init__(self, threads: int, hung: HungHandlers | None = None) -> None:
@@ -108,12 +108,12 @@ class ThreadPool:
         kwargs: Mapping[str, Any],
         claim: Claim | None = None,
     ) -> asyncio.Future[Any]:
-        """Call the function in a thread and within the context; return a future of its result.
+        """Call the function in a thread and in the context; return a future for its result.
 
         The thread first asks `claim` whether the task may still start; if not, the future fails
-        with HandlerNotStarted. Any exception of the function becomes the future's, even SystemExit
-        and KeyboardInterrupt. A future cannot carry StopIteration; that becomes the cause of a
-        RuntimeError.
+        with HandlerNotStarted. Any exception that the function raises becomes the future's, even
+        SystemExit and KeyboardInterrupt. A future cannot carry StopIteration, which becomes the
+        cause of a RuntimeError instead.
 
         Raises RuntimeError if the pool is closed, or if no thread runs and none can be started.
         """
@@ -135,7 +135,7 @@ class ThreadPool:
         """Cancel the future of a call, so that the call delays no other calls.
 
         A function that has begun cannot be stopped; its thread is `lost` until it returns. Return
-        False if the function has not begun; then it never will.
+        False if the function has not begun, in which case it never will.
         """
         future.cancel()
         call = self._calls.get(future)
@@ -143,7 +143,7 @@ class ThreadPool:
             return True
         if call.abandoned:
             return call.started
-        call.abandoned = True  # first: the thread sets `started`, and then reads `abandoned`
+        call.abandoned = True  # first: the thread sets `started`, then reads this
         if not call.started:
             return False
         call.counted_lost = True
@@ -163,7 +163,7 @@ class ThreadPool:
                 return  # later calls have waited for less
             if call.started or call.claim is None or call.future.done():
                 continue
-            call.withdrawn = True  # first: the thread sets `started`, and then reads `withdrawn`
+            call.withdrawn = True  # first: the thread sets `started`, then reads this
             if not call.started:
                 call.future.set_exception(HandlerNotStarted())
 
@@ -196,8 +196,8 @@ class ThreadPool:
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more calls, drop waiting ones, and wait up to `timeout` seconds for running ones.
 
-        Return False if some still run; their threads are daemons and do not delay the exit of the
-        process.
+        Return False if some calls still run; their threads are daemons and do not delay the exit of
+        the process.
         """
         self._closed = True
         self.abandon_waiting()
@@ -214,7 +214,7 @@ class ThreadPool:
         return not self._calls
 
     def _start_threads(self) -> None:
-        """Start threads until each call that was not abandoned has one, up to `threads`."""
+        """Start threads, up to `threads`, until each call that was not abandoned has one."""
         usable = self._live - self.lost + self._unreplaced
         if usable >= self._threads:
             return
@@ -232,7 +232,7 @@ class ThreadPool:
             self._live += 1
 
     def _work(self) -> None:
-        """Run calls until the pool ends this thread; the body of each thread."""
+        """The body of each thread: run calls until the pool ends the thread."""
         get, finished = self._queue.get, self._finished
         while (call := get()) is not None:
             call.started = True

@@ -29,7 +29,7 @@ class ThreadRuns:
     """Starts runs that have a slot, each with a copy of the server's context.
 
     `begin_timeout` begins the timeout of a run, `finish` ends a run with its record, and `resume`
-    returns the rest of a run whose handler is done.
+    returns the rest of a run whose handler has ended.
     """
 
     def __init__(
@@ -83,8 +83,10 @@ class ThreadRuns:
             self._loop.create_task(run, name=leased.id, context=context)
 
     def _record(self, leased: LeasedTask, way: BoundHandler, value: Any) -> Any:
-        """Return the record of a handler that returned; None if the rest of the run must report a
-        failure or store the last progress."""
+        """Return the record for a handler that returned, or None.
+
+        None means that the rest of the run must report a failure or store the last progress.
+        """
         if value is not None and type(value) in outcome.NEVER_RUN:
             return None
         try:

@@ -1,7 +1,7 @@
 """Detects runs that exceed their timeout, with one timer for all runs.
 
-Runs with the same timeout expire in the order of their start. So one queue per timeout is enough,
-and no run needs its own timer.
+Runs with the same timeout expire in the order in which they started. So one queue per timeout is
+enough, and no run needs its own timer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Final
 from qsync.server.queue_state import RUNNING, LeasedTask
 
 SPARE: Final = 256
-"""Number of ended runs that a queue may hold besides the running ones, before it is cleaned up."""
+"""Number of ended runs that a queue may hold in addition to running ones before it is cleaned
+up."""
 
 
 class Timeouts:
-    """Calls `over` for each run that exceeds its timeout."""
+    """Calls `over` with each run that exceeds its timeout."""
 
     def __init__(self, over: Callable[[LeasedTask], None]) -> None:
         self._over = over

@@ -1,6 +1,6 @@
 """Counts the runs of a server by queue and type, for the statistics of types.
 
-It counts whole batches as they are settled, and times few of the runs: a busy server ends
+It counts whole batches as they are settled, and times only a few runs, since a busy server ends
 tasks every few microseconds. (RunMetrics times each run, for metrics.) It runs on the event loop.
 """
 
@@ -18,10 +18,11 @@ from qsync.type_rolls import OTHER
 from qsync.version import __version__
 
 TYPES: Final = 200
-"""Number of types of a queue that are counted separately; further types count as `OTHER`."""
+"""Maximum number of types of a queue that are counted separately; further types count as
+`OTHER`."""
 
 TIMED: Final = 32
-"""One in TIMED of the tasks that end in a row is timed."""
+"""Of every TIMED tasks that end one after another, one is timed."""
 
 _COMPLETED: Final = OUTCOMES.index("completed")
 _HANDED_BACK: Final = OUTCOMES.index("handed_back")
@@ -31,13 +32,13 @@ _COLUMNS: Final = {
     "cancel": OUTCOMES.index("cancelled"), "hand back": _HANDED_BACK,
     "snooze": OUTCOMES.index("snoozed"),
 }  # fmt: skip
-"""Column that counts the outcome, by verb of the settler."""
+"""Column that counts an outcome, by the settler's verb for it."""
 
 
 class TypeCounter:
-    """The counts of the queues of a server; they only grow.
+    """The counts of a server's queues, which only grow.
 
-    `types` are the types that the server has handlers for; `version` is the version of its program.
+    `types` are the types for which the server has handlers; `version` is that of its program.
     """
 
     def __init__(self, types: Sequence[str] = (), version: str | None = None) -> None:

@@ -1,9 +1,10 @@
-"""Reports a server's counts of each task type by minute, and rolls up the minutes that have ended.
+"""Reports a server's counts for each task type by minute, and rolls up the minutes that have ended.
 
-The slowest completed runs of a minute are a separate report; so is the start of the server, once. A
-report replaces the server's earlier report for the same minute, so it can be sent twice. When a
-minute is over, one of the servers that reported it puts all reports into blocks (qsync.type_rolls).
-Reports that the store does not accept are dropped and counted: statistics never delay a server.
+The slowest completed runs of a minute are a separate report, and so is the server's start, which is
+reported once. A report replaces the server's earlier report for the same minute, so it can be sent
+twice. When a minute is over, one of the servers that reported it puts all reports into blocks
+(qsync.type_rolls). Reports that the store does not accept are dropped and counted: statistics never
+delay a server.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ REPORT_S: Final = 15.0
 """Time between two reports of the current minute, in seconds."""
 
 STORE_TIMEOUT_S: Final = 1.0
-"""Longest time that a report waits for the store, in seconds."""
+"""How long a report waits for the store, in seconds."""
 
 ROLL_AFTER_S: Final = 20
 """Longest delay between the end of a minute and its roll-up by a server, in seconds."""
 
 INLINE_TYPES: Final = 10
-"""Largest number of types for which a roll-up runs on the event loop; it takes about 0.5 ms per
-type."""
+"""Maximum number of types for which a roll-up runs on the event loop, where it takes about 0.5 ms
+per type."""
 
 Counts = dict[str, TypeCounts]
 
@@ -91,8 +92,8 @@ class TypeReports:
         """Queues to which the server's start has been reported."""
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_after_s = zlib.crc32(server_id.encode()) % ROLL_AFTER_S
-        """Delay of this server's roll-ups, in seconds. It differs from server to server, so that
-        they do not do the same work at the same time."""
+        """Delay of this server's roll-ups, in seconds. It differs between servers, so that they do
+        not do the same work at the same time."""
 
     async def start(self) -> None:
         """Begin to report."""
@@ -115,10 +116,10 @@ class TypeReports:
                         del rolls[queue]
                         await self._roll(queue)
             except Exception:
-                log.exception("reports of types continue after an unexpected error")
+                log.exception("reports on types continue after an unexpected error")
 
     def _now_us(self) -> int:
-        """Return the time of the store; 0 before the first fetch."""
+        """Return the store's time; 0 before the first fetch."""
         return max((queue.store_time_us() for queue in self._queues.values()), default=0)
 
     async def report(self, *, last: bool = False) -> dict[str, int]:
@@ -166,8 +167,8 @@ class TypeReports:
     async def _send(
         self, name: str, minute: int, rows: Counts, *, starts: bool, final: bool
     ) -> list[str]:
-        """Send reports, unless they equal the last ones; return the fields of the reports that the
-        store already had.
+        """Send reports unless they equal the last ones; return the fields that the store already
+        had.
 
         With `starts`, also report the server's start; `final` means that no other report of this
         minute follows.
@@ -202,7 +203,7 @@ class TypeReports:
         return changes
 
     async def _roll(self, queue: str) -> None:
-        """Put the reports of ended minutes of a queue into blocks."""
+        """Put a queue's reports of past minutes into blocks."""
         try:
             await roll_up(self._broker, self._queues[queue].keys, self._now_us())
         except QsyncError as error:
@@ -210,9 +211,9 @@ class TypeReports:
 
 
 async def roll_up(broker: AsyncBroker, keys: QueueKeys, now_us: int) -> bool:
-    """Put the reports of ended minutes of a queue into blocks; False if there was nothing to do.
+    """Put a queue's reports of past minutes into blocks; return False if there are none.
 
-    If another server does so at the same time, one of them changes nothing.
+    If two servers do so at the same time, one of them changes nothing.
     """
     minute = now_us // MINUTE_US
     call = type_ops.type_stats(keys, [DIRECTORY], reports=type_ops.REPORTS_READ)

@@ -1,12 +1,12 @@
 """Waits for tasks in many queues of a cluster, with one connection per node instead of per queue.
 
-A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. The
-server subscribes to its own channel for each queue, and then registers there as idle (`mark_idle`).
-A script that adds a task removes one idle server's id and sends that server a message. From then
-on, the server is no longer idle in that queue until it registers again.
+A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. For
+each queue, the server subscribes to its own channel and then registers as idle (`mark_idle`). A
+script that adds a task removes the id of one idle server and sends that server a message. The
+server then does not count as idle in that queue until it registers again.
 
 Messages may be lost with the connection, or when a slot moves. So a server registers again once per
-`sweep`, and as soon as it is subscribed again; registering also checks the queue for work. The
+`sweep`, and as soon as it has subscribed again; registering also checks the queue for work. The
 server blocks on a queue's wake list if it may not subscribe there, or if clients add tasks without
 sending messages.
 """
@@ -33,15 +33,14 @@ from qsync.subscriptions import AsyncPlacement, Listener
 log: Final = logging.getLogger("qsync.server")
 
 KEPT_US: Final = 3600 * 1_000_000
-"""Time for which a queue keeps the id of an idle server that does not register again, in
-microseconds."""
+"""How long a queue keeps the id of an idle server that does not register again, in microseconds."""
 
 DENIED_S: Final = 60.0
-"""Delay before the next attempt to subscribe to a channel without permission, in seconds."""
+"""Delay before the next attempt to subscribe to a channel if permission was denied, in seconds."""
 
 
 class Wakes(AsyncPlacement):
-    """Receives wake messages, and knows the queues in which the server is registered as idle."""
+    """Receives wake messages, and records in which queues the server is registered as idle."""
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class Wakes(AsyncPlacement):
             self._unlisted.pop(queue.name, None)
 
     def waits(self, queue: QueueState) -> bool:
-        """Return whether this server is registered as idle in a queue, as far as it knows."""
+        """Return whether this server is registered as idle in a queue, to its own knowledge."""
         return self.ready(queue) and queue.name not in self._unlisted
 
     def call(self, queue: QueueState) -> Call[IdleCheck]:
@@ -108,7 +107,7 @@ class Wakes(AsyncPlacement):
         return self._messages[queue.name]
 
     def listed(self, queue: QueueState, answer: IdleCheck, mark: int) -> None:
-        """Process the answer to a call that was sent at this mark."""
+        """Process the reply to a call that was sent at this mark."""
         self._backoff.reset()
         waits = not answer.waits and not answer.woken
         if waits and self._messages[queue.name] == mark:
@@ -133,7 +132,7 @@ class Wakes(AsyncPlacement):
             self._follow_slot(channel, listener, self._node_of(channel))
 
     async def aclose(self) -> None:
-        """Stop listening; from now on no message wakes this server."""
+        """Stop listening; from now on, no message wakes this server."""
         for timer in self._later:
             timer.cancel()
         self._later.clear()
@@ -172,4 +171,4 @@ class Wakes(AsyncPlacement):
         if isinstance(error, QsyncError):
             self._outage.note(f"wait for tasks of node {node}", error)
         else:
-            log.error("waiting for tasks of node %s failed", node, exc_info=error)
+            log.error("waiting for tasks from node %s failed", node, exc_info=error)

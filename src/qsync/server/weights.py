@@ -1,8 +1,8 @@
 """Shares free slots among queues by weight. Without I/O.
 
-This is smooth weighted round-robin, with many slots at a time. In each round a queue earns credit
-by its weight, and pays for the slots that it gets. So the shares follow the weights over time, with
-any number of slots per round.
+This is smooth weighted round-robin, with many slots at a time. In each round, a queue earns credit
+in proportion to its weight and pays for the slots that it gets. So over time, the shares follow the
+weights, with any number of slots per round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Shares:
         self._strict = strict
         self._credit = dict.fromkeys(weights, 0.0)
         self._truncated: dict[str, int] = {}
-        """Number of tasks of the last fetch, for queues whose large payloads cut it short."""
+        """Number of tasks that the last fetch brought, for queues whose large payloads cut the
+        fetch short."""
 
     def split(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
         """Return the number of slots for each of these queues, at most BATCH_SIZE.
@@ -38,7 +39,8 @@ class Shares:
             return self._split_strictly(slots, queues)
         total = sum(self._weights[name] for name in queues)
         heaviest = max(self._weights[name] for name in queues)
-        # No queue may get over BATCH_SIZE; cutting one queue alone would distort the shares.
+        # No queue may get more than BATCH_SIZE slots; reducing only one queue would distort the
+        # shares.
         slots = min(slots, max(1, BATCH_SIZE * total // heaviest))
         earned = {name: slots * self._weights[name] / total for name in queues}
         if self._truncated:
@@ -62,8 +64,8 @@ class Shares:
     def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
         """Record how many tasks a fetch returned, and whether it left some.
 
-        A fetch that brings fewer tasks than wanted was cut short by large payloads, or emptied the
-        queue. In both cases the queue saves up no credit.
+        A fetch that brings fewer tasks than requested was cut short by large payloads, or it
+        emptied the queue. In both cases, the queue accumulates no credit.
         """
         if left and brought < wanted:
             self._truncated[queue] = max(1, brought)
@@ -80,8 +82,8 @@ class Shares:
         """If the fetches of a queue are cut short, reduce the credit of the other queues by the
         same ratio.
 
-        A queue with more weight than a queue that is cut short earns as before: it uses the share
-        that the other one cannot use.
+        A queue with more weight than a queue that is cut short earns as before, so it uses the
+        share that the other queue cannot use.
         """
         for name, brought in self._truncated.items():
             if name not in earned:
@@ -92,7 +94,7 @@ class Shares:
                     continue
                 bound = brought * self._weights[other] / weight
                 # If two queues of equal weight are both cut short, each asks for one task more than
-                # the other brings, so that the next result still shows that it is cut short.
+                # the other brings, so that the next result still shows that the queue is cut short.
                 bound += self._weights[other] == weight and other in self._truncated
                 earned[other] = min(earned[other], bound)
 

@@ -20,10 +20,10 @@ MIN_WINDOW_S: Final = 1.0
 """Shortest time over which rates are measured, in seconds."""
 
 BEHIND_S: Final = 1.0
-"""Age of the oldest pending task, in seconds, above which all workers count as fully busy."""
+"""Age of the oldest pending task above which all workers count as fully busy, in seconds."""
 
 MAX_WORKERS: Final = 1000
-"""Default upper limit for the number of workers to advise."""
+"""Default upper limit for the advised number of workers."""
 
 
 class ScaleSample(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class ScaleSample(msgspec.Struct, frozen=True):
     slots: int
     """Number of tasks that all servers together can run at the same time."""
     limited: int = 0
-    """Number of tasks that wait for a limit, which more workers do not start sooner."""
+    """Number of tasks that wait for a limit, and so would not start sooner with more workers."""
 
     @property
     def arrived(self) -> int:
@@ -60,7 +60,7 @@ class ScaleTarget(msgspec.Struct, frozen=True):
     target_s: float = 30.0
     """Target time to drain the backlog, in seconds."""
     per_worker: float | None = None
-    """Tasks that a worker finishes per second; None means the measured rate."""
+    """Number of tasks that a worker finishes per second; None means the measured rate."""
     minimum: int = 0
     maximum: int = MAX_WORKERS
 
@@ -72,7 +72,7 @@ class ScaleAdvice(msgspec.Struct, frozen=True):
     running: int
     oldest_seconds: float
     enqueued_per_second: float | None
-    """Arrival rate without bursts, whose tasks are in the backlog."""
+    """Arrival rate without bursts, whose tasks count as backlog."""
     finished_per_second: float | None
     backlog_seconds: float | None
     """Time to drain the backlog at the current rate, in seconds; None if unknown."""
@@ -92,7 +92,7 @@ class Scaler:
         self._samples: deque[ScaleSample] = deque()
 
     def add(self, sample: ScaleSample) -> None:
-        """Add a sample; discard earlier ones if counters went back (the store lost its data)."""
+        """Add a sample; if counters went back (the store lost its data), discard earlier ones."""
         last = self._samples[-1] if self._samples else sample
         if sample.finished < last.finished or sample.enqueued < last.enqueued:
             self._samples.clear()
@@ -102,7 +102,7 @@ class Scaler:
             self._samples.popleft()
 
     def age_s(self, now: float) -> float:
-        """Return the seconds since the last sample; infinity without samples."""
+        """Return the time since the last sample, in seconds; infinity if there are no samples."""
         return now - self._samples[-1].at if self._samples else math.inf
 
     @property
@@ -139,11 +139,10 @@ class Scaler:
         )
 
     def _steady(self) -> float:
-        """Return the arrival rate in tasks per second, without bursts (they are in the backlog) and
-        without tasks that wait for a limit.
+        """Return the arrival rate per second, without bursts and tasks that wait for a limit.
 
-        It is the median over the time between samples, so a burst in less than half of the window
-        does not count.
+        The rate is the median over the time between samples, so a burst in less than half of the
+        window does not count; its tasks are in the backlog.
         """
         rates = sorted(
             (max(0, now.arrived - last.arrived) / (now.at - last.at), now.at - last.at)
@@ -158,10 +157,10 @@ class Scaler:
         return 0.0
 
     def _per_worker(self) -> float | None:
-        """Return the tasks per second that a fully busy worker finishes; None if unknown.
+        """Return how many tasks a fully busy worker finishes per second; None if unknown.
 
-        Intervals that begin or end idle count only if there are no others, since the time for which
-        the workers were busy in them is unknown.
+        Intervals that begin or end idle count only if there are no others, since it is unknown how
+        long the workers were busy in them.
         """
         pairs = list(pairwise(self._samples))
         return self._rate(pair for pair in pairs if _is_busy(*pair)) or self._rate(pairs)
@@ -193,23 +192,23 @@ class Scaler:
 
 
 def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:
-    """Return whether the time for which the workers were busy between two samples is known."""
+    """Return whether it is known how long the workers were busy between two samples."""
     return now.pending > 0 or (now.active > 0 and (last.pending > 0 or last.active > 0))
 
 
 def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
     """Return the busy share of the workers' capacity between two samples, from 0 to 1.
 
-    While tasks wait for over BEHIND_S, the share is 1: every worker does what it can even if slots
-    are free, for example when its CPU is saturated. Otherwise, it is the share of busy slots.
+    While tasks wait for over BEHIND_S, the share is 1: every worker does what it can, even if slots
+    are free, for example because its CPU is saturated. Otherwise, it is the share of busy slots.
     """
     took_s = now.at - last.at
     if not now.slots or took_s <= 0:
         return 0.0
-    if now.pending and not last.pending and not last.active:  # idle until the oldest arrived
+    if now.pending and not last.pending and not last.active:  # idle until the oldest task arrived
         return min(1.0, now.oldest_s / took_s)
     if now.oldest_s > BEHIND_S:
         return 1.0
-    # Tasks too short to be seen running keep less than one slot busy.
+    # Tasks that are too short to be seen running keep less than one slot busy.
     active = max(last.active, now.active) or (0.5 if now.finished > last.finished else 0.0)
     return min(1.0, active / now.slots)

@@ -1,8 +1,8 @@
-"""The child process of `qsync worker`: runs one server as its parent ordered.
+"""The child process of `qsync worker`, which runs one server as its parent orders.
 
     python -m qsync.worker.child FD
 
-FD is the socket that it shares with its parent; see `qsync.worker.process`.
+FD is the socket that the child shares with its parent; see `qsync.worker.process`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Parent:
         """The server whose health and metrics are reported; None until it is created."""
 
     def order(self) -> dict[str, Any]:
-        """Read the parent's order; block until it arrives. None if the parent has died."""
+        """Read the parent's order; block until it arrives. Return None if the parent has died."""
         order: dict[str, Any] = json.loads(self._lines.readline() or b"null")
         return order
 
@@ -64,7 +64,7 @@ class Parent:
         threading.Thread(target=self._answer_until_end, name="qsync-parent", daemon=True).start()
 
     def _answer_until_end(self) -> None:
-        """Answer in a separate thread, so even while a handler blocks the event loop."""
+        """Answer in a separate thread, since a handler may block the event loop."""
         with contextlib.suppress(OSError):
             for line in self._lines:
                 server = self.server
@@ -79,7 +79,7 @@ class Parent:
         self._send_metrics()
 
     def _send_metrics(self, **report: Any) -> None:
-        """Send the metrics under a lock, so that no thread sends older ones after newer ones."""
+        """Send the metrics under a lock, so that no thread sends older metrics after newer ones."""
         with self._counting:
             run_metrics = None if self.server is None else self.server.run_metrics
             rows = [] if run_metrics is None else msgspec.to_builtins(run_metrics.rows())
@@ -115,7 +115,7 @@ class Parent:
             self.send(files=sorted(new))
 
     def keep_comparing(self, limits: Limits) -> None:
-        """Check the limits of the process in a thread; report a reached limit to the parent."""
+        """Check the limits of the process in a thread; report to the parent if one is reached."""
 
         def work() -> None:
             while True:
@@ -167,7 +167,7 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     set_up_logs()
     logs.catch_uncaught()
     if logs.is_set_up():
-        # Log in the same way in the processes of handlers.
+        # Log in the same way in handler processes.
         process_pool_child.at_start.append(set_up_logs)
     if order["tally"]:
         server.run_metrics = server.run_metrics or RunMetrics(server.mux.types)
@@ -195,7 +195,7 @@ def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int
             # Report it at once: the process may be killed before it has stopped.
             on_stop_order=lambda: parent.send(retired=True),
         )
-        # Ctrl-C has nothing to stop any more, but SIGTERM may end an exit that hangs.
+        # Ctrl-C has nothing left to stop, but SIGTERM may end an exit that hangs.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not server.broken:
             parent.send(stopped=True)
@@ -228,7 +228,7 @@ def _exempt_start_from_collection() -> None:
     """Exempt objects created at startup, such as the modules of the app, from garbage collection.
 
     They live as long as the process. Otherwise, each full collection would visit all these objects
-    and stop the event loop in the meantime: for 10 to 20 ms with 50,000 objects.
+    and stop the event loop for that time: 10 to 20 ms with 50,000 objects.
     """
     gc.collect()
     gc.freeze()

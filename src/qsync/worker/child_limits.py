@@ -17,7 +17,7 @@ LIMITS_CHECK_S: Final = 0.25
 """Interval at which a child checks its limits, in seconds."""
 
 REPORT_AGAIN_S: Final = 10.0
-"""Interval at which a child over a limit reports it again, in seconds."""
+"""Interval at which a child that has reached a limit reports it again, in seconds."""
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _UNITS: Final = {
@@ -28,7 +28,7 @@ _STATM: Final = Path("/proc/self/statm")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Number of tasks, and memory in bytes, at which a process is replaced; None means no limit."""
+    """Number of tasks and memory in bytes at which a process is replaced; None means no limit."""
 
     max_tasks: int | None = None
     max_memory: int | None = None
@@ -37,7 +37,7 @@ class Limits:
         return self.max_tasks is not None or self.max_memory is not None
 
     def exceeded(self, tasks: int, memory: int) -> str | None:
-        """Return the limit that a process has reached, as text; None if it has reached none."""
+        """Return the limit that a process has reached, as text; None if there is none."""
         if self.max_tasks is not None and tasks >= self.max_tasks:
             return f"it has run {tasks} tasks, and --max-tasks is {self.max_tasks}"
         if self.max_memory is not None and memory >= self.max_memory:
@@ -54,8 +54,7 @@ class Limits:
 
 
 def memory_used() -> int:
-    """Return the resident memory of this process in bytes; if there is no /proc, its peak so
-    far."""
+    """Return the resident memory of this process in bytes, or its peak if there is no /proc."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -67,7 +66,7 @@ def memory_used() -> int:
 def size_of(text: str) -> int:
     """Return the bytes of `1GiB`, `500MB` or `1048576`.
 
-    Raises ValueError if it is not a size over 0.
+    Raises ValueError if the text is not a size above 0.
     """
     match = _SIZE.fullmatch(text.strip())
     unit = None if match is None else _UNITS.get(match[2].lower())

@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 T = TypeVar("T", int, float)
 
 PROCESSES_TIMEOUT_S: Final = 1.0
-"""Time that the processes have to answer, in seconds."""
+"""How long the processes may take to answer, in seconds."""
 
 SCALE_FRESH_S: Final = 1.0
-"""Time for which /scale reuses a reading of the store, in seconds."""
+"""How long /scale reuses what it has read from the store, in seconds."""
 
 LISTS: Final = 8
-"""Number of queue lists, besides the worker's own, whose samples are kept."""
+"""Maximum number of queue lists, besides the worker's own, whose samples are kept."""
 
 log: Final = logging.getLogger("qsync.worker")
 
 STORE_TIMEOUT_S: Final = 5.0
-"""Time that the store has to answer, in seconds."""
+"""How long the store may take to reply, in seconds."""
 
 
 def counts_tasks() -> bool:
@@ -137,7 +137,7 @@ class HealthPort:
         return Response(prometheus.render(metrics), prometheus.CONTENT_TYPE)
 
     async def _reports(self) -> list[ProcessHealth]:
-        """Return the health of the processes; concurrent requests share one answer."""
+        """Return the health of the processes; concurrent requests share one result."""
         if self._asked is None:
             self._asked = asyncio.create_task(self._ask())
             self._asked.add_done_callback(self._answered)
@@ -147,8 +147,7 @@ class HealthPort:
         self._asked = None
 
     async def _ask(self) -> list[ProcessHealth]:
-        """Ask on the parent's event loop; if the loop does not answer, report the parent as
-        silent."""
+        """Ask on the parent's event loop; if that does not respond, report the parent as silent."""
         if self._supervisor is None or self._loop is None:
             return [ProcessHealth(0, 0, None, ended="has not started yet")]
         question = self._supervisor.ask(PROCESSES_TIMEOUT_S)
@@ -196,7 +195,7 @@ class _Backlog:
                     async with self._others:
                         scaler = await self._measure(queues)
         except (QsyncError, TimeoutError) as error:
-            # Without a number, an autoscaler keeps its current scale.
+            # An autoscaler that gets no number keeps its current scale.
             return bad_request(f"cannot read the store: {type(error).__name__}", 503)
         return Response(msgspec.json.encode(scaler.advise(goal)) + b"\n")
 
@@ -204,7 +203,7 @@ class _Backlog:
         if self._inspector is None:
             self._inspector = self._app.inspector()
         measured = self._scalers.pop(queues, None) or _Measured(self._processes)
-        self._scalers[queues] = measured  # the last one requested is at the end
+        self._scalers[queues] = measured  # the list requested last is at the end
         others = [key for key in self._scalers if key != self._queues]
         if len(others) > LISTS:  # evict the least recently requested list, never the worker's own
             del self._scalers[others[0]]
@@ -242,7 +241,7 @@ def sample(
 ) -> autoscale.ScaleSample:
     """Return the sample of these queues; `slots` holds the concurrency of each server.
 
-    Tasks in paused queues need no workers. The counters still include paused queues: otherwise a
+    Tasks in paused queues need no workers. The counters still include paused queues: otherwise, a
     pause and its end would look like a burst of tasks.
     """
     all_infos = [info for info in overview.queues if info.name in queues]

@@ -1,4 +1,4 @@
-"""A minimal HTTP server in its own thread and event loop, so that it answers while others block.
+"""A minimal HTTP server with its own thread and event loop, so that it responds while others block.
 
 It serves GET and HEAD, one request per connection, with limits on size, time and connections.
 """
@@ -21,16 +21,17 @@ from qsync.errors import ConfigError
 log: Final = logging.getLogger("qsync.worker")
 
 HEAD_LIMIT: Final = 8192
-"""Largest size of a request, in bytes."""
+"""Maximum size of a request, in bytes."""
 
 HEAD_S: Final = 5.0
-"""Time in which a request must arrive, in seconds."""
+"""Time within which a request must arrive, in seconds."""
 
 ANSWER_TIMEOUT_S: Final = 10.0
-"""Time in which a request must be answered and the answer read, in seconds."""
+"""Time within which a response must be sent and read by the client, in seconds."""
 
 CONNECTIONS: Final = 64
-"""Maximum number of connections per address; a further one evicts the oldest from its address."""
+"""Maximum number of connections per address; a further connection evicts the oldest from its
+address."""
 
 ALL_CONNECTIONS: Final = 256
 """Maximum number of connections from all addresses."""
@@ -63,8 +64,8 @@ class _HealthConnection:
 class HealthServer:
     """Serves routes (path -> function) until it is closed; raises ConfigError if it cannot listen.
 
-    The functions run on the event loop of the server's thread. A new connection is always accepted:
-    at the limit, it evicts the oldest connection, if possible one that has sent no request. A Host
+    The functions run on the event loop of the server's thread. A new connection is always accepted.
+    At the limit, it evicts the oldest connection, if possible one that has sent no request. A Host
     header must hold an IP address, a name that public DNS does not have, `host`, or one of `names`;
     other requests are refused, to protect against DNS rebinding.
     """
@@ -143,7 +144,7 @@ class HealthServer:
             writer.close()
 
     def _make_room(self, address: str) -> None:
-        """Evict a connection if a new one from this address would exceed a limit."""
+        """Evict a connection if a new connection from this address would exceed a limit."""
         among = [connection for connection in self._open if connection.address == address]
         if len(among) < CONNECTIONS:
             if len(self._open) < ALL_CONNECTIONS:
@@ -188,8 +189,8 @@ class HealthServer:
         try:
             return await route(query), wants_body
         except Exception as error:
-            # Hide the error's text, which may name the store: any client of the port sees the
-            # response.
+            # Hide the error's text, which may name the store: any client that reaches the port sees
+            # the response.
             log.error("GET %s raised %s", parts.path, type(error).__name__, exc_info=True)
             return _plain(500), wants_body
 

@@ -1,6 +1,6 @@
-"""Expires the leases of dead servers at once, from a thread that retries until the store answers.
+"""Expires the leases of dead servers at once, from a thread that retries until the store replies.
 
-A cluster node that does not answer delays only its own queues.
+A cluster node that does not reply delays only its own queues.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ the store after the first run."""
 
 
 TRY_S: Final = (0.5, 2.0)
-"""Time that the store has to answer, in seconds: at the first attempt, and after a failure."""
+"""How long the store may take to reply, in seconds: at the first attempt, and after a failure."""
 
 TASKS_LOGGED: Final = 500
-"""Number of active tasks of a queue that are read to log the names of the dead server's tasks."""
+"""Number of a queue's active tasks that are read in order to log the names of the dead server's
+tasks."""
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class _Job:
     server_id: str
     due: float
     first: _Job | None = None
-    """The job that this one repeats."""
+    """The job that this job repeats."""
     cursor: str = "0"
     found: int = 0
     failed: bool = False
@@ -64,7 +65,7 @@ class _Job:
 
 
 class LeaseAbandoner:
-    """Abandons dead servers on all of their queues, and retries while the store is unreachable."""
+    """Abandons dead servers in all of their queues, and retries while the store is unreachable."""
 
     def __init__(self, broker: Broker, prefix: str) -> None:
         self._broker = broker
@@ -75,7 +76,7 @@ class LeaseAbandoner:
         self._thread: threading.Thread | None = None
 
     def add(self, server_id: str, queues: Iterable[str], *, again: bool = True) -> None:
-        """Expire the server's leases and delete its record as soon as the store answers.
+        """Expire the server's leases and delete its record as soon as the store replies.
 
         Returns at once. With `again`, each job runs a second time after RECHECK_S.
         """
@@ -144,7 +145,7 @@ class LeaseAbandoner:
         return self._broker.node_of(key)
 
     def _run(self, job: _Job) -> None:
-        """Run one step of a job; raise QsyncError if the store did not carry it out."""
+        """Run one step of a job; raise QsyncError if the store did not execute it."""
         if job.keys is None:
             keys, id = GlobalKeys(self._prefix), job.server_id
             self._try(job, registry_ops.server_heartbeat(keys, id, ttl_us=0))
@@ -168,7 +169,7 @@ class LeaseAbandoner:
             rows = self._try(job, call).rows
         except StoreUnavailable:
             raise
-        except QsyncError:  # a store user of an older version may lack the right
+        except QsyncError:  # a store user set up for an older version may lack the permission
             return []
         mine = (f"{job.server_id}/", f"{job.server_id}~")
         return [name_of(row) for row in rows if (row.shown.owner or "").startswith(mine)]

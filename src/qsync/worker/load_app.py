@@ -24,8 +24,9 @@ class TargetError(Exception):
 def load(target: str) -> Qsync:
     """Load the app `module:attribute` from the working directory or from `sys.path`.
 
-    The attribute may contain dots; it is an app, or a function without parameters that returns one.
-    Raises TargetError; its cause is the exception of the user's code, if there was one.
+    The attribute may contain dots. It must be an app, or a function without parameters that returns
+    one. Raises TargetError; its cause is the exception that the user's code raised, if there was
+    one.
     """
     if "@" in target or "://" in target:  # the target is not shown: it may contain a password
         raise TargetError("a URL is not an app; pass MODULE:APP here, and the URL as --url")
@@ -77,7 +78,8 @@ def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        # For `shop.tasks`, `shop` itself may be missing; any other name is one that it imports.
+        # For `shop.tasks`, `shop` itself may be missing; any other missing name is one that it
+        # imports.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             where = f"there is none in {os.getcwd()} or on sys.path"  # noqa: PTH109 - as above
             msg = f"module {error.name!r} was not found: {where}{_where(name)}"
@@ -123,7 +125,7 @@ def _make(factory: Any, target: str) -> Any:
 
 
 def _failed(action: str, error: BaseException) -> str:
-    """Return one line with the failure, its cause and its place."""
+    """Return one line that states the failure, its cause and where it happened."""
     if isinstance(error, QsyncError):
         return f"{action}: {error}"
     if isinstance(error, SyntaxError):

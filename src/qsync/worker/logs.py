@@ -1,8 +1,8 @@
 """Logging for the commands: one line per event, as text for people or as JSON for machines.
 
-A record logged within a handler, by any logger, has the task's id, queue, type and attempt.
-If standard error fails or blocks, the code that logs is not affected: a thread writes the lines,
-and if the reader is too slow, lines are dropped and counted.
+A record that any logger logs within a handler has the task's id, queue, type and attempt.
+If standard error fails or blocks, the code that logs is not affected: a thread writes the lines. If
+the reader is too slow, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WAITING: Final = 10_000
 """Maximum number of lines that may wait to be written."""
 
 FLUSH_S: Final = 1.0
-"""Time that a flush waits for lines to be written, in seconds."""
+"""How long a flush waits for lines to be written, in seconds."""
 
 _COLOURS: Final = {"DEBUG": 2, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
 
@@ -62,7 +62,7 @@ def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
 def catch_uncaught() -> None:
     """Log warnings and uncaught exceptions, including those of threads, instead of printing them.
 
-    Otherwise unformatted tracebacks would mix with the log records.
+    Otherwise, unformatted tracebacks would mix with the log records.
     """
     if not is_set_up():
         return
@@ -84,8 +84,7 @@ def is_set_up() -> bool:
 
 
 def add_task(record: logging.LogRecord) -> bool:
-    """Add the current task's fields to a record made within a handler; a filter that keeps every
-    record."""
+    """Add the current task's fields to a record of a handler; as a filter, keep every record."""
     around = running.get(None)
     if around is not None and not hasattr(record, "task_id"):
         vars(record).update(fields_of(around.task))
@@ -108,7 +107,7 @@ class Lines(logging.Handler):
             line = self.format(record)
         except Exception as error:  # arguments that do not match the format, or a failing __str__
             line = self.format(_unshowable(record, error))
-        if sys.is_finalizing():  # no thread can start now, so waiting for it would never end
+        if sys.is_finalizing():  # no thread can start now, so a wait for it would never end
             if self._descriptor is not None:
                 with contextlib.suppress(OSError):
                     os.write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
@@ -149,10 +148,10 @@ def _unshowable(record: logging.LogRecord, error: Exception) -> logging.LogRecor
 
 
 def hold_standard_files() -> None:
-    """Open descriptors 0 to 2 on /dev/null where they are closed.
+    """If any of the descriptors 0 to 2 is closed, open it on /dev/null.
 
-    Otherwise the next file or socket would get one of these numbers, and receive output for
-    standard error.
+    Otherwise, the next file or socket would get its number, and could receive output for standard
+    error.
     """
     for descriptor in range(3):
         try:
@@ -162,7 +161,7 @@ def hold_standard_files() -> None:
 
 
 def _descriptor() -> int | None:
-    """Return standard error's descriptor; None if closed, as another file may have its number."""
+    """Return standard error's descriptor, or None if closed: another file may have its number."""
     try:
         return None if sys.stderr is None else sys.stderr.fileno()
     except (OSError, ValueError):
@@ -245,5 +244,5 @@ def _is_plain(value: object) -> bool:
 
 
 def escape(text: str) -> str:
-    """Escape unprintable characters, so that the text is one line and safe in a terminal."""
+    """Escape unprintable characters: the text becomes one line that is safe in a terminal."""
     return printable(text)

@@ -1,9 +1,9 @@
 """A child process of `qsync worker`, as its parent sees it.
 
 The parent chooses the child's server id, so it can release the child's leases as soon as the child
-dies. They share a socket. The parent writes the order, which describes the server to run, then
-{"ask": n} to ask for the child's health. The parent keeps the socket open, so a child whose parent
-dies reads EOF. The child writes reports, one JSON object per line:
+dies. Parent and child share a socket. The parent writes the order, which describes the server to
+run, then {"ask": n} to ask for the child's health. The parent keeps the socket open, so a child
+whose parent dies reads EOF. The child writes reports, one JSON object per line:
 
     {"queues": [...]}                   the app is loaded; the queues that it will serve
     {"ready": true}                     the child serves its queues
@@ -40,10 +40,10 @@ from qsync.server.metrics import MetricRow
 log: Final = logging.getLogger("qsync.worker")
 
 FIRST_S: Final = 1.0
-"""Time after readiness, in seconds, within which an error still counts as a failure to start."""
+"""How long after a child is ready an error still counts as a failure to start, in seconds."""
 
 LINE_LIMIT: Final = 16 * 1024 * 1024
-"""Largest size of one report, in bytes; a list of imported files can be long."""
+"""Maximum size of one report, in bytes; a list of imported files can be long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Plan:
 
 
 def make_server_id() -> str:
-    """Return a new, unique server id that begins with the host's name."""
+    """Return a new, unique server id that begins with the host name."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:24]
     return f"{host}-{secrets.token_hex(12)}"
 
@@ -78,14 +78,14 @@ class Child:
         self.retired: bool = False
         """Whether an operator told the child to stop."""
         self.hopeless: bool = False
-        """Whether another process would end for the same reason."""
+        """Whether a replacement process would end for the same reason."""
         self.worn: str | None = None
         """Limit that the child has reached, as text; None if it has reached none."""
         self.replacing = False
         """Whether the child waits for its turn to be replaced."""
         self.code: int | None = None
         self.uptime_s: float | None = None
-        """Seconds from readiness to the end of the child; None if it was never ready."""
+        """Seconds from when the child was ready until it ended; None if it was never ready."""
         self.stopped: bool = False
         """Whether the child's server has stopped without a failure, as it reported."""
         self.stop_requests: int = 0
@@ -111,8 +111,8 @@ class Child:
     def failed_to_start(self) -> bool:
         """Whether the child ended before it was ready, or soon after with its own error.
 
-        A child that is killed while it serves has started: one of its tasks may have killed it.
-        Such a task is dead once it has killed `max_crashes` servers.
+        A child that is killed while it serves counts as started, since one of its tasks may have
+        killed it. Such a task is dead once it has killed `max_crashes` servers.
         """
         return self.uptime_s is None or (self.uptime_s < FIRST_S and self.error is not None)
 
@@ -125,7 +125,7 @@ class Child:
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C goes to the parent, which passes it on
+                start_new_session=True,  # Ctrl-C goes to the parent, which forwards it
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
         order = {**plan.order, "number": self.number, "server_id": self.server_id}
@@ -138,8 +138,10 @@ class Child:
         self.changed.set()
 
     async def ask(self, patience: float) -> ProcessHealth:
-        """Return the child's health, without a condition if it does not answer within `patience`
-        seconds."""
+        """Return the child's health.
+
+        It has no condition if the child does not answer within `patience` seconds.
+        """
         number = next(self._questions)
         self._asking[number] = answer = asyncio.get_running_loop().create_future()
         condition = None
@@ -187,7 +189,7 @@ class Child:
         return self.code
 
     def has_ended(self, code: int) -> None:
-        """Record that the child has ended, its leases are released and its output is read."""
+        """Record that the child has ended, with its leases released and its output read."""
         self.code = code
         self.ended.set()
         self.changed.set()
@@ -195,7 +197,7 @@ class Child:
     def stop(self, patience: float) -> None:
         """Send SIGTERM; kill the child if it still runs after `patience` seconds.
 
-        The child counts the signals, and stops more urgently with each call.
+        The child counts the signals, and stops more urgently with each one.
         """
         self.stop_requests += 1
         self._signal(signal.SIGTERM)

@@ -29,28 +29,28 @@ from qsync.worker.process import FIRST_S, Child, Plan, keep_reaping
 log: Final = logging.getLogger("qsync.worker")
 
 MAX_START_FAILURES: Final = 5
-"""Number of failures to start in a row after which the worker gives up."""
+"""Number of successive failures to start after which the worker gives up."""
 
 RETRY_START_S: Final = 0.2
 """Delay before the second attempt to start a child, in seconds; it doubles with each attempt."""
 
 STEADY_S: Final = 2.0
 """Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
-crash costs the other tasks little. The delay doubles each time a child ends earlier than that."""
+crash hardly delays other tasks. The delay doubles each time a child ends earlier than that."""
 
 REPLACEMENT_START_S: Final = 60.0
-"""Time that a replacement child has to load the app, in seconds."""
+"""How long a replacement child may take to load the app, in seconds."""
 
 GIVE_UP_S: Final = 3.0
-"""Time to keep trying to release the leases of dead servers after all children have stopped, in
-seconds."""
+"""How long the worker tries to release the leases of dead servers after all children have stopped,
+in seconds."""
 
 LAST_REPORT_S: Final = 0.2
 """Longest wait for the last report of a child that has ended, in seconds."""
 
 ECHO_S: Final = 0.2
-"""Time within which repeated signals count as one, in seconds: a terminal and a wrapper such as
-`uv run` send one signal each."""
+"""Time within which repeated signals count as one, in seconds: a terminal and a wrapper such as `uv
+run` each send one."""
 
 KILL_AFTER_S: Final = 5.0
 """Time beyond `shutdown_timeout` after which a child that does not stop is killed, in seconds."""
@@ -71,7 +71,7 @@ class _ChildSlot:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def delay(self, child: Child) -> float:
-        """Return the seconds to wait before restarting, given the child that ended."""
+        """Return how long to wait before a restart, in seconds, given the child that ended."""
         uptime_s = child.uptime_s or 0.0
         self.failures = self.failures + 1 if child.failed_to_start else 0
         self.restarts = 0 if uptime_s >= STEADY_S else self.restarts
@@ -89,8 +89,10 @@ def _tell_end(child: Child, level: int, then: str = "") -> None:
 
 
 def _stopped_by_order(child: Child, code: int) -> bool:
-    """Return whether an order to stop killed a child that had nothing to do: its server had not
-    started, or had stopped already."""
+    """Return whether an order to stop killed a child that had nothing to do.
+
+    Its server had not started, or had already stopped.
+    """
     idle = child.uptime_s is None or child.stopped
     return child.stop_requests > 0 and idle and code == -signal.SIGTERM
 
@@ -99,7 +101,8 @@ async def _report(slot: _ChildSlot, child: Child | None, patience: float) -> Pro
     if child is None:
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
     if child.ended.is_set():
-        # Omit the error's text: it may hold secrets, and any client of the health port sees it.
+        # Omit the error's text: it may hold secrets, and any client of the health port would see
+        # it.
         how = child.exit_reason().partition(": ")[0]
         return ProcessHealth(slot.number, child.pid, None, ended=f"ended: {how}")
     return await child.ask(patience)
@@ -164,7 +167,7 @@ class Supervisor:
         return self._restarts
 
     def _pids(self) -> set[int] | None:
-        """Return the ids of the children; None while one is being started."""
+        """Return the process ids of the children; None while a child is being started."""
         return None if self._launching else {child.pid for child in self._children}
 
     # Running one child in each slot.
@@ -195,7 +198,10 @@ class Supervisor:
                     slot.child = await self._launch(slot)
 
     def _retire(self, slot: _ChildSlot) -> None:
-        """Leave the slot empty: an operator stopped its process. The last one ends the worker."""
+        """Leave the slot empty: an operator stopped its process.
+
+        If it was the last process, the worker ends.
+        """
         slot.retired = True
         if slot.child is not None and slot.child.code:
             _tell_end(slot.child, logging.ERROR)
@@ -249,8 +255,8 @@ class Supervisor:
         clean = code == 0 or _stopped_by_order(child, code)
         if not clean or child.stop_requests > 1:
             self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
-        # All that the child wrote has arrived by now, but EOF may not come: a grandchild may hold
-        # the socket too.
+        # All that the child wrote has arrived by now, but EOF may never come, since a grandchild
+        # may hold the socket open.
         await asyncio.wait({listening}, timeout=LAST_REPORT_S)
         listening.cancel()
         child.close()
@@ -293,7 +299,7 @@ class Supervisor:
             log.info("all processes have been replaced")
 
     async def _replace_worn(self, slot: _ChildSlot, child: Child) -> None:
-        """Replace a child that has reached a limit, once no other one is being replaced."""
+        """Replace a child that has reached a limit, once no other child is being replaced."""
         try:
             async with self._rolling, slot.lock:
                 if self._stopping.is_set() or slot.child is not child or child.ended.is_set():
@@ -345,7 +351,7 @@ class Supervisor:
 
     @property
     def _patience(self) -> float:
-        """Time that a child has to stop, in seconds; it shrinks with each further signal."""
+        """How long a child may take to stop, in seconds; this shrinks with each further signal."""
         return {1: self._plan.shutdown_timeout + KILL_AFTER_S, 2: KILL_AFTER_S}.get(
             max(self._stops, 1), 0.5
         )
@@ -385,7 +391,7 @@ class Supervisor:
 
     def _on_sighup(self) -> None:
         if self._was_terminal and not os.isatty(sys.stdin.fileno()):
-            self._stop()  # the terminal was closed: not a request to restart
+            self._stop()  # the terminal was closed: this is not a request to restart
         elif not self._stopping.is_set():
             log.info("SIGHUP: replacing the processes one after another")
             self._tasks.create_task(self._rolling_restart())
