@@ -101,14 +101,12 @@ class Server:
         self.stop_requested: bool = False
         """True once an operator has stopped the server; a supervisor then does not replace it."""
         self.wait_for_store = False
-        """If true, `start` retries without limit while the store is unreachable, until a signal
-        arrives."""
+        """If true, `start` retries an unreachable store without limit, until a signal arrives."""
         self.run_metrics: RunMetrics | None = None
         """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
-        """Class of `current().client` on the event loop; in a thread, the class is
-        `client_type`."""
+        """Class of `current().client` on the event loop; threads get a `client_type`."""
         self.child_setup: ChildSetup | None = None
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
@@ -398,7 +396,7 @@ class Server:
         self._stopping.set()
 
     async def stop(self) -> None:
-        """Stop the server; running tasks are handed back after `shutdown_timeout`.
+        """Stop the server; tasks that still run after `shutdown_timeout` are handed back.
 
         The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
         running tasks; cancel and hand back the tasks that still run; settle all tasks in the store.
