@@ -288,8 +288,7 @@ class QueueState:
         self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
         self.blocked_until: float = 0.0
-        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not
-        wait."""
+        """Time until which the fetch in flight waits for a wake, by boot_s; 0 if it does not."""
         self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
         self.exhausted: bool = False
