@@ -263,7 +263,7 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
 
     try:
         adapter = pydantic.TypeAdapter(annotation)
-        if not isinstance(adapter.core_schema, dict):  # its model is built on first use
+        if not isinstance(adapter.core_schema, dict):  # pydantic builds some schemas on first use
             adapter.rebuild(force=True)
     except (pydantic.PydanticUserError, NameError, TypeError) as error:
         raise ConfigError(str(error).partition("\n")[0]) from error

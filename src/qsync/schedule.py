@@ -127,7 +127,7 @@ class Cron:
         wall = self._match_after(here)
         change = self._change_at(here)
         if change and self._interval and utc < change.at and wall >= change.end:
-            wall = self._match_after(change.first - _SECOND)  # these readings will repeat
+            wall = self._match_after(change.first - _SECOND)  # the change repeats these readings
         while wall.year <= here.year + _YEARS:
             change = self._change_at(wall)
             if change is None:
@@ -147,7 +147,7 @@ class Cron:
         wall = self._match_until(here)
         change = self._change_at(here)
         if change and utc >= change.at and not (self._interval and wall >= change.first):
-            wall = self._match_until(change.end - _SECOND)  # these readings occurred before
+            wall = self._match_until(change.end - _SECOND)  # shown before the change
         while wall.year >= here.year - _YEARS:
             change = self._change_at(wall)
             if change is None:

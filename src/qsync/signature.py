@@ -93,7 +93,9 @@ class Signature:
             return self._result[0](record.value)
         except MISFITS as error:
             why = misfit(error)
-        raise QsyncError(f"task {self._name!r} is done, but its result does not match: {why}")
+        raise QsyncError(
+            f"task {self._name!r} is done, but its result does not match its return type: {why}"
+        )
 
     def carried_result(self, value: Any) -> Any:
         """Return a copy of the result to encode.

@@ -86,7 +86,7 @@ def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
     if process_at is not None:
         return str(max(0, datetime_us("process_at", process_at)))
     if delay is None:
-        raise InvalidTask("delay: None and process_at: None: pass one of them")
+        raise InvalidTask("delay and process_at: both are None; pass one of them")
     return f"+{duration_us('delay', delay)}"
 
 

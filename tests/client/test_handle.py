@@ -534,7 +534,7 @@ def test_reschedule_in_another_state_is_an_error_that_names_it(
 @pytest.mark.parametrize(
     ("times", "error"),
     [
-        ({}, "delay: None and process_at: None: pass one of them"),
+        ({}, "delay and process_at: both are None; pass one of them"),
         ({"delay": 1, "process_at": datetime.now(UTC)}, "cannot be used together"),
         ({"delay": -1}, "delay: -1 is not between 0"),
         ({"delay": True}, "delay: True"),

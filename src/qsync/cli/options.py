@@ -184,14 +184,13 @@ WithId = Annotated[str | None, option(
     "--id", metavar="TEXT", help="Only tasks whose id contains TEXT.",
 )]  # fmt: skip
 
-_AGED: Final = "Only tasks that died (or, if alive, were enqueued)"
-
 OlderThan = Annotated[float | None, option(
-    parser=duration_of, metavar="AGE", help=f"{_AGED} more than AGE ago, e.g. 90s, 15m, 2h.",
+    parser=duration_of, metavar="AGE", help="Only tasks older than AGE, e.g. 90s, 15m, 2h. The age "
+    "counts from death for dead tasks, and from enqueue for all others.",
 )]  # fmt: skip
 
 NewerThan = Annotated[float | None, option(
-    parser=duration_of, metavar="AGE", help=f"{_AGED} less than AGE ago.",
+    parser=duration_of, metavar="AGE", help="Only tasks newer than AGE; see --older-than.",
 )]  # fmt: skip
 
 

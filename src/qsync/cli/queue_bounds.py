@@ -53,8 +53,8 @@ MaxTasks = Annotated[int | None, option(
 )]  # fmt: skip
 
 MaxBytes = Annotated[int | None, option(
-    parser=bytes_of, metavar="SIZE", help="Maximum size of all messages, e.g. 500MiB or 1GiB, or "
-    "none.  [default: unchanged]",
+    parser=bytes_of, metavar="SIZE", help="Maximum total size of the queue's messages, e.g. 500MiB "
+    "or 1GiB, or none.  [default: unchanged]",
 )]  # fmt: skip
 
 Full = Annotated[WhenFull | None, option(

@@ -38,7 +38,7 @@ class _Converter:
 
 
 def _converted(value: Any, descriptor: Any, param: Any) -> Any:
-    """Return a value that needs no conversion by typer; _MISSING if it may need one."""
+    """Return the value, converted without typer; _MISSING if typer has to convert it."""
     is_multiple = param.multiple or param.nargs == -1
     if value is None:
         return () if is_multiple else None

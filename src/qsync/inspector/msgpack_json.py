@@ -143,7 +143,7 @@ class _Writer:
         self.write(depth)
         key = "".join(self.parts[begun:])
         if key.lstrip("-").isdigit():
-            self.parts[begun:] = [f'"{key}"']  # JSON needs text as a key
+            self.parts[begun:] = [f'"{key}"']  # the keys of a JSON object are strings
         self._put(": ")
         self.write(depth)
 

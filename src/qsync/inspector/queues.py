@@ -157,7 +157,8 @@ class _QueuesMixin(_LiveServersMixin):
         if checked is TaskState.CANCELLED:
             raise InvalidTask(
                 phrase(
-                    "state: %(state)s tasks are stored with completed ones; purge 'completed'",
+                    "state: %(state)s tasks cannot be purged separately, since they are stored "
+                    "with completed ones; purge 'completed' to delete both",
                     state=str(state),
                 )
             )

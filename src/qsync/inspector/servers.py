@@ -190,7 +190,7 @@ class _ServersMixin(_LiveServersMixin):
         return Change(outcome="told", server=server_id)
 
     async def fleet(self) -> Fleet:
-        """Return the live servers (the first thousand) and their reports, read at one moment."""
+        """Return the first 1,000 live servers by id and their reports, all from one snapshot."""
         now_us, records = await self._live()
         return Fleet(
             servers=[server_info_of(record, [], complete=False) for record in records],

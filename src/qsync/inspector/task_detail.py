@@ -176,7 +176,8 @@ def _enqueue_events(message: Message | None) -> list[Event]:
 
 def _attempt_events(task: DecodedTask) -> list[Event]:
     failure = task.failure
-    # A failure has the server's time and the death has the store's; a server's clock may be ahead.
+    # Attempts have the time of the server's clock, deaths that of the store's. The server's may be
+    # ahead, so no attempt is shown later than the death.
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
     events = [
         _event(

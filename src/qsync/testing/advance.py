@@ -78,7 +78,8 @@ class Advance:
     async def _expire_leases(self, broker: AsyncBroker) -> int:
         """Let the leases of dead servers expire on the way; return how far this moved the clock.
 
-        A single step would look like an outage of the store, after which leases get more time.
+        The clock moves a quarter of a lease at a time. A single jump would look like an outage of
+        the store, which delays the recovery of expired leases.
         """
         queues = []
         for queue in await self._queues(broker):
