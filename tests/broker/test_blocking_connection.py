@@ -88,7 +88,7 @@ both = pytest.mark.parametrize("kind", [SocketConnection, LibraryConnection])
 
 
 @both
-def test_replies_come_in_any_pieces_and_sizes(kind: Kind) -> None:
+def test_replies_may_arrive_in_any_pieces_and_sizes(kind: Kind) -> None:
     def byte_by_byte(word: bytes, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(len(word)):
@@ -153,7 +153,7 @@ def test_each_exchange_has_its_own_timeout(monkeypatch: pytest.MonkeyPatch) -> N
         assert one.raw._sock.gettimeout() is None
 
 
-def test_packet_is_answered_by_the_expected_reply_or_not() -> None:
+def test_packet_succeeds_only_with_the_expected_reply() -> None:
     with connected(echo) as one:
         packet = hiredis.pack_command(("ECHO", "a"))
         assert one.converse(packet, b"$1\r\na\r\n")
@@ -182,7 +182,7 @@ def test_command_that_the_peer_does_not_read_times_out() -> None:
         sent.set()
 
 
-def test_signals_do_not_put_off_the_end_of_an_exchange() -> None:
+def test_signals_do_not_postpone_the_timeout_of_an_exchange() -> None:
     previous = signal.signal(signal.SIGALRM, lambda *_: None)
     try:
         with connected(echo) as one:

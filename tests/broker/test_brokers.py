@@ -148,7 +148,9 @@ def test_store_errors_are_classified(error: Exception, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
-def test_store_of_wrong_kind_is_an_error_at_once(store: Store, prefix: str, scheme: str) -> None:
+def test_store_of_the_wrong_kind_is_an_error_at_once(
+    store: Store, prefix: str, scheme: str
+) -> None:
     """The first call may come from a blocking client, an asyncio client, or a starting server."""
     url = store.url.replace("redis", scheme) + "/main" * (scheme == "redis+sentinel")
     app = Qsync(url, prefix=prefix)
@@ -374,7 +376,7 @@ def test_unreachable_store_is_tried_ten_times_a_second_for_any_number_of_callers
     assert 50 <= attempts <= 50 + 10 * took + 1
 
 
-def test_plain_command_gets_a_connection_when_the_pool_keeps_all(store: Store) -> None:
+def test_plain_command_gets_a_connection_when_all_are_in_use(store: Store) -> None:
     call = views.get_tasks(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:

@@ -173,7 +173,7 @@ def test_queue_is_registered_after_failed_attempts(
 
 
 @pytest.mark.faults(86)
-def test_tasks_of_a_dead_server_are_abandoned_where_the_node_is_there(
+def test_tasks_of_a_dead_server_are_abandoned_on_reachable_nodes(
     partial: Cluster, prefix: str, queue: str
 ) -> None:
     lists = partial.holder(GlobalKeys(prefix).queues)
@@ -291,7 +291,7 @@ def key_of(slots: SlotMap, node: tuple[str, int]) -> str:
     return next(f"k{at}" for at in range(1000) if slots.holder(f"k{at}") == node)
 
 
-def test_slot_map_is_loaded_corrected_and_suspected() -> None:
+def test_slot_map_is_loaded_corrected_and_reloaded_if_suspect() -> None:
     slots = SlotMap([A])
     assert slots.holder("k") is None
     with pytest.raises(failures.SlotNotCoveredError, match="slot of k"):
@@ -316,7 +316,7 @@ def test_slot_map_is_loaded_corrected_and_suspected() -> None:
     assert slots.holder(at_a) == A
 
 
-def test_node_without_host_is_on_the_asked_host() -> None:
+def test_node_without_host_is_on_the_host_of_the_queried_node() -> None:
     slots = SlotMap([A])
     slots.learn([[0, 16383, [b"", 7, b"id"]]], A)
     assert slots.holder("k") == ("a", 7)

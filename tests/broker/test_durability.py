@@ -120,7 +120,7 @@ def test_unconfirmed_enqueue_error_has_the_handle(pair: Pair, prefix: str, colou
     assert colour.do(handle.info()).id == "a"
 
 
-def test_a_connection_lost_while_it_waits_leaves_the_task_unconfirmed(
+def test_connection_lost_during_the_wait_leaves_the_task_unconfirmed(
     pair: Pair, prefix: str, colour: Colour
 ) -> None:
     client = colour.client(pair.primary.url, prefix, durability="replica", confirm_timeout=60)
@@ -280,12 +280,14 @@ def refused(colour: Colour, store: Store, prefix: str, durability: Any) -> str:
 
 
 @needs_valkey
-def test_a_store_without_a_file_cannot_sync_it(valkey: Store, prefix: str, colour: Colour) -> None:
+def test_store_without_aof_cannot_confirm_fsync(valkey: Store, prefix: str, colour: Colour) -> None:
     assert "set appendonly to yes" in refused(colour, valkey, prefix, "fsync")
 
 
 @needs_valkey
-def test_a_store_without_a_replica_cannot_copy(valkey: Store, prefix: str, colour: Colour) -> None:
+def test_store_without_replica_cannot_confirm_replication(
+    valkey: Store, prefix: str, colour: Colour
+) -> None:
     assert "has no replica" in refused(colour, valkey, prefix, "replica")
 
 
@@ -357,7 +359,7 @@ def replicated() -> Iterator[Cluster]:
 QUEUES = [f"q{number}" for number in range(6)]
 
 
-def test_each_node_of_a_cluster_confirms_its_own(
+def test_each_node_of_a_cluster_confirms_its_own_tasks(
     replicated: Cluster, prefix: str, colour: Colour
 ) -> None:
     client = colour.client(replicated.url, prefix)
@@ -368,7 +370,9 @@ def test_each_node_of_a_cluster_confirms_its_own(
         assert colour.do(client.enqueue(Task("t"), durability=durability)).confirmed is True
 
 
-def test_a_moved_queue_is_followed(replicated: Cluster, prefix: str, colour: Colour) -> None:
+def test_durable_enqueue_follows_a_moved_queue(
+    replicated: Cluster, prefix: str, colour: Colour
+) -> None:
     client = colour.client(replicated.url, prefix, durability="replica")
     tasks = [Task("t", queue=queue) for queue in QUEUES]
     colour.do(client.enqueue_many(tasks))
@@ -383,7 +387,7 @@ def test_a_moved_queue_is_followed(replicated: Cluster, prefix: str, colour: Col
     assert [handle.confirmed for handle in handles] == [True] * len(QUEUES)
 
 
-def test_a_queue_that_is_being_moved_is_followed(
+def test_durable_enqueue_follows_a_queue_that_is_being_moved(
     replicated: Cluster, prefix: str, colour: Colour
 ) -> None:
     client = colour.client(replicated.url, prefix, durability="fsync")

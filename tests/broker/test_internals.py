@@ -195,7 +195,7 @@ def test_handler_that_ignores_its_end_is_supported(
     assert "Traceback" not in err
 
 
-def test_undocumented_names_stand_in_one_module_each() -> None:
+def test_each_undocumented_name_is_used_in_one_module() -> None:
     for source in SOURCES.rglob("*.py"):
         name = source.relative_to(SOURCES).as_posix()
         text = re.sub(r"self\.\w+|#.*", "", source.read_text())

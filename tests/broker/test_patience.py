@@ -83,7 +83,7 @@ def test_each_call_ends_within_its_patience(
 
 
 @pytest.mark.faults(85)
-async def test_callers_at_the_same_time_do_not_wait_for_each_other(
+async def test_concurrent_callers_do_not_wait_for_each_other(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
@@ -99,7 +99,7 @@ async def test_callers_at_the_same_time_do_not_wait_for_each_other(
 
 
 @pytest.mark.faults(85)
-async def test_a_steady_stream_of_callers_waits_no_longer_than_one(
+async def test_each_of_a_steady_stream_of_callers_ends_within_its_patience(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
@@ -170,7 +170,7 @@ def test_store_that_returns_in_time_causes_no_error(
 
 
 @pytest.mark.faults(100)
-def test_bulk_to_thousands_of_queues_continues_while_the_store_answers(
+def test_bulk_enqueue_to_thousands_of_queues_continues_while_the_store_answers(
     colour: Colour, valkey: Store, prefix: str
 ) -> None:
     client = colour.client(valkey.url, prefix, patience=PATIENCE_S / 2)

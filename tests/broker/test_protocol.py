@@ -64,7 +64,7 @@ async def echo(word: bytes, writer: asyncio.StreamWriter) -> None:
     writer.write(b"$%d\r\n%s\r\n" % (len(word), word))
 
 
-def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
+def test_replies_may_arrive_in_any_pieces(run: Callable[[Any], None]) -> None:
     async def byte_by_byte(word: bytes, writer: asyncio.StreamWriter) -> None:
         for at in range(len(word)):
             writer.write(word[at : at + 1])
@@ -186,7 +186,7 @@ def test_connection_of_cancelled_exchange_is_not_reused(
     run(main())
 
 
-def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
+def test_reply_that_arrived_while_the_loop_was_blocked_is_not_late(
     run: Callable[[Any], None], store: Store
 ) -> None:
     async def main() -> None:

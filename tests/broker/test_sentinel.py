@@ -55,7 +55,7 @@ def test_callers_wait_for_a_connection_to_the_primary(
 
 
 @pytest.mark.faults(90)
-async def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
+async def test_concurrent_exchanges_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, prefix: str
 ) -> None:
     broker = AsyncBroker(redis_clients.parse(sentinel.url), connections=2)
@@ -65,7 +65,7 @@ async def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
 
 
 @pytest.mark.faults(90)
-def test_busy_connections_are_not_a_refusing_store(sentinel: Sentinel, prefix: str) -> None:
+def test_busy_connections_do_not_count_as_a_refusing_store(sentinel: Sentinel, prefix: str) -> None:
     """The next exchange starts as soon as a connection is free, without the pause that follows a
     refusal."""
 

@@ -33,7 +33,7 @@ binaries = pytest.mark.parametrize(
 
 
 @binaries
-def test_a_store_keeps_port_and_aof_over_kill_and_restart(binary: Binary) -> None:
+def test_store_keeps_port_and_aof_after_kill_and_restart(binary: Binary) -> None:
     with Store(binary, aof=True) as store, store.client() as client:
         url = store.url
         client.set("key", "value")
@@ -49,7 +49,7 @@ def test_a_store_keeps_port_and_aof_over_kill_and_restart(binary: Binary) -> Non
 
 
 @binaries
-def test_a_store_takes_settings(binary: Binary) -> None:
+def test_store_uses_the_given_settings(binary: Binary) -> None:
     with Store(binary, config={"maxmemory": "10mb", "requirepass": "secret"}) as store:
         assert store.command("CONFIG", "GET", "maxmemory") in (
             [b"maxmemory", b"10485760"],

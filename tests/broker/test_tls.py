@@ -71,9 +71,7 @@ def address(certificate: Path) -> Iterator[str]:
         yield f"rediss://{HOST}:{port}"
 
 
-def test_a_task_goes_to_a_server_and_its_result_comes_back(
-    address: str, certificate: Path, prefix: str
-) -> None:
+def test_task_and_result_pass_over_tls(address: str, certificate: Path, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("add")
@@ -157,7 +155,7 @@ def test_answer_of_another_protocol_is_an_error_at_once(
                 colour.do(client.enqueue(Task("add", [1, 2])))
 
 
-def test_plain_url_of_a_tls_port_is_told_to_use_rediss(
+def test_error_for_a_plain_url_of_a_tls_port_suggests_rediss(
     address: str, colour: Colour, prefix: str
 ) -> None:
     port = address.partition("//")[2]
@@ -172,7 +170,7 @@ def test_plain_url_of_a_tls_port_is_told_to_use_rediss(
             colour.do(client.enqueue(Task("add", [1, 2])))
 
 
-def test_doctor_and_server_tell_a_plain_url_to_use_rediss(
+def test_doctor_and_server_suggest_rediss_for_a_tls_port(
     address: str, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = address.replace("rediss", "redis")

@@ -168,7 +168,7 @@ def seeds() -> list[object]:
 @pytest.mark.faults(1, 17, 25, 26, 31, 71, 74, 79, 80)
 @pytest.mark.guarantee(1, 2, 5, 6, 7)
 @pytest.mark.parametrize("given", seeds(), ids=str)
-def test_guarantees_hold_while_everything_else_fails(
+def test_guarantees_hold_while_workers_store_and_network_fail(
     durable_store: Store,
     prefix: str,
     tmp_path: Path,

@@ -133,7 +133,7 @@ BY_FORCE = [pytest.param(how, marks=pytest.mark.slow) for how in ("FORCE", "TAKE
 @pytest.mark.faults(51)
 @pytest.mark.guarantee(1, 2, 7)
 @pytest.mark.parametrize("how", ["", *BY_FORCE])
-def test_a_replica_takes_over_while_its_primary_lives(
+def test_replica_takes_over_while_its_primary_is_alive(
     replicated: Cluster, prefix: str, launch: Launch, history: History, measured: Measured, how: str
 ) -> None:
     """After an orderly failover, nothing is lost or run twice. A forced failover may lose recent

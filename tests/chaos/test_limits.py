@@ -25,7 +25,7 @@ def test_limits_hold_while_servers_are_killed() -> None:
     assert outcome.wrong == []
 
 
-def test_verdict_finds_slots_that_were_given_twice_and_starts_too_many(tmp_path: Path) -> None:
+def test_verdict_finds_slots_granted_twice_and_excess_starts(tmp_path: Path) -> None:
     lines = (
         "lease 1000000 s/1 a", "start 1001000 s/1 a", "lease 1002000 t/1 b", "start 1003000 t/1 b",
         "end 1004000 s/1 a", "lease 1005000 t/2 c", "start 1006000 t/2 c",

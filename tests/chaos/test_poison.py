@@ -74,7 +74,7 @@ def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
 
 
 @pytest.mark.faults(7, 8)
-def test_a_worker_outlives_one_poison_after_the_other(
+def test_worker_survives_one_poison_task_after_another(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     """Processes that die as soon as they are ready, one after another, do not count as failed

@@ -18,7 +18,7 @@ from tests.support.stores import available
 ROOT = Path(__file__).parents[2]
 
 
-def test_first_signal_asks_for_the_end_and_lines_come_at_their_interval(
+def test_first_signal_requests_the_end_and_lines_are_printed_at_their_interval(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before, stops = signal.getsignal(signal.SIGTERM), list[str]()

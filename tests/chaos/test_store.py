@@ -30,7 +30,7 @@ LEASE_S, SWEEP_S = 1.0, 0.2
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(1, 7)
 @pytest.mark.parametrize("restarts", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_tasks_run_within_two_seconds_of_a_store_restart(
+def test_tasks_run_within_two_seconds_after_a_store_restart(
     durable: Store,
     prefix: str,
     launch: Launch,
@@ -348,7 +348,7 @@ def leases(store: Store, prefix: str) -> dict[bytes, float]:
 
 @pytest.mark.faults(2)
 @pytest.mark.guarantee(4)
-def test_next_server_takes_over_after_all_died(
+def test_next_server_takes_over_after_all_servers_died(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     dying = [launch(durable.url, server_id=f"dying-{n}", concurrency=10) for n in range(2)]

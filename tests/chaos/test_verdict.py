@@ -269,7 +269,7 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
 ]
 
 
-def test_sound_run_has_no_finding() -> None:
+def test_correct_run_has_no_finding() -> None:
     evidence = sound()
     assert judge(evidence) == []
     assert reasons_of(evidence) == {

@@ -85,7 +85,7 @@ def test_cli_reference_matches_the_commands() -> None:
     assert page == cli_reference.generated(page)
 
 
-def test_reason_that_servers_use_a_queue_agrees_with_their_number() -> None:
+def test_message_about_servers_of_a_queue_matches_their_number() -> None:
     assert served_by(1) == "1 running server takes tasks from it"
     assert served_by(2) == "2 running servers take tasks from it"
 

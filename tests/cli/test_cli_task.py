@@ -26,7 +26,7 @@ def bill(customer: str, **options: object) -> Task:
     return Task("bill", customer.encode(), **{"retry": 0, "retention": 600, **options})  # type: ignore[arg-type]
 
 
-def test_three_commands_for_a_dead_task(live: Live) -> None:
+def test_dead_task_is_found_shown_and_retried_with_three_commands(live: Live) -> None:
     """A dead task is found by its error message, shown with its traceback of 200 lines, and run
     again."""
     live.serve()
@@ -188,7 +188,7 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     assert live.state(id) is None
 
 
-def test_priority_and_duplicates_of_a_new_task(live: Live) -> None:
+def test_new_task_has_the_priority_and_duplicate_options(live: Live) -> None:
     key = ["--unique-key", "doc", "--on-duplicate"]
     live.ok("task", "enqueue", "note", "--id", "n")
     live.ok("task", "enqueue", "note", "--id", "a", "--priority", "8", *key, "replace")

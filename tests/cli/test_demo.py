@@ -186,7 +186,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     sys.modules.pop("qsync.cli.demo.tasks", None)
 
 
-def test_digest_is_that_of_the_block(tasks: Any, tmp_path: Path) -> None:
+def test_digest_of_a_task_is_that_of_its_block(tasks: Any, tmp_path: Path) -> None:
     data = os.urandom(2 * tasks.BLOCK_SIZE)
     (tmp_path / "data").write_bytes(data)
     for offset in (0, 7, tasks.BLOCK_SIZE):
@@ -382,7 +382,7 @@ def printed(summary: Summary) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def test_account_of_a_sound_run_has_no_finding(tmp_path: Path) -> None:
+def test_account_of_a_correct_run_has_no_finding(tmp_path: Path) -> None:
     summary = World(tmp_path).summary()
     assert wrong(summary) == set()
     assert summary.ok

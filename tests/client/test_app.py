@@ -221,7 +221,7 @@ def test_constructors_do_no_io() -> None:
         app.server()
 
 
-def test_unreachable_store_is_tried_for_the_patience() -> None:
+def test_unreachable_store_is_retried_until_the_patience_ends() -> None:
     url = f"redis://127.0.0.1:{free_port()}"
     began = time.monotonic()
     with Qsync(url, patience=0) as app, app.client() as client:
@@ -527,7 +527,7 @@ def test_a_task_stays_the_function_that_it_was() -> None:
     assert repr(join) == f"<task {join.name}>"
 
 
-def test_build_makes_the_task_that_is_enqueued() -> None:
+def test_build_returns_the_task_that_enqueue_sends() -> None:
     app = Qsync(URL)
 
     @app.task("join", queue="critical", retry=5)
@@ -558,7 +558,7 @@ def test_options_are_overridden_for_one_call() -> None:
     assert urgent() is None
 
 
-def test_options_of_other_libraries_are_refused_with_what_to_write() -> None:
+def test_error_about_an_option_of_another_library_names_the_equivalent() -> None:
     app: Any = Qsync(URL)
 
     @app.task("t")
@@ -720,7 +720,7 @@ def names_of(folder: Path, *words: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_a_program_names_its_tasks_as_a_server_imports_them(tmp_path: Path) -> None:
+def test_task_name_is_that_under_which_a_server_imports_it(tmp_path: Path) -> None:
     """The name is the same whether the program runs as a file, with -m, in a package, or in a
     spawned process."""
     (tmp_path / "prog.py").write_text(PROGRAM)
@@ -800,7 +800,7 @@ def test_sync_and_async_errors_name_each_other() -> None:
     asyncio.run(main())
 
 
-async def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: str) -> None:
+async def test_arguments_are_encoded_when_enqueue_is_called(store: Store, prefix: str) -> None:
     """Changes to a list after the call do not change the task. An invalid call raises at once."""
 
     async with Qsync(store.url, prefix=prefix) as app:
@@ -861,7 +861,7 @@ def test_each_loop_has_a_client_that_ends_with_it(
     app.close()
 
 
-def test_client_of_loop_closed_without_notice_is_forgotten(store: Store, prefix: str) -> None:
+def test_client_of_a_loop_closed_without_shutdown_is_forgotten(store: Store, prefix: str) -> None:
     """A program that closes a loop without shutdown_asyncgens must also close the connections."""
     app = named(store, prefix)
 
@@ -1085,7 +1085,7 @@ def test_unknown_option_is_refused_before_a_missing_url() -> None:
     assert tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) == APP_OPTIONS
 
 
-async def test_coroutine_of_a_task_is_refused_with_the_calls_to_use() -> None:
+async def test_error_about_a_coroutine_of_a_task_names_the_calls_to_use() -> None:
     app = Qsync(URL)
 
     @app.task("t")

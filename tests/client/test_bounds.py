@@ -53,7 +53,7 @@ def test_wrong_bounds_are_refused_at_the_declaration(options: Any, message: str)
     assert message in str(refused.value)
 
 
-def test_a_queue_is_given_bounds_once() -> None:
+def test_bounds_of_a_queue_are_declared_once() -> None:
     app = Qsync("redis://localhost:1")
     app.queue("mail", max_tasks=5)
     with pytest.raises(ConfigError, match="'mail': it already has bounds: 5 waiting tasks"):
@@ -93,7 +93,9 @@ async def bounded(made: Desk, **bounds: Any) -> None:
     assert (await made.inspector.set_bounds("default", **bounds, by="ann")).ok
 
 
-def test_a_bulk_goes_up_to_the_bound_and_has_the_handles_so_far(valkey: Store, prefix: str) -> None:
+def test_bulk_enqueue_fills_the_queue_and_error_has_the_accepted_handles(
+    valkey: Store, prefix: str
+) -> None:
     async def main() -> None:
         async with desk(valkey.url, prefix) as made:
             await bounded(made, max_tasks=601)
@@ -110,7 +112,7 @@ def test_a_bulk_goes_up_to_the_bound_and_has_the_handles_so_far(valkey: Store, p
     asyncio.run(main())
 
 
-def test_a_blocking_bulk_goes_up_to_the_bound(valkey: Store, prefix: str) -> None:
+def test_blocking_bulk_enqueue_fills_the_queue(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with desk(valkey.url, prefix) as made:
             await bounded(made, max_tasks=301)
@@ -124,7 +126,7 @@ def test_a_blocking_bulk_goes_up_to_the_bound(valkey: Store, prefix: str) -> Non
             client.enqueue(Task("x"))
 
 
-def test_callers_that_share_a_call_share_the_room(valkey: Store, prefix: str) -> None:
+def test_callers_that_share_a_call_share_the_free_space(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with desk(valkey.url, prefix) as made:
             await bounded(made, max_tasks=8)

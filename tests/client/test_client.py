@@ -118,7 +118,7 @@ def test_an_enqueued_task_is_in_the_store(
         assert redis.smembers(hand.globals.queues) == {b"default"}
 
 
-def test_queue_of_enqueue_overrides_the_queue_of_the_task(colour: Colour, client: Any) -> None:
+def test_queue_passed_to_enqueue_overrides_that_of_the_task(colour: Colour, client: Any) -> None:
     handle = colour.do(client.enqueue(Task("t", queue="low"), queue="high"))
     assert handle.queue == "high"
     assert colour.do(handle.info()).queue == "high"
@@ -211,7 +211,7 @@ def test_wrong_payload_or_queue_is_reported_at_once(
     ("kind", "make"),
     [(Client, "client"), (AsyncClient, "async_client"), (Inspector, "inspector")],
 )
-def test_client_given_a_url_names_the_way_to_create_one(kind: Any, make: str) -> None:
+def test_error_of_a_client_created_with_a_url_says_how_to_create_one(kind: Any, make: str) -> None:
     """The URL is not shown, since it may hold a password; the prefix has its default."""
     with pytest.raises(ConfigError, match=rf"^broker: str is not a broker; .*\.{make}\(\)"):
         kind("redis://:secret@x")
@@ -353,7 +353,7 @@ def test_id_refused_by_a_lock_is_free_for_the_next_task(colour: Colour, client: 
     assert (third.id, third.created) == ("a", False)
 
 
-def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: Store) -> None:
+def test_call_contains_up_to_250_tasks_or_1_mib(colour: Colour, client: Any, store: Store) -> None:
     colour.do(client.enqueue(Task("t")))
     colour.do(client.enqueue_many([Task("t"), Task("t")]))
     for tasks, calls in [
@@ -550,7 +550,7 @@ def test_queue_is_registered_once_a_minute() -> None:
     assert registry.due("a")
 
 
-def test_registering_takes_no_extra_round_trip(colour: Colour, client: Any, store: Store) -> None:
+def test_registration_takes_no_extra_round_trip(colour: Colour, client: Any, store: Store) -> None:
     colour.do(client.enqueue(Task("t")))
     store.command("CONFIG", "RESETSTAT")
     for queue in ("a", "a", "b", "b"):
@@ -568,7 +568,7 @@ def test_queue_is_registered_again_after_a_flush(
     assert store.command("SMEMBERS", hand.globals.queues) == {b"default"}
 
 
-def test_a_failure_of_registering_does_not_fail_the_enqueue(
+def test_failed_registration_does_not_fail_the_enqueue(
     colour: Colour, client: Any, store: Store, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue_announcer, "REGISTER_AGAIN", 0.0)

@@ -105,7 +105,7 @@ def test_handle_of_a_missing_task_names_the_queue_and_find(client: Any, colour: 
         colour.do(client.handle("elsewhere").info())
 
 
-def test_handle_and_find_give_results_of_the_type_asked_for(store: Store, prefix: str) -> None:
+def test_handle_and_find_return_results_of_the_requested_type(store: Store, prefix: str) -> None:
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(name="make", retention=60)

@@ -107,7 +107,7 @@ def test_forked_child_that_returns_from_the_handler_exits(
     assert sorted(int(id) for _, id in ran) == list(range(20))
 
 
-def test_a_forked_child_may_enqueue_by_the_client_of_its_handler(
+def test_forked_child_may_enqueue_through_the_client_of_its_handler(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:
     lines = run(valkey, prefix, tmp_path, "enqueue")

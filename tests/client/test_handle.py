@@ -114,7 +114,7 @@ class Data:
         ([1], Annotated[Any, []], [1]),
     ],
 )
-def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
+def test_payload_can_be_decoded_as_any_argument_type(
     colour: Colour, client: Any, given: Any, type: Any, value: Any
 ) -> None:
     """As in task functions, results are decoded by msgspec, or by pydantic for its own types."""
@@ -206,7 +206,7 @@ def test_a_task_without_retention_has_no_result(
         codec.encode(Result(b"\xc1")),
     ],
 )
-def test_unkept_result_raises_an_error(
+def test_result_of_a_task_without_retention_raises_an_error(
     colour: Colour, client: Any, hand: Hand, record: bytes
 ) -> None:
     handle = colour.do(client.enqueue(KEPT))
@@ -225,7 +225,7 @@ def test_custom_decoder_converts_the_record(colour: Colour, client: Any, hand: H
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01, timedelta(milliseconds=10)])
-def test_a_task_that_does_not_end_in_time_is_a_result_timeout_and_goes_on(
+def test_result_timeout_does_not_stop_the_task(
     colour: Colour, client: Any, hand: Hand, timeout: Any
 ) -> None:
     handle = colour.do(client.enqueue(KEPT))
@@ -453,7 +453,7 @@ def test_cancel_ends_a_waiting_task(
             colour.do(handle.result())
 
 
-def test_cancel_of_a_running_task_tells_its_server(
+def test_cancel_of_a_running_task_is_sent_to_its_server(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
     handle = colour.do(client.enqueue(Task("t", id="a", retention=60)))
@@ -574,7 +574,7 @@ def test_reschedule_of_a_missing_task_is_an_error(colour: Colour, client: Any) -
 
 
 @pytest.mark.faults(35)
-def test_cancel_and_reschedule_answer_what_they_did_when_their_reply_is_lost(
+def test_repeated_cancel_and_reschedule_return_the_first_outcome(
     colour: Colour, store: Store, prefix: str, hand: Hand
 ) -> None:
     with Proxy(store.port) as proxy:

@@ -210,7 +210,7 @@ def test_id_is_refused_after_every_kind_of_end(rig: Rig, state: str) -> None:
     assert rig.send(chosen("a")) == [("repeated", "a")]
 
 
-def test_a_repeated_call_of_a_sender_is_answered_as_at_first(rig: Rig) -> None:
+def test_repeated_call_of_a_sender_gets_the_first_reply(rig: Rig) -> None:
     call = ops.enqueue(rig.keys, chosen("a"), sender="x", number=1, now_us=rig.now)
     rig.run(call)
     rig.complete(*rig.lease())

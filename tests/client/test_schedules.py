@@ -39,7 +39,7 @@ def test_put_schedule_is_read_as_it_was_put(colour: Colour, client: Any) -> None
     assert put.paused is False
 
 
-def test_second_put_replaces_the_first_also_in_another_queue(colour: Colour, client: Any) -> None:
+def test_second_put_replaces_the_first_even_in_another_queue(colour: Colour, client: Any) -> None:
     colour.do(client.schedules.put("a", Task("t"), every=60))
     colour.do(client.schedules.put("a", Task("u", queue="other"), every=timedelta(hours=1)))
     [found] = colour.do(client.schedules.list())

@@ -116,7 +116,7 @@ def test_client_has_one_sender_per_concurrent_call(valkey: Store, hand: Hand, pr
         assert hand.broker.client_at(None).hlen(hand.keys.key("calls")) == 3
 
 
-def test_numbers_rise_and_concurrent_calls_have_separate_senders() -> None:
+def test_numbers_increase_and_concurrent_calls_have_separate_senders() -> None:
     senders = CallSequences()
     with senders.acquire(2) as first:
         assert len({one.sender for one in first}) == 2
@@ -127,7 +127,7 @@ def test_numbers_rise_and_concurrent_calls_have_separate_senders() -> None:
         assert {one.number for one in again} == {2}
 
 
-def test_threads_share_senders_and_no_number_comes_twice() -> None:
+def test_threads_share_senders_and_no_number_is_used_twice() -> None:
     senders = CallSequences()
 
     def lend(_: int) -> list[CallId]:

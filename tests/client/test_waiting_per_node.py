@@ -81,13 +81,13 @@ def check_bound(colour: Colour, url: str, nodes: list[Store], prefix: str, most:
     wait_until(lambda: threads() == before[0], 10)
 
 
-def test_waits_on_many_queues_of_a_cluster_take_one_connection_a_node(
+def test_waits_on_many_queues_of_a_cluster_use_one_connection_per_node(
     colour: Colour, cluster: Cluster, prefix: str
 ) -> None:
     check_bound(colour, cluster.url, cluster.nodes, prefix, cluster.primaries)
 
 
-def test_waits_on_many_queues_of_one_node_take_one_connection(
+def test_waits_on_many_queues_of_one_node_use_one_connection(
     colour: Colour, store: Store, prefix: str
 ) -> None:
     check_bound(colour, store.url, [store], prefix, 1)

@@ -228,7 +228,7 @@ def test_name_in_use_is_refused(project: Qsync, staff: Client) -> None:
     assert schedule.every == 3600
 
 
-def test_edit_changes_when_and_keeps_the_task(project: Qsync, staff: Client) -> None:
+def test_edit_changes_the_times_and_keeps_the_task(project: Qsync, staff: Client) -> None:
     put(project)
     page = f"{LIST}default_3Areport-42/change/"
     assert page in text_of(staff.get(LIST))
@@ -248,7 +248,7 @@ def test_edit_changes_when_and_keeps_the_task(project: Qsync, staff: Client) -> 
     assert "Changed Cron expression, Interval in seconds and Missed runs." in history
 
 
-def test_pause_and_resume_from_the_list(project: Qsync, staff: Client) -> None:
+def test_schedule_is_paused_and_resumed_from_the_list(project: Qsync, staff: Client) -> None:
     put(project)
     text = text_of(act(staff, "pause", "report-42", why="stocktaking"))
     assert "Schedule report-42: paused: stocktaking." in text
@@ -338,7 +338,7 @@ def test_form_without_a_token_is_refused(project: Qsync, staff: Client) -> None:
     assert stored(project) is not None
 
 
-def test_visitor_signs_in(project: Qsync) -> None:
+def test_visitor_is_redirected_to_the_login_page(project: Qsync) -> None:
     answer = Client().get(LIST)
     assert (answer.status_code, answer["Location"]) == (302, f"/admin/login/?next={LIST}")
 

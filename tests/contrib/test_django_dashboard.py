@@ -101,7 +101,7 @@ def test_language_comes_from_browser_setting_site_or_choice(
     close_dashboard()
 
 
-def test_visitor_signs_in_and_others_are_refused(users: dict[str, Any]) -> None:
+def test_visitors_must_sign_in_and_other_users_are_refused(users: dict[str, Any]) -> None:
     client = Client()
     answer = client.get(f"{PAGE}queue?queue=a")
     assert answer.status_code == 302

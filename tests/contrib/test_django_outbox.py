@@ -63,7 +63,7 @@ def test_rollback_leaves_no_row(project: Qsync, rows: Any) -> None:
     assert (rows.count(), pending(project)) == (0, [])
 
 
-def test_row_that_the_commit_does_not_keep_is_not_sent(project: Qsync, rows: Any) -> None:
+def test_row_that_is_not_committed_is_not_sent(project: Qsync, rows: Any) -> None:
     with transaction.atomic():
         kept = enqueue_sync("tea")
         enqueue_sync("coffee")
@@ -77,7 +77,7 @@ def test_wrong_task_is_refused_and_leaves_no_row(project: Qsync, rows: Any) -> N
     assert rows.count() == 0
 
 
-def test_chosen_id_of_a_waiting_row_is_refused_and_the_transaction_goes_on(
+def test_chosen_id_of_a_waiting_row_is_refused_and_the_transaction_continues(
     project: Qsync, rows: Any
 ) -> None:
     from tests.support.django_shop.tasks import pack

@@ -185,7 +185,7 @@ def test_run_after_delays_the_task(project: Qsync, shop: Any) -> None:
     assert shop.send.get_result(result.id).task.run_after == due
 
 
-def test_options_of_the_decorator_go_with_the_task(project: Qsync, shop: Any) -> None:
+def test_options_of_the_decorator_apply_to_the_task(project: Qsync, shop: Any) -> None:
     result = shop.send.enqueue("ann")
     with project.client() as client:
         info = client.handle(result.id, queue="mail").info()
@@ -210,7 +210,7 @@ def test_unique_task_is_refused_while_another_waits(project: Qsync, shop: Any) -
 
 
 @pytest.mark.parametrize("in_transaction", [False, True])
-def test_result_is_that_of_the_task_which_takes_the_place_of_the_new_one(
+def test_result_of_a_replaced_task_is_that_of_the_task_in_its_place(
     project: Qsync, shop: Any, api: Any, in_transaction: bool
 ) -> None:
     def twice(task: Any) -> list[Any]:
@@ -243,7 +243,7 @@ def test_enqueue_in_a_transaction_is_sent_at_the_commit(
     result.refresh()
 
 
-def test_async_methods_work(project: Qsync, shop: Any, api: Any) -> None:
+def test_async_methods_of_the_backend_work(project: Qsync, shop: Any, api: Any) -> None:
     async def use() -> Any:
         result = await shop.send.aenqueue("ann")
         assert await shop.send.aget_result(result.id) == result
@@ -257,7 +257,7 @@ def test_async_methods_work(project: Qsync, shop: Any, api: Any) -> None:
 @pytest.mark.parametrize(
     ("of_django", "priority"), [(-100, 1), (-12, 5), (0, 5), (12, 5), (13, 6), (60, 7), (100, 9)]
 )
-def test_priority_of_django_is_one_of_qsync(
+def test_priority_of_django_becomes_a_priority_of_qsync(
     project: Qsync, shop: Any, api: Any, of_django: int, priority: int
 ) -> None:
     result = shop.send.using(priority=of_django).enqueue("ann")

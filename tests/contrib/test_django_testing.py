@@ -115,7 +115,7 @@ def test_result_of_an_inline_task_is_read_by_its_id(project: Qsync, shop: Any) -
         assert read.started_at is None or read.enqueued_at <= read.finished_at
 
 
-def test_kit_of_a_test_case_in_an_async_test(project: Qsync, shop: Any, valkey: Store) -> None:
+def test_test_case_kit_works_in_an_async_test(project: Qsync, shop: Any, valkey: Store) -> None:
     async def test(kit: SyncKit) -> Any:
         result = await shop.send.aenqueue("ann", copies=2)
         with pytest.raises(ConfigError, match=r"`await sync_to_async\(self\.qsync\.drain\)\(\)`"):

@@ -79,7 +79,7 @@ async def test_async_test_client_works_within_the_lifespan(app: Qsync) -> None:
         assert (await seen[0].handle(id).info()).type == "send"
 
 
-def test_client_is_closed_when_the_site_stops_and_new_when_it_starts_again(app: Qsync) -> None:
+def test_client_is_closed_when_the_site_stops_and_recreated_when_it_restarts(app: Qsync) -> None:
     api, seen = shop(app)
     for _ in range(2):
         with TestClient(api) as web:
@@ -212,7 +212,7 @@ def test_dependencies_guard_every_path_of_the_dashboard(app: Qsync) -> None:
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_dashboard_changes_things_only_if_allowed(app: Qsync) -> None:
+def test_dashboard_allows_changes_only_if_enabled(app: Qsync) -> None:
     api = operated(app, read_only=False)
     mount_dashboard(api, "/look", app, dependencies=[Depends(staff)])
     with TestClient(api, base_url="http://localhost", headers={"x-user": "ann"}) as web:
@@ -262,7 +262,7 @@ def test_dashboard_behind_a_proxy_links_below_its_root_path(app: Qsync, path: st
         assert 'href="/api/ops/static/style.css"' in web.get(path).text
 
 
-def test_dashboard_is_in_no_schema(app: Qsync) -> None:
+def test_dashboard_is_left_out_of_the_openapi_schema(app: Qsync) -> None:
     assert set(operated(app).openapi()["paths"]) == {"/buy"}
 
 

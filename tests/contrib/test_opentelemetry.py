@@ -212,7 +212,7 @@ def test_attributes_follow_the_conventions_for_messaging(valkey: Store, prefix: 
     assert run.status.status_code is StatusCode.UNSET
 
 
-def test_functions_that_are_tasks_are_traced_and_headers_of_a_task_stay(
+def test_task_functions_are_traced_and_headers_of_a_task_are_kept(
     valkey: Store, prefix: str
 ) -> None:
     mux, seen = Mux(), []
@@ -281,7 +281,7 @@ def test_run_with_links_starts_a_new_trace(valkey: Store, prefix: str) -> None:
         assert [link.context.span_id for link in run.links] == [send.context.span_id]
 
 
-def test_baggage_goes_along_to_nested_tasks(valkey: Store, prefix: str) -> None:
+def test_baggage_is_passed_to_nested_tasks(valkey: Store, prefix: str) -> None:
     mux, seen = Mux(), []
 
     @mux.handle("outer")
@@ -459,7 +459,9 @@ def test_duplicate_is_not_an_error_and_invalid_task_is(
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-def test_used_or_instrumented_app_cannot_be_instrumented(valkey: Store, prefix: str) -> None:
+def test_app_that_is_used_or_instrumented_cannot_be_instrumented(
+    valkey: Store, prefix: str
+) -> None:
     app = Qsync(valkey.url, prefix=prefix)
 
     @app.task("noted")
@@ -538,7 +540,7 @@ def test_process_handler_continues_the_trace(
     sys.modules.pop("traced_process_app")
 
 
-def test_an_app_that_is_not_traced_has_plain_clients(valkey: Store, prefix: str) -> None:
+def test_app_without_tracing_has_plain_clients(valkey: Store, prefix: str) -> None:
     """Without tracing, there are no spans or headers, and no classes are replaced."""
     app = Qsync(valkey.url, prefix=prefix)
     with app.client() as client:

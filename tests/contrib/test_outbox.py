@@ -281,7 +281,7 @@ def test_rows_of_a_full_queue_wait_without_delaying_other_queues(
         assert asyncio.run(waiting("mail")) == 2
 
 
-def test_many_rows_of_failing_queues_keep_no_others_waiting(
+def test_many_rows_of_failing_queues_do_not_delay_other_rows(
     app: Qsync,
     outbox: Outbox,
     engine: Engine,
@@ -339,7 +339,7 @@ def unserved_slot(cluster: Cluster, prefix: str) -> Iterator[Callable[[], None]]
     serve()
 
 
-def test_unreachable_node_of_a_cluster_keeps_rows_of_other_nodes_not_waiting(
+def test_unreachable_node_does_not_delay_rows_of_other_nodes(
     cluster: Cluster,
     unserved_slot: Callable[[], None],
     prefix: str,
@@ -365,7 +365,7 @@ def test_unreachable_node_of_a_cluster_keeps_rows_of_other_nodes_not_waiting(
     engine.dispose()
 
 
-def test_row_of_a_wrong_clock_is_sent_at_once(
+def test_row_with_a_time_from_a_wrong_clock_is_sent_at_once(
     app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
 ) -> None:
     with Session(engine) as session:
@@ -439,7 +439,7 @@ def test_errors_of_the_database_are_one_line_without_tasks(
     engine.dispose()
 
 
-def test_full_queue_holds_up_no_other_queue_after_a_commit(
+def test_full_queue_does_not_delay_other_queues_after_a_commit(
     app: Qsync, outbox: Outbox, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.queue("mail", max_tasks=1)
@@ -460,7 +460,7 @@ def test_full_queue_holds_up_no_other_queue_after_a_commit(
 
 
 @pytest.mark.parametrize("options", [{"debounce": 60}, {"on_duplicate": "replace"}])
-def test_later_payload_is_not_replaced_by_an_earlier_one_that_waits(
+def test_later_payload_is_not_replaced_by_an_earlier_waiting_payload(
     app: Qsync, client: Client, outbox: Outbox, engine: Engine, options: dict[str, Any]
 ) -> None:
     def commit(payload: int, *, key: str = "document") -> None:
@@ -693,7 +693,7 @@ def test_session_sends_only_committed_tasks(
 
 
 @needs_postgres
-def test_transaction_of_psycopg(app: Qsync, outbox: Outbox, database: Postgres) -> None:
+def test_psycopg_transaction_sends_its_rows(app: Qsync, outbox: Outbox, database: Postgres) -> None:
     with psycopg.connect(database.dsn) as connection:
         connection.execute(outbox.create_table)
         connection.commit()
@@ -799,7 +799,7 @@ def test_table_with_a_schema_is_the_same_for_sqlalchemy_and_psycopg(
     engine.dispose()
 
 
-def test_session_that_chooses_its_engine_is_asked_while_it_writes(
+def test_session_is_asked_for_its_engine_only_while_it_writes(
     app: Qsync, outbox: Outbox, engine: Engine
 ) -> None:
     class ToReplicaUnlessWriting(Session):

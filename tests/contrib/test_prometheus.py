@@ -148,7 +148,7 @@ def held(run_metrics: RunMetrics) -> list[LeasedTask]:
     ]
 
 
-def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
+def test_wait_counts_from_the_due_time_of_a_delayed_task(valkey: Store, prefix: str) -> None:
     """The waiting time of a delayed task begins when the task is due."""
 
     async def work() -> list[MetricRow]:
@@ -186,7 +186,7 @@ def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, p
     assert sum(row.waits[:7]) == 0  # no task waited for 0.25 s or less
 
 
-def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: str) -> None:
+def test_a_hundred_thousand_ids_and_types_create_no_series(valkey: Store, prefix: str) -> None:
     app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
     prometheus.instrument(app, registry=registry)
 
@@ -315,9 +315,7 @@ def test_store_metrics_report_the_queues(valkey: Store, prefix: str) -> None:
     assert fresh["qsync_servers",] == 0
 
 
-def test_a_registry_reads_the_store_when_it_is_scraped_also_on_a_loop(
-    valkey: Store, prefix: str
-) -> None:
+def test_registry_reads_the_store_when_scraped_even_on_a_loop(valkey: Store, prefix: str) -> None:
     app, registry = Qsync(valkey.url, prefix=prefix), CollectorRegistry()
     registry.register(StoreCollector(app))
     with app.client() as client:
@@ -357,7 +355,7 @@ def test_metric_names_follow_the_prometheus_conventions() -> None:
     assert all(f"{m.name}_total" in text for m in metrics if m.type == "counter" and m.samples)
 
 
-def test_limits_beyond_the_bound_share_a_label_and_a_build_is_named() -> None:
+def test_limits_beyond_the_bound_share_a_label_and_build_info_is_exported() -> None:
     many = prometheus.LABELLED_LIMITS + 50
     infos = [
         LimitInfo(

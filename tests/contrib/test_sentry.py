@@ -190,7 +190,7 @@ async def test_a_trace_continues_from_the_enqueue_through_all_tasks(
         assert trace["data"]["messaging.message.id"] == publish["data"]["messaging.message.id"]
 
 
-async def test_headers_of_the_task_stay(app: Qsync, collected: Collector) -> None:
+async def test_headers_of_the_task_are_kept(app: Qsync, collected: Collector) -> None:
     sentry.instrument(app)
     seen: list[Any] = []
     app.on("completed")(lambda task: seen.append(task.headers))

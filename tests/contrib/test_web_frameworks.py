@@ -82,7 +82,7 @@ SHOWN_ELSEWHERE = ("async def own(site: FastAPI)", "TestClient(api) as web:", "l
         ("litestar.md", "litestar_shop.py"),
     ],
 )
-def test_page_shows_the_example_as_it_is(page: str, program: str) -> None:
+def test_page_shows_the_example_unchanged(page: str, program: str) -> None:
     source = "\n".join(file.read_text() for file in EXAMPLES.glob(program))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     shown = [text for text in blocks if not any(known in text for known in SHOWN_ELSEWHERE)]
@@ -180,7 +180,7 @@ def test_fastapi_reloads_and_stops_cleanly(start: Start, own_store: Store, tmp_p
 # Recipes.
 
 
-def test_flask_example(start: Start) -> None:
+def test_flask_example_works_from_request_to_result(start: Start) -> None:
     worker, site = commands((EXAMPLES / "flask_shop.py").read_text())
     web = start(EXAMPLES, f"{site} -b 127.0.0.1:{{port}} -w 2 --threads 4").wait_ready()
     serving = start(EXAMPLES, worker)
@@ -190,7 +190,7 @@ def test_flask_example(start: Start) -> None:
     web.stop()
 
 
-def test_litestar_example(start: Start, own_store: Store) -> None:
+def test_litestar_example_works_from_request_to_result(start: Start, own_store: Store) -> None:
     worker, site = commands((EXAMPLES / "litestar_shop.py").read_text())
     web = start(EXAMPLES, f"{site} --port {{port}}").wait_ready()
     serving = start(EXAMPLES, worker)

@@ -95,7 +95,7 @@ def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
 
 
 @pytest.mark.slow  # the whole benchmark runs
-def test_figures_measure_their_subjects(run: Run) -> None:
+def test_figures_measure_what_they_name(run: Run) -> None:
     may_be_zero = {
         "scheduled tasks started early", "idle server, commands",
         "idle server, commands in scripts", "idle server, CPU",
@@ -175,7 +175,7 @@ def test_given_store_is_left_unchanged(own_store: Store, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_cluster_is_measured_and_left_as_it_was(cluster: Cluster, tmp_path: Path) -> None:
+def test_cluster_is_measured_and_left_unchanged(cluster: Cluster, tmp_path: Path) -> None:
     def count_keys() -> int:
         return sum(node.command("DBSIZE") for node in cluster.nodes)
 
@@ -264,7 +264,7 @@ def test_percentiles_are_of_the_times_in_milliseconds() -> None:
     ]  # fmt: skip
 
 
-def test_a_histogram_holds_every_time_once() -> None:
+def test_histogram_contains_every_time_once() -> None:
     seconds = [0.0, 0.001, 0.0011, 0.1, -1.0]
     bins = histogram(seconds)
     assert sum(share for _, share in bins) == pytest.approx(100)

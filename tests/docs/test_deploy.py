@@ -99,7 +99,7 @@ def test_commands_and_their_options_exist(where: str) -> None:
     assert options["health_port"] == 8090
 
 
-def test_a_command_line_with_an_unknown_option_would_be_found() -> None:
+def test_command_line_with_an_unknown_option_is_detected() -> None:
     with pytest.raises(Exception, match="No such option"):
         parsed(["qsync", "worker", "shop:app", "--no-such-option"])
 
@@ -135,7 +135,7 @@ def test_probes_use_existing_endpoints() -> None:
     assert (urlsplit(url).port, urlsplit(url).path) == (8090, "/live")
 
 
-def test_labels_and_names_fit_together() -> None:
+def test_labels_and_names_match() -> None:
     objects = kubernetes("worker.yaml")
     deployment, service = objects["Deployment"], objects["Service"]
     labels = deployment["spec"]["template"]["metadata"]["labels"]

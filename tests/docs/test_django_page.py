@@ -86,7 +86,7 @@ def test_page_names_every_check() -> None:
     assert codes == set(re.findall(r"^\| `(qsync\.[EW]\d+)` \|", PAGE, re.M))
 
 
-def test_program_of_the_outbox_page(tmp_path: Path, valkey: Store, prefix: str) -> None:
+def test_program_on_the_outbox_page_runs(tmp_path: Path, valkey: Store, prefix: str) -> None:
     """The program runs unchanged except for the address, the prefix and an added check of the queue
     at the end."""
     program = re.search(r"```python\n(from sqlalchemy.*?)```", OUTBOX, re.DOTALL)

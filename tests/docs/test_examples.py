@@ -37,13 +37,13 @@ def python(
     )
 
 
-def test_hello(tmp_path: Path) -> None:
+def test_hello_example_runs(tmp_path: Path) -> None:
     done = python(str(EXAMPLES / "hello.py"), folder=tmp_path, url="embedded://")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "12 bytes"
 
 
-def test_throughput(tmp_path: Path) -> None:
+def test_throughput_example_runs(tmp_path: Path) -> None:
     done = python(str(EXAMPLES / "throughput.py"), "5000", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"\d tasks/s$", done.stdout, re.MULTILINE)) == 4
@@ -72,7 +72,7 @@ def test_shop(tmp_path: Path, valkey: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
-def test_the_first_program_of_the_readme(name: str, tmp_path: Path, valkey: Store) -> None:
+def test_first_program_of_the_readme_runs(name: str, tmp_path: Path, valkey: Store) -> None:
     """The program runs unchanged except for the address and shorter times."""
     text = (ROOT / name).read_text("utf-8")
     program = re.search(r"```python\n(import asyncio.*?)```", text, re.DOTALL)
@@ -105,7 +105,7 @@ def example(name: str, prefix: str, url: str) -> Any:
     return module
 
 
-def test_batch(prefix: str, valkey: Store) -> None:
+def test_batch_example_runs(prefix: str, valkey: Store) -> None:
     """The program in docs/batches.md inserts all rows; only the task with the wrong payload is
     dead."""
     module = example("batch", prefix, valkey.url)
@@ -126,7 +126,7 @@ def test_batch(prefix: str, valkey: Store) -> None:
     asyncio.run(main())
 
 
-def test_bounds(prefix: str, valkey: Store) -> None:
+def test_bounds_example_runs(prefix: str, valkey: Store) -> None:
     """The program in docs/bounds.md runs, here with lower bounds."""
     module = example("bounds", prefix, valkey.url)
     app = module.app

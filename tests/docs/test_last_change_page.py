@@ -49,7 +49,9 @@ async def test_only_the_last_change_is_indexed(valkey: Store, prefix: str) -> No
     assert runs == ["abc", "abcde"]
 
 
-async def test_last_change_survives_a_failure_of_the_run_before(valkey: Store, prefix: str) -> None:
+async def test_last_change_survives_a_failure_of_the_previous_run(
+    valkey: Store, prefix: str
+) -> None:
     page = program(0, valkey, prefix)
     attempts: list[tuple[str, int]] = []
     running, fail = asyncio.Event(), asyncio.Event()
@@ -71,7 +73,7 @@ async def test_last_change_survives_a_failure_of_the_run_before(valkey: Store, p
     assert attempts == [("old", 1), ("new", 1)]
 
 
-async def test_reminder_is_put_off(valkey: Store, prefix: str) -> None:
+async def test_reminder_is_postponed(valkey: Store, prefix: str) -> None:
     page = program(1, valkey, prefix)
     async with page.app:
         await page.remind(7, 60)
@@ -83,7 +85,7 @@ async def test_reminder_is_put_off(valkey: Store, prefix: str) -> None:
             assert 3500 < (row.due_at - row.enqueued_at).total_seconds() < 3700
 
 
-async def test_export_of_a_higher_priority_runs_first(valkey: Store, prefix: str) -> None:
+async def test_export_with_a_higher_priority_runs_first(valkey: Store, prefix: str) -> None:
     page = program(2, valkey, prefix)
     ran: list[int] = []
 

@@ -47,7 +47,9 @@ async def test_rate_limited_api_gets_no_more_calls(valkey: Store, prefix: str) -
     assert calls[-1] - calls[3] >= 0.1, "20 at once, then one every 10 ms"
 
 
-async def test_two_exports_of_a_customer_run_at_a_time(valkey: Store, prefix: str) -> None:
+async def test_at_most_two_exports_of_a_customer_run_at_the_same_time(
+    valkey: Store, prefix: str
+) -> None:
     page = program(1, valkey, prefix)
     running: Counter[int] = Counter()
     most: Counter[int] = Counter()

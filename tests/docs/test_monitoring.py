@@ -139,7 +139,7 @@ def test_the_expressions_of_the_panels_can_be_parsed(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", file)
 
 
-def test_panels_have_titles_units_and_room() -> None:
+def test_panels_have_titles_units_and_space() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
@@ -166,7 +166,7 @@ def objects(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["worker.yaml", "dashboard.yaml", "disruption.yaml"])
-def test_kubernetes_knows_every_field(name: str) -> None:
+def test_kubernetes_schema_has_every_field(name: str) -> None:
     for found in objects(name):
         kubernetes_validate.validate(found, "1.30", strict=True)
 

@@ -74,7 +74,7 @@ def test_every_requirement_is_pinned_and_every_setting_has_its_link() -> None:
         assert peer.one > 0, peer.name
 
 
-def test_every_server_is_of_the_peers_file_and_serves_as_said() -> None:
+def test_every_server_command_matches_the_peers_file_and_settings() -> None:
     for peer in PEERS:
         command = " ".join(peer.server)
         if peer.name != "rq":  # each task carries the handler's import path
@@ -111,7 +111,7 @@ def results() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_median_counts_and_threads_are_compared_with_threads() -> None:
+def test_medians_are_compared_and_threads_only_with_threads() -> None:
     summary = results()["summary"]
 
     assert summary["qsync"]["drain"] == 1000
@@ -120,7 +120,7 @@ def test_the_median_counts_and_threads_are_compared_with_threads() -> None:
     assert "concurrent" not in summary["huey"]
 
 
-def test_the_section_takes_the_place_of_the_last_one_and_leaves_the_rest(tmp_path: Path) -> None:
+def test_section_replaces_the_previous_section_and_leaves_the_rest(tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
     document.write_text("# Benchmarks\n\nbefore\n")
     write_section(document, results())

@@ -113,7 +113,7 @@ def test_the_url_names_the_folder(url: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://localhost", "embedded://data?db=1", "embedded:/data"])
-def test_another_url_is_refused(url: str) -> None:
+def test_other_forms_of_embedded_urls_are_refused(url: str) -> None:
     with pytest.raises(QsyncError, match="embedded://"):
         folder_of(url)
 
@@ -318,7 +318,7 @@ os.wait()
         assert parent.wait(timeout=10) == 0
 
 
-def test_a_long_name_puts_the_socket_elsewhere(folder: Path) -> None:
+def test_socket_of_a_folder_with_a_long_name_is_elsewhere(folder: Path) -> None:
     long = folder / ("long" * 30)
     with Embedded(long) as store:
         private = Path(store.socket).parent
@@ -350,7 +350,7 @@ def test_long_temporary_folder_name_is_supported(
     wait_until(lambda: idle(folder / ("long" * 30)))
 
 
-def test_a_store_that_cannot_start_says_why(folder: Path) -> None:
+def test_error_gives_the_reason_why_the_store_cannot_start(folder: Path) -> None:
     (folder / "appendonlydir").mkdir(parents=True)
     (folder / "appendonlydir" / "appendonly.aof.manifest").write_text("rubbish\n")
     with pytest.raises(StoreUnavailable, match=r"(?s)valkey\.log ends:.*AOF manifest"):

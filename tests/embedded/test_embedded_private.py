@@ -77,9 +77,7 @@ def test_a_planted_link_is_not_followed(folder: Path, victim: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", ["users.lock", "guardian.lock", "valkey.log"])
-def test_a_second_name_of_another_file_is_not_written_to(
-    folder: Path, victim: Path, name: str
-) -> None:
+def test_hard_link_to_another_file_is_not_written_to(folder: Path, victim: Path, name: str) -> None:
     (folder / name).hardlink_to(victim)
     with pytest.raises(ConfigError, match=f"{name} has another name as well"):
         Embedded(folder).start()

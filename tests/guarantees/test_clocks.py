@@ -98,7 +98,7 @@ SCHEDULERS = 10
     ("schedules", "ticks", "kills"),
     [(20, 600, 3), pytest.param(100, 10_000, 20, marks=pytest.mark.slow)],
 )
-def test_ten_schedulers_with_wrong_clocks_that_are_killed_make_each_tick_once(
+def test_ten_killed_schedulers_with_wrong_clocks_enqueue_each_tick_once(
     valkey: Store,
     prefix: str,
     launch: Launch,

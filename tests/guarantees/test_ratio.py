@@ -103,7 +103,7 @@ def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> No
     assert best(ratio, lambda value: value <= MOST_TIMES_BARE) <= MOST_TIMES_BARE
 
 
-def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measured) -> None:
+def test_time_of_the_store_per_task_does_not_grow_with_the_backlog(measured: Measured) -> None:
     """The backlogs are 1,000 and 100,000 pending tasks. The minimum of the batches counts, since
     the store measures wall time."""
 
@@ -122,7 +122,7 @@ def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measure
     assert best(ratio, lambda value: value <= MOST_TIMES_AT_LITTLE) <= MOST_TIMES_AT_LITTLE
 
 
-def test_an_idle_server_asks_the_store_for_little(measured: Measured) -> None:
+def test_idle_server_sends_few_commands(measured: Measured) -> None:
     """The measured period covers more than one sweep."""
 
     async def rate() -> float:

@@ -80,7 +80,7 @@ def test_tasks_start_again_within_35_seconds_with_the_defaults(
 
 
 @pytest.mark.faults(42)
-def test_a_wake_that_is_lost_delays_a_task_by_no_more_than_a_sweep(
+def test_lost_wake_delays_a_task_by_no_more_than_a_sweep(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     launch(valkey.url, sweep=0.5)
@@ -101,9 +101,7 @@ BURST = 200
 
 
 @pytest.mark.faults(42)
-def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
-    valkey: Store, prefix: str, measured: Measured
-) -> None:
+def test_burst_during_upkeep_runs_at_once(valkey: Store, prefix: str, measured: Measured) -> None:
     """Upkeep finds the tasks before a wake arrives, and a full batch shows that there are
     more."""
     chance, mux, ran = random.Random(7), Mux(), list[str]()

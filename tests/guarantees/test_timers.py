@@ -140,7 +140,7 @@ MILLION = 1_000_000
 
 @pytest.mark.faults(29, 65)
 @pytest.mark.slow
-def test_a_million_due_at_once_can_all_run_within_a_minute(
+def test_a_million_tasks_due_at_once_run_within_a_minute(
     prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """The due tasks are in one of two queues; tasks of the other queue start as usual at the same

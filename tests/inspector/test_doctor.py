@@ -236,7 +236,7 @@ def test_a_cluster_is_examined_node_by_node(cluster: Cluster) -> None:
     assert [finding.name for finding in rest] == NAMES[:-1] * 3
 
 
-def test_the_docs_name_each_line_and_each_repair() -> None:
+def test_docs_describe_each_finding_and_each_repair() -> None:
     text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
     rows = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
     assert {"cluster", *NAMES} <= rows

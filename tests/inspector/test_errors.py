@@ -44,7 +44,7 @@ def group(type: str, raise_it: Callable[[], object]) -> str:
     return fingerprint_of(type, described(raise_it)).id
 
 
-def test_text_and_line_do_not_change_the_group() -> None:
+def test_message_and_line_number_do_not_change_the_group() -> None:
     assert group("t", lambda: one_way(1)) == group("t", lambda: one_way(9))
 
 
@@ -57,7 +57,7 @@ def test_type_class_and_function_define_a_group() -> None:
     assert len(groups) == 5
 
 
-def test_the_place_is_the_innermost_function_of_the_program() -> None:
+def test_location_of_an_error_is_the_innermost_function_of_the_program() -> None:
     found = fingerprint_of("t", described(lambda: json.loads("{")))
     assert found.error == "JSONDecodeError"
     assert found.where.startswith("inspector/test_errors.py:")
@@ -78,13 +78,13 @@ def test_causes_do_not_hide_the_raising_function() -> None:
     assert (found.error, found.where.split(" in ")[1]) == ("RuntimeError", "wrapped")
 
 
-def test_a_release_in_another_folder_has_the_same_groups() -> None:
+def test_release_in_another_folder_keeps_the_same_groups() -> None:
     text = 'KeyError: 1\n\n  File "/srv/{}/shop/tasks.py", line 7, in charge\n    raise\n'
     assert fingerprint_of("t", text.format(1)).id == fingerprint_of("t", text.format(2)).id
 
 
 @pytest.mark.parametrize("error", ["", "\n", ":", "crashed 3 times", "é: \n\n\n", "x" * 9000])
-def test_every_text_has_a_group(error: str) -> None:
+def test_every_error_text_has_a_group(error: str) -> None:
     found = fingerprint_of("t", error)
     assert len(found.id) == 8
     assert found.where == ""
@@ -100,7 +100,7 @@ def single(at: int, **fields: Any) -> ErrorGroup:
     return ErrorGroup(**given)
 
 
-def test_sums_keep_the_latest_sample_and_all_counts() -> None:
+def test_merged_groups_keep_the_latest_sample_and_all_counts() -> None:
     states = {TaskState.RETRY: 2}
     parts = [single(5), single(9, states=states, queues={"r": 2}), single(1), single(3, id="b")]
     first, second = merge_groups(parts)

@@ -164,7 +164,7 @@ async def test_the_record_is_bounded_in_entries_and_bytes(store: Store, prefix: 
         assert len(found[0].detail.encode()) <= 512
 
 
-async def test_busy_queue_leaves_no_hole_in_the_events_of_all_queues(
+async def test_busy_queue_leaves_no_gap_in_the_events_of_all_queues(
     store: Store, prefix: str
 ) -> None:
     async with bed(store.url, prefix) as made:

@@ -594,7 +594,7 @@ def test_dead_tasks_are_retried_by_a_filter_in_steps(store: Store, prefix: str) 
     run(store, prefix, work)
 
 
-def test_two_dead_of_one_lock_do_not_both_run(store: Store, prefix: str) -> None:
+def test_two_dead_tasks_with_one_lock_do_not_both_run(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         for id in ("one", "two"):
             await bed.dead(Task("t", id=id, unique=True))

@@ -123,7 +123,9 @@ def test_invalid_operator_rules_are_named(store: Store, prefix: str) -> None:
     run(main())
 
 
-def test_explanation_names_the_limit_its_holders_and_the_place(store: Store, prefix: str) -> None:
+def test_explanation_names_the_limit_its_holders_and_the_position(
+    store: Store, prefix: str
+) -> None:
     async def main() -> None:
         async with bed(store.url, prefix) as made:
             await declare(made, customer=TWO)

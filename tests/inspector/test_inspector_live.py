@@ -215,7 +215,7 @@ async def test_servers_are_drained_and_stopped(store: Store, prefix: str) -> Non
         assert (await inspector.explain("a")).reason == "no_server"
 
 
-async def test_order_is_carried_out_however_soon_it_follows_the_record(
+async def test_request_is_carried_out_even_if_sent_as_soon_as_the_server_is_visible(
     valkey: Store, prefix: str
 ) -> None:
     """A server discards requests that it finds at startup, since they are for an earlier server. It
@@ -398,7 +398,7 @@ async def test_trigger_enqueues_the_task_of_a_schedule(store: Store, prefix: str
         assert night.last_tick is None, "the ticks continue as before"
 
 
-async def test_triggers_within_a_millisecond_enqueue_a_task_each(store: Store, prefix: str) -> None:
+async def test_each_trigger_within_a_millisecond_enqueues_a_task(store: Store, prefix: str) -> None:
     app = ticking(store.url, prefix, [])
     async with inspecting(store.url, prefix) as (_, inspector):
         async with serve(app):
@@ -413,7 +413,7 @@ async def test_triggers_within_a_millisecond_enqueue_a_task_each(store: Store, p
         assert len({change.holder for change in changes}) == 50
 
 
-async def test_a_schedule_that_no_server_has_is_forgotten(store: Store, prefix: str) -> None:
+async def test_schedule_that_no_server_publishes_is_forgotten(store: Store, prefix: str) -> None:
     app = ticking(store.url, prefix, [])
     keys = QueueKeys(prefix, "other")
     async with inspecting(store.url, prefix) as (_, inspector):

@@ -101,7 +101,7 @@ def test_doctor_does_not_report_a_paused_type_as_a_low_limit(store: Store, prefi
     run(main())
 
 
-def test_bad_types_and_one_type_too_many_are_refused(store: Store, prefix: str) -> None:
+def test_invalid_types_and_too_many_types_are_refused(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bed(store.url, prefix) as made:
             await made.enqueue(Task("x"))

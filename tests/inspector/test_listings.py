@@ -149,7 +149,7 @@ def test_pages_without_a_queue_show_all_of_them(valkey: Store, prefix: str) -> N
     asyncio.run(main())
 
 
-def test_confirmation_names_how_many_fit(valkey: Store, prefix: str) -> None:
+def test_confirmation_gives_the_number_of_matches(valkey: Store, prefix: str) -> None:
     die(valkey, prefix, [("a", f"x{n}", 1_700_000_000 + n) for n in range(70)], type="mail")
     die(valkey, prefix, [("a", f"y{n}", 1_700_000_100 + n) for n in range(30)], type="sms")
 

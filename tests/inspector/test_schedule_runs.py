@@ -49,7 +49,7 @@ async def history(
     return found
 
 
-async def test_runs_end_in_the_history_with_outcome_and_duration(store: Store, prefix: str) -> None:
+async def test_runs_are_recorded_with_outcome_and_duration(store: Store, prefix: str) -> None:
     app = app_of(store, prefix)
     async with app.async_client() as client, app.inspector() as inspector:
         await client.schedules.put("fine", Task("good"), every=0.5)

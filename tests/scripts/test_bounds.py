@@ -43,7 +43,7 @@ def held_bytes(rig: Rig) -> int:
     return sum(map(len, rig.client.hvals(rig.keys.key("tasks"))))
 
 
-def test_bounds_lift_the_layout_and_are_read_as_they_were_set(rig: Rig) -> None:
+def test_bounds_raise_the_layout_and_are_read_as_they_were_set(rig: Rig) -> None:
     assert read(rig) == QueueBounds()
     bound(rig, max_tasks=5)
     assert rig.field("meta", "schema") == b"2"
@@ -80,7 +80,7 @@ def test_call_beyond_max_tasks_is_refused_as_a_whole(rig: Rig) -> None:
     assert rig.enqueue("a") == [("exists", "a")]  # an existing id needs no room
 
 
-def test_room_counts_to_the_task_that_does_not_fit_though_another_has_its_id(rig: Rig) -> None:
+def test_room_ends_at_the_task_that_does_not_fit_even_if_another_has_its_id(rig: Rig) -> None:
     bound(rig, max_tasks=2)
     rig.enqueue("holder", unique=True, unique_key="l")
     duplicate = rig.tasks("x", unique=True, unique_key="l")
@@ -135,7 +135,7 @@ def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
     assert rig.ids("pending") == ["1", "2", "3"]
 
 
-def test_holder_that_its_own_call_drops_was_replaced_first(rig: Rig) -> None:
+def test_holder_dropped_by_its_own_call_is_reported_as_replaced(rig: Rig) -> None:
     """Two callers share a round trip. The new task of one caller needs the place of the task that
     the other caller replaces."""
     doc: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
@@ -207,7 +207,7 @@ def test_drop_oldest_frees_bytes_or_drops_nothing(rig: Rig) -> None:
     assert read(rig).bytes == held_bytes(rig)
 
 
-def test_a_tick_into_a_full_queue_is_refused_and_comes_later(rig: Rig) -> None:
+def test_tick_refused_by_a_full_queue_is_enqueued_later(rig: Rig) -> None:
     bound(rig, max_tasks=1)
     rig.enqueue("a")
     [task] = rig.tasks("hourly@1")

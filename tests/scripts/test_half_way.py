@@ -272,7 +272,7 @@ def test_forbidden_command_leaves_no_partial_transition(rig: Rig, name: str) -> 
     ("command", "line"),
     [("XADD", "local added = redis.pcall("), ("XREVRANGE", "ipairs(redis.pcall('XREVRANGE'")],
 )
-def test_record_that_fails_its_script_would_be_found(rig: Rig, command: str, line: str) -> None:
+def test_event_record_that_fails_its_script_is_detected(rig: Rig, command: str, line: str) -> None:
     with planted("include/record_event.lua", line, line.replace("pcall", "call")):
         for name in ("pause", "set weight", "edit dead", "pause_type"):
             call = EVERY[name](rig, queue(rig))

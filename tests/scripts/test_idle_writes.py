@@ -86,18 +86,18 @@ def queue(prefix: str) -> Iterator[Queue]:
 
 
 @pytest.mark.faults(99)
-def test_empty_queue_costs_no_writes(queue: Queue) -> None:
+def test_empty_queue_causes_no_writes(queue: Queue) -> None:
     assert queue.hour() == 0
 
 
 @pytest.mark.faults(99)
-def test_queue_with_tasks_for_later_costs_no_writes(queue: Queue) -> None:
+def test_queue_with_scheduled_tasks_causes_no_writes(queue: Queue) -> None:
     queue.enqueue(Task("a", delay=7200, unique=True))
     assert queue.hour() == 0
 
 
 @pytest.mark.faults(99)
-def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
+def test_used_queue_causes_no_writes_once_it_is_swept(queue: Queue) -> None:
     """Once the records of servers and clients have expired, nothing more is written."""
     sent = queue.enqueue(Task("a"))
     dead = queue.enqueue(Task("a"))
@@ -112,7 +112,7 @@ def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
     assert queue.hour() == 0
 
 
-def test_paused_queue_with_waiting_tasks_costs_no_writes(queue: Queue) -> None:
+def test_paused_queue_with_waiting_tasks_causes_no_writes(queue: Queue) -> None:
     queue.run(operator_ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
     assert queue.hour() == 0
 
@@ -187,7 +187,7 @@ def test_publications_of_many_servers_write_no_more_than_those_of_one(queue: Que
     assert (published.record, published.task) == (b"another", b"another")
 
 
-async def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, prefix: str) -> None:
+async def test_restarted_store_soon_lists_its_servers(queue: Queue, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("t")

@@ -90,7 +90,7 @@ def test_completed_task_is_deleted_or_kept(rig: Rig) -> None:
     assert set(rig.dump()["tasks"]) == {b"kept"}
 
 
-def test_no_retention_and_a_retention_of_0_differ(rig: Rig) -> None:
+def test_no_retention_differs_from_a_retention_of_0(rig: Rig) -> None:
     rig.enqueue("none", "zero")
     none, zero = rig.lease()
     rig.complete(none)
@@ -139,7 +139,7 @@ def test_progress_is_kept_while_the_task_runs(rig: Rig) -> None:
     assert "progress" not in rig.dump()
 
 
-def test_every_end_with_waiting_callers_is_published(rig: Rig) -> None:
+def test_every_end_of_a_task_with_waiting_callers_is_published(rig: Rig) -> None:
     subscription = rig.broker.subscribe(None)
     subscription.open()
     try:
@@ -483,7 +483,7 @@ def test_server_is_live_for_its_announced_time(rig: Rig) -> None:
 
 
 @pytest.mark.faults(79)
-def test_a_description_replaces_the_previous_one_and_expires(rig: Rig) -> None:
+def test_server_description_replaces_the_previous_one_and_expires(rig: Rig) -> None:
     key = rig.globals.server("s")
     rig.run(
         registry_ops.set_server_info(
@@ -500,7 +500,7 @@ def test_a_description_replaces_the_previous_one_and_expires(rig: Rig) -> None:
 
 
 @pytest.mark.faults(79)
-def test_orders_are_read_in_order_and_end(rig: Rig) -> None:
+def test_requests_to_a_server_are_read_in_order_and_expire(rig: Rig) -> None:
     key = rig.globals.inbox("s")
     for order in (b"quiet", b"stop", b"stop", b"quiet"):
         rig.run(registry_ops.send_order(rig.globals, "s", order, ttl_ms=60_000))

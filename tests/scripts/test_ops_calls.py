@@ -138,7 +138,7 @@ def test_senders_are_independent(rig: Rig) -> None:
     assert rig.client.hlen(rig.keys.key("calls")) == 2
 
 
-def test_a_sender_is_forgotten_after_ten_minutes_and_not_before(rig: Rig) -> None:
+def test_sender_is_forgotten_after_exactly_ten_minutes(rig: Rig) -> None:
     rig.run(ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now))
     rig.now += KEPT
     rig.run(ops.enqueue(rig.keys, rig.tasks("b"), sender="y", number=1, now_us=rig.now))

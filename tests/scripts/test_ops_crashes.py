@@ -55,7 +55,7 @@ def test_lease_expires_exactly_at_its_end(rig: Rig) -> None:
     assert rig.fetch(server="t").ids == ["a"]
 
 
-def test_a_renewed_lease_lasts_from_then_on(rig: Rig) -> None:
+def test_renewed_lease_lasts_from_its_renewal(rig: Rig) -> None:
     rig.enqueue("a")
     held = rig.lease()
     rig.now += LEASE - 1
@@ -214,7 +214,7 @@ def test_rerun_dead_task_starts_fresh(rig: Rig) -> None:
     assert (fetched.ids, fetched.crashes, fetched.failures) == (["a"], [0], [None])
 
 
-def test_a_cancelled_task_ends_when_its_lease_lapses(rig: Rig) -> None:
+def test_cancelled_task_ends_when_its_lease_expires(rig: Rig) -> None:
     rig.enqueue("kept", "gone", unique=True)
     rig.lease()
     assert rig.cancel("kept", retention_us=S)[0] == "active"
@@ -232,7 +232,7 @@ def test_a_cancelled_task_ends_when_its_lease_lapses(rig: Rig) -> None:
 # Abandon
 
 
-def test_the_leases_of_an_abandoned_server_lapse_at_once(rig: Rig) -> None:
+def test_leases_of_an_abandoned_server_expire_at_once(rig: Rig) -> None:
     rig.enqueue("a", "b", "c")
     rig.lease(2, server="dead")
     rig.lease(1, server="dead2")
@@ -246,7 +246,7 @@ def test_the_leases_of_an_abandoned_server_lapse_at_once(rig: Rig) -> None:
     assert rig.state("c") == "active"
 
 
-def test_abandon_goes_through_many_owners_in_parts(rig: Rig) -> None:
+def test_abandon_processes_many_owners_in_parts(rig: Rig) -> None:
     for at in range(0, 3000, 500):
         rig.enqueue(*[str(n) for n in range(at, at + 500)])
         rig.lease(server="dead" if at % 1000 else "live")

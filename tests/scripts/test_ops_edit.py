@@ -73,7 +73,7 @@ def test_dead_task_stays_dead_or_runs_with_lock_key_and_record(rig: Rig) -> None
     assert decode_message(fetched.messages[0]).payload == b"newer"
 
 
-def test_task_that_moved_or_changed_stays_as_it_is(rig: Rig) -> None:
+def test_task_that_moved_or_changed_is_not_edited(rig: Rig) -> None:
     rig.enqueue("s", delay=60)
     seen = message_of(rig, "s")
     before = rig.dump()
@@ -91,7 +91,7 @@ def test_task_that_moved_or_changed_stays_as_it_is(rig: Rig) -> None:
     assert edited(rig, "s", "scheduled", seen=message_of(rig, "s")).outcome == "changed"
 
 
-def test_limits_and_bytes_stay_right(rig: Rig) -> None:
+def test_edit_keeps_limits_and_bytes_correct(rig: Rig) -> None:
     rules = {"c": LimitRule(concurrency=1)}
     rig.run(limit_ops.put_limit_rules(rig.keys, rules, now_us=rig.now))
     rig.send([with_limits(task, "c") for task in rig.tasks("a")])

@@ -31,7 +31,7 @@ def test_tasks_are_fetched_in_the_order_of_enqueue(rig: Rig) -> None:
     assert rig.fetch(2).ids == []
 
 
-def test_order_holds_over_chunks_and_batches(rig: Rig) -> None:
+def test_order_of_tasks_spans_chunks_and_batches(rig: Rig) -> None:
     ids = [f"task-{n}" for n in range(730)]
     for at in range(0, 730, 365):
         rig.enqueue(*ids[at : at + 365])
@@ -50,7 +50,7 @@ def test_a_fetched_task_is_active_under_its_token_until_the_lease_ends(rig: Rig)
     assert fetched.next_due_us == LEASE
 
 
-def test_messages_come_with_the_time_of_enqueue(rig: Rig) -> None:
+def test_messages_include_the_time_of_enqueue(rig: Rig) -> None:
     rig.enqueue("a")
     rig.now += S
     message = decode_message(rig.fetch().messages[0])
@@ -58,7 +58,7 @@ def test_messages_come_with_the_time_of_enqueue(rig: Rig) -> None:
     assert message.payload == b"a"
 
 
-def test_failures_and_crash_counts_go_with_their_ids(rig: Rig) -> None:
+def test_failures_and_crash_counts_match_their_ids(rig: Rig) -> None:
     rig.enqueue("a", "b", "c")
     held = rig.lease()
     rig.retry(held[1], delay_us=0)
@@ -71,7 +71,7 @@ def test_failures_and_crash_counts_go_with_their_ids(rig: Rig) -> None:
     assert fetched.recovered == 1
 
 
-def test_a_full_server_fetches_nothing_and_does_the_upkeep(rig: Rig) -> None:
+def test_full_server_fetches_no_task_but_does_upkeep(rig: Rig) -> None:
     rig.enqueue("a")
     rig.enqueue("b", delay=1)
     rig.now += S
@@ -88,7 +88,7 @@ def test_a_batch_is_bounded_in_bytes(rig: Rig) -> None:
     assert rig.fetch().ids == ["e"]
 
 
-def test_one_task_of_any_size_is_leased(rig: Rig) -> None:
+def test_at_least_one_task_of_any_size_is_leased(rig: Rig) -> None:
     rig.enqueue("a", "b")
     tight = replace(POLICY, max_bytes=1)
     assert rig.fetch(policy=tight).ids == ["a"]
@@ -232,7 +232,7 @@ def test_repeated_fetch_includes_failures_and_crash_counts(rig: Rig) -> None:
     assert again.failures == first.failures == [None, FAILURE]
 
 
-def test_a_lower_number_gets_nothing_and_changes_nothing(rig: Rig) -> None:
+def test_fetch_with_a_lower_number_returns_and_changes_nothing(rig: Rig) -> None:
     rig.enqueue("a", "b")
     rig.enqueue("c", delay=1)
     rig.fetch(1, number=10)
@@ -243,7 +243,7 @@ def test_a_lower_number_gets_nothing_and_changes_nothing(rig: Rig) -> None:
     assert rig.dump() == before
 
 
-def test_numbers_are_compared_as_numbers_and_each_server_has_its_own(rig: Rig) -> None:
+def test_fetch_numbers_are_compared_numerically_for_each_server(rig: Rig) -> None:
     rig.enqueue(*"abcd")
     assert rig.fetch(1, number=9).ids == ["a"]
     assert rig.fetch(1, number=10).ids == ["b"]
@@ -257,7 +257,7 @@ ODD_IDS = ("-1", "+inf", "XX", "NX", "0", "1e3", "a/b", "=l", "@a", "{x}:y", "%d
 
 
 @pytest.mark.parametrize("id", ODD_IDS)
-def test_unusual_ids_are_ids(rig: Rig, id: str) -> None:
+def test_unusual_ids_are_supported(rig: Rig, id: str) -> None:
     rig.enqueue(id, unique=True)
     assert rig.fetch(server="t", number=1).ids == [id]
     assert rig.fetch(server="t", number=1).ids == [id]

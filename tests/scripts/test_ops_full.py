@@ -61,7 +61,7 @@ def test_task_can_be_read_in_a_full_store(rig: Rig) -> None:
 
 
 @pytest.mark.faults(26, 61)
-def test_batch_with_a_result_is_refused_and_passes_without_it(rig: Rig) -> None:
+def test_batch_refused_for_its_result_is_accepted_without_it(rig: Rig) -> None:
     a, b = queue(rig)
     rig.client.config_set("maxmemory", 1)
     tasks = [Completion(*a), Completion(*b, S, b"result")]

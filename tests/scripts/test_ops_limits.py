@@ -97,7 +97,7 @@ def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
     assert rig.fetch().ids == ["b"]
 
 
-def test_start_that_is_given_back_late_does_not_exceed_the_burst(rig: Rig) -> None:
+def test_start_returned_late_does_not_exceed_the_burst(rig: Rig) -> None:
     """When the start is given back, the rate has already regained it and other tasks have used
     it."""
     rule = LimitRule(rate=1, per_us=S, burst=2)
@@ -155,7 +155,7 @@ def test_waiters_start_after_a_clock_that_was_ahead(rig: Rig, ahead_s: int) -> N
     assert rig.score("openings", "daily") == rig.now + 86_400 * S - 3 * S, "from its discovery"
 
 
-def test_start_that_is_late_does_not_delay_the_next_ones(rig: Rig) -> None:
+def test_late_start_does_not_delay_the_next_starts(rig: Rig) -> None:
     send(rig, ("r",), "a", "b", "c", "d")
     assert rig.fetch().ids == ["a"]
     rig.now += S + 20_000  # 20 ms after b could have started
@@ -214,7 +214,7 @@ def test_limits_of_many_tasks_are_looked_up_in_hash_tables(rig: Rig) -> None:
     assert (state(rig, ""), rig.field("holds", "")) == (None, None)
 
 
-def test_first_waiters_are_in_the_state_of_their_limit_and_the_others_need_no_id(rig: Rig) -> None:
+def test_first_waiters_are_stored_with_their_limit_and_others_need_no_id(rig: Rig) -> None:
     def with_id() -> set[str]:
         """Check all waiters; return the ids from the entries that contain an id."""
         check_limits(rig.dump())
@@ -250,7 +250,7 @@ def test_first_waiters_are_in_the_state_of_their_limit_and_the_others_need_no_id
     assert "waiters" not in rig.dump()
 
 
-def test_waiter_that_may_stand_for_two_tasks_is_damage(rig: Rig) -> None:
+def test_waiter_that_could_stand_for_two_tasks_is_damage(rig: Rig) -> None:
     send(rig, ("c",), *(f"{number:02}" for number in range(1, 23)))
     rig.client.zadd(rig.keys.key("limited"), {"20": 21})
     damage = rig.run(limit_ops.audit_limits(rig.keys))

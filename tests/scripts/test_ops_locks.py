@@ -162,7 +162,7 @@ def test_lock_window_starts_at_the_enqueue_of_its_holder(rig: Rig) -> None:
 
 @pytest.mark.faults(73)
 @pytest.mark.guarantee(6)
-def test_the_end_of_an_earlier_holder_does_not_free_the_lock_of_a_later_one(rig: Rig) -> None:
+def test_end_of_an_earlier_holder_does_not_free_the_lock_of_a_later_holder(rig: Rig) -> None:
     rig.enqueue("a", **WINDOW)
     rig.kill(*rig.lease())
     rig.now += 60 * S
@@ -250,7 +250,7 @@ def test_a_dead_task_that_is_run_again_keeps_the_rest_of_its_window(rig: Rig) ->
 # Sweep
 
 
-def test_ended_windows_are_swept_and_running_ones_stay(rig: Rig) -> None:
+def test_ended_windows_are_swept_and_open_windows_stay(rig: Rig) -> None:
     rig.enqueue("a", **WINDOW)
     rig.complete(*rig.lease())
     rig.fetch(0)

@@ -40,7 +40,7 @@ def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(rig: Rig) -> No
     assert order[-1] == "big399"
 
 
-def test_late_key_gets_no_credit_for_earlier_time(rig: Rig) -> None:
+def test_new_fairness_key_gets_no_credit_for_earlier_time(rig: Rig) -> None:
     fill(rig, "old", 100)
     rig.complete(*rig.lease(60))
     fill(rig, "new", 40)
@@ -66,7 +66,7 @@ def test_invalid_weight_counts_as_1(rig: Rig, weight: str) -> None:
 
 
 @pytest.mark.parametrize("weight", ["1e300", "inf", "1e-300"])
-def test_an_absurd_weight_keeps_the_order_within_its_key(rig: Rig, weight: str) -> None:
+def test_absurd_weight_keeps_the_order_within_its_key(rig: Rig, weight: str) -> None:
     rig.set("meta", "weight:a", weight)
     ids = fill(rig, "a", 30)
     assert rig.fetch(10).ids == ids[:10]
@@ -133,7 +133,7 @@ def test_many_keys_are_dropped_in_parts(rig: Rig) -> None:
 # The head
 
 
-def test_handed_back_tasks_go_to_the_head_in_the_order_given(rig: Rig) -> None:
+def test_handed_back_tasks_go_to_the_head_in_their_given_order(rig: Rig) -> None:
     rig.enqueue(*"abcdef")
     held = rig.lease(4)
     rig.hand_back(held[2], held[0], held[3])

@@ -40,7 +40,7 @@ def test_normal_priority_is_readable_by_an_earlier_version(rig: Rig) -> None:
     assert dump["keys"] == {b"a": b"k"}
 
 
-def test_another_priority_lifts_the_layout_of_the_queue(rig: Rig) -> None:
+def test_priority_other_than_normal_raises_the_layout_of_the_queue(rig: Rig) -> None:
     rig.enqueue("a", priority=6)
     assert rig.dump()["meta"][b"schema"] == b"2"
 

@@ -135,7 +135,7 @@ def test_active_holder_runs_again_after_any_outcome(rig: Rig, end: str) -> None:
     assert "tasks" not in rig.dump()
 
 
-def test_cancel_after_the_replacement_cancels_it_too(rig: Rig) -> None:
+def test_cancel_after_a_replacement_also_cancels_the_replacement(rig: Rig) -> None:
     replace(rig, "a", "old")
     held, _ = run_next(rig)
     replace(rig, "b", "new")
@@ -195,7 +195,7 @@ def test_chosen_id_of_a_replacing_call_is_remembered(rig: Rig) -> None:
     assert payload(rig, "a") == "new"
 
 
-def test_last_of_a_batch_counts(rig: Rig) -> None:
+def test_last_replacement_of_a_batch_counts(rig: Rig) -> None:
     def made(id: str) -> Any:
         task = Task("t", id.encode(), id=id, unique_key="doc", on_duplicate="replace")
         return new_task(task, new_nonce())
@@ -205,7 +205,7 @@ def test_last_of_a_batch_counts(rig: Rig) -> None:
     assert payload(rig, "a") == "c"
 
 
-def test_window_of_an_ended_holder_is_kept(rig: Rig) -> None:
+def test_lock_window_of_an_ended_holder_refuses_a_replacement(rig: Rig) -> None:
     """A call with unique=seconds still holds the lock, so the caller gets an error."""
     rig.enqueue("a", unique=400, unique_key="doc")
     rig.complete(*rig.lease())
@@ -259,7 +259,7 @@ def test_debounced_task_that_was_not_started_waits_again(rig: Rig) -> None:
     assert run_next(rig)[1] == "3"
 
 
-def test_running_time_of_the_due_time_is_known_to_the_server(rig: Rig) -> None:
+def test_server_learns_the_due_time_of_a_debounced_task(rig: Rig) -> None:
     """The server measures the waiting time from the due time."""
     debounce(rig, "a", "1")
     rig.now += 4 * S

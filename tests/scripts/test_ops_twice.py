@@ -392,7 +392,7 @@ ACTIONS: dict[str, Make] = {
 
 @pytest.mark.faults(35)
 @pytest.mark.parametrize("name", ACTIONS)
-def test_action_whose_reply_was_lost_answers_the_same_again(rig: Rig, name: str) -> None:
+def test_repeated_action_of_an_operator_gets_the_same_reply(rig: Rig, name: str) -> None:
     call = recorded(ACTIONS[name](rig, queue(rig)), EVENT)
     before = rig.dump()
     answer = rig.run(call)
@@ -404,7 +404,7 @@ def test_action_whose_reply_was_lost_answers_the_same_again(rig: Rig, name: str)
 
 
 @pytest.mark.faults(35)
-def test_call_of_a_client_whose_reply_was_lost_answers_the_same_again(rig: Rig) -> None:
+def test_repeated_call_of_a_client_gets_the_same_reply(rig: Rig) -> None:
     held = queue(rig)
     gone = ops.cancel(rig.keys, "s", retention_us=None, call_id=("me", 1), now_us=rig.now)
     assert rig.run(gone) == rig.run(gone) == ("cancelled", "")
@@ -441,7 +441,7 @@ def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
 
 @pytest.mark.faults(36)
 @pytest.mark.parametrize("name", SETTLE)
-def test_a_settlement_made_before_answers_done(rig: Rig, name: str) -> None:
+def test_repeated_settlement_is_answered_with_done(rig: Rig, name: str) -> None:
     call = SETTLE[name](rig, queue(rig))
     rig.run(call)
     assert rig.run(call) == ["done", "done"]
@@ -451,7 +451,7 @@ def test_a_settlement_made_before_answers_done(rig: Rig, name: str) -> None:
 @pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 @pytest.mark.parametrize("token", ["s/0", "t/5", "s", "", "s/04"])
-def test_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
+def test_settlement_with_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
     held = queue(rig)
     stale = [LeaseRef(one.id, token) for one in held]
     call = (SETTLE | HOLD)[name](rig, stale)
@@ -472,7 +472,7 @@ def test_unowned_task_settles_as_done(rig: Rig, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTLE | HOLD)
-def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -> None:
+def test_one_call_may_have_current_and_stale_tokens(rig: Rig, name: str) -> None:
     held = queue(rig)
     call = (SETTLE | HOLD)[name](
         rig, [LeaseRef("a", "s/0"), LeaseRef("p", "s/1"), held[1], held[1]]
@@ -488,7 +488,9 @@ def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -
 @pytest.mark.faults(3, 36)
 @pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE)
-def test_a_settlement_run_again_after_the_task_was_fetched_again(rig: Rig, name: str) -> None:
+def test_settlement_repeated_after_the_task_was_fetched_again_changes_nothing(
+    rig: Rig, name: str
+) -> None:
     """The first reply was lost, and the same server has since leased the task again in another
     fetch."""
     call = SETTLE[name](rig, queue(rig))
@@ -521,7 +523,7 @@ def test_refused_settlements_are_counted(rig: Rig) -> None:
 
 
 @pytest.mark.faults(35)
-def test_a_repeated_fetch_answers_the_same(rig: Rig) -> None:
+def test_repeated_fetch_gets_the_same_reply(rig: Rig) -> None:
     queue(rig)
     call = rig.fetching(2)
     first, again = rig.run(call), rig.run(call)
@@ -568,7 +570,7 @@ def test_id_repeated_in_one_call_is_created_once(rig: Rig) -> None:
     assert rig.send(rig.tasks("b") + rig.tasks("b")) == [("created", "b"), ("exists", "b")]
 
 
-def test_a_batch_of_500_with_all_options(rig: Rig) -> None:
+def test_batch_of_500_with_all_options_is_settled(rig: Rig) -> None:
     ids = [str(n) for n in range(500)]
     tasks = rig.tasks(*ids, unique=5, fairness_key="k", retention=9)
     assert rig.send(tasks) == [("created", id) for id in ids]

@@ -30,7 +30,7 @@ def paused(rig: Rig) -> list[type_ops.StoredPause]:
     return rig.run(type_ops.paused_types(rig.keys))
 
 
-def test_tasks_of_a_paused_type_go_aside_and_come_back_in_their_order(rig: Rig) -> None:
+def test_tasks_of_a_paused_type_are_set_aside_and_return_in_order(rig: Rig) -> None:
     rig.enqueue("a1", "a2", type="a")
     [running] = rig.lease(1)
     assert rig.field("meta", "schema") == b"1"
@@ -56,7 +56,7 @@ def test_tasks_of_a_paused_type_go_aside_and_come_back_in_their_order(rig: Rig) 
     assert rig.client.exists(*(rig.keys.key(name) for name in ("waiters", "limit_rules"))) == 0
 
 
-def test_note_of_a_pause_is_replaced_and_its_time_kept(rig: Rig) -> None:
+def test_repeated_pause_replaces_the_note_and_keeps_the_time(rig: Rig) -> None:
     began = rig.now
     assert pause(rig, "a", b"one") is True
     rig.now += S
@@ -82,7 +82,7 @@ def test_no_more_than_100_types_are_paused(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("type", ["x", "x" * 31, "x" * 32, "x" * 255, "x" * 256, "ж" * 256, "a:b@"])
-def test_type_of_any_name_is_found_in_messages(rig: Rig, type: str) -> None:
+def test_type_with_any_name_is_found_in_messages(rig: Rig, type: str) -> None:
     rig.enqueue("before", type=type)
     pause(rig, type)
     rig.enqueue("like", type=type[:-1] or "y")

@@ -218,7 +218,7 @@ def test_pieces_are_placed_in_blocks_that_use_them(name: str) -> None:
         assert {shared[function][0] for function in called & set(shared)} & set(pieces.split())
 
 
-def test_lone_enqueue_makes_no_function_in_the_ordinary_case() -> None:
+def test_lone_enqueue_creates_no_function_in_the_usual_case() -> None:
     source = lua.script("enqueue_one")
     placed = re.findall(r"-- here: (.+)", source.text)
     assert set(source.includes) == {piece for pieces in placed for piece in pieces.split()}
@@ -234,7 +234,7 @@ def test_include_follows_the_includes_it_needs(name: str) -> None:
                 assert place[shared[call.name][0]] <= place[shared[caller][0]]
 
 
-def test_shared_functions_have_names_of_their_own() -> None:
+def test_shared_functions_have_unique_names() -> None:
     for flow in (True, False):
         pieces = [lua.piece(piece, flow=flow) for piece in INCLUDES]
         names = [function.name for piece in pieces for function in piece.functions]
@@ -267,7 +267,7 @@ def test_scripts_have_the_expected_flags(name: str) -> None:
         assert line == "#!lua flags=allow-oom"
 
 
-def test_complete_can_be_refused_when_it_carries_results() -> None:
+def test_complete_can_be_refused_if_it_includes_results() -> None:
     keys = QueueKeys("p", "q")
     bare, full = Completion("a", "s/1"), Completion("b", "s/1", 1, b"result")
     assert ops.complete(keys, [bare]).script.text.startswith("#!lua flags=allow-oom\n")

@@ -98,7 +98,7 @@ def test_completed_task_is_shown(rig: Rig) -> None:
     assert stored_task.result_of(shown) == Result(b"r", False)
 
 
-def test_kept_cancelled_task_is_shown(rig: Rig) -> None:
+def test_retained_cancelled_task_is_shown(rig: Rig) -> None:
     rig.enqueue("a")
     rig.cancel("a", retention_us=9)
     assert status(rig).state is TaskState.CANCELLED
@@ -136,7 +136,7 @@ def test_task_dead_after_crashes_is_shown(rig: Rig) -> None:
     assert shown.crashes == 3
 
 
-def test_killed_after_a_crash_shows_its_failure(rig: Rig) -> None:
+def test_task_killed_after_a_crash_shows_its_failure(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
     rig.now += LAPSE
@@ -156,7 +156,7 @@ def test_task_dead_without_its_message_is_shown(rig: Rig) -> None:
     assert (shown.type, shown.payload) == ("", b"")
 
 
-def test_unknown_ids_are_shown_as_none_in_their_places(rig: Rig) -> None:
+def test_unknown_ids_are_none_in_their_positions(rig: Rig) -> None:
     rig.enqueue("a", "b")
     shown = rig.run(views.get_tasks(rig.keys, ["x", "b", "y", "a", ""]))
     assert [one is not None for one in shown] == [False, True, False, True, False]
@@ -190,7 +190,7 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
     assert len(rig.run(views.overview(rig.keys, now_us=rig.now)).first) == 8
 
 
-def test_a_page_returns_no_more_than_a_quarter_of_a_megabyte(rig: Rig) -> None:
+def test_page_returns_at_most_a_quarter_of_a_megabyte(rig: Rig) -> None:
     """This also applies to dead tasks with long errors and to long messages; the remaining tasks
     are on the next page."""
     ids = [f"d{n}" for n in range(100)]

@@ -125,7 +125,7 @@ def test_a_batch_that_waits_takes_no_slot(valkey: Store, prefix: str) -> None:
     asyncio.run(main())
 
 
-def test_a_call_has_one_slot(valkey: Store, prefix: str) -> None:
+def test_batch_call_takes_one_slot(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
             gate, most, now = asyncio.Event(), [0], [0]
@@ -233,7 +233,7 @@ def test_a_list_gives_each_task_its_own_outcome(valkey: Store, prefix: str) -> N
     asyncio.run(main())
 
 
-def test_only_the_task_that_failed_is_tried_again(valkey: Store, prefix: str) -> None:
+def test_only_the_failed_task_of_a_batch_is_retried(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
 
@@ -252,7 +252,7 @@ def test_only_the_task_that_failed_is_tried_again(valkey: Store, prefix: str) ->
     asyncio.run(main())
 
 
-def test_a_snooze_in_the_list_is_for_this_task_alone(valkey: Store, prefix: str) -> None:
+def test_snooze_in_the_list_applies_only_to_its_task(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
             calls = Calls(
@@ -268,7 +268,7 @@ def test_a_snooze_in_the_list_is_for_this_task_alone(valkey: Store, prefix: str)
     asyncio.run(main())
 
 
-def test_one_exception_fails_all_and_is_logged_in_full_once(
+def test_exception_fails_all_tasks_of_the_call_and_is_logged_in_full_once(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -303,7 +303,7 @@ def test_one_exception_fails_all_and_is_logged_in_full_once(
         (lambda tasks: (one for one in tasks), "returned a generator"),
     ],
 )
-def test_a_value_of_another_shape_raises_a_clear_error(
+def test_outcomes_of_another_shape_raise_a_clear_error(
     valkey: Store, prefix: str, answer: Handler, error: str
 ) -> None:
     async def main() -> None:
@@ -317,7 +317,7 @@ def test_a_value_of_another_shape_raises_a_clear_error(
     asyncio.run(main())
 
 
-def test_rules_of_a_batch_handler_decide_about_retries(valkey: Store, prefix: str) -> None:
+def test_batch_handler_has_its_own_retry_rules(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
             errors = {b"0": KeyError(), b"1": OSError()}
@@ -363,7 +363,7 @@ def test_a_cancelled_task_ends_with_the_call_and_the_others_complete(
     asyncio.run(main())
 
 
-def test_a_call_is_cancelled_once_all_of_its_tasks_are(valkey: Store, prefix: str) -> None:
+def test_batch_call_is_cancelled_once_all_its_tasks_are(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(valkey.url, prefix) as b:
             begun, ended = asyncio.Event(), []
@@ -387,7 +387,7 @@ def test_a_call_is_cancelled_once_all_of_its_tasks_are(valkey: Store, prefix: st
     asyncio.run(main())
 
 
-def test_a_task_that_is_cancelled_while_it_waits_is_not_in_the_call(
+def test_task_cancelled_while_its_batch_waits_is_left_out_of_the_call(
     valkey: Store, prefix: str
 ) -> None:
     async def main() -> None:
@@ -590,7 +590,7 @@ def test_a_middleware_can_change_the_first_task(valkey: Store, prefix: str) -> N
     asyncio.run(main())
 
 
-def test_hooks_hear_of_each_task(valkey: Store, prefix: str) -> None:
+def test_hooks_run_for_each_task_of_a_batch(valkey: Store, prefix: str) -> None:
     app = Qsync(valkey.url, prefix=prefix)
     heard: list[tuple[str, str]] = []
     for event in ("started", "completed"):
@@ -682,9 +682,7 @@ def test_an_app_enqueues_typed_payloads_for_a_batch(valkey: Store, prefix: str) 
         ({"retry": -1}, "retry: -1"),
     ],
 )
-def test_wrong_options_are_refused_at_the_declaration(
-    options: dict[str, Any], message: str
-) -> None:
+def test_wrong_options_are_refused_at_declaration(options: dict[str, Any], message: str) -> None:
     app = Qsync("redis://localhost:1")
     with pytest.raises(ConfigError) as refused:
 

@@ -124,7 +124,7 @@ def test_command_line_lists_cancelled_tasks(valkey: Store, prefix: str) -> None:
     assert json.loads(listed.stdout)
 
 
-def test_purge_of_completed_tasks_counts_the_cancelled_ones_that_go_with_them(
+def test_purge_of_completed_tasks_counts_the_cancelled_tasks_it_deletes(
     valkey: Store, prefix: str
 ) -> None:
     with Qsync(valkey.url, prefix=prefix).client() as client:
@@ -153,5 +153,5 @@ async def test_page_of_a_queue_counts_cancelled_tasks_for_a_purge(
         assert (await web.queue()).states[TaskState.CANCELLED] == 0
 
 
-def test_state_of_that_name_is_known() -> None:
+def test_cancelled_is_a_known_state() -> None:
     assert check_state("cancelled") is TaskState.CANCELLED

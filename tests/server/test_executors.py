@@ -51,7 +51,7 @@ def own_threads() -> list[threading.Thread]:
 # Threads.
 
 
-def test_a_call_gets_its_arguments_and_context_and_gives_back_its_value() -> None:
+def test_thread_call_gets_arguments_and_context_and_returns_its_value() -> None:
     variable = contextvars.ContextVar[str]("variable")
 
     def function(a: int, *, b: int) -> tuple[int, str, str, bool]:
@@ -126,7 +126,7 @@ async def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
 
 
 @pytest.mark.faults(6)
-def test_an_abandoned_call_loses_its_thread_until_it_returns_and_another_takes_its_place() -> None:
+def test_abandoned_call_loses_its_thread_until_it_returns_and_another_replaces_it() -> None:
     async def main() -> None:
         pool = ThreadPool(1)
         gate, inside = threading.Event(), threading.Event()
@@ -310,7 +310,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_process_sees_the_task_and_gives_back_a_value() -> None:
+def test_process_gets_the_task_and_returns_a_value() -> None:
     value = run(handlers.look)
     assert value["info"] == ["id1", "data", 2, {"trace": "abc"}]
     assert value["current"] == "id1"
@@ -318,11 +318,11 @@ def test_a_process_sees_the_task_and_gives_back_a_value() -> None:
     assert value["client"] == "current().client: no server runs this process"
 
 
-def test_what_a_process_cannot_send_back_is_named_by_its_type() -> None:
+def test_value_that_a_process_cannot_return_is_named_by_its_type() -> None:
     assert type(run(handlers.unencodable)).__name__ == "Odd"
 
 
-async def test_the_arguments_of_an_app_task_are_made_in_the_process() -> None:
+async def test_arguments_of_an_app_task_are_decoded_in_the_process() -> None:
     pool = ProcessPool(1)
     path = "tests.support.handlers:decorated"
     assert await pool.run(handler(handlers.look, path), INFO, None) == "data!"
@@ -369,7 +369,7 @@ def test_retry_skip_retry_and_snooze_are_transferred_unchanged() -> None:
 @pytest.mark.parametrize(
     ("function", "manner"), [(handlers.exit_hard, "exit code 3"), (handlers.crash, "SIGSEGV")]
 )
-async def test_a_process_that_dies_fails_its_task_alone(
+async def test_process_that_dies_fails_only_its_task(
     function: Callable[..., Any], manner: str, tmp_path: Path
 ) -> None:
     pool = ProcessPool(2)
@@ -390,7 +390,7 @@ def info(folder: Path) -> TaskInfo:
 
 
 @pytest.mark.faults(6)
-async def test_a_timeout_kills_the_process_and_only_that(tmp_path: Path) -> None:
+async def test_timeout_kills_only_its_own_process(tmp_path: Path) -> None:
     hanging, other = tmp_path / "hanging", tmp_path / "other"
     hanging.mkdir()
     other.mkdir()
@@ -420,7 +420,7 @@ async def test_a_cancelled_call_kills_its_process_and_frees_the_slot(tmp_path: P
     await pool.close(0)
 
 
-def test_a_slow_import_outlives_the_caller_that_gave_up(tmp_path: Path) -> None:
+def test_slow_import_continues_after_its_caller_has_given_up(tmp_path: Path) -> None:
     module = "slow_to_import_for_qsync_tests"
     (tmp_path / f"{module}.py").write_text(
         "import os, pathlib, time\n"
@@ -461,7 +461,7 @@ async def test_a_process_killed_while_idle_costs_no_task() -> None:
 
 
 @pytest.mark.faults(16)
-async def test_processes_are_used_again_and_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_processes_are_reused_and_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_pool, "REUSE", 3)
 
     pool = ProcessPool(4)

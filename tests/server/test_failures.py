@@ -115,7 +115,7 @@ def test_failed_attempts_are_warnings_and_the_death_is_an_error(
     ("detail", "message", "trace"),
     [("class", False, False), ("message", True, False), ("traceback", True, True), (None,) * 3],
 )
-def test_log_has_as_much_of_an_error_as_is_asked_for(
+def test_option_decides_how_much_of_an_error_is_logged(
     valkey: Store,
     prefix: str,
     caplog: pytest.LogCaptureFixture,
@@ -149,7 +149,7 @@ def test_traceback_ends_where_the_program_calls_a_library(
     assert "dumps({1: object()})" in record.exc_text
 
 
-def test_traceback_without_frames_of_the_program_has_those_there_are() -> None:
+def test_traceback_without_program_frames_keeps_all_frames() -> None:
     try:
         dumps(object())
     except TypeError as error:
@@ -288,7 +288,7 @@ def test_unknown_level_of_detail_is_refused() -> None:
         Qsync("redis://127.0.0.1:1").server(log_errors="all")  # type: ignore[typeddict-item]
 
 
-def test_last_attempt_is_known_to_the_handler() -> None:
+def test_handler_can_tell_its_last_attempt() -> None:
     info = TaskInfo(
         id="a", type="t", payload=b"", queue="q", retry=1, attempt=1, crashes=0, enqueued_at_us=0
     )

@@ -109,7 +109,7 @@ async def test_messages_of_other_versions_are_handled(store: Store, prefix: str)
 
 
 @pytest.mark.faults(56)
-def test_rollout_and_rollback_of_a_new_type_loses_and_charges_nothing(
+def test_rollout_and_rollback_of_a_new_type_lose_no_task_and_charge_no_attempt(
     store: Store, prefix: str
 ) -> None:
     """First old servers run, then old and new servers, then new servers, then old servers again,
@@ -176,7 +176,7 @@ async def test_type_without_a_handler_for_an_hour_is_dead(store: Store, prefix: 
 
 @pytest.mark.faults(59)
 @pytest.mark.parametrize("over", [0, 1])
-async def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_without_a_retry(
+async def test_result_over_a_megabyte_is_an_error_without_a_retry(
     store: Store, prefix: str, over: int
 ) -> None:
     mux, runs = Mux(), list[int]()
@@ -198,7 +198,7 @@ async def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_with
 
 
 @pytest.mark.faults(59)
-def test_payload_of_a_megabyte_is_accepted_and_one_byte_more_is_refused() -> None:
+def test_payload_over_a_megabyte_is_refused() -> None:
     assert new_task(Task("x", b"x" * PAYLOAD_LIMIT), new_nonce())
     with pytest.raises(InvalidTask, match="over the limit"):
         new_task(Task("x", b"x" * (PAYLOAD_LIMIT + 1)), new_nonce())
@@ -228,7 +228,7 @@ def spoilt(chance: random.Random, data: bytes) -> bytes:
 
 
 @pytest.mark.faults(60)
-def test_100_000_blobs_are_messages_or_are_refused() -> None:
+def test_100_000_random_blobs_are_decoded_or_refused() -> None:
     chance = random.Random(60)
     stored = b"\x98\x01\xcf" + bytes(8) + new_task(Task("x", {"a": [1] * 9}), new_nonce()).message
     refused = 0
@@ -373,7 +373,7 @@ HOSTILE: dict[str, Callable[[], None]] = {
 @pytest.mark.faults(62)
 @pytest.mark.parametrize("place", ["loop", "thread"])
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_exception_fails_its_task_alone(
+async def test_hostile_exception_fails_only_its_task(
     valkey: Store, prefix: str, name: str, place: str
 ) -> None:
     mux = echoing([])

@@ -57,7 +57,7 @@ def test_two_queues_share_no_key(one: tuple[str, str], other: tuple[str, str]) -
 
 @pytest.mark.faults(81)
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:20])
-def test_a_hostile_name_is_refused_where_it_is_given(name: Any) -> None:
+def test_hostile_name_is_refused_at_once(name: Any) -> None:
     wrong = (InvalidTask, ConfigError)
     for make in (
         lambda: QueueKeys("q", name),

@@ -31,7 +31,7 @@ class Value:
     """Return value of a handler; a weak reference to it shows whether the server still holds it."""
 
 
-def test_options_of_a_run_that_ends_at_its_first_step_are_kept(
+def test_run_that_ends_at_its_first_step_respects_its_options(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mux, slots = Mux(), list[str]()

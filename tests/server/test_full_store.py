@@ -178,7 +178,7 @@ async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
 
 
 @pytest.mark.faults(61, 83)
-async def test_failures_hardly_grow_a_full_store(own_store: Store, prefix: str) -> None:
+async def test_failures_add_little_data_to_a_full_store(own_store: Store, prefix: str) -> None:
     """Errors are truncated and the history is left out. Attempts, delays and deaths stay the
     same."""
     mux, attempts = Mux(), Counter[str]()
@@ -220,7 +220,7 @@ async def test_failures_hardly_grow_a_full_store(own_store: Store, prefix: str) 
             assert len(client.hget(failures, "whole")) > 2000
 
 
-async def test_names_of_queues_do_not_grow_a_full_store(
+async def test_names_of_queues_add_no_data_to_a_full_store(
     own_store: Store, prefix: str, colour: Colour
 ) -> None:
     """A program may have a queue for each customer, and the first enqueue to each queue registers

@@ -107,7 +107,7 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
 
 
 @pytest.mark.faults(4)
-def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
+def test_heartbeat_returns_the_leases_that_are_still_held(store: Store, prefix: str) -> None:
     """After a loss of data, these tasks differ from the tasks in the reply that the loop reads
     next."""
     client = Qsync(store.url, prefix=prefix).client()
@@ -123,7 +123,7 @@ def test_heartbeat_returns_the_kept_leases(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("steps", range(4))
-async def test_a_cancellation_in_the_moment_of_an_announcement_is_not_lost(
+async def test_cancellation_during_an_announcement_is_not_lost(
     valkey: Store, prefix: str, steps: int
 ) -> None:
     """On Python 3.11, asyncio.wait_for ignores a cancellation that coincides with a result."""

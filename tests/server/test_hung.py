@@ -64,7 +64,7 @@ async def hang(b: Bench, type: str, count: int, **options: Any) -> list[str]:
 
 @pytest.mark.faults(6)
 @pytest.mark.parametrize("type", ["hang", "loop"])
-async def test_the_task_ends_the_slot_is_used_and_the_count_falls_again(
+async def test_hung_handler_frees_its_slot_and_is_counted_until_it_ends(
     store: Store, prefix: str, type: str
 ) -> None:
     deaf = Deaf()
@@ -105,7 +105,7 @@ async def test_the_task_of_a_hung_handler_is_retried(store: Store, prefix: str) 
 
 @pytest.mark.faults(6)
 @pytest.mark.parametrize("type", ["hang", "loop"])
-async def test_run_raises_when_too_many_hang(store: Store, prefix: str, type: str) -> None:
+async def test_run_raises_when_too_many_handlers_hang(store: Store, prefix: str, type: str) -> None:
     deaf = Deaf()
     async with bench(store.url, prefix) as b:
         server = b.server(deaf.mux, concurrency=5, max_hung=2)

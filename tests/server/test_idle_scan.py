@@ -80,7 +80,7 @@ async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) 
 @pytest.mark.faults(100)
 @pytest.mark.parametrize("queues", [3, 150])
 @pytest.mark.parametrize("lost", [False, True])
-async def test_task_in_one_of_many_queues_is_found(
+async def test_server_finds_a_task_in_one_of_many_queues(
     store: Store, prefix: str, queues: int, *, lost: bool
 ) -> None:
     """After a wake, the server finds the task at once. If the wake is lost, a check finds the
@@ -155,14 +155,14 @@ def look(queue: Queue) -> WorkCheck:
     return found
 
 
-def test_look_at_an_empty_queue_finds_nothing(queue: Queue) -> None:
+def test_check_of_an_empty_queue_finds_nothing(queue: Queue) -> None:
     assert look(queue) == (None, False, False)
     queue.fetch()
     generation = queue.fetch().generation
     assert look(queue) == (generation, False, False)
 
 
-def test_look_finds_tasks_that_may_be_fetched(queue: Queue) -> None:
+def test_check_finds_tasks_that_may_be_fetched(queue: Queue) -> None:
     queue.enqueue(Task("a"))
     assert look(queue).waits
     queue.run(operator_ops.pause(queue.keys, b"somebody", now_us=queue.now_us))

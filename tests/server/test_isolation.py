@@ -85,7 +85,7 @@ async def test_long_suspect_delays_others_for_a_second(valkey: Store, prefix: st
 
 
 @pytest.mark.faults(92)
-async def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: str) -> None:
+async def test_many_long_suspects_start_soon_after_each_other(valkey: Store, prefix: str) -> None:
     recorder = Recorder()
     async with bench(valkey.url, prefix) as b:
         ids = await make_suspects(b, [Task("stay") for _ in range(40)])
@@ -99,7 +99,7 @@ async def test_many_long_suspects_start_soon_after_the_first(valkey: Store, pref
 
 
 @pytest.mark.faults(92)
-async def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: str) -> None:
+async def test_suspects_share_the_available_slots(valkey: Store, prefix: str) -> None:
     recorder = Recorder()
     async with bench(valkey.url, prefix) as b:
         ids = await make_suspects(b, [Task("stay") for _ in range(12)])
@@ -111,9 +111,7 @@ async def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: st
 
 
 @pytest.mark.faults(92)
-async def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
-    valkey: Store, prefix: str
-) -> None:
+async def test_suspects_of_one_crash_run_one_at_a_time(valkey: Store, prefix: str) -> None:
     recorder = Recorder()
     async with bench(valkey.url, prefix) as b:
         ids = await make_suspects(b, [Task("stay") for _ in range(3)])
@@ -132,7 +130,7 @@ async def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
                 await b.gone(id)
 
 
-async def test_with_a_limit_of_two_crashes_a_task_is_a_suspect_after_the_first(
+async def test_task_is_a_suspect_after_one_crash_if_the_limit_is_two(
     valkey: Store, prefix: str
 ) -> None:
     recorder = Recorder()
@@ -176,7 +174,7 @@ def suspect(rig: Rig) -> None:
     assert die(rig, together=False) == b"2"
 
 
-def test_a_crash_beside_other_suspects_is_noted_three_times_and_then_counts(rig: Rig) -> None:
+def test_crash_beside_other_suspects_is_spared_three_times_and_then_counts(rig: Rig) -> None:
     suspect(rig)
     assert [die(rig, together=True) for _ in range(3)] == [b"2~1", b"2~2", b"2~3"]
     assert rig.fetch(0, server="finder").spared == {}

@@ -50,7 +50,7 @@ class Runs:
         self.done += 1
 
 
-async def test_no_more_tasks_of_a_value_run_than_its_rule_allows(app: Qsync) -> None:
+async def test_no_more_tasks_of_a_limit_run_than_its_rule_allows(app: Qsync) -> None:
     runs = Runs()
     app.limit("customer", concurrency=2)
 
@@ -73,7 +73,7 @@ async def test_no_more_tasks_of_a_value_run_than_its_rule_allows(app: Qsync) -> 
     assert runs.most["free"] > 2
 
 
-async def test_tasks_of_a_value_start_in_their_order_and_take_no_slot_before(app: Qsync) -> None:
+async def test_tasks_of_a_limit_start_in_order_and_take_no_slot_while_they_wait(app: Qsync) -> None:
     order: list[int] = []
     gate = asyncio.Event()
     app.limit("one", concurrency=1)
@@ -170,7 +170,7 @@ def process(mux: Mux) -> None:
 
 @pytest.mark.parametrize("place", [thread, process])
 @pytest.mark.parametrize("limits", [None, ["api"]])
-async def test_rate_limited_crosses_from_threads_and_processes(
+async def test_rate_limited_works_in_threads_and_processes(
     app: Qsync, place: Any, limits: list[str] | None
 ) -> None:
     mux = Mux()
@@ -186,7 +186,7 @@ async def test_rate_limited_crosses_from_threads_and_processes(
         assert (await handle.info()).attempt == 1
 
 
-async def test_rules_are_there_before_the_first_task_starts_and_after_a_loss_of_data(
+async def test_rules_are_stored_before_the_first_task_starts_and_after_a_loss_of_data(
     app: Qsync, valkey: Store
 ) -> None:
     app.limit("customer", concurrency=2)
@@ -335,7 +335,7 @@ async def test_ticks_of_programs_and_of_stored_schedules_carry_limits(app: Qsync
             gate.set()
 
 
-async def test_handler_enqueues_with_limits_by_its_own_client(app: Qsync) -> None:
+async def test_handler_enqueues_with_limits_through_its_own_client(app: Qsync) -> None:
     app.limit("customer", concurrency=1)
     runs = Runs()
 
@@ -355,7 +355,7 @@ async def test_handler_enqueues_with_limits_by_its_own_client(app: Qsync) -> Non
     assert runs.most[1] == 1
 
 
-def test_free_slots_of_a_round_are_given_once() -> None:
+def test_free_slots_of_a_round_are_granted_once() -> None:
     """Two queues may not both fill the same slots with tasks that have limits."""
     queues = {name: QueueState(QueueKeys("p", name)) for name in ("a", "b")}
     in_flight: dict[str, Any] = {}

@@ -52,7 +52,7 @@ def test_overview_reads_a_thousand_queues_and_says_how_many_there_are(
     asyncio.run(main())
 
 
-def test_every_queue_can_be_had_by_pages_and_by_name(valkey: Store, flooded: str) -> None:
+def test_every_queue_can_be_read_by_pages_and_by_name(valkey: Store, flooded: str) -> None:
     async def main() -> None:
         async with bed(valkey.url, flooded) as made:
             inspector = made.inspector
@@ -75,7 +75,7 @@ def test_every_queue_can_be_had_by_pages_and_by_name(valkey: Store, flooded: str
     asyncio.run(main())
 
 
-def test_a_set_of_queues_that_is_small_is_read_whole(valkey: Store, prefix: str) -> None:
+def test_small_set_of_queues_is_read_whole(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bed(valkey.url, prefix) as made:
             with valkey.client() as client:
@@ -87,7 +87,7 @@ def test_a_set_of_queues_that_is_small_is_read_whole(valkey: Store, prefix: str)
 
 
 @pytest.mark.parametrize("path", ["/", "/queues", "/tasks", "/dead", "/schedules", "/metrics"])
-def test_pages_answer_in_time(valkey: Store, flooded: str, path: str) -> None:
+def test_pages_with_many_queues_respond_in_time(valkey: Store, flooded: str, path: str) -> None:
     async def main() -> None:
         async with bed(valkey.url, flooded) as made:
             app = create_app(made.inspector, auth="host", timeout=60)

@@ -33,7 +33,7 @@ def blocked_clients(store: Store) -> int:
 
 
 @pytest.mark.faults(23)
-async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
+async def test_outage_logs_one_line_when_it_begins_and_one_when_it_ends(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All parts of the server fail at the same time: fetches, waits, leases, settlements, progress,
@@ -157,7 +157,7 @@ def test_refusal_during_an_outage_has_a_separate_line(
     ]
 
 
-def test_refusal_that_is_not_retried_has_one_line_in_an_outage(
+def test_refusal_that_is_not_retried_logs_one_line_in_an_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """When the store rejects the password, heartbeats fail three times per second."""

@@ -220,7 +220,7 @@ def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
 
 
 @pytest.mark.faults(46)
-def test_last_tick_of_a_clock_that_was_days_ahead_stops_no_schedule(
+def test_last_tick_by_a_clock_that_was_days_ahead_stops_no_schedule(
     store: Store, prefix: str
 ) -> None:
     """After the clock has been set back, the first server continues; ticks less than an hour ahead
@@ -329,7 +329,7 @@ def test_task_that_cannot_be_built_stops_no_other_schedule(
 
 @pytest.mark.faults(17, 25)
 @pytest.mark.guarantee(7)
-def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+def test_ticks_survive_an_outage_of_the_store(caplog: pytest.LogCaptureFixture) -> None:
     """Ticks continue when the store is back, and scripts that it has lost are sent again."""
     with Store(aof=True) as store:
 
@@ -348,7 +348,7 @@ def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.faults(26)
 @pytest.mark.guarantee(7)
-def test_a_full_store_is_survived(
+def test_ticks_survive_a_full_store(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Refused ticks are retried, and no tick within the grace period is lost."""

@@ -35,7 +35,7 @@ async def test_a_task_function_has_client_state_and_progress_in_its_process() ->
         assert tasks == {}  # they ran in the same drain
 
 
-async def test_what_a_process_enqueues_goes_to_the_store_of_the_test_at_its_time() -> None:
+async def test_tasks_enqueued_by_a_process_go_to_the_store_of_the_test_at_its_time() -> None:
     async with Kit(process_app.app) as kit:
         await kit.advance(days=3)
         handle = await process_app.parent.enqueue(1, delay=3600)
@@ -113,7 +113,7 @@ def names(folder: Path) -> set[str]:
         (False, r"OSError: no database here"),
     ],
 )
-async def test_a_state_that_a_process_cannot_make_is_an_error_that_says_why(
+async def test_error_gives_the_reason_why_a_process_cannot_create_its_state(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, *, local: bool, message: str
 ) -> None:
     monkeypatch.setenv("PARENT_OF_TEST", str(os.getpid()))
@@ -153,7 +153,7 @@ def test_current_without_a_server_raises_an_error() -> None:
         alone.state()
 
 
-def test_an_address_that_cannot_be_sent_is_an_error_that_says_why() -> None:
+def test_error_gives_the_reason_why_an_address_cannot_be_sent_to_a_process() -> None:
     address = Address("node", clock=lambda: 7)
     server = ChildServer(
         ChildSetup.of(address, "x", {}, None), lambda report: None, lambda path: None

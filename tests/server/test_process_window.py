@@ -85,7 +85,7 @@ async def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
 
 
 @pytest.mark.faults(96)
-async def test_a_crash_fails_the_running_task_alone(tmp_path: Path) -> None:
+async def test_crash_fails_only_the_running_task(tmp_path: Path) -> None:
     async with warm_pool(tmp_path) as (pool, pid):
         await pool.run(handler(handlers.look), INFO, None)
         long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
@@ -99,7 +99,7 @@ async def test_a_crash_fails_the_running_task_alone(tmp_path: Path) -> None:
         assert pid not in pids
 
 
-async def test_a_task_given_up_behind_another_never_begins(tmp_path: Path) -> None:
+async def test_task_withdrawn_behind_another_never_begins(tmp_path: Path) -> None:
     async with warm_pool(tmp_path) as (pool, pid):
         long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
         given_up = start(pool, handlers.wait_for, waiting_in(tmp_path / "given_up"))
@@ -137,7 +137,7 @@ async def test_task_behind_long_one_is_taken_back_and_claimed_again(
         assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == pid
 
 
-async def test_a_task_behind_another_no_longer_waits_once_it_begins(tmp_path: Path) -> None:
+async def test_task_behind_another_does_not_count_as_waiting_once_it_begins(tmp_path: Path) -> None:
     async with warm_pool(tmp_path) as (pool, _):
         claim = Claim()
         first = start(pool, handlers.wait_for, waiting_in(tmp_path / "1"))

@@ -87,7 +87,7 @@ def test_process_killed_in_the_grace_of_an_operators_stop_stays_away(
     assert "killed by SIGKILL" in worker.out()
 
 
-def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:
+def test_record_of_a_dead_server_is_deleted_with_its_leases(valkey: Store) -> None:
     """Lists omit a server as soon as its parent process knows that it is dead."""
     valkey.flush()
     with Qsync(valkey.url) as app:

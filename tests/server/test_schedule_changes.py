@@ -35,7 +35,7 @@ def _year_ago(place: Place) -> int:
     ],
     ids=str,
 )
-def test_changed_schedule_owes_no_tick_from_before(
+def test_changed_schedule_enqueues_no_earlier_ticks(
     store: Store, prefix: str, missed: Missed, before: Schedule, after: Schedule
 ) -> None:
     async def work(place: Place) -> None:
@@ -51,7 +51,7 @@ def test_changed_schedule_owes_no_tick_from_before(
 
 
 @pytest.mark.faults(94)
-def test_changed_zone_owes_no_tick_from_before(store: Store, prefix: str) -> None:
+def test_changed_time_zone_enqueues_no_earlier_ticks(store: Store, prefix: str) -> None:
     async def work(place: Place) -> None:
         async with place.running(periodic("a", Cron("* * * * *", tz="Europe/Moscow"))):
             await wait_until_async(lambda: place.last("a") is not None)
@@ -65,7 +65,7 @@ def test_changed_zone_owes_no_tick_from_before(store: Store, prefix: str) -> Non
     run(store, prefix, work)
 
 
-def test_unchanged_schedule_still_owes_missed_ticks(store: Store, prefix: str) -> None:
+def test_unchanged_schedule_enqueues_missed_ticks(store: Store, prefix: str) -> None:
     """Only the task or the option for missed ticks was changed."""
     schedule = Every(60)
 
@@ -124,7 +124,7 @@ def test_old_and_new_servers_keep_their_tick_times_during_a_deploy(book: Book) -
         book.pass_(30)
 
 
-def test_schedule_changed_back_begins_again(book: Book) -> None:
+def test_schedule_changed_back_enqueues_no_earlier_ticks(book: Book) -> None:
     book.ask(("a", Every(60)))
     book.pass_(10)
     for _ in range(10):
@@ -133,7 +133,7 @@ def test_schedule_changed_back_begins_again(book: Book) -> None:
     assert book.ask(("a", Every(60))) == [book.now_us]
 
 
-def test_schedule_that_was_removed_begins_again(book: Book) -> None:
+def test_removed_schedule_that_returns_enqueues_no_earlier_ticks(book: Book) -> None:
     """Other schedules of the queue were published in the meantime."""
     book.ask(("a", Every(60)), ("b", Every(60)))
     for _ in range(10):
@@ -143,7 +143,7 @@ def test_schedule_that_was_removed_begins_again(book: Book) -> None:
     assert book.ask(("a", Every(60)), ("b", Every(60))) == [book.now_us, START]
 
 
-def test_schedule_owes_ticks_missed_while_no_server_ran(book: Book) -> None:
+def test_schedule_enqueues_ticks_missed_while_no_server_ran(book: Book) -> None:
     schedules = [(name, Every(60)) for name in ("a", "b")]
     book.ask(*schedules)
     book.pass_(86_400)
@@ -152,7 +152,9 @@ def test_schedule_owes_ticks_missed_while_no_server_ran(book: Book) -> None:
     assert book.ask(schedules[1]) == [START], "of another app, whose servers start a little later"
 
 
-def test_forgotten_schedule_begins_again(book: Book, store: Store, prefix: str) -> None:
+def test_forgotten_schedule_that_returns_enqueues_no_earlier_ticks(
+    book: Book, store: Store, prefix: str
+) -> None:
     book.ask(("a", Every(60)))
     book.pass_(LIVE_US / 1_000_000 + 1)
     broker = Broker(redis_clients.parse(store.url))
@@ -164,7 +166,7 @@ def test_forgotten_schedule_begins_again(book: Book, store: Store, prefix: str) 
     assert book.ask(("a", Every(60))) == [book.now_us]
 
 
-def test_clock_that_goes_back_holds_up_no_changed_schedule(book: Book) -> None:
+def test_clock_set_back_does_not_delay_a_changed_schedule(book: Book) -> None:
     book.ask(("a", Every(60)))
     book.pass_(3600)
     book.ask(("a", Every(7)))

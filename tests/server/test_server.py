@@ -185,7 +185,7 @@ async def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
     assert errors["from"].count("return await call_next()") == 2
 
 
-async def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, prefix: str) -> None:
+async def test_skip_retry_is_final_and_retry_uses_its_delay(store: Store, prefix: str) -> None:
     mux, times = Mux(), list[float]()
 
     @mux.handle("skip")
@@ -645,7 +645,7 @@ async def test_evicting_store_is_refused_by_default(store: Store, prefix: str) -
         client.config_set("maxmemory-policy", "noeviction")
 
 
-async def test_two_servers_share_the_work_and_a_strict_one_drains_by_weight(
+async def test_two_servers_share_the_work_and_a_strict_server_drains_by_weight(
     store: Store, prefix: str
 ) -> None:
     mux, order = Mux(), list[str]()

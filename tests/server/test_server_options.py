@@ -47,7 +47,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_app_gives_each_option_to_its_servers_unless_they_are_given_another() -> None:
+def test_app_options_are_defaults_for_its_servers() -> None:
     assert set(GIVEN) == set(Config.__dataclass_fields__)
     app = Qsync(URL, **GIVEN)
     given = app.server().config
@@ -79,7 +79,7 @@ def test_iterable_defaults_apply_to_each_server() -> None:
         ({"version": ""}, "version: '' is not"),
     ],
 )
-def test_wrong_default_is_refused_where_it_is_given(options: dict[str, Any], says: str) -> None:
+def test_wrong_default_is_refused_at_once(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Qsync(URL, **options)
 
@@ -189,12 +189,14 @@ def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:
 @pytest.mark.parametrize(
     ("concurrency", "threads"), [(100, min(MAX_DEFAULT_THREADS, cpu_count() + 4)), (2, 2)]
 )
-def test_threads_follow_the_machine_unless_they_are_given(concurrency: int, threads: int) -> None:
+def test_number_of_threads_follows_the_machine_unless_it_is_set(
+    concurrency: int, threads: int
+) -> None:
     assert Config(concurrency=concurrency).thread_count == threads <= 32
     assert Config(concurrency=concurrency, threads=50).thread_count == 50
 
 
-async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
+async def test_server_with_def_handlers_takes_no_more_tasks_than_it_has_threads(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks that would have to wait for threads of this server are left to other servers."""

@@ -54,7 +54,7 @@ def app(valkey: Store, prefix: str) -> Qsync:
         (None, "Snooze: delay: None is neither"),
     ],
 )
-def test_invalid_delay_is_refused_where_it_is_given(delay: Any, message: str) -> None:
+def test_invalid_delay_is_refused_at_once(delay: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Snooze(delay)
 
@@ -99,7 +99,7 @@ def in_process(mux: Mux) -> None:
 
 
 @pytest.mark.parametrize("place", [on_loop, in_thread, in_process])
-async def test_task_goes_back_uncharged_for_that_time(
+async def test_snoozed_task_is_handed_back_uncharged_for_that_time(
     app: Qsync, place: Callable[[Mux], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     mux, told = Mux(), list[tuple[str, str]]()
@@ -132,7 +132,7 @@ async def test_task_goes_back_uncharged_for_that_time(
     assert record.getMessage().endswith("is snoozed for 3600 s: Snooze")
 
 
-async def test_attempts_and_crashes_are_as_before_and_snoozes_are_counted(app: Qsync) -> None:
+async def test_snooze_keeps_attempts_and_crashes_and_is_counted(app: Qsync) -> None:
     seen: list[tuple[int, int]] = []
 
     @app.task(name="t", retry=1)

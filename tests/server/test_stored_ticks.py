@@ -117,7 +117,7 @@ def test_tick_of_server_that_died_before_its_call_is_enqueued_by_another(rig: Ri
     assert len(ids(rig)) == 1
 
 
-def test_put_schedule_has_no_tick_of_its_old_version(rig: Rig) -> None:
+def test_put_schedule_enqueues_no_tick_of_its_old_version(rig: Rig) -> None:
     put(rig, "a", Every(60), payload="old")
     rig.now += 53 * S
     read_before = due(rig)
@@ -133,7 +133,7 @@ def test_put_schedule_has_no_tick_of_its_old_version(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("missed", ["skip", "once", "all"])
-def test_put_schedule_owes_no_tick_from_before(rig: Rig, missed: Missed) -> None:
+def test_put_schedule_enqueues_no_earlier_ticks(rig: Rig, missed: Missed) -> None:
     put(rig, "a", Every(60), missed)
     rig.now += 3600 * S
     put(rig, "a", Every(61), missed)
@@ -144,7 +144,7 @@ def test_put_schedule_owes_no_tick_from_before(rig: Rig, missed: Missed) -> None
     assert [one for one in ticks(rig, "a") if one > changed_us] == ticks(rig, "a") != []
 
 
-def test_put_that_arrives_after_the_tick_that_its_client_computed_owes_the_next(rig: Rig) -> None:
+def test_put_that_arrives_after_its_first_tick_enqueues_the_next_tick(rig: Rig) -> None:
     record = encode_record(Every(60), "all", new_task(Task("t"), new_nonce()).message)
     early_us = Every(60).next_after(rig.now) or 0
     rig.now = early_us + S
@@ -191,7 +191,7 @@ def test_missed_ticks_are_caught_up_as_the_schedule_says(
     assert next_of(rig, "a") > rig.now
 
 
-def test_clock_that_goes_back_repeats_no_tick(rig: Rig) -> None:
+def test_clock_set_back_repeats_no_tick(rig: Rig) -> None:
     put(rig, "a", Every(60))
     rig.now += 53 * S
     tick(rig)
@@ -385,7 +385,7 @@ def test_server_learns_at_once_of_a_schedule_that_is_due_soon(
     asyncio.run(main())
 
 
-def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
+def test_server_logs_schedules_that_it_cannot_tick_and_continues(
     app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -533,7 +533,7 @@ def test_server_with_rights_of_an_older_version_logs_once_and_continues(
     assert line.startswith("stored schedules do not run on this server: schedule_queues: ")
 
 
-def test_schedules_continue_soon_after_a_refused_password_is_right_again(
+def test_schedules_continue_soon_after_a_refused_password_is_corrected(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """This happens if a password is replaced in the store before it is replaced in the app. One

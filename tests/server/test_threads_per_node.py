@@ -18,7 +18,7 @@ def heartbeats() -> int:
 
 
 @pytest.mark.faults(100)
-async def test_server_of_many_queues_has_one_heartbeat_a_node(
+async def test_server_with_many_queues_has_one_heartbeat_per_node(
     cluster: Cluster, prefix: str
 ) -> None:
     mux = Mux()

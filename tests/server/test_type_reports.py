@@ -118,7 +118,7 @@ def test_server_that_restarts_under_the_same_id_adds_to_its_statistics(
     run(main())
 
 
-def test_statistics_that_a_full_store_refuses_are_counted_and_stop_nothing(
+def test_statistics_refused_by_a_full_store_are_counted_and_stop_no_task(
     own_store: Store, prefix: str
 ) -> None:
     async def main(client: Any) -> None:
@@ -208,7 +208,7 @@ def test_a_hundred_types_over_90_days_take_less_than_10_mib(store: Store, prefix
     run(main())
 
 
-def test_two_servers_that_roll_at_the_same_time_count_once(store: Store, prefix: str) -> None:
+def test_two_servers_that_roll_up_at_the_same_time_count_once(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(store.url, prefix) as made:
             await run_some(made)

@@ -176,7 +176,7 @@ def test_handlers_of_tasks_run_elsewhere_do_not_begin(valkey: Store, prefix: str
     assert len(bodies.begun) == 2
 
 
-def test_a_deadline_that_passes_while_a_task_waits_for_a_thread_is_kept(
+def test_deadline_that_passes_while_a_task_waits_for_a_thread_is_respected(
     valkey: Store, prefix: str
 ) -> None:
     bodies = Bodies()

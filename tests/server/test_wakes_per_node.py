@@ -278,7 +278,7 @@ async def test_server_blocks_for_tasks_of_a_client_without_publish_rights(
             assert statistics.median([await ran.lag(mute, "q3") for _ in range(9)]) < 0.05
 
 
-async def test_server_that_blocks_is_served_beside_one_that_is_sent_messages(
+async def test_blocking_server_and_notified_server_both_get_tasks(
     cluster: Cluster, prefix: str
 ) -> None:
     """Servers with a single queue, and servers of earlier releases, wait in a blocking call."""

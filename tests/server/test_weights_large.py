@@ -77,7 +77,7 @@ def rounds(
         ({"heavy": 2, "light": 2, "other": 2}, {"heavy": 4, "light": 4}),
     ],
 )
-def test_fetches_that_are_cut_short_keep_the_ratio(
+def test_short_fetches_keep_the_ratio_of_the_weights(
     weights: dict[str, int], most: dict[str, int], slots: int
 ) -> None:
     taken = rounds(weights, most, slots=slots)
@@ -86,13 +86,13 @@ def test_fetches_that_are_cut_short_keep_the_ratio(
         assert taken[name] / total == pytest.approx(weight / sum(weights.values()), rel=0.15)
 
 
-def test_cut_short_queue_of_less_weight_does_not_delay_others() -> None:
+def test_short_fetches_of_a_light_queue_do_not_delay_others() -> None:
     taken = rounds({"large": 1, "small": 9}, {"large": 4})
     assert taken["small"] >= 197 * 90
     assert taken["large"] == 197 * 4
 
 
-def test_queue_that_is_no_longer_cut_short_shares_as_before() -> None:
+def test_queue_whose_fetches_are_full_again_shares_as_before() -> None:
     shares = Shares({"heavy": 9, "light": 1}, strict=False)
     shares.note_fetch("heavy", 90, 4, left=True)
     assert sum(shares.split(100, ["heavy", "light"]).values()) < 100

@@ -234,9 +234,7 @@ def test_tasks_survive_consecutive_faults(client: redis.Redis, kind: str, least:
 @pytest.mark.faults(23, 24, 26)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.split()[0])
-def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
-    client: redis.Redis, code: str
-) -> None:
+def test_store_errors_end_no_server_and_charge_no_task(client: redis.Redis, code: str) -> None:
     def arrange(history: History) -> None:
         only(history, "quiet")
         history.profile.link["refused"] = 0.25

@@ -124,7 +124,7 @@ def test_errors_are_raised_by_the_enqueue_without_a_retry(app: Qsync) -> None:
                 client.enqueue(Task("strange"))
 
 
-def test_a_handler_has_its_task_and_the_state_around_the_block(app: Qsync) -> None:
+def test_handler_has_its_task_and_the_state_from_outside_the_block(app: Qsync) -> None:
     @app.task(name="look", headers={"from": "test"})
     def look() -> None:
         here = current()
@@ -154,7 +154,7 @@ def test_after_the_block_the_app_has_its_store_again(app: Qsync) -> None:
     app.close()
 
 
-def test_hooks_of_enqueued_are_called(app: Qsync) -> None:
+def test_enqueued_hooks_are_called(app: Qsync) -> None:
     app.on("enqueued")(lambda task: ran.append(f"enqueued {task.type}"))
 
     @app.task(name="send")

@@ -140,7 +140,7 @@ def test_drain_runs_pending_tasks_and_their_children(shop: Shop, qsync: Kit) -> 
     assert [one.arguments["invoice"].number for one in qsync.enqueued(shop.send)] == [99]
 
 
-def test_errors_of_handlers_surface(shop: Shop, qsync: Kit) -> None:
+def test_errors_of_handlers_are_raised(shop: Shop, qsync: Kit) -> None:
     async def main() -> None:
         shop.fails = 1
         await shop.send.enqueue(Invoice(1))
@@ -334,7 +334,7 @@ def test_crash_ends_the_server_at_the_point(
 
 
 @pytest.mark.parametrize(("point", "state"), [("before failure", 2), ("after failure", 1)])
-def test_crash_at_a_failure(shop: Shop, qsync: Kit, point: str, state: int) -> None:
+def test_crash_at_a_failure_ends_the_server(shop: Shop, qsync: Kit, point: str, state: int) -> None:
     async def main() -> None:
         shop.fails = 1
         await shop.send.enqueue(Invoice(1))
@@ -402,7 +402,7 @@ def test_advance_moves_the_clock_by_the_whole_time_after_a_crash(shop: Shop, qsy
     asyncio.run(main())
 
 
-def test_a_drain_that_is_stopped_gives_handlers_no_more_time(shop: Shop, qsync: Kit) -> None:
+def test_stopped_drain_gives_handlers_no_more_time(shop: Shop, qsync: Kit) -> None:
     @shop.app.task(name="hang")
     async def hang() -> None:
         hanging.set()
@@ -423,7 +423,7 @@ def test_a_drain_that_is_stopped_gives_handlers_no_more_time(shop: Shop, qsync: 
     asyncio.run(main())
 
 
-def test_errors_of_unusual_classes_surface(shop: Shop, qsync: Kit) -> None:
+def test_errors_of_unusual_classes_are_raised(shop: Shop, qsync: Kit) -> None:
     class Noted(Exception):
         def add_note(self, note: str) -> None:
             raise TypeError("notes are something else here")
@@ -473,7 +473,7 @@ def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
         asyncio.run(qsync.advance(datetime.now(UTC)))  # type: ignore[arg-type]
 
 
-def test_a_deadline_that_passes_is_no_error_of_a_handler(shop: Shop, qsync: Kit) -> None:
+def test_passed_deadline_is_not_raised_as_an_error_of_a_handler(shop: Shop, qsync: Kit) -> None:
     from datetime import UTC, datetime
 
     async def main() -> None:
@@ -527,9 +527,7 @@ def test_plain_tests_drain_in_their_own_thread(shop: Shop, qsync_sync: SyncKit) 
         qsync_sync.drain()
 
 
-def test_a_plain_drain_that_is_interrupted_leaves_no_server(
-    shop: Shop, qsync_sync: SyncKit
-) -> None:
+def test_interrupted_sync_drain_leaves_no_server(shop: Shop, qsync_sync: SyncKit) -> None:
     @shop.app.task(name="hang")
     async def hang() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -40,7 +40,7 @@ def test_default_windows_grow_from_seconds_to_an_hour() -> None:
 
 @pytest.mark.faults(44)
 @pytest.mark.parametrize("seed", range(5))
-def test_a_retry_storm_is_spread(seed: int) -> None:
+def test_retries_after_a_mass_failure_are_spread(seed: int) -> None:
     """10,000 tasks that failed at the same time are retried evenly over each window, and the
     windows grow. The first window is under a second, so that a short failure costs little; in the
     third, 2 % of the tasks are retried per second."""

@@ -49,7 +49,7 @@ def fields(message: Message) -> list[object]:
     return [getattr(message, name) for name in message.__struct_fields__ if name != "payload"]
 
 
-def test_a_value_is_cut_as_bytes_are() -> None:
+def test_value_is_truncated_like_bytes() -> None:
     data = stored(Task("t", ["x" * 100] * 1000))
     assert decode_cut(cut(data), len(data)).is_value
 

@@ -63,7 +63,7 @@ def test_relative_times_name_past_and_future(seconds: float, text: str) -> None:
     assert relative(datetime.now(UTC) + timedelta(seconds=seconds)) == text
 
 
-def test_times_to_the_second() -> None:
+def test_times_are_shown_to_the_second() -> None:
     time = datetime(2026, 3, 1, 12, 30, 5, 700_000, UTC)
     assert utc_time(time) == "2026-03-01 12:30:05 UTC"
     assert local_time(time).startswith("2026-0")
@@ -102,5 +102,5 @@ def test_progress_shows_share_and_total() -> None:
     assert shown == ["30%", "7", "1234567"]
 
 
-def test_unknown_values_are_empty() -> None:
+def test_unknown_values_are_shown_as_empty() -> None:
     assert [count(None), percent(None), relative(None), utc_time(None)] == [""] * 4

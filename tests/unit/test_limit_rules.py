@@ -11,7 +11,7 @@ from qsync import InvalidTask
 from qsync.limit import LimitRule, check_limits, limit_name, limit_rule
 
 
-def test_rule_of_a_rate_has_a_tenth_of_it_as_burst() -> None:
+def test_default_burst_is_a_tenth_of_the_rate() -> None:
     assert limit_rule("x", rate=100, per=1) == LimitRule(rate=100, per_us=1_000_000, burst=10)
     assert limit_rule("x", rate=3, per=timedelta(minutes=1)).burst == 1
     assert limit_rule("x", rate=3, per=1, burst=20).burst == 20
@@ -69,7 +69,7 @@ def test_wrong_limits_of_a_task_name_the_value(limits: Any, message: str) -> Non
         check_limits(limits)
 
 
-def test_limits_of_a_task_are_up_to_four_texts() -> None:
+def test_task_has_up_to_four_limits() -> None:
     assert check_limits(["stripe", "customer:{4 2}"]) == ("stripe", "customer:{4 2}")
     assert check_limits(("a:b:c",)) == ("a:b:c",)
     assert check_limits(["x:" + "y" * 254]) == ("x:" + "y" * 254,)

@@ -25,7 +25,7 @@ def app() -> Qsync:
 # Rules.
 
 
-def test_rule_of_a_rate_has_a_tenth_of_it_as_burst() -> None:
+def test_default_burst_is_a_tenth_of_the_rate() -> None:
     assert limit_rule("x", rate=100, per=1) == LimitRule(rate=100, per_us=1_000_000, burst=10)
     assert limit_rule("x", rate=3, per=timedelta(minutes=1)).burst == 1
     assert limit_rule("x", rate=3, per=1, burst=20).burst == 20
@@ -144,7 +144,7 @@ def test_arguments_and_defaults_complete_limits(app: Qsync) -> None:
     assert charge.options(delay=5).build(1).limits == ["stripe", "customer:1-eu"]
 
 
-def test_braces_may_be_literal(app: Qsync) -> None:
+def test_escaped_braces_are_literal(app: Qsync) -> None:
     @app.task(limits=["x:{{a}}"])
     def fixed(a: int) -> None: ...
 
@@ -178,7 +178,7 @@ def test_wrong_template_is_refused_at_definition(app: Qsync, limits: Any, messag
 
 
 @pytest.mark.parametrize("value", [None, 1.5, True, ["a"]])
-def test_argument_that_is_no_text_is_refused_at_the_enqueue(app: Qsync, value: Any) -> None:
+def test_argument_that_is_not_a_string_is_refused_at_the_enqueue(app: Qsync, value: Any) -> None:
     @app.task(limits=["customer:{customer_id}"])
     def charge(customer_id: Any = None) -> None: ...
 

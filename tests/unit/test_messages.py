@@ -30,7 +30,7 @@ def test_time_zone_may_be_an_object_with_a_name() -> None:
 
 
 @pytest.mark.parametrize("tz", [UTC, 3, "Moscow", ZoneInfo.from_file])
-def test_time_zone_without_a_name_says_what_to_give(tz: Any) -> None:
+def test_error_about_a_time_zone_without_a_name_says_what_to_pass(tz: Any) -> None:
     with pytest.raises(ConfigError, match=r'tz=.*use a name such as "Europe/Moscow"'):
         app.periodic(cron="0 9 * * *", tz=tz)
 
@@ -95,7 +95,7 @@ def test_function_instead_of_a_task_explains_how_to_declare_one() -> None:
             call()
 
 
-def test_mux_includes_nothing_but_a_mux() -> None:
+def test_mux_includes_only_a_mux() -> None:
     wrong: Any = app
     with pytest.raises(ConfigError, match=r"mux: .* is not a Mux"):
         Mux().include(wrong)

@@ -96,7 +96,7 @@ def test_a_type_has_one_handler() -> None:
 
 
 @pytest.mark.parametrize("middleware", [5, around, [plain], [on_loop], [5]])
-def test_invalid_middleware_is_refused_wherever_it_is_given(middleware: Any) -> None:
+def test_invalid_middleware_is_refused_at_every_registration(middleware: Any) -> None:
     app = Qsync("redis://localhost:1")
     for register in (
         lambda: Mux().handle("t", middleware=middleware)(plain),
@@ -108,7 +108,7 @@ def test_invalid_middleware_is_refused_wherever_it_is_given(middleware: Any) -> 
             register()
 
 
-def test_the_middleware_of_a_handler_may_be_any_iterable() -> None:
+def test_middleware_of_a_handler_may_be_any_iterable() -> None:
     mux = Mux()
     mux.handle("t", middleware=iter([around]))(plain)
     assert [handler.middleware for handler in mux.handlers] == [(around,)]

@@ -51,9 +51,7 @@ def test_rules_say_which_errors_are_final(
         ({"retry_delay": lambda: 1}, "retry_delay: "),
     ],
 )
-def test_wrong_rules_are_refused_where_they_are_given(
-    app: Qsync, options: dict[str, Any], says: str
-) -> None:
+def test_wrong_rules_are_refused_at_once(app: Qsync, options: dict[str, Any], says: str) -> None:
     async def task() -> None: ...
 
     with pytest.raises(ConfigError) as caught:
@@ -180,7 +178,7 @@ def test_periodic_task_gets_its_arguments(app: Qsync) -> None:
         (["eu"], "arguments: ['eu'] is not a dict"),
     ],
 )
-def test_wrong_arguments_of_a_schedule_are_refused_where_they_are_given(
+def test_wrong_arguments_of_a_schedule_are_refused_at_once(
     app: Qsync, arguments: Any, says: str
 ) -> None:
     async def clean(region: str) -> None: ...

@@ -196,7 +196,7 @@ MOMENTS = st.integers(us("1975-01-01T00:00Z"), us("2045-01-01T00:00Z"))
 
 @settings(deadline=None)
 @given(EXPRESSIONS, st.integers(0, 40 * 365 * 24))
-def test_any_expression_is_due_when_the_oracle_says(expression: str, hours: int) -> None:
+def test_any_expression_is_due_when_the_oracle_is(expression: str, hours: int) -> None:
     wanted = Wanted(expression)
     moments = steps(datetime(1999, 1, 1, tzinfo=UTC) + timedelta(hours=hours), 3 * 1440, 1)
     readings = zip(moments, watch_clock("UTC", moments), strict=True)
@@ -231,7 +231,7 @@ SCHEDULES = st.builds(
 
 @settings(deadline=None)
 @given(SCHEDULES, MOMENTS | NEAR_CHANGES)
-def test_ticks_rise_and_previous_undoes_next(schedule: Schedule, moment: int) -> None:
+def test_ticks_increase_and_previous_reverses_next(schedule: Schedule, moment: int) -> None:
     tick = moment
     for _ in range(5):
         following = schedule.next_after(tick)

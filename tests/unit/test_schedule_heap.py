@@ -45,7 +45,7 @@ def test_check_cost_is_independent_of_the_number_of_schedules() -> None:
     assert len(entries) == 5000
 
 
-def test_every_schedule_has_its_turn() -> None:
+def test_every_schedule_gets_its_turn() -> None:
     heap, entries = heap_of(500)
     seen: list[Entry] = []
     while due := heap.pop(S, 50):

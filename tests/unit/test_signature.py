@@ -221,7 +221,7 @@ def test_the_payload_is_plain_data_by_name() -> None:
     assert codec.decode(codec.encode(payload))["rest"] == [str(ONE)]
 
 
-def test_a_payload_by_hand_is_taken() -> None:
+def test_payload_of_another_program_is_accepted() -> None:
     """A payload that another program encodes in msgpack is accepted, and so is an empty payload if
     no argument is required."""
 
@@ -267,7 +267,7 @@ def test_a_call_that_does_not_bind_names_the_parameter(
         Signature("t", everything).bind(args, kwargs)
 
 
-def test_a_call_without_room_for_more_is_refused() -> None:
+def test_call_with_too_many_arguments_is_refused() -> None:
     def function(a: int) -> None: ...
 
     signature = Signature("mod.function", function)
@@ -406,7 +406,7 @@ def test_a_result_of_another_type_is_an_error() -> None:
         Signature("t", function).result_of(Result(codec.encode("text")))
 
 
-def test_a_return_type_that_no_payload_can_hold_is_left_alone() -> None:
+def test_return_type_that_no_payload_can_hold_is_ignored() -> None:
     """Results without an annotation come back as msgpack decodes them."""
 
     def function() -> Iterable[int]:

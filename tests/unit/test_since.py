@@ -125,7 +125,7 @@ def test_repeated_fetch_returns_the_same_wait_time(rig: Rig) -> None:
     assert again.since == first.since == {"a": rig.now}
 
 
-def test_tasks_at_the_head_do_not_hide_those_that_wait_for_longer(rig: Rig) -> None:
+def test_handed_back_tasks_at_the_head_do_not_hide_older_tasks(rig: Rig) -> None:
     """Tasks that are handed back go before the backlog, and are more than a view reads in full."""
     rig.enqueue(*(f"head-{n}" for n in range(100)))
     held = rig.lease(100)
@@ -136,7 +136,7 @@ def test_tasks_at_the_head_do_not_hide_those_that_wait_for_longer(rig: Rig) -> N
     assert oldest(rig) == 21
 
 
-def test_task_that_was_never_handed_back_has_nothing_kept(rig: Rig) -> None:
+def test_task_that_was_never_handed_back_has_no_stored_time(rig: Rig) -> None:
     rig.enqueue("a", "b")
     rig.enqueue("later", delay=1)
     rig.now += 2 * S

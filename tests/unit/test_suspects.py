@@ -52,7 +52,7 @@ def test_blocked_loop_does_not_use_up_the_wait_of_a_suspect() -> None:
     assert waited(suspects, 100.0 + START_CHECK_S + blocked) == MAX_WAIT_TO_START_S - START_CHECK_S
 
 
-def test_other_tasks_get_as_much_time_as_a_suspect_took() -> None:
+def test_other_tasks_get_as_much_time_as_the_suspect_took() -> None:
     suspects = waiting("a", "b")
     assert suspects.blocks_others(100.0)
     suspects.alone = suspects.waiting.popleft()

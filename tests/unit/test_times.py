@@ -11,7 +11,7 @@ from qsync import Qsync, TaskFailed
 from tests.support.stores import Store
 
 
-def test_status_says_when_a_task_began_and_ended(store: Store, prefix: str) -> None:
+def test_status_shows_when_a_task_began_and_ended(store: Store, prefix: str) -> None:
     app = Qsync(store.url, prefix=prefix)
     release = asyncio.Event()
 

@@ -104,7 +104,7 @@ def test_quantile_of_counts_is_off_by_8_percent_at_most() -> None:
 @pytest.mark.parametrize(
     "took_s", [0.0004, 0.011, 0.3, 1.01, 7.0, 30.02, 60.02, 200.0, 1500.0, 9000.0]
 )
-def test_stored_runs_of_one_length_show_it(took_s: float) -> None:
+def test_stored_runs_of_equal_duration_show_that_duration(took_s: float) -> None:
     """The estimates are equally exact for a minute, for an hour of such minutes, and for a day with
     a second duration."""
     minute = decode_block(encode_block({0: counts(20, *[took_s] * 20)}))[0]
@@ -141,7 +141,7 @@ def test_stored_histogram_is_off_by_15_percent_at_most() -> None:
         assert near(whole.quantile(HIGH), exact[18], rel=0.15), (width, middle)
 
 
-def test_records_of_the_version_before_are_read_with_their_wider_buckets() -> None:
+def test_records_of_the_previous_version_are_read_with_wider_buckets() -> None:
     """The earlier version writes only buckets, and ignores the cells in records of this version."""
     old = {"a": {0: 4, 1: 4, 8 + 3: 4, 26 + 15: 4}}
     row = decode_report(codec.encode(old))["a"]

@@ -52,7 +52,7 @@ def test_url_is_parsed_into_an_address(url: str, shown: str, settings: dict[str,
     assert address.settings == settings
 
 
-def test_options_of_sentinels_are_theirs_and_tls_is_shared() -> None:
+def test_sentinel_options_are_separate_and_tls_is_shared() -> None:
     address = redis_clients.parse(
         "rediss+sentinel://u:p@h/main?ssl_cert_reqs=none&ssl_ciphers=HIGH"
         "&sentinel_username=su&sentinel_password=sp&sentinel_ssl_cert_reqs=optional"
@@ -246,7 +246,7 @@ def test_misspelt_url_error_hides_the_password(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["redis://h?hunter", "redis://u:p@h?a=b&hunter", "redis://h/?hunter"]
 )
-def test_a_piece_of_a_password_without_a_digit_is_not_shown(url: str) -> None:
+def test_part_of_a_password_without_a_digit_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="unknown option") as raised:
         Qsync(url)
     assert "hunter" not in str(raised.value)

@@ -394,9 +394,7 @@ class Cat(Animal):
         (time, time(1, tzinfo=ZoneInfo("Europe/Moscow")), "time would arrive with another value"),
     ],
 )
-def test_value_that_would_change_is_refused_where_it_is_given(
-    annotation: Any, value: Any, says: str
-) -> None:
+def test_value_that_would_change_is_refused_at_once(annotation: Any, value: Any, says: str) -> None:
     """The error names the task and the parameter, and says what the value would become."""
     with pytest.raises(InvalidTask) as caught:
         function_of(annotation).bind([value], {})
@@ -431,7 +429,7 @@ def test_number_that_does_not_fit_names_the_parameter() -> None:
         new_task(Task("t", signature.bind([2**70], {})), b"nonce123")
 
 
-def test_int_for_float_stays_an_int() -> None:
+def test_int_annotated_as_float_stays_an_int() -> None:
     assert type(through(2**53 + 1, float)) is int
     assert type(through([1, 2.5], list[float])[0]) is int
 
@@ -472,7 +470,7 @@ def other(a: Scalar) -> None: ...
         (other, "use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"),
     ],
 )
-def test_annotation_that_is_refused_says_what_to_use(
+def test_error_about_an_annotation_says_what_to_use(
     function: Callable[..., Any], says: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -624,7 +622,7 @@ def nested(levels: int) -> bytes:
     return data
 
 
-def test_extensions_nested_without_end_are_an_error_like_any_other() -> None:
+def test_deeply_nested_extensions_raise_the_usual_error() -> None:
     with pytest.raises(InvalidTask):
         function_of().arguments(dataclass_info(b"\x81\xa2it" + nested(5000)))
 
@@ -632,7 +630,7 @@ def test_extensions_nested_without_end_are_an_error_like_any_other() -> None:
 HOSTILE = [1 << 40, -1, True, 1.5, None, [], [[]], {}, {"a": 1, "b": 2}, "", "x", b"", b"x"]
 
 
-def test_extension_with_data_of_another_type_is_an_error_that_takes_no_memory() -> None:
+def test_extension_with_data_of_another_type_raises_an_error_without_using_memory() -> None:
     """`bytearray(2**40)` would take a tebibyte, and `UUID(5)` raises an AttributeError."""
     names = [*msgpack_extensions.FORMS, "tuple", "set", "frozenset", "dict", "", None, 5, []]
     for name, data in itertools.product(names, HOSTILE):
@@ -662,7 +660,7 @@ def locked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     return new_task(Task("t", payload, unique=True), b"nonce123").lock
 
 
-def test_default_that_is_spelt_out_is_the_same_task() -> None:
+def test_explicit_default_makes_the_same_task() -> None:
     def sync(a: int, full: bool = False, *rest: int, colour: Colour = Colour.RED) -> None: ...
 
     same = {
@@ -695,7 +693,7 @@ def test_explicit_default_is_still_sent() -> None:
     assert Signature("t", sync).bind([7], {"full": False}, sort=True) == {"a": 7, "full": False}
 
 
-def test_equal_sets_and_dicts_give_one_lock() -> None:
+def test_equal_sets_and_dicts_make_the_same_lock() -> None:
     names = [f"name {n}" for n in range(50)]
     one = {"set": set(names), "ids": {UUID(int=n): n for n in range(9)}}
     two = {"ids": {UUID(int=n): n for n in reversed(range(9))}, "set": {*reversed(names)}}

@@ -150,7 +150,7 @@ def test_number_of_retries_is_a_whole_number(retry: Any) -> None:
         Task("t", retry=retry)
 
 
-def test_headers_that_are_no_texts_are_named_without_their_values() -> None:
+def test_headers_that_are_not_strings_are_named_without_their_values() -> None:
     wrong: Any
     for wrong, text in (
         ([("a", "b")], "headers: list is not a mapping of strings to strings"),
@@ -162,7 +162,7 @@ def test_headers_that_are_no_texts_are_named_without_their_values() -> None:
         assert str(raised.value) == text
 
 
-def test_text_of_a_subclass_is_stored_as_a_plain_one() -> None:
+def test_string_of_a_subclass_is_stored_as_a_plain_string() -> None:
     task = Task(
         "t", fairness_key=Text("a"), limits=[Text("b:1")], unique=True, unique_key=Text("k")
     )

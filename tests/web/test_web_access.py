@@ -124,7 +124,7 @@ async def test_cookie_is_secure_on_a_secure_page(valkey: Store, prefix: str) -> 
         assert "; Secure" in answer.headers["set-cookie"]
 
 
-async def test_after_five_wrong_tokens_an_address_waits_and_others_do_not(
+async def test_address_with_five_wrong_tokens_must_wait_and_others_need_not(
     valkey: Store, prefix: str
 ) -> None:
     async with dashboard(valkey, prefix, token=TOKEN) as (client, _, app):
@@ -142,7 +142,7 @@ async def test_after_five_wrong_tokens_an_address_waits_and_others_do_not(
             assert (await other.get("/", headers=right)).status_code == 200
 
 
-def test_tries_are_forgotten_after_a_minute_and_bounded() -> None:
+def test_wrong_tries_are_bounded_and_forgotten_after_a_minute() -> None:
     now = 0.0
     tries = LoginThrottle(lambda: now)
     for _ in range(5):
@@ -271,7 +271,7 @@ async def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> N
      ("evil.example", 421), ("localhost.evil.example", 421), ("127.0.0.1.nip.io", 421), ("", 421),
      ("localhost:8080@evil.example", 421), ("[", 421)],
 )  # fmt: skip
-async def test_other_names_than_those_allowed_are_refused(
+async def test_host_names_that_are_not_allowed_are_refused(
     valkey: Store, prefix: str, host: str, status: int
 ) -> None:
     """Otherwise, a page of another site whose name resolves to this machine could read the

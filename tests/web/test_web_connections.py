@@ -59,7 +59,7 @@ HALF_FORM = (
     [b"", b"GET / HTTP/1.1\r\nHost: loc", HALF_FORM, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"],
     ids=["nothing", "half a head", "half a body", "a request, and then nothing"],
 )
-def test_idle_connections_do_not_close_the_dashboard_to_others(
+def test_idle_connections_do_not_block_other_users(
     valkey: Store, prefix: str, tmp_path: Path, sent: bytes
 ) -> None:
     env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix, "QSYNC_DASHBOARD_TOKEN": TOKEN}
@@ -184,7 +184,7 @@ async def test_full_server_closes_oldest_idle_connection_then_one_with_a_late_bo
         assert not any(one.reader.at_eof() for one in (new, newer, newest))
 
 
-async def test_one_address_cannot_take_all_places_and_a_trusted_proxy_can() -> None:
+async def test_one_address_cannot_take_all_connections_but_a_trusted_proxy_can() -> None:
     proxy = [ip_network("127.0.0.3/32")]
     options: dict[str, Any] = {"total": 6, "per_address": 2, "idle_s": 60, "proxies": proxy}
     async with serving(**options) as (port, limits):
@@ -200,7 +200,7 @@ async def test_one_address_cannot_take_all_places_and_a_trusted_proxy_can() -> N
         assert not any(one.reader.at_eof() for one in held)
 
 
-async def test_idle_connection_ends_however_it_drips_and_a_busy_one_stays() -> None:
+async def test_dripping_idle_connection_is_closed_and_busy_connection_stays_open() -> None:
     async with serving(idle_s=0.3) as (port, limits):
         busy = await Peer.open(port, WAIT)
         dripping = await Peer.open(port, b"GET / HTTP/1.1\r\n")

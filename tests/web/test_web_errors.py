@@ -58,14 +58,14 @@ async def test_one_error_has_its_trace_keys_and_queues(failed: Bed) -> None:
     assert "No failed task has this error any more." in gone.text
 
 
-async def test_the_list_of_dead_tasks_takes_a_group(failed: Bed) -> None:
+async def test_list_of_dead_tasks_can_be_filtered_by_error_group(failed: Bed) -> None:
     text = (await page(failed, f"/dead?queue=slow&group={GROUP}")).text
     assert "3 matches" in text
     assert f'name="group" value="{GROUP}"' in text
     assert "No dead task" in (await page(failed, "/dead?queue=slow&group=zzz")).text
 
 
-async def test_a_change_shows_at_once(failed: Bed) -> None:
+async def test_change_is_visible_at_once(failed: Bed) -> None:
     async with (
         create_app(failed.inspector, auth="host", read_only=False) as app,
         visiting(app) as client,

@@ -56,7 +56,7 @@ def queue(pending: int, *, paused: bool = False) -> QueueInfo:
         ([None, 100, None, *[100 - 2 * n for n in range(1, 20)], None], "empty in about 2 min"),
     ],
 )
-def test_forecast_names_when_a_backlog_is_drained(pending: list[int | None], said: str) -> None:
+def test_forecast_says_when_a_backlog_is_drained(pending: list[int | None], said: str) -> None:
     known = [count for count in pending if count is not None]
     assert forecast(steps(*pending), known[-1] if known else 0) == said
 

@@ -50,7 +50,7 @@ def request_with(headers: dict[str, str], **scope: Any) -> Request:
     return Request({"type": "http", "method": "GET", "path": "/", "headers": pairs, **scope})
 
 
-def test_choice_comes_before_option_and_option_before_host_and_browser() -> None:
+def test_chosen_language_overrides_option_host_and_browser() -> None:
     browser = request_with({"accept-language": "ru"})
     served = request_with({"accept-language": "ru"}, **{"qsync.language": "en-us"})
     chosen = request_with({"accept-language": "en", "cookie": "qsync_language=ru"})
@@ -202,7 +202,7 @@ def test_numbers_durations_and_times_are_written_by_language() -> None:
         assert in_russian(write, value) == russian
 
 
-def test_phrase_of_a_lower_layer_is_english_as_text_and_translated_on_pages() -> None:
+def test_phrase_of_a_lower_layer_is_english_text_and_translated_on_pages() -> None:
     told = phrase("Read-only: %(option)s enables changes.", option=phrase("Token"))
     assert str(told) == "Read-only: Token enables changes."
     assert in_russian(escape_invisible, told) == "Только чтение: изменения включает Токен."

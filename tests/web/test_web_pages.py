@@ -60,7 +60,7 @@ def pages() -> list[str]:
     return [*paths, *(f"/tasks?queue=default&state={state}" for state in states)]
 
 
-async def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str) -> None:
+async def test_every_page_has_all_security_headers(valkey: Store, prefix: str) -> None:
     async with filled(valkey, prefix) as (client, _):
         for path in [*pages(), *(f"/static/{name}" for name in STATIC), "/none", "/task?id=x"]:
             answer = await client.get(path)
@@ -160,7 +160,9 @@ async def test_paging_shows_every_task(valkey: Store, prefix: str) -> None:
     [("limit=1e9", 100), ("limit=-5", 1), ("limit=nan", 50), ("limit=x", 50), ("limit=7", 7),
      ("page=1e99", 50), ("limit=" + "9" * 5000, 100)],
 )  # fmt: skip
-async def test_any_query_gets_a_page(valkey: Store, prefix: str, query: str, shown: int) -> None:
+async def test_any_query_string_returns_a_page(
+    valkey: Store, prefix: str, query: str, shown: int
+) -> None:
     async with filled(valkey, prefix) as (client, made):
         await made.enqueue(*[Task("t", id=f"n{n}") for n in range(150)])
         answer = await client.get(f"/tasks?queue=default&{query}")
@@ -201,14 +203,14 @@ async def test_dashboard_works_at_any_mount_path(valkey: Store, prefix: str) -> 
     ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/style.css/",
      "/static/", "/static//etc/passwd", "//evil.example/", "/static/style.css%00.js"],
 )  # fmt: skip
-async def test_no_other_file_is_served(valkey: Store, prefix: str, path: str) -> None:
+async def test_only_static_files_are_served(valkey: Store, prefix: str, path: str) -> None:
     async with filled(valkey, prefix) as (client, _):
         answer = await client.get(f"http://localhost{path}")
         assert answer.status_code == 404
         assert "def create_app" not in answer.text
 
 
-async def test_payloads_are_shown_as_the_mask_says(valkey: Store, prefix: str) -> None:
+async def test_payloads_are_shown_through_the_mask(valkey: Store, prefix: str) -> None:
     seen = []
 
     def mask(type: str, payload: bytes) -> str | bytes:

@@ -29,7 +29,7 @@ def test_each_route_that_changes_something_has_a_role() -> None:
     assert "view" not in ROLES.values()
 
 
-def test_name_of_a_store_is_no_step_in_a_path() -> None:
+def test_name_of_a_store_cannot_change_a_path() -> None:
     inspector = Qsync("redis://127.0.0.1:1").inspector()
     for name in (".", "..", "a/b"):
         with pytest.raises(ConfigError, match=r"others: .* is not a valid name"):
@@ -82,7 +82,7 @@ async def test_every_change_needs_its_role_and_pages_show_only_allowed_changes(
             assert await made.inspector.task("d2") is not None
 
 
-async def test_view_token_looks_and_changes_nothing(valkey: Store, prefix: str) -> None:
+async def test_view_token_reads_and_changes_nothing(valkey: Store, prefix: str) -> None:
     tokens = {"token": "t" * 16, "view_token": "v" * 16}
     async with bed(valkey.url, prefix) as made:
         await made.enqueue(Task("t"))

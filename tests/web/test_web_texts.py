@@ -104,7 +104,7 @@ TEMPLATES = sorted(path.name for path in WEB.glob("templates/*.html"))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_have_no_text_outside_of_the_catalogue(name: str) -> None:
+def test_templates_have_no_strings_outside_the_catalogue(name: str) -> None:
     tree = ENVIRONMENT.parse((WEB / "templates" / name).read_text("utf-8"))
     html = Texts()
     html.feed("".join(source_of(tree)))
@@ -158,7 +158,7 @@ def texts_outside(tree: ast.AST) -> Iterator[tuple[int, str]]:
         yield from texts_outside(child)
 
 
-def test_code_has_no_text_outside_of_the_catalogue() -> None:
+def test_code_has_no_strings_outside_the_catalogue() -> None:
     found = [
         f"{path.name}:{line}: {text}"
         for path in sorted(WEB.glob("*.py"))
@@ -168,7 +168,7 @@ def test_code_has_no_text_outside_of_the_catalogue() -> None:
     assert found == []
 
 
-def test_script_has_no_texts() -> None:
+def test_script_has_no_strings_for_users() -> None:
     script = (WEB / "static" / "script.js").read_text("utf-8")
     code = re.sub(r"^\s*//.*$|(?<=[;{}]) // .*$", "", script, flags=re.MULTILINE)
     literals = re.findall(r'"([^"\n]*)"|`([^`]*)`', code)
@@ -178,7 +178,7 @@ def test_script_has_no_texts() -> None:
     assert texts - selectors == {"use strict", "no such part"}  # the script catches the latter
 
 
-def test_the_search_for_texts_finds_some() -> None:
+def test_search_for_untranslated_strings_finds_them() -> None:
     """The checks above find strings that are not marked for translation."""
     page = ENVIRONMENT.parse('<p title="Run now">{{ n }} tasks wait</p>{{ post(url, "Sign out") }}')
     html = Texts()

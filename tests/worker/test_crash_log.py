@@ -61,7 +61,7 @@ async def hold(b: Bench, tasks: int, server: str) -> None:
     await b.broker.run(ops.abandon(b.keys(), server))
 
 
-def test_recovery_names_as_many_as_fit_and_each_death(
+def test_recovery_log_names_as_many_tasks_as_fit_and_each_dead_task(
     valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mux, release = Mux(), asyncio.Event()

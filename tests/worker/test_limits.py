@@ -28,7 +28,7 @@ def grow(task: TaskInfo) -> None:
 
 
 @pytest.mark.faults(16)
-def test_worn_processes_are_replaced_one_at_a_time_and_no_task_is_lost_or_charged(
+def test_processes_at_their_task_limit_are_replaced_one_at_a_time_without_loss(
     tmp_path: Path, own_store: Store
 ) -> None:
     words = ("-n", "2", "-c", "2", "--max-tasks", "20", "--shutdown-timeout", "20")
@@ -118,7 +118,7 @@ def test_memory_limit_below_the_need_of_a_process_is_an_error(
         (["--max-memory", "-1GiB"], "'-1GiB' is not a size"),
     ],
 )
-def test_wrong_limits_are_named(words: list[str], message: str) -> None:
+def test_wrong_limits_are_named_in_one_line(words: list[str], message: str) -> None:
     found = CliRunner().invoke(main.app, ["worker", "shop:app", *words], env={"COLUMNS": "300"})
     assert found.exit_code == 2
     assert message in found.output
@@ -137,7 +137,7 @@ def test_sizes_are_parsed_with_units() -> None:
     assert memory_used() - before > 30_000_000, len(held)
 
 
-def test_process_limits_are_checked() -> None:
+def test_process_limits_are_validated() -> None:
     assert not Limits()
     assert Limits(max_tasks=5).exceeded(4, 10**12) is None
     assert Limits(max_tasks=5).exceeded(5, 0) is not None

@@ -426,7 +426,7 @@ def test_an_app_that_set_up_logging_keeps_it() -> None:
     assert "--log-format json: ignored, since the app has set up logging itself" in told.getvalue()
 
 
-def test_the_level_is_info_unless_another_is_asked_for() -> None:
+def test_log_level_is_info_by_default() -> None:
     with bare_root() as root:
         logs.configure(None, tag="1")
         assert root.level == logging.INFO

@@ -203,7 +203,7 @@ def test_processes_share_the_tasks_and_stop_with_exit_code_0(tmp_path: Path, sto
         assert len(worker.history("end")) == 2
 
 
-def test_the_options_reach_the_servers(tmp_path: Path, store: Store) -> None:
+def test_worker_options_reach_the_servers(tmp_path: Path, store: Store) -> None:
     options = (
         "--queues", "critical=5,low", "--strict", "--concurrency", "7", "--lease", "9",
         "--threads", "3", "--prefetch", "2", "--shutdown-timeout", "4", "--prefix", "mine",
@@ -320,7 +320,7 @@ def test_ctrl_c_in_a_terminal_counts_once(tmp_path: Path, store: Store) -> None:
         assert "stopping at once" not in worker.out()
 
 
-def test_children_of_a_killed_parent_stop_in_order(tmp_path: Path, store: Store) -> None:
+def test_children_of_a_killed_parent_stop_gracefully(tmp_path: Path, store: Store) -> None:
     with Worker(tmp_path, store.url) as worker:
         worker.wait_ready(1)
         worker.enqueue("wait")
@@ -756,7 +756,7 @@ def test_child_that_has_served_does_not_count_as_failed_start() -> None:
         assert slot.failures == failures
 
 
-def test_leases_of_a_dead_server_lapse_once_the_store_is_back(store: Store) -> None:
+def test_leases_of_a_dead_server_expire_once_the_store_is_back(store: Store) -> None:
     keys = [QueueKeys("qsync", queue) for queue in ("one", "two")]
     with Qsync(store.url) as app, app.client() as client:
         client.enqueue_many([Task("t", b"", queue=key.queue) for key in keys for _ in range(700)])

@@ -237,7 +237,7 @@ async def right(app: Any = None, *more: Any, **others: Any) -> AsyncIterator[Non
     ],
 )
 @pytest.mark.parametrize("where", ["app", "server"])
-def test_lifespan_that_cannot_be_entered_is_refused_where_it_is_given(
+def test_lifespan_that_cannot_be_entered_is_refused_at_once(
     lifespan: Any, reason: str, where: str
 ) -> None:
     url = "redis://127.0.0.1:1"
@@ -271,7 +271,7 @@ def test_worker_names_task_queues_that_it_does_not_serve(
         assert worker.end() == 0, worker.out()
 
 
-def test_worker_of_queues_of_a_later_layout_ends_with_one_line(
+def test_worker_for_queues_with_a_later_layout_ends_with_one_line(
     tmp_path: Path, store: Store, prefix: str
 ) -> None:
     (tmp_path / "shop.py").write_text(SHOP)
