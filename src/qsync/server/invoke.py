@@ -226,7 +226,7 @@ def _submitter(handler: Handler, threads: Threads, around: Sequence[Middleware])
         def submit(
             info: TaskInfo, context: contextvars.Context, claim: Claim | None
         ) -> asyncio.Future[Any]:
-            args, kwargs = _arguments(handler, info)
+            args, kwargs = context.run(_arguments, handler, info)
             return threads.submit(context, handler.function, args, kwargs, claim)
 
         return submit

@@ -20,7 +20,7 @@ from qsync.server.process_pool_member import HandlerError
 from qsync.server.queue_state import Claim, HandlerNotStarted
 from qsync.server.stopping import HUNG_AFTER_S, HungHandlers
 
-__all__ = ["HandlerError", "ProcessPool", "ThreadPool", "Threads"]
+__all__ = ["HandlerError", "ProcessPool", "ThreadPool", "Threads", "fail"]
 
 log: Final = logging.getLogger("qsync.server")
 
@@ -286,13 +286,19 @@ class ThreadPool:
             self._queue.put(None)
 
 
+def fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Set the exception of a future. A future cannot carry StopIteration; that becomes the cause of
+    a RuntimeError."""
+    if isinstance(error, StopIteration):
+        raised = RuntimeError("the handler raised StopIteration")
+        raised.__cause__ = error
+        error = raised
+    future.set_exception(error)
+
+
 def _settle(call: _Call) -> None:
     error, call.error = call.error, None  # avoids a reference cycle of traceback and call
     if error is None:
         call.future.set_result(call.value)
-    elif isinstance(error, StopIteration):
-        raised = RuntimeError("the handler raised StopIteration")
-        raised.__cause__ = error
-        call.future.set_exception(raised)
     else:
-        call.future.set_exception(error)
+        fail(call.future, error)

@@ -1,7 +1,7 @@
 """Runs `def` handlers in threads.
 
 Such a run needs no asyncio task while its handler runs. An asyncio task continues it if the handler
-raised or was stopped, or if the last progress must be stored.
+raised, was stopped or could not be called, or if the last progress must be stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qsync.server.inline_start import Run
 from qsync.server.invoke import BoundHandler, Submit
 from qsync.server.queue_state import RUNNING, LeasedTask
 from qsync.server.run_records import RunRecords
-from qsync.server.thread_pool import Threads
+from qsync.server.thread_pool import Threads, fail
 
 Resume = Callable[[LeasedTask, BoundHandler, None, Awaitable[Any]], Run]
 
@@ -61,8 +61,9 @@ class ThreadRuns:
         try:
             future = submit(claim.task, self._context(claim), claim)
         except BaseException as error:
+            leased.waits = False
             future = self._loop.create_future()
-            future.set_exception(error)
+            fail(future, error)
         leased.task = future
         self._begin_timeout(leased, way)
         future.add_done_callback(partial(self._ended, leased, way), context=self._base)
@@ -89,11 +90,15 @@ class ThreadRuns:
         """
         if value is not None and type(value) in outcome.NEVER_RUN:
             return None
-        try:
-            record = self._records.done(leased, value, way)
-        except Exception:  # the rest of the run fails in the same way
+        done, options = self._records.done, leased.message.options
+        if options is None or options.retention_us is None:
+            return done(leased, value, way)
+        if leased.progress is not None:
             return None
-        return record if record.retention_us is None or leased.progress is None else None
+        try:  # encoding the result may run code of the program
+            return self._context(self._claim(leased)).run(done, leased, value, way)
+        except BaseException:  # the rest of the run fails in the same way
+            return None
 
     def _claim(self, leased: LeasedTask) -> HandlerContext:
         info: Any = leased.info

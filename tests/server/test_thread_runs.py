@@ -1,0 +1,80 @@
+"""Runs of `def` handlers in threads, which have no asyncio task of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from dataclasses import dataclass
+
+import pytest
+
+from qsync import Qsync, Task, TaskFailed, current
+from tests.support.server import bench
+from tests.support.stores import Store
+
+TENANT = contextvars.ContextVar("TENANT", default="none")
+SEEN: list[str] = []
+
+
+@dataclass
+class Order:
+    """A class of arguments and results whose code runs on the server: it makes an Order from a
+    payload, and from an encoded result to compare the two."""
+
+    action: str
+
+    def __post_init__(self) -> None:
+        match self.action:
+            case "stop":
+                next(iter(()))
+            case "exit":
+                raise SystemExit(3)
+            case "cancel":
+                raise asyncio.CancelledError
+            case "tenant":
+                SEEN.append(TENANT.get())
+                TENANT.set(current().task.id)
+
+
+async def ends_of(app: Qsync, store: Store, prefix: str, name: str) -> dict[str, str]:
+    """Run a task for each action, one after the other; return its result or error by action."""
+    ends: dict[str, str] = {}
+    async with bench(store.url, prefix) as b, app, app.server(concurrency=2):
+        for action in ("stop", "exit", "cancel", "tenant", "plain"):
+            task = Task(name, {"order": {"action": action}}, id=action, retry=0, retention=60)
+            handle = await b.client.enqueue(task)
+            try:
+                ends[action] = str(await handle.result(5))
+            except TaskFailed as error:
+                ends[action] = str(error)
+    return ends
+
+
+@pytest.mark.parametrize("where", ["argument", "result"])
+def test_code_of_argument_and_result_classes_affects_only_its_run(
+    valkey: Store, prefix: str, where: str
+) -> None:
+    """Its exceptions fail the task, `current()` works in it, and its context variables stay in the
+    run."""
+    app = Qsync(valkey.url, prefix=prefix)
+    SEEN.clear()
+
+    @app.task(name="argument")
+    def argument(order: Order) -> str:
+        return TENANT.get()
+
+    @app.task(name="result")
+    def result(order: dict[str, str]) -> Order:
+        made = Order("")
+        made.action = order["action"]
+        return made
+
+    ends = asyncio.run(ends_of(app, valkey, prefix, where))
+    assert "StopIteration" in ends["stop"]
+    assert "SystemExit: 3" in ends["exit"]
+    assert "CancelledError" in ends["cancel"]
+    if where == "argument":
+        assert (ends["tenant"], ends["plain"]) == ("tenant", "none")
+    else:
+        assert ends["plain"] == "{'action': 'plain'}"
+    assert set(SEEN) == {"none"}
