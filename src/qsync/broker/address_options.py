@@ -135,7 +135,7 @@ _OURS: Final = (
 
 
 def check(name: str, value: Any) -> Any:
-    """Convert the value of an option; raises ValueError if the option does not accept it."""
+    """Convert the value of an option; raise ValueError if the option does not accept it."""
     try:
         return {**OPTIONS, **SENTINEL_OPTIONS}[name](value)
     except ValueError as error:

@@ -165,7 +165,8 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
         """Run a plain command; return the raw reply, or None if the store refuses the command.
 
-        In a cluster it runs on the node that holds `key`. Raises StoreUnavailable without a reply.
+        In a cluster, it runs on the node that holds `key`. Raises StoreUnavailable if there is no
+        reply.
         """
         with mapped_errors(self.address):
             node = await self._node_of(key, ends_in(self._read_timeout))
@@ -246,7 +247,7 @@ class AsyncBroker(BaseBroker["AioPool"]):
     async def _execute(self, *command: str) -> Any:
         """Run a plain command on any node; return the raw reply.
 
-        Raises StoreUnavailable without a reply.
+        Raises StoreUnavailable if there is no reply.
         """
         ends = min(ends_in(self._read_timeout), ends_in(self.patience))
         with mapped_errors(self.address):

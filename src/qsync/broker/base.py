@@ -31,7 +31,7 @@ MAP_S: Final = 0.5
 
 
 LINE_S: Final = 1.0
-"""How long waiting callers do not time out after the store's last reply, in seconds."""
+"""How long after the store's last reply waiting callers cannot time out, in seconds."""
 
 LOOP_BLOCKED_S: Final = 0.1
 """How late a timer must fire, in seconds, to show that the event loop was blocked."""
@@ -45,7 +45,7 @@ DEFAULT: Final = _Default.PATIENCE
 """Default for a call's `patience`: the patience of the broker."""
 
 Patience = float | None | Literal[_Default.PATIENCE]
-"""Time for which a call is retried, in seconds; None means no limit."""
+"""How long a call is retried, in seconds; None means no limit."""
 
 
 class BaseBroker(Generic[PoolT]):

@@ -49,7 +49,7 @@ UNEXPECTED_S: Final = 1.0
 class Broker(BaseBroker["Pool"]):
     """Runs calls on the store and blocks until they return.
 
-    Threads may share a broker, and it works after a fork.
+    Threads may share a broker, and a forked child may use it as well.
     """
 
     _unexpected_until = 0.0
@@ -58,8 +58,9 @@ class Broker(BaseBroker["Pool"]):
     def run(self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None) -> T:
         """Make one call. Retry transient errors for `patience` seconds; None means no limit.
 
-        `ends`, the time at which the caller gives up as `ends_in` returns it, replaces `patience`.
-        Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
+        `ends` replaces `patience`: it is the time at which the caller gives up, as returned by
+        `ends_in`. Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the
+        credentials.
         """
         forks.notice()
         patience = self.patience if patience is DEFAULT else patience
@@ -135,7 +136,7 @@ class Broker(BaseBroker["Pool"]):
         return bool(self._run_exchanges(pool, probe_durability(durability, self.address), ends))
 
     def ping(self) -> float:
-        """Measure a round trip, in seconds; raises StoreUnavailable if there is no reply."""
+        """Measure a round trip, in seconds; raise StoreUnavailable if there is no reply."""
         forks.notice()
         began = time.perf_counter()
         ends = min(ends_in(self._read_timeout), ends_in(self.patience))
@@ -149,7 +150,8 @@ class Broker(BaseBroker["Pool"]):
     def ask(self, *command: str | bytes | int, key: str = "") -> Any:
         """Run a plain command; return the raw reply, or None if the store refuses the command.
 
-        In a cluster it runs on the node that holds `key`. Raises StoreUnavailable without a reply.
+        In a cluster, it runs on the node that holds `key`. Raises StoreUnavailable if there is no
+        reply.
         """
         ends = ends_in(self._read_timeout)
         with mapped_errors(self.address):

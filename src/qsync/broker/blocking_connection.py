@@ -26,7 +26,7 @@ MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
 
 WARM_S: Final = 0.02
-"""How long after its last reply a connection may be used without a check, in seconds. The check
+"""How long after its last reply a connection may be used without a check, in seconds. Checking
 whether the store has closed the connection takes a system call."""
 
 KERNEL_WAIT_S: Final = 0.01
@@ -66,7 +66,7 @@ class SocketConnection:
         self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used: bool = False
-        """Whether it has served an exchange, and so may have died while idle."""
+        """Whether the connection has been used, so that it may have died while idle."""
         self.warm_until: float = 0.0
         """Monotonic time until which the connection is used without a check."""
         self._timeout = self._current_timeout = timeout
@@ -75,8 +75,7 @@ class SocketConnection:
             protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
-        """Function that returns the number of decrypted bytes that are not read yet; None without
-        TLS."""
+        """Function that returns the number of decrypted bytes not read yet; None without TLS."""
         self._poll = _poll_of(sock)
         """Waits up to a number of ms; returns whether the socket has data or was closed."""
         self._blocks = self._pending is not None or not hasattr(select, "poll")
@@ -216,7 +215,7 @@ class LibraryConnection:
         self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used: bool = False
-        """Whether it has served an exchange, and so may have died while idle."""
+        """Whether the connection has been used, so that it may have died while idle."""
         self._timeout = timeout
         _limit_socket(connection, timeout)
 
@@ -277,7 +276,7 @@ def _limit_socket(connection: Any, seconds: float) -> None:
 
 
 def _poll_of(sock: Any) -> Callable[[float], Any]:
-    """Return a function that waits some ms for the socket to have data or to be closed."""
+    """Return a function that waits up to a number of ms for data on the socket, or for its end."""
     if not hasattr(select, "poll"):  # Windows
         return lambda ms: select.select([sock], [], [], ms / 1000)[0]
     poller = select.poll()

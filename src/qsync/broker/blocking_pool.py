@@ -28,7 +28,7 @@ from qsync.broker.error_mapping import opening
 class Pool:
     """A pool of at most `connections` connections to one node.
 
-    Threads may share a pool, and it works after a fork.
+    Threads may share a pool, and a forked child may use it as well.
     """
 
     def __init__(self, client: redis.Redis, *, connections: int, read_timeout: float) -> None:
@@ -60,7 +60,7 @@ class Pool:
             self.drop(connection)
 
     def take_warm(self) -> SocketConnection | None:
-        """Return an idle connection that got a reply within WARM_S; None if there is none."""
+        """Return an idle connection that got a reply within the last WARM_S, or None."""
         try:
             connection = self._free.pop()
         except IndexError:
@@ -99,7 +99,7 @@ class Pool:
         redis_clients.close(self._client)
 
     def _wait_for_free(self, ends: float) -> SocketConnection | LibraryConnection | None:
-        """Wait for a connection that another thread returns; None means that one may be opened."""
+        """Wait for a connection that another thread returns; return None if one may be opened."""
         until = min(ends, time.monotonic() + self._read_timeout)
         in_time = True
         with self._freed:

@@ -127,7 +127,7 @@ def _place(kwargs: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _tls(kind: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether the client uses TLS; raises ValueError for an unknown connection class."""
+    """Return whether the client uses TLS; raise ValueError for an unknown connection class."""
     if kind is not None and kind.__module__.partition(".")[0] not in _LIBRARIES:
         raise ValueError(
             f"it has its own connection class, {kind.__module__}.{kind.__qualname__}, "
@@ -137,7 +137,7 @@ def _tls(kind: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _settings(client: Any, kwargs: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
-    """Return the settings to copy; raises ValueError for a setting that would be dropped."""
+    """Return the settings to copy; raise ValueError for a setting that would be dropped."""
     settings: dict[str, Any] = {}
     usual = _usual(client)
     for name, value in kwargs.items():

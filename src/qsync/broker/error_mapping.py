@@ -126,7 +126,8 @@ _TRANSIENT_CODES: Final = (
 
 
 _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
-"""Error from a script whose queue has another data layout; it has the queue's and the script's."""
+"""Error from a script whose queue has another data layout; it names that layout and the
+script's."""
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")

@@ -24,7 +24,7 @@ MOST_EVENTS: Final = 500
 KEY_BYTES: Final = 8
 
 _TEXT_BYTES: Final = {"by": 128, "subject": 256, "detail": 512}
-"""Maximum length of each string in a record, in bytes; the rest is cut."""
+"""Maximum length of each string in a record, in bytes; longer strings are truncated."""
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -57,7 +57,7 @@ def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
 
 
 def recorded(call: Call[T], event: bytes) -> Call[T]:
-    """Return the call of a script that records this action when it changes something."""
+    """Return the call with this action added, which the script records if it changes something."""
     if "events" not in call.script.keys:
         raise ValueError(f"{call.script.name} records no actions")
     return replace(call, args=(call.args[0], event, *call.args[2:]))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 
 def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
-    """Return the number of crashes that did not count, by id, where a crash count has one."""
+    """Return the number of crashes that did not count, by id, for tasks that have such crashes."""
     counts = {}
     for id, text in zip(ids, crashes, strict=True):
         if text and (match := _SPARED.match(text)):

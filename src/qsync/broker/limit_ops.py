@@ -137,7 +137,7 @@ def list_limits(
 def get_limit(
     keys: QueueKeys, limit: str, *, id: str = "", now_us: int | None = None
 ) -> Call[LimitDetail]:
-    """Read one limit and, if the id of a limited task is passed, its place among the waiters."""
+    """Read one limit; if `id` is that of a limited task, also read its place among the waiters."""
 
     def decode(fields: dict[str, Any]) -> LimitDetail:
         now, program = int(fields["now"]), _rule(fields["program"])
@@ -156,7 +156,7 @@ def get_limit(
 
 @dataclass(frozen=True, slots=True)
 class LimitDamage:
-    """Damage that an audit of limits found, in one part of the waiters."""
+    """Damage that an audit of limits found in one part of the waiters."""
 
     miscounted: list[str]
     """Limits whose counts are wrong."""

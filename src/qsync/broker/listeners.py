@@ -1,6 +1,6 @@
 """Connections that block on wake lists, or that subscribe to channels.
 
-Each uses its own connection, without retries, and closes it if a reply is more than
+Each object uses its own connection, without retries, and closes it if a reply is more than
 BLOCKING_READ_GRACE_S late.
 """
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 SILENT_TEXT: Final = "a listening connection no longer gets replies"
 
 BLOCKING_READ_GRACE_S: Final = 2.0
-"""Delay of a blocking read's reply, in seconds, after which its connection counts as dead."""
+"""How late the reply to a blocking read may be before its connection counts as dead, in seconds."""
 
 IDLE_S: Final = 5.0
 """Time without messages after which a subscription pings the store, in seconds."""
@@ -68,7 +68,7 @@ class AsyncSource(Protocol):
         """Return a client with one connection to a node; None means the only node."""
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """Record an error that broke a connection to the node with a key, or a redirection."""
+        """Record a redirection or an error of a connection to the node that holds a key."""
 
     async def record_node_error(self, node: Node | None, error: BaseException) -> None:
         """Record an error that a node returned or that broke a connection to it."""
@@ -95,14 +95,14 @@ class Subscription:
         return self._channels.confirmed
 
     def open(self) -> None:
-        """Connect; raises StoreUnavailable if that fails."""
+        """Connect; raise StoreUnavailable if that fails."""
         with mapped_errors(self._broker.address, self._on_broken_connection), opening():
             self._client = self._broker.client_at(self._node)
             self._connection = self._client.connection_pool.get_connection()
             self._heard, self._asked = time.monotonic(), False
 
     def follow(self, channels: Collection[str]) -> None:
-        """Subscribe to exactly these channels; raises StoreUnavailable if the connection broke."""
+        """Subscribe to exactly these channels; raise StoreUnavailable if the connection broke."""
         if commands := self._channels.commands(channels):
             self._send(*commands)
 
@@ -312,7 +312,7 @@ class AsyncSubscription:
         return self._channels.confirmed
 
     async def open(self) -> None:
-        """Connect; raises StoreUnavailable if that fails."""
+        """Connect; raise StoreUnavailable if that fails."""
         async with (
             mapped_errors(self._broker.address, self._on_broken_connection),
             _connecting(self),

@@ -20,7 +20,7 @@ MAINTENANCE_BATCH: Final = 100
 are not delayed."""
 
 SHORT_FAILURE: Final = 128
-"""Size up to which a failure record is stored even if the store is out of memory, in bytes."""
+"""Maximum size of a failure record that is stored even if the store is out of memory, in bytes."""
 
 NO_CALL_ID: Final = ("", 0)
 """Sender and number of a call that has neither."""
@@ -54,7 +54,7 @@ class LeaseRef(NamedTuple):
 
 
 class Leased(Protocol):
-    """Something with the id of a leased task and the token of its lease."""
+    """An object that has the id of a leased task and the token of its lease."""
 
     @property
     def id(self) -> str:

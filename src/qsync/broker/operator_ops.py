@@ -167,7 +167,8 @@ class Rescheduled(NamedTuple):
     due_us: int | None
     """The new due time, us; None if the task's state has no due time, so that nothing changed."""
     deadline_us: int | None = None
-    """Deadline of the task, us, if nothing changed because the due time is not before it."""
+    """Deadline of the task, us, if nothing changed because the due time is not before the
+    deadline."""
 
 
 def reschedule(

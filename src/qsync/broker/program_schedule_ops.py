@@ -44,8 +44,8 @@ def begin_ticks(
 ) -> Call[tuple[int, list[int]]]:
     """Return the store's time and, per schedule, the time after which its ticks are due.
 
-    That time is its last tick, or now for a new schedule. With `digests` of the expressions, a
-    change of the expression also resets the time, and so does declaring the schedule again: earlier
+    That time is its last tick, or now for a new schedule. With `digests` of the expressions, the
+    time is also now if the expression changed or the schedule was declared again, so that earlier
     ticks are not due.
     """
     pairs = itertools.zip_longest(schedules, digests, fillvalue="")

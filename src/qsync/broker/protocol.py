@@ -99,7 +99,7 @@ class RedisConnection(asyncio.Protocol):
         self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used: bool = False
-        """Whether it has served an exchange, and so may have died while idle."""
+        """Whether the connection has been used, so that it may have died while idle."""
         self._loop = asyncio.get_running_loop()
         internals = redis_internals.streams(connection)
         if internals is None:
@@ -227,7 +227,7 @@ class RedisConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(due, self._time_out)
 
     def _time_out(self) -> None:
-        """Time the exchange out; after a blocked loop, first let it read what has arrived."""
+        """End the exchange as timed out, but after a blocked loop, read what has arrived first."""
         self._timer = None
         if self._answer is None or self._answer.done():
             return
@@ -265,7 +265,7 @@ class PlainConnection:
         self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used: bool = False
-        """Whether it has served an exchange, and so may have died while idle."""
+        """Whether the connection has been used, so that it may have died while idle."""
 
     @property
     def is_open(self) -> bool:

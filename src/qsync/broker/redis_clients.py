@@ -37,7 +37,7 @@ closes it after 30 s."""
 
 
 def parse(text: str) -> Address:
-    """Parse the URL of a store; raises ConfigError if it is invalid."""
+    """Parse the URL of a store; raise ConfigError if it is invalid."""
     return _supported(url.parse(text))
 
 

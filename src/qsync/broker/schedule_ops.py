@@ -62,7 +62,7 @@ class StoredPage(NamedTuple):
 def put_schedule(
     keys: QueueKeys, name: str, next_us: int, record: bytes, *, now_us: int | None = None
 ) -> Call[PutOutcome]:
-    """Store a schedule, replacing one of the same name, unless a program uses the name."""
+    """Store a schedule, replacing any with the same name, unless a program uses the name."""
     args = (now_argument(now_us), "", SCHEDULE_SILENCE_US, name, next_us, record)
     return queue_call(
         "put_schedule", keys, args, lambda reply: PutOutcome(reply[0], reply[1] or None)
@@ -96,7 +96,7 @@ def tick_schedules(
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks.
 
-    If there are no rows, record that all next ticks are correct for the clock as it is now.
+    If there are no rows, record that all next ticks are correct by the clock as it is now.
     """
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)

@@ -144,7 +144,7 @@ def plain_of(name: str) -> str:
 
 @cache
 def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Script:
-    """Read a script, in its flow variant if `flow` is true or it has only that one.
+    """Read a script, in its flow variant if `flow` is true or there is no other variant.
 
     `allow_oom` overrides that flag of the file.
     """

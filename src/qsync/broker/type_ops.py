@@ -113,7 +113,7 @@ REPORTS_READ: Final = 200
 """Maximum number of reports that one call reads."""
 
 MAX_REPORTS: Final = 1000
-"""Maximum number of servers' reports of a queue that an inspector reads."""
+"""Maximum number of server reports on a queue that an inspector reads."""
 
 FIELDS_READ: Final = 500
 """Maximum number of fields that one call reads."""

@@ -44,7 +44,7 @@ _INHERITED: Final = (
 
 
 def parse(url: str) -> Address:
-    """Parse the URL of a store; raises ConfigError if it is invalid."""
+    """Parse the URL of a store; raise ConfigError if it is invalid."""
     match = _URL.fullmatch(url.strip())
     scheme = re.sub("^valkey", "redis", match[1].lower()) if match else ""
     if match is None or scheme not in SCHEMES:

@@ -1,4 +1,4 @@
-"""The operations that read the store without changing it: one pure function per script."""
+"""The operations that read the store without changing it, one pure function per script."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def schedules(
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """The keys of a queue in which an audit found an id, at one moment."""
+    """The keys of a queue in which an audit found an id, all read at one moment."""
 
     id: str
     states: tuple[str, ...]

@@ -1,7 +1,7 @@
 """The connections on which a server blocks until tasks arrive.
 
-One connection covers all queues of the server. In a cluster, this holds only for a server of one
-queue; a server of many queues has a connection for each queue whose tasks arrive without wake
+One connection covers all queues of the server. In a cluster, this is true only for a server of one
+queue. A server of many queues has a connection for each queue whose tasks arrive without wake
 messages (see wake_channel.py).
 """
 
@@ -19,7 +19,7 @@ from qsync.server.clock import boot_s
 from qsync.server.queue_state import QueueState
 
 UNSENT_S: Final = 3600.0
-"""How long a server blocks on a queue as well after a task arrived there without a wake message, in
+"""How long a server also blocks on a queue if a task arrived there without a wake message, in
 seconds."""
 
 PROBE_S: Final = 0.001

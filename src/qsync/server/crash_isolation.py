@@ -37,7 +37,7 @@ ALONE_S: Final = 1.0
 """Longest time that a suspect that was never spared runs alone, in seconds."""
 
 GROWTH: Final = 8
-"""Factor by which each spared crash multiplies the time that a suspect runs alone."""
+"""Factor by which each crash that a suspect is spared extends the time that it runs alone."""
 
 TOTAL_S: Final = 10.0
 """How long suspects run one after another, in seconds; after that, suspects that were never spared
@@ -92,7 +92,7 @@ class CrashIsolation:
         return taken
 
     def next_alone(self, now: float) -> LeasedTask | None:
-        """Return the first waiting suspect that is to run alone, or None."""
+        """Return the waiting suspect that should run alone next, or None."""
         if self._gathers(now):
             return next((suspect for suspect in self.waiting if suspect.spared), None)
         return self.waiting[0] if self.waiting else None

@@ -24,7 +24,7 @@ class Current(Protocol[S_co]):
 
     @property
     def task(self) -> TaskInfo:
-        """The running task; in a batch handler the first task of the call."""
+        """The running task; in a batch handler, the first task of the call."""
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:

@@ -78,7 +78,7 @@ def head_of(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return class and message as one line, cut to MESSAGE_LIMIT bytes and then escaped."""
+    """Return class and message as one line, truncated to MESSAGE_LIMIT bytes and then escaped."""
     return printable(cut(head_of(error), MESSAGE_LIMIT))
 
 

@@ -18,7 +18,7 @@ part in it."""
 
 SLOT_RESERVATION_S: Final = 0.3
 """How long a fetch in flight keeps its slots from the other queues, in seconds. A node that takes
-longer may be down; if it answers after that, surplus tasks are handed back."""
+longer may be down; if it replies after that, surplus tasks are handed back."""
 
 CROWD: Final = 256
 """Maximum number of busy queues in one round; further queues follow in the next rounds."""
@@ -31,7 +31,7 @@ GRAIN: Final = 4
 of fewer tasks is not worth its cost."""
 
 SOME: Final = 16
-"""Number of queues that may share the slots of one round, however few slots each queue gets."""
+"""Number of queues that may always share the slots of one round, however few each queue gets."""
 
 WATCH_S: Final = 0.05
 """Length of one blocking wait on queues that may be empty while another queue has tasks, in
@@ -89,7 +89,7 @@ class FetchTiming:
         self.retry_at: dict[str, float] = dict.fromkeys(queues, 0.0)
         """Earliest time of the next fetch from a queue whose last fetch failed."""
         self.wait_again_at: float = 0.0
-        """Time of the next wait for tasks if the last wait failed, by boot_s."""
+        """If the last wait for tasks failed, the time of the next one, by boot_s."""
 
     def awaited_until(self, now: float) -> float | None:
         """Return when the next round stops waiting for fetches in flight; None to begin now."""

@@ -114,10 +114,10 @@ class Fetcher:
                 looking.cancel()
 
     async def finish(self, patience: float) -> None:
-        """Cancel the waits, and wait up to `patience` seconds for the fetches in flight; the runner
-        gets their tasks.
+        """Cancel the waits, and wait up to `patience` seconds for fetches in flight.
 
-        A cancelled wait may have consumed a wake; in that case, `pass_on` wakes another server.
+        The runner gets their tasks. A cancelled wait may have consumed a wake; in that case,
+        `pass_on` wakes another server.
         """
         if self._wakes is not None:
             await self._wakes.aclose()

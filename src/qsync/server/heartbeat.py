@@ -91,9 +91,9 @@ class Heartbeat:
     def _renew(self) -> bool:
         """Renew the leases on all held tasks; return False if some renewals failed.
 
-        Cluster slots move, so the queues may have come to be on several nodes. A node that does not
-        answer is skipped for the rest of the round, so that it does not delay the renewals on the
-        other nodes.
+        The queues may be on several nodes, since the slots of a cluster can move. A node that does
+        not answer is skipped for the rest of the round, so that it does not delay the renewals on
+        the other nodes.
         """
         silent: set[str] = set()
         all_done = True
@@ -120,7 +120,7 @@ class Heartbeat:
 
 
 class HeartbeatThreads(PartGroup):
-    """One heartbeat thread per node, so that no node delays renewals on another.
+    """One heartbeat thread per node, so that no node delays the renewals on another node.
 
     The first thread watches the event loop.
     """

@@ -74,8 +74,8 @@ class BusyQueues:
         self._on_unsent = on_unsent
         self.has_room = False
         """True if the server has free slots, so that it may be woken."""
-        # Up to CHECKS_PER_EXCHANGE queues start as busy; of more, the first check finds the busy
-        # ones.
+        # Up to CHECKS_PER_EXCHANGE queues start as busy; if there are more, the first check finds
+        # out which of them are busy.
         self._busy = (
             {} if len(queues) > CHECKS_PER_EXCHANGE else {queue.name: queue for queue in queues}
         )

@@ -128,7 +128,7 @@ class InlineStarter:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
-        """asyncio task in which the next runs begin; None if there are none to start."""
+        """asyncio task in which the next runs begin; None if there is nothing to start."""
         self._more = False
         """Whether there was something to start after the last turn."""
         self._closed = False

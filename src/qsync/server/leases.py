@@ -29,7 +29,7 @@ log: Final = logging.getLogger("qsync.server")
 RenewAnswer = Literal["ok", "cancelled", "done", "lost"]
 
 Refusal = tuple[LeasedTask, RenewAnswer]
-"""A task and the store's answer to the renewal of its lease if that is not "ok": cancelled, done or
+"""A task and the store's answer to the renewal of its lease, unless it is "ok": cancelled, done or
 lost."""
 
 
@@ -271,7 +271,7 @@ class ThreadLeaseKeeper:
             self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
 
     def hand_back(self, tasks: Iterable[LeasedTask]) -> list[LeasedTask]:
-        """Hand back tasks of any queues that have not started; return those that could not be."""
+        """Hand back tasks that have not started, of any queue; return those that remain held."""
         by_queue: dict[str, list[LeasedTask]] = {}
         for leased in tasks:
             by_queue.setdefault(leased.queue.name, []).append(leased)

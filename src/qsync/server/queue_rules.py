@@ -49,8 +49,8 @@ class QueueRules:
     async def start(self) -> None:
         """Publish the rules. Raise QsyncError if the store refuses them.
 
-        A queue whose node does not answer within START_S gets its rules later, in the background;
-        until then the server fetches nothing from it.
+        A queue whose node does not reply within START_S gets its rules later, in the background.
+        Until then, the server fetches nothing from that queue.
         """
         queues = dict.fromkeys([*self._served, *self._bounds])
         calls = [(queue, call) for queue in queues for call in self._calls(queue)]

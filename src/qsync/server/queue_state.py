@@ -108,8 +108,8 @@ class LeasedTask(msgspec.Struct, eq=False, gc=False):
     stop: Stop | None = None
     info: TaskInfo | None = None
     task: asyncio.Task[None] | asyncio.Future[Any] | None = None
-    """asyncio task of the handler, or, for a handler in a thread, the future of its result; None
-    unless it may be cancelled."""
+    """asyncio task of the handler, or the future of its result if it runs in a thread; None unless
+    it may be cancelled."""
     call: Any = None
     """BatchCall that runs the task together with others; None means the task runs alone."""
     timer: asyncio.TimerHandle | None = None

@@ -34,7 +34,7 @@ class RunRecords:
         """Return the record for a task that may no longer start; None if it may start."""
         leased.begun_s = now = boot_s()
         if now >= leased.expires:
-            # If another server has the task in the meantime, the store ignores this record.
+            # If another server has got the task in the meantime, the store ignores this record.
             return op_values.HandedBack(leased.id, leased.token)
         if leased.message.options is not None and leased.past_deadline():
             self._failures.died(leased, outcome.TOO_LATE)

@@ -44,10 +44,10 @@ INBOX_WAIT_S: Final = 10.0
 """Length of one blocking read of the inbox, in seconds."""
 
 WITHDRAW_S: Final = 1.0
-"""Longest time that a stopping server waits for the store to delete its record, in seconds."""
+"""How long a stopping server waits for the store to delete its record, in seconds."""
 
 EMPTY_S: Final = 1.0
-"""Longest time that the first record waits until the inbox is empty, in seconds."""
+"""How long the first record waits for the inbox to be empty, in seconds."""
 
 ANNOUNCE: Final = "announce the server"
 READ_INBOX: Final = "read the inbox"

@@ -84,8 +84,8 @@ class Settler:
         self._hooks = hooks
         self._type_counter = type_counter
         self._timed: list[tuple[LeasedTask, float]] = []
-        """Sample of the ended tasks, one of every TIMED in a batch, each with the time of its end
-        by boot_s."""
+        """Sample of the ended tasks, one of every TIMED tasks in a batch, each with its end time by
+        boot_s."""
         self._floors = type_counter.slowest(queue.name).floors
         self._slow_ends: dict[str, float] = {}
         """End times, by boot_s, of runs that may be among the slowest of their type, by task id."""

@@ -160,7 +160,7 @@ class Stopping:
     def _give_up(self, leased: LeasedTask) -> None:
         """Free the slot of a handler that ignores its stop.
 
-        The task may also have been unable to start, because the store did not reply.
+        This also frees the slot of a task that could not start because the store did not reply.
         """
         if leased.phase is not RUNNING:
             return
@@ -190,7 +190,7 @@ class Stopping:
     def hand_back_ready(self, *, older_than: float = -1e9) -> None:
         """Hand back the tasks that have not started.
 
-        With `older_than`, only hand back those that were fetched over `older_than` seconds ago.
+        With `older_than`, hand back only those that were fetched over `older_than` seconds ago.
         """
         limit = boot_s() - older_than
         young: list[LeasedTask] = []

@@ -197,7 +197,7 @@ def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:
 
 
 def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
-    """Return the busy share of the workers' capacity between two samples, from 0 to 1.
+    """Return how busy the workers were between two samples, as a share from 0 to 1.
 
     While tasks wait for over BEHIND_S, the share is 1: every worker does what it can, even if slots
     are free, for example because its CPU is saturated. Otherwise, it is the share of busy slots.

@@ -65,9 +65,9 @@ class HealthServer:
     """Serves routes (path -> function) until it is closed; raises ConfigError if it cannot listen.
 
     The functions run on the event loop of the server's thread. A new connection is always accepted.
-    At the limit, it evicts the oldest connection, if possible one that has sent no request. A Host
-    header must hold an IP address, a name that public DNS does not have, `host`, or one of `names`;
-    other requests are refused, to protect against DNS rebinding.
+    At the limit, it evicts the oldest connection, if possible one that has sent no request. To
+    protect against DNS rebinding, a request is refused unless its Host header has an IP address, a
+    name that public DNS does not have, `host`, or one of `names`.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from qsync.value_text import shorten
 
 
 class TargetError(Exception):
-    """The command line does not name an app; the message gives the reason in one line."""
+    """The command line does not name an app; the message states the reason in one line."""
 
 
 def load(target: str) -> Qsync:

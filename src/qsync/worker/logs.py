@@ -186,7 +186,7 @@ class Text(logging.Formatter):
         self._terminal = terminal
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line; at a terminal the traceback follows on separate lines."""
+        """Return one line; at a terminal, the traceback follows on separate lines."""
         moment = datetime.fromtimestamp(record.created, UTC)
         text = escape(record.getMessage())
         task_id = getattr(record, "task_id", None)
@@ -207,7 +207,7 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """Formats one JSON object per line, in ASCII, with the fields given as `extra`."""
+    """Formats one JSON object per line, in ASCII, with the fields passed as `extra`."""
 
     def __init__(self, tag: str) -> None:
         super().__init__()

@@ -117,7 +117,7 @@ class Child:
         return self.uptime_s is None or (self.uptime_s < FIRST_S and self.error is not None)
 
     async def start(self, plan: Plan) -> asyncio.StreamReader:
-        """Start the process, send it its order and return the reader of its reports."""
+        """Start the process, send it its order, and return the reader for its reports."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(

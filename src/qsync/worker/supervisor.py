@@ -150,7 +150,7 @@ class Supervisor:
         return 1 if self._failed is not None or self._unclean else 0
 
     async def ask(self, patience: float) -> list[ProcessHealth]:
-        """Return the health of each process; a process has `patience` seconds to answer."""
+        """Return the health of each process; a process may take `patience` seconds to answer."""
         children = [(slot, slot.child) for slot in self._slots if not slot.retired]
         return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
 

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- begin_ticks: read, for each schedule, the time after which its ticks are due. This is the last
 -- tick that was enqueued, or the time since which the schedule has its current expression,
--- whichever is later. The time is now, so that no earlier ticks are enqueued, for a new schedule,
--- for one whose expression changed, and for one that no server published while other schedules were
--- published. During a deploy, old and new servers may publish two expressions of one schedule. So
--- each expression has its own time, which is kept while servers publish the expression. A last tick
--- that a wrong clock recorded counts as now.
+-- whichever is later. For a new schedule, for one whose expression changed, and for one that no
+-- server published while other schedules were published, the time is now, so that no earlier ticks
+-- are enqueued. During a deploy, old and new servers may publish two expressions of one schedule.
+-- So each expression has its own time, which is kept while servers publish the expression. A last
+-- tick that a wrong clock recorded counts as now.
 -- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the

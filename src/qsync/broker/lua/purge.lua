@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- purge: delete the first tasks of a state. Active tasks are deleted only if their lease has
--- expired, since others run. If the tasks are large, a call deletes fewer than requested: at most
--- 16 MiB, or one task.
+-- expired, since other active tasks are running. If the tasks are large, a call deletes fewer than
+-- requested: at most 16 MiB, or one task.
 -- include: check_schema preconditions clock wake_server
 -- include: message_limits limit_states waiter_entries limit_waiters
 -- flow include: message_bytes

@@ -103,8 +103,8 @@ local function take_pending(head, wanted, max_bytes, limit)
 end
 -- end flow
 
--- Lease tasks. If a later write would fail, this fails at or before the first write, which gives
--- the tasks an owner: the keys have been read before, so their types are right.
+-- Lease tasks. If one of the writes would fail, nothing is written: the permissions are checked
+-- first, and the keys have been read before, so their types are correct.
 local function write_leases(ids, token, expiry)
   check_rights(KEYS.active, #ids > 16 and { 'ZADD', 'ZREM', 'HDEL' } or { 'ZADD', 'ZREM' })
   local leases, owners = {}, {}

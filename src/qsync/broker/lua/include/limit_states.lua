@@ -233,7 +233,8 @@ local function touch_limit(limit)
   return state
 end
 
--- Return the time from which the rate lets one task more than the ready ones start; 0: at any time.
+-- Return the time from which the rate lets one more task start, besides the ready ones; 0: at any
+-- time.
 local function limit_opens_at(state)
   local rule = state.rule
   if rule.interval == 0 then
