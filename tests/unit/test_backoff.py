@@ -165,15 +165,15 @@ def raises(attempt: int, error: Exception) -> float:
     [
         (raises, "raised ValueError"),
         (lambda attempt: 5, "raised TypeError"),
-        (lambda attempt, error: None, "gave NoneType"),
-        (lambda attempt, error: f"secret {attempt}", "gave str"),
-        (lambda attempt, error: True, "gave bool"),
-        (lambda attempt, error: -1.5, "gave -1.5"),
-        (lambda attempt, error: float("nan"), "gave nan"),
+        (lambda attempt, error: None, "returned NoneType"),
+        (lambda attempt, error: f"secret {attempt}", "returned str"),
+        (lambda attempt, error: True, "returned bool"),
+        (lambda attempt, error: -1.5, "returned -1.5"),
+        (lambda attempt, error: float("nan"), "returned nan"),
         (lambda attempt, error: 10**5000, "gave int"),
-        (float("inf"), "gave inf"),
+        (float("inf"), "returned inf"),
         (timedelta(seconds=-1), "gave datetime.timedelta"),
-        ("5", "gave str"),
+        ("5", "returned str"),
     ],
 )
 def test_failing_policy_uses_the_default_delay(
