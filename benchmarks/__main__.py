@@ -134,7 +134,7 @@ async def _measure(console: Console, options: argparse.Namespace, words: Sequenc
     async with _store(options.url) as url, Harness(url, _scale(options)) as harness:
         where = "a unix socket, without AOF, started for this run"
         if options.url:
-            where = str(harness.address)  # without the password
+            where = str(harness.address)  # hides the password
         command = f"{PROGRAM} --url ..." if options.url else shlex.join([*PROGRAM.split(), *words])
         result = Report(machine.describe(await harness.broker.info(), where, command))
         with console.status("") as status:

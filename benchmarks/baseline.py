@@ -1,7 +1,7 @@
 """The floor: a bare event loop that decodes the same messages and runs the same handlers.
 
-There is no queue, so no task is fetched, leased or acknowledged. A queue that runs one asyncio task
-per message in one Python process takes at least this long.
+There is no queue, so no task is fetched, leased or acknowledged. Any queue that runs an asyncio
+task per message in one Python process takes at least this long.
 """
 
 from __future__ import annotations

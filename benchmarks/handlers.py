@@ -28,7 +28,7 @@ first_starts_ns: Final[list[int]] = []
 """Start times of tasks of type FIRST, by the monotonic clock, which all processes share."""
 
 delays_ns: Final[list[int]] = []
-"""Delays from the time in the payload to the start, in nanoseconds."""
+"""How long after the time in its payload each task started, in nanoseconds."""
 
 
 starts_ns: Final[list[int]] = []

@@ -30,7 +30,7 @@ FILL_BATCH: Final = 20_000
 
 
 class Harness:
-    """A store, and a queue in it that has its own prefix."""
+    """A store, and a queue in it under its own prefix."""
 
     def __init__(self, url: str, scale: Scale) -> None:
         self.url = url
@@ -54,13 +54,13 @@ class Harness:
             await self.broker.aclose()
 
     async def clean(self) -> None:
-        """Delete all data of the queue. Each measure begins with this call.
+        """Delete all data of the queue. Each measurement begins with this call.
 
         Raises BenchmarkError if the store forbids this, since the benchmark must be able to clean
         up.
         """
         await self._unlink(*[self.keys.key(name) for name in QUEUE_KEYS])
-        while info := await self.info("memory"):  # a thread of the store frees the memory
+        while info := await self.info("memory"):  # the store frees the memory in another thread
             if not int(info.get("lazyfree_pending_objects", 0)):
                 break
             await asyncio.sleep(0.005)

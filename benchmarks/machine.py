@@ -17,7 +17,7 @@ from qsync.version import __version__
 
 
 def describe(store: StoreInfo, store_at: str, command: str) -> dict[str, Any]:
-    """Return the facts that a reader needs to compare a run of qsync with another run."""
+    """Return what a reader must know to compare the results of two runs."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

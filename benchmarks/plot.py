@@ -21,7 +21,8 @@ BACKLOG: Final = ("throughput against backlog", "store time against backlog")
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draw the charts that have data into a folder, creating it if needed; return their paths."""
+    """Draw the charts that have data into a folder, which is created if necessary; return their
+    paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, chart in (("rates", _rates), ("latency", _latency), ("backlog", _backlog)):

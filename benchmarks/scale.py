@@ -22,7 +22,7 @@ class Scale:
     """Number of rounds, whose median is reported."""
     one_by_one: int
     callers: int
-    """Number of tasks that are divided between all concurrent callers."""
+    """Number of tasks that the concurrent callers enqueue in total."""
     bulk: int
     drain: int
     drain_threads: int

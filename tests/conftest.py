@@ -62,7 +62,7 @@ def redis_store() -> Iterator[Store]:
 
 @pytest.fixture(params=["valkey", "redis_store"])
 def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
-    """Yield the Valkey, and then the Redis, empty."""
+    """Yield the Valkey, and then the Redis, each without data."""
     store: Store = request.getfixturevalue(request.param)
     store.flush()
     with limited.as_user(store, request.module.__name__, prefix) as seen:
@@ -102,7 +102,8 @@ class Colour:
     """One of the two kinds of client, blocking or async, so that one test covers both.
 
     `do(client.enqueue(task))` returns the handle, whether the call blocks or is awaited; coroutines
-    run in an event loop in a thread. `begin(lambda: handle.result())` runs concurrently.
+    run in an event loop in a thread. `begin(lambda: handle.result())` starts the call in another
+    thread.
     """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,4 +1,4 @@
-"""All measures by name, in the order in which they are taken."""
+"""All measurements by name, in the order in which they are taken."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Measures enqueues: one by one, compared with a bare EVALSHA; from many concurrent callers; and in
-bulk."""
+"""Measures single enqueues (compared with a bare EVALSHA), enqueues from many concurrent callers,
+and bulk enqueues."""
 
 from __future__ import annotations
 

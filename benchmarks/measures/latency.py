@@ -1,5 +1,5 @@
-"""Measures the delay from the enqueue to the start of the handler, and the lateness of scheduled
-tasks."""
+"""Measures the time from the enqueue to the start of the handler, and how late scheduled tasks
+start."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def _enqueue_stamped(client: AsyncClient) -> None:
 
 
 async def measure_scheduled(harness: Harness) -> Results:
-    """Schedule tasks for times that are spread over some seconds."""
+    """Schedule tasks at times that are spread over several seconds."""
     await harness.clean()
     count, seconds = harness.scale.scheduled, harness.scale.scheduled_s
     async with harness.servers() as [server], harness.client() as client:

@@ -1,4 +1,4 @@
-"""Measures the cost of limits, and how exactly starts follow their rules."""
+"""Measures the cost of limits, and how closely starts follow the rules of limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SELDOM: Final = LimitRule(rate=1, per_us=86_400_000_000, burst=1)
 
 
 async def measure_limits(harness: Harness) -> Results:
-    """Measure tasks with limits, compared with tasks without any."""
+    """Measure tasks with limits, compared with tasks that have no limits."""
     return [
         *await _measure_keys(harness),
         *await _measure_waiter_bytes(harness),
@@ -39,8 +39,8 @@ async def measure_limits(harness: Harness) -> Results:
 
 
 async def _measure_keys(harness: Harness) -> Results:
-    """Alternately drain tasks without limits, and tasks with many keys of a limit with concurrency
-    1."""
+    """Alternately drain tasks without limits, and tasks that have many keys of a limit with
+    concurrency 1."""
     tasks = harness.scale.drain
     keys = tasks // TASKS_OF_A_KEY
     pairs = [
@@ -120,7 +120,8 @@ async def _measure_pace(harness: Harness) -> Results:
 
 
 async def _measure_crowd(harness: Harness) -> Results:
-    """Measure the latency of other keys with and without many tasks that wait for one key."""
+    """Measure the latency of tasks with other keys, both with and without many tasks that wait for
+    one key."""
     count = harness.scale.waiting
     alone = await _latency_of_others(harness, 0)
     beside = await _latency_of_others(harness, count)

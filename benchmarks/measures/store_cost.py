@@ -29,8 +29,8 @@ VerbCost = dict[str, float | None]
 
 
 def known_minimum(values: Sequence[float | None]) -> float | None:
-    """Return the minimum over the batches: a busy machine only ever makes the store's times
-    longer."""
+    """Return the minimum over the batches, since other load on the machine can only make the store
+    slower."""
     return min((value for value in values if value is not None), default=None)
 
 

@@ -37,7 +37,8 @@ class DrainRun:
 
     tasks: int
     seconds: float
-    """Time from the start of the first task until the store had counted the last as completed."""
+    """Time from the start of the first task until the store has counted the last task as
+    completed."""
     cpu_s: float
     """CPU time of all server processes, in seconds."""
     scripts: CommandUsage | None
@@ -65,7 +66,7 @@ async def drain(
 ) -> DrainRun:  # fmt: skip
     """Fill the queue while it is paused, then let warmed-up servers drain it.
 
-    With `rule`, the tasks are limited under `keys` different keys, in turn.
+    With `rule`, the tasks have limits with `keys` different keys, in turn.
     """
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
@@ -203,7 +204,7 @@ async def measure_executors(harness: Harness) -> Results:
 
 
 async def measure_waiting(harness: Harness) -> Results:
-    """Drain tasks that each wait for 5 ms, as if they queried a database."""
+    """Drain tasks that each wait for 5 ms, like tasks that query a database."""
     tasks = harness.scale.drain_waiting
     how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100: 20,000 at most"
     return [await _rate(harness, "drain, 5 ms tasks", WAIT, tasks, how)]

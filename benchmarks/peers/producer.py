@@ -29,7 +29,7 @@ BULK_AT_ONCE = 10_000
 
 
 class Peer:
-    """Wraps the client of any peer in the same awaitable methods."""
+    """Gives the client of any peer the same awaitable methods."""
 
     def __init__(self, module: ModuleType, client: Any) -> None:
         self._module = module

@@ -14,7 +14,7 @@ CALLERS = 100
 """Number of coroutines that enqueue concurrently."""
 PAYLOAD = "x" * 32
 STAMPS = ("t", b"t")
-"""Prefix of a payload that carries its enqueue time, as str and as bytes."""
+"""Prefix of payloads that carry their enqueue time, as str and as bytes."""
 
 URL = os.environ.get("BENCH_URL", "")
 """URL of the store; empty in the harness, which starts it."""

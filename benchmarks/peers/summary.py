@@ -64,7 +64,8 @@ def by_drain(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[Peer, Mappi
 
 
 def cell(column: Column, measured: Mapping[str, Any]) -> str:
-    """Return a median with its ratio to qsync's in brackets, or a dash if there is no median."""
+    """Return a median and, in brackets, its ratio to that of qsync; return a dash if there is no
+    median."""
     if column.key not in measured:
         return "–"
     text = f"{measured[column.key]:,.{column.digits}f}"

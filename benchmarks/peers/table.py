@@ -60,7 +60,8 @@ class Peer:
 
     @property
     def baseline(self) -> str:
-        """Row of qsync to compare with: coroutines for peers with coroutines, else threads."""
+        """Row of qsync with which the peer is compared: coroutines if the peer uses coroutines,
+        else threads."""
         return QSYNC if self.handlers == "coroutine" else QSYNC_THREADS
 
 

@@ -55,7 +55,7 @@ class Bomb:
 
 
 def deep(levels: int) -> bytes:
-    """Return a value of msgpack: nested lists."""
+    """Return nested lists, encoded as msgpack."""
     return b"\x91" * levels + b"\xc0"
 
 
@@ -206,7 +206,7 @@ def test_queue_without_rights_is_refused_and_nothing_is_written(
                 colour.do(call())
         assert [key for key in store.command("KEYS", "*") if b":other}" in key] == []
         assert set(before) <= set(store.command("KEYS", "*"))
-        # Users of two prefixes in one store cannot see each other either.
+        # Users with different prefixes cannot access each other's data in a shared store either.
         stranger = colour.client(store.url.replace("//", "//joe:secret@"), "theirs")
         with pytest.raises(ConfigError, match="refuses"):
             colour.do(stranger.enqueue(Task("t")))

@@ -60,7 +60,7 @@ def test_enqueues_of_a_fresh_client_and_of_an_old_one_do_not_wait(
         began = time.monotonic()
         assert colour.do(client.enqueue(Task("t", queue=queue))).created
         took.append(time.monotonic() - began)
-        client._announcer._next.clear()  # as every minute: register the queue again
+        client._announcer._next.clear()  # register the queue again, as happens every minute
     began = time.monotonic()
     handles = colour.do(client.enqueue_many([Task("t", queue=queue)] * 300))
     took.append(time.monotonic() - began)

@@ -232,7 +232,8 @@ def test_task_missing_on_the_replica_was_not_confirmed(prefix: str, colour: Colo
 
 @needs_valkey
 def test_confirmed_task_survives_the_primary(prefix: str) -> None:
-    """Enqueues continue while the replica is promoted; afterwards it has all confirmed tasks."""
+    """Enqueues continue while the replica is promoted; afterwards, the replica has all confirmed
+    tasks."""
     confirmed: list[str] = []
 
     async def main(sentinel: Sentinel) -> None:

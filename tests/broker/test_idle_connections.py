@@ -26,7 +26,7 @@ IDLE = 5
 
 
 def idle(broker: Broker) -> list[Any]:
-    """Return the idle open connections of a broker."""
+    """Return the open connections of a broker that are idle."""
     return [connection for connection in broker._pool_for(None)._free if connection is not None]
 
 

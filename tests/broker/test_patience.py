@@ -194,8 +194,8 @@ async def test_callers_of_thousands_of_queues_continue_while_the_store_answers(
 
 
 def test_call_within_its_patience_continues_while_the_store_answers_others() -> None:
-    """In a moving line of callers, the turn of the last caller would come long after its patience
-    has ended."""
+    """In a queue of callers that is moving, the turn of the last caller comes long after its
+    patience would have ended."""
     turns: list[float] = []
 
     async def slow(items: list[int], left: float) -> list[int]:

@@ -1,5 +1,5 @@
-"""If a store user lacks a channel or a command, no task is damaged and one log line names the
-missing right."""
+"""If the store user lacks the right to a channel or a command, no task is damaged, and one log line
+names the missing right."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_a_client_made_by_sentinel_keeps_its_settings(
 
 
 class Password:
-    """A provider of the primary's password that counts its calls."""
+    """A provider that returns the primary's password and counts its calls."""
 
     asked = 0
 

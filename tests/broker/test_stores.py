@@ -1,4 +1,4 @@
-"""Helpers for other tests: stores that can be killed, paused and failed over."""
+"""Tests of a helper for other tests: stores that can be killed, paused and failed over."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def counter(store: Store, prefix: str, name: str, queue: str = "default") -> int
 
 
 def wait_empty(store: Store, prefix: str, timeout: float = 20) -> None:
-    """Wait until all tasks of the queue have ended and left it."""
+    """Wait until all tasks have ended and left the queue."""
     with store.client() as client:
         wait_until(
             lambda: left_over(client, prefix).keys() <= {"calls"},

@@ -63,7 +63,7 @@ class Dead:
 
 @dataclass
 class Evidence:
-    """The whole evidence of a run. Times are measured with CLOCK_MONOTONIC.
+    """All evidence of a run. Times are measured with CLOCK_MONOTONIC.
 
     accepted  tasks whose enqueue returned
     perhaps   tasks whose enqueue raised an error that leaves open whether they were written
@@ -76,7 +76,7 @@ class Evidence:
     left      other data that is left in the queue, by key
     keys      keys without a TTL
     audit     output of `qsync doctor --audit`, if it found damage
-    broken    lines in which workers logged errors, for which no fault here is a reason
+    broken    log lines of workers about errors that no fault of the run explains
     """
 
     lease: float

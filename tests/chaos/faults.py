@@ -80,7 +80,7 @@ class Faults:
         self.done: dict[str, int] = {}
 
     def run(self) -> None:
-        """Cause all faults of the plan, then repair what they broke."""
+        """Cause all faults of the plan, then remove them."""
         began = time.monotonic()
         under_way: list[Future[None]] = []
         with ThreadPoolExecutor(16) as threads:

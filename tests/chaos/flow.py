@@ -1,4 +1,4 @@
-"""A client in threads that enqueues tasks and records the outcomes."""
+"""A client that enqueues tasks in a thread and records the outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def plain(number: int) -> Task:
 
 
 class Flow:
-    """A client in threads. It enqueues a task about every `every` seconds until the block ends."""
+    """A client in a thread. Each of its callers enqueues a task about every `every` seconds until
+    the block ends."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ RULES: Final = {
     "rate": LimitRule(rate=RATE, per_us=1_000_000, burst=BURST),
 }
 LONGEST_S: Final = 0.02
-"""Longest duration of a task, in seconds."""
+"""Maximum duration of a task, in seconds."""
 
 
 for _name in ("fetch", "complete", "renew", "hand_back", "mark_started", "register"):

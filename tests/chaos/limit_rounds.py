@@ -79,14 +79,15 @@ class Outcome:
     looks: int = 0
     wrong: list[str] = field(default_factory=list)
     above_rate: float = 0.0
-    """Largest number of starts by which a window exceeded its rate; may be at most the burst."""
+    """Largest number of starts by which any window exceeded its rate; at most the burst is
+    allowed."""
 
     used: float = 0.0
-    """Share of the rate that was used."""
+    """Share of the allowed starts that were used."""
 
 
 class Rounds:
-    """The servers, the store and the kills."""
+    """Starts and kills the servers and the store, and checks the limits."""
 
     def __init__(self, store: Store, folder: Path, lease_s: float, progress: Progress) -> None:
         self._store, self._lease_s, self._progress = store, lease_s, progress
@@ -262,7 +263,7 @@ def parts(lease_s: float = 0.5, progress: Progress | None = None) -> Iterator[Ro
 
 
 def main() -> int:
-    """Run a number of rounds, or run for some minutes."""
+    """Run the given number of rounds, or run for the given time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="number of kills")
     parser.add_argument("--minutes", type=float, default=0.0, help="run time, 20 kills a minute")

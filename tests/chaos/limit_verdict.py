@@ -75,7 +75,7 @@ def given_twice(
 
 
 def most_above_rate(times_us: Iterable[int], rate: float) -> float:
-    """Return the largest number of starts by which a window exceeds its rate."""
+    """Return the largest number of starts by which any window exceeds the rate."""
     excess = most = 0.0
     before_us = None
     for at_us in times_us:

@@ -37,7 +37,7 @@ from qsync.contrib.outbox import Outbox
 
 PREFIX: Final = "outbox-rounds"
 INSERT: Final = "INSERT INTO orders (id) VALUES (%s)"
-"".encode("idna")  # imports the tables that host names need
+"".encode("idna")  # import the tables that the encoding of host names needs
 INSERT_TEXT: Final = text("INSERT INTO orders (id) VALUES (:id)")
 
 
@@ -80,8 +80,8 @@ def pack(order: str) -> Task[str]:
 
 
 def make_engine(places: Places) -> Engine:
-    """Return an engine with which SQLite does not wait for the disk. The kill of a process still
-    loses no data."""
+    """Return an engine with which SQLite does not wait for the disk. A process can still be killed
+    without losing data."""
     engine = create_engine(places.address)
     if engine.dialect.name == "sqlite":
 
@@ -180,7 +180,7 @@ def relay(app: Qsync, places: Places, turn: int) -> None:
 
 
 def server(app: Qsync, places: Places, turn: int) -> None:
-    """Run the tasks, and record each run in a file with one write."""
+    """Run the tasks, and record each run in a file in one write."""
     mux = Mux()
     ran = os.open(places.ran, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 

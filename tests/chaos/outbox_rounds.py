@@ -66,14 +66,14 @@ class Outcome:
     """Orders that were committed but whose tasks did not run."""
 
     surplus: list[str]
-    """Orders whose tasks ran although they were not committed, or ran more than once."""
+    """Orders that were not committed but whose tasks ran, or whose tasks ran more than once."""
 
     kills: Counter[str]
     rounds: int = 0
 
 
 class Rounds:
-    """The programs around an outbox and the rounds of kills."""
+    """Starts the programs around an outbox, and kills them in rounds."""
 
     def __init__(
         self, store: Store, database: Postgres | None, folder: Path, progress: Progress
@@ -228,7 +228,7 @@ class Rounds:
 
 @contextlib.contextmanager
 def parts(database: str, progress: Progress | None = None) -> Iterator[Rounds]:
-    """Start a store that loses no data when it is killed and a database, and yield the rounds."""
+    """Start a database, and a store that loses no data when it is killed; yield the rounds."""
     with (
         tempfile.TemporaryDirectory(prefix="qsync-rounds-") as folder,
         Store("valkey", aof=True) as store,

@@ -64,7 +64,7 @@ class Link:
     """For each unanswered command, the proxy's own answer; None if the store answers it."""
     streaming: bool = False
     silent: set[str] = field(default_factory=set)
-    """Directions in which nothing passes."""
+    """Directions in which no data passes."""
 
 
 class Proxy:
@@ -205,7 +205,7 @@ class Proxy:
         task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
 
-        def over(_: object) -> None:  # a connection that never began is also over
+        def over(_: object) -> None:  # this also runs for a connection that never began
             writer.transport.abort()
             self._tasks.discard(task)
 

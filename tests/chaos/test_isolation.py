@@ -39,7 +39,7 @@ def test_tasks_of_two_killed_processes_start_again_within_a_bound(
         ids = enqueue(valkey.url, prefix, [Task("work", {"sleep": 3})] * (3 * PER_PROCESS))
         wait_until(lambda: len(started()) == len(ids))
         send(first, signal.SIGKILL)
-        # Another server has slots for the tasks of the killed server when its own tasks have ended.
+        # Another server can run the tasks of the killed server once its own tasks have ended.
         second = wait_until(lambda: next((one.pid for one in started() if one.crashes), None))
         send(second, signal.SIGKILL)
         killed = time.monotonic()

@@ -372,7 +372,7 @@ def test_silent_connection_is_dropped_soon(
     measured: Measured,
     block: float,
 ) -> None:
-    """An idle server that only waits on its connections detects that they are dead and closes
+    """An idle server, which only waits on its connections, detects that they are dead and closes
     them."""
     server = launch(proxy.url, lease=60.0, sweep=block)
     wait_until(lambda: proxy.open >= 3)
@@ -484,7 +484,8 @@ def test_slow_network_only_slows_tasks_down(
 def test_lost_hints_lose_no_task(
     durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
-    """Servers and callers notice requests and results even if the messages about them are lost."""
+    """Servers notice requests and callers notice results even if the messages about them are
+    lost."""
     lease = 1.5
     launch(proxy.url, lease=lease)
     news = proxy.answer("NOPERM no permissions to access a channel", only=b"SSUBSCRIBE")

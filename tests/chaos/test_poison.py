@@ -1,4 +1,4 @@
-"""A task that kills each process that runs it at most halves the throughput of other tasks."""
+"""If a task kills each process that runs it, the throughput of other tasks is at most halved."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ startup of processes."""
 def test_other_tasks_keep_half_of_their_throughput_while_processes_are_killed(
     valkey: Store, prefix: str, tmp_path: Path, measured: Measured, poisons: int
 ) -> None:
-    """A poison task arrives every three seconds, and each is dead in the end. Throughput is
-    measured from the first of them."""
+    """A poison task arrives every three seconds, and each of them dies. Throughput is measured from
+    the first of them."""
     dead = QueueKeys(prefix, "default").key("dead")
     options = ("-n", str(PROCESSES), "--concurrency", "5", "--lease", "5")
     worker = Worker(valkey.url, prefix, tmp_path, *options).start()

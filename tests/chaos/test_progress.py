@@ -57,7 +57,7 @@ def test_stopped_simulation_prints_its_verdict() -> None:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_rounds_of_limits_with_their_verdict() -> None:
-    """The signal reaches each process of the group, as from a terminal, while servers are
+    """As from a terminal, the signal reaches each process of the group, while servers are
     starting."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])

@@ -103,7 +103,7 @@ def pair() -> Iterator[Pair]:
 
 
 def more_than(count: int, flow: Flow, since: float) -> None:
-    """Wait until more than this many tasks have been accepted since this time."""
+    """Wait until more than `count` tasks have been accepted after `since`."""
     wait_until(lambda: len(flow.since(since)) > count, timeout=20)
 
 

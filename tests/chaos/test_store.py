@@ -38,8 +38,8 @@ def test_tasks_run_within_two_seconds_after_a_store_restart(
     measured: Measured,
     restarts: int,
 ) -> None:
-    """The store is down for up to 2.5 s; after a longer outage, the delay between tries would be
-    longer than the test allows."""
+    """The store is down for at most 2.5 s, since the delay between tries grows with the length of
+    the outage."""
     chance = random.Random(restarts)
     launch(durable.url, lease=10.0, concurrency=20)
     delays = []
@@ -291,8 +291,8 @@ def test_full_store_drains_and_then_accepts_tasks(
 def test_pause_of_the_store_shorter_than_a_lease_repeats_nothing(
     durable: Store, prefix: str, launch: Launch, history: History, share: float
 ) -> None:
-    """A lease that was just renewed outlasts 0.9 of its duration, and any lease outlasts 0.6 of
-    it."""
+    """A lease that has just been renewed survives a pause of 0.9 of its duration; any lease
+    survives 0.6 of it."""
     lease = 1.5
     servers = [launch(durable.url, lease=lease, concurrency=20) for _ in range(2)]
     enqueue(durable.url, prefix, [task(sleep=2.5) for _ in range(20)])

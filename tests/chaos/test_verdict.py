@@ -23,7 +23,7 @@ def ran(id: str, at: float, token: str, *, end: str = "end", attempt: int = 1, c
 
 
 def sound() -> Evidence:
-    """Return a run with one task per possible outcome."""
+    """Return the evidence of a run that has one task per possible outcome."""
     evidence = Evidence(lease=1.0, max_crashes=3)
     for id, retry, fail, retention in (
         ("plain", 0, 0, False), ("kept", 0, 0, True), ("flaky", 1, 1, False),

@@ -34,7 +34,7 @@ async def raw(task) -> None: ...
 def shop(
     valkey: Store, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Yield the MODULE:APP of an app in the working directory."""
+    """Yield the `MODULE:APP` argument for an app in the working directory."""
     name = f"shop_{prefix.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(SHOP.format(url=valkey.url, prefix=prefix))
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from tests.web.test_web_command import running
 from tests.worker.test_health import Probed
 
 QUEUES = ("default", "mail", "lower")
-"""Queues, which are spread over more than one node."""
+"""Queues that are spread over more than one node."""
 
 
 def test_worker_on_a_cluster_is_shown_scaled_and_changed(

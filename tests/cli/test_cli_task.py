@@ -287,7 +287,8 @@ def test_id_in_two_queues_needs_the_queue(live: Live) -> None:
 
 
 def test_id_that_begins_with_a_dash_is_accepted_after_two_dashes(live: Live) -> None:
-    """New ids never begin with a dash, but ids from older versions or from users may."""
+    """Newly generated ids never begin with a dash, but ids from older versions or chosen by users
+    may."""
     dashed, other = "-hAbCdEfGhIjKlMnOpQrSt", "--json-2345678901234567"
     live.enqueue(Task("note", b"x", id=dashed), Task("note", b"x", id=other))
     assert live.ok("task", "show", "--json", "--", dashed).json["row"]["id"] == dashed

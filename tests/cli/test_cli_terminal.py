@@ -36,7 +36,7 @@ class Terminal:
         termios.tcsetwinsize(self._other, (30, 100))
         self.before = termios.tcgetattr(self._other)
         self.seen = self.raw = ""
-        """Output so far; `seen` is without colours and cursor movements."""
+        """Output so far; `seen` leaves out colours and cursor movements."""
         self.process = subprocess.Popen(
             [QSYNC, *words],
             stdin=self._other,

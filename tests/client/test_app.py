@@ -367,8 +367,8 @@ def test_an_embedded_store_runs_from_first_use_until_close(tmp_path: Path) -> No
 
 
 def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> None:
-    """A server combines the mux of the app's tasks, the app's own mux and its own mux. The app's
-    lifespan also runs."""
+    """A server has the handlers of the app's task functions, of the app's mux and of its own mux.
+    The app's lifespan also runs."""
     own, given, ran = Mux(), Mux(), dict[str, Any]()
 
     class Lifespan:
@@ -762,8 +762,8 @@ print(app.task("named")(add).name)
 
 
 def test_unique_tasks_are_compared_by_their_arguments(store: Store, prefix: str) -> None:
-    """Equal arguments make the same task, by position or by keyword, and in whatever order sets
-    iterate."""
+    """Equal arguments make the same task, whether passed by position or by keyword, and whatever
+    the order of sets."""
     with Qsync(store.url, prefix=prefix) as app:
 
         @app.task(unique=True)
@@ -923,7 +923,7 @@ def test_threads_share_one_blocking_client(store: Store, prefix: str) -> None:
 
 @pytest.mark.faults(12)
 def test_a_forked_child_enqueues_on_new_connections(store: Store, prefix: str) -> None:
-    """Parent and child go on making calls at the same time, and each gets its own replies."""
+    """The parent and the child make calls at the same time, and each gets its own replies."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task

@@ -649,7 +649,8 @@ def test_callers_that_share_a_call_have_separate_outcomes(store: Store, prefix: 
 
 
 def test_cancelled_caller_does_not_affect_others(own_store: Store, prefix: str) -> None:
-    """A caller is cancelled before its batch is sent, and while it is in flight."""
+    """One caller is cancelled before its batch is sent, and another while its batch is in
+    flight."""
 
     async def main(client: AsyncClient) -> None:
         own_store.pause()

@@ -1,4 +1,4 @@
-"""Finding a task by its id, and waiting for results without a live server."""
+"""Looking up a task by its id, and waiting for results without a live server."""
 
 from __future__ import annotations
 

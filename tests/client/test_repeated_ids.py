@@ -113,7 +113,7 @@ def test_wrong_time_to_remember_ids_is_refused(value: Any) -> None:
 
 
 def test_tasks_without_a_chosen_id_cost_nothing(valkey: Store, prefix: str) -> None:
-    """A Task object that is sent twice makes two tasks."""
+    """A Task object that is enqueued twice makes two tasks."""
     with Qsync(valkey.url, prefix=prefix).client() as client:
         task = Task("t")
         handles = client.enqueue_many([task, task, Task("t", delay=1)])

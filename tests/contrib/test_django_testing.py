@@ -84,7 +84,7 @@ def test_failed_assertion_of_an_async_test_says_that_nothing_is_captured(
         return str(failed.value)
 
     with SyncKit(project, url=valkey.url) as kit:
-        with transaction.atomic():  # as a TestCase does
+        with transaction.atomic():  # like a TestCase
             text = async_to_sync(test)(kit)
         kit.assert_enqueued(shop.pack, product="tea")
     assert "waiting for the commit of this transaction: 1 enqueue" in text

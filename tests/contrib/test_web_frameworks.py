@@ -46,7 +46,7 @@ def commands(text: str) -> tuple[str, str]:
 
 
 def connections(store: Store) -> int:
-    """Return how many clients are connected, besides this one."""
+    """Return how many other clients are connected."""
     with store.client() as client:
         return len(client.client_list()) - 1
 

@@ -128,7 +128,7 @@ def test_probes_use_existing_endpoints() -> None:
     assert paths == {
         "startupProbe": "/startup", "readinessProbe": "/ready", "livenessProbe": "/live",
     }  # fmt: skip
-    # Listen beyond the pod's loopback, so that the probes can connect.
+    # Listen on more than the pod's loopback address, so that the probes can connect.
     for where in ("kubernetes", "dockerfile", "compose"):
         assert parsed(commands()[where])["health_host"] == "0.0.0.0"  # noqa: S104 - as above
     [url] = re.findall(r"http://[^']+", dockerfile("HEALTHCHECK")[-1])

@@ -1,4 +1,4 @@
-"""A new user's first steps: the README's program, the demo's advice, the worker."""
+"""A new user's first steps: the program in the README, the advice of the demo, and the worker."""
 
 from __future__ import annotations
 

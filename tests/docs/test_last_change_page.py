@@ -16,7 +16,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def program(number: int, store: Store, prefix: str) -> Any:
-    """Return a program of the page as a module, on this store."""
+    """Return a program on the page as a module that uses this store."""
     text = PROGRAMS[number].replace("redis://localhost:6379", store.url)
     text = text.replace("debounce=5, debounce_max=60", "debounce=0.2, debounce_max=5")
     module = ModuleType(f"last_change_{number}")

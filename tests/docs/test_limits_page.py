@@ -19,7 +19,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def program(number: int, store: Store, prefix: str) -> Any:
-    """Return a program of the page as a module, on this store."""
+    """Return a program on the page as a module that uses this store."""
     text = PROGRAMS[number].replace("redis://localhost:6379", store.url)
     module = ModuleType(f"limits_{number}")
     exec(text.replace('"shop"', repr(prefix)), vars(module))  # noqa: S102 - a page of our own

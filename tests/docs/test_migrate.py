@@ -34,7 +34,7 @@ REPORTED = "report"
 
 @dataclass(frozen=True)
 class Library:
-    """How to run the program of a library.
+    """How to run the program for a library.
 
     says    output of its servers, besides their log
     prints  output of the client
@@ -176,7 +176,7 @@ def run(
     library: Library,
     environment: dict[str, str],
 ) -> None:
-    """Run the servers and a client of a program; compare their output."""
+    """Run the servers and a client of a program; compare their output with the expected output."""
     environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
     logs = [folder / f"server{number}.log" for number in range(len(servers))]
     running: list[subprocess.Popen[bytes]] = []
@@ -208,8 +208,8 @@ def run(
 
 
 def environment_of(library: Library) -> Path:
-    """Return the environment of a library. Create it if it is missing or has another version of the
-    library."""
+    """Return the environment for a library; create it if it is missing or has another version of
+    the library."""
     folder = ROOT / f".venv-migrate-{library.name}"
     mark = folder / "requirement"
     wanted = [library.requirement, "pytest"]

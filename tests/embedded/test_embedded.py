@@ -173,7 +173,7 @@ def test_data_outlives_the_users(folder: Path) -> None:
 
 
 def test_changing_users_lose_no_data(folder: Path) -> None:
-    """Each stop of the store races with a start by the next user."""
+    """Each time the store stops, the next user may be starting it."""
     program = """
 import os, sys, redis
 from qsync.embedded import Embedded

@@ -1,4 +1,4 @@
-"""Every accepted task runs, whichever part is killed, and leaves no key behind."""
+"""Every accepted task runs, whichever part is killed, and leaves no keys behind."""
 
 from __future__ import annotations
 

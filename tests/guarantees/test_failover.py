@@ -162,7 +162,8 @@ class Stream:
         return sum(at > since for at in self.ran[queue])
 
     def rate(self, queue: str, since: float = 0.0) -> float:
-        """Return how many tasks ran per second after `since`, or after the first run if it is 0."""
+        """Return how many tasks ran per second after `since`, or since the first run if `since` is
+        0."""
         times = [at for at in self.ran[queue] if at > since]
         return len(times) / (time.monotonic() - (since or times[0]))
 

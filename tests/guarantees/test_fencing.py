@@ -49,8 +49,8 @@ def counter(store: Store, prefix: str, name: str) -> int:
 
 
 def zombie_tasks() -> dict[str, Task]:
-    """Return tasks by id. All would end on the zombie while it is paused; on the other server, some
-    run longer."""
+    """Return tasks by id. On the zombie, all tasks should end while it is paused; on the other
+    server, some run longer."""
     zombie, live = {"zombie": 0.5}, {"zombie": 0.5, "live": 4.0}
     kept: dict[str, Any] = {"retention": 600}
     tasks: dict[str, Task] = {}

@@ -1,4 +1,4 @@
-"""The cost of tasks that wait for a limit: some memory per task, and nothing for other tasks."""
+"""Tasks that wait for a limit cost some memory each, and do not slow down other tasks."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float],
 
 
 def test_drain_costs_little_more_than_bare_event_loop(measured: Measured) -> None:
-    """The CPU time of the whole server process counts, including that of all its threads."""
+    """The CPU time of the whole server process is measured, including all its threads."""
 
     async def share(harness: Harness) -> float:
         floor = await throughput.baseline(harness, 20_000)

@@ -153,8 +153,8 @@ def test_restarting_servers_neither_lose_nor_repeat_a_task(
     leaving = launch(valkey.url, **config)
     for _ in range(6):
         coming = launch(valkey.url, ready=False, **config)
-        # The server stops in the middle of its work, with tasks running, leased ahead and being
-        # fetched.
+        # The server stops in the middle of its work: some tasks are running, leased but not
+        # started, or being fetched.
         history.wait("start", chance.randrange(1, 100), pid=leaving.pid)
         leaving.terminate()
         assert leaving.wait() == 0

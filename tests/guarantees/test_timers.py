@@ -110,7 +110,7 @@ def round_of_many(
     at: int,
     measured: Measured,
 ) -> float:
-    """Make MANY tasks due at one instant; return the duration of the slowest ping or script, in
+    """Make MANY tasks due at the same time; return the duration of the slowest ping or script, in
     ms."""
     with store.client() as client:
         client.config_set("slowlog-log-slower-than", 10_000)

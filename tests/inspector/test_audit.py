@@ -506,7 +506,7 @@ def test_many_damages_are_all_repaired(rig: Rig) -> None:
 @pytest.mark.faults(80)
 @pytest.mark.guarantee(2)
 def test_store_in_use_has_no_damage(own_store: Store, prefix: str) -> None:
-    """Audits find no damage while tasks run, fail, and are retried, cancelled and recovered."""
+    """Audits find no damage while tasks run, fail, or are retried, cancelled or recovered."""
     mux = Mux()
 
     @mux.handle("t")

@@ -1,4 +1,4 @@
-"""Findings of the doctor for each state of a store, for real stores, and for stores that deny
+"""The doctor's findings for each state of a store, for real stores, and for stores that deny
 access."""
 
 from __future__ import annotations

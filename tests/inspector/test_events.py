@@ -120,7 +120,8 @@ async def test_steps_of_a_bulk_change_are_one_action_with_its_number(
             pass
         [purge] = await made.inspector.events(action="queue.purge")
         assert (purge.number, purge.by, purge.detail) == (600, "ann", "pending")
-        # A page of selected tasks is one action, with all ids; each request is a separate action.
+        # A change to a page of selected tasks is one action, with all ids; each request is a
+        # separate action.
         await made.enqueue(*[Task("t", id=f"{n}", delay=9) for n in range(6)])
         for name, ids in (("ann", "012"), ("bob", "34")):
             one = made.inspector.acting(name, as_one=True)

@@ -908,7 +908,7 @@ HOSTILE = [
 @pytest.mark.faults(55)
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_arbitrary_store_contents_are_shown(valkey: Store, prefix: str, value: bytes) -> None:
-    """Each hash holds the same garbage for each task, and each set holds an invalid id."""
+    """Each hash holds the same invalid value for each task, and each set holds an invalid id."""
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector

@@ -1,4 +1,4 @@
-"""Bounded queues: refused tasks, dropped tasks, and the exact count of message bytes."""
+"""Bounded queues: refused tasks, dropped tasks, and the exact size of all messages."""
 
 from __future__ import annotations
 

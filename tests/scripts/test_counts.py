@@ -1,4 +1,4 @@
-"""The view `counts`: the sizes of a queue's states, and its counters."""
+"""The view `counts`: the number of tasks in each state of a queue, and its counters."""
 
 from __future__ import annotations
 

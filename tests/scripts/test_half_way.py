@@ -157,7 +157,7 @@ PAUSED: dict[str, Make] = {
 
 
 def in_flow(make: Make) -> Make:
-    """Return a function that makes the call, in the flow variant if its script has one."""
+    """Return a function that makes the call, in the flow variant if the script has one."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
         call = recording(make)(rig, held)

@@ -66,7 +66,8 @@ class Queue:
         return int(info["aof_current_size"])
 
     def hour(self, servers: int = 10) -> int:
-        """Simulate an hour of idle servers that check twice a minute; return the bytes written."""
+        """Simulate an hour in which idle servers check twice a minute; return the number of bytes
+        written."""
         for server in range(servers):
             self.fetch(f"s{server}")
         before = self.written()

@@ -1,4 +1,4 @@
-"""Expired leases: which tasks come back, in which order, and which crashes are charged."""
+"""Expired leases: which tasks return to pending, in which order, and which crashes are charged."""
 
 from __future__ import annotations
 

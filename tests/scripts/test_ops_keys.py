@@ -1,5 +1,5 @@
-"""Every operation uses only its declared keys. A user with restricted rights and a cluster prove
-it."""
+"""Every operation uses only its declared keys, which a user with restricted rights and a cluster
+enforce."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
-    """Make a call as a user who may run all commands, with access only by these rules; return the
-    reply."""
+    """Make a call as a user who may run all commands but has access only to what these rules grant;
+    return the reply."""
     word = token_hex()
     own = ["reset", "on", f">{word}", "+@all"]
     rig.client.execute_command("ACL", "SETUSER", "narrow", *own, *rules)

@@ -1,4 +1,4 @@
-"""Limits in the scripts: cases that the model check meets too rarely."""
+"""Limits in the scripts: cases that the model check rarely reaches."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_start_returned_late_does_not_exceed_the_burst(rig: Rig) -> None:
         rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
         return rig.fetch().ids
 
-    # Half a start was left, and half of the returned start had not been regained yet.
+    # Half a start was left, and half of the start that is returned had not been regained.
     assert hand_back(early, leased_us) == ["a"]
     assert hand_back(late, 0) == [], "the time of its lease is unknown"
     rig.now += S

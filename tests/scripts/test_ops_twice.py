@@ -100,8 +100,7 @@ def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
 
 
 def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
-    """Return a call that ends attempts, including the attempt of a task that has been replaced in
-    the meantime."""
+    """Return a call that ends attempts, one of them of a task that has since been replaced."""
     message = rig.field("tasks", held[0].id)
     assert message is not None
     rig.set("successors", held[0].id, b"%d 1 k%s" % (rig.now + 5, message))
@@ -289,8 +288,8 @@ def tick_stored(rig: Rig) -> Call[Any]:
 
 
 def recording(make: Make) -> Make:
-    """Return a function that makes the call, with the record of an operator's action if its script
-    takes one."""
+    """Return a function that makes the call, with the record of an operator's action if the script
+    takes such a record."""
 
     def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
         call = make(rig, held)

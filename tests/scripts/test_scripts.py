@@ -116,7 +116,7 @@ def used(name: str, kind: str) -> set[str]:
 
 
 def loaded(name: str) -> Script:
-    """Load a script of VARIANTS, in its variant."""
+    """Load the script, in the variant that its name in VARIANTS gives."""
     script = load(name.partition("/")[0])
     return script.flow() if name.endswith("/flow") else script
 
@@ -426,7 +426,7 @@ def test_the_rule_on_texts_catches_a_number() -> None:
 
 
 def calls() -> dict[str, tuple[Call[Any], int]]:
-    """Return a call of each operation, and the number of tasks in it."""
+    """Return a call to each operation by name, with the number of tasks in the call."""
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
     held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
     tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]

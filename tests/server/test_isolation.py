@@ -42,7 +42,7 @@ async def make_suspects(b: Bench, tasks: list[Task]) -> list[str]:
 
 
 class Recorder:
-    """A handler that runs until released, and one that ends at once."""
+    """Two handlers: one runs until it is released, the other ends at once."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []

@@ -16,7 +16,7 @@ from tests.support.stores import Store, wait_until_async
 
 
 async def _dead_server(using: Bench, number: int) -> list[str]:
-    """Lease a task in fetch `number` of a server `worker-0`, which then dies."""
+    """Return the ids of the tasks that `worker-0` leased in its fetch `number` before it died."""
     server = using.server(Mux(), server_id="worker-0")
     fetch = ops.fetch(
         using.keys(), server="worker-0", number=number, wanted=10, policy=server.config.policy()

@@ -212,7 +212,7 @@ async def test_cancel_request_ends_a_task_that_snoozes(app: Qsync) -> None:
 
 
 async def test_handler_decides_after_its_timeout(app: Qsync) -> None:
-    """As with Retry, the exception that the stopped handler raises counts, and not the timeout."""
+    """As with Retry, the stopped handler's own exception decides the result, not the timeout."""
 
     @app.task(name="t", timeout=0.05, retry=0)
     async def task() -> None:

@@ -39,7 +39,7 @@ class Plague:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Cause one fault after another until the time for faults is over."""
+        """Cause one fault after another until the history allows no more faults."""
         world = self.world
         kinds = [kind for kind, chance in world.profile.faults.items() if chance]
         while world.faulty and kinds:

@@ -44,7 +44,7 @@ class Outcome:
     seconds: float
     """Duration of the history, in seconds of virtual time."""
     recovery_s: float
-    """Longest time for which a task waited after its lease by a dead server had expired, in
+    """Longest time for which a task waited after a dead server's lease on it had expired, in
     seconds."""
     resume_s: float
     """Longest time from the return of the store until a server fetched, in seconds."""

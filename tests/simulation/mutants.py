@@ -419,7 +419,7 @@ def caught(
 
     `arrange` may change the faults of the histories.
 
-    If a seed also fails without the mistake, it has found another problem, and is printed to
+    A seed that fails without the mistake too has found another problem. That problem is printed to
     stderr.
     """
     for seed in seeds:

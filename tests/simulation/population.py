@@ -162,7 +162,8 @@ class Population:
                 world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
 
     def crash(self, process: Proc) -> None:
-        """Kill a process. If it was a server, start another one and tell the supervisor, if any."""
+        """Kill a process. If it was a server, start another server and tell the supervisor, if
+        any."""
         world = self.world
         if not process.alive:
             return

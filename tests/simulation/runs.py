@@ -106,7 +106,7 @@ def outcomes(
 ) -> Summary:
     """Run seeds in order until the time is over, and call `tell` with each outcome.
 
-    `progress` prints a line a minute, and ends the run when stopped.
+    `progress` prints a line per minute. The run ends when `progress` is stopped.
 
     At least `at_least` seeds run, however long that takes.
     """

@@ -159,11 +159,11 @@ class SimStore:
         missing = [known for known, found in zip(by_sha.values(), here, strict=True) if not found]
         self.read([("SCRIPT", "LOAD", known.text) for known in missing])
 
-    # Its clock
+    # The store's clock
 
     @property
     def now_us(self) -> int:
-        """Its time."""
+        """The time of the store's clock, in microseconds since the epoch."""
         now_us = round((WALL + self.loop.now) * 1_000_000) + self.skew_us
         self.latest_us = max(self.latest_us, now_us)
         return now_us
@@ -171,7 +171,7 @@ class SimStore:
     def jump(self, seconds: float) -> None:
         """Let the store's clock jump, as after an NTP step or a failover to a replica with another
         clock."""
-        _ = self.now_us  # for `latest_us`
+        _ = self.now_us  # updates `latest_us`
         self.skew_us += round(seconds * 1_000_000)
         self.jumps.append((self.loop.now, round(seconds * 1_000_000)))
 

@@ -64,7 +64,7 @@ LONG: Final = ("settle without token",)
 """Mistakes that each take a minute to find."""
 
 ENOUGH: Final = 64
-"""Number of seeds within which each slow mistake is found."""
+"""Maximum number of seeds that it takes to find each slow mistake."""
 
 POLICY: Final = FetchPolicy(
     lease_us=round(LEASE * US), max_crashes=3, dead_limit=100, dead_age_us=86_400 * US

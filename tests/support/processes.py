@@ -196,6 +196,6 @@ def task(type: str = "work", /, *, plan: Plan | None = None, **options: Any) -> 
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the percentile of the values for this share, e.g. 0.999."""
+    """Return the value below which this share of the values lies, e.g. 0.999."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

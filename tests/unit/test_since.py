@@ -1,5 +1,5 @@
-"""A pending task's waiting time counts from the time since which it can run, not from its first
-enqueue."""
+"""A pending task's waiting time counts from when it could run, not from when it was first
+enqueued."""
 
 from __future__ import annotations
 

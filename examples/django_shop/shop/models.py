@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Order(models.Model):
-    """An order of one product."""
+    """An order for one product."""
 
     product = models.CharField(max_length=40)
     packed = models.BooleanField(default=False)

@@ -53,7 +53,7 @@ RULES: Final = {
     "c": LimitRule(concurrency=1),
     "r": LimitRule(rate=1, per_us=7 * S, burst=1),
 }
-"""Rules of the program; `free` has no rule."""
+"""Rules that the program sets; `free` has no rule."""
 
 WEIGHTS: Final = {
     "enqueue": 6, "enqueue_finished": 2, "burst": 4, "tick": 2,

@@ -1,4 +1,4 @@
-"""Bounds in the model: whether new tasks fit, and which waiting tasks are dropped for them."""
+"""Bounds in the model: whether new tasks fit, and which waiting tasks are dropped to make room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 WAITING: Final = ("pending", "limited", "retry", "scheduled")
-"""States whose tasks count towards a bound on tasks, in the order in which they are dropped."""
+"""States whose tasks count towards a bound on the number of tasks, in the order in which tasks are
+dropped."""
 
 
 class Waiting(NamedTuple):
@@ -40,7 +41,7 @@ class Refusal(NamedTuple):
 
 @dataclass
 class QueueBounds:
-    """The bounds set by the program and by an operator, as stored."""
+    """The bounds set by the program and by an operator, in their stored form."""
 
     program: str = ""
     operator: str = ""

@@ -69,7 +69,7 @@ class Limits:
     """State of the limits of a queue."""
 
     rules: dict[str, str] = field(default_factory=dict)
-    """Rules as stored."""
+    """Rules, in their stored form."""
     stored: dict[str, Use] = field(default_factory=dict)
     pauses: dict[str, str] = field(default_factory=dict)
     """Stored pauses of types, by the limit `@<type>`."""
@@ -77,7 +77,7 @@ class Limits:
     waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     """Limit and id of each waiter, by entry."""
     type_moves: int = TYPE_MOVES_MOST
-    """How many more waiters of types this call may move."""
+    """How many more waiters for paused types this call may move."""
     _live: dict[str, Use] = field(default_factory=dict)
     _late: dict[str, float] = field(default_factory=dict)
     """How late this call opens each limit, in microseconds."""
@@ -117,7 +117,7 @@ class Limits:
         self._late[limit] = min(now - self.openings[limit], self.rate(limit).lateness)
 
     def opens_at(self, now: int, limit: str) -> float:
-        """Return when a task may start, after all ready tasks, if there is a slot."""
+        """Return when a task may start if there is a slot and all ready tasks start first."""
         use, rate = self.capped(now, limit), self.rate(limit)
         if not rate.interval:
             return use.closed

@@ -193,13 +193,13 @@ class Scripts(RuleBasedStateMachine):
         self.do("put_schedule", name, self.rig.now + later, record)
 
     def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
-        """Tick schedules: current, outdated or lost versions of them."""
+        """Tick current, outdated or lost versions of schedules."""
         sent = []
         for name, which, tasks in rows:
             if which != "any" and name not in self.model.stored:
                 self.put_schedule(name, S, b"a record")
             row = self.model.stored.get(name, StoredScheduleRow(name, b"", 0))
-            if which == "old" and not self.full:  # change the record but not the next tick
+            if which == "old" and not self.full:  # change the record, but not the next tick
                 record = b"another record" if row.record[8:] == b"a record" else b"a record"
                 self.do("put_schedule", name, row.next_us, record)
             later = max(self.rig.now, row.next_us or 0) + 30 * S
@@ -475,8 +475,8 @@ class Scripts(RuleBasedStateMachine):
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
 
     def known(self, pick: int, state: str) -> tuple[str, Known | None]:
-        """Return an id and its task if it exists; mostly pick an existing task, in this state if
-        possible."""
+        """Return an id, and its task if there is one. Most ids are those of existing tasks, in this
+        state if possible."""
         there = self.model.those(state) or list(self.model.tasks)
         id = there[pick % len(there)] if pick < 10 and there else IDS[pick % len(IDS)]
         return id, self.model.tasks.get(id)
@@ -519,7 +519,7 @@ class Scripts(RuleBasedStateMachine):
         return reply
 
     def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
-        """Return a call of an operation at the current time."""
+        """Return a call to an operation, at the current time."""
         make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or next(
             getattr(module, name) for module in MODULES if hasattr(module, name)
         )
@@ -563,12 +563,12 @@ OTHER_TYPE: Final = ("-1", "XX")
 MODULES: Final = (
     ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops, bounds_ops,
 )  # fmt: skip
-"""Modules with the operations that actions of the same name call."""
+"""Modules that define the operations; an operation has the name of the action that calls it."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
     "stopped": ops.end_cancelled, "reschedule": reschedule, "edit": edit,
 }  # fmt: skip
-"""Operations of the actions that have another name than their operation."""
+"""Operations that have a different name from the action that calls them."""
 
 
 UNTIMED: Final = (

@@ -19,7 +19,7 @@ Plant = Callable[[], contextlib.AbstractContextManager[None]]
 
 @contextlib.contextmanager
 def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of the owner inside the block."""
+    """Set an attribute of `owner` during the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -273,7 +273,7 @@ def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
 
 
 def debounce_without_a_maximum() -> contextlib.AbstractContextManager[None]:
-    """Calls can postpone a debounced task forever."""
+    """Calls can postpone a debounced task without limit."""
     right = "    due = math.min(due, first + option[10])\n"
     return planted("include/replace_holder.lua", right, "")
 

@@ -232,8 +232,8 @@ class Model(Schedules):
     def _pick(
         self, now: int, wanted: int, free: int | None
     ) -> tuple[list[str], int, dict[str, str]]:
-        """Return the pending tasks to lease, the number of tasks left because the server has no
-        free slots, and the limits that refuse the other tasks, by task."""
+        """Return the pending tasks to lease, how many tasks are left because the server has no free
+        slots, and the limit that refuses each of the others."""
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}

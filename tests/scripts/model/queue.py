@@ -259,7 +259,7 @@ class Queue:
                     self.limits.touch(limit).use -= 1
 
     def unready(self, ids: Iterable[str]) -> None:
-        """Update the limits of tasks that leave pending, or the waiters, without being leased."""
+        """Update the limits of tasks that leave pending or the waiters without being leased."""
         for id in ids:
             task = self.tasks[id]
             for limit in task.limits:

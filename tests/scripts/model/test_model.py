@@ -51,8 +51,8 @@ def counted(examples: int) -> type[Scripts]:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_paused_type_does_not_change_its_limits(binary: Binary) -> None:
-    """The random runs rarely make these calls in this order; the store is compared after each
-    call."""
+    """Random runs rarely make these calls in this order; the store is compared with the model after
+    each call."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -107,7 +107,8 @@ def test_a_successor_gets_the_first_limits_of_its_queue(binary: Binary) -> None:
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_server_that_leases_a_waiter_is_registered(binary: Binary) -> None:
-    """Whether the store was unavailable is judged by when a server with tasks was last seen."""
+    """The time at which a server with tasks was last seen shows whether the store was
+    unavailable."""
     with Rig(binary) as rig:
         machine = type("Scripts", (Scripts,), {"rig": rig, "flow": "limits"})()
         machine._restart()
@@ -152,7 +153,7 @@ QUICK: Final = (
     "settle without token", "lock outlives death", "recovery reads messages",
     "no script runs out of memory", "due tasks moved in two steps",
 )  # fmt: skip
-"""Mistakes that every run of the suite plants; `python -m tools.mutants` plants all of them."""
+"""Mistakes that the tests plant; `python -m tools.mutants` plants all mistakes."""
 
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
