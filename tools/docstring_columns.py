@@ -42,7 +42,7 @@ def rows(paragraph: str) -> list[tuple[str, str]]:
 
 
 def all_rows(docstring: str) -> dict[str, str]:
-    """Return the names and descriptions in all paragraphs of a docstring that have columns."""
+    """Return the names and descriptions in the two-column paragraphs of a docstring."""
     return {name: text for part in docstring.split("\n\n") for name, text in rows(part)}
 
 

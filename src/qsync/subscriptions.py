@@ -89,11 +89,12 @@ class Placement:
         raise NotImplementedError
 
     def _on_refused(self, channel: str, error: Exception) -> None:
-        """Handle the first of several consecutive refusals by the node that holds the channel."""
+        """Handle a refusal by the node that holds the channel. Not called again for the refusals
+        that follow it directly."""
         raise NotImplementedError
 
     def _on_broken(self, node: str, error: Exception) -> None:
-        """Handle the first of several consecutive connection errors."""
+        """Handle a connection error. Not called again for the errors that follow it directly."""
         raise NotImplementedError
 
     # Nodes.

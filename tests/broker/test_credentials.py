@@ -88,7 +88,7 @@ def test_each_connection_calls_the_provider(
             handle = colour.do(client.enqueue(Task("double", 21, retention=60)))
             first = tokens.asked
             assert first > 0
-            # Let the store close a connection, as when a token expires.
+            # Make the store close the connections, as it does when a token expires.
             tokens.number = 2
             for node in place.nodes if isinstance(place, Cluster) else [place]:
                 node.command("ACL", "SETUSER", name, "resetpass", ">token-2")

@@ -69,8 +69,8 @@ def target_of(text: str) -> float:
 
 
 Target = Annotated[float | None, option(
-    "--latency-target", parser=target_of, metavar="DURATION", help="Maximum time that the oldest "
-    "pending task should wait, e.g. 30s, or none. The dashboard reports a queue that misses it.  "
+    "--latency-target", parser=target_of, metavar="DURATION", help="How long the oldest pending "
+    "task may wait, e.g. 30s, or none. The dashboard reports a queue that exceeds this target.  "
     "[default: unchanged]",
 )]  # fmt: skip
 

@@ -189,12 +189,16 @@ def lease_sentence(remaining: timedelta, is_alive: bool) -> Phrase:
 def ended_sentence(is_cancelled: bool, ended_at: datetime | None, kept_until: datetime) -> Phrase:
     """Return the sentence about when a task ended, and when it will be deleted."""
     if ended_at is None and is_cancelled:
-        return phrase("Cancelled, deleted after %(time)s.", time=kept_until)
+        return phrase("Cancelled; will be deleted after %(time)s.", time=kept_until)
     if ended_at is None:
-        return phrase("Completed, deleted after %(time)s.", time=kept_until)
+        return phrase("Completed; will be deleted after %(time)s.", time=kept_until)
     if is_cancelled:
-        return phrase("Cancelled at %(at)s, deleted after %(time)s.", at=ended_at, time=kept_until)
-    return phrase("Completed at %(at)s, deleted after %(time)s.", at=ended_at, time=kept_until)
+        return phrase(
+            "Cancelled at %(at)s; will be deleted after %(time)s.", at=ended_at, time=kept_until
+        )
+    return phrase(
+        "Completed at %(at)s; will be deleted after %(time)s.", at=ended_at, time=kept_until
+    )
 
 
 def crashed_sentence(crashes: int) -> Phrase:

@@ -248,7 +248,8 @@ def _check_plain(name: str) -> None:
         return
     raise ConfigError(
         f"{name}: an event loop runs in this thread, and {name}() would block it. In pytest, use "
-        f"the fixture qsync, and `await qsync.{name}()`. With QsyncMixin in a Django test case, "
-        f"`await sync_to_async(self.qsync.{name})()` (from asgiref.sync); without Django, derive "
-        f"from unittest.IsolatedAsyncioTestCase, and `await self.qsync.{name}()`"
+        f"the fixture qsync and call `await qsync.{name}()`. With QsyncMixin in a Django test "
+        f"case, call `await sync_to_async(self.qsync.{name})()` (from asgiref.sync). Without "
+        f"Django, derive the test case from unittest.IsolatedAsyncioTestCase and call "
+        f"`await self.qsync.{name}()`"
     )

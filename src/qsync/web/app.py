@@ -250,7 +250,7 @@ def make_dashboard(
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ConfigError(f"timeout: {shorten(timeout)} is not a number of seconds above 0")
     if isinstance(hosts, str):
-        raise ConfigError("hosts: must be a list of names")
+        raise ConfigError(f"hosts: {shorten(hosts)} is a string; pass a list of names")
     access = access_of(token, auth, view_token)
     if isinstance(access, DenyAll):
         log.warning("the dashboard refuses all requests: pass token= or auth= to create_app()")

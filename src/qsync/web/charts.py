@@ -84,7 +84,8 @@ def line_chart(
     width: int | None = None,
     interval_s: float = 1.0,
 ) -> LineChart:
-    """Return a chart of lines (name, class, values) with the latest value last; None is a gap.
+    """Return a line chart of `series`: the name, CSS class and values of each line, the latest
+    value last. A value of None leaves a gap.
 
     `unit` is a string of the catalogue. `width` is the number of values that fit; fewer values are
     drawn at the right. `interval_s` is the time between two values, in seconds.

@@ -1,8 +1,8 @@
 """The parent of `qsync worker`: starts servers as child processes and restarts those that die.
 
-SIGTERM and SIGINT stop the children: the first gracefully, the second at once, the third without
-any cleanup. SIGHUP replaces the children one after another: each old child stops once its
-replacement is ready.
+The first SIGTERM or SIGINT stops the children gracefully, the second stops them at once, and the
+third stops them without any cleanup. SIGHUP replaces the children one after another: each old
+child stops once its replacement is ready.
 """
 
 from __future__ import annotations

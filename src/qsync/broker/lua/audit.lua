@@ -111,7 +111,8 @@ end
 for at, set_key in ipairs({
   KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.limited,
 }) do
-  -- The store scans a small key as a whole, so it may return more ids than requested.
+  -- Look the ids up in chunks. The store scans a small key as a whole, so there may be too many ids
+  -- for one call.
   for first = 1, #ids, 500 do
     local last = math.min(first + 499, #ids)
     for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids, first, last))) do

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- open_limit: end the time for which RateLimited has closed a limit. The limit's rule still holds,
--- and a handler that raises RateLimited again closes the limit again.
+-- open_limit: end the time for which RateLimited has closed a limit. The limit's rule still
+-- applies. If a handler raises RateLimited afterwards, the limit closes again.
 -- include: check_schema preconditions clock wake_server open_limits record_event
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] waiters   zset    limit and id of each limited task

@@ -36,8 +36,9 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "psycopg") from None
 
 CONNECT_S: Final = 10
-"""Timeout for a relay to connect to the database, in seconds, unless the string sets one. Without
-a timeout, psycopg waits for over two minutes for a server that has just died."""
+"""Default timeout for a relay's connection to the database, in seconds; `connect_timeout` in the
+connection string overrides it. Without a timeout, psycopg waits for over two minutes for a
+server that has just died."""
 
 MakeRow = Callable[[Task[Any]], UnsentRow]
 
