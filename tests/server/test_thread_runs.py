@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
 
-from qsync import Qsync, Task, TaskFailed, current
-from tests.support.server import bench
+from qsync import Mux, Qsync, Task, TaskFailed, TaskInfo, current
+from tests.support.server import bench, until
 from tests.support.stores import Store
 
 TENANT = contextvars.ContextVar("TENANT", default="none")
@@ -78,3 +80,32 @@ def test_code_of_argument_and_result_classes_affects_only_its_run(
     else:
         assert ends["plain"] == "{'action': 'plain'}"
     assert set(SEEN) == {"none"}
+
+
+class Boom(Exception):
+    """An error that can be referred to weakly."""
+
+
+async def test_error_of_a_failed_run_is_freed_without_the_garbage_collector(
+    valkey: Store, prefix: str
+) -> None:
+    """A queue of failing tasks does not keep the memory that the tracebacks refer to."""
+    mux, errors = Mux(), weakref.WeakSet[Boom]()
+
+    @mux.handle("fails")
+    def fails(task: TaskInfo) -> None:
+        errors.add(boom := Boom())
+        try:
+            raise boom
+        finally:
+            del boom
+
+    async with bench(valkey.url, prefix) as b, b.server(mux):
+        gc.disable()
+        try:
+            handles = await b.client.enqueue_many([Task("fails", retry=0)] * 3)
+            for handle in handles:
+                await b.reaches(handle.id, "dead")
+            await until(lambda: not errors)
+        finally:
+            gc.enable()

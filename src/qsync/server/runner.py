@@ -305,6 +305,7 @@ class Runner:
             else:
                 record = self._records.stopped(leased, asyncio.CancelledError())
         except BaseException as error:
+            begun = None  # avoids a reference cycle of traceback, this frame and future
             self.fail(leased, error)
         else:
             self._finish(leased, record)
