@@ -56,9 +56,9 @@ class Qsync(Registry):
                     `Client.enqueue`
     confirm_timeout longest wait for the confirmation, seconds; after that, the handle's `confirmed`
                     is False
-    remember_ids    how long after an enqueue the store refuses another task with the same id, if
-                    the caller chose the id, even when the first task has left the queue; default:
-                    an hour; 0: only while the first task is in the queue
+    remember_ids    how long the store refuses a second task with an id that a caller chose, counted
+                    from the first enqueue, even if the first task has left the queue; default: an
+                    hour; 0: only while the first task is in the queue
     credential_provider
                     object whose `get_credentials()` returns user and password for each connection,
                     e.g. an IAM token, as in redis-py; see docs/managed-stores.md
@@ -115,7 +115,7 @@ class Qsync(Registry):
     # Clients and servers.
 
     def client(self) -> Client:
-        """Return a new blocking client; close it, or use `with`."""
+        """Return a new blocking client; the caller closes it, or uses it in a `with` block."""
         return self._connections.client()
 
     def async_client(self) -> AsyncClient:
@@ -168,9 +168,9 @@ class Qsync(Registry):
     def extend(self, extension: Extension) -> None:
         """Add an extension to all clients and servers that the app creates from now on.
 
-        Raises ConfigError if an extension that acts on enqueues comes after the first enqueue, if
-        the app already has an extension of this name, or if this would be its second extension with
-        a sender.
+        Raises ConfigError if the app already has an extension with this name, if another extension
+        of the app has a sender and this one has a sender too, or if this extension acts on enqueues
+        and the app has already enqueued a task.
         """
         self._connections.extend(extension)
 
@@ -178,22 +178,22 @@ class Qsync(Registry):
         """Register the decorated function, `def` or `async def`, as a hook for an event.
 
         enqueued   (task)         a client of the app has stored a task
-        started    (task)         the handler is about to run; it starts after the function returns
+        started    (task)         the handler is about to run; it waits until the function returns
         completed  (task)         the store has recorded that the task is done
         snoozed    (task, error)  the handler raised Snooze, and the task is back in the store
         failed     (task, error)  an attempt failed, and the store has recorded it; `task.final` is
                                   True if no retry follows
         dead       (task, error)  the task is dead; it will not run again
 
-        A Retry with attempts left and a SkipRetry do not count as failures. `async def` functions
+        Neither SkipRetry nor a Retry with attempts left counts as a failure. `async def` functions
         run on the event loop of the client or server. `def` functions for "enqueued" run in the
-        thread that enqueues; for the other events, in a thread of the pool if the handler runs in
-        one, else on the event loop. An error of the function is logged and has no other effect.
+        thread that enqueues. For the other events, they run in the thread pool if the handler does,
+        and on the event loop otherwise. An error of the function is logged and has no other effect.
         Servers created before the registration do not call the function. Raises ConfigError for an
         unknown event, and for "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:
-            raise ConfigError("on: the app has already enqueued; add hooks where it is created")
+            raise ConfigError("on: the app has already enqueued a task; add hooks at its creation")
         return partial(self._connections.hooks.add, event)
 
     def inspector(self) -> Inspector:

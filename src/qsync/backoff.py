@@ -32,7 +32,7 @@ often it reconnects."""
 LONGEST_LIST: Final = 100
 """Maximum number of delays in a list."""
 
-_MAX_S: Final = 36_525 * 86_400  # a delay over 100 years is a mistake
+_MAX_S: Final = 36_525 * 86_400  # 100 years; a longer delay is a mistake
 
 
 class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -103,7 +103,7 @@ class Backoff:
         self._attempt = 0
 
     def next(self) -> float:
-        """Return the next delay, in seconds, uniform between the floor and a doubling window."""
+        """Return the next delay, in seconds, drawn from a window that doubles each time."""
         window = min(self._cap, self._base * 2.0 ** min(self._attempt, 60))
         self._attempt += 1
         floor = min(self._floor, window)
@@ -115,7 +115,7 @@ class Backoff:
 
 
 def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
-    """Return the delay before the retry, in seconds, after this attempt failed; 1 is the first.
+    """Return the delay before the next attempt, in seconds; `attempt` is the failed one, from 1.
 
     If the policy raises, or returns a value outside 0 s to 100 years, the function logs a warning
     and returns the default delay. The warning omits the text of the exception, which may contain
@@ -140,5 +140,5 @@ def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
     ):
         return float(seconds)
     shown = repr(answer) if isinstance(answer, float | timedelta) else type(answer).__name__
-    log.warning("retry_delay returned %s, not 0 s to 100 years; using the default delay", shown)
+    log.warning("retry_delay returned %s, which is not 0 s to 100 years; using the default", shown)
     return default_delay(attempt)

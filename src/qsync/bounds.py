@@ -160,7 +160,10 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fullest(self) -> tuple[str, int, int] | None:
-        """The bound closest to being reached, its value and the current amount, if any."""
+        """The bound closest to being reached: its name, value and current amount.
+
+        None if there are no bounds.
+        """
         bounds = self.in_force
         rows = [
             (name, most, there)

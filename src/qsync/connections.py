@@ -183,7 +183,7 @@ class Connections:
         if extension.name and any(extension.name == other.name for other in self.extensions):
             raise ConfigError(f"extend: the app already has the extension {extension.name!r}")
         if extension.around_enqueue is not None and self.in_use:
-            raise ConfigError("extend: the app has already enqueued; extend it where it is created")
+            raise ConfigError("extend: the app has already enqueued a task; extend it at creation")
         if extension.sender is not None:
             if self.sender is not None:
                 raise ConfigError("extend: the app already has an extension with a sender")

@@ -102,7 +102,7 @@ def converter(annotation: Any) -> Convert:
             return decode(data)
         except msgspec.ValidationError as error:
             failed = error
-        try:  # again, since the data may have extensions where the annotation expects text
+        try:  # try again with decoded extensions, which the annotation may treat as text
             return msgspec.convert(as_it_is(data), rewritten, dec_hook=_revive)
         except msgspec.ValidationError:
             raise failed from None
@@ -141,7 +141,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _rewritten(annotation: Any) -> Any:
-    """Return the annotation for msgspec, with `int | float` for `float` and unions it accepts."""
+    """Return the annotation with `int | float` for `float` and unions that msgspec accepts."""
     members = _members(annotation)
     if len(members) > 1:
         return _union(members)
@@ -315,7 +315,7 @@ def _field_names(schema: Any) -> set[str]:
 
 
 def _name(field: Any) -> str:
-    """Return the name of a field; a list of fields has names or dicts."""
+    """Return the name of a field, which is a string or a dict in pydantic's list of fields."""
     return field if isinstance(field, str) else str(field["name"])
 
 

@@ -37,7 +37,8 @@ class DeclaredLimits:
         self.rules[name] = rule
 
     def use(self, task: str, queue: str | None, names: Iterable[str]) -> None:
-        """Record the limits of a task function. Raise ConfigError for a limit in two queues."""
+        """Record the limits of a task function; raise ConfigError if two queues would share a
+        limit."""
         queue = queue or DEFAULT
         for name in names:
             uses = self._uses.setdefault(name, {})
@@ -46,7 +47,7 @@ class DeclaredLimits:
             uses.setdefault(queue, task)
 
     def check_queue(self, task: str, queue: str | None, names: Iterable[str]) -> None:
-        """Raise InvalidTask if a limit of the task counts tasks of another queue."""
+        """Raise InvalidTask if a limit that the task names counts only tasks of another queue."""
         queue = queue or DEFAULT
         for name in names:
             uses = self._uses.get(name, {})

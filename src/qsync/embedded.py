@@ -48,7 +48,7 @@ _SOCKET = "valkey.sock"
 _DATA = "appendonlydir"
 _LOG_LIMIT = 1 << 20  # bytes; the next guardian truncates a larger log
 _PATIENCE = 30  # seconds to wait for a store that does not answer
-_SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108, including a zero byte
+_SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108 bytes, including the final zero byte
 _GUARDIAN = "import sys; from qsync.embedded import _guard; _guard(sys.argv[1])"
 
 
@@ -86,7 +86,7 @@ class Embedded:
     def socket(self) -> str:
         """Path of Valkey's Unix socket. Raise QsyncError before `start`."""
         if self._socket is None:
-            raise QsyncError(f"the store in {self.folder} has not been started by this process")
+            raise QsyncError(f"this process has not started the store in {self.folder}")
         return self._socket
 
     def start(self) -> str:
@@ -200,7 +200,7 @@ def valkey_program() -> str:
     try:
         return str(get_binary_path())
     except Exception as error:
-        raise QsyncError(f"embedded:// has no Valkey for this system: {error}") from error
+        raise QsyncError(f"embedded:// finds no Valkey for this system: {error}") from error
 
 
 def valkey_environment() -> dict[str, str]:

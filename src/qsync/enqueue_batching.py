@@ -29,13 +29,14 @@ class Batcher(Generic[T, U]):
     once, a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
     first: from then on the store works on one half while the callers of the other half continue.
     All callers of a batch get its error. A lone caller sends its own item directly, which is
-    faster, and at once if no other callback of the loop is ready to run. A loop that does not
-    reveal whether callbacks are ready, such as uvloop's, counts as quiet if no item came while the
-    last lone caller's item was in flight.
+    faster. It does so at once if no other callback of the loop is ready to run. A loop that does
+    not reveal whether callbacks are ready, such as uvloop's, counts as quiet if no item came while
+    the last lone caller's item was in flight.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
-    `too_late` returns. No caller expires while the store keeps answering: the store must have been
-    silent for LINE_S, or for half of the caller's patience if that is less.
+    `too_late` returns. No caller expires while the store keeps answering: a caller expires only
+    after the store has been silent for LINE_S, or for half of the caller's patience if that is
+    less.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Batcher(Generic[T, U]):
         now, self._expiry = asyncio.get_running_loop().time(), None
         oldest = math.inf
         limit = now - self._patience if now - self._answered >= self._line_s else -math.inf
-        if now - due > LOOP_BLOCKED_S:  # the loop was blocked: replies may be waiting to be read
+        if now - due > LOOP_BLOCKED_S:  # the loop was blocked: replies may wait unread
             limit = -math.inf
         for futures, arrivals in (
             (self._sent, self._sent_arrivals), (self._futures, self._arrivals)

@@ -46,7 +46,7 @@ def check_durability(value: object) -> Durability | None:
     match value:
         case None | "fsync" | "replica":
             return value
-    raise ConfigError(f"durability: {shorten(value)} is neither 'fsync' nor 'replica' nor None")
+    raise ConfigError(f"durability: {shorten(value)} is not 'fsync', 'replica' or None")
 
 
 def check_confirm_timeout(value: object) -> float:
@@ -102,8 +102,8 @@ def checked_task(task: object) -> Task:
 def is_refused(task: NewTask, reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
-    It is not an error if a handler enqueues a child task again that an earlier attempt enqueued and
-    that has left the queue since.
+    If a handler enqueues a child task that an earlier attempt has already enqueued, the reply is
+    not an error, even if the child task has since left the queue.
     """
     if reply.outcome in ("created", "replaced"):
         return False

@@ -36,8 +36,8 @@ LONGEST_SNOOZE_S: Final = 10 * 365 * 86_400.0
 class QsyncError(Exception):
     """The base class of all exceptions of qsync.
 
-    `handles` is set when `enqueue_many` fails halfway: the handles of the tasks that the store
-    answered for, in task order.
+    If `enqueue_many` fails halfway, `handles` has the handles of the tasks that the store answered
+    for, in task order.
     """
 
     handles: Sequence[Any] = ()
@@ -169,7 +169,7 @@ class Snooze(QsyncError):
     """Raise it in a handler to have this task run again after `delay`; no attempt is counted.
 
     `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. A
-    task whose deadline is before then dies at once.
+    task whose deadline comes before the end of the delay dies at once.
     """
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:
@@ -186,7 +186,7 @@ class RateLimited(Snooze):
     """Raise it in a handler when an API refuses further requests: the task runs again after
     `retry_after`.
 
-    As with Snooze, no attempt is counted. No other task under the limit starts before then. `limit`
+    As with Snooze, no attempt is counted. Until then, no other task under the limit starts. `limit`
     is one of the task's limits, e.g. "customer:42", or its name; None means the first limit. For a
     task without limits, RateLimited is the same as Snooze.
     """

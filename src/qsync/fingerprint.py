@@ -60,7 +60,8 @@ def _innermost(trace: str) -> re.Match[str] | None:
 
 
 def _short(file: str) -> str:
-    """Return the file and its folder; the folders above may change with each deploy."""
+    """Return the file with its folder, but without the parent folders, which each deploy may
+    change."""
     return "/".join(re.split(r"[/\\]", file)[-2:])
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 _WIPE_ON_FORK: Final = 18
-"""MADV_WIPEONFORK, which Linux has since 4.14 and Python has no constant for."""
+"""MADV_WIPEONFORK of Linux 4.14 and later; Python's `mmap` has no constant for it."""
 
 _resets: Final[list[Callable[[], None]]] = []
 _lock = threading.Lock()

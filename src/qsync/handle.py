@@ -73,7 +73,8 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
         return self._decode(record)
 
     def _due_at(self, reply: Rescheduled) -> datetime:
-        """Return the new due time. Raise the error of `reschedule` if the time was not changed."""
+        """Return the new due time; if the task was not rescheduled, raise the error that says
+        why."""
         if reply.state is None:
             raise not_found(self.id, self.queue)
         if reply.due_us is None:

@@ -18,7 +18,8 @@ BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     300.0, 1800.0,
 )  # fmt: skip
-"""Upper bounds of the buckets, in seconds; one more bucket holds what is above the last bound."""
+"""Upper bounds of the buckets, in seconds; one more bucket counts durations above the last
+bound."""
 
 SHORTEST_S: Final = 0.0001
 LONGEST_S: Final = 86_400.0
@@ -134,8 +135,8 @@ class Histogram(msgspec.Struct):
     def quantile(self, share: float) -> float | None:
         """Estimate a quantile, in seconds; None if the histogram is empty.
 
-        The result is the middle of a cell, so its error is at most half of the cell's width, 7 %,
-        provided that the counts are known by cell or that the share is MEDIAN or HIGH. The longest
+        The result is the middle of a cell. If the counts are known by cell, or the share is MEDIAN
+        or HIGH, the error is therefore at most half of the cell's width, i.e. 7 %. The longest
         result is a day.
         """
         cells = self._cells_at((share,))

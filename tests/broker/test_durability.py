@@ -335,11 +335,11 @@ def test_missing_right_to_wait_is_reported_before_the_write(
 def test_invalid_durability_is_refused(own_store: Store, prefix: str, colour: Colour) -> None:
     client = colour.client(own_store.url, prefix)
     for wrong in ("disk", True, b"fsync"):
-        with pytest.raises(ConfigError, match="neither 'fsync' nor 'replica'"):
+        with pytest.raises(ConfigError, match="is not 'fsync', 'replica' or None"):
             colour.do(client.enqueue(Task("t"), durability=wrong))
-        with pytest.raises(ConfigError, match="neither 'fsync' nor 'replica'"):
+        with pytest.raises(ConfigError, match="is not 'fsync', 'replica' or None"):
             colour.do(client.enqueue_many([Task("t")], durability=wrong))
-        with pytest.raises(ConfigError, match="neither 'fsync' nor 'replica'"):
+        with pytest.raises(ConfigError, match="is not 'fsync', 'replica' or None"):
             Qsync(own_store.url, durability=wrong)  # type: ignore[arg-type]
     for seconds in (0, -1, 3601, float("nan"), "1", True):
         with pytest.raises(ConfigError, match=r"^confirm_timeout"):

@@ -1,7 +1,7 @@
 """Checks the data in the store for damage, and repairs it where possible.
 
-An audit only reads, in short steps, and may run while the queue is in use: each step reads its ids
-at one moment, and every change to a task is atomic. Suspected damage is read again before it is
+An audit only reads, in short steps. It may run while the queue is in use, since each step reads its
+ids at one moment and every change to a task is atomic. Suspected damage is read again before it is
 reported. A repair is one script that changes a task only if the damage is still there.
 """
 
@@ -114,7 +114,8 @@ class Report:
     """Number of entries read."""
     damages: list[Damage] = field(default_factory=list)
     lost_payloads: int = 0
-    """Number of ended tasks whose message was lost earlier; they do not count as damage."""
+    """Number of ended tasks whose message has been lost; the audit does not report them as
+    damage."""
     truncated: bool = False
     unknown: list[str] = field(default_factory=list)
     """Data that could not be read because the store denied permission."""
@@ -190,7 +191,7 @@ class Auditor:
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
         """Repair the damage where possible; return the number of repairs by kind.
 
-        The total is below the number of problems if some of them have changed since the audit.
+        Problems that no longer exist are not counted.
         """
         repairs: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}
@@ -351,8 +352,8 @@ class Auditor:
                 elif key.decode(errors="replace") not in self._lasting:
                     others.add(key)
             for key in sorted(others):
-                # -1 means no TTL. Ask twice, since servers create a key first and then set
-                # its TTL.
+                # -1 means no TTL. Ask twice: servers create a key before they set its TTL, so the
+                # first answer may be premature.
                 if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
                     name = key.decode(errors="backslashreplace")
                     report.damages.append(Damage("stray key", "", name))

@@ -156,7 +156,7 @@ class Doctor:
 
 
 def limit_findings(problems: Sequence[str] | None) -> list[Finding]:
-    """Return the findings about limits; none if no queue uses any."""
+    """Return the findings about limits; empty if no queue uses limits."""
     if problems is None:
         return []
     if not problems:

@@ -38,7 +38,8 @@ class QueueLimits(NamedTuple):
 
 
 async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits]:
-    """Return the limits of the queues that use any; raise QsyncError if the store denies access."""
+    """Return the limits of each queue that uses limits; raise QsyncError if the store denies
+    access."""
     names = (await broker.run(views.queues(keys))).names[:QUEUES_CHECKED]
     queues = [QueueKeys(keys.prefix, name) for name in sorted(names)]
     limits = []
@@ -115,7 +116,8 @@ def _named(names: Sequence[str]) -> str:
 
 
 async def examine_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[str] | None:
-    """Return the problems of the limits; None if no queue uses any, or if that is unknown."""
+    """Return the problems of the limits; None if no queue uses limits, or if they cannot be
+    read."""
     try:
         limits = await read_limits(broker, keys)
     except QsyncError:

@@ -175,12 +175,12 @@ class Base:
         return QueueKeys(self.prefix, queue)
 
     async def queue_names(self) -> list[str]:
-        """Return the sorted names of the queues in use, at most about a thousand."""
+        """Return the names of about the first thousand queues in use, sorted."""
         names, _, _ = await self._queue_page(None)
         return names
 
     async def _queue_page(self, cursor: str | None) -> tuple[list[str], int, str | None]:
-        """Return a page of sorted names, the number of all queues and the next page's cursor."""
+        """Return a page of sorted queue names, the total number of queues, and the next cursor."""
         after, names, total = _check_page(cursor), set[str](), 0
         for _ in range(QUEUE_SCANS):
             page = await self._broker.run(
@@ -217,7 +217,7 @@ class Base:
     ) -> tuple[dict[str, T], list[str]]:
         """Run a call for each queue; return the replies by queue, and the unreadable queues.
 
-        The data of an unreadable queue have the layout of a later version of qsync.
+        A queue is unreadable if its data have the layout of a later version of qsync.
         """
         names = list(queues)
         return readable(names, await self._replies([read(name) for name in names]))
@@ -258,7 +258,7 @@ class Base:
         number: int = 1,
         ids: Sequence[str] = (),
     ) -> None:
-        """Record an action whose own script does not record it; do nothing if `number` is 0.
+        """Record an action that no script has recorded; do nothing if `number` is 0.
 
         The action itself has succeeded even if recording it fails, so the error is ignored.
         """

@@ -16,7 +16,7 @@ class _BoundsMixin(_LiveServersMixin):
     """Operations on bounds and weights."""
 
     async def bounds(self, queue: str) -> QueueBounds:
-        """Return the bounds of a queue, if it has any, and how close it is to them."""
+        """Return the bounds of a queue and how close the queue is to them."""
         return await self._broker.run(bounds_ops.queue_bounds(self._keys(queue)))
 
     async def set_bounds(
@@ -30,10 +30,10 @@ class _BoundsMixin(_LiveServersMixin):
     ) -> Change:
         """Set the bounds of a queue; they override the program's until `reset_bounds`.
 
-        None means no such bound. Nothing is removed from a queue that exceeds a bound. The first
-        bound on bytes reads the size of each message, which takes about a second per million. From
-        then on the queue has layout 2, and servers whose version has no flow control stop. Raises
-        InvalidTask for an invalid bound.
+        None means no such bound. Nothing is removed from a queue that exceeds a bound. Setting
+        `max_bytes` for the first time reads the size of each message, which takes about a second
+        per million messages. From then on the queue has layout 2, and servers whose version has no
+        flow control stop. Raises InvalidTask for an invalid bound.
         """
         bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
         if not await self._is_queue(queue):

@@ -31,7 +31,7 @@ DELETABLE: Final = tuple(state for state in TaskState if state is not TaskState.
 
 
 class _Part(NamedTuple):
-    """The matching tasks in one part of a state; `cursor` is None for the last part.
+    """The matching tasks in one part of a state; the `cursor` of the last part is None.
 
     `action` is the key of the action under which the steps are recorded.
     """
@@ -51,8 +51,8 @@ class _BulkMixin(_TasksMixin):
     ) -> Step:
         """Read up to 250 dead tasks, the oldest first, and re-run those that match.
 
-        Pass the returned cursor to the next step, from another process if you like, or use `steps`
-        for all steps. Tasks that die after the first step are skipped. A task whose unique lock
+        Pass the returned cursor to the next step, which may run in another process, or use `steps`
+        to run all steps. Tasks that die after the first step are skipped. A task whose unique lock
         another task holds stays dead and counts as a duplicate.
         """
         return await self._run_part(queue, TaskState.DEAD, filter, cursor)

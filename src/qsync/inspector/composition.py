@@ -49,7 +49,7 @@ class Composition(msgspec.Struct, frozen=True, kw_only=True):
     """The pending tasks of a queue by type, the most frequent first; KeyShares has their keys.
 
     pending  number of pending tasks
-    sampled  number of tasks that were counted: the first and the last 250 at most
+    sampled  number of tasks that were counted: at most the first 250 and the last 250
     types    number of sampled tasks by type
     """
 
@@ -81,7 +81,7 @@ class _CompositionMixin(_LiveServersMixin):
     async def set_latency_target(
         self, queue: str, target: Duration | None, *, by: str = ""
     ) -> Change:
-        """Set how long the oldest pending task should wait at most; None removes the target.
+        """Set the longest time that a pending task should wait; None removes the target.
 
         The overview and lists of queues mark a queue that misses its target. `not_found` if the
         queue does not exist.

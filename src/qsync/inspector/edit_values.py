@@ -133,7 +133,7 @@ def check_shape(message: Message, payload: Any) -> None:
 
 
 def differences(former: bytes, payload: Any, *, is_value: bool) -> list[str]:
-    """Return the changes in a payload: names of arguments after `+`, `-` or `~`."""
+    """Return the arguments that an edit added (`+`), removed (`-`) or changed (`~`), by name."""
     before = codec.decode(former) if is_value else former
     if not (isinstance(before, dict) and isinstance(payload, dict)):
         return [] if before == payload else ["~ payload"]

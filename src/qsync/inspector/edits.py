@@ -47,7 +47,8 @@ class _EditsMixin(_TasksMixin):
         With `retry` the task becomes pending now; with `delay`, a scheduled or retried task becomes
         due after that time. The task keeps its id, options, limits and unique lock;
         TaskDetail.edits has its old payload. Returns `too_late` if the task is in another state or
-        has changed; raises InvalidTask for an invalid payload or if `payload_version` differs.
+        has changed. Raises InvalidTask if the new payload is invalid, or if `version` is not that
+        of the current payload.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)

@@ -157,7 +157,7 @@ class _ErrorsMixin(_BulkMixin):
         """
         checked = one_of(FAILING, state, "grouped by error")
         type = None if filter is None else filter.type
-        if filter is None or filter == Filter(type=type):  # all tasks of an error have one type
+        if filter is None or filter == Filter(type=type):  # all tasks of a group have the same type
             part = await self._counted_part(queue, checked, cursor)
             groups = [group for group in part.groups if type is None or fits(type, group.type)]
             return msgspec.structs.replace(part, groups=groups)
@@ -178,7 +178,8 @@ class _ErrorsMixin(_BulkMixin):
         return number
 
     async def _counted_part(self, queue: str, state: TaskState, cursor: str | None) -> ErrorPart:
-        """Return a part; the store counts those of its records that have marks."""
+        """Return a part of the groups, which the store counts by the marks of the failure
+        records."""
         after, keys = read_cursor(cursor), self._keys(queue)
         place: PageKey | None = None if after is None else after.place
         groups: dict[str, ErrorGroup] = {}

@@ -88,13 +88,14 @@ class Actor(NamedTuple):
 
     by: str = ""
     key: bytes = b""
-    """Key of the action that all changes are steps of; empty if each change is a separate
+    """Key of the one action under which all changes are recorded; empty if each is a separate
     action."""
 
     def event(
         self, action: str, subject: str = "", detail: str = "", *, by: str = "", key: bytes = b""
     ) -> bytes:
-        """Return an action in the scripts' format; with a `key` it is a step of that action."""
+        """Return an action in the scripts' format; with a `key`, as a step of the action with that
+        key."""
         texts = [plain_text(text) for text in (by or self.by, subject, detail)]
         record = EventRecord(action, *texts)
         key = key or self.key

@@ -334,8 +334,8 @@ class _ExplainMixin(_LiveServersMixin):
     ) -> Explanation:
         """Explain why a task is not running yet, and when it will run.
 
-        `task` is an id, or a Task that was rejected as a duplicate; for a Task, its own queue is
-        used. The estimate for a pending task needs two readings of its queue: if there is no
+        `task` is an id, or a Task that was rejected as a duplicate; a Task is looked up in its own
+        queue. The estimate for a pending task needs two readings of its queue: if there is no
         earlier reading, the call waits `measure` seconds (0 to 5) and reads again.
         """
         if type(measure) not in (int, float) or not 0 <= measure <= MAX_MEASURE_S:
@@ -351,9 +351,8 @@ class _ExplainMixin(_LiveServersMixin):
         [shown] = await self._broker.run(views.get_tasks(keys, [id]))
         if shown is None:
             return not_found(id, queue)
-        looked = await asyncio.to_thread(
-            decode_task, id, shown
-        )  # in a thread: the message may be large
+        # Decode in a thread, since the message may be large.
+        looked = await asyncio.to_thread(decode_task, id, shown)
         holder = holder_of_token(shown.owner or "")
         call = views.pending_position(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)

@@ -126,7 +126,8 @@ def _taken(info: LimitInfo, maximum: int) -> Phrase:
 
 
 def priority_sentences(facts: Facts) -> list[Phrase]:
-    """Return the sentence about a task's priority; none if it is normal and none is higher."""
+    """Return the sentence about a task's priority; empty if it is normal and no task has a higher
+    one."""
     priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
     if not above:
         if priority == NORMAL_PRIORITY:

@@ -28,7 +28,7 @@ class OperatorRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit of a queue at one moment. A name without tasks has only a rule.
+    """A limit of a queue at one moment. If no task uses the name, only its rule is set.
 
     rule          the rule in effect; None means the limit allows everything
     source        who set this rule
@@ -40,7 +40,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     opens_at      when the store tries to start the first waiting task; None if that task waits for
                   another to end, or if no task waits
     closed_until  when the limit opens again after a handler closed it with RateLimited
-    holders       ids of tasks in use and ready, as far as they were read; only for a single limit
+    holders       ids of tasks that run, are leased or are ready, as far as they were read; only if
+                  a single limit was read
     """
 
     queue: str
@@ -88,8 +89,8 @@ class _LimitsMixin(Base):
     async def limits(self, queue: str = "default", *, cursor: str | None = None) -> LimitPage:
         """Return a page of the limits of a queue: those in use, and those that have a rule.
 
-        A page has about 100 limits in use, or fewer even if another page follows. The first page
-        also has all rules.
+        A page has about 100 limits in use; it may have fewer even if another page follows. The
+        first page also has all rules.
         """
         start = cursor or "0"
         if not (start.isascii() and start.isdecimal() and len(start) <= 20):

@@ -39,7 +39,7 @@ class Record:
     waiting: int = 0
     """Number of its running tasks that wait for results of tasks on its own queues."""
     since: list[tuple[str, str, int]] = field(default_factory=list)
-    """Queue, id and start time, in microseconds, of the tasks that have run longest."""
+    """Queue, id and start time (in microseconds) of the tasks that have run longest."""
     app_version: str = ""
     """Version of the program; empty if none was set."""
     stacks: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Record:
         return next((us for *key, us in self.since if key == [queue, id]), None)
 
     def takes(self, queue: str) -> bool:
-        """Return whether the server takes tasks from a queue, unless it is quiet."""
+        """Return whether the server serves a queue, even if it is quiet now."""
         return queue in self.queues
 
     @property

@@ -143,7 +143,7 @@ class _Writer:
         self.write(depth)
         key = "".join(self.parts[begun:])
         if key.lstrip("-").isdigit():
-            self.parts[begun:] = [f'"{key}"']  # the keys of a JSON object are strings
+            self.parts[begun:] = [f'"{key}"']  # JSON allows only strings as keys
         self._put(": ")
         self.write(depth)
 

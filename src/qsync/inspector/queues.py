@@ -41,8 +41,7 @@ PURGED: Final = (
 
 
 def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str, int]:
-    """Return what a purge of a state deletes: the affected states in words, and the number of
-    tasks.
+    """Return what a purge of a state deletes: the names of the states, and the number of tasks.
 
     Cancelled tasks are stored with the completed ones and are deleted with them.
     """
@@ -129,8 +128,8 @@ class _QueuesMixin(_LiveServersMixin):
         """Start no more tasks of the queue until `resume`; the pause survives restarts.
 
         Running tasks continue, and tasks that a server has already fetched may still start within a
-        second. The outcome is `done` even if the queue was paused already: `by` and `why` are then
-        replaced, and the time of the pause is kept.
+        second. If the queue is already paused, the outcome is `done` too: `by` and `why` are
+        replaced, and the pause keeps its start time.
         """
         keys = self._keys(queue)
         if not await self._is_queue(queue):
@@ -141,7 +140,7 @@ class _QueuesMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def resume(self, queue: str) -> Change:
-        """Let tasks of the queue start again; `not_found` if it was not paused."""
+        """Resume the queue, so that its tasks start again; `not_found` if it was not paused."""
         call = recorded(operator_ops.resume(self._keys(queue)), self._actor.event("queue.resume"))
         changed = await self._broker.run(call)
         return Change(outcome="done" if changed else "not_found")
@@ -149,9 +148,9 @@ class _QueuesMixin(_LiveServersMixin):
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
         """Delete up to 100 tasks in a state: one step of a purge.
 
-        Pass the returned cursor to the next step, or use `steps` for all steps. The last step ends
-        with the last task that was in the state at the first step. A step blocks the store for at
-        most a few milliseconds. Raises InvalidTask for `active`: cancel running tasks instead.
+        Pass the returned cursor to the next step, or use `steps` for all steps. Tasks that enter
+        the state after the first step are not deleted. A step blocks the store for at most a few
+        milliseconds. Raises InvalidTask for `active`: cancel running tasks instead.
         """
         checked, place = check_state(state), read_cursor(cursor)
         if checked is TaskState.CANCELLED:
@@ -181,9 +180,9 @@ class _QueuesMixin(_LiveServersMixin):
         """Remove a queue without tasks, with its counters, its pause and its schedules.
 
         With `force`, delete its tasks first, about 500 per call: repeat while the outcome is
-        `more`. Unique locks whose window has not ended are released. A later enqueue creates the
-        queue again. But a client that has used the queue before does not register it again, so
-        `overview` shows the queue only once a server takes tasks from it.
+        `more`. The queue's unique locks are released even if their windows have not ended. A later
+        enqueue creates the queue again. But a client that has used the queue before does not
+        register it again, so `overview` shows the queue only once a server takes tasks from it.
         """
         _, servers = await self._live()
         serving = next((server.id for server in servers if server.takes(queue)), None)
@@ -195,7 +194,7 @@ class _QueuesMixin(_LiveServersMixin):
             operator_ops.delete_queue(self._keys(queue), force=force)
         )
         gone = not remaining and (existed or deleted > 0)
-        # The queue's own record of actions is deleted with it, so these actions belong to no queue.
+        # Record these actions outside of the queue, whose own record is deleted with it.
         await self._record("queue.purge", queue, number=deleted)
         await self._record("queue.delete", queue, number=int(gone))
         if remaining:

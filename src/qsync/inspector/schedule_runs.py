@@ -37,12 +37,12 @@ NOTED: Final = 100
 class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run of a schedule.
 
-    tick      scheduled time; for a manual run, the time of the request
+    tick      scheduled time of the run; for a manual run, the time of the request
     made      tick | manual | backfill
     outcome   completed, failed (the task died) or cancelled; missed: no server was running, and
               `missed_from` is the first of the ticks missed in a row; or the state of its task; or
               unknown: the task has left the queue and no server recorded its outcome
-    started_at, duration   of the last attempt; seconds
+    started_at, duration   start and duration (seconds) of the last attempt
     task      id of its task
     """
 
@@ -85,7 +85,8 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def schedule_history(self, name: str, *, queue: str = "default") -> list[ScheduleRun]:
         """Return the last 20 recorded runs of a schedule, and its last tick, the latest first.
 
-        Servers record how a run ended. Ticks whose unique lock another task held are not recorded.
+        Servers record how a run ended. A tick is not recorded if another task held the unique lock
+        of its task.
         """
         keys = self._keys(queue)
         [noted] = await self._broker.run(schedule_run_ops.schedule_runs(keys, [name]))
@@ -119,7 +120,8 @@ class _ScheduleRunsMixin(_SchedulesMixin):
     async def backfill(
         self, name: str, *, queue: str, start: datetime, end: datetime, dry_run: bool = False
     ) -> Backfill | None:
-        """Enqueue the task of a schedule for each of its ticks from `start` until before `end`.
+        """Enqueue the task of a schedule for each of its ticks from `start` up to, but not at,
+        `end`.
 
         The interval must have at most 1,000 ticks, all in the past. A tick that already ran is not
         enqueued again: its task has the tick's id, which the store refuses for a week after the
