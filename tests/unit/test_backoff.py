@@ -170,9 +170,9 @@ def raises(attempt: int, error: Exception) -> float:
         (lambda attempt, error: True, "returned bool"),
         (lambda attempt, error: -1.5, "returned -1.5"),
         (lambda attempt, error: float("nan"), "returned nan"),
-        (lambda attempt, error: 10**5000, "gave int"),
+        (lambda attempt, error: 10**5000, "returned int"),
         (float("inf"), "returned inf"),
-        (timedelta(seconds=-1), "gave datetime.timedelta"),
+        (timedelta(seconds=-1), "returned datetime.timedelta"),
         ("5", "returned str"),
     ],
 )

@@ -69,5 +69,5 @@ def test_damaged_byte_gives_a_message_or_an_error(at: int, byte: int, length: in
 
 
 def test_empty_data_is_not_a_message() -> None:
-    with pytest.raises(codec.CodecError, match="too large to decode"):
+    with pytest.raises(codec.CodecError, match="too many to decode"):
         decode_cut(b"", 5_000_000)
