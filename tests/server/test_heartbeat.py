@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from qsync import Qsync, Task
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
+from qsync.broker.op_values import HandedBack
 from qsync.keys import QueueKeys
 from qsync.server.config import Config
+from qsync.server.fetched_tasks import hand_back_unread, hold
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import FetchInFlight, QueueState
+from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
 from tests.support.server import until
 from tests.support.stores import Store
 
@@ -99,10 +104,24 @@ async def test_loop_hands_back_the_tasks_of_a_repetition_whose_reply_is_lost(
         nothing: Any = None  # no handler is stopped
         async_broker = AsyncBroker(redis_clients.parse(store.url))
         leases = LeaseKeeper(async_broker, "s", 6.0, nothing, nothing, Outage())
-        await leases.take_back_repeated(queue, fetch, ["a"])
-        assert raw.zrange(queue.keys.key("active"), 0, -1) == [b"a"], "the loop has read that reply"
-        await leases.take_back_repeated(queue, fetch, [])
-        assert raw.zrange(queue.keys.key("pending"), 0, -1) == [b"a", b"b"]
+        queue.in_flight = None
+        repeating = asyncio.ensure_future(leases.repeat(queue, fetch))
+        await asyncio.sleep(0)
+        assert queue.in_flight is fetch, "the heartbeat thread renews the leases in the meantime"
+        again = await repeating
+        assert again is not None
+        assert (again.ids, queue.in_flight) == (["a"], None)
+        first = msgspec.structs.replace(again, ids=["a"])
+        settled: list[tuple[LeasedTask, Any]] = []
+        runner: Any = SimpleNamespace(settle=lambda *entry: settled.append(entry))
+        hold_tasks = partial(hold, lease_s=6.0, runner=runner, capacity=nothing)
+        hand_back_unread(queue, fetch, first, again, hold_tasks, runner)
+        assert settled == [], "the loop has read that reply"
+        first = msgspec.structs.replace(again, ids=[])
+        hand_back_unread(queue, fetch, first, again, hold_tasks, runner)
+        [(leased, record)] = settled
+        assert record == HandedBack("a", "s/1")
+        assert queue.held == {"a": leased}, "heartbeats renew the lease until it is handed back"
         await async_broker.aclose()
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Final
 
+import msgspec
+
 from qsync import codec
-from qsync.broker.op_values import FetchResult
+from qsync.broker.op_values import FetchResult, HandedBack
 from qsync.message import NO_FAILURE, Message, decode_failure, decode_message, decode_messages
 from qsync.server import outcome
 from qsync.server.capacity import Capacity
-from qsync.server.queue_state import LeasedTask, QueueState
+from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
 from qsync.server.runner import Runner
 
 log: Final = logging.getLogger("qsync.server")
@@ -63,6 +66,28 @@ def hold(
         held[id] = leased
         tasks.append(leased)
     return tasks
+
+
+def hand_back_unread(
+    queue: QueueState, fetch: FetchInFlight, fetched: FetchResult, again: FetchResult | None,
+    hold: Callable[[QueueState, str, FetchResult, float], Sequence[LeasedTask]], runner: Runner,
+) -> None:  # fmt: skip
+    """Hand back the tasks that only the repetition of a fetch leased: those in the reply `again`
+    that are not in `fetched`. Until the store has answered, heartbeats renew their leases."""
+    if again is None:
+        return
+    read = set(fetched.ids)
+    unread = [at for at, id in enumerate(again.ids) if id not in read]
+    rest = msgspec.structs.replace(
+        again,
+        ids=[again.ids[at] for at in unread],
+        messages=[again.messages[at] for at in unread],
+        failures=[again.failures[at] for at in unread],
+        crashes=[again.crashes[at] for at in unread],
+    )
+    for leased in hold(queue, fetch.token, rest, fetch.since):
+        leased.leased_us = 0  # a repeated reply has another time than the lease
+        runner.settle(leased, HandedBack(leased.id, leased.token))
 
 
 def _hold_new(

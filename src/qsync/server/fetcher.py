@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 from qsync.backoff import AWAY_CAP_S, Backoff
@@ -29,7 +30,7 @@ from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.fetch_timing import FetchTiming
-from qsync.server.fetched_tasks import hold
+from qsync.server.fetched_tasks import hand_back_unread, hold
 from qsync.server.idle_scan import BusyQueues
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage, fetch_part
@@ -69,6 +70,7 @@ class Fetcher:
         self._queues = {queue.name: queue for queue in queues}
         self._runner = runner
         self._capacity = capacity
+        self._hold = partial(hold, lease_s=config.lease_s, runner=runner, capacity=capacity)
         self._leases = leases
         self._outage = outage
         self._policy = config.policy()
@@ -390,8 +392,6 @@ class Fetcher:
         self._timing.in_order.discard(queue.name)  # a silent node must not slow other nodes
         self._outage.failed(fetch_part(queue.name), error)
 
-    # The answer to a fetch.
-
     async def _handle_result(
         self, queue: QueueState, count: int, fetched: FetchResult, sent: float, *, repeated: bool
     ) -> list[LeasedTask]:
@@ -400,12 +400,13 @@ class Fetcher:
         fetch, queue.in_flight = queue.in_flight, None
         leased_at = fetch.since if repeated and fetch is not None else sent
         self._note_result(queue, count, fetched, sent, received, repeated=repeated)
-        leased = hold(
-            queue, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
-        )
+        leased = self._hold(queue, token, fetched, sent)
         self._timing.note_limits(queue.name, count, fetched, leased)
         if fetched.recovered or fetched.died:
             self._crash_log.recovered(queue.keys, fetched, leased)
+        if fetch is not None and queue.repeated_token == token:
+            again = await self._leases.repeat(queue, fetch)
+            hand_back_unread(queue, fetch, fetched, again, self._hold, self._runner)
         late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
         revoked = queue.revoked_token == token
         if (repeated or late or revoked) and leased:
@@ -414,8 +415,6 @@ class Fetcher:
             for task in leased:
                 self._runner.settle(task, HandedBack(task.id, task.token))
             leased = []
-        if fetch is not None and queue.repeated_token == token:
-            await self._leases.take_back_repeated(queue, fetch, fetched.ids)
         unread, queue.unread_ids = queue.unread_ids, ()
         astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
         if astray:

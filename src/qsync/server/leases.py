@@ -9,14 +9,14 @@ with `Renewal`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, Protocol
 
 from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.op_values import HandedBack, LeaseRef
+from qsync.broker.op_values import FetchResult, HandedBack, LeaseRef
 from qsync.errors import QsyncError
 from qsync.formatting import plural
 from qsync.server.clock import boot_s
@@ -126,23 +126,23 @@ class LeaseKeeper:
         queue.drop([task for task, answer in renewal.apply(answers) if answer != "cancelled"])
         return [leased for leased in tasks if leased.phase is not RELEASED]
 
-    async def take_back_repeated(
-        self, queue: QueueState, fetch: FetchInFlight, read: Collection[str]
-    ) -> None:
-        """Hand back the tasks that a heartbeat thread leased by repeating a fetch, except those in
-        the reply that the loop has `read`.
+    async def repeat(self, queue: QueueState, fetch: FetchInFlight) -> FetchResult | None:
+        """Repeat a fetch that a heartbeat thread has repeated, and return the reply; None if the
+        store does not answer.
 
         The store does not record a fetch that found no tasks, so its repetition may lease some, and
         the reply to the thread may be lost. Call this method before the next fetch, since the store
-        answers a repetition only until then.
+        answers a repetition only until then. Meanwhile the thread renews the leases, as it does for
+        any fetch in flight.
         """
+        queue.in_flight = fetch
         try:
-            answer = await self._broker.run(fetch.again, patience=self._lease_s / 3)
-            backs = [HandedBack(id, fetch.token) for id in answer.ids if id not in read]
-            if backs:
-                await self._broker.run(ops.hand_back(queue.keys, backs))
+            return await self._broker.run(fetch.again, patience=self._lease_s / 3)
         except QsyncError as error:
             self._outage.note(f"hand back what was fetched from queue {queue.name}", error)
+            return None
+        finally:
+            queue.in_flight = None
 
     async def mend(self, queue: QueueState, ids: Sequence[str]) -> None:
         """Repair leases of this server that expired or that it may not know about: renew the leases
