@@ -41,8 +41,8 @@ SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
     "schedule_queues": "schedule_queues", "events": "events",
 }  # fmt: skip
-"""Patterns for the keys that belong to no queue, without the prefix, by their names in the
-scripts."""
+"""Patterns, without the prefix, of the keys outside queues, by the names that scripts use for
+them."""
 
 RECORD: Final = frozenset({"xadd", "xdel", "xrevrange"})
 """Commands on the record of operators' actions, which only operators write."""

@@ -145,9 +145,9 @@ def check(name: str, value: Any) -> Any:
 def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
     """Return the error message for an unknown option.
 
-    The message hides a name that may be part of a password: in a query, an & in a password ends it.
-    A name is hidden if it has characters that option names do not have. Unless it resembles an
-    option, it is also hidden if it has no value or follows a password.
+    The message hides a name that may be part of a password, since an unescaped & ends a password
+    early. A name is hidden if it has characters that option names do not have. A name that does not
+    resemble an option is also hidden if it has no value or follows a password.
     """
     if name in _OURS:
         return f"{name}: qsync sets this option itself; remove it"

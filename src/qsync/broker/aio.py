@@ -381,10 +381,10 @@ class AsyncBroker(BaseBroker["AioPool"]):
                 if not isinstance(error, TimeoutError) and not isinstance(
                     error.__cause__, TimeoutError
                 ):
-                    # After a timeout, the store may be reachable while all connections are in use.
+                    # A timeout may only mean that all connections are in use.
                     self._refused[pool] = time.monotonic(), error
                 return [error] * len(commands)
-            if queued and pool.is_served:  # the store replies; the caller waited in line
+            if queued and pool.is_served:  # the wait in line has used up the time
                 ends = max(ends, time.monotonic() + LINE_S)
         if self._refused:
             self._refused.pop(pool, None)

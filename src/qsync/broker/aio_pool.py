@@ -121,7 +121,8 @@ class AioPool:
             while True:
                 await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
                 now = loop.time()
-                # If the loop was blocked, read what has arrived.
+                # If the event loop was blocked, wait a little longer: it must first read what has
+                # arrived.
                 if now - ends > LOOP_BLOCKED_S and not late:
                     ends, late = now + LOOP_BLOCKED_S / 2, True
                 ends = max(ends, self._answered + LINE_S)

@@ -31,10 +31,11 @@ MAP_S: Final = 0.5
 
 
 LINE_S: Final = 1.0
-"""How long after the store's last reply waiting callers cannot time out, in seconds."""
+"""Time after each reply of the store in which waiting callers do not time out, in seconds."""
 
 LOOP_BLOCKED_S: Final = 0.1
-"""How late a timer must fire, in seconds, to show that the event loop was blocked."""
+"""Minimum delay of a timer from which a broker infers that the event loop was blocked, in
+seconds."""
 
 
 class _Default(Enum):

@@ -119,7 +119,7 @@ class Broker(BaseBroker["Pool"]):
             pool.release(connection)
         elif connection.error is not None:
             pool.discard(connection)
-        else:  # e.g. the store is full: closing a connection after each refusal would cost more
+        else:  # e.g. the store is full; keep the connection, since opening one per error costs more
             pool.drop(connection)
             self._unexpected_until = time.monotonic() + UNEXPECTED_S
         return is_expected

@@ -173,7 +173,7 @@ class SocketConnection:
             try:
                 return self._received(0)
             except BlockingIOError:
-                pass  # the reply is slow: now wait with the exact limit
+                pass  # the reply is slow: wait again, with the exact limit
         while True:
             flags = 0
             if self._blocks:
@@ -184,7 +184,7 @@ class SocketConnection:
                 raise TimeoutError
             try:
                 return self._received(flags)
-            except BlockingIOError:  # the packet that ended the wait was damaged
+            except BlockingIOError:  # a damaged packet ended the wait: wait again
                 continue
 
     def _received(self, flags: int) -> bytes:
@@ -199,7 +199,7 @@ class SocketConnection:
         return max(until - time.monotonic(), MIN_TIMEOUT_S)
 
     def _limit(self, until: float | None) -> None:
-        """Let the next write and read end by `until`; None means after the connection's timeout."""
+        """Set the deadline of the next write and read; None means the connection's timeout."""
         timeout = self._remaining_s(until)
         if timeout != self._current_timeout:
             self._socket.settimeout(timeout)

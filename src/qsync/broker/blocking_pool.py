@@ -123,7 +123,7 @@ class Pool:
         self._put_back()
 
     def _put_back(self) -> None:
-        """Return the place of a closed connection to the pool, below the open connections."""
+        """Put the place of a closed connection back into the pool, below the open connections."""
         self._free.insert(0, None)
         if self._waiting:
             self._call_next()

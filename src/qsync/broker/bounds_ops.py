@@ -45,7 +45,7 @@ def queue_bounds(keys: QueueKeys) -> Call[QueueBounds]:
 
 
 def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
-    """Return the size of all messages as recorded (None if it is not) and as counted now."""
+    """Return the size of all messages as recorded (None if not recorded) and as counted now."""
 
     def decode(fields: dict[str, Any]) -> tuple[int | None, int]:
         return None if fields["recorded"] < 0 else fields["recorded"], fields["counted"]

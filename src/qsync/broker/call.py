@@ -17,8 +17,8 @@ T = TypeVar("T")
 Argument = str | bytes | int
 
 Durability = Literal["fsync", "replica"]
-"""Failure that a confirmed task survives. `fsync` is a crash of the store's machine that leaves its
-disk intact; `replica` is the loss of that machine."""
+"""Failure that a confirmed task survives. `fsync`: the store's machine crashes, but its disk stays
+intact; `replica`: the machine is lost."""
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):

@@ -152,7 +152,7 @@ def _settings(client: Any, kwargs: Mapping[str, Any], *, tls: bool) -> dict[str,
         elif name == "credential_provider":
             settings[name] = CheckedProvider(value)
         elif name == "socket_keepalive_options":
-            if isinstance(value, Mapping):  # otherwise it is redis-py's marker for its defaults
+            if isinstance(value, Mapping):  # any other value means redis-py's defaults
                 settings[name] = value
         elif name == "socket_type":
             if value:

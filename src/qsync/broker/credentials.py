@@ -12,7 +12,8 @@ from qsync.errors import ConfigError
 
 
 class CredentialProvider(Protocol):
-    """A provider of credentials, as in redis-py and valkey-py; it needs none of their base classes.
+    """A provider of credentials, as in redis-py and valkey-py; it need not inherit from their base
+    classes.
 
     It may have `async def get_credentials_async` as well; asyncio connections then await that
     method instead.

@@ -136,7 +136,7 @@ fit."""
 
 
 def of_new_connection(error: Exception) -> Exception:
-    """Return the error of a new connection, explained if its first reply is missing or invalid.
+    """Return the error of a new connection; explain it if the first reply is missing or invalid.
 
     Other errors are returned unchanged, e.g. a refused connection or password.
     """

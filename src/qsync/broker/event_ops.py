@@ -49,15 +49,16 @@ class StoredEvent(NamedTuple):
 def event_bytes(record: EventRecord, key: bytes, *, grows: bool) -> bytes:
     """Return an action in the form that the scripts expect.
 
-    `key` is KEY_BYTES random bytes. With `grows`, calls with this key and record are steps of one
-    action, whose numbers are added; otherwise they are repetitions of one call.
+    `key` is KEY_BYTES random bytes. With `grows`, calls with the same key and record are steps of
+    one action, and their numbers are added up; without it, they are repetitions of one call.
     """
     cut = {name: _cut(getattr(record, name), limit) for name, limit in _TEXT_BYTES.items()}
     return (b"+" if grows else b"-") + key + codec.encode(replace(record, **cut))
 
 
 def recorded(call: Call[T], event: bytes) -> Call[T]:
-    """Return the call with this action added, which the script records if it changes something."""
+    """Return the call with this action attached; a script that changes nothing does not record
+    it."""
     if "events" not in call.script.keys:
         raise ValueError(f"{call.script.name} records no actions")
     return replace(call, args=(call.args[0], event, *call.args[2:]))

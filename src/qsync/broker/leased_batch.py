@@ -17,7 +17,7 @@ def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, i
 
 
 def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
-    """Return the time in each `@<us>`, by id; any other text is a task's progress."""
+    """Return, by id, the time in each text `@<us>`; skip other texts, which are progress."""
     return {
         id.decode(): int(text[1:])
         for id, text in zip(ids, texts, strict=True)

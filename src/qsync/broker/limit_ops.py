@@ -44,7 +44,7 @@ class LimitState:
     closed_until_us: int | None
     """Time until which no task starts; None if the limit is not closed."""
     opens_at_us: int | None
-    """Time at which the first waiter can be tried; None if there are no waiters, or they need a
+    """Time at which the first waiter can be tried; None if no task waits, or if the waiters need a
     slot."""
 
 
@@ -98,7 +98,7 @@ def set_limit(
 
 
 def open_limit(keys: QueueKeys, limit: str, *, now_us: int | None = None) -> Call[int]:
-    """End the time for which RateLimited has closed a limit; return 1 if it was closed."""
+    """Open a limit that a handler closed by raising RateLimited; return 1 if it was closed."""
     return queue_call("open_limit", keys, (now_argument(now_us), "", limit), int)
 
 
@@ -161,7 +161,7 @@ class LimitDamage:
     miscounted: list[str]
     """Limits whose counts are wrong."""
     shut: list[str]
-    """Limits that have waiters and room, but that nothing would open."""
+    """Limits that have room and waiters, but no time at which the waiters are tried."""
     unlisted: list[str]
     """Limited tasks that are not among the waiters of any limit."""
     strays: list[str]

@@ -7,7 +7,7 @@
 -- KEYS[3] dead      zset    ids by time of death
 -- ARGV[1] now       int us  empty: the store's clock
 -- ARGV[2] event     bytes   record of the action, see include/record_event.lua; empty: none
--- ARGV[3] through    int us  time until which the tasks died; empty: now
+-- ARGV[3] through    int us  acknowledge the tasks that died until this time; empty: now
 -- returns the number of dead tasks that were not acknowledged before
 check_schema()
 local now = clock(ARGV.now)

@@ -96,14 +96,15 @@ local function unlisted_tasks()
   return found, #part / 2
 end
 
--- Return whether an item stands for one limited task.
+-- Return whether an item stands for exactly one limited task.
 local function is_item(item)
   local ids = ids_of(item)
   return #ids == 1 and redis.call('ZSCORE', KEYS.limited, ids[1])
 end
 
--- Return the entries of this part that do not stand for one limited task each. Items in states that
--- do not are returned as entries as well. The state of a limit with a marker has items.
+-- Return the entries of this part that do not stand for exactly one limited task. If an entry is a
+-- marker, the items in the state of its limit are checked too. Invalid items are returned as
+-- entries; a marker is returned if the state has no items.
 local function stray_waiters()
   local found, part = {}, redis.call('ZRANGE', KEYS.waiters, first, last)
   for _, entry in ipairs(part) do

@@ -24,7 +24,8 @@ from, to = parse_int(from, 0), parse_int(to, 0)
 -- is. For each expression, `#<schedule>` holds the digest, that time, and the time at which a
 -- server last asked.
 local function in_force_since(id, digest)
-  -- Eight entries are shorter than this; reading a longer, damaged record would block the store.
+  -- Read only 1,024 bytes: the eight entries of a valid record take less, and a long, damaged
+  -- record would block the store.
   local known = string.sub(redis.call('HGET', KEYS.schedules, '#' .. id) or '', 1, 1024)
   local all, latest, kept = {}, 0, {}
   for of, since, seen in string.gmatch(known, '(%x+) (%d+) (%d+)') do

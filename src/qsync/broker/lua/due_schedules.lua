@@ -6,7 +6,7 @@
 -- KEYS[3] meta             hash  schema, ticked
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] count      int     maximum number of schedules
--- ARGV[3] offset     int     number of the earliest due schedules to skip
+-- ARGV[3] offset     int     number of due schedules to skip, the earliest first
 -- REPLY[1] now    int   us
 -- REPLY[2] later  text  next tick of the other schedules, us; empty: there is none
 -- REPLY[3] wrong  flag  the clock was ahead at the last ticks: next ticks may be wrong

@@ -75,8 +75,8 @@ end
 if created > 0 then
   remember(now, tasks, times, others)
 end
--- Also record a call that found only its own tasks: they may have left the queue when it is
--- repeated.
+-- Also record a call that creates no task because its tasks exist already: when the call is
+-- repeated, they may have left the queue.
 -- flow:
 if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then
 -- plain:

@@ -77,9 +77,9 @@ local known = {
   all_fields = false, own_rules = true,
 }
 
--- Return a rule as a table; false when it is not valid. `lateness` is how long after its limit
--- opens a task can start without delaying the next starts. This is less than the time between two
--- starts, so at most rate + burst tasks start in any window.
+-- Return a rule as a table; false when it is not valid. `lateness` is the longest time by which a
+-- task can start after its limit has opened without delaying later starts. This is less than the
+-- time between two starts, so at most rate + burst tasks start in any window.
 local function read_rule(text)
   local rule = known.rules[text]
   if rule == nil then
@@ -99,7 +99,7 @@ end
 -- Return the state that is stored in `text`, under a rule. The first waiters are in the text
 -- `items` from the byte `from` on, and `more` is set if there are others. `stored` is 2 if the
 -- limit has a marker in `waiters`, otherwise 1 or false. The tat is capped at that of a limit that
--- has just used its whole burst, since it may stem from a lower rate that has been raised.
+-- has just used its whole burst, since it may have been computed with an earlier, lower rate.
 -- `is_capped` is set in a capped state, and `is_type` in the state of a limit `@<type>`; `waits` is
 -- set if it is known whether tasks wait for such a limit.
 local function new_limit_state(text, rule)
@@ -395,8 +395,8 @@ local function take_limits(limits)
   end
 end
 
--- Let a task hold the limits in its message instead of those that it held. The task must have been
--- dead, or the caller must have removed it from all counts.
+-- Replace the limits that a task holds by those in its message. The task must have been dead, or
+-- the caller must have removed it from all counts.
 local function hold_limits_of(id, message)
   if not limits_used then
     return

@@ -42,8 +42,8 @@ local function count_bytes()
 end
 
 -- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
--- If several tasks in the call have the id that does not fit, the task with the same message
--- counts.
+-- If several tasks in the call have the id of the first task that does not fit, the message tells
+-- which of them it is.
 local function refuse(bound, most, there, tasks, bodies, fits)
   local id, body, place = bodies[2 * fits + 1], bodies[2 * fits + 2], 0
   local ids, messages = tasks.ids, tasks.messages

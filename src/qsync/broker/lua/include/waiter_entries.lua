@@ -81,10 +81,11 @@ function waiter_items.text(items)
   return table.concat(parts)
 end
 
--- Return whether an item comes after another one. The store orders strings by bytes; Lua may not.
+-- Return whether an item comes after another one. This compares bytes, as the store does; the `<`
+-- of Lua uses the locale.
 function waiter_items.is_after(item, other)
   if #item < 8 or #other < 8 then
-    return true -- a damaged item, which is removed when its turn comes
+    return true -- damaged; it is removed when its turn comes
   end
   local high, low = struct.unpack('>I4I4', item)
   local other_high, other_low = struct.unpack('>I4I4', other)
