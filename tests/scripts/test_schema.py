@@ -171,7 +171,7 @@ def test_periodic_loop_skips_a_queue_of_a_later_schema(
     with caplog.at_level(logging.INFO, "qsync"):
         asyncio.run(main())
     [line] = caplog.records
-    assert line.getMessage().startswith("no more periodic tasks of queue new: begin_ticks: ")
+    assert line.getMessage().startswith("periodic tasks of queue new are stopped: begin_ticks: ")
 
 
 def test_lease_abandoner_skips_a_queue_of_a_later_schema(

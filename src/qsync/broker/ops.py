@@ -121,7 +121,8 @@ def _enqueue_one(
     wait: Wait | None,
     now: Argument,
 ) -> Call[list[Enqueued]]:
-    """Store a new task without options, as `enqueue` would at twice the cost to the store."""
+    """Store a new task without options: the effect is that of `enqueue`, but it costs the store
+    less."""
     script, id, message = load("enqueue_one"), task.id, task.message
 
     def decode(reply: Any) -> list[Enqueued]:
@@ -178,7 +179,8 @@ def made_again(fetch: Call[FetchResult]) -> Call[FetchResult]:
 def complete(
     keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Complete tasks. With results, the store refuses the whole call when it is out of memory."""
+    """Complete tasks. If a task has a result, a store that is out of memory refuses the whole
+    call."""
     retained = [task for task in bounded(tasks) if task.retention_us is not None]
     if not retained:
         return complete_without_results(keys, tasks, now_us=now_us)
@@ -312,13 +314,15 @@ class IdleCheck(NamedTuple):
     woken: bool
     """Whether the wake list had an element, because a client wanted to wake a server."""
     unsent: bool
-    """Whether that client sent this server no message although it was registered as idle."""
+    """Whether that client sent this server no message although the server was registered as
+    idle."""
 
 
 def mark_idle(
     keys: QueueKeys, *, server: str, lease_us: int, keep_us: int, now_us: int | None = None
 ) -> Call[IdleCheck]:
-    """Check the queue; if it has no task to fetch, let a message wake the server.
+    """Check the queue; if it has no task to fetch, register the server as idle, for a message to
+    wake.
 
     The server must be subscribed to its channel for the queue.
     """

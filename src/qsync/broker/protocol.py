@@ -112,7 +112,8 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._expected = 0
         self._usual_reply: bytes | None = None
-        """Encoded reply that most exchanges of this kind get, which is not parsed."""
+        """Encoded reply that most exchanges of this kind get; it is returned without being
+        parsed."""
         self._answer: asyncio.Future[None] | None = None
         self._due = 0.0
         """Time at which the exchange in flight times out, by the loop's clock."""
@@ -152,7 +153,7 @@ class RedisConnection(asyncio.Protocol):
                 for packet in pack_commands(commands):
                     self._transport.write(packet)
                 if overlap is not noop:
-                    await asyncio.sleep(0)  # some loops write at the end of an iteration
+                    await asyncio.sleep(0)  # let loops send that write at the end of an iteration
                     overlap()
                 await self._answer
             except RuntimeError as error:  # uvloop: the connection was reset a moment ago
@@ -227,7 +228,7 @@ class RedisConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(due, self._time_out)
 
     def _time_out(self) -> None:
-        """End the exchange as timed out, but after a blocked loop, read what has arrived first."""
+        """End the exchange as timed out; if the loop was blocked, first read what has arrived."""
         self._timer = None
         if self._answer is None or self._answer.done():
             return

@@ -2,8 +2,8 @@
 # (redis-py leaves many of its constructors without types)
 """Make redis-py clients from an address, with all settings of redis-py.
 
-The clients never retry. The broker retries calls instead, since any call may run twice, but a
-blocking read may not. redis-py is imported when the first client is made: see redis_errors.py.
+The clients never retry, since a blocking read must not run twice. Calls may, so the broker retries
+them. redis-py is imported when the first client is made: see redis_errors.py.
 """
 
 from __future__ import annotations

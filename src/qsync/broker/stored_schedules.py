@@ -61,7 +61,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
     payload    payload of its task: the bytes passed to `put`, or the arguments as msgpack
     next_at    its next tick; None when it has none
     put_at     time from which its ticks count: its last `put`, or its resume after a pause
-    paused     whether its ticks pass without a task
+    paused     whether its ticks are skipped
 
     Times are by the store's clock.
     """

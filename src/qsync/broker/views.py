@@ -390,8 +390,8 @@ class PendingPosition:
     above: int = 0
     """Number of pending tasks with a higher priority."""
     next_run_us: int | None = None
-    """Due time, in us, of the task's next run, with the payload of a later call; None if there is
-    none."""
+    """Due time, in us, of the task's next run, which has the payload of a later call; None without
+    one."""
 
 
 def pending_position(

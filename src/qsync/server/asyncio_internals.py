@@ -24,7 +24,7 @@ def abandon(task: asyncio.Task[Any]) -> None:
     except AttributeError:
         log.warning(
             "the event loop cannot end before handlers that ignore their cancellation: "
-            "this Python is newer than this qsync knows"
+            "this release of qsync does not support this version of Python"
         )
 
 

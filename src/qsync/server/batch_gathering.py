@@ -58,7 +58,7 @@ class Gathering:
                 return
             try:
                 leased = take()
-            except IndexError:  # also when a heartbeat thread took the last task
+            except IndexError:  # e.g. a heartbeat thread took the last task
                 return
             message = leased.message
             if message.type != type or leased.crashes or leased.phase is not queued:

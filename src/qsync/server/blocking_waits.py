@@ -36,8 +36,8 @@ class Waiters:
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
         """asyncio task that waits on each connection now, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Back-off of the waits on each connection. It is separate from that of the fetches: if a
-        link keeps resetting connections, fetches in between succeed and would reset a shared
+        """Back-off of the waits on each connection. Fetches have a back-off of their own: if a link
+        keeps resetting connections, fetches in between succeed and would reset a shared
         back-off."""
         self._until: dict[BlockingPop, float] = {}
 

@@ -21,12 +21,13 @@ AHEAD_S: Final = 0.1
 """How many seconds of work are leased ahead, at the recent throughput."""
 
 THREAD_SHARE: Final = 5
-"""One of THREAD_SHARE tasks that are leased ahead may already wait for a thread: 20 ms of work."""
+"""Of the tasks that are leased ahead, one in THREAD_SHARE may already wait for a thread: 20 ms of
+work."""
 
 MEASUREMENT_S: Final = 0.05
 MEASUREMENT_STARTS: Final = 256
-"""The throughput is measured again after this many seconds or starts, whichever comes first. The
-second limit makes a server that gets many tasks at once soon lease tasks ahead."""
+"""The throughput is measured again after this many seconds or starts, whichever comes first.
+Because of the second limit, a server that gets many tasks at once soon leases tasks ahead."""
 
 
 class Capacity:
@@ -78,7 +79,8 @@ class Capacity:
 
     @property
     def in_use(self) -> int:
-        """Return how many tasks run, without those that wait in a slot beyond `concurrency`."""
+        """Return how many tasks run, not counting those that wait in a slot beyond
+        `concurrency`."""
         return min(self.running, self._config.concurrency)
 
     def open_slots(self) -> int:

@@ -37,7 +37,7 @@ ALONE_S: Final = 1.0
 """Longest time that a suspect that was never spared runs alone, in seconds."""
 
 GROWTH: Final = 8
-"""Factor by which each crash that a suspect is spared extends the time that it runs alone."""
+"""Factor by which a suspect's time alone grows after each crash that does not count against it."""
 
 TOTAL_S: Final = 10.0
 """How long suspects run one after another, in seconds; after that, suspects that were never spared

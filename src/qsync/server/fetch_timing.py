@@ -250,5 +250,5 @@ class FetchTiming:
         return self._config.lease_s / 6
 
     def due_soon(self, queue: QueueState, now: float) -> bool:
-        """Return whether something is due before a wait ends, which can be 100 ms late."""
+        """Return whether something is due before a wait ends; a wait can end 100 ms late."""
         return queue.next_due is not None and queue.next_due < now + self.foresight_s

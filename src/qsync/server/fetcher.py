@@ -44,9 +44,9 @@ log: Final = logging.getLogger("qsync.server")
 
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0
-"""How long this server fetches due tasks late, by UNKNOWN_TYPE_YIELD_S, after it has handed back a
-task for which it has no handler, in seconds. This lets other servers get the due tasks first. The
-time is longer than the maximum delay of such a task."""
+"""Time, in seconds, after this server hands back a task for which it has no handler. During that
+time, it fetches due tasks UNKNOWN_TYPE_YIELD_S late, so that other servers get them first. The time
+is longer than the maximum delay of a task that was handed back."""
 
 
 class Fetcher:
@@ -319,7 +319,7 @@ class Fetcher:
         return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        """Make `run` raise the exception of a background task, which is not a store error."""
+        """Make `run` raise the exception of a background task; store errors do not get here."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fatal = error
             self._wakeup.set()

@@ -85,7 +85,8 @@ class HandlerContext(msgspec.Struct, eq=False):
         leased = self._leased
         leased.turn = time.monotonic()
         leased.thread = threading.get_ident()
-        leased.waits = False  # must be first: a stopping server reads it, then sets `stop`
+        # Clear this before reading `stop`: a stopping server reads it, then sets `stop`.
+        leased.waits = False
         return leased.stop is None and leased.begins() and not leased.past_deadline()
 
     def is_of(self, leased: LeasedTask) -> bool:

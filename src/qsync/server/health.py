@@ -84,7 +84,7 @@ class HealthVerdict:
 
     ok: bool
     reasons: tuple[str, ...]
-    """Problems: the reasons if not `ok`, else warnings."""
+    """Reasons why `ok` is False; if it is True, warnings."""
 
 
 class HealthProbe:

@@ -63,7 +63,8 @@ class Heartbeat:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Stop the thread; it ends by itself if a renewal takes longer than STOP_S."""
+        """Stop the thread; if a renewal takes longer than STOP_S, leave the thread to end by
+        itself."""
         self._end.set()
         await asyncio.to_thread(self._thread.join, STOP_S)
 

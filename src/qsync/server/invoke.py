@@ -56,7 +56,8 @@ class BoundHandler:
     """True if `invoke` applies the timeout itself. For a process handler, the timeout begins when
     the process is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
-    """Converter for a stored result; None means no conversion, or the handler's process does it."""
+    """Converter for a stored result; None if none is needed or the handler's process converts
+    it."""
     rules: RetryRules = NO_RULES
     direct: Callable[[TaskInfo], Awaitable[Any]] | None = None
     """The handler itself, if it takes only the task and has no middleware around it."""

@@ -256,7 +256,7 @@ class ThreadLeaseKeeper:
         fetch = queue.in_flight
         if fetch is None or queue.handed_back_token == fetch.token:
             return
-        queue.revoked_token = fetch.token  # first: from now on, the loop starts none of the tasks
+        queue.revoked_token = fetch.token  # set first: the loop now starts none of the tasks
         if queue.in_flight is not fetch:  # the loop read the answer just before
             queue.revoked_token = None
             return

@@ -62,7 +62,8 @@ class LoopWatchdog:
             frame = sys._current_frames().get(self.thread)
             stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
             log.warning(
-                "a handler has blocked the event loop for over %g s; make it `def`, or await:\n%s",
+                "a handler has blocked the event loop for over %g s; use a `def` handler, "
+                "or calls that can be awaited:\n%s",
                 STALL_S,
                 stack,
             )

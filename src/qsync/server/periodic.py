@@ -224,7 +224,7 @@ class _PeriodicQueue:
             try:
                 await self._follow(await self._learn())
             except SchemaMismatch as error:
-                log.info("no more periodic tasks of queue %s: %s", self._keys.queue, error)
+                log.info("periodic tasks of queue %s are stopped: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)
@@ -340,7 +340,7 @@ class _PeriodicQueue:
         except Exception as error:
             # The error's text may contain arguments, which must not be logged.
             log.error(
-                "periodic task %s: no task for this tick, building it raised %s",
+                "periodic task %s: this tick is skipped, since building its task raised %s",
                 shorten(entry.name), raised_at(error),
             )  # fmt: skip
             return None

@@ -46,8 +46,8 @@ STACK: Final = 1 << 30
 """Flag in a message's size: the message is the stack of the running handler, not a reply."""
 
 around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
-"""Context managers around every handler call in this process. Modules that a handler's module
-imports may add to the list."""
+"""Context managers around every handler call in this process. Modules can append to this list when
+a handler's module imports them."""
 
 
 class Value(msgspec.Struct, tag=True):

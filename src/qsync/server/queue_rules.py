@@ -94,7 +94,7 @@ class QueueRules:
                     await self._broker.run(call, patience=None)
         except QsyncError as error:
             self._outage.note(f"publish limits and bounds of queue {queue}", error)
-            published = ""  # as long as the store refuses, it leases no tasks with limits
+            published = ""  # until the store has the rules, it leases no tasks with limits
         finally:
             del self._again[queue]
             if state is not None:

@@ -379,7 +379,7 @@ class Runner:
         if self._metrics is not None:
             self._metrics.finished(leased)
         if type(record) is outcome.Snoozed and record.limit:
-            self._closing.append(leased)  # until then, no task of the limit may take the slot
+            self._closing.append(leased)  # keep the slot until the limit is closed
         else:
             self._capacity.running -= 1
         if record is None:
@@ -441,4 +441,4 @@ class Runner:
         await self._isolation.aclose()
         await self._progress.aclose()
         for settler in self._settlers.values():
-            settler.queue.held.clear()  # a cycle of references that the collector does not see
+            settler.queue.held.clear()  # break a cycle that the garbage collector cannot see

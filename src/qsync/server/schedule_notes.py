@@ -30,7 +30,7 @@ class ScheduleNotes:
         self._notes: list[Note] = []
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Collect how this record settled a task; the task's id has an `@`."""
+        """Collect how this record settled a task of a schedule, which has an `@` in its id."""
         outcome, tick = _OUTCOMES.get(type(record)), tick_of(leased.id)
         if outcome is None or tick is None:
             return

@@ -145,7 +145,7 @@ class ServerInbox:
         ]
         registering = not self._registered
         if registering:
-            self._registered = True  # first: `announce_again` may clear it during the call
+            self._registered = True  # set first: `announce_again` may clear it during the call
             calls.append(registry_ops.register(keys, self._queues))
         replies = await self._broker.run_many(calls)
         if registering and isinstance(replies[-1], QsyncError):
@@ -212,7 +212,7 @@ class ServerInbox:
                 at_once = not self._emptied.is_set() or READ_INBOX in self._outage.parts
                 order = await self._inbox.pop(0.001 if at_once else INBOX_WAIT_S)
                 if READ_INBOX in self._outage.parts:
-                    self._again.set()  # after a restart the store does not know the server
+                    self._again.set()  # a restarted store may have lost the server's record
                 self._outage.worked(READ_INBOX)
                 if order is None:
                     self._emptied.set()

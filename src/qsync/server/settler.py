@@ -183,7 +183,7 @@ class Settler:
         completed, others = self._in_flight
         entries = [*completions((*completed, *self._completed)), *others, *self._waiting]
         backs = [_hand_back_record(record) for _, record in entries]
-        calls = [  # even in a full store: these are few
+        calls = [  # few, so they may run even in a full store
             ops.without_room(ops.hand_back(self.queue.keys, part))
             for part in ops.batches(backs, _back_size)
         ]

@@ -1,7 +1,7 @@
 """Delivers SIGTERM and SIGINT to every server of an event loop, and to the program around them.
 
-A loop has one handler per signal, which all servers of the loop share. It also calls the previous
-handler (e.g. uvicorn's), and restores that handler when the last server ends. asyncio keeps the
+A loop has one handler per signal, which all servers of the loop share. This handler also calls the
+previous one (e.g. uvicorn's), which is restored when the last server ends. asyncio keeps the
 handlers of a loop private; if they are not accessible, a previous handler of the loop is not
 restored.
 """

@@ -51,7 +51,7 @@ class PlainContext:
 
 
 def ensure_context(type: str) -> Current | None:
-    """Return a plain context if there is no context; return None inside a handler."""
+    """Return a plain context; return None if there is a context already, as inside a handler."""
     return PlainContext(plain_task(type)) if running.get(None) is None else None
 
 

@@ -259,6 +259,6 @@ def _log_unfinished(running: Sequence[LeasedTask]) -> None:
     ]
     more = f", and {len(running) - TASKS_NAMED} more" if len(running) > TASKS_NAMED else ""
     log.warning(
-        "shutdown_timeout is over: the handlers of %s are stopped, and the tasks are handed back "
+        "shutdown_timeout is over, so the handlers of %s are stopped and the tasks handed back "
         "to run again: %s%s", plural(len(running), "task"), ", ".join(named), more,
     )  # fmt: skip

@@ -44,8 +44,8 @@ MIN_CHECK_INTERVAL_S: Final = 0.01
 """Shortest time between two checks that found few schedules, in seconds."""
 
 APART_S: Final = 0.005
-"""Maximum random delay of a server's check after a tick, in seconds. It makes most servers find
-that another server has already enqueued the tick."""
+"""Maximum random delay of a server's check after a tick, in seconds. Because of it, most servers
+find that another server has already enqueued the tick."""
 
 
 MOST_QUEUES: Final = 2000
@@ -294,7 +294,7 @@ class _ScheduledQueue:
             try:
                 pause = await self._tick()
             except SchemaMismatch as error:
-                log.info("no more stored schedules of queue %s: %s", self._keys.queue, error)
+                log.info("stored schedules of queue %s are stopped: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
                 self._outage.failed(self._part, error)

@@ -143,7 +143,7 @@ class ThreadPool:
             return True
         if call.abandoned:
             return call.started
-        call.abandoned = True  # first: the thread sets `started`, then reads this
+        call.abandoned = True  # set first: the thread sets `started`, then reads this
         if not call.started:
             return False
         call.counted_lost = True
@@ -163,7 +163,7 @@ class ThreadPool:
                 return  # later calls have waited for less
             if call.started or call.claim is None or call.future.done():
                 continue
-            call.withdrawn = True  # first: the thread sets `started`, then reads this
+            call.withdrawn = True  # set first: the thread sets `started`, then reads this
             if not call.started:
                 call.future.set_exception(HandlerNotStarted())
 
@@ -260,7 +260,7 @@ class ThreadPool:
 
     def _deliver(self) -> None:
         """Deliver the results of finished calls to their futures."""
-        self._woken = False  # first: calls that finish later wake the loop again
+        self._woken = False  # set first, so that calls that finish later wake the loop again
         finished = self._finished
         while finished:
             call = finished.popleft()

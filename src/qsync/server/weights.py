@@ -82,8 +82,8 @@ class Shares:
         """If the fetches of a queue are cut short, reduce the credit of the other queues by the
         same ratio.
 
-        A queue with more weight than a queue that is cut short earns as before, so it uses the
-        share that the other queue cannot use.
+        Queues with more weight than a queue that is cut short earn as before, so they use the share
+        that this queue cannot use.
         """
         for name, brought in self._truncated.items():
             if name not in earned:
@@ -94,7 +94,7 @@ class Shares:
                     continue
                 bound = brought * self._weights[other] / weight
                 # If two queues of equal weight are both cut short, each asks for one task more than
-                # the other brings, so that the next result still shows that the queue is cut short.
+                # the other brings, so that its next fetch still shows whether it is cut short.
                 bound += self._weights[other] == weight and other in self._truncated
                 earned[other] = min(earned[other], bound)
 

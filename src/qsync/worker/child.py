@@ -115,7 +115,7 @@ class Parent:
             self.send(files=sorted(new))
 
     def keep_comparing(self, limits: Limits) -> None:
-        """Check the limits of the process in a thread; report to the parent if one is reached."""
+        """In a thread, check the limits of the process; report to the parent if one is reached."""
 
         def work() -> None:
             while True:

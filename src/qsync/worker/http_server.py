@@ -1,4 +1,5 @@
-"""A minimal HTTP server with its own thread and event loop, so that it responds while others block.
+"""A minimal HTTP server with its own thread and event loop, so it responds while other threads
+block.
 
 It serves GET and HEAD, one request per connection, with limits on size, time and connections.
 """

@@ -250,7 +250,7 @@ class Supervisor:
         listening = asyncio.create_task(self._listen(slot, child, reader))
         code = await child.wait()
         self._children.discard(child)
-        if code == -signal.SIGTERM:  # whether it had stopped before is in the last report
+        if code == -signal.SIGTERM:  # wait for its last report, which tells whether it had stopped
             await asyncio.wait({listening}, timeout=LAST_REPORT_S)
         clean = code == 0 or _stopped_by_order(child, code)
         if not clean or child.stop_requests > 1:

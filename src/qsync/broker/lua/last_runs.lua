@@ -8,7 +8,7 @@
 -- failed or missed run, each empty if none is among the last 20
 check_schema()
 
--- Number of bytes that are read from the end of a record; 20 runs are shorter. A pattern without a
+-- Number of bytes that are read from the end of a record; 20 runs take less. A pattern without a
 -- match tries every position, so a long, damaged record would block the store.
 local most = 2048
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- open_limit: end the time for which RateLimited has closed a limit. The limit's rule still
--- applies. If a handler raises RateLimited afterwards, the limit closes again.
+-- open_limit: open a limit that a handler closed by raising RateLimited. The limit's rule still
+-- applies. If a handler raises RateLimited afterwards, it closes the limit again.
 -- include: check_schema preconditions clock wake_server open_limits record_event
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] waiters   zset    limit and id of each limited task

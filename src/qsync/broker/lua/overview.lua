@@ -70,7 +70,8 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
--- Tasks that were handed back precede tasks that have waited longer.
+-- Tasks that were handed back have a stored time and precede tasks that have waited longer, so read
+-- more ids while there may be such tasks.
 local last = redis.call('EXISTS', KEYS.progress) == 1 and 511 or 7
 local ids = redis.call('ZRANGE', KEYS.pending, 0, last)
 local since, earliest = read_since(ids), math.huge
@@ -104,7 +105,7 @@ for i = 3, #ARGV do
 end
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at', 'bounds', '!bounds', 'bytes',
   'latency_target', 'dead_known', 'tally_day', 'tally')
--- A time in the future comes from a wrong clock.
+-- An acknowledgement in the future comes from a wrong clock and counts as made now.
 local known = table.concat({ '(', to_text(math.min(now, parse_int(paused[7], 0))) })
 local number, died = redis.call('ZCOUNT', KEYS.dead, known, '+inf'), {}
 if number > 0 then

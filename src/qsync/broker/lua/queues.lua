@@ -3,7 +3,7 @@
 -- KEYS[1] queues   set
 -- ARGV[1] cursor   text       '0' at first, then the cursor that the last call returned
 -- ARGV[2] count    int        approximate number of names
--- ARGV[3] longest  int bytes  maximum length of a name; longer names are no queues and left out
+-- ARGV[3] longest  int bytes  maximum length of a name; longer names are omitted
 -- returns the cursor, '0' after the last part; the number of names in the set; and names
 local found = redis.call('SSCAN', KEYS.queues, ARGV.cursor, 'COUNT', ARGV.count)
 local names = {}

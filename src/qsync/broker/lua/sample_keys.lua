@@ -1,6 +1,7 @@
 #!lua flags=no-writes
 -- sample_keys: read the fairness keys of pending tasks, one at a random position in each of `count`
--- equal parts. At evenly spaced positions, some of the keys could be missed if the keys alternate.
+-- equal parts. The positions are random, since evenly spaced ones could miss some of the keys if
+-- the keys alternate.
 -- include: check_schema
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] keys     hash    id -> member

@@ -14,8 +14,8 @@
 -- REPLY[3] dead    list    the same for dead tasks
 check_schema()
 
--- Return the id at a random position in each of `count` equal parts. At evenly spaced positions, a
--- queue whose types alternate might show only one of them.
+-- Return the id at a random position in each of `count` equal parts. The positions are random,
+-- since evenly spaced ones might show only one type if the types alternate.
 local function spaced_ids(state_key, total, count)
   local ids = {}
   for i = 1, count do

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- wait_marker: write something in any case, so that a durability wait on the connection has a write
--- to wait for.
+-- wait_marker: always write something, so that a durability wait on the connection has a write to
+-- wait for.
 -- include: check_schema
 -- KEYS[1] meta       hash    marked
 -- returns 1

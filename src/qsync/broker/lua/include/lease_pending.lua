@@ -3,8 +3,8 @@
 -- Number of ids that are read at once.
 local CHUNK = 50
 
--- Return `count` ids of pending from `position` on, plus one if there is one, which shows that more
--- ids are left. `count` is capped at `most`, which defaults to CHUNK.
+-- Return `count` ids of pending from `position` on, plus the next one, if any, which shows that
+-- more ids are left. `count` is capped at `most`, which defaults to CHUNK.
 local function read_pending(position, count, most)
   return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, most or CHUNK))
 end

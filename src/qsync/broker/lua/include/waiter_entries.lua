@@ -172,8 +172,8 @@ local function shared_tags(args)
 end
 
 -- Add an item to the items of a limit. The item goes into the state, unless the state is full and
--- all its items come first. If the state becomes too long, its last item gets an entry. `short` is
--- the item without an id, if it needs none. Arguments of ZADD are appended to `entries`.
+-- all its items come before this one. If the state becomes too long, its last item gets an entry.
+-- `short` is the item without an id, if it needs none. Arguments of ZADD are appended to `entries`.
 local function add_waiter(limit, item, short, entries)
   local state, count = touch_limit(limit), #entries
   state.waits = state.is_type
