@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sender(Protocol):
-    """Sends the tasks that task functions enqueue, instead of the app's shared clients."""
+    """Sends the tasks that task functions enqueue; replaces the app's shared clients."""
 
     def enqueue(self, task: Task[Any]) -> Handle[Any]:
         """Send the task now or later, and return its handle; blocks."""
@@ -26,8 +26,8 @@ class Sender(Protocol):
         """Send the task now or later, and return its handle."""
 
     def waiting(self) -> str:
-        """Return which tasks wait for a commit and how to send them, to show in a failed test; ""
-        if none wait."""
+        """Return text for a failed test: which tasks wait for a commit, and how to send them; "" if
+        none wait."""
 
 
 def _nothing(server: Server) -> None:
@@ -39,8 +39,8 @@ class Extension:
     """A context around each enqueue, a hook for each new server, a sender, and a builder.
 
     `sender` receives the tasks of `fn.enqueue` and `fn.enqueue_sync`. `builder` encodes and checks
-    the arguments that operators enter on the command line and in the dashboard. An app has at most
-    one extension of a name, but any number of extensions without a name.
+    the arguments that operators enter on the command line and in the dashboard. In an app, the
+    names of extensions are unique; extensions without a name are not limited.
     """
 
     name: str = ""

@@ -194,13 +194,13 @@ def hash_tag(key: str) -> str:
 
 
 def names_beside(key: str, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the full names of these keys of the queue that this key belongs to, in order."""
+    """Return the full names of several keys of the queue to which `key` belongs, in order."""
     return _names(hash_tag(key), keys)
 
 
 @lru_cache(maxsize=1024)
 def queue_keys(prefix: str, queue: str) -> QueueKeys:
-    """Return the key names of a queue, from a cache."""
+    """Return the key names of a queue; the result is cached."""
     return QueueKeys(prefix, queue)
 
 
@@ -225,7 +225,8 @@ class GlobalKeys:
 
     @property
     def schedule_queues(self) -> str:
-        """Key of the hash of queues with stored schedules; a changed number makes servers check."""
+        """Key of the hash of queues with stored schedules; servers check a queue when its number
+        changes."""
         return f"{self.prefix}:schedule_queues"
 
     @property

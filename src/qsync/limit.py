@@ -199,14 +199,15 @@ class _Template(NamedTuple):
 
     text: str
     parts: Sequence[tuple[str, str | None]]
-    """Literal strings, each with the name of the parameter that follows it, if any."""
+    """Literal strings, each with the name of the parameter that follows it; None at the end."""
 
 
 class LimitTemplates:
-    """The limits of a task function, whose placeholders are filled from its arguments."""
+    """The limits of a task function, with placeholders that are filled from the task's
+    arguments."""
 
     def __init__(self, texts: Sequence[str], parameters: Iterable[str]) -> None:
-        """Raise InvalidTask for a placeholder that does not name a plain parameter."""
+        """Raise InvalidTask if a placeholder does not name a plain parameter."""
         check_limits(texts)
         names = list(parameters)
         self._templates = [_Template(text, _parts(text, names)) for text in texts]

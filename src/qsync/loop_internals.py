@@ -1,4 +1,4 @@
-"""All uses of undocumented names of event loops outside the server, with their fallbacks.
+"""All uses, outside the server, of undocumented names of event loops, with their fallbacks.
 
 The server's uses are in server/asyncio_internals.py.
 """

@@ -49,7 +49,7 @@ class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     limits: tuple[str, ...] | None = msgspec.field(default=None, name="lm")
     priority: int | None = msgspec.field(default=None, name="pr")
     replaces: bool = msgspec.field(default=False, name="rp")
-    """Whether the task replaces a task that holds its lock."""
+    """Whether the task replaces another task that holds its unique lock."""
     debounce_us: int | None = msgspec.field(default=None, name="db")
     debounce_max_us: int | None = msgspec.field(default=None, name="dm")
 
@@ -111,7 +111,7 @@ _version_of: Final = attrgetter("version")
 
 
 def decode_messages(data: Sequence[bytes]) -> list[Message]:
-    """Decode stored messages as `decode_message` does, in half the time per message."""
+    """Decode stored messages like `decode_message`, but in half the time per message."""
     decode = _message_decoder.decode
     try:
         messages = [decode(one) for one in data]
@@ -156,22 +156,21 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The record of failed attempts, which servers write.
 
-    Only one script, `count_errors`, reads a part of the record: the time of the failure, and the
-    mark.
+    Scripts treat the record as opaque, except `count_errors`, which reads the time and the mark.
     """
 
     attempts: int = 0
     error: str = ""
     failed_at_us: int = 0
     unknown_since_us: int = 0
-    """Time, us, at which a server without a handler first handed the task back; 0 if none did."""
+    """Time at which a server without a handler first handed the task back, us; 0 if none did."""
     unknown_times: int = 0
     due_us: int = 0
     """Earliest time of the next attempt, us."""
     history: tuple[FailedAttempt, ...] = ()
     """Last HISTORY_LIMIT failed attempts, oldest first, including those before a re-run."""
     snoozes: int = 0
-    """Number of times that a handler asked to run later."""
+    """Number of times that the handler raised Snooze."""
     snoozed_at_us: int = 0
     """Time of the last snooze, us; 0 if there was no snooze since the last failed attempt."""
     mark: str = ""

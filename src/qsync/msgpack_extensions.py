@@ -41,7 +41,7 @@ TEXTS: Final = (PurePath, *_IP)
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
-    """Return ISO 8601 text, and also `fold` if a value without a time zone sets it."""
+    """Return ISO 8601 text; for a value without a time zone that sets `fold`, return both."""
     text = value.isoformat()
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 
@@ -237,7 +237,8 @@ _AS_BASE: Final[dict[type, str]] = {
     timedelta: "timedelta(value.days, value.seconds, value.microseconds)",
     UUID: "UUID(bytes=value.bytes)",
 }
-"""Code that converts a value of a subclass to its base class where `base(value)` does not."""
+"""Code that converts a value of a subclass to its base class, for classes where `base(value)`
+fails."""
 
 
 def is_model(cls: type) -> bool:
@@ -274,7 +275,7 @@ def _ext(name: str | None, data: Any) -> Any:
 
 
 def revive(code: int, data: memoryview) -> Any:
-    """Return the value of an extension; an unknown one stays an Ext. Raise ValueError if
+    """Return the value of an extension, or an Ext if its code is unknown. Raise ValueError if
     invalid."""
     if code != CODE:
         return Ext(code, bytes(data))

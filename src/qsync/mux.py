@@ -22,14 +22,14 @@ Executor = Literal["loop", "thread", "process"]
 
 
 class CallNext(Protocol):
-    """The next middleware or the handler, as an `async def` middleware calls it."""
+    """The function by which an `async def` middleware calls the next middleware or the handler."""
 
     def __call__(self, task: TaskInfo | None = None) -> Awaitable[Any]:
         """Run the rest of the chain, with this task if one is passed; return its value."""
 
 
 class CallNextInThread(Protocol):
-    """The next middleware or the handler, as a `def` middleware calls it."""
+    """The function by which a `def` middleware calls the next middleware or the handler."""
 
     def __call__(self, task: TaskInfo | None = None) -> Any:
         """Run the rest of the chain, with this task if one is passed; return its value."""
@@ -47,7 +47,7 @@ is bound to the thread.
 """
 
 Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
-"""A function that returns a handler's arguments for its task; raises InvalidTask on a mismatch."""
+"""A function that returns a handler's arguments; raises InvalidTask if the task does not match."""
 
 
 CarryResult = Callable[[Any], Any]
@@ -80,7 +80,7 @@ def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 
 def _tasks_of_call(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Return the tasks of the running batch, the first as the middleware passed it on."""
+    """Return the tasks of the running batch; the first is the one that the middleware passed on."""
     _, *others = running.get().tasks
     return ([task, *others],), {}
 
@@ -111,7 +111,7 @@ class Mux:
     """Maps task types to handlers.
 
     A handler takes a TaskInfo. An `async def` handler runs on the event loop, a `def` handler in a
-    thread. Its return value is the task's result; an exception makes the attempt fail.
+    thread. The handler's return value is the task's result; an exception makes the attempt fail.
     """
 
     def __init__(self) -> None:

@@ -61,11 +61,11 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     retention_us: int | None
     decode: Callable[[Result], Any] | None = None
     remember_us: int = 0
-    """How long the store refuses this id even after the task has left the queue, us."""
+    """How long the store refuses this id, even after the task has left the queue, us."""
     flow: FlowOptions | None = None
     """Options of flow control; None if the task has none."""
     skips: bool = False
-    """Whether it is no error for the client if another task holds the unique lock."""
+    """Whether the client raises no error if another task holds the unique lock."""
 
 
 def with_nonce(task: NewTask, nonce: bytes) -> NewTask:
@@ -101,12 +101,13 @@ def new_id() -> str:
 
 
 def _next_id() -> str:
-    """Return a new id. Call `new_nonce` first, since it notices a fork."""
+    """Return a new id. Call `new_nonce` first: it discards the values of the parent after a
+    fork."""
     try:
         return _ids.pop()
     except IndexError:
         drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
-        # Command lines read an argument that begins with a dash as an option.
+        # Skip ids with a leading dash, which a command line would read as options.
         ids = [
             drawn[start : start + 22] for start in range(0, len(drawn), 22) if drawn[start] != "-"
         ]

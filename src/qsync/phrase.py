@@ -5,8 +5,8 @@
     plural_phrase("%(num)s task", "%(num)s tasks", 5)
 
 The layers below the dashboard use English, and the dashboard translates the template, as
-`qsync.web.language` describes. `make messages` finds all calls of `phrase` and `plural_phrase`, so
-their templates are literals.
+`qsync.web.language` describes. The templates must be literals, so that `make messages` finds them
+in the calls.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def joined(parts: Iterable[str | Phrase], separator: str = " ") -> Phrase:
 
 
 def within(where: str | Phrase, text: str | Phrase) -> Phrase:
-    """Return a phrase with a prefix that says where: `limit stripe: rate: ...`."""
+    """Return a phrase with a prefix that names the place: `limit stripe: rate: ...`."""
     return joined([where, text], ": ")
 
 

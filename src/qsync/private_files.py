@@ -18,7 +18,7 @@ OPEN: Final = os.O_RDWR | os.O_CREAT
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError when another user owns the folder, or may write to it or replace it."""
+    """Raise ConfigError when another user owns the folder, may write to it, or may replace it."""
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode):
         raise ConfigError(f"{folder} is not a folder; remove it, or choose another")

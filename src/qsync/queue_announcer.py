@@ -17,7 +17,7 @@ from qsync.broker.base import ends_in
 from qsync.broker.call import Call
 
 REGISTER_EVERY: Final = 60.0
-"""Interval, seconds, at which a queue in use is registered again, should the store be emptied."""
+"""Interval at which a queue in use is registered again, in case the store was emptied, seconds."""
 
 REGISTER_AGAIN: Final = 1.0
 """Delay before a failed registration is retried, seconds."""

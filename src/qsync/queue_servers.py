@@ -14,7 +14,7 @@ SERVERS_LIMIT: Final = 100
 """Maximum number of servers whose records one check reads."""
 
 NEXT_LOOK: Final = 12
-"""A wait without a timeout checks for live servers at its first poll and every 12 polls after."""
+"""A wait without a timeout checks for live servers at its first poll, and then every 12 polls."""
 
 
 def live(keys: GlobalKeys) -> Call[tuple[int, dict[str, int]]]:
@@ -28,7 +28,8 @@ def records(keys: GlobalKeys, servers: Iterable[str]) -> list[Call[dict[str, byt
 
 
 def serves(record: Mapping[str, bytes], queue: str) -> bool:
-    """Return whether a server with this record serves the queue; True when that is unknown."""
+    """Return whether a server with this record serves the queue; True if the record cannot be
+    read."""
     try:
         return queue in codec.decode(record.get("queues", b""), dict[str, int])
     except codec.CodecError:

@@ -103,18 +103,19 @@ class Registry:
 
         Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task,
         which become the defaults for each enqueue. `executor="process"` and `middleware` work as in
-        `mux.handle`. The default name is the function's module and qualified name; in a program's
-        main module it is the name by which a server imports the module (see `qsync.task_function`).
+        `mux.handle`. The default name is the function's module and qualified name; for the main
+        module of a program, the name by which a server would import the module is used (see
+        `qsync.task_function`).
 
         `retry_for` limits retries to errors of these classes; with `()`, only a Retry that the
         handler raises is retried. After an error of a class in `dont_retry_for`, the task is dead
         at once. A timeout counts as a TimeoutError. A `retry_delay` that is a `def (attempt,
-        error)` stays with the function; any other is stored with each task.
+        error)` stays with the function; any other policy is stored with each task.
 
         The payload is a map of the arguments by name. Arguments may be values that msgpack can
         encode, dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
-        pydantic; the server checks them against the annotations. The server fills in a first
-        parameter annotated as TaskInfo; callers of `enqueue` leave it out.
+        pydantic; the server checks them against the annotations. If the first parameter is
+        annotated as TaskInfo, the server fills it in, and callers of `enqueue` leave it out.
 
         Raises ConfigError if the name is taken, the function is not a plain function, an annotation
         cannot be resolved or has a type that no payload can hold, or an option is wrong.
@@ -141,15 +142,16 @@ class Registry:
 
         max_size  maximum number of tasks per call, 1 to 10,000
         max_wait  how long the first task of a call waits for others, seconds or a timedelta; at
-                  most an hour. A task whose deadline would pass before then does not wait
+                  most an hour. A task does not wait if its deadline would pass during the wait
 
         The function returns None, if all tasks are done, or a list with the result of each task, in
         the same order. An exception in the list fails only its task. An exception that the function
         raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
-        lease, attempts, retries, deadline and result. The call has the shortest of the tasks'
-        timeouts. A task that is cancelled while the call runs ends as cancelled when the call ends;
-        the call itself is cancelled once all of its tasks are cancelled. A call takes one slot of
-        `concurrency`. A task that was interrupted by a server crash runs in a call of its own.
+        lease, attempts, retries, deadline and result. The timeout of the call is the shortest of
+        the tasks' timeouts. A task that is cancelled while the call runs ends as cancelled when the
+        call ends; the call itself is cancelled once all of its tasks are cancelled. A call takes
+        one slot of `concurrency`. A task that was interrupted by a server crash runs in a call of
+        its own.
 
         The other options work as in `task`, but the function runs on the event loop or in a thread,
         never in a process. Raises ConfigError if the name is taken, the function cannot be called
@@ -259,8 +261,8 @@ class Registry:
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
         every      seconds or a timedelta; ticks are at whole multiples of it since 1970, in UTC
-        missed     tasks to enqueue for ticks that are over 30 s late because no server ran:
-                   none ("skip"), one for all of them ("once") or one for each ("all")
+        missed     tasks to enqueue for ticks that are over 30 s late because no server ran: none
+                   ("skip"), one for all of them ("once") or one for each ("all")
         arguments  arguments of the function, by name, the same at each tick
         name       name of the schedule for all servers; by default the name of the task
 
@@ -324,7 +326,7 @@ class Registry:
         burst        number of starts allowed at once after an idle period; default: a tenth of
                      `rate`, at least 1
         concurrency  number of tasks, on all servers together, that may run at the same time
-        per_queue    let tasks of several queues name the limit, which then counts separately in
+        per_queue    True: tasks of several queues may name the limit, which counts separately in
                      each queue
 
         The rule applies separately to each value of a name, such as `customer:42`. A task that may

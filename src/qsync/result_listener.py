@@ -103,8 +103,8 @@ class Listeners(_Waits[threading.Event]):
     One daemon thread listens per node that holds a queue with waiting callers. Threads do not
     survive a fork: a forked child needs new Listeners.
 
-    `_lock` guards all state. Only the listener's thread uses its subscription, except for `wake`
-    and `confirmed`.
+    `_lock` guards all state. Only a listener's own thread uses its subscription; other threads call
+    just `wake` and `confirmed` of it.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -126,7 +126,7 @@ class Listeners(_Waits[threading.Event]):
                 self._discard(channel, id, woken)
 
     def close(self) -> None:
-        """Wake all waiting callers and stop the threads; a connecting thread stops afterwards.
+        """Wake all waiting callers and stop the threads; a thread that is connecting stops later.
 
         Waits at most 1 s for the threads to end.
         """
@@ -205,12 +205,12 @@ class Listeners(_Waits[threading.Event]):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # stop here, on the assumption that the other channels have not moved
+                return  # stop here: assume that the other channels have not moved either
             with self._lock:
                 self._follow_slot(channel, listener, node)
 
     def _retire(self, listener: Listener) -> bool:
-        """Return whether the thread is to end; if so, forget the listener."""
+        """Return whether the thread should end; if so, remove the listener."""
         with self._lock:
             self._expire()
             if listener.channels and not self._closed.is_set():

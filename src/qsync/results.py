@@ -1,5 +1,4 @@
-"""Interprets the outcome of a task, and sets the poll intervals, for callers that wait in
-task_queries.py.
+"""Interprets the outcome of a task, and sets the poll intervals, for task_queries.py.
 
 The end of a task is published on a channel of its queue (see result_listener.py). Such a message
 may be lost, so callers also poll: they read the task at the start, when a message arrives, and

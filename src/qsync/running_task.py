@@ -21,7 +21,8 @@ def check_lease() -> None:
 
 
 def nonce_of_parent() -> bytes | None:
-    """Return the nonce for enqueues by the running task, the same in each of its attempts.
+    """Return the nonce for the running task's enqueues; it is the same in each of the task's
+    attempts.
 
     When a retry enqueues a child task again under the same id, the store recognizes the task by its
     nonce. Returns None outside of a handler that a server runs.
@@ -35,7 +36,8 @@ def nonce_of_parent() -> bytes | None:
 
 
 def waiting_for(queue: str, id: str) -> AbstractContextManager[None]:
-    """Tell the server, within the block, that the running task waits for another task's result."""
+    """Report to the server that, during the block, the running task waits for another task's
+    result."""
     note: Callable[[str, str], AbstractContextManager[None]] | None
     note = getattr(running.get(None), "waiting_for", None)
     return contextlib.nullcontext() if note is None else note(queue, id)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
 Missed = Literal["skip", "once", "all"]
-"""Action for ticks that came while no server was running; see `due_ticks`."""
+"""What to do about ticks that came while no server was running; see `due_ticks`."""
 
 # A naive datetime below is either a moment in UTC or a reading of the local clock ("wall").
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, see above
@@ -43,7 +43,7 @@ _SECOND = timedelta(seconds=1)
 _YEAR_1900_US = -2_208_988_800_000_000
 _YEAR_2000_US = 946_684_800_000_000
 _YEAR_9900_US = 250_246_627_200_000_000
-_YEARS = 50  # a schedule without a tick in 50 years counts as one without ticks
+_YEARS = 50  # a schedule without a tick in 50 years is treated as one that never ticks
 
 
 @runtime_checkable
@@ -58,7 +58,7 @@ class Schedule(Protocol):
 
 
 class _Change(NamedTuple):
-    """A change of the local clock: it skips or repeats readings from `first` until `end`."""
+    """A change of the local clock that skips or repeats the readings from `first` until `end`."""
 
     at: datetime  # in UTC
     before: timedelta  # offset from UTC before `at`
@@ -105,8 +105,8 @@ class Cron:
         object.__setattr__(self, "expression", " ".join(fields))
         object.__setattr__(self, "_zone", _time_zone(self.tz))
         object.__setattr__(self, "_interval", any(part.startswith("*") for part in fields[:-3]))
-        # Which days match depends only on the kind of year (leap year, first weekday), and all
-        # kinds occur in these 50 years.
+        # Checking 50 years is enough: which days match depends only on the kind of year (leap year,
+        # first weekday), and all kinds occur in these years.
         try:
             first_us = self.next_after(_YEAR_2000_US)
         except StopIteration:  # cronsim found no match
@@ -273,10 +273,10 @@ def due_ticks(
 ) -> list[int]:
     """Return the ticks to enqueue now, oldest first, given the last tick that was enqueued.
 
-    For a schedule that never ticked, `last_us` is the time at which a server first saw it; None
-    means that this is the first time, and nothing is due. A tick that is at most `grace_us` late
-    counts as on time, and is always due; a later tick counts as missed. `missed` decides what
-    happens to missed ticks:
+    For a schedule that has never ticked, `last_us` is the time at which a server first saw it. None
+    means that a server sees it for the first time now; nothing is due then. A tick that is at most
+    `grace_us` late counts as on time, and is always due; a later tick counts as missed. `missed`
+    decides what happens to missed ticks:
 
     * skip: none is due;
     * once: the latest is due instead of all, unless another tick is on time;

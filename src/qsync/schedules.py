@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Trips = Generator[Sequence[Call[Any]], list[Any], T]
-"""Round trips of calls; the driver answers each with the replies, in order."""
+"""A generator of round trips; its driver sends the calls of each, and passes the replies in
+order."""
 
 LOOK_US: Final = 120_000_000
 """A schedule that is due within this time, in microseconds, is announced to the servers, which
@@ -152,7 +153,8 @@ class _AnySchedules:
     def _delete(self, name: str) -> Trips[bool]:
         [queues] = yield [schedule_ops.schedule_queues(self._globals)]
         keys = [self._keys(queue) for queue in queues]
-        # Read first: if the reply to a delete is lost, the repeated delete finds nothing.
+        # Read the schedules first, for the return value: if the reply to a delete is lost, the
+        # repeated delete finds nothing.
         stored = yield [schedule_ops.stored_schedules(of_queue, [name]) for of_queue in keys]
         deleted = yield [schedule_ops.delete_schedule(of_queue, name) for of_queue in keys]
         return any(deleted) or any(row is not None for _, [row] in stored)
@@ -171,7 +173,8 @@ class Schedules(_AnySchedules):
         tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
     ) -> StoredSchedule:
-        """Let servers enqueue the task at each tick; replaces a schedule of the same name.
+        """Store a schedule: servers enqueue the task at each tick. Replaces a schedule of the same
+        name.
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
@@ -179,10 +182,10 @@ class Schedules(_AnySchedules):
         missed     tasks to enqueue for ticks that are over 30 s late because no server was running:
                    none ("skip"), one for all of them ("once") or one for each ("all")
 
-        Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
-        tick is one task. Once the call has returned, a replaced schedule has no more ticks, even if
-        it was in another queue. A new schedule enqueues no ticks from before the call. If the call
-        changes nothing, ticks that are due are kept. A paused schedule stays paused.
+        Any server of the prefix enqueues the ticks, even for queues that it does not serve. Each
+        tick is enqueued once. Once the call has returned, a replaced schedule has no more ticks,
+        even if it was in another queue. A new schedule enqueues no ticks from before the call. If
+        the call changes nothing, ticks that are due are kept. A paused schedule stays paused.
 
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.
@@ -250,7 +253,8 @@ class AsyncSchedules(_AnySchedules):
         tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
     ) -> StoredSchedule:
-        """Let servers enqueue the task at each tick; replaces a schedule of the same name.
+        """Store a schedule: servers enqueue the task at each tick. Replaces a schedule of the same
+        name.
 
         cron       expression of five fields, or of six with seconds first, in the time zone `tz`
         tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
@@ -258,10 +262,10 @@ class AsyncSchedules(_AnySchedules):
         missed     tasks to enqueue for ticks that are over 30 s late because no server was running:
                    none ("skip"), one for all of them ("once") or one for each ("all")
 
-        Any server of the prefix enqueues the ticks, even for queues that it does not serve; each
-        tick is one task. Once the call has returned, a replaced schedule has no more ticks, even if
-        it was in another queue. A new schedule enqueues no ticks from before the call. If the call
-        changes nothing, ticks that are due are kept. A paused schedule stays paused.
+        Any server of the prefix enqueues the ticks, even for queues that it does not serve. Each
+        tick is enqueued once. Once the call has returned, a replaced schedule has no more ticks,
+        even if it was in another queue. A new schedule enqueues no ticks from before the call. If
+        the call changes nothing, ticks that are due are kept. A paused schedule stays paused.
 
         Two concurrent calls for the same name in two queues may leave a schedule in each queue; the
         next call for the name leaves only one.

@@ -35,7 +35,7 @@ _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 _OPTIONS: Final = frozenset(Task.__struct_fields__) - {"type", "payload"}
 
 _NOT_GIVEN: Final = object()
-"""Default of an optional key of `**kwargs: Unpack[...]`."""
+"""Marks an optional key of `**kwargs: Unpack[...]`, which has no default."""
 
 _decode_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -148,7 +148,8 @@ class Signature:
         argument.
 
         `sort` puts sets and dicts in a fixed order, so that equal arguments make equal payloads. It
-        also sets `identity`, the arguments that differ from their defaults, for a unique lock.
+        also sets the result's `identity`: the arguments that differ from their defaults, which a
+        unique lock compares.
         """
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
@@ -201,7 +202,7 @@ class Signature:
             return False
         try:
             default = self._carry(name, slot.default, sort=True)
-        except InvalidTask:  # msgpack cannot carry the default, so no argument equals it
+        except InvalidTask:  # msgpack cannot encode the default, so no argument equals it
             return False
         return codec.encode(default) == codec.encode(carried)
 
@@ -332,7 +333,7 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
 def _unpacked(
     name: str, full_signature: inspect.Signature, parameters: list[Parameter], hints: list[Any]
 ) -> tuple[inspect.Signature, list[Parameter], list[Any]]:
-    """Replace `**kwargs: Unpack[SomeTypedDict]` with the keyword-only parameters that it means."""
+    """Replace `**kwargs: Unpack[SomeTypedDict]` with a keyword-only parameter for each key."""
     if not parameters or typing.get_origin(hints[-1]) is not Unpack:
         return full_signature, parameters, hints
     [fields] = typing.get_args(hints[-1])

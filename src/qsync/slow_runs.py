@@ -74,7 +74,7 @@ class DaySlowest:
 
 
 def encode_slow_report(runs: Mapping[str, Iterable[SlowRun]]) -> bytes:
-    """Encode a server's report on one minute: its slow runs, by type."""
+    """Encode a server's report on the slow runs of one minute, by type."""
     return codec.encode({type: list(each) for type, each in runs.items()})
 
 

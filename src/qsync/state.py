@@ -30,7 +30,7 @@ class TaskState(StrEnum):
 STORED: tuple[TaskState, ...] = tuple(
     state for state in TaskState if state is not TaskState.CANCELLED
 )
-"""States that have a sorted set; TRANSITIONS uses only these."""
+"""States that have a sorted set of their own; TRANSITIONS uses only these."""
 
 
 UNFINISHED = frozenset(
@@ -47,7 +47,7 @@ UNFINISHED = frozenset(
 _S = TaskState
 
 TRANSITIONS: dict[tuple[TaskState | None, str], tuple[TaskState | None, ...]] = {
-    # (from, verb): possible states after; None is "not in the queue".
+    # (state before, verb): possible states after; None means "not in the queue".
     (None, "enqueue"): (_S.PENDING, _S.LIMITED, _S.SCHEDULED),
     (_S.SCHEDULED, "promote"): (_S.PENDING, _S.LIMITED),
     (_S.SCHEDULED, "run"): (_S.PENDING, _S.LIMITED),

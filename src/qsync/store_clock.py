@@ -1,4 +1,4 @@
-"""The store's clock, as known in this context. Without I/O.
+"""The store's clock, as far as this context knows it. Without I/O.
 
 All times in the store come from its clock, so "3 min ago" must be computed with that clock, not
 with the clock of the machine that shows it. Until `follow` is called, both clocks are assumed to
@@ -21,10 +21,11 @@ def now() -> datetime:
 
 
 def ahead(store_time: datetime) -> float:
-    """Return by how many seconds the store's clock, just read, is ahead of this host's clock."""
+    """Return how far the store's clock, which has just been read, is ahead of this machine's, in
+    seconds."""
     return store_time.timestamp() - time.time()
 
 
 def follow(ahead_s: float) -> None:
-    """Set by how many seconds `now` is ahead of this machine's clock, in this context."""
+    """Set how far `now` is ahead of this machine's clock in this context, in seconds."""
     _ahead_s.set(ahead_s)

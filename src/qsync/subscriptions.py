@@ -1,7 +1,8 @@
 """Keeps channels subscribed, on one connection per node for all queues.
 
 Each channel is subscribed on the node that holds its queue. When the queue's slot moves, the old
-node refuses the channel and names the new node. Messages are lost while a connection is down.
+node refuses the channel and names the new node. Messages that are sent while a connection is down
+are lost.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ class Placement:
     def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
         now = time.monotonic()
         node = self._node_of(channel)
-        # While a slot moves, each of two nodes may refer to the other.
+        # Do not follow again soon after a move: while a slot moves, two nodes may refer to each
+        # other.
         settled = now - self._moved.get(channel, 0.0) > REFUSED_S
         if settled and self._follow_slot(channel, listener, node):
             return
@@ -194,7 +196,7 @@ class AsyncPlacement(Placement):
 
     def _cancel(self, task: asyncio.Task[None]) -> None:
         # Cancel a task only once, so that its `finally` can close the connection. The listener's
-        # own task need not be cancelled: it sees that it has no channels.
+        # own task ends without being cancelled, since it sees that it has no channels.
         if task is not asyncio.current_task() and not task.cancelling():
             task.cancel()
 
@@ -270,5 +272,5 @@ class AsyncPlacement(Placement):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # stop here, on the assumption that the other channels have not moved
+                return  # stop here: assume that the other channels have not moved either
             self._follow_slot(channel, listener, node)

@@ -79,8 +79,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     id            1 to 128 printable ASCII characters, no spaces; by default a random id. The store
                   refuses a second task with the same id, even if the first has left the queue, for
                   an hour after the first enqueue, or `Qsync(remember_ids=...)`
-    retry         maximum number of attempts after the first attempt fails; the app has no default
-                  for this
+    retry         maximum number of attempts after the first attempt fails; `Qsync` has no option
+                  for its default
     retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
                   an ExponentialBackoff; by default 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min,
                   and then 30 min to 1 h
@@ -166,7 +166,7 @@ def check_type(value: object) -> str:
 def has_options(task: Task) -> bool:
     """Return whether a task sets options other than type, payload, queue, id and retry."""
     return not (
-        # The first comparison that fails ends the chain; comparing one tuple of all takes twice as
+        # A chain ends at the first comparison that fails; comparing two tuples would take twice as
         # long.
         task.delay is None
         and task.retry_delay is None
@@ -369,8 +369,8 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def value(self, type: Any = Any) -> Any:
         """Return the decoded payload, checked against `type` if it is passed.
 
-        Bytes that the caller enqueued are returned unchanged; with a `type` other than bytes they
-        are decoded as msgpack. `type` is any type that an argument of a task may have, e.g. a
+        Bytes that the caller enqueued are returned unchanged, or decoded as msgpack if `type` is
+        passed and is not bytes. `type` is any type that an argument of a task may have, e.g. a
         dataclass, a msgspec.Struct or a pydantic model. Raises InvalidTask when the payload does
         not match it.
         """

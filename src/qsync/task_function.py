@@ -59,7 +59,7 @@ V = TypeVar("V")
 
 
 class TaskOptions(TypedDict, total=False):
-    """The options of Task, as `@app.task` and `.options()` accept them; see `Task`."""
+    """The options that `@app.task` and `.options()` accept; see `Task`."""
 
     queue: str
     id: str | None
@@ -91,8 +91,8 @@ PERIODIC: Final = ("cron", "every", "tz", "missed", "arguments")
 class TaskFunction(Generic[P, R, Q, V]):
     """A function that can be enqueued as a task, and called like any function.
 
-    Q are the parameters of the function; P are those that a producer passes, i.e. without TaskInfo.
-    R is what `Handle.result()` returns; V is what a call returns: R, or a coroutine that returns R.
+    Q are the parameters of the function, and P those that a producer passes, i.e. all but TaskInfo.
+    R is the type of `Handle.result()`; V is the type of a call: R, or a coroutine that returns R.
     """
 
     __name__: str
@@ -137,7 +137,8 @@ class TaskFunction(Generic[P, R, Q, V]):
         )
         """Handler that servers run."""
         if executor == "process":
-            # A new process imports the name, which refers to this object or to the function.
+            # A new process imports the name, which may refer to this object or to the bare
+            # function, so both need the handler.
             function.handler = self.handler  # type: ignore[attr-defined]
         self._declared = declared
         self._options: TaskOptions = {}

@@ -36,7 +36,8 @@ class Search:
         self._found: list[tuple[str, StoredTask]] = []
 
     def calls(self) -> Iterator[list[Call[list[StoredTask | None]]]]:
-        """Yield the calls of each round trip; pass the replies to `note` before the next one."""
+        """Yield the calls of each round trip; the caller passes the replies to `note` before it
+        continues."""
         for first in range(0, len(self._names), QUEUES_PER_ROUND_TRIP):
             self._asked = self._names[first : first + QUEUES_PER_ROUND_TRIP]
             yield [

@@ -57,7 +57,7 @@ class _Unknown(Enum):
 
 
 RETENTION_UNKNOWN: Final = _Unknown.RETENTION
-"""Stands for the retention of a task that this client did not enqueue: only the store knows it."""
+"""Retention of a task that this client did not enqueue; only the store knows the real value."""
 
 Retention = int | None | Literal[_Unknown.RETENTION]
 """Retention in microseconds; None if the task has none."""
@@ -72,9 +72,9 @@ class _TaskQueriesBase:
         self._call_sequences = CallSequences()
         self._closed = False
         self._unserved: set[str] = set()
-        """Queues for which a warning was logged that no server serves them."""
+        """Queues about which a warning was logged because no server serves them."""
         self._checking: set[str] = set()
-        """Queues whose servers one caller is reading on behalf of all waiting callers."""
+        """Queues whose servers are being checked by one caller for all waiting callers."""
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed."""
@@ -83,7 +83,8 @@ class _TaskQueriesBase:
 
     @contextmanager
     def _call_id(self) -> Iterator[tuple[str, int]]:
-        """Yield an id for a call, so that a repeat after a lost reply gets the same answer."""
+        """Yield an id for a call, by which a call that is repeated after a lost reply gets the same
+        answer."""
         call_id = self._call_sequences.take()
         try:
             yield call_id
@@ -92,7 +93,7 @@ class _TaskQueriesBase:
 
     @contextmanager
     def _checked_once(self, queue: str) -> Iterator[None]:
-        """Let other callers skip the check of the queue's servers during the block."""
+        """Make other callers skip the check of the queue's servers during the block."""
         self._checking.add(queue)
         try:
             with suppress(QsyncError):

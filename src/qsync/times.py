@@ -67,7 +67,8 @@ def datetime_us(field: str, value: datetime) -> int:
 
 
 def _example(value: object) -> str:
-    """Return example code for a time after this duration, or after a minute for any other value."""
+    """Return example code for a time after this duration, or after a minute if it is not a
+    duration."""
     after = "seconds=60"
     if isinstance(value, timedelta):
         after = f"seconds={value.total_seconds():g}"

@@ -60,7 +60,7 @@ class Directory(msgspec.Struct, array_like=True):
     """The types that have statistics in a queue, and the first hour and day with blocks."""
 
     number: int = 0
-    """Number of rolls so far, which makes each roll change the directory."""
+    """Number of rolls so far; since it increases, each roll changes the directory."""
     types: dict[str, int] = msgspec.field(default_factory=dict)
     """Last hour in which each type has counts."""
     first_hour: int = 0
@@ -70,8 +70,8 @@ class Directory(msgspec.Struct, array_like=True):
 
 
 class RollUp(msgspec.Struct, frozen=True):
-    """The changes that a roll makes: new values for fields of type_stats, including the directory;
-    None deletes a field."""
+    """The changes that a roll makes to type_stats: new values by field, including that of the
+    directory; None deletes a field."""
 
     fields: dict[str, bytes | None]
 
@@ -170,7 +170,7 @@ def roll(
     stored: Mapping[str, bytes | None],
     now_minute: int,
 ) -> RollUp:
-    """Return the change that adds ended minutes to the blocks and deletes blocks that are too
+    """Return the changes that add ended minutes to the blocks and delete blocks that are too
     old."""
     fields: dict[str, bytes | None] = {}
     blocks = {field: decode_block(data) for field, data in stored.items() if field[:1] in "mh"}

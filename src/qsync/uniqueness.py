@@ -17,12 +17,13 @@ _CHOICES: Final = ("raise", "skip", "replace")
 
 
 class Uniqueness(NamedTuple):
-    """The checked options; None for an option that is not set."""
+    """The checked options; an option that is not set is None."""
 
     window_us: int | None = None
-    """Minimum time for which the lock is held; 0: until the task has ended; None: no lock."""
+    """Minimum time for which the lock is held; 0 means until the task has ended, None means no
+    lock."""
     replaces: bool = False
-    """Whether the task replaces a task that holds the lock."""
+    """Whether the task replaces another task that holds the lock."""
     debounce_us: int | None = None
     debounce_max_us: int | None = None
 
@@ -91,7 +92,7 @@ def _check_company(
     """Raise InvalidTask if `debounce` lacks an option, or cannot be used together with another."""
     if unique_key is None:
         raise InvalidTask(
-            f"debounce: {debounce} needs a unique_key, which the calls to combine have in common"
+            f"debounce: {debounce} needs a unique_key that the calls to combine have in common"
         )
     others = {"delay": delay, "process_at": process_at}
     if on_duplicate in ("raise", "skip"):

@@ -75,8 +75,8 @@ class ValueTransport:
         return f"{problem.removeprefix(': ')}{hint}"
 
     def _refusal(self, value: Any, why: str) -> str:
-        """Return why the decoder rejects a value; only the two type names if the type is the
-        reason."""
+        """Return why the decoder rejects a value. If its type is the reason, name only the two
+        types."""
         type_name = "None" if value is None else type(value).__qualname__
         if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
             return f"{type_name} does not fit the annotation: {why}"
@@ -94,7 +94,8 @@ def difference(sent: Any, got: Any) -> str | None:
     cls = type(sent)
     if cls is not type(got):
         if cls in (int, bool) and type(got) is float and got == sent:
-            return None  # int for float: type checkers accept it, and the number does not change
+            # An int may become a float: the number is equal, and type checkers accept it.
+            return None
         return f": {cls.__qualname__} would arrive as {type(got).__qualname__}"
     if cls is list or cls is tuple:
         return _items(sent, got)
@@ -119,7 +120,7 @@ def _equal(sent: Any, got: Any) -> bool:
 
 
 def _mark(value: Any) -> tuple[type, Any]:
-    """Return a key that a value shares with exact copies of it.
+    """Return a key that is equal for a value and its exact copies only.
 
     Datetimes are compared by their ISO text: `==` ignores offsets, and treats equal times in a
     repeated hour as unequal. For a value without a time zone, `fold` also counts; with a time zone,

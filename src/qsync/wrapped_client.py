@@ -26,10 +26,10 @@ class Outgoing(Protocol):
 
     @property
     def tasks(self) -> Sequence[Any]:
-        """The tasks to send instead of the caller's."""
+        """The tasks to send instead of the caller's tasks."""
 
     def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
-        """Record the handles of the tasks, which are now in the store."""
+        """Receive the handles of the tasks, which are now in the store."""
 
 
 AroundEnqueue = Callable[[Sequence[Any], str | None], AbstractContextManager[Outgoing]]

@@ -47,8 +47,7 @@ class _EditsMixin(_TasksMixin):
         With `retry` the task becomes pending now; with `delay`, a scheduled or retried task becomes
         due after that time. The task keeps its id, options, limits and unique lock;
         TaskDetail.edits has its old payload. Returns `too_late` if the task is in another state or
-        has changed. Raises InvalidTask if the new payload is invalid, or if `version` is not that
-        of the current payload.
+        has changed. Raises InvalidTask if the payload is invalid or `version` is outdated.
         """
         due = "" if delay is None else due_text(delay=delay, process_at=None)
         data, is_value = encoded_payload(payload)

@@ -125,7 +125,7 @@ class _QueuesMixin(_LiveServersMixin):
         )
 
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:
-        """Start no more tasks of the queue until `resume`; the pause survives restarts.
+        """Pause a queue: start no more of its tasks until `resume`, even after restarts.
 
         Running tasks continue, and tasks that a server has already fetched may still start within a
         second. If the queue is already paused, the outcome is `done` too: `by` and `why` are

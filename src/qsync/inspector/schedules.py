@@ -49,10 +49,10 @@ class _SchedulesMixin(Base):
         self._stored = AsyncSchedules(broker, prefix, PAYLOAD_LIMIT, lambda: None)
 
     async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:
-        """Return the schedules of all queues whose names begin with `prefix`, by queue and name.
+        """Return the schedules whose names begin with `prefix`, of all queues, by queue and name.
 
-        Returns at most a thousand published and a thousand stored schedules per queue. Without a
-        prefix, the stored schedules are those that are due first.
+        Returns at most a thousand published and a thousand stored schedules per queue. If no prefix
+        is passed, the stored schedules are those that are due first.
         """
         names = await self.queue_names()
         found, _ = await self._read_each(names, lambda name: views.schedules(self._keys(name)))
@@ -179,10 +179,10 @@ class _SchedulesMixin(Base):
         return Change(outcome="done" if deleted else "not_found")
 
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
-        """Skip the ticks of a schedule until `resume_schedule`.
+        """Pause a schedule: skip its ticks until `resume_schedule`.
 
-        The pause survives restarts. The outcome is `done` even if the schedule was paused already:
-        `by` and `why` are then replaced, and the time of the pause is kept.
+        The pause survives restarts. If the schedule is already paused, the outcome is `done` too:
+        `by` and `why` are replaced, and the pause keeps its start time.
         """
         note = note_of(by or self._actor.by, why)
         call = program_schedule_ops.pause_schedule(self._keys(queue), name, note)
@@ -201,12 +201,12 @@ class _SchedulesMixin(Base):
         return Change(outcome="done" if changed else "not_found")
 
     async def trigger(self, name: str, *, queue: str) -> Change:
-        """Enqueue the task of a schedule once, now; its id is `holder`. The schedule's ticks stay
-        the same.
+        """Enqueue the task of a schedule once, now; the `holder` of the outcome is the task's id.
+        The schedule's ticks stay the same.
 
-        `duplicate`: the task `holder` holds the unique lock. `refused`: no usable task was
-        published, because creating it failed or another version of qsync published it, or the
-        stored schedule cannot be read, or the queue is full.
+        `duplicate`: another task, `holder`, holds the unique lock. `refused`: the queue is full,
+        the stored schedule cannot be read, or servers published no usable task, because creating
+        the task failed or their version of qsync is another one.
         """
         keys = self._keys(queue)
         now_us, published = await self._broker.run(views.schedules(keys, name))
@@ -224,7 +224,7 @@ class _SchedulesMixin(Base):
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
         except QueueFull as error:
             return refused(str(error))
-        while reply.outcome == "exists":  # another id was created in the same millisecond
+        while reply.outcome == "exists":  # another run has the id of this millisecond
             tick_ms += 1
             task = msgspec.structs.replace(task, id=tick_id(name, tick_ms * 1000))
             [reply] = await self._broker.run(enqueue_once(keys, [task]))
@@ -287,8 +287,8 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
 def stored_info(
     queue: str, now_us: int, row: StoredScheduleRow, *, of_program: bool = False
 ) -> ScheduleInfo:
-    """Return the description of a stored schedule; `of_program`: a program also has a schedule with
-    this name."""
+    """Return the description of a stored schedule. `of_program` says whether a program also has a
+    schedule with this name."""
     since = from_us(row.since_us) if row.record else None
     info = ScheduleInfo(
         queue=queue, name=row.name, schedule="?", cron=None, every=None, tz=None, missed="",
@@ -322,7 +322,8 @@ def stored_info(
 def task_of_schedule(
     source: bytes | StoredScheduleRow | None, id: str, queue: str
 ) -> NewTask | None:
-    """Return the task of a published or stored schedule, with this id; None if it is damaged."""
+    """Return a task with this id for a published or stored schedule; None if its record is
+    damaged."""
     if not isinstance(source, StoredScheduleRow):
         return task_from(source, id, queue)
     try:

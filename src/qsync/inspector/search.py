@@ -71,10 +71,10 @@ class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Target(NamedTuple):
-    """The tasks of a state in a queue; `size` is the number of tasks that the store keeps with
+    """The tasks of a state in a queue; `size` is the number of tasks in the stored set that has
     them.
 
-    The store keeps completed and cancelled tasks together.
+    The store keeps completed and cancelled tasks in one set.
     """
 
     state: TaskState
@@ -132,7 +132,7 @@ class _SearchMixin(_BulkMixin):
         )
 
     async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
-        """Return how many tasks a change of all found tasks would affect, by state.
+        """Return, by state, the number of tasks that a change of all found tasks would affect.
 
         Returns None if the search has a filter; in that case, count them with `search_step`.
         """

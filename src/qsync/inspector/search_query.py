@@ -38,7 +38,8 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 class Term(msgspec.Struct, frozen=True):
-    """One term of a search: its key, which is empty for a word, its value, and its text."""
+    """One term of a search: key (empty for a word), value, and the text of the term as it was
+    typed."""
 
     key: str
     value: str
@@ -50,7 +51,8 @@ class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     queues  names or patterns of queues; empty: all
     states  states of the tasks; empty: all
-    filter  what the tasks of these queues and states must match; None means every task matches
+    filter  further conditions for the tasks in these queues and states; None means that all tasks
+            match
     """
 
     terms: tuple[Term, ...] = ()
@@ -73,7 +75,7 @@ def term_of(key: str, value: str) -> str:
 
 
 def duration_in(text: str) -> float | None:
-    """Return the seconds of `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m`; None if invalid."""
+    """Convert a duration like `90`, `90s`, `15m`, `1w` or `1h30m` to seconds; None if invalid."""
     parts = _PART.findall(text)
     if not parts or _PART.sub("", text).strip() or any(unit not in _UNITS for _, unit in parts):
         return None

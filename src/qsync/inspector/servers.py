@@ -67,7 +67,7 @@ class _ServersMixin(_LiveServersMixin):
     """Operations on servers."""
 
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
-        """Return the live servers by id, the first thousand.
+        """Return the first thousand live servers, by id.
 
         With `tasks`, includes their running tasks, from the first 250 active tasks of each queue.
         """
@@ -98,13 +98,14 @@ class _ServersMixin(_LiveServersMixin):
     async def unknown_types(self) -> dict[str, list[str]]:
         """Return, by queue, the task types that a live server received but no live server handles.
 
-        Each server reports at most a hundred types, within half a lease time.
+        Each server reports at most a hundred such types, at intervals of half a lease time.
         """
         _, records = await self._live()
         return unknown_types_of(records)
 
     async def server(self, id: str) -> ServerInfo | None:
-        """Return a live server, with its tasks among the first 5,000 active tasks of each queue."""
+        """Return a live server, with those of its tasks that are among the first 5,000 active tasks
+        of each queue; None if no live server has this id."""
         record = next((record for record in (await self._live())[1] if record.id == id), None)
         if record is None:
             return None
@@ -117,7 +118,8 @@ class _ServersMixin(_LiveServersMixin):
     async def _running(self, queue: str, running: dict[str, list[RunningTask]]) -> bool:
         """Collect a queue's active tasks by server.
 
-        Return False if there are too many, or if a later version of qsync wrote them.
+        Return False if some were not read: there are too many, or a later version of qsync wrote
+        them.
         """
         after: PageKey | None = None
         for _ in range(ACTIVE_PAGES):
@@ -230,7 +232,7 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
         progress=row.progress,
     )
     tasks = running.setdefault(row.server, [])
-    # A task whose lease is renewed during the scan moves in the order and occurs twice.
+    # Skip duplicates: a task whose lease is renewed during the scan moves back and is read twice.
     if not any(
         other.id == task.id and other.queue == task.queue for other in tasks[-ACTIVE_PER_PAGE:]
     ):

@@ -43,8 +43,9 @@ class _SlowTasksMixin(_LiveServersMixin):
     async def slow_tasks(self, type: str, *, queue: str = "default") -> list[SlowTask]:
         """Return up to 10 tasks of a type: those whose last attempts took the longest.
 
-        Running tasks are among the first 250 of the queue, dead ones among the last 250. Of the
-        runs that completed today and yesterday (UTC), servers report the ten slowest of each day.
+        The search covers the first 250 running and the last 250 dead tasks of the queue, and the
+        ten slowest completed runs of each type that servers report for today and for yesterday
+        (UTC).
         """
         keys = self._keys(queue)
         now_us, records = await self._live()
@@ -87,7 +88,7 @@ class _SlowTasksMixin(_LiveServersMixin):
 def slowest_of(
     tasks: Iterable[DecodedTask], since: Mapping[str, int], now_us: int
 ) -> list[SlowTask]:
-    """Return the tasks whose last attempt has run, or ran, for the longest time.
+    """Return the tasks whose last attempts took, or have taken so far, the longest.
 
     `since` maps the ids of running tasks to their start times.
     """

@@ -176,8 +176,8 @@ def _enqueue_events(message: Message | None) -> list[Event]:
 
 def _attempt_events(task: DecodedTask) -> list[Event]:
     failure = task.failure
-    # Attempts have the time of the server's clock, deaths that of the store's. The server's may be
-    # ahead, so no attempt is shown later than the death.
+    # The server's clock gives the time of an attempt, and the store's clock the time of a death.
+    # The server's clock may be ahead, so cap an attempt's time at that of the death.
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
     events = [
         _event(
@@ -248,7 +248,7 @@ def show(data: bytes, *, is_value: bool) -> Shown:
             return _dump(data)
         return Shown(kind="value", text=text, cut=cut)
     try:
-        # A character cut off at the end of the part is not an error.
+        # A character that is cut off at the end of the part is ignored.
         decoder = codecs.getincrementaldecoder("utf-8")()
         text = decoder.decode(data[: 4 * TEXT_LIMIT], final=len(data) <= 4 * TEXT_LIMIT)
     except UnicodeDecodeError:

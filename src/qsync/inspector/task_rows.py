@@ -56,14 +56,16 @@ class DecodedTask:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of the last error; its id comes from the record's mark, if there is one."""
+        """Fingerprint of the last error; its id is read from the failure record's mark if it has
+        one."""
         error = self.error or ""
         fingerprint = fingerprint_of(self.message.type if self.message else "", error)
         mark = self.failure.mark if error == self.failure.error else ""
         return msgspec.structs.replace(fingerprint, id=mark[-8:]) if mark else fingerprint
 
     def since_us(self) -> int:
-        """Return the time from which the task's age counts: its death if dead, else its enqueue."""
+        """Return the start of the task's age: the time of its death if it is dead, else of its
+        enqueue."""
         if self.shown.state is TaskState.DEAD:
             return self.shown.score
         return self.message.enqueued_at_us if self.message else 0
@@ -126,7 +128,7 @@ def row_of(queue: str, task: DecodedTask) -> TaskRow:
 
 
 def _ended_at(task: DecodedTask) -> datetime | None:
-    """Return when a kept task ended, which is its `retention` before it will be deleted."""
+    """Return when a kept task ended: the time of its deletion minus its `retention`."""
     kept_us = task.options.retention_us
     return None if kept_us is None else from_us(task.shown.score - kept_us)
 

@@ -29,7 +29,7 @@ MAX_PAGE_SIZE: Final = 100
 
 TASKS_PER_SCAN: Final = 250
 MAX_SCANS: Final = 4
-"""With a filter, a page is read in up to MAX_SCANS scans of TASKS_PER_SCAN tasks each."""
+"""Maximum number of scans, of TASKS_PER_SCAN tasks each, to fill a page that has a filter."""
 
 FIND_PAGES: Final = 5
 """Number of pages of about a thousand queue names that are searched for an id."""
@@ -58,12 +58,12 @@ class _TasksMixin(Base):
     ) -> Page:
         """Return a page of the tasks in a state, starting at the cursor of an earlier page.
 
-        Pending tasks are in the order in which they will run, scheduled and retry tasks in order of
-        due time, and dead and completed tasks have the latest first; `newest_first` overrides the
+        Pending tasks come in the order in which they will run, scheduled and retry tasks by due
+        time, and dead and completed tasks with the latest first; `newest_first` overrides the
         direction. Tasks keep their positions when others are added or removed, but an active task
-        moves when its lease is renewed. With a filter, about 1000 tasks are read, so a page may
-        hold few or none and still have a cursor. Raises InvalidTask if the limit is not from 1 to
-        100, or the state or the cursor is invalid.
+        moves when its lease is renewed. If a filter is passed, about 1,000 tasks are read, so a
+        page may have few tasks or none and still have a cursor. Raises InvalidTask if the limit is
+        not from 1 to 100, or the state or the cursor is invalid.
         """
         checked, after = check_state(state), read_cursor(cursor)
         _check_limit(limit)
@@ -150,8 +150,9 @@ class _TasksMixin(Base):
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
         """Cancel a waiting task, or tell the server of a running task to stop it (outcome `told`).
 
-        The server stops the handler at once if it receives the message, otherwise at its next lease
-        renewal, within a third of the lease. The outcome is `too_late` if the task has ended.
+        If the message reaches the server, the server stops the handler at once; otherwise it does
+        so at its next lease renewal, within a third of the lease. The outcome is `too_late` if the
+        task has ended.
         """
         return await self._cancel(id, queue, self._actor.event("task.cancel"))
 
@@ -166,7 +167,8 @@ class _TasksMixin(Base):
         if outcome == "active":
             server = server_of_token(token)
             order = codec.encode(["cancel", queue, id])
-            # If this message is lost, the server learns of it when it renews the lease.
+            # If this message is lost, the server learns of the cancellation when it renews the
+            # lease.
             await self._broker.run_many(
                 [registry_ops.send_order(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
             )
@@ -187,8 +189,9 @@ class _TasksMixin(Base):
     ) -> Change:
         """Change when a scheduled or retried task is due; the outcome's `at` is the new time.
 
-        Pass `delay`, a duration from now, or `process_at`. `refused` if the task is in another
-        state, or the time is not before the task's deadline. With `dry_run` nothing changes.
+        Pass `delay`, a duration from now, or `process_at`. The outcome is `refused` if the task is
+        in another state, or if the new time is not before the task's deadline. With `dry_run`
+        nothing changes.
         """
         due = due_text(delay=delay, process_at=process_at)
         call = operator_ops.reschedule(self._keys(queue), check_id(id), due, dry_run=dry_run)

@@ -81,7 +81,7 @@ class TypeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tasks of a state were read to count them by type, and how many it has."""
+    """The number of tasks of a state that were read to count them by type, and the total number."""
 
     read: int
     total: int
@@ -93,7 +93,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TypeList(msgspec.Struct, frozen=True, kw_only=True):
-    """The types of a queue. `pending` and `dead` say how many tasks were read to count them."""
+    """The types of a queue; `pending` and `dead` say how many tasks were read to count them by
+    type."""
 
     queue: str
     period: Period

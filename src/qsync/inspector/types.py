@@ -60,9 +60,9 @@ class _TypesMixin(Base):
         """Return the types of a queue with their runs of the last `1h`, `24h` or `7d`.
 
         At most about 100 types of a queue have separate statistics; the rest are counted under
-        `other`. Pending and dead tasks are counted among the first 1,000 of each;
-        `TypeList.pending` and `dead` say whether these are all. Raises InvalidTask for any other
-        period.
+        `other`. Only the first 1,000 pending and the first 1,000 dead tasks are counted;
+        `TypeList.pending` and `dead` say whether the queue has more. Raises InvalidTask for any
+        other period.
         """
         _check_period(period, LISTED_PERIODS)
         keys = self._keys(queue)
@@ -150,7 +150,7 @@ class _TypesMixin(Base):
         parts: list[type_ops.StoredTypeStats] = await self._run_all(calls)
         blocks = {field: data for part in parts for field, data in part.blocks.items()}
         reports = {field: data for part in parts for field, data in part.reports.items()}
-        # In a thread: a hundred types take tens of milliseconds.
+        # In a thread, since a hundred types take tens of milliseconds.
         return await asyncio.to_thread(TypeHistory, blocks, reports, type_ids)
 
     async def _sample(self, queue: str, state: TaskState) -> tuple[Sample, Counter[str]]:
@@ -180,14 +180,14 @@ class _TypesMixin(Base):
     async def pause_type(
         self, type: str, *, queue: str = "default", by: str = "", why: str = ""
     ) -> Change:
-        """Start no more tasks of a type in a queue until `resume_type`; the pause survives
+        """Pause a type in a queue: start no more of its tasks until `resume_type`, even after
         restarts.
 
         Its pending tasks are set aside (state `limited`) when servers reach them, so that tasks of
         other types run. Running tasks continue, and tasks that a server has already fetched may
-        still start. The outcome is `done` even if the type was paused already: `by` and `why` are
-        then replaced, and the time of the pause is kept. The queue has layout 2 from then on.
-        Raises InvalidTask when 100 other types of the queue are paused: pause the queue instead.
+        still start. If the type is already paused, the outcome is `done` too: `by` and `why` are
+        replaced, and the pause keeps its start time. The queue has layout 2 from then on. Raises
+        InvalidTask when 100 other types of the queue are paused: pause the queue instead.
         """
         keys = self._keys(queue)
         check_type(type)
@@ -206,7 +206,8 @@ class _TypesMixin(Base):
         return Change(outcome="done")
 
     async def resume_type(self, type: str, *, queue: str = "default") -> Change:
-        """Let the tasks of a type start again, in their former order; `not_found` if not paused."""
+        """Resume a type, so that its tasks start again in their former order; `not_found` if not
+        paused."""
         call = type_ops.resume_type(self._keys(queue), check_type(type))
         event = self._actor.event("type.resume", type)
         changed = await self._broker.run(recorded(call, event))
@@ -258,7 +259,8 @@ class Steps(NamedTuple):
     last: int
 
     def earlier(self) -> Steps | None:
-        """Return the steps of the comparison period; None if the period has none."""
+        """Return the steps of the earlier period for comparison; None if there is none for this
+        span."""
         if not self.span.before:
             return None
         shift = self.span.before // self.span.minutes
@@ -283,7 +285,7 @@ def fields_of(type: str, steps: Steps) -> list[str]:
 
 
 class TypeHistory:
-    """The counts of types: stored blocks, and reports that are not merged into them yet."""
+    """The counts of types: stored blocks, and reports that have not been merged into the blocks."""
 
     def __init__(
         self, blocks: Mapping[str, bytes | None], reports: Mapping[str, bytes], types: Iterable[str]

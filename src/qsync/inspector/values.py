@@ -89,7 +89,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     group       id of an ErrorGroup
     key         the exact fairness key; with `*` or `?`, a pattern
     args        (path, value) of arguments, such as `("order.lines.0", "7")`; the value may be a
-                pattern. Tasks of more than 16 KiB do not match: their payload is not read.
+                pattern. Tasks of more than 16 KiB never match, since their payload is not read.
     words       strings that must each be in the id, the type or the last error; case is ignored
     """
 
@@ -150,10 +150,10 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the tasks in a state.
 
-    A page may hold fewer tasks than requested, even none, and not be the last: only the last page
-    has the cursor None. `total` is the number of tasks in the state, regardless of the filter;
-    `scanned` is the number of tasks read for this page, and `unread` is the number of tasks whose
-    payload was too large to be searched for arguments.
+    Only the last page has the cursor None. Any page may hold fewer tasks than requested, or even
+    none. `total` is the number of tasks in the state, regardless of the filter; `scanned` is the
+    number of tasks read for this page, and `unread` is the number of tasks whose payload was too
+    large to be searched for arguments.
     """
 
     tasks: list[TaskRow]
@@ -188,7 +188,8 @@ _EVENT_LABELS: Final = {
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a task, past or future. `at` is None if the time is unknown.
 
-    `phrase` is `detail` as a template and its values, if the detail does not come from the program.
+    If qsync wrote the detail, and not the program, `phrase` is `detail` as a template and its
+    values.
 
     what  enqueued | due | failed | leased until | died | completed | cancelled | kept until |
           cancel asked for | deadline | crashed | handed back | snoozed
@@ -238,9 +239,11 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None if not set
     retry_phrase  `retry_delay` as a template and its values, if it is text
     lock          name of the unique lock; `lock_holder` is the task that holds it
-    replaces      whether the task replaces a holder of its lock, and is replaced by a later call
+    replaces      whether the task was enqueued with on_duplicate="replace": it replaces a holder of
+                  its lock, and a later call replaces it
     debounce, debounce_max   seconds; None if not set
-    next_run_at   when it runs again, with the payload of a later call, after the current attempt
+    next_run_at   when the task runs again after the current attempt, with the payload of a later
+                  call
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
     edits         up to the last five edits of the payload, the latest last
@@ -288,8 +291,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a requested change.
 
     done       the change was made, perhaps by an earlier attempt of the call
-    told       the server was told: to cancel a running task, to be quiet or to stop
-    duplicate  `run`, `trigger`: another task, `holder`, holds the unique lock
+    told       the server was told to cancel a running task, to be quiet or to stop
+    duplicate  for `run` and `trigger`: another task, `holder`, holds the unique lock
     too_late   the task is no longer in the state in which it was seen; `state` is its current state
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
@@ -321,7 +324,7 @@ def refused(why: Phrase | str, **fields: Any) -> Change:
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded step of a bulk change. Pass `cursor` to the next step; it is None after the last.
+    """One bounded step of a bulk change. Pass its `cursor` to the next step; the last one has None.
 
     scanned    tasks read
     done       tasks changed
@@ -377,7 +380,7 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A live server, as of its last report; it reports twice per lease time.
+    """A live server, as of its last report; servers report twice per lease time.
 
     version      version of qsync
     app_version  version of the program, `Qsync(version=...)` or QSYNC_VERSION; empty if not set
