@@ -22,7 +22,7 @@ MakeStep = Callable[..., Awaitable[Step]]
 
 
 class SelectedTasks(Protocol):
-    """The tasks selected in a state; if `queue` is None, in all queues."""
+    """The queue and the filter that select tasks; `queue` None means all queues."""
 
     @property
     def queue(self) -> str | None: ...

@@ -27,7 +27,7 @@ EXIT_CODES: Final = (
 )
 
 MAX_MESSAGE: Final = 2000
-"""Length to which an error message is cut, in characters."""
+"""Maximum length of an error message, in characters; longer ones are cut."""
 
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """Base class of the parser's argument errors; typer exports only its subclasses."""

@@ -62,5 +62,5 @@ def _names(
         )
         with contextlib.closing(connections):
             names = asyncio.run(read_in_time(connections))
-    # Unprintable characters would be typed into the user's shell.
+    # Leave out names with unprintable characters, which the shell would type.
     return sorted({name for name in names if name.startswith(incomplete) and name.isprintable()})

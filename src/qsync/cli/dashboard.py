@@ -72,7 +72,7 @@ def dashboard(
     ] = False,
     allow_host: Annotated[list[str] | None, option(
         metavar="NAME", help="Extra Host header to accept, e.g. behind a proxy. Repeatable.  "
-        "[default: localhost; any name with both --token and another --host]",
+        "[default: localhost, or any name if --host is not a loopback address]",
     )] = None,
     root_path: Annotated[str, option(
         metavar="PATH", parser=_path_of, help="Path under which a proxy serves the dashboard, "
@@ -153,7 +153,7 @@ def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
     others: dict[str, Connections] = {}
     for text in texts:
         place, _, url = text.partition("@")
-        if re.search("[:/?]", place):  # the text is not shown: it may contain a password
+        if re.search("[:/?]", place):  # do not show the text: it may contain a password
             exit_with("--also: write a prefix before the URL, as in [NAME=]PREFIX@URL", USAGE)
         name, named, prefix = place.partition("=")
         prefix = prefix if named else name
@@ -250,14 +250,14 @@ def _serve(
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Trust these headers only from the named proxies: any client can send them, and could try
-        # tokens under the addresses of others.
+        # Trust these headers only from the named proxies. Any client can send them; if they were
+        # trusted, it could try tokens under the addresses of others.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
         http=limits.protocol(),
         # uvicorn applies this limit to connections and to running requests. `limits` already keeps
-        # connections below it, so it bounds only the requests.
+        # the connections below it, so here it bounds only running requests.
         limit_concurrency=2 * CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
@@ -266,7 +266,7 @@ def _serve(
     class DashboardServer(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Exit with 0 after a signal; uvicorn's own method would raise it again."""
+            """Exit with 0 after a signal; uvicorn's own method would raise the signal again."""
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self.handle_exit)
             yield

@@ -218,7 +218,7 @@ def _find_group(session: StoreSession, id: str, queue: str | None) -> ErrorGroup
         group for group in _read(session, Selected(queue, None), FAILING) if group.id.startswith(id)
     ]
     if len(matches) > 1:
-        exit_with(f"{id} is ambiguous: {', '.join(group.id for group in matches)}", USAGE)
+        exit_with(f"{id} matches several errors: {', '.join(group.id for group in matches)}", USAGE)
     if not matches:
         exit_with(f"no task has the error {id}: see qsync errors list")
     return matches[0]

@@ -96,7 +96,8 @@ class OutputOptions:
         print_table: Callable[[bool], None],
         document: object = None,
     ) -> None:
-        """Print rows; `print_table` prints a table, uncut if its argument is true.
+        """Print rows; `print_table` prints them as a table, and cuts no cell if its argument is
+        true.
 
         With JSON output, print `document` instead of the rows.
         """

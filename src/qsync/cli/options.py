@@ -222,7 +222,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterOptions:
-    """The options that select tasks; tasks must match all of them."""
+    """The options that select tasks; a task must match all of them."""
 
     queue: OnlyQueue = None
     type: OfType = None

@@ -106,7 +106,7 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def print_facts(facts: Sequence[tuple[str, str | None]], width: int = 6) -> None:
-    """Print a line for each fact that has a text, with the texts aligned."""
+    """Print one line per fact, with the texts aligned; skip facts without a text."""
     for name, text in facts:
         if text:
             print_line(f"{name.ljust(width)}  {text}")

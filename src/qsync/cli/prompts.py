@@ -60,12 +60,12 @@ class ProgressLine:
 
 
 def current_user() -> str:
-    """Return the name of the user on this machine: `ann@host`."""
+    """Return the names of the user and of this machine, e.g. `ann@host`."""
     return f"{_ask(getpass.getuser, 'unknown')}@{_ask(socket.gethostname, 'unknown')}"
 
 
 def _ask(ask: Callable[[], str], fallback: str) -> str:
     try:
         return ask()
-    except (OSError, KeyError, ImportError):  # in a container whose user has no name
+    except (OSError, KeyError, ImportError):  # e.g. the user of a container has no name
         return fallback

@@ -105,7 +105,7 @@ def pause(
 def resume(
     *, names: QueueNames, dry_run: Preview = False, store: StoreOptions, as_json: Json = False
 ) -> None:
-    """Let the tasks of a queue start again."""
+    """Resume a queue, so that its tasks start again."""
 
     async def change(inspector: Inspector, name: str) -> Change:
         if dry_run:
@@ -199,7 +199,7 @@ def delete(
             serving = session.run(session.inspector.fleet()).of_queue(name)
             _print_dry_run(info, len(serving), force=force, as_json=as_json)
             return
-        if force or not info.total:  # otherwise the deletion is refused below, without a prompt
+        if force or not info.total:  # otherwise the deletion is refused, so do not ask
             confirm(f"Delete queue {name}{tasks}?", yes=yes)
         outcome = session.run(_forget(session.inspector, name, force=force))
     if as_json:

@@ -29,7 +29,7 @@ NONE = "none"
 
 
 def bound_of(text: str) -> int:
-    """Return the number of tasks in a bound; 0 for `none`."""
+    """Parse a maximum number of tasks; return 0 for `none`."""
     if text == NONE:
         return 0
     if not text.replace("_", "").isdigit() or int(text) < 1:
@@ -141,7 +141,7 @@ def set_bounds(
 def _set_target(
     session: StoreSession, name: str, target: float, by: str, *, is_last: bool, dry_run: bool
 ) -> None:
-    """Set or remove the latency target; print it if no bounds follow or in a dry run."""
+    """Set or remove the latency target. Print it in a dry run, or if no bounds are set after it."""
     if not dry_run:
         change = session.run(session.inspector.set_latency_target(name, target or None, by=by))
         if not change.ok:

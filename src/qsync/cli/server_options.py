@@ -155,7 +155,8 @@ Reload = Annotated[bool, typer.Option(
 LogLevel = Annotated[Level | None, option(help="Lowest level to log.  [default: info]")]
 
 LogFormat = Annotated[logs.Form | None, option(
-    help="Log lines of text, or JSON objects with the task's data as fields.  [default: text]",
+    help="Format of log lines: text, or JSON objects with the task's data as fields.  "
+    "[default: text]",
 )]  # fmt: skip
 
 HealthPort = Annotated[int | None, option(

@@ -78,7 +78,7 @@ class StoreSession:
         self._clock_read_at = -math.inf
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result; then show times relative to the store's clock."""
+        """Run a coroutine and return its result. Times are shown relative to the store's clock."""
         try:
             self.follow_clock()
         except BaseException:
@@ -87,7 +87,7 @@ class StoreSession:
         return self._runner.run(work, context=copy_context())
 
     def follow_clock(self) -> None:
-        """Show times relative to the store's clock, which is read at most once a minute."""
+        """Use the store's clock for relative times; read it at most once a minute."""
         asked = time.monotonic()
         if asked - self._clock_read_at > CLOCK_S:
             self._clock_read_at = asked
@@ -129,7 +129,8 @@ def load_app(target: str, url: str | None = None) -> Qsync:
 def connections_of(
     options: StoreOptions, *, patience: float = STORE_TIMEOUT_S
 ) -> tuple[Connections, Qsync | None]:
-    """Return the store that the options, the app or the environment name; and the app, if any.
+    """Return the store named by the options, the app or the environment, and the app if there is
+    one.
 
     An app without a URL or prefix has already read the environment.
     """
@@ -238,7 +239,8 @@ def note_later(queues: Sequence[str]) -> None:
 
 
 def note_no_queue(session: StoreSession, rows: Sequence[object]) -> None:
-    """Print on stderr, if a list is empty for lack of queues, which prefixes have queues."""
+    """If a list is empty because there are no queues, print on stderr which prefixes have
+    queues."""
     if not rows and not session.run(session.inspector.queue_names()):
         typer.echo(escape(session.run(no_queue_yet(session.inspector))), err=True)
 

@@ -141,7 +141,8 @@ async def _detail(
 
 
 def _write(data: bytes) -> None:
-    """Write bytes to standard output; on a terminal, only if it is plain text."""
+    """Write bytes to standard output; refuse to write them to a terminal if they are not plain
+    text."""
     if sys.stdout.isatty() and not _is_text(data):
         exit_with("--raw: the payload is not plain text; redirect it to a file or a pipe", USAGE)
     sys.stdout.buffer.write(data)

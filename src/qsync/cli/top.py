@@ -90,7 +90,7 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
             while not keys.quit:
                 try:
                     await model.read()
-                except StoreUnavailable as error:  # the view recovers when the store is back
+                except StoreUnavailable as error:  # show the error until the store is back
                     model.trouble = str(error)
                 live.update(model.frame(out.height), refresh=True)
                 with contextlib.suppress(TimeoutError):

@@ -267,7 +267,7 @@ def resume(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Let the tasks of a type start again, in order.
+    """Resume a type, so that its tasks start again, in order.
 
     For example: qsync type resume send_mail --queue mail
     """
@@ -296,7 +296,7 @@ STARTS_SHOWN: Final = 10
 
 
 def print_starts(starts: Sequence[ServerStart]) -> None:
-    """Print the last ten starts of servers of the type, with their versions."""
+    """Print the last ten starts of servers that run the type, with their versions."""
     if not starts:
         return
     print_line("")

@@ -15,7 +15,7 @@ def defer_pydantic() -> None:
     """Make typer convert text, flags and defaults without pydantic. By default, typer imports
     pydantic to convert any value, which takes a third of the time of a short command.
 
-    With a release of typer that has other internals, the conversion is unchanged.
+    If the internals of the installed typer differ, typer converts all values as usual.
     """
     build = getattr(typer.core, "build_runtime_param", None)
     if build is not None:
@@ -55,6 +55,6 @@ def _converted(value: Any, descriptor: Any, param: Any) -> Any:
         return annotation._value2member_map_.get(value, _MISSING) if type(value) is str else value
     if get_origin(annotation) is Literal:
         return value if value in get_args(annotation) else _MISSING
-    # Numbers from the command line are text, so these are defaults.
+    # A value that already has the type is a default: the command line passes numbers as text.
     is_converted = annotation in (str, int, float, bool) and type(value) is annotation
     return value if is_converted else _MISSING

@@ -61,12 +61,13 @@ def worker(
     For example: qsync worker shop.tasks:app --processes 4 --queues critical=5,default=3
 
     A process that dies is replaced, and its tasks return to the queue within a second. If two
-    processes have died while running the same task, the task then runs alone in its process. It
-    waits at most 2 s for running tasks to end, and delays other tasks for at most 1 s more.
+    processes have died while running the same task, the task then runs alone in its process. Before
+    it starts, it waits at most 2 s for running tasks to end; it then delays other tasks for at most
+    1 s.
 
-    Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal
-    stops at once. SIGHUP restarts the processes one after another, so that they load the current
-    code. Under nohup, SIGHUP is ignored: use a supervisor or setsid.
+    Ctrl-C or SIGTERM stops gracefully: running tasks have the shutdown timeout to end. A second
+    signal stops at once. SIGHUP restarts the processes one after another, so that they load the
+    current code. Under nohup, SIGHUP is ignored: use a supervisor or setsid.
 
     Options override the server settings of the app, e.g. `Qsync(timeout=60)`.
     """
@@ -189,11 +190,12 @@ def _load(
         app = load(target)
         server = app.server(**config)
         if prefix is not None and server.prefix != prefix:
-            raise ConfigError(f"--prefix: the app sets its own prefix, {server.prefix!r}")
+            raise ConfigError(f"--prefix: the app sets its own prefix {server.prefix!r}; omit it")
         if url is not None:
             with Qsync(url) as other:
                 if without_provider(server.address) != other.server().address:
-                    raise ConfigError(f"--url: the app sets its own store, {server.address}")
+                    address = server.address
+                    raise ConfigError(f"--url: the app sets its own store {address}; omit it")
     except Exception as error:
         if verbose:
             logs.configure("debug", tag="main")
@@ -253,9 +255,12 @@ def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: 
         plural(config.thread_count, "thread"),
     )  # fmt: skip
     if not types:
-        log.warning("the app has no handlers: tasks that it fetches wait for another server")
+        log.warning(
+            "the app has no handlers: tasks that this worker fetches wait for another server"
+        )
     if unserved := _unserved(app, list(config.weights)):
-        # With --queues the operator has chosen, and other workers may serve the rest.
+        # No warning with --queues: the operator chose the queues, and other workers may serve the
+        # rest.
         log.log(logging.INFO if chosen else logging.WARNING, unserved)
 
 
@@ -289,7 +294,7 @@ def early_stop(doing: str) -> Iterator[Callable[[], None]]:
     try:
         yield check
     except BaseException as error:
-        # Imported code may have turned the exception into another one.
+        # Look at the signal, not at the exception, which imported code may have replaced.
         if not seen:
             raise
         typer.echo(f"qsync worker: {seen[0]} while {doing}: no task was started", err=True)

@@ -101,7 +101,8 @@ class AsyncClient(ClientBase):
                           nothing was written
         ConfigError       the store cannot provide this `durability`; nothing was written
         StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
-                          The task may be in the store; to repeat the call safely, give it an id.
+                          The task may be in the store; to repeat the call safely, give the task an
+                          id.
         """
         self._queries.check_open()
         outgoing = self._ready(task, queue)
@@ -289,8 +290,8 @@ class AsyncClient(ClientBase):
     async def _enqueue_one(self, keys: QueueKeys, task: NewTask, remaining_s: float) -> Enqueued:
         """Send a task in its own call; raise its error.
 
-        A task without options is first sent as a packet. Unless the reply is that the task was
-        created, the call is repeated as usual, with the same id.
+        A task without options is first sent as a packet. Unless the store replies that it has
+        created the task, the call is sent again in the usual form, with the same id.
         """
         call_id = self._call_sequences.take()
         try:

@@ -36,8 +36,8 @@ T = TypeVar("T")
 CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
 """Number of calls in one round trip to a single-node store, without and with a wait for
-confirmation. With eight calls, client and store work at the same time. A wait takes far longer than
-a call, so more calls share a wait.
+confirmation. With eight calls per round trip, client and store work at the same time. A wait takes
+far longer than a call, so more calls share a wait.
 """
 
 

@@ -85,7 +85,8 @@ class Client(ClientBase):
                           nothing was written
         ConfigError       the store cannot provide this `durability`; nothing was written
         StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
-                          The task may be in the store; to repeat the call safely, give it an id.
+                          The task may be in the store; to repeat the call safely, give the task an
+                          id.
         """
         self._queries.check_open()
         outgoing = self._ready(task, queue)

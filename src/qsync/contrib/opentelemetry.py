@@ -61,7 +61,7 @@ def instrument(
     of the payload.
 
     In threads, the run's span is the current span of the handler. The same holds for
-    executor="process" if the handler's module instruments the app that it enqueues with. Raises
+    executor="process" if the handler's module instruments the app through which it enqueues. Raises
     ConfigError if the app has already enqueued or is instrumented.
     """
     tracer = trace.get_tracer("qsync", __version__, tracer_provider)
@@ -190,7 +190,7 @@ class _EnqueueSpan:
 
 
 def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
-    """Return the task with the context in its headers; unchanged if they have no room for it."""
+    """Return the task with the context in its headers, or unchanged if the headers have no room."""
     if not isinstance(task, Task):
         return task  # the client reports the error
     try:

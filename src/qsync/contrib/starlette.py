@@ -57,9 +57,9 @@ _SECOND_APP: Final = (
 def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
     """Return a lifespan for Starlette or FastAPI that opens a client of the app and closes it.
 
-    `inner` is a lifespan of your own. It starts after the client and ends before it, and the state
-    that it yields is in `request.state` as usual. When the site stops, the shared clients of the
-    app, which `task.enqueue()` uses, are closed as well.
+    `inner` is a lifespan of your own. It starts after the client is opened and ends before the
+    client is closed. The state that it yields is in `request.state` as usual. When the site stops,
+    the shared clients of the app, which `task.enqueue()` uses, are closed as well.
     """
 
     if not isinstance(app, Qsync):

@@ -76,7 +76,8 @@ class Advance:
     # Leases.
 
     async def _expire_leases(self, broker: AsyncBroker) -> int:
-        """Let the leases of dead servers expire on the way; return how far this moved the clock.
+        """Move the clock until the leases of dead servers have expired, or to the end of the move;
+        return how far the clock was moved.
 
         The clock moves a quarter of a lease at a time. A single jump would look like an outage of
         the store, which delays the recovery of expired leases.

@@ -44,7 +44,8 @@ class CallingThread:
         kwargs: Mapping[str, Any],
         claim: Claim | None = None,
     ) -> asyncio.Future[Any]:
-        """Let the waiting thread call the function; return a future of its result."""
+        """Pass the function to the waiting thread, which calls it; return a future of its
+        result."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 

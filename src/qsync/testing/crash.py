@@ -27,7 +27,7 @@ POLL_S: Final = 0.001
 """Interval at which to check whether a handler has begun, in seconds."""
 
 SETTLING: Final = {"complete": "complete", "retry": "failure", "kill": "failure"}
-"""Last word of the name of a crash point, by the script that records the outcome."""
+"""The event that each of these scripts records, as it is named in crash points."""
 
 
 class CrashPlan:
@@ -50,7 +50,7 @@ class CrashPlan:
         return f"{text}; no task ended in it"
 
     def arm(self, server: Server) -> None:
-        """Let this server, which has not started, crash at the point."""
+        """Make this server crash at the point; the server must not have started yet."""
         server.replaced.broker = self._broker
         if self.point.endswith(" handler"):
             server.add_outer_middleware(self._around)

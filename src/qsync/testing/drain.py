@@ -163,6 +163,6 @@ def _noted(task: TaskInfo, error: Any) -> BaseException:
     """Return the error with a note that names its task."""
     raised: BaseException = error
     note = f"in task {task.type} {task.id} of queue {task.queue}, attempt {task.attempt}"
-    with contextlib.suppress(Exception):  # a class may have a method of this name
+    with contextlib.suppress(Exception):  # the error's class may define another add_note
         raised.add_note(note)
     return raised

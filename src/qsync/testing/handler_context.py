@@ -51,7 +51,7 @@ def context(
     cancelled: bool = False,
     task: TaskInfo | None = None,
 ) -> Iterator[PlainContext]:
-    """Let `qsync.current()` return this state, client and task inside the block, without a server.
+    """Make `qsync.current()` return this state, client and task inside the block, without a server.
 
         with testing.context(state={"mail": mail}) as given:
             close_month("2026-11")

@@ -52,7 +52,7 @@ def inline(app: Qsync) -> Iterator[None]:
     enqueue runs `def` handlers in the calling thread; `await enqueue()` runs them in another
     thread. Tasks run at once, even with a `delay`. There are no retries: the enqueue raises the
     error of the handler, including a Snooze. Unique locks, timeouts, schedules and the lifespan
-    have no effect, handlers with `executor="process"` run in a thread, and a batch handler gets one
+    have no effect. Handlers with `executor="process"` run in a thread. A batch handler gets one
     task per call. The handle has a result if the task has a retention. `current().state` comes from
     `qsync.testing.context` around the block.
     """
@@ -87,7 +87,7 @@ class _Runs:
         raise TaskNotFound(f"task {id}: no task with a retention and this id has run in place")
 
     def run_here(self, task: NewTask) -> None:
-        """Run a task; its `def` handler in this thread."""
+        """Run a task, with its `def` handler in this thread."""
         threads = CallingThread()
         threads.run(self.run(task, threads))
 

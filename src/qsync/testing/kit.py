@@ -72,8 +72,8 @@ class _AnyKit:
             )
         if self.app.prefix != self._store.prefix:
             raise ConfigError(
-                "qsync: the app uses the store of a fixture or Kit that was opened later; use that "
-                "one, and only one of qsync and qsync_sync in a test"
+                "qsync: the app uses the store of a fixture or Kit that was opened later; use only "
+                "that one, and not both qsync and qsync_sync in a test"
             )
         return self._store
 
@@ -119,14 +119,14 @@ class _AnyKit:
 
     @contextlib.contextmanager
     def crash(self, point: str) -> Iterator[None]:
-        """Let the server of a drain in the block crash at this point; its tasks run again later.
+        """Make the server of a drain in the block crash at this point; its tasks run again later.
 
-        before handler    it has leased the task
+        before handler    the server has leased the task; the handler has not begun
         during handler    the handler waits for something for the first time, or ends
-        before complete   the handler has returned; the store has not recorded it
-        after complete    the store has recorded it; the task does not run again
-        before failure    the handler has raised; the store has not recorded it
-        after failure     the store has recorded it
+        before complete   the handler has returned; the store has not recorded the success
+        after complete    the store has recorded the success; the task does not run again
+        before failure    the handler has raised; the store has not recorded the failure
+        after failure     the store has recorded the failure
 
         The drain returns when the server is dead; the next drain runs the tasks that the server
         held. Raises ConfigError for an unknown point, and AssertionError if no drain in the block

@@ -132,7 +132,8 @@ ACTIONS: Final[dict[str, View]] = {
 }
 
 WITHOUT_TIMES: Final = {search.show_keys, monitoring.metrics, monitoring.health}
-"""Views that show no times: they need no store, or report that the store does not answer."""
+"""Views before which the store's clock is not read: they show no times, and need no store or report
+that the store does not answer."""
 
 STATIC: Final = {
     "style.css": "text/css",

@@ -119,8 +119,8 @@ async def apply_to_selected(
 
 
 class Matching(NamedTuple):
-    """Number of matching tasks (a lower bound unless `is_whole`), and of tasks read that do not
-    match."""
+    """The result of a count: `number` tasks match, or more unless `is_whole`; `others` tasks were
+    read and do not match."""
 
     number: int
     others: int = 0

@@ -27,8 +27,8 @@ BRIEF_S: Final = 0.05
 
 MIN_AGE_S: Final = 2.0
 SHARE: Final = 20
-"""A new scan begins when the age of the last scan is at least MIN_AGE_S and SHARE times its
-duration."""
+"""A new scan begins when the last one is at least MIN_AGE_S seconds old, and its age is at least
+SHARE times its duration."""
 
 UNRESTED: Final = 200_000
 """Number of tasks after which a scan pauses between its parts."""
@@ -109,7 +109,8 @@ class ErrorScanner:
             self._task.add_done_callback(_read_exception)
 
     def forget(self) -> None:
-        """Let the next page begin a new scan, because tasks have changed."""
+        """Treat the last scan as old, because tasks have changed: the next page begins a new
+        scan."""
         self._ended_at = self._took_s = 0.0
 
     async def stop(self) -> None:

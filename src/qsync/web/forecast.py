@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     path: str
     query: Mapping[str, str] = {}
     part: str = ""
-    """Id of the part of that page that shows more."""
+    """Id of the element of that page to which the problem links."""
     acknowledged: str = ""
     """Time of the last death that an operator can acknowledge here, in ISO 8601."""
     rank: int = SLOWER

@@ -132,7 +132,7 @@ async def _waiting_of(site: Site, queue: str, type: str) -> tuple[int, bool]:
 def unserved(queues: Sequence[QueueInfo], fleet: Fleet) -> list[Problem]:
     """Return the queues that have a backlog and no server. Pure except for the language."""
     if not fleet.servers:
-        return []  # the overview shows that once for all queues
+        return []  # the overview reports the lack of servers once, for all queues
     text = _("no running server takes its tasks.")
     return [
         Problem(info.name, text, "/queue", {"queue": info.name}, rank=STANDSTILL)

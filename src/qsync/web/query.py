@@ -76,7 +76,9 @@ def parse_form(body: bytes) -> Fields:
         )
     except ValueError:
         raise InvalidTask(
-            phrase("form: not URL-encoded ASCII, or more than %(number)s fields", number=MAX_FIELDS)
+            phrase(
+                "form: must be URL-encoded ASCII with at most %(number)s fields", number=MAX_FIELDS
+            )
         ) from None
     return Fields(pairs)
 
@@ -111,7 +113,7 @@ class Selection:
 
     @property
     def narrowed(self) -> bool:
-        """Whether there is a filter, besides queue and state."""
+        """Whether there is a filter other than queue and state."""
         return bool(self.type or self.error or self.id or self.age or self.group)
 
     @property

@@ -132,9 +132,9 @@ class Sampler:
         return intervals
 
     async def days(self, number: int = DAYS_CHARTED) -> list[Day]:
-        """Return the daily counters of all queues (the first 50), the latest day first.
+        """Return the sum of the daily counters of up to 50 queues, the latest day first.
 
-        They are at most a minute old; reading them again takes one call per queue.
+        The counters are at most a minute old; to read them again takes one call per queue.
         """
         async with self._days_lock:
             read_at, days = self._days.get(number, (-DAYS_CACHE_S, []))

@@ -146,7 +146,7 @@ def _verbs(query: SearchQuery) -> list[Verb]:
 
 
 def _lone_word(query: SearchQuery) -> str:
-    """Return the word of a search that consists of a single word that may be an id."""
+    """Return the search's word if it has only one, which may be an id; otherwise ""."""
     [term, *others] = query.terms or (None,)
     alone = term is not None and not others and not term.key and " " not in term.value
     return term.value if term is not None and alone else ""
@@ -155,7 +155,7 @@ def _lone_word(query: SearchQuery) -> str:
 async def _with_id(site: Site, id: str) -> list[TaskRow]:
     try:
         return await site.inspector.find(id)
-    except InvalidTask:  # not an id: search for it as a word
+    except InvalidTask:  # not a valid id: search for it as a word
         return []
 
 

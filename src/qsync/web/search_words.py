@@ -68,5 +68,5 @@ def unread_note(number: int) -> str:
 
 
 def by_state(numbers: Mapping[TaskState, int]) -> list[str]:
-    """Return the number of tasks in each state, as `Dead: 4,000`."""
+    """Return the number of tasks in each state, e.g. `Dead: 4,000`."""
     return [f"{state_title(state)}: {count(number)}" for state, number in numbers.items() if number]

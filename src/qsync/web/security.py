@@ -228,7 +228,7 @@ def route_of(scope: Scope) -> str:
 
 
 def sign_in_of(access: Access) -> TokenAccess | None:
-    """Return the access if it has a sign-in form."""
+    """Return the access if it has a sign-in form, otherwise None."""
     return access if isinstance(access, TokenAccess) else None
 
 

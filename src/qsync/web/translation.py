@@ -164,7 +164,7 @@ def date_and_time(time: datetime) -> str:
 
 
 def day_and_month(day: date) -> str:
-    """Return a day of a chart, `29 Nov`."""
+    """Return a day as charts show it, e.g. `29 Nov`."""
     number = f"{day:%d}"
     return _("%(day)s %(month)s", day=number, month=_(MONTHS[day.month - 1]))
 
@@ -185,7 +185,7 @@ def size(number: int | None) -> str:
 
 
 def percent(progress: tuple[float, float] | None) -> str:
-    """Return the progress of a handler, its count if it reported no total, or "" for None."""
+    """Return a handler's progress in percent, or its count if it reported no total; "" for None."""
     if progress is None:
         return ""
     done, total = progress

@@ -69,7 +69,7 @@ class ServerNotes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._offsets: Counter[Path] = Counter()
-        self.kinds: dict[str, str] = {}  # by id, of all tasks that ever started
+        self.kinds: dict[str, str] = {}  # by id, for all tasks that have started
         self.starts: dict[str, list[float]] = defaultdict(list)  # by id
         self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)  # kind: id: digests
         self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)  # kind: id, attempt
@@ -111,12 +111,12 @@ class Ledger:
     ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # accepted
     blocks: dict[str, int] = field(default_factory=dict)  # id: offset to hash
     due: dict[str, float] = field(default_factory=dict)  # id: earliest start
-    wrong: Counter[str] = field(default_factory=Counter)  # kind: what the client saw go wrong
+    wrong: Counter[str] = field(default_factory=Counter)  # wrong results, by kind
     killed_at: float = 0.0
     interrupted: set[str] = field(default_factory=set)  # tasks that the killed server was running
-    stored: dict[str, TaskRow] = field(default_factory=dict)  # by id, what the store still holds
+    stored: dict[str, TaskRow] = field(default_factory=dict)  # by id, tasks in the store
     counters: Counter[str] = field(default_factory=Counter)  # of the store
-    digests: dict[int, str] = field(default_factory=dict)  # by offset, from a plain loop
+    digests: dict[int, str] = field(default_factory=dict)  # by offset, computed in a plain loop
 
     def record(self, tasks: Sequence[Task], handles: Handles, blocks: Sequence[int]) -> list[str]:
         """Record the replies to enqueues; return the ids."""
@@ -148,7 +148,7 @@ class Ledger:
         return End.DONE if id in self.history.done[kind] else End.LOST
 
     def seen_ids(self, kind: str) -> set[str]:
-        """Return the ids of a kind that started or that the store holds."""
+        """Return the ids of the tasks of a kind that have started or are in the store."""
         started = {id for id, name in self.history.kinds.items() if name == kind}
         return started | {id for id, row in self.stored.items() if row.type == kind}
 

@@ -72,8 +72,8 @@ def _folder(*, keep: bool) -> Iterator[Path]:
         yield folder
     finally:
         with contextlib.suppress(FileNotFoundError), (folder / "store/users.lock").open() as lock:
-            # Users of the store hold this lock; the store's guardian holds it until the store has
-            # ended.
+            # Wait until nothing uses the store: its users hold this lock, and so does its guardian
+            # until the store has ended.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not keep:
             shutil.rmtree(folder)

@@ -127,7 +127,7 @@ class DemoClient:
             await self._expect(TaskCancelled, "cancel", id)
 
     async def poison(self) -> None:
-        """Enqueue the task that kills its process; wait until it is dead."""
+        """Enqueue the task that kills its process; wait until the task is dead."""
         [id] = await self._offer([tasks.poison.options(retention=3600).build()])
         await self._expect(TaskFailed, "poison", id)
 
@@ -185,7 +185,7 @@ class Run:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "qsync", *WORKER, cwd=self._folder,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                process_group=0,  # Ctrl-C is for the demo, which passes it on
+                process_group=0,  # Ctrl-C goes to the demo alone, which stops the worker
                 preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
@@ -239,12 +239,13 @@ class Run:
             await self._until(lambda: running <= history.starts.keys(), "tasks to start")
             await demo.cancel()
             await self._kill_one()
-            # A task that is interrupted twice runs alone, so poison comes after the slow tasks.
+            # Wait for the slow tasks: the poison task could interrupt them a second time, and a
+            # task that is interrupted twice runs alone.
             await self._until(lambda: len(history.done["slow"]) == SLOW, "the slow tasks")
             screen.tell("a task is enqueued that kills its server", loud=True)
             await demo.poison()
             screen.tell("it is dead: after three crashes it is not run again", loud=True)
-        # Without further ticks, no task is left when the worker stops.
+        # Pause the schedule, so that its ticks leave no tasks behind when the worker stops.
         await self._inspector.pause_schedule("tick", queue="critical", by="qsync demo")
         await self._refresh()
         with contextlib.suppress(DemoError):  # the account shows what is left

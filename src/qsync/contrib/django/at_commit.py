@@ -12,8 +12,8 @@ from django.db import transaction
 class CommitCallback:
     """A call that waits for the commit of a transaction.
 
-    `captureOnCommitCallbacks` leaves the object in Django's list after the call, so the object
-    records whether it was called. A rollback discards the object.
+    `captureOnCommitCallbacks` leaves this object in Django's list after the call, so the object
+    records that the call was made. A rollback discards the object.
     """
 
     def __init__(self, database: str, send: Callable[[], None]) -> None:

@@ -31,12 +31,12 @@ IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
 """Settings that accept a dotted path to the object."""
 
 DASHBOARD_LANGUAGES: Final = ("en", "ru")
-"""Languages of the dashboard, as in `qsync.web.language`, which needs the extra `web`."""
+"""Languages of the dashboard; a copy, since `qsync.web.language` needs the extra `web`."""
 
 DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE", "TRACE_URL", "ROLE")
 
 ROLES: Final = ("view", "operate", "delete")
-"""Roles of the dashboard's users, as in `qsync.web.roles`, which needs the extra `web`."""
+"""Roles of the dashboard's users; a copy, since `qsync.web.roles` needs the extra `web`."""
 
 
 class SettingError(ImproperlyConfigured):
@@ -77,7 +77,7 @@ def app_options() -> tuple[str, ...]:
 
 @cache
 def configuration() -> Configuration:
-    """Return the checked setting. Raise SettingError with the reason if it is invalid."""
+    """Return the checked setting. Raise SettingError with the reason if the setting is invalid."""
     setting = getattr(settings, "QSYNC", {})
     if not isinstance(setting, Mapping):
         raise SettingError(f"QSYNC: {shorten(setting)} is not a dict", "qsync.E002")

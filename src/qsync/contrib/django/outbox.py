@@ -104,8 +104,8 @@ class DjangoDatabase:
     def kept(self, rows: Sequence[UnsentRow]) -> list[UnsentRow]:
         """Return the rows that the commit kept.
 
-        If the program has caught a database error, PostgreSQL rolls back at the commit, but
-        Django still calls the on_commit hooks.
+        Look in the table: if the program has caught a database error, PostgreSQL rolls back at the
+        commit, but Django still calls the on_commit hooks.
         """
         found = set(
             _rows(self._alias).filter(pk__in=[row.id for row in rows]).values_list("pk", flat=True)
@@ -176,7 +176,7 @@ class DjangoOutbox:
                 at_commit(database, partial(self._send, database, row, sent))
         except IntegrityError:
             raise DuplicateTask(
-                f"id {row.id!r} is taken by another task, which waits in the outbox",
+                f"id {row.id!r} is taken by another task, which is waiting in the outbox",
                 id=row.id, queue=row.queue,
             ) from None  # fmt: skip
         return task.replace(id=row.id)

@@ -92,7 +92,7 @@ def _make() -> tuple[Qsync, ProjectSender]:
             options["queues"] = _queues()
         app = Qsync(configured.url, mux=handlers, **options)
         if configured.enqueue == "outbox" and not app._connections.nested["remember_ids"]:
-            raise ConfigError("REMEMBER_IDS: 0 would let an outbox row run twice")
+            raise ConfigError("REMEMBER_IDS: with 0, an outbox row could run twice; remove it")
     except ConfigError as error:
         raise SettingError(f"QSYNC: {error}", "qsync.E004") from error
     sender = ProjectSender(app._connections)

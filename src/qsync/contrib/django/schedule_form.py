@@ -90,7 +90,9 @@ class AddForm(ChangeForm):
         if schedule_store.is_taken(cleaned["name"]):
             raise InvalidTask(f"name: there is a schedule {cleaned['name']} already")
         if schedule_store.find(f"{self.built.queue}:{cleaned['name']}") is not None:
-            raise InvalidTask(f"name: a program has a periodic task {cleaned['name']}")
+            raise InvalidTask(
+                f"name: a program has a periodic task {cleaned['name']}; use another name"
+            )
 
 
 def _check_queue(queue: str) -> None:

@@ -109,7 +109,8 @@ def _in_transaction(database: str) -> bool:
     connection = transaction.get_connection(database)
     if connection.in_atomic_block:
         return True
-    # With autocommit off, on_commit raises an error: Django does not know when the commit happens.
+    # True with autocommit off, too: Django then does not know when the commit happens, and
+    # on_commit raises an error.
     return connection.connection is not None and not connection.get_autocommit()
 
 

@@ -253,7 +253,7 @@ def _arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Map
 
 
 def _signature(task: Any) -> Signature:
-    """Return the signature of a task, without its context."""
+    """Return the signature of a task, without its context parameter."""
     full_signature = signature(task.func)
     parameters = list(full_signature.parameters.values())[1 if task.takes_context else 0 :]
     return full_signature.replace(parameters=parameters)

@@ -1,6 +1,6 @@
 """The URLs of the dashboard: path("admin/queue/", include("qsync.contrib.django.urls")).
 
-Put it before `path("admin/", admin.site.urls)`, which takes every path below it.
+Put it before `path("admin/", admin.site.urls)`, which matches every path below `admin/`.
 """
 
 from __future__ import annotations

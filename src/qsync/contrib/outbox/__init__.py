@@ -157,7 +157,7 @@ class Outbox:
 
         `database` is an SQLAlchemy engine or a psycopg connection string. Any number of
         relays may run. On SQLite, which cannot lock rows, two relays send each row twice, and the
-        store drops the second.
+        store drops the second copy.
         """
         if isinstance(database, str):
             from qsync.contrib.outbox.psycopg import ConnectionDatabase

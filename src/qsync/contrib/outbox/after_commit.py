@@ -19,8 +19,8 @@ STORE_TIMEOUT_S: Final = 1.0
 """Time limit for sending rows after their commit, in seconds; then a relay sends them."""
 
 RELAY_ONLY_S: Final = 5.0
-"""How long to leave all rows to relays after the store was unavailable, or the rows of one queue
-after the store refused one of them, in seconds."""
+"""How long this process leaves rows to relays after an error, in seconds: all rows if the store was
+unavailable, and the rows of one queue if the store refused one of them."""
 
 MAX_ROWS: Final = 1000
 """Maximum number of rows that a process sends after each transaction; relays send the others."""

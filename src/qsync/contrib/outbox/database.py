@@ -30,7 +30,7 @@ COMPARED_BYTES: Final = 1024 * 1024
 that replaces another task. If there are more, a relay sends that row."""
 
 COUNTED: Final = 10_000
-"""Maximum number of rows that a count of the backlog returns."""
+"""Number at which a count of the rows in the backlog stops."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Database(Protocol):
 
 
 class CommittedRows(Protocol):
-    """The database of rows that a transaction has committed, for the process that wrote them."""
+    """Access to the rows that a transaction has committed, for the process that wrote them."""
 
     def kept(self, rows: Sequence[UnsentRow]) -> Sequence[UnsentRow]:
         """Return the rows that the commit has kept."""

@@ -321,7 +321,7 @@ def _check_open(is_open: bool) -> None:
 
 
 def _check_idle(connection: Any) -> None:
-    """Raise ConfigError inside a transaction: the end of the block would not commit."""
+    """Raise ConfigError if a transaction is open: the end of the block would not commit it."""
     if connection.info.transaction_status in (
         TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR,
     ):  # fmt: skip

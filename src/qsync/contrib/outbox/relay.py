@@ -1,7 +1,8 @@
-"""Relays send rows that the processes that wrote them did not send.
+"""Relays send the rows that were not sent by the process that wrote them.
 
-A relay takes rows in batches, sends them, and deletes those that the store has acknowledged. If it
-dies in between, the rows are sent again: the store remembers their ids, so that none runs twice.
+A relay takes rows in batches, sends them, and deletes those that the store has acknowledged. If the
+relay dies before it deletes the rows, they are sent again. No task runs twice, because the store
+remembers its id.
 """
 
 from __future__ import annotations

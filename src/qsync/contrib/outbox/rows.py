@@ -93,7 +93,8 @@ def new_task_of(row: UnsentRow) -> NewTask:
 
 
 def replacing_lock(row: UnsentRow) -> str:
-    """Return the lock if the task replaces its holder, as with `debounce`; "" for other tasks."""
+    """Return the unique lock of a task that replaces the lock's holder (e.g. `debounce`), else
+    ""."""
     try:
         new = new_task_of(row)
     except UnreadableRow:

@@ -83,7 +83,7 @@ class Sent:
 
 
 def call_hooks(client: Client, sent: Sent) -> None:
-    """Call the "enqueued" hooks. Hooks may be slow, so no rows should be locked at that time."""
+    """Call the "enqueued" hooks. Hooks may be slow, so call this when no rows are locked."""
     if isinstance(client, WrappedClient):
         client.call_hooks(sent.infos())
 

@@ -113,7 +113,7 @@ class _Sentry:
                     value = await call_next()
                 except (Retry, SkipRetry, Snooze) as error:
                     span.set_status(SPANSTATUS.ABORTED)
-                    decision = error  # raised below: here it would mark the span as failed
+                    decision = error  # raised below, so that the span is not marked as failed
                 except Exception as error:
                     span.set_status(SPANSTATUS.INTERNAL_ERROR)
                     _keep(error, scope, span)
@@ -130,7 +130,7 @@ class _Sentry:
             _capture(task, error)
 
     async def dead(self, task: TaskInfo, error: BaseException) -> None:
-        """Report a task that is dead although no attempt failed; a hook."""
+        """Report a task that died without a failed attempt; this is a hook."""
         if isinstance(error, TaskFailed) and not hasattr(error, SCOPE_ATTRIBUTE):
             _capture(task, error)
 
@@ -148,7 +148,7 @@ class _TracedEnqueue:
 
 
 def _with_headers(task: Any, headers: Mapping[str, str]) -> Any:
-    """Return the task with the trace in its headers; unchanged if they have no room for it."""
+    """Return the task with the trace in its headers, or unchanged if the headers have no room."""
     if not isinstance(task, Task):
         return task  # the client reports the error
     own = task.headers or {}

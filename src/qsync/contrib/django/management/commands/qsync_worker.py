@@ -53,7 +53,7 @@ class Command(BaseCommand):
             except CommandError as error:
                 self.stderr.write(str(error), lambda text: text)
                 sys.exit(1)
-        # The processes of the worker import the project as this process does.
+        # Pass on the import path, so that the worker's processes can import the project.
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         command = self._command()
         command(args=rest, prog_name=f"{os.path.basename(argv[0])} {argv[1]}")  # noqa: PTH119
